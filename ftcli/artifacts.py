@@ -1,0 +1,216 @@
+"""The run folder: its names, atomic writes, its lock, and how a run is found again.
+
+    runs/<name>/
+      recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
+      plan.json       what was decided, and why  data/        tokenised splits
+      checkpoints/    step-N, resumable          metrics.jsonl
+      adapter/ or model/                         README.md    model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ftcli.errors import FtcliError, MachineError, UsageError
+
+State = Literal["prepared", "training", "stopped", "finished"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names inside one run folder; nothing is read or written by asking for a name."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def steps_saved(self) -> list[int]:
+        """Steps of the checkpoints on disk, ascending."""
+        names = (path.name for path in self.checkpoints.glob("step-*"))
+        return sorted(int(n.removeprefix("step-")) for n in names if n[5:].isdigit())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """run.json, or nothing where no training has begun."""
+        if not self.manifest.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.manifest.read_text()))
+        except ValueError as error:
+            raise FtcliError(
+                "run_broken", f"is not JSON ({error}); the run cannot be read", file=str(self.manifest)
+            ) from error
+
+    @property
+    def state(self) -> State | None:
+        """What run.json says; none where no training has begun."""
+        state: State | None = self.read_manifest().get("state")
+        return state
+
+    def trained(self) -> Path:
+        """Folder of the trained weights: `adapter/` or `model/`."""
+        return self.adapter if self.adapter.is_dir() else self.model
+
+    def update_manifest(self, **changes: object) -> dict[str, Any]:
+        """Write changed entries of run.json; the others stay."""
+        manifest = self.read_manifest() | changes
+        write_json(self.manifest, manifest)
+        return manifest
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One writer at a time; the lock frees itself when its holder ends."""
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise MachineError(
+                "run_locked", f"{self.path}: another ftcli is writing here; wait, or give another "
+                "folder with --set output=…"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def find_run(path: Path) -> RunFolder | None:
+    """The run folder at `path`, if it is one."""
+    return RunFolder(path.absolute()) if (path / "run.json").is_file() else None
+
+
+def newest_finished(output: Path) -> RunFolder:
+    """The newest finished run among `output`, `output-2`, …; raises UsageError (exit 1)."""
+    runs = runs_at(output)
+    finished = [run for run in runs if run.state == "finished"]
+    if finished:
+        return finished[-1]
+    state = f"its run is not finished ({runs[-1].state})" if runs else "it has not been trained"
+    error = UsageError("run_missing", f"{output}: {state}; first: ftcli train")
+    error.exit_code = 1
+    raise error
+
+
+def numbered(output: Path) -> Iterator[Path]:
+    """`output`, `output-2`, `output-3` …, as far as they exist without a gap."""
+    yield output
+    number = 2
+    while (path := output.with_name(f"{output.name}-{number}")).exists():
+        yield path
+        number += 1
+
+
+def runs_at(output: Path) -> list[RunFolder]:
+    """The trainings at `output`, `output-2` …, oldest first."""
+    return [RunFolder(path) for path in numbered(output) if (path / "run.json").is_file()]
+
+
+def free_folder(output: Path) -> RunFolder:
+    """The first of `output`, `output-2` … in which no training has begun."""
+    for path in numbered(output):
+        if not (path / "run.json").is_file():
+            return RunFolder(path)
+    return RunFolder(output.with_name(f"{output.name}-{len(list(numbered(output))) + 1}"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write one JSON object whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_json(path: Path, value: Mapping[str, object]) -> None:
+    """Add one line to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` only when the block ends without an error.
+
+    Files get the rights that the user's umask gives: safetensors writes 0600 on its own.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in filter(Path.is_file, temporary.rglob("*")):
+        file.chmod(0o666 & ~umask)
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.replace(path)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_bytes(path: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

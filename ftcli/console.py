@@ -1,0 +1,180 @@
+"""The only module that prints: results to stdout, the story to stderr.
+
+Without a terminal there are no colours and no bars, and progress is a plain line now and then.
+rich is imported inside: `ftcli --help` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+class Meter(Protocol):
+    """One running count that the engine moves and the console shows."""
+
+    def update(self, done: int, figures: str = "") -> None:
+        """`done` of the meter's total are finished; `figures` is a short text beside it."""
+
+
+class Reporter(Protocol):
+    """How the engine speaks without printing."""
+
+    def note(self, text: str) -> None:
+        """Something unusual that the user should know."""
+
+    def warn(self, text: str) -> None:
+        """Something that works but is likely wrong, and how to stop it."""
+
+    def meter(self, label: str, total: int) -> Any:
+        """A context manager that gives a Meter."""
+
+
+@dataclass
+class Terminal:
+    """Reporter of the command line."""
+
+    quiet: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            say(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        say(f"warning: {text}", style="yellow")
+
+    @contextmanager
+    def meter(self, label: str, total: int) -> Iterator[Meter]:
+        if self.quiet or total <= 0:
+            yield _Silent()
+        elif sys.stderr.isatty():
+            with _bar() as progress:
+                yield _Bar(progress, progress.add_task(label, total=total, figures=""))
+        else:
+            yield _PlainLines(label, total)
+
+
+class _Silent:
+    def update(self, done: int, figures: str = "") -> None:
+        pass
+
+
+@dataclass
+class _Bar:
+    progress: Progress
+    task: TaskID
+
+    def update(self, done: int, figures: str = "") -> None:
+        self.progress.update(self.task, completed=done, figures=figures)
+
+
+@dataclass
+class _PlainLines:
+    label: str
+    total: int
+    last: float = field(default_factory=time.monotonic)
+
+    def update(self, done: int, figures: str = "") -> None:
+        now = time.monotonic()
+        if done >= self.total or now - self.last >= SECONDS_BETWEEN_PLAIN_LINES:
+            self.last = now
+            say(f"{self.label} {done}/{self.total}  {figures}".rstrip())
+
+
+def _bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description} {task.completed}/{task.total}"),
+        BarColumn(bar_width=None),
+        TextColumn("{task.percentage:.0f}%  {task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=_rich(stderr=True),
+        transient=True,
+        expand=True,
+    )
+
+
+def _rich(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """A line of the story, to stderr."""
+    if style and sys.stderr.isatty():
+        _rich(stderr=True).print(text, style=style, markup=False)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """A line of the result, to stdout."""
+    print(text, flush=True)
+
+
+def stream(text: str) -> None:
+    """A piece of generated text, to stdout, at once."""
+    print(text, end="", flush=True)
+
+
+def result_json(value: object) -> None:
+    """The one JSON object of `--json`."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns without rules, to stdout; the first column to the left, the rest too."""
+    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
+    for row in (headers, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print(("  " + "   ".join(cells)).rstrip(), flush=True)
+
+
+def width() -> int:
+    """Columns of the terminal; 80 without one."""
+    import shutil
+
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def colours() -> bool:
+    """Whether stdout can show colours."""
+    import os
+
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+def gigabytes(size_bytes: float) -> str:
+    """`6.4 GB`: GB is 10⁹ bytes."""
+    return f"{size_bytes / 1e9:.1f} GB"
+
+
+def megabytes(size_bytes: float) -> str:
+    """`39 MB`, or GB from a thousand on."""
+    return gigabytes(size_bytes) if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """`6 min 12 s`, `42 s`, `1 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,1 @@
+"""Rows of the user's files → examples: read, recognised, cleaned, split. Pure Python, streamed."""

@@ -1,0 +1,65 @@
+"""What a row becomes before any tokenizer sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row stands in the user's data; `line` counts from 1 (a record's number in parquet)."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation to train on, or one plain text (`messages` empty, `text` set)."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+    text: str | None = None
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the last answer: what the model is given when it is used."""
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        """The last answer, or the plain text."""
+        return self.text if self.text is not None else self.messages[-1].content
+
+    def prompt_digest(self) -> bytes:
+        """16 bytes that are equal when the prompts are equal (a plain text is its own prompt)."""
+        return _digest([self.text] if self.text is not None else _turns(self.prompt))
+
+    def digest(self) -> bytes:
+        """16 bytes that are equal when prompts and answers are equal."""
+        return _digest([self.text] if self.text is not None else _turns(self.messages))
+
+
+def _turns(messages: tuple[Message, ...]) -> list[str]:
+    return [part for message in messages for part in (message.role, message.content)]
+
+
+def _digest(parts: list[str]) -> bytes:
+    # JSON keeps the borders between parts, so that ("ab", "c") and ("a", "bc") differ.
+    return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]

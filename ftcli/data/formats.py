@@ -1,0 +1,315 @@
+"""What a row's columns mean: recognise the format of a data set, turn its rows into examples.
+
+A format is a pure function of one row. Content is kept byte for byte; only alpaca's instruction
+and input, and the text parts of a turn, are joined.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from itertools import chain
+
+from ftcli.data.example import Example, Message
+from ftcli.data.json_rows import json_kind
+from ftcli.data.row import Reject, Row
+from ftcli.data.turns import (
+    TURN_KEYS,
+    RowError,
+    check_order,
+    checked_text,
+    filled_text,
+    read_turns,
+)
+from ftcli.errors import DataError, did_you_mean
+from ftcli.recipe import Data
+
+Fields = Mapping[str, object]
+Content = tuple[Message, ...] | str
+
+PAIRS = (
+    ("prompt", "completion"),
+    ("input", "output"),
+    ("question", "answer"),
+    ("instruction", "response"),
+    ("source", "target"),
+    ("prompt", "response"),
+)
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+TEXT_COLUMNS = ("text", "content")
+SYSTEM_COLUMNS = ("system", "system_prompt")
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
+TOOL_COLUMNS = ("tools", "functions", "tool_calls", "function_call")
+# `label` as in TRL's unpaired preferences, `kto_tag` as in LLaMA-Factory's.
+VERDICT_COLUMNS = ("label", "kto_tag")
+# Columns that are half of the task in well-known data sets (dolly and SQuAD; labels, summaries).
+CONTEXT_COLUMNS = ("context", "input", "passage", "document", "history")
+ANSWER_COLUMNS = ("label", "summary", "answer", "response", "completion", "output", "target")
+NOTHING: tuple[object, ...] = (None, "", "[]", [], {})
+KNOWN = (
+    f"{', '.join('/'.join(pair) for pair in PAIRS)}, instruction/input/output, "
+    f"{', '.join(CONVERSATION_COLUMNS)}, {', '.join(TEXT_COLUMNS)}"
+)
+# `{{`, `}}` or `{column}`; any other brace stands for itself.
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+
+
+def to_example(row: Row, data: Data, format_name: str) -> Example | Reject:
+    """The row as an example, with the recipe's system prompt where it has none of its own.
+
+    `data.system` is a text or a template here; `pin_system` makes a column's name one.
+    """
+    try:
+        content = FORMATS[format_name](row.fields, data)
+        if isinstance(content, str):
+            return Example((), row.origin, text=content)
+        messages = _with_system(content, row.fields, data)
+        check_order(messages)
+    except RowError as error:
+        return Reject(row.origin, str(error))
+    return Example(messages, row.origin)
+
+
+def recognise(row: Row) -> str:
+    """The format that a data set's first readable row shows by its columns.
+
+    Raises DataError (`data_format`) when none fits, or one that would leave half of the task out.
+    """
+    refuse_unsupported(row)
+    columns = row.fields.keys()
+    conversation = _first(CONVERSATION_COLUMNS, columns)
+    if conversation:
+        return _turn_words(row.fields[conversation])
+    if {"instruction", "output"} <= columns:
+        return "alpaca"
+    pairs = [pair for pair in PAIRS if columns >= set(pair)]
+    if pairs:
+        _refuse_unused_context(row, pairs[0], {*CONTEXT_COLUMNS, *chain(*pairs[1:])})
+        return "pairs"
+    text = _first(TEXT_COLUMNS, columns)
+    if text:
+        _refuse_unused_answer(row, text)
+        return "text"
+    raise _format_error(
+        row,
+        f"no format is known for the columns {', '.join(columns) or '(none)'}; known are {KNOWN}; "
+        "for others say `format: columns` and give data.prompt and data.completion, each a column "
+        "or a template such as `Product: {name}`",
+    )
+
+
+def refuse_unsupported(row: Row) -> None:
+    """Raises DataError (`data_format`) when the first row shows a kind of data not trained on."""
+    reason = _unsupported(row.fields)
+    if reason:
+        raise _format_error(
+            row,
+            f"{reason}; keep only the text to be learned, or say `format: columns` to read no "
+            "other columns than you name",
+        )
+
+
+def pin_system(data: Data, first: Row) -> Data:
+    """`system: persona` becomes `{persona}` when the data have a column of that name.
+
+    Decided once: a later row without the column is rejected, not given its name as a prompt.
+    """
+    if data.system in first.fields:
+        return data.model_copy(update={"system": f"{{{data.system}}}"})
+    return data
+
+
+def fill(template: str, fields: Fields, key: str) -> str:
+    """The template with its columns' values, numbers and booleans written as in JSON.
+
+    Raises RowError naming the recipe's `key` and the column.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        column = match[1]
+        if column is None:
+            return match[0][0]
+        if column not in fields and not column.isidentifier():
+            raise RowError(f"{key}: no column {column}; write {{{{ where a brace is meant")
+        found = _column(fields, column, key)
+        return json.dumps(found) if isinstance(found, (int, float)) else checked_text(found, column)
+
+    return PLACEHOLDER.sub(value, template)
+
+
+def _from_pairs(fields: Fields, _: Data) -> Content:
+    _refuse_row(fields)
+    pair = next((pair for pair in PAIRS if fields.keys() >= set(pair)), None)
+    if pair is None:
+        raise RowError(f"no pair of columns such as prompt/completion in {_listed(fields)}")
+    prompt, answer = (filled_text(fields[name], name) for name in pair)
+    return (*_own_system(fields), Message("user", prompt), Message("assistant", answer))
+
+
+def _from_conversation(fields: Fields, _: Data) -> Content:
+    _refuse_row(fields)
+    column = _first(CONVERSATION_COLUMNS, fields)
+    if column is None:
+        raise RowError(f"no column {' or '.join(CONVERSATION_COLUMNS)} in {_listed(fields)}")
+    messages = read_turns(fields[column], column)
+    has_system = messages[:1] and messages[0].role == "system"
+    return messages if has_system else (*_own_system(fields), *messages)
+
+
+def _from_alpaca(fields: Fields, _: Data) -> Content:
+    _refuse_row(fields)
+    asked = (_optional_text(fields, name) for name in ("instruction", "input"))
+    prompt = "\n\n".join(part for part in asked if part.strip())
+    if not prompt:
+        raise RowError("instruction and input are empty")
+    answer = filled_text(fields.get("output"), "output")
+    turns = (*_history(fields), Message("user", prompt), Message("assistant", answer))
+    return (*_own_system(fields), *turns)
+
+
+def _history(fields: Fields) -> tuple[Message, ...]:
+    """Earlier turns, as in LLaMA-Factory's alpaca files: a list of [prompt, answer]."""
+    history = fields.get("history") or []
+    if not isinstance(history, list):
+        raise RowError(f"history is {json_kind(history)}, where a list of pairs is expected")
+    messages: list[Message] = []
+    for number, pair in enumerate(history, 1):
+        match pair:
+            case [prompt, answer]:
+                messages.append(Message("user", filled_text(prompt, f"history {number}")))
+                messages.append(Message("assistant", filled_text(answer, f"history {number}")))
+            case _:
+                raise RowError(f"history {number} is not a list of prompt and answer")
+    return tuple(messages)
+
+
+def _from_text(fields: Fields, _: Data) -> Content:
+    column = _first(TEXT_COLUMNS, fields)
+    if column is None:
+        raise RowError(f"no column {' or '.join(TEXT_COLUMNS)} in {_listed(fields)}")
+    return filled_text(fields[column], column)
+
+
+def _from_columns(fields: Fields, data: Data) -> Content:
+    # The recipe's schema sees to it that both are given.
+    assert data.prompt is not None
+    assert data.completion is not None
+    prompt = _column_or_template(data.prompt, fields, "data.prompt")
+    answer = _column_or_template(data.completion, fields, "data.completion")
+    return (Message("user", prompt), Message("assistant", answer))
+
+
+FORMATS: dict[str, Callable[[Fields, Data], Content]] = {
+    "pairs": _from_pairs,
+    "messages": _from_conversation,
+    "sharegpt": _from_conversation,
+    "alpaca": _from_alpaca,
+    "text": _from_text,
+    "columns": _from_columns,
+}
+
+
+def _with_system(messages: tuple[Message, ...], fields: Fields, data: Data) -> tuple[Message, ...]:
+    if data.system is None or (messages and messages[0].role == "system"):
+        return messages
+    return (Message("system", fill(data.system, fields, "data.system")), *messages)
+
+
+def _own_system(fields: Fields) -> tuple[Message, ...]:
+    text = next((fields[name] for name in SYSTEM_COLUMNS if fields.get(name)), None)
+    return () if text is None else (Message("system", checked_text(text, "system")),)
+
+
+def _column_or_template(template: str, fields: Fields, key: str) -> str:
+    is_template = "{" in template and template not in fields
+    if is_template:
+        return filled_text(fill(template, fields, key), key)
+    return filled_text(_column(fields, template, key), template)
+
+
+def _column(fields: Fields, column: str, key: str) -> object:
+    if column not in fields:
+        hint = did_you_mean(column, fields) or f"; the columns are {_listed(fields)}"
+        raise RowError(f"{key}: no column {column}{hint}")
+    return fields[column]
+
+
+def _optional_text(fields: Fields, column: str) -> str:
+    value = fields.get(column)
+    return "" if value is None else checked_text(value, column)
+
+
+def _unsupported(fields: Fields) -> str | None:
+    """Why data with these columns are not trained on: preferences, media, tools. None: they are."""
+    preference = [name for name in fields if name.startswith(("chosen", "rejected"))]
+    both = {name[0] for name in preference} == {"c", "r"}
+    verdicts = [name for name in VERDICT_COLUMNS if _is_verdict(fields, name)]
+    shown = {
+        "preference data": preference if both else verdicts,
+        "images, video and sound": _filled(MEDIA_COLUMNS, fields),
+        "tool calls": _filled(TOOL_COLUMNS, fields),
+    }
+    for what, columns in shown.items():
+        if columns:
+            noun = "column" if len(columns) == 1 else "columns"
+            return f"{what} ({noun} {_listed(columns)}) are not supported"
+    return None
+
+
+def _is_verdict(fields: Fields, column: str) -> bool:
+    """Is it true or false about an answer that stands beside it?"""
+    answers = (*CONVERSATION_COLUMNS, *(answer for _, answer in PAIRS))
+    is_boolean = str(fields.get(column)).lower() in ("true", "false")
+    return is_boolean and _first(answers, fields) is not None
+
+
+def _refuse_row(fields: Fields) -> None:
+    reason = _unsupported(fields)
+    if reason:
+        raise RowError(reason)
+
+
+def _refuse_unused_context(row: Row, pair: tuple[str, str], suspects: Set[str]) -> None:
+    unused = [name for name in row.fields if name in suspects and name not in pair]
+    if unused:
+        prompt, completion = pair
+        raise _format_error(
+            row,
+            f"{_listed(unused)} would be left out beside {prompt} and {completion}; say `format: "
+            f"pairs` if that is right, or `format: columns` with a template such as `prompt: "
+            f'"{{{unused[0]}}} {{{prompt}}}"` and `completion: {completion}`',
+        )
+
+
+def _refuse_unused_answer(row: Row, text: str) -> None:
+    answer = _first(ANSWER_COLUMNS, row.fields)
+    if answer:
+        raise _format_error(
+            row,
+            f"{answer} would be left out beside {text}; say `format: text` if that is right, or "
+            f"`format: columns` with `prompt: {text}` and `completion: {answer}`",
+        )
+
+
+def _turn_words(turns: object) -> str:
+    """`sharegpt` when the first turn says who speaks in `from`, else `messages`."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    speaks_from = isinstance(first, Mapping) and TURN_KEYS["sharegpt"][0] in first
+    return "sharegpt" if speaks_from else "messages"
+
+
+def _filled(wanted: Iterable[str], fields: Fields) -> list[str]:
+    return [name for name in wanted if fields.get(name) not in NOTHING]
+
+
+def _first(wanted: Iterable[str], columns: Collection[str]) -> str | None:
+    return next((name for name in wanted if name in columns), None)
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(columns) or "(none)"
+
+
+def _format_error(row: Row, message: str) -> DataError:
+    return DataError("data_format", message, file=row.origin.file, line=row.origin.line)

@@ -1,0 +1,193 @@
+"""JSON → rows: one object a line, or one document.
+
+What Python takes though it loses or invents something (a key that stands twice, NaN) is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NoReturn
+
+from ftcli.data.example import Origin
+from ftcli.data.row import Reject, Row
+from ftcli.errors import DataError
+
+
+def read_jsonl(lines: BinaryIO, file: str) -> Iterator[Row | Reject]:
+    """One object a line; blank lines are no rows, every other line is a Row or a Reject."""
+    for number, line in enumerate(lines, 1):
+        stripped = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+        if stripped:
+            yield _line_row(stripped, Origin(file, number))
+
+
+def read_json(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+    """An array of objects, `{"data": [...]}` or, as jsonl, one object a line.
+
+    The text of a document is held in memory, its rows are not. A row's line is where it begins.
+    Raises DataError (`data_broken`) where the document is no JSON, or none of the three.
+    """
+    by_line = _holds_an_object_a_line(stream)
+    stream.seek(0)
+    if by_line:
+        yield from read_jsonl(stream, file)
+        return
+    try:
+        yield from _array_rows(stream.read().decode("utf-8-sig"), file)
+    except UnicodeDecodeError as error:
+        raise DataError("data_broken", _not_utf8(error), file=file) from error
+    except json.JSONDecodeError as error:
+        raise DataError("data_broken", _not_json(error), file=file, line=error.lineno) from error
+    except RecursionError as error:
+        raise DataError("data_broken", "nested too deeply", file=file) from error
+
+
+def json_kind(value: object) -> str:
+    """What a value is, in the words of JSON: `null`, `the number 5`, `text`, `a list` ..."""
+    match value:
+        case None | bool():
+            return json.dumps(value)
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return f"a value of type {type(value).__name__}"
+
+
+class _NotAcceptedError(ValueError):
+    """A value that Python's parser would take, though it would lose or invent something."""
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _NotAcceptedError(f"key {repeated} stands twice in one object")
+    return fields
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise _NotAcceptedError(f"not JSON: {word} is no JSON value")
+
+
+def _integer(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python converts at most 4300 digits
+        raise _NotAcceptedError(f"a number of {len(digits)} digits") from error
+
+
+STRICT = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_integer
+)
+# Finds where a value ends, whatever it holds.
+LENIENT = json.JSONDecoder(parse_int=str)
+
+
+def _line_row(line: bytes, origin: Origin) -> Row | Reject:
+    try:
+        return _object_row(STRICT.decode(line.decode("utf-8")), origin)
+    except UnicodeDecodeError as error:
+        return Reject(origin, _not_utf8(error))
+    except json.JSONDecodeError as error:
+        return Reject(origin, _not_json(error))
+    except RecursionError:
+        return Reject(origin, "nested too deeply")
+    except _NotAcceptedError as error:
+        return Reject(origin, str(error))
+
+
+def _object_row(value: object, origin: Origin) -> Row | Reject:
+    if isinstance(value, dict):
+        return Row(origin, value)
+    return Reject(origin, f"{json_kind(value)}, where an object is expected")
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+
+
+def _not_json(error: json.JSONDecodeError) -> str:
+    return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+
+
+def _holds_an_object_a_line(lines: BinaryIO) -> bool:
+    first = next((line for line in lines if line.strip(codecs.BOM_UTF8 + b" \t\r\n")), b"")
+    try:
+        value = LENIENT.decode(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not isinstance(value.get("data"), list)
+
+
+def _array_rows(text: str, file: str) -> Iterator[Row | Reject]:
+    if not text.strip():
+        return
+    start = _array_start(text)
+    if start is None:
+        expected = 'expected an array of objects, {"data": [...]}, or one object a line'
+        raise DataError("data_broken", expected, file=file)
+    line, counted = 1, 0
+    position = _after_space(text, start + 1)
+    more = not text.startswith("]", position)
+    while more:
+        line, counted = line + text.count("\n", counted, position), position
+        row, position = _element(text, position, Origin(file, line))
+        yield row
+        position = _after_space(text, position)
+        more = text.startswith(",", position)
+        position = _after_space(text, position + 1) if more else position
+    if not text.startswith("]", position):
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+    _check_end(text, _after_space(text, position + 1), in_object=_after_space(text, 0) < start)
+
+
+def _check_end(text: str, position: int, *, in_object: bool) -> None:
+    """Nothing follows the array but, in an object, its closing brace or further members."""
+    if in_object and text.startswith(",", position):
+        return
+    if in_object and text.startswith("}", position):
+        position = _after_space(text, position + 1)
+    if position < len(text):
+        raise json.JSONDecodeError("Extra data", text, position)
+
+
+def _array_start(text: str) -> int | None:
+    """Where the array of rows begins: the document itself, or its member `data`."""
+    position = _after_space(text, 0)
+    if text.startswith("[", position):
+        return position
+    while text.startswith(("{", ","), position):
+        key, position = LENIENT.raw_decode(text, _after_space(text, position + 1))
+        position = _after_space(text, _after_space(text, position) + 1)  # past the colon
+        if key == "data" and text.startswith("[", position):
+            return position
+        _, position = LENIENT.raw_decode(text, position)
+        position = _after_space(text, position)
+    return None
+
+
+def _element(text: str, position: int, origin: Origin) -> tuple[Row | Reject, int]:
+    """The row that begins at `position`, and where it ends."""
+    try:
+        value, end = STRICT.raw_decode(text, position)
+    except _NotAcceptedError as error:
+        return Reject(origin, str(error)), LENIENT.raw_decode(text, position)[1]
+    return _object_row(value, origin), end
+
+
+def _after_space(text: str, position: int) -> int:
+    match = JSON_SPACE.match(text, position)
+    return match.end() if match else position
+
+
+JSON_SPACE = re.compile(r"[ \t\r\n]*")

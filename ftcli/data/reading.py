@@ -1,0 +1,57 @@
+"""The user's data as examples: rows, recognised once, turned one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ftcli.data.example import Example
+from ftcli.data.formats import pin_system, recognise, refuse_unsupported, to_example
+from ftcli.data.row import Reject, Row
+from ftcli.data.source import read_rows
+from ftcli.errors import DataError
+from ftcli.recipe import Data
+
+# In these the user has named what is trained on, so columns beside it do not matter.
+CHOSEN_BY_USER = ("columns", "text")
+
+
+def read_examples(source: str, data: Data, base: Path) -> Iterator[Example | Reject]:
+    """Every row of `source` (as in `read_rows`) as an Example or a Reject, streamed.
+
+    Raises DataError as `read_rows`, at once for what is missing, and with code `data_format` at
+    the first readable row when the data are not of a kind that can be trained on.
+    """
+    return _examples(read_rows(source, base), data)
+
+
+def _examples(rows: Iterator[Row | Reject], data: Data) -> Iterator[Example | Reject]:
+    format_name = None
+    for row in rows:
+        if isinstance(row, Reject):
+            yield row
+            continue
+        if format_name is None:
+            format_name = _settle_format(row, data)
+            data = pin_system(data, row)
+        yield to_example(row, data, format_name)
+
+
+def _settle_format(first: Row, data: Data) -> str:
+    """The recipe's format, or the one its keys or the first row show; raises DataError."""
+    format_name: str = data.format
+    if format_name != "auto":
+        if format_name not in CHOSEN_BY_USER:
+            refuse_unsupported(first)
+    elif data.prompt is not None and data.completion is not None:
+        format_name = "columns"
+    else:
+        format_name = recognise(first)
+    if format_name == "text" and data.system is not None:
+        raise DataError(
+            "data_format",
+            "plain text has no turn for data.system; leave it out",
+            file=first.origin.file,
+            line=first.origin.line,
+        )
+    return format_name

@@ -1,0 +1,129 @@
+"""Rows of the user's data, streamed from a file or a hub data set.
+
+A row that cannot be read becomes a `Reject` and reading goes on; a file that cannot be read is a
+`DataError`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
+
+from ftcli.data.json_rows import read_json, read_jsonl
+from ftcli.data.row import Reject, Row
+from ftcli.data.table_rows import read_csv, read_parquet
+from ftcli.errors import DataError, did_you_mean
+from ftcli.hub import hub_file, hub_files
+
+__all__ = ["Reject", "Row", "data_suffix", "read_rows", "train_files"]
+
+# In order of preference, where a hub data set offers the same rows in several formats.
+READERS: dict[str, Callable[[BinaryIO, str], Iterator[Row | Reject]]] = {
+    ".parquet": read_parquet,
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".json": read_json,
+}
+KINDS = "give .jsonl, .json, .csv or .tsv (each also with .gz), or .parquet"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+NO_ROWS = re.compile(r"(^|/)(dataset_infos?|state|config|package)\.json$")
+HELD_OUT = re.compile(r"(^|[/_.-])(test|valid|validation|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
+
+
+def read_rows(source: str, base: Path) -> Iterator[Row | Reject]:
+    """Rows of a file (relative to `base`) or of a hub data set's train split, one at a time.
+
+    Raises DataError: at once with code `data_missing`, `data_suffix`, `data_ambiguous` or the
+    hub's; while reading with `data_cut`, `data_unreadable` or `data_broken`.
+    """
+    path = base / source
+    suffix = data_suffix(source)
+    if path.is_file():
+        if suffix is None:
+            raise DataError("data_suffix", f"not a kind of file that is read; {KINDS}", file=source)
+        return _read_file(path, suffix, source)
+    if suffix is None and _looks_like_hub_id(source, base):
+        return _read_hub(source, train_files(source, hub_files(source, repo_type="dataset")))
+    raise DataError("data_missing", _what_is_there(path), file=source)
+
+
+def data_suffix(name: str) -> str | None:
+    """`.jsonl` for `a/b.JSONL.gz`; None for what is not read."""
+    plain = name.lower().removesuffix(".gz")
+    suffix = PurePosixPath(plain).suffix
+    # Parquet compresses its columns itself, and is read from its end, where gzip has no way.
+    packed_parquet = suffix == ".parquet" and name.lower() != plain
+    return suffix if suffix in READERS and not packed_parquet else None
+
+
+def train_files(repo: str, names: Iterable[str]) -> list[str]:
+    """The files of a hub data set's train split: of one kind, in one folder, by name.
+
+    Raises DataError (`data_suffix`: nothing readable; `data_ambiguous`: several subsets).
+    """
+    suffixes = {name: data_suffix(name) for name in names if not NO_ROWS.search(name)}
+    readable = [name for name, suffix in suffixes.items() if suffix]
+    if not readable:
+        raise DataError(
+            "data_suffix", "no file of this data set is of a kind that is read", file=repo
+        )
+    split = (
+        [name for name in readable if "train" in name.lower()]
+        or [name for name in readable if not HELD_OUT.search(name)]
+        or readable
+    )
+    kind = min((suffixes[name] or "" for name in split), key=list(READERS).index)
+    files = sorted(name for name in split if suffixes[name] == kind)
+    folders = sorted({str(PurePosixPath(name).parent) for name in files})
+    if len(folders) > 1:
+        raise DataError(
+            "data_ambiguous",
+            f"several subsets ({', '.join(folders)}); download the file you want with "
+            f"`hf download --repo-type dataset {repo} {files[0]}` and name that",
+            file=repo,
+        )
+    return files
+
+
+def _looks_like_hub_id(source: str, base: Path) -> bool:
+    owner = source.partition("/")[0]
+    return bool(HUB_ID.fullmatch(source)) and not (base / owner).is_dir()
+
+
+def _read_hub(repo: str, names: Iterable[str]) -> Iterator[Row | Reject]:
+    for name in names:
+        path = hub_file(repo, name, repo_type="dataset")
+        yield from _read_file(path, data_suffix(name) or "", f"{repo}/{name}")
+
+
+def _read_file(path: Path, suffix: str, file: str) -> Iterator[Row | Reject]:
+    try:
+        with _open(path) as stream:
+            yield from READERS[suffix](stream, file)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        message = f"cut or damaged gzip file ({error}); copy it again"
+        raise DataError("data_cut", message, file=file) from error
+    except OSError as error:
+        message = f"cannot be read: {error.strerror or error}"
+        raise DataError("data_unreadable", message, file=file) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def _what_is_there(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    if not folder.is_dir():
+        return f"no such file, and no folder {folder}"
+    names = sorted(entry.name for entry in folder.iterdir() if data_suffix(entry.name))
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    holds = f"{folder} holds {listed or 'no data files'}"
+    if path.is_dir():
+        return f"a folder, where a file is expected; {holds}"
+    return f"no such file{did_you_mean(path.name, names)} ({holds})"

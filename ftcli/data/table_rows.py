@@ -1,0 +1,127 @@
+"""CSV and parquet → rows. Nothing is guessed about types: a CSV value stays text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+from ftcli.data.example import Origin
+from ftcli.data.row import Reject, Row
+from ftcli.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader
+
+# Rows of a parquet file in memory at once.
+PARQUET_BATCH_ROWS = 256
+
+
+def read_csv(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+    """Records under a header line, parted by comma, semicolon or tab, whichever it uses most.
+
+    A row's line is where it begins, also when quoted values hold line ends. Raises DataError
+    (`data_broken`) for a header that cannot be read and for a quote that is never closed.
+    """
+    # The default, 131072 characters a value, is less than a long document.
+    csv.field_size_limit(2**31 - 1)
+    with io.TextIOWrapper(
+        stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as lines:
+        first = lines.readline()
+        # Without strict the csv module drops a stray quote in silence.
+        reader = csv.reader(
+            itertools.chain([first], lines), delimiter=_delimiter(first), strict=True
+        )
+        names = _header(reader, file)
+        for line, record in _records(reader, file):
+            yield _csv_row(names, record, Origin(file, line))
+
+
+def read_parquet(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+    """Records of a parquet file, batch by batch; a row's line is its number, from 1.
+
+    Raises DataError (`data_broken`).
+    """
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        table = ParquetFile(stream)
+        _refuse_repeated(table.schema_arrow.names, file)
+        numbers = itertools.count(1)
+        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            for fields in batch.to_pylist():
+                yield Row(Origin(file, next(numbers)), fields)
+    except ArrowException as error:
+        raise DataError("data_broken", f"not readable as parquet: {error}", file=file) from error
+
+
+def _delimiter(header: str) -> str:
+    unquoted = re.sub(r'"[^"]*"', "", header)
+    return max(",;\t", key=unquoted.count)
+
+
+def _header(reader: Reader, file: str) -> list[str]:
+    """Names of the columns; none when the file is empty."""
+    line, names = next(_records(reader, file), (1, []))
+    if isinstance(names, csv.Error):
+        raise DataError("data_broken", f"header: {names}", file=file, line=line)
+    bad_byte = _bad_byte(names)
+    if bad_byte:
+        raise DataError("data_broken", f"header: {bad_byte}", file=file, line=line)
+    _refuse_repeated(names, file)
+    return names
+
+
+def _refuse_repeated(names: Sequence[str], file: str) -> None:
+    repeated = sorted({name for name in names if name and names.count(name) > 1})
+    if repeated:
+        raise DataError(
+            "data_broken", f"columns that stand twice: {', '.join(repeated)}", file=file
+        )
+
+
+def _records(reader: Reader, file: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Each record with the line on which it starts; blank lines are none."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            # The quote has swallowed all that follows (text of CPython's Modules/_csv.c).
+            if "unexpected end of data" in str(error):
+                message = "a quote that opens in this row is never closed"
+                raise DataError("data_broken", message, file=file, line=line) from error
+            yield line, error
+            continue
+        if values:
+            yield line, values
+
+
+def _csv_row(names: Sequence[str], record: list[str] | csv.Error, origin: Origin) -> Row | Reject:
+    if isinstance(record, csv.Error):
+        return Reject(origin, f"not CSV: {record}")
+    if len(record) != len(names):
+        values = "1 value" if len(record) == 1 else f"{len(record)} values"
+        return Reject(origin, f"{values}, where the header has {len(names)}")
+    bad_byte = _bad_byte(record)
+    if bad_byte:
+        return Reject(origin, bad_byte)
+    # A column without a name (pandas writes its index so) cannot be referred to.
+    return Row(origin, {name: value for name, value in zip(names, record, strict=True) if name})
+
+
+def _bad_byte(values: Sequence[str]) -> str | None:
+    """What is wrong when a value was not UTF-8; surrogateescape kept the byte as U+DC00 + byte."""
+    for value in values:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return f"not UTF-8: byte 0x{ord(value[error.start]) - 0xDC00:02x}; save it as UTF-8"
+    return None

@@ -1,0 +1,17 @@
+"""The only home of torch, transformers, trl, peft, datasets and bitsandbytes.
+
+The variables are set before any of them is imported: no telemetry, no bars and no advice of the
+libraries in between our lines.
+"""
+
+import os
+import warnings
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# transformers 5.24 renames gradient_checkpointing and TRL 1.16 still reads the old name.
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
+warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|trl|peft|torch).*")

@@ -1,0 +1,56 @@
+"""Save a step whole or not at all; keep the newest and the best."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+from transformers import TrainerState
+
+from ftcli.artifacts import RunFolder, whole_folder
+
+STATE_FILE = "trainer_state.json"
+
+
+class Trainable(Protocol):
+    """What a checkpoint takes from a trainer."""
+
+    model: nn.Module
+    state: TrainerState
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None: ...
+    def _save_scaler(self, output_dir: str) -> None: ...
+    def _save_rng_state(self, output_dir: str) -> None: ...
+
+
+def save_checkpoint(trainer: Trainable, run: RunFolder) -> Path:
+    """Weights, optimizer, schedule and random states of the current step."""
+    folder = run.checkpoint(trainer.state.global_step)
+    with whole_folder(folder) as temporary:
+        trainer.model.save_pretrained(temporary)
+        drop_card(temporary)
+        trainer._save_optimizer_and_scheduler(str(temporary))
+        trainer._save_scaler(str(temporary))
+        trainer._save_rng_state(str(temporary))
+        trainer.state.save_to_json(str(temporary / STATE_FILE))
+    return folder
+
+
+def rotate(run: RunFolder, keep: int, best_step: int | None) -> None:
+    """Delete checkpoints that are neither among the `keep` newest nor the best."""
+    for step in run.steps_saved()[:-keep]:
+        if step != best_step:
+            shutil.rmtree(run.checkpoint(step))
+
+
+def newest(run: RunFolder) -> Path | None:
+    """The checkpoint to resume from."""
+    steps = run.steps_saved()
+    return run.checkpoint(steps[-1]) if steps else None
+
+
+def drop_card(folder: Path) -> None:
+    """PEFT writes a model card of its own beside the weights; the run folder has ours."""
+    (folder / "README.md").unlink(missing_ok=True)

@@ -1,0 +1,341 @@
+"""Examples → cleaned, split, tokenised Arrow files: the one preparation that all else reads.
+
+Two passes over the data keep memory small: the first remembers 32 bytes a row to find duplicates
+and decide the splits, the second renders and writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from ftcli.artifacts import sha256_file, whole_folder
+from ftcli.console import Reporter
+from ftcli.data.example import Example
+from ftcli.data.reading import read_examples
+from ftcli.data.source import Reject
+from ftcli.data.split import plan_split
+from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
+from ftcli.errors import DataError
+from ftcli.loading import Loaded
+from ftcli.prepared import (
+    SPLITS,
+    TRUNCATION_BUDGET,
+    Fault,
+    LongestRow,
+    Prepared,
+    Split,
+    SplitCounts,
+    load_prepared,
+    save_prepared,
+    split_file,
+)
+from ftcli.recipe import Data
+
+SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.int32()),
+        "prompt_tokens": pa.int32(),
+        "messages": pa.string(),
+        "file": pa.string(),
+        "line": pa.int32(),
+    }
+)
+ROWS_PER_BATCH = 512
+FINGERPRINT_VERSION = 1
+# How many leaks are named in an error.
+NAMED = 5
+
+
+def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter) -> Prepared:
+    """Tokenise the recipe's data into `folder`, or find them there with the same fingerprint.
+
+    Raises DataError: nothing to train on, leaks, or too much of the answers cut.
+    """
+    data, seed = loaded.recipe.data, loaded.recipe.training.seed
+    mark = fingerprint(loaded, renderer)
+    earlier = load_prepared(folder)
+    if earlier is not None and earlier.fingerprint == mark:
+        return earlier
+    first = _first_pass(data, loaded.base, seed)
+    with whole_folder(folder) as temporary:
+        tally = _second_pass(data, loaded.base, renderer, first, temporary, reporter)
+        prepared = _prepared(mark, first, tally, renderer)
+        _require_rows(prepared, data)
+        _require_answers(prepared, data)
+        save_prepared(prepared, temporary)
+    return prepared
+
+
+def fingerprint(loaded: Loaded, renderer: Renderer) -> str:
+    """16 hex digits that change with anything that shapes the token ids."""
+    data = loaded.recipe.data
+    tokenizer = renderer.tokenizer
+    parts = {
+        "version": FINGERPRINT_VERSION,
+        "files": {s: _file_digest(s, loaded.base) for s in _sources(data).values()},
+        "template": tokenizer.chat_template,
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "data": data.model_dump(exclude={"shuffle", "allow_truncation", "allow_leaks"}),
+        "seed": loaded.recipe.training.seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sources(data: Data) -> dict[Split, str]:
+    """The files named in the recipe: train always, the others where they are no share."""
+    sources: dict[Split, str] = {"train": data.train}
+    if isinstance(data.validation, str):
+        sources["validation"] = data.validation
+    if isinstance(data.test, str):
+        sources["test"] = data.test
+    return sources
+
+
+def _file_digest(source: str, base: Path) -> str:
+    path = base / source
+    return sha256_file(path) if path.is_file() else source
+
+
+@dataclass(frozen=True)
+class _First:
+    """What the first pass decided: for each source, the side of its n-th readable example."""
+
+    sides: dict[Split, list[str]]
+    leaks: int
+    duplicates: int
+
+
+def _first_pass(data: Data, base: Path, seed: int) -> _First:
+    sides: dict[Split, list[str]] = {}
+    leaking: list[str] = []
+    duplicates = 0
+    train_prompts: set[bytes] = set()
+    for name, source in _sources(data).items():
+        digests: list[tuple[bytes, bytes]] = []
+        for item in read_examples(source, data, base):
+            if isinstance(item, Example):
+                digests.append((item.digest(), item.prompt_digest()))
+                if name != "train" and item.prompt_digest() in train_prompts:
+                    leaking.append(str(item.origin))
+        shares = (_share(data.validation), _share(data.test)) if name == "train" else (0, 0)
+        split = plan_split(digests, *shares, seed=seed, deduplicate=data.deduplicate)
+        sides[name] = [_side(split.side(index), name) for index in range(len(digests))]
+        duplicates += sides[name].count("duplicate")
+        if name == "train":
+            train_prompts = {
+                prompt for (_, prompt), side in zip(digests, sides[name], strict=True)
+                if side == "train"
+            }
+    if leaking and not data.allow_leaks:
+        raise DataError(
+            "leak",
+            f"{len(leaking)} held-out rows have a prompt that is trained on too: "
+            f"{', '.join(leaking[:NAMED])}; take them out, or set data.allow_leaks: true",
+        )
+    return _First(sides, len(leaking), duplicates)
+
+
+def _share(held_out: float | int | str) -> float | int:
+    return 0 if isinstance(held_out, str) else held_out
+
+
+def _side(side: str, source: Split) -> str:
+    return source if side == "train" else side
+
+
+@dataclass
+class _Tally:
+    """Running counts of the second pass."""
+
+    read: int = 0
+    rejects: list[Fault] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    trained: dict[str, int] = field(default_factory=dict)
+    answer_tokens: int = 0
+    lost: int = 0
+    longest: LongestRow = LongestRow("", 0, 0)
+    longest_answer: int = 0
+
+    def count(self, side: str, row: Encoded, example: Example) -> None:
+        tokens, trained = len(row.input_ids), row.trained_tokens
+        self.rows[side] = self.rows.get(side, 0) + 1
+        self.tokens[side] = self.tokens.get(side, 0) + tokens
+        self.trained[side] = self.trained.get(side, 0) + trained
+        self.longest_answer = max(self.longest_answer, trained)
+        if tokens > self.longest.tokens:
+            self.longest = LongestRow(example.origin.file, example.origin.line, tokens)
+
+
+def _second_pass(
+    data: Data,
+    base: Path,
+    renderer: Renderer,
+    first: _First,
+    folder: Path,
+    reporter: Reporter,
+) -> _Tally:
+    tally = _Tally()
+    total = sum(len(sides) for sides in first.sides.values())
+    with ExitStack() as stack, reporter.meter("prepare", total) as meter:
+        writers = {s: stack.enter_context(_Writer(split_file(folder, s))) for s in SPLITS}
+        for name, source in _sources(data).items():
+            sides = iter(first.sides[name])
+            for item in read_examples(source, data, base):
+                tally.read += 1
+                if isinstance(item, Reject):
+                    tally.rejects.append(Fault(item.origin.file, item.origin.line, item.reason))
+                    continue
+                side = next(sides)
+                if side != "duplicate" and (row := _encode(item, renderer, data, tally)):
+                    writers[side].write(row, item)
+                    tally.count(side, row, item)
+                if tally.read % 100 == 0:
+                    meter.update(tally.read)
+    return tally
+
+
+def _encode(example: Example, renderer: Renderer, data: Data, tally: _Tally) -> Encoded | None:
+    """Ids and labels within `max_length`; nothing when the row has to be rejected."""
+    try:
+        whole = renderer.encode(example)
+    except RowFault as fault:
+        tally.rejects.append(Fault(example.origin.file, example.origin.line, fault.message))
+        return None
+    limit = data.max_length
+    row = Encoded(whole.input_ids[:limit], whole.labels[:limit], whole.prompt_tokens)
+    tally.answer_tokens += whole.trained_tokens
+    tally.lost += whole.trained_tokens - row.trained_tokens
+    if row.trained_tokens == 0:
+        reason = f"answer cut wholly at {limit} tokens (the row has {len(whole.input_ids)})"
+        tally.rejects.append(Fault(example.origin.file, example.origin.line, reason))
+        return None
+    return row
+
+
+class _Writer:
+    """Rows of one split into an Arrow stream, batch by batch."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, object]] = []
+
+    def __enter__(self) -> _Writer:
+        self._sink = pa.OSFile(str(self._path), "wb")
+        self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._stream.close()
+        self._sink.close()
+
+    def write(self, row: Encoded, example: Example) -> None:
+        messages = [[message.role, message.content] for message in example.messages]
+        self._rows.append(
+            {
+                "input_ids": row.input_ids,
+                "labels": row.labels,
+                "prompt_tokens": row.prompt_tokens,
+                "messages": json.dumps(messages, ensure_ascii=False),
+                "file": example.origin.file,
+                "line": example.origin.line,
+            }
+        )
+        if len(self._rows) == ROWS_PER_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
+            self._rows = []
+
+
+def read_split(folder: Path, split: Split) -> pa.Table:
+    """Memory-mapped rows of one split."""
+    with pa.memory_map(str(split_file(folder, split))) as source:
+        return pa.ipc.open_stream(source).read_all()
+
+
+def preview(loaded: Loaded, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
+    """The first rows as pieces of text, each with whether it is trained on."""
+    shown = 0
+    for item in read_examples(loaded.recipe.data.train, loaded.recipe.data, loaded.base):
+        if shown == count:
+            return
+        if isinstance(item, Example):
+            try:
+                yield pieces(renderer, renderer.encode(item))
+            except RowFault:
+                continue
+            shown += 1
+
+
+def pieces(renderer: Renderer, row: Encoded) -> list[tuple[str, bool]]:
+    """Decoded runs of tokens that are alike in being trained on or not."""
+    runs: list[tuple[list[int], bool]] = []
+    for id_, label in zip(row.input_ids, row.labels, strict=True):
+        trained = label != IGNORED
+        if not runs or runs[-1][1] != trained:
+            runs.append(([], trained))
+        runs[-1][0].append(id_)
+    return [(str(renderer.tokenizer.decode(ids)), trained) for ids, trained in runs]
+
+
+def _prepared(mark: str, first: _First, tally: _Tally, renderer: Renderer) -> Prepared:
+    def counts(split: Split) -> SplitCounts:
+        return SplitCounts(*(t.get(split, 0) for t in (tally.rows, tally.tokens, tally.trained)))
+
+    pad = renderer.tokenizer.pad_token_id
+    return Prepared(
+        fingerprint=mark,
+        rows_read=tally.read,
+        rows_rejected=len(tally.rejects),
+        duplicates=first.duplicates,
+        leaks=first.leaks,
+        train=counts("train"),
+        validation=counts("validation"),
+        test=counts("test"),
+        answer_tokens=tally.answer_tokens,
+        answer_tokens_lost=tally.lost,
+        longest=tally.longest,
+        longest_answer_tokens=tally.longest_answer,
+        stop_ids=renderer.stop_ids,
+        pad_id=renderer.end_of_text if pad is None else int(pad),
+        problems=tuple(tally.rejects),
+    )
+
+
+def _require_rows(prepared: Prepared, data: Data) -> None:
+    if prepared.train.rows:
+        return
+    if not prepared.rows_read:
+        raise DataError("data_empty", "holds no rows", file=data.train)
+    reasons = ", ".join(str(fault) for fault in prepared.problems[:NAMED])
+    raise DataError(
+        "data_empty",
+        f"none of {prepared.rows_read} rows can be trained on: {reasons}",
+        file=data.train,
+    )
+
+
+def _require_answers(prepared: Prepared, data: Data) -> None:
+    share = prepared.answer_tokens_lost / max(prepared.answer_tokens, 1)
+    if share > TRUNCATION_BUDGET and not data.allow_truncation:
+        longest = prepared.longest
+        raise DataError(
+            "truncation",
+            f"data.max_length {data.max_length} cuts {prepared.answer_tokens_lost} of "
+            f"{prepared.answer_tokens} answer tokens ({share:.1%}); raise it, shorten the rows, or "
+            "set data.allow_truncation: true",
+            file=longest.file,
+            line=longest.line,
+        )

@@ -1,0 +1,162 @@
+"""Scoring and generation, as eval, merge and generate share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
+
+from ftcli.engine.batches import collate, length_batches
+from ftcli.engine.loss import row_losses
+from ftcli.engine.rendering import Renderer
+from ftcli.recipe import Generation
+
+Moved = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated text; `stopped` when the model ended it itself within the limit."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to answer, with the tokens that end its answers."""
+
+    network: nn.Module
+    renderer: Renderer
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+
+def score_rows(
+    model: Model, rows: Sequence[Mapping[str, Sequence[int]]], batch_rows: int, moved: Moved
+) -> tuple[list[float], list[int]]:
+    """Summed negative log-likelihood and labelled tokens of each row, in the rows' own order."""
+    losses, counts = [0.0] * len(rows), [0] * len(rows)
+    model.network.eval()
+    done = 0
+    for batch in length_batches([len(row["input_ids"]) for row in rows], batch_rows):
+        inputs = collate([rows[index] for index in batch], model.pad_id)
+        ids, labels = (inputs[name].to(model.device) for name in ("input_ids", "labels"))
+        summed, counted = row_losses(model.network, ids, labels)
+        for index, loss, count in zip(batch, summed.tolist(), counted.tolist(), strict=True):
+            losses[index], counts[index] = loss, count
+        done += len(batch)
+        moved(done)
+    return losses, counts
+
+
+def answer_prompts(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
+    batch_rows: int,
+    moved: Moved,
+) -> list[Answer]:
+    """Answers to tokenised prompts, batched by length, in the prompts' own order."""
+    answers: dict[int, Answer] = {}
+    for batch in length_batches([len(prompt) for prompt in prompts], batch_rows):
+        texts = answer_batch(model, [prompts[index] for index in batch], settings)
+        answers |= dict(zip(batch, texts, strict=True))
+        moved(len(answers))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def answer_batch(
+    model: Model, prompts: Sequence[Sequence[int]], settings: Generation
+) -> list[Answer]:
+    """Answers to a few prompts at once, padded on the left."""
+    ids, mask = _left_padded(prompts, model.pad_id)
+    with torch.no_grad():
+        output = model.network.eval().generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            **_generate_arguments(model, settings),
+        )
+    return [_answer(model, row) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:
+    """Pieces of one answer as they are generated."""
+    from threading import Thread
+
+    streamer = TextIteratorStreamer(
+        model.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
+    )
+    failed: list[BaseException] = []
+    worker = Thread(target=_generate_into, args=(model, prompt, settings, streamer, failed))
+    worker.start()
+    yield from streamer
+    worker.join()
+    if failed:
+        raise failed[0]
+
+
+def _generate_into(
+    model: Model,
+    prompt: Sequence[int],
+    settings: Generation,
+    streamer: BaseStreamer,
+    failed: list[BaseException],
+) -> None:
+    ids = torch.tensor([list(prompt)], device=model.device)
+    try:
+        with torch.no_grad():
+            model.network.eval().generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                streamer=streamer,
+                **_generate_arguments(model, settings),
+            )
+    except RuntimeError as error:  # torch's errors, out of memory among them
+        failed.append(error)
+        streamer.end()
+
+
+def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
+    """Our words in transformers' (GenerationConfig); 0 as temperature is greedy."""
+    arguments: dict[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "repetition_penalty": settings.repetition_penalty,
+        "eos_token_id": list(model.stop_ids),
+        "pad_token_id": model.pad_id,
+        "do_sample": settings.temperature > 0,
+    }
+    if settings.temperature > 0:
+        arguments |= {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+    return arguments
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def _answer(model: Model, ids: Sequence[int]) -> Answer:
+    ends = [place for place, id_ in enumerate(ids) if id_ in model.stop_ids]
+    kept = ids[: ends[0]] if ends else ids
+    text = model.renderer.tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(str(text), len(kept), bool(ends))

@@ -1,0 +1,153 @@
+"""Cross entropy at labelled positions only, without the logits of a whole batch in memory.
+
+The backbone runs on every token; the head runs on the positions that carry a label, a chunk at a
+time, and each chunk's gradient is computed in the forward pass while its logits are still there.
+Rows are padded on the right and no attention mask is passed: causal attention never looks right,
+so padding changes nothing, and attention kernels are faster without a mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ftcli.engine.rendering import IGNORED
+from ftcli.vram import LOSS_CHUNK_POSITIONS
+
+
+@dataclass(frozen=True)
+class Head:
+    """A model's last step from hidden states to logits."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] → fp32 logits [n, vocab]."""
+        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias).float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def head_of(model: nn.Module) -> Head:
+    """The head of a causal language model, with what its config does to the logits.
+
+    Names of the config keys: transformers 5.24, modeling files of Gemma 2, Cohere, Granite.
+    """
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    if scale is None:
+        scale = 1.0 if divisor is None else 1.0 / divisor
+    output = model.get_output_embeddings()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
+
+
+def causal_model(model: nn.Module) -> nn.Module:
+    """The causal language model below a PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def row_losses(model: nn.Module, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood and number of labelled tokens of each row, without gradient.
+
+    Shapes: [rows, tokens] both; returns two [rows] tensors (fp32 and int64).
+    """
+    targets = labels[:, 1:]
+    wanted = targets != IGNORED
+    with torch.no_grad():
+        hidden = _hidden(model, input_ids)[:, :-1][wanted]
+        head = head_of(causal_model(model))
+        losses = [
+            F.cross_entropy(head.logits(chunk), target, reduction="none")
+            for chunk, target in zip(
+                hidden.split(LOSS_CHUNK_POSITIONS),
+                targets[wanted].split(LOSS_CHUNK_POSITIONS),
+                strict=True,
+            )
+        ]
+    per_token = torch.zeros(wanted.shape, device=hidden.device)
+    per_token[wanted] = torch.cat(losses) if losses else per_token[wanted]
+    return per_token.sum(dim=1), wanted.sum(dim=1)
+
+
+def summed_loss(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
+    targets = labels[:, 1:]
+    wanted = targets != IGNORED
+    hidden = _hidden(model, input_ids)[:, :-1][wanted]
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    head = head_of(causal_model(model))
+    loss: Tensor = _HeadLoss.apply(
+        hidden, head.weight, head.bias, targets[wanted], head.scale, head.softcap
+    )
+    return loss
+
+
+def _hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
+    backbone = causal_model(model).base_model
+    hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Head product and cross entropy of chunks, gradients kept instead of logits.
+
+    Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or none, targets [n].
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, scale, softcap):  # type: ignore[no-untyped-def]
+        head = Head(weight.to(hidden.dtype), bias, scale, softcap)
+        wants = ctx.needs_input_grad[:3]
+        total = torch.zeros((), device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if wants[0] else None
+        weight_grad = torch.zeros_like(weight) if wants[1] else None
+        bias_grad = torch.zeros_like(bias) if wants[2] else None
+        for start in range(0, len(hidden), LOSS_CHUNK_POSITIONS):
+            part = slice(start, start + LOSS_CHUNK_POSITIONS)
+            loss, gradient = _chunk(head, hidden[part], targets[part, None], any(wants))
+            total += loss
+            if hidden_grad is not None:
+                hidden_grad[part] = gradient @ head.weight
+            if weight_grad is not None:
+                weight_grad += (gradient.T @ hidden[part]).to(weight.dtype)
+            if bias_grad is not None:
+                bias_grad += gradient.sum(dim=0).to(bias.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        scaled = [None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+        return (*scaled, None, None, None)
+
+
+def _chunk(
+    head: Head, hidden: Tensor, target: Tensor, wants_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Summed loss of a chunk, and its gradient by the head's product (before scale and softcap)."""
+    logits = head.logits(hidden)
+    normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
+    loss = (normaliser - logits.gather(1, target)).sum()
+    if not wants_gradient:
+        return loss, None
+    slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
+    # d loss / d logits = softmax - one hot
+    gradient = logits.sub_(normaliser).exp_()
+    gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=gradient.dtype))
+    if slope is not None:
+        gradient *= slope
+    if head.scale != 1.0:
+        gradient *= head.scale
+    return loss, gradient.to(hidden.dtype)

@@ -1,0 +1,94 @@
+"""Open what a run has trained, for eval, merge and generate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+
+from ftcli.artifacts import RunFolder
+from ftcli.engine.device import device_of, find_hardware, use_whole_machine
+from ftcli.engine.inference import Model
+from ftcli.engine.methods import keep_training_exact, open_adapter, quantization
+from ftcli.engine.model import DTYPES, load_base, load_tokenizer, renderer_of
+from ftcli.hardware import Hardware
+from ftcli.loading import Loaded
+from ftcli.prepared import Prepared
+from ftcli.recipe import Full, Lora, Qlora
+from ftcli.shapes import model_source
+
+
+def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
+    """The base that the run started from, with the run's tokenizer and template."""
+    hardware = _hardware()
+    dtype = inference_dtype(run, hardware)
+    return _ready(_base(loaded, model_source(loaded.recipe.model.id, loaded.base), hardware, dtype), loaded, run, prepared)
+
+
+def load_tuned_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
+    """The trained model: the base with the run's adapter, or the run's own model."""
+    hardware = _hardware()
+    dtype = inference_dtype(run, hardware)
+    match loaded.recipe.method:
+        case Full():
+            network: Any = _base(loaded, str(run.model), hardware, dtype)
+        case Lora() | Qlora():
+            base = _base(loaded, model_source(loaded.recipe.model.id, loaded.base), hardware, dtype)
+            network = open_adapter(base, run.adapter)
+        case _:
+            assert_never(loaded.recipe.method)
+    return _ready(network, loaded, run, prepared)
+
+
+def open_merged(folder: Path, like: Model, dtype: torch.dtype) -> Model:
+    """A merged model read back from disk, with nothing but the folder."""
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(like.device)
+    return Model(network, like.renderer, like.stop_ids, like.pad_id)
+
+
+def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
+    """The training's arithmetic, or fp32 where 16 bits are emulated."""
+    precision = json.loads(run.plan.read_text())["precision"]["value"]
+    if hardware.kind == "cpu" and not hardware.fast_bf16:
+        return torch.float32
+    return DTYPES[{"pure-bf16": "bf16"}.get(precision, precision)]
+
+
+def batch_rows() -> int:
+    """Rows that are generated at once: decoding waits for memory, so many rows cost little."""
+    return 32
+
+
+def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
+    """Token ids of prompts, exactly as the training rows began."""
+    return [model.renderer.prompt_ids(list(turns)) for turns in messages]
+
+
+def _hardware() -> Hardware:
+    hardware = find_hardware()
+    use_whole_machine(hardware)
+    return hardware
+
+
+def _base(loaded: Loaded, source: str, hardware: Hardware, dtype: torch.dtype) -> Any:
+    base = load_base(
+        source,
+        loaded.recipe.model,
+        dtype=dtype,
+        attention="sdpa",
+        device=device_of(hardware),
+        quantization=quantization(loaded.recipe.method, dtype),
+    )
+    keep_training_exact(base)
+    return base
+
+
+def _ready(network: Any, loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
+    tokenizer = load_tokenizer(str(run.trained()))
+    renderer = renderer_of(tokenizer, loaded.recipe.data)
+    return Model(network, renderer, prepared.stop_ids, prepared.pad_id)

@@ -1,0 +1,299 @@
+"""Plan → TRL's SFTTrainer: build, run, resume. The only door to SFTConfig.
+
+    ours                     SFTConfig
+    micro_batch              per_device_train_batch_size
+    accumulation             gradient_accumulation_steps
+    steps                    max_steps
+    scheduler                lr_scheduler_type
+    optimizer                optim
+    warmup_ratio             warmup_steps
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, PreTrainedTokenizerBase, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from ftcli.artifacts import RunFolder
+from ftcli.console import Reporter
+from ftcli.data.order import micro_batches, run_rows
+from ftcli.engine.batches import collate, length_batches
+from ftcli.engine.callbacks import Course, stop_signals
+from ftcli.engine.checkpoints import drop_card, newest, rotate, save_checkpoint
+from ftcli.engine.device import device_of
+from ftcli.engine.loss import row_losses, summed_loss
+from ftcli.engine.merge import generation_config
+from ftcli.engine.methods import (
+    attach,
+    keep_training_exact,
+    open_adapter,
+    quantization,
+    train_adapters_in_fp32,
+)
+from ftcli.engine.model import DTYPES, load_base
+from ftcli.engine.rendering import Renderer
+from ftcli.errors import FtcliError
+from ftcli.hardware import Hardware
+from ftcli.plan import Plan
+from ftcli.prepared import Prepared, Split, split_file
+from ftcli.recipe import Full, Recipe, Training
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw-8bit": "adamw_8bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+    "sgd": "sgd",
+}
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to train on in the order of the run, and rows to validate on."""
+
+    train: Dataset
+    micro_batches: list[list[int]]
+    validation: Dataset | None
+    pad_id: int
+
+
+def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
+    """The whole of TRL's configuration; our callbacks decide when to validate and to save."""
+    precision = plan.precision.value
+    return SFTConfig(
+        output_dir=str(output),
+        per_device_train_batch_size=plan.micro_batch.value,
+        gradient_accumulation_steps=plan.accumulation,
+        num_train_epochs=1,
+        max_steps=plan.steps.value,
+        learning_rate=plan.learning_rate.value,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=plan.warmup_steps,
+        optim=OPTIMIZERS[plan.optimizer.value],
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        gradient_checkpointing=plan.gradient_checkpointing.value,
+        use_cpu=plan.hardware_kind == "cpu",
+        seed=training.seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+        dataloader_pin_memory=plan.hardware_kind == "cuda",
+    )
+
+
+class FtcliTrainer(SFTTrainer):
+    """SFTTrainer with our batches, our loss, our validation and our checkpoints."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SFTConfig,
+        data: TrainingData,
+        tokenizer: PreTrainedTokenizerBase,
+        run: RunFolder,
+        keep_checkpoints: int,
+    ) -> None:
+        self.data = data
+        self.run = run
+        self.keep_checkpoints = keep_checkpoints
+        super().__init__(
+            model=model,
+            args=config,
+            train_dataset=data.train,
+            data_collator=lambda rows: collate(rows, data.pad_id),
+            processing_class=tokenizer,
+        )
+        # Our loss divides by the labelled tokens of the whole step.
+        self.model_accepts_loss_kwargs = True
+        train_adapters_in_fp32(self.model)
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            self.data.train,
+            batch_sampler=self.data.micro_batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        loss = summed_loss(model, inputs["input_ids"], inputs["labels"]) / num_items_in_batch
+        if not torch.isfinite(loss):
+            raise FtcliError(
+                "loss_not_finite",
+                f"the loss became {loss.item()} in step {self.state.global_step + 1}, before its "
+                "weights were changed; lower training.learning_rate, or look at the rows of this "
+                "step",
+            )
+        return loss
+
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        """Token-weighted loss on the validation rows."""
+        metrics = {"eval_loss": self.validation_loss()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def validation_loss(self) -> float:
+        rows = self.data.validation
+        assert rows is not None
+        self.model.eval()
+        total, tokens = 0.0, 0
+        for batch in length_batches(rows["lengths"], self.args.per_device_train_batch_size):
+            inputs = self._prepare_inputs(collate([rows[i] for i in batch], self.data.pad_id))
+            with self.compute_loss_context_manager():
+                losses, counts = row_losses(self.model, inputs["input_ids"], inputs["labels"])
+            total += losses.double().sum().item()
+            tokens += int(counts.sum())
+        self.model.train()
+        return total / tokens
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        save_checkpoint(self, self.run)
+        rotate(self.run, self.keep_checkpoints, self.state.best_global_step)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to; losses are per labelled token."""
+
+    steps: int
+    train_loss: float
+    first_eval_loss: float | None
+    eval_loss: float | None
+    best_step: int | None
+    tokens_per_second: float
+    seconds: float
+    signal_number: int | None
+
+
+def train(
+    trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Reporter
+) -> Outcome:
+    """Run to the last step, to an early stop or to a signal; the model holds the best weights.
+
+    Resumes from the newest checkpoint of the run folder, if there is one.
+    """
+    checkpoint = newest(trainer.run)
+    course = Course(trainer, training, plan)
+    trainer.add_callback(course)
+    with reporter.meter("step", plan.steps.value) as meter, stop_signals(course, reporter):
+        course.begin(meter, resumed=checkpoint is not None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = trainer.state
+    best_step = state.best_global_step
+    if course.signal_number is None and best_step not in (None, state.global_step):
+        trainer._load_from_checkpoint(str(trainer.run.checkpoint(best_step)))
+    return Outcome(
+        steps=state.global_step,
+        train_loss=course.train_loss(),
+        first_eval_loss=course.first_eval_loss,
+        eval_loss=state.best_metric,
+        best_step=best_step,
+        tokens_per_second=course.tokens_per_second(),
+        seconds=course.seconds(),
+        signal_number=course.signal_number,
+    )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a trainer is built from."""
+
+    recipe: Recipe
+    source: str
+    hardware: Hardware
+    plan: Plan
+    prepared: Prepared
+    renderer: Renderer
+    parent_adapter: Path | None = None
+
+
+def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
+    """Load the base as planned, attach the method, and read the prepared rows."""
+    recipe, plan = setup.recipe, setup.plan
+    weights = DTYPES[plan.weights_dtype.value]
+    compute = DTYPES[{"pure-bf16": "bf16"}.get(plan.precision.value, plan.precision.value)]
+    base = load_base(
+        setup.source,
+        recipe.model,
+        dtype=weights,
+        attention=plan.attention.value,
+        device=device_of(setup.hardware),
+        quantization=quantization(recipe.method, compute),
+    )
+    keep_training_exact(base)
+    if setup.parent_adapter is not None:
+        model = open_adapter(base, setup.parent_adapter, trainable=True)
+    else:
+        model = attach(base, recipe.method, recipe.training.seed)
+    return FtcliTrainer(
+        model,
+        sft_config(recipe.training, plan, run.path / "logs"),
+        _training_data(recipe, plan, setup.prepared, run),
+        setup.renderer.tokenizer,
+        run,
+        recipe.training.keep_checkpoints,
+    )
+
+
+def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
+    """The trained weights with the tokenizer, the template and the stop tokens of the training.
+
+    A full model is saved in the type of its base's files, an adapter in fp32.
+    """
+    model = trainer.model
+    if isinstance(setup.recipe.method, Full):
+        stored = AutoConfig.from_pretrained(setup.source, revision=setup.recipe.model.revision)
+        model.to(stored.dtype or torch.float32)
+        model.generation_config = generation_config(
+            setup.renderer.tokenizer, setup.prepared.stop_ids, setup.prepared.pad_id
+        )
+    model.save_pretrained(folder)
+    drop_card(folder)
+    setup.renderer.tokenizer.save_pretrained(folder)
+
+
+def _training_data(recipe: Recipe, plan: Plan, prepared: Prepared, run: RunFolder) -> TrainingData:
+    train = _rows(run.data, "train")
+    training = recipe.training
+    rows = len(train)
+    order = run_rows(rows, plan.epochs, training.seed, shuffle=recipe.data.shuffle)
+    batches = micro_batches(order, train["lengths"], training.batch_size, plan.micro_batch.value)
+    validation = _rows(run.data, "validation") if prepared.validation.rows else None
+    return TrainingData(train, batches, validation, prepared.pad_id)
+
+
+def _rows(folder: Path, split: Split) -> Dataset:
+    """Memory-mapped ids and labels, with the length of each row."""
+    rows = Dataset.from_file(str(split_file(folder, split)))
+    rows = rows.select_columns(["input_ids", "labels"])
+    lengths = pc.list_value_length(rows.data.column("input_ids")).to_pylist()
+    return rows.add_column("lengths", lengths)

@@ -1,0 +1,362 @@
+"""YAML and `--set` → Recipe, with every fault at its line.
+
+YAML is composed into nodes first, because only nodes know their line; values are then built by
+YAML's safe rules, so that no tag can run code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from ftcli.errors import Problem, RecipeError, UsageError, did_you_mean
+from ftcli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+Path_ = tuple[str, ...]
+
+# YAML 1.1 reads 010 as 8 and YAML 1.2 as 10: whoever wrote it means one of them.
+OCTAL = re.compile(r"^[-+]?0[0-9_]+$")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and the file it came from; its relative paths start at `base`."""
+
+    recipe: Recipe
+    path: Path
+    base: Path
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> Path:
+        """Folder of the run."""
+        return (self.base / (self.recipe.output or f"runs/{self.recipe.name}")).absolute()
+
+    def shown_path(self) -> str:
+        """The recipe's path as the user would type it."""
+        return shown(self.path)
+
+
+@dataclass
+class _Found:
+    """What a walk over the nodes collects: a line for every key, and faults of YAML itself."""
+
+    file: str
+    lines: dict[Path_, int] = field(default_factory=dict)
+    overridden: dict[Path_, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def problem(self, path: Path_, message: str) -> Problem:
+        """At the `--set` that wrote the key, or the key's line, or its section's."""
+        key = ".".join(path)
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.overridden:
+                return Problem(self.overridden[path[:length]], None, key, message)
+            if path[:length] in self.lines:
+                return Problem(self.file, self.lines[path[:length]], key, message)
+        return Problem(self.file, None, key, message)
+
+    def fault(self, node: Node, path: Path_, message: str) -> None:
+        problem = self.problem(path, message)
+        if path not in self.overridden:
+            problem = replace(problem, line=node.start_mark.line + 1)
+        self.problems.append(problem)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read, override and judge a recipe; raises RecipeError with all its faults.
+
+    A missing file raises UsageError with exit code 1: the disk had to be looked at.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    found = _Found(shown(path))
+    values = _compose(path, found)
+    for override in overrides:
+        _override(values, override, found)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        named = {problem.key for problem in found.problems}
+        found.problems += [p for p in _problems(error, values, found) if p.key not in named]
+        raise RecipeError(_in_order(found.problems)) from error
+    if found.problems:
+        raise RecipeError(_in_order(found.problems))
+    return Loaded(recipe, path, path.absolute().parent, tuple(overrides))
+
+
+def resolved(loaded: Loaded) -> Recipe:
+    """The same recipe with paths that hold wherever it is put: for the run folder."""
+
+    def fixed(path: str) -> str:
+        local = loaded.base / path
+        return str(local) if local.exists() else path
+
+    recipe = loaded.recipe
+    held_out = {
+        key: fixed(value)
+        for key, value in (("validation", recipe.data.validation), ("test", recipe.data.test))
+        if isinstance(value, str)
+    }
+    if recipe.data.template is not None:
+        held_out["template"] = fixed(recipe.data.template)
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"id": fixed(recipe.model.id)}),
+            "data": recipe.data.model_copy(
+                update={"train": fixed(recipe.data.train), **held_out}
+            ),
+            "output": str(loaded.output),
+        }
+    )
+
+
+def differences(old: Recipe, new: Recipe, ignored: Set[str]) -> list[str]:
+    """`training.epochs: 3 → 5`, for every key that differs and is not ignored."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
+    return [
+        f"{key}: {_as_yaml(before.get(key))} → {_as_yaml(after.get(key))}"
+        for key in keys
+        if not any(key == name or key.startswith(f"{name}.") for name in ignored)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe, every default written out, as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(
+        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def shown(path: Path) -> str:
+    """Relative to where the user stands when that is shorter to read, else as given."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _missing(path: Path) -> UsageError:
+    what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
+    near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    error = UsageError(
+        "recipe_missing", f"{what}{did_you_mean(path.name, near)}", file=shown(path)
+    )
+    error.exit_code = 1
+    return error
+
+
+def _compose(path: Path, found: _Found) -> dict[str, Any]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        if isinstance(root, MappingNode):
+            return cast(dict[str, Any], _value(root, (), found))
+        what = "is empty" if root is None else "is not a mapping of keys to values"
+        problem = Problem(found.file, 1, "", f"the recipe {what}; see `ftcli schema`")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        problem = Problem(found.file, line, "", f"not YAML: {error.problem or error.context}")
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = Problem(found.file, None, "", f"not YAML: {error}".splitlines()[0])
+    raise RecipeError((problem,))
+
+
+def _value(node: Node, path: Path_, found: _Found) -> object:
+    match node:
+        case MappingNode():
+            return _mapping(node, path, found)
+        case SequenceNode():
+            return [_value(item, (*path, str(i)), found) for i, item in enumerate(node.value)]
+        case ScalarNode():
+            return _scalar(node, path, found)
+        case _:
+            raise AssertionError(f"unknown YAML node {node!r}")
+
+
+def _mapping(node: MappingNode, path: Path_, found: _Found) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, ScalarNode):
+            found.fault(key_node, path, "a key must be a plain word")
+            continue
+        key = key_node.value
+        if key in values:
+            first = found.lines[(*path, key)]
+            found.fault(key_node, (*path, key), f"written twice; first on line {first}")
+            continue
+        found.lines[(*path, key)] = key_node.start_mark.line + 1
+        values[key] = _value(value_node, (*path, key), found)
+    return values
+
+
+def _scalar(node: ScalarNode, path: Path_, found: _Found) -> object:
+    if not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:
+        found.fault(node, path, f"tag {node.tag} is not allowed")
+        return None
+    if node.style is None and OCTAL.match(node.value):
+        found.fault(
+            node, path, f"{node.value} may mean octal or decimal; write it without the leading 0"
+        )
+        return None
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError) as error:
+        found.fault(node, path, f"cannot be read: {error}".splitlines()[0])
+        return None
+
+
+def _override(values: dict[str, Any], override: str, found: _Found) -> None:
+    key, sign, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not sign or not all(path):
+        raise UsageError("flag", f"--set {override}: expected section.key=value")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError("flag", f"--set {override}: the value is not YAML") from error
+    found.overridden[path] = f"--set {override}"
+    value = _value(node, path, found) if node is not None else None
+    section = values
+    for part in path[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise UsageError("flag", f"--set {override}: {part} is not a section")
+    section[path[-1]] = value
+
+
+def _in_order(problems: list[Problem]) -> tuple[Problem, ...]:
+    return tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.key)))
+
+
+def _problems(error: ValidationError, values: dict[str, Any], found: _Found) -> Iterator[Problem]:
+    at: dict[Path_, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        at.setdefault(_user_path(detail, values), []).append(detail)
+    for path, details in at.items():
+        if not any(other[: len(path)] == path and other != path for other in at):
+            yield found.problem(path, _message(details, path, values))
+
+
+def _user_path(detail: ErrorDetails, values: object) -> Path_:
+    """pydantic's location without the names of union members: only what the user wrote."""
+    path: list[str] = []
+    here: Any = values
+    for part in detail["loc"]:
+        inside_mapping = isinstance(here, dict) and part in here
+        if inside_mapping or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
+            path.append(str(part))
+        elif detail["type"] == "missing" and part == detail["loc"][-1]:
+            path.append(str(part))
+    return tuple(path)
+
+
+# pydantic's error types in our words (docs.pydantic.dev, "Validation Errors").
+EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text (put it in quotes)",
+    "list_type": "a list",
+    "dict_type": "keys and values",
+    "model_type": "a section of keys and values",
+    "model_attributes_type": "a section of keys and values",
+}
+LIMITS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
+LIMITS |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
+
+
+def _message(details: list[ErrorDetails], path: Path_, values: dict[str, Any]) -> str:
+    """One sentence for all that pydantic says of one key."""
+    first = details[0]
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key{did_you_mean(path[-1], _known_keys(path[:-1], values))}"
+        case "missing":
+            return "is missing"
+        case "union_tag_not_found":
+            return f"{first['ctx']['discriminator'].strip(chr(39))} is missing"
+        case "union_tag_invalid":
+            tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"])
+            names = [name.strip(" '") for name in known.split(",")]
+            return f"no such choice: {tag}{did_you_mean(tag, names)} (there is {', '.join(names)})"
+    special = [d for d in details if d["type"] in ("value_error", *LIMITS)]
+    if special:
+        return _judged(special[0])
+    wanted = dict.fromkeys(_expected(detail) for detail in details)
+    value = first["input"]
+    hint = did_you_mean(value, _choices(details)) if isinstance(value, str) else ""
+    return f"expected {' or '.join(wanted)}, found {_as_yaml(value)}{hint}"
+
+
+def _judged(detail: ErrorDetails) -> str:
+    if detail["type"] in LIMITS:
+        word, key = LIMITS[detail["type"]]
+        return f"must be {word} {detail['ctx'][key]:g}, found {_as_yaml(detail['input'])}"
+    return detail["msg"].removeprefix("Value error, ")
+
+
+def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] == "literal_error":
+        return str(detail["ctx"]["expected"]).replace("'", "")
+    fallback = detail["msg"].removeprefix("Input should be ").removeprefix("String should ")
+    return EXPECTED.get(detail["type"], fallback)
+
+
+def _choices(details: list[ErrorDetails]) -> list[str]:
+    texts = [str(d["ctx"]["expected"]) for d in details if d["type"] == "literal_error"]
+    return [word for text in texts for word in re.findall(r"'([^']+)'", text)]
+
+
+def _as_yaml(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...").strip()[:60]
+
+
+def _known_keys(path: Path_, values: Mapping[str, Any]) -> list[str]:
+    """Keys of the section at `path`; where its class depends on a mode, of the class chosen."""
+    section: type[BaseModel] = Recipe
+    here: Any = values
+    for part in path:
+        here = here.get(part, {}) if isinstance(here, dict) else {}
+        classes = _section_classes(section.model_fields[part].annotation)
+        section = next((c for c in classes if _takes(c, here)), classes[0])
+    return list(section.model_fields)
+
+
+def _section_classes(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [c for argument in get_args(annotation) for c in _section_classes(argument)]
+
+
+def _takes(section: type[BaseModel], values: object) -> bool:
+    if not isinstance(values, dict):
+        return False
+    tags = {"mode", "type"} & set(section.model_fields)
+    return all(values.get(t) in get_args(section.model_fields[t].annotation) for t in tags)

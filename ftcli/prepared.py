@@ -1,0 +1,114 @@
+"""What the data became: paths, counts and a fingerprint, never rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ftcli.artifacts import write_json
+from ftcli.errors import FtcliError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+# Field experience (MISSION): under 100 rows a good prompt wins; 500 to 5,000 rows are ideal.
+TOO_FEW_ROWS = 100
+IDEAL_ROWS = (500, 5000)
+
+# Share of answer tokens that may be lost to max_length without being asked.
+TRUNCATION_BUDGET = 0.01
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row that was not used, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.reason}"
+
+
+@dataclass(frozen=True)
+class LongestRow:
+    """The row that sets the memory of a step."""
+
+    file: str
+    line: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Size of one split; tokens are counted after truncation."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One preparation, as `prepared.json` in the data folder keeps it.
+
+    `fingerprint` covers the data files, the template, the tokenizer and the recipe keys that shape
+    tokens; not the hardware and not the plan.
+    """
+
+    fingerprint: str
+    rows_read: int
+    rows_rejected: int
+    duplicates: int
+    leaks: int
+    train: SplitCounts
+    validation: SplitCounts
+    test: SplitCounts
+    answer_tokens: int
+    answer_tokens_lost: int
+    longest: LongestRow
+    longest_answer_tokens: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    problems: tuple[Fault, ...]
+
+    @property
+    def rows_accepted(self) -> int:
+        """Rows used in any split: read = accepted + rejected + duplicates."""
+        return self.train.rows + self.validation.rows + self.test.rows
+
+    def counts(self, split: Split) -> SplitCounts:
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
+
+def split_file(folder: Path, split: Split) -> Path:
+    """Arrow file of one split."""
+    return folder / f"{split}.arrow"
+
+
+def save_prepared(prepared: Prepared, folder: Path) -> None:
+    """Write `prepared.json`; it comes last, so that its presence means a whole preparation."""
+    write_json(folder / "prepared.json", dataclasses.asdict(prepared))
+
+
+def load_prepared(folder: Path) -> Prepared | None:
+    """The preparation in a data folder, or none; raises FtcliError where it cannot be read."""
+    file = folder / "prepared.json"
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text())
+        for split in SPLITS:
+            values[split] = SplitCounts(**values[split])
+        values["longest"] = LongestRow(**values["longest"])
+        values["stop_ids"] = tuple(values["stop_ids"])
+        values["problems"] = tuple(Fault(**fault) for fault in values["problems"])
+        return Prepared(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FtcliError(
+            "prepared_broken", f"cannot be read ({error}); delete it and prepare again", file=str(file)
+        ) from error

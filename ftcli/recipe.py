@@ -1,0 +1,255 @@
+"""The recipe: what a user may write, and every default, in one schema.
+
+Attribute docstrings become the texts of `ftcli schema` and of the key reference. Validators judge
+and never edit; where a default depends on the model, the data or the machine, it is the word
+`auto`, and the plan decides it with a reason.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+
+def _no_boolean(value: object) -> object:
+    """YAML's `true` would count as the number 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+Count = Annotated[int, BeforeValidator(_no_boolean)]
+PositiveCount = Annotated[Count, Field(ge=1)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+
+
+def _share_count_or_file(value: object) -> object:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"expected a share, a number of rows or a file, found {value!r}")
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise ValueError(f"{value} is neither a share below 1 nor a whole number of rows")
+    return value
+
+
+HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Model(Section):
+    """The base model."""
+
+    id: str
+    """Hub id, local folder, or an alias such as `smollm2-135m`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; none: its main branch."""
+    attention: Literal["auto", "sdpa", "eager", "flash"] = "auto"
+    """Attention implementation; flash needs the flash-attn package and a CUDA card."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type in which frozen base weights are held; auto follows the precision of the run."""
+
+
+class Full(Section):
+    """Every weight is trained; writes a model as large as the base."""
+
+    mode: Literal["full"]
+
+
+class LoraKeys(Section):
+    """What LoRA and QLoRA share."""
+
+    rank: PositiveCount = 16
+    """r: inner dimension of the update; 8 for a format, 16 as a start, 32 for new knowledge."""
+    alpha: Annotated[Number, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank (LoRA, Hu et al. 2021, section 4.1)."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input; 0 as in PEFT: it costs time and memory."""
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Linear layers that get an adapter: all of them but the head, or a list of names."""
+
+
+class Lora(LoraKeys):
+    """A low-rank update beside frozen 16-bit weights."""
+
+    mode: Literal["lora"]
+
+
+class Qlora(LoraKeys):
+    """LoRA over a 4-bit base (NF4)."""
+
+    mode: Literal["qlora"]
+    double_quantization: bool = True
+    """Quantise the quantisation constants too: 4.13 instead of 4.5 bits a weight."""
+
+
+Method = Annotated[Full | Lora | Qlora, Field(discriminator="mode")]
+
+
+class Data(Section):
+    """Where the rows are and what to make of them."""
+
+    train: str
+    """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
+    format: Literal["auto", "pairs", "messages", "sharegpt", "alpaca", "text", "columns"] = "auto"
+    """Shape of a row; auto recognises it by the columns."""
+    validation: HoldOut = 0.1
+    """Held out to choose the best checkpoint: a share, a number of rows, or a file; 0: none."""
+    test: HoldOut = 0
+    """Held out for `ftcli eval` and never used to choose a checkpoint: as `validation`."""
+    max_length: PositiveCount = 1024
+    """Longest row in tokens; what is cut of answers is counted."""
+    prompt: str | None = None
+    """For `columns`: a column, or a template such as `Product: {name}`."""
+    completion: str | None = None
+    """For `columns`: the answer's column, or a template."""
+    system: str | None = None
+    """System prompt of every row: a text, or a template with `{column}`."""
+    loss_on: Literal["answer", "last", "all"] = "answer"
+    """Tokens trained on: every answer, the last answer only, or everything."""
+    deduplicate: bool = True
+    """Keep the first of rows that are equal in prompt and answer."""
+    shuffle: bool = True
+    """Draw the rows of an epoch in random order (by `training.seed`)."""
+    allow_truncation: bool = False
+    """Go on when more than 1% of the answer tokens are lost to `max_length`."""
+    allow_leaks: bool = False
+    """Go on when a prompt of a validation or test file is in the training rows too."""
+    template: str | None = None
+    """A Jinja file to use instead of the model's chat template."""
+    template_kwargs: dict[str, str | bool | int | float] = {}
+    """Arguments for the chat template, such as `enable_thinking: false`."""
+
+    @model_validator(mode="after")
+    def columns_need_prompt_and_completion(self) -> Data:
+        if self.format == "columns" and (self.prompt is None or self.completion is None):
+            raise ValueError("format columns needs data.prompt and data.completion")
+        return self
+
+
+class Training(Section):
+    """How the training runs."""
+
+    epochs: Annotated[Number, Field(gt=0)] = 3.0
+    """Passes over the training rows."""
+    max_steps: PositiveCount | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0, lt=1)] = "auto"
+    """Peak learning rate; auto: 2e-4 for LoRA and QLoRA, 2e-5 for full."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps over which the learning rate rises to its peak."""
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    batch_size: PositiveCount = 16
+    """Rows of one optimizer step (effective batch); the micro-batch is planned to fit."""
+    micro_batch_size: Literal["auto"] | PositiveCount = "auto"
+    """Rows that go through the model at once; must divide `batch_size`."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute activations again in the backward pass; auto: only where memory asks for it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
+    """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
+    optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"
+    """auto: AdamW in fp32; in 8 bits, paged, for QLoRA and tight full fine-tuning on a card."""
+    neftune_noise_alpha: Annotated[Number, Field(gt=0)] | None = None
+    """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
+    eval_steps: Literal["auto"] | PositiveCount = "auto"
+    """Optimizer steps between two validations."""
+    save_steps: Literal["auto"] | PositiveCount = "auto"
+    """Optimizer steps between two checkpoints; auto: with every validation."""
+    keep_checkpoints: PositiveCount = 2
+    """Checkpoints kept besides the best one."""
+    early_stopping_patience: PositiveCount | None = None
+    """Stop after this many validations without a better loss."""
+    seed: Annotated[Count, Field(ge=0)] = 42
+    """Seed of splits, row order, adapter weights and dropout."""
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Trackers to log to; each needs its package."""
+
+    @model_validator(mode="after")
+    def micro_batch_divides_batch(self) -> Training:
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        return self
+
+
+class Generation(Section):
+    """How answers are drawn in eval and generate; the flags of `ftcli generate` go before it."""
+
+    max_new_tokens: PositiveCount = 256
+    """Longest answer in tokens."""
+    temperature: Annotated[Number, Field(ge=0)] = 0.0
+    """0: greedy, the most likely token at each place."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Draw from the smallest set of tokens with this probability (only with a temperature)."""
+    top_k: Annotated[Count, Field(ge=0)] = 0
+    """Draw from this many likeliest tokens; 0: all."""
+    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    """Above 1: tokens already used become less likely (CTRL, Keskar et al. 2019)."""
+
+
+class RegexFormat(Section):
+    """The whole answer matches a regular expression."""
+
+    type: Literal["regex"]
+    pattern: str
+    """Python regular expression; `^` and `$` are implied, `.` stays within a line."""
+
+    @field_validator("pattern")
+    @classmethod
+    def pattern_compiles(cls, value: str) -> str:
+        import re
+
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+class JsonFormat(Section):
+    """The whole answer is one JSON object."""
+
+    type: Literal["json"]
+    keys: list[str] = []
+    """Exactly these keys, in any order; empty: any object."""
+
+
+AnswerFormat = Annotated[RegexFormat | JsonFormat, Field(discriminator="type")]
+
+
+class Evaluation(Section):
+    """What `ftcli eval` looks at besides loss, stop rate and text overlap."""
+
+    format: AnswerFormat | None = None
+    """Form every answer must have; its share is reported as `format_rate`."""
+
+
+class Recipe(Section):
+    """One training, complete."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+    """Name of the run."""
+    model: Model
+    method: Method
+    data: Data
+    training: Training = Training()
+    generation: Generation = Generation()
+    eval: Evaluation = Evaluation()
+    output: str | None = None
+    """Run folder, relative to the recipe; none: `runs/<name>`."""

@@ -1,0 +1,103 @@
+"""Model names → shapes and sources. Well-known models answer from a table, without network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ftcli.errors import ModelError, UsageError, did_you_mean
+from ftcli.hub import hub_file
+from ftcli.shapes.config import shape_from_config
+from ftcli.shapes.shape import Shape
+
+
+@dataclass(frozen=True)
+class _KnownModels:
+    hub_ids: dict[str, str]
+    """Short name → hub id."""
+    configs: dict[str, dict[str, object]]
+    """Hub id → the part of its config.json that gives its shape."""
+
+
+@cache
+def _known_models() -> _KnownModels:
+    text = Path(__file__).with_name("known_models.json").read_text(encoding="utf-8")
+    models = json.loads(text)["models"]
+    return _KnownModels(
+        hub_ids={name: hub_id for model in models for name, hub_id in model["hub_ids"].items()},
+        configs={
+            hub_id: model["config"] for model in models for hub_id in model["hub_ids"].values()
+        },
+    )
+
+
+def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
+    """The shape of a local folder, a config.json, an alias, or a model of the hub.
+
+    `base` is the folder that relative paths start from. Known models answer without network,
+    whatever the revision: a published model keeps its sizes. Raises UsageError (`model_unknown`)
+    and ModelError (`model_missing`, `config_unreadable`, those of `shape_from_config` and of
+    `hub_file`).
+    """
+    local = base / Path(model_id).expanduser()
+    config_file = local / "config.json" if local.is_dir() else local
+    if config_file.is_file():
+        return shape_from_config(_read_config(config_file), name=model_id)
+    known = _known_models()
+    hub_id = known.hub_ids.get(model_id.lower(), model_id)
+    if hub_id in known.configs:
+        return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
+    if local.is_dir():
+        raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
+    if _looks_like_path(model_id):
+        raise ModelError("model_missing", f"{local} does not exist")
+    if "/" not in model_id:
+        raise _unknown(model_id)
+    config = _read_config(hub_file(model_id, "config.json", revision=revision))
+    return shape_from_config(config, name=model_id, hub_id=model_id)
+
+
+def hub_id_of(alias: str) -> str:
+    """Hub id of a short name such as `smollm2-135m`; raises UsageError (`model_unknown`)."""
+    hub_id = _known_models().hub_ids.get(alias.lower())
+    if hub_id is None:
+        raise _unknown(alias)
+    return hub_id
+
+
+def _unknown(model_id: str) -> UsageError:
+    aliases = _known_models().hub_ids
+    return UsageError(
+        "model_unknown",
+        f"no model {model_id!r}: neither a local folder, an alias nor a hub id (owner/name)"
+        f"{did_you_mean(model_id.lower(), aliases)}; aliases: {', '.join(aliases)}",
+    )
+
+
+def _looks_like_path(model_id: str) -> bool:
+    starts_as_path = model_id.startswith((".", "/", "~"))
+    return (
+        starts_as_path or model_id.count("/") > 1 or "\\" in model_id or model_id.endswith(".json")
+    )
+
+
+def _read_config(file: Path) -> dict[str, object]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "config_unreadable", f"not a model's config.json: {error}", file=str(file)
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError("config_unreadable", "not a JSON object", file=str(file))
+    return config
+
+
+def model_source(model_id: str, base: Path) -> str:
+    """Where transformers finds the model: an absolute folder, or a hub id."""
+    local = base / Path(model_id).expanduser()
+    if local.is_dir():
+        return str(local)
+    return _known_models().hub_ids.get(model_id.lower(), model_id)

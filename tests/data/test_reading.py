@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.data.example import Example, Message
+from ftcli.data.reading import read_examples
+from ftcli.data.row import Reject
+from ftcli.errors import DataError
+from ftcli.recipe import Data
+
+
+def write_jsonl(folder: Path, *rows: object) -> None:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(folder: Path, **keys: Any) -> list[str]:
+    """Each row as `line: role content | ...` or `line: reason`."""
+    data = Data.model_validate({"train": "rows.jsonl", **keys})
+    return [_line(result) for result in read_examples("rows.jsonl", data, folder)]
+
+
+def _line(result: Example | Reject) -> str:
+    if isinstance(result, Reject):
+        return f"{result.origin.line}: {result.reason}"
+    turns = " | ".join(f"{message.role} {message.content}" for message in result.messages)
+    return f"{result.origin.line}: {turns or result.text}"
+
+
+def test_the_first_readable_row_decides_the_format(tmp_path: Path) -> None:
+    late = {"prompt": "b", "completion": "B", "text": "late column"}
+    write_jsonl(tmp_path, None, {"prompt": "a", "completion": "A"}, late, {"text": "c"})
+    assert read(tmp_path) == [
+        "1: null, where an object is expected",
+        "2: user a | assistant A",
+        "3: user b | assistant B",
+        "4: no pair of columns such as prompt/completion in text",
+    ]
+
+
+def test_prompt_and_completion_in_the_recipe_mean_columns(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"q": "a", "a": "A"})
+    assert read(tmp_path, prompt="Q: {q}", completion="a") == ["1: user Q: a | assistant A"]
+
+
+def test_a_column_named_as_system_prompt_is_missed_where_it_lacks(tmp_path: Path) -> None:
+    row = {"prompt": "a", "completion": "A"}
+    write_jsonl(tmp_path, {**row, "persona": "p"}, row)
+    assert read(tmp_path, system="persona") == [
+        "1: system p | user a | assistant A",
+        "2: data.system: no column persona; the columns are prompt, completion",
+    ]
+
+
+def test_a_named_format_does_not_take_other_kinds_of_data(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"messages": [], "chosen": "c", "rejected": "r"})
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, format="messages")
+    assert caught.value.code == "data_format"
+
+
+def test_a_named_format_is_not_recognised_again(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"instruction": "a", "context": "c", "response": "A"})
+    assert read(tmp_path, format="pairs") == ["1: user a | assistant A"]
+
+
+def test_plain_text_has_no_system_prompt(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"text": "a"})
+    assert read(tmp_path) == ["1: a"]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, system="Be kind.")
+    assert str(caught.value) == (
+        "rows.jsonl:1: plain text has no turn for data.system; leave it out"
+    )
+
+
+def test_a_missing_file_is_an_error_before_the_first_row(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        read_examples("rows.jsonl", Data(train="rows.jsonl"), tmp_path)
+
+
+def test_an_empty_file_has_no_examples(tmp_path: Path) -> None:
+    write_jsonl(tmp_path)
+    assert read(tmp_path) == []
+
+
+def test_examples_are_streamed(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"text": "a"}, {"text": "b", "chosen": "c"})
+    examples = read_examples("rows.jsonl", Data(train="rows.jsonl"), tmp_path)
+    first = next(examples)
+    assert isinstance(first, Example)
+    assert first.text == "a"
+
+
+def test_a_csv_file_end_to_end(tmp_path: Path) -> None:
+    content = '\ufeffquestion;answer\r\n"Size;\nzip?";02139\r\nempty;\r\nWho?;NA\r\n'
+    (tmp_path / "shop.csv").write_text(content, newline="")
+    results = list(read_examples("shop.csv", Data(train="shop.csv"), tmp_path))
+    assert [str(result.origin) for result in results] == ["shop.csv:2", "shop.csv:4", "shop.csv:5"]
+    assert isinstance(results[0], Example)
+    assert results[0].messages == (Message("user", "Size;\nzip?"), Message("assistant", "02139"))
+    assert isinstance(results[1], Reject)
+    assert results[1].reason == "answer is empty"
+    assert isinstance(results[2], Example)
+    assert results[2].answer == "NA"
