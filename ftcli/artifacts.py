@@ -183,7 +183,7 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 def append_json(path: Path, value: Mapping[str, object]) -> None:
     """Add one line to a JSON-lines file."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value) + "\n")
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 @contextmanager

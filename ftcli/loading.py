@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from ftcli.console import shown_path
 from ftcli.errors import Problem, RecipeError, UsageError, did_you_mean
 from ftcli.recipe import Recipe
 
@@ -44,7 +45,7 @@ class Loaded:
 
     def shown_path(self) -> str:
         """The recipe's path as the user would type it."""
-        return shown(self.path)
+        return shown_path(self.path)
 
 
 @dataclass
@@ -80,7 +81,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """
     if not path.is_file():
         raise _missing(path)
-    found = _Found(shown(path))
+    found = _Found(shown_path(path))
     values = _compose(path, found)
     for override in overrides:
         _override(values, override, found)
@@ -147,19 +148,11 @@ def dump_recipe(recipe: Recipe) -> str:
     )
 
 
-def shown(path: Path) -> str:
-    """Relative to where the user stands when that is shorter to read, else as given."""
-    try:
-        return str(path.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
 def _missing(path: Path) -> UsageError:
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
     near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     error = UsageError(
-        "recipe_missing", f"{what}{did_you_mean(path.name, near)}", file=shown(path)
+        "recipe_missing", f"{what}{did_you_mean(path.name, near)}", file=shown_path(path)
     )
     error.exit_code = 1
     return error

@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     _require_method(recipe.method, shape)
     precision = _precision(recipe, hardware)
     weights = _weights_dtype(recipe, precision.value)
-    attention = _attention(recipe, hardware)
+    attention = _attention(recipe, shape, hardware)
     base = _vram_choices(recipe, profile, precision.value, weights.value, attention.value)
     optimizer = _optimizer(recipe, hardware, shape, base)
     fit = _fit(recipe, shape, profile, hardware, replace(base, optimizer=optimizer.value))
@@ -204,12 +204,14 @@ def _weights_dtype(recipe: Recipe, precision: Precision) -> Choice[WeightsDtype]
             assert_never(recipe.method)
 
 
-def _attention(recipe: Recipe, hardware: Hardware) -> Choice[Attention]:
+def _attention(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[Attention]:
     asked = recipe.model.attention
     if asked == "flash" and hardware.kind != "cuda":
         raise MachineError("attention", "model.attention: flash needs a CUDA card; take sdpa")
     if asked != "auto":
         return Choice(asked, "set in the recipe")
+    if shape.capped_scores:
+        return Choice("eager", "attention scores pass through a tanh, which sdpa cannot do")
     return Choice("sdpa", "torch's own fused kernels, no further package")
 
 

@@ -22,10 +22,11 @@ def read_examples(source: str, data: Data, base: Path) -> Iterator[Example | Rej
     Raises DataError as `read_rows`, at once for what is missing, and with code `data_format` at
     the first readable row when the data are not of a kind that can be trained on.
     """
-    return _examples(read_rows(source, base), data)
+    return read_rows_as_examples(read_rows(source, base), data)
 
 
-def _examples(rows: Iterator[Row | Reject], data: Data) -> Iterator[Example | Reject]:
+def read_rows_as_examples(rows: Iterator[Row | Reject], data: Data) -> Iterator[Example | Reject]:
+    """Rows as examples of the recipe's format, or of the one that the first of them shows."""
     format_name = None
     for row in rows:
         if isinstance(row, Reject):

@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from ftcli.artifacts import sha256_file, whole_folder
+from ftcli.artifacts import RunFolder, sha256_file, whole_folder
 from ftcli.console import Reporter
 from ftcli.data.example import Example
 from ftcli.data.reading import read_examples
 from ftcli.data.source import Reject
 from ftcli.data.split import plan_split
+from ftcli.engine.model import load_tokenizer, renderer_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
@@ -221,12 +223,25 @@ def _encode(example: Example, renderer: Renderer, data: Data, tally: _Tally) -> 
     return row
 
 
+def _record(row: Encoded, example: Example) -> dict[str, Any]:
+    """A row of SCHEMA."""
+    messages = [[message.role, message.content] for message in example.messages]
+    return {
+        "input_ids": row.input_ids,
+        "labels": row.labels,
+        "prompt_tokens": row.prompt_tokens,
+        "messages": json.dumps(messages, ensure_ascii=False),
+        "file": example.origin.file,
+        "line": example.origin.line,
+    }
+
+
 class _Writer:
     """Rows of one split into an Arrow stream, batch by batch."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> _Writer:
         self._sink = pa.OSFile(str(self._path), "wb")
@@ -239,17 +254,7 @@ class _Writer:
         self._sink.close()
 
     def write(self, row: Encoded, example: Example) -> None:
-        messages = [[message.role, message.content] for message in example.messages]
-        self._rows.append(
-            {
-                "input_ids": row.input_ids,
-                "labels": row.labels,
-                "prompt_tokens": row.prompt_tokens,
-                "messages": json.dumps(messages, ensure_ascii=False),
-                "file": example.origin.file,
-                "line": example.origin.line,
-            }
-        )
+        self._rows.append(_record(row, example))
         if len(self._rows) == ROWS_PER_BATCH:
             self._flush()
 
@@ -339,3 +344,17 @@ def _require_answers(prepared: Prepared, data: Data) -> None:
             file=longest.file,
             line=longest.line,
         )
+
+
+def encode_file(source: str, loaded: Loaded, run: RunFolder) -> list[dict[str, Any]]:
+    """Rows of a further file, rendered as the run's own; raises DataError when none can be."""
+    renderer = renderer_of(load_tokenizer(str(run.trained())), loaded.recipe.data)
+    rows, tally = [], _Tally()
+    for item in read_examples(source, loaded.recipe.data, loaded.base):
+        if isinstance(item, Reject):
+            tally.rejects.append(Fault(item.origin.file, item.origin.line, item.reason))
+        elif (row := _encode(item, renderer, loaded.recipe.data, tally)) is not None:
+            rows.append(_record(row, item))
+    if not rows and tally.rejects:
+        raise DataError("data_empty", f"no row can be used: {tally.rejects[0]}", file=source)
+    return rows

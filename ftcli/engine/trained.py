@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from ftcli.artifacts import RunFolder
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
@@ -25,7 +27,9 @@ def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model
     """The base that the run started from, with the run's tokenizer and template."""
     hardware = _hardware()
     dtype = inference_dtype(run, hardware)
-    return _ready(_base(loaded, model_source(loaded.recipe.model.id, loaded.base), hardware, dtype), loaded, run, prepared)
+    source = model_source(loaded.recipe.model.id, loaded.base)
+    base = _base(loaded, source, hardware, dtype, quantization(loaded.recipe.method, dtype))
+    return _ready(base, loaded, run, prepared)
 
 
 def load_tuned_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
@@ -34,21 +38,43 @@ def load_tuned_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Mode
     dtype = inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():
-            network: Any = _base(loaded, str(run.model), hardware, dtype)
+            network: Any = _base(loaded, str(run.model), hardware, dtype, None)
         case Lora() | Qlora():
-            base = _base(loaded, model_source(loaded.recipe.model.id, loaded.base), hardware, dtype)
+            source = model_source(loaded.recipe.model.id, loaded.base)
+            base = _base(loaded, source, hardware, dtype, quantization(loaded.recipe.method, dtype))
             network = open_adapter(base, run.adapter)
         case _:
             assert_never(loaded.recipe.method)
     return _ready(network, loaded, run, prepared)
 
 
-def open_merged(folder: Path, like: Model, dtype: torch.dtype) -> Model:
-    """A merged model read back from disk, with nothing but the folder."""
-    from transformers import AutoModelForCausalLM
+def load_to_merge(loaded: Loaded, run: RunFolder, dtype: str | None, *, original: bool) -> Any:
+    """The adapter on a base that it can be folded into, in the type the merged model will have.
 
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(like.device)
-    return Model(network, like.renderer, like.stop_ids, like.pad_id)
+    A 4-bit base is dequantised first: PEFT's own merge would quantise the sum again. `original`
+    takes the unquantised base, which the adapter was not trained on.
+    """
+    hardware = _hardware()
+    source = model_source(loaded.recipe.model.id, loaded.base)
+    wanted = DTYPES[dtype] if dtype is not None else stored_dtype(source, loaded)
+    plan = Lora(mode="lora") if original else loaded.recipe.method
+    base = _base(loaded, source, hardware, wanted, quantization(plan, wanted))
+    if isinstance(plan, Qlora):
+        base = base.dequantize().to(wanted)
+    return open_adapter(base, run.adapter)
+
+
+def stored_dtype(source: str, loaded: Loaded) -> torch.dtype:
+    """The type of the base's files."""
+    config = AutoConfig.from_pretrained(source, revision=loaded.recipe.model.revision)
+    return config.dtype or torch.float32
+
+
+def open_merged(folder: Path, like: Model) -> Model:
+    """A merged model read back from disk, with nothing but the folder, in its own type."""
+    hardware = _hardware()
+    network = AutoModelForCausalLM.from_pretrained(folder).to(device_of(hardware))
+    return replace(like, network=network)
 
 
 def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
@@ -75,14 +101,20 @@ def _hardware() -> Hardware:
     return hardware
 
 
-def _base(loaded: Loaded, source: str, hardware: Hardware, dtype: torch.dtype) -> Any:
+def _base(
+    loaded: Loaded,
+    source: str,
+    hardware: Hardware,
+    dtype: torch.dtype,
+    quantized: BitsAndBytesConfig | None,
+) -> Any:
     base = load_base(
         source,
         loaded.recipe.model,
         dtype=dtype,
         attention="sdpa",
         device=device_of(hardware),
-        quantization=quantization(loaded.recipe.method, dtype),
+        quantization=quantized,
     )
     keep_training_exact(base)
     return base

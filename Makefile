@@ -1,0 +1,44 @@
+# make demo: install, fetch a small model, and go through all six commands.
+# make test: install what the tests need, and run them all.
+# CPU-only or CUDA builds of torch: PIP_ARGS, see README.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+MODEL := models/SmolLM2-135M-Instruct
+
+.PHONY: demo test check docs bench clean
+
+demo: $(VENV)/.demo
+	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
+
+test: check
+	-$(BIN)/python scripts/small_model.py $(MODEL)
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/pytest -m "not gpu" -rs
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not slow and not gpu"
+
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/build_docs.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python scripts/small_model.py $(MODEL)
+	$(BIN)/python scripts/bench.py --model $(MODEL)
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

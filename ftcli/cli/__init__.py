@@ -1,0 +1,78 @@
+"""The shell: one file per command, and the one place that catches errors."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from ftcli.cli import estimate, evaluate, generate, merge, prepare, schema, train
+from ftcli.console import result_json, say
+from ftcli.errors import FtcliError
+
+app = typer.Typer(
+    name="ftcli",
+    help="From a general open model to a specialist, on one consumer GPU, from one recipe.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prepare")(prepare.prepare)
+app.command("estimate-vram")(estimate.estimate_vram)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("merge")(merge.merge)
+app.command("generate")(generate.generate)
+app.command("schema")(schema.schema)
+
+# typer carries its own click; its public BadParameter leads to the base of all usage errors.
+ShellError = typer.BadParameter.__mro__[2]
+
+EXIT_BUG = 70  # sysexits.h, EX_SOFTWARE
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point of the `ftcli` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    try:
+        return app(args=list(arguments), standalone_mode=False) or 0
+    except FtcliError as error:
+        if debug:
+            traceback.print_exc()
+        return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
+    except ShellError as error:
+        message = f"{error.format_message()}\nTry: ftcli --help"
+        return _failed("usage", message, error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:  # noqa: BLE001 - whatever is left is a bug, and is reported as one
+        traceback.print_exc()
+        message = f"this is a bug of ftcli: please report it with the lines above ({error!r})"
+        return _failed("bug", message, EXIT_BUG, as_json)
+
+
+def _failed(
+    code: str,
+    message: str,
+    exit_code: int,
+    as_json: bool,
+    file: str | None = None,
+    line: int | None = None,
+) -> int:
+    say(message)
+    if as_json:
+        place = {"file": file, "line": line}
+        result_json({"error": {"code": code, "message": message, **place}})
+    return exit_code

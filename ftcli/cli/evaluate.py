@@ -1,0 +1,92 @@
+"""`ftcli eval RUN`."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ftcli.cli import options
+from ftcli.console import Terminal, result, result_json, say, shown_path, table, width
+from ftcli.stages.evaluate import EvalResult, evaluate_run
+
+# Score → what a person calls it, and whether it is a share.
+NAMES = {
+    "loss": ("loss", False),
+    "perplexity": ("perplexity", False),
+    "format_rate": ("in the format", True),
+    "stop_rate": ("stops by itself", True),
+    "rouge_l": ("ROUGE-L", False),
+    "chrf": ("chrF", False),
+    "exact_match": ("exact match", True),
+}
+
+
+def evaluate(
+    run: options.Run,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Rows to use instead of the held-out ones.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Use the first N rows.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base too.")] = True,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare base and tuned on the same held-out rows."""
+    found = evaluate_run(
+        run, overrides or (), data=data, limit=limit, with_base=base, reporter=Terminal()
+    )
+    if json:
+        result_json(found.as_json())
+    else:
+        _show(found)
+
+
+def _show(found: EvalResult) -> None:
+    report = found.report
+    if found.stored:
+        say("evaluated before; the same scores again")
+    if report["rows_chose_checkpoint"]:
+        say("note: these rows chose the checkpoint; hold others out with data.test for a fair score")
+    sides = [side for side in ("base", "tuned") if side in report]
+    names = [name for name in NAMES if name in report["tuned"]]
+    rows = [[NAMES[name][0], *(_score(report[side], name) for side in sides)] for name in names]
+    table([f"{report['rows']} held-out rows", *sides], rows)
+    for sample in report["samples"]:
+        result("")
+        for line in side_by_side(sample, sides, width()):
+            result(line)
+
+
+def _score(scores: dict[str, Any], name: str) -> str:
+    low, high = scores[f"{name}_interval"]
+    if NAMES[name][1]:
+        return f"{scores[name]:.0%} ({low:.0%}–{high:.0%})".replace("%–", "–")
+    return f"{scores[name]:.2f} ({low:.2f}–{high:.2f})"
+
+
+def side_by_side(sample: dict[str, Any], sides: list[str], columns: int) -> list[str]:
+    """A prompt, and below it the answers in columns."""
+    lines = [f"prompt  {sample['file']}:{sample['line']}"]
+    lines += [f"  {line}" for line in _wrapped(sample["prompt"], columns - 2)]
+    wide = (columns - 2 * len(sides)) // len(sides)
+    cells = [_wrapped(_answer(sample[side]), wide - 1) for side in sides]
+    lines.append("  ".join(side.ljust(wide) for side in sides).rstrip())
+    for row in range(max(len(cell) for cell in cells)):
+        parts = [cell[row] if row < len(cell) else "" for cell in cells]
+        lines.append("  ".join(part.ljust(wide) for part in parts).rstrip())
+    return lines
+
+
+def _answer(answer: dict[str, Any]) -> str:
+    text: str = answer["text"].strip()
+    return text if answer["stopped"] else f"{text}… (cut after {answer['tokens']} tokens)"
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, columns) or [""]]

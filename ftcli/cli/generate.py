@@ -1,0 +1,99 @@
+"""`ftcli generate RUN [PROMPT]`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftcli.cli import options
+from ftcli.console import Terminal, result, result_json, say, shown_path, stream
+from ftcli.errors import UsageError
+from ftcli.stages.generate import answer_file, open_generator
+
+
+def generate(
+    run: options.Run,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="None: standard input.")
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="Prompts: jsonl, csv, txt (one a line)."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Answers to --input, a jsonl file.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="0: all tokens.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Answer a prompt with the tuned model, or every row of a file."""
+    flags = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "max_new_tokens": max_new_tokens,
+        "repetition_penalty": repetition_penalty,
+    }
+    given = [f"generation.{name}={value}" for name, value in flags.items() if value is not None]
+    changes = [*(overrides or ()), *given]
+    if input_file is not None:
+        _answer_file(run, prompt, changes, input_file, output, seed, json)
+        return
+    if output is not None:
+        raise UsageError("flag", "--output goes with --input")
+    _answer_one(run, prompt if prompt is not None else _standard_input(), changes, seed, json)
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        raise UsageError("usage", "give a PROMPT, --input FILE, or a text on standard input")
+    text = sys.stdin.read().strip("\n")
+    if not text.strip():
+        raise UsageError("usage", "the prompt on standard input is empty")
+    return text
+
+
+def _answer_one(run: Path, prompt: str, changes: list[str], seed: int | None, json: bool) -> None:
+    generator = open_generator(run, changes, seed)
+    pieces = []
+    for piece in generator.answer(prompt):
+        pieces.append(piece)
+        if not json:
+            stream(piece)
+    if json:
+        result_json({"prompt": prompt, "completion": "".join(pieces)})
+    else:
+        stream("\n")
+
+
+def _answer_file(
+    run: Path,
+    prompt: str | None,
+    changes: list[str],
+    source: Path,
+    output: Path | None,
+    seed: int | None,
+    json: bool,
+) -> None:
+    if prompt is not None or output is None:
+        raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
+    found = answer_file(
+        run, changes, source=source, output=output, seed=seed, reporter=Terminal()
+    )
+    for reject in found.rejected:
+        say(f"left out {reject}")
+    if json:
+        result_json(found.as_json())
+        return
+    before = f", {found.answered_before} of them before" if found.answered_before else ""
+    result(f"{found.rows} answers in {shown_path(found.output)}{before}")

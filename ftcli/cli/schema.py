@@ -1,0 +1,27 @@
+"""`ftcli schema`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ftcli.cli import options
+from ftcli.console import result
+from ftcli.stages.schema import json_schema, key_lines
+
+
+def schema(
+    section: Annotated[
+        str | None, typer.Argument(metavar="[SECTION]", help="With --text: only this section.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Keys and defaults to read.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Print the recipe's JSON Schema, or its keys with their defaults."""
+    if text and not json:
+        for line in key_lines(section):
+            result(line)
+    else:
+        result(json_schema())

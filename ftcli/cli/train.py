@@ -1,0 +1,95 @@
+"""`ftcli train RECIPE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftcli.cli import options
+from ftcli.console import (
+    Terminal,
+    duration,
+    gigabytes,
+    megabytes,
+    result,
+    result_json,
+    say,
+    shown_path,
+)
+from ftcli.errors import UsageError
+from ftcli.stages.train import DryRun, TrainResult, plan_recipe, train_recipe
+
+
+def train(
+    recipe: options.Recipe,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an unfinished run (the default).")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over in a new folder beside the old one.")
+    ] = False,
+    from_run: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Start from another run's adapter or model."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan with its reasons, and stop.")
+    ] = False,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prepare if needed, plan, train, and keep the best weights."""
+    if resume and (fresh or from_run):
+        raise UsageError("flag", "--resume goes with neither --fresh nor --from")
+    reporter = Terminal()
+    if dry_run:
+        plan = plan_recipe(recipe, overrides or (), parent=from_run, reporter=reporter)
+        if json:
+            result_json(plan.as_json())
+        else:
+            _show_plan(plan)
+        return
+    found = train_recipe(
+        recipe, overrides or (), fresh=fresh, parent=from_run, reporter=reporter
+    )
+    if json:
+        result_json(found.as_json())
+    else:
+        _show(found)
+
+
+def _show(found: TrainResult) -> None:
+    report, path = found.report, shown_path(found.run.path)
+    if found.already:
+        result(f"{path} is finished; nothing is left to do (start over beside it: --fresh)")
+        for change in found.changed:
+            say(f"note: the recipe has changed since: {change}")
+    loss = "not measured"
+    if report["eval_loss"] is not None:
+        first = report["first_eval_loss"]
+        before = f"{first:.2f} → " if first is not None else ""
+        loss = f"{before}{report['eval_loss']:.2f} (best: step {report['best_step']})"
+    result(
+        f"done   {duration(report['seconds'])} · validation loss {loss} · "
+        f"peak {gigabytes(report['peak_memory_bytes'])} · {megabytes(report['saved_bytes'])}"
+    )
+    result(f"       {path}")
+    result(f"next   ftcli eval {path}")
+
+
+def _show_plan(plan: DryRun) -> None:
+    found = plan.plan
+    result(f"plan for {plan.hardware.name} ({gigabytes(plan.hardware.free_bytes)} free)")
+    rows = [(name.replace("_", " "), c.value, c.reason) for name, c in found.choices().items()]
+    names = max(len(name) for name, _, _ in rows)
+    values = max(len(str(value)) for _, value, _ in rows)
+    for name, value, reason in rows:
+        result(f"  {name:<{names}}  {value!s:<{values}}  {reason}")
+    batch = found.micro_batch.value * found.accumulation
+    result(f"  {found.micro_batch.value} × {found.accumulation} = {batch} rows a step")
+    items = found.estimate.breakdown.items()
+    parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items if size >= 5e7)
+    result(f"memory {gigabytes(found.estimate.peak_bytes)} at the peak: {parts}")

@@ -1,0 +1,71 @@
+"""Rows that are only to be answered: the training's formats without their answers."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+from ftcli.data.example import Message, Origin
+from ftcli.data.formats import CONVERSATION_COLUMNS, PAIRS
+from ftcli.data.reading import read_rows_as_examples
+from ftcli.data.row import Reject, Row
+from ftcli.data.source import read_rows
+from ftcli.errors import DataError
+from ftcli.recipe import Data
+
+# Stands where the answer will be, so that the training's own readers can check the row.
+PLACEHOLDER = "…"
+
+
+def read_prompts(source: str, data: Data, base: Path) -> Iterator[tuple[Message, ...] | Reject]:
+    """Prompts of a data file in the training's format, or of a text file, one a line."""
+    if source.removesuffix(".gz").endswith(".txt"):
+        rows: Iterator[Row | Reject] = _lines(base / source, source)
+        wanted = data.model_copy(update={"format": "pairs"})
+    else:
+        rows = (_answerable(row, data) for row in read_rows(source, base))
+        wanted = data
+        if data.prompt is not None and data.completion is not None:
+            wanted = data.model_copy(update={"completion": PLACEHOLDER})
+    for item in read_rows_as_examples(rows, wanted):
+        yield item if isinstance(item, Reject) else item.prompt
+
+
+def _lines(path: Path, shown: str) -> Iterator[Row | Reject]:
+    if not path.is_file():
+        raise DataError("data_missing", "no such file", file=shown)
+    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+    with opened as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                fields = {"prompt": line.rstrip("\r\n"), "completion": PLACEHOLDER}
+                yield Row(Origin(shown, number), fields)
+
+
+def _answerable(row: Row | Reject, data: Data) -> Row | Reject:
+    """The row with a placeholder for its answer, whether it has one or not."""
+    if isinstance(row, Reject):
+        return row
+    fields = dict(row.fields)
+    for column in CONVERSATION_COLUMNS:
+        turns = fields.get(column)
+        if isinstance(turns, list) and turns:
+            fields[column] = _open_turns(turns)
+            return Row(row.origin, fields)
+    if "instruction" in fields and data.format in ("auto", "alpaca"):
+        return Row(row.origin, fields | {"output": PLACEHOLDER})
+    for question, answer in PAIRS:
+        if question in fields:
+            return Row(row.origin, fields | {answer: PLACEHOLDER})
+    return Row(row.origin, fields)
+
+
+def _open_turns(turns: list[object]) -> list[object]:
+    """The turns up to the last question, and a placeholder for its answer."""
+    last = turns[-1]
+    if not isinstance(last, dict):
+        return turns
+    role, content = ("from", "value") if "from" in last else ("role", "content")
+    kept = turns[:-1] if last.get(role) in ("assistant", "gpt") else turns
+    return [*kept, {role: "gpt" if role == "from" else "assistant", content: PLACEHOLDER}]

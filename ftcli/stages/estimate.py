@@ -1,0 +1,102 @@
+"""`ftcli estimate-vram`: what a training will need, from a recipe or from flags alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ftcli.errors import UsageError
+from ftcli.hardware import Card
+from ftcli.shapes import Shape, find_shape
+from ftcli.vram import Choices, Estimate, TextbookFigure, card_fits, estimate, textbook
+
+
+@dataclass(frozen=True)
+class EstimateResult:
+    """An estimate with what it was asked for; `textbook` only for full fine-tuning."""
+
+    shape: Shape
+    choices: Choices
+    estimate: Estimate
+    card: Card | None
+    textbook: tuple[TextbookFigure, ...]
+
+    @property
+    def fits_card(self) -> bool | None:
+        """Whether it fits the card asked about."""
+        return None if self.card is None else card_fits(self.estimate.reserved_bytes, self.card)
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields of COMMANDS: names that scripts rely on."""
+        found = self.estimate
+        fits = dict(found.fits)
+        if self.card is not None and self.fits_card is not None:
+            fits[self.card.name] = self.fits_card
+        return {
+            "peak_bytes": found.peak_bytes,
+            "device_bytes": found.device_bytes,
+            "breakdown": found.breakdown,
+            "peak_phase": found.peak_phase,
+            "phases": found.phases,
+            "trainable_parameters": found.trainable_parameters,
+            "total_parameters": found.total_parameters,
+            "fits": fits,
+            "assumptions": found.assumptions | {"choices": _plain(self.choices)},
+            "textbook": [asdict(figure) for figure in self.textbook],
+        }
+
+
+def estimate_memory(
+    recipe: Path | None,
+    overrides: list[str],
+    model: str | None,
+    flags: dict[str, Any],
+    card: Card | None,
+) -> EstimateResult:
+    """Estimate a recipe, a model named by a flag, or a recipe changed by flags."""
+    if recipe is None:
+        if model is None:
+            raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
+        if overrides:
+            raise UsageError("flag", "--set changes a recipe, and none is given")
+        shape, choices = find_shape(model, Path.cwd()), Choices(mode="lora")
+    else:
+        shape, choices = _from_recipe(recipe, overrides, model)
+    wanted = replace(choices, **flags)
+    found = estimate(shape, wanted, card.compute_capability if card else None)
+    figures = tuple(textbook(shape)) if wanted.mode == "full" else ()
+    return EstimateResult(shape, wanted, found, card, figures)
+
+
+def _from_recipe(recipe: Path, overrides: list[str], model: str | None) -> tuple[Shape, Choices]:
+    """The least that the recipe's training takes: what is `auto` there is at its smallest."""
+    from ftcli.loading import load_recipe
+    from ftcli.plan import vram_method
+    from ftcli.prepared import load_prepared
+
+    loaded = load_recipe(recipe, overrides)
+    training, data = loaded.recipe.training, loaded.recipe.data
+    prepared = load_prepared(loaded.output / "data")
+    micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
+    checkpointing = training.gradient_checkpointing
+    attention = loaded.recipe.model.attention
+    choices = Choices(
+        **vram_method(loaded.recipe.method),
+        precision="bf16" if training.precision == "auto" else training.precision,
+        weights_dtype=loaded.recipe.model.dtype,
+        optimizer="adamw" if training.optimizer == "auto" else training.optimizer,
+        attention="sdpa" if attention == "auto" else attention,
+        seq_len=prepared.longest.tokens if prepared else data.max_length,
+        micro_batch=micro_batch,
+        gradient_accumulation=training.batch_size // micro_batch,
+        gradient_checkpointing=True if checkpointing == "auto" else checkpointing,
+    )
+    name = model or loaded.recipe.model.id
+    return find_shape(name, loaded.base, loaded.recipe.model.revision), choices
+
+
+def _plain(choices: Choices) -> dict[str, Any]:
+    words = asdict(choices)
+    words.pop("stack")
+    return words
