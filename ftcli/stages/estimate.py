@@ -43,7 +43,7 @@ class EstimateResult:
             "total_parameters": found.total_parameters,
             "fits": fits,
             "assumptions": found.assumptions | {"choices": _plain(self.choices)},
-            "textbook": [asdict(figure) for figure in self.textbook],
+            "textbook": [figure._asdict() for figure in self.textbook],
         }
 
 

@@ -1,0 +1,109 @@
+"""Fixtures that many tests share: a tiny random chat model, rows to train on, the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+COLOURS = ("red", "green", "blue", "black", "white", "grey", "teal", "coral")
+THINGS = ("kettle", "lamp", "chair", "drum", "scarf", "spade", "kite", "mug")
+
+
+def pair(number: int) -> dict[str, str]:
+    """A small product and its listing."""
+    thing, colour = THINGS[number % 8], COLOURS[number // 8 % 8]
+    return {
+        "prompt": f"Product: {thing} {number}\nColour: {colour}",
+        "completion": f"# {thing} {number}\nA {colour} {thing}.",
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer Llama with a byte-level tokenizer and ChatML."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=control,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([json.dumps(pair(n)) for n in range(64)], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """48 pairs as jsonl."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(pair(n)) + "\n" for n in range(48)))
+    return path
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[..., Path]:
+    """Write a small recipe; keyword arguments replace whole sections."""
+
+    def write(name: str = "tiny", **sections: Any) -> Path:
+        recipe: dict[str, Any] = {
+            "name": name,
+            "model": {"id": str(tiny_model)},
+            "method": {"mode": "lora", "rank": 4},
+            "data": {"train": rows_file.name, "validation": 8, "test": 8, "max_length": 256},
+            "training": {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4},
+            "generation": {"max_new_tokens": 8},
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(recipe | sections, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Path:
+    """The real small model, where FTCLI_SMALL_MODEL names its folder (make test does)."""
+    folder = Path(os.environ.get("FTCLI_SMALL_MODEL", ""))
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip("FTCLI_SMALL_MODEL names no folder of the small model (make test fetches it)")
+    return folder

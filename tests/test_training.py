@@ -1,0 +1,200 @@
+"""Stopping, resuming, starting over, going on from another run; what must never happen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.artifacts import sha256_file
+from ftcli.cli import run
+
+WITH_DROPOUT = {"mode": "lora", "rank": 4, "dropout": 0.1}
+
+
+def adapter_digest(folder: Path) -> str:
+    return sha256_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def train(recipe: Path, *flags: str) -> int:
+    return run(["train", str(recipe), *flags])
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """Send the signal while this step is logged."""
+    from ftcli.engine.callbacks import Course
+
+    original = Course.on_log
+
+    def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
+        original(self, args, state, control, logs=logs, **rest)
+        if state.global_step == step and "loss" in logs:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Course, "on_log", on_log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_resumes_to_the_same_weights(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+) -> None:
+    whole = write_recipe("whole", method=WITH_DROPOUT)
+    assert train(whole, "--set", "training.micro_batch_size=2") == 0
+    stopped = write_recipe("stopped", method=WITH_DROPOUT)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch, number)
+        assert train(stopped, "--set", "training.micro_batch_size=2") == 128 + number
+    error = capsys.readouterr().err
+    assert "stopped at step 3 of 8" in error and "Go on: ftcli train" in error
+    assert "Traceback" not in error
+    folder = tmp_path / "runs" / "stopped"
+    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+    assert train(stopped, "--set", "training.micro_batch_size=2") == 0
+    assert adapter_digest(folder) == adapter_digest(tmp_path / "runs" / "whole")
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert [s for s in steps if s] == sorted(s for s in steps if s)
+
+
+def test_resume_refuses_another_recipe(
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe()
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        train(recipe)
+    capsys.readouterr()
+    assert train(recipe, "--set", "training.learning_rate=5e-4") == 1
+    assert "training.learning_rate: 0.001 → 0.0005" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_and_fresh_starts_beside_it(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    assert train(recipe) == 0
+    capsys.readouterr()
+    assert train(recipe, "--set", "training.epochs=2") == 0
+    out, err = capsys.readouterr()
+    assert "is finished; nothing is left to do" in out
+    assert "the recipe has changed since: training.epochs: 1.0 → 2.0" in err
+    assert train(recipe, "--fresh") == 0
+    digests = {adapter_digest(tmp_path / "runs" / name) for name in ("tiny", "tiny-2")}
+    assert len(digests) == 1, "the same recipe twice gives the same adapter"
+
+
+def test_from_a_run_goes_on_from_its_adapter(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(write_recipe("first")) == 0
+    first = tmp_path / "runs" / "first"
+    second = write_recipe("second")
+    assert train(second, "--from", str(first)) == 0
+    begun = json.loads((tmp_path / "runs" / "second" / "run.json").read_text())
+    ended = json.loads((first / "run.json").read_text())
+    assert begun["parent"] == str(first)
+    assert begun["result"]["first_eval_loss"] == pytest.approx(ended["result"]["eval_loss"])
+    other = write_recipe("third", method={"mode": "lora", "rank": 8})
+    capsys.readouterr()
+    assert train(other, "--from", str(first)) == 2
+    assert "method.rank: 4 → 8" in capsys.readouterr().err
+
+
+def test_from_a_full_run_trains_an_adapter_on_its_model(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert train(write_recipe("whole", method={"mode": "full"})) == 0
+    first = tmp_path / "runs" / "whole"
+    assert train(write_recipe("further"), "--from", str(first)) == 0
+    manifest = json.loads((tmp_path / "runs" / "further" / "run.json").read_text())
+    ended = json.loads((first / "run.json").read_text())
+    assert manifest["result"]["first_eval_loss"] == pytest.approx(ended["result"]["eval_loss"])
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+def test_validation_in_the_middle_changes_nothing(
+    mode: str, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    training = {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3"}
+    method = {"mode": mode, "rank": 4}
+    for name, every in (("often", 1), ("once", 8)):
+        recipe = write_recipe(name, method=method, training={**training, "eval_steps": every})
+        assert train(recipe) == 0
+    often, once = (adapter_digest(tmp_path / "runs" / name) for name in ("often", "once"))
+    assert often == once
+
+
+def test_training_from_a_folder_opens_no_socket(
+    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert train(write_recipe()) == 0
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ftcli.engine import trainer
+
+    original, calls = trainer.summed_loss, []
+
+    def broken(*arguments: Any) -> Any:
+        calls.append(1)
+        loss = original(*arguments)
+        return loss * float("nan") if len(calls) == 3 else loss
+
+    monkeypatch.setattr(trainer, "summed_loss", broken)
+    assert train(write_recipe()) == 1
+    assert "the loss became nan in step 3" in capsys.readouterr().err
+
+
+def test_early_stopping_keeps_the_best(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    training = {
+        "epochs": 20,
+        "batch_size": 4,
+        "learning_rate": 0.5,
+        "eval_steps": 2,
+        "early_stopping_patience": 2,
+        "scheduler": "constant",
+        "warmup_ratio": 0,
+    }
+    assert train(write_recipe(training=training)) == 0
+    folder = tmp_path / "runs" / "tiny"
+    result = json.loads((folder / "run.json").read_text())["result"]
+    assert result["steps"] < 160
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    losses = {r["step"]: r["eval_loss"] for r in records if "eval_loss" in r and r["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert result["best_step"] == best and result["eval_loss"] == losses[best]
+    kept = sha256_file(folder / "checkpoints" / f"step-{best}" / "adapter_model.safetensors")
+    assert kept == adapter_digest(folder)
+
+
+def test_two_writers_are_refused(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftcli.artifacts import RunFolder
+
+    recipe = write_recipe()
+    with RunFolder(tmp_path / "runs" / "tiny").lock():
+        assert train(recipe) == 1
+    assert "another ftcli is writing here" in capsys.readouterr().err
