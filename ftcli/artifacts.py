@@ -1,10 +1,10 @@
 """The run folder: its names, atomic writes, its lock, and how a run is found again.
 
-    runs/<name>/
-      recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
-      plan.json       what was decided, and why  data/        tokenised splits
-      checkpoints/    step-N, resumable          metrics.jsonl
-      adapter/ or model/                         README.md    model card
+runs/<name>/
+  recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
+  plan.json       what was decided, and why  data/        tokenised splits
+  checkpoints/    step-N, resumable          metrics.jsonl
+  adapter/ or model/                         README.md    model card
 """
 
 from __future__ import annotations
@@ -83,10 +83,12 @@ class RunFolder:
         if not self.manifest.is_file():
             return {}
         try:
-            return dict(json.loads(self.manifest.read_text()))
-        except ValueError as error:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
             raise FtcliError(
-                "run_broken", f"is not JSON ({error}); the run cannot be read", file=str(self.manifest)
+                "run_broken",
+                f"is not a JSON object ({error}); the run cannot be read",
+                file=str(self.manifest),
             ) from error
 
     @property
@@ -116,8 +118,9 @@ class RunFolder:
             lock.acquire()
         except Timeout as error:
             raise MachineError(
-                "run_locked", f"{self.path}: another ftcli is writing here; wait, or give another "
-                "folder with --set output=…"
+                "run_locked",
+                f"{self.path}: another ftcli is writing here; wait, or give another "
+                "folder with --set output=…",
             ) from error
         try:
             yield

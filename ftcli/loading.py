@@ -6,14 +6,16 @@ YAML's safe rules, so that no tag can run code.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ftcli.console import shown_path
@@ -25,8 +27,15 @@ if TYPE_CHECKING:
 
 Path_ = tuple[str, ...]
 
-# YAML 1.1 reads 010 as 8 and YAML 1.2 as 10: whoever wrote it means one of them.
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 reads 10 and a text: nobody means all of them.
 OCTAL = re.compile(r"^[-+]?0[0-9_]+$")
+NUMBER_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
+TAGS = NUMBER_TAGS | {
+    f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "null", "bool", "timestamp")
+}
+# A recipe is 4 levels deep and has about 60 keys; anchors can make far more of a few lines.
+DEEPEST = 8
+MOST_VALUES = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,9 @@ class Loaded:
     @property
     def output(self) -> Path:
         """Folder of the run."""
-        return (self.base / (self.recipe.output or f"runs/{self.recipe.name}")).absolute()
+        path = self.base / (self.recipe.output or f"runs/{self.recipe.name}")
+        # `recipes/../runs/x` is read by people as `runs/x`.
+        return Path(os.path.normpath(path))
 
     def shown_path(self) -> str:
         """The recipe's path as the user would type it."""
@@ -53,25 +64,30 @@ class _Found:
     """What a walk over the nodes collects: a line for every key, and faults of YAML itself."""
 
     file: str
+    """The recipe, or the `--set` whose value is walked over."""
+    in_flag: bool = False
     lines: dict[Path_, int] = field(default_factory=dict)
     overridden: dict[Path_, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    values: int = 0
 
     def problem(self, path: Path_, message: str) -> Problem:
-        """At the `--set` that wrote the key, or the key's line, or its section's."""
-        key = ".".join(path)
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.overridden:
-                return Problem(self.overridden[path[:length]], None, key, message)
-            if path[:length] in self.lines:
-                return Problem(self.file, self.lines[path[:length]], key, message)
-        return Problem(self.file, None, key, message)
+        """At the key that the message names, or `path`, or the flag or section that made it."""
+        words = set(re.findall(r"\w+", message))
+        written = [*self.overridden, *self.lines]
+        named = [key for key in written if key[:-1] == path and key[-1] in words]
+        below = [key for key in self.overridden if path and key[: len(path)] == path]
+        above = [path[:length] for length in range(len(path) - 1, 0, -1)]
+        for key in (*named, path, *below, *above):
+            if key in self.overridden:
+                return Problem(self.overridden[key], None, ".".join(path), message)
+            if key in self.lines:
+                return Problem(self.file, self.lines[key], ".".join(path), message)
+        return Problem(self.file, None, ".".join(path), message)
 
     def fault(self, node: Node, path: Path_, message: str) -> None:
-        problem = self.problem(path, message)
-        if path not in self.overridden:
-            problem = replace(problem, line=node.start_mark.line + 1)
-        self.problems.append(problem)
+        line = None if self.in_flag else node.start_mark.line + 1
+        self.problems.append(Problem(self.file, line, ".".join(path), message))
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -79,10 +95,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     A missing file raises UsageError with exit code 1: the disk had to be looked at.
     """
-    if not path.is_file():
-        raise _missing(path)
     found = _Found(shown_path(path))
-    values = _compose(path, found)
+    values = _compose(_read(path), found)
     for override in overrides:
         _override(values, override, found)
     try:
@@ -114,9 +128,7 @@ def resolved(loaded: Loaded) -> Recipe:
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"id": fixed(recipe.model.id)}),
-            "data": recipe.data.model_copy(
-                update={"train": fixed(recipe.data.train), **held_out}
-            ),
+            "data": recipe.data.model_copy(update={"train": fixed(recipe.data.train), **held_out}),
             "output": str(loaded.output),
         }
     )
@@ -141,40 +153,97 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML writes these signs as they are and reads them as line ends."""
+
+    line_ends = re.compile("[\x85\u2028\u2029]")
+
+    def text(self, value: str) -> ScalarNode:
+        style = '"' if self.line_ends.search(value) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe, every default written out, as YAML that `load_recipe` reads back."""
-    return yaml.safe_dump(
-        recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
-    )
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise _missing(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read: {error.strerror}") from error
 
 
 def _missing(path: Path) -> UsageError:
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
     near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    error = UsageError(
-        "recipe_missing", f"{what}{did_you_mean(path.name, near)}", file=shown_path(path)
-    )
+    return _unreadable(path, f"{what}{did_you_mean(path.name, near)}")
+
+
+def _unreadable(path: Path, message: str) -> UsageError:
+    error = UsageError("recipe_missing", message, file=shown_path(path))
     error.exit_code = 1
     return error
 
 
-def _compose(path: Path, found: _Found) -> dict[str, Any]:
+def _compose(content: bytes, found: _Found) -> dict[str, Any]:
+    line: int | None = 1
+    text = ""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        text = content.decode("utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
         if isinstance(root, MappingNode):
-            return cast(dict[str, Any], _value(root, (), found))
+            return _root(root, found)
         what = "is empty" if root is None else "is not a mapping of keys to values"
-        problem = Problem(found.file, 1, "", f"the recipe {what}; see `ftcli schema`")
+        message = f"the recipe {what}; see `ftcli schema`"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text (byte 0x{content[error.start]:02x}); save it as UTF-8"
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not YAML: character #x{error.character:04x} is not allowed"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
-        problem = Problem(found.file, line, "", f"not YAML: {error.problem or error.context}")
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        problem = Problem(found.file, None, "", f"not YAML: {error}".splitlines()[0])
-    raise RecipeError((problem,))
+        message = f"not YAML: {error.problem or error.context}"
+    except RecursionError:
+        line, message = _deep_line(text), "nested too deeply"
+    raise RecipeError((Problem(found.file, line, "", message),))
+
+
+def _root(root: MappingNode, found: _Found) -> dict[str, Any]:
+    values = _value(root, (), found)
+    if values is None:
+        raise RecipeError(tuple(found.problems))
+    return cast(dict[str, Any], values)
+
+
+def _deep_line(text: str) -> int | None:
+    """The line where the nesting goes past what a recipe has."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > DEEPEST and event.start_mark is not None:
+            return event.start_mark.line + 1
+    return None
 
 
 def _value(node: Node, path: Path_, found: _Found) -> object:
+    found.values += 1
+    if len(path) > DEEPEST or found.values > MOST_VALUES:
+        limits = f"{DEEPEST} levels and {MOST_VALUES} values"
+        found.fault(node, path, f"nested too deeply or repeated too often; the limit is {limits}")
+        raise RecipeError(_in_order(found.problems))
+    if node.tag not in TAGS:
+        found.fault(node, path, f"tag {node.tag} is not allowed")
+        return None
     match node:
         case MappingNode():
             return _mapping(node, path, found)
@@ -193,6 +262,9 @@ def _mapping(node: MappingNode, path: Path_, found: _Found) -> dict[str, Any]:
             found.fault(key_node, path, "a key must be a plain word")
             continue
         key = key_node.value
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            found.fault(key_node, (*path, key), "merging is not supported; write the keys out")
+            continue
         if key in values:
             first = found.lines[(*path, key)]
             found.fault(key_node, (*path, key), f"written twice; first on line {first}")
@@ -203,18 +275,24 @@ def _mapping(node: MappingNode, path: Path_, found: _Found) -> dict[str, Any]:
 
 
 def _scalar(node: ScalarNode, path: Path_, found: _Found) -> object:
-    if not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:
-        found.fault(node, path, f"tag {node.tag} is not allowed")
-        return None
-    if node.style is None and OCTAL.match(node.value):
-        found.fault(
-            node, path, f"{node.value} may mean octal or decimal; write it without the leading 0"
-        )
-        return None
+    if node.style is None and node.tag in NUMBER_TAGS:
+        if OCTAL.match(node.value):
+            found.fault(
+                node,
+                path,
+                f"{node.value} may mean octal or decimal; write it without the leading 0, or in "
+                "quotes if it is a text",
+            )
+            return None
+        if ":" in node.value:
+            found.fault(node, path, f"{node.value} may mean base 60; put it in quotes")
+            return None
     try:
         return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError) as error:
-        found.fault(node, path, f"cannot be read: {error}".splitlines()[0])
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError):
+        # PyYAML fails in each of these ways where a value is not of the kind its tag says.
+        kind = node.tag.rpartition(":")[2]
+        found.fault(node, path, f"cannot be read as {kind}: {node.value[:60]}")
         return None
 
 
@@ -225,10 +303,13 @@ def _override(values: dict[str, Any], override: str, found: _Found) -> None:
         raise UsageError("flag", f"--set {override}: expected section.key=value")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError("flag", f"--set {override}: the value is not YAML") from error
-    found.overridden[path] = f"--set {override}"
-    value = _value(node, path, found) if node is not None else None
+    inside = _Found(f"--set {override}", in_flag=True)
+    value = _value(node, path, inside) if node is not None else None
+    found.problems += inside.problems
+    found.overridden[path] = inside.file
+    found.lines = {k: line for k, line in found.lines.items() if k[: len(path)] != path}
     section = values
     for part in path[:-1]:
         section = section.setdefault(part, {})
@@ -261,6 +342,8 @@ def _user_path(detail: ErrorDetails, values: object) -> Path_:
             path.append(str(part))
         elif detail["type"] == "missing" and part == detail["loc"][-1]:
             path.append(str(part))
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
     return tuple(path)
 
 
@@ -275,7 +358,10 @@ EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "string_type": "a text (put it in quotes)",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a name that can be a folder's: no / or \\, not only dots",
     "list_type": "a list",
+    "too_short": "a list that is not empty",
     "dict_type": "keys and values",
     "model_type": "a section of keys and values",
     "model_attributes_type": "a section of keys and values",
@@ -290,14 +376,13 @@ def _message(details: list[ErrorDetails], path: Path_, values: dict[str, Any]) -
     match first["type"]:
         case "extra_forbidden":
             return f"unknown key{did_you_mean(path[-1], _known_keys(path[:-1], values))}"
-        case "missing":
+        case "missing" | "union_tag_not_found":
             return "is missing"
-        case "union_tag_not_found":
-            return f"{first['ctx']['discriminator'].strip(chr(39))} is missing"
         case "union_tag_invalid":
-            tag, known = str(first["ctx"]["tag"]), str(first["ctx"]["expected_tags"])
-            names = [name.strip(" '") for name in known.split(",")]
-            return f"no such choice: {tag}{did_you_mean(tag, names)} (there is {', '.join(names)})"
+            tag = first["input"][path[-1]]
+            names = [name.strip(" '") for name in str(first["ctx"]["expected_tags"]).split(",")]
+            hint = did_you_mean(tag, names) if isinstance(tag, str) else ""
+            return f"no such choice: {_as_yaml(tag)}{hint} (there is {', '.join(names)})"
     special = [d for d in details if d["type"] in ("value_error", *LIMITS)]
     if special:
         return _judged(special[0])
@@ -328,7 +413,7 @@ def _choices(details: list[ErrorDetails]) -> list[str]:
 
 def _as_yaml(value: object) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...").strip()[:60]
+    return " ".join(text.removesuffix("\n").removesuffix("\n...").split())[:60]
 
 
 def _known_keys(path: Path_, values: Mapping[str, Any]) -> list[str]:

@@ -178,7 +178,9 @@ def _precision(recipe: Recipe, hardware: Hardware) -> Choice[Precision]:
 
 def _require_precision(asked: str, hardware: Hardware) -> None:
     if asked == "fp16" and hardware.kind == "cpu":
-        raise MachineError("precision", "training.precision: fp16 needs a CUDA card; here: bf16, fp32")
+        raise MachineError(
+            "precision", "training.precision: fp16 needs a CUDA card; here: bf16, fp32"
+        )
 
 
 def _weights_dtype(recipe: Recipe, precision: Precision) -> Choice[WeightsDtype]:
@@ -187,8 +189,9 @@ def _weights_dtype(recipe: Recipe, precision: Precision) -> Choice[WeightsDtype]
         case Full():
             if asked != "auto":
                 raise UsageError(
-                    "recipe", "model.dtype: full training decides the type of its weights by "
-                    "training.precision (pure-bf16: 16-bit weights); remove it"
+                    "recipe",
+                    "model.dtype: full training decides the type of its weights by "
+                    "training.precision (pure-bf16: 16-bit weights); remove it",
                 )
             if precision == "pure-bf16":
                 return Choice("bf16", "pure-bf16 asked for: small updates round to nothing")
@@ -284,9 +287,7 @@ def needed_bytes(found: Estimate, hardware: Hardware) -> int:
     return found.device_bytes - context_bytes(None)
 
 
-def _fit(
-    recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware, base: Choices
-) -> _Fit:
+def _fit(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware, base: Choices) -> _Fit:
     """The largest useful micro-batch that fits, without checkpointing where there is room."""
     training, budget = recipe.training, _budget(hardware)
     asked = training.gradient_checkpointing

@@ -110,5 +110,7 @@ def load_prepared(folder: Path) -> Prepared | None:
         return Prepared(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise FtcliError(
-            "prepared_broken", f"cannot be read ({error}); delete it and prepare again", file=str(file)
+            "prepared_broken",
+            f"cannot be read ({error}); delete it and prepare again",
+            file=str(file),
         ) from error

@@ -7,6 +7,9 @@ and never edit; where a default depends on the model, the data or the machine, i
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -25,12 +28,19 @@ PositiveCount = Annotated[Count, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 
 
+# YAML reads 1e-1 as a text.
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
+
+
 def _share_count_or_file(value: object) -> object:
     if isinstance(value, str):
-        return value
+        if not EXPONENT.fullmatch(value):
+            return value
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"expected a share, a number of rows or a file, found {value!r}")
-    if value < 0 or (value >= 1 and value != int(value)):
+        found = json.dumps(value, default=str)
+        raise ValueError(f"expected a share, a number of rows or a file, found {found}")
+    if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
         raise ValueError(f"{value} is neither a share below 1 nor a whole number of rows")
     return value
 
@@ -109,7 +119,7 @@ class Data(Section):
     max_length: PositiveCount = 1024
     """Longest row in tokens; what is cut of answers is counted."""
     prompt: str | None = None
-    """For `columns`: a column, or a template such as `Product: {name}`."""
+    """For `columns`: a column, or a template such as `Product: {name}`; with `completion`."""
     completion: str | None = None
     """For `columns`: the answer's column, or a template."""
     system: str | None = None
@@ -130,9 +140,20 @@ class Data(Section):
     """Arguments for the chat template, such as `enable_thinking: false`."""
 
     @model_validator(mode="after")
-    def columns_need_prompt_and_completion(self) -> Data:
-        if self.format == "columns" and (self.prompt is None or self.completion is None):
+    def columns_keys_go_together(self) -> Data:
+        given = (self.prompt is not None, self.completion is not None)
+        if self.format == "columns" and not all(given):
             raise ValueError("format columns needs data.prompt and data.completion")
+        if self.format == "auto" and any(given) and not all(given):
+            there, absent = ("prompt", "completion") if given[0] else ("completion", "prompt")
+            raise ValueError(
+                f"data.{there} names a column or template, and data.{absent} is missing; give both"
+            )
+        if self.format not in ("auto", "columns") and any(given):
+            raise ValueError(
+                "data.prompt and data.completion need format columns or auto, found format "
+                f"{self.format}"
+            )
         return self
 
 
@@ -162,7 +183,7 @@ class Training(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
     """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"
-    """auto: AdamW in fp32; in 8 bits, paged, for QLoRA and tight full fine-tuning on a card."""
+    """auto: AdamW in fp32; in 8 bits, paged, for full fine-tuning that fits no other way."""
     neftune_noise_alpha: Annotated[Number, Field(gt=0)] | None = None
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     eval_steps: Literal["auto"] | PositiveCount = "auto"
@@ -213,8 +234,6 @@ class RegexFormat(Section):
     @field_validator("pattern")
     @classmethod
     def pattern_compiles(cls, value: str) -> str:
-        import re
-
         try:
             re.compile(value)
         except re.error as error:
@@ -240,10 +259,14 @@ class Evaluation(Section):
     """Form every answer must have; its share is reported as `format_rate`."""
 
 
+# No separator or control character, and something besides dots.
+FOLDER_NAME = r"^[^/\\\x00-\x1f]*[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
+
+
 class Recipe(Section):
     """One training, complete."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
+    name: Annotated[str, Field(min_length=1, pattern=FOLDER_NAME)]
     """Name of the run."""
     model: Model
     method: Method

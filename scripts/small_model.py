@@ -46,7 +46,6 @@ def _gguf(temporary: Path) -> Path | None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    import ftcli.engine  # noqa: F401 - quiets the libraries below
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging

@@ -67,8 +67,10 @@ def test_six_commands(
     saved = (MODEL if mode == "full" else ADAPTER) | STATE
     checkpoints = {f"checkpoints/step-{step}/{n}" for step in (4, 8) for n in saved}
     where = "model" if mode == "full" else "adapter"
-    data = {f"data/{n}" for n in ("prepared.json", *(f"{s}.arrow" for s in
-            ("train", "validation", "test")))}
+    data = {
+        f"data/{n}"
+        for n in ("prepared.json", *(f"{s}.arrow" for s in ("train", "validation", "test")))
+    }
     expected = weights | checkpoints | data | {f"{where}/{n}" for n in TOKENIZER}
     expected |= {"README.md", "metrics.jsonl", "plan.json", "recipe.yaml", "run.json"}
     assert files_below(folder) - {".lock"} == expected

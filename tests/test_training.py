@@ -165,9 +165,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
     assert "the loss became nan in step 3" in capsys.readouterr().err
 
 
-def test_early_stopping_keeps_the_best(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_early_stopping_keeps_the_best(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     training = {
         "epochs": 20,
         "batch_size": 4,

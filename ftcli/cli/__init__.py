@@ -30,8 +30,9 @@ app.command("generate")(generate.generate)
 app.command("schema")(schema.schema)
 
 # typer carries its own click; its public BadParameter leads to the base of all usage errors.
-ShellError = typer.BadParameter.__mro__[2]
+ShellError: type[Exception] = typer.BadParameter.__mro__[2]
 
+EXIT_USAGE = 2
 EXIT_BUG = 70  # sysexits.h, EX_SOFTWARE
 EXIT_INTERRUPTED = 130
 
@@ -51,8 +52,7 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
-        message = f"{error.format_message()}\nTry: ftcli --help"
-        return _failed("usage", message, error.exit_code, as_json)
+        return _failed("usage", f"{error}\nTry: ftcli --help", EXIT_USAGE, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:

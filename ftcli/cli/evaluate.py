@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result, result_json, say, shown_path, table, width
+from ftcli.console import Terminal, result, result_json, say, table, width
 from ftcli.stages.evaluate import EvalResult, evaluate_run
 
 # Score → what a person calls it, and whether it is a share.
@@ -52,7 +53,9 @@ def _show(found: EvalResult) -> None:
     if found.stored:
         say("evaluated before; the same scores again")
     if report["rows_chose_checkpoint"]:
-        say("note: these rows chose the checkpoint; hold others out with data.test for a fair score")
+        say(
+            "note: these rows chose the checkpoint; hold others out with data.test for a fair score"
+        )
     sides = [side for side in ("base", "tuned") if side in report]
     names = [name for name in NAMES if name in report["tuned"]]
     rows = [[NAMES[name][0], *(_score(report[side], name) for side in sides)] for name in names]
@@ -70,7 +73,7 @@ def _score(scores: dict[str, Any], name: str) -> str:
     return f"{scores[name]:.2f} ({low:.2f}–{high:.2f})"
 
 
-def side_by_side(sample: dict[str, Any], sides: list[str], columns: int) -> list[str]:
+def side_by_side(sample: dict[str, Any], sides: Sequence[str], columns: int) -> list[str]:
     """A prompt, and below it the answers in columns."""
     lines = [f"prompt  {sample['file']}:{sample['line']}"]
     lines += [f"  {line}" for line in _wrapped(sample["prompt"], columns - 2)]

@@ -87,9 +87,7 @@ def _answer_file(
 ) -> None:
     if prompt is not None or output is None:
         raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
-    found = answer_file(
-        run, changes, source=source, output=output, seed=seed, reporter=Terminal()
-    )
+    found = answer_file(run, changes, source=source, output=output, seed=seed, reporter=Terminal())
     for reject in found.rejected:
         say(f"left out {reject}")
     if json:

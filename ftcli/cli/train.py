@@ -52,9 +52,7 @@ def train(
         else:
             _show_plan(plan)
         return
-    found = train_recipe(
-        recipe, overrides or (), fresh=fresh, parent=from_run, reporter=reporter
-    )
+    found = train_recipe(recipe, overrides or (), fresh=fresh, parent=from_run, reporter=reporter)
     if json:
         result_json(found.as_json())
     else:

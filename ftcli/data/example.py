@@ -12,7 +12,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row stands in the user's data; `line` counts from 1 (a record's number in parquet)."""
+    """Where a row stands in the user's data; `line` from 1 (a record's number in parquet)."""
 
     file: str
     line: int

@@ -35,8 +35,8 @@ def read_prompts(source: str, data: Data, base: Path) -> Iterator[tuple[Message,
 def _lines(path: Path, shown: str) -> Iterator[Row | Reject]:
     if not path.is_file():
         raise DataError("data_missing", "no such file", file=shown)
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 fields = {"prompt": line.rstrip("\r\n"), "completion": PLACEHOLDER}

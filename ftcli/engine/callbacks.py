@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ftcli.engine.trainer import FtcliTrainer
 
 
+# What of Trainer's logs goes into metrics.jsonl.
+RECORDED = {"loss", "learning_rate", "grad_norm"}
+
+
 class Course(TrainerCallback):
     """Decides after each step whether to validate, save or stop, and keeps the run's records."""
 
@@ -78,7 +82,7 @@ class Course(TrainerCallback):
     ) -> None:
         if "loss" in logs:
             self.losses.append(logs["loss"])
-            kept = {k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if k in logs}
+            kept = {k: v for k, v in logs.items() if k in RECORDED}
             self._record({"step": state.global_step, **kept})
             if self._meter is not None:
                 self._meter.update(state.global_step, self._figures(logs["loss"]))

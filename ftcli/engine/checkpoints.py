@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
-from torch import nn
-from transformers import TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from ftcli.artifacts import RunFolder, whole_folder
 
@@ -17,7 +16,7 @@ STATE_FILE = "trainer_state.json"
 class Trainable(Protocol):
     """What a checkpoint takes from a trainer."""
 
-    model: nn.Module
+    model: PreTrainedModel
     state: TrainerState
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None: ...

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
 )
 ROWS_PER_BATCH = 512
 FINGERPRINT_VERSION = 1
+NO_ROW = LongestRow("", 0, 0)
 # How many leaks are named in an error.
 NAMED = 5
 
@@ -133,7 +134,8 @@ def _first_pass(data: Data, base: Path, seed: int) -> _First:
         duplicates += sides[name].count("duplicate")
         if name == "train":
             train_prompts = {
-                prompt for (_, prompt), side in zip(digests, sides[name], strict=True)
+                prompt
+                for (_, prompt), side in zip(digests, sides[name], strict=True)
                 if side == "train"
             }
     if leaking and not data.allow_leaks:
@@ -164,7 +166,7 @@ class _Tally:
     trained: dict[str, int] = field(default_factory=dict)
     answer_tokens: int = 0
     lost: int = 0
-    longest: LongestRow = LongestRow("", 0, 0)
+    longest: LongestRow = NO_ROW
     longest_answer: int = 0
 
     def count(self, side: str, row: Encoded, example: Example) -> None:
@@ -198,7 +200,7 @@ def _second_pass(
                     continue
                 side = next(sides)
                 if side != "duplicate" and (row := _encode(item, renderer, data, tally)):
-                    writers[side].write(row, item)
+                    writers[cast(Split, side)].write(row, item)
                     tally.count(side, row, item)
                 if tally.read % 100 == 0:
                     meter.update(tally.read)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import TextIteratorStreamer
+from torch import Tensor
+from transformers import PreTrainedModel, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from ftcli.engine.batches import collate, length_batches
@@ -29,17 +29,30 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model ready to answer, with the tokens that end its answers."""
+class PromptContract:
+    """How a trained model is spoken to, and how its answers end: as in its training."""
 
-    network: nn.Module
     renderer: Renderer
     stop_ids: tuple[int, ...]
     pad_id: int
 
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to answer."""
+
+    network: PreTrainedModel
+    contract: PromptContract
+
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+
+def seed_sampling(seed: int) -> None:
+    """Make what follows draw the same tokens each time."""
+    torch.manual_seed(seed)
 
 
 def score_rows(
@@ -50,7 +63,7 @@ def score_rows(
     model.network.eval()
     done = 0
     for batch in length_batches([len(row["input_ids"]) for row in rows], batch_rows):
-        inputs = collate([rows[index] for index in batch], model.pad_id)
+        inputs = collate([rows[index] for index in batch], model.contract.pad_id)
         ids, labels = (inputs[name].to(model.device) for name in ("input_ids", "labels"))
         summed, counted = row_losses(model.network, ids, labels)
         for index, loss, count in zip(batch, summed.tolist(), counted.tolist(), strict=True):
@@ -80,7 +93,7 @@ def answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
     """Answers to a few prompts at once, padded on the left."""
-    ids, mask = _left_padded(prompts, model.pad_id)
+    ids, mask = _left_padded(prompts, model.contract.pad_id)
     with torch.no_grad():
         output = model.network.eval().generate(
             input_ids=ids.to(model.device),
@@ -95,7 +108,7 @@ def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> 
     from threading import Thread
 
     streamer = TextIteratorStreamer(
-        model.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
+        model.contract.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
     failed: list[BaseException] = []
     worker = Thread(target=_generate_into, args=(model, prompt, settings, streamer, failed))
@@ -132,8 +145,8 @@ def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
         "repetition_penalty": settings.repetition_penalty,
-        "eos_token_id": list(model.stop_ids),
-        "pad_token_id": model.pad_id,
+        "eos_token_id": list(model.contract.stop_ids),
+        "pad_token_id": model.contract.pad_id,
         "do_sample": settings.temperature > 0,
     }
     if settings.temperature > 0:
@@ -156,7 +169,7 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor,
 
 
 def _answer(model: Model, ids: Sequence[int]) -> Answer:
-    ends = [place for place, id_ in enumerate(ids) if id_ in model.stop_ids]
+    ends = [place for place, id_ in enumerate(ids) if id_ in model.contract.stop_ids]
     kept = ids[: ends[0]] if ends else ids
-    text = model.renderer.tokenizer.decode(kept, skip_special_tokens=True)
+    text = model.contract.renderer.tokenizer.decode(kept, skip_special_tokens=True)
     return Answer(str(text), len(kept), bool(ends))

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ftcli.engine.rendering import IGNORED
 from ftcli.vram import LOSS_CHUNK_POSITIONS
@@ -37,7 +38,7 @@ class Head:
         return logits
 
 
-def head_of(model: nn.Module) -> Head:
+def head_of(model: PreTrainedModel) -> Head:
     """The head of a causal language model, with what its config does to the logits.
 
     Names of the config keys: transformers 5.24, modeling files of Gemma 2, Cohere, Granite.
@@ -52,12 +53,12 @@ def head_of(model: nn.Module) -> Head:
     return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
 
 
-def causal_model(model: nn.Module) -> nn.Module:
+def causal_model(model: PreTrainedModel) -> PreTrainedModel:
     """The causal language model below a PEFT wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def row_losses(model: nn.Module, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def row_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood and number of labelled tokens of each row, without gradient.
 
     Shapes: [rows, tokens] both; returns two [rows] tensors (fp32 and int64).
@@ -80,7 +81,7 @@ def row_losses(model: nn.Module, input_ids: Tensor, labels: Tensor) -> tuple[Ten
     return per_token.sum(dim=1), wanted.sum(dim=1)
 
 
-def summed_loss(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
+def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
     targets = labels[:, 1:]
     wanted = targets != IGNORED
@@ -94,7 +95,7 @@ def summed_loss(model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
-def _hidden(model: nn.Module, input_ids: Tensor) -> Tensor:
+def _hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     backbone = causal_model(model).base_model
     hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden
@@ -118,6 +119,8 @@ class _HeadLoss(torch.autograd.Function):
             part = slice(start, start + LOSS_CHUNK_POSITIONS)
             loss, gradient = _chunk(head, hidden[part], targets[part, None], any(wants))
             total += loss
+            if gradient is None:
+                continue
             if hidden_grad is not None:
                 hidden_grad[part] = gradient @ head.weight
             if weight_grad is not None:

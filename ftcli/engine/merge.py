@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.engine.batches import collate
-from ftcli.engine.inference import Model
+from ftcli.engine.inference import Model, PromptContract
 from ftcli.engine.loss import causal_model
+from ftcli.engine.rendering import IGNORED
 
 # Below these a merged model is not what was evaluated (measured: dequantise, then merge 3.6e-4;
 # folding into 4-bit weights 2.45, where no adapter at all gives 2.14).
@@ -40,7 +39,7 @@ class Parity:
         return self.kl <= HIGHEST_KL and self.top1_agreement >= LOWEST_TOP1_AGREEMENT
 
 
-def fold(adapted: nn.Module) -> PreTrainedModel:
+def fold(adapted: PreTrainedModel) -> PreTrainedModel:
     """The base with the update added to its weights; a 4-bit base has to be dequantised before.
 
     The sum is taken in fp32 and rounded once to the weights' own type.
@@ -49,10 +48,10 @@ def fold(adapted: nn.Module) -> PreTrainedModel:
     return merged
 
 
-def save_model(model: PreTrainedModel, like: Model, folder: Path) -> None:
+def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -> None:
     """Weights, config, tokenizer, chat template, generation config: transformers needs no more."""
-    tokenizer = like.renderer.tokenizer
-    model.generation_config = generation_config(tokenizer, like.stop_ids, like.pad_id)
+    tokenizer = contract.renderer.tokenizer
+    model.generation_config = generation_config(tokenizer, contract.stop_ids, contract.pad_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -70,8 +69,8 @@ def logits_of(model: Model, rows: Sequence[Mapping[str, Sequence[int]]]) -> Iter
     """fp32 logits [labelled tokens, vocab] of one row after the other."""
     model.network.eval()
     for row in rows:
-        inputs = collate([row], model.pad_id)
-        wanted = inputs["labels"][0, 1:] != -100
+        inputs = collate([row], model.contract.pad_id)
+        wanted = inputs["labels"][0, 1:] != IGNORED
         with torch.no_grad():
             output = causal_model(model.network)(input_ids=inputs["input_ids"].to(model.device))
         yield output.logits[0, :-1][wanted.to(model.device)].float().cpu()
@@ -87,10 +86,3 @@ def parity(reference: Sequence[Tensor], candidate: Iterator[Tensor]) -> Parity:
         furthest = max(furthest, (expected - found).abs().max().item())
         tokens += len(expected)
     return Parity(kl / tokens, agreed / tokens, furthest, tokens)
-
-
-@contextmanager
-def without_adapter(network: nn.Module) -> Iterator[Any]:
-    """The base below an adapter, for as long as the block lasts."""
-    with network.disable_adapter():
-        yield network

@@ -1,11 +1,11 @@
 """Method → what is trained: PEFT configs, quantisation, frozen weights. The only door to PEFT.
 
-    ours             PEFT            bitsandbytes
-    rank             r
-    alpha            lora_alpha
-    dropout          lora_dropout
-    target_modules   target_modules
-    double_quantization              bnb_4bit_use_double_quant
+ours             PEFT            bitsandbytes
+rank             r
+alpha            lora_alpha
+dropout          lora_dropout
+target_modules   target_modules
+double_quantization              bnb_4bit_use_double_quant
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def quantization(method: Method, compute_dtype: torch.dtype) -> BitsAndBytesConf
             assert_never(method)
 
 
-def attach(model: PreTrainedModel, method: Method, seed: int) -> nn.Module:
+def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel:
     """Make the method's weights trainable and all others not; raises ModelError."""
     match method:
         case Full():
@@ -48,7 +48,7 @@ def attach(model: PreTrainedModel, method: Method, seed: int) -> nn.Module:
             assert_never(method)
 
 
-def keep_training_exact(model: nn.Module) -> None:
+def keep_training_exact(model: PreTrainedModel) -> None:
     """Keep 4-bit layers as they are when the model is evaluated in the middle of a training.
 
     bitsandbytes 0.50 repacks the weights in eval mode for a kernel without autograd where the CPU
@@ -59,14 +59,16 @@ def keep_training_exact(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def train_adapters_in_fp32(model: nn.Module) -> None:
+def train_adapters_in_fp32(model: PreTrainedModel) -> None:
     """TRL 1.16 casts adapters of a 4-bit base to bf16, where small AdamW updates are lost."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()
 
 
-def open_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> nn.Module:
+def open_adapter(
+    model: PreTrainedModel, folder: Path, *, trainable: bool = False
+) -> PreTrainedModel:
     """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
     from peft import PeftModel
     from safetensors import safe_open
@@ -84,11 +86,11 @@ def open_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     return adapted
 
 
-def _adapter_names(model: nn.Module) -> list[str]:
+def _adapter_names(model: PreTrainedModel) -> list[str]:
     return [name for name, _ in model.named_parameters() if ".lora_" in name]
 
 
-def _with_lora(model: PreTrainedModel, method: LoraKeys, seed: int) -> nn.Module:
+def _with_lora(model: PreTrainedModel, method: LoraKeys, seed: int) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     targets = method.target_modules
@@ -105,7 +107,7 @@ def _with_lora(model: PreTrainedModel, method: LoraKeys, seed: int) -> nn.Module
     return get_peft_model(model, config)
 
 
-def _require_targets(model: nn.Module, targets: list[str]) -> None:
+def _require_targets(model: PreTrainedModel, targets: list[str]) -> None:
     """PEFT drops a name that matches nothing as long as another one matches."""
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     known = sorted({name.rsplit(".", 1)[-1] for name in linear})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from ftcli.artifacts import RunFolder
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
-from ftcli.engine.inference import Model
+from ftcli.engine.inference import Model, PromptContract
 from ftcli.engine.methods import keep_training_exact, open_adapter, quantization
 from ftcli.engine.model import DTYPES, load_base, load_tokenizer, renderer_of
 from ftcli.hardware import Hardware
@@ -70,11 +69,11 @@ def stored_dtype(source: str, loaded: Loaded) -> torch.dtype:
     return config.dtype or torch.float32
 
 
-def open_merged(folder: Path, like: Model) -> Model:
+def open_merged(folder: Path, contract: PromptContract) -> Model:
     """A merged model read back from disk, with nothing but the folder, in its own type."""
     hardware = _hardware()
     network = AutoModelForCausalLM.from_pretrained(folder).to(device_of(hardware))
-    return replace(like, network=network)
+    return Model(network, contract)
 
 
 def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
@@ -92,7 +91,7 @@ def batch_rows() -> int:
 
 def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
     """Token ids of prompts, exactly as the training rows began."""
-    return [model.renderer.prompt_ids(list(turns)) for turns in messages]
+    return [model.contract.renderer.prompt_ids(list(turns)) for turns in messages]
 
 
 def _hardware() -> Hardware:
@@ -123,4 +122,4 @@ def _base(
 def _ready(network: Any, loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
     tokenizer = load_tokenizer(str(run.trained()))
     renderer = renderer_of(tokenizer, loaded.recipe.data)
-    return Model(network, renderer, prepared.stop_ids, prepared.pad_id)
+    return Model(network, PromptContract(renderer, prepared.stop_ids, prepared.pad_id))

@@ -1,12 +1,12 @@
 """Plan → TRL's SFTTrainer: build, run, resume. The only door to SFTConfig.
 
-    ours                     SFTConfig
-    micro_batch              per_device_train_batch_size
-    accumulation             gradient_accumulation_steps
-    steps                    max_steps
-    scheduler                lr_scheduler_type
-    optimizer                optim
-    warmup_ratio             warmup_steps
+ours                     SFTConfig
+micro_batch              per_device_train_batch_size
+accumulation             gradient_accumulation_steps
+steps                    max_steps
+scheduler                lr_scheduler_type
+optimizer                optim
+warmup_ratio             warmup_steps
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, PreTrainedTokenizerBase, PrinterCallback
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerControl,
+)
 from trl import SFTConfig, SFTTrainer
 
 from ftcli.artifacts import RunFolder
@@ -101,9 +107,11 @@ def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
 class FtcliTrainer(SFTTrainer):
     """SFTTrainer with our batches, our loss, our validation and our checkpoints."""
 
+    control: TrainerControl
+
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         config: SFTConfig,
         data: TrainingData,
         tokenizer: PreTrainedTokenizerBase,
@@ -135,12 +143,12 @@ class FtcliTrainer(SFTTrainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         loss = summed_loss(model, inputs["input_ids"], inputs["labels"]) / num_items_in_batch
         if not torch.isfinite(loss):
@@ -175,7 +183,7 @@ class FtcliTrainer(SFTTrainer):
         self.model.train()
         return total / tokens
 
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+    def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         save_checkpoint(self, self.run)
         rotate(self.run, self.keep_checkpoints, self.state.best_global_step)
 
@@ -194,9 +202,7 @@ class Outcome:
     signal_number: int | None
 
 
-def train(
-    trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Reporter
-) -> Outcome:
+def train(trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Reporter) -> Outcome:
     """Run to the last step, to an early stop or to a signal; the model holds the best weights.
 
     Resumes from the newest checkpoint of the run folder, if there is one.

@@ -24,7 +24,18 @@ def form_check(wanted: AnswerFormat) -> Callable[[str], bool]:
 
 def _is_object(answer: str, keys: list[str]) -> bool:
     try:
-        value = json.loads(answer)
-    except ValueError:
+        value = json.loads(answer, parse_constant=_no_json, object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError):  # a model that repeats itself may open many brackets
         return False
     return isinstance(value, dict) and (not keys or sorted(value) == sorted(keys))
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is Python's, not JSON's")
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return values

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+DRAWN_AT_ONCE = 4_000_000  # rows × resamples held in memory: 32 MB an array
 SEED = 0  # the same answers give the same interval
 
 Interval = tuple[float, float]
@@ -38,6 +39,7 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=max(1, DRAWN_AT_ONCE // len(numerators)),
         confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(SEED),

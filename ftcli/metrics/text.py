@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-WORD = re.compile(r"\w+")
+# Scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han): each character
+# counts as a word there.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]"
+)
 
 
 class _Words:
     """Words of any script: rouge-score's own tokenizer drops all but a-z and 0-9."""
 
     def tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text.lower())
+        return "".join(_spaced(character) for character in text.lower()).split()
+
+
+@cache
+def _spaced(character: str) -> str:
+    # Marks belong to words: Indic vowels and Arabic points are no letters to Unicode.
+    if unicodedata.category(character)[0] not in "LMN":
+        return " "
+    return f" {character} " if UNSPACED.match(character) else character
 
 
 @cache

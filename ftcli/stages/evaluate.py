@@ -17,7 +17,7 @@ from ftcli.errors import DataError
 from ftcli.metrics.form import form_check
 from ftcli.metrics.intervals import Interval, mean_interval, ratio_interval, share_interval
 from ftcli.metrics.text import chrf, exact_match, rouge_l
-from ftcli.prepared import Split, split_file
+from ftcli.prepared import Split
 from ftcli.stages.opening import OpenRun, open_run
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def _held_out(opened: OpenRun, data: Path | None) -> Split:
     if opened.prepared.validation.rows:
         return "validation"
     raise DataError(
-        "data_empty", "the run held no rows out (data.test: 0, data.validation: 0); name some with "
-        "--data FILE"
+        "data_empty",
+        "the run held no rows out (data.test: 0, data.validation: 0); name some with --data FILE",
     )
 
 
@@ -143,9 +143,7 @@ def _report(
     }
 
 
-def _run_side(
-    name: str, model: Model, opened: OpenRun, rows: Rows, reporter: Reporter
-) -> _Side:
+def _run_side(name: str, model: Model, opened: OpenRun, rows: Rows, reporter: Reporter) -> _Side:
     from ftcli.engine.inference import answer_prompts, score_rows
     from ftcli.engine.trained import batch_rows, prompts_of
 

@@ -51,22 +51,19 @@ class Generator:
         """Pieces of the answer to one prompt, as they come."""
         from ftcli.engine.inference import stream_answer
 
-        ids = self.model.renderer.prompt_ids(_conversation(prompt, self.opened))
+        ids = self.model.contract.renderer.prompt_ids(_conversation(prompt, self.opened))
         yield from stream_answer(self.model, ids, self.settings)
 
 
-def open_generator(
-    path: Path, overrides: Sequence[str], seed: int | None
-) -> Generator:
+def open_generator(path: Path, overrides: Sequence[str], seed: int | None) -> Generator:
     """Load a finished run for generation; a seed makes sampling repeatable."""
     opened = open_run(path, overrides)
 
-    import torch
-
+    from ftcli.engine.inference import seed_sampling
     from ftcli.engine.trained import load_tuned_model
 
     if seed is not None:
-        torch.manual_seed(seed)
+        seed_sampling(seed)
     model = load_tuned_model(opened.loaded, opened.run, opened.prepared)
     return Generator(opened, model, opened.loaded.recipe.generation)
 
@@ -82,7 +79,7 @@ def answer_file(
 ) -> BatchResult:
     """Answer every row of a file into a jsonl file; rows already answered there are kept.
 
-    Each line holds `prompt`, `completion`, `stopped`, `file` and `line`.
+    Each line holds `prompt`, `completion` and `stopped`.
     """
     opened = open_run(path, overrides)
     prompts: list[tuple[Message, ...]] = []

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ftcli.artifacts import folder_bytes, whole_folder, write_json
 from ftcli.console import Reporter
@@ -14,9 +14,6 @@ from ftcli.errors import ModelError, UsageError
 from ftcli.prepared import SPLITS
 from ftcli.recipe import Full, Qlora
 from ftcli.stages.opening import OpenRun, open_run
-
-if TYPE_CHECKING:
-    from ftcli.engine.inference import Model
 
 Onto = Literal["dequantized", "original"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -83,17 +80,20 @@ def _merge(
     with reporter.meter("merge", 3) as meter:
         reference = load_tuned_model(opened.loaded, opened.run, opened.prepared)
         expected = list(logits_of(reference, rows))
-        like = _without_network(reference)
+        contract = reference.contract
         meter.update(1)
         del reference
         adapted = load_to_merge(
-            opened.loaded, opened.run, None if dtype == "auto" else dtype, original=onto == "original"
+            opened.loaded,
+            opened.run,
+            None if dtype == "auto" else dtype,
+            original=onto == "original",
         )
         with whole_folder(folder) as temporary:
-            save_model(fold(adapted), like, temporary)
+            save_model(fold(adapted), contract, temporary)
         meter.update(2)
         del adapted
-        found = parity(expected, logits_of(open_merged(folder, like), rows))
+        found = parity(expected, logits_of(open_merged(folder, contract), rows))
         meter.update(3)
     report = {
         **asdict(found),
@@ -105,13 +105,6 @@ def _merge(
     }
     write_json(folder / REPORT, report)
     return report
-
-
-def _without_network(model: Model) -> Model:
-    """Tokenizer and stop tokens of a model, without its weights."""
-    from dataclasses import replace
-
-    return replace(model, network=None)
 
 
 def _rows(opened: OpenRun) -> list[dict[str, Any]]:

@@ -33,7 +33,9 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
         run = newest_finished(load_recipe(path, overrides).output)
     if run.state != "finished":
         raise _exit_1(
-            UsageError("run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train")
+            UsageError(
+                "run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train"
+            )
         )
     prepared = load_prepared(run.data)
     if prepared is None:

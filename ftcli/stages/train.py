@@ -142,9 +142,7 @@ def _finished(run: RunFolder, loaded: Loaded) -> TrainResult:
     return TrainResult(run, run.read_manifest()["result"], already=True, changed=tuple(changed))
 
 
-def _decide(
-    loaded: Loaded, run: RunFolder, parent: OpenRun | None, reporter: Reporter
-) -> _Job:
+def _decide(loaded: Loaded, run: RunFolder, parent: OpenRun | None, reporter: Reporter) -> _Job:
     model = loaded.recipe.model
     if parent is not None and isinstance(parent.loaded.recipe.method, Full):
         source = str(parent.run.model)
@@ -179,15 +177,16 @@ def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
     old, new = parent.loaded.recipe, resolved(loaded)
     if isinstance(new.method, Full):
         raise UsageError(
-            "from_run", f"--from {parent.run.path}: it holds an adapter, and method.mode is full; "
-            "merge it first and name the merged folder in model.id"
+            "from_run",
+            f"--from {parent.run.path}: it holds an adapter, and method.mode is full; "
+            "merge it first and name the merged folder in model.id",
         )
     keys = {"method.mode", "method.rank", "method.alpha", "method.target_modules", "model.id"}
     changed = [d for d in differences(old, new, set()) if d.split(":")[0] in keys]
     if changed:
         raise UsageError(
-            "from_run", f"--from {parent.run.path}: its adapter does not suit the recipe: "
-            f"{'; '.join(changed)}"
+            "from_run",
+            f"--from {parent.run.path}: its adapter does not suit the recipe: {'; '.join(changed)}",
         )
 
 

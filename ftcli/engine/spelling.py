@@ -1,0 +1,136 @@
+"""Text → tokens, with chosen control tokens spelled out as the text they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+# The last two planes of Unicode are for private use: one character for each added token.
+FIRST_STAND_IN = 0xF0000
+BORDER = "\U0010fffd"
+STAND_INS = re.compile("[\U000f0000-\U0010ffff]")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+Span = tuple[int, int]
+
+
+class CannotSpellError(ValueError):
+    """The tokenizer has no other way to write the text of a control token than the token."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token id and the characters [start, end) of the text that it stands for."""
+
+    id: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Speller:
+    """A tokenizer that can be told which control tokens of a text are none."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def tokens(self, text: str, forged: Sequence[Span] = (), start: int = 0) -> list[Token]:
+        """Tokens of text[start:], as they follow on text[:start]; control tokens at `forged` as
+        text. Raises CannotSpellError.
+
+        That nothing else changes is proven on the text with the forged ones masked.
+        """
+        forged = [span for span in forged if start <= span[0] and span[1] <= len(text)]
+        if not forged and not start:
+            return self._whole(text)
+        tokens = self._spell(text, forged, start)
+        if not start:
+            masked = list(text)
+            for begin, end in forged:
+                masked[begin:end] = "x" * (end - begin)
+            neutral = "".join(masked)
+            if self._spell(neutral, (), 0) != self._whole(neutral):
+                raise CannotSpellError
+        return tokens
+
+    @cached_property
+    def added_text(self) -> re.Pattern[str]:
+        """Text of any added token but white space (Gemma has tokens of line feeds)."""
+        return re.compile(any_of(self._stand_ins))
+
+    @cached_property
+    def special_text(self) -> re.Pattern[str]:
+        """Text of any added token that is marked as special, which `<think>` is not."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return re.compile(any_of(t.content for t in added if t.special and t.content.strip()))
+
+    def _whole(self, text: str) -> list[Token]:
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+        return [Token(id_, *span) for id_, span in pairs]
+
+    def _spell(self, text: str, forged: Sequence[Span], start: int) -> list[Token]:
+        """One pass over the text, in which the true control tokens go by other names."""
+        if STAND_INS.search(text):
+            raise CannotSpellError
+
+        def rename(mark: re.Match[str]) -> str:
+            begin, end = mark.span()
+            is_forged = any(begin < last and first < end for first, last in forged)
+            return mark.group() if is_forged else self._stand_ins[mark.group()]
+
+        # The border is a token of its own: what follows it is not taken for the text's beginning.
+        border = BORDER if start else ""
+        tokenizer, real = self._renamed
+        encoding = tokenizer.encode(
+            border + self.added_text.sub(rename, text)[start:], add_special_tokens=False
+        )
+        shift = start - len(border)
+        tokens = []
+        for id_, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if id_ not in real and id_ in self._added:
+                raise CannotSpellError
+            tokens.append(Token(real.get(id_, id_), begin + shift, end + shift))
+        return tokens[len(border) :]
+
+    @cached_property
+    def _renamed(self) -> tuple[Tokenizer, dict[int, int]]:
+        """The tokenizer with renamed added tokens, and their ids in the tokenizer itself."""
+        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        state |= {"added_tokens": [], "truncation": None, "padding": None}
+        renamed = Tokenizer.from_str(json.dumps(state))
+        added = self.tokenizer.added_tokens_decoder
+        names = {id_: self._stand_ins.get(t.content, t.content) for id_, t in added.items()}
+        renamed.add_tokens(
+            [
+                AddedToken(names[id_], **{flag: getattr(token, flag) for flag in FLAGS})
+                for id_, token in added.items()
+            ]
+        )
+        renamed.add_tokens([AddedToken(BORDER, normalized=False)])
+        return renamed, {renamed.token_to_id(name): id_ for id_, name in names.items()}
+
+    @cached_property
+    def _stand_ins(self) -> dict[str, str]:
+        """For the text of each added token another of the same length."""
+        words = (token.content for token in self.tokenizer.added_tokens_decoder.values())
+        return {
+            word: chr(FIRST_STAND_IN + number) * len(word)
+            for number, word in enumerate(words)
+            if word.strip()
+        }
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.added_tokens_decoder)
+
+
+def any_of(words: Iterable[str]) -> str:
+    """Regular expression of any of the words, the longest first; of no word, one for nothing."""
+    longest_first = sorted(words, key=len, reverse=True)
+    return "|".join(map(re.escape, longest_first)) or "(?!)"

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftcli.artifacts import (
+    RunFolder,
+    append_json,
+    find_run,
+    folder_bytes,
+    free_folder,
+    newest_finished,
+    numbered,
+    runs_at,
+    sha256_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
+from ftcli.errors import FtcliError, MachineError, UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_at(path: Path, state: str) -> RunFolder:
+    run = RunFolder(path)
+    run.update_manifest(state=state)
+    return run
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "plan.json"
+    write_text(file, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "second \ud800")
+    assert file.read_text() == "first"
+    write_text(file, "third\n")
+    assert file.read_bytes() == b"third\n"
+    assert [path.name for path in file.parent.iterdir()] == ["plan.json"]
+
+
+def test_json_keeps_its_letters(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "Größe", "steps": 3})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "name": "Größe",\n  "steps": 3\n}\n'
+    append_json(tmp_path / "a.jsonl", {"loss": 1.5})
+    append_json(tmp_path / "a.jsonl", {"text": "一"})
+    assert (tmp_path / "a.jsonl").read_text("utf-8") == '{"loss": 1.5}\n{"text": "一"}\n'
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    with pytest.raises(RuntimeError, match="disk full"), whole_folder(target) as temporary:
+        (temporary / "half.txt").write_text("half")
+        raise RuntimeError("disk full")
+    assert not target.exists()
+    with whole_folder(target) as temporary:
+        assert not (temporary / "half.txt").exists()
+        (temporary / "weights.txt").write_text("1")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    with whole_folder(target) as temporary:
+        (temporary / "other.txt").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["other.txt"]
+
+
+def test_files_get_the_rights_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with whole_folder(tmp_path / "adapter") as temporary:
+            secret = temporary / "below" / "adapter.safetensors"
+            secret.parent.mkdir()
+            secret.touch(mode=0o600)
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    found = (tmp_path / "adapter" / "below" / "adapter.safetensors").stat()
+    assert found.st_mode & 0o777 == 0o644
+
+
+def test_the_manifest_keeps_what_is_not_changed(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.state is None
+    assert run.read_manifest() == {}
+    run.update_manifest(state="training", seed=42)
+    run.update_manifest(state="finished")
+    assert run.read_manifest() == {"state": "finished", "seed": 42}
+    assert run.state == "finished"
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b"\xff\xfe", b""])
+def test_a_broken_manifest_is_named(tmp_path: Path, content: bytes) -> None:
+    run = RunFolder(tmp_path)
+    run.manifest.write_bytes(content)
+    with pytest.raises(FtcliError, match="the run cannot be read") as caught:
+        run.read_manifest()
+    assert caught.value.code == "run_broken"
+    assert caught.value.file == str(run.manifest)
+
+
+def test_only_whole_checkpoints_count_in_the_order_of_steps(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.steps_saved() == []
+    for name in ("step-10", "step-9", "step-100", ".tmp-step-200", "step-x", "best"):
+        (run.checkpoints / name).mkdir(parents=True)
+    assert run.steps_saved() == [9, 10, 100]
+    assert run.checkpoint(9) == tmp_path / "checkpoints" / "step-9"
+
+
+def test_the_trained_weights_are_an_adapter_or_a_model(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.trained() == tmp_path / "model"
+    run.adapter.mkdir()
+    assert run.trained() == tmp_path / "adapter"
+
+
+def test_a_new_training_gets_the_first_free_folder(tmp_path: Path) -> None:
+    output = tmp_path / "shop"
+    assert free_folder(output).path == output
+    (output / "data").mkdir(parents=True)
+    assert free_folder(output).path == output
+    run_at(output, "finished")
+    assert free_folder(output).path == tmp_path / "shop-2"
+    run_at(tmp_path / "shop-2", "stopped")
+    assert free_folder(output).path == tmp_path / "shop-3"
+    (tmp_path / "shop-3").mkdir()
+    assert free_folder(output).path == tmp_path / "shop-3"
+
+
+def test_trainings_are_found_oldest_first_up_to_a_gap(tmp_path: Path) -> None:
+    output = tmp_path / "shop"
+    assert runs_at(output) == []
+    for name in ("shop", "shop-2", "shop-4"):
+        run_at(tmp_path / name, "finished")
+    (tmp_path / "shop-other").mkdir()
+    assert [run.path.name for run in runs_at(output)] == ["shop", "shop-2"]
+    assert [path.name for path in numbered(output)] == ["shop", "shop-2"]
+
+
+def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
+    output = tmp_path / "shop"
+    with pytest.raises(UsageError) as caught:
+        newest_finished(output)
+    assert caught.value.message == f"{output}: it has not been trained; first: ftcli train"
+    assert caught.value.exit_code == 1
+    run_at(output, "stopped")
+    with pytest.raises(UsageError) as caught:
+        newest_finished(output)
+    assert caught.value.message == (
+        f"{output}: its run is not finished (stopped); first: ftcli train"
+    )
+    run_at(output, "finished")
+    run_at(tmp_path / "shop-2", "finished")
+    run_at(tmp_path / "shop-3", "training")
+    assert newest_finished(output).path == tmp_path / "shop-2"
+
+
+def test_a_run_is_a_folder_with_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_run(Path("shop")) is None
+    Path("shop").mkdir()
+    assert find_run(Path("shop")) is None
+    run_at(tmp_path / "shop", "training")
+    assert find_run(Path("shop")) == RunFolder(tmp_path / "shop")
+
+
+def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "shop")
+    with run.lock():
+        second = (
+            "from pathlib import Path\n"
+            "from ftcli.artifacts import RunFolder\n"
+            f"with RunFolder(Path({str(run.path)!r})).lock(): pass"
+        )
+        found = subprocess.run(
+            [sys.executable, "-c", second], cwd=ROOT, capture_output=True, text=True
+        )
+        assert found.returncode == 1
+        assert f"MachineError: {run.path}: another ftcli is writing here" in found.stderr
+    with RunFolder(tmp_path / "shop").lock():
+        pass
+
+
+def test_a_lock_frees_itself_when_its_block_fails(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(MachineError), run.lock():
+        raise MachineError("memory", "out of memory")
+    with run.lock():
+        pass
+
+
+def test_sizes_and_digests_of_files(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "below" / "b").write_bytes(b"12345")
+    assert folder_bytes(tmp_path) == 8
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_asking_for_a_name_touches_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "shop")
+    names = [
+        getattr(run, name)
+        for name, value in vars(RunFolder).items()
+        if isinstance(value, property) and name != "state"
+    ]
+    assert len(names) >= 9
+    assert all(path.is_relative_to(run.path) for path in names)
+    assert not run.path.exists()
+    assert json.dumps(run.read_manifest()) == "{}"
