@@ -218,9 +218,7 @@ def test_a_name_that_cannot_be_a_folder() -> None:
 
 
 def test_an_unknown_key_gets_the_nearest() -> None:
-    assert fault(method("rnak: 3")) == (
-        "shop.yaml:6: method.rnak: unknown key; did you mean rank?"
-    )
+    assert fault(method("rnak: 3")) == ("shop.yaml:6: method.rnak: unknown key; did you mean rank?")
     assert fault(SHOP.replace("mode: lora", "mode: full\n  rank: 3")) == (
         "shop.yaml:6: method.rank: unknown key"
     )
@@ -231,9 +229,7 @@ def test_an_unknown_key_gets_the_nearest() -> None:
 
 
 def test_a_key_written_twice_names_both_lines() -> None:
-    assert fault(more("name: other\n")) == (
-        "shop.yaml:8: name: written twice; first on line 1"
-    )
+    assert fault(more("name: other\n")) == ("shop.yaml:8: name: written twice; first on line 1")
     assert fault(method("rank: 8\n  rank: 8")) == (
         "shop.yaml:7: method.rank: written twice; first on line 6"
     )
@@ -409,9 +405,7 @@ def test_a_value_that_its_tag_does_not_fit(value: str, kind: str) -> None:
 def test_deep_nesting_is_refused_with_its_line() -> None:
     limits = "nested too deeply or repeated too often; the limit is 8 levels and 10000 values"
     steps = "".join("  " * depth + f"a{depth}:\n" for depth in range(1, 20))
-    assert fault(more("a:\n" + steps)) == (
-        f"shop.yaml:17: a.a1.a2.a3.a4.a5.a6.a7.a8: {limits}"
-    )
+    assert fault(more("a:\n" + steps)) == (f"shop.yaml:17: a.a1.a2.a3.a4.a5.a6.a7.a8: {limits}")
     assert fault(more("output: " + "[" * 1500 + "]" * 1500)) == "shop.yaml:8: nested too deeply"
 
 
@@ -659,7 +653,21 @@ words = st.sampled_from(
     + ["eval", "format", "type", "json", "validation", "no", "~", "1e-4", "010", "1:30", ".inf"]
     + ["!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!set", "!!python/name:os.system"]
     + ["&a", "*a", "<<", "=", "0x1f", "-", "?", ":", "[", "]", "{", "}", "'", '"', "|", ">", "%"]
-    + ["\n", "\n  ", "\n    ", "\t", ": ", ", ", "- ", "# ", "---\n", "\ufeff", "9" * 400, "é", "\\"]
+    + [
+        "\n",
+        "\n  ",
+        "\n    ",
+        "\t",
+        ": ",
+        ", ",
+        "- ",
+        "# ",
+        "---\n",
+        "\ufeff",
+        "9" * 400,
+        "é",
+        "\\",
+    ]
 )
 lines = st.lists(words | st.text(max_size=4), max_size=25).map("".join)
 beginnings = st.sampled_from(["", SHOP, SHOP + "training:\n  ", "name: shop\nmethod: "])

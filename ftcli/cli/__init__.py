@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from ftcli import __version__
 from ftcli.cli import estimate, evaluate, generate, merge, prepare, schema, train
-from ftcli.console import result_json, say
+from ftcli.console import result, result_json, say
 from ftcli.errors import FtcliError
 
 app = typer.Typer(
@@ -21,6 +23,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        result(__version__)
+        raise typer.Exit
+
+
 app.command("prepare")(prepare.prepare)
 app.command("estimate-vram")(estimate.estimate_vram)
 app.command("train")(train.train)

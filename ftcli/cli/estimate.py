@@ -30,7 +30,7 @@ LEAST_BYTES = 5e6
 
 def estimate_vram(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe; without one, --model.")
+        Path | None, typer.Argument(metavar="RECIPE", help="A recipe; without one, --model.")
     ] = None,
     model: Annotated[
         str | None,
@@ -77,7 +77,11 @@ def estimate_vram(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Estimate the memory of a training: arithmetic only, no weights, no torch."""
+    """Estimate the memory of a training.
+
+    Arithmetic only: needs no weights, and no network for known models. What a recipe leaves open
+    (micro-batch, checkpointing) is taken at its smallest.
+    """
     flags = {
         "mode": mode,
         "seq_len": seq_len,

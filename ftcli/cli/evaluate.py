@@ -23,6 +23,8 @@ NAMES = {
     "chrf": ("chrF", False),
     "exact_match": ("exact match", True),
 }
+# Of each answer side by side; the whole texts are in the run's eval/ folder.
+LINES_SHOWN = 12
 
 
 def evaluate(
@@ -38,7 +40,10 @@ def evaluate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Compare base and tuned on the same held-out rows."""
+    """Compare base and tuned on held-out rows.
+
+    Loss, stop rate, form and text overlap, each with a 95% interval.
+    """
     found = evaluate_run(
         run, overrides or (), data=data, limit=limit, with_base=base, reporter=Terminal()
     )
@@ -78,12 +83,19 @@ def side_by_side(sample: dict[str, Any], sides: Sequence[str], columns: int) -> 
     lines = [f"prompt  {sample['file']}:{sample['line']}"]
     lines += [f"  {line}" for line in _wrapped(sample["prompt"], columns - 2)]
     wide = (columns - 2 * len(sides)) // len(sides)
-    cells = [_wrapped(_answer(sample[side]), wide - 1) for side in sides]
+    cells = [_short(_wrapped(_answer(sample[side]), wide - 1)) for side in sides]
     lines.append("  ".join(side.ljust(wide) for side in sides).rstrip())
-    for row in range(max(len(cell) for cell in cells)):
+    for row in range(min(LINES_SHOWN, max(len(cell) for cell in cells))):
         parts = [cell[row] if row < len(cell) else "" for cell in cells]
         lines.append("  ".join(part.ljust(wide) for part in parts).rstrip())
     return lines
+
+
+def _short(lines: list[str]) -> list[str]:
+    """The beginning, and the last line, which says whether the answer was cut."""
+    if len(lines) <= LINES_SHOWN:
+        return lines
+    return [*lines[: LINES_SHOWN - 2], "…", lines[-1]]
 
 
 def _answer(answer: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from ftcli.stages.generate import answer_file, open_generator
 def generate(
     run: options.Run,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="None: standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="None: standard input.")
     ] = None,
     input_file: Annotated[
         Path | None,
@@ -36,7 +36,10 @@ def generate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Answer a prompt with the tuned model, or every row of a file."""
+    """Answer a prompt, or every row of a file.
+
+    Uses the training's template, system prompt and stop tokens.
+    """
     flags = {
         "temperature": temperature,
         "top_p": top_p,

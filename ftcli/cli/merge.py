@@ -25,7 +25,10 @@ def merge(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fold the adapter into the base, and prove that nothing changed."""
+    """Make one stand-alone model, and prove it.
+
+    Fails when the merged model is not the one that was evaluated.
+    """
     found = merge_run(
         run, overrides or (), output=output, onto=onto, dtype=dtype, reporter=Terminal()
     )

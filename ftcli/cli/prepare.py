@@ -22,7 +22,10 @@ def prepare(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Read, clean, split and tokenise the data, and name every fault."""
+    """Read, clean, split and tokenise the data.
+
+    Every row that is not used is counted, and named with file, line and reason.
+    """
     found = prepare_recipe(recipe, overrides or (), preview, Terminal())
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})

@@ -13,13 +13,13 @@ from ftcli.stages.schema import json_schema, key_lines
 
 def schema(
     section: Annotated[
-        str | None, typer.Argument(metavar="[SECTION]", help="With --text: only this section.")
+        str | None, typer.Argument(metavar="SECTION", help="With --text: only this section.")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Keys and defaults to read.")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Print the recipe's JSON Schema, or its keys with their defaults."""
+    """Print the recipe's keys, or its JSON Schema."""
     if text and not json:
         for line in key_lines(section):
             result(line)

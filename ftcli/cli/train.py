@@ -41,7 +41,11 @@ def train(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Prepare if needed, plan, train, and keep the best weights."""
+    """Train, or go on with a stopped run.
+
+    Prepares the data if needed, plans, trains, and keeps the best and the last weights. Ctrl-C
+    ends the run after its step; the same command goes on.
+    """
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
     reporter = Terminal()

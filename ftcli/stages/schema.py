@@ -13,6 +13,9 @@ from pydantic_core import PydanticUndefined
 from ftcli.errors import UsageError, did_you_mean
 from ftcli.recipe import Recipe
 
+# Keys that choose the class of their section.
+TAGS = (".mode", ".type")
+
 
 def json_schema() -> str:
     """JSON Schema (draft 2020-12) of a recipe."""
@@ -37,16 +40,28 @@ def _below(key: str, section: str) -> bool:
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for name, field in model.model_fields.items():
+        if f".{name}" in TAGS:
+            continue
         key = f"{prefix}{name}"
         sections = _sections(field.annotation)
         if not sections:
-            yield key, f"{key}{_default(field)}\n    {_text(field)}"
+            yield key, f"{key}{_default(field)}\n    {field.description}"
             continue
+        yield from _tags(sections, key)
         for inner in sections:
             for inner_key, line in _keys(inner, f"{key}."):
                 if inner_key not in seen:
                     seen.add(inner_key)
                     yield inner_key, line
+
+
+def _tags(sections: list[type[BaseModel]], key: str) -> Iterator[tuple[str, str]]:
+    """The key that chooses between several classes of a section, with all its values."""
+    for tag in TAGS:
+        fields = [s.model_fields[tag[1:]] for s in sections if tag[1:] in s.model_fields]
+        if fields:
+            values = [value for field in fields for value in get_args(field.annotation)]
+            yield f"{key}{tag}", f"{key}{tag} (required)\n    One of {', '.join(values)}."
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
@@ -61,7 +76,3 @@ def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return " (required)"
     return f" = {json.dumps(field.default, ensure_ascii=False, default=str)}"
-
-
-def _text(field: FieldInfo) -> str:
-    return field.description or "One of the choices above."
