@@ -126,6 +126,13 @@ class RunFolder:
             yield
         finally:
             lock.release()
+            self._drop_if_unused()
+
+    def _drop_if_unused(self) -> None:
+        """Nothing was written: leave no trace of the lock."""
+        if [file.name for file in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
 
 
 def find_run(path: Path) -> RunFolder | None:

@@ -10,6 +10,9 @@ from typing import Literal
 
 from ftcli.errors import DataError, FtcliError, ModelError
 
+# A hub that takes longer to send one header will not send gigabytes.
+SECONDS_TO_ANSWER = 10.0
+
 RepoType = Literal["model", "dataset"]
 
 
@@ -18,25 +21,49 @@ def hub_file(
 ) -> Path:
     """Local path of one file of a hub repository, downloaded once.
 
-    Raises ModelError or DataError (code `hub_not_found`, `hub_gated`, `hub_unreachable`).
+    A hub that does not answer is noticed at once: the download's own look-up tries for half a
+    minute. Raises ModelError or DataError (`hub_not_found`, `hub_gated`, `hub_unreachable`).
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     try:
+        url = hf_hub_url(repo, name, revision=revision, repo_type=repo_type)
+        get_hf_file_metadata(url, timeout=SECONDS_TO_ANSWER)
         return Path(hf_hub_download(repo, name, revision=revision, repo_type=repo_type))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise hub_error(error, repo, repo_type) from error
+    except _failures() as error:
+        cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
+        found = hub_error(error, repo, repo_type)
+        if isinstance(cached, str) and found.code == "hub_unreachable":
+            return Path(cached)
+        raise found from error
+
+
+def require_reachable(source: str, revision: str | None) -> None:
+    """Raise at once where a model is neither a local folder nor in the cache nor on the hub."""
+    if not Path(source).is_dir():
+        hub_file(source, "config.json", revision=revision)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What huggingface_hub 2 raises: its own errors, and those of its network library."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    return HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError, httpx2.HTTPError
 
 
 def hub_files(repo: str, *, revision: str | None = None, repo_type: RepoType) -> list[str]:
     """Names of all files of a hub repository; raises as `hub_file`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return list(HfApi().list_repo_files(repo, revision=revision, repo_type=repo_type))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except _failures() as error:
         raise hub_error(error, repo, repo_type) from error
 
 
@@ -46,7 +73,6 @@ def hub_error(error: Exception, repo: str, repo_type: RepoType) -> FtcliError:
         EntryNotFoundError,
         GatedRepoError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -59,12 +85,6 @@ def hub_error(error: Exception, repo: str, repo_type: RepoType) -> FtcliError:
                 f"{repo} is gated: accept its terms on its hub page, then log in with "
                 "`hf auth login`",
             )
-        case LocalEntryNotFoundError():
-            return family(
-                "hub_unreachable",
-                f"the hub does not answer, and {repo} is not in the local cache; give a local "
-                "folder, or try again with a network",
-            )
         case RevisionNotFoundError():
             return family("hub_not_found", f"{repo} has no such revision")
         case RepositoryNotFoundError() | HFValidationError():
@@ -76,4 +96,8 @@ def hub_error(error: Exception, repo: str, repo_type: RepoType) -> FtcliError:
         case EntryNotFoundError():
             return family("hub_not_found", f"{repo} lacks a file that is needed: {error}")
         case _:
-            return family("hub_unreachable", f"the hub does not answer for {repo}: {error}")
+            return family(
+                "hub_unreachable",
+                f"the hub does not answer, and {repo} is not in the local cache; give a local "
+                "folder, or try again with a network",
+            )

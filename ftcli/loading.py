@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -19,7 +20,7 @@ from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ftcli.console import shown_path
-from ftcli.errors import Problem, RecipeError, UsageError, did_you_mean
+from ftcli.errors import FtcliError, Problem, RecipeError, UsageError, did_you_mean
 from ftcli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,6 +39,26 @@ DEEPEST = 8
 MOST_VALUES = 10_000
 
 
+# Code of an error that is found later → the key to look at.
+KEY_AT_FAULT = {
+    "hub_not_found": "model.id",
+    "hub_gated": "model.id",
+    "hub_unreachable": "model.id",
+    "model": "model.id",
+    "model_missing": "model.id",
+    "model_unknown": "model.id",
+    "model_type_unknown": "model.id",
+    "tokenizer": "model.id",
+    "template_missing": "data.template",
+    "target_modules": "method.target_modules",
+    "method_refused": "method.mode",
+    "precision": "training.precision",
+    "optimizer": "training.optimizer",
+    "attention": "model.attention",
+    "truncation": "data.max_length",
+}
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A recipe and the file it came from; its relative paths start at `base`."""
@@ -46,6 +67,28 @@ class Loaded:
     path: Path
     base: Path
     overrides: tuple[str, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Line of each key that the file holds, as `model.id`."""
+
+    def place(self, key: str) -> tuple[str, int | None]:
+        """The `--set` that wrote the key, or its line, or that of the section it would stand in."""
+        for override in self.overrides:
+            if override.partition("=")[0].strip() == key:
+                return f"--set {override}", None
+        section = key.partition(".")[0]
+        return self.shown_path(), self.lines.get(key, self.lines.get(section))
+
+    @contextmanager
+    def blame(self) -> Iterator[None]:
+        """Give an error that a key of the recipe has caused the place of that key."""
+        try:
+            yield
+        except FtcliError as error:
+            key = KEY_AT_FAULT.get(error.code)
+            if key is not None and error.file is None:
+                error.file, error.line = self.place(key)
+                error.message = f"{key}: {error.message.removeprefix(f'{key}: ')}"
+            raise
 
     @property
     def output(self) -> Path:
@@ -107,7 +150,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise RecipeError(_in_order(found.problems)) from error
     if found.problems:
         raise RecipeError(_in_order(found.problems))
-    return Loaded(recipe, path, path.absolute().parent, tuple(overrides))
+    lines = {".".join(key): line for key, line in found.lines.items()}
+    return Loaded(recipe, path, path.absolute().parent, tuple(overrides), lines)
 
 
 def resolved(loaded: Loaded) -> Recipe:

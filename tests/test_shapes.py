@@ -106,7 +106,7 @@ def test_an_unknown_alias_is_a_usage_error_with_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         find_shape("qwen2.5-7bb", HERE)
     assert caught.value.code == "model_unknown"
-    assert "; did you mean qwen2.5-7b?; aliases: 7b, " in caught.value.message
+    assert "; did you mean qwen2.5-7b?; a size is one of 1b, " in caught.value.message
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c", "nowhere/config.json"])

@@ -25,15 +25,20 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        result(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _program(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Print it.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    if version:
-        result(__version__)
-        raise typer.Exit
+    pass
 
 
 app.command("prepare")(prepare.prepare)
@@ -67,7 +72,8 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
-        return _failed("usage", f"{error}\nTry: ftcli --help", EXIT_USAGE, as_json)
+        hint = "" if str(error).startswith("Usage") else "\nTry: ftcli --help"
+        return _failed("usage", f"{error}{hint}", EXIT_USAGE, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:

@@ -127,6 +127,7 @@ class _HeadLoss(torch.autograd.Function):
                 weight_grad += (gradient.T @ hidden[part]).to(weight.dtype)
             if bias_grad is not None:
                 bias_grad += gradient.sum(dim=0).to(bias.dtype)
+            del gradient  # or it would wait beside the next chunk's logits
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
 

@@ -69,10 +69,12 @@ def hub_id_of(alias: str) -> str:
 
 def _unknown(model_id: str) -> UsageError:
     aliases = _known_models().hub_ids
+    sizes = sorted((a for a in aliases if "-" not in a), key=lambda alias: int(alias[:-1]))
     return UsageError(
         "model_unknown",
         f"no model {model_id!r}: neither a local folder, an alias nor a hub id (owner/name)"
-        f"{did_you_mean(model_id.lower(), aliases)}; aliases: {', '.join(aliases)}",
+        f"{did_you_mean(model_id.lower(), aliases)}; a size is one of {', '.join(sizes)}, a name "
+        "is the hub's in small letters, such as qwen2.5-7b-instruct",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ftcli.artifacts import RunFolder, free_folder, runs_at
 from ftcli.console import Reporter
+from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, load_recipe
 from ftcli.prepared import IDEAL_ROWS, TOO_FEW_ROWS, Prepared, load_prepared
 from ftcli.shapes import model_source
@@ -57,9 +58,11 @@ def prepare_recipe(
     from ftcli.engine.encode import fingerprint, prepare, preview
     from ftcli.engine.model import load_renderer
 
-    renderer = load_renderer(loaded, source)
+    with loaded.blame():
+        require_reachable(source, loaded.recipe.model.revision)
+        renderer = load_renderer(loaded, source)
     run = _folder(loaded.output, fingerprint(loaded, renderer))
-    with run.lock():
+    with run.lock(), loaded.blame():
         prepared = prepare(loaded, renderer, run.data, reporter)
         shown = tuple(tuple(pieces) for pieces in preview(loaded, renderer, preview_rows))
     return PrepareResult(loaded, prepared, run.data, shown)

@@ -25,6 +25,7 @@ from ftcli.artifacts import (
 from ftcli.console import Reporter
 from ftcli.errors import ModelError, Stopped, UsageError
 from ftcli.hardware import Hardware
+from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, differences, dump_recipe, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
@@ -106,7 +107,7 @@ def train_recipe(
     run = _choose_run(loaded, fresh=fresh or opened is not None)
     if run.state == "finished":
         return _finished(run, loaded)
-    with run.lock():
+    with run.lock(), loaded.blame():
         job = _decide(loaded, run, opened, reporter)
         return _train(job, reporter)
 
@@ -117,7 +118,7 @@ def plan_recipe(
     """Prepare and plan, and go no further."""
     loaded, opened = _load(recipe, overrides, parent)
     run = free_folder(loaded.output)
-    with run.lock():
+    with run.lock(), loaded.blame():
         job = _decide(loaded, run, opened, reporter)
     return DryRun(loaded, run, job.plan, job.prepared, job.hardware)
 
@@ -151,6 +152,7 @@ def _decide(loaded: Loaded, run: RunFolder, parent: OpenRun | None, reporter: Re
         source = model_source(model.id, loaded.base)
         _require_same_adapter(loaded, parent)
     shape = find_shape(loaded.recipe.model.id, loaded.base, model.revision)
+    require_reachable(source, model.revision)
 
     from ftcli.engine.device import find_hardware, use_whole_machine
     from ftcli.engine.encode import prepare

@@ -10,7 +10,7 @@ LOSS_CHUNK_POSITIONS = 1024
 
 # fp32 logits and logsumexp's copy of them; from the second chunk on also the chunk before.
 _ONE_CHUNK_BYTES = 8
-_MORE_CHUNKS_BYTES = 12
+_MORE_CHUNKS_BYTES = 8
 
 # Heads with more than a product get logits of all labelled positions, through autograd: the
 # log-softmax and two gradients in fp32, and the tanh where there is one.

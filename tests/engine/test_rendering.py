@@ -420,34 +420,36 @@ def test_a_text_keeps_its_white_space_and_gets_no_beginning_that_its_model_lacks
 
 PIECES = (
     *("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|begin_of_text|>", "<|end_header_id|>"),
-    *("\n", "\n\n", " ", "  ", "\t", "user\n", "assistant", "'s", "<|", "|>", ":", "▁"),
-    *("the", " answer"),
+    *("<end_of_turn>", "<bos>", "</s>", "[INST]", "<|", "|>", "user\n", "assistant"),
+    *("\n", "\n\n", " ", "  ", "\t", "'s", ":", "the", " answer"),
 )
-pieces = st.sampled_from(PIECES) | st.text(max_size=4)
+# ▁ is how SentencePiece writes a space; what stands for control tokens is refused, see above.
+characters = st.characters(exclude_categories=("Cs", "Co"), exclude_characters="▁")
+pieces = st.sampled_from(PIECES) | st.text(characters, max_size=4)
 contents = st.lists(pieces, max_size=6).map("".join).filter(str.strip)
-unicode_text = contents.filter(lambda text: not any(ord(c) >= 0xF0000 for c in text))
 
 
-@pytest.mark.parametrize("name", ["chatml", "llama3"])
-@given(turns=st.lists(unicode_text, min_size=2, max_size=6), system=st.none() | unicode_text)
+@pytest.mark.parametrize("name", ["chatml", "llama3", "qwen3", "gemma", "mistral"])
+@given(turns=st.lists(contents, min_size=2, max_size=6), system=st.none() | contents)
 @settings(max_examples=60, deadline=None)
 def test_masks_and_prompts_hold_for_any_contents(
     name: str, turns: list[str], system: str | None
 ) -> None:
     family = family_named(name)
-    turns = turns[: len(turns) // 2 * 2]
-    example = chat(*([f"system: {system}"] if system else []), *turns)
+    questions, answers = turns[: len(turns) // 2 * 2 : 2], turns[1::2]
+    # Mistral's moves, see above.
+    given_system = [f"system: {system}"] if system and name not in ("gemma", "mistral") else []
+    spoken = [turn for pair in zip(questions, answers, strict=True) for turn in pair]
+    example = chat(*given_system, *spoken)
     row = family.renderer().encode(example)
     *earlier, last = [family.tokenizer.decode(run) for run in runs(row)]
-    assert last == family.trained(turns[-1])
-    for answer, trained in zip(turns[1:-1:2], earlier, strict=True):
+    assert last == family.trained(answers[-1])
+    for answer, trained in zip(answers[:-1], earlier, strict=True):
         # In the history, white space may share a token with the header before it.
         assert family.trained(answer).endswith(trained)
         assert trained.strip() == family.trained(answer).strip()
     assert row.input_ids[: row.prompt_tokens] == family.renderer().prompt_ids(example.prompt)
-    harmless = family.renderer().encode(
-        chat(*(["system: a"] if system else []), *["a"] * len(turns))
-    )
+    harmless = family.renderer().encode(chat(*given_system and ["system: a"], *["a"] * len(spoken)))
     assert count_controls(family, row.input_ids) == count_controls(family, harmless.input_ids)
 
 

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import CHRF
+
+from ftcli.metrics.text import chrf, exact_match, rouge_l
+
+ascii_texts = st.text(st.sampled_from("abcAB 12.,-'_\n"), max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("the cat sat", "the cat sat", 1),
+        ("The cat, sat!", "the CAT sat.", 1),
+        ("dogs bark", "the cat sat", 0),
+        # 4 of 6 words in order: precision 4/6, recall 4/6.
+        ("the cat was on a mat", "the cat sat on the mat", 4 / 6),
+        # Precision 1, recall 2/6: F = 2 · 1 · ⅓ / (1 + ⅓).
+        ("the cat", "the cat sat on the mat", 0.5),
+        # Order counts: one of two words is in order.
+        ("b a", "a b", 0.5),
+        ("", "the cat sat", 0),
+        ("", "", 0),
+    ],
+)
+def test_rouge_l_of_known_pairs(answer: str, reference: str, score: float) -> None:
+    assert rouge_l([answer], [reference]) == [pytest.approx(score)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "score"),
+    [
+        ("Große Größe", "große größe", 1),
+        ("Кот сидел тут", "кот лежал тут", 2 / 3),
+        # Words of their own characters, for no space parts them.
+        ("我喜欢猫", "我喜欢狗", 0.75),
+        ("猫が好き", "犬が好き", 0.75),
+        ("ฉันรัก", "ฉันรัก", 1),
+        # Vowels are marks: कि and का share a consonant and are different words.
+        ("कि", "का", 0),
+        ("हिन्दी भाषा", "हिन्दी लिपि", 0.5),
+        # Points belong to their word.
+        ("كِتَاب جديد", "كِتَاب قديم", 0.5),
+        ("שלום עולם", "שלום לך", 0.5),
+        ("。", "。", 0),
+    ],
+)
+def test_rouge_l_reads_every_script(answer: str, reference: str, score: float) -> None:
+    assert rouge_l([answer], [reference]) == [pytest.approx(score)]
+
+
+@given(ascii_texts, ascii_texts)
+def test_in_latin_letters_it_is_the_published_score(answer: str, reference: str) -> None:
+    published = RougeScorer(["rougeL"]).score(reference, answer)["rougeL"].fmeasure
+    assert rouge_l([answer], [reference]) == [pytest.approx(published)]
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), max_size=4))
+def test_scores_are_shares_one_a_pair(pairs: list[tuple[str, str]]) -> None:
+    answers, references = [a for a, _ in pairs], [r for _, r in pairs]
+    for measure in (rouge_l, chrf, exact_match):
+        scores = measure(answers, references)
+        assert len(scores) == len(pairs)
+        assert all(0 <= score <= 1 + 1e-9 for score in scores)
+
+
+@given(st.text(min_size=1))
+def test_an_answer_like_its_reference_is_perfect(text: str) -> None:
+    assert exact_match([text], [text]) == [1]
+    if re.search(r"\w", text):
+        assert rouge_l([text], [text]) == [pytest.approx(1)]
+        assert chrf([text], [text]) == [pytest.approx(1)]
+
+
+def test_chrf_counts_characters() -> None:
+    assert chrf(["abc"], ["abc"]) == [pytest.approx(1)]
+    assert chrf(["xyz", ""], ["abc", "abc"]) == [0, 0]
+    # F₂ over character n-grams of 1 to 3: 2/3, 1/2 and 0 of them are in common.
+    assert chrf(["abc"], ["abd"]) == [pytest.approx((2 / 3 + 1 / 2 + 0) / 3)]
+    near, far = chrf(["colour", "paint"], ["colours", "colours"])
+    assert near > 0.8 > 0.2 > far
+
+
+def test_chrf_is_the_published_score() -> None:
+    answer, reference = "A red kettle of steel.", "Red steel kettle, 2 l."
+    assert chrf([answer], [reference]) == [
+        pytest.approx(CHRF().sentence_score(answer, [reference]).score / 100)
+    ]
+
+
+def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
+    answers = ["SELECT 1;", " SELECT 1;\n", "SELECT  1;", "select 1;", ""]
+    assert exact_match(answers, ["SELECT 1;"] * 5) == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("measure", [rouge_l, chrf, exact_match])
+def test_every_answer_needs_its_reference(measure) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="zip"):
+        measure(["a", "b"], ["a"])

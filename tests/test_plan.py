@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
+from ftcli.hardware import Hardware, find_card
+from ftcli.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of, vram_method
+from ftcli.prepared import LongestRow, Prepared, SplitCounts
+from ftcli.recipe import Recipe
+from ftcli.shapes import find_shape
+from ftcli.vram import Choices, estimate
+
+GB = 10**9
+SMALL, LARGE = find_shape("smollm2-135m", Path()), find_shape("7b", Path())
+# 1,000 rows of 200 tokens, half of which is answers; the longest row has 512.
+PROFILE = Profile(
+    rows=1000, tokens=200_000, longest_tokens=512, labelled_share=0.5, validation_tokens=20_000
+)
+
+
+def recipe(mode: str = "lora", /, **sections: Any) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "shop",
+            "model": {"id": "7b"} | sections.pop("model", {}),
+            "method": {"mode": mode} | sections.pop("method", {}),
+            "data": {"train": "shop.jsonl"},
+            **sections,
+        }
+    )
+
+
+def cpu(gigabytes: float = 16, *, fast_bf16: bool = False) -> Hardware:
+    size = int(gigabytes * GB)
+    return Hardware("cpu", "a CPU", size, size, None, fast_bf16, cores=2)
+
+
+def card(name: str = "4090") -> Hardware:
+    """A card of which all is free but what the display and the context take."""
+    found = find_card(name)
+    capability = found.compute_capability
+    assert capability is not None
+    return Hardware(
+        "cuda",
+        found.name,
+        found.memory_bytes,
+        found.usable_bytes - found.context_bytes,
+        capability,
+        fast_bf16=capability >= (8, 0),
+        cores=16,
+    )
+
+
+def card_with(gigabytes: float) -> Hardware:
+    return replace(card(), free_bytes=int(gigabytes * GB))
+
+
+# Precision and types
+
+
+@pytest.mark.parametrize(
+    ("hardware", "precision", "reason"),
+    [
+        (cpu(), "fp32", "a CPU has no bf16 matrix units and emulates it slowly"),
+        (cpu(fast_bf16=True), "bf16", "this CPU supports it: fast, with the range of fp32"),
+        (card("4090"), "bf16", "compute capability 8.9 supports it: fast, with the range of fp32"),
+        (card("A100"), "bf16", "compute capability 8.0 supports it: fast, with the range of fp32"),
+        (card("T4"), "fp16", "T4 16GB has no bf16; fp16 with loss scaling"),
+        (card("V100"), "fp16", "V100 16GB has no bf16; fp16 with loss scaling"),
+    ],
+)
+def test_precision_follows_the_machine(hardware: Hardware, precision: str, reason: str) -> None:
+    assert make_plan(recipe(), SMALL, PROFILE, hardware).precision == Choice(precision, reason)
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp32", "pure-bf16"])
+@pytest.mark.parametrize("hardware", [cpu(), card("T4")], ids=["cpu", "T4"])
+def test_a_precision_in_the_recipe_stands(asked: str, hardware: Hardware) -> None:
+    plan = make_plan(recipe(training={"precision": asked}), SMALL, PROFILE, hardware)
+    assert plan.precision == Choice(asked, "set in the recipe")
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(MachineError) as caught:
+        make_plan(recipe(training={"precision": "fp16"}), SMALL, PROFILE, cpu())
+    assert str(caught.value) == "training.precision: fp16 needs a CUDA card; here: bf16, fp32"
+
+
+@pytest.mark.parametrize("hardware", [cpu(), card("4090"), card("T4")], ids=["cpu", "4090", "T4"])
+@pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
+def test_full_training_keeps_fp32_weights(hardware: Hardware, precision: str) -> None:
+    plan = make_plan(recipe("full", training={"precision": precision}), SMALL, PROFILE, hardware)
+    assert plan.weights_dtype.value == "fp32"
+    assert "small updates count" in plan.weights_dtype.reason
+    assert plan.estimate.breakdown["weights"] == 4 * SMALL.parameters
+
+
+def test_only_pure_bf16_gives_the_masters_up() -> None:
+    plan = make_plan(recipe("full", training={"precision": "pure-bf16"}), SMALL, PROFILE, card())
+    assert plan.weights_dtype.value == "bf16"
+    assert "small updates round to nothing" in plan.weights_dtype.reason
+    assert plan.estimate.breakdown["weights"] == 2 * SMALL.parameters
+
+
+def test_full_training_refuses_a_type_of_its_weights() -> None:
+    with pytest.raises(UsageError, match=r"^model.dtype: full training decides") as caught:
+        make_plan(recipe("full", model={"dtype": "bf16"}), SMALL, PROFILE, card())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("hardware", "dtype"), [(cpu(), "fp32"), (card("4090"), "bf16"), (card("T4"), "fp16")]
+)
+def test_frozen_weights_follow_the_arithmetic(mode: str, hardware: Hardware, dtype: str) -> None:
+    assert make_plan(recipe(mode), SMALL, PROFILE, hardware).weights_dtype.value == dtype
+    asked = make_plan(recipe(mode, model={"dtype": "fp32"}), SMALL, PROFILE, hardware)
+    assert asked.weights_dtype == Choice("fp32", "set in the recipe")
+
+
+# Method, attention, optimizer, rate
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+def test_adapters_on_a_mixture_are_refused(mode: str) -> None:
+    mixture = find_shape("mixtral-8x7b", Path())
+    with pytest.raises(ModelError) as caught:
+        make_plan(recipe(mode), mixture, PROFILE, card("H200"))
+    assert str(caught.value) == (
+        "mixtral-8x7b is a mixture of experts; its experts are 3-D tensors that "
+        f"{mode} would pass over in silence; take method.mode: full, or a dense model"
+    )
+
+
+def test_a_mixture_may_be_trained_whole() -> None:
+    mixture = replace(find_shape("mixtral-8x7b", Path()), layers=1, hidden=256, intermediate=512)
+    assert make_plan(recipe("full"), mixture, PROFILE, card("H200")).steps.value == 188
+
+
+def test_an_unknown_target_is_refused_before_any_download() -> None:
+    wrong = recipe(method={"target_modules": ["q_prj"]})
+    with pytest.raises(ModelError, match=r"no linear layer 'q_prj'; did you mean q_proj\?"):
+        make_plan(wrong, SMALL, PROFILE, card())
+
+
+@pytest.mark.parametrize("hardware", [cpu(), cpu(fast_bf16=True)])
+def test_flash_needs_a_card(hardware: Hardware) -> None:
+    wanted = recipe(model={"attention": "flash"})
+    with pytest.raises(MachineError) as caught:
+        make_plan(wanted, SMALL, PROFILE, hardware)
+    assert str(caught.value) == "model.attention: flash needs a CUDA card; take sdpa"
+    assert make_plan(wanted, SMALL, PROFILE, card()).attention.value == "flash"
+
+
+def test_attention_follows_the_model() -> None:
+    assert make_plan(recipe(), SMALL, PROFILE, card()).attention.value == "sdpa"
+    capped = make_plan(recipe(), find_shape("gemma-2-2b", Path()), PROFILE, card())
+    assert capped.attention.value == "eager"
+    assert "tanh" in capped.attention.reason
+
+
+@pytest.mark.parametrize("name", ["adamw-8bit", "paged-adamw-8bit"])
+def test_8_bit_optimizers_need_a_card(name: str) -> None:
+    wanted = recipe(training={"optimizer": name})
+    with pytest.raises(MachineError) as caught:
+        make_plan(wanted, SMALL, PROFILE, cpu())
+    assert str(caught.value) == f"training.optimizer: {name} needs a CUDA card; take adamw"
+    assert make_plan(wanted, SMALL, PROFILE, card()).optimizer == Choice(name, "set in the recipe")
+
+
+def test_tight_full_training_pages_its_optimizer() -> None:
+    """Between what AdamW's fp32 states take and what the rest takes, 8 bits decide."""
+    choices = Choices("full", seq_len=512, gradient_accumulation=16, labelled_share=0.5)
+    exact, paged = (
+        estimate(SMALL, replace(choices, optimizer=name)).device_bytes / GB
+        for name in ("adamw", "paged-adamw-8bit")
+    )
+    assert paged < exact - 0.5
+    roomy = make_plan(recipe("full"), SMALL, PROFILE, card_with(exact / 0.9))
+    assert roomy.optimizer == Choice("adamw", "its fp32 states fit")
+    tight = make_plan(recipe("full"), SMALL, PROFILE, card_with((exact + paged) / 2))
+    assert tight.optimizer == Choice("paged-adamw-8bit", "fp32 states do not fit on this card")
+    assert tight.estimate.managed_bytes > 0
+
+
+@pytest.mark.parametrize("micro_batch", ["auto", 4])
+@pytest.mark.parametrize("gigabytes", [2.6, 2.9, 3.2, 3.5, 3.8, 4.1, 4.4])
+def test_exact_states_are_kept_wherever_they_fit(gigabytes: float, micro_batch: object) -> None:
+    hardware, training = card_with(gigabytes), {"micro_batch_size": micro_batch}
+
+    def plan(**keys: Any) -> Plan:
+        return make_plan(recipe("full", training=training | keys), SMALL, PROFILE, hardware)
+
+    try:
+        plan(optimizer="adamw")
+        exact_fits = True
+    except MachineError:
+        exact_fits = False
+    assert (plan().optimizer.value == "adamw") == exact_fits
+
+
+@pytest.mark.parametrize("hardware", [cpu(), card()], ids=["cpu", "4090"])
+def test_adapters_keep_exact_states(hardware: Hardware) -> None:
+    assert make_plan(recipe("qlora"), SMALL, PROFILE, hardware).optimizer.value == "adamw"
+
+
+@pytest.mark.parametrize(("mode", "rate"), [("full", 2e-5), ("lora", 2e-4), ("qlora", 2e-4)])
+def test_the_rate_follows_the_method(mode: str, rate: float) -> None:
+    assert make_plan(recipe(mode), SMALL, PROFILE, card()).learning_rate.value == rate
+    asked = recipe(mode, training={"learning_rate": "1e-3"})
+    assert make_plan(asked, SMALL, PROFILE, card()).learning_rate.value == 1e-3
+
+
+def test_the_method_in_the_words_of_the_estimate() -> None:
+    lora = {"mode": "lora", "rank": 8, "dropout": 0.1, "targets": ("q_proj",)}
+    asked = {"rank": 8, "dropout": 0.1, "target_modules": ["q_proj"]}
+    assert vram_method(recipe("lora", method=asked).method) == lora
+    assert vram_method(recipe("qlora").method) == {
+        "mode": "qlora",
+        "rank": 16,
+        "dropout": 0.0,
+        "targets": "all-linear",
+        "double_quantization": True,
+    }
+    assert vram_method(recipe("full").method) == {"mode": "full"}
+
+
+# Memory
+
+
+@given(st.integers(1, 512), st.sampled_from([cpu(), card("3060"), card("A100")]))
+def test_micro_batch_times_accumulation_is_the_batch(size: int, hardware: Hardware) -> None:
+    plan = make_plan(recipe(training={"batch_size": size}), SMALL, PROFILE, hardware)
+    assert plan.micro_batch.value * plan.accumulation == size
+    assert needed_bytes(plan.estimate, hardware) <= hardware.free_bytes
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4, 8])
+def test_a_micro_batch_in_the_recipe_stands(micro_batch: int) -> None:
+    asked = recipe(training={"batch_size": 8, "micro_batch_size": micro_batch})
+    plan = make_plan(asked, SMALL, PROFILE, card())
+    assert plan.micro_batch == Choice(micro_batch, "set in the recipe")
+    assert plan.accumulation == 8 // micro_batch
+
+
+def test_a_cpu_takes_few_rows_and_a_card_many() -> None:
+    assert make_plan(recipe(), SMALL, PROFILE, cpu()).micro_batch.value == 4
+    assert make_plan(recipe(), SMALL, PROFILE, card()).micro_batch.value == 16
+    short = replace(PROFILE, longest_tokens=64)
+    wide = recipe(training={"batch_size": 512})
+    assert make_plan(wide, SMALL, short, card()).micro_batch.value == 16_384 // 64
+    long = replace(PROFILE, longest_tokens=20_000)
+    assert make_plan(recipe(), SMALL, long, card()).micro_batch.value == 1
+
+
+def test_checkpointing_is_off_where_memory_allows() -> None:
+    plan = make_plan(recipe(), SMALL, PROFILE, card())
+    assert plan.gradient_checkpointing == Choice(
+        False, "activations fit; computing them again would cost a third more time"
+    )
+
+
+def test_checkpointing_is_on_where_it_does_not() -> None:
+    """A 7B model on 16 GB: one row fits only with checkpointing."""
+    long = replace(PROFILE, longest_tokens=2048)
+    plan = make_plan(recipe("qlora"), LARGE, long, card_with(12))
+    assert plan.gradient_checkpointing == Choice(
+        True, "activations do not fit without it; costs about a third more time"
+    )
+    with pytest.raises(MachineError):
+        asked = recipe("qlora", training={"gradient_checkpointing": False})
+        make_plan(asked, LARGE, long, card_with(12))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_checkpointing_in_the_recipe_stands(asked: bool) -> None:
+    wanted = recipe(training={"gradient_checkpointing": asked})
+    plan = make_plan(wanted, SMALL, PROFILE, card())
+    assert plan.gradient_checkpointing == Choice(asked, "set in the recipe")
+
+
+@pytest.mark.parametrize("name", ["4090", "3090", "L4"])
+@pytest.mark.parametrize("model", ["7b", "qwen2.5-7b", "mistral-7b"])
+def test_qlora_of_7b_fits_a_24_gb_card(name: str, model: str) -> None:
+    rows = replace(PROFILE, longest_tokens=1024)
+    plan = make_plan(recipe("qlora"), find_shape(model, Path()), rows, card(name))
+    assert plan.micro_batch.value * plan.accumulation == 16
+    assert plan.estimate.fits[find_card(name).name]
+
+
+@pytest.mark.parametrize(
+    ("mode", "advice"),
+    [
+        ("full", "take method.mode: lora"),
+        ("lora", "take method.mode: qlora"),
+        ("qlora", "lower method.rank"),
+    ],
+)
+def test_where_nothing_fits_the_error_says_what_to_do(mode: str, advice: str) -> None:
+    with pytest.raises(MachineError) as caught:
+        make_plan(recipe(mode), LARGE, PROFILE, card_with(2))
+    needed, text = str(caught.value).split(", and ")
+    assert needed.startswith("one row of 512 tokens needs ")
+    assert float(needed.split()[-2]) > 2
+    assert text == (
+        f"RTX 4090 24GB has 2.0 GB free; {advice}, lower data.max_length, or take a smaller model"
+    )
+    assert (caught.value.code, caught.value.exit_code) == ("memory", 1)
+
+
+def test_where_a_wanted_micro_batch_does_not_fit_the_error_names_it() -> None:
+    asked = recipe("qlora", training={"micro_batch_size": 16})
+    with pytest.raises(MachineError, match=r"16 rows of 512 tokens need .*micro_batch_size"):
+        make_plan(asked, LARGE, PROFILE, card_with(6))
+
+
+def test_where_checkpointing_was_refused_the_error_names_it() -> None:
+    asked = recipe("qlora", training={"gradient_checkpointing": False})
+    with pytest.raises(MachineError, match=r"training\.gradient_checkpointing"):
+        make_plan(asked, LARGE, replace(PROFILE, longest_tokens=2048), card_with(12))
+
+
+def test_a_context_that_exists_is_not_counted_again() -> None:
+    plan = make_plan(recipe(), SMALL, PROFILE, card())
+    assert needed_bytes(plan.estimate, card()) == plan.estimate.reserved_bytes
+    assert needed_bytes(plan.estimate, cpu()) == plan.estimate.peak_bytes
+
+
+# Steps
+
+
+@pytest.mark.parametrize(
+    ("rows", "training", "steps", "epochs"),
+    [
+        (1000, {"epochs": 3, "batch_size": 16}, 188, 3),
+        (1000, {"epochs": 1, "batch_size": 1000}, 1, 1),
+        (1000, {"epochs": 0.5, "batch_size": 10}, 50, 0.5),
+        (3, {"epochs": 1, "batch_size": 16}, 1, 1),
+        (1, {"epochs": 0.01, "batch_size": 16}, 1, 0.01),
+        (1000, {"max_steps": 32, "batch_size": 8}, 32, 0.256),
+        (1000, {"max_steps": 1, "epochs": 3, "batch_size": 16}, 1, 0.016),
+    ],
+)
+def test_steps_are_rows_times_epochs_over_batch(
+    rows: int, training: dict[str, Any], steps: int, epochs: float
+) -> None:
+    profile = replace(PROFILE, rows=rows, tokens=200 * rows)
+    plan = make_plan(recipe(training=training), SMALL, profile, card())
+    assert plan.steps.value == steps
+    assert plan.epochs == pytest.approx(epochs)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0.01, 20))
+def test_every_row_is_seen_and_no_step_is_empty(rows: int, size: int, epochs: float) -> None:
+    profile = replace(PROFILE, rows=rows, tokens=200 * rows)
+    training = {"epochs": epochs, "batch_size": size}
+    steps = make_plan(recipe(training=training), SMALL, profile, cpu()).steps.value
+    wanted_rows = max(1, round(rows * epochs))
+    assert (steps - 1) * size < wanted_rows <= steps * size
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "warmup"), [(0.03, 188, 6), (0, 188, 0), (0.1, 32, 4), (0.03, 1, 1)]
+)
+def test_warm_up_is_a_share_of_the_steps(ratio: float, steps: int, warmup: int) -> None:
+    training = {"warmup_ratio": ratio, "max_steps": steps}
+    plan = make_plan(recipe(training=training), SMALL, PROFILE, card())
+    assert plan.warmup_steps == warmup
+
+
+@given(
+    steps=st.integers(1, 5000),
+    validation_tokens=st.integers(1, 10**7),
+    tokens_a_row=st.integers(1, 2000),
+)
+def test_validations_are_affordable_or_few(
+    steps: int, validation_tokens: int, tokens_a_row: int
+) -> None:
+    profile = replace(PROFILE, tokens=1000 * tokens_a_row, validation_tokens=validation_tokens)
+    plan = make_plan(recipe(training={"max_steps": steps}), SMALL, profile, cpu())
+    count = math.ceil(steps / plan.eval_every.value)
+    assert 1 <= count <= 10
+    assert count >= min(2, steps)
+    share = count * validation_tokens / 3 / (steps * 16 * tokens_a_row)
+    assert share <= 0.1 + 1e-9 or count <= 2
+    assert plan.save_every.value == plan.eval_every.value
+
+
+def test_without_validation_rows_a_tenth_is_saved() -> None:
+    profile = replace(PROFILE, validation_tokens=0)
+    plan = make_plan(recipe(training={"max_steps": 95}), SMALL, profile, cpu())
+    assert plan.eval_every.value == 10
+    assert "no validation rows" in plan.eval_every.reason
+
+
+def test_intervals_in_the_recipe_stand() -> None:
+    asked = recipe(training={"eval_steps": 7, "save_steps": 5})
+    plan = make_plan(asked, SMALL, PROFILE, cpu())
+    assert plan.eval_every == Choice(7, "set in the recipe")
+    assert plan.save_every == Choice(5, "set in the recipe")
+
+
+# The plan as a whole
+
+
+PLANS = [
+    make_plan(recipe(mode), SMALL, PROFILE, hardware)
+    for mode in ("full", "lora", "qlora")
+    for hardware in (cpu(), cpu(fast_bf16=True), card("4090"), card("T4"))
+]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_choice_has_a_reason(plan: Plan) -> None:
+    assert list(plan.choices()) == [
+        "precision",
+        "weights_dtype",
+        "attention",
+        "optimizer",
+        "learning_rate",
+        "micro_batch",
+        "gradient_checkpointing",
+        "steps",
+        "eval_every",
+        "save_every",
+    ]
+    for name, choice in plan.choices().items():
+        assert len(choice.reason) > 10 or choice.reason == "exact states", name
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_plan_is_written_with_its_reasons(plan: Plan) -> None:
+    written = json.loads(json.dumps(plan.as_json()))
+    assert written["precision"] == {
+        "value": plan.precision.value,
+        "reason": plan.precision.reason,
+    }
+    assert written["accumulation"] == plan.accumulation
+    assert written["estimate"]["peak_bytes"] == plan.estimate.peak_bytes
+    assert set(written) == {*plan.choices(), "accumulation", "warmup_steps", "estimate"}
+
+
+@given(
+    mode=st.sampled_from(["full", "lora", "qlora"]),
+    model=st.sampled_from(["smollm2-135m", "7b", "gemma-2-2b", "mixtral-8x7b"]),
+    hardware=st.sampled_from([cpu(), cpu(fast_bf16=True), card(), card("T4"), card_with(1)]),
+    longest=st.integers(1, 40_000),
+    rows=st.integers(1, 100_000),
+    size=st.integers(1, 64),
+)
+def test_any_question_gets_a_plan_that_fits_or_a_reason(
+    mode: str, model: str, hardware: Hardware, longest: int, rows: int, size: int
+) -> None:
+    profile = Profile(rows, rows * longest, longest, 1.0, 0)
+    wanted = recipe(mode, training={"batch_size": size})
+    try:
+        plan = make_plan(wanted, find_shape(model, Path()), profile, hardware)
+    except FtcliError as error:
+        assert error.code in ("memory", "method_refused")
+        return
+    assert needed_bytes(plan.estimate, hardware) <= hardware.free_bytes
+    assert plan.micro_batch.value * plan.accumulation == size
+
+
+def test_the_profile_of_prepared_data() -> None:
+    counts = SplitCounts(rows=10, tokens=2000, trained_tokens=500)
+    prepared = Prepared(
+        fingerprint="f",
+        rows_read=12,
+        rows_rejected=0,
+        duplicates=0,
+        leaks=0,
+        train=counts,
+        validation=SplitCounts(2, 300, 100),
+        test=SplitCounts(0, 0, 0),
+        answer_tokens=600,
+        answer_tokens_lost=0,
+        longest=LongestRow("shop.jsonl", 7, 321),
+        longest_answer_tokens=60,
+        stop_ids=(2,),
+        pad_id=0,
+        problems=(),
+    )
+    found = profile_of(prepared)
+    assert found == Profile(10, 2000, 321, 0.25, 300)
+    assert found.mean_tokens == 200

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from ftcli.errors import FtcliError
+from ftcli.prepared import (
+    SPLITS,
+    Fault,
+    LongestRow,
+    Prepared,
+    SplitCounts,
+    load_prepared,
+    save_prepared,
+    split_file,
+)
+
+PREPARED = Prepared(
+    fingerprint="0123abcd",
+    rows_read=20,
+    rows_rejected=2,
+    duplicates=3,
+    leaks=0,
+    train=SplitCounts(10, 2000, 500),
+    validation=SplitCounts(3, 600, 150),
+    test=SplitCounts(2, 400, 90),
+    answer_tokens=760,
+    answer_tokens_lost=20,
+    longest=LongestRow("Größe.jsonl", 7, 321),
+    longest_answer_tokens=64,
+    stop_ids=(2, 5),
+    pad_id=0,
+    problems=(Fault("Größe.jsonl", 3, "empty answer"), Fault("Größe.jsonl", 9, "not JSON")),
+)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    assert load_prepared(tmp_path) is None
+    save_prepared(PREPARED, tmp_path)
+    assert load_prepared(tmp_path) == PREPARED
+
+
+def test_counts_add_up() -> None:
+    p = PREPARED
+    assert p.rows_accepted == 15
+    assert p.rows_read == p.rows_accepted + p.rows_rejected + p.duplicates
+    assert sum(p.counts(split).rows for split in SPLITS) == p.rows_accepted
+    assert p.counts("test") is p.test
+
+
+def test_it_holds_no_rows(tmp_path: Path) -> None:
+    save_prepared(PREPARED, tmp_path)
+    assert set(json.loads((tmp_path / "prepared.json").read_text("utf-8"))) == set(asdict(PREPARED))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"{}",
+        b"\xff",
+        json.dumps(asdict(PREPARED) | {"more": 1}).encode(),
+        json.dumps(asdict(PREPARED) | {"train": None}).encode(),
+        json.dumps(asdict(replace(PREPARED)) | {"longest": {"file": "a"}}).encode(),
+    ],
+)
+def test_a_broken_file_says_what_to_do(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "prepared.json").write_bytes(content)
+    with pytest.raises(FtcliError, match="delete it and prepare again") as caught:
+        load_prepared(tmp_path)
+    assert (caught.value.code, caught.value.file) == (
+        "prepared_broken",
+        str(tmp_path / "prepared.json"),
+    )
+
+
+def test_a_fault_is_shown_with_its_place() -> None:
+    assert str(PREPARED.problems[0]) == "Größe.jsonl:3 empty answer"
+
+
+def test_each_split_has_its_file(tmp_path: Path) -> None:
+    names = [split_file(tmp_path, split).name for split in SPLITS]
+    assert names == ["train.arrow", "validation.arrow", "test.arrow"]
