@@ -72,8 +72,9 @@ class Loaded:
 
     def place(self, key: str) -> tuple[str, int | None]:
         """The `--set` that wrote the key, or its line, or that of the section it would stand in."""
-        for override in self.overrides:
-            if override.partition("=")[0].strip() == key:
+        for override in reversed(self.overrides):
+            written = override.partition("=")[0].strip()
+            if key == written or key.startswith(f"{written}."):
                 return f"--set {override}", None
         section = key.partition(".")[0]
         return self.shown_path(), self.lines.get(key, self.lines.get(section))

@@ -22,10 +22,14 @@ def _no_boolean(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_boolean)]
-Count = Annotated[int, BeforeValidator(_no_boolean)]
-PositiveCount = Annotated[Count, Field(ge=1)]
-Share = Annotated[Number, Field(ge=0, lt=1)]
+# Limits stand before the validator: behind it, pydantic leaves them out of the JSON Schema.
+NO_BOOLEAN = BeforeValidator(_no_boolean)
+PositiveCount = Annotated[int, Field(ge=1), NO_BOOLEAN]
+CountFromZero = Annotated[int, Field(ge=0), NO_BOOLEAN]
+Positive = Annotated[float, Field(gt=0), NO_BOOLEAN]
+NotNegative = Annotated[float, Field(ge=0), NO_BOOLEAN]
+Share = Annotated[float, Field(ge=0, lt=1), NO_BOOLEAN]
+Rate = Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN]
 
 
 # YAML reads 1e-1 as a text.
@@ -80,7 +84,7 @@ class LoraKeys(Section):
 
     rank: PositiveCount = 16
     """r: inner dimension of the update; 8 for a format, 16 as a start, 32 for new knowledge."""
-    alpha: Annotated[Number, Field(gt=0)] = 32.0
+    alpha: Positive = 32.0
     """The update is scaled by alpha / rank (LoRA, Hu et al. 2021, section 4.1)."""
     dropout: Share = 0.0
     """Dropout on the adapter's input; 0 as in PEFT: it costs time and memory."""
@@ -160,19 +164,19 @@ class Data(Section):
 class Training(Section):
     """How the training runs."""
 
-    epochs: Annotated[Number, Field(gt=0)] = 3.0
+    epochs: Positive = 3.0
     """Passes over the training rows."""
     max_steps: PositiveCount | None = None
     """Stop after this many optimizer steps, whatever `epochs` says."""
-    learning_rate: Literal["auto"] | Annotated[Number, Field(gt=0, lt=1)] = "auto"
+    learning_rate: Literal["auto"] | Rate = "auto"
     """Peak learning rate; auto: 2e-4 for LoRA and QLoRA, 2e-5 for full."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.03
     """Share of the steps over which the learning rate rises to its peak."""
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.0
+    weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: Annotated[Number, Field(gt=0)] = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     batch_size: PositiveCount = 16
     """Rows of one optimizer step (effective batch); the micro-batch is planned to fit."""
@@ -184,7 +188,7 @@ class Training(Section):
     """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"
     """auto: AdamW in fp32; in 8 bits, paged, for full fine-tuning that fits no other way."""
-    neftune_noise_alpha: Annotated[Number, Field(gt=0)] | None = None
+    neftune_noise_alpha: Positive | None = None
     """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
     eval_steps: Literal["auto"] | PositiveCount = "auto"
     """Optimizer steps between two validations."""
@@ -194,7 +198,7 @@ class Training(Section):
     """Checkpoints kept besides the best one."""
     early_stopping_patience: PositiveCount | None = None
     """Stop after this many validations without a better loss."""
-    seed: Annotated[Count, Field(ge=0)] = 42
+    seed: CountFromZero = 42
     """Seed of splits, row order, adapter weights and dropout."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
     """Trackers to log to; each needs its package."""
@@ -214,13 +218,13 @@ class Generation(Section):
 
     max_new_tokens: PositiveCount = 256
     """Longest answer in tokens."""
-    temperature: Annotated[Number, Field(ge=0)] = 0.0
+    temperature: NotNegative = 0.0
     """0: greedy, the most likely token at each place."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN] = 1.0
     """Draw from the smallest set of tokens with this probability (only with a temperature)."""
-    top_k: Annotated[Count, Field(ge=0)] = 0
+    top_k: CountFromZero = 0
     """Draw from this many likeliest tokens; 0: all."""
-    repetition_penalty: Annotated[Number, Field(gt=0)] = 1.0
+    repetition_penalty: Positive = 1.0
     """Above 1: tokens already used become less likely (CTRL, Keskar et al. 2019)."""
 
 

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcli.errors import FtcliError, RecipeError, UsageError
+from ftcli.errors import DataError, FtcliError, ModelError, RecipeError, UsageError
 from ftcli.loading import (
     MOST_VALUES,
     Loaded,
@@ -406,7 +406,7 @@ def test_deep_nesting_is_refused_with_its_line() -> None:
     limits = "nested too deeply or repeated too often; the limit is 8 levels and 10000 values"
     steps = "".join("  " * depth + f"a{depth}:\n" for depth in range(1, 20))
     assert fault(more("a:\n" + steps)) == (f"shop.yaml:17: a.a1.a2.a3.a4.a5.a6.a7.a8: {limits}")
-    assert fault(more("output: " + "[" * 1500 + "]" * 1500)) == "shop.yaml:8: nested too deeply"
+    assert fault(more("output: " + "[" * 600 + "]" * 600)) == "shop.yaml:8: nested too deeply"
 
 
 def test_an_anchor_inside_itself_is_refused() -> None:
@@ -523,7 +523,7 @@ def test_a_fault_of_an_override_names_the_flag(override: str, message: str) -> N
         ("name.x=1", "name is not a section"),
         ("method.rank=[", "the value is not YAML"),
         ("data.train=a: b: c", "the value is not YAML"),
-        ("method.rank=" + "[" * 1500, "the value is not YAML"),
+        ("method.rank=" + "[" * 600, "the value is not YAML"),
     ],
 )
 def test_an_override_that_cannot_be_understood(override: str, message: str) -> None:
@@ -578,7 +578,9 @@ recipes = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
 @given(recipes)
 def test_what_is_dumped_is_read_back(here: Path, values: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(values)
@@ -652,33 +654,19 @@ def test_differences_see_keys_of_one_side_only() -> None:
 # Whatever is written
 
 
-words = st.sampled_from(
-    ["name", "model", "id", "method", "mode", "lora", "qlora", "rank", "data", "train", "training"]
-    + ["eval", "format", "type", "json", "validation", "no", "~", "1e-4", "010", "1:30", ".inf"]
-    + ["!!int", "!!float", "!!bool", "!!timestamp", "!!binary", "!!set", "!!python/name:os.system"]
-    + ["&a", "*a", "<<", "=", "0x1f", "-", "?", ":", "[", "]", "{", "}", "'", '"', "|", ">", "%"]
-    + [
-        "\n",
-        "\n  ",
-        "\n    ",
-        "\t",
-        ": ",
-        ", ",
-        "- ",
-        "# ",
-        "---\n",
-        "\ufeff",
-        "9" * 400,
-        "é",
-        "\\",
-    ]
-)
+WORDS = """
+name model id method mode lora qlora rank data train training eval format type json validation
+no ~ 1e-4 010 1:30 .inf 0x1f !!int !!float !!bool !!timestamp !!binary !!set !!python/name:os.system
+&a *a << = - ? : [ ] { } ' " | > % \\ é
+"""
+SPACES = ["\n", "\n  ", "\n    ", "\t", ": ", ", ", "- ", "# ", "---\n", "\ufeff", "9" * 400]
+words = st.sampled_from(WORDS.split() + SPACES)
 lines = st.lists(words | st.text(max_size=4), max_size=25).map("".join)
 beginnings = st.sampled_from(["", SHOP, SHOP + "training:\n  ", "name: shop\nmethod: "])
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200
 )
 @given(beginnings, lines, st.lists(st.tuples(words, words | st.text(max_size=4)), max_size=2))
 def test_any_text_loads_or_is_told_what_is_wrong(
@@ -700,3 +688,43 @@ def test_any_bytes_load_or_are_told_what_is_wrong(here: Path, content: bytes) ->
     except FtcliError as error:
         assert error.exit_code == 2
         assert str(error).startswith("shop.yaml:")
+
+
+# Errors found later
+
+
+def test_a_key_has_its_place(here: Path) -> None:
+    loaded = load(method("rank: 8"), "data.max_length=64", "data.max_length=32", "output=a")
+    assert loaded.place("model.id") == ("shop.yaml", 3)
+    assert loaded.place("method.rank") == ("shop.yaml", 6)
+    assert loaded.place("method.alpha") == ("shop.yaml", 4)
+    assert loaded.place("training.precision") == ("shop.yaml", None)
+    assert loaded.place("data.max_length") == ("--set data.max_length=32", None)
+    whole = load(SHOP, "training={epochs: 1, seed: 3}", "training.seed=4")
+    assert whole.place("training.epochs") == ("--set training={epochs: 1, seed: 3}", None)
+    assert whole.place("training.seed") == ("--set training.seed=4", None)
+
+
+def test_an_error_of_a_key_gets_its_place(here: Path) -> None:
+    loaded = load(SHOP)
+    with pytest.raises(ModelError) as caught, loaded.blame():
+        raise ModelError("model_missing", "nowhere does not exist")
+    assert str(caught.value) == "shop.yaml:3: model.id: nowhere does not exist"
+    with pytest.raises(ModelError) as caught, loaded.blame():
+        raise ModelError("model_missing", "model.id: nowhere does not exist")
+    assert str(caught.value) == "shop.yaml:3: model.id: nowhere does not exist"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelError("model_missing", "no such folder", file="config.json"),
+        DataError("data_missing", "no such file"),
+    ],
+    ids=["placed already", "no key's fault"],
+)
+def test_another_error_stays_as_it_is(error: FtcliError) -> None:
+    before = str(error)
+    with pytest.raises(FtcliError) as caught, load(SHOP).blame():
+        raise error
+    assert str(caught.value) == before

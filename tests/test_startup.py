@@ -45,10 +45,8 @@ def python(code: str, *arguments: str) -> str:
     ("command", "code"),
     [
         (["--help"], 0),
-        (["train", "--help"], 0),
         (["estimate-vram", "--model", "7b", "--mode", "full"], 0),
         (["estimate-vram", "recipes/ecommerce-qlora.yaml", "--gpu", "4090"], 0),
-        (["schema", "--text"], 0),
         (["train", "nowhere.yaml"], 1),
         (["train", "recipes/ecommerce-lora.yaml", "--set", "method.rnak=3"], 2),
     ],

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ftcli.engine.rendering import IGNORED
+from ftcli.errors import ModelError
 from ftcli.vram import LOSS_CHUNK_POSITIONS
 
 
@@ -51,6 +52,27 @@ def head_of(model: PreTrainedModel) -> Head:
     output = model.get_output_embeddings()
     softcap = getattr(config, "final_logit_softcapping", None)
     return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
+
+
+def require_known_head(model: PreTrainedModel) -> None:
+    """Raise ModelError where a model makes its logits otherwise than `head_of` believes.
+
+    For a model in evaluation mode: dropout would make two passes differ.
+    """
+    ids = torch.arange(1, 5, device=model.device)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        try:
+            difference = head_of(model).logits(_hidden(model, ids)) - expected
+        except AttributeError:  # no backbone of its own
+            difference = expected
+    # 16-bit heads are rounded at different places.
+    if difference.abs().max() > 0.02 * expected.abs().max():
+        raise ModelError(
+            "model",
+            f"{type(model).__name__} makes its logits by more than a product, a scale and a "
+            "softcap; its loss would be wrong, so it can be neither trained nor scored",
+        )
 
 
 def causal_model(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,24 +8,16 @@ from ftcli.vram.choices import Choices
 LOSS_CHUNK_POSITIONS = 1024
 """Labelled positions whose logits exist at once in ftcli.engine.loss."""
 
-# fp32 logits and logsumexp's copy of them; from the second chunk on also the chunk before.
-_ONE_CHUNK_BYTES = 8
-_MORE_CHUNKS_BYTES = 8
-
-# Heads with more than a product get logits of all labelled positions, through autograd: the
-# log-softmax and two gradients in fp32, and the tanh where there is one.
-_BYTES_PER_LOGIT = {"scaled": 12, "softcapped": 16}
+# fp32 logits and logsumexp's copy of them; where they are capped, the cap's slope too. Counted with
+# torch.profiler on ftcli.engine.loss, for one chunk and for several.
+_BYTES_PER_LOGIT = {"plain": 8, "scaled": 8, "softcapped": 12}
 
 
 def head_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the last norm, the logits, their loss and the gradient it hands to the layers."""
     if choices.loss == "full":
         return _head_copy_bytes(shape, choices) + _full_loss_bytes(shape, choices)
-    hidden_states = _hidden_states_bytes(shape, choices)
-    if shape.head == "plain":
-        return hidden_states + _chunked_logits_bytes(shape, choices)
-    logits = choices.labelled_tokens * shape.vocab * _BYTES_PER_LOGIT[shape.head]
-    return hidden_states + _head_copy_bytes(shape, choices) + logits
+    return _hidden_states_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
 
 
 def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
@@ -45,9 +37,8 @@ def _hidden_states_bytes(shape: Shape, choices: Choices) -> int:
 
 def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     """The logits of a chunk and the head's gradient, summed over chunks in the head's type."""
-    labelled = choices.labelled_tokens
-    logits = min(labelled, LOSS_CHUNK_POSITIONS) * shape.vocab
-    per_logit = _ONE_CHUNK_BYTES if labelled <= LOSS_CHUNK_POSITIONS else _MORE_CHUNKS_BYTES
+    logits = min(choices.labelled_tokens, LOSS_CHUNK_POSITIONS) * shape.vocab
+    per_logit = _BYTES_PER_LOGIT[shape.head]
     copy = _head_copy_bytes(shape, choices)
     if choices.mode != "full":
         return copy + logits * per_logit

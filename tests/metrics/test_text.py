@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,7 +71,7 @@ def test_scores_are_shares_one_a_pair(pairs: list[tuple[str, str]]) -> None:
 @given(st.text(min_size=1))
 def test_an_answer_like_its_reference_is_perfect(text: str) -> None:
     assert exact_match([text], [text]) == [1]
-    if re.search(r"\w", text):
+    if any(character.isalnum() for character in text):
         assert rouge_l([text], [text]) == [pytest.approx(1)]
         assert chrf([text], [text]) == [pytest.approx(1)]
 
@@ -84,7 +82,7 @@ def test_chrf_counts_characters() -> None:
     # F₂ over character n-grams of 1 to 3: 2/3, 1/2 and 0 of them are in common.
     assert chrf(["abc"], ["abd"]) == [pytest.approx((2 / 3 + 1 / 2 + 0) / 3)]
     near, far = chrf(["colour", "paint"], ["colours", "colours"])
-    assert near > 0.8 > 0.2 > far
+    assert near > 0.75 > 0.25 > far
 
 
 def test_chrf_is_the_published_score() -> None:

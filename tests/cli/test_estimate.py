@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.cli import run
+from ftcli.recipe import Lora, Qlora
+from ftcli.vram import Choices
+
+RECIPE = """\
+name: shop
+model:
+  id: smollm2-135m
+method:
+  mode: qlora
+  rank: 8
+  dropout: 0.05
+  target_modules: [q_proj, v_proj]
+data:
+  train: shop.jsonl
+  max_length: 512
+training:
+  batch_size: 8
+"""
+BREAKDOWN = "weights quantization adapter gradients optimizer activations logits workspace context"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Any:
+    """The JSON that the command prints; stderr stays empty."""
+
+    def estimate(*arguments: str) -> dict[str, Any]:
+        assert run(["estimate-vram", *arguments, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out.count("\n") == 1
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    return estimate
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Any:
+    """The lines that the command prints; stderr stays empty."""
+
+    def estimate(*arguments: str) -> list[str]:
+        assert run(["estimate-vram", *arguments]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out.splitlines()
+
+    return estimate
+
+
+def test_json_has_the_fields_that_scripts_rely_on(ask: Any) -> None:
+    found = ask("--model", "7b", "--mode", "full")
+    assert set(found) >= {
+        "peak_bytes",
+        "device_bytes",
+        "breakdown",
+        "trainable_parameters",
+        "total_parameters",
+        "fits",
+        "assumptions",
+    }
+    assert list(found["breakdown"]) == BREAKDOWN.split()
+    parts = sum(size for name, size in found["breakdown"].items() if name != "context")
+    assert parts == found["peak_bytes"] <= found["device_bytes"]
+    assert found["total_parameters"] == found["trainable_parameters"] == 6_738_415_616
+    assert found["fits"]["RTX 4090 24GB"] is False
+    assert found["fits"]["H200 141GB"] is True
+    assert [figure["label"] for figure in found["textbook"]] == ["fp32", "bf16 mixed", "pure bf16"]
+
+
+def test_a_7b_in_qlora_fits_a_24_gb_card(ask: Any) -> None:
+    found = ask("--model", "7b", "--mode", "qlora")
+    assert found["fits"]["RTX 4090 24GB"] is True
+    assert found["textbook"] == []
+    assert 0.0005 < found["trainable_parameters"] / found["total_parameters"] < 0.01
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("model", ["7b", "smollm2-135m", "llama-3.3-70b-instruct"])
+def test_lines_fit_the_terminal(
+    show: Any, monkeypatch: pytest.MonkeyPatch, columns: int, mode: str, model: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = show("--model", model, "--mode", mode)
+    assert [line for line in lines if len(line) > columns] == []
+    bars = [line for line in lines if "█" in line]
+    assert len(bars) >= 5
+    assert max(map(len, bars)) >= columns - 10
+
+
+def test_a_person_reads_items_peak_and_cards(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = show("--model", "7b", "--mode", "qlora", "--rank", "8")
+    assert lines[0].startswith("7b (6.74 B parameters), QLoRA r=8 (0.30% trained), micro-batch 1 ")
+    assert lines[0].endswith("× 1024 tokens")
+    weights = next(line for line in lines if line.startswith("  weights"))
+    assert weights.split()[1:3] == ["3.8", "GB"]
+    assert any(line.startswith("peak ") for line in lines)
+    assert any(line.startswith("fits: RTX 3060 12GB, ") for line in lines)
+
+
+def test_nothing_fits_is_said(show: Any) -> None:
+    assert show("--model", "70b", "--mode", "full")[0].endswith("micro-batch 1 × 1024 tokens")
+    assert "fits no single card that is known here" in show("--model", "70b", "--mode", "full")
+
+
+@pytest.mark.parametrize(
+    ("card", "verdict", "named"),
+    [
+        ("4090", "fits a RTX 4090 24GB (24.8 GB usable)", "RTX 4090 24GB"),
+        ("8GB", "does not fit a card of 8GB (7.9 GB usable)", "card of 8GB"),
+    ],
+)
+def test_one_card_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:
+    arguments = ["--model", "7b", "--mode", "qlora", "--seq-len", "2048", "--micro-batch", "4"]
+    assert verdict in show(*arguments, "--gpu", card)
+    assert ask(*arguments, "--gpu", card)["fits"][named] is verdict.startswith("fits")
+
+
+def test_a_card_brings_its_own_context(ask: Any) -> None:
+    known = ask("--model", "7b", "--gpu", "T4")["breakdown"]["context"]
+    assert known < ask("--model", "7b")["breakdown"]["context"]
+
+
+def test_targets_are_names_with_commas(ask: Any) -> None:
+    pair = ask("--model", "7b", "--targets", "q_proj, v_proj", "--rank", "16")
+    assert pair["trainable_parameters"] == 32 * 2 * 16 * (4096 + 4096)
+    whole = ask("--model", "7b", "--targets", "all-linear", "--rank", "16")
+    assert whole["trainable_parameters"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert ask("--model", "7b") == whole
+
+
+def test_an_unknown_target_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["estimate-vram", "--model", "7b", "--targets", "q_prj"]) == 1
+    assert "7b has no linear layer 'q_prj'; did you mean q_proj?" in capsys.readouterr().err
+
+
+def test_a_recipe_says_what_its_training_takes(ask: Any) -> None:
+    choices = ask("shop.yaml")["assumptions"]["choices"]
+    assert choices == {
+        **choices,
+        "mode": "qlora",
+        "rank": 8,
+        "dropout": 0.05,
+        "targets": ["q_proj", "v_proj"],
+        "seq_len": 512,
+        "micro_batch": 1,
+        "gradient_accumulation": 8,
+        "gradient_checkpointing": True,
+        "precision": "bf16",
+        "optimizer": "adamw",
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--mode", "lora"], "mode", "lora"),
+        (["--rank", "32"], "rank", 32),
+        (["--targets", "o_proj"], "targets", ["o_proj"]),
+        (["--seq-len", "64"], "seq_len", 64),
+        (["--micro-batch", "4"], "micro_batch", 4),
+        (["--optimizer", "sgd"], "optimizer", "sgd"),
+        (["--precision", "fp32"], "precision", "fp32"),
+        (["--no-gradient-checkpointing"], "gradient_checkpointing", False),
+        (["--attention", "eager"], "attention", "eager"),
+        (["--loss", "full"], "loss", "full"),
+        (["--packing"], "packing", True),
+        (["--set", "method.rank=4"], "rank", 4),
+        (["--set", "data.max_length=99"], "seq_len", 99),
+        (["--set", "training.micro_batch_size=2"], "micro_batch", 2),
+    ],
+)
+def test_flags_go_before_the_recipe(ask: Any, flags: list[str], name: str, value: object) -> None:
+    before = ask("shop.yaml")["assumptions"]["choices"]
+    after = ask("shop.yaml", *flags)["assumptions"]["choices"]
+    assert before[name] != value
+    assert after[name] == value
+
+
+def test_a_micro_batch_by_flag_leaves_the_batch_as_it_is(ask: Any) -> None:
+    choices = ask("shop.yaml", "--micro-batch", "4")["assumptions"]["choices"]
+    assert choices["micro_batch"] * choices["gradient_accumulation"] == 8
+
+
+def test_another_model_takes_the_recipe_s_place(ask: Any) -> None:
+    assert ask("shop.yaml")["total_parameters"] == 134_515_008
+    assert ask("shop.yaml", "--model", "7b")["total_parameters"] == 6_738_415_616
+
+
+def test_a_model_by_flag_lies_where_the_user_stands(ask: Any, here: Path) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
+    (here / "tiny").mkdir()
+    (here / "tiny" / "config.json").write_text(json.dumps(config))
+    (here / "recipes").mkdir()
+    (here / "recipes" / "shop.yaml").write_text(RECIPE)
+    alone = ask("--model", "./tiny", "--mode", "full")["total_parameters"]
+    assert ask("recipes/shop.yaml", "--model", "./tiny")["total_parameters"] == alone
+
+
+def test_defaults_of_flags_are_those_of_recipes() -> None:
+    flags, recipe = Choices("qlora"), Qlora(mode="qlora")
+    assert flags.rank == recipe.rank == Lora(mode="lora").rank
+    assert flags.dropout == recipe.dropout == Lora(mode="lora").dropout
+    assert flags.targets == recipe.target_modules == Lora(mode="lora").target_modules
+    assert flags.double_quantization == recipe.double_quantization
+
+
+def test_defaults_of_the_rest_are_what_a_bare_recipe_gives(ask: Any, here: Path) -> None:
+    bare = RECIPE.split("method")[0] + "method: {mode: lora}\ndata: {train: a.jsonl}\n"
+    (here / "bare.yaml").write_text(bare)
+    by_recipe = ask("bare.yaml")["assumptions"]["choices"]
+    by_flags = ask("--model", "smollm2-135m", "--mode", "lora")["assumptions"]["choices"]
+    # A recipe accumulates up to its batch size; flags alone know of no batch.
+    assert by_recipe.pop("gradient_accumulation") == 16
+    assert by_flags.pop("gradient_accumulation") == 1
+    assert by_recipe == by_flags

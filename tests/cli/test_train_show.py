@@ -1,0 +1,225 @@
+"""What `ftcli train` prints, from results made by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.artifacts import RunFolder
+from ftcli.cli import run
+from ftcli.cli import train as command
+from ftcli.hardware import Hardware
+from ftcli.loading import load_recipe
+from ftcli.plan import Profile, make_plan
+from ftcli.prepared import LongestRow, Prepared, SplitCounts
+from ftcli.shapes import find_shape
+from ftcli.stages.train import DryRun, TrainResult
+
+RECIPE = """\
+name: shop
+model:
+  id: smollm2-135m
+method:
+  mode: lora
+data:
+  train: shop.jsonl
+training:
+  max_steps: 32
+  batch_size: 8
+"""
+REPORT = {
+    "state": "finished",
+    "steps": 32,
+    "train_loss": 1.5,
+    "eval_loss": 0.904,
+    "first_eval_loss": 2.306,
+    "best_step": 24,
+    "tokens_per_second": 300.5,
+    "trained_parameters": 4_884_480,
+    "total_parameters": 134_515_008,
+    "peak_memory_bytes": 1_840_000_000,
+    "saved_bytes": 19_600_000,
+    "training_seconds": 365.0,
+    "seconds": 372.4,
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def trains_to(monkeypatch: pytest.MonkeyPatch, result: TrainResult) -> list[dict[str, Any]]:
+    """Let the stage give this result; the list collects what it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    def stage(recipe: Path, overrides: list[str], **flags: Any) -> TrainResult:
+        flags.pop("reporter")
+        asked.append({"recipe": recipe, "overrides": overrides, **flags})
+        return result
+
+    monkeypatch.setattr(command, "train_recipe", stage)
+    return asked
+
+
+def test_a_person_reads_time_loss_and_what_comes_next(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT))
+    assert run(["train", "shop.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out == (
+        "done   6 min 12 s · validation loss 2.31 → 0.90 (best: step 24) · peak 1.8 GB · 20 MB\n"
+        "       runs/shop\n"
+        "next   ftcli eval runs/shop\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "text"),
+    [
+        ({"eval_loss": None, "first_eval_loss": None}, "validation loss not measured"),
+        ({"first_eval_loss": None}, "validation loss 0.90 (best: step 24)"),
+    ],
+)
+def test_what_was_not_measured_is_not_shown(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    here: Path,
+    losses: dict[str, Any],
+    text: str,
+) -> None:
+    trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT | losses))
+    assert run(["train", "shop.yaml"]) == 0
+    assert f" · {text} · " in capsys.readouterr().out
+
+
+def test_a_finished_run_says_so_and_what_has_changed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    changed = ("training.max_steps: 16 → 32",)
+    found = TrainResult(RunFolder(here / "runs" / "shop"), REPORT, already=True, changed=changed)
+    trains_to(monkeypatch, found)
+    assert run(["train", "shop.yaml"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(
+        "runs/shop is finished; nothing is left to do (start over beside it: --fresh)\n"
+    )
+    assert err == "note: the recipe has changed since: training.max_steps: 16 → 32\n"
+
+
+def test_json_is_the_report_with_its_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT))
+    assert run(["train", "shop.yaml", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out) == REPORT | {"run_dir": str(here / "runs" / "shop")}
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], {}),
+        (["--resume"], {}),
+        (["--fresh"], {"fresh": True}),
+        (["--from", "runs/a"], {"parent": Path("runs/a")}),
+        (["--set", "a=1", "--set", "b=2"], {"overrides": ["a=1", "b=2"]}),
+    ],
+)
+def test_flags_reach_the_stage(
+    monkeypatch: pytest.MonkeyPatch, here: Path, flags: list[str], asked: dict[str, Any]
+) -> None:
+    seen = trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT))
+    assert run(["train", "shop.yaml", *flags]) == 0
+    bare = {"recipe": Path("shop.yaml"), "overrides": (), "fresh": False, "parent": None}
+    assert seen == [bare | asked]
+
+
+def test_resuming_goes_with_no_new_start(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--fresh"], ["--from", "runs/a"]):
+        assert run(["train", "shop.yaml", "--resume", *flags]) == 2
+        assert "--resume goes with neither --fresh nor --from" in capsys.readouterr().err
+
+
+@pytest.fixture
+def dry(here: Path) -> DryRun:
+    loaded = load_recipe(here / "shop.yaml")
+    hardware = Hardware("cpu", "two cores", 16 * 10**9, 12 * 10**9, None, False, 2)
+    profile = Profile(340, 70_000, 300, 0.4, 5000)
+    plan = make_plan(loaded.recipe, find_shape("smollm2-135m", here), profile, hardware)
+    counts = SplitCounts(340, 70_000, 28_000)
+    prepared = Prepared(
+        fingerprint="f",
+        rows_read=340,
+        rows_rejected=0,
+        duplicates=0,
+        leaks=0,
+        train=counts,
+        validation=SplitCounts(24, 5000, 2000),
+        test=SplitCounts(0, 0, 0),
+        answer_tokens=30_000,
+        answer_tokens_lost=0,
+        longest=LongestRow("shop.jsonl", 7, 300),
+        longest_answer_tokens=90,
+        stop_ids=(2,),
+        pad_id=0,
+        problems=(),
+    )
+    return DryRun(loaded, RunFolder(here / "runs" / "shop"), plan, prepared, hardware)
+
+
+def test_a_dry_run_shows_every_choice_with_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+) -> None:
+    monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
+    assert run(["train", "shop.yaml", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0] == "plan for two cores (12.0 GB free)"
+    for name, choice in dry.plan.choices().items():
+        words = rf"  {name.replace('_', ' ')} +{re.escape(str(choice.value))} +"
+        shown = [line for line in lines if re.match(words, line)]
+        assert len(shown) == 1
+        assert shown[0].endswith(f"  {choice.reason}")
+    assert "  4 × 2 = 8 rows a step" in lines
+    memory = next(line for line in lines if line.startswith("memory "))
+    assert "weights 0.5 GB" in memory
+    assert "quantization" not in memory
+
+
+def test_a_dry_run_in_json_is_the_plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+) -> None:
+    monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
+    assert run(["train", "shop.yaml", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["run_dir"] == str(dry.run.path)
+    assert found["plan"] == json.loads(json.dumps(dry.plan.as_json()))
+
+
+def test_a_long_reason_does_not_move_the_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+) -> None:
+    rate = replace(dry.plan.learning_rate, value=0.00012345678)
+    plan = replace(dry.plan, learning_rate=rate)
+    monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: replace(dry, plan=plan))
+    assert run(["train", "shop.yaml", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    starts = {
+        line.index(choice.reason)
+        for choice in plan.choices().values()
+        for line in lines
+        if line.endswith(f"  {choice.reason}") and line.startswith("  ")
+    }
+    assert len(starts) == 1
