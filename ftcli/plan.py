@@ -230,7 +230,7 @@ def _optimizer(
         return Choice(asked, "set in the recipe")
     if hardware.kind != "cuda" or not isinstance(recipe.method, Full):
         return Choice("adamw", "few trained weights" if base.mode != "full" else "exact states")
-    if estimate(shape, base).device_bytes <= _budget(hardware):
+    if needed_bytes(estimate(shape, base), hardware) <= _budget(hardware):
         return Choice("adamw", "its fp32 states fit")
     return Choice("paged-adamw-8bit", "fp32 states do not fit on this card")
 
@@ -255,15 +255,18 @@ def _vram_choices(
     weights: WeightsDtype,
     attention: Attention,
 ) -> Choices:
+    training = recipe.training
+    micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
+    checkpointing = training.gradient_checkpointing
     return Choices(
         **vram_method(recipe.method),
         precision=precision,
         weights_dtype=weights,
         attention=attention,
         seq_len=profile.longest_tokens,
-        micro_batch=1,
-        gradient_accumulation=recipe.training.batch_size,
-        gradient_checkpointing=True,
+        micro_batch=micro_batch,
+        gradient_accumulation=training.batch_size // micro_batch,
+        gradient_checkpointing=True if checkpointing == "auto" else checkpointing,
         labelled_share=profile.labelled_share,
     )
 
@@ -306,16 +309,24 @@ def _fit(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware, bas
                     _checkpointing_choice(asked, checkpointing),
                     found,
                 )
-    needed = needed_bytes(found, hardware)
+    needed = needed_bytes(found, hardware) / 1e9
+    rows = "one row" if micro_batch == 1 else f"{micro_batch} rows"
+    verb = "needs" if micro_batch == 1 else "need"
     raise MachineError(
         "memory",
-        f"one row of {profile.longest_tokens} tokens needs {needed / 1e9:.1f} GB, and "
+        f"{rows} of {profile.longest_tokens} tokens {verb} {needed:.1f} GB, and "
         f"{hardware.name} has {hardware.free_bytes / 1e9:.1f} GB free; "
-        f"{_cheaper(recipe.method)}, lower data.max_length, or take a smaller model",
+        f"{_cheaper(recipe)}, lower data.max_length, or take a smaller model",
     )
 
 
-def _cheaper(method: Method) -> str:
+def _cheaper(recipe: Recipe) -> str:
+    """The change that costs least: first what the recipe forbids the plan to choose."""
+    if recipe.training.gradient_checkpointing is False:
+        return "leave training.gradient_checkpointing to auto"
+    if recipe.training.micro_batch_size not in ("auto", 1):
+        return "leave training.micro_batch_size to auto"
+    method = recipe.method
     match method:
         case Full():
             return "take method.mode: lora"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,7 +50,7 @@ app.command("generate")(generate.generate)
 app.command("schema")(schema.schema)
 
 # typer carries its own click; its public BadParameter leads to the base of all usage errors.
-ShellError: type[Exception] = typer.BadParameter.__mro__[2]
+ShellError: Any = typer.BadParameter.__mro__[2]
 
 EXIT_USAGE = 2
 EXIT_BUG = 70  # sysexits.h, EX_SOFTWARE
@@ -66,15 +66,20 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
-        return app(args=list(arguments), standalone_mode=False) or 0
+        # typer turns Ctrl-C into this code without a word.
+        code = app(args=list(arguments), standalone_mode=False) or 0
+        if code == EXIT_INTERRUPTED:
+            return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
+        return code
     except FtcliError as error:
         if debug:
             traceback.print_exc()
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
-        hint = "" if str(error).startswith("Usage") else "\nTry: ftcli --help"
-        return _failed("usage", f"{error}{hint}", EXIT_USAGE, as_json)
-    except (KeyboardInterrupt, typer.Abort):
+        message = error.format_message()  # names the option, which str(error) does not
+        hint = "" if message.startswith("Usage") else "\nTry: ftcli --help"
+        return _failed("usage", f"{message}{hint}", EXIT_USAGE, as_json)
+    except typer.Abort:
         return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:
         return 0

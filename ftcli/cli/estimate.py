@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -112,7 +113,8 @@ def _targets(text: str | None) -> str | tuple[str, ...] | None:
 
 def _show(found: EstimateResult) -> None:
     estimate, choices = found.estimate, found.choices
-    result(f"{_what(found)}, micro-batch {choices.micro_batch} × {choices.seq_len} tokens")
+    rows = f"micro-batch {choices.micro_batch} × {choices.seq_len} tokens"
+    _wrapped(f"{_what(found)}, {rows}", "  ")
     items = [(LABELS[k], size) for k, size in estimate.breakdown.items() if size >= LEAST_BYTES]
     bar = max(10, width() - 42)
     largest = max(size for _, size in items)
@@ -120,11 +122,17 @@ def _show(found: EstimateResult) -> None:
         result(f"  {label:<24}{gigabytes(size):>9}  {'█' * max(1, round(bar * size / largest))}")
     result(f"peak {gigabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}")
     result(f"on the card {gigabytes(estimate.device_bytes)} (allocator's reserve and context)")
-    result(_fits(found))
+    _wrapped(_fits(found), "      ")
     if found.textbook:
         result("\nTextbook figures for full fine-tuning, before activations:")
         for figure in found.textbook:
-            result(f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  {figure.why}")
+            start = f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  "
+            _wrapped(start + figure.why, " " * len(start))
+
+
+def _wrapped(text: str, indent: str) -> None:
+    for line in textwrap.wrap(text, width(), subsequent_indent=indent):
+        result(line)
 
 
 def _what(found: EstimateResult) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from ftcli.cli import options
 from ftcli.console import result
+from ftcli.errors import UsageError
 from ftcli.stages.schema import json_schema, key_lines
 
 
@@ -20,6 +21,8 @@ def schema(
     debug: options.Debug = False,
 ) -> None:
     """Print the recipe's keys, or its JSON Schema."""
+    if section is not None and (json or not text):
+        raise UsageError("flag", "SECTION goes with --text; the JSON Schema is one piece")
     if text and not json:
         for line in key_lines(section):
             result(line)

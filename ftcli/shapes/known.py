@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,15 +42,15 @@ def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
     and ModelError (`model_missing`, `config_unreadable`, those of `shape_from_config` and of
     `hub_file`).
     """
-    local = base / Path(model_id).expanduser()
-    config_file = local / "config.json" if local.is_dir() else local
-    if config_file.is_file():
+    local = _local(model_id, base)
+    config_file = local / "config.json" if os.path.isdir(local) else local
+    if os.path.isfile(config_file):
         return shape_from_config(_read_config(config_file), name=model_id)
     known = _known_models()
     hub_id = known.hub_ids.get(model_id.lower(), model_id)
     if hub_id in known.configs:
         return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
-    if local.is_dir():
+    if os.path.isdir(local):
         raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
     if _looks_like_path(model_id):
         raise ModelError("model_missing", f"{local} does not exist")
@@ -99,7 +100,12 @@ def _read_config(file: Path) -> dict[str, object]:
 
 def model_source(model_id: str, base: Path) -> str:
     """Where transformers finds the model: an absolute folder, or a hub id."""
-    local = base / Path(model_id).expanduser()
-    if local.is_dir():
+    local = _local(model_id, base)
+    if os.path.isdir(local):
         return str(local)
     return _known_models().hub_ids.get(model_id.lower(), model_id)
+
+
+def _local(model_id: str, base: Path) -> Path:
+    # pathlib raises where there is no such user, and in is_dir where a name is too long.
+    return base / os.path.expanduser(model_id)

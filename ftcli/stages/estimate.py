@@ -63,7 +63,11 @@ def estimate_memory(
         shape, choices = find_shape(model, Path.cwd()), Choices(mode="lora")
     else:
         shape, choices = _from_recipe(recipe, overrides, model)
+    # Another micro-batch splits the same batch differently.
+    batch_rows = choices.micro_batch * choices.gradient_accumulation
     wanted = replace(choices, **flags)
+    if recipe is not None:
+        wanted = replace(wanted, gradient_accumulation=max(1, batch_rows // wanted.micro_batch))
     found = estimate(shape, wanted, card.compute_capability if card else None)
     figures = tuple(textbook(shape)) if wanted.mode == "full" else ()
     return EstimateResult(shape, wanted, found, card, figures)
@@ -92,8 +96,11 @@ def _from_recipe(recipe: Path, overrides: list[str], model: str | None) -> tuple
         gradient_accumulation=training.batch_size // micro_batch,
         gradient_checkpointing=True if checkpointing == "auto" else checkpointing,
     )
-    name = model or loaded.recipe.model.id
-    return find_shape(name, loaded.base, loaded.recipe.model.revision), choices
+    if model is not None:
+        return find_shape(model, Path.cwd()), choices
+    with loaded.blame():
+        shape = find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
+    return shape, choices
 
 
 def _plain(choices: Choices) -> dict[str, Any]:
