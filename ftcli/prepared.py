@@ -101,7 +101,7 @@ def load_prepared(folder: Path) -> Prepared | None:
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
         for split in SPLITS:
             values[split] = SplitCounts(**values[split])
         values["longest"] = LongestRow(**values["longest"])

@@ -5,6 +5,7 @@ python scripts/build_docs.py [--check]    # --check: exit 1 where a page is not 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -76,4 +77,6 @@ def _recipe() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    sys.exit(main(parser.parse_args().check))

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import validate
 
 from ftcli.cli import run
+from tests.json_shapes import SHAPES
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
@@ -28,8 +30,8 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
     code = run([*map(str, arguments), "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
-    value = json.loads(out)
-    assert isinstance(value, dict)
+    value: dict[str, Any] = json.loads(out)
+    validate(value, SHAPES[str(arguments[0])])
     return value
 
 
@@ -98,3 +100,53 @@ def test_six_commands(
 
     alone = AutoModelForCausalLM.from_pretrained(merged["output"])
     assert alone.num_parameters() == trained["total_parameters"]
+
+
+def test_failure_is_one_json_object_too(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = write_recipe()
+    for arguments, code in (
+        (["prepare", recipe, "--set", "data.train=missing.jsonl"], 1),
+        (["estimate-vram", "--model", "7x"], 2),
+        (["train", recipe, "--set", "method.rank=0"], 2),
+        (["train", recipe, "--set", "method.target_modules=[q_porj, v_proj]"], 1),
+        (["eval", recipe], 1),
+        (["merge", tmp_path], 1),
+        (["generate", recipe, "a prompt"], 1),
+    ):
+        capsys.readouterr()
+        assert run([*map(str, arguments), "--json"]) == code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        validate(json.loads(out), SHAPES["error"])
+
+
+def test_generate_answers_a_file_and_goes_on_where_it_stopped(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(training={"max_steps": 2, "batch_size": 4})
+    assert run(["train", str(recipe)]) == 0
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"mug {n}"}) + "\n" for n in range(5)))
+    answers = tmp_path / "answers.jsonl"
+    flags = ["--input", prompts, "--output", answers, "--max-new-tokens", "4"]
+    first = ask(capsys, "generate", recipe, *flags)
+    assert first["rows"] == 5 and first["answered_before"] == 0
+    whole = answers.read_text()
+    answers.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"prompt": "mu')
+    again = ask(capsys, "generate", recipe, *flags)
+    assert again["answered_before"] == 2
+    assert answers.read_text() == whole
+    one = ask(capsys, "generate", recipe, "mug 3", "--max-new-tokens", "4")
+    assert one["completion"] == json.loads(whole.splitlines()[3])["completion"]
+
+
+def test_eval_of_a_file_and_without_the_base(
+    write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(training={"max_steps": 2, "batch_size": 4})
+    assert run(["train", str(recipe)]) == 0
+    found = ask(capsys, "eval", recipe, "--data", rows_file, "--limit", "3", "--no-base")
+    assert found["rows"] == 3 and "base" not in found
+    assert ask(capsys, "eval", recipe, "--data", rows_file, "--limit", "3", "--no-base") == found

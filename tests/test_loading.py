@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from ftcli.errors import DataError, FtcliError, ModelError, RecipeError, UsageError
 from ftcli.loading import (
-    MOST_VALUES,
     Loaded,
     differences,
     dump_recipe,
     load_recipe,
     resolved,
 )
+from ftcli.loading.nodes import MOST_VALUES
 from ftcli.recipe import Lora, Recipe
 
 # Line 1 is the name, 3 the model's id, 5 the mode, 7 the training rows.

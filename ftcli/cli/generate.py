@@ -27,10 +27,12 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="Answers to --input, a jsonl file.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.001, max=1, help="Nucleus sampling.")] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help="0: all tokens.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.001, help="Above 1: less repetition.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,

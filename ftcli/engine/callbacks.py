@@ -163,7 +163,10 @@ def _tokens_of_steps(trainer: FtcliTrainer, plan: Plan) -> list[int]:
 
 def _read_records(trainer: FtcliTrainer) -> list[dict[str, Any]]:
     file = trainer.run.metrics
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def _first_eval_loss(trainer: FtcliTrainer) -> float | None:

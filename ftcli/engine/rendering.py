@@ -80,7 +80,7 @@ class Renderer:
             tokens = prompt + self._tokens(text, forged, last.start)
         trained = set(range(len(prompt), len(tokens)))
         for answer in earlier:
-            trained |= _places(tokens, answer, self._tokens(text[: answer.start], forged))
+            trained |= _places(tokens, answer)
         ids = [token.id for token in tokens]
         labels = [id_ if place in trained else IGNORED for place, id_ in enumerate(ids)]
         if not last.stopped:
@@ -240,15 +240,14 @@ def _behind_header(text: str, header: str, content: int | None) -> int | None:
     return content if found else None
 
 
-def _places(tokens: Sequence[Token], answer: Answer, prompt: Sequence[Token]) -> set[int]:
+def _places(tokens: Sequence[Token], answer: Answer) -> set[int]:
     """Where the tokens of an earlier answer stand, without one that it shares with its prompt.
 
     In use the history is encoded without regard to such borders.
     """
-    first = len(prompt)
-    if tokens[:first] != prompt:
-        first = sum(token.end <= answer.start for token in tokens)
-        first += tokens[first - 1].end < answer.start
+    first = sum(token.end <= answer.start for token in tokens)
+    # Offsets may leave out a token's first space; a gap before the answer tells as well.
+    first += tokens[first - 1].end < answer.start
     return set(range(first, sum(token.start < answer.end for token in tokens)))
 
 

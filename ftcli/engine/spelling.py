@@ -113,7 +113,9 @@ class Speller:
             ]
         )
         renamed.add_tokens([AddedToken(BORDER, normalized=False)])
-        return renamed, {renamed.token_to_id(name): id_ for id_, name in names.items()}
+        ids = renamed.get_added_tokens_decoder()
+        by_name = {token.content: id_ for id_, token in ids.items()}
+        return renamed, {by_name[name]: id_ for id_, name in names.items()}
 
     @cached_property
     def _stand_ins(self) -> dict[str, str]:

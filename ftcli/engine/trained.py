@@ -78,7 +78,7 @@ def open_merged(folder: Path, contract: PromptContract) -> Model:
 
 def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     """The training's arithmetic, or fp32 where 16 bits are emulated."""
-    precision = json.loads(run.plan.read_text())["precision"]["value"]
+    precision = json.loads(run.plan.read_text(encoding="utf-8"))["precision"]["value"]
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
     return DTYPES[{"pure-bf16": "bf16"}.get(precision, precision)]

@@ -63,7 +63,9 @@ def evaluate_run(
     key = _key(opened, data, split, limit, with_base)
     stored = opened.run.evaluations / f"{key}.json"
     if stored.is_file():
-        return EvalResult(opened.run.path, json.loads(stored.read_text()), stored=True)
+        return EvalResult(
+            opened.run.path, json.loads(stored.read_text(encoding="utf-8")), stored=True
+        )
     rows = _rows(opened, data, split, limit)
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.artifacts import append_json
+from ftcli.artifacts import append_json, write_text
 from ftcli.console import Reporter
 from ftcli.data.example import Message
 from ftcli.data.prompts import read_prompts
@@ -114,7 +114,11 @@ def _answered(output: Path, prompts: Sequence[tuple[Message, ...]]) -> int:
     """How many answers are there already; raises UsageError when they are to other prompts."""
     if not output.is_file():
         return 0
-    lines = output.read_text(encoding="utf-8").splitlines()
+    text = output.read_text(encoding="utf-8")
+    whole, _, rest = text.rpartition("\n")
+    if rest:  # a line that was cut while it was written
+        write_text(output, whole + "\n" if whole else "")
+    lines = whole.split("\n") if whole else []
     for number, line in enumerate(lines, start=1):
         try:
             prompt = json.loads(line)["prompt"]

@@ -117,5 +117,5 @@ def _rows(opened: OpenRun) -> list[dict[str, Any]]:
 
 
 def _stored_dtype(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return str(config.get("dtype") or config.get("torch_dtype"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -14,6 +15,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PhiConfig,
@@ -25,9 +28,10 @@ from transformers import (
 
 from ftcli.engine import loss as loss_module
 from ftcli.engine.batches import collate
-from ftcli.engine.loss import row_losses, summed_loss
+from ftcli.engine.loss import require_known_head, row_losses, summed_loss
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
+from ftcli.errors import ModelError
 from ftcli.recipe import Lora
 
 SIZES = {
@@ -94,7 +98,6 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter."""
-    torch.manual_seed(0)
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", 4)
 
 
@@ -316,3 +319,40 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
     found = summed_loss(model, ids, labels)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert_close(gradients(model, found), gradients(model, expected), 1e-5)
+
+
+# Memory
+
+
+@pytest.mark.parametrize(("softcap", "bytes_per_logit"), [(None, 8), (30.0, 12)])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_logits_of_one_chunk_exist_at_once(
+    softcap: float | None, bytes_per_logit: int, chunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ftcli.vram.head bills for them."""
+    vocab, positions = 5000, 64
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
+    hidden = torch.randn(chunks * positions, 4, dtype=torch.bfloat16, requires_grad=True)
+    weight, targets = torch.randn(vocab, 4), torch.randint(vocab, (chunks * positions,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss_module._HeadLoss.apply(hidden, weight, None, targets, 1.0, softcap)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    in_use = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    assert in_use.max() / (vocab * positions) == pytest.approx(bytes_per_logit, rel=0.02)
+
+
+# Models whose logits are made in another way
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_known_heads_are_accepted(name: str, dtype: torch.dtype) -> None:
+    require_known_head(MODELS[name]().to(dtype).eval())
+
+
+def test_a_model_that_does_something_else_to_its_logits_is_refused() -> None:
+    """HyperCLOVA multiplies by what Granite divides by."""
+    sizes = {name: size for name, size in SIZES.items() if name != "pad_token_id"}
+    model = HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**sizes, logits_scaling=2.0)).eval()
+    with pytest.raises(ModelError, match="HyperCLOVAXForCausalLM makes its logits by more"):
+        require_known_head(model)

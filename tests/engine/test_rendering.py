@@ -253,11 +253,12 @@ def test_control_tokens_are_spelled_by_tokenizers_that_begin_a_text_with_a_space
         "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
-    example = chat("the <|user|> ends </s>", "the answer </s>the", "</s>", "\nthe answer")
+    answers = ("the answer </s>the", "\nthe answer", "\nthe </s> answer")
+    example = chat("the <|user|> ends </s>", answers[0], "</s>", answers[1], "the", answers[2])
     row = Renderer(fast).encode(example)
     space = " " if legacy else ""
-    assert trained_text(fast, row) == f"{space}the answer </s>the</s>{space}\nthe answer</s>"
-    assert row.input_ids.count(fast.eos_token_id) == 4
+    assert trained_text(fast, row) == "".join(f"{space}{answer}</s>" for answer in answers)
+    assert row.input_ids.count(fast.eos_token_id) == 6
     assert row.input_ids[: row.prompt_tokens] == Renderer(fast).prompt_ids(example.prompt)
 
 

@@ -1,0 +1,188 @@
+"""YAML and `--set` → Recipe, with every fault at its line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from yaml.nodes import ScalarNode
+
+from ftcli.console import shown_path
+from ftcli.errors import FtcliError, RecipeError, UsageError, did_you_mean
+from ftcli.loading.nodes import Found, compose, in_order, override_value
+from ftcli.loading.wording import as_yaml, problems_of
+from ftcli.recipe import Recipe
+
+# Code of an error that is found later → the key to look at.
+KEY_AT_FAULT = {
+    "hub_not_found": "model.id",
+    "hub_gated": "model.id",
+    "hub_unreachable": "model.id",
+    "model": "model.id",
+    "model_missing": "model.id",
+    "model_unknown": "model.id",
+    "model_type_unknown": "model.id",
+    "tokenizer": "model.id",
+    "template_missing": "data.template",
+    "target_modules": "method.target_modules",
+    "method_refused": "method.mode",
+    "precision": "training.precision",
+    "optimizer": "training.optimizer",
+    "attention": "model.attention",
+    "truncation": "data.max_length",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and the file it came from; its relative paths start at `base`."""
+
+    recipe: Recipe
+    path: Path
+    base: Path
+    overrides: tuple[str, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Line of each key that the file holds, as `model.id`."""
+
+    def place(self, key: str) -> tuple[str, int | None]:
+        """The `--set` that wrote the key, or its line, or that of the section it would stand in."""
+        for override in reversed(self.overrides):
+            written = override.partition("=")[0].strip()
+            if key == written or key.startswith(f"{written}."):
+                return f"--set {override}", None
+        section = key.partition(".")[0]
+        return self.shown_path(), self.lines.get(key, self.lines.get(section))
+
+    @contextmanager
+    def blame(self) -> Iterator[None]:
+        """Give an error that a key of the recipe has caused the place of that key."""
+        try:
+            yield
+        except FtcliError as error:
+            key = KEY_AT_FAULT.get(error.code)
+            if key is not None and error.file is None:
+                error.file, error.line = self.place(key)
+                error.message = f"{key}: {error.message.removeprefix(f'{key}: ')}"
+            raise
+
+    @property
+    def output(self) -> Path:
+        """Folder of the run."""
+        path = self.base / (self.recipe.output or f"runs/{self.recipe.name}")
+        # `recipes/../runs/x` is read by people as `runs/x`.
+        return Path(os.path.normpath(path))
+
+    def shown_path(self) -> str:
+        """The recipe's path as the user would type it."""
+        return shown_path(self.path)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read, override and judge a recipe; raises RecipeError with all its faults.
+
+    A missing file raises UsageError with exit code 1: the disk had to be looked at.
+    """
+    found = Found(shown_path(path))
+    values = compose(_read(path), found)
+    for override in overrides:
+        override_value(values, override, found)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        named = {problem.key for problem in found.problems}
+        found.problems += [p for p in problems_of(error, values, found) if p.key not in named]
+        raise RecipeError(in_order(found.problems)) from error
+    if found.problems:
+        raise RecipeError(in_order(found.problems))
+    lines = {".".join(key): line for key, line in found.lines.items()}
+    return Loaded(recipe, path, path.absolute().parent, tuple(overrides), lines)
+
+
+def resolved(loaded: Loaded) -> Recipe:
+    """The same recipe with paths that hold wherever it is put: for the run folder."""
+
+    def fixed(path: str) -> str:
+        local = loaded.base / path
+        return str(local) if local.exists() else path
+
+    recipe = loaded.recipe
+    held_out = {
+        key: fixed(value)
+        for key, value in (("validation", recipe.data.validation), ("test", recipe.data.test))
+        if isinstance(value, str)
+    }
+    if recipe.data.template is not None:
+        held_out["template"] = fixed(recipe.data.template)
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"id": fixed(recipe.model.id)}),
+            "data": recipe.data.model_copy(update={"train": fixed(recipe.data.train), **held_out}),
+            "output": str(loaded.output),
+        }
+    )
+
+
+def differences(old: Recipe, new: Recipe, ignored: Set[str]) -> list[str]:
+    """`training.epochs: 3 → 5`, for every key that differs and is not ignored."""
+    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
+    return [
+        f"{key}: {as_yaml(before.get(key))} → {as_yaml(after.get(key))}"
+        for key in keys
+        if not any(key == name or key.startswith(f"{name}.") for name in ignored)
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML writes these signs as they are and reads them as line ends."""
+
+    line_ends = re.compile("[\x85\u2028\u2029]")
+
+    def text(self, value: str) -> ScalarNode:
+        style = '"' if self.line_ends.search(value) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe, every default written out, as YAML that `load_recipe` reads back."""
+    values = recipe.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise _missing(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, f"cannot be read: {error.strerror}") from error
+
+
+def _missing(path: Path) -> UsageError:
+    what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
+    near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    return _unreadable(path, f"{what}{did_you_mean(path.name, near)}")
+
+
+def _unreadable(path: Path, message: str) -> UsageError:
+    error = UsageError("recipe_missing", message, file=shown_path(path))
+    error.exit_code = 1
+    return error

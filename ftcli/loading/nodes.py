@@ -1,0 +1,192 @@
+"""YAML text → plain values, with the line of every key.
+
+YAML is composed into nodes first, because only nodes know their line; values are then built by
+YAML's safe rules, so that no tag can run code.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from ftcli.errors import Problem, RecipeError, UsageError
+
+KeyPath = tuple[str, ...]
+
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 reads 10 and a text: nobody means all of them.
+OCTAL = re.compile(r"^[-+]?0[0-9_]+$")
+NUMBER_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
+TAGS = NUMBER_TAGS | {
+    f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "null", "bool", "timestamp")
+}
+# A recipe is 4 levels deep and has about 60 keys; anchors can make far more of a few lines.
+DEEPEST = 8
+MOST_VALUES = 10_000
+
+
+@dataclass
+class Found:
+    """What a walk over the nodes collects: a line for every key, and faults of YAML itself."""
+
+    file: str
+    """The recipe, or the `--set` whose value is walked over."""
+    in_flag: bool = False
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    values: int = 0
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """At the key that the message names, or `path`, or the flag or section that made it."""
+        words = set(re.findall(r"\w+", message))
+        written = [*self.overridden, *self.lines]
+        named = [key for key in written if key[:-1] == path and key[-1] in words]
+        below = [key for key in self.overridden if path and key[: len(path)] == path]
+        above = [path[:length] for length in range(len(path) - 1, 0, -1)]
+        for key in (*named, path, *below, *above):
+            if key in self.overridden:
+                return Problem(self.overridden[key], None, ".".join(path), message)
+            if key in self.lines:
+                return Problem(self.file, self.lines[key], ".".join(path), message)
+        return Problem(self.file, None, ".".join(path), message)
+
+    def fault(self, node: Node, path: KeyPath, message: str) -> None:
+        line = None if self.in_flag else node.start_mark.line + 1
+        self.problems.append(Problem(self.file, line, ".".join(path), message))
+
+
+def compose(content: bytes, found: Found) -> dict[str, Any]:
+    """Values of a recipe's text; raises RecipeError where it is no YAML, notes lesser faults."""
+    line: int | None = 1
+    text = ""
+    try:
+        text = content.decode("utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(root, MappingNode):
+            return _root(root, found)
+        what = "is empty" if root is None else "is not a mapping of keys to values"
+        message = f"the recipe {what}; see `ftcli schema`"
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8 text (byte 0x{content[error.start]:02x}); save it as UTF-8"
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"not YAML: character #x{error.character:04x} is not allowed"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else None
+        message = f"not YAML: {error.problem or error.context}"
+    except RecursionError:
+        line, message = _deep_line(text), "nested too deeply"
+    raise RecipeError((Problem(found.file, line, "", message),))
+
+
+def _root(root: MappingNode, found: Found) -> dict[str, Any]:
+    values = _value(root, (), found)
+    if values is None:
+        raise RecipeError(tuple(found.problems))
+    return cast(dict[str, Any], values)
+
+
+def _deep_line(text: str) -> int | None:
+    """The line where the nesting goes past what a recipe has."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > DEEPEST and event.start_mark is not None:
+            return event.start_mark.line + 1
+    return None
+
+
+def _value(node: Node, path: KeyPath, found: Found) -> object:
+    found.values += 1
+    if len(path) > DEEPEST or found.values > MOST_VALUES:
+        limits = f"{DEEPEST} levels and {MOST_VALUES} values"
+        found.fault(node, path, f"nested too deeply or repeated too often; the limit is {limits}")
+        raise RecipeError(in_order(found.problems))
+    if node.tag not in TAGS:
+        found.fault(node, path, f"tag {node.tag} is not allowed")
+        return None
+    match node:
+        case MappingNode():
+            return _mapping(node, path, found)
+        case SequenceNode():
+            return [_value(item, (*path, str(i)), found) for i, item in enumerate(node.value)]
+        case ScalarNode():
+            return _scalar(node, path, found)
+        case _:
+            raise AssertionError(f"unknown YAML node {node!r}")
+
+
+def _mapping(node: MappingNode, path: KeyPath, found: Found) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, ScalarNode):
+            found.fault(key_node, path, "a key must be a plain word")
+            continue
+        key = key_node.value
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            found.fault(key_node, (*path, key), "merging is not supported; write the keys out")
+            continue
+        if key in values:
+            first = found.lines[(*path, key)]
+            found.fault(key_node, (*path, key), f"written twice; first on line {first}")
+            continue
+        found.lines[(*path, key)] = key_node.start_mark.line + 1
+        values[key] = _value(value_node, (*path, key), found)
+    return values
+
+
+def _scalar(node: ScalarNode, path: KeyPath, found: Found) -> object:
+    if node.style is None and node.tag in NUMBER_TAGS:
+        if OCTAL.match(node.value):
+            found.fault(
+                node,
+                path,
+                f"{node.value} may mean octal or decimal; write it without the leading 0, or in "
+                "quotes if it is a text",
+            )
+            return None
+        if ":" in node.value:
+            found.fault(node, path, f"{node.value} may mean base 60; put it in quotes")
+            return None
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError):
+        # PyYAML fails in each of these ways where a value is not of the kind its tag says.
+        kind = node.tag.rpartition(":")[2]
+        found.fault(node, path, f"cannot be read as {kind}: {node.value[:60]}")
+        return None
+
+
+def override_value(values: dict[str, Any], override: str, found: Found) -> None:
+    """Lay one `--set section.key=value` over the values; raises UsageError."""
+    key, sign, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    if not sign or not all(path):
+        raise UsageError("flag", f"--set {override}: expected section.key=value")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError("flag", f"--set {override}: the value is not YAML") from error
+    inside = Found(f"--set {override}", in_flag=True)
+    value = _value(node, path, inside) if node is not None else None
+    found.problems += inside.problems
+    found.overridden[path] = inside.file
+    found.lines = {k: line for k, line in found.lines.items() if k[: len(path)] != path}
+    section = values
+    for part in path[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise UsageError("flag", f"--set {override}: {part} is not a section")
+    section[path[-1]] = value
+
+
+def in_order(problems: list[Problem]) -> tuple[Problem, ...]:
+    """Each problem once, by line."""
+    return tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.key)))

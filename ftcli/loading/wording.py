@@ -1,0 +1,137 @@
+"""What pydantic finds wrong with a recipe, in one sentence a key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ftcli.errors import Problem, did_you_mean
+from ftcli.loading.nodes import Found, KeyPath
+from ftcli.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+def problems_of(error: ValidationError, values: dict[str, Any], found: Found) -> Iterator[Problem]:
+    """One problem for each key at fault, at its line."""
+    at: dict[KeyPath, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False):
+        at.setdefault(_user_path(detail, values), []).append(detail)
+    for path, details in at.items():
+        if not any(other[: len(path)] == path and other != path for other in at):
+            yield found.problem(path, _message(details, path, values))
+
+
+def _user_path(detail: ErrorDetails, values: object) -> KeyPath:
+    """pydantic's location without the names of union members: only what the user wrote."""
+    path: list[str] = []
+    here: Any = values
+    for part in detail["loc"]:
+        inside_mapping = isinstance(here, dict) and part in here
+        if inside_mapping or (isinstance(here, list) and isinstance(part, int)):
+            here = here[part]
+            path.append(str(part))
+        elif detail["type"] == "missing" and part == detail["loc"][-1]:
+            path.append(str(part))
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+# pydantic's error types in our words (docs.pydantic.dev, "Validation Errors").
+EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "a text (put it in quotes)",
+    "string_too_short": "a text that is not empty",
+    "string_pattern_mismatch": "a name that can be a folder's: no / or \\, not only dots",
+    "list_type": "a list",
+    "too_short": "a list that is not empty",
+    "dict_type": "keys and values",
+    "model_type": "a section of keys and values",
+    "model_attributes_type": "a section of keys and values",
+}
+LIMITS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
+LIMITS |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
+
+
+def _message(details: list[ErrorDetails], path: KeyPath, values: dict[str, Any]) -> str:
+    """One sentence for all that pydantic says of one key."""
+    first = details[0]
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key{did_you_mean(path[-1], _known_keys(path[:-1], values))}"
+        case "missing" | "union_tag_not_found":
+            return "is missing"
+        case "union_tag_invalid":
+            tag = first["input"][path[-1]]
+            names = [name.strip(" '") for name in str(first["ctx"]["expected_tags"]).split(",")]
+            hint = did_you_mean(tag, names) if isinstance(tag, str) else ""
+            return f"no such choice: {as_yaml(tag)}{hint} (there is {', '.join(names)})"
+    special = [d for d in details if d["type"] in ("value_error", *LIMITS)]
+    if special:
+        return _judged(special[0])
+    wanted = dict.fromkeys(_expected(detail) for detail in details)
+    value = first["input"]
+    hint = did_you_mean(value, _choices(details)) if isinstance(value, str) else ""
+    return f"expected {' or '.join(wanted)}, found {as_yaml(value)}{hint}"
+
+
+def _judged(detail: ErrorDetails) -> str:
+    if detail["type"] in LIMITS:
+        word, key = LIMITS[detail["type"]]
+        return f"must be {word} {detail['ctx'][key]:g}, found {as_yaml(detail['input'])}"
+    return detail["msg"].removeprefix("Value error, ")
+
+
+def _expected(detail: ErrorDetails) -> str:
+    if detail["type"] == "literal_error":
+        return str(detail["ctx"]["expected"]).replace("'", "")
+    fallback = detail["msg"].removeprefix("Input should be ").removeprefix("String should ")
+    return EXPECTED.get(detail["type"], fallback)
+
+
+def _choices(details: list[ErrorDetails]) -> list[str]:
+    texts = [str(d["ctx"]["expected"]) for d in details if d["type"] == "literal_error"]
+    return [word for text in texts for word in re.findall(r"'([^']+)'", text)]
+
+
+def _known_keys(path: KeyPath, values: Mapping[str, Any]) -> list[str]:
+    """Keys of the section at `path`; where its class depends on a mode, of the class chosen."""
+    section: type[BaseModel] = Recipe
+    here: Any = values
+    for part in path:
+        here = here.get(part, {}) if isinstance(here, dict) else {}
+        classes = _section_classes(section.model_fields[part].annotation)
+        section = next((c for c in classes if _takes(c, here)), classes[0])
+    return list(section.model_fields)
+
+
+def _section_classes(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [c for argument in get_args(annotation) for c in _section_classes(argument)]
+
+
+def _takes(section: type[BaseModel], values: object) -> bool:
+    if not isinstance(values, dict):
+        return False
+    tags = {"mode", "type"} & set(section.model_fields)
+    return all(values.get(t) in get_args(section.model_fields[t].annotation) for t in tags)
+
+
+def as_yaml(value: object) -> str:
+    """A value as one would write it in a recipe, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True)
+    return " ".join(text.removesuffix("\n").removesuffix("\n...").split())[:60]

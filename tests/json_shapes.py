@@ -1,0 +1,136 @@
+"""JSON Schemas of what each command prints with --json: names that scripts rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COUNT = {"type": "integer", "minimum": 0}
+NUMBER = {"type": "number"}
+TEXT = {"type": "string"}
+SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+INTERVAL = {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}
+
+
+def record(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An object with exactly these fields."""
+    return {
+        "type": "object",
+        "properties": required | (optional or {}),
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def measured(*names: str, kind: dict[str, Any]) -> dict[str, Any]:
+    """Each score with its interval."""
+    fields: dict[str, Any] = {}
+    for name in names:
+        fields |= {name: kind, f"{name}_interval": INTERVAL}
+    return fields
+
+
+FAULT = record({"file": TEXT, "line": COUNT, "reason": TEXT})
+ANSWER = record({"text": TEXT, "tokens": COUNT, "stopped": {"type": "boolean"}})
+SIDE = record(
+    measured("loss", "perplexity", kind=NUMBER)
+    | measured("stop_rate", "rouge_l", "chrf", "exact_match", kind=SHARE)
+    | {"answer_tokens": NUMBER},
+    measured("format_rate", kind=SHARE),
+)
+SIZES = ("weights", "quantization", "adapter", "gradients", "optimizer", "activations")
+SIZES += ("logits", "workspace", "context")
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "prepare": record(
+        {
+            **dict.fromkeys(("rows_read", "rows_accepted", "rows_rejected", "duplicates"), COUNT),
+            **dict.fromkeys(("leaks", "train_rows", "validation_rows", "test_rows"), COUNT),
+            **dict.fromkeys(("train_tokens", "trained_tokens", "answer_tokens_lost"), COUNT),
+            "longest_row": record({"file": TEXT, "line": COUNT, "tokens": COUNT}),
+            "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
+            "problems": {"type": "array", "items": FAULT},
+            "preview": {"type": "array"},
+            "folder": TEXT,
+        }
+    ),
+    "estimate-vram": record(
+        {
+            "peak_bytes": COUNT,
+            "device_bytes": COUNT,
+            "breakdown": record(dict.fromkeys(SIZES, COUNT)),
+            "peak_phase": TEXT,
+            "phases": {"type": "object", "additionalProperties": COUNT},
+            "trainable_parameters": COUNT,
+            "total_parameters": COUNT,
+            "fits": {"type": "object", "additionalProperties": {"type": "boolean"}},
+            "assumptions": {"type": "object"},
+            "textbook": {"type": "array"},
+        }
+    ),
+    "train": record(
+        {
+            "run_dir": TEXT,
+            "state": {"const": "finished"},
+            "steps": COUNT,
+            "train_loss": NUMBER,
+            "eval_loss": {"type": ["number", "null"]},
+            "first_eval_loss": {"type": ["number", "null"]},
+            "best_step": {"type": ["integer", "null"]},
+            "tokens_per_second": NUMBER,
+            "trained_parameters": COUNT,
+            "total_parameters": COUNT,
+            "peak_memory_bytes": COUNT,
+            "saved_bytes": COUNT,
+            "training_seconds": NUMBER,
+            "seconds": NUMBER,
+        }
+    ),
+    "eval": record(
+        {
+            "run_dir": TEXT,
+            "rows": COUNT,
+            "data": TEXT,
+            "rows_chose_checkpoint": {"type": "boolean"},
+            "tuned": SIDE,
+            "samples": {
+                "type": "array",
+                "items": record(
+                    {"prompt": TEXT, "reference": TEXT, "tuned": ANSWER, "file": TEXT}
+                    | {"line": COUNT},
+                    {"base": ANSWER},
+                ),
+            },
+        },
+        {"base": SIDE},
+    ),
+    "merge": record(
+        {"output": TEXT, "verdict": TEXT, "bytes": COUNT},
+        {
+            "kl": NUMBER,
+            "top1_agreement": SHARE,
+            "max_logit_difference": NUMBER,
+            "tokens": COUNT,
+            "onto": {"enum": ["base", "dequantized", "original"]},
+            "rows": COUNT,
+            "dtype": TEXT,
+        },
+    ),
+    "generate": {
+        "oneOf": [
+            record({"prompt": TEXT, "completion": TEXT}),
+            record({"output": TEXT, "rows": COUNT, "answered_before": COUNT, "rejected": {}}),
+        ]
+    },
+    "error": record(
+        {
+            "error": record(
+                {
+                    "code": TEXT,
+                    "message": TEXT,
+                    "file": {"type": ["string", "null"]},
+                    "line": {"type": ["integer", "null"]},
+                }
+            )
+        }
+    ),
+}
