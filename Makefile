@@ -7,21 +7,23 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check lint docs bench clean
 
 demo: $(VENV)/.demo
 	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
 
-test: check
-	-$(BIN)/python scripts/small_model.py $(MODEL)
-	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/pytest -m "not gpu" -rs
+test: lint
+	$(BIN)/python scripts/small_model.py $(MODEL)
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/pytest -rs
 
-check: $(VENV)/.dev
+check: lint
+	$(BIN)/pytest -m "not slow and not gpu"
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow and not gpu"
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/build_docs.py

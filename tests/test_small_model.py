@@ -1,0 +1,119 @@
+"""The real small model goes through the same commands as the tiny one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jsonschema import validate
+
+from ftcli.cli import run
+from tests.json_shapes import SHAPES
+from tests.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
+
+pytestmark = pytest.mark.slow
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SHORT = ("training.max_steps=4", "training.batch_size=4", "training.eval_steps=2")
+SMALL = ("data.validation=4", "generation.max_new_tokens=24")
+
+
+def overrides(model: Path, output: Path, *more: str) -> list[str]:
+    pairs = [f"model.id={model}", f"output={output}", *SHORT, *SMALL, *more]
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+@pytest.mark.parametrize("recipe", ["ecommerce-lora", "ecommerce-qlora"])
+def test_a_shipped_recipe_runs_on_the_small_model(
+    recipe: str, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = overrides(small_model, tmp_path / "run", "training.learning_rate=1e-3")
+    path = RECIPES / f"{recipe}.yaml"
+    prepared = ask(capsys, "prepare", path, "--preview", "1", *flags)
+    trained_on = "".join(text for text, trained in prepared["preview"][0] if trained)
+    assert trained_on.startswith("# ") and trained_on.endswith(" EUR<|im_end|>")
+    assert prepared["test_rows"] == 60
+
+    trained = ask(capsys, "train", path, *flags)
+    assert trained["eval_loss"] < trained["first_eval_loss"] - 0.2
+    assert trained["total_parameters"] == 134_515_008
+    folder = Path(trained["run_dir"])
+    kept = {f"checkpoints/step-{s}/{n}" for s in (2, 4) for n in ADAPTER | STATE}
+    kept |= {f"adapter/{n}" for n in ADAPTER | TOKENIZER}
+    kept |= {f"data/{n}" for n in ("prepared.json", "test.arrow", "train.arrow")}
+    kept |= {"data/validation.arrow", "README.md", "metrics.jsonl", "plan.json"}
+    assert files_below(folder) - {".lock"} == kept | {"recipe.yaml", "run.json"}
+
+    scores = ask(capsys, "eval", folder, "--limit", "4")
+    assert scores["tuned"]["loss"] < scores["base"]["loss"] - 0.2
+    answer = ask(capsys, "generate", folder, "Product: Mug\nColour: red", "--max-new-tokens", "8")
+    assert answer["completion"].strip()
+    merged = ask(capsys, "merge", folder)
+    assert merged["verdict"] == "pass"
+
+
+def test_our_loss_is_that_of_transformers(small_model: Path) -> None:
+    import torch
+
+    from ftcli.data.example import Example, Message, Origin
+    from ftcli.engine.batches import collate
+    from ftcli.engine.loss import row_losses
+    from ftcli.engine.model import load_base, load_tokenizer
+    from ftcli.engine.rendering import Renderer
+    from ftcli.recipe import Model
+
+    renderer = Renderer(load_tokenizer(str(small_model)))
+    rows = [
+        renderer.encode(Example((Message("user", q), Message("assistant", a)), Origin("test", 1)))
+        for q, a in (("What is a kettle?", "A pot for boiling water."), ("Colour?", "Red."))
+    ]
+    base = load_base(
+        str(small_model),
+        Model(id="small"),
+        dtype=torch.float32,
+        attention="sdpa",
+        device=torch.device("cpu"),
+    )
+    batch = collate([{"input_ids": r.input_ids, "labels": r.labels} for r in rows], 0)
+    losses, tokens = row_losses(base, batch["input_ids"], batch["labels"])
+    for row, loss, count in zip(rows, losses, tokens, strict=True):
+        one = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
+        with torch.no_grad():
+            reference = base(**one).loss
+        assert loss.item() / int(count) == pytest.approx(reference.item(), rel=1e-5)
+
+
+def test_the_demo_goes_on_from_a_finished_run(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = overrides(small_model, tmp_path / "run")
+    recipe = RECIPES / "ecommerce-lora.yaml"
+    assert run(["train", str(recipe), *flags, "--set", "training.max_steps=1"]) == 0
+    capsys.readouterr()
+    assert run(["train", str(recipe), *flags, "--set", "training.max_steps=1", "--json"]) == 0
+    validate(json.loads(capsys.readouterr().out), SHAPES["train"])
+
+
+def test_full_training_moves_every_weight(
+    write_recipe: Callable[..., Path],
+    small_model: Path,
+    rows_file: Path,
+    tmp_path: Path,
+) -> None:
+    """At 2e-5, weights held in bf16 would mostly stay where they are."""
+    from safetensors.torch import load_file
+
+    recipe = write_recipe(
+        model={"id": str(small_model)},
+        method={"mode": "full"},
+        data={"train": rows_file.name, "validation": 0},
+        training={"max_steps": 1, "batch_size": 2, "warmup_ratio": 0},
+    )
+    assert run(["train", str(recipe)]) == 0
+    before = load_file(small_model / "model.safetensors")
+    after = load_file(tmp_path / "runs" / "tiny" / "model" / "model.safetensors")
+    name = "model.layers.10.mlp.down_proj.weight"
+    moved = (before[name] != after[name]).float().mean().item()
+    assert moved > 0.99
