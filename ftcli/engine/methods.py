@@ -73,7 +73,12 @@ def open_adapter(
     from peft import PeftModel
     from safetensors import safe_open
 
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:  # other sizes; none of its modules
+        raise ModelError(
+            "adapter_incomplete", f"it was made for another base: {error}", file=str(folder)
+        ) from error
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = len(list(file.keys()))
     wanted = sum(name.endswith("weight") for name in _adapter_names(adapted))

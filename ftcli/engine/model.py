@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ftcli.engine.loss import require_known_head
+from ftcli.engine.methods import keep_training_exact
 from ftcli.engine.rendering import Renderer
 from ftcli.errors import DataError, ModelError
 from ftcli.hub import hub_error
@@ -79,6 +81,8 @@ def load_base(
     except (OSError, ValueError, ImportError) as error:
         raise _model_error(error, source, "model") from error
     base.config.use_cache = True
+    keep_training_exact(base)
+    require_known_head(base)
     return base
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from ftcli.artifacts import RunFolder
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
 from ftcli.engine.inference import Model, PromptContract
-from ftcli.engine.methods import keep_training_exact, open_adapter, quantization
+from ftcli.engine.methods import open_adapter, quantization
 from ftcli.engine.model import DTYPES, load_base, load_tokenizer, renderer_of
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded
@@ -107,7 +107,7 @@ def _base(
     dtype: torch.dtype,
     quantized: BitsAndBytesConfig | None,
 ) -> Any:
-    base = load_base(
+    return load_base(
         source,
         loaded.recipe.model,
         dtype=dtype,
@@ -115,8 +115,6 @@ def _base(
         device=device_of(hardware),
         quantization=quantized,
     )
-    keep_training_exact(base)
-    return base
 
 
 def _ready(network: Any, loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:

@@ -40,7 +40,6 @@ from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.merge import generation_config
 from ftcli.engine.methods import (
     attach,
-    keep_training_exact,
     open_adapter,
     quantization,
     train_adapters_in_fp32,
@@ -160,6 +159,10 @@ class FtcliTrainer(SFTTrainer):
             )
         return loss
 
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
+        """accelerate puts autocast around the model's own forward, which our loss does not call."""
+        return self.accelerator.autocast()
+
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Token-weighted loss on the validation rows."""
         metrics = {"eval_loss": self.validation_loss()}
@@ -255,7 +258,6 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         device=device_of(setup.hardware),
         quantization=quantization(recipe.method, compute),
     )
-    keep_training_exact(base)
     if setup.parent_adapter is not None:
         model = open_adapter(base, setup.parent_adapter, trainable=True)
     else:

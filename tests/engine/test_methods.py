@@ -283,9 +283,6 @@ def test_an_adapter_with_weights_too_many_or_too_few_is_refused(
     assert caught.value.file == str(saved)
 
 
-@pytest.mark.xfail(
-    raises=RuntimeError, strict=True, reason="open_adapter lets torch's own error through"
-)
 @pytest.mark.parametrize("sizes", [{"hidden_size": 32}, {"num_key_value_heads": 4}])
 def test_an_adapter_for_layers_of_other_sizes_is_refused(
     saved: Path, sizes: dict[str, int]
