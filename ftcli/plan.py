@@ -79,6 +79,17 @@ class Plan:
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {name: value for name, value in found.items() if isinstance(value, Choice)}
 
+    def headline(self) -> str:
+        """The plan in one line."""
+        rows = self.micro_batch.value * self.accumulation
+        checkpointing = "" if self.gradient_checkpointing.value else "no "
+        return (
+            f"{self.precision.value} · micro-batch {self.micro_batch.value} × {self.accumulation} "
+            f"= {rows} rows a step · {checkpointing}checkpointing "
+            f"({self.estimate.peak_bytes / 1e9:.1f} of {self.free_bytes / 1e9:.1f} GB) · "
+            f"{self.steps.value} steps"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """plan.json: decisions with reasons, and the estimate."""
         plain = {"accumulation": self.accumulation, "warmup_steps": self.warmup_steps}

@@ -214,6 +214,9 @@ def _require_unchanged(run: RunFolder, loaded: Loaded, prepared: Prepared) -> No
 def _train(job: _Job, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
     run, plan = job.run, job.plan
+    reporter.note(f"plan   {plan.headline()}")
+    if (saved := run.steps_saved()) and run.read_manifest():
+        reporter.note(f"resume from step {saved[-1]}")
     _begin(job)
 
     from ftcli.engine.device import peak_memory_bytes
