@@ -167,7 +167,9 @@ def gigabytes(size_bytes: float) -> str:
 
 
 def megabytes(size_bytes: float) -> str:
-    """`39 MB`, or GB from a thousand on."""
+    """`39 MB`; kB below one, GB from a thousand on."""
+    if size_bytes < 1e6:
+        return f"{size_bytes / 1e3:.0f} kB"
     return gigabytes(size_bytes) if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 

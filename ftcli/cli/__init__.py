@@ -1,4 +1,7 @@
-"""The shell: one file per command, and the one place that catches errors."""
+"""The shell: one file per command, and the one place that catches errors.
+
+A command imports its stage when it is called: `ftcli --help` pays for none of them.
+"""
 
 from __future__ import annotations
 

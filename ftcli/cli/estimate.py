@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ftcli.cli import options
 from ftcli.console import gigabytes, result, result_json, width
 from ftcli.hardware import find_card
-from ftcli.stages.estimate import EstimateResult, estimate_memory
+
+if TYPE_CHECKING:
+    from ftcli.stages.estimate import EstimateResult
+
 
 LABELS = {
     "weights": "weights",
@@ -83,6 +86,8 @@ def estimate_vram(
     Arithmetic only: needs no weights, and no network for known models. What a recipe leaves open
     (micro-batch, checkpointing) is taken at its smallest.
     """
+    from ftcli.stages.estimate import estimate_memory
+
     flags = {
         "mode": mode,
         "seq_len": seq_len,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ftcli.cli import options
 from ftcli.console import Terminal, result, result_json, say, table, width
-from ftcli.stages.evaluate import EvalResult, evaluate_run
+
+if TYPE_CHECKING:
+    from ftcli.stages.evaluate import EvalResult
+
 
 # Score → what a person calls it, and whether it is a share.
 NAMES = {
@@ -44,6 +47,8 @@ def evaluate(
 
     Loss, stop rate, form and text overlap, each with a 95% interval.
     """
+    from ftcli.stages.evaluate import evaluate_run
+
     found = evaluate_run(
         run, overrides or (), data=data, limit=limit, with_base=base, reporter=Terminal()
     )

@@ -11,7 +11,6 @@ import typer
 from ftcli.cli import options
 from ftcli.console import Terminal, result, result_json, say, shown_path, stream
 from ftcli.errors import UsageError
-from ftcli.stages.generate import answer_file, open_generator
 
 
 def generate(
@@ -69,6 +68,8 @@ def _standard_input() -> str:
 
 
 def _answer_one(run: Path, prompt: str, changes: list[str], seed: int | None, json: bool) -> None:
+    from ftcli.stages.generate import open_generator
+
     generator = open_generator(run, changes, seed)
     pieces = []
     for piece in generator.answer(prompt):
@@ -90,6 +91,8 @@ def _answer_file(
     seed: int | None,
     json: bool,
 ) -> None:
+    from ftcli.stages.generate import answer_file
+
     if prompt is not None or output is None:
         raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
     found = answer_file(run, changes, source=source, output=output, seed=seed, reporter=Terminal())

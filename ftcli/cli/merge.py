@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ftcli.cli import options
 from ftcli.console import Terminal, megabytes, result, result_json, shown_path
-from ftcli.stages.merge import Dtype, MergeResult, Onto, merge_run
+
+if TYPE_CHECKING:
+    from ftcli.stages.merge import MergeResult
 
 
 def merge(
@@ -18,9 +20,12 @@ def merge(
         Path | None, typer.Option(metavar="DIR", help="Where to; none: RUN/merged.")
     ] = None,
     onto: Annotated[
-        Onto, typer.Option(help="QLoRA: the base as it was trained on, or the original one.")
+        Literal["dequantized", "original"],
+        typer.Option(help="QLoRA: the base as it was trained on, or the original one."),
     ] = "dequantized",
-    dtype: Annotated[Dtype, typer.Option(help="auto: as the base's files.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="auto: as the base's files.")
+    ] = "auto",
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -29,6 +34,8 @@ def merge(
 
     Fails when the merged model is not the one that was evaluated.
     """
+    from ftcli.stages.merge import merge_run
+
     found = merge_run(
         run, overrides or (), output=output, onto=onto, dtype=dtype, reporter=Terminal()
     )

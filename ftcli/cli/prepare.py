@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ftcli.cli import options
 from ftcli.console import Terminal, colours, result, result_json
-from ftcli.stages.prepare import Piece, prepare_recipe, summary
+
+if TYPE_CHECKING:
+    from ftcli.stages.prepare import Piece
+
 
 TRAINED, OTHER, END = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -26,6 +29,8 @@ def prepare(
 
     Every row that is not used is counted, and named with file, line and reason.
     """
+    from ftcli.stages.prepare import prepare_recipe, summary
+
     found = prepare_recipe(recipe, overrides or (), preview, Terminal())
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})

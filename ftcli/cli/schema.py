@@ -9,7 +9,6 @@ import typer
 from ftcli.cli import options
 from ftcli.console import result
 from ftcli.errors import UsageError
-from ftcli.stages.schema import json_schema, key_lines
 
 
 def schema(
@@ -21,6 +20,8 @@ def schema(
     debug: options.Debug = False,
 ) -> None:
     """Print the recipe's keys, or its JSON Schema."""
+    from ftcli.stages.schema import json_schema, key_lines
+
     if section is not None and (json or not text):
         raise UsageError("flag", "SECTION goes with --text; the JSON Schema is one piece")
     if text and not json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,9 @@ from ftcli.console import (
     shown_path,
 )
 from ftcli.errors import UsageError
-from ftcli.stages.train import DryRun, TrainResult, plan_recipe, train_recipe
+
+if TYPE_CHECKING:
+    from ftcli.stages.train import DryRun, TrainResult
 
 
 def train(
@@ -46,6 +48,8 @@ def train(
     Prepares the data if needed, plans, trains, and keeps the best and the last weights. Ctrl-C
     ends the run after its step; the same command goes on.
     """
+    from ftcli.stages.train import plan_recipe, train_recipe
+
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
     reporter = Terminal()
