@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ftcli.cli import app, estimate, run
+from ftcli.cli import app, run
 from ftcli.errors import DataError, Stopped
+from ftcli.stages import estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = """\

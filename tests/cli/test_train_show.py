@@ -12,12 +12,12 @@ import pytest
 
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.cli import train as command
 from ftcli.hardware import Hardware
 from ftcli.loading import load_recipe
 from ftcli.plan import Profile, make_plan
 from ftcli.prepared import LongestRow, Prepared, SplitCounts
 from ftcli.shapes import find_shape
+from ftcli.stages import train as command
 from ftcli.stages.train import DryRun, TrainResult
 
 RECIPE = """\
