@@ -72,7 +72,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "run_dir": TEXT,
             "state": {"const": "finished"},
             "steps": COUNT,
-            "train_loss": NUMBER,
+            "train_loss": {"type": ["number", "null"]},
             "eval_loss": {"type": ["number", "null"]},
             "first_eval_loss": {"type": ["number", "null"]},
             "best_step": {"type": ["integer", "null"]},

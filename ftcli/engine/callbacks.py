@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftcli.artifacts import append_json, write_text
+from ftcli.artifacts import RunFolder, append_json, write_text
 from ftcli.console import Meter, Reporter
 from ftcli.plan import Plan
 from ftcli.recipe import Training
-
-if TYPE_CHECKING:
-    from ftcli.engine.trainer import FtcliTrainer
-
 
 # What of Trainer's logs goes into metrics.jsonl.
 RECORDED = {"loss", "learning_rate", "grad_norm"}
@@ -28,16 +24,23 @@ RECORDED = {"loss", "learning_rate", "grad_norm"}
 class Course(TrainerCallback):
     """Decides after each step whether to validate, save or stop, and keeps the run's records."""
 
-    def __init__(self, trainer: FtcliTrainer, training: Training, plan: Plan) -> None:
-        self.trainer = trainer
+    def __init__(
+        self,
+        run: RunFolder,
+        training: Training,
+        plan: Plan,
+        tokens_of_steps: Sequence[int],
+        validate: Callable[[], float] | None,
+    ) -> None:
+        self.run = run
+        self.validate = validate
         self.patience = training.early_stopping_patience
         self.plan = plan
-        self.validates = trainer.data.validation is not None
         self.first_eval_loss: float | None = None
         self.signal_number: int | None = None
         self.losses: list[float] = []
         self.latest_eval_loss: float | None = None
-        self._tokens_of_step = _tokens_of_steps(trainer, plan)
+        self._tokens_of_steps = tokens_of_steps
         self._worse = 0
         self._tokens = 0
         self._training_seconds = 0.0
@@ -48,15 +51,15 @@ class Course(TrainerCallback):
         self._meter = meter
         self._started = self._step_started = time.monotonic()
         if resumed:
-            self.first_eval_loss = _first_eval_loss(self.trainer)
-        elif self.validates:
-            self.first_eval_loss = self.trainer.validation_loss()
+            self.first_eval_loss = _first_eval_loss(self.run)
+        elif self.validate is not None:
+            self.first_eval_loss = self.validate()
             self._record({"step": 0, "eval_loss": self.first_eval_loss})
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        _forget_records_after(self.trainer, state.global_step)
+        _forget_records_after(self.run, state.global_step)
         self._step_started = time.monotonic()
 
     def on_step_end(
@@ -64,11 +67,10 @@ class Course(TrainerCallback):
     ) -> None:
         step, last = state.global_step, state.global_step >= self.plan.steps.value
         self._training_seconds += time.monotonic() - self._step_started
-        self._tokens += self._tokens_of_step[step - 1]
+        self._tokens += self._tokens_of_steps[step - 1]
         stopping = self.signal_number is not None
-        control.should_evaluate = (
-            self.validates and not stopping and (last or step % self.plan.eval_every.value == 0)
-        )
+        due = last or step % self.plan.eval_every.value == 0
+        control.should_evaluate = due and self.validate is not None and not stopping
         control.should_save = stopping or last or step % self.plan.save_every.value == 0
         control.should_training_stop = stopping or last
 
@@ -113,10 +115,10 @@ class Course(TrainerCallback):
     ) -> None:
         self._step_started = time.monotonic()
 
-    def train_loss(self) -> float:
-        """Mean over the last tenth of the steps of this sitting: one step alone is noise."""
+    def train_loss(self) -> float | None:
+        """Mean over the last tenth of this sitting's steps: one alone is noise; none: no step."""
         tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return sum(tail) / len(tail) if tail else float("nan")
+        return sum(tail) / len(tail) if tail else None
 
     def tokens_per_second(self) -> float:
         """Real tokens, without padding, by the time the steps took."""
@@ -131,7 +133,7 @@ class Course(TrainerCallback):
         return f"loss {loss:.3f}{validation}  {self.tokens_per_second():,.0f} tok/s"
 
     def _record(self, values: dict[str, object]) -> None:
-        append_json(self.trainer.run.metrics, values)
+        append_json(self.run.metrics, values)
 
 
 @contextmanager
@@ -152,31 +154,20 @@ def stop_signals(course: Course, reporter: Reporter) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _tokens_of_steps(trainer: FtcliTrainer, plan: Plan) -> list[int]:
-    lengths = trainer.data.train["lengths"]
-    batches, many = trainer.data.micro_batches, plan.accumulation
-    return [
-        sum(lengths[row] for batch in batches[i : i + many] for row in batch)
-        for i in range(0, len(batches), many)
-    ]
-
-
-def _read_records(trainer: FtcliTrainer) -> list[dict[str, Any]]:
-    file = trainer.run.metrics
-    if not file.is_file():
+def _read_records(run: RunFolder) -> list[dict[str, Any]]:
+    if not run.metrics.is_file():
         return []
-    with file.open(encoding="utf-8") as lines:
+    with run.metrics.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
-def _first_eval_loss(trainer: FtcliTrainer) -> float | None:
-    records = _read_records(trainer)
-    return next((r["eval_loss"] for r in records if "eval_loss" in r), None)
+def _first_eval_loss(run: RunFolder) -> float | None:
+    return next((r["eval_loss"] for r in _read_records(run) if "eval_loss" in r), None)
 
 
-def _forget_records_after(trainer: FtcliTrainer, step: int) -> None:
+def _forget_records_after(run: RunFolder, step: int) -> None:
     """Steps after the checkpoint are done again, so their lines go."""
-    records = _read_records(trainer)
+    records = _read_records(run)
     kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
     if len(kept) < len(records):
-        write_text(trainer.run.metrics, "".join(kept))
+        write_text(run.metrics, "".join(kept))

@@ -61,13 +61,30 @@ OPTIMIZERS = {
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Memory-mapped ids and labels of one split, and the length of each row."""
+
+    dataset: Dataset
+    lengths: list[int]
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Rows to train on in the order of the run, and rows to validate on."""
 
-    train: Dataset
+    train: Rows
     micro_batches: list[list[int]]
-    validation: Dataset | None
+    validation: Rows | None
     pad_id: int
+
+    def tokens_of_steps(self, accumulation: int) -> list[int]:
+        """Real tokens, without padding, of each optimizer step."""
+        lengths = self.train.lengths
+        batches = self.micro_batches
+        return [
+            sum(lengths[row] for batch in batches[i : i + accumulation] for row in batch)
+            for i in range(0, len(batches), accumulation)
+        ]
 
 
 def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
@@ -123,7 +140,7 @@ class FtcliTrainer(SFTTrainer):
         super().__init__(
             model=model,
             args=config,
-            train_dataset=data.train,
+            train_dataset=data.train.dataset,
             data_collator=lambda rows: collate(rows, data.pad_id),
             processing_class=tokenizer,
         )
@@ -134,7 +151,7 @@ class FtcliTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader: DataLoader[Any] = DataLoader(
-            self.data.train,
+            self.data.train.dataset,
             batch_sampler=self.data.micro_batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -177,8 +194,10 @@ class FtcliTrainer(SFTTrainer):
         assert rows is not None
         self.model.eval()
         total, tokens = 0.0, 0
-        for batch in length_batches(rows["lengths"], self.args.per_device_train_batch_size):
-            inputs = self._prepare_inputs(collate([rows[i] for i in batch], self.data.pad_id))
+        for batch in length_batches(rows.lengths, self.args.per_device_train_batch_size):
+            inputs = self._prepare_inputs(
+                collate([rows.dataset[i] for i in batch], self.data.pad_id)
+            )
             with self.compute_loss_context_manager():
                 losses, counts = row_losses(self.model, inputs["input_ids"], inputs["labels"])
             total += losses.double().sum().item()
@@ -196,7 +215,7 @@ class Outcome:
     """What a training came to; losses are per labelled token."""
 
     steps: int
-    train_loss: float
+    train_loss: float | None
     first_eval_loss: float | None
     eval_loss: float | None
     best_step: int | None
@@ -211,14 +230,18 @@ def train(trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Repor
     Resumes from the newest checkpoint of the run folder, if there is one.
     """
     checkpoint = newest(trainer.run)
-    course = Course(trainer, training, plan)
+    validate = trainer.validation_loss if trainer.data.validation is not None else None
+    tokens = trainer.data.tokens_of_steps(plan.accumulation)
+    course = Course(trainer.run, training, plan, tokens, validate)
     trainer.add_callback(course)
     with reporter.meter("step", plan.steps.value) as meter, stop_signals(course, reporter):
         course.begin(meter, resumed=checkpoint is not None)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = trainer.state
     best_step = state.best_global_step
-    if course.signal_number is None and best_step not in (None, state.global_step):
+    complete = state.global_step >= plan.steps.value
+    signal_number = None if complete else course.signal_number
+    if signal_number is None and best_step not in (None, state.global_step):
         trainer._load_from_checkpoint(str(trainer.run.checkpoint(best_step)))
     return Outcome(
         steps=state.global_step,
@@ -228,7 +251,7 @@ def train(trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Repor
         best_step=best_step,
         tokens_per_second=course.tokens_per_second(),
         seconds=course.seconds(),
-        signal_number=course.signal_number,
+        signal_number=signal_number,
     )
 
 
@@ -292,16 +315,14 @@ def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
 def _training_data(recipe: Recipe, plan: Plan, prepared: Prepared, run: RunFolder) -> TrainingData:
     train = _rows(run.data, "train")
     training = recipe.training
-    rows = len(train)
-    order = run_rows(rows, plan.epochs, training.seed, shuffle=recipe.data.shuffle)
-    batches = micro_batches(order, train["lengths"], training.batch_size, plan.micro_batch.value)
+    order = run_rows(len(train.lengths), plan.epochs, training.seed, shuffle=recipe.data.shuffle)
+    batches = micro_batches(order, train.lengths, training.batch_size, plan.micro_batch.value)
     validation = _rows(run.data, "validation") if prepared.validation.rows else None
     return TrainingData(train, batches, validation, prepared.pad_id)
 
 
-def _rows(folder: Path, split: Split) -> Dataset:
-    """Memory-mapped ids and labels, with the length of each row."""
+def _rows(folder: Path, split: Split) -> Rows:
     rows = Dataset.from_file(str(split_file(folder, split)))
     rows = rows.select_columns(["input_ids", "labels"])
     lengths = pc.list_value_length(rows.data.column("input_ids")).to_pylist()
-    return rows.add_column("lengths", lengths)
+    return Rows(rows, lengths)
