@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
-
 from ftcli.artifacts import RunFolder, sha256_file, whole_folder
 from ftcli.console import Reporter
 from ftcli.data.example import Example
@@ -24,6 +22,7 @@ from ftcli.data.source import Reject
 from ftcli.data.split import plan_split
 from ftcli.engine.model import load_tokenizer, renderer_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
+from ftcli.engine.rows import RowWriter, record
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
 from ftcli.prepared import (
@@ -40,17 +39,6 @@ from ftcli.prepared import (
 )
 from ftcli.recipe import Data
 
-SCHEMA = pa.schema(
-    {
-        "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
-        "prompt_tokens": pa.int32(),
-        "messages": pa.string(),
-        "file": pa.string(),
-        "line": pa.int32(),
-    }
-)
-ROWS_PER_BATCH = 512
 FINGERPRINT_VERSION = 1
 NO_ROW = LongestRow("", 0, 0)
 # How many leaks are named in an error.
@@ -190,7 +178,7 @@ def _second_pass(
     tally = _Tally()
     total = sum(len(sides) for sides in first.sides.values())
     with ExitStack() as stack, reporter.meter("prepare", total) as meter:
-        writers = {s: stack.enter_context(_Writer(split_file(folder, s))) for s in SPLITS}
+        writers = {s: stack.enter_context(RowWriter(split_file(folder, s))) for s in SPLITS}
         for name, source in _sources(data).items():
             sides = iter(first.sides[name])
             for item in read_examples(source, data, base):
@@ -223,53 +211,6 @@ def _encode(example: Example, renderer: Renderer, data: Data, tally: _Tally) -> 
         tally.rejects.append(Fault(example.origin.file, example.origin.line, reason))
         return None
     return row
-
-
-def _record(row: Encoded, example: Example) -> dict[str, Any]:
-    """A row of SCHEMA."""
-    messages = [[message.role, message.content] for message in example.messages]
-    return {
-        "input_ids": row.input_ids,
-        "labels": row.labels,
-        "prompt_tokens": row.prompt_tokens,
-        "messages": json.dumps(messages, ensure_ascii=False),
-        "file": example.origin.file,
-        "line": example.origin.line,
-    }
-
-
-class _Writer:
-    """Rows of one split into an Arrow stream, batch by batch."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, Any]] = []
-
-    def __enter__(self) -> _Writer:
-        self._sink = pa.OSFile(str(self._path), "wb")
-        self._stream = pa.ipc.new_stream(self._sink, SCHEMA)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._stream.close()
-        self._sink.close()
-
-    def write(self, row: Encoded, example: Example) -> None:
-        self._rows.append(_record(row, example))
-        if len(self._rows) == ROWS_PER_BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._stream.write_batch(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
-            self._rows = []
-
-
-def read_split(folder: Path, split: Split) -> pa.Table:
-    """Memory-mapped rows of one split."""
-    with pa.memory_map(str(split_file(folder, split))) as source:
-        return pa.ipc.open_stream(source).read_all()
 
 
 def preview(loaded: Loaded, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
@@ -356,7 +297,7 @@ def encode_file(source: str, loaded: Loaded, run: RunFolder) -> list[dict[str, A
         if isinstance(item, Reject):
             tally.rejects.append(Fault(item.origin.file, item.origin.line, item.reason))
         elif (row := _encode(item, renderer, loaded.recipe.data, tally)) is not None:
-            rows.append(_record(row, item))
+            rows.append(record(row, item))
     if not rows and tally.rejects:
         raise DataError("data_empty", f"no row can be used: {tally.rejects[0]}", file=source)
     return rows

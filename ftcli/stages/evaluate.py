@@ -104,7 +104,8 @@ def _key(
 
 
 def _rows(opened: OpenRun, data: Path | None, split: Split, limit: int | None) -> Rows:
-    from ftcli.engine.encode import encode_file, read_split
+    from ftcli.engine.encode import encode_file
+    from ftcli.engine.rows import read_split
 
     if data is None:
         rows: Rows = read_split(opened.run.data, split).to_pylist()

@@ -109,7 +109,7 @@ def _merge(
 
 def _rows(opened: OpenRun) -> list[dict[str, Any]]:
     """Held-out rows where there are any: the adapter matters most on what it was made for."""
-    from ftcli.engine.encode import read_split
+    from ftcli.engine.rows import read_split
 
     splits = [s for s in reversed(SPLITS) if opened.prepared.counts(s).rows]
     table = read_split(opened.run.data, splits[0])

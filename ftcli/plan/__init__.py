@@ -1,0 +1,71 @@
+"""What was decided, each choice with its reason: (recipe, shape, profile, hardware) → Plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ftcli.hardware import Hardware
+from ftcli.plan.arithmetic import (
+    choose_attention,
+    choose_learning_rate,
+    choose_precision,
+    choose_weights_dtype,
+    require_method,
+)
+from ftcli.plan.choice import Choice, Plan, Profile, profile_of
+from ftcli.plan.memory import (
+    choose_optimizer,
+    fit_memory,
+    needed_bytes,
+    vram_choices,
+    vram_method,
+)
+from ftcli.plan.schedule import choose_eval_every, choose_save_every, count_steps
+from ftcli.recipe import Recipe
+from ftcli.shapes import Shape
+
+__all__ = [
+    "Choice",
+    "Plan",
+    "Profile",
+    "make_plan",
+    "needed_bytes",
+    "profile_of",
+    "vram_method",
+]
+
+
+def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware) -> Plan:
+    """Decide everything the recipe leaves open.
+
+    Raises ModelError (a method the model cannot take), MachineError (no memory, no such
+    arithmetic here) and UsageError.
+    """
+    require_method(recipe.method, shape)
+    precision = choose_precision(recipe, hardware)
+    weights = choose_weights_dtype(recipe, precision.value)
+    attention = choose_attention(recipe, shape, hardware)
+    base = vram_choices(recipe, profile, precision.value, weights.value, attention.value)
+    optimizer = choose_optimizer(recipe, hardware, shape, base)
+    fit = fit_memory(recipe, shape, profile, hardware, replace(base, optimizer=optimizer.value))
+    steps, epochs = count_steps(recipe, profile)
+    eval_every = choose_eval_every(recipe, profile, steps.value)
+    return Plan(
+        hardware_kind=hardware.kind,
+        precision=precision,
+        weights_dtype=weights,
+        attention=attention,
+        optimizer=optimizer,
+        learning_rate=choose_learning_rate(recipe),
+        micro_batch=fit.micro_batch,
+        accumulation=recipe.training.batch_size // fit.micro_batch.value,
+        gradient_checkpointing=fit.checkpointing,
+        steps=steps,
+        epochs=epochs,
+        warmup_steps=math.ceil(recipe.training.warmup_ratio * steps.value),
+        eval_every=eval_every,
+        save_every=choose_save_every(recipe, eval_every.value),
+        estimate=fit.estimate,
+        free_bytes=hardware.free_bytes,
+    )

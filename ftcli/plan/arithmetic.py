@@ -1,0 +1,95 @@
+"""In which types a training computes, and at which learning rate."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ftcli.errors import MachineError, ModelError, UsageError
+from ftcli.hardware import Hardware
+from ftcli.plan.choice import Choice
+from ftcli.recipe import Full, Lora, Method, Qlora, Recipe
+from ftcli.shapes import Shape
+from ftcli.vram.choices import Attention, Precision, WeightsDtype
+
+
+def require_method(method: Method, shape: Shape) -> None:
+    """Raise ModelError where the method would leave part of the model out in silence."""
+    if shape.experts > 1 and not isinstance(method, Full):
+        raise ModelError(
+            "method_refused",
+            f"{shape.name} is a mixture of experts; its experts are 3-D tensors that "
+            f"{method.mode} would pass over in silence; take method.mode: full, or a dense model",
+        )
+
+
+def choose_precision(recipe: Recipe, hardware: Hardware) -> Choice[Precision]:
+    """bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
+    asked = recipe.training.precision
+    if asked != "auto":
+        _require_precision(asked, hardware)
+        return Choice(asked, "set in the recipe")
+    if hardware.kind == "cpu" and not hardware.fast_bf16:
+        return Choice("fp32", f"{hardware.name} has no bf16 matrix units and emulates it slowly")
+    if hardware.fast_bf16:
+        capability = hardware.compute_capability
+        proof = f"compute capability {capability[0]}.{capability[1]}" if capability else "this CPU"
+        return Choice("bf16", f"{proof} supports it: fast, with the range of fp32")
+    return Choice("fp16", f"{hardware.name} has no bf16; fp16 with loss scaling")
+
+
+def _require_precision(asked: str, hardware: Hardware) -> None:
+    if asked == "fp16" and hardware.kind == "cpu":
+        raise MachineError(
+            "precision", "training.precision: fp16 needs a CUDA card; here: bf16, fp32"
+        )
+
+
+def choose_weights_dtype(recipe: Recipe, precision: Precision) -> Choice[WeightsDtype]:
+    """Type in which the weights are held; raises UsageError."""
+    asked = recipe.model.dtype
+    match recipe.method:
+        case Full():
+            if asked != "auto":
+                raise UsageError(
+                    "recipe",
+                    "model.dtype: full training decides the type of its weights by "
+                    "training.precision (pure-bf16: 16-bit weights); remove it",
+                )
+            if precision == "pure-bf16":
+                return Choice("bf16", "pure-bf16 asked for: small updates round to nothing")
+            return Choice("fp32", "trained weights stay in fp32, so that small updates count")
+        case Lora() | Qlora():
+            if asked != "auto":
+                return Choice(asked, "set in the recipe")
+            if precision == "fp32":
+                return Choice("fp32", "follows the arithmetic")
+            kind: WeightsDtype = "fp16" if precision == "fp16" else "bf16"
+            return Choice(kind, "frozen weights need no more than the arithmetic")
+        case _:
+            assert_never(recipe.method)
+
+
+def choose_attention(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[Attention]:
+    """The attention kernel; raises MachineError."""
+    asked = recipe.model.attention
+    if asked == "flash" and hardware.kind != "cuda":
+        raise MachineError("attention", "model.attention: flash needs a CUDA card; take sdpa")
+    if asked != "auto":
+        return Choice(asked, "set in the recipe")
+    if shape.capped_scores:
+        return Choice("eager", "attention scores pass through a tanh, which sdpa cannot do")
+    return Choice("sdpa", "torch's own fused kernels, no further package")
+
+
+def choose_learning_rate(recipe: Recipe) -> Choice[float]:
+    """The recipe's learning rate, or the method's own default."""
+    asked = recipe.training.learning_rate
+    if asked != "auto":
+        return Choice(asked, "set in the recipe")
+    match recipe.method:
+        case Full():
+            return Choice(2e-5, "usual for full fine-tuning (1e-5 to 5e-5)")
+        case Lora() | Qlora():
+            return Choice(2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)")
+        case _:
+            assert_never(recipe.method)

@@ -1,0 +1,92 @@
+"""A decision with its reason, and a whole plan of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from ftcli.prepared import Prepared
+from ftcli.vram import Estimate
+from ftcli.vram.choices import Attention, Optimizer, Precision, WeightsDtype
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """A decision and why it was taken."""
+
+    value: T
+    reason: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What the plan has to know of the data."""
+
+    rows: int
+    tokens: int
+    longest_tokens: int
+    labelled_share: float
+    validation_tokens: int
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / self.rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training, decided. `accumulation` × `micro_batch` is the recipe's batch size."""
+
+    hardware_kind: str
+    precision: Choice[Precision]
+    weights_dtype: Choice[WeightsDtype]
+    attention: Choice[Attention]
+    optimizer: Choice[Optimizer]
+    learning_rate: Choice[float]
+    micro_batch: Choice[int]
+    accumulation: int
+    gradient_checkpointing: Choice[bool]
+    steps: Choice[int]
+    epochs: float
+    warmup_steps: int
+    eval_every: Choice[int]
+    save_every: Choice[int]
+    estimate: Estimate
+    free_bytes: int
+
+    def choices(self) -> Mapping[str, Choice[Any]]:
+        """The decisions by name, in the order in which they are shown."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in found.items() if isinstance(value, Choice)}
+
+    def headline(self) -> str:
+        """The plan in one line."""
+        rows = self.micro_batch.value * self.accumulation
+        checkpointing = "" if self.gradient_checkpointing.value else "no "
+        return (
+            f"{self.precision.value} · micro-batch {self.micro_batch.value} × {self.accumulation} "
+            f"= {rows} rows a step · {checkpointing}checkpointing "
+            f"({self.estimate.peak_bytes / 1e9:.1f} of {self.free_bytes / 1e9:.1f} GB) · "
+            f"{self.steps.value} steps"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """plan.json: decisions with reasons, and the estimate."""
+        plain = {"accumulation": self.accumulation, "warmup_steps": self.warmup_steps}
+        decided = {name: asdict(choice) for name, choice in self.choices().items()}
+        return decided | plain | {"estimate": asdict(self.estimate)}
+
+
+def profile_of(prepared: Prepared) -> Profile:
+    """The profile of prepared data."""
+    train = prepared.train
+    return Profile(
+        rows=train.rows,
+        tokens=train.tokens,
+        longest_tokens=prepared.longest.tokens,
+        labelled_share=train.trained_tokens / train.tokens,
+        validation_tokens=prepared.validation.tokens,
+    )

@@ -1,0 +1,51 @@
+"""How many steps, and when to validate and to save."""
+
+from __future__ import annotations
+
+import math
+
+from ftcli.plan.choice import Choice, Profile
+from ftcli.recipe import Recipe
+
+# Validations may take this share of the time that training takes.
+VALIDATION_SHARE = 0.1
+# A forward pass costs a third of a training step (Kaplan et al. 2020, section 2.1: 2N of 6N).
+FORWARD_SHARE = 1 / 3
+MOST_VALIDATIONS = 10
+
+
+def count_steps(recipe: Recipe, profile: Profile) -> tuple[Choice[int], float]:
+    """Optimizer steps, and the epochs they come to."""
+    training = recipe.training
+    if training.max_steps is not None:
+        epochs = training.max_steps * training.batch_size / profile.rows
+        return Choice(training.max_steps, "training.max_steps"), epochs
+    steps = max(1, math.ceil(round(profile.rows * training.epochs) / training.batch_size))
+    reason = f"{profile.rows} rows × {training.epochs:g} epochs / {training.batch_size} a step"
+    return Choice(steps, reason), training.epochs
+
+
+def choose_eval_every(recipe: Recipe, profile: Profile, steps: int) -> Choice[int]:
+    """Steps between two validations, so that they cost little."""
+    asked = recipe.training.eval_steps
+    if asked != "auto":
+        return Choice(asked, "set in the recipe")
+    if not profile.validation_tokens:
+        tenth = math.ceil(steps / MOST_VALIDATIONS)
+        return Choice(tenth, "there are no validation rows; a checkpoint each tenth of the run")
+    trained = steps * recipe.training.batch_size * profile.mean_tokens
+    one = profile.validation_tokens * FORWARD_SHARE
+    affordable = int(trained * VALIDATION_SHARE / one)
+    count = min(max(affordable, 2), MOST_VALIDATIONS, steps)
+    return Choice(
+        math.ceil(steps / count),
+        f"{count} validations, so that they take about {count * one / trained:.0%} of the time",
+    )
+
+
+def choose_save_every(recipe: Recipe, eval_every: int) -> Choice[int]:
+    """Steps between two checkpoints."""
+    asked = recipe.training.save_steps
+    if asked != "auto":
+        return Choice(asked, "set in the recipe")
+    return Choice(eval_every, "with every validation, so that the best weights are on disk")
