@@ -1,4 +1,4 @@
-# make demo: install, fetch a small model, and go through all six commands.
+# make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
 # make test: install what the tests need, and run them all.
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ftcli.errors import FtcliError, MachineError, UsageError
+from ftcli.errors import FtcliError, MachineError
 
-State = Literal["prepared", "training", "stopped", "finished"]
+State = Literal["training", "stopped", "finished"]
 
 
 @dataclass(frozen=True)
@@ -141,15 +141,13 @@ def find_run(path: Path) -> RunFolder | None:
 
 
 def newest_finished(output: Path) -> RunFolder:
-    """The newest finished run among `output`, `output-2`, …; raises UsageError (exit 1)."""
+    """The newest finished run among `output`, `output-2`, …; raises FtcliError."""
     runs = runs_at(output)
     finished = [run for run in runs if run.state == "finished"]
     if finished:
         return finished[-1]
     state = f"its run is not finished ({runs[-1].state})" if runs else "it has not been trained"
-    error = UsageError("run_missing", f"{output}: {state}; first: ftcli train")
-    error.exit_code = 1
-    raise error
+    raise FtcliError("run_missing", f"{output}: {state}; first: ftcli train")
 
 
 def numbered(output: Path) -> Iterator[Path]:
@@ -205,7 +203,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".tmp-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     umask = os.umask(0)
     os.umask(umask)
     for file in filter(Path.is_file, temporary.rglob("*")):

@@ -42,35 +42,22 @@ class Reporter(Protocol):
         """A context manager that gives a Meter."""
 
 
-@dataclass
 class Terminal:
     """Reporter of the command line."""
 
-    quiet: bool = False
-    warnings: list[str] = field(default_factory=list)
-
     def note(self, text: str) -> None:
-        if not self.quiet:
-            say(text)
+        say(text)
 
     def warn(self, text: str) -> None:
-        self.warnings.append(text)
         say(f"warning: {text}", style="yellow")
 
     @contextmanager
     def meter(self, label: str, total: int) -> Iterator[Meter]:
-        if self.quiet or total <= 0:
-            yield _Silent()
-        elif sys.stderr.isatty():
+        if sys.stderr.isatty():
             with _bar() as progress:
                 yield _Bar(progress, progress.add_task(label, total=total, figures=""))
         else:
             yield _PlainLines(label, total)
-
-
-class _Silent:
-    def update(self, done: int, figures: str = "") -> None:
-        pass
 
 
 @dataclass
@@ -90,7 +77,8 @@ class _PlainLines:
 
     def update(self, done: int, figures: str = "") -> None:
         now = time.monotonic()
-        if done >= self.total or now - self.last >= SECONDS_BETWEEN_PLAIN_LINES:
+        finished = 0 < self.total <= done
+        if finished or now - self.last >= SECONDS_BETWEEN_PLAIN_LINES:
             self.last = now
             say(f"{self.label} {done}/{self.total}  {figures}".rstrip())
 

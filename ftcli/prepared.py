@@ -71,7 +71,10 @@ class Prepared:
     answer_tokens: int
     answer_tokens_lost: int
     longest: LongestRow
-    longest_answer_tokens: int
+    system: str | None
+    """data.system as a template: a column's name has become `{column}`."""
+    plain_text: bool
+    """Rows are plain texts without turns."""
     stop_ids: tuple[int, ...]
     pad_id: int
     problems: tuple[Fault, ...]

@@ -37,6 +37,6 @@ cat <<END
 
 Try next (with $BIN/ in front, or after: . $BIN/activate):
   ftcli merge $run
-  ftcli generate $run < facts.txt
+  ftcli train $recipe --dry-run --set model.id=$model
   ftcli estimate-vram recipes/ecommerce-qlora.yaml --gpu 4090
 END

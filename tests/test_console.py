@@ -51,16 +51,6 @@ def test_warnings_are_said_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
     terminal.note("8 rows are short")
     terminal.warn("[bold] is not markup")
     assert capsys.readouterr().err == "8 rows are short\nwarning: [bold] is not markup\n"
-    assert terminal.warnings == ["[bold] is not markup"]
-
-
-def test_quiet_keeps_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal(quiet=True)
-    terminal.note("8 rows are short")
-    terminal.warn("disk is nearly full")
-    with terminal.meter("rows", 2) as meter:
-        meter.update(2)
-    assert capsys.readouterr() == ("", "warning: disk is nearly full\n")
 
 
 def test_without_a_terminal_a_meter_prints_plain_lines(

@@ -66,3 +66,9 @@ def test_every_module_outside_the_engine_is_light() -> None:
     ]
     assert len(light) >= 45
     assert int(python(IMPORT, *light)) == len(light)
+
+
+def test_the_hub_is_told_nothing_by_whatever_way_it_is_reached() -> None:
+    code = "import ftcli.hub, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "True"

@@ -55,7 +55,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(
         stop_at(2, patch, number)
         assert train(stopped, "--set", "training.micro_batch_size=2") == 128 + number
     error = capsys.readouterr().err
-    assert "stopped at step 3 of 8" in error and "Go on: ftcli train" in error
+    assert "stopped at step 3 of 8" in error
+    assert error.rstrip().endswith("stopped.yaml --set training.micro_batch_size=2")
     assert "Traceback" not in error
     folder = tmp_path / "runs" / "stopped"
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
@@ -120,6 +121,78 @@ def test_from_a_full_run_trains_an_adapter_on_its_model(
     manifest = json.loads((tmp_path / "runs" / "further" / "run.json").read_text())
     ended = json.loads((first / "run.json").read_text())
     assert manifest["result"]["first_eval_loss"] == pytest.approx(ended["result"]["eval_loss"])
+
+
+def test_a_stopped_run_that_came_from_another_goes_on_without_saying_so(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(write_recipe("whole", method={"mode": "full"})) == 0
+    further = write_recipe("further")
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        assert train(further, "--from", str(tmp_path / "runs" / "whole")) == 130
+    assert train(further) == 0, capsys.readouterr().err
+    manifest = json.loads((tmp_path / "runs" / "further" / "run.json").read_text())
+    assert manifest["state"] == "finished"
+
+
+def test_from_a_4_bit_run_starts_at_its_very_weights(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    method = {"mode": "qlora", "rank": 4}
+    assert train(write_recipe("first", method=method)) == 0
+    first = tmp_path / "runs" / "first"
+    assert train(write_recipe("second", method=method), "--from", str(first)) == 0
+    ended, begun = (
+        json.loads((tmp_path / "runs" / name / "run.json").read_text())["result"]
+        for name in ("first", "second")
+    )
+    assert begun["first_eval_loss"] == ended["eval_loss"]
+
+
+def test_changed_rows_are_refused_before_the_run_loses_its_own(
+    write_recipe: Callable[..., Path],
+    rows_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe()
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        train(recipe)
+    prepared = tmp_path / "runs" / "tiny" / "data" / "train.arrow"
+    before = sha256_file(prepared)
+    rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[5:]))
+    capsys.readouterr()
+    assert train(recipe) == 1
+    assert "(rows or tokenizer)" in capsys.readouterr().err
+    assert sha256_file(prepared) == before
+
+
+def test_pure_bf16_holds_its_weights_in_16_bits(
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    from ftcli.engine import trainer
+
+    original, seen = trainer.summed_loss, set()
+
+    def watched(model: Any, *arguments: Any) -> Any:
+        seen.update(p.dtype for p in model.parameters())
+        return original(model, *arguments)
+
+    monkeypatch.setattr(trainer, "summed_loss", watched)
+    training = {"max_steps": 1, "batch_size": 4, "precision": "pure-bf16"}
+    assert train(write_recipe(method={"mode": "full"}, training=training)) == 0
+    assert seen == {torch.bfloat16}
+    assert "most updates round to nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["lora", "qlora"])

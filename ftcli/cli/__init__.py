@@ -55,6 +55,7 @@ app.command("schema")(schema.schema)
 # typer carries its own click; its public BadParameter leads to the base of all usage errors.
 ShellError: Any = typer.BadParameter.__mro__[2]
 
+EXIT_MACHINE = 1
 EXIT_USAGE = 2
 EXIT_BUG = 70  # sysexits.h, EX_SOFTWARE
 EXIT_INTERRUPTED = 130
@@ -82,14 +83,22 @@ def run(arguments: Sequence[str]) -> int:
         message = error.format_message()  # names the option, which str(error) does not
         hint = "" if message.startswith("Usage") else "\nTry: ftcli --help"
         return _failed("usage", f"{message}{hint}", EXIT_USAGE, as_json)
-    except typer.Abort:
-        return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
     except BrokenPipeError:
         return 0
-    except Exception as error:  # noqa: BLE001 - whatever is left is a bug, and is reported as one
-        traceback.print_exc()
-        message = f"this is a bug of ftcli: please report it with the lines above ({error!r})"
-        return _failed("bug", message, EXIT_BUG, as_json)
+    except Exception as error:  # noqa: BLE001 - the one place where nothing is let through
+        return _unforeseen(error, as_json)
+
+
+def _unforeseen(error: Exception, as_json: bool) -> int:
+    """The machine's refusals in words; whatever is left is a bug, and is reported as one."""
+    if isinstance(error, typer.Abort):
+        return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
+    if isinstance(error, OSError):
+        message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        return _failed("disk", message, EXIT_MACHINE, as_json)
+    traceback.print_exception(error)
+    message = f"this is a bug of ftcli: please report it with the lines above ({error!r})"
+    return _failed("bug", message, EXIT_BUG, as_json)
 
 
 def _failed(

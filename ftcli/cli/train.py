@@ -94,6 +94,8 @@ def _show_plan(plan: DryRun) -> None:
     values = max(len(str(value)) for _, value, _ in rows)
     for name, value, reason in rows:
         result(f"  {name:<{names}}  {value!s:<{values}}  {reason}")
+        theirs = plan.their_names[name.replace(" ", "_")]
+        result(f"  {'':<{names}}  {'':<{values}}  → {theirs}")
     batch = found.micro_batch.value * found.accumulation
     result(f"  {found.micro_batch.value} × {found.accumulation} = {batch} rows a step")
     items = found.estimate.breakdown.items()

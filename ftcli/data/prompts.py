@@ -48,6 +48,8 @@ def _answerable(row: Row | Reject, data: Data) -> Row | Reject:
     if isinstance(row, Reject):
         return row
     fields = dict(row.fields)
+    if data.prompt is not None and data.completion is not None:
+        return Row(row.origin, fields | {PLACEHOLDER: PLACEHOLDER})
     for column in CONVERSATION_COLUMNS:
         turns = fields.get(column)
         if isinstance(turns, list) and turns:

@@ -25,6 +25,12 @@ def read_examples(source: str, data: Data, base: Path) -> Iterator[Example | Rej
     return read_rows_as_examples(read_rows(source, base), data)
 
 
+def pinned_system(data: Data, base: Path) -> str | None:
+    """data.system as a template: where it names a column of the training rows, `{column}`."""
+    first = next((row for row in read_rows(data.train, base) if isinstance(row, Row)), None)
+    return data.system if first is None else pin_system(data, first).system
+
+
 def read_rows_as_examples(rows: Iterator[Row | Reject], data: Data) -> Iterator[Example | Reject]:
     """Rows as examples of the recipe's format, or of the one that the first of them shows."""
     format_name = None

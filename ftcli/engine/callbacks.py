@@ -51,7 +51,9 @@ class Course(TrainerCallback):
         self._meter = meter
         self._started = self._step_started = time.monotonic()
         if resumed:
-            self.first_eval_loss = _first_eval_loss(self.run)
+            losses = [r["eval_loss"] for r in _read_records(self.run) if "eval_loss" in r]
+            self.first_eval_loss = losses[0] if losses else None
+            self._worse = len(losses) - 1 - losses.index(min(losses)) if losses else 0
         elif self.validate is not None:
             self.first_eval_loss = self.validate()
             self._record({"step": 0, "eval_loss": self.first_eval_loss})
@@ -70,7 +72,8 @@ class Course(TrainerCallback):
         self._tokens += self._tokens_of_steps[step - 1]
         stopping = self.signal_number is not None
         due = last or step % self.plan.eval_every.value == 0
-        control.should_evaluate = due and self.validate is not None and not stopping
+        measured = last or not stopping
+        control.should_evaluate = due and self.validate is not None and measured
         control.should_save = stopping or last or step % self.plan.save_every.value == 0
         control.should_training_stop = stopping or last
 
@@ -159,10 +162,6 @@ def _read_records(run: RunFolder) -> list[dict[str, Any]]:
         return []
     with run.metrics.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def _first_eval_loss(run: RunFolder) -> float | None:
-    return next((r["eval_loss"] for r in _read_records(run) if "eval_loss" in r), None)
 
 
 def _forget_records_after(run: RunFolder, step: int) -> None:

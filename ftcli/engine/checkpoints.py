@@ -9,6 +9,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, TrainerState
 
 from ftcli.artifacts import RunFolder, whole_folder
+from ftcli.engine.methods import save_weights
 
 STATE_FILE = "trainer_state.json"
 
@@ -28,8 +29,7 @@ def save_checkpoint(trainer: Trainable, run: RunFolder) -> Path:
     """Weights, optimizer, schedule and random states of the current step."""
     folder = run.checkpoint(trainer.state.global_step)
     with whole_folder(folder) as temporary:
-        trainer.model.save_pretrained(temporary)
-        drop_card(temporary)
+        save_weights(trainer.model, temporary)
         trainer._save_optimizer_and_scheduler(str(temporary))
         trainer._save_scaler(str(temporary))
         trainer._save_rng_state(str(temporary))
@@ -48,8 +48,3 @@ def newest(run: RunFolder) -> Path | None:
     """The checkpoint to resume from."""
     steps = run.steps_saved()
     return run.checkpoint(steps[-1]) if steps else None
-
-
-def drop_card(folder: Path) -> None:
-    """PEFT writes a model card of its own beside the weights; the run folder has ours."""
-    (folder / "README.md").unlink(missing_ok=True)

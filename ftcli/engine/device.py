@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from ftcli.errors import MachineError
 from ftcli.hardware import Hardware
 
 # bf16 products run in hardware with these; without them they are emulated, several times slower
@@ -40,7 +43,7 @@ def find_hardware() -> Hardware:
         free_bytes=free,
         compute_capability=None,
         fast_bf16=bool(FAST_BF16_FLAGS & _cpu_flags()),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        cores=_cores(),
     )
 
 
@@ -51,8 +54,21 @@ def use_whole_machine(hardware: Hardware) -> None:
     that every operation faults fresh pages in: 20% to 25% of a forward pass on a virtual machine.
     """
     if hardware.kind == "cpu":
-        torch.set_num_threads(hardware.cores)
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(hardware.cores)
         _keep_freed_memory()
+
+
+@contextmanager
+def memory_in_words(hardware: Hardware, advice: str) -> Iterator[None]:
+    """Raise MachineError where torch runs out of memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        card = isinstance(error, torch.OutOfMemoryError)
+        if not card and "allocate memory" not in str(error):
+            raise
+        raise MachineError("memory", f"{hardware.name} is out of memory: {advice}") from error
 
 
 def _keep_freed_memory() -> None:
@@ -79,6 +95,16 @@ def peak_memory_bytes(hardware: Hardware) -> int:
 
     # ru_maxrss is in KiB on Linux (getrusage(2)).
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _cores() -> int:
+    """Cores this process may use: its affinity, within the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores or 1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups, or no quota ("max")
+        return cores or 1
 
 
 def _memory() -> tuple[int, int]:

@@ -17,12 +17,12 @@ from typing import Any, cast
 from ftcli.artifacts import RunFolder, sha256_file, whole_folder
 from ftcli.console import Reporter
 from ftcli.data.example import Example
-from ftcli.data.reading import read_examples
+from ftcli.data.reading import pinned_system, read_examples
 from ftcli.data.source import Reject
 from ftcli.data.split import plan_split
 from ftcli.engine.model import load_tokenizer, renderer_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
-from ftcli.engine.rows import RowWriter, record
+from ftcli.engine.rows import RowWriter, read_split, record
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
 from ftcli.prepared import (
@@ -102,6 +102,7 @@ class _First:
     sides: dict[Split, list[str]]
     leaks: int
     duplicates: int
+    system: str | None
 
 
 def _first_pass(data: Data, base: Path, seed: int) -> _First:
@@ -132,7 +133,7 @@ def _first_pass(data: Data, base: Path, seed: int) -> _First:
             f"{len(leaking)} held-out rows have a prompt that is trained on too: "
             f"{', '.join(leaking[:NAMED])}; take them out, or set data.allow_leaks: true",
         )
-    return _First(sides, len(leaking), duplicates)
+    return _First(sides, len(leaking), duplicates, pinned_system(data, base))
 
 
 def _share(held_out: float | int | str) -> float | int:
@@ -155,14 +156,14 @@ class _Tally:
     answer_tokens: int = 0
     lost: int = 0
     longest: LongestRow = NO_ROW
-    longest_answer: int = 0
+    plain_text: bool = False
 
     def count(self, side: str, row: Encoded, example: Example) -> None:
         tokens, trained = len(row.input_ids), row.trained_tokens
         self.rows[side] = self.rows.get(side, 0) + 1
         self.tokens[side] = self.tokens.get(side, 0) + tokens
         self.trained[side] = self.trained.get(side, 0) + trained
-        self.longest_answer = max(self.longest_answer, trained)
+        self.plain_text = example.text is not None
         if tokens > self.longest.tokens:
             self.longest = LongestRow(example.origin.file, example.origin.line, tokens)
 
@@ -213,18 +214,10 @@ def _encode(example: Example, renderer: Renderer, data: Data, tally: _Tally) -> 
     return row
 
 
-def preview(loaded: Loaded, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
-    """The first rows as pieces of text, each with whether it is trained on."""
-    shown = 0
-    for item in read_examples(loaded.recipe.data.train, loaded.recipe.data, loaded.base):
-        if shown == count:
-            return
-        if isinstance(item, Example):
-            try:
-                yield pieces(renderer, renderer.encode(item))
-            except RowFault:
-                continue
-            shown += 1
+def preview(folder: Path, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
+    """The first training rows as pieces of text, each with whether it is trained on."""
+    for row in read_split(folder, "train").slice(0, count).to_pylist():
+        yield pieces(renderer, Encoded(row["input_ids"], row["labels"], row["prompt_tokens"]))
 
 
 def pieces(renderer: Renderer, row: Encoded) -> list[tuple[str, bool]]:
@@ -255,7 +248,8 @@ def _prepared(mark: str, first: _First, tally: _Tally, renderer: Renderer) -> Pr
         answer_tokens=tally.answer_tokens,
         answer_tokens_lost=tally.lost,
         longest=tally.longest,
-        longest_answer_tokens=tally.longest_answer,
+        system=first.system,
+        plain_text=tally.plain_text,
         stop_ids=renderer.stop_ids,
         pad_id=renderer.end_of_text if pad is None else int(pad),
         problems=tuple(tally.rejects),

@@ -18,6 +18,10 @@ from ftcli.recipe import Generation
 
 Moved = Callable[[int], None]
 
+# Rows at once: scoring fills the cores with few; decoding waits for memory, so many cost little.
+SCORED_ROWS = 4
+ANSWERED_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,13 +60,13 @@ def seed_sampling(seed: int) -> None:
 
 
 def score_rows(
-    model: Model, rows: Sequence[Mapping[str, Sequence[int]]], batch_rows: int, moved: Moved
+    model: Model, rows: Sequence[Mapping[str, Sequence[int]]], moved: Moved
 ) -> tuple[list[float], list[int]]:
     """Summed negative log-likelihood and labelled tokens of each row, in the rows' own order."""
     losses, counts = [0.0] * len(rows), [0] * len(rows)
     model.network.eval()
     done = 0
-    for batch in length_batches([len(row["input_ids"]) for row in rows], batch_rows):
+    for batch in length_batches([len(row["input_ids"]) for row in rows], SCORED_ROWS):
         inputs = collate([rows[index] for index in batch], model.contract.pad_id)
         ids, labels = (inputs[name].to(model.device) for name in ("input_ids", "labels"))
         summed, counted = row_losses(model.network, ids, labels)
@@ -77,12 +81,11 @@ def answer_prompts(
     model: Model,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-    batch_rows: int,
     moved: Moved,
 ) -> list[Answer]:
     """Answers to tokenised prompts, batched by length, in the prompts' own order."""
     answers: dict[int, Answer] = {}
-    for batch in length_batches([len(prompt) for prompt in prompts], batch_rows):
+    for batch in length_batches([len(prompt) for prompt in prompts], ANSWERED_ROWS):
         texts = answer_batch(model, [prompts[index] for index in batch], settings)
         answers |= dict(zip(batch, texts, strict=True))
         moved(len(answers))
@@ -92,7 +95,21 @@ def answer_prompts(
 def answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
-    """Answers to a few prompts at once, padded on the left."""
+    """Answers to a few prompts at once, padded on the left; fewer at once where memory lacks."""
+    try:
+        return _answer_batch(model, prompts, settings)
+    except torch.OutOfMemoryError:
+        if len(prompts) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(prompts) // 2
+    parts = (prompts[:half], prompts[half:])
+    return [answer for part in parts for answer in answer_batch(model, part, settings)]
+
+
+def _answer_batch(
+    model: Model, prompts: Sequence[Sequence[int]], settings: Generation
+) -> list[Answer]:
     ids, mask = _left_padded(prompts, model.contract.pad_id)
     with torch.no_grad():
         output = model.network.eval().generate(
@@ -111,7 +128,8 @@ def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> 
         model.contract.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
     failed: list[BaseException] = []
-    worker = Thread(target=_generate_into, args=(model, prompt, settings, streamer, failed))
+    arguments = (model, prompt, settings, streamer, failed)
+    worker = Thread(target=_generate_into, args=arguments, daemon=True)
     worker.start()
     yield from streamer
     worker.join()
@@ -135,7 +153,7 @@ def _generate_into(
                 streamer=streamer,
                 **_generate_arguments(model, settings),
             )
-    except RuntimeError as error:  # torch's errors, out of memory among them
+    except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
         failed.append(error)
         streamer.end()
 

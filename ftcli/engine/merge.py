@@ -42,7 +42,7 @@ class Parity:
 def fold(adapted: PreTrainedModel) -> PreTrainedModel:
     """The base with the update added to its weights; a 4-bit base has to be dequantised before.
 
-    The sum is taken in fp32 and rounded once to the weights' own type.
+    PEFT rounds the update to the weights' type before it adds; `parity` measures the cost.
     """
     merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     return merged

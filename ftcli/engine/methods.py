@@ -10,10 +10,14 @@ double_quantization              bnb_4bit_use_double_quant
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import assert_never
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -59,20 +63,32 @@ def keep_training_exact(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def train_adapters_in_fp32(model: PreTrainedModel) -> None:
-    """TRL 1.16 casts adapters of a 4-bit base to bf16, where small AdamW updates are lost."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
+@contextmanager
+def trained_weights_untouched(model: PreTrainedModel) -> Iterator[None]:
+    """Give back the trained weights as they were: TRL 1.16 rounds adapters of a 4-bit base to bf16.
+
+    In bf16 small AdamW updates are lost, and a parent's adapter would not be what it was.
+    """
+    kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept:
+            parameter.data = kept[name]
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model or its adapter, without asking the hub for the base's vocabulary."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; the run folder has ours
+    else:
+        model.save_pretrained(folder)
 
 
 def open_adapter(
     model: PreTrainedModel, folder: Path, *, trainable: bool = False
 ) -> PreTrainedModel:
     """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
-    from peft import PeftModel
-    from safetensors import safe_open
-
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
     except (RuntimeError, ValueError) as error:  # other sizes; none of its modules
@@ -96,8 +112,6 @@ def _adapter_names(model: PreTrainedModel) -> list[str]:
 
 
 def _with_lora(model: PreTrainedModel, method: LoraKeys, seed: int) -> PreTrainedModel:
-    from peft import LoraConfig, get_peft_model
-
     targets = method.target_modules
     if not isinstance(targets, str):
         _require_targets(model, targets)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -32,10 +34,7 @@ def load_renderer(loaded: Loaded, source: str) -> Renderer:
     tokenizer = load_tokenizer(source, recipe.model.revision)
     if recipe.data.template is not None:
         tokenizer.chat_template = _template(recipe.data.template, loaded.base)
-    renderer = renderer_of(tokenizer, recipe.data)
-    if recipe.data.format != "text":
-        renderer.require_template()
-    return renderer
+    return renderer_of(tokenizer, recipe.data)
 
 
 def renderer_of(tokenizer: PreTrainedTokenizerBase, data: Data) -> Renderer:
@@ -46,7 +45,9 @@ def renderer_of(tokenizer: PreTrainedTokenizerBase, data: Data) -> Renderer:
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a folder or the hub; raises ModelError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise _model_error(error, source, "tokenizer") from error
     if not tokenizer.is_fast:
@@ -54,6 +55,16 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
             "tokenizer", f"{source}: its tokenizer has no fast version, which finds the answers"
         )
     return tokenizer
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The type in which products are computed."""
+    return DTYPES["bf16" if precision == "pure-bf16" else precision]
+
+
+def open_config(source: str, revision: str | None) -> PreTrainedConfig:
+    """The base's config.json; runs no code of the repository."""
+    return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def load_base(
@@ -82,7 +93,8 @@ def load_base(
         raise _model_error(error, source, "model") from error
     base.config.use_cache = True
     keep_training_exact(base)
-    require_known_head(base)
+    with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
+        require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
 
 

@@ -87,6 +87,10 @@ class Renderer:
             ids, labels = [*ids, self.end_of_text], [*labels, self.end_of_text]
         return Encoded(ids, _all_but_first(ids) if self.loss_on == "all" else labels, len(prompt))
 
+    def text_prompt_ids(self, text: str) -> list[int]:
+        """Ids that a model of plain texts is given to go on from."""
+        return self._encode_text(text).input_ids[:-1]
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids that the model is given before it answers: the prefix of the training row."""
         text = self._render(messages, generation_prompt=True)

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ftcli.artifacts import RunFolder
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
 from ftcli.engine.inference import Model, PromptContract
 from ftcli.engine.methods import open_adapter, quantization
-from ftcli.engine.model import DTYPES, load_base, load_tokenizer, renderer_of
+from ftcli.engine.model import (
+    DTYPES,
+    compute_dtype,
+    load_base,
+    load_tokenizer,
+    open_config,
+    renderer_of,
+)
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded
 from ftcli.prepared import Prepared
@@ -27,7 +34,7 @@ def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model
     hardware = _hardware()
     dtype = inference_dtype(run, hardware)
     source = model_source(loaded.recipe.model.id, loaded.base)
-    base = _base(loaded, source, hardware, dtype, quantization(loaded.recipe.method, dtype))
+    base = _base(loaded, run, source, hardware, dtype, quantization(loaded.recipe.method, dtype))
     return _ready(base, loaded, run, prepared)
 
 
@@ -37,10 +44,12 @@ def load_tuned_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Mode
     dtype = inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():
-            network: Any = _base(loaded, str(run.model), hardware, dtype, None)
+            network: Any = _base(loaded, run, str(run.model), hardware, dtype, None)
         case Lora() | Qlora():
             source = model_source(loaded.recipe.model.id, loaded.base)
-            base = _base(loaded, source, hardware, dtype, quantization(loaded.recipe.method, dtype))
+            base = _base(
+                loaded, run, source, hardware, dtype, quantization(loaded.recipe.method, dtype)
+            )
             network = open_adapter(base, run.adapter)
         case _:
             assert_never(loaded.recipe.method)
@@ -57,7 +66,7 @@ def load_to_merge(loaded: Loaded, run: RunFolder, dtype: str | None, *, original
     source = model_source(loaded.recipe.model.id, loaded.base)
     wanted = DTYPES[dtype] if dtype is not None else stored_dtype(source, loaded)
     plan = Lora(mode="lora") if original else loaded.recipe.method
-    base = _base(loaded, source, hardware, wanted, quantization(plan, wanted))
+    base = _base(loaded, run, source, hardware, wanted, quantization(plan, wanted))
     if isinstance(plan, Qlora):
         base = base.dequantize().to(wanted)
     return open_adapter(base, run.adapter)
@@ -65,8 +74,7 @@ def load_to_merge(loaded: Loaded, run: RunFolder, dtype: str | None, *, original
 
 def stored_dtype(source: str, loaded: Loaded) -> torch.dtype:
     """The type of the base's files."""
-    config = AutoConfig.from_pretrained(source, revision=loaded.recipe.model.revision)
-    return config.dtype or torch.float32
+    return open_config(source, loaded.recipe.model.revision).dtype or torch.float32
 
 
 def open_merged(folder: Path, contract: PromptContract) -> Model:
@@ -78,15 +86,14 @@ def open_merged(folder: Path, contract: PromptContract) -> Model:
 
 def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     """The training's arithmetic, or fp32 where 16 bits are emulated."""
-    precision = json.loads(run.plan.read_text(encoding="utf-8"))["precision"]["value"]
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
-    return DTYPES[{"pure-bf16": "bf16"}.get(precision, precision)]
+    return compute_dtype(_planned(run, "precision"))
 
 
-def batch_rows() -> int:
-    """Rows that are generated at once: decoding waits for memory, so many rows cost little."""
-    return 32
+def _planned(run: RunFolder, name: str) -> str:
+    """A decision of the run's plan."""
+    return str(json.loads(run.plan.read_text(encoding="utf-8"))[name]["value"])
 
 
 def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
@@ -102,16 +109,18 @@ def _hardware() -> Hardware:
 
 def _base(
     loaded: Loaded,
+    run: RunFolder,
     source: str,
     hardware: Hardware,
     dtype: torch.dtype,
     quantized: BitsAndBytesConfig | None,
 ) -> Any:
+    attention = _planned(run, "attention")
     return load_base(
         source,
         loaded.recipe.model,
         dtype=dtype,
-        attention="sdpa",
+        attention="sdpa" if attention == "flash" and hardware.kind == "cpu" else attention,
         device=device_of(hardware),
         quantization=quantized,
     )

@@ -1,12 +1,6 @@
 """Plan → TRL's SFTTrainer: build, run, resume. The only door to SFTConfig.
 
-ours                     SFTConfig
-micro_batch              per_device_train_batch_size
-accumulation             gradient_accumulation_steps
-steps                    max_steps
-scheduler                lr_scheduler_type
-optimizer                optim
-warmup_ratio             warmup_steps
+THEIR_NAMES says what goes where; `ftcli train --dry-run` prints it.
 """
 
 from __future__ import annotations
@@ -21,7 +15,6 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -34,7 +27,7 @@ from ftcli.console import Reporter
 from ftcli.data.order import micro_batches, run_rows
 from ftcli.engine.batches import collate, length_batches
 from ftcli.engine.callbacks import Course, stop_signals
-from ftcli.engine.checkpoints import drop_card, newest, rotate, save_checkpoint
+from ftcli.engine.checkpoints import newest, rotate, save_checkpoint
 from ftcli.engine.device import device_of
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.merge import generation_config
@@ -42,9 +35,10 @@ from ftcli.engine.methods import (
     attach,
     open_adapter,
     quantization,
-    train_adapters_in_fp32,
+    save_weights,
+    trained_weights_untouched,
 )
-from ftcli.engine.model import DTYPES, load_base
+from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.rendering import Renderer
 from ftcli.errors import FtcliError
 from ftcli.hardware import Hardware
@@ -52,6 +46,19 @@ from ftcli.plan import Plan
 from ftcli.prepared import Prepared, Split, split_file
 from ftcli.recipe import Full, Recipe, Training
 
+# Our name of a decision → where it goes.
+THEIR_NAMES = {
+    "precision": "SFTConfig.bf16, fp16",
+    "weights_dtype": "from_pretrained(dtype)",
+    "attention": "from_pretrained(attn_implementation)",
+    "optimizer": "SFTConfig.optim",
+    "learning_rate": "SFTConfig.learning_rate",
+    "micro_batch": "SFTConfig.per_device_train_batch_size",
+    "gradient_checkpointing": "SFTConfig.gradient_checkpointing",
+    "steps": "SFTConfig.max_steps",
+    "eval_every": "our callback",
+    "save_every": "our callback",
+}
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
     "adamw-8bit": "adamw_8bit",
@@ -90,7 +97,7 @@ class TrainingData:
 def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
     """The whole of TRL's configuration; our callbacks decide when to validate and to save."""
     precision = plan.precision.value
-    return SFTConfig(
+    config = SFTConfig(
         output_dir=str(output),
         per_device_train_batch_size=plan.micro_batch.value,
         gradient_accumulation_steps=plan.accumulation,
@@ -118,6 +125,8 @@ def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
         disable_tqdm=True,
         dataloader_pin_memory=plan.hardware_kind == "cuda",
     )
+    config._n_gpu = 1  # one card is used, however many there are: TRL refuses DataParallel
+    return config
 
 
 class FtcliTrainer(SFTTrainer):
@@ -137,16 +146,16 @@ class FtcliTrainer(SFTTrainer):
         self.data = data
         self.run = run
         self.keep_checkpoints = keep_checkpoints
-        super().__init__(
-            model=model,
-            args=config,
-            train_dataset=data.train.dataset,
-            data_collator=lambda rows: collate(rows, data.pad_id),
-            processing_class=tokenizer,
-        )
+        with trained_weights_untouched(model):
+            super().__init__(
+                model=model,
+                args=config,
+                train_dataset=data.train.dataset,
+                data_collator=lambda rows: collate(rows, data.pad_id),
+                processing_class=tokenizer,
+            )
         # Our loss divides by the labelled tokens of the whole step.
         self.model_accepts_loss_kwargs = True
-        train_adapters_in_fp32(self.model)
         self.remove_callback(PrinterCallback)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -272,7 +281,7 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
     """Load the base as planned, attach the method, and read the prepared rows."""
     recipe, plan = setup.recipe, setup.plan
     weights = DTYPES[plan.weights_dtype.value]
-    compute = DTYPES[{"pure-bf16": "bf16"}.get(plan.precision.value, plan.precision.value)]
+    compute = compute_dtype(plan.precision.value)
     base = load_base(
         setup.source,
         recipe.model,
@@ -302,13 +311,12 @@ def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
     """
     model = trainer.model
     if isinstance(setup.recipe.method, Full):
-        stored = AutoConfig.from_pretrained(setup.source, revision=setup.recipe.model.revision)
+        stored = open_config(setup.source, setup.recipe.model.revision)
         model.to(stored.dtype or torch.float32)
         model.generation_config = generation_config(
             setup.renderer.tokenizer, setup.prepared.stop_ids, setup.prepared.pad_id
         )
-    model.save_pretrained(folder)
-    drop_card(folder)
+    save_weights(model, folder)
     setup.renderer.tokenizer.save_pretrained(folder)
 
 

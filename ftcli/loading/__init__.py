@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
 from ftcli.console import shown_path
-from ftcli.errors import FtcliError, RecipeError, UsageError, did_you_mean
+from ftcli.errors import DataError, FtcliError, RecipeError, did_you_mean
 from ftcli.loading.nodes import Found, compose, in_order, override_value
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
@@ -36,7 +36,7 @@ KEY_AT_FAULT = {
     "precision": "training.precision",
     "optimizer": "training.optimizer",
     "attention": "model.attention",
-    "truncation": "data.max_length",
+    "tracker": "training.report_to",
 }
 
 
@@ -66,7 +66,8 @@ class Loaded:
         try:
             yield
         except FtcliError as error:
-            key = KEY_AT_FAULT.get(error.code)
+            of_data = isinstance(error, DataError) and error.code.startswith("hub_")
+            key = "data.train" if of_data else KEY_AT_FAULT.get(error.code)
             if key is not None and error.file is None:
                 error.file, error.line = self.place(key)
                 error.message = f"{key}: {error.message.removeprefix(f'{key}: ')}"
@@ -87,7 +88,7 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
-    A missing file raises UsageError with exit code 1: the disk had to be looked at.
+    A missing file raises FtcliError (exit code 1): the disk had to be looked at.
     """
     found = Found(shown_path(path))
     values = compose(_read(path), found)
@@ -176,13 +177,11 @@ def _read(path: Path) -> bytes:
         raise _unreadable(path, f"cannot be read: {error.strerror}") from error
 
 
-def _missing(path: Path) -> UsageError:
+def _missing(path: Path) -> FtcliError:
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
     near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     return _unreadable(path, f"{what}{did_you_mean(path.name, near)}")
 
 
-def _unreadable(path: Path, message: str) -> UsageError:
-    error = UsageError("recipe_missing", message, file=shown_path(path))
-    error.exit_code = 1
-    return error
+def _unreadable(path: Path, message: str) -> FtcliError:
+    return FtcliError("recipe_missing", message, file=shown_path(path))

@@ -32,6 +32,7 @@ __all__ = [
     "make_plan",
     "needed_bytes",
     "profile_of",
+    "vram_choices",
     "vram_method",
 ]
 

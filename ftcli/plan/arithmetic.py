@@ -74,6 +74,12 @@ def choose_attention(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice
     asked = recipe.model.attention
     if asked == "flash" and hardware.kind != "cuda":
         raise MachineError("attention", "model.attention: flash needs a CUDA card; take sdpa")
+    if asked == "sdpa" and shape.capped_scores:
+        raise MachineError(
+            "attention",
+            "model.attention: sdpa cannot pass attention scores through a tanh as this model "
+            "does; take eager",
+        )
     if asked != "auto":
         return Choice(asked, "set in the recipe")
     if shape.capped_scores:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import UsageError
 from ftcli.hardware import Card
 from ftcli.shapes import Shape, find_shape
 from ftcli.vram import Choices, Estimate, TextbookFigure, card_fits, estimate, textbook
+
+if TYPE_CHECKING:
+    from ftcli.loading import Loaded
 
 
 @dataclass(frozen=True)
@@ -76,31 +79,36 @@ def estimate_memory(
 def _from_recipe(recipe: Path, overrides: list[str], model: str | None) -> tuple[Shape, Choices]:
     """The least that the recipe's training takes: what is `auto` there is at its smallest."""
     from ftcli.loading import load_recipe
-    from ftcli.plan import vram_method
-    from ftcli.prepared import load_prepared
+    from ftcli.plan import Profile, vram_choices
 
     loaded = load_recipe(recipe, overrides)
-    training, data = loaded.recipe.training, loaded.recipe.data
-    prepared = load_prepared(loaded.output / "data")
-    micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
-    checkpointing = training.gradient_checkpointing
+    tokens = _longest_tokens(loaded)
+    training = loaded.recipe.training
     attention = loaded.recipe.model.attention
-    choices = Choices(
-        **vram_method(loaded.recipe.method),
-        precision="bf16" if training.precision == "auto" else training.precision,
-        weights_dtype=loaded.recipe.model.dtype,
-        optimizer="adamw" if training.optimizer == "auto" else training.optimizer,
-        attention="sdpa" if attention == "auto" else attention,
-        seq_len=prepared.longest.tokens if prepared else data.max_length,
-        micro_batch=micro_batch,
-        gradient_accumulation=training.batch_size // micro_batch,
-        gradient_checkpointing=True if checkpointing == "auto" else checkpointing,
+    choices = vram_choices(
+        loaded.recipe,
+        Profile(1, tokens, tokens, labelled_share=1.0, validation_tokens=0),
+        "bf16" if training.precision == "auto" else training.precision,
+        loaded.recipe.model.dtype,
+        "sdpa" if attention == "auto" else attention,
     )
+    optimizer = "adamw" if training.optimizer == "auto" else training.optimizer
+    choices = replace(choices, optimizer=optimizer)
     if model is not None:
         return find_shape(model, Path.cwd()), choices
     with loaded.blame():
         shape = find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
     return shape, choices
+
+
+def _longest_tokens(loaded: Loaded) -> int:
+    """Of the prepared rows, where the preparation is of this data and model; else the limit."""
+    from ftcli.prepared import load_prepared
+
+    limit = loaded.recipe.data.max_length
+    prepared = load_prepared(loaded.output / "data")
+    shaped = any(o.startswith(("data.", "model.")) for o in loaded.overrides)
+    return limit if prepared is None or shaped else min(limit, prepared.longest.tokens)
 
 
 def _plain(choices: Choices) -> dict[str, Any]:

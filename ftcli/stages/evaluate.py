@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ftcli.engine.inference import Answer, Model
 
 SAMPLES = 3
+# Goes up when the same rows and weights would give other scores.
+VERSION = 1
 Rows = list[dict[str, Any]]
 
 
@@ -99,6 +101,10 @@ def _key(
         "base": with_base,
         "generation": recipe.generation.model_dump(),
         "eval": recipe.eval.model_dump(),
+        "keys": recipe.data.model_dump(mode="json"),
+        "model": recipe.model.model_dump(),
+        "file": str(data),
+        "version": VERSION,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -148,18 +154,16 @@ def _report(
 
 def _run_side(name: str, model: Model, opened: OpenRun, rows: Rows, reporter: Reporter) -> _Side:
     from ftcli.engine.inference import answer_prompts, score_rows
-    from ftcli.engine.trained import batch_rows, prompts_of
+    from ftcli.engine.trained import prompts_of
 
     generating = bool(rows[0]["messages"])
     with reporter.meter(f"{name}: loss", len(rows)) as meter:
-        losses, tokens = score_rows(model, rows, 4, meter.update)
+        losses, tokens = score_rows(model, rows, meter.update)
     if not generating:
         return _Side(losses, tokens, [])
     prompts = prompts_of(model, [row["messages"][:-1] for row in rows])
     with reporter.meter(f"{name}: answers", len(rows)) as meter:
-        answers = answer_prompts(
-            model, prompts, opened.loaded.recipe.generation, batch_rows(), meter.update
-        )
+        answers = answer_prompts(model, prompts, opened.loaded.recipe.generation, meter.update)
     return _Side(losses, tokens, answers)
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ftcli.artifacts import append_json, write_text
 from ftcli.console import Reporter
 from ftcli.data.example import Message
+from ftcli.data.formats import fill
 from ftcli.data.prompts import read_prompts
 from ftcli.data.row import Reject
-from ftcli.errors import DataError, UsageError
+from ftcli.data.turns import RowError
+from ftcli.errors import DataError, FtcliError, UsageError
 from ftcli.recipe import Generation
 from ftcli.stages.opening import OpenRun, open_run
 
@@ -51,7 +53,11 @@ class Generator:
         """Pieces of the answer to one prompt, as they come."""
         from ftcli.engine.inference import stream_answer
 
-        ids = self.model.contract.renderer.prompt_ids(_conversation(prompt, self.opened))
+        renderer = self.model.contract.renderer
+        if self.opened.prepared.plain_text:
+            ids = renderer.text_prompt_ids(prompt)
+        else:
+            ids = renderer.prompt_ids(_conversation(prompt, self.opened.prepared.system))
         yield from stream_answer(self.model, ids, self.settings)
 
 
@@ -82,9 +88,12 @@ def answer_file(
     Each line holds `prompt`, `completion` and `stopped`.
     """
     opened = open_run(path, overrides)
+    if opened.prepared.plain_text:
+        raise UsageError("prompt", "the run was trained on plain texts; give one as PROMPT")
     prompts: list[tuple[Message, ...]] = []
     rejects: list[str] = []
-    for item in read_prompts(str(source.absolute()), opened.loaded.recipe.data, Path.cwd()):
+    data = opened.loaded.recipe.data.model_copy(update={"system": opened.prepared.system})
+    for item in read_prompts(str(source.absolute()), data, Path.cwd()):
         if isinstance(item, Reject):
             rejects.append(f"{item.origin}: {item.reason}")
         else:
@@ -99,19 +108,19 @@ def answer_file(
     return BatchResult(output, len(prompts), done, tuple(rejects))
 
 
-def _conversation(prompt: str, opened: OpenRun) -> list[Message]:
-    system = opened.loaded.recipe.data.system
+def _conversation(prompt: str, system: str | None) -> list[Message]:
     if system is None:
         return [Message("user", prompt)]
-    if "{" in system:
+    try:
+        return [Message("system", fill(system, {}, "data.system")), Message("user", prompt)]
+    except RowError as error:
         raise UsageError(
-            "prompt", "data.system is filled from columns; answer a file with --input instead"
-        )
-    return [Message("system", system), Message("user", prompt)]
+            "prompt", f"data.system is filled from columns ({error}); answer a file with --input"
+        ) from error
 
 
 def _answered(output: Path, prompts: Sequence[tuple[Message, ...]]) -> int:
-    """How many answers are there already; raises UsageError when they are to other prompts."""
+    """How many answers are there already; raises FtcliError when they are to other prompts."""
     if not output.is_file():
         return 0
     text = output.read_text(encoding="utf-8")
@@ -125,14 +134,12 @@ def _answered(output: Path, prompts: Sequence[tuple[Message, ...]]) -> int:
         except (ValueError, KeyError, TypeError):
             prompt = None
         if number > len(prompts) or prompt != prompts[number - 1][-1].content:
-            error = UsageError(
+            raise FtcliError(
                 "output_taken",
                 "is not the answer to this input's row; name another --output",
                 file=str(output),
                 line=number,
             )
-            error.exit_code = 1
-            raise error
     return len(lines)
 
 
@@ -143,14 +150,14 @@ def _answer_rest(
     output: Path,
     reporter: Reporter,
 ) -> None:
-    from ftcli.engine.inference import answer_batch
-    from ftcli.engine.trained import batch_rows, prompts_of
+    from ftcli.engine.inference import ANSWERED_ROWS, answer_batch
+    from ftcli.engine.trained import prompts_of
 
     model = generator.model
     output.parent.mkdir(parents=True, exist_ok=True)
     with reporter.meter("answers", len(prompts)) as meter:
-        for start in range(done, len(prompts), batch_rows()):
-            part = prompts[start : start + batch_rows()]
+        for start in range(done, len(prompts), ANSWERED_ROWS):
+            part = prompts[start : start + ANSWERED_ROWS]
             answers = answer_batch(model, prompts_of(model, part), generator.settings)
             for messages, answer in zip(part, answers, strict=True):
                 line = {"prompt": messages[-1].content, "completion": answer.text}

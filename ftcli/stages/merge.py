@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ftcli.artifacts import folder_bytes, whole_folder, write_json
 from ftcli.console import Reporter
-from ftcli.errors import ModelError, UsageError
+from ftcli.errors import FtcliError, ModelError, UsageError
 from ftcli.prepared import SPLITS
 from ftcli.recipe import Full, Qlora
 from ftcli.stages.opening import OpenRun, open_run
@@ -19,6 +19,8 @@ Onto = Literal["dequantized", "original"]
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 REPORT = "merge_report.json"
 ROWS_COMPARED = 16
+# Their logits are held in memory: 1,024 × 152,000 fp32 logits are 0.6 GB.
+TOKENS_COMPARED = 1024
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,9 @@ def merge_run(
 
 def _require_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        error = UsageError(
+        raise FtcliError(
             "output_taken", f"{folder} exists and is not overwritten; name another with --output"
         )
-        error.exit_code = 1
-        raise error
 
 
 def _merge(
@@ -113,7 +113,14 @@ def _rows(opened: OpenRun) -> list[dict[str, Any]]:
 
     splits = [s for s in reversed(SPLITS) if opened.prepared.counts(s).rows]
     table = read_split(opened.run.data, splits[0])
-    return list(table.slice(0, ROWS_COMPARED).to_pylist())
+    rows: list[dict[str, Any]] = []
+    tokens = 0
+    for row in table.slice(0, ROWS_COMPARED).to_pylist():
+        tokens += sum(label >= 0 for label in row["labels"])
+        if rows and tokens > TOKENS_COMPARED:
+            break
+        rows.append(row)
+    return rows
 
 
 def _stored_dtype(folder: Path) -> str:

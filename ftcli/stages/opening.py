@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder, find_run, newest_finished
-from ftcli.errors import UsageError
+from ftcli.errors import FtcliError
 from ftcli.loading import Loaded, load_recipe
 from ftcli.prepared import Prepared, load_prepared
 
@@ -24,25 +24,18 @@ class OpenRun:
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The finished run at `path`, or the newest finished one of the recipe at `path`.
 
-    Overrides are laid over the run's resolved recipe. Raises UsageError (exit code 1).
+    Overrides are laid over the run's resolved recipe. Raises FtcliError.
     """
     run = find_run(path)
     if run is None:
         if path.is_dir():
-            raise _exit_1(UsageError("run_missing", f"{path} is not a run: it has no run.json"))
+            raise FtcliError("run_missing", f"{path} is not a run: it has no run.json")
         run = newest_finished(load_recipe(path, overrides).output)
     if run.state != "finished":
-        raise _exit_1(
-            UsageError(
-                "run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train"
-            )
+        raise FtcliError(
+            "run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train"
         )
     prepared = load_prepared(run.data)
     if prepared is None:
-        raise _exit_1(UsageError("run_broken", f"{run.data} holds no prepared data"))
+        raise FtcliError("run_broken", f"{run.data} holds no prepared data")
     return OpenRun(run, load_recipe(run.recipe, overrides), prepared)
-
-
-def _exit_1(error: UsageError) -> UsageError:
-    error.exit_code = 1  # the disk had to be looked at
-    return error

@@ -61,14 +61,14 @@ def prepare_recipe(
     with loaded.blame():
         require_reachable(source, loaded.recipe.model.revision)
         renderer = load_renderer(loaded, source)
-    run = _folder(loaded.output, fingerprint(loaded, renderer))
+    run = data_folder(loaded.output, fingerprint(loaded, renderer))
     with run.lock(), loaded.blame():
         prepared = prepare(loaded, renderer, run.data, reporter)
-        shown = tuple(tuple(pieces) for pieces in preview(loaded, renderer, preview_rows))
+        shown = tuple(tuple(pieces) for pieces in preview(run.data, renderer, preview_rows))
     return PrepareResult(loaded, prepared, run.data, shown)
 
 
-def _folder(output: Path, fingerprint: str) -> RunFolder:
+def data_folder(output: Path, fingerprint: str) -> RunFolder:
     """Where to prepare: never over the data of a training that has begun."""
     for run in runs_at(output):
         earlier = load_prepared(run.data)

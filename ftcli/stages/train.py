@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shlex
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftcli import __version__
 from ftcli.artifacts import (
@@ -22,33 +24,18 @@ from ftcli.artifacts import (
     write_json,
     write_text,
 )
-from ftcli.console import Reporter
-from ftcli.errors import ModelError, Stopped, UsageError
+from ftcli.console import Reporter, shown_path
+from ftcli.errors import ModelError, Stopped
 from ftcli.hardware import Hardware
-from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, differences, dump_recipe, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
-from ftcli.recipe import Full
-from ftcli.shapes import Shape, find_shape, model_source
+from ftcli.recipe import Full, Recipe
 from ftcli.stages.card import model_card
-from ftcli.stages.opening import OpenRun, open_run
+from ftcli.stages.opening import open_run
+from ftcli.stages.prepare import data_folder
+from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
 
-if TYPE_CHECKING:
-    from ftcli.engine.rendering import Renderer
-
-# Keys that may change between the parts of one training: they shape no token and no weight.
-FREE_KEYS = {
-    "name",
-    "output",
-    "generation",
-    "eval",
-    "training.report_to",
-    "training.keep_checkpoints",
-    "training.eval_steps",
-    "training.save_steps",
-    "training.early_stopping_patience",
-}
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
@@ -74,24 +61,31 @@ class DryRun:
     plan: Plan
     prepared: Prepared
     hardware: Hardware
+    their_names: Mapping[str, str]
+    """Our name of a decision → where it goes in the libraries below."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"run_dir": str(self.run.path), "plan": self.plan.as_json()}
+        names = dict(self.their_names)
+        return {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
 
 
 @dataclass(frozen=True)
 class _Job:
     """Everything a training needs, decided."""
 
-    loaded: Loaded
-    source: str
+    scene: Scene
     run: RunFolder
-    shape: Shape
-    renderer: Renderer
     prepared: Prepared
-    hardware: Hardware
     plan: Plan
-    parent: OpenRun | None
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.scene.loaded.recipe
+
+    @property
+    def parent_adapter(self) -> Path | None:
+        parent = self.scene.parent
+        return parent.run.adapter if parent and parent.run.adapter.is_dir() else None
 
 
 def train_recipe(
@@ -103,38 +97,39 @@ def train_recipe(
     reporter: Reporter,
 ) -> TrainResult:
     """Train, resume, or say that nothing is left to do. Raises FtcliError; Stopped on a signal."""
-    loaded, opened = _load(recipe, overrides, parent)
-    run = _choose_run(loaded, fresh=fresh or opened is not None)
+    loaded = load_recipe(recipe, overrides)
+    run = _choose_run(loaded, fresh=fresh or parent is not None)
     if run.state == "finished":
         return _finished(run, loaded)
+    begun_from: str | None = run.read_manifest().get("parent")
+    ancestor = Path(begun_from) if begun_from is not None else parent
+    opened = open_run(ancestor) if ancestor is not None else None
     with run.lock(), loaded.blame():
-        job = _decide(loaded, run, opened, reporter)
-        return _train(job, reporter)
+        scene = look(loaded, opened)
+        require_unchanged(run, scene)
+        return _train(_decide(scene, run, reporter), reporter)
 
 
 def plan_recipe(
     recipe: Path, overrides: Sequence[str], *, parent: Path | None, reporter: Reporter
 ) -> DryRun:
     """Prepare and plan, and go no further."""
-    loaded, opened = _load(recipe, overrides, parent)
-    run = free_folder(loaded.output)
-    with run.lock(), loaded.blame():
-        job = _decide(loaded, run, opened, reporter)
-    return DryRun(loaded, run, job.plan, job.prepared, job.hardware)
-
-
-def _load(
-    recipe: Path, overrides: Sequence[str], parent: Path | None
-) -> tuple[Loaded, OpenRun | None]:
     loaded = load_recipe(recipe, overrides)
-    return loaded, open_run(parent) if parent is not None else None
+    with loaded.blame():
+        scene = look(loaded, open_run(parent) if parent is not None else None)
+        run = data_folder(loaded.output, scene.fingerprint)
+        with run.lock():
+            job = _decide(scene, run, reporter)
+
+    from ftcli.engine.trainer import THEIR_NAMES
+
+    return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, THEIR_NAMES)
 
 
 def _choose_run(loaded: Loaded, *, fresh: bool) -> RunFolder:
-    """The newest unfinished run, else the newest finished one, else a new folder."""
+    """The newest run of the recipe, or a new folder."""
     runs = [] if fresh else runs_at(loaded.output)
-    unfinished = [run for run in runs if run.state != "finished"]
-    return (unfinished or runs or [free_folder(loaded.output)])[-1]
+    return runs[-1] if runs else free_folder(loaded.output)
 
 
 def _finished(run: RunFolder, loaded: Loaded) -> TrainResult:
@@ -143,107 +138,56 @@ def _finished(run: RunFolder, loaded: Loaded) -> TrainResult:
     return TrainResult(run, run.read_manifest()["result"], already=True, changed=tuple(changed))
 
 
-def _decide(loaded: Loaded, run: RunFolder, parent: OpenRun | None, reporter: Reporter) -> _Job:
-    model = loaded.recipe.model
-    if parent is not None and isinstance(parent.loaded.recipe.method, Full):
-        source = str(parent.run.model)
-        loaded = _with_model(loaded, source)
-    else:
-        source = model_source(model.id, loaded.base)
-        _require_same_adapter(loaded, parent)
-    shape = find_shape(loaded.recipe.model.id, loaded.base, model.revision)
-    require_reachable(source, model.revision)
-
-    from ftcli.engine.device import find_hardware, use_whole_machine
+def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> _Job:
     from ftcli.engine.encode import prepare
-    from ftcli.engine.model import load_renderer
 
-    hardware = find_hardware()
-    use_whole_machine(hardware)
-    renderer = load_renderer(loaded, source)
-    prepared = prepare(loaded, renderer, run.data, reporter)
-    plan = make_plan(loaded.recipe, shape, profile_of(prepared), hardware)
-    _require_unchanged(run, loaded, prepared)
-    return _Job(loaded, source, run, shape, renderer, prepared, hardware, plan, parent)
+    prepared = prepare(scene.loaded, scene.renderer, run.data, reporter)
+    recipe = _as_begun(scene.loaded.recipe, run)
+    plan = make_plan(recipe, scene.shape, profile_of(prepared), scene.hardware)
+    return _Job(scene, run, prepared, plan)
 
 
-def _with_model(loaded: Loaded, folder: str) -> Loaded:
-    model = loaded.recipe.model.model_copy(update={"id": folder, "revision": None})
-    return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}))
-
-
-def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
-    """An adapter can go on only as the same kind of adapter on the same base."""
-    if parent is None:
-        return
-    old, new = parent.loaded.recipe, resolved(loaded)
-    if isinstance(new.method, Full):
-        raise UsageError(
-            "from_run",
-            f"--from {parent.run.path}: it holds an adapter, and method.mode is full; "
-            "merge it first and name the merged folder in model.id",
-        )
-    keys = {"method.mode", "method.rank", "method.alpha", "method.target_modules", "model.id"}
-    changed = [d for d in differences(old, new, set()) if d.split(":")[0] in keys]
-    if changed:
-        raise UsageError(
-            "from_run",
-            f"--from {parent.run.path}: its adapter does not suit the recipe: {'; '.join(changed)}",
-        )
-
-
-def _require_unchanged(run: RunFolder, loaded: Loaded, prepared: Prepared) -> None:
-    """A stopped run goes on only with what it began with."""
-    manifest = run.read_manifest()
-    if not manifest:
-        return
-    changed = differences(load_recipe(run.recipe).recipe, resolved(loaded), FREE_KEYS)
-    if manifest["data"] != prepared.fingerprint and not changed:
-        changed = [f"data: {manifest['data']} → {prepared.fingerprint} (rows or tokenizer)"]
-    if changed:
-        error = UsageError(
-            "recipe_changed",
-            f"{run.path} was begun with another recipe:\n  "
-            + "\n  ".join(changed)
-            + "\nchange it back to resume, or start over beside it with --fresh",
-        )
-        error.exit_code = 1
-        raise error
+def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
+    """What was planned when the run began stays, whatever memory is free today."""
+    if not run.read_manifest() or not run.plan.is_file():
+        return recipe
+    plan = json.loads(run.plan.read_text(encoding="utf-8"))
+    kept = {
+        "micro_batch_size": plan["micro_batch"]["value"],
+        "gradient_checkpointing": plan["gradient_checkpointing"]["value"],
+        "precision": plan["precision"]["value"],
+        "optimizer": plan["optimizer"]["value"],
+    }
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
 
 
 def _train(job: _Job, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
     run, plan = job.run, job.plan
-    reporter.note(f"plan   {plan.headline()}")
-    if (saved := run.steps_saved()) and run.read_manifest():
-        reporter.note(f"resume from step {saved[-1]}")
+    _announce(job, reporter)
     _begin(job)
 
-    from ftcli.engine.device import peak_memory_bytes
+    from ftcli.engine.device import memory_in_words, peak_memory_bytes
     from ftcli.engine.trainer import Setup, build_trainer, save_trained, train
 
-    parent = job.parent.run.adapter if job.parent is not None else None
+    scene = job.scene
     setup = Setup(
-        job.loaded.recipe,
-        job.source,
-        job.hardware,
+        job.recipe,
+        scene.source,
+        scene.hardware,
         plan,
         job.prepared,
-        job.renderer,
-        parent if parent is not None and parent.is_dir() else None,
+        scene.renderer,
+        job.parent_adapter,
     )
-    trainer = build_trainer(setup, run)
-    outcome = train(trainer, job.loaded.recipe.training, plan, reporter)
+    with memory_in_words(scene.hardware, "set training.micro_batch_size lower, or free memory"):
+        trainer = build_trainer(setup, run)
+        outcome = train(trainer, job.recipe.training, plan, reporter)
     if outcome.signal_number is not None:
         run.update_manifest(state="stopped")
-        raise Stopped(
-            f"stopped at step {outcome.steps} of {plan.steps.value} "
-            f"(checkpoint {run.checkpoint(outcome.steps)}). "
-            f"Go on: ftcli train {job.loaded.shown_path()}",
-            outcome.signal_number,
-        )
+        raise Stopped(_stopped(job, outcome.steps), outcome.signal_number)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    target = run.model if isinstance(job.loaded.recipe.method, Full) else run.adapter
+    target = run.model if isinstance(job.recipe.method, Full) else run.adapter
     with whole_folder(target) as temporary:
         save_trained(trainer, setup, temporary)
     _drop_if_empty(run.path / "logs")
@@ -256,8 +200,8 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
         "best_step": outcome.best_step,
         "tokens_per_second": outcome.tokens_per_second,
         "trained_parameters": trained,
-        "total_parameters": job.shape.parameters,
-        "peak_memory_bytes": peak_memory_bytes(job.hardware),
+        "total_parameters": scene.shape.parameters,
+        "peak_memory_bytes": peak_memory_bytes(scene.hardware),
         "saved_bytes": folder_bytes(run.trained()),
         "training_seconds": outcome.seconds,
         "seconds": time.monotonic() - started,
@@ -266,22 +210,44 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     return TrainResult(run, report)
 
 
+def _announce(job: _Job, reporter: Reporter) -> None:
+    reporter.note(f"plan   {job.plan.headline()}")
+    if (saved := job.run.steps_saved()) and job.run.read_manifest():
+        reporter.note(f"resume from step {saved[-1]}")
+    if job.plan.precision.value == "pure-bf16":
+        reporter.warn(
+            "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
+            "nothing; training.precision: bf16 keeps them"
+        )
+
+
+def _stopped(job: _Job, step: int) -> str:
+    """Where the run stands, and the command that goes on."""
+    loaded = job.scene.loaded
+    flags = "".join(f" --set {shlex.quote(override)}" for override in loaded.overrides)
+    return (
+        f"stopped at step {step} of {job.plan.steps.value} (checkpoint "
+        f"{shown_path(job.run.checkpoint(step))}). Go on: ftcli train {loaded.shown_path()}{flags}"
+    )
+
+
 def _begin(job: _Job) -> None:
     """Write what the run is before its first step, so that it can be resumed."""
     run = job.run
     if run.read_manifest():
         run.update_manifest(state="training")
         return
-    write_text(run.recipe, dump_recipe(resolved(job.loaded)))
+    scene = job.scene
+    write_text(run.recipe, dump_recipe(resolved(scene.loaded)))
     write_json(run.plan, job.plan.as_json())
     run.update_manifest(
         state="training",
         run_id=uuid.uuid4().hex,
-        recipe=str(job.loaded.path.absolute()),
-        parent=str(job.parent.run.path) if job.parent else None,
+        recipe=str(scene.loaded.path.absolute()),
+        parent=str(scene.parent.run.path) if scene.parent else None,
         data=job.prepared.fingerprint,
-        seed=job.loaded.recipe.training.seed,
-        hardware={"name": job.hardware.name, "memory_bytes": job.hardware.memory_bytes},
+        seed=job.recipe.training.seed,
+        hardware={"name": scene.hardware.name, "memory_bytes": scene.hardware.memory_bytes},
         versions={
             "ftcli": __version__,
             "python": platform.python_version(),
@@ -302,7 +268,7 @@ def _end(job: _Job, report: dict[str, Any]) -> None:
     weights = sorted(run.trained().glob("*.safetensors"))
     if not weights:
         raise ModelError("save", f"{run.trained()} holds no weights after saving")
-    write_text(run.card, model_card(job.loaded, job.prepared, job.plan, report))
+    write_text(run.card, model_card(job.scene.loaded, job.prepared, job.plan, report))
     run.update_manifest(
         state="finished",
         result=report,

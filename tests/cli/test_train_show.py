@@ -170,12 +170,20 @@ def dry(here: Path) -> DryRun:
         answer_tokens=30_000,
         answer_tokens_lost=0,
         longest=LongestRow("shop.jsonl", 7, 300),
-        longest_answer_tokens=90,
+        system=None,
+        plain_text=False,
         stop_ids=(2,),
         pad_id=0,
         problems=(),
     )
-    return DryRun(loaded, RunFolder(here / "runs" / "shop"), plan, prepared, hardware)
+    return DryRun(
+        loaded,
+        RunFolder(here / "runs" / "shop"),
+        plan,
+        prepared,
+        hardware,
+        dict.fromkeys(plan.choices(), "SFTConfig"),
+    )
 
 
 def test_a_dry_run_shows_every_choice_with_its_reason(

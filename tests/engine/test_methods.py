@@ -14,7 +14,7 @@ from ftcli.engine.methods import (
     keep_training_exact,
     open_adapter,
     quantization,
-    train_adapters_in_fp32,
+    trained_weights_untouched,
 )
 from ftcli.errors import ModelError
 from ftcli.recipe import Full, Lora, Method, Qlora
@@ -239,12 +239,16 @@ def test_without_it_an_evaluation_would_repack_the_weights(base_folder: Path) ->
     assert first.weight.data.shape != packed.shape or not torch.equal(first.weight.data, packed)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_adapters_are_trained_in_fp32_and_the_base_stays(dtype: torch.dtype) -> None:
-    adapted = attach(llama(), lora(), seed=0).to(dtype)
-    train_adapters_in_fp32(adapted)
-    for parameter in adapted.parameters():
-        assert parameter.dtype == (torch.float32 if parameter.requires_grad else dtype)
+def test_trained_weights_come_back_as_they_were_and_the_base_stays() -> None:
+    adapted = attach(llama(), lora(), seed=0)
+    before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
+    with trained_weights_untouched(adapted):
+        adapted.to(torch.bfloat16)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter, before[name])
+        else:
+            assert parameter.dtype == torch.bfloat16
 
 
 # Saved adapters

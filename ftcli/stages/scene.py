@@ -1,0 +1,116 @@
+"""What a training starts from: the recipe with its model, its machine and its ancestor."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ftcli.artifacts import RunFolder
+from ftcli.errors import FtcliError, MachineError, UsageError
+from ftcli.hardware import Hardware
+from ftcli.hub import require_reachable
+from ftcli.loading import Loaded, differences, load_recipe, resolved
+from ftcli.recipe import Full, Recipe
+from ftcli.shapes import Shape, find_shape, model_source
+from ftcli.stages.opening import OpenRun
+
+if TYPE_CHECKING:
+    from ftcli.engine.rendering import Renderer
+
+# Keys that may change between the parts of one training: they shape no token and no weight.
+FREE_KEYS = {
+    "name",
+    "output",
+    "generation",
+    "eval",
+    "training.report_to",
+    "training.keep_checkpoints",
+    "training.eval_steps",
+    "training.save_steps",
+    "training.early_stopping_patience",
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A recipe with its model and machine, before any row is tokenised."""
+
+    loaded: Loaded
+    source: str
+    shape: Shape
+    renderer: Renderer
+    hardware: Hardware
+    parent: OpenRun | None
+    fingerprint: str
+
+
+def look(loaded: Loaded, parent: OpenRun | None) -> Scene:
+    """Find model, tokenizer and machine; from a full run, its model takes the base's place."""
+    _require_trackers(loaded.recipe)
+    if parent is not None and isinstance(parent.loaded.recipe.method, Full):
+        loaded = _with_model(loaded, str(parent.run.model))
+    else:
+        _require_same_adapter(loaded, parent)
+    model = loaded.recipe.model
+    source = model_source(model.id, loaded.base)
+    shape = find_shape(model.id, loaded.base, model.revision)
+    require_reachable(source, model.revision)
+
+    from ftcli.engine.device import find_hardware, use_whole_machine
+    from ftcli.engine.encode import fingerprint
+    from ftcli.engine.model import load_renderer
+
+    hardware = find_hardware()
+    use_whole_machine(hardware)
+    renderer = load_renderer(loaded, source)
+    mark = fingerprint(loaded, renderer)
+    return Scene(loaded, source, shape, renderer, hardware, parent, mark)
+
+
+def _with_model(loaded: Loaded, folder: str) -> Loaded:
+    model = loaded.recipe.model.model_copy(update={"id": folder, "revision": None})
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}))
+
+
+def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
+    """An adapter can go on only as the same kind of adapter on the same base."""
+    if parent is None:
+        return
+    old, new = parent.loaded.recipe, resolved(loaded)
+    if isinstance(new.method, Full):
+        raise UsageError(
+            "from_run",
+            f"--from {parent.run.path}: it holds an adapter, and method.mode is full; "
+            "merge it first and name the merged folder in model.id",
+        )
+    keys = {"method.mode", "method.rank", "method.alpha", "method.target_modules", "model.id"}
+    changed = [d for d in differences(old, new, set()) if d.split(":")[0] in keys]
+    if changed:
+        raise UsageError(
+            "from_run",
+            f"--from {parent.run.path}: its adapter does not suit the recipe: {'; '.join(changed)}",
+        )
+
+
+def require_unchanged(run: RunFolder, scene: Scene) -> None:
+    """A stopped run goes on only with what it began with."""
+    manifest = run.read_manifest()
+    if not manifest:
+        return
+    changed = differences(load_recipe(run.recipe).recipe, resolved(scene.loaded), FREE_KEYS)
+    if manifest["data"] != scene.fingerprint and not changed:
+        changed = [f"data: {manifest['data']} → {scene.fingerprint} (rows or tokenizer)"]
+    if changed:
+        raise FtcliError(
+            "recipe_changed",
+            f"{run.path} was begun with another recipe:\n  "
+            + "\n  ".join(changed)
+            + "\nchange it back to resume, or start over beside it with --fresh",
+        )
+
+
+def _require_trackers(recipe: Recipe) -> None:
+    for name in recipe.training.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise MachineError("tracker", f"{name} is not installed: pip install {name}")
