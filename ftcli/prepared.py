@@ -61,6 +61,10 @@ class Prepared:
     """
 
     fingerprint: str
+    model: str
+    """Folder or hub id of the tokenizer."""
+    train_source: str
+    max_length: int
     rows_read: int
     rows_rejected: int
     duplicates: int

@@ -152,6 +152,6 @@ def _what(found: EstimateResult) -> str:
 def _fits(found: EstimateResult) -> str:
     if found.card is not None:
         verdict = "fits" if found.fits_card else "does not fit"
-        return f"{verdict} a {found.card.name} ({gigabytes(found.card.usable_bytes)} usable)"
+        return f"{verdict}: {found.card.name} ({gigabytes(found.card.usable_bytes)} usable)"
     cards = [name for name, fits in found.estimate.fits.items() if fits]
     return f"fits: {', '.join(cards)}" if cards else "fits no single card that is known here"

@@ -88,24 +88,20 @@ def side_by_side(sample: dict[str, Any], sides: Sequence[str], columns: int) -> 
     lines = [f"prompt  {sample['file']}:{sample['line']}"]
     lines += [f"  {line}" for line in _wrapped(sample["prompt"], columns - 2)]
     wide = (columns - 2 * len(sides)) // len(sides)
-    cells = [_short(_wrapped(_answer(sample[side]), wide - 1)) for side in sides]
+    cells = [_cell(sample[side], wide - 1) for side in sides]
     lines.append("  ".join(side.ljust(wide) for side in sides).rstrip())
-    for row in range(min(LINES_SHOWN, max(len(cell) for cell in cells))):
+    for row in range(max(len(cell) for cell in cells)):
         parts = [cell[row] if row < len(cell) else "" for cell in cells]
         lines.append("  ".join(part.ljust(wide) for part in parts).rstrip())
     return lines
 
 
-def _short(lines: list[str]) -> list[str]:
-    """The beginning, and the last line, which says whether the answer was cut."""
-    if len(lines) <= LINES_SHOWN:
-        return lines
-    return [*lines[: LINES_SHOWN - 2], "…", lines[-1]]
-
-
-def _answer(answer: dict[str, Any]) -> str:
-    text: str = answer["text"].strip()
-    return text if answer["stopped"] else f"{text}… (cut after {answer['tokens']} tokens)"
+def _cell(answer: dict[str, Any], columns: int) -> list[str]:
+    """An answer's first lines, and whether it was cut."""
+    lines = _wrapped(answer["text"].strip(), columns)
+    if len(lines) > LINES_SHOWN:
+        lines = [*lines[: LINES_SHOWN - 1], "…"]
+    return lines if answer["stopped"] else [*lines, f"(cut after {answer['tokens']} tokens)"]
 
 
 def _wrapped(text: str, columns: int) -> list[str]:

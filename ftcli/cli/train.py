@@ -96,6 +96,9 @@ def _show_plan(plan: DryRun) -> None:
         result(f"  {name:<{names}}  {value!s:<{values}}  {reason}")
         theirs = plan.their_names[name.replace(" ", "_")]
         result(f"  {'':<{names}}  {'':<{values}}  → {theirs}")
+    for key, value in plan.loaded.recipe.method:
+        if key in plan.their_names:
+            result(f"  method.{key} {value} → {plan.their_names[key]}")
     batch = found.micro_batch.value * found.accumulation
     result(f"  {found.micro_batch.value} × {found.accumulation} = {batch} rows a step")
     items = found.estimate.breakdown.items()

@@ -60,7 +60,7 @@ def use_whole_machine(hardware: Hardware) -> None:
 
 
 @contextmanager
-def memory_in_words(hardware: Hardware, advice: str) -> Iterator[None]:
+def memory_in_words(advice: str) -> Iterator[None]:
     """Raise MachineError where torch runs out of memory."""
     try:
         yield
@@ -68,7 +68,8 @@ def memory_in_words(hardware: Hardware, advice: str) -> Iterator[None]:
         card = isinstance(error, torch.OutOfMemoryError)
         if not card and "allocate memory" not in str(error):
             raise
-        raise MachineError("memory", f"{hardware.name} is out of memory: {advice}") from error
+        where = torch.cuda.get_device_name() if card else "this machine"
+        raise MachineError("memory", f"{where} is out of memory: {advice}") from error
 
 
 def _keep_freed_memory() -> None:

@@ -38,6 +38,7 @@ from ftcli.prepared import (
     split_file,
 )
 from ftcli.recipe import Data
+from ftcli.shapes import model_source
 
 FINGERPRINT_VERSION = 1
 NO_ROW = LongestRow("", 0, 0)
@@ -58,7 +59,7 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
     first = _first_pass(data, loaded.base, seed)
     with whole_folder(folder) as temporary:
         tally = _second_pass(data, loaded.base, renderer, first, temporary, reporter)
-        prepared = _prepared(mark, first, tally, renderer)
+        prepared = _prepared(loaded, mark, first, tally, renderer)
         _require_rows(prepared, data)
         _require_answers(prepared, data)
         save_prepared(prepared, temporary)
@@ -231,13 +232,18 @@ def pieces(renderer: Renderer, row: Encoded) -> list[tuple[str, bool]]:
     return [(str(renderer.tokenizer.decode(ids)), trained) for ids, trained in runs]
 
 
-def _prepared(mark: str, first: _First, tally: _Tally, renderer: Renderer) -> Prepared:
+def _prepared(
+    loaded: Loaded, mark: str, first: _First, tally: _Tally, renderer: Renderer
+) -> Prepared:
     def counts(split: Split) -> SplitCounts:
         return SplitCounts(*(t.get(split, 0) for t in (tally.rows, tally.tokens, tally.trained)))
 
     pad = renderer.tokenizer.pad_token_id
     return Prepared(
         fingerprint=mark,
+        model=model_source(loaded.recipe.model.id, loaded.base),
+        train_source=loaded.recipe.data.train,
+        max_length=loaded.recipe.data.max_length,
         rows_read=tally.read,
         rows_rejected=len(tally.rejects),
         duplicates=first.duplicates,

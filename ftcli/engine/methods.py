@@ -1,12 +1,4 @@
-"""Method → what is trained: PEFT configs, quantisation, frozen weights. The only door to PEFT.
-
-ours             PEFT            bitsandbytes
-rank             r
-alpha            lora_alpha
-dropout          lora_dropout
-target_modules   target_modules
-double_quantization              bnb_4bit_use_double_quant
-"""
+"""Method → what is trained: PEFT configs, quantisation, frozen weights. The only door to PEFT."""
 
 from __future__ import annotations
 
@@ -23,6 +15,15 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ftcli.errors import ModelError, did_you_mean
 from ftcli.recipe import Full, Lora, LoraKeys, Method, Qlora
+
+# Our name of a method's key → where it goes.
+THEIR_NAMES = {
+    "rank": "LoraConfig.r",
+    "alpha": "LoraConfig.lora_alpha",
+    "dropout": "LoraConfig.lora_dropout",
+    "target_modules": "LoraConfig.target_modules",
+    "double_quantization": "BitsAndBytesConfig.bnb_4bit_use_double_quant",
+}
 
 
 def quantization(method: Method, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:

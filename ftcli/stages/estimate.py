@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import UsageError
 from ftcli.hardware import Card
-from ftcli.shapes import Shape, find_shape
+from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.vram import Choices, Estimate, TextbookFigure, card_fits, estimate, textbook
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _from_recipe(recipe: Path, overrides: list[str], model: str | None) -> tuple
         return find_shape(model, Path.cwd()), choices
     with loaded.blame():
         shape = find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
+        shape.target_modules(choices.targets)  # names what matches nothing, at its line
     return shape, choices
 
 
@@ -105,10 +106,13 @@ def _longest_tokens(loaded: Loaded) -> int:
     """Of the prepared rows, where the preparation is of this data and model; else the limit."""
     from ftcli.prepared import load_prepared
 
-    limit = loaded.recipe.data.max_length
+    data = loaded.recipe.data
     prepared = load_prepared(loaded.output / "data")
-    shaped = any(o.startswith(("data.", "model.")) for o in loaded.overrides)
-    return limit if prepared is None or shaped else min(limit, prepared.longest.tokens)
+    if prepared is None:
+        return data.max_length
+    made_for = (prepared.model, prepared.train_source, prepared.max_length)
+    asked = (model_source(loaded.recipe.model.id, loaded.base), data.train, data.max_length)
+    return prepared.longest.tokens if made_for == asked else data.max_length
 
 
 def _plain(choices: Choices) -> dict[str, Any]:

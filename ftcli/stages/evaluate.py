@@ -130,14 +130,16 @@ def _report(
     with_base: bool,
     reporter: Reporter,
 ) -> dict[str, Any]:
+    from ftcli.engine.device import memory_in_words
     from ftcli.engine.trained import load_base_model, load_tuned_model
 
     sides: dict[str, _Side] = {}
     loaders = {"base": load_base_model} if with_base else {}
-    for name, load in {**loaders, "tuned": load_tuned_model}.items():
-        model = load(opened.loaded, opened.run, opened.prepared)
-        sides[name] = _run_side(name, model, opened, rows, reporter)
-        del model
+    with memory_in_words("stop what else runs on it"):
+        for name, load in {**loaders, "tuned": load_tuned_model}.items():
+            model = load(opened.loaded, opened.run, opened.prepared)
+            sides[name] = _run_side(name, model, opened, rows, reporter)
+            del model
     check = None
     if (wanted := opened.loaded.recipe.eval.format) is not None:
         check = form_check(wanted)

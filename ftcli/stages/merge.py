@@ -73,11 +73,12 @@ def _require_free(folder: Path) -> None:
 def _merge(
     opened: OpenRun, folder: Path, onto: Onto, dtype: Dtype, reporter: Reporter
 ) -> dict[str, Any]:
+    from ftcli.engine.device import memory_in_words
     from ftcli.engine.merge import fold, logits_of, parity, save_model
     from ftcli.engine.trained import load_to_merge, load_tuned_model, open_merged
 
     rows = _rows(opened)
-    with reporter.meter("merge", 3) as meter:
+    with memory_in_words("stop what else runs on it"), reporter.meter("merge", 3) as meter:
         reference = load_tuned_model(opened.loaded, opened.run, opened.prepared)
         expected = list(logits_of(reference, rows))
         contract = reference.contract

@@ -121,9 +121,10 @@ def plan_recipe(
         with run.lock():
             job = _decide(scene, run, reporter)
 
-    from ftcli.engine.trainer import THEIR_NAMES
+    from ftcli.engine import methods, trainer
 
-    return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, THEIR_NAMES)
+    names = {**methods.THEIR_NAMES, **trainer.THEIR_NAMES}
+    return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, names)
 
 
 def _choose_run(loaded: Loaded, *, fresh: bool) -> RunFolder:
@@ -180,7 +181,7 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
         scene.renderer,
         job.parent_adapter,
     )
-    with memory_in_words(scene.hardware, "set training.micro_batch_size lower, or free memory"):
+    with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
         trainer = build_trainer(setup, run)
         outcome = train(trainer, job.recipe.training, plan, reporter)
     if outcome.signal_number is not None:

@@ -123,8 +123,8 @@ def test_nothing_fits_is_said(show: Any) -> None:
 @pytest.mark.parametrize(
     ("card", "verdict", "named"),
     [
-        ("4090", "fits a RTX 4090 24GB (24.8 GB usable)", "RTX 4090 24GB"),
-        ("8GB", "does not fit a card of 8GB (7.9 GB usable)", "card of 8GB"),
+        ("4090", "fits: RTX 4090 24GB (24.8 GB usable)", "RTX 4090 24GB"),
+        ("8GB", "does not fit: card of 8GB (7.9 GB usable)", "card of 8GB"),
     ],
 )
 def test_one_card_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:
