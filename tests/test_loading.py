@@ -444,7 +444,7 @@ def test_anchors_that_multiply_end_early() -> None:
 def test_a_missing_recipe_had_to_be_looked_for(here: Path, asked: str, message: str) -> None:
     load(SHOP)
     (here / "folder").mkdir()
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FtcliError) as caught:
         load_recipe(Path(asked))
     assert str(caught.value) == message
     assert (caught.value.code, caught.value.exit_code) == ("recipe_missing", 1)
