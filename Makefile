@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/pytest -rs
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/pytest -rfEs
 
 check: lint
 	$(BIN)/pytest -m "not slow and not gpu"

@@ -23,7 +23,7 @@ from ftcli.artifacts import (
     write_json,
     write_text,
 )
-from ftcli.errors import FtcliError, MachineError, UsageError
+from ftcli.errors import FtcliError, MachineError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -144,12 +144,12 @@ def test_trainings_are_found_oldest_first_up_to_a_gap(tmp_path: Path) -> None:
 
 def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
     output = tmp_path / "shop"
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FtcliError) as caught:
         newest_finished(output)
     assert caught.value.message == f"{output}: it has not been trained; first: ftcli train"
     assert caught.value.exit_code == 1
     run_at(output, "stopped")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(FtcliError) as caught:
         newest_finished(output)
     assert caught.value.message == (
         f"{output}: its run is not finished (stopped); first: ftcli train"
