@@ -22,6 +22,8 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 Command = tuple[list[str], dict[str, str]]
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
@@ -131,6 +133,8 @@ def _trl(arguments: argparse.Namespace, data: Path, out: Path) -> Command:
     words += ["--lora_target_modules", "all-linear", "--learning_rate", "2e-4"]
     words += ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]
     words += ["--num_train_epochs", "1", "--report_to", "none"]
+    if not torch.cuda.is_available():
+        words += ["--use_cpu", "True"]  # it refuses to start otherwise
     if arguments.mode == "qlora":
         words += ["--load_in_4bit", "--use_bnb_nested_quant"]
     if arguments.precision == "fp32":
