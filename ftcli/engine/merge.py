@@ -85,4 +85,4 @@ def parity(reference: Sequence[Tensor], candidate: Iterator[Tensor]) -> Parity:
         agreed += int((expected.argmax(-1) == found.argmax(-1)).sum())
         furthest = max(furthest, (expected - found).abs().max().item())
         tokens += len(expected)
-    return Parity(kl / tokens, agreed / tokens, furthest, tokens)
+    return Parity(max(0.0, kl / tokens), agreed / tokens, furthest, tokens)  # 0 rounds below
