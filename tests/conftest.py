@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ftcli.prepared import LongestRow, Prepared, SplitCounts
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>\n' }}{% endfor %}"
@@ -27,6 +29,32 @@ def pair(number: int) -> dict[str, str]:
         "prompt": f"Product: {thing} {number}\nColour: {colour}",
         "completion": f"# {thing} {number}\nA {colour} {thing}.",
     }
+
+
+def prepared_data(**changes: Any) -> Prepared:
+    """A preparation of ten training rows, changed as asked."""
+    values: dict[str, Any] = {
+        "fingerprint": "0123abcd",
+        "model": "model",
+        "train_source": "rows.jsonl",
+        "max_length": 1024,
+        "rows_read": 12,
+        "rows_rejected": 0,
+        "duplicates": 0,
+        "leaks": 0,
+        "train": SplitCounts(10, 2000, 500),
+        "validation": SplitCounts(2, 300, 100),
+        "test": SplitCounts(0, 0, 0),
+        "answer_tokens": 600,
+        "answer_tokens_lost": 0,
+        "longest": LongestRow("shop.jsonl", 7, 321),
+        "system": None,
+        "plain_text": False,
+        "stop_ids": (2,),
+        "pad_id": 0,
+        "problems": (),
+    }
+    return Prepared(**values | changes)
 
 
 @pytest.fixture(scope="session")

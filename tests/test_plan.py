@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
 from ftcli.hardware import Hardware, find_card
 from ftcli.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of, vram_method
-from ftcli.prepared import LongestRow, Prepared, SplitCounts
 from ftcli.recipe import Recipe
 from ftcli.shapes import find_shape
 from ftcli.vram import Choices, estimate
+from tests.conftest import prepared_data
 
 GB = 10**9
 SMALL, LARGE = find_shape("smollm2-135m", Path()), find_shape("7b", Path())
@@ -471,28 +471,6 @@ def test_any_question_gets_a_plan_that_fits_or_a_reason(
 
 
 def test_the_profile_of_prepared_data() -> None:
-    counts = SplitCounts(rows=10, tokens=2000, trained_tokens=500)
-    prepared = Prepared(
-        fingerprint="f",
-        rows_read=12,
-        rows_rejected=0,
-        duplicates=0,
-        leaks=0,
-        train=counts,
-        validation=SplitCounts(2, 300, 100),
-        test=SplitCounts(0, 0, 0),
-        answer_tokens=600,
-        answer_tokens_lost=0,
-        longest=LongestRow("shop.jsonl", 7, 321),
-        system=None,
-        model="model",
-        train_source="rows.jsonl",
-        max_length=1024,
-        plain_text=False,
-        stop_ids=(2,),
-        pad_id=0,
-        problems=(),
-    )
-    found = profile_of(prepared)
+    found = profile_of(prepared_data())
     assert found == Profile(10, 2000, 321, 0.25, 300)
     assert found.mean_tokens == 200

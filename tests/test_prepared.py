@@ -11,32 +11,23 @@ from ftcli.prepared import (
     SPLITS,
     Fault,
     LongestRow,
-    Prepared,
     SplitCounts,
     load_prepared,
     save_prepared,
     split_file,
 )
+from tests.conftest import prepared_data
 
-PREPARED = Prepared(
-    fingerprint="0123abcd",
+PREPARED = prepared_data(
     rows_read=20,
     rows_rejected=2,
     duplicates=3,
-    leaks=0,
-    train=SplitCounts(10, 2000, 500),
     validation=SplitCounts(3, 600, 150),
     test=SplitCounts(2, 400, 90),
     answer_tokens=760,
     answer_tokens_lost=20,
     longest=LongestRow("Größe.jsonl", 7, 321),
-    system=None,
-    model="model",
-    train_source="rows.jsonl",
-    max_length=1024,
-    plain_text=False,
     stop_ids=(2, 5),
-    pad_id=0,
     problems=(Fault("Größe.jsonl", 3, "empty answer"), Fault("Größe.jsonl", 9, "not JSON")),
 )
 

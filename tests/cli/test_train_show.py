@@ -15,10 +15,10 @@ from ftcli.cli import run
 from ftcli.hardware import Hardware
 from ftcli.loading import load_recipe
 from ftcli.plan import Profile, make_plan
-from ftcli.prepared import LongestRow, Prepared, SplitCounts
 from ftcli.shapes import find_shape
 from ftcli.stages import train as command
 from ftcli.stages.train import DryRun, TrainResult
+from tests.conftest import prepared_data
 
 RECIPE = """\
 name: shop
@@ -157,28 +157,7 @@ def dry(here: Path) -> DryRun:
     hardware = Hardware("cpu", "two cores", 16 * 10**9, 12 * 10**9, None, False, 2)
     profile = Profile(340, 70_000, 300, 0.4, 5000)
     plan = make_plan(loaded.recipe, find_shape("smollm2-135m", here), profile, hardware)
-    counts = SplitCounts(340, 70_000, 28_000)
-    prepared = Prepared(
-        fingerprint="f",
-        rows_read=340,
-        rows_rejected=0,
-        duplicates=0,
-        leaks=0,
-        train=counts,
-        validation=SplitCounts(24, 5000, 2000),
-        test=SplitCounts(0, 0, 0),
-        answer_tokens=30_000,
-        answer_tokens_lost=0,
-        longest=LongestRow("shop.jsonl", 7, 300),
-        system=None,
-        model="model",
-        train_source="rows.jsonl",
-        max_length=1024,
-        plain_text=False,
-        stop_ids=(2,),
-        pad_id=0,
-        problems=(),
-    )
+    prepared = prepared_data()
     return DryRun(
         loaded,
         RunFolder(here / "runs" / "shop"),
