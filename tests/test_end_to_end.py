@@ -150,3 +150,26 @@ def test_eval_of_a_file_and_without_the_base(
     found = ask(capsys, "eval", recipe, "--data", rows_file, "--limit", "3", "--no-base")
     assert found["rows"] == 3 and "base" not in found
     assert ask(capsys, "eval", recipe, "--data", rows_file, "--limit", "3", "--no-base") == found
+
+
+def test_data_that_cannot_be_trained_on_say_why(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {
+        "": "rows.jsonl: holds no rows",
+        '{"prompt": "a", "completion": ""}\n': "rows.jsonl:1 completion is empty",
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n': "preference data",
+    }
+    for text, words in cases.items():
+        (tmp_path / "rows.jsonl").write_text(text)
+        recipe = write_recipe(data={"train": "rows.jsonl", "validation": 0})
+        capsys.readouterr()
+        assert run(["prepare", str(recipe)]) == 1
+        err = capsys.readouterr().err
+        assert words in err and "Traceback" not in err
+    rows = [json.dumps({"prompt": f"mug {n}", "completion": "red " * 200}) for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    long = write_recipe(data={"train": "rows.jsonl", "validation": 0, "max_length": 100})
+    assert run(["prepare", str(long)]) == 1
+    assert "answer tokens" in capsys.readouterr().err
+    assert run(["prepare", str(long), "--set", "data.allow_truncation=true"]) == 0
