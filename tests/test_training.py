@@ -120,7 +120,9 @@ def test_from_a_full_run_trains_an_adapter_on_its_model(
     assert train(write_recipe("further"), "--from", str(first)) == 0
     manifest = json.loads((tmp_path / "runs" / "further" / "run.json").read_text())
     ended = json.loads((first / "run.json").read_text())
-    assert manifest["result"]["first_eval_loss"] == pytest.approx(ended["result"]["eval_loss"])
+    # Its weights were trained in fp32 and are frozen in 16 bits where the machine has them.
+    begun = manifest["result"]["first_eval_loss"]
+    assert begun == pytest.approx(ended["result"]["eval_loss"], rel=1e-3)
 
 
 def test_a_stopped_run_that_came_from_another_goes_on_without_saying_so(

@@ -38,10 +38,12 @@ def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model
     return _ready(base, loaded, run, prepared)
 
 
-def load_tuned_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
+def load_tuned_model(
+    loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: torch.dtype | None = None
+) -> Model:
     """The trained model: the base with the run's adapter, or the run's own model."""
     hardware = _hardware()
-    dtype = inference_dtype(run, hardware)
+    dtype = dtype or inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():
             network: Any = _base(loaded, run, str(run.model), hardware, dtype, None)
@@ -56,7 +58,15 @@ def load_tuned_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Mode
     return _ready(network, loaded, run, prepared)
 
 
-def load_to_merge(loaded: Loaded, run: RunFolder, dtype: str | None, *, original: bool) -> Any:
+def merge_dtype(loaded: Loaded, asked: str) -> torch.dtype:
+    """The type asked for, or for `auto` that of the base's files."""
+    if asked != "auto":
+        return DTYPES[asked]
+    source = model_source(loaded.recipe.model.id, loaded.base)
+    return open_config(source, loaded.recipe.model.revision).dtype or torch.float32
+
+
+def load_to_merge(loaded: Loaded, run: RunFolder, wanted: torch.dtype, *, original: bool) -> Any:
     """The adapter on a base that it can be folded into, in the type the merged model will have.
 
     A 4-bit base is dequantised first: PEFT's own merge would quantise the sum again. `original`
@@ -64,17 +74,11 @@ def load_to_merge(loaded: Loaded, run: RunFolder, dtype: str | None, *, original
     """
     hardware = _hardware()
     source = model_source(loaded.recipe.model.id, loaded.base)
-    wanted = DTYPES[dtype] if dtype is not None else stored_dtype(source, loaded)
     plan = Lora(mode="lora") if original else loaded.recipe.method
     base = _base(loaded, run, source, hardware, wanted, quantization(plan, wanted))
     if isinstance(plan, Qlora):
         base = base.dequantize().to(wanted)
     return open_adapter(base, run.adapter)
-
-
-def stored_dtype(source: str, loaded: Loaded) -> torch.dtype:
-    """The type of the base's files."""
-    return open_config(source, loaded.recipe.model.revision).dtype or torch.float32
 
 
 def open_merged(folder: Path, contract: PromptContract) -> Model:

@@ -75,21 +75,18 @@ def _merge(
 ) -> dict[str, Any]:
     from ftcli.engine.device import memory_in_words
     from ftcli.engine.merge import fold, logits_of, parity, save_model
-    from ftcli.engine.trained import load_to_merge, load_tuned_model, open_merged
+    from ftcli.engine.trained import load_to_merge, load_tuned_model, merge_dtype, open_merged
 
     rows = _rows(opened)
     with memory_in_words("stop what else runs on it"), reporter.meter("merge", 3) as meter:
-        reference = load_tuned_model(opened.loaded, opened.run, opened.prepared)
+        # Compared in the type of the merged model: what is proven is the merge, not the rounding.
+        wanted = merge_dtype(opened.loaded, dtype)
+        reference = load_tuned_model(opened.loaded, opened.run, opened.prepared, wanted)
         expected = list(logits_of(reference, rows))
         contract = reference.contract
         meter.update(1)
         del reference
-        adapted = load_to_merge(
-            opened.loaded,
-            opened.run,
-            None if dtype == "auto" else dtype,
-            original=onto == "original",
-        )
+        adapted = load_to_merge(opened.loaded, opened.run, wanted, original=onto == "original")
         with whole_folder(folder) as temporary:
             save_model(fold(adapted), contract, temporary)
         meter.update(2)
