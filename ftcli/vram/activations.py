@@ -6,8 +6,11 @@ and peft 0.21 (a tiny Llama on CPU), unless another origin stands beside them.
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Choices
+from ftcli.vram.trained import adapters_per_layer
 
 # Share of a layer's backward temporaries that are alive together: fitted on published peaks.
 _TEMPORARIES_ALIVE = 0.8
@@ -15,10 +18,8 @@ _TEMPORARIES_ALIVE = 0.8
 
 def kept_bytes_per_token(shape: Shape, choices: Choices) -> float:
     """Bytes that one layer keeps of one token for its backward pass, without checkpointing."""
-    inputs = (
-        _full_inputs(shape, choices) if choices.mode == "full" else _lora_inputs(shape, choices)
-    )
-    return _norms(shape, choices) + _attention(shape, choices) + _mlp(shape, choices) + inputs
+    parts = (_norms, _attention, _mlp, _trained_inputs, _quantised_inputs)
+    return sum(part(shape, choices) for part in parts)
 
 
 def temporaries_bytes_per_token(shape: Shape, choices: Choices) -> float:
@@ -28,25 +29,27 @@ def temporaries_bytes_per_token(shape: Shape, choices: Choices) -> float:
         # The experts run one after another, each on its share of the tokens.
         inner = 2 * inner * shape.active_experts // shape.experts
     passing = choices.activation_bytes * 3 * (inner + shape.hidden)
-    if choices.attention == "eager":
+    if _keeps_scores(shape, choices):
         # Gradients of the scores, in fp32 and in the kernel's type.
-        passing += 12 * shape.heads * choices.seq_len
+        passing += 12 * shape.heads * choices.positions
     return _TEMPORARIES_ALIVE * passing
 
 
 def layers_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes that all layers together keep from the forward pass to the backward pass."""
-    if choices.gradient_checkpointing:
-        per_token: float = choices.residual_bytes * shape.hidden
-    else:
-        per_token = kept_bytes_per_token(shape, choices)
-    return round(shape.layers * per_token * choices.tokens) + mask_bytes(choices)
+    kept = mask_bytes(choices) + _prefix_bytes(shape, choices)
+    if not choices.checkpointing:
+        return kept + round(shape.layers * kept_bytes_per_token(shape, choices) * choices.tokens)
+    if choices.stack.offloads_activations:
+        # Two layers' inputs are on their way to the host or back.
+        return kept + 2 * choices.residual_bytes * shape.hidden * choices.tokens
+    return kept + shape.layers * choices.residual_bytes * shape.hidden * choices.tokens
 
 
 def rebuilt_layer_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the layer whose backward pass runs, beyond what `layers_bytes` counts."""
     per_token = temporaries_bytes_per_token(shape, choices)
-    if choices.gradient_checkpointing:
+    if choices.checkpointing:
         per_token += kept_bytes_per_token(shape, choices)
     return round(per_token * choices.tokens)
 
@@ -60,11 +63,22 @@ def mask_bytes(choices: Choices) -> int:
     if not choices.mask:
         return 0
     boolean = 1 if choices.attention == "sdpa" else 0
-    return choices.tokens * choices.seq_len * (choices.compute_bytes + boolean)
+    return choices.tokens * choices.positions * (choices.compute_bytes + boolean)
+
+
+def _prefix_bytes(shape: Shape, choices: Choices) -> int:
+    """Keys and values of the virtual tokens: as they come, and joined to those of each layer."""
+    if choices.mode != "prefix":
+        return 0
+    positions = choices.micro_batch * choices.virtual_tokens * shape.layers
+    states = choices.stack.adapter_bytes + choices.compute_bytes
+    return 2 * positions * (shape.kv_width * states + shape.query_width * choices.compute_bytes)
 
 
 def _norms(shape: Shape, choices: Choices) -> float:
     """RMSNorm computes in fp32 and keeps that copy and one scale; a trained weight keeps more."""
+    if choices.stack.compiled:
+        return choices.residual_bytes * shape.layer_norms * shape.hidden
     normed = 4 if shape.fp32_norms else choices.residual_bytes
     kept = shape.layer_norms * (4 * shape.hidden + 4)
     trained = normed * shape.layer_norms * shape.hidden
@@ -82,15 +96,28 @@ def _attention(shape: Shape, choices: Choices) -> float:
     Eager keeps the probabilities instead, in fp32 and in the type of q.
     """
     each = choices.compute_bytes
-    kv_width = shape.query_width if choices.repeats_kv else shape.kv_width
+    math = _math_attention(shape, choices)
+    kv_width = shape.query_width if choices.repeats_kv or math else shape.kv_width
     kept = each * (shape.query_width + 2 * kv_width)
-    if shape.fused_projections and not choices.repeats_kv:
+    if (shape.fused_projections or choices.stack.fused_qkv) and not choices.repeats_kv:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
-    if choices.attention == "eager":
+    if _keeps_scores(shape, choices):
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
-        return kept + score * shape.heads * choices.seq_len
+        return kept + score * shape.heads * choices.positions
     return kept + each * shape.query_width + 4 * shape.heads
+
+
+def _math_attention(shape: Shape, choices: Choices) -> bool:
+    """torch's sdpa without a fused kernel: on CUDA none takes fp32 and shared keys together
+    (aten/native/transformers/cuda/sdp_utils.cpp)."""
+    shares = shape.kv_heads < shape.heads and not choices.repeats_kv
+    fp32 = choices.compute_bytes == 4 and choices.attention == "sdpa"
+    return fp32 and shares and choices.device == "cuda"
+
+
+def _keeps_scores(shape: Shape, choices: Choices) -> bool:
+    return choices.attention == "eager" or _math_attention(shape, choices)
 
 
 def _output_is_input(shape: Shape, choices: Choices) -> bool:
@@ -104,11 +131,27 @@ def _output_is_input(shape: Shape, choices: Choices) -> bool:
 def _mlp(shape: Shape, choices: Choices) -> float:
     """gate, its activation and up; without a gate up and its activation."""
     each = choices.activation_bytes
-    kept = each * shape.mlp_matrices * shape.intermediate * shape.active_experts
+    tensors = shape.mlp_matrices - (1 if choices.stack.compiled else 0)
+    kept = each * tensors * shape.intermediate * shape.active_experts
     if shape.experts > 1:
         # Input and output of each expert a token visits.
         kept += 2 * each * shape.hidden * shape.active_experts
     return kept
+
+
+def _trained_inputs(shape: Shape, choices: Choices) -> float:
+    """Inputs of what is trained in a layer, which its gradient needs."""
+    match choices.mode:
+        case "full":
+            return _full_inputs(shape, choices)
+        case "lora" | "qlora":
+            return _lora_inputs(shape, choices)
+        case "adapter":
+            return _adapter_inputs(shape, choices)
+        case "prefix" | "prompt":
+            return 0
+        case _:
+            assert_never(choices.mode)
 
 
 def _full_inputs(shape: Shape, choices: Choices) -> float:
@@ -129,6 +172,9 @@ def _lora_inputs(shape: Shape, choices: Choices) -> float:
     adapter = choices.stack.adapter_bytes
     each = 2 if choices.autocast else adapter
     kept: float = each * choices.rank * len(modules)
+    if choices.dora:
+        # The base's and the adapter's output, which the magnitude scales (peft, lora/dora.py).
+        kept += 2 * choices.activation_bytes * sum(outputs for _, outputs in modules.values())
     widths = [inputs for inputs, _ in modules.values()]
     if choices.dropout > 0:
         # One byte an element on CUDA (assumed); every layer's dropped input is its own tensor.
@@ -141,6 +187,21 @@ def _lora_inputs(shape: Shape, choices: Choices) -> float:
     if _output_is_input(shape, choices):
         shared.pop("o_proj", None)
     return kept + each * sum(shared.values())
+
+
+def _quantised_inputs(shape: Shape, choices: Choices) -> float:
+    if choices.quantization != "nf4" or not choices.stack.saves_quantised_inputs:
+        return 0
+    modules = shape.linear_modules()
+    if choices.stack.fused_qkv:
+        modules = {name: size for name, size in modules.items() if name not in ("k_proj", "v_proj")}
+    return 2 * sum(inputs for inputs, _ in modules.values())
+
+
+def _adapter_inputs(shape: Shape, choices: Choices) -> float:
+    """Of each bottleneck: its input, and its inner width before and after the activation."""
+    each = 2 if choices.autocast else choices.stack.adapter_bytes
+    return adapters_per_layer(choices) * each * (shape.hidden + 2 * choices.bottleneck)
 
 
 def _shared_input(module: str) -> str:

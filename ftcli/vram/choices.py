@@ -8,7 +8,9 @@ from typing import Literal
 
 from ftcli.shapes import Targets
 
-Mode = Literal["full", "lora", "qlora"]
+Mode = Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"]
+Placement = Literal["attention", "mlp", "both"]
+Quantization = Literal["nf4", "gptq4", "int8"]
 Precision = Literal["bf16", "fp16", "fp32", "pure-bf16"]
 WeightsDtype = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"]
@@ -21,15 +23,37 @@ class Stack:
     """Facts of the software below. The defaults are ftcli's own stack (transformers 5.24, peft
     0.21, bitsandbytes 0.50); other values describe the stacks of published measurements."""
 
+    like_ours: bool = True
+    """The loop and the layers are those of transformers and PEFT on one card."""
     adapter_bytes: Literal[2, 4] = 4
     """Bytes of one adapter weight; ftcli keeps adapters in fp32, see engine.methods."""
     kbit_preparation: bool = False
     """peft's prepare_model_for_kbit_training: all that is not 4-bit becomes fp32."""
     foreach_optimizer: bool = False
     """torch's foreach AdamW instead of the fused one, transformers' default since torch 2.8."""
+    steps_in_backward: bool = False
+    """The optimizer steps as each gradient appears and frees it (torchtune's optimizer_in_bwd)."""
     full_loss_bytes_per_logit: int = 12
     """A loss on all logits: fp32 copy, log-softmax and gradient (transformers 4.49 and later);
     14 where the shift or the caller keeps the 16-bit logits too, 16 where it keeps fp32 ones."""
+    fused_loss_bytes_per_hidden: int | None = None
+    """A loss that never holds logits (Liger, cut cross entropy): bytes of each element of the
+    last hidden states instead."""
+    quantization: Quantization | None = None
+    """How the frozen weights are held; None: NF4 in QLoRA, not at all elsewhere."""
+    linear_experts: bool = False
+    """Experts are linear layers, which bitsandbytes quantises (transformers before 5)."""
+    fused_qkv: bool = False
+    """q, k and v come out of one matrix whatever the model's own code does (litgpt)."""
+    saves_quantised_inputs: bool = False
+    """4-bit layers keep their inputs for a backward pass that has no use for them (bitsandbytes
+    before 0.43)."""
+    compiled: bool = False
+    """torch.compile computes norms and activations anew instead of keeping them."""
+    offloads_activations: bool = False
+    """What checkpointing keeps waits in the host's memory (torchtune)."""
+    trained_parameters: int | None = None
+    """Trained weights of a method that ftcli has no formula for; None: by formula."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,18 @@ class Choices:
     rank: int = 16
     targets: Targets = "all-linear"
     dropout: float = 0.0
+    dora: bool = False
+    """LoRA with a trained magnitude for each output (DoRA)."""
+    modules_to_save: tuple[str, ...] = ()
+    """Whole modules trained beside the adapters: `embed_tokens`, `lm_head`."""
+    bottleneck: int = 64
+    """Inner width of a bottleneck adapter."""
+    placement: Placement = "both"
+    """After which block of a layer an adapter stands."""
+    virtual_tokens: int = 20
+    """Trained positions of prefix and prompt tuning."""
+    projection: bool = False
+    """A prefix that comes out of a small network (P-tuning's reparametrisation)."""
     double_quantization: bool = True
     micro_batch: int = 1
     seq_len: int = 1024
@@ -58,18 +94,43 @@ class Choices:
     padding: bool = False
     """Rows of a micro-batch bring a mask of their padding. ftcli.engine.loss passes none: it pads
     on the right, where causal attention never looks."""
+    device: Literal["cuda", "cpu"] = "cuda"
     packing: bool = False
     """Several rows in one sequence; sdpa keeps them apart by a mask."""
     stack: Stack = Stack()
 
     @property
+    def positions(self) -> int:
+        """Positions of one row in the layers: prompt tuning puts its virtual tokens before it."""
+        return self.seq_len + (self.virtual_tokens if self.mode == "prompt" else 0)
+
+    @property
     def tokens(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.micro_batch * self.seq_len
+        """Positions of a micro-batch."""
+        return self.micro_batch * self.positions
 
     @property
     def labelled_tokens(self) -> int:
-        return math.ceil(self.tokens * self.labelled_share)
+        return math.ceil(self.micro_batch * self.seq_len * self.labelled_share)
+
+    @property
+    def has_lora(self) -> bool:
+        return self.mode in ("lora", "qlora")
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether layers are computed again; peft refuses it for a prefix (peft_model.py)."""
+        return self.gradient_checkpointing and self.mode != "prefix"
+
+    @property
+    def trains_head(self) -> bool:
+        return self.mode == "full" or "lm_head" in self.modules_to_save
+
+    @property
+    def quantization(self) -> Quantization | None:
+        if self.stack.quantization is not None:
+            return self.stack.quantization
+        return "nf4" if self.mode == "qlora" else None
 
     @property
     def autocast(self) -> bool:
@@ -77,7 +138,7 @@ class Choices:
 
     @property
     def kbit(self) -> bool:
-        return self.mode == "qlora" and self.stack.kbit_preparation
+        return self.quantization is not None and self.stack.kbit_preparation
 
     @property
     def weight_bytes(self) -> int:
@@ -118,7 +179,10 @@ class Choices:
         """
         if self.attention == "flash":
             return False
-        return self.attention == "eager" or self.packing or (self.padding and self.micro_batch > 1)
+        if self.attention == "eager" or self.packing or self.mode == "prefix":
+            # A prefix makes the keys longer than the queries, which `causal` cannot say.
+            return True
+        return self.padding and self.micro_batch > 1
 
     @property
     def repeats_kv(self) -> bool:

@@ -15,6 +15,9 @@ _BYTES_PER_LOGIT = {"plain": 8, "scaled": 8, "softcapped": 12}
 
 def head_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the last norm, the logits, their loss and the gradient it hands to the layers."""
+    fused = choices.stack.fused_loss_bytes_per_hidden
+    if fused is not None:
+        return _head_copy_bytes(shape, choices) + fused * shape.hidden * choices.tokens
     if choices.loss == "full":
         return _head_copy_bytes(shape, choices) + _full_loss_bytes(shape, choices)
     return _hidden_states_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
@@ -40,7 +43,7 @@ def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     logits = min(choices.labelled_tokens, LOSS_CHUNK_POSITIONS) * shape.vocab
     per_logit = _BYTES_PER_LOGIT[shape.head]
     copy = _head_copy_bytes(shape, choices)
-    if choices.mode != "full":
+    if not choices.trains_head:
         return copy + logits * per_logit
     compute, weight = choices.compute_bytes, choices.weight_bytes
     matrix = shape.vocab * shape.hidden

@@ -1,0 +1,72 @@
+"""Memory outside the training step: validation, answers, and the merge on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ftcli.shapes import Shape
+from ftcli.vram.choices import Choices
+from ftcli.vram.head import head_bytes
+from ftcli.vram.static import static_bytes
+from ftcli.vram.step import CUBLAS_BYTES
+
+# Rows at once in ftcli.engine.inference, and ftcli.recipe's default length of an answer.
+SCORED_ROWS = 4
+ANSWERED_ROWS = 32
+ANSWER_TOKENS = 256
+
+# Positions whose logits `ftcli merge` holds, of each of two models (ftcli.stages.merge).
+_COMPARED_POSITIONS = 1024
+
+
+def moments(shape: Shape, choices: Choices) -> dict[str, int]:
+    """Bytes allocated at each of them; the merge's are the host's memory."""
+    return {
+        "validation": validation_bytes(shape, choices),
+        "answers": answering_bytes(shape, choices),
+        "merge_on_cpu": merge_cpu_bytes(shape, choices),
+    }
+
+
+def validation_bytes(shape: Shape, choices: Choices) -> int:
+    """While rows are scored in the middle of a training: no gradients, one layer at a time, and
+    the optimizer's states beside it."""
+    scored = replace(choices, micro_batch=SCORED_ROWS)
+    static = static_bytes(shape, scored).total_bytes
+    return static + _forward_bytes(shape, scored) + head_bytes(shape, scored)
+
+
+def answering_bytes(shape: Shape, choices: Choices) -> int:
+    """While a trained model answers a batch of prompts of full length; no optimizer is there."""
+    answered = replace(choices, micro_batch=ANSWERED_ROWS, seq_len=choices.seq_len + ANSWER_TOKENS)
+    static = static_bytes(shape, answered)
+    # fp32 logits of the last position of each row, and the copy that a token is drawn from.
+    logits = 2 * 4 * ANSWERED_ROWS * shape.vocab
+    model = static.total_bytes - static.optimizer
+    return model + cache_bytes(shape, answered) + _forward_bytes(shape, answered) + logits
+
+
+def cache_bytes(shape: Shape, choices: Choices) -> int:
+    """Keys and values of every position in every layer."""
+    return 2 * shape.layers * shape.kv_width * choices.tokens * choices.compute_bytes
+
+
+def merge_cpu_bytes(shape: Shape, choices: Choices) -> int:
+    """The whole model, one weight's update beside it in fp32, and the logits compared."""
+    element = 4 if choices.precision == "fp32" else 2
+    update = 2 * 4 * largest_matrix(shape)
+    return shape.parameters * element + update + 2 * 4 * _COMPARED_POSITIONS * shape.vocab
+
+
+def largest_matrix(shape: Shape) -> int:
+    """Weights of the largest linear layer inside the transformer layers."""
+    return max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
+
+
+def _forward_bytes(shape: Shape, choices: Choices) -> int:
+    """The residual stream, the widest tensors of one layer, and a dequantised matrix."""
+    mlp = shape.mlp_matrices * shape.intermediate * choices.activation_bytes
+    attention = 2 * (shape.query_width + shape.kv_width) * choices.compute_bytes
+    widest = 2 * shape.hidden * choices.residual_bytes + max(mlp, attention)
+    matrix = 2 * largest_matrix(shape) if choices.quantization else 0
+    return CUBLAS_BYTES + choices.tokens * widest + matrix

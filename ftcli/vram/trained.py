@@ -1,0 +1,171 @@
+"""Which tensors a method trains: their sizes, and what their gradients and states take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+from ftcli.errors import ModelError, did_you_mean
+from ftcli.shapes import Shape
+from ftcli.vram.choices import Choices
+
+# bitsandbytes 0.50, optim/optimizer.py: two 8-bit states, each with one fp32 absmax for 256
+# (blocksize); smaller tensors stay fp32 (min_8bit_size), larger ones are paged (get_state_buffer).
+_STATE_8BIT_BYTES = 2 + 2 * 4 / 256
+_STATE_FP32_BYTES = 8
+_SMALLEST_8BIT_ELEMENTS = 4096
+_SMALLEST_PAGED_ELEMENTS = 100_000
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Some trained tensors of one size."""
+
+    elements: int
+    count: int
+    element_bytes: int
+    embedding: bool = False
+
+    @property
+    def total_elements(self) -> int:
+        return self.elements * self.count
+
+    @property
+    def total_bytes(self) -> int:
+        return self.total_elements * self.element_bytes
+
+
+def trained_tensors(shape: Shape, choices: Choices) -> Iterator[Tensors]:
+    """Every trained tensor; raises ModelError (`target_modules`)."""
+    if choices.mode == "full":
+        yield from _full_tensors(shape, choices.weight_bytes)
+        return
+    each = choices.stack.adapter_bytes
+    if choices.stack.trained_parameters is not None:
+        yield Tensors(choices.stack.trained_parameters, 1, each)
+    else:
+        yield from _method_tensors(shape, choices, each)
+    yield from _saved_modules(shape, choices)
+
+
+def trainable_parameters(shape: Shape, choices: Choices) -> int:
+    return sum(tensors.total_elements for tensors in trained_tensors(shape, choices))
+
+
+def adapter_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of what a method adds to the base model."""
+    if choices.mode == "full":
+        return 0
+    return gradient_bytes(shape, choices)
+
+
+def gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of all gradients: each has the type of its weight."""
+    return sum(tensors.total_bytes for tensors in trained_tensors(shape, choices))
+
+
+def head_gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the head's gradient, which exists before that of any layer."""
+    if choices.mode == "full" or "lm_head" in choices.modules_to_save:
+        return shape.vocab * shape.hidden * choices.weight_bytes
+    return 0
+
+
+def optimizer_bytes(shape: Shape, choices: Choices) -> tuple[int, int]:
+    """Bytes of the optimizer's states: (in the card's own memory, in managed memory)."""
+    match choices.optimizer:
+        case "sgd":
+            return 0, 0
+        case "adamw":
+            return 2 * gradient_bytes(shape, choices), 0
+        case "adamw-8bit" | "paged-adamw-8bit":
+            return _states_8bit(shape, choices)
+        case _:
+            assert_never(choices.optimizer)
+
+
+def _full_tensors(shape: Shape, each: int) -> Iterator[Tensors]:
+    for inputs, outputs in shape.linear_modules().values():
+        yield Tensors(inputs * outputs, shape.layers, each)
+    for elements in shape.expert_tensors().values():
+        yield Tensors(elements, shape.layers, each)
+    matrix = shape.vocab * shape.hidden
+    yield Tensors(matrix, 1, each, embedding=True)
+    if not shape.tied:
+        yield Tensors(matrix, 1, each)
+    for elements in shape.layer_vectors():
+        yield Tensors(elements, shape.layers, each)
+    outside = shape.vector_parameters - shape.layers * sum(shape.layer_vectors())
+    yield Tensors(outside, 1, each)
+
+
+def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    match choices.mode:
+        case "lora" | "qlora":
+            for inputs, outputs in shape.target_modules(choices.targets).values():
+                yield Tensors(choices.rank * inputs, shape.layers, each)
+                yield Tensors(choices.rank * outputs, shape.layers, each)
+                if choices.dora:
+                    yield Tensors(outputs, shape.layers, each)
+        case "adapter":
+            count = shape.layers * adapters_per_layer(choices)
+            matrix = choices.bottleneck * shape.hidden
+            yield Tensors(matrix, 2 * count, each)
+            yield Tensors(choices.bottleneck, count, each)
+            yield Tensors(shape.hidden, count, each)
+        case "prefix":
+            yield from _prefix_tensors(shape, choices, each)
+        case "prompt":
+            yield Tensors(choices.virtual_tokens * shape.hidden, 1, each)
+        case "full":
+            raise AssertionError("full training has no tensors of its own")
+        case _:
+            assert_never(choices.mode)
+
+
+def adapters_per_layer(choices: Choices) -> int:
+    return 2 if choices.placement == "both" else 1
+
+
+def _prefix_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    """peft 0.21, tuners/prefix_tuning/model.py: keys and values of every layer, or the network
+    that makes them, whose inner width is that of the keys (utils/other.py)."""
+    width = shape.kv_width
+    states = 2 * shape.layers * width
+    if not choices.projection:
+        yield Tensors(choices.virtual_tokens * states, 1, each)
+        return
+    yield Tensors(choices.virtual_tokens * width, 1, each)
+    yield Tensors(width * width, 1, each)
+    yield Tensors(width, 1, each)
+    yield Tensors(width * states, 1, each)
+    yield Tensors(states, 1, each)
+
+
+def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
+    """Copies of whole modules, trained in the model's own type (peft, ModulesToSaveWrapper)."""
+    for name in choices.modules_to_save:
+        if name not in ("embed_tokens", "lm_head"):
+            raise ModelError(
+                "target_modules",
+                f"modules_to_save: {name!r} cannot be sized"
+                f"{did_you_mean(name, ['embed_tokens', 'lm_head'])}; known: embed_tokens, lm_head",
+            )
+        embedding = name == "embed_tokens"
+        yield Tensors(shape.vocab * shape.hidden, 1, choices.weight_bytes, embedding)
+
+
+def _states_8bit(shape: Shape, choices: Choices) -> tuple[int, int]:
+    paged = choices.optimizer == "paged-adamw-8bit"
+    on_card = managed = 0.0
+    for tensors in trained_tensors(shape, choices):
+        # transformers 5.24, trainer.py create_optimizer: embeddings keep fp32 states.
+        fp32 = tensors.embedding or tensors.elements < _SMALLEST_8BIT_ELEMENTS
+        each = _STATE_FP32_BYTES if fp32 else _STATE_8BIT_BYTES
+        size = tensors.total_elements * each
+        if paged and tensors.elements >= _SMALLEST_PAGED_ELEMENTS:
+            managed += size
+        else:
+            on_card += size
+    return round(on_card), round(managed)

@@ -1,0 +1,257 @@
+"""A table of measured runs → the shapes and choices of the estimate.
+
+The columns are those of docs/data/measured_runs.csv. What a column says of an older stack becomes a
+value of `ftcli.vram.Stack`; a row that no choice can express is named with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ftcli.errors import FtcliError
+from ftcli.hardware import GIB, find_card
+from ftcli.shapes import Shape, find_shape
+from ftcli.vram import Choices, Stack
+
+DATA = Path(__file__).parents[1] / "docs" / "data"
+TABLE = DATA / "measured_runs.csv"
+SIZES = DATA / "model_sizes.json"
+
+Row = dict[str, str]
+
+
+class NotExpressible(Exception):
+    """A row that the estimate has no words for; the message says why."""
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """One published peak, in the words of the estimate."""
+
+    row: Row
+    shape: Shape
+    choices: Choices
+    measure: str
+    """allocated, reserved or nvidia-smi."""
+    measured_bytes: int
+    capability: tuple[int, int] | None
+
+
+def read_rows(table: Path) -> list[Row]:
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def expressed(rows: list[Row]) -> Iterator[MeasuredRun | tuple[Row, str]]:
+    """Each row as a run, or with the reason why it cannot be one."""
+    for row in rows:
+        try:
+            yield measured_run(row)
+        except (NotExpressible, FtcliError, KeyError, ValueError) as reason:
+            yield row, f"{type(reason).__name__}: {reason}"
+
+
+def measured_run(row: Row) -> MeasuredRun:
+    """Raises NotExpressible, FtcliError, KeyError or ValueError."""
+    shape = measured_shape(row["model"])
+    if "litgpt" in row["framework"]:
+        shape = replace(shape, tied=False)  # it holds the head beside the embedding
+    choices = measured_choices(row, shape)
+    if row["measure"] not in ("allocated", "reserved", "nvidia-smi"):
+        raise NotExpressible(f"measure {row['measure']!r}")
+    return MeasuredRun(
+        row=row,
+        shape=shape,
+        choices=choices,
+        measure=row["measure"],
+        measured_bytes=round(float(row["peak_gib"]) * GIB),
+        capability=_capability(row["gpu"]),
+    )
+
+
+def measured_shape(model: str) -> Shape:
+    sizes = json.loads(SIZES.read_text(encoding="utf-8"))["models"]
+    if model not in sizes:
+        return find_shape(model, Path())
+    known = {key: size for key, size in sizes[model].items() if key != "extra_parameters"}
+    return Shape(**known, name=model)
+
+
+def _capability(gpu: str) -> tuple[int, int] | None:
+    name = re.sub(r"NVIDIA|Tesla|-\d+GB|\d+x|/.*", "", gpu).strip()
+    try:
+        return find_card(name).compute_capability
+    except FtcliError:
+        return None
+
+
+def measured_choices(row: Row, shape: Shape) -> Choices:
+    mode, targets, saved = _method(row, shape)
+    return Choices(
+        mode=mode,
+        precision=_precision(row),
+        weights_dtype=_weights_dtype(row),
+        optimizer=_OPTIMIZERS[row["optimizer"]],
+        rank=int(row["rank"] or 1),
+        targets=targets,
+        modules_to_save=saved,
+        dropout=float(row["lora_dropout"] or 0),
+        virtual_tokens=int(row["virtual_tokens"] or 0),
+        double_quantization=row["weights_dtype"] != "nf4",
+        micro_batch=int(row["micro_batch"]),
+        seq_len=_seq_len(row),
+        gradient_accumulation=int(row["grad_accum"] or 1),
+        gradient_checkpointing=row["grad_checkpointing"] != "0",
+        attention=row["attention"],  # type: ignore[arg-type]
+        loss="full",
+        padding="padded to longest" in row["packing_or_padded_to"],
+        stack=_stack(row),
+    )
+
+
+_OPTIMIZERS: dict[str, Any] = {
+    "adamw_torch": "adamw",
+    "adamw_8bit": "adamw-8bit",
+    "paged_adamw_8bit": "paged-adamw-8bit",
+    # fp32 states in managed memory: like the 8-bit ones, in no figure of torch's.
+    "paged_adamw_32bit": "paged-adamw-8bit",
+    "sgd": "sgd",
+}
+_QUANTIZATIONS: dict[str, Any] = {"nf4": "nf4", "nf4-dq": "nf4", "gptq4": "gptq4", "int8": "int8"}
+_MODULES = {
+    "q": ["q_proj"],
+    "k": ["k_proj"],
+    "v": ["v_proj"],
+    "o": ["o_proj"],
+    "gate": ["gate_proj"],
+    "up": ["up_proj"],
+    "down": ["down_proj"],
+    "mlp": ["gate_proj", "up_proj", "down_proj"],
+    "w1": ["gate_proj"],
+    "w2": ["up_proj"],
+    # One matrix for q, k and v: it reads one input.
+    "c_attn": ["q_proj"],
+    "c_proj": ["o_proj", "down_proj"],
+}
+
+
+def _precision(row: Row) -> Any:
+    if row["method"] == "full" and row["weights_dtype"] in ("bf16", "fp16"):
+        return "pure-bf16"  # autocast has nothing to cast
+    return {"pure bf16": "pure-bf16", "bf16 autocast": "bf16", "fp16 autocast": "fp16"}.get(
+        row["precision"], "fp32"
+    )
+
+
+def _weights_dtype(row: Row) -> Any:
+    return "fp32" if row["weights_dtype"] == "fp32" else "auto"
+
+
+def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
+    """Mode, targets and modules to save; a method without a formula counts as LoRA on the same
+    modules, with the number of trained weights that was published."""
+    mode = row["method"]
+    words, _, saved = row["targets"].partition(" + ")
+    named = words.split(" ")[-1]
+    if mode == "adapter" and named:
+        mode = "lora"
+    modules: list[str] = []
+    for word in named.split(","):
+        modules += _MODULES.get(word, [])
+    there = [module for module in modules if module in shape.linear_modules()]
+    targets: Any = "all-linear" if named == "all-linear" else tuple(dict.fromkeys(there))
+    names = tuple({"wte": "embed_tokens"}.get(n, n) for n in re.findall(r"wte|lm_head", saved))
+    return mode, targets, names
+
+
+# Texts of school mathematics take at least this many characters a token with Llama 3's vocabulary;
+# assumed, so that texts of at most 1,300 characters have at most 591 tokens.
+_FEWEST_CHARACTERS_PER_TOKEN = 2.2
+
+
+def _seq_len(row: Row) -> int:
+    """Tokens of the longest row: the stated limit, or what its longest text can have."""
+    stated = int(row["seq_len"])
+    text = re.search(r"texts <=(\d+) chars", row["packing_or_padded_to"])
+    return min(stated, round(int(text[1]) / _FEWEST_CHARACTERS_PER_TOKEN)) if text else stated
+
+
+def _stack(row: Row) -> Stack:
+    framework, loss = row["framework"], row["loss"]
+    offloads = row["grad_checkpointing"] == "offload"
+    return Stack(
+        like_ours=row["same_stack"] == "1",
+        adapter_bytes=2 if row["adapter_dtype"] == "bf16" else 4,
+        kbit_preparation=row["kbit_prep"] == "1",
+        foreach_optimizer=row["opt_impl"] == "foreach",
+        full_loss_bytes_per_logit=_bytes_per_logit(row),
+        fused_loss_bytes_per_hidden=_bytes_per_hidden(loss),
+        quantization=_QUANTIZATIONS.get(row["weights_dtype"]),
+        linear_experts="transformers 5" not in framework,
+        fused_qkv="litgpt" in framework or "c_attn" in row["targets"],
+        saves_quantised_inputs=_saves_quantised_inputs(framework),
+        compiled="compile" in loss,
+        offloads_activations=offloads,
+        # torchtune's table adds the step in the backward pass before it adds offloading, and its
+        # recipe with paged states is the one with the step in the backward pass.
+        steps_in_backward=framework == "torchtune" and (offloads or "paged" in row["optimizer"]),
+        trained_parameters=_trained_parameters(row),
+    )
+
+
+def _trained_parameters(row: Row) -> int | None:
+    """The published count for methods without a formula here; None where a formula gives it."""
+    published = row["trainable_params"]
+    if row["method"] == "adapter":
+        return int(published or 0)
+    return int(published) if published and row["method"] == "prompt" else None
+
+
+def _saves_quantised_inputs(framework: str) -> bool:
+    """Of bitsandbytes before 0.43; litgpt pinned 0.41, then 0.42."""
+    version = re.search(r"bnb ?0\.(\d+)", framework)
+    return "litgpt" in framework or (version is not None and int(version[1]) < 43)
+
+
+def _bytes_per_hidden(loss: str) -> int | None:
+    """Losses that hold no logits: Liger's keeps gradients of hidden states in fp32, cut cross
+    entropy does not."""
+    if "liger" in loss:
+        return 10
+    return 6 if "cut cross" in loss else None
+
+
+def _bytes_per_logit(row: Row) -> int:
+    """What the loss of that framework keeps of each logit.
+
+    2 for 16-bit logits, 2 or 4 for the shifted copy, 4 for each of fp32 logits, log-softmax and
+    gradient; fused cross entropy (foak) writes the gradient over the logits, which saves 4.
+    """
+    loss = row["loss"]
+    for word, size in (("litgpt", 6), ("8 chunks", 4), ("torchtune", 12)):
+        if word in loss:
+            return size
+    if loss == "chunked":
+        return 6
+    unfused = _bytes_per_full_logit(row)
+    return unfused - 4 if "foak" in loss else unfused
+
+
+def _bytes_per_full_logit(row: Row) -> int:
+    framework, model = row["framework"], row["model"]
+    if "DeepSpeed" in framework or (model == "santacoder" and row["precision"] == "pure bf16"):
+        return 8  # wholly in 16 bits: logits, shifted copy, log-softmax, gradient
+    if model.startswith("qwen-") and "remote code" in framework:
+        return 12  # the model's own loss does not make fp32 logits before autocast does
+    if "old:" in row["loss"] or model == "santacoder":
+        return 16
+    keeps_outputs = ("own loop", "transformers 5.0", "PEFT")
+    if any(word in framework for word in keeps_outputs) and "axolotl" not in framework:
+        return 16 if row["kbit_prep"] == "1" else 14
+    return 14 if "tf4.48" in framework else 12

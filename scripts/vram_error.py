@@ -1,0 +1,192 @@
+"""Score the memory estimate against a table of measured runs.
+
+    python scripts/vram_error.py docs/data/measured_runs.csv [--json] [--write-residuals]
+
+The figure that is compared is the one that `measure` names. Rows that the estimate has no words for
+are listed with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measured_runs import TABLE, MeasuredRun, expressed, read_rows
+
+from ftcli.hardware import GIB
+from ftcli.vram import estimate
+from ftcli.vram.interval import (
+    POOLED,
+    RESIDUALS,
+    Figure,
+    Residuals,
+    as_plain,
+    group_of,
+    residuals,
+    residuals_of,
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run beside its estimate, in bytes."""
+
+    run: MeasuredRun
+    estimated_bytes: int
+
+    @property
+    def error(self) -> float:
+        """Estimated over measured, less one."""
+        return self.estimated_bytes / self.run.measured_bytes - 1
+
+    @property
+    def ratio(self) -> float:
+        return self.run.measured_bytes / self.estimated_bytes
+
+    @property
+    def figure(self) -> Figure:
+        return "allocated" if self.run.measure == "allocated" else "card"
+
+    @property
+    def like_ours(self) -> bool:
+        return self.run.choices.stack.like_ours
+
+    @property
+    def interval_bytes(self) -> tuple[float, float]:
+        kind = residuals_of(self.run.choices, self.figure)
+        return kind.low * self.estimated_bytes, kind.high * self.estimated_bytes
+
+    @property
+    def covered(self) -> bool:
+        low, high = self.interval_bytes
+        return low <= self.run.measured_bytes <= high
+
+
+def score(run: MeasuredRun) -> Scored:
+    found = estimate(run.shape, run.choices, run.capability)
+    figures = {
+        "allocated": found.peak_bytes,
+        "reserved": found.reserved_bytes,
+        "nvidia-smi": found.device_bytes,
+    }
+    return Scored(run, figures[run.measure])
+
+
+def score_table(table: Path) -> tuple[list[Scored], list[dict[str, str]]]:
+    """The scored runs, and the rows left out with the reason."""
+    scored, left_out = [], []
+    for row in expressed(read_rows(table)):
+        if isinstance(row, MeasuredRun):
+            scored.append(score(row))
+        else:
+            left_out.append({"row_id": row[0]["row_id"], "reason": row[1]})
+    return scored, left_out
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, Any]:
+    """Rows, and of the absolute relative errors the median and the 90th percentile; the median
+    signed error; the share inside the interval, and the interval's median width."""
+    errors = sorted(abs(each.error) for each in scored)
+    widths = [
+        (high - low) / each.estimated_bytes
+        for each in scored
+        for low, high in [each.interval_bytes]
+    ]
+    return {
+        "rows": len(scored),
+        "median": statistics.median(errors),
+        "p90": errors[round(0.9 * (len(errors) - 1))],
+        "bias": statistics.median(each.error for each in scored),
+        "coverage": sum(each.covered for each in scored) / len(scored),
+        "median_width": statistics.median(widths),
+    }
+
+
+def grouped(scored: Iterable[Scored], key: Callable[[Scored], str]) -> dict[str, dict[str, Any]]:
+    groups: dict[str, list[Scored]] = {}
+    for each in scored:
+        groups.setdefault(key(each), []).append(each)
+    return {name: summary(groups[name]) for name in sorted(groups)}
+
+
+def report(table: Path) -> dict[str, Any]:
+    scored, left_out = score_table(table)
+    return {
+        **summary(scored),
+        "same_stack": summary([each for each in scored if each.like_ours] or scored),
+        "per_method": grouped(scored, lambda each: each.run.row["method"]),
+        "per_source": grouped(scored, lambda each: each.run.row["source"].split(" ")[0]),
+        "per_measure": grouped(scored, lambda each: each.run.measure),
+        "per_row": [_row_report(each) for each in scored],
+        "left_out": left_out,
+    }
+
+
+def _row_report(each: Scored) -> dict[str, Any]:
+    low, high = each.interval_bytes
+    return {
+        "row_id": each.run.row["row_id"],
+        "estimate_gib": each.estimated_bytes / GIB,
+        "low_gib": low / GIB,
+        "high_gib": high / GIB,
+        "measured_gib": each.run.measured_bytes / GIB,
+    }
+
+
+def residuals_of_table(table: Path) -> list[Residuals]:
+    """What ftcli/vram/residuals.json holds: every kind of run with how far its runs lay."""
+    scored, _ = score_table(table)
+    kinds: dict[tuple[Figure, str, bool], list[float]] = {}
+    for each in scored:
+        group = group_of(each.run.choices)
+        groups = [group, POOLED] if each.run.choices.stack.trained_parameters is None else [group]
+        for name in groups:
+            if name == POOLED and group not in ("full fine-tuning", "LoRA", "QLoRA"):
+                continue
+            kinds.setdefault((each.figure, name, each.like_ours), []).append(each.ratio)
+    return [
+        residuals(figure, group, like_ours, ratios)
+        for (figure, group, like_ours), ratios in sorted(kinds.items())
+    ]
+
+
+def residuals_text(table: Path) -> str:
+    kinds = [as_plain(kind) for kind in residuals_of_table(table)]
+    source = "Written by scripts/vram_error.py --write-residuals from docs/data/measured_runs.csv."
+    return json.dumps({"source": source, "kinds": kinds}, indent=1) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=Path, nargs="?", default=TABLE)
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--write-residuals", action="store_true", help=f"rewrite {RESIDUALS.name}")
+    arguments = parser.parse_args()
+    if arguments.write_residuals:
+        RESIDUALS.write_text(residuals_text(arguments.table), encoding="utf-8")
+        return
+    found = report(arguments.table)
+    print(json.dumps(found) if arguments.json else _text(found))
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = [f"{'':32}{'rows':>5}{'median':>8}{'p90':>8}{'bias':>8}{'cover':>8}{'width':>8}"]
+    named = {"all": found, "same stack": found["same_stack"]}
+    for group in ("per_method", "per_measure", "per_source"):
+        named |= found[group]
+    for name, each in named.items():
+        shares = "".join(
+            f"{each[key]:8.1%}" for key in ("median", "p90", "bias", "coverage", "median_width")
+        )
+        lines.append(f"{name[:32]:32}{each['rows']:5}{shares}")
+    lines += [f"left out: row {each['row_id']}: {each['reason']}" for each in found["left_out"]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
