@@ -97,7 +97,7 @@ def measured_choices(row: Row, shape: Shape) -> Choices:
         mode=mode,
         precision=_precision(row),
         weights_dtype=_weights_dtype(row),
-        optimizer=_OPTIMIZERS[row["optimizer"]],
+        optimizer=_known(_OPTIMIZERS, row, "optimizer"),
         rank=int(row["rank"] or 1),
         targets=targets,
         modules_to_save=saved,
@@ -108,7 +108,7 @@ def measured_choices(row: Row, shape: Shape) -> Choices:
         seq_len=_seq_len(row),
         gradient_accumulation=int(row["grad_accum"] or 1),
         gradient_checkpointing=row["grad_checkpointing"] != "0",
-        attention=row["attention"],  # type: ignore[arg-type]
+        attention=_known(_ATTENTION, row, "attention"),
         loss="full",
         padding="padded to longest" in row["packing_or_padded_to"],
         stack=_stack(row),
@@ -117,11 +117,20 @@ def measured_choices(row: Row, shape: Shape) -> Choices:
 
 _OPTIMIZERS: dict[str, Any] = {
     "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw": "adamw",
     "adamw_8bit": "adamw-8bit",
+    "adamw_bnb_8bit": "adamw-8bit",
     "paged_adamw_8bit": "paged-adamw-8bit",
     # fp32 states in managed memory: like the 8-bit ones, in no figure of torch's.
     "paged_adamw_32bit": "paged-adamw-8bit",
     "sgd": "sgd",
+}
+_ATTENTION: dict[str, Any] = {
+    "flash": "flash",
+    "sdpa": "sdpa",
+    "eager": "eager",
+    "xformers": "flash",  # memory-efficient: keeps no scores either
 }
 _QUANTIZATIONS: dict[str, Any] = {"nf4": "nf4", "nf4-dq": "nf4", "gptq4": "gptq4", "int8": "int8"}
 _MODULES = {
@@ -138,15 +147,23 @@ _MODULES = {
     # One matrix for q, k and v: it reads one input.
     "c_attn": ["q_proj"],
     "c_proj": ["o_proj", "down_proj"],
+    "head": [],  # an adapter on the head is small beside the head
 }
 
 
+def _known(words: dict[str, Any], row: Row, column: str) -> Any:
+    if row[column] not in words:
+        raise NotExpressible(f"{column} {row[column]!r}")
+    return words[row[column]]
+
+
 def _precision(row: Row) -> Any:
+    words = row["precision"]
     if row["method"] == "full" and row["weights_dtype"] in ("bf16", "fp16"):
         return "pure-bf16"  # autocast has nothing to cast
-    return {"pure bf16": "pure-bf16", "bf16 autocast": "bf16", "fp16 autocast": "fp16"}.get(
-        row["precision"], "fp32"
-    )
+    if "autocast" in words or "mixed" in words:
+        return "fp16" if "fp16" in words else "bf16"
+    return "pure-bf16" if "16" in words else "fp32"
 
 
 def _weights_dtype(row: Row) -> Any:
@@ -163,6 +180,8 @@ def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
         mode = "lora"
     modules: list[str] = []
     for word in named.split(","):
+        if word not in _MODULES and row["method"] in ("lora", "qlora") and named != "all-linear":
+            raise NotExpressible(f"targets {row['targets']!r}")
         modules += _MODULES.get(word, [])
     there = [module for module in modules if module in shape.linear_modules()]
     targets: Any = "all-linear" if named == "all-linear" else tuple(dict.fromkeys(there))
