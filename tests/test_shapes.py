@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -10,8 +9,6 @@ from ftcli.errors import ModelError, UsageError
 from ftcli.shapes import find_shape, hub_id_of, known, model_source, shape_from_config
 
 HERE = Path()
-TABLE = json.loads(Path(known.__file__).with_name("known_models.json").read_text())["models"]
-IDS = [next(iter(model["hub_ids"])) for model in TABLE]
 
 TINY = {
     "model_type": "llama",
@@ -23,39 +20,11 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("model", TABLE, ids=IDS)
-def test_a_known_model_has_its_published_count(model: dict[str, Any]) -> None:
-    assert shape_from_config(model["config"]).parameters == model["parameters"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", TABLE, ids=IDS)
-def test_a_known_model_has_the_layers_that_transformers_builds(model: dict[str, Any]) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    shape = shape_from_config(model["config"])
-    config = AutoConfig.for_model(**model["config"], pad_token_id=0)
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config)
-    assert shape.parameters == built.num_parameters()
-    assert shape.linear_modules() == {
-        name.rsplit(".", 1)[-1]: (module.in_features, module.out_features)
-        for name, module in built.model.layers[0].named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-
-
-def test_no_name_means_two_models() -> None:
-    names = [name for model in TABLE for name in model["hub_ids"]]
-    assert len(names) == len(set(names))
-    assert all(name == name.lower() for name in names)
-
-
 def test_sizes_answer_as_models() -> None:
     assert find_shape("7b", HERE).parameters == 6_738_415_616
     assert find_shape("7B", HERE).hub_id == "meta-llama/Llama-2-7b-hf"
     assert find_shape("Qwen/Qwen2.5-7B-Instruct", HERE).parameters == 7_615_616_512
+    assert find_shape("0.5b", HERE).hub_id == "Qwen/Qwen2.5-0.5B"
     assert hub_id_of("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M"
 
 
@@ -70,6 +39,53 @@ def test_all_linear_of_a_mixture_leaves_the_experts_out() -> None:
     shape = find_shape("mixtral-8x7b", HERE)
     assert set(shape.linear_modules()) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert shape.expert_parameters > 0.9 * shape.parameters
+
+
+def test_targets_go_by_the_names_of_the_family() -> None:
+    falcon, phi = find_shape("falcon-7b", HERE), find_shape("phi-2", HERE)
+    assert list(falcon.target_modules(("self_attention.dense",))) == ["dense"]
+    assert falcon.lora_parameters(8, ("query_key_value",)) == 32 * 8 * (4544 + 4544 + 2 * 64)
+    assert phi.lora_parameters(4) == 32 * 4 * (4 * 2 * 2560 + 2 * (2560 + 10240))
+    with pytest.raises(ModelError, match="falcon-7b has no linear layer 'q_proj'; it has query_"):
+        falcon.target_modules(("q_proj",))
+
+
+def test_only_phi3_fuses_both_projections() -> None:
+    fused = {
+        name: (shape.fused_queries, shape.fused_gate, shape.fused_projections)
+        for name in ("phi-3-mini", "glm-4-9b", "pythia-1b", "7b")
+        for shape in [find_shape(name, HERE)]
+    }
+    assert fused == {
+        "phi-3-mini": (True, True, True),
+        "glm-4-9b": (False, True, False),
+        "pythia-1b": (True, False, False),
+        "7b": (False, False, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "layers"),
+    [
+        ("mistral-7b-v0.1", 4096, 32),
+        ("mistral-7b", None, 0),
+        ("phi-3-mini", 2047, 32),
+        ("qwen2.5-7b", None, 0),
+        ("gemma-2-2b", 4096, 13),
+        ("gemma-3-1b", 512, 22),
+        ("olmo-3-7b", 4096, 24),
+    ],
+)
+def test_a_sliding_window_is_of_some_layers(name: str, window: int | None, layers: int) -> None:
+    shape = find_shape(name, HERE)
+    assert (shape.sliding_window, shape.windowed_layers) == (window, layers)
+
+
+def test_norms_say_what_they_are_made_of() -> None:
+    olmo, phi = find_shape("olmo-7b", HERE), find_shape("phi-2", HERE)
+    assert (olmo.native_layer_norm, olmo.norm_vectors, olmo.outer_vectors()) == (True, 0, [])
+    assert phi.outer_vectors() == [2560, 2560, 51200]
+    assert not find_shape("7b", HERE).native_layer_norm
 
 
 def test_an_unknown_target_is_named_with_what_there_is() -> None:
@@ -102,11 +118,22 @@ def test_an_unknown_hub_id_is_asked_of_the_hub(
     assert asked == [("someone/tiny", "config.json", "v2")]
 
 
-def test_an_unknown_alias_is_a_usage_error_with_the_nearest() -> None:
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        ("qwen2.5-7bb", "did you mean qwen2.5-7b, qwen2.5-72b or qwen2.5-3b?"),
+        ("9b", "did you mean gemma-2-9b, gemma-2-9b-it or yi-9b?"),
+        ("qwq", "did you mean qwq-32b?"),
+        ("zzzz", "nor a hub id (owner/name); a size is one of 0.5b, 0.6b, 1b, 2b, "),
+    ],
+)
+def test_an_unknown_alias_is_a_usage_error_with_the_nearest(asked: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
-        find_shape("qwen2.5-7bb", HERE)
+        find_shape(asked, HERE)
     assert caught.value.code == "model_unknown"
-    assert "; did you mean qwen2.5-7b?; a size is one of 1b, " in caught.value.message
+    assert near in caught.value.message
+    assert "; a size is one of 0.5b, 0.6b, 1b, " in caught.value.message
+    assert caught.value.message.endswith("answers to its hub id, its folder or its config.json")
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c", "nowhere/config.json"])
@@ -126,6 +153,28 @@ def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
     ("change", "code", "words"),
     [
         ({"model_type": "bloom"}, "model_type_unknown", "it knows llama, mistral"),
+        (
+            {"model_type": "qwen3_5"},
+            "model_type_unknown",
+            "guessed from another type would be wrong",
+        ),
+        ({"model_type": None}, "model_type_unknown", "None is not one whose layers ftcli knows"),
+        (
+            {"model_type": "mistral3", "text_config": {}, "vision_config": {}},
+            "model_type_unknown",
+            r"'mistral3' joins a text model with others \(vision_config, text_config\)",
+        ),
+        (
+            {"model_type": "qwen3_moe", "mlp_only_layers": [0]},
+            "model_type_unknown",
+            "dense and expert layers are mixed",
+        ),
+        ({"model_type": "phi", "qk_layernorm": True}, "model_type_unknown", "qk_layernorm is on"),
+        (
+            {"model_type": "mistral", "sliding_window": "wide"},
+            "config_incomplete",
+            "sliding_window should be a positive number, found 'wide'",
+        ),
         ({"hidden_size": None}, "config_incomplete", "hidden_size should be a positive number"),
         ({"vocab_size": True}, "config_incomplete", "found True"),
     ],

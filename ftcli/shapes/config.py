@@ -3,51 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from ftcli.errors import ModelError
-from ftcli.shapes.shape import Head, QkNorm, Shape
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What a model type fixes in code (transformers 5.24, models/*/modeling_*.py), and the
-    defaults of keys that a config.json may leave out (configuration_*.py)."""
-
-    tied: bool = False
-    head_dim: int | None = None
-    """None: hidden / heads."""
-    layer_norms: int = 2
-    qk_norm: QkNorm = "none"
-    attention_bias: bool | None = None
-    """Biases on q, k, v whatever the config says; None: its `attention_bias`, also for o."""
-    mlp_matrices: int = 3
-    fp32_norms: bool = False
-    fused_projections: bool = False
-    capped_scores: bool = False
-    experts_key: str | None = None
-    intermediate_key: str = "intermediate_size"
-
-
-_FAMILIES: dict[str, _Family] = {
-    "llama": _Family(),
-    "mistral": _Family(attention_bias=False),
-    "mixtral": _Family(attention_bias=False, experts_key="num_local_experts"),
-    "qwen2": _Family(attention_bias=True),
-    "qwen3": _Family(head_dim=128, qk_norm="head"),
-    "qwen3_moe": _Family(
-        qk_norm="head", experts_key="num_experts", intermediate_key="moe_intermediate_size"
-    ),
-    "gemma": _Family(tied=True, head_dim=256, fp32_norms=True),
-    "gemma2": _Family(tied=True, head_dim=256, layer_norms=4, fp32_norms=True, capped_scores=True),
-    "gemma3_text": _Family(tied=True, head_dim=256, layer_norms=4, qk_norm="head", fp32_norms=True),
-    "phi3": _Family(attention_bias=False, fused_projections=True),
-    "smollm3": _Family(tied=True),
-    "olmo2": _Family(qk_norm="width", fp32_norms=True),
-    "olmo3": _Family(qk_norm="width", fp32_norms=True),
-    "granite": _Family(),
-    "arcee": _Family(mlp_matrices=2),
-}
+from ftcli.shapes.families import FAMILIES, Family, Flag, family_of
+from ftcli.shapes.shape import Head, Shape
 
 
 def shape_from_config(
@@ -59,58 +19,98 @@ def shape_from_config(
     """
     label = name or "config.json"
     model_type = _model_type(config, label)
-    family = _FAMILIES[model_type]
-    hidden = _size(config, "hidden_size", label)
-    heads = _size(config, "num_attention_heads", label)
-    biased = bool(config.get("attention_bias"))
-    experts_key = family.experts_key
-    return Shape(
-        layers=_size(config, "num_hidden_layers", label),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_size(config, "num_key_value_heads", label, default=heads),
-        head_dim=_size(config, "head_dim", label, default=family.head_dim or hidden // heads),
-        intermediate=_size(config, family.intermediate_key, label),
-        vocab=_size(config, "vocab_size", label),
-        tied=bool(config.get("tie_word_embeddings", family.tied)),
-        mlp_matrices=family.mlp_matrices,
-        experts=_size(config, experts_key, label) if experts_key else 1,
-        active_experts=_size(config, "num_experts_per_tok", label) if experts_key else 1,
-        attention_bias=biased if family.attention_bias is None else family.attention_bias,
-        output_bias=biased and family.attention_bias is None,
-        mlp_bias=bool(config.get("mlp_bias")),
+    family = family_of(model_type, config)
+    _refuse_what_is_not_counted(config, family, label)
+    return replace(
+        _sizes(config, family, label),
+        attention_bias=_is_on(config, family.query_bias),
+        output_bias=_is_on(config, family.output_bias),
+        mlp_bias=_is_on(config, family.mlp_bias),
+        head_bias=family.head_bias,
         layer_norms=family.layer_norms,
+        norm_vectors=family.norm_vectors,
+        native_layer_norm=family.native_layer_norm,
         qk_norm=family.qk_norm,
         fp32_norms=family.fp32_norms,
-        fused_projections=family.fused_projections,
+        layout=family.layout,
         capped_scores=family.capped_scores,
-        head=_head(config),
+        activation_parameters=family.activation_parameters,
+        head=_head(config, family),
         model_type=model_type,
         name=name,
         hub_id=hub_id,
     )
 
 
+def _sizes(config: Mapping[str, object], family: Family, label: str) -> Shape:
+    """The part of a shape that is numbers."""
+    layers = _size(config, "num_hidden_layers", label, family)
+    hidden = _size(config, "hidden_size", label, family)
+    heads = _size(config, "num_attention_heads", label, family)
+    window = _sliding_window(config, family, label)
+    experts_key = family.experts_key
+    return Shape(
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=_kv_heads(config, family, label, heads),
+        head_dim=_size(config, "head_dim", label, family, default=hidden // heads),
+        intermediate=_intermediate(config, family, label, hidden),
+        vocab=_size(config, "vocab_size", label, family),
+        tied=_is_on(config, family.tied),
+        mlp_matrices=family.mlp_matrices,
+        experts=_size(config, experts_key, label, family) if experts_key else 1,
+        active_experts=_size(config, "num_experts_per_tok", label, family) if experts_key else 1,
+        sliding_window=window,
+        windowed_layers=family.window.layers(config, layers) if family.window and window else 0,
+    )
+
+
 def _model_type(config: Mapping[str, object], label: str) -> str:
     found = config.get("model_type")
-    if not isinstance(found, str) or found not in _FAMILIES:
+    beside = [key for key in ("vision_config", "audio_config", "text_config") if key in config]
+    if beside:
         raise ModelError(
             "model_type_unknown",
-            f"{label}: model_type {found!r} is not one whose sizes ftcli knows; "
-            f"it knows {', '.join(_FAMILIES)}",
+            f"{label}: {found!r} joins a text model with others ({', '.join(beside)}), and ftcli "
+            "sizes text models alone; save its text_config as a config.json of its own to size "
+            "that part",
         )
+    if not isinstance(found, str) or found not in FAMILIES:
+        raise ModelError(
+            "model_type_unknown",
+            f"{label}: model_type {found!r} is not one whose layers ftcli knows; it knows "
+            f"{', '.join(FAMILIES)}; choose a model of these, since sizes guessed from another "
+            "type would be wrong",
+        )
+    return found
+
+
+def _refuse_what_is_not_counted(config: Mapping[str, object], family: Family, label: str) -> None:
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         raise ModelError(
             "model_type_unknown",
             f"{label}: dense and expert layers are mixed, which ftcli cannot size",
         )
-    return found
+    for key in family.refused:
+        if config.get(key):
+            raise ModelError(
+                "model_type_unknown",
+                f"{label}: {key} is on, which adds norms that ftcli cannot size",
+            )
 
 
-def _size(config: Mapping[str, object], key: str, label: str, *, default: int | None = None) -> int:
-    found = config.get(key)
-    if found is None and default is not None:
-        return default
+def _size(
+    config: Mapping[str, object],
+    key: str,
+    label: str,
+    family: Family,
+    *,
+    default: int | None = None,
+) -> int:
+    # An absent key has its class's default; null has what transformers works out.
+    found = config.get(key, family.defaults.get(key))
+    found = default if found is None else found
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise ModelError(
             "config_incomplete", f"{label}: {key} should be a positive number, found {found!r}"
@@ -118,7 +118,35 @@ def _size(config: Mapping[str, object], key: str, label: str, *, default: int | 
     return found
 
 
-def _head(config: Mapping[str, object]) -> Head:
-    if config.get("final_logit_softcapping"):
+def _kv_heads(config: Mapping[str, object], family: Family, label: str, heads: int) -> int:
+    key = family.kv_heads_key
+    if key is None:
+        return heads if family.kv_heads is None else family.kv_heads
+    return _size(config, key, label, family, default=heads)
+
+
+def _intermediate(config: Mapping[str, object], family: Family, label: str, hidden: int) -> int:
+    per_hidden = family.intermediate_per_hidden
+    default = per_hidden * hidden if per_hidden else None
+    return _size(config, family.intermediate_key, label, family, default=default)
+
+
+def _is_on(config: Mapping[str, object], flag: Flag) -> bool:
+    return flag if isinstance(flag, bool) else bool(config.get(flag.name, flag.default))
+
+
+def _sliding_window(config: Mapping[str, object], family: Family, label: str) -> int | None:
+    """Tokens that a windowed layer sees; None where no layer has a window."""
+    window = family.window
+    if window is None or (window.switch and not config.get("use_sliding_window")):
+        return None
+    if config.get("sliding_window", window.default) is None:
+        return None
+    return _size(config, "sliding_window", label, family, default=window.default)
+
+
+def _head(config: Mapping[str, object], family: Family) -> Head:
+    if _is_on(config, family.capped_logits):
         return "softcapped"
-    return "scaled" if config.get("logits_scaling", 1) != 1 else "plain"
+    key, default = family.logits_factor or ("", 1.0)
+    return "scaled" if config.get(key, default) != 1 else "plain"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ftcli.errors import ModelError, UsageError, did_you_mean
+from ftcli.errors import ModelError, UsageError
 from ftcli.hub import hub_file
 from ftcli.shapes.config import shape_from_config
 from ftcli.shapes.shape import Shape
+
+_SIZE = re.compile(r"\d+(\.\d+)?b")
+"""An alias that is a size alone, such as 7b or 0.5b."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,28 @@ def hub_id_of(alias: str) -> str:
 
 def _unknown(model_id: str) -> UsageError:
     aliases = _known_models().hub_ids
-    sizes = sorted((a for a in aliases if "-" not in a), key=lambda alias: int(alias[:-1]))
+    sizes = sorted((alias for alias in aliases if _SIZE.fullmatch(alias)), key=_billions)
     return UsageError(
         "model_unknown",
         f"no model {model_id!r}: neither a local folder, an alias nor a hub id (owner/name)"
-        f"{did_you_mean(model_id.lower(), aliases)}; a size is one of {', '.join(sizes)}, a name "
-        "is the hub's in small letters, such as qwen2.5-7b-instruct",
+        f"{_near(model_id.lower(), aliases)}; a size is one of {', '.join(sizes)}, a name is the "
+        "hub's in small letters, such as qwen2.5-7b-instruct; any other model answers to its hub "
+        "id, its folder or its config.json",
     )
+
+
+def _billions(size: str) -> float:
+    return float(size[:-1])
+
+
+def _near(word: str, aliases: Iterable[str]) -> str:
+    """`; did you mean gemma-2-9b, glm-4-9b or yi-9b?`: names that hold the word, else near ones."""
+    holding = [alias for alias in aliases if word and word in alias]
+    near = holding[:3] or difflib.get_close_matches(word, list(aliases), n=3, cutoff=0.6)
+    if not near:
+        return ""
+    *others, last = near
+    return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"
 
 
 def _looks_like_path(model_id: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftcli.errors import ModelError, did_you_mean
+from ftcli.shapes.layouts import LLAMA, Layout
 
 QkNorm = Literal["none", "head", "width"]
 Head = Literal["plain", "scaled", "softcapped"]
@@ -36,18 +37,31 @@ class Shape:
     output_bias: bool = False
     """Bias on the attention's output projection."""
     mlp_bias: bool = False
+    head_bias: bool = False
+    """Bias on the head (Phi-2)."""
     layer_norms: int = 2
-    """Norms of hidden width in a layer."""
+    """Norms of hidden width in a layer; 1 where attention and MLP read the same one (Falcon)."""
+    norm_vectors: int = 1
+    """Trained vectors of a norm: 1 weight; 2 with a bias (LayerNorm); 0 neither (OLMo 1)."""
+    native_layer_norm: bool = False
+    """Norms are torch's layer_norm, one kernel that takes bf16 as it is; others are RMSNorms
+    written out in fp32 steps. OLMo 1, with fp32_norms too, casts to fp32 and back around it."""
     qk_norm: QkNorm = "none"
     """Norms of queries and keys: over one head (Qwen3) or over all heads together (OLMo2)."""
     fp32_norms: bool = False
     """Norms are scaled before they are cast back from fp32 (Gemma, OLMo2)."""
-    fused_projections: bool = False
-    """q, k, v are one matrix, and gate and up another (Phi-3)."""
+    layout: Layout = LLAMA
+    """Names of the linear modules, and which of them are one matrix."""
     capped_scores: bool = False
     """Attention scores pass through a tanh, which torch's sdpa cannot do (Gemma 2)."""
+    activation_parameters: int = 0
+    """Trained numbers of the MLP's activation in a layer (2 of xIELU in Apertus)."""
     head: Head = "plain"
     """What follows the head's product: nothing, a factor (Granite), or a tanh (Gemma 2)."""
+    sliding_window: int | None = None
+    """Tokens that attention looks back in `windowed_layers`; None where no layer is so limited."""
+    windowed_layers: int = 0
+    """Layers whose attention has the window; the others see all tokens before."""
     model_type: str = "llama"
     name: str = ""
     """What the user called the model."""
@@ -61,31 +75,40 @@ class Shape:
     def kv_width(self) -> int:
         return self.kv_heads * self.head_dim
 
+    @property
+    def fused_queries(self) -> bool:
+        """q, k and v are one matrix (Phi-3, Falcon, GPT-NeoX)."""
+        return len(self.layout.queries) == 1
+
+    @property
+    def fused_gate(self) -> bool:
+        """gate and up are one matrix (Phi-3, GLM)."""
+        return self.mlp_matrices == 3 and len(self.layout.inner) == 1
+
+    @property
+    def fused_projections(self) -> bool:
+        """q, k, v are one matrix, and gate and up another (Phi-3)."""
+        return self.fused_queries and self.fused_gate
+
     def linear_modules(self) -> dict[str, tuple[int, int]]:
         """(in, out) of the linear layers of one transformer layer, as PEFT's all-linear sees them.
 
         Experts are absent: transformers 5 holds them as 3-D parameters, which PEFT's all-linear
         and bitsandbytes pass over.
         """
-        hidden, inner = self.hidden, self.intermediate
-        query, kv = self.query_width, self.kv_width
-        if self.fused_projections:
-            return {
-                "qkv_proj": (hidden, query + 2 * kv),
-                "o_proj": (query, hidden),
-                "gate_up_proj": (hidden, 2 * inner),
-                "down_proj": (inner, hidden),
-            }
-        attention = {
-            "q_proj": (hidden, query),
-            "k_proj": (hidden, kv),
-            "v_proj": (hidden, kv),
-            "o_proj": (query, hidden),
+        layout, hidden, query = self.layout, self.hidden, self.query_width
+        widths = [query, self.kv_width, self.kv_width]
+        outputs = [sum(widths)] if self.fused_queries else widths
+        modules = {
+            name: (hidden, width) for name, width in zip(layout.queries, outputs, strict=True)
         }
+        modules[layout.output] = (query, hidden)
         if self.experts > 1:
-            return attention
-        gate = {"gate_proj": (hidden, inner)} if self.mlp_matrices == 3 else {}
-        return attention | gate | {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+            return modules
+        inner = self.intermediate * (2 if self.fused_gate else 1)
+        names = layout.inner[-1:] if self.mlp_matrices == 2 else layout.inner
+        modules |= dict.fromkeys(names, (hidden, inner))
+        return modules | {layout.down: (self.intermediate, hidden)}
 
     def expert_tensors(self) -> dict[str, int]:
         """Elements of a layer's router and stacked experts; empty for a dense model."""
@@ -101,12 +124,16 @@ class Shape:
     def layer_vectors(self) -> list[int]:
         """Lengths of the norm weights and biases of one layer."""
         query, kv, hidden, inner = self.query_width, self.kv_width, self.hidden, self.intermediate
-        vectors = [hidden] * self.layer_norms
+        vectors = [hidden] * self.layer_norms * self.norm_vectors
         vectors += {"none": [], "head": [self.head_dim] * 2, "width": [query, kv]}[self.qk_norm]
         vectors += [query, kv, kv] if self.attention_bias else []
         vectors += [hidden] if self.output_bias else []
         vectors += [inner] * (self.mlp_matrices - 1) + [hidden] if self.mlp_bias else []
-        return vectors
+        return vectors + [1] * self.activation_parameters
+
+    def outer_vectors(self) -> list[int]:
+        """Lengths of the vectors outside the layers: of the last norm, and the head's bias."""
+        return [self.hidden] * self.norm_vectors + ([self.vocab] if self.head_bias else [])
 
     @property
     def linear_parameters(self) -> int:
@@ -126,7 +153,7 @@ class Shape:
     @property
     def vector_parameters(self) -> int:
         """Norm weights and biases, with the norm before the head."""
-        return self.layers * sum(self.layer_vectors()) + self.hidden
+        return self.layers * sum(self.layer_vectors()) + sum(self.outer_vectors())
 
     @property
     def parameters(self) -> int:
