@@ -76,11 +76,22 @@ def measured_run(row: Row) -> MeasuredRun:
 
 
 def measured_shape(model: str) -> Shape:
-    sizes = json.loads(SIZES.read_text(encoding="utf-8"))["models"]
-    if model not in sizes:
-        return find_shape(model, Path())
-    known = {key: size for key, size in sizes[model].items() if key != "extra_parameters"}
-    return Shape(**known, name=model)
+    """The shape of a known model, else plain sizes, which say nothing of norms."""
+    try:
+        return find_shape(_KNOWN_AS.get(model, model), Path())
+    except FtcliError:
+        sizes = json.loads(SIZES.read_text(encoding="utf-8"))["models"]
+        if model not in sizes:
+            raise
+        return Shape(**sizes[model], name=model)
+
+
+_KNOWN_AS = {
+    "gemma2-2b": "gemma-2-2b",
+    "gemma2-9b": "gemma-2-9b",
+    "olmo3-7b": "olmo-3-7b",
+    "mistral-7b": "mistral-7b-v0.1",
+}
 
 
 def _capability(gpu: str) -> tuple[int, int] | None:
@@ -133,22 +144,29 @@ _ATTENTION: dict[str, Any] = {
     "xformers": "flash",  # memory-efficient: keeps no scores either
 }
 _QUANTIZATIONS: dict[str, Any] = {"nf4": "nf4", "nf4-dq": "nf4", "gptq4": "gptq4", "int8": "int8"}
-_MODULES = {
-    "q": ["q_proj"],
-    "k": ["k_proj"],
-    "v": ["v_proj"],
-    "o": ["o_proj"],
-    "gate": ["gate_proj"],
-    "up": ["up_proj"],
-    "down": ["down_proj"],
-    "mlp": ["gate_proj", "up_proj", "down_proj"],
-    "w1": ["gate_proj"],
-    "w2": ["up_proj"],
-    # One matrix for q, k and v: it reads one input.
-    "c_attn": ["q_proj"],
-    "c_proj": ["o_proj", "down_proj"],
-    "head": [],  # an adapter on the head is small beside the head
-}
+
+
+def _modules(shape: Shape) -> dict[str, tuple[str, ...]]:
+    """Words of the column `targets` → linear modules of this model; a fused one stands for each
+    of its parts."""
+    layout = shape.layout
+    query, key, value = layout.queries if len(layout.queries) == 3 else layout.queries * 3
+    gate, up = (layout.inner * 2)[:2]
+    return {
+        "q": (query,),
+        "k": (key,),
+        "v": (value,),
+        "o": (layout.output,),
+        "gate": (gate,),
+        "up": (up,),
+        "down": (layout.down,),
+        "mlp": (*layout.inner, layout.down),
+        "w1": (gate,),
+        "w2": (up,),
+        "c_attn": (query,),  # one matrix for q, k and v: it reads one input
+        "c_proj": (layout.output, layout.down),
+        "head": (),  # an adapter on the head is small beside the head
+    }
 
 
 def _known(words: dict[str, Any], row: Row, column: str) -> Any:
@@ -178,13 +196,13 @@ def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
     named = words.split(" ")[-1]
     if mode == "adapter" and named:
         mode = "lora"
-    modules: list[str] = []
-    for word in named.split(","):
-        if word not in _MODULES and row["method"] in ("lora", "qlora") and named != "all-linear":
-            raise NotExpressible(f"targets {row['targets']!r}")
-        modules += _MODULES.get(word, [])
-    there = [module for module in modules if module in shape.linear_modules()]
-    targets: Any = "all-linear" if named == "all-linear" else tuple(dict.fromkeys(there))
+    modules = _modules(shape)
+    unknown = [word for word in named.split(",") if word and word not in modules]
+    if unknown and named != "all-linear" and row["method"] in ("lora", "qlora"):
+        raise NotExpressible(f"targets {row['targets']!r}")
+    wanted = dict.fromkeys(name for word in named.split(",") for name in modules.get(word, ()))
+    there = tuple(name for name in wanted if name in shape.linear_modules())
+    targets: Any = "all-linear" if named == "all-linear" else there
     names = tuple({"wte": "embed_tokens"}.get(n, n) for n in re.findall(r"wte|lm_head", saved))
     return mode, targets, names
 
