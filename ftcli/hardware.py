@@ -12,6 +12,9 @@ GIB = 2**30
 
 ComputeCapability = tuple[int, int]
 
+# CUDA programming guide, table of arithmetic by compute capability: bf16 since Ampere.
+FIRST_WITH_BF16: ComputeCapability = (8, 0)
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -27,6 +30,13 @@ class Hardware:
     fast_bf16: bool
     """bf16 runs on matrix units of its own, not through fp32."""
     cores: int
+    """0 where nothing is known of the machine around a card."""
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a training may take as nvidia-smi shows it: of a card, with its CUDA context."""
+        own = context_bytes(self.compute_capability) if self.kind == "cuda" else 0
+        return self.free_bytes + own
 
 
 # What a CUDA process takes before its first tensor: nvidia-smi minus torch's reserved memory.
@@ -85,6 +95,23 @@ class Card:
     @property
     def context_bytes(self) -> int:
         return context_bytes(self.compute_capability)
+
+    @property
+    def hardware(self) -> Hardware:
+        """A machine with this card, on which only the display and the context take memory.
+
+        A card known only by its size is taken to have bf16, as all since 2020 do.
+        """
+        capability = self.compute_capability
+        return Hardware(
+            kind="cuda",
+            name=self.name,
+            memory_bytes=self.memory_bytes,
+            free_bytes=self.usable_bytes - self.context_bytes,
+            compute_capability=capability,
+            fast_bf16=capability is None or capability >= FIRST_WITH_BF16,
+            cores=0,
+        )
 
 
 # Where a model exists in two sizes the smaller stands first: its plain name means that one.

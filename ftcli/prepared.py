@@ -97,6 +97,20 @@ def split_file(folder: Path, split: Split) -> Path:
     return folder / f"{split}.arrow"
 
 
+def row_lengths(folder: Path, split: Split) -> list[int]:
+    """Tokens of each row of one split, without reading the rows; none where they are gone."""
+    file = split_file(folder, split)
+    if not file.is_file():
+        return []
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    with pa.memory_map(str(file)) as source:
+        ids = pa.ipc.open_stream(source).read_all().column("input_ids")
+        lengths: list[int] = pc.list_value_length(ids).to_pylist()
+    return lengths
+
+
 def save_prepared(prepared: Prepared, folder: Path) -> None:
     """Write `prepared.json`; it comes last, so that its presence means a whole preparation."""
     write_json(folder / "prepared.json", dataclasses.asdict(prepared))

@@ -39,6 +39,22 @@ SIDE = record(
 )
 SIZES = ("weights", "quantization", "adapter", "gradients", "optimizer", "activations")
 SIZES += ("logits", "workspace", "context")
+PHASES = ("end of forward", "head and loss", "backward of one layer", "end of backward")
+PHASES += ("optimizer step",)
+FIGURES = dict.fromkeys(
+    ("peak_bytes", "reserved_bytes", "device_bytes", "low_bytes", "high_bytes"), COUNT
+)
+SIZE = {"enum": ["seq-len", "micro-batch", "rank"]}
+CARD = {"card": TEXT, "usable_bytes": COUNT}
+FIT = record(CARD | {"fits": {"const": True}, "choices": {"type": "object"}} | FIGURES)
+NAME_OR_NONE = {"type": ["string", "null"]}
+INSTEAD = record({"card": NAME_OR_NONE, "model": NAME_OR_NONE})
+SUGGESTION = record(
+    {"change": TEXT, "cost": TEXT, "key": {"type": "string", "pattern": r"^[a-z]+\.[a-z_]+$"}}
+    | {"value": {"type": ["string", "number", "boolean", "array"]}}
+    | {"device_bytes": COUNT, "high_bytes": COUNT}
+)
+SWEEP_ROW = record({"value": COUNT, "fits": {"type": ["boolean", "null"]}} | FIGURES)
 
 SHAPES: dict[str, dict[str, Any]] = {
     "prepare": record(
@@ -55,17 +71,34 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
     "estimate-vram": record(
         {
-            "peak_bytes": COUNT,
-            "device_bytes": COUNT,
+            **FIGURES,
+            "managed_bytes": COUNT,
+            "rests_on": TEXT,
             "breakdown": record(dict.fromkeys(SIZES, COUNT)),
-            "peak_phase": TEXT,
-            "phases": {"type": "object", "additionalProperties": COUNT},
+            "peak_phase": {"enum": list(PHASES)},
+            "phases": record(dict.fromkeys(PHASES, COUNT)),
+            "timeline": record(
+                dict.fromkeys(PHASES, record(dict.fromkeys(SIZES[:-1], COUNT))),
+            ),
+            "moments": record(dict.fromkeys(("validation", "answers", "merge_on_cpu"), COUNT)),
             "trainable_parameters": COUNT,
             "total_parameters": COUNT,
             "fits": {"type": "object", "additionalProperties": {"type": "boolean"}},
             "assumptions": {"type": "object"},
             "textbook": {"type": "array"},
-        }
+            "suggestions": {"type": "array", "items": SUGGESTION},
+        },
+        {
+            "fit": {"oneOf": [FIT, record(CARD | {"fits": {"const": False}, "instead": INSTEAD})]},
+            "written": TEXT,
+            "max": {
+                "oneOf": [
+                    record({"size": SIZE, "value": {"type": "integer", "minimum": 1}} | FIGURES),
+                    record({"size": SIZE, "value": {"type": "null"}}),
+                ]
+            },
+            "sweep": record({"size": SIZE, "rows": {"type": "array", "items": SWEEP_ROW}}),
+        },
     ),
     "train": record(
         {

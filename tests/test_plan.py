@@ -329,9 +329,30 @@ def test_where_checkpointing_was_refused_the_error_names_it() -> None:
 
 
 def test_a_context_that_exists_is_not_counted_again() -> None:
-    plan = make_plan(recipe(), SMALL, PROFILE, card())
-    assert needed_bytes(plan.estimate, card()) == plan.estimate.reserved_bytes
-    assert needed_bytes(plan.estimate, cpu()) == plan.estimate.peak_bytes
+    found = make_plan(recipe(), SMALL, PROFILE, card()).estimate
+    assert needed_bytes(found, card()) == found.high_bytes - found.breakdown["context"]
+    assert needed_bytes(found, card()) > found.reserved_bytes
+    assert needed_bytes(found, cpu()) == found.peak_bytes
+
+
+@pytest.mark.parametrize("name", ["4090", "3060", "T4", "A100"])
+def test_a_plan_on_a_card_fits_by_the_upper_end_of_its_estimate(name: str) -> None:
+    """With one byte less free than a plan may need, another plan is made."""
+    found = make_plan(recipe(), SMALL, PROFILE, card(name))
+    assert found.estimate.high_bytes <= find_card(name).usable_bytes
+    needed = needed_bytes(found.estimate, card(name))
+    exact = replace(card(name), free_bytes=needed)
+    assert make_plan(recipe(), SMALL, PROFILE, exact).estimate == found.estimate
+    less = make_plan(recipe(), SMALL, PROFILE, replace(exact, free_bytes=needed - 1))
+    assert needed_bytes(less.estimate, card(name)) < needed
+
+
+def test_a_card_as_hardware_has_what_is_usable_of_it() -> None:
+    for name in ("4090", "T4", "24GB"):
+        found, known = find_card(name).hardware, find_card(name)
+        assert found.usable_bytes == known.usable_bytes
+        assert found.fast_bf16 is (name != "T4")
+    assert card("4090") == replace(find_card("4090").hardware, cores=16)
 
 
 # Steps

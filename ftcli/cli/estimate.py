@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import gigabytes, result, result_json, width
-from ftcli.hardware import find_card
+from ftcli.console import result, result_json
+from ftcli.errors import UsageError
 
-if TYPE_CHECKING:
-    from ftcli.stages.estimate import EstimateResult
-
-
-LABELS = {
-    "weights": "weights",
-    "quantization": "quantisation constants",
-    "adapter": "adapter",
-    "gradients": "gradients",
-    "optimizer": "optimizer states",
-    "activations": "activations",
-    "logits": "logits and loss",
-    "workspace": "workspace",
-    "context": "CUDA context",
-}
-MODES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-# Too small to be worth a line.
-LEAST_BYTES = 5e6
+CALIBRATE_ALONE = (
+    "--calibrate compares what runs recorded, and takes neither RECIPE nor another flag but "
+    "--json; every run has its own: --calibrate RUN --calibrate RUN"
+)
 
 
 def estimate_vram(
@@ -41,7 +26,8 @@ def estimate_vram(
         typer.Option(metavar="M", help="An alias (7b, qwen2.5-7b), a hub id, a config.json."),
     ] = None,
     mode: Annotated[
-        Literal["full", "lora", "qlora"] | None, typer.Option(help="How to train.")
+        Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"] | None,
+        typer.Option(help="How to train; the last three are estimated, not trained."),
     ] = None,
     seq_len: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens of the longest row.")
@@ -52,6 +38,23 @@ def estimate_vram(
     rank: Annotated[int | None, typer.Option(min=1, metavar="R", help="LoRA's rank.")] = None,
     targets: Annotated[
         str | None, typer.Option(metavar="LIST", help="all-linear, or names with commas.")
+    ] = None,
+    dora: Annotated[
+        bool | None, typer.Option("--dora/--no-dora", help="LoRA with a trained magnitude.")
+    ] = None,
+    modules_to_save: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Trained whole: embed_tokens, lm_head."),
+    ] = None,
+    bottleneck: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Inner width of an adapter.")
+    ] = None,
+    virtual_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Length of a prefix or prompt.")
+    ] = None,
+    projection: Annotated[
+        bool | None,
+        typer.Option("--projection/--no-projection", help="A prefix out of a small network."),
     ] = None,
     optimizer: Annotated[
         Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] | None,
@@ -77,6 +80,27 @@ def estimate_vram(
     gpu: Annotated[
         str | None, typer.Option(metavar="CARD", help="A card (4090, 3060) or a size (24GB).")
     ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CARD", help="Find the cheapest changes that fit it; auto: this machine's."
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write RECIPE with what --fit finds.")
+    ] = None,
+    largest: Annotated[
+        str | None,
+        typer.Option("--max", metavar="SIZE", help="The largest seq-len, micro-batch or rank."),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE=LIST", help="How memory grows: seq-len=512,1024,2048."),
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="Compare a run's memory with its estimate; repeatable."),
+    ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -86,14 +110,20 @@ def estimate_vram(
     Arithmetic only: needs no weights, and no network for known models. What a recipe leaves open
     (micro-batch, checkpointing) is taken at its smallest.
     """
-    from ftcli.stages.estimate import estimate_memory
+    from ftcli.cli.estimate_view import estimate_lines
+    from ftcli.stages.estimate import Question, estimate_memory
 
     flags = {
         "mode": mode,
         "seq_len": seq_len,
         "micro_batch": micro_batch,
         "rank": rank,
-        "targets": _targets(targets),
+        "targets": "all-linear" if targets == "all-linear" else _names(targets),
+        "dora": dora,
+        "modules_to_save": _names(modules_to_save),
+        "bottleneck": bottleneck,
+        "virtual_tokens": virtual_tokens,
+        "projection": projection,
         "optimizer": optimizer,
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,
@@ -101,57 +131,44 @@ def estimate_vram(
         "loss": loss,
         "packing": packing,
     }
-    given = {name: value for name, value in flags.items() if value is not None}
-    card = find_card(gpu) if gpu is not None else None
-    found = estimate_memory(recipe, overrides or [], model, given, card)
+    if calibrate:
+        others = (recipe, overrides, model, gpu, fit, write, largest, sweep, *flags.values())
+        if any(other is not None for other in others):
+            raise UsageError("flag", CALIBRATE_ALONE)
+        _calibrate(calibrate, json)
+        return
+    question = Question(
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        model=model,
+        flags={name: value for name, value in flags.items() if value is not None},
+        gpu=gpu,
+        fit=fit,
+        write=write,
+        max=largest,
+        sweep=sweep,
+    )
+    found = estimate_memory(question)
     if json:
         result_json(found.as_json())
-    else:
-        _show(found)
-
-
-def _targets(text: str | None) -> str | tuple[str, ...] | None:
-    if text is None or text == "all-linear":
-        return text
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _show(found: EstimateResult) -> None:
-    estimate, choices = found.estimate, found.choices
-    rows = f"micro-batch {choices.micro_batch} × {choices.seq_len} tokens"
-    _wrapped(f"{_what(found)}, {rows}", "  ")
-    items = [(LABELS[k], size) for k, size in estimate.breakdown.items() if size >= LEAST_BYTES]
-    bar = max(10, width() - 42)
-    largest = max(size for _, size in items)
-    for label, size in items:
-        result(f"  {label:<24}{gigabytes(size):>9}  {'█' * max(1, round(bar * size / largest))}")
-    result(f"peak {gigabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}")
-    result(f"on the card {gigabytes(estimate.device_bytes)} (allocator's reserve and context)")
-    _wrapped(_fits(found), "      ")
-    if found.textbook:
-        result("\nTextbook figures for full fine-tuning, before activations:")
-        for figure in found.textbook:
-            start = f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  "
-            _wrapped(start + figure.why, " " * len(start))
-
-
-def _wrapped(text: str, indent: str) -> None:
-    for line in textwrap.wrap(text, width(), subsequent_indent=indent):
+        return
+    for line in estimate_lines(found):
         result(line)
 
 
-def _what(found: EstimateResult) -> str:
-    estimate, choices = found.estimate, found.choices
-    size = f"{found.shape.name} ({estimate.total_parameters / 1e9:.2f} B parameters)"
-    if choices.mode == "full":
-        return f"{size}, full fine-tuning in {choices.precision}"
-    share = estimate.trainable_parameters / estimate.total_parameters
-    return f"{size}, {MODES[choices.mode]} r={choices.rank} ({share:.2%} trained)"
+def _calibrate(runs: list[Path], json: bool) -> None:
+    from ftcli.cli.calibrate_view import calibration_lines
+    from ftcli.stages.calibrate import calibrate_runs
+
+    found = calibrate_runs(runs)
+    if json:
+        result_json(found.as_json())
+        return
+    for line in calibration_lines(found):
+        result(line)
 
 
-def _fits(found: EstimateResult) -> str:
-    if found.card is not None:
-        verdict = "fits" if found.fits_card else "does not fit"
-        return f"{verdict}: {found.card.name} ({gigabytes(found.card.usable_bytes)} usable)"
-    cards = [name for name, fits in found.estimate.fits.items() if fits]
-    return f"fits: {', '.join(cards)}" if cards else "fits no single card that is known here"
+def _names(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(name.strip() for name in text.split(",") if name.strip())

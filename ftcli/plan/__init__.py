@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
+from ftcli.fit.bound import needed_bytes
 from ftcli.hardware import Hardware
 from ftcli.plan.arithmetic import (
     choose_attention,
@@ -14,13 +14,7 @@ from ftcli.plan.arithmetic import (
     require_method,
 )
 from ftcli.plan.choice import Choice, Plan, Profile, profile_of
-from ftcli.plan.memory import (
-    choose_optimizer,
-    fit_memory,
-    needed_bytes,
-    vram_choices,
-    vram_method,
-)
+from ftcli.plan.memory import fit_memory, vram_choices, vram_method
 from ftcli.plan.schedule import choose_eval_every, choose_save_every, count_steps
 from ftcli.recipe import Recipe
 from ftcli.shapes import Shape
@@ -47,9 +41,8 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     precision = choose_precision(recipe, hardware)
     weights = choose_weights_dtype(recipe, precision.value)
     attention = choose_attention(recipe, shape, hardware)
-    base = vram_choices(recipe, profile, precision.value, weights.value, attention.value)
-    optimizer = choose_optimizer(recipe, hardware, shape, base)
-    fit = fit_memory(recipe, shape, profile, hardware, replace(base, optimizer=optimizer.value))
+    base = vram_choices(recipe, profile, precision.value, attention.value, hardware)
+    fit = fit_memory(recipe, shape, profile, hardware, base)
     steps, epochs = count_steps(recipe, profile)
     eval_every = choose_eval_every(recipe, profile, steps.value)
     return Plan(
@@ -57,7 +50,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         precision=precision,
         weights_dtype=weights,
         attention=attention,
-        optimizer=optimizer,
+        optimizer=fit.optimizer,
         learning_rate=choose_learning_rate(recipe),
         micro_batch=fit.micro_batch,
         accumulation=recipe.training.batch_size // fit.micro_batch.value,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from ftcli.errors import MachineError, ModelError, UsageError
+from ftcli.errors import MachineError, UsageError
+from ftcli.fit.asked import require_mode
 from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice
 from ftcli.recipe import Full, Lora, Method, Qlora, Recipe
@@ -14,12 +15,7 @@ from ftcli.vram.choices import Attention, Precision, WeightsDtype
 
 def require_method(method: Method, shape: Shape) -> None:
     """Raise ModelError where the method would leave part of the model out in silence."""
-    if shape.experts > 1 and not isinstance(method, Full):
-        raise ModelError(
-            "method_refused",
-            f"{shape.name} is a mixture of experts; its experts are 3-D tensors that "
-            f"{method.mode} would pass over in silence; take method.mode: full, or a dense model",
-        )
+    require_mode(method.mode, shape)
 
 
 def choose_precision(recipe: Recipe, hardware: Hardware) -> Choice[Precision]:
@@ -32,7 +28,8 @@ def choose_precision(recipe: Recipe, hardware: Hardware) -> Choice[Precision]:
         return Choice("fp32", f"{hardware.name} has no bf16 matrix units and emulates it slowly")
     if hardware.fast_bf16:
         capability = hardware.compute_capability
-        proof = f"compute capability {capability[0]}.{capability[1]}" if capability else "this CPU"
+        known = f"compute capability {capability[0]}.{capability[1]}" if capability else None
+        proof = known or ("this CPU" if hardware.kind == "cpu" else hardware.name)
         return Choice("bf16", f"{proof} supports it: fast, with the range of fp32")
     return Choice("fp16", f"{hardware.name} has no bf16; fp16 with loss scaling")
 

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 from ftcli.errors import MachineError
-from ftcli.hardware import Hardware, context_bytes
+from ftcli.fit.bound import estimate_on, fits, needed_bytes
+from ftcli.fit.search import CARD_TOKENS, Options, cheapest, leanest, useful_micro_batches
+from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice, Profile
 from ftcli.recipe import Full, Lora, Method, Qlora, Recipe
 from ftcli.shapes import Shape
-from ftcli.vram import Choices, Estimate, estimate
-from ftcli.vram.choices import Attention, Optimizer, Precision, WeightsDtype
-
-# On a CPU four rows already keep the matrix units busy; more rows only add padding.
-CPU_MICRO_BATCH = 4
-# On a card beyond this many tokens at once the products are as fast as they get.
-CARD_TOKENS = 16_384
-# Share of free memory that a plan may fill: the allocator's fragments take the rest.
-MEMORY_SHARE = 0.92
+from ftcli.vram import Choices, Estimate
+from ftcli.vram.choices import Attention, Optimizer, Precision
 
 
 @dataclass(frozen=True)
 class Fit:
     """What fits, and what it takes."""
 
+    optimizer: Choice[Optimizer]
     micro_batch: Choice[int]
     checkpointing: Choice[bool]
     estimate: Estimate
@@ -54,86 +50,92 @@ def vram_choices(
     recipe: Recipe,
     profile: Profile,
     precision: Precision,
-    weights: WeightsDtype,
     attention: Attention,
+    hardware: Hardware | None = None,
 ) -> Choices:
-    """What the recipe and the data say, in the words of `vram.Choices`."""
+    """What the recipe and the data say, in the words of `vram.Choices`.
+
+    What is `auto` stands at its smallest; without hardware a card is meant.
+    """
     training = recipe.training
     micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
     checkpointing = training.gradient_checkpointing
     return Choices(
         **vram_method(recipe.method),
         precision=precision,
-        weights_dtype=weights,
+        weights_dtype=recipe.model.dtype,
+        optimizer="adamw" if training.optimizer == "auto" else training.optimizer,
         attention=attention,
         seq_len=profile.longest_tokens,
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
         gradient_checkpointing=True if checkpointing == "auto" else checkpointing,
         labelled_share=profile.labelled_share,
+        device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
-
-
-def choose_optimizer(
-    recipe: Recipe, hardware: Hardware, shape: Shape, base: Choices
-) -> Choice[Optimizer]:
-    """fp32 AdamW states where they fit; raises MachineError."""
-    asked = recipe.training.optimizer
-    if asked != "auto":
-        if hardware.kind != "cuda" and asked in ("adamw-8bit", "paged-adamw-8bit"):
-            raise MachineError(
-                "optimizer", f"training.optimizer: {asked} needs a CUDA card; take adamw"
-            )
-        return Choice(asked, "set in the recipe")
-    if hardware.kind != "cuda" or not isinstance(recipe.method, Full):
-        return Choice("adamw", "few trained weights" if base.mode != "full" else "exact states")
-    if needed_bytes(estimate(shape, base), hardware) <= _budget(hardware):
-        return Choice("adamw", "its fp32 states fit")
-    return Choice("paged-adamw-8bit", "fp32 states do not fit on this card")
 
 
 def fit_memory(
     recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware, base: Choices
 ) -> Fit:
-    """The largest useful micro-batch that fits, without checkpointing where there is room."""
-    training, budget = recipe.training, _budget(hardware)
-    asked = training.gradient_checkpointing
-    for checkpointing in [False, True] if asked == "auto" else [asked]:
-        for micro_batch in _micro_batches(recipe, profile, hardware):
-            choices = replace(
-                base,
-                micro_batch=micro_batch,
-                gradient_accumulation=training.batch_size // micro_batch,
-                gradient_checkpointing=checkpointing,
-            )
-            found = estimate(shape, choices)
-            if needed_bytes(found, hardware) <= budget:
-                return Fit(
-                    _micro_batch_choice(recipe, micro_batch, hardware),
-                    _checkpointing_choice(asked, checkpointing),
-                    found,
-                )
-    needed = needed_bytes(found, hardware) / 1e9
-    rows = "one row" if micro_batch == 1 else f"{micro_batch} rows"
-    verb = "needs" if micro_batch == 1 else "need"
-    raise MachineError(
-        "memory",
-        f"{rows} of {profile.longest_tokens} tokens {verb} {needed:.1f} GB, and "
-        f"{hardware.name} has {hardware.free_bytes / 1e9:.1f} GB free; "
-        f"{_cheaper(recipe)}, lower data.max_length, or take a smaller model",
+    """The cheapest values of what the recipe leaves open; raises MachineError."""
+    _require_optimizer(recipe, hardware)
+    options = _options(recipe, hardware, base)
+    found = cheapest(base, options, lambda way: fits(estimate_on(shape, way, hardware), hardware))
+    if found is None:
+        least = leanest(base, options)
+        raise _too_large(recipe, profile, hardware, least, estimate_on(shape, least, hardware))
+    return Fit(
+        _optimizer_choice(recipe, hardware, found),
+        _micro_batch_choice(recipe, found.micro_batch, hardware),
+        _checkpointing_choice(recipe, found.gradient_checkpointing),
+        estimate_on(shape, found, hardware),
     )
 
 
-def _budget(hardware: Hardware) -> int:
-    return int(hardware.free_bytes * MEMORY_SHARE)
+def _options(recipe: Recipe, hardware: Hardware, base: Choices) -> Options:
+    """What the recipe leaves to the plan: of all else there is one value."""
+    training = recipe.training
+    asked_rows, asked_checkpointing = training.micro_batch_size, training.gradient_checkpointing
+    rows = useful_micro_batches(training.batch_size, hardware)
+    paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
+    return Options(
+        seq_len=(base.seq_len,),
+        rank=(base.rank,),
+        mode=(base.mode,),
+        targets=(base.targets,),
+        optimizer=("adamw", "paged-adamw-8bit") if paging else (base.optimizer,),
+        attention=(base.attention,),
+        gradient_checkpointing=(
+            (False, True) if asked_checkpointing == "auto" else (asked_checkpointing,)
+        ),
+        micro_batch=rows if asked_rows == "auto" else (asked_rows,),
+        batch_rows=training.batch_size,
+        most_tokens=CARD_TOKENS if asked_rows == "auto" and hardware.kind == "cuda" else None,
+    )
 
 
-def needed_bytes(found: Estimate, hardware: Hardware) -> int:
-    """What a step takes of the memory that `hardware` calls free."""
-    if hardware.kind != "cuda":
-        return found.peak_bytes
-    # The context of this very process is not part of what CUDA calls free.
-    return found.device_bytes - context_bytes(None)
+def _require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
+    asked = recipe.training.optimizer
+    if hardware.kind != "cuda" and asked in ("adamw-8bit", "paged-adamw-8bit"):
+        raise MachineError(
+            "optimizer", f"training.optimizer: {asked} needs a CUDA card; take adamw"
+        )
+
+
+def _too_large(
+    recipe: Recipe, profile: Profile, hardware: Hardware, least: Choices, found: Estimate
+) -> MachineError:
+    upper = "up to " if hardware.kind == "cuda" else ""
+    needed = f"{upper}{needed_bytes(found, hardware) / 1e9:.1f} GB"
+    rows = "one row" if least.micro_batch == 1 else f"{least.micro_batch} rows"
+    verb = "needs" if least.micro_batch == 1 else "need"
+    return MachineError(
+        "memory",
+        f"{rows} of {profile.longest_tokens} tokens {verb} {needed}, and "
+        f"{hardware.name} has {hardware.free_bytes / 1e9:.1f} GB free; "
+        f"{_cheaper(recipe)}, lower data.max_length, or take a smaller model",
+    )
 
 
 def _cheaper(recipe: Recipe) -> str:
@@ -154,16 +156,14 @@ def _cheaper(recipe: Recipe) -> str:
             assert_never(method)
 
 
-def _micro_batches(recipe: Recipe, profile: Profile, hardware: Hardware) -> list[int]:
-    """Divisors of the batch size worth trying, the largest first."""
-    training = recipe.training
-    if training.micro_batch_size != "auto":
-        return [training.micro_batch_size]
-    most = CPU_MICRO_BATCH
-    if hardware.kind == "cuda":
-        most = max(1, CARD_TOKENS // profile.longest_tokens)
-    size = training.batch_size
-    return [n for n in range(min(size, most), 0, -1) if size % n == 0]
+def _optimizer_choice(recipe: Recipe, hardware: Hardware, found: Choices) -> Choice[Optimizer]:
+    if recipe.training.optimizer != "auto":
+        return Choice(found.optimizer, "set in the recipe")
+    if found.optimizer != "adamw":
+        return Choice(found.optimizer, "fp32 states do not fit on this card")
+    if found.mode != "full":
+        return Choice("adamw", "few trained weights")
+    return Choice("adamw", "its fp32 states fit" if hardware.kind == "cuda" else "exact states")
 
 
 def _micro_batch_choice(recipe: Recipe, micro_batch: int, hardware: Hardware) -> Choice[int]:
@@ -174,8 +174,8 @@ def _micro_batch_choice(recipe: Recipe, micro_batch: int, hardware: Hardware) ->
     return Choice(micro_batch, "the largest that fits and divides the batch")
 
 
-def _checkpointing_choice(asked: bool | str, checkpointing: bool) -> Choice[bool]:
-    if asked != "auto":
+def _checkpointing_choice(recipe: Recipe, checkpointing: bool) -> Choice[bool]:
+    if recipe.training.gradient_checkpointing != "auto":
         return Choice(checkpointing, "set in the recipe")
     if checkpointing:
         return Choice(True, "activations do not fit without it; costs about a third more time")

@@ -1,121 +1,176 @@
-"""`ftcli estimate-vram`: what a training will need, from a recipe or from flags alone."""
+"""`ftcli estimate-vram`: what a training will need, from a recipe or from flags alone.
+
+A recipe's schema is loaded only where there is a recipe: flags alone answer at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.errors import UsageError
-from ftcli.hardware import Card
-from ftcli.shapes import Shape, find_shape, model_source
-from ftcli.vram import Choices, Estimate, TextbookFigure, card_fits, estimate, textbook
+from ftcli.errors import MachineError, UsageError
+from ftcli.fit.asked import Asked
+from ftcli.fit.bound import estimate_on
+from ftcli.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
+from ftcli.fit.solver import fit, instead
+from ftcli.hardware import Hardware, find_card
+from ftcli.shapes import find_shape
+from ftcli.stages.contradictions import require_consistent, require_size, require_trainable
+from ftcli.stages.estimate_result import EstimateResult, FitResult
+from ftcli.vram import Choices, textbook
 
 if TYPE_CHECKING:
     from ftcli.loading import Loaded
 
 
 @dataclass(frozen=True)
-class EstimateResult:
-    """An estimate with what it was asked for; `textbook` only for full fine-tuning."""
+class Question:
+    """What the command line asks."""
 
-    shape: Shape
-    choices: Choices
-    estimate: Estimate
-    card: Card | None
-    textbook: tuple[TextbookFigure, ...]
-
-    @property
-    def fits_card(self) -> bool | None:
-        """Whether it fits the card asked about."""
-        return None if self.card is None else card_fits(self.estimate.reserved_bytes, self.card)
-
-    def as_json(self) -> dict[str, Any]:
-        """Fields of COMMANDS: names that scripts rely on."""
-        found = self.estimate
-        fits = dict(found.fits)
-        if self.card is not None and self.fits_card is not None:
-            fits[self.card.name] = self.fits_card
-        return {
-            "peak_bytes": found.peak_bytes,
-            "device_bytes": found.device_bytes,
-            "breakdown": found.breakdown,
-            "peak_phase": found.peak_phase,
-            "phases": found.phases,
-            "trainable_parameters": found.trainable_parameters,
-            "total_parameters": found.total_parameters,
-            "fits": fits,
-            "assumptions": found.assumptions | {"choices": _plain(self.choices)},
-            "textbook": [figure._asdict() for figure in self.textbook],
-        }
+    recipe: Path | None
+    overrides: tuple[str, ...]
+    model: str | None
+    flags: Mapping[str, Any]
+    """Fields of Choices that flags set."""
+    gpu: str | None = None
+    fit: str | None = None
+    """A card, a size, or `auto`: the card of this machine."""
+    write: Path | None = None
+    max: str | None = None
+    sweep: str | None = None
 
 
-def estimate_memory(
-    recipe: Path | None,
-    overrides: list[str],
-    model: str | None,
-    flags: dict[str, Any],
-    card: Card | None,
-) -> EstimateResult:
+def estimate_memory(question: Question) -> EstimateResult:
     """Estimate a recipe, a model named by a flag, or a recipe changed by flags."""
-    if recipe is None:
-        if model is None:
-            raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
-        if overrides:
-            raise UsageError("flag", "--set changes a recipe, and none is given")
-        shape, choices = find_shape(model, Path.cwd()), Choices(mode="lora")
-    else:
-        shape, choices = _from_recipe(recipe, overrides, model)
-    # Another micro-batch splits the same batch differently.
-    batch_rows = choices.micro_batch * choices.gradient_accumulation
-    wanted = replace(choices, **flags)
-    if recipe is not None:
-        wanted = replace(wanted, gradient_accumulation=max(1, batch_rows // wanted.micro_batch))
-    found = estimate(shape, wanted, card.compute_capability if card else None)
-    figures = tuple(textbook(shape)) if wanted.mode == "full" else ()
-    return EstimateResult(shape, wanted, found, card, figures)
-
-
-def _from_recipe(recipe: Path, overrides: list[str], model: str | None) -> tuple[Shape, Choices]:
-    """The least that the recipe's training takes: what is `auto` there is at its smallest."""
-    from ftcli.loading import load_recipe
-    from ftcli.plan import Profile, vram_choices
-
-    loaded = load_recipe(recipe, overrides)
-    tokens = _longest_tokens(loaded)
-    training = loaded.recipe.training
-    attention = loaded.recipe.model.attention
-    choices = vram_choices(
-        loaded.recipe,
-        Profile(1, tokens, tokens, labelled_share=1.0, validation_tokens=0),
-        "bf16" if training.precision == "auto" else training.precision,
-        loaded.recipe.model.dtype,
-        "sdpa" if attention == "auto" else attention,
+    _require_answerable(question)
+    hardware = _hardware(question)
+    loaded = _loaded(question)
+    asked = _of_flags(question) if loaded is None else _of_recipe(question, loaded, hardware)
+    shape, choices = asked.shape, asked.choices
+    require_consistent(question.flags, choices)
+    fitted = _fit(question, asked, hardware)
+    return EstimateResult(
+        shape=shape,
+        choices=choices,
+        estimate=estimate_on(shape, choices, hardware),
+        hardware=hardware,
+        textbook=tuple(textbook(shape)) if choices.mode == "full" else (),
+        fit=fitted,
+        limit=_limit(question, asked, hardware),
+        sweep=_sweep(question, asked, hardware),
+        # Last, so that nothing is written where anything else fails.
+        written=_write(question, loaded, fitted),
     )
-    optimizer = "adamw" if training.optimizer == "auto" else training.optimizer
-    choices = replace(choices, optimizer=optimizer)
-    if model is not None:
-        return find_shape(model, Path.cwd()), choices
-    with loaded.blame():
-        shape = find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
-        shape.target_modules(choices.targets)  # names what matches nothing, at its line
-    return shape, choices
 
 
-def _longest_tokens(loaded: Loaded) -> int:
-    """Of the prepared rows, where the preparation is of this data and model; else the limit."""
-    from ftcli.prepared import load_prepared
+def _require_answerable(question: Question) -> None:
+    """Raise UsageError for what the command line alone proves wrong."""
+    if question.recipe is None and question.model is None:
+        raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
+    if question.recipe is None and question.overrides:
+        raise UsageError("flag", "--set changes a recipe, and none is given")
+    if question.write is not None and question.fit is None:
+        raise UsageError("flag", "--write writes what --fit finds: add --fit 24GB, 4090 or auto")
+    if question.write is not None and question.recipe is None:
+        raise UsageError(
+            "flag",
+            f"--write changes a recipe, and none is given: ftcli estimate-vram RECIPE --fit "
+            f"{question.fit} --write {question.write} (keys of a recipe: ftcli schema --text)",
+        )
+    if question.max is not None and question.gpu is None and question.fit is None:
+        raise UsageError("flag", f"--max {question.max} needs a card: add --gpu 4090 or 24GB")
 
-    data = loaded.recipe.data
-    prepared = load_prepared(loaded.output / "data")
-    if prepared is None:
-        return data.max_length
-    made_for = (prepared.model, prepared.train_source, prepared.max_length)
-    asked = (model_source(loaded.recipe.model.id, loaded.base), data.train, data.max_length)
-    return prepared.longest.tokens if made_for == asked else data.max_length
+
+def _hardware(question: Question) -> Hardware | None:
+    """The card asked about; raises UsageError, and MachineError where `auto` finds none."""
+    if question.fit == "auto":
+        if question.gpu is not None:
+            raise _two_cards(question)
+        return _own_card()
+    if question.fit is None:
+        return find_card(question.gpu).hardware if question.gpu is not None else None
+    card = find_card(question.fit)
+    if question.gpu is not None and find_card(question.gpu) != card:
+        raise _two_cards(question)
+    return card.hardware
 
 
-def _plain(choices: Choices) -> dict[str, Any]:
-    words = asdict(choices)
-    words.pop("stack")
-    return words
+def _two_cards(question: Question) -> UsageError:
+    return UsageError(
+        "flag", f"--gpu {question.gpu} and --fit {question.fit} name two cards: leave --gpu out"
+    )
+
+
+def _own_card() -> Hardware:
+    from ftcli.engine.device import find_hardware
+
+    found = find_hardware()
+    if found.kind != "cuda":
+        raise MachineError(
+            "no_card",
+            f"--fit auto: this machine has no CUDA card ({found.name}); name one, as --fit 4090 or "
+            "--fit 24GB",
+        )
+    return found
+
+
+def _loaded(question: Question) -> Loaded | None:
+    if question.recipe is None:
+        return None
+    from ftcli.loading import load_recipe
+
+    return load_recipe(question.recipe, question.overrides)
+
+
+def _of_flags(question: Question) -> Asked:
+    choices = replace(Choices(mode="lora"), **question.flags)
+    return Asked(
+        find_shape(question.model or "", Path.cwd()),
+        choices,
+        batch_rows=choices.micro_batch,
+        open_checkpointing="gradient_checkpointing" not in question.flags,
+    )
+
+
+def _of_recipe(question: Question, loaded: Loaded, hardware: Hardware | None) -> Asked:
+    from ftcli.stages.estimate_recipe import asked_of_recipe
+
+    return asked_of_recipe(loaded, question.model, question.flags, hardware)
+
+
+def _fit(question: Question, asked: Asked, hardware: Hardware | None) -> FitResult | None:
+    if question.fit is None or hardware is None:
+        return None
+    require_trainable(asked.choices, f"--fit {question.fit}")
+    found = fit(asked, hardware)
+    return FitResult(found, instead(asked, hardware) if found is None else None)
+
+
+def _limit(question: Question, asked: Asked, hardware: Hardware | None) -> Limit | None:
+    if question.max is None or hardware is None:
+        return None
+    size = size_named(question.max, "--max")
+    require_size(size, asked.choices, "--max")
+    return largest(asked.shape, asked.choices, size, hardware)
+
+
+def _sweep(question: Question, asked: Asked, hardware: Hardware | None) -> Sweep | None:
+    if question.sweep is None:
+        return None
+    size, values = sizes_of(question.sweep)
+    require_size(size, asked.choices, "--sweep")
+    return sweep(asked.shape, asked.choices, size, values, hardware)
+
+
+def _write(question: Question, loaded: Loaded | None, fitted: FitResult | None) -> Path | None:
+    """The recipe with `--set`, flags and the changes, as a file; raises FtcliError."""
+    if question.write is None or loaded is None or fitted is None:
+        return None
+    if fitted.found is None:
+        raise MachineError("memory", f"no change makes it fit {question.fit}: nothing is written")
+    from ftcli.stages.writing import write_recipe
+
+    changes = {change.key: change.value for change in fitted.found.changes}
+    return write_recipe(loaded, question.model, question.flags, changes, question.write)

@@ -21,16 +21,24 @@ class OpenRun:
     prepared: Prepared
 
 
+def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
+    """The run at `path`, in whatever state, or the newest finished one of the recipe there.
+
+    Raises FtcliError (`run_missing`).
+    """
+    if (run := find_run(path)) is not None:
+        return run
+    if path.is_dir():
+        raise FtcliError("run_missing", f"{path} is not a run: it has no run.json")
+    return newest_finished(load_recipe(path, overrides).output)
+
+
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The finished run at `path`, or the newest finished one of the recipe at `path`.
 
     Overrides are laid over the run's resolved recipe. Raises FtcliError.
     """
-    run = find_run(path)
-    if run is None:
-        if path.is_dir():
-            raise FtcliError("run_missing", f"{path} is not a run: it has no run.json")
-        run = newest_finished(load_recipe(path, overrides).output)
+    run = run_at(path, overrides)
     if run.state != "finished":
         raise FtcliError(
             "run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train"

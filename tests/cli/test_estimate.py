@@ -25,6 +25,7 @@ data:
 training:
   batch_size: 8
 """
+TABLES = ["embed_tokens", "lm_head"]
 BREAKDOWN = "weights quantization adapter gradients optimizer activations logits workspace context"
 
 
@@ -177,7 +178,13 @@ def test_a_recipe_says_what_its_training_takes(ask: Any) -> None:
         (["--seq-len", "64"], "seq_len", 64),
         (["--micro-batch", "4"], "micro_batch", 4),
         (["--optimizer", "sgd"], "optimizer", "sgd"),
-        (["--precision", "fp32"], "precision", "fp32"),
+        (["--precision", "fp16"], "precision", "fp16"),
+        (["--mode", "lora", "--precision", "fp32"], "precision", "fp32"),
+        (["--dora"], "dora", True),
+        (["--modules-to-save", "embed_tokens, lm_head"], "modules_to_save", TABLES),
+        (["--mode", "adapter", "--bottleneck", "8"], "bottleneck", 8),
+        (["--mode", "prompt", "--virtual-tokens", "8"], "virtual_tokens", 8),
+        (["--mode", "prefix", "--projection"], "projection", True),
         (["--no-gradient-checkpointing"], "gradient_checkpointing", False),
         (["--attention", "eager"], "attention", "eager"),
         (["--loss", "full"], "loss", "full"),

@@ -1,0 +1,174 @@
+"""Lines of `ftcli estimate-vram`: the items, the step, the figures, the card."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
+from ftcli.console import gigabytes, width
+from ftcli.hardware import Hardware
+from ftcli.stages.contradictions import NAMES, TRAINED
+from ftcli.stages.estimate_result import EstimateResult
+from ftcli.vram import Estimate
+
+LABELS = {
+    "weights": "weights",
+    "quantization": "quantisation constants",
+    "adapter": "adapter",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "workspace": "workspace",
+    "reserve": "allocator's reserve",
+    "context": "CUDA context",
+    "interval": "up to the upper end",
+    "free": "free",
+}
+# Told apart without colour, on any terminal and in a file.
+FILLS = {
+    "weights": "█",
+    "quantization": "▓",
+    "adapter": "▒",
+    "gradients": "#",
+    "optimizer": "=",
+    "activations": "+",
+    "logits": "~",
+    "workspace": "-",
+    "reserve": "%",
+    "context": ":",
+    "interval": "?",
+    "free": "·",
+}
+# Too small to be worth a line.
+LEAST_BYTES = 5e6
+
+
+def estimate_lines(found: EstimateResult) -> Iterator[str]:
+    """The whole answer, none of its lines longer than the terminal is wide."""
+    choices = found.choices
+    rows = f"micro-batch {choices.micro_batch} × {choices.seq_len} tokens"
+    yield from _wrapped(f"{_what(found)}, {rows}", "  ")
+    yield from _items(found.estimate)
+    yield from _step(found.estimate)
+    yield from _figures(found.estimate)
+    if found.hardware is not None:
+        yield from _card(found.estimate, found.hardware)
+    yield from _wrapped(_fits(found), "      ")
+    if found.fits_card is False and found.fit is None and found.choices.mode in TRAINED:
+        yield "--fit in place of --gpu finds the cheapest changes that do"
+    if found.fit is not None and found.hardware is not None:
+        yield from fit_lines(found.fit, found.hardware, found.written)
+    if found.limit is not None and found.hardware is not None:
+        yield from limit_lines(found.limit, found.hardware)
+    if found.sweep is not None:
+        yield from sweep_lines(found.sweep)
+    if found.fit is None and found.limit is None and found.sweep is None:
+        yield from _textbook(found)
+
+
+def _what(found: EstimateResult) -> str:
+    estimate, choices = found.estimate, found.choices
+    size = f"{found.shape.name} ({estimate.total_parameters / 1e9:.2f} B parameters)"
+    if choices.mode == "full":
+        return f"{size}, full fine-tuning in {choices.precision}"
+    share = estimate.trainable_parameters / estimate.total_parameters
+    rank = f" r={choices.rank}" if choices.has_lora else ""
+    return f"{size}, {NAMES[choices.mode]}{rank} ({share:.2%} trained)"
+
+
+def _items(estimate: Estimate) -> Iterator[str]:
+    items = [(LABELS[k], size) for k, size in estimate.breakdown.items() if size >= LEAST_BYTES]
+    largest = max(size for _, size in items)
+    for label, size in items:
+        yield _barred(label, size, largest)
+
+
+def _step(estimate: Estimate) -> Iterator[str]:
+    """The moments of a step in their order; the greatest is the peak."""
+    yield f"peak {gigabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}"
+    for name, size in estimate.phases.items():
+        mark = " peak" if name == estimate.peak_phase else ""
+        yield _barred(name, size, estimate.peak_bytes, mark)
+
+
+def _barred(label: str, size: int, largest: int, mark: str = "") -> str:
+    start = f"  {label:<24}{gigabytes(size):>{max(9, len(gigabytes(largest)) + 1)}}  "
+    bar = max(10, width() - len(start) - len(" peak"))
+    return f"{start}{'█' * max(1, round(bar * size / largest))}{mark}"
+
+
+def _figures(estimate: Estimate) -> Iterator[str]:
+    low, high = estimate.low_bytes / 1e9, estimate.high_bytes / 1e9
+    yield from _wrapped(
+        f"allocated by tensors {gigabytes(estimate.peak_bytes)} · reserved by the allocator "
+        f"{gigabytes(estimate.reserved_bytes)} · shown by nvidia-smi, with the context, "
+        f"{gigabytes(estimate.device_bytes)}",
+        "  ",
+    )
+    yield from _wrapped(
+        f"between {low:.1f} and {high:.1f} GB: rests on {estimate.residuals.rests_on}", "  "
+    )
+    if estimate.managed_bytes:
+        yield from _wrapped(
+            f"paged optimizer states {gigabytes(estimate.managed_bytes)} more: on the card while "
+            "there is room, else in the host's memory",
+            "  ",
+        )
+    moments = estimate.moments
+    yield from _wrapped(
+        f"outside the step: validation {gigabytes(moments['validation'])} · answers "
+        f"{gigabytes(moments['answers'])} · merge {gigabytes(moments['merge_on_cpu'])} of the "
+        "host's memory",
+        "  ",
+    )
+
+
+def _card(estimate: Estimate, hardware: Hardware) -> Iterator[str]:
+    """One bar of the whole card, and what its signs mean."""
+    parts = _parts(estimate, hardware)
+    space = width() - 2
+    total = max(sum(parts.values()), hardware.usable_bytes)
+    bar, reached = "", 0
+    for name, size in parts.items():
+        reached += size
+        bar += FILLS[name] * (round(space * reached / total) - len(bar))
+    end = round(space * hardware.usable_bytes / total)
+    yield f"|{bar[:end]}|{bar[end:]}"
+    signs = [f"{FILLS[n]}\xa0{LABELS[n].replace(' ', chr(160))}" for n in parts if FILLS[n] in bar]
+    for line in _wrapped(" " + "  ".join(signs), " "):
+        yield line.replace("\xa0", " ")
+
+
+def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
+    """The card's memory from its start to its end, in bytes."""
+    items = dict(estimate.breakdown)
+    context = items.pop("context")
+    taken = {**items, "reserve": estimate.reserved_bytes - estimate.peak_bytes, "context": context}
+    upper = estimate.high_bytes - estimate.device_bytes
+    free = max(0, hardware.usable_bytes - estimate.high_bytes)
+    return {**taken, "interval": upper, "free": free}
+
+
+def _fits(found: EstimateResult) -> str:
+    if found.hardware is None:
+        cards = [name for name, fits in found.estimate.fits.items() if fits]
+        return f"fits: {', '.join(cards)}" if cards else "fits no single card that is known here"
+    card = f"{found.hardware.name} ({gigabytes(found.hardware.usable_bytes)} usable)"
+    if not found.fits_card:
+        return f"does not fit: {card}"
+    return f"fits: {card}" if found.surely_fits else f"fits, but for the interval's end: {card}"
+
+
+def _textbook(found: EstimateResult) -> Iterator[str]:
+    if found.textbook:
+        yield ""
+        yield "Textbook figures for full fine-tuning, before activations:"
+    for figure in found.textbook:
+        start = f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  "
+        yield from _wrapped(start + figure.why, " " * len(start))
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, width(), subsequent_indent=indent, break_on_hyphens=False)

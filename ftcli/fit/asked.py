@@ -1,0 +1,124 @@
+"""What `estimate-vram --fit` is asked, and which changes of it may be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ftcli.errors import ModelError
+from ftcli.fit.search import CARD_TOKENS, Options, useful_micro_batches
+from ftcli.hardware import Hardware
+from ftcli.shapes import Shape, Targets
+from ftcli.vram import Choices
+from ftcli.vram.choices import Attention, Mode, Optimizer
+
+T = TypeVar("T")
+
+# From the method that learns most to the one that needs least.
+METHODS: tuple[Mode, ...] = ("full", "lora", "qlora")
+OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
+# The least rank in the LoRA paper's tables that is more than a curiosity (Hu et al. 2021, 7.2).
+LEAST_RANK = 4
+# Lengths are multiples of this: numbers that people read, and that tensor cores like.
+LENGTH_STEP = 64
+# Rows any shorter hold no prompt with its answer.
+LEAST_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training as asked for, and what of it is open."""
+
+    shape: Shape
+    choices: Choices
+    """What is open stands at its smallest."""
+    batch_rows: int
+    """Rows of an optimizer step, which stay as they are."""
+    open_micro_batch: bool = False
+    open_checkpointing: bool = False
+    alpha: float | None = None
+    """LoRA's alpha, where a recipe holds one: it goes down with the rank."""
+    share_longer: Callable[[int], float] | None = None
+    """Share of the rows that are longer than so many tokens; None where no rows are known."""
+
+
+def require_mode(mode: Mode, shape: Shape) -> None:
+    """Raise ModelError where the method would leave part of the model out in silence."""
+    if shape.experts > 1 and mode != "full":
+        raise ModelError(
+            "method_refused",
+            f"{shape.name} is a mixture of experts; its experts are 3-D tensors that "
+            f"{mode} would pass over in silence; take method.mode: full, or a dense model",
+        )
+
+
+def options_of(asked: Asked, hardware: Hardware) -> Options:
+    """As asked first, then every change that `ftcli train` carries out on this card."""
+    choices = asked.choices
+    return Options(
+        seq_len=_lengths(choices.seq_len),
+        rank=_ranks(choices.rank),
+        mode=_modes(asked),
+        targets=_targets(asked.shape, choices),
+        optimizer=_from(OPTIMIZERS, choices.optimizer),
+        attention=_attentions(asked.shape, choices.attention),
+        gradient_checkpointing=(
+            (True,)
+            if choices.gradient_checkpointing and not asked.open_checkpointing
+            else (False, True)
+        ),
+        micro_batch=_micro_batches(asked, hardware),
+        batch_rows=asked.batch_rows,
+        most_tokens=CARD_TOKENS if asked.open_micro_batch else None,
+    )
+
+
+def _lengths(asked: int) -> tuple[int, ...]:
+    longest = (asked - 1) // LENGTH_STEP * LENGTH_STEP
+    return (asked, *range(longest, LEAST_LENGTH - 1, -LENGTH_STEP))
+
+
+def _ranks(asked: int) -> tuple[int, ...]:
+    ranks = [asked]
+    while ranks[-1] // 2 >= LEAST_RANK:
+        ranks.append(ranks[-1] // 2)
+    return tuple(ranks)
+
+
+def _modes(asked: Asked) -> tuple[Mode, ...]:
+    if asked.shape.experts > 1:
+        return (asked.choices.mode,)  # require_mode
+    return _from(METHODS, asked.choices.mode)
+
+
+def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
+    """As asked; attention alone; queries and values alone: each a part of the one before."""
+    if shape.experts > 1:
+        return (choices.targets,)
+    queries, output = shape.layout.queries, shape.layout.output
+    tried: list[Targets] = [choices.targets]
+    for fewer in ((*queries, output), (queries[0], queries[-1]) if len(queries) > 1 else queries):
+        if set(fewer) < set(shape.target_modules(tried[-1])):
+            tried.append(fewer)
+    return tuple(tried)
+
+
+def _attentions(shape: Shape, asked: Attention) -> tuple[Attention, ...]:
+    """flash would save nothing that sdpa does not: `ftcli train` gives neither of them a mask."""
+    if asked == "eager" and not shape.capped_scores:
+        return ("eager", "sdpa")
+    return (asked,)
+
+
+def _micro_batches(asked: Asked, hardware: Hardware) -> tuple[int, ...]:
+    useful = useful_micro_batches(asked.batch_rows, hardware)
+    if asked.open_micro_batch:
+        return useful
+    rows = asked.choices.micro_batch
+    return (rows, *(fewer for fewer in useful if fewer < rows))
+
+
+def _from(ordered: tuple[T, ...], asked: T) -> tuple[T, ...]:
+    """`asked` and what comes after it; alone where it is none of them."""
+    return ordered[ordered.index(asked) :] if asked in ordered else (asked,)
