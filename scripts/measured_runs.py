@@ -120,7 +120,7 @@ def measured_choices(row: Row, shape: Shape) -> Choices:
         gradient_accumulation=int(row["grad_accum"] or 1),
         gradient_checkpointing=row["grad_checkpointing"] != "0",
         attention=_known(_ATTENTION, row, "attention"),
-        loss="full",
+        loss="chunked" if row["loss"] == "chunked (ftcli)" else "full",
         padding="padded to longest" in row["packing_or_padded_to"],
         stack=_stack(row),
     )
@@ -271,7 +271,7 @@ def _bytes_per_logit(row: Row) -> int:
     gradient; fused cross entropy (foak) writes the gradient over the logits, which saves 4.
     """
     loss = row["loss"]
-    for word, size in (("litgpt", 6), ("8 chunks", 4), ("torchtune", 12)):
+    for word, size in (("litgpt", 6), ("8 chunks", 2), ("torchtune", 12)):
         if word in loss:
             return size
     if loss == "chunked":

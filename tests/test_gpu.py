@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from ftcli.cli import run
+from ftcli.hardware import context_bytes
+from ftcli.stages.calibrate import CalibratedRun, calibrate_runs
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import measure_vram  # noqa: E402
+
+MIB = 2**20
+# 0.3 B parameters: what torch's libraries take besides the formula is small beside them.
+MIDDLE_SIZED = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 65_536,
+    "tie_word_embeddings": True,
+}
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def needs_a_card() -> None:
     import torch
 
@@ -30,3 +54,64 @@ def test_training_on_a_card_learns_and_merges(
     result = json.loads((tmp_path / "runs/tiny/run.json").read_text())["result"]
     assert result["eval_loss"] < result["first_eval_loss"]
     assert run(["merge", str(recipe)]) == 0
+
+
+@pytest.fixture(scope="module")
+def middle_sized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "middle"
+    measure_vram.make_model(MIDDLE_SIZED, folder, "cuda")
+    return folder
+
+
+def measured_run(
+    folder: Path, model: Path, method: dict[str, Any], training: dict[str, Any]
+) -> CalibratedRun:
+    """Two steps of `ftcli train` on rows of 1024 tokens, with what they took."""
+    rows = ({"text": f"{number:03} " + "x" * 1024} for number in range(10))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": "rows.jsonl", "format": "text", "validation": 2, "max_length": 1024}
+    recipe = {
+        "name": "measured",
+        "model": {"id": str(model)},
+        "method": method,
+        "data": data | {"allow_truncation": True},
+        "training": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, **training},
+    }
+    (folder / "measured.yaml").write_text(yaml.safe_dump(recipe))
+    assert run(["train", str(folder / "measured.yaml")]) == 0
+    return calibrate_runs([folder / "runs" / "measured"]).runs[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "precision"),
+    [("full", "bf16"), ("full", "pure-bf16"), ("lora", "bf16"), ("qlora", "bf16")],
+)
+def test_a_training_takes_what_was_estimated(
+    mode: str, precision: str, checkpointing: bool, middle_sized: Path, tmp_path: Path
+) -> None:
+    training = {"precision": precision, "gradient_checkpointing": checkpointing}
+    found = measured_run(tmp_path, middle_sized, {"mode": mode}, training)
+    assert [figure.measure for figure in found.figures] == ["allocated", "reserved"]
+    for figure in found.figures:
+        assert figure.inside, figure
+    assert found.record.device == "cuda" and found.record.resident_bytes is None
+    assert found.record.allocated_bytes is not None
+    assert found.record.allocated_bytes <= found.run.read_manifest()["result"]["peak_memory_bytes"]
+    validation = found.record.validation_bytes
+    assert validation is not None and validation < found.figures[0].measured_bytes
+
+
+def test_the_context_is_that_of_the_table() -> None:
+    """Measured as the table was made: nvidia-smi minus the reserve, after one element."""
+    import torch
+
+    code = "import measure_point as m; print(m.context_taken_bytes(m.card_bytes()))"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    measured = int(output.stdout.splitlines()[-1])
+    known = context_bytes(torch.cuda.get_device_capability(0))
+    # Drivers differ by a few percent; a table that is too low says "fits" where it does not.
+    assert 0.5 * known <= measured <= 1.1 * known, (
+        f"ftcli/hardware.py says {known / MIB:.0f} MiB, measured {measured / MIB:.0f} MiB"
+    )

@@ -59,8 +59,13 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert error.rstrip().endswith("stopped.yaml --set training.micro_batch_size=2")
     assert "Traceback" not in error
     folder = tmp_path / "runs" / "stopped"
-    assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["state"] == "stopped"
     assert train(stopped, "--set", "training.micro_batch_size=2") == 0
+    memory = json.loads((folder / "run.json").read_text())["memory"]
+    for name, size in manifest["memory"].items():
+        if name.endswith("_bytes") and size is not None:
+            assert memory[name] >= size, "the greater of both sittings"
     assert adapter_digest(folder) == adapter_digest(tmp_path / "runs" / "whole")
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert [s for s in steps if s] == sorted(s for s in steps if s)

@@ -88,16 +88,6 @@ def device_of(hardware: Hardware) -> torch.device:
     return torch.device("cuda", 0) if hardware.kind == "cuda" else torch.device("cpu")
 
 
-def peak_memory_bytes(hardware: Hardware) -> int:
-    """Most that tensors took on the card, or that this process took of the machine's memory."""
-    if hardware.kind == "cuda":
-        return torch.cuda.max_memory_allocated(0)
-    import resource
-
-    # ru_maxrss is in KiB on Linux (getrusage(2)).
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def _cores() -> int:
     """Cores this process may use: its affinity, within the quota of its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -30,6 +30,7 @@ from ftcli.engine.callbacks import Course, stop_signals
 from ftcli.engine.checkpoints import newest, rotate, save_checkpoint
 from ftcli.engine.device import device_of
 from ftcli.engine.loss import row_losses, summed_loss
+from ftcli.engine.memory import StepMemory
 from ftcli.engine.merge import generation_config
 from ftcli.engine.methods import (
     attach,
@@ -233,7 +234,13 @@ class Outcome:
     signal_number: int | None
 
 
-def train(trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Reporter) -> Outcome:
+def train(
+    trainer: FtcliTrainer,
+    training: Training,
+    plan: Plan,
+    memory: StepMemory,
+    reporter: Reporter,
+) -> Outcome:
     """Run to the last step, to an early stop or to a signal; the model holds the best weights.
 
     Resumes from the newest checkpoint of the run folder, if there is one.
@@ -242,6 +249,7 @@ def train(trainer: FtcliTrainer, training: Training, plan: Plan, reporter: Repor
     validate = trainer.validation_loss if trainer.data.validation is not None else None
     tokens = trainer.data.tokens_of_steps(plan.accumulation)
     course = Course(trainer.run, training, plan, tokens, validate)
+    trainer.add_callback(memory)
     trainer.add_callback(course)
     with reporter.meter("step", plan.steps.value) as meter, stop_signals(course, reporter):
         course.begin(meter, resumed=checkpoint is not None)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli import __version__
 from ftcli.artifacts import (
@@ -32,9 +32,14 @@ from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.stages.card import model_card
+from ftcli.stages.memory_record import memory_record, planned_choices
 from ftcli.stages.opening import open_run
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
+
+if TYPE_CHECKING:
+    from ftcli.engine.memory import StepMemory
+    from ftcli.engine.trainer import Outcome
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
@@ -168,7 +173,8 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     _announce(job, reporter)
     _begin(job)
 
-    from ftcli.engine.device import memory_in_words, peak_memory_bytes
+    from ftcli.engine.device import memory_in_words
+    from ftcli.engine.memory import MemoryMeter, StepMemory
     from ftcli.engine.trainer import Setup, build_trainer, save_trained, train
 
     scene = job.scene
@@ -181,9 +187,11 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
         scene.renderer,
         job.parent_adapter,
     )
+    memory = StepMemory(MemoryMeter(scene.hardware))
     with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
         trainer = build_trainer(setup, run)
-        outcome = train(trainer, job.recipe.training, plan, reporter)
+        outcome = train(trainer, job.recipe.training, plan, memory, reporter)
+    _record_memory(job, memory)
     if outcome.signal_number is not None:
         run.update_manifest(state="stopped")
         raise Stopped(_stopped(job, outcome.steps), outcome.signal_number)
@@ -192,7 +200,14 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     with whole_folder(target) as temporary:
         save_trained(trainer, setup, temporary)
     _drop_if_empty(run.path / "logs")
-    report = {
+    figures = {"trained_parameters": trained, "peak_memory_bytes": memory.process_peak_bytes()}
+    report = _report(job, outcome, figures) | {"seconds": time.monotonic() - started}
+    _end(job, report)
+    return TrainResult(run, report)
+
+
+def _report(job: _Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str, Any]:
+    return {
         "state": "finished",
         "steps": outcome.steps,
         "train_loss": outcome.train_loss,
@@ -200,15 +215,11 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
         "first_eval_loss": outcome.first_eval_loss,
         "best_step": outcome.best_step,
         "tokens_per_second": outcome.tokens_per_second,
-        "trained_parameters": trained,
-        "total_parameters": scene.shape.parameters,
-        "peak_memory_bytes": peak_memory_bytes(scene.hardware),
-        "saved_bytes": folder_bytes(run.trained()),
+        "total_parameters": job.scene.shape.parameters,
+        "saved_bytes": folder_bytes(job.run.trained()),
         "training_seconds": outcome.seconds,
-        "seconds": time.monotonic() - started,
+        **figures,
     }
-    _end(job, report)
-    return TrainResult(run, report)
 
 
 def _announce(job: _Job, reporter: Reporter) -> None:
@@ -256,6 +267,15 @@ def _begin(job: _Job) -> None:
         },
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+
+
+def _record_memory(job: _Job, measured: StepMemory) -> None:
+    """Estimated and measured, side by side in run.json; of several sittings the greatest."""
+    scene, plan = job.scene, job.plan
+    choices = planned_choices(job.recipe, profile_of(job.prepared), plan, scene.hardware)
+    record = memory_record(scene, plan, choices, measured)
+    earlier = job.run.read_manifest().get("memory", {})
+    job.run.update_manifest(memory=record.or_greater(earlier).as_json())
 
 
 def _drop_if_empty(folder: Path) -> None:

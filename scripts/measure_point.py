@@ -1,0 +1,94 @@
+"""Measure one training: load, attach and train with ftcli's engine, three steps, and print bytes.
+
+    python scripts/measure_point.py RECIPE
+
+scripts/measure_vram.py starts it in a process of its own, so that a lack of memory ends one point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ftcli.artifacts import RunFolder
+from ftcli.console import Terminal
+from ftcli.engine.encode import prepare
+from ftcli.engine.memory import MemoryMeter, StepMemory
+from ftcli.engine.trainer import Setup, build_trainer
+from ftcli.errors import MachineError
+from ftcli.loading import load_recipe
+from ftcli.plan import make_plan, profile_of
+from ftcli.stages.scene import Scene, look
+
+# The plan would refuse what it believes too large; here the card decides.
+NO_LIMIT_BYTES = 2**60
+
+
+def measure_recipe(recipe: Path) -> dict[str, int | None]:
+    """Peaks of the recipe's steps, and what the CUDA context takes."""
+    idle_bytes = card_bytes()
+    context_bytes = context_taken_bytes(idle_bytes)
+    scene = look(load_recipe(recipe), None)
+    trained, memory = _train(scene, RunFolder(recipe.parent / "run"))
+    return {
+        "allocated_bytes": memory.steps.allocated_bytes,
+        "reserved_bytes": memory.steps.reserved_bytes,
+        "resident_bytes": memory.steps.resident_bytes,
+        "nvidia_smi_bytes": None if idle_bytes is None else _required(card_bytes()) - idle_bytes,
+        "context_bytes": context_bytes,
+        "trained_parameters": trained,
+        "retries": torch.cuda.memory_stats(0)["num_alloc_retries"] if context_bytes else 0,
+    }
+
+
+def _train(scene: Scene, run: RunFolder) -> tuple[int, StepMemory]:
+    """The trainer as `ftcli train` builds it; without the course of a run, which would save."""
+    recipe = scene.loaded.recipe
+    prepared = prepare(scene.loaded, scene.renderer, run.data, Terminal())
+    hardware = replace(scene.hardware, free_bytes=NO_LIMIT_BYTES)
+    plan = make_plan(recipe, scene.shape, profile_of(prepared), hardware)
+    memory = StepMemory(MemoryMeter(hardware))
+    setup = Setup(recipe, scene.source, hardware, plan, prepared, scene.renderer)
+    trainer = build_trainer(setup, run)
+    trainer.add_callback(memory)
+    trainer.train()
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    return trained, memory
+
+
+def card_bytes() -> int | None:
+    """What nvidia-smi shows as used, by whomever; None without a card."""
+    if not torch.cuda.is_available():
+        return None
+    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", index]
+    output = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, check=True)
+    return int(output.stdout) * 2**20
+
+
+def context_taken_bytes(idle_bytes: int | None) -> int | None:
+    """nvidia-smi minus torch's reserve, after the first tensor."""
+    if idle_bytes is None:
+        return None
+    first = torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    taken = _required(card_bytes()) - idle_bytes - torch.cuda.memory_reserved(0)
+    del first
+    torch.cuda.empty_cache()
+    return taken
+
+
+def _required(found: int | None) -> int:
+    if found is None:
+        raise MachineError("card", "the card is gone")
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_recipe(Path(sys.argv[1]))))

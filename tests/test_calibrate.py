@@ -1,0 +1,171 @@
+"""What a training measured, and the estimate against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import validate
+
+from ftcli.artifacts import RunFolder, write_json
+from ftcli.cli import run
+from ftcli.cli.calibrate_view import calibration_lines
+from ftcli.errors import FtcliError
+from ftcli.shapes import find_shape
+from ftcli.stages.calibrate import calibrate_runs
+from ftcli.stages.memory_record import MEASUREMENTS, MemoryRecord, read_record
+from ftcli.vram import Choices, estimate
+from tests import json_shapes as kinds
+
+FIGURE = kinds.record(
+    {
+        "measure": {"enum": ["allocated", "reserved", "resident"]},
+        **dict.fromkeys(("estimated_bytes", "measured_bytes"), kinds.COUNT),
+        **dict.fromkeys(("low_bytes", "high_bytes"), kinds.COUNT),
+        "error": kinds.NUMBER,
+        "inside": {"type": "boolean"},
+    }
+)
+CALIBRATED = kinds.record(
+    {
+        **dict.fromkeys(("run_dir", "model", "mode", "machine"), kinds.TEXT),
+        "figures": {"type": "array", "items": FIGURE, "minItems": 1},
+    }
+)
+CALIBRATION = kinds.record(
+    {
+        "runs": {"type": "array", "items": CALIBRATED, "minItems": 1},
+        **dict.fromkeys(("figures", "inside"), kinds.COUNT),
+        "median_error": kinds.NUMBER,
+    }
+)
+
+SHAPE = find_shape("qwen2.5-7b", Path())
+CHOICES = Choices(mode="qlora", seq_len=2048, targets=("q_proj", "v_proj"))
+FOUND = estimate(SHAPE, CHOICES)
+
+
+def record(**changes: Any) -> MemoryRecord:
+    """A record of QLoRA on a card that took just what was estimated."""
+    values: dict[str, Any] = {
+        "device": "cuda",
+        "estimated_bytes": FOUND.peak_bytes,
+        "low_bytes": FOUND.peak_bytes,
+        "high_bytes": FOUND.peak_bytes,
+        "estimated_reserved_bytes": FOUND.reserved_bytes,
+        "allocated_bytes": FOUND.peak_bytes,
+        "reserved_bytes": FOUND.reserved_bytes,
+        "resident_bytes": None,
+        "validation_bytes": None,
+        "shape": SHAPE,
+        "choices": CHOICES,
+    }
+    return MemoryRecord(**values | changes)
+
+
+def write_run(path: Path, **memory: Any) -> Path:
+    manifest = {"state": "finished", "hardware": {"name": "NVIDIA A100"}, **memory}
+    write_json(RunFolder(path).manifest, manifest)
+    return path
+
+
+def test_a_record_reads_back_as_it_was() -> None:
+    plain = json.loads(json.dumps(record().as_json()))
+    assert read_record(plain, "run.json") == record()
+
+
+def test_a_record_of_another_version_is_refused_by_name() -> None:
+    plain = record().as_json()
+    plain["choices"]["optimizer"] = "muon"
+    with pytest.raises(FtcliError, match=r"memory\.choices\.optimizer: .*another version"):
+        read_record(plain, "run.json")
+
+
+def test_a_resumed_run_keeps_the_greater_of_each_figure() -> None:
+    first = record(allocated_bytes=5, reserved_bytes=9, validation_bytes=3)
+    second = record(allocated_bytes=7, reserved_bytes=8)
+    kept = second.or_greater(first.as_json())
+    assert [getattr(kept, name) for name in MEASUREMENTS] == [7, 9, None, 3]
+    unmeasured = record(allocated_bytes=None, reserved_bytes=None)
+    assert unmeasured.or_greater(first.as_json()) == first
+    assert second.or_greater({}) == second
+    assert second.or_greater(replace(first, device="cpu").as_json()) == second
+
+
+def test_estimate_and_measurement_side_by_side(tmp_path: Path) -> None:
+    exact = write_run(tmp_path / "exact", memory=record().as_json())
+    more = record(allocated_bytes=2 * FOUND.peak_bytes, reserved_bytes=None)
+    found = calibrate_runs([exact, write_run(tmp_path / "more", memory=more.as_json())])
+    assert [figure.measure for figure in found.figures] == ["allocated", "reserved", "allocated"]
+    assert [figure.error for figure in found.figures] == [0, 0, -0.5]
+    assert [figure.inside for figure in found.figures] == [True, True, False]
+    assert found.median_error == 0 and found.inside == 2
+    lines = calibration_lines(found)
+    what = "qwen2.5-7b · QLoRA r=16 · bf16 · 1 × 2048 tokens · checkpointing · NVIDIA A100"
+    assert what in " ".join(line.strip() for line in lines)
+    assert "50.0% too low · outside" in lines[-2]
+    assert lines[-1] == "median error 0.0% of 3 figures, 2 inside the interval"
+
+
+def test_folders_without_a_measurement_are_refused(tmp_path: Path) -> None:
+    nothing = record(allocated_bytes=None, reserved_bytes=None)
+    cases = {
+        "run_missing": tmp_path,
+        "run_unmeasured": write_run(tmp_path / "old"),
+        "run_broken": write_run(tmp_path / "broken", memory={"device": "cuda"}),
+    }
+    for code, path in cases.items():
+        with pytest.raises(FtcliError) as error:
+            calibrate_runs([path])
+        assert error.value.code == code
+    with pytest.raises(FtcliError, match="no step was taken"):
+        calibrate_runs([write_run(tmp_path / "none", memory=nothing.as_json())])
+
+
+@pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
+def test_a_training_records_what_it_took(
+    mode: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    training = {"max_steps": 2, "batch_size": 4, "eval_steps": 1}
+    recipe = write_recipe(method={"mode": mode}, training=training)
+    assert run(["train", str(recipe)]) == 0
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    manifest = folder.read_manifest()
+    found = read_record(manifest["memory"], str(folder.manifest))
+    planned = json.loads(folder.plan.read_text())["estimate"]
+    assert found.estimated_bytes == planned["peak_bytes"]
+    assert estimate(found.shape, found.choices).peak_bytes == found.estimated_bytes
+    assert found.low_bytes < found.estimated_bytes < found.high_bytes
+    measured = found.resident_bytes if found.device == "cpu" else found.allocated_bytes
+    assert measured is not None
+    # In one process with other tests its freed memory is used again, so little may be new.
+    assert 0 < measured <= manifest["result"]["peak_memory_bytes"]
+
+
+def test_calibrate_prints_lines_or_one_object(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(training={"max_steps": 1, "batch_size": 4})
+    assert run(["train", str(recipe)]) == 0
+    capsys.readouterr()
+    folder = str(tmp_path / "runs" / "tiny")
+    twice = ["estimate-vram", "--calibrate", folder, "--calibrate", str(recipe)]
+    assert run(twice) == 0
+    assert "median error" in capsys.readouterr().out
+    assert run([*twice, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    validate(value, CALIBRATION)
+    assert [each["run_dir"] for each in value["runs"]] == [folder, folder]
+    assert value["figures"] == len(value["runs"][0]["figures"]) * 2
+    for other in ([str(recipe)], ["--model", "7b"], ["--seq-len", "8"], ["--fit", "24GB"]):
+        assert run(["estimate-vram", "--calibrate", folder, *other]) == 2
+        assert "every run has its own" in capsys.readouterr().err
+    assert run(["estimate-vram", "--calibrate", str(tmp_path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "run_missing"
