@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Iterator
 
 from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
-from ftcli.console import gigabytes, width
+from ftcli.console import gigabytes, megabytes, width
 from ftcli.hardware import Hardware
 from ftcli.stages.contradictions import NAMES, TRAINED
 from ftcli.stages.estimate_result import EstimateResult
 from ftcli.vram import Estimate
+from ftcli.vram.moments import ANSWERED_ROWS
 
 LABELS = {
     "weights": "weights",
@@ -87,14 +88,14 @@ def _items(estimate: Estimate) -> Iterator[str]:
 
 def _step(estimate: Estimate) -> Iterator[str]:
     """The moments of a step in their order; the greatest is the peak."""
-    yield f"peak {gigabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}"
+    yield f"peak {megabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}"
     for name, size in estimate.phases.items():
         mark = " peak" if name == estimate.peak_phase else ""
         yield _barred(name, size, estimate.peak_bytes, mark)
 
 
 def _barred(label: str, size: int, largest: int, mark: str = "") -> str:
-    start = f"  {label:<24}{gigabytes(size):>{max(9, len(gigabytes(largest)) + 1)}}  "
+    start = f"  {label:<24}{megabytes(size):>{max(9, len(megabytes(largest)) + 1)}}  "
     bar = max(10, width() - len(start) - len(" peak"))
     return f"{start}{'█' * max(1, round(bar * size / largest))}{mark}"
 
@@ -102,9 +103,9 @@ def _barred(label: str, size: int, largest: int, mark: str = "") -> str:
 def _figures(estimate: Estimate) -> Iterator[str]:
     low, high = estimate.low_bytes / 1e9, estimate.high_bytes / 1e9
     yield from _wrapped(
-        f"allocated by tensors {gigabytes(estimate.peak_bytes)} · reserved by the allocator "
-        f"{gigabytes(estimate.reserved_bytes)} · shown by nvidia-smi, with the context, "
-        f"{gigabytes(estimate.device_bytes)}",
+        f"allocated by tensors {megabytes(estimate.peak_bytes)} · reserved by the allocator "
+        f"{megabytes(estimate.reserved_bytes)} · shown by nvidia-smi, with the context, "
+        f"{megabytes(estimate.device_bytes)}",
         "  ",
     )
     yield from _wrapped(
@@ -112,15 +113,15 @@ def _figures(estimate: Estimate) -> Iterator[str]:
     )
     if estimate.managed_bytes:
         yield from _wrapped(
-            f"paged optimizer states {gigabytes(estimate.managed_bytes)} more: on the card while "
+            f"paged optimizer states {megabytes(estimate.managed_bytes)} more: on the card while "
             "there is room, else in the host's memory",
             "  ",
         )
     moments = estimate.moments
     yield from _wrapped(
-        f"outside the step: validation {gigabytes(moments['validation'])} · answers "
-        f"{gigabytes(moments['answers'])} · merge {gigabytes(moments['merge_on_cpu'])} of the "
-        "host's memory",
+        f"outside the step: validation {megabytes(moments['validation'])} · {ANSWERED_ROWS} "
+        f"answers at once {megabytes(moments['answers'])}, fewer at once less · merge "
+        f"{megabytes(moments['merge_on_cpu'])} of the host's memory",
         "  ",
     )
 

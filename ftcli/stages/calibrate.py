@@ -122,7 +122,8 @@ def _figures(record: MemoryRecord) -> Iterator[Figure]:
     pairs: tuple[tuple[Measure, int, Residuals, int | None], ...] = (
         ("allocated", found.peak_bytes, allocated, record.allocated_bytes),
         ("reserved", found.reserved_bytes, found.residuals, record.reserved_bytes),
-        ("resident", found.peak_bytes, allocated, record.resident_bytes),
+        # malloc keeps freed blocks for later ones, as the allocator of a card does.
+        ("resident", found.reserved_bytes, found.residuals, record.resident_bytes),
     )
     for measure, estimated, residuals, measured in pairs:
         if measured:

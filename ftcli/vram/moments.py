@@ -11,7 +11,6 @@ from ftcli.vram.static import static_bytes
 from ftcli.vram.step import CUBLAS_BYTES
 
 # Rows at once in ftcli.engine.inference, and ftcli.recipe's default length of an answer.
-SCORED_ROWS = 4
 ANSWERED_ROWS = 32
 ANSWER_TOKENS = 256
 
@@ -29,11 +28,10 @@ def moments(shape: Shape, choices: Choices) -> dict[str, int]:
 
 
 def validation_bytes(shape: Shape, choices: Choices) -> int:
-    """While rows are scored in the middle of a training: no gradients, one layer at a time, and
-    the optimizer's states beside it."""
-    scored = replace(choices, micro_batch=SCORED_ROWS)
-    static = static_bytes(shape, scored).total_bytes
-    return static + _forward_bytes(shape, scored) + head_bytes(shape, scored)
+    """While a micro-batch is scored in the middle of a training: no gradients, one layer at a
+    time, and the optimizer's states beside it."""
+    static = static_bytes(shape, choices).total_bytes
+    return static + _forward_bytes(shape, choices) + head_bytes(shape, choices)
 
 
 def answering_bytes(shape: Shape, choices: Choices) -> int:
