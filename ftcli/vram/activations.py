@@ -1,16 +1,22 @@
 """What the layers keep between forward and backward, in bytes.
 
-Items and sizes were counted with `torch.autograd.graph.saved_tensors_hooks` on transformers 5.24
-and peft 0.21 (a tiny Llama on CPU), unless another origin stands beside them.
+Items and sizes are counted on transformers 5.24 and peft 0.21 by tests/vram (tiny models on CPU),
+unless another origin stands beside them.
 """
 
 from __future__ import annotations
 
-from typing import assert_never
+from dataclasses import replace
 
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Choices
-from ftcli.vram.trained import adapters_per_layer
+from ftcli.vram.inputs import (
+    dropped_queries_bytes,
+    expert_bytes,
+    first_trained,
+    kept_weights_bytes,
+    trained_inputs,
+)
 
 # Share of a layer's backward temporaries that are alive together: fitted on published peaks.
 _TEMPORARIES_ALIVE = 0.8
@@ -18,7 +24,7 @@ _TEMPORARIES_ALIVE = 0.8
 
 def kept_bytes_per_token(shape: Shape, choices: Choices) -> float:
     """Bytes that one layer keeps of one token for its backward pass, without checkpointing."""
-    parts = (_norms, _attention, _mlp, _trained_inputs, _quantised_inputs)
+    parts = (_norms, _attention, _mlp, trained_inputs, _quantised_inputs)
     return sum(part(shape, choices) for part in parts)
 
 
@@ -31,63 +37,149 @@ def temporaries_bytes_per_token(shape: Shape, choices: Choices) -> float:
     passing = choices.activation_bytes * 3 * (inner + shape.hidden)
     if _keeps_scores(shape, choices):
         # Gradients of the scores, in fp32 and in the kernel's type.
-        passing += 12 * shape.heads * choices.positions
+        passing += 12 * shape.heads * choices.keys
     return _TEMPORARIES_ALIVE * passing
 
 
 def layers_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes that all layers together keep from the forward pass to the backward pass."""
-    kept = mask_bytes(choices) + _prefix_bytes(shape, choices)
+    kept = _rotary_bytes(shape, choices)
+    kinds = _kinds_of_layers(shape, choices)
     if not choices.checkpointing:
-        return kept + round(shape.layers * kept_bytes_per_token(shape, choices) * choices.tokens)
-    if choices.stack.offloads_activations:
-        # Two layers' inputs are on their way to the host or back.
-        return kept + 2 * choices.residual_bytes * shape.hidden * choices.tokens
-    return kept + shape.layers * choices.residual_bytes * shape.hidden * choices.tokens
+        per_token = sum(layers * kept_bytes_per_token(shape, kind) for layers, kind in kinds)
+        per_token -= _unreached_bytes_per_token(shape, choices)
+        layer = kept_weights_bytes(shape, choices) + _prefix_bytes(shape, choices)
+        return kept + round(per_token * choices.tokens) + shape.layers * layer
+    # With offloading two layers' inputs are on their way to the host or back.
+    inputs = 2 if choices.stack.offloads_activations else shape.layers
+    # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
+    # beside that, since checkpointing has them ask for a gradient (enable_input_require_grads).
+    frozen = choices.mode != "full" and "embed_tokens" not in choices.modules_to_save
+    apart = choices.mode == "prompt" or (frozen and shape.model_type == "granite")
+    embedded = choices.micro_batch * choices.seq_len if apart else 0
+    kept += choices.residual_bytes * shape.hidden * (inputs * choices.tokens + embedded)
+    return kept + sum(_mask_bytes(kind) for _, kind in kinds)
 
 
 def rebuilt_layer_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the layer whose backward pass runs, beyond what `layers_bytes` counts."""
-    per_token = temporaries_bytes_per_token(shape, choices)
-    if choices.checkpointing:
-        per_token += kept_bytes_per_token(shape, choices)
-    return round(per_token * choices.tokens)
+    kinds = [kind for _, kind in _kinds_of_layers(shape, choices)]
+    per_token = max(temporaries_bytes_per_token(shape, kind) for kind in kinds)
+    if not choices.checkpointing:
+        return round(per_token * choices.tokens)
+    per_token += max(kept_bytes_per_token(shape, kind) for kind in kinds)
+    return round(per_token * choices.tokens) + kept_weights_bytes(shape, choices)
 
 
-def mask_bytes(choices: Choices) -> int:
-    """Bytes of the attention mask, shared by all layers.
-
-    Eager adds a mask of the activations' type; sdpa takes booleans and makes the same of them
-    (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
-    """
-    if not choices.mask:
+def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
+    """What lives to the end of a forward pass with a prefix, beside what the layers keep: the
+    prefix as its encoder gives it and cast, and the cache that joins it to each layer's keys and
+    values, where the layers keep copies of those for each query head."""
+    if choices.mode != "prefix":
         return 0
-    boolean = 1 if choices.attention == "sdpa" else 0
-    return choices.tokens * choices.positions * (choices.compute_bytes + boolean)
+    prefix = choices.virtual_tokens * (choices.stack.adapter_bytes + choices.compute_bytes)
+    copied = choices.repeats_kv and shape.kv_heads < shape.heads
+    joined = choices.keys * choices.compute_bytes if copied else 0
+    return 2 * choices.micro_batch * shape.layers * shape.kv_width * (prefix + joined)
 
 
 def _prefix_bytes(shape: Shape, choices: Choices) -> int:
-    """Keys and values of the virtual tokens: as they come, and joined to those of each layer."""
+    """Keys and values of the virtual tokens in one layer, joined to those of the tokens."""
     if choices.mode != "prefix":
         return 0
-    positions = choices.micro_batch * choices.virtual_tokens * shape.layers
-    states = choices.stack.adapter_bytes + choices.compute_bytes
-    return 2 * positions * (shape.kv_width * states + shape.query_width * choices.compute_bytes)
+    width = shape.query_width if choices.repeats_kv else shape.kv_width
+    return 2 * choices.compute_bytes * width * choices.micro_batch * choices.virtual_tokens
+
+
+def _unreached_bytes_per_token(shape: Shape, choices: Choices) -> float:
+    """What the first layer does not keep: no gradient goes further back than the first trained
+    weight. Bytes of one token, as `kept_bytes_per_token` counts them."""
+    reach = first_trained(shape, choices)
+    if reach == "embeddings" or choices.stack.compiled:
+        return 0
+    # OLMo 2 norms what a block returns, not what it reads.
+    after = shape.qk_norm == "width"
+    norm = norm_bytes(shape, choices)
+    unreached: float = 0 if after else norm
+    if reach == "queries":
+        return unreached + dropped_queries_bytes(shape, choices)
+    unreached += _query_norms(shape)
+    if reach == "keys":
+        return unreached
+    unreached += _attention(shape, choices)
+    if reach == "output":
+        return unreached
+    # Of Gemma's four norms one follows the attention, and one the MLP.
+    unreached += norm * (1 if after else shape.layer_norms - shape.layer_norms // 4 - 1)
+    return unreached + (_mlp(shape, choices) if reach == "end" else 0)
+
+
+def _kinds_of_layers(shape: Shape, choices: Choices) -> list[tuple[int, Choices]]:
+    """Numbers of layers, and the choices as they are in each of them.
+
+    Where a sliding window is no longer than a row, sdpa gets a mask for it (transformers,
+    masking_utils.py, _ignore_causal_mask_sdpa).
+    """
+    window = shape.sliding_window
+    if window is None or not shape.windowed_layers:
+        return [(shape.layers, choices)]
+    short = window <= choices.keys
+    windowed = replace(choices, packing=True) if short else choices
+    if shape.windowed_layers == shape.layers:
+        return [(shape.layers, windowed)]
+    return [
+        (shape.layers - shape.windowed_layers, choices),
+        (shape.windowed_layers, windowed),
+    ]
+
+
+def _mask_bytes(choices: Choices) -> int:
+    """Bytes of the attention mask that layers share, which checkpointing keeps for them.
+
+    Eager adds one of the residual stream's type, sdpa takes booleans.
+    """
+    if not choices.mask:
+        return 0
+    each = 1 if choices.attention == "sdpa" else choices.residual_bytes
+    return choices.tokens * choices.keys * each
+
+
+def _rotary_bytes(shape: Shape, choices: Choices) -> int:
+    """Cosines and sines of the positions, shared by all rows and layers; fp32 in OLMo 2."""
+    each = 4 if shape.qk_norm == "width" else choices.residual_bytes
+    return 2 * each * shape.head_dim * choices.positions
 
 
 def _norms(shape: Shape, choices: Choices) -> float:
     """RMSNorm computes in fp32 and keeps that copy and one scale; a trained weight keeps more."""
     if choices.stack.compiled:
         return choices.residual_bytes * shape.layer_norms * shape.hidden
+    kept = shape.layer_norms * norm_bytes(shape, choices) + _query_norms(shape)
+    if choices.mode != "full" or shape.native_layer_norm:
+        return kept
     normed = 4 if shape.fp32_norms else choices.residual_bytes
-    kept = shape.layer_norms * (4 * shape.hidden + 4)
-    trained = normed * shape.layer_norms * shape.hidden
+    kept += normed * shape.layer_norms * shape.hidden
     if shape.qk_norm != "none":
-        scales = shape.heads + shape.kv_heads if shape.qk_norm == "head" else 2
-        kept += 4 * (shape.query_width + shape.kv_width + scales)
         normed = 4 if shape.fp32_norms else choices.activation_bytes
-        trained += normed * (shape.query_width + shape.kv_width)
-    return kept + (trained if choices.mode == "full" else 0)
+        kept += normed * (shape.query_width + shape.kv_width)
+    return kept
+
+
+def norm_bytes(shape: Shape, choices: Choices) -> int:
+    """What one norm keeps of one token: torch's layer_norm its input and two statistics."""
+    if not shape.native_layer_norm:
+        return 4 * shape.hidden + 4
+    # Autocast has it compute in fp32 on CUDA (aten/autocast_mode.h), not on the CPU.
+    fp32 = shape.fp32_norms or (choices.autocast and choices.device == "cuda")
+    return (4 if fp32 else choices.residual_bytes) * shape.hidden + 8
+
+
+def _query_norms(shape: Shape) -> int:
+    """The fp32 copies and scales of the norms of queries and keys."""
+    if shape.qk_norm == "none":
+        return 0
+    scales = shape.heads + shape.kv_heads if shape.qk_norm == "head" else 2
+    return 4 * (shape.query_width + shape.kv_width + scales)
 
 
 def _attention(shape: Shape, choices: Choices) -> float:
@@ -99,12 +191,16 @@ def _attention(shape: Shape, choices: Choices) -> float:
     math = _math_attention(shape, choices)
     kv_width = shape.query_width if choices.repeats_kv or math else shape.kv_width
     kept = each * (shape.query_width + 2 * kv_width)
-    if (shape.fused_projections or choices.stack.fused_qkv) and not choices.repeats_kv:
+    if (shape.fused_queries or choices.stack.fused_qkv) and not choices.repeats_kv:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
     if _keeps_scores(shape, choices):
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
-        return kept + score * shape.heads * choices.positions
+        return kept + score * shape.heads * choices.keys
+    if choices.mask:
+        # sdpa makes numbers of a boolean mask, in each layer anew, and keeps them
+        # (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
+        kept += each * choices.keys
     return kept + each * shape.query_width + 4 * shape.heads
 
 
@@ -120,73 +216,15 @@ def _keeps_scores(shape: Shape, choices: Choices) -> bool:
     return choices.attention == "eager" or _math_attention(shape, choices)
 
 
-def _output_is_input(shape: Shape, choices: Choices) -> bool:
-    """The output that the attention kernel keeps is the tensor that o_proj reads.
-
-    Not so with eager, which keeps no output, nor where q is laid out by heads (Phi-3).
-    """
-    return choices.attention != "eager" and not shape.fused_projections
-
-
 def _mlp(shape: Shape, choices: Choices) -> float:
-    """gate, its activation and up; without a gate up and its activation."""
-    each = choices.activation_bytes
-    tensors = shape.mlp_matrices - (1 if choices.stack.compiled else 0)
+    """gate, its activation and up; without a gate only what the activation read."""
+    each = expert_bytes(choices) if shape.experts > 1 else choices.activation_bytes
+    tensors = 1 if shape.mlp_matrices == 2 else 2 if choices.stack.compiled else 3
     kept = each * tensors * shape.intermediate * shape.active_experts
     if shape.experts > 1:
-        # Input and output of each expert a token visits.
-        kept += 2 * each * shape.hidden * shape.active_experts
+        # The output of each expert that a token visits, which its share is multiplied with.
+        kept += each * shape.hidden * shape.active_experts
     return kept
-
-
-def _trained_inputs(shape: Shape, choices: Choices) -> float:
-    """Inputs of what is trained in a layer, which its gradient needs."""
-    match choices.mode:
-        case "full":
-            return _full_inputs(shape, choices)
-        case "lora" | "qlora":
-            return _lora_inputs(shape, choices)
-        case "adapter":
-            return _adapter_inputs(shape, choices)
-        case "prefix" | "prompt":
-            return 0
-        case _:
-            assert_never(choices.mode)
-
-
-def _full_inputs(shape: Shape, choices: Choices) -> float:
-    """Inputs of trained linear layers: of q, k, v, of gate and up, of o, and of down."""
-    # Autocast casts an fp32 input for each layer that reads it.
-    readers = len(shape.linear_modules().keys() - {"o_proj", "down_proj"})
-    residual = 2 * readers if choices.autocast else 2 * choices.residual_bytes
-    output = 0 if _output_is_input(shape, choices) else shape.query_width
-    inner = shape.intermediate * shape.active_experts
-    return (
-        residual * shape.hidden + choices.compute_bytes * output + choices.activation_bytes * inner
-    )
-
-
-def _lora_inputs(shape: Shape, choices: Choices) -> float:
-    """Inputs of A and of B for every adapted layer, and the dropout's mask."""
-    modules = shape.target_modules(choices.targets)
-    adapter = choices.stack.adapter_bytes
-    each = 2 if choices.autocast else adapter
-    kept: float = each * choices.rank * len(modules)
-    if choices.dora:
-        # The base's and the adapter's output, which the magnitude scales (peft, lora/dora.py).
-        kept += 2 * choices.activation_bytes * sum(outputs for _, outputs in modules.values())
-    widths = [inputs for inputs, _ in modules.values()]
-    if choices.dropout > 0:
-        # One byte an element on CUDA (assumed); every layer's dropped input is its own tensor.
-        return kept + (each + 1) * sum(widths)
-    if adapter != choices.activation_bytes or each != adapter:
-        # peft casts the input to the adapter's type (lora/layer.py, _cast_input_dtype) and
-        # autocast casts it back, for each layer anew.
-        return kept + each * sum(widths)
-    shared = {_shared_input(name): inputs for name, (inputs, _) in modules.items()}
-    if _output_is_input(shape, choices):
-        shared.pop("o_proj", None)
-    return kept + each * sum(shared.values())
 
 
 def _quantised_inputs(shape: Shape, choices: Choices) -> float:
@@ -196,15 +234,3 @@ def _quantised_inputs(shape: Shape, choices: Choices) -> float:
     if choices.stack.fused_qkv:
         modules = {name: size for name, size in modules.items() if name not in ("k_proj", "v_proj")}
     return 2 * sum(inputs for inputs, _ in modules.values())
-
-
-def _adapter_inputs(shape: Shape, choices: Choices) -> float:
-    """Of each bottleneck: its input, and its inner width before and after the activation."""
-    each = 2 if choices.autocast else choices.stack.adapter_bytes
-    return adapters_per_layer(choices) * each * (shape.hidden + 2 * choices.bottleneck)
-
-
-def _shared_input(module: str) -> str:
-    """One word for modules that read the same tensor."""
-    groups = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "up", "up_proj": "up"}
-    return groups.get(module, module)

@@ -39,6 +39,8 @@ class Stack:
     fused_loss_bytes_per_hidden: int | None = None
     """A loss that never holds logits (Liger, cut cross entropy): bytes of each element of the
     last hidden states instead."""
+    trl_head: bool = False
+    """The chunked loss is TRL 1.16's own (add_fused_lm_head) instead of ftcli.engine.loss."""
     quantization: Quantization | None = None
     """How the frozen weights are held; None: NF4 in QLoRA, not at all elsewhere."""
     linear_experts: bool = False
@@ -108,6 +110,11 @@ class Choices:
     def tokens(self) -> int:
         """Positions of a micro-batch."""
         return self.micro_batch * self.positions
+
+    @property
+    def keys(self) -> int:
+        """Positions that a token of one row can attend to: a prefix stands before it."""
+        return self.positions + (self.virtual_tokens if self.mode == "prefix" else 0)
 
     @property
     def labelled_tokens(self) -> int:

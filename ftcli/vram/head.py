@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from ftcli.shapes import Shape
+from ftcli.vram.activations import norm_bytes
 from ftcli.vram.choices import Choices
 
 LOSS_CHUNK_POSITIONS = 1024
 """Labelled positions whose logits exist at once in ftcli.engine.loss."""
 
-# fp32 logits and logsumexp's copy of them; where they are capped, the cap's slope too. Counted with
-# torch.profiler on ftcli.engine.loss, for one chunk and for several.
+# A tile of logits in TRL 1.16, which is as wide where the vocabulary is smaller
+# (trl/kernels/chunked_logprob.py, trl/trainer/utils.py).
+_TRL_TILE_POSITIONS = 4096
+_TRL_TILE_VOCABULARY = 32768
+
+# fp32 logits and logsumexp's copy of them; where they are capped, the cap's slope too.
 _BYTES_PER_LOGIT = {"plain": 8, "scaled": 8, "softcapped": 12}
 
 
 def head_bytes(shape: Shape, choices: Choices) -> int:
-    """Bytes of the last norm, the logits, their loss and the gradient it hands to the layers."""
+    """Bytes of the last norm, the logits, their loss and the gradient it hands to the layers.
+
+    Counted by tests/vram, the chunked losses to 2%.
+    """
     fused = choices.stack.fused_loss_bytes_per_hidden
     if fused is not None:
         return _head_copy_bytes(shape, choices) + fused * shape.hidden * choices.tokens
     if choices.loss == "full":
         return _head_copy_bytes(shape, choices) + _full_loss_bytes(shape, choices)
-    return _hidden_states_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
+    norm = _last_norm_bytes(shape, choices)
+    if choices.stack.trl_head:
+        return norm + _trl_head_bytes(shape, choices)
+    return norm + _labelled_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
 
 
 def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
@@ -29,13 +40,40 @@ def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
     return choices.tokens * (per_logit * shape.vocab + 6 * shape.hidden)
 
 
-def _hidden_states_bytes(shape: Shape, choices: Choices) -> int:
-    """The last norm's fp32 copy and output; their labelled part, cast, and its gradient."""
+def _last_norm_bytes(shape: Shape, choices: Choices) -> int:
+    """What the norm before the head keeps, and its output."""
+    kept = norm_bytes(shape, choices) + choices.residual_bytes * shape.hidden
+    if choices.mode == "full" and not shape.native_layer_norm:
+        kept += (4 if shape.fp32_norms else choices.residual_bytes) * shape.hidden
+    return choices.tokens * kept
+
+
+def _labelled_bytes(shape: Shape, choices: Choices) -> int:
+    """Hidden states of labelled positions, cast, and their gradient."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
     cast = compute if compute != residual else 0
-    norm = choices.tokens * (4 + residual)
-    labelled = choices.labelled_tokens * (residual + cast + compute)
-    return shape.hidden * (norm + labelled)
+    return shape.hidden * choices.labelled_tokens * (residual + cast + compute)
+
+
+def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
+    """Hidden states of labelled positions, a tile of logits, and gradients that are summed in fp32
+    and cast at the end of the backward pass."""
+    residual, compute, weight = choices.residual_bytes, choices.compute_bytes, choices.weight_bytes
+    labelled = choices.labelled_tokens
+    positions = min(labelled, _TRL_TILE_POSITIONS)
+    columns = min(shape.vocab, _TRL_TILE_VOCABULARY)
+    tile = positions * _TRL_TILE_VOCABULARY * compute
+    summed = [(labelled * shape.hidden, residual)]
+    if choices.trains_head:
+        summed.append((shape.vocab * shape.hidden, weight))
+    gradients = sum(4 * elements for elements, _ in summed)
+    last_casts = sum(elements * each for elements, each in summed if each != 4)
+    # The head's part of a tile, cast; the next one is made while the last is still there.
+    part = columns * shape.hidden * compute if compute != weight else 0
+    parts = min(part, max(0, shape.vocab - columns) * shape.hidden * compute)
+    cast = positions * shape.hidden * compute if compute != residual else 0
+    selected = labelled * shape.hidden * residual
+    return selected + tile + gradients + cast + part + max(parts, last_casts)
 
 
 def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
@@ -49,7 +87,7 @@ def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     matrix = shape.vocab * shape.hidden
     # A chunk's share of the gradient, cast to the head's type, while the chunk is still there.
     share = matrix * (compute + (weight if copy else 0))
-    waiting = logits * (4 + (compute if compute < 4 else 0))
+    waiting = logits * compute
     forward = copy + matrix * weight + max(logits * per_logit, waiting + share)
     # The backward pass multiplies the sum by the upstream gradient, into a second matrix.
     return max(forward, 2 * matrix * weight)

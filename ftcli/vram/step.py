@@ -9,15 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ftcli.shapes import Shape
-from ftcli.vram.activations import layers_bytes, rebuilt_layer_bytes
+from ftcli.vram.activations import layers_bytes, prefix_cache_bytes, rebuilt_layer_bytes
 from ftcli.vram.choices import Choices
+from ftcli.vram.copies import dora_bytes, forward_copies_bytes, layer_copies_bytes
 from ftcli.vram.head import head_bytes
-from ftcli.vram.trained import (
-    gradient_bytes,
-    head_gradient_bytes,
-    trainable_parameters,
-    trained_tensors,
-)
+from ftcli.vram.trained import gradient_bytes, head_gradient_bytes, trained_tensors
 
 # cuBLAS, one handle: CUBLAS_WORKSPACE_CONFIG :4096:2:16:8 (aten/cuda/CublasHandlePool.cpp).
 CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
@@ -43,19 +39,20 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
     held = gradients if choices.gradient_accumulation > 1 else 0
     kept = layers_bytes(shape, choices)
     layer = rebuilt_layer_bytes(shape, choices)
-    forward_copies = _forward_copies_bytes(shape, choices)
-    layer_copies = _layer_copies_bytes(shape, choices)
+    forward_copies = forward_copies_bytes(shape, choices)
+    layer_copies = layer_copies_bytes(shape, choices)
+    cache = prefix_cache_bytes(shape, choices)
     head_gradient = head_gradient_bytes(shape, choices)
     saved_copies = 0 if choices.checkpointing else forward_copies
     return {
         "end of forward": Phase(
             gradients=held,
-            activations=kept,
-            workspace=CUBLAS_BYTES + forward_copies,
+            activations=kept + cache,
+            workspace=CUBLAS_BYTES + forward_copies + dora_bytes(shape, choices),
         ),
         "head and loss": Phase(
             gradients=held,
-            activations=kept,
+            activations=kept + cache,
             logits=head_bytes(shape, choices),
             workspace=CUBLAS_BYTES + forward_copies,
         ),
@@ -87,32 +84,3 @@ def _all_gradients_bytes(shape: Shape, choices: Choices) -> int:
 def _copies_in_step(choices: Choices) -> bool:
     """torch's foreach AdamW makes one copy of the square roots (optim/adam.py)."""
     return choices.optimizer == "adamw" and choices.stack.foreach_optimizer
-
-
-def _forward_copies_bytes(shape: Shape, choices: Choices) -> int:
-    """16-bit copies of fp32 weights that autocast holds to the end of the forward pass.
-
-    It keeps those of trained weights (aten/autocast_mode.cpp, cached_cast); the backward pass
-    keeps those of frozen ones too, without checkpointing.
-    """
-    if not choices.autocast:
-        return 0
-    if choices.mode == "full":
-        return 2 * (shape.linear_parameters + shape.expert_parameters)
-    adapters = trainable_parameters(shape, choices) if choices.stack.adapter_bytes == 4 else 0
-    frozen_fp32 = choices.quantization is None and choices.weight_bytes == 4
-    kept_base = frozen_fp32 and not choices.checkpointing
-    return 2 * (adapters + (shape.linear_parameters if kept_base else 0))
-
-
-def _layer_copies_bytes(shape: Shape, choices: Choices) -> int:
-    """16-bit copies of weights while one layer runs backward: the largest dequantised or cast
-    matrix, or the whole layer where its weights are trained."""
-    cast = choices.autocast and choices.weight_bytes == 4
-    if choices.mode == "full":
-        layer = (shape.linear_parameters + shape.expert_parameters) // shape.layers
-        return 2 * layer if cast else 0
-    matrix = 2 * max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
-    # DoRA takes the norm of the weight and its update together (peft, tuners/lora/dora.py).
-    summed = matrix if choices.dora else 0
-    return summed + (matrix if choices.quantization or cast else 0)

@@ -103,11 +103,7 @@ def _full_tensors(shape: Shape, each: int) -> Iterator[Tensors]:
 def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
     match choices.mode:
         case "lora" | "qlora":
-            for inputs, outputs in shape.target_modules(choices.targets).values():
-                yield Tensors(choices.rank * inputs, shape.layers, each)
-                yield Tensors(choices.rank * outputs, shape.layers, each)
-                if choices.dora:
-                    yield Tensors(outputs, shape.layers, each)
+            yield from _lora_tensors(shape, choices, each)
         case "adapter":
             count = shape.layers * adapters_per_layer(choices)
             matrix = choices.bottleneck * shape.hidden
@@ -122,6 +118,34 @@ def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
             raise AssertionError("full training has no tensors of its own")
         case _:
             assert_never(choices.mode)
+
+
+def _lora_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    for inputs, outputs in shape.target_modules(choices.targets).values():
+        yield Tensors(choices.rank * inputs, shape.layers, each)
+        yield Tensors(choices.rank * outputs, shape.layers, each)
+        if choices.dora:
+            yield Tensors(outputs, shape.layers, each)
+    if experts_adapted(shape, choices):
+        yield from expert_tensors(shape, choices, each)
+
+
+def experts_adapted(shape: Shape, choices: Choices) -> bool:
+    """Whether LoRA reaches stacked experts: peft 0.21 counts them and their router among all
+    linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING)."""
+    stacked = shape.experts > 1 and not choices.stack.linear_experts
+    return stacked and choices.has_lora and choices.targets == "all-linear"
+
+
+def expert_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    """A and B of the router, and of all experts together: gate and up are one tensor with twice
+    the rank (_MOE_FUSED_TARGETS)."""
+    rank, hidden, inner = choices.rank, shape.hidden, shape.intermediate
+    ranks, fused = rank * shape.experts, shape.mlp_matrices - 1
+    sizes = [rank * hidden, rank * shape.experts]
+    sizes += [fused * ranks * hidden, fused * ranks * fused * inner, ranks * inner, ranks * hidden]
+    for elements in sizes:
+        yield Tensors(elements, shape.layers, each)
 
 
 def adapters_per_layer(choices: Choices) -> int:

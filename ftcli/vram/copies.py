@@ -1,0 +1,92 @@
+"""Copies of weights that come and go: cast by autocast, dequantised, or summed by an adapter.
+
+Counted by tests/vram on CPU, in transformers 5.24 and peft 0.21.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ftcli.shapes import Shape
+from ftcli.vram.choices import Choices
+from ftcli.vram.trained import experts_adapted, trainable_parameters
+
+
+def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
+    """16-bit copies of fp32 weights that autocast holds to the end of the forward pass.
+
+    It keeps those of trained weights (aten/autocast_mode.cpp, cached_cast); the backward pass
+    keeps those of frozen ones too, without checkpointing.
+    """
+    if not choices.autocast:
+        return 0
+    if choices.mode == "full":
+        return 2 * _cast_parameters(shape, choices)
+    adapters = _adapter_matrices(shape, choices) if choices.stack.adapter_bytes == 4 else 0
+    frozen_fp32 = choices.quantization is None and choices.weight_bytes == 4
+    kept_base = frozen_fp32 and not choices.checkpointing
+    return 2 * (adapters + (shape.linear_parameters if kept_base else 0))
+
+
+def layer_copies_bytes(shape: Shape, choices: Choices) -> int:
+    """Copies of weights while one layer runs backward: of the whole layer where autocast casts
+    them, else the largest dequantised matrix."""
+    cast = choices.autocast and choices.weight_bytes == 4
+    if choices.mode == "full":
+        return 2 * _cast_parameters(shape, choices) // shape.layers if cast else 0
+    copies = 0
+    if choices.quantization is not None:
+        copies = 2 * max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
+    elif cast and choices.checkpointing:
+        copies = 2 * shape.linear_parameters // shape.layers
+    if experts_adapted(shape, choices):
+        copies += _expert_gradient_bytes(shape, choices)
+    return max(copies, dora_bytes(shape, choices)) if choices.checkpointing else copies
+
+
+def _expert_gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """The gradient of the sum of experts and their update, beside both sums: that of `down_proj`
+    comes first, and both go before that of `gate_up_proj`."""
+    tensors = shape.expert_tensors()
+    down, up = tensors["down_proj"], tensors["gate_up_proj"]
+    return choices.weight_bytes * max(down, up - down)
+
+
+def dora_bytes(shape: Shape, choices: Choices) -> int:
+    """The norm of a weight and its update in the forward pass, for the largest layer (peft,
+    lora/dora.py): the update, the same scaled, the sum and the weight in the adapter's type, and
+    the identity matrix that A and B are multiplied with."""
+    if not (choices.has_lora and choices.dora):
+        return 0
+    each = choices.stack.adapter_bytes
+    cast = choices.quantization is not None or choices.weight_bytes != each
+    identity = 2 if choices.autocast else each
+    return max(
+        (4 if cast else 3) * each * inputs * outputs + identity * inputs * inputs
+        for inputs, outputs in shape.target_modules(choices.targets).values()
+    )
+
+
+def _cast_parameters(shape: Shape, choices: Choices) -> int:
+    """Weights of the layers whose products autocast knows: not those of stacked experts."""
+    if choices.stack.linear_experts:
+        return shape.linear_parameters + shape.expert_parameters
+    return shape.linear_parameters + shape.layers * shape.expert_tensors().get("gate", 0)
+
+
+def _adapter_matrices(shape: Shape, choices: Choices) -> int:
+    """Trained weights of linear layers beside the model's own, which autocast casts."""
+    if choices.stack.trained_parameters is not None:
+        return choices.stack.trained_parameters
+    match choices.mode:
+        case "lora" | "qlora":
+            return shape.lora_parameters(choices.rank, choices.targets)
+        case "adapter":
+            return trainable_parameters(shape, choices)
+        case "prefix":
+            embedding = choices.virtual_tokens * shape.kv_width
+            return trainable_parameters(shape, choices) - embedding if choices.projection else 0
+        case "prompt" | "full":
+            return 0
+        case _:
+            assert_never(choices.mode)
