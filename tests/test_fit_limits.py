@@ -54,12 +54,13 @@ def test_more_layers_never_take_less(shape: Shape, choices: Choices, more: int) 
     assert after.high_bytes >= before.high_bytes
 
 
-# Full fine-tuning by a kernel that never holds the scores: eager's are fp32 in any precision.
-WEIGHTS = {"mode": "full", "attention": "sdpa"}
+# By a kernel that never holds the scores: eager's are fp32 in any precision, with a 16-bit copy.
+KERNEL = {"attention": "sdpa"}
+WEIGHTS = {"mode": "full", **KERNEL}
 # Of what is otherwise the same: fewer bits, and more.
 BITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"double_quantization": True}, {"double_quantization": False}),
-    ({"weights_dtype": "bf16"}, {"weights_dtype": "fp32"}),
+    (KERNEL | {"weights_dtype": "bf16"}, KERNEL | {"weights_dtype": "fp32"}),
     ({"optimizer": "paged-adamw-8bit"}, {"optimizer": "adamw-8bit"}),
     (WEIGHTS | {"precision": "pure-bf16"}, WEIGHTS | {"precision": "bf16"}),
     (WEIGHTS | {"precision": "pure-bf16"}, WEIGHTS | {"precision": "fp32"}),
