@@ -114,6 +114,9 @@ class Card:
         )
 
 
+# No card is smaller or larger: such a size is a slip (`4090gb`).
+_LEAST_GIB, _MOST_GIB = 2, 512
+
 # Where a model exists in two sizes the smaller stands first: its plain name means that one.
 KNOWN_CARDS: tuple[Card, ...] = (
     Card("RTX 3060", 12, 11.76, (8, 6), True),
@@ -145,7 +148,7 @@ def find_card(wanted: str) -> Card:
     A plain size is a desktop card of that many GiB. Raises UsageError (`gpu_unknown`).
     """
     size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*gi?b?\s*", wanted, re.IGNORECASE)
-    if size:
+    if size and _LEAST_GIB <= float(size.group(1)) <= _MOST_GIB:
         return card_of_size(float(size.group(1)))
     key = _key(wanted)
     for card in KNOWN_CARDS:
@@ -155,7 +158,7 @@ def find_card(wanted: str) -> Card:
     raise UsageError(
         "gpu_unknown",
         f"no card {wanted!r} is known{did_you_mean(key, keys)}; known: "
-        f"{', '.join(card.name for card in KNOWN_CARDS)}, or a size such as 24GB",
+        f"{', '.join(card.name for card in KNOWN_CARDS)}, or a size in GiB such as 24GB",
     )
 
 

@@ -53,12 +53,14 @@ def expressed(rows: list[Row]) -> Iterator[MeasuredRun | tuple[Row, str]]:
     for row in rows:
         try:
             yield measured_run(row)
-        except (NotExpressible, FtcliError, KeyError, ValueError) as reason:
+        except (NotExpressible, FtcliError, KeyError, TypeError, ValueError) as reason:
             yield row, f"{type(reason).__name__}: {reason}"
 
 
 def measured_run(row: Row) -> MeasuredRun:
     """Raises NotExpressible, FtcliError, KeyError or ValueError."""
+    if float(row["peak_gib"]) <= 0 or int(row["micro_batch"]) < 1 or int(row["seq_len"]) < 1:
+        raise NotExpressible("a size that is not positive")
     shape = measured_shape(row["model"])
     if "litgpt" in row["framework"]:
         shape = replace(shape, tied=False)  # it holds the head beside the embedding
@@ -118,7 +120,7 @@ def measured_choices(row: Row, shape: Shape) -> Choices:
         micro_batch=int(row["micro_batch"]),
         seq_len=_seq_len(row),
         gradient_accumulation=int(row["grad_accum"] or 1),
-        gradient_checkpointing=row["grad_checkpointing"] != "0",
+        gradient_checkpointing=_known(_CHECKPOINTING, row, "grad_checkpointing"),
         attention=_known(_ATTENTION, row, "attention"),
         loss="chunked" if row["loss"] == "chunked (ftcli)" else "full",
         padding="padded to longest" in row["packing_or_padded_to"],
@@ -137,6 +139,8 @@ _OPTIMIZERS: dict[str, Any] = {
     "paged_adamw_32bit": "paged-adamw-8bit",
     "sgd": "sgd",
 }
+_CHECKPOINTING = {"0": False, "1": True, "offload": True}
+_METHODS = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
 _ATTENTION: dict[str, Any] = {
     "flash": "flash",
     "sdpa": "sdpa",
@@ -181,17 +185,26 @@ def _precision(row: Row) -> Any:
         return "pure-bf16"  # autocast has nothing to cast
     if "autocast" in words or "mixed" in words:
         return "fp16" if "fp16" in words else "bf16"
-    return "pure-bf16" if "16" in words else "fp32"
+    if "bf16" in words or "fp16" in words:
+        return "pure-bf16"
+    if "fp32" in words:
+        return "fp32"
+    raise NotExpressible(f"precision {words!r}")
 
 
 def _weights_dtype(row: Row) -> Any:
-    return "fp32" if row["weights_dtype"] == "fp32" else "auto"
+    dtype = row["weights_dtype"]
+    if dtype not in ("bf16", "fp16", "fp32", *_QUANTIZATIONS):
+        raise NotExpressible(f"weights_dtype {dtype!r}")
+    return "fp32" if dtype == "fp32" else "auto"
 
 
 def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
     """Mode, targets and modules to save; a method without a formula counts as LoRA on the same
     modules, with the number of trained weights that was published."""
     mode = row["method"]
+    if mode not in _METHODS:
+        raise NotExpressible(f"method {mode!r}")
     words, _, saved = row["targets"].partition(" + ")
     named = words.split(" ")[-1]
     if mode == "adapter" and named:

@@ -91,6 +91,8 @@ def score_table(table: Path) -> tuple[list[Scored], list[dict[str, str]]]:
 def summary(scored: Sequence[Scored]) -> dict[str, Any]:
     """Rows, and of the absolute relative errors the median and the 90th percentile; the median
     signed error; the share inside the interval, and the interval's median width."""
+    if not scored:
+        return {"rows": 0} | dict.fromkeys(("median", "p90", "bias", "coverage", "median_width"))
     errors = sorted(abs(each.error) for each in scored)
     widths = [
         (high - low) / each.estimated_bytes
@@ -118,7 +120,7 @@ def report(table: Path) -> dict[str, Any]:
     scored, left_out = score_table(table)
     return {
         **summary(scored),
-        "same_stack": summary([each for each in scored if each.like_ours] or scored),
+        "same_stack": summary([each for each in scored if each.like_ours]),
         "per_method": grouped(scored, lambda each: each.run.row["method"]),
         "per_source": grouped(scored, lambda each: each.run.row["source"].split(" ")[0]),
         "per_measure": grouped(scored, lambda each: each.run.measure),
@@ -180,9 +182,8 @@ def _text(found: dict[str, Any]) -> str:
     for group in ("per_method", "per_measure", "per_source"):
         named |= found[group]
     for name, each in named.items():
-        shares = "".join(
-            f"{each[key]:8.1%}" for key in ("median", "p90", "bias", "coverage", "median_width")
-        )
+        figures = [each[key] for key in ("median", "p90", "bias", "coverage", "median_width")]
+        shares = "".join(f"{'-':>8}" if share is None else f"{share:8.1%}" for share in figures)
         lines.append(f"{name[:32]:32}{each['rows']:5}{shares}")
     lines += [f"left out: row {each['row_id']}: {each['reason']}" for each in found["left_out"]]
     return "\n".join(lines)

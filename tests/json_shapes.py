@@ -84,6 +84,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "trainable_parameters": COUNT,
             "total_parameters": COUNT,
             "fits": {"type": "object", "additionalProperties": {"type": "boolean"}},
+            "surely_fits": {"type": "object", "additionalProperties": {"type": "boolean"}},
             "assumptions": {"type": "object"},
             "textbook": {"type": "array"},
             "suggestions": {"type": "array", "items": SUGGESTION},

@@ -10,7 +10,7 @@ from ftcli.console import gigabytes, megabytes, width
 from ftcli.hardware import Hardware
 from ftcli.stages.contradictions import NAMES, TRAINED
 from ftcli.stages.estimate_result import EstimateResult
-from ftcli.vram import Estimate
+from ftcli.vram import Choices, Estimate
 from ftcli.vram.moments import ANSWERED_ROWS
 
 LABELS = {
@@ -48,9 +48,9 @@ LEAST_BYTES = 5e6
 
 def estimate_lines(found: EstimateResult) -> Iterator[str]:
     """The whole answer, none of its lines longer than the terminal is wide."""
-    choices = found.choices
-    rows = f"micro-batch {choices.micro_batch} × {choices.seq_len} tokens"
-    yield from _wrapped(f"{_what(found)}, {rows}", "  ")
+    yield from _wrapped(f"{_what(found)}, {_how(found.choices)}", "  ")
+    for note in _notes(found):
+        yield from _wrapped(f"note: {note}", "  ")
     yield from _items(found.estimate)
     yield from _step(found.estimate)
     yield from _figures(found.estimate)
@@ -71,12 +71,41 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
 
 def _what(found: EstimateResult) -> str:
     estimate, choices = found.estimate, found.choices
-    size = f"{found.shape.name} ({estimate.total_parameters / 1e9:.2f} B parameters)"
+    parameters = f"{estimate.total_parameters / 1e9:.2f} B parameters"
+    hub_id = found.shape.hub_id
+    known_as = f"{hub_id}, " if hub_id and hub_id.lower() != found.shape.name.lower() else ""
+    size = f"{found.shape.name} ({known_as}{parameters})"
     if choices.mode == "full":
-        return f"{size}, full fine-tuning in {choices.precision}"
+        return f"{size}, full fine-tuning"
     share = estimate.trainable_parameters / estimate.total_parameters
     rank = f" r={choices.rank}" if choices.has_lora else ""
     return f"{size}, {NAMES[choices.mode]}{rank} ({share:.2%} trained)"
+
+
+def _how(choices: Choices) -> str:
+    checkpointing = "with" if choices.checkpointing else "without"
+    return (
+        f"micro-batch {choices.micro_batch} × {choices.seq_len} tokens, {choices.precision}, "
+        f"{checkpointing} gradient checkpointing, {choices.optimizer}, {choices.attention}"
+    )
+
+
+def _notes(found: EstimateResult) -> Iterator[str]:
+    """What is not as the words of the flags would have it."""
+    choices, shape = found.choices, found.shape
+    if shape.experts > 1 and choices.quantization is not None:
+        yield "the experts stay in 16 bits: 4-bit quantisation reaches linear layers alone"
+    if shape.experts > 1 and choices.mode != "full":
+        yield "ftcli train takes mixtures of experts with mode full alone"
+    if choices.mode == "prefix" and choices.gradient_checkpointing:
+        yield "PEFT refuses gradient checkpointing with a prefix: it is off"
+    if shape.capped_scores and choices.attention == "sdpa":
+        yield f"{shape.name} caps its attention scores, which sdpa cannot: taken as eager"
+    if found.open_choices:
+        yield (
+            f"what the recipe leaves open ({', '.join(found.open_choices)}) is taken at its "
+            "smallest; --fit shows what train takes on a card"
+        )
 
 
 def _items(estimate: Estimate) -> Iterator[str]:
@@ -108,9 +137,7 @@ def _figures(estimate: Estimate) -> Iterator[str]:
         f"{megabytes(estimate.device_bytes)}",
         "  ",
     )
-    yield from _wrapped(
-        f"between {low:.1f} and {high:.1f} GB: rests on {estimate.residuals.rests_on}", "  "
-    )
+    yield from _wrapped(f"between {low:.1f} and {high:.1f} GB: rests on {estimate.rests_on}", "  ")
     if estimate.managed_bytes:
         yield from _wrapped(
             f"paged optimizer states {megabytes(estimate.managed_bytes)} more: on the card while "
@@ -154,12 +181,21 @@ def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
 
 def _fits(found: EstimateResult) -> str:
     if found.hardware is None:
-        cards = [name for name, fits in found.estimate.fits.items() if fits]
-        return f"fits: {', '.join(cards)}" if cards else "fits no single card that is known here"
-    card = f"{found.hardware.name} ({gigabytes(found.hardware.usable_bytes)} usable)"
+        return _fitting_cards(found.estimate)
+    usable, memory = found.hardware.usable_bytes, found.hardware.memory_bytes
+    card = f"{found.hardware.name} ({usable / 1e9:.1f} of its {gigabytes(memory)} usable)"
     if not found.fits_card:
         return f"does not fit: {card}"
     return f"fits: {card}" if found.surely_fits else f"fits, but for the interval's end: {card}"
+
+
+def _fitting_cards(estimate: Estimate) -> str:
+    """Those that take the upper end of the interval, and those that take the estimate alone."""
+    surely = [name for name, fits in estimate.surely_fits.items() if fits]
+    perhaps = [name for name, fits in estimate.fits.items() if fits and name not in surely]
+    parts = [f"fits: {', '.join(surely)}"] if surely else []
+    parts += [f"perhaps, by the estimate alone: {', '.join(perhaps)}"] if perhaps else []
+    return "; ".join(parts) or "fits no single card that is known here"
 
 
 def _textbook(found: EstimateResult) -> Iterator[str]:

@@ -63,9 +63,10 @@ def limit_lines(limit: Limit, hardware: Hardware) -> Iterator[str]:
         yield from _wrapped(f"not even {limit.size} 1 surely fits {hardware.name}", "  ")
         return
     more = " or more" if limit.value == MOST else ""
+    context = "; whether the model was made for so many is not asked" * (limit.size == "seq-len")
     yield from _wrapped(
         f"largest {limit.size} that surely fits {hardware.name}: {limit.value}{more} "
-        f"({_figure(limit.estimate)} of {gigabytes(hardware.usable_bytes)})",
+        f"({_figure(limit.estimate)} of {gigabytes(hardware.usable_bytes)}){context}",
         "  ",
     )
 

@@ -42,14 +42,24 @@ class Asked:
     share_longer: Callable[[int], float] | None = None
     """Share of the rows that are longer than so many tokens; None where no rows are known."""
 
+    @property
+    def open_choices(self) -> tuple[str, ...]:
+        """In words, what is left to the plan."""
+        names = {
+            "micro-batch": self.open_micro_batch,
+            "gradient checkpointing": self.open_checkpointing,
+        }
+        return tuple(name for name, is_open in names.items() if is_open)
+
 
 def require_mode(mode: Mode, shape: Shape) -> None:
     """Raise ModelError where the method would leave part of the model out in silence."""
     if shape.experts > 1 and mode != "full":
         raise ModelError(
             "method_refused",
-            f"{shape.name} is a mixture of experts; its experts are 3-D tensors that "
-            f"{mode} would pass over in silence; take method.mode: full, or a dense model",
+            f"{shape.name} is a mixture of experts, whose experts are 3-D tensors: 4 bits pass "
+            f"over them, and ftcli has not proven {mode} on them; take method.mode: full, or a "
+            "dense model",
         )
 
 
@@ -89,7 +99,11 @@ def _ranks(asked: int) -> tuple[int, ...]:
 def _modes(asked: Asked) -> tuple[Mode, ...]:
     if asked.shape.experts > 1:
         return (asked.choices.mode,)  # require_mode
-    return _from(METHODS, asked.choices.mode)
+    methods = _from(METHODS, asked.choices.mode)
+    if asked.choices.precision == "fp32" and asked.choices.mode != "qlora":
+        # QLoRA computes in 16 bits (stages.contradictions).
+        return tuple(mode for mode in methods if mode != "qlora")
+    return methods
 
 
 def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
@@ -105,7 +119,8 @@ def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
 
 
 def _attentions(shape: Shape, asked: Attention) -> tuple[Attention, ...]:
-    """flash would save nothing that sdpa does not: `ftcli train` gives neither of them a mask."""
+    """Not flash: its package may be missing, and it saves nothing that sdpa does not, except for
+    a model that caps its scores."""
     if asked == "eager" and not shape.capped_scores:
         return ("eager", "sdpa")
     return (asked,)

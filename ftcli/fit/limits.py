@@ -62,9 +62,10 @@ def sizes_of(text: str) -> tuple[Size, tuple[int, ...]]:
     name, _, values = text.partition("=")
     size = size_named(name.strip(), "--sweep")
     parts = [part.strip() for part in values.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not parts or not all(part.isdecimal() and 0 < int(part) <= MOST for part in parts):
         raise UsageError(
-            "flag", f"--sweep {text}: expected whole numbers, such as {size}=512,1024,2048"
+            "flag",
+            f"--sweep {text}: expected whole numbers from 1 to {MOST}, such as {size}=4,8,16",
         )
     return size, tuple(sorted({int(part) for part in parts}))
 

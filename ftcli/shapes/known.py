@@ -48,12 +48,14 @@ def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
     and ModelError (`model_missing`, `config_unreadable`, those of `shape_from_config` and of
     `hub_file`).
     """
+    if not model_id.strip():
+        raise _unknown(model_id)
     local = _local(model_id, base)
     config_file = local / "config.json" if os.path.isdir(local) else local
     if os.path.isfile(config_file):
         return shape_from_config(_read_config(config_file), name=model_id)
     known = _known_models()
-    hub_id = known.hub_ids.get(model_id.lower(), model_id)
+    hub_id = known.hub_ids.get(model_id.lower(), _as_known(model_id))
     if hub_id in known.configs:
         return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
     if os.path.isdir(local):
@@ -62,8 +64,24 @@ def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
         raise ModelError("model_missing", f"{local} does not exist")
     if "/" not in model_id:
         raise _unknown(model_id)
-    config = _read_config(hub_file(model_id, "config.json", revision=revision))
+    config = _read_config(_hub_config(model_id, revision))
     return shape_from_config(config, name=model_id, hub_id=model_id)
+
+
+def _as_known(model_id: str) -> str:
+    """A known hub id however its letters are written; else as it stands."""
+    same = (known for known in _known_models().configs if known.lower() == model_id.lower())
+    return next(same, model_id)
+
+
+def _hub_config(model_id: str, revision: str | None) -> Path:
+    try:
+        return hub_file(model_id, "config.json", revision=revision)
+    except ModelError as error:
+        near = _near(model_id, _known_models().configs)
+        if not near:
+            raise
+        raise ModelError(error.code, f"{error.message}{near}") from error
 
 
 def hub_id_of(alias: str) -> str:

@@ -93,8 +93,8 @@ class Shape:
     def linear_modules(self) -> dict[str, tuple[int, int]]:
         """(in, out) of the linear layers of one transformer layer, as PEFT's all-linear sees them.
 
-        Experts are absent: transformers 5 holds them as 3-D parameters, which PEFT's all-linear
-        and bitsandbytes pass over.
+        Experts are absent: transformers 5 holds them as 3-D parameters, which bitsandbytes passes
+        over (peft 0.21 adapts them: ftcli.vram.trained).
         """
         layout, hidden, query = self.layout, self.hidden, self.query_width
         widths = [query, self.kv_width, self.kv_width]

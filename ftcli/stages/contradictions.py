@@ -56,6 +56,8 @@ def _unused(given: Mapping[str, Any], mode: Mode) -> Iterator[str]:
 
 
 def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
+    if given.get("targets") == ():
+        yield "--targets: no module is named: take all-linear, or names such as q_proj,v_proj"
     asked = {"mode", "precision"} & set(given)
     if asked and choices.mode == "qlora" and choices.precision == "fp32":
         yield _QLORA_COMPUTES_IN_16_BITS

@@ -58,6 +58,7 @@ def estimate_memory(question: Question) -> EstimateResult:
         hardware=hardware,
         textbook=tuple(textbook(shape)) if choices.mode == "full" else (),
         fit=fitted,
+        open_choices=asked.open_choices if fitted is None and loaded is not None else (),
         limit=_limit(question, asked, hardware),
         sweep=_sweep(question, asked, hardware),
         # Last, so that nothing is written where anything else fails.
@@ -164,12 +165,19 @@ def _sweep(question: Question, asked: Asked, hardware: Hardware | None) -> Sweep
     return sweep(asked.shape, asked.choices, size, values, hardware)
 
 
+def _nothing_fits(question: Question, fitted: FitResult) -> str:
+    found = fitted.instead
+    ways = [found.card, f"the model {found.model}" if found.model else None] if found else []
+    instead = " or ".join(way for way in ways if way)
+    return f"no change makes it fit {question.fit}" + (f" ({instead} would)" if instead else "")
+
+
 def _write(question: Question, loaded: Loaded | None, fitted: FitResult | None) -> Path | None:
     """The recipe with `--set`, flags and the changes, as a file; raises FtcliError."""
     if question.write is None or loaded is None or fitted is None:
         return None
     if fitted.found is None:
-        raise MachineError("memory", f"no change makes it fit {question.fit}: nothing is written")
+        raise MachineError("memory", f"{_nothing_fits(question, fitted)}: nothing is written")
     from ftcli.stages.writing import write_recipe
 
     changes = {change.key: change.value for change in fitted.found.changes}

@@ -35,6 +35,8 @@ class EstimateResult:
     written: Path | None = None
     limit: Limit | None = None
     sweep: Sweep | None = None
+    open_choices: tuple[str, ...] = ()
+    """What the recipe leaves to the plan, and stands here at its smallest."""
 
     @property
     def fits_card(self) -> bool | None:
@@ -57,7 +59,7 @@ class EstimateResult:
         plain = {
             **_figures(found),
             "managed_bytes": found.managed_bytes,
-            "rests_on": found.residuals.rests_on,
+            "rests_on": found.rests_on,
             "breakdown": found.breakdown,
             "peak_phase": found.peak_phase,
             "phases": found.phases,
@@ -66,11 +68,18 @@ class EstimateResult:
             "trainable_parameters": found.trainable_parameters,
             "total_parameters": found.total_parameters,
             "fits": fits_cards,
+            "surely_fits": self._surely_fits(),
             "assumptions": found.assumptions | {"choices": _plain(self.choices)},
             "textbook": [figure._asdict() for figure in self.textbook],
             "suggestions": self._suggestions(),
         }
         return plain | self._asked_for()
+
+    def _surely_fits(self) -> dict[str, bool]:
+        surely = dict(self.estimate.surely_fits)
+        if self.hardware is not None and self.surely_fits is not None:
+            surely[self.hardware.name] = self.surely_fits
+        return surely
 
     def _suggestions(self) -> list[dict[str, Any]]:
         if self.fit is None or self.fit.found is None:

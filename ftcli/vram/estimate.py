@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ftcli.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Choices
+from ftcli.vram.covered import uncovered, widened
 from ftcli.vram.head import LOSS_CHUNK_POSITIONS
 from ftcli.vram.interval import Residuals, residuals_of
 from ftcli.vram.moments import moments
@@ -30,6 +31,8 @@ class Estimate:
     """What nvidia-smi shows: reserved and the CUDA context."""
     residuals: Residuals
     """How far measured runs of this kind lay from their estimates."""
+    uncovered: tuple[str, ...]
+    """What no measured run of a like stack covers: each kind widens the interval."""
     managed_bytes: int
     """Optimizer states in managed memory, in none of the figures above: they use what is free on
     the card and leave it for the host's memory when it fills up."""
@@ -43,7 +46,16 @@ class Estimate:
     trainable_parameters: int
     total_parameters: int
     fits: dict[str, bool]
+    """By `device_bytes`, as COMMANDS has it."""
+    surely_fits: dict[str, bool]
+    """By the upper end of the interval, as `train` and --fit decide."""
     assumptions: dict[str, str | int | float | bool]
+
+    @property
+    def rests_on(self) -> str:
+        """What the interval rests on, in one line."""
+        none = f"; no run covers {' or '.join(self.uncovered)}" if self.uncovered else ""
+        return self.residuals.rests_on + none
 
     @property
     def low_bytes(self) -> int:
@@ -74,12 +86,14 @@ def estimate(
     peak_phase = max(allocated, key=allocated.__getitem__)
     reserved = max(reserved_bytes(static.total_bytes, phase, choices) for phase in phases.values())
     context = context_bytes(capability)
+    residuals = widened(residuals_of(choices, "card"), shape, choices)
     return Estimate(
         breakdown=_items(static, phases[peak_phase]) | {"context": context},
         peak_bytes=allocated[peak_phase],
         reserved_bytes=reserved,
         device_bytes=reserved + context,
-        residuals=residuals_of(choices, "card"),
+        residuals=residuals,
+        uncovered=uncovered(shape, choices),
         managed_bytes=static.managed,
         peak_phase=peak_phase,
         phases=allocated,
@@ -88,6 +102,10 @@ def estimate(
         trainable_parameters=trainable_parameters(shape, choices),
         total_parameters=shape.parameters,
         fits={known.name: card_fits(reserved, known) for known in KNOWN_CARDS},
+        surely_fits={
+            known.name: residuals.high * (reserved + known.context_bytes) <= known.usable_bytes
+            for known in KNOWN_CARDS
+        },
         assumptions=_assumptions(choices),
     )
 

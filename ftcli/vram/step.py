@@ -6,7 +6,7 @@ step, so the items of different moments never add up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ftcli.shapes import Shape
 from ftcli.vram.activations import layers_bytes, prefix_cache_bytes, rebuilt_layer_bytes
@@ -63,7 +63,8 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
         ),
         "end of backward": Phase(
             gradients=gradients + (head_gradient if shape.tied else 0),
-            activations=layer,
+            # Of the first layer all is still there, whether rebuilt or kept.
+            activations=rebuilt_layer_bytes(shape, replace(choices, gradient_checkpointing=True)),
             workspace=CUBLAS_BYTES + layer_copies,
         ),
         "optimizer step": Phase(

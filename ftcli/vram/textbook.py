@@ -17,7 +17,6 @@ class TextbookFigure(NamedTuple):
 
 def textbook(shape: Shape) -> list[TextbookFigure]:
     """Full fine-tuning in three precisions, by bytes a parameter."""
-    copies = 2 * (shape.linear_parameters + shape.expert_parameters)
     return [
         TextbookFigure(
             "fp32",
@@ -26,9 +25,9 @@ def textbook(shape: Shape) -> list[TextbookFigure]:
         ),
         TextbookFigure(
             "bf16 mixed",
-            16 * shape.parameters + copies,
-            "as fp32, for the fp32 weights are the master copy; and 2 for autocast's bf16 copy of "
-            "the layers' weights in the forward pass",
+            16 * shape.parameters,
+            "as fp32, for the fp32 weights are the master copy; 2 more for autocast's bf16 copy of "
+            "the weights in the forward pass, when the 4 of the gradients are not there yet",
         ),
         TextbookFigure(
             "pure bf16",
