@@ -2,15 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.shapes import Shape, find_shape, shape_from_config
-from ftcli.vram import Choices, estimate, textbook
-from ftcli.vram.activations import kept_bytes_per_token
+from ftcli.shapes import Shape, find_shape
+from ftcli.vram import Choices, Stack, estimate, textbook
 from ftcli.vram.trained import trainable_parameters, trained_tensors
 
 LLAMA_7B = find_shape("7b", Path())
@@ -34,6 +32,7 @@ choices_of_any_kind = st.builds(
     attention=st.sampled_from(["sdpa", "flash", "eager"]),
     loss=st.sampled_from(["chunked", "full"]),
     labelled_share=st.floats(0.01, 1),
+    stack=st.sampled_from([Stack(), Stack(trl_head=True)]),
 )
 shapes = st.sampled_from(
     ["7b", "qwen2.5-7b", "qwen3-0.6b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b", "smollm2-135m"]
@@ -80,7 +79,7 @@ def test_a_24_gb_card_takes_qlora_of_13b_and_lora_of_7b_but_not_full() -> None:
 def test_textbook_figures_are_named_by_what_they_count() -> None:
     found = {figure.label: figure.total_bytes / 1e9 for figure in textbook(LLAMA_7B)}
     assert found["fp32"] == pytest.approx(107.8, abs=0.05)
-    assert found["bf16 mixed"] == pytest.approx(120.8, abs=0.05)
+    assert found["bf16 mixed"] == pytest.approx(107.8, abs=0.05)
     assert found["pure bf16"] == pytest.approx(53.9, abs=0.05)
 
 
@@ -134,6 +133,25 @@ def test_more_never_takes_less(shape: Shape, choices: Choices, name: str, more: 
     assert estimate(shape, larger).peak_bytes >= estimate(shape, choices).peak_bytes
 
 
+@given(shapes, choices_of_any_kind, st.integers(1, 64))
+def test_more_layers_never_take_less(shape: Shape, choices: Choices, more: int) -> None:
+    deeper = replace(shape, layers=shape.layers + more)
+    assert estimate(deeper, choices).peak_bytes >= estimate(shape, choices).peak_bytes
+
+
+@given(shapes, choices_of_any_kind)
+def test_more_bits_of_a_weight_never_take_less(shape: Shape, choices: Choices) -> None:
+    """4, 16 and 32 bits of frozen weights, in the same arithmetic."""
+    lora = replace(choices, mode="qlora", precision="bf16")
+    ways = [
+        lora,
+        replace(lora, mode="lora", weights_dtype="bf16"),
+        replace(lora, mode="lora", weights_dtype="fp32"),
+    ]
+    peaks = [estimate(shape, way).peak_bytes for way in ways]
+    assert peaks == sorted(peaks)
+
+
 def test_checkpointing_keeps_one_residual_of_each_layer() -> None:
     rebuilt, kept = (
         estimate(LLAMA_7B, Choices("lora", gradient_checkpointing=checkpointing))
@@ -149,83 +167,3 @@ def test_checkpointing_never_takes_more(shape: Shape, choices: Choices) -> None:
     kept = estimate(shape, replace(choices, gradient_checkpointing=False))
     rebuilt = estimate(shape, replace(choices, gradient_checkpointing=True))
     assert rebuilt.phases["head and loss"] <= kept.phases["head and loss"]
-
-
-FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("precision", ["bf16", "pure-bf16", "fp32"])
-@pytest.mark.parametrize("mode", ["full", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_layer_keeps_what_autograd_keeps(
-    family: str, mode: Any, precision: Any, attention: Any
-) -> None:
-    config = {
-        "model_type": family,
-        "num_hidden_layers": 1,
-        "hidden_size": 256,
-        "intermediate_size": 704,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "vocab_size": 64,
-        "tie_word_embeddings": False,
-    }
-    shape = shape_from_config(config)
-    if shape.capped_scores and attention == "sdpa":
-        pytest.skip("transformers refuses sdpa for this family")
-    choices = Choices(
-        mode, precision, rank=4, seq_len=64, attention=attention, gradient_checkpointing=False
-    )
-    measured = _saved_bytes(config | {"num_hidden_layers": 2}, choices) - _saved_bytes(
-        config, choices
-    )
-    copies = _cast_weights_bytes(shape, choices)
-    # Gemma keeps 1 + weight of every norm, which does not grow with the tokens: 0.4% here.
-    kept = kept_bytes_per_token(shape, choices) * choices.tokens
-    assert kept == pytest.approx(measured - copies, rel=0.005)
-
-
-def _cast_weights_bytes(shape: Shape, choices: Choices) -> int:
-    """16-bit copies that autocast makes of one layer's trained weights."""
-    if not choices.autocast:
-        return 0
-    if choices.mode == "full":
-        return 2 * shape.linear_parameters
-    return 2 * shape.lora_parameters(choices.rank)
-
-
-def _saved_bytes(config: dict[str, Any], choices: Choices) -> int:
-    """Bytes that autograd saves in a forward pass of a model without its head, weights aside."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    dtype = torch.float32 if choices.weight_bytes == 4 else torch.bfloat16
-    model: Any = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config, pad_token_id=0),
-        dtype=dtype,
-        attn_implementation=choices.attention,
-    ).model.train()
-    if choices.mode == "lora":
-        names = list(shape_from_config(config).linear_modules())
-        model = get_peft_model(model, LoraConfig(r=choices.rank, target_modules=names))
-    weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = tensor  # alive, so that its address is not used again
-        return tensor
-
-    ids = torch.randint(1, 60, (1, choices.seq_len))
-    embedded = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=choices.autocast),
-    ):
-        model(inputs_embeds=embedded, use_cache=False)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -1,0 +1,224 @@
+"""Tiny models as ftcli builds them, and what a forward or backward pass of them allocates.
+
+Allocations are those that torch reports to its profiler, so that closures (checkpointing) and
+buffers inside operations count as tensors do. Weights exist before the count begins.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+
+from ftcli.engine.methods import keep_training_exact
+from ftcli.vram import Choices
+
+gc.freeze()  # what the libraries made lives on; without it each collection below takes 0.3 s
+
+SIZES: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 64,
+    "tie_word_embeddings": False,
+}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+BY_FAMILY: dict[str, dict[str, Any]] = {
+    "mixtral": EXPERTS,
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 176},
+    "gemma3_text": {"query_pre_attn_scalar": 32},
+}
+
+
+def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
+    return {"model_type": family, **SIZES, **BY_FAMILY.get(family, {}), **changes}
+
+
+def build(config: dict[str, Any], choices: Choices) -> Any:
+    """A model in training mode with its method attached, as ftcli.engine does it."""
+    dtype = torch.float32 if choices.weight_bytes == 4 else torch.bfloat16
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config, pad_token_id=0),
+        dtype=dtype,
+        attn_implementation=choices.attention,
+    )
+    if choices.mode == "qlora":
+        model = quantised(model, choices)
+    model = attach(model, choices).train()
+    if choices.checkpointing:
+        base = causal(model)
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        if choices.mode != "full":
+            base.enable_input_require_grads()
+    return model
+
+
+def quantised(model: Any, choices: Choices) -> Any:
+    """The same model with NF4 weights, loaded as ftcli.engine.model does."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=choices.double_quantization,
+        bnb_4bit_compute_dtype=torch.float32 if choices.precision == "fp32" else torch.bfloat16,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=model.dtype,
+            attn_implementation=choices.attention,
+            quantization_config=config,
+        )
+    keep_training_exact(loaded)
+    return loaded
+
+
+def attach(model: Any, choices: Choices) -> Any:
+    match choices.mode:
+        case "full":
+            return model.requires_grad_(True)
+        case "lora" | "qlora":
+            return _with_lora(model, choices)
+        case "prefix":
+            return get_peft_model(
+                model,
+                PrefixTuningConfig(
+                    task_type="CAUSAL_LM",
+                    num_virtual_tokens=choices.virtual_tokens,
+                    prefix_projection=choices.projection,
+                ),
+            )
+        case "prompt":
+            config = PromptTuningConfig(
+                task_type="CAUSAL_LM", num_virtual_tokens=choices.virtual_tokens
+            )
+            return get_peft_model(model, config)
+        case _:
+            return _with_bottlenecks(model.requires_grad_(False), choices)
+
+
+def _with_lora(model: Any, choices: Choices) -> Any:
+    targets = choices.targets
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=choices.rank,
+        lora_dropout=choices.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_dora=choices.dora,
+        modules_to_save=list(choices.modules_to_save) or None,
+    )
+    adapted = get_peft_model(model, config)
+    if choices.dropout > 0 and choices.device == "cuda":
+        for module in adapted.modules():
+            if hasattr(module, "lora_dropout"):
+                for name in module.lora_dropout:
+                    module.lora_dropout[name] = CudaDropout(choices.dropout)
+    return adapted
+
+
+class CudaDropout(nn.Module):
+    """Dropout by the operation that torch uses on CUDA, which keeps a mask of one byte; nn.Dropout
+    on the CPU keeps the numbers that it multiplies by."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.native_dropout(x, self.rate, True)[0]
+
+
+class Bottleneck(nn.Module):
+    """A block of a layer with a bottleneck adapter behind it."""
+
+    def __init__(self, block: nn.Module, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.block = block
+        self.down = nn.Linear(hidden, inner)
+        self.up = nn.Linear(inner, hidden)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = self.block(*args, **kwargs)
+        out = found[0] if isinstance(found, tuple) else found
+        inner = nn.functional.gelu(self.down(out.to(self.down.weight.dtype)))
+        out = out + self.up(inner).to(out.dtype)
+        return (out, *found[1:]) if isinstance(found, tuple) else out
+
+
+def _with_bottlenecks(model: Any, choices: Choices) -> Any:
+    blocks = {"both": ("self_attn", "mlp"), "attention": ("self_attn",), "mlp": ("mlp",)}
+    for layer in model.model.layers:
+        for name in blocks[choices.placement]:
+            block = getattr(layer, name)
+            setattr(layer, name, Bottleneck(block, model.config.hidden_size, choices.bottleneck))
+    return model
+
+
+def causal(model: Any) -> Any:
+    """The causal language model below a PEFT wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trained(model: Any) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def rows(choices: Choices, vocabulary: int = 64) -> Tensor:
+    return torch.randint(1, vocabulary - 1, (choices.micro_batch, choices.seq_len))
+
+
+def autocast(choices: Choices) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=choices.autocast)
+
+
+def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
+    """Bytes that are alive after a forward pass up to the head, without its result."""
+
+    def forward() -> Tensor:
+        with autocast(choices):
+            if choices.mode in ("prefix", "prompt"):
+                # peft's own forward brings the virtual tokens, a prefix through the cache; a
+                # frozen head keeps nothing.
+                logits: Tensor = model(input_ids=ids, use_cache=choices.mode == "prefix").logits
+                return logits
+            hidden: Tensor = causal(model).base_model(ids, use_cache=False).last_hidden_state
+            return hidden
+
+    with torch.no_grad():
+        forward()  # what is set up once
+    allocated: list[int] = []
+    result = allocations(forward, allocated)
+    return sum(allocated) - result.untyped_storage().nbytes()
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Greatest sum of what is allocated at once while `run` goes."""
+    allocated: list[int] = []
+    allocations(run, allocated)
+    alive = peak = 0
+    for change in allocated:
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def allocations(run: Callable[[], Any], allocated: list[int]) -> Any:
+    """Run, and list every allocation (positive) and release (negative) in its order."""
+    gc.collect()  # or the remains of another model may be released in between
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    events: Any = profiler.profiler
+    memory = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    memory.sort(key=lambda event: event.start_ns())
+    allocated.extend(event.nbytes() for event in memory)
+    return result

@@ -1,0 +1,141 @@
+"""What the layers of whole models keep for the backward pass: formula against count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from counting import build, kept_by_layers, rows, tiny_config
+
+from ftcli.shapes import Shape, shape_from_config
+from ftcli.vram import Choices
+from ftcli.vram.activations import layers_bytes, norm_bytes
+from ftcli.vram.copies import forward_copies_bytes
+
+FAMILIES = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma3_text",
+    "phi3",
+    "olmo2",
+    "mistral",
+    "mixtral",
+    "qwen3_moe",
+    "arcee",
+    "granite",
+]
+TOKENS = 128
+TINY = Choices("lora", rank=4, seq_len=TOKENS, virtual_tokens=20, bottleneck=32, device="cpu")
+METHODS = {
+    "full": replace(TINY, mode="full"),
+    "lora": TINY,
+    "lora, dropout of CUDA": replace(TINY, dropout=0.1, device="cuda"),
+    "lora, dropout of the CPU": replace(TINY, dropout=0.1),
+    "lora, q and v": replace(TINY, targets=("q_proj", "v_proj")),
+    "lora, down": replace(TINY, targets=("down_proj",)),
+    "lora, head and embeddings": replace(TINY, modules_to_save=("embed_tokens", "lm_head")),
+    "lora, fp32 base": replace(TINY, weights_dtype="fp32"),
+    "dora": replace(TINY, dora=True),
+    "dora, dropout": replace(TINY, dora=True, dropout=0.1, device="cuda"),
+    "qlora": replace(TINY, mode="qlora"),
+    "qlora, dropout": replace(TINY, mode="qlora", dropout=0.1, device="cuda"),
+    "prefix": replace(TINY, mode="prefix"),
+    "prefix, projection": replace(TINY, mode="prefix", projection=True),
+    "prompt": replace(TINY, mode="prompt"),
+    "adapter": replace(TINY, mode="adapter"),
+    "adapter after the MLP": replace(TINY, mode="adapter", placement="mlp"),
+}
+NO_SUCH_MODULE = {"lora, down": ("mixtral", "qwen3_moe")}
+
+
+def expected_bytes(shape: Shape, choices: Choices) -> int:
+    """The formula for the layers, with what a count on the CPU finds beside them."""
+    last_norm = norm_bytes(shape, choices)
+    if choices.mode == "full":
+        last_norm += shape.hidden * (4 if shape.fp32_norms else choices.residual_bytes)
+    kept = layers_bytes(shape, choices) + last_norm * choices.tokens
+    if not choices.checkpointing:
+        return kept + forward_copies_bytes(shape, choices)
+    # The state of the CPU's random numbers at each layer, and the numbers of the positions.
+    return kept + shape.layers * torch.get_rng_state().numel() + 8 * choices.positions
+
+
+def deviation(config: dict[str, Any], choices: Choices) -> float:
+    """Formula over count, less one."""
+    torch.manual_seed(1)
+    counted = kept_by_layers(build(config, choices), choices, rows(choices))
+    return expected_bytes(shape_from_config(config), choices) / counted - 1
+
+
+def test_layers_keep_what_the_formula_says_in_every_method() -> None:
+    for name, choices in METHODS.items():
+        family = "qwen3" if choices.mode == "prefix" else "llama"
+        kept = replace(choices, gradient_checkpointing=False)
+        off = deviation(tiny_config(family), kept)
+        assert abs(off) < 0.02, (name, off)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "lora, head and embeddings", "prompt"])
+def test_checkpointing_keeps_what_the_formula_says(method: str) -> None:
+    for family in ("llama", "granite"):
+        assert METHODS[method].checkpointing
+        assert abs(deviation(tiny_config(family), METHODS[method])) < 0.02, family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_keep_what_the_formula_says_in_every_family(family: str) -> None:
+    for mode, precision in (("full", "bf16"), ("lora", "pure-bf16")):
+        choices = replace(METHODS[mode], precision=precision, gradient_checkpointing=False)
+        off = deviation(tiny_config(family), choices)
+        assert abs(off) < 0.02, (mode, off)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "phi3"])
+def test_a_row_longer_than_the_window_brings_a_mask(family: str) -> None:
+    config = tiny_config(family, sliding_window=TOKENS // 2)
+    choices = replace(TINY, gradient_checkpointing=False)
+    assert abs(deviation(config, choices)) < 0.01
+    assert abs(deviation(config, replace(choices, gradient_checkpointing=True))) < 0.02
+    without = shape_from_config(tiny_config(family, sliding_window=2 * TOKENS))
+    saved = layers_bytes(shape_from_config(config), choices) / layers_bytes(without, choices)
+    assert saved > 1.02
+
+
+def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
+    for mode in ("full", "lora"):
+        for rebuilt in (False, True):
+            choices = replace(METHODS[mode], attention="eager", gradient_checkpointing=rebuilt)
+            assert abs(deviation(tiny_config("gemma2"), choices)) < 0.02, (mode, rebuilt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2", "mixtral"])
+def test_grid_of_families_methods_and_precisions(family: str, method: str) -> None:
+    choices = METHODS[method]
+    if family in NO_SUCH_MODULE.get(method, ()):
+        pytest.skip("its experts hold no linear modules")
+    if family in ("mixtral", "qwen3_moe") and (choices.dropout or choices.dora):
+        pytest.skip("peft refuses dropout and DoRA for stacked experts (lora/layer.py)")
+    for precision in ("bf16", "pure-bf16", "fp32"):
+        for rebuilt in (False, True):
+            ways: Any = replace(choices, precision=precision, gradient_checkpointing=rebuilt)
+            if ways.checkpointing != rebuilt:
+                continue  # peft refuses it for a prefix
+            if precision == "fp32" and (ways.device == "cuda" or family != "olmo2"):
+                continue  # CUDA has no fused attention kernel for fp32 and shared keys
+            off = deviation(tiny_config(family), ways)
+            assert abs(off) < 0.02, (precision, rebuilt, off)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2"])
+def test_eager_attention_in_every_family(family: str, mode: str) -> None:
+    for precision, rebuilt in (("bf16", False), ("bf16", True), ("fp32", False)):
+        ways: Any = replace(METHODS[mode], precision=precision, attention="eager")
+        ways = replace(ways, gradient_checkpointing=rebuilt)
+        assert abs(deviation(tiny_config(family), ways)) < 0.02, (precision, rebuilt)
