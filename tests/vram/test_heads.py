@@ -85,7 +85,9 @@ def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
     "head",
     ["plain", "softcapped", *(pytest.param(h, marks=pytest.mark.slow) for h in ("tied", "scaled"))],
 )
-@pytest.mark.parametrize("method", ["lora", "lora, head", "full"])
+@pytest.mark.parametrize(
+    "method", ["lora", pytest.param("lora, head", marks=pytest.mark.slow), "full"]
+)
 def test_our_head_allocates_what_the_formula_says(
     method: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +182,6 @@ def trl_deviation(head: str, choices: Choices, **sizes: int) -> float:
     ("method", "precision", "vocabulary", "tokens"),
     [
         ("lora", "bf16", 1_000, 512),
-        ("lora, head", "bf16", 1_000, 512),
         ("lora, head", "pure-bf16", 1_000, 512),
         ("full", "bf16", 1_000, 512),
         ("full", "fp32", 33_000, 128),

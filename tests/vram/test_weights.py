@@ -130,12 +130,12 @@ def _constants_bytes(state: Any) -> int:
 @pytest.mark.parametrize(
     ("family", "choices"),
     [
-        ("llama", replace(LORA, dora=True)),
+        pytest.param("llama", replace(LORA, dora=True), marks=pytest.mark.slow),
         ("llama", replace(LORA, dora=True, precision="pure-bf16")),
-        ("llama", replace(LORA, dora=True, mode="qlora")),
+        pytest.param("llama", replace(LORA, dora=True, mode="qlora"), marks=pytest.mark.slow),
         ("llama", replace(LORA, weights_dtype="fp32")),
         ("mixtral", replace(LORA, precision="pure-bf16")),
-        ("mixtral", Choices("full", device="cpu")),
+        pytest.param("mixtral", Choices("full", device="cpu"), marks=pytest.mark.slow),
         ("llama", Choices("full", "pure-bf16", device="cpu")),
     ],
 )
