@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ftcli.console import megabytes, shown_path, width
 from ftcli.stages.calibrate import CalibratedRun, CalibrationResult, Figure
-from ftcli.stages.contradictions import NAMES
+from ftcli.vram.choices import MODE_NAMES
 
 ON_A_CPU = (
     "resident: of the machine's memory, above what the process held before the model was there; "
@@ -33,7 +33,7 @@ def _run_lines(run: CalibratedRun) -> Iterator[str]:
     checkpointing = "" if choices.checkpointing else "no "
     facts = (
         run.record.shape.name,
-        f"{NAMES[choices.mode]}{rank}",
+        f"{MODE_NAMES[choices.mode]}{rank}",
         choices.precision,
         f"{choices.micro_batch} × {choices.seq_len} tokens",
         f"{checkpointing}checkpointing",

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
 from ftcli.console import gigabytes, megabytes, width
 from ftcli.hardware import Hardware
-from ftcli.stages.contradictions import NAMES, TRAINED
+from ftcli.stages.contradictions import TRAINED
 from ftcli.stages.estimate_result import EstimateResult
 from ftcli.vram import Choices, Estimate
+from ftcli.vram.choices import MODE_NAMES
 from ftcli.vram.moments import ANSWERED_ROWS
 
 LABELS = {
@@ -79,7 +80,7 @@ def _what(found: EstimateResult) -> str:
         return f"{size}, full fine-tuning"
     share = estimate.trainable_parameters / estimate.total_parameters
     rank = f" r={choices.rank}" if choices.has_lora else ""
-    return f"{size}, {NAMES[choices.mode]}{rank} ({share:.2%} trained)"
+    return f"{size}, {MODE_NAMES[choices.mode]}{rank} ({share:.2%} trained)"
 
 
 def _how(choices: Choices) -> str:

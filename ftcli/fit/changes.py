@@ -8,7 +8,7 @@ from typing import assert_never
 
 from ftcli.fit.asked import Asked
 from ftcli.vram import Choices, Estimate
-from ftcli.vram.choices import Mode, Optimizer
+from ftcli.vram.choices import MODE_NAMES, Mode, Optimizer
 
 Value = str | int | float | bool | list[str]
 
@@ -141,9 +141,8 @@ def _targets(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
 def _method(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     if now.mode == found.mode:
         return
-    names = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
     yield Step(
-        f"{names[now.mode]} → {names[found.mode]}",
+        f"{MODE_NAMES[now.mode]} → {MODE_NAMES[found.mode]}",
         "method.mode",
         found.mode,
         _cost_of_method(now.mode, found.mode),

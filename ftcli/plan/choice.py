@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from ftcli.prepared import Prepared
-from ftcli.vram import Estimate
+from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision, WeightsDtype
 
 T = TypeVar("T")
@@ -54,6 +54,8 @@ class Plan:
     warmup_steps: int
     eval_every: Choice[int]
     save_every: Choice[int]
+    estimated: Choices
+    """What the estimate is of."""
     estimate: Estimate
     free_bytes: int
 

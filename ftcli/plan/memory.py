@@ -23,6 +23,8 @@ class Fit:
     optimizer: Choice[Optimizer]
     micro_batch: Choice[int]
     checkpointing: Choice[bool]
+    choices: Choices
+    """What the estimate is of."""
     estimate: Estimate
 
 
@@ -89,6 +91,7 @@ def fit_memory(
         _optimizer_choice(recipe, hardware, found),
         _micro_batch_choice(recipe, found.micro_batch, hardware),
         _checkpointing_choice(recipe, found.gradient_checkpointing),
+        found,
         estimate_on(shape, found, hardware),
     )
 

@@ -8,16 +8,8 @@ from typing import Any
 from ftcli.errors import UsageError
 from ftcli.fit.limits import Size
 from ftcli.vram import Choices
-from ftcli.vram.choices import Mode
+from ftcli.vram.choices import MODE_NAMES, Mode
 
-NAMES: dict[Mode, str] = {
-    "full": "full fine-tuning",
-    "lora": "LoRA",
-    "qlora": "QLoRA",
-    "adapter": "bottleneck adapters",
-    "prefix": "prefix tuning",
-    "prompt": "prompt tuning",
-}
 LORA: tuple[Mode, ...] = ("lora", "qlora")
 TRAINED: tuple[Mode, ...] = ("full", *LORA)
 WITHOUT_FULL: tuple[Mode, ...] = ("lora", "qlora", "adapter", "prefix", "prompt")
@@ -52,7 +44,7 @@ def _unused(given: Mapping[str, Any], mode: Mode) -> Iterator[str]:
         if given.get(name) and mode not in modes:
             wanted = " or ".join(f"--mode {each}" for each in modes)
             flag = f"--{name.replace('_', '-')}"
-            yield f"{flag}: {what}, and {NAMES[mode]} has none: leave it out, or take {wanted}"
+            yield f"{flag}: {what}, and {MODE_NAMES[mode]} has none: leave it out, or take {wanted}"
 
 
 def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
@@ -71,7 +63,9 @@ def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
 def require_size(size: Size, choices: Choices, flag: str) -> None:
     """Raise UsageError where the size is none of this mode's."""
     if size == "rank" and choices.mode not in LORA:
-        raise UsageError("flag", f"{flag} rank: {NAMES[choices.mode]} has none: take --mode lora")
+        raise UsageError(
+            "flag", f"{flag} rank: {MODE_NAMES[choices.mode]} has none: take --mode lora"
+        )
 
 
 def require_trainable(choices: Choices, flag: str) -> None:

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.errors import FtcliError
-from ftcli.hardware import Hardware
-from ftcli.plan import Plan, Profile, vram_choices
-from ftcli.recipe import Recipe
+from ftcli.plan import Plan
 from ftcli.shapes import Shape
 from ftcli.vram import Choices
 from ftcli.vram.interval import residuals_of
@@ -57,20 +55,9 @@ class MemoryRecord:
         return replace(self, **greater)
 
 
-def planned_choices(recipe: Recipe, profile: Profile, plan: Plan, hardware: Hardware) -> Choices:
-    """What the plan was estimated for."""
-    return replace(
-        vram_choices(recipe, profile, plan.precision.value, plan.attention.value, hardware),
-        optimizer=plan.optimizer.value,
-        micro_batch=plan.micro_batch.value,
-        gradient_accumulation=plan.accumulation,
-        gradient_checkpointing=plan.gradient_checkpointing.value,
-    )
-
-
-def memory_record(scene: Scene, plan: Plan, choices: Choices, measured: StepMemory) -> MemoryRecord:
+def memory_record(scene: Scene, plan: Plan, measured: StepMemory) -> MemoryRecord:
     """The plan's estimate beside what one sitting measured."""
-    residuals = residuals_of(choices, "allocated")
+    residuals = residuals_of(plan.estimated, "allocated")
     peak_bytes = plan.estimate.peak_bytes
     steps, validations = measured.steps, measured.validations
     return MemoryRecord(
@@ -84,7 +71,7 @@ def memory_record(scene: Scene, plan: Plan, choices: Choices, measured: StepMemo
         resident_bytes=steps.resident_bytes,
         validation_bytes=validations.allocated_bytes,
         shape=scene.shape,
-        choices=choices,
+        choices=plan.estimated,
     )
 
 

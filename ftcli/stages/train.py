@@ -32,7 +32,7 @@ from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.stages.card import model_card
-from ftcli.stages.memory_record import memory_record, planned_choices
+from ftcli.stages.memory_record import memory_record
 from ftcli.stages.opening import open_run
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
@@ -271,9 +271,7 @@ def _begin(job: _Job) -> None:
 
 def _record_memory(job: _Job, measured: StepMemory) -> None:
     """Estimated and measured, side by side in run.json; of several sittings the greatest."""
-    scene, plan = job.scene, job.plan
-    choices = planned_choices(job.recipe, profile_of(job.prepared), plan, scene.hardware)
-    record = memory_record(scene, plan, choices, measured)
+    record = memory_record(job.scene, job.plan, measured)
     earlier = job.run.read_manifest().get("memory", {})
     job.run.update_manifest(memory=record.or_greater(earlier).as_json())
 

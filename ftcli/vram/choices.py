@@ -11,6 +11,14 @@ from ftcli.shapes import Targets
 Mode = Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"]
 Placement = Literal["attention", "mlp", "both"]
 Quantization = Literal["nf4", "gptq4", "int8"]
+MODE_NAMES: dict[Mode, str] = {
+    "full": "full fine-tuning",
+    "lora": "LoRA",
+    "qlora": "QLoRA",
+    "adapter": "bottleneck adapters",
+    "prefix": "prefix tuning",
+    "prompt": "prompt tuning",
+}
 Precision = Literal["bf16", "fp16", "fp32", "pure-bf16"]
 WeightsDtype = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"]

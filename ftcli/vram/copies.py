@@ -36,7 +36,7 @@ def layer_copies_bytes(shape: Shape, choices: Choices) -> int:
         return 2 * _cast_parameters(shape, choices) // shape.layers if cast else 0
     copies = 0
     if choices.quantization is not None:
-        copies = 2 * max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
+        copies = 2 * largest_matrix(shape)
     elif cast and choices.checkpointing:
         copies = 2 * shape.linear_parameters // shape.layers
     if experts_adapted(shape, choices):
@@ -90,3 +90,8 @@ def _adapter_matrices(shape: Shape, choices: Choices) -> int:
             return 0
         case _:
             assert_never(choices.mode)
+
+
+def largest_matrix(shape: Shape) -> int:
+    """Weights of the largest linear layer inside the transformer layers."""
+    return max(inputs * outputs for inputs, outputs in shape.linear_modules().values())

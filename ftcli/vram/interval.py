@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from ftcli.vram.choices import Choices
+from ftcli.vram.choices import MODE_NAMES, Choices
 
 Figure = Literal["allocated", "card"]
 """What tensors hold; or what the allocator reserves or nvidia-smi shows."""
@@ -51,7 +51,7 @@ def group_of(choices: Choices) -> str:
         return "prefix and prompt tuning"
     if choices.mode == "adapter" or choices.stack.trained_parameters is not None:
         return "other adapters"
-    return {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[choices.mode]
+    return MODE_NAMES[choices.mode]
 
 
 POOLED = "full fine-tuning, LoRA and QLoRA"

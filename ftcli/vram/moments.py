@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Choices
+from ftcli.vram.copies import largest_matrix
 from ftcli.vram.head import head_bytes
 from ftcli.vram.static import static_bytes
 from ftcli.vram.step import CUBLAS_BYTES
@@ -54,11 +55,6 @@ def merge_cpu_bytes(shape: Shape, choices: Choices) -> int:
     element = 4 if choices.precision == "fp32" else 2
     update = 2 * 4 * largest_matrix(shape)
     return shape.parameters * element + update + 2 * 4 * _COMPARED_POSITIONS * shape.vocab
-
-
-def largest_matrix(shape: Shape) -> int:
-    """Weights of the largest linear layer inside the transformer layers."""
-    return max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
 
 
 def _forward_bytes(shape: Shape, choices: Choices) -> int:
