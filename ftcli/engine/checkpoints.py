@@ -9,7 +9,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, TrainerState
 
 from ftcli.artifacts import RunFolder, whole_folder
-from ftcli.engine.methods import save_weights
+from ftcli.engine.adapters import save_resumable
 
 STATE_FILE = "trainer_state.json"
 
@@ -29,7 +29,7 @@ def save_checkpoint(trainer: Trainable, run: RunFolder) -> Path:
     """Weights, optimizer, schedule and random states of the current step."""
     folder = run.checkpoint(trainer.state.global_step)
     with whole_folder(folder) as temporary:
-        save_weights(trainer.model, temporary)
+        save_resumable(trainer.model, temporary)
         trainer._save_optimizer_and_scheduler(str(temporary))
         trainer._save_scaler(str(temporary))
         trainer._save_rng_state(str(temporary))

@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from ftcli.engine.batches import collate, length_batches
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
+from ftcli.engine.virtual import causal_model, generation_inputs
 from ftcli.recipe import Generation
 
 Moved = Callable[[int], None]
@@ -112,12 +113,14 @@ def _answer_batch(
 ) -> list[Answer]:
     ids, mask = _left_padded(prompts, model.contract.pad_id)
     with torch.no_grad():
-        output = model.network.eval().generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            **_generate_arguments(model, settings),
+        inputs = generation_inputs(
+            model.network.eval(), ids.to(model.device), mask.to(model.device)
         )
-    return [_answer(model, row) for row in output[:, ids.shape[1] :].tolist()]
+        output = causal_model(model.network).generate(
+            **inputs, **_generate_arguments(model, settings)
+        )
+    read = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    return [_answer(model, row) for row in output[:, read:].tolist()]
 
 
 def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:
@@ -147,9 +150,8 @@ def _generate_into(
     ids = torch.tensor([list(prompt)], device=model.device)
     try:
         with torch.no_grad():
-            model.network.eval().generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
+            causal_model(model.network.eval()).generate(
+                **generation_inputs(model.network, ids, torch.ones_like(ids)),
                 streamer=streamer,
                 **_generate_arguments(model, settings),
             )

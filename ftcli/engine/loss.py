@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ftcli.engine.rendering import IGNORED
+from ftcli.engine.virtual import backbone_inputs, causal_model
 from ftcli.errors import ModelError
 from ftcli.vram import LOSS_CHUNK_POSITIONS
 
@@ -75,11 +76,6 @@ def require_known_head(model: PreTrainedModel) -> None:
         )
 
 
-def causal_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model below a PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def row_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood and number of labelled tokens of each row, without gradient.
 
@@ -118,9 +114,10 @@ def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Te
 
 
 def _hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """[rows, tokens, hidden] of the ids, without the virtual tokens that stand before them."""
     backbone = causal_model(model).base_model
-    hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-    return hidden
+    hidden: Tensor = backbone(**backbone_inputs(model, input_ids)).last_hidden_state
+    return hidden[:, -input_ids.shape[1] :]
 
 
 class _HeadLoss(torch.autograd.Function):

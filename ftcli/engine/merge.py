@@ -13,8 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ftcli.engine.batches import collate
 from ftcli.engine.inference import Model, PromptContract
-from ftcli.engine.loss import causal_model
 from ftcli.engine.rendering import IGNORED
+from ftcli.engine.virtual import causal_model
 
 # Below these a merged model is not what was evaluated (measured: dequantise, then merge 3.6e-4;
 # folding into 4-bit weights 2.45, where no adapter at all gives 2.14).

@@ -1,20 +1,31 @@
-"""Method → what is trained: PEFT configs, quantisation, frozen weights. The only door to PEFT."""
+"""Method → what is trained: PEFT configs, quantisation, frozen weights. The door to PEFT.
+
+What stands behind it: ftcli.engine.targets names the layers, ftcli.engine.bottleneck is a method of
+our own, ftcli.engine.virtual feeds a prefix or a soft prompt to the model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import assert_never
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
-from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    get_peft_model,
+)
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftcli.errors import ModelError, did_you_mean
-from ftcli.recipe import Full, Lora, LoraKeys, Method, Qlora
+from ftcli.engine.bottleneck import BottleneckConfig
+from ftcli.engine.targets import adapter_targets, require_layers, require_ranks, require_targets
+from ftcli.engine.virtual import begin_prompt_as
+from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
 
 # Our name of a method's key → where it goes.
 THEIR_NAMES = {
@@ -22,7 +33,19 @@ THEIR_NAMES = {
     "alpha": "LoraConfig.lora_alpha",
     "dropout": "LoraConfig.lora_dropout",
     "target_modules": "LoraConfig.target_modules",
+    "layers": "LoraConfig.layers_to_transform",
+    "rank_pattern": "LoraConfig.rank_pattern",
+    "rslora": "LoraConfig.use_rslora",
+    "dora": "LoraConfig.use_dora",
+    "modules_to_save": "LoraConfig.modules_to_save",
     "double_quantization": "BitsAndBytesConfig.bnb_4bit_use_double_quant",
+    "quantization": "BitsAndBytesConfig.load_in_4bit",
+    "virtual_tokens": "PromptLearningConfig.num_virtual_tokens",
+    "projection": "PrefixTuningConfig.prefix_projection",
+    "init_text": "our embedding of it",
+    "bottleneck": "our BottleneckConfig",
+    "activation": "our BottleneckConfig",
+    "placement": "BottleneckConfig.target_modules",
 }
 
 
@@ -32,25 +55,111 @@ def quantization(method: Method, compute_dtype: torch.dtype) -> BitsAndBytesConf
         case Full() | Lora():
             return None
         case Qlora():
-            return BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=method.double_quantization,
-                bnb_4bit_compute_dtype=compute_dtype,
+            return _nf4(compute_dtype, method.double_quantization)
+        case Adapter() | Prefix() | Prompt():
+            return _nf4(compute_dtype, True) if method.quantization == "nf4" else None
+        case _:
+            assert_never(method)
+
+
+def _nf4(compute_dtype: torch.dtype, double_quantization: bool) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double_quantization,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def attach(
+    model: PreTrainedModel, method: Method, seed: int, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Make the method's weights trainable and all others not; raises ModelError.
+
+    What is drawn at random is drawn by the seed; the tokenizer spells `init_text`.
+    """
+    if isinstance(method, Full):
+        return model.requires_grad_(True)
+    config = _config(model, method)
+    torch.manual_seed(seed)
+    adapted: PreTrainedModel = get_peft_model(model, config)
+    if isinstance(method, Prompt) and method.init_text is not None:
+        begin_prompt_as(adapted, tokenizer(method.init_text, add_special_tokens=False)["input_ids"])
+    train_in_fp32(adapted)
+    return adapted
+
+
+def _config(
+    model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Prompt
+) -> PeftConfig:
+    match method:
+        case Lora() | Qlora():
+            return _lora(model, method)
+        case Adapter():
+            return BottleneckConfig(
+                task_type="CAUSAL_LM",
+                target_modules=adapter_targets(model, method.placement),
+                bottleneck=method.bottleneck,
+                activation=method.activation,
+            )
+        case Prefix():
+            return PrefixTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=method.virtual_tokens,
+                prefix_projection=method.projection,
+            )
+        case Prompt():
+            return PromptTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=method.virtual_tokens,
+                prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
             )
         case _:
             assert_never(method)
 
 
-def attach(model: PreTrainedModel, method: Method, seed: int) -> PreTrainedModel:
-    """Make the method's weights trainable and all others not; raises ModelError."""
-    match method:
-        case Full():
-            return model.requires_grad_(True)
-        case Lora() | Qlora():
-            return _with_lora(model, method, seed)
-        case _:
-            assert_never(method)
+def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
+    targets = method.target_modules
+    if not isinstance(targets, str):
+        require_targets(model, targets)
+    require_layers(model, method.layers)
+    require_ranks(model, targets, method.rank_pattern)
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        layers_to_transform=method.layers,
+        rank_pattern=dict(method.rank_pattern),
+        use_rslora=method.rslora,
+        use_dora=method.dora,
+        modules_to_save=list(method.modules_to_save) or None,
+        # Else the copy of one end would be trained, and a merge would give it to both.
+        ensure_weight_tying=tied and bool(method.modules_to_save),
+    )
+
+
+def train_in_fp32(model: PreTrainedModel) -> None:
+    """Hold trained copies of whole modules in fp32, and let them answer in the base's type.
+
+    PEFT copies a module in the base's own type; in bf16 small updates would round to nothing.
+    """
+    for module in model.modules():
+        if not hasattr(module, "modules_to_save") or not isinstance(module, nn.Module):
+            continue
+        for copy in module.modules_to_save.values():
+            if isinstance(copy, nn.Embedding) and copy.weight.dtype != torch.float32:
+                copy.register_forward_hook(_answer_in(copy.weight.dtype))
+            copy.float()
+
+
+def _answer_in(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+    def cast(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        return output.to(dtype)
+
+    return cast
 
 
 def keep_training_exact(model: PreTrainedModel) -> None:
@@ -75,74 +184,3 @@ def trained_weights_untouched(model: PreTrainedModel) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         if name in kept:
             parameter.data = kept[name]
-
-
-def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Save a model or its adapter, without asking the hub for the base's vocabulary."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; the run folder has ours
-    else:
-        model.save_pretrained(folder)
-
-
-def open_adapter(
-    model: PreTrainedModel, folder: Path, *, trainable: bool = False
-) -> PreTrainedModel:
-    """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
-    try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-    except (RuntimeError, ValueError) as error:  # other sizes; none of its modules
-        raise ModelError(
-            "adapter_incomplete", f"it was made for another base: {error}", file=str(folder)
-        ) from error
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        saved = len(list(file.keys()))
-    wanted = sum(name.endswith("weight") for name in _adapter_names(adapted))
-    if saved != wanted:
-        raise ModelError(
-            "adapter_incomplete",
-            f"holds {saved} weights, and this base takes {wanted}: it was made for another base",
-            file=str(folder),
-        )
-    return adapted
-
-
-def _adapter_names(model: PreTrainedModel) -> list[str]:
-    return [name for name, _ in model.named_parameters() if ".lora_" in name]
-
-
-def _with_lora(model: PreTrainedModel, method: LoraKeys, seed: int) -> PreTrainedModel:
-    targets = method.target_modules
-    if not isinstance(targets, str):
-        _require_targets(model, targets)
-    torch.manual_seed(seed)  # A is drawn at random; the same recipe gives the same adapter
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=method.rank,
-        lora_alpha=method.alpha,
-        lora_dropout=method.dropout,
-        target_modules=targets,
-    )
-    return get_peft_model(model, config)
-
-
-def _require_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """PEFT drops a name that matches nothing as long as another one matches."""
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-    output = {name for name in known if name in ("lm_head", "embed_out")}
-    wrong = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in linear)]
-    if wrong:
-        names = ", ".join(f"{target}{did_you_mean(target, known)}" for target in wrong)
-        raise ModelError(
-            "target_modules",
-            f"method.target_modules: no linear layer is called {names} "
-            f"(there is {', '.join(n for n in known if n not in output)})",
-        )
-    if chosen := output & set(targets):
-        raise ModelError(
-            "target_modules",
-            f"method.target_modules: {chosen.pop()} cannot take an adapter: the loss is computed "
-            "from its weight directly",
-        )

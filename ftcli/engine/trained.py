@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from ftcli.artifacts import RunFolder
+from ftcli.engine.adapters import open_adapter
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
 from ftcli.engine.inference import Model, PromptContract
-from ftcli.engine.methods import open_adapter, quantization
+from ftcli.engine.methods import quantization
 from ftcli.engine.model import (
     DTYPES,
     compute_dtype,
@@ -25,7 +26,7 @@ from ftcli.engine.model import (
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded
 from ftcli.prepared import Prepared
-from ftcli.recipe import Full, Lora, Qlora
+from ftcli.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
 from ftcli.shapes import model_source
 
 
@@ -47,7 +48,7 @@ def load_tuned_model(
     match loaded.recipe.method:
         case Full():
             network: Any = _base(loaded, run, str(run.model), hardware, dtype, None)
-        case Lora() | Qlora():
+        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
             source = model_source(loaded.recipe.model.id, loaded.base)
             base = _base(
                 loaded, run, source, hardware, dtype, quantization(loaded.recipe.method, dtype)

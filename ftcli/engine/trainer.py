@@ -25,6 +25,7 @@ from trl import SFTConfig, SFTTrainer
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
 from ftcli.data.order import micro_batches, run_rows
+from ftcli.engine.adapters import load_encoder, open_adapter, prefix_encoder, save_weights
 from ftcli.engine.batches import collate, length_batches
 from ftcli.engine.callbacks import Course, stop_signals
 from ftcli.engine.checkpoints import newest, rotate, save_checkpoint
@@ -32,13 +33,7 @@ from ftcli.engine.device import device_of
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.memory import StepMemory
 from ftcli.engine.merge import generation_config
-from ftcli.engine.methods import (
-    attach,
-    open_adapter,
-    quantization,
-    save_weights,
-    trained_weights_untouched,
-)
+from ftcli.engine.methods import attach, quantization, trained_weights_untouched
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.rendering import Renderer
 from ftcli.errors import FtcliError
@@ -215,6 +210,15 @@ class FtcliTrainer(SFTTrainer):
         self.model.train()
         return total / tokens
 
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
+    ) -> None:
+        """As Trainer does, but a prefix is trained by the network that makes it."""
+        if (encoder := prefix_encoder(self.model)) is not None:
+            load_encoder(encoder, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         save_checkpoint(self, self.run)
         rotate(self.run, self.keep_checkpoints, self.state.best_global_step)
@@ -301,7 +305,7 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
     if setup.parent_adapter is not None:
         model = open_adapter(base, setup.parent_adapter, trainable=True)
     else:
-        model = attach(base, recipe.method, recipe.training.seed)
+        model = attach(base, recipe.method, recipe.training.seed, setup.renderer.tokenizer)
     return FtcliTrainer(
         model,
         sft_config(recipe.training, plan, run.path / "logs"),

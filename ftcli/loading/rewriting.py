@@ -19,12 +19,15 @@ from pydantic import ValidationError
 from ftcli.errors import RecipeError, UsageError
 from ftcli.loading import Loaded
 from ftcli.loading.nodes import Found, compose
-from ftcli.recipe import Full, Lora, Qlora, Recipe
+from ftcli.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe
 
 Settings = Mapping[str, Any]
 """Key of the recipe, as `method.rank` → its value."""
 
-_METHODS = {get_args(kind.model_fields["mode"].annotation)[0]: kind for kind in (Full, Lora, Qlora)}
+_METHODS = {
+    get_args(kind.model_fields["mode"].annotation)[0]: kind
+    for kind in (Full, Lora, Qlora, Adapter, Prefix, Prompt)
+}
 
 
 def changed(recipe: Recipe, settings: Settings) -> Recipe:

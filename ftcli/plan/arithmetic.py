@@ -8,7 +8,7 @@ from ftcli.errors import MachineError, UsageError
 from ftcli.fit.asked import require_mode
 from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice
-from ftcli.recipe import Full, Lora, Method, Qlora, Recipe
+from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora, Recipe
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Attention, Precision, WeightsDtype
 
@@ -55,7 +55,7 @@ def choose_weights_dtype(recipe: Recipe, precision: Precision) -> Choice[Weights
             if precision == "pure-bf16":
                 return Choice("bf16", "pure-bf16 asked for: small updates round to nothing")
             return Choice("fp32", "trained weights stay in fp32, so that small updates count")
-        case Lora() | Qlora():
+        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
             if asked != "auto":
                 return Choice(asked, "set in the recipe")
             if precision == "fp32":
@@ -94,5 +94,11 @@ def choose_learning_rate(recipe: Recipe) -> Choice[float]:
             return Choice(2e-5, "usual for full fine-tuning (1e-5 to 5e-5)")
         case Lora() | Qlora():
             return Choice(2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)")
+        case Adapter():
+            return Choice(1e-3, "within what the authors tried (Houlsby et al. 2019, section 3.2)")
+        case Prefix():
+            return Choice(1e-2, "PREFIX")
+        case Prompt():
+            return Choice(3e-1, "PROMPT")
         case _:
             assert_never(recipe.method)

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from ftcli.errors import MachineError
+from ftcli.errors import MachineError, UsageError
 from ftcli.fit.bound import estimate_on, fits, needed_bytes
 from ftcli.fit.search import CARD_TOKENS, Options, cheapest, leanest, useful_micro_batches
 from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice, Profile
-from ftcli.recipe import Full, Lora, Method, Qlora, Recipe
+from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora, Recipe
 from ftcli.shapes import Shape
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision
+
+
+# peft 0.21, peft_model.py: a layer computed again would find its cache filled twice.
+NO_CHECKPOINTING = (
+    "a prefix cannot be trained with it, because its keys and values stand in the cache, which a "
+    "layer that is computed again fills a second time; leave it to auto"
+)
 
 
 @dataclass(frozen=True)
@@ -33,19 +40,33 @@ def vram_method(method: Method) -> dict[str, Any]:
     match method:
         case Full():
             return {"mode": "full"}
-        case Lora() | Qlora():
-            targets = method.target_modules
-            words = {
-                "mode": method.mode,
-                "rank": method.rank,
-                "dropout": method.dropout,
-                "targets": targets if isinstance(targets, str) else tuple(targets),
-            }
-            if isinstance(method, Qlora):
-                words["double_quantization"] = method.double_quantization
-            return words
+        case Lora():
+            return _lora_words(method)
+        case Qlora():
+            return _lora_words(method) | {"double_quantization": method.double_quantization}
+        case Adapter():
+            words = {"bottleneck": method.bottleneck, "placement": method.placement}
+        case Prefix():
+            words = {"virtual_tokens": method.virtual_tokens, "projection": method.projection}
+        case Prompt():
+            words = {"virtual_tokens": method.virtual_tokens}
         case _:
             assert_never(method)
+    return {"mode": method.mode, "four_bit_base": method.quantization == "nf4", **words}
+
+
+def _lora_words(method: LoraKeys) -> dict[str, Any]:
+    targets = method.target_modules
+    return {
+        "mode": "qlora" if isinstance(method, Qlora) else "lora",
+        "rank": method.rank,
+        "dropout": method.dropout,
+        "targets": targets if isinstance(targets, str) else tuple(targets),
+        "layers": None if method.layers is None else tuple(sorted(set(method.layers))),
+        "rank_pattern": tuple(sorted(method.rank_pattern.items())),
+        "dora": method.dora,
+        "modules_to_save": tuple(method.modules_to_save),
+    }
 
 
 def vram_choices(
@@ -82,6 +103,7 @@ def fit_memory(
 ) -> Fit:
     """The cheapest values of what the recipe leaves open; raises MachineError."""
     _require_optimizer(recipe, hardware)
+    _require_checkpointing(recipe)
     options = _options(recipe, hardware, base)
     found = cheapest(base, options, lambda way: fits(estimate_on(shape, way, hardware), hardware))
     if found is None:
@@ -100,6 +122,8 @@ def _options(recipe: Recipe, hardware: Hardware, base: Choices) -> Options:
     """What the recipe leaves to the plan: of all else there is one value."""
     training = recipe.training
     asked_rows, asked_checkpointing = training.micro_batch_size, training.gradient_checkpointing
+    if base.mode == "prefix":
+        asked_checkpointing = False
     rows = useful_micro_batches(training.batch_size, hardware)
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     return Options(
@@ -124,6 +148,11 @@ def _require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
         raise MachineError(
             "optimizer", f"training.optimizer: {asked} needs a CUDA card; take adamw"
         )
+
+
+def _require_checkpointing(recipe: Recipe) -> None:
+    if isinstance(recipe.method, Prefix) and recipe.training.gradient_checkpointing is True:
+        raise UsageError("recipe", f"training.gradient_checkpointing: {NO_CHECKPOINTING}")
 
 
 def _too_large(
@@ -155,6 +184,9 @@ def _cheaper(recipe: Recipe) -> str:
             return "take method.mode: qlora"
         case Qlora():
             return "lower method.rank"
+        case Adapter() | Prefix() | Prompt():
+            quantised = method.quantization == "nf4"
+            return "take method.mode: qlora" if quantised else "take method.quantization: nf4"
         case _:
             assert_never(method)
 
@@ -178,6 +210,8 @@ def _micro_batch_choice(recipe: Recipe, micro_batch: int, hardware: Hardware) ->
 
 
 def _checkpointing_choice(recipe: Recipe, checkpointing: bool) -> Choice[bool]:
+    if isinstance(recipe.method, Prefix):
+        return Choice(False, "a prefix stands in the cache, which a second pass would fill twice")
     if recipe.training.gradient_checkpointing != "auto":
         return Choice(checkpointing, "set in the recipe")
     if checkpointing:

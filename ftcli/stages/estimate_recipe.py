@@ -14,7 +14,7 @@ from ftcli.loading import Loaded
 from ftcli.plan import Profile, profile_of, vram_choices
 from ftcli.plan.arithmetic import choose_attention, choose_precision
 from ftcli.prepared import Prepared, load_prepared, row_lengths, split_file
-from ftcli.recipe import Full, Lora, Recipe
+from ftcli.recipe import Full, Lora, LoraKeys, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.vram import Choices
 
@@ -87,10 +87,10 @@ def _profile(recipe: Recipe, prepared: Prepared | None) -> Profile:
     return Profile(1, tokens, tokens, labelled_share=1.0, validation_tokens=0)
 
 
-def _alpha(recipe: Recipe) -> float:
-    """Of the recipe, or what it gets where its method becomes LoRA."""
+def _alpha(recipe: Recipe) -> float | None:
+    """Of the recipe, or what it gets where its method becomes LoRA; None: it has none."""
     method = Lora(mode="lora") if isinstance(recipe.method, Full) else recipe.method
-    return method.alpha
+    return method.alpha if isinstance(method, LoraKeys) else None
 
 
 def _share_longer(folder: Path) -> Callable[[int], float] | None:

@@ -84,8 +84,12 @@ def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
             f"--from {parent.run.path}: it holds an adapter, and method.mode is full; "
             "merge it first and name the merged folder in model.id",
         )
-    keys = {"method.mode", "method.rank", "method.alpha", "method.target_modules", "model.id"}
-    changed = [d for d in differences(old, new, set()) if d.split(":")[0] in keys]
+    free = {"method.dropout", "method.init_text"}  # neither changes what an adapter is
+    changed = [
+        difference
+        for difference in differences(old, new, free)
+        if difference.startswith(("method.", "model.id:"))
+    ]
     if changed:
         raise UsageError(
             "from_run",

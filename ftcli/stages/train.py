@@ -30,7 +30,7 @@ from ftcli.hardware import Hardware
 from ftcli.loading import Loaded, differences, dump_recipe, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
-from ftcli.recipe import Full, Recipe
+from ftcli.recipe import Full, Prefix, Recipe
 from ftcli.stages.card import model_card
 from ftcli.stages.memory_record import memory_record
 from ftcli.stages.opening import open_run
@@ -89,8 +89,17 @@ class _Job:
 
     @property
     def parent_adapter(self) -> Path | None:
+        """Where the weights of another run's adapter are; a prefix goes on by the network that
+        makes it, which its checkpoints hold."""
         parent = self.scene.parent
-        return parent.run.adapter if parent and parent.run.adapter.is_dir() else None
+        if parent is None or not parent.run.adapter.is_dir():
+            return None
+        method = parent.loaded.recipe.method
+        if isinstance(method, Prefix) and method.projection:
+            best = parent.run.read_manifest()["result"]["best_step"]
+            steps = parent.run.steps_saved()
+            return parent.run.checkpoint(best or steps[-1]) if steps else parent.run.adapter
+        return parent.run.adapter
 
 
 def train_recipe(

@@ -78,6 +78,10 @@ class Choices:
     optimizer: Optimizer = "adamw"
     rank: int = 16
     targets: Targets = "all-linear"
+    layers: tuple[int, ...] | None = None
+    """Numbers of the layers that LoRA adapts; None: all."""
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Modules with a rank of their own, by name."""
     dropout: float = 0.0
     dora: bool = False
     """LoRA with a trained magnitude for each output (DoRA)."""
@@ -91,6 +95,8 @@ class Choices:
     """Trained positions of prefix and prompt tuning."""
     projection: bool = False
     """A prefix that comes out of a small network (P-tuning's reparametrisation)."""
+    four_bit_base: bool = False
+    """The frozen base is held in NF4 whatever the mode is (QLoRA's always is)."""
     double_quantization: bool = True
     micro_batch: int = 1
     seq_len: int = 1024
@@ -145,7 +151,7 @@ class Choices:
     def quantization(self) -> Quantization | None:
         if self.stack.quantization is not None:
             return self.stack.quantization
-        return "nf4" if self.mode == "qlora" else None
+        return "nf4" if self.mode == "qlora" or self.four_bit_base else None
 
     @property
     def autocast(self) -> bool:

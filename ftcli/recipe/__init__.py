@@ -12,24 +12,51 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from ftcli.recipe.method import (
+    Adapter,
+    FrozenKeys,
+    Full,
+    Lora,
+    LoraKeys,
+    Method,
+    Prefix,
+    Prompt,
+    Qlora,
+)
+from ftcli.recipe.section import (
+    NO_BOOLEAN,
+    CountFromZero,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Rate,
+    Section,
+    Share,
+)
 
-def _no_boolean(value: object) -> object:
-    """YAML's `true` would count as the number 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, found {str(value).lower()}")
-    return value
-
-
-# Limits stand before the validator: behind it, pydantic leaves them out of the JSON Schema.
-NO_BOOLEAN = BeforeValidator(_no_boolean)
-PositiveCount = Annotated[int, Field(ge=1), NO_BOOLEAN]
-CountFromZero = Annotated[int, Field(ge=0), NO_BOOLEAN]
-Positive = Annotated[float, Field(gt=0), NO_BOOLEAN]
-NotNegative = Annotated[float, Field(ge=0), NO_BOOLEAN]
-Share = Annotated[float, Field(ge=0, lt=1), NO_BOOLEAN]
-Rate = Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN]
+__all__ = [
+    "Adapter",
+    "AnswerFormat",
+    "Data",
+    "Evaluation",
+    "FrozenKeys",
+    "Full",
+    "Generation",
+    "JsonFormat",
+    "Lora",
+    "LoraKeys",
+    "Method",
+    "Model",
+    "Prefix",
+    "Prompt",
+    "Qlora",
+    "Recipe",
+    "RegexFormat",
+    "Section",
+    "Training",
+]
 
 
 # YAML reads 1e-1 as a text.
@@ -52,14 +79,6 @@ def _share_count_or_file(value: object) -> object:
 HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
 
 
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
 class Model(Section):
     """The base model."""
 
@@ -71,42 +90,6 @@ class Model(Section):
     """Attention implementation; flash needs the flash-attn package and a CUDA card."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type in which frozen base weights are held; auto follows the precision of the run."""
-
-
-class Full(Section):
-    """Every weight is trained; writes a model as large as the base."""
-
-    mode: Literal["full"]
-
-
-class LoraKeys(Section):
-    """What LoRA and QLoRA share."""
-
-    rank: PositiveCount = 16
-    """r: inner dimension of the update; 8 for a format, 16 as a start, 32 for new knowledge."""
-    alpha: Positive = 32.0
-    """The update is scaled by alpha / rank (LoRA, Hu et al. 2021, section 4.1)."""
-    dropout: Share = 0.0
-    """Dropout on the adapter's input; 0 as in PEFT: it costs time and memory."""
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """Linear layers that get an adapter: all of them but the head, or a list of names."""
-
-
-class Lora(LoraKeys):
-    """A low-rank update beside frozen 16-bit weights."""
-
-    mode: Literal["lora"]
-
-
-class Qlora(LoraKeys):
-    """LoRA over a 4-bit base (NF4)."""
-
-    mode: Literal["qlora"]
-    double_quantization: bool = True
-    """Quantise the quantisation constants too: 4.13 instead of 4.5 bits a weight."""
-
-
-Method = Annotated[Full | Lora | Qlora, Field(discriminator="mode")]
 
 
 class Data(Section):
@@ -169,7 +152,7 @@ class Training(Section):
     max_steps: PositiveCount | None = None
     """Stop after this many optimizer steps, whatever `epochs` says."""
     learning_rate: Literal["auto"] | Rate = "auto"
-    """Peak learning rate; auto: 2e-4 for LoRA and QLoRA, 2e-5 for full."""
+    """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to LRPROMPT (prompt)."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.03

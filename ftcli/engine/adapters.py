@@ -1,0 +1,117 @@
+"""Trained weights on disk: adapters saved whole, and opened only on a base that they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftcli.engine.methods import train_in_fp32
+from ftcli.errors import ModelError
+
+WEIGHTS = "adapter_model.safetensors"
+# The network that makes a prefix while it is trained; PEFT saves no more than what it makes.
+ENCODER = "prefix_encoder.safetensors"
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model or its adapter, without asking the hub for the base's vocabulary."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; the run folder has ours
+    else:
+        model.save_pretrained(folder)
+
+
+def save_resumable(model: PreTrainedModel, folder: Path) -> None:
+    """Save all that a training goes on from: weights, and the network that makes a prefix."""
+    save_weights(model, folder)
+    if (encoder := prefix_encoder(model)) is not None:
+        save_file(dict(encoder.state_dict()), folder / ENCODER, metadata={"format": "pt"})
+
+
+def prefix_encoder(model: PreTrainedModel) -> nn.Module | None:
+    """The network that makes the prefix, where one is trained."""
+    if not isinstance(model, PeftModel):
+        return None
+    encoders = getattr(model, "prompt_encoder", {})
+    encoder = encoders[model.active_adapter] if encoders else None
+    return encoder if encoder is not None and hasattr(encoder, "transform") else None
+
+
+def load_encoder(encoder: nn.Module, folder: Path) -> None:
+    """Read the network that makes a prefix; raises ModelError where the folder has none."""
+    file = folder / ENCODER
+    if not file.is_file():
+        raise ModelError(
+            "adapter_incomplete",
+            "the network that made this prefix (method.projection) is not there, and the prefix "
+            "alone cannot be trained on",
+            file=str(folder),
+        )
+    encoder.load_state_dict(load_file(file))
+
+
+def open_adapter(
+    model: PreTrainedModel, folder: Path, *, trainable: bool = False
+) -> PreTrainedModel:
+    """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    try:
+        adapted = get_peft_model(model, config)
+        train_in_fp32(adapted)
+        if (encoder := prefix_encoder(adapted)) is not None:
+            load_encoder(encoder, folder)
+        else:
+            read_adapter(adapted, folder)
+    except (RuntimeError, ValueError) as error:  # other sizes; none of its modules
+        raise _made_for_another(str(error), folder) from error
+    return adapted if trainable else adapted.eval()
+
+
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Put one more adapter beside those on the same base; raises ModelError."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = True
+    try:
+        model.add_adapter(name, config)
+        train_in_fp32(model)
+        read_adapter(model, folder, name)
+    except (RuntimeError, ValueError) as error:
+        raise _made_for_another(str(error), folder) from error
+
+
+def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
+    """Fill an adapter with saved weights, each of them and no other; raises ModelError."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        saved = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
+    if saved != wanted:
+        raise _made_for_another(
+            f"holds {len(saved)} weights, and this base takes {len(wanted)}"
+            f"{_first(saved ^ wanted)}",
+            folder,
+        )
+    set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name=name)
+
+
+def _first(names: Iterable[str]) -> str:
+    return f" ({min(names)} is only on one side)"
+
+
+def _made_for_another(reason: str, folder: Path) -> ModelError:
+    return ModelError(
+        "adapter_incomplete", f"it was made for another base: {reason}", file=str(folder)
+    )

@@ -1,0 +1,96 @@
+"""Virtual tokens of prefix and prompt tuning: how they stand before what a model reads.
+
+PEFT brings them in its own forward and generate, which our loss does not call; here they enter the
+model below it by transformers' own doors: embeddings (a soft prompt) and the cache (a prefix).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def virtual_tokens(model: PreTrainedModel) -> int:
+    """Positions that the method puts before the input; 0 for methods that put none."""
+    config = _config(model)
+    return int(config.num_virtual_tokens) if config is not None else 0
+
+
+def causal_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal language model below a PEFT wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def backbone_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
+    """What the model without its head is given, for ids [rows, tokens] padded on the right.
+
+    The last `tokens` positions of what it returns belong to the ids.
+    """
+    config = _config(model)
+    if config is None:
+        return {"input_ids": input_ids, "use_cache": False}
+    before = model.get_prompt(batch_size=len(input_ids))
+    if _is_prefix(config):
+        return {"input_ids": input_ids, "past_key_values": before, "use_cache": False}
+    embedded = causal_model(model).get_input_embeddings()(input_ids)
+    return {
+        "inputs_embeds": torch.cat((before.to(embedded.dtype), embedded), dim=1),
+        "use_cache": False,
+    }
+
+
+def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """What `generate` of the causal model is given, for ids [rows, tokens] padded on the left."""
+    config = _config(model)
+    if config is None:
+        return {"input_ids": input_ids, "attention_mask": mask}
+    before = model.get_prompt(batch_size=len(input_ids))
+    seen = torch.ones(len(mask), config.num_virtual_tokens, dtype=mask.dtype, device=mask.device)
+    if _is_prefix(config):
+        # generate skips as many ids as the cache holds; a row's own last one stands for them, so
+        # that a repetition penalty sees no token that the row has not.
+        unread = input_ids[:, -1:].expand(-1, config.num_virtual_tokens)
+        return {
+            "input_ids": torch.cat((unread, input_ids), dim=1),
+            "attention_mask": torch.cat((seen, mask), dim=1),
+            "past_key_values": before,
+        }
+    embedded = causal_model(model).get_input_embeddings()(input_ids)
+    # Padding stands before the soft prompt, so that its positions are those of the training.
+    return {
+        "inputs_embeds": _behind_padding(before.to(embedded.dtype), embedded, mask),
+        "attention_mask": torch.cat((mask, seen), dim=1).sort(dim=1, stable=True).values,
+    }
+
+
+def begin_prompt_as(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Begin a soft prompt as the embeddings of these tokens, cut or repeated to its length."""
+    embedding = model.prompt_encoder[model.active_adapter].embedding
+    length = embedding.num_embeddings
+    repeated = (list(ids) * (length // max(1, len(ids)) + 1))[:length]
+    words = causal_model(model).get_input_embeddings().weight
+    with torch.no_grad():
+        embedding.weight.copy_(words[torch.tensor(repeated, device=words.device)])
+
+
+def _behind_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:
+    """Rows [padding, prompt, tokens] of embeddings; padding is where the mask is 0."""
+    rows = []
+    for row, keep in enumerate(mask.bool()):
+        rows.append(torch.cat((embedded[row, ~keep], prompt[row], embedded[row, keep])))
+    return torch.stack(rows)
+
+
+def _config(model: PreTrainedModel) -> Any | None:
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return None
+    return model.active_peft_config
+
+
+def _is_prefix(config: Any) -> bool:
+    return str(config.peft_type.value) == "PREFIX_TUNING"
