@@ -17,7 +17,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "lora": {"mode": "lora", "rank": 4},
     "qlora": {"mode": "qlora", "rank": 4},
+    "adapter": {"mode": "adapter", "bottleneck": 8},
+    "prefix": {"mode": "prefix", "virtual_tokens": 4},
+    "prompt": {"mode": "prompt", "virtual_tokens": 4, "init_text": "Product, colour"},
 }
+FOLDED = ("lora", "qlora")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
@@ -46,7 +50,8 @@ def test_six_commands(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe = write_recipe(method=METHODS[mode])
+    training = {"epochs": 1, "batch_size": 4, "eval_steps": 4}
+    recipe = write_recipe(method=METHODS[mode], training=training)
 
     prepared = ask(capsys, "prepare", recipe)
     assert prepared["rows_read"] == 48
@@ -74,7 +79,8 @@ def test_six_commands(
         for n in ("prepared.json", *(f"{s}.arrow" for s in ("train", "validation", "test")))
     }
     expected = weights | checkpoints | data | {f"{where}/{n}" for n in TOKENIZER}
-    expected |= {"README.md", "metrics.jsonl", "plan.json", "recipe.yaml", "run.json"}
+    expected |= {"README.md", "contract.json", "metrics.jsonl", "plan.json"}
+    expected |= {"recipe.yaml", "run.json"}
     assert files_below(folder) - {".lock"} == expected
 
     again = ask(capsys, "train", recipe)
@@ -89,6 +95,10 @@ def test_six_commands(
     answer = ask(capsys, "generate", folder, "Product: kettle 99\nColour: red")
     assert isinstance(answer["completion"], str)
 
+    if mode not in ("full", *FOLDED):
+        assert run(["merge", str(folder)]) == 2
+        assert "ftcli generate" in capsys.readouterr().err
+        return
     merged = ask(capsys, "merge", folder)
     if mode == "full":
         assert merged["verdict"] == "nothing to merge"

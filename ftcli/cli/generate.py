@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ftcli.cli import options
 from ftcli.console import Terminal, result, result_json, say, shown_path, stream
 from ftcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ftcli.stages.generate import Request
 
 
 def generate(
@@ -24,6 +27,18 @@ def generate(
     ] = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Answers to --input, a jsonl file.")
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="NAME=RUN",
+            help="One more adapter on the same base, or a sum: mix=shop:0.7+sql:0.3; repeatable.",
+        ),
+    ] = None,
+    use: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who answers; none: RUN. Rows may name an `adapter`."),
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.001, max=1, help="Nucleus sampling.")] = None,
@@ -39,8 +54,11 @@ def generate(
 ) -> None:
     """Answer a prompt, or every row of a file.
 
-    Uses the training's template, system prompt and stop tokens.
+    Uses the training's template, system prompt and stop tokens. Several adapters share one base in
+    memory.
     """
+    from ftcli.stages.generate import Request
+
     flags = {
         "temperature": temperature,
         "top_p": top_p,
@@ -49,13 +67,14 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }
     given = [f"generation.{name}={value}" for name, value in flags.items() if value is not None]
-    changes = [*(overrides or ()), *given]
+    changes = (*(overrides or ()), *given)
+    request = Request(run, changes, tuple(adapters or ()), use, seed)
     if input_file is not None:
-        _answer_file(run, prompt, changes, input_file, output, seed, json)
+        _answer_file(request, prompt, input_file, output, json)
         return
     if output is not None:
         raise UsageError("flag", "--output goes with --input")
-    _answer_one(run, prompt if prompt is not None else _standard_input(), changes, seed, json)
+    _answer_one(request, prompt if prompt is not None else _standard_input(), json)
 
 
 def _standard_input() -> str:
@@ -67,12 +86,12 @@ def _standard_input() -> str:
     return text
 
 
-def _answer_one(run: Path, prompt: str, changes: list[str], seed: int | None, json: bool) -> None:
+def _answer_one(request: Request, prompt: str, json: bool) -> None:
     from ftcli.stages.generate import open_generator
 
-    generator = open_generator(run, changes, seed)
+    generator = open_generator(request)
     pieces = []
-    for piece in generator.answer(prompt):
+    for piece in generator.answer(prompt, request.use):
         pieces.append(piece)
         if not json:
             stream(piece)
@@ -83,19 +102,13 @@ def _answer_one(run: Path, prompt: str, changes: list[str], seed: int | None, js
 
 
 def _answer_file(
-    run: Path,
-    prompt: str | None,
-    changes: list[str],
-    source: Path,
-    output: Path | None,
-    seed: int | None,
-    json: bool,
+    request: Request, prompt: str | None, source: Path, output: Path | None, json: bool
 ) -> None:
     from ftcli.stages.generate import answer_file
 
     if prompt is not None or output is None:
         raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
-    found = answer_file(run, changes, source=source, output=output, seed=seed, reporter=Terminal())
+    found = answer_file(request, source=source, output=output, reporter=Terminal())
     for reject in found.rejected:
         say(f"left out {reject}")
     if json:

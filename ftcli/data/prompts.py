@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.data.example import Message, Origin
@@ -18,8 +19,25 @@ from ftcli.recipe import Data
 PLACEHOLDER = "…"
 
 
-def read_prompts(source: str, data: Data, base: Path) -> Iterator[tuple[Message, ...] | Reject]:
-    """Prompts of a data file in the training's format, or of a text file, one a line."""
+@dataclass(frozen=True)
+class Question:
+    """Turns that wait for an answer, and where they stand."""
+
+    origin: Origin
+    messages: tuple[Message, ...]
+
+
+def every_row(_: Row) -> bool:
+    return True
+
+
+def read_prompts(
+    source: str, data: Data, base: Path, wanted_row: Callable[[Row], bool] = every_row
+) -> Iterator[Question | Reject]:
+    """Prompts of a data file in the training's format, or of a text file, one a line.
+
+    Rows that are not wanted are passed over; records that cannot be read are rejects in any case.
+    """
     if source.removesuffix(".gz").endswith(".txt"):
         rows: Iterator[Row | Reject] = _lines(base / source, source)
         wanted = data.model_copy(update={"format": "pairs"})
@@ -28,8 +46,9 @@ def read_prompts(source: str, data: Data, base: Path) -> Iterator[tuple[Message,
         wanted = data
         if data.prompt is not None and data.completion is not None:
             wanted = data.model_copy(update={"completion": PLACEHOLDER})
-    for item in read_rows_as_examples(rows, wanted):
-        yield item if isinstance(item, Reject) else item.prompt
+    chosen = (row for row in rows if isinstance(row, Reject) or wanted_row(row))
+    for item in read_rows_as_examples(chosen, wanted):
+        yield item if isinstance(item, Reject) else Question(item.origin, item.prompt)
 
 
 def _lines(path: Path, shown: str) -> Iterator[Row | Reject]:

@@ -78,11 +78,11 @@ def open_adapter(
             read_adapter(adapted, folder)
     except (RuntimeError, ValueError) as error:  # other sizes; none of its modules
         raise _made_for_another(str(error), folder) from error
-    return adapted if trainable else adapted.eval()
+    return adapted if trainable else adapted.eval().requires_grad_(False)
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
-    """Put one more adapter beside those on the same base; raises ModelError."""
+    """Put one more adapter beside those on the same base, all of them frozen; raises ModelError."""
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = True
     try:
@@ -91,6 +91,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
         read_adapter(model, folder, name)
     except (RuntimeError, ValueError) as error:
         raise _made_for_another(str(error), folder) from error
+    model.requires_grad_(False)
 
 
 def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:

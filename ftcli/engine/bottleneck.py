@@ -11,9 +11,9 @@ folders that ftcli saves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from aenum import extend_enum
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -91,7 +91,7 @@ class BottleneckModel(BaseTuner):
 
     prefix = f"{NAME}_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping = MappingProxyType({})
 
     def _create_and_replace(
         self,

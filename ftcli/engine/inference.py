@@ -111,7 +111,7 @@ def answer_batch(
 def _answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
-    ids, mask = _left_padded(prompts, model.contract.pad_id)
+    ids, mask = _left_padded(prompts)
     with torch.no_grad():
         inputs = generation_inputs(
             model.network.eval(), ids.to(model.device), mask.to(model.device)
@@ -119,17 +119,17 @@ def _answer_batch(
         output = causal_model(model.network).generate(
             **inputs, **_generate_arguments(model, settings)
         )
-    read = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    return [_answer(model, row) for row in output[:, read:].tolist()]
+    return [_answer(model, row) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
 def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:
     """Pieces of one answer as they are generated."""
     from threading import Thread
 
-    streamer = TextIteratorStreamer(
+    streamer = _AnswerStreamer(
         model.contract.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
+    streamer.stop_ids = model.contract.stop_ids
     failed: list[BaseException] = []
     arguments = (model, prompt, settings, streamer, failed)
     worker = Thread(target=_generate_into, args=arguments, daemon=True)
@@ -138,6 +138,16 @@ def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> 
     worker.join()
     if failed:
         raise failed[0]
+
+
+class _AnswerStreamer(TextIteratorStreamer):
+    """Text without the token that ends it, which need not be a special one."""
+
+    stop_ids: tuple[int, ...] = ()
+
+    def put(self, value: Tensor) -> None:
+        if self.next_tokens_are_prompt or value.flatten()[0].item() not in self.stop_ids:
+            super().put(value)
 
 
 def _generate_into(
@@ -178,14 +188,13 @@ def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
     return arguments
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, longest]. A row is padded with its own first token, which the mask hides
+    and which a repetition penalty knows already; the pad token may be the one that ends answers."""
     longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
+    rows = [[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    lengths = torch.tensor([[longest - len(prompt)] for prompt in prompts])
+    return torch.tensor(rows), (torch.arange(longest) >= lengths).long()
 
 
 def _answer(model: Model, ids: Sequence[int]) -> Answer:

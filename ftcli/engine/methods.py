@@ -6,7 +6,7 @@ our own, ftcli.engine.virtual feeds a prefix or a soft prompt to the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import assert_never
 
@@ -19,11 +19,18 @@ from peft import (
     PromptTuningInit,
     get_peft_model,
 )
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.engine.bottleneck import BottleneckConfig
-from ftcli.engine.targets import adapter_targets, require_layers, require_ranks, require_targets
+from ftcli.engine.targets import (
+    adapter_targets,
+    linear_names,
+    require_layers,
+    require_ranks,
+    require_targets,
+)
 from ftcli.engine.virtual import begin_prompt_as
 from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
 
@@ -72,26 +79,31 @@ def _nf4(compute_dtype: torch.dtype, double_quantization: bool) -> BitsAndBytesC
 
 
 def attach(
-    model: PreTrainedModel, method: Method, seed: int, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel, method: Method, seed: int, words: Sequence[int] = ()
 ) -> PreTrainedModel:
     """Make the method's weights trainable and all others not; raises ModelError.
 
-    What is drawn at random is drawn by the seed; the tokenizer spells `init_text`.
+    What is drawn at random is drawn by the seed; a soft prompt begins as `words`, if any.
     """
     if isinstance(method, Full):
         return model.requires_grad_(True)
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted: PreTrainedModel = get_peft_model(model, config)
-    if isinstance(method, Prompt) and method.init_text is not None:
-        begin_prompt_as(adapted, tokenizer(method.init_text, add_special_tokens=False)["input_ids"])
+    if words:
+        begin_prompt_as(adapted, words)
     train_in_fp32(adapted)
     return adapted
 
 
-def _config(
-    model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Prompt
-) -> PeftConfig:
+def first_words(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of what a soft prompt begins as (method.init_text); empty for all else."""
+    if not isinstance(method, Prompt) or method.init_text is None:
+        return []
+    return list(tokenizer(method.init_text, add_special_tokens=False)["input_ids"])
+
+
+def _config(model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Prompt) -> PeftConfig:
     match method:
         case Lora() | Qlora():
             return _lora(model, method)
@@ -124,6 +136,8 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         require_targets(model, targets)
     require_layers(model, method.layers)
     require_ranks(model, targets, method.rank_pattern)
+    if isinstance(targets, str) and method.layers is not None:
+        targets = linear_names(model)
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -147,17 +161,17 @@ def train_in_fp32(model: PreTrainedModel) -> None:
     PEFT copies a module in the base's own type; in bf16 small updates would round to nothing.
     """
     for module in model.modules():
-        if not hasattr(module, "modules_to_save") or not isinstance(module, nn.Module):
+        if not isinstance(module, ModulesToSaveWrapper):
             continue
         for copy in module.modules_to_save.values():
             if isinstance(copy, nn.Embedding) and copy.weight.dtype != torch.float32:
-                copy.register_forward_hook(_answer_in(copy.weight.dtype))
+                copy.register_forward_hook(_answer_as(module.original_module))
             copy.float()
 
 
-def _answer_in(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def _answer_as(original: nn.Module):  # type: ignore[no-untyped-def]
     def cast(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        return output.to(dtype)
+        return output.to(original.weight.dtype)
 
     return cast
 

@@ -53,6 +53,11 @@ def require_ranks(
         raise _no_layer("rank_pattern", wrong, linear)
 
 
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Last names of all linear layers but the head: PEFT picks layers only among names."""
+    return _last_names(_linear_layers(model))
+
+
 def adapter_targets(model: PreTrainedModel, placement: str) -> list[str]:
     """Names of the projections that end the attention and the MLP of each layer."""
     layout = shape_from_config(model.config.to_dict(), name=model.config.model_type).layout
@@ -71,12 +76,16 @@ def _named(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
+def _last_names(linear: Iterable[str]) -> list[str]:
+    return sorted({name.rsplit(".", 1)[-1] for name in linear} - set(HEADS))
+
+
 def _heads(linear: Iterable[str]) -> set[str]:
     return {name.rsplit(".", 1)[-1] for name in linear} & set(HEADS)
 
 
 def _no_layer(key: str, wrong: Sequence[str], linear: Iterable[str]) -> ModelError:
-    known = sorted({name.rsplit(".", 1)[-1] for name in linear} - set(HEADS))
+    known = _last_names(linear)
     names = ", ".join(f"{target}{did_you_mean(target, known)}" for target in wrong)
     return ModelError(
         "target_modules",

@@ -33,7 +33,7 @@ from ftcli.engine.device import device_of
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.memory import StepMemory
 from ftcli.engine.merge import generation_config
-from ftcli.engine.methods import attach, quantization, trained_weights_untouched
+from ftcli.engine.methods import attach, first_words, quantization, trained_weights_untouched
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.rendering import Renderer
 from ftcli.errors import FtcliError
@@ -305,7 +305,7 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
     if setup.parent_adapter is not None:
         model = open_adapter(base, setup.parent_adapter, trainable=True)
     else:
-        model = attach(base, recipe.method, recipe.training.seed, setup.renderer.tokenizer)
+        model = _attached(base, setup)
     return FtcliTrainer(
         model,
         sft_config(recipe.training, plan, run.path / "logs"),
@@ -314,6 +314,11 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         run,
         recipe.training.keep_checkpoints,
     )
+
+
+def _attached(base: PreTrainedModel, setup: Setup) -> PreTrainedModel:
+    method, seed = setup.recipe.method, setup.recipe.training.seed
+    return attach(base, method, seed, first_words(method, setup.renderer.tokenizer))
 
 
 def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:

@@ -50,19 +50,18 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
     if config is None:
         return {"input_ids": input_ids, "attention_mask": mask}
     before = model.get_prompt(batch_size=len(input_ids))
-    seen = torch.ones(len(mask), config.num_virtual_tokens, dtype=mask.dtype, device=mask.device)
+    count = config.num_virtual_tokens
+    # Ids that stand for the virtual tokens are not read, but a repetition penalty sees them: a
+    # row's own last one adds nothing that the row has not.
+    ids = torch.cat((input_ids[:, -1:].expand(-1, count), input_ids), dim=1)
+    seen = torch.ones(len(mask), count, dtype=mask.dtype, device=mask.device)
     if _is_prefix(config):
-        # generate skips as many ids as the cache holds; a row's own last one stands for them, so
-        # that a repetition penalty sees no token that the row has not.
-        unread = input_ids[:, -1:].expand(-1, config.num_virtual_tokens)
-        return {
-            "input_ids": torch.cat((unread, input_ids), dim=1),
-            "attention_mask": torch.cat((seen, mask), dim=1),
-            "past_key_values": before,
-        }
+        whole = torch.cat((seen, mask), dim=1)
+        return {"input_ids": ids, "attention_mask": whole, "past_key_values": before}
     embedded = causal_model(model).get_input_embeddings()(input_ids)
     # Padding stands before the soft prompt, so that its positions are those of the training.
     return {
+        "input_ids": ids,
         "inputs_embeds": _behind_padding(before.to(embedded.dtype), embedded, mask),
         "attention_mask": torch.cat((mask, seen), dim=1).sort(dim=1, stable=True).values,
     }

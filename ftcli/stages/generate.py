@@ -1,4 +1,4 @@
-"""`ftcli generate`: use a finished run from the shell."""
+"""`ftcli generate`: use finished runs from the shell."""
 
 from __future__ import annotations
 
@@ -12,15 +12,37 @@ from ftcli.artifacts import append_json, write_text
 from ftcli.console import Reporter
 from ftcli.data.example import Message
 from ftcli.data.formats import fill
-from ftcli.data.prompts import read_prompts
-from ftcli.data.row import Reject
 from ftcli.data.turns import RowError
-from ftcli.errors import DataError, FtcliError, UsageError
+from ftcli.errors import FtcliError, UsageError
 from ftcli.recipe import Generation
 from ftcli.stages.opening import OpenRun, open_run
+from ftcli.stages.questions import Asked, Questions, read_questions
+from ftcli.stages.serving import Member, chosen, find_members
 
 if TYPE_CHECKING:
-    from ftcli.engine.inference import Model
+    from ftcli.engine.inference import Answer
+    from ftcli.engine.serving import AdapterSet
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of whom."""
+
+    run: Path
+    overrides: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    """NAME=RUN, or NAME=OTHER:WEIGHT+…, beside RUN itself."""
+    use: str | None = None
+    """Who answers what names nobody; none: RUN."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+
+    def open(self) -> tuple[Member, ...]:
+        """RUN and the adapters beside it; raises FtcliError."""
+        run = open_run(self.run, self.overrides)
+        members = find_members(run, self.adapters, self.overrides)
+        chosen(members, self.use)  # a wrong name is said before anything is loaded
+        return members
 
 
 @dataclass(frozen=True)
@@ -43,69 +65,80 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Generator:
-    """A tuned model with the training's template, system prompt and stop tokens."""
+    """Tuned models on one base, each spoken to as in its training."""
 
-    opened: OpenRun
-    model: Model
-    settings: Generation
+    members: tuple[Member, ...]
+    adapters: AdapterSet
 
-    def answer(self, prompt: str) -> Iterator[str]:
-        """Pieces of the answer to one prompt, as they come."""
+    def answer(self, prompt: str, name: str | None = None) -> Iterator[str]:
+        """Pieces of one member's answer to a prompt, as they come; RUN's where none is named."""
         from ftcli.engine.inference import stream_answer
 
-        renderer = self.model.contract.renderer
-        if self.opened.prepared.plain_text:
+        member = chosen(self.members, name)
+        model = self.adapters.use(member.name)
+        renderer, prepared = model.contract.renderer, member.opened.prepared
+        if prepared.plain_text:
             ids = renderer.text_prompt_ids(prompt)
         else:
-            ids = renderer.prompt_ids(_conversation(prompt, self.opened.prepared.system))
-        yield from stream_answer(self.model, ids, self.settings)
+            ids = renderer.prompt_ids(_conversation(prompt, prepared.system))
+        yield from stream_answer(model, ids, _settings(member))
+
+    def answers(self, name: str, prompts: Sequence[tuple[Message, ...]]) -> list[Answer]:
+        """One member's answers to a batch of conversations."""
+        from ftcli.engine.inference import answer_batch
+        from ftcli.engine.trained import prompts_of
+
+        model = self.adapters.use(name)
+        return answer_batch(
+            model, prompts_of(model, prompts), _settings(chosen(self.members, name))
+        )
 
 
-def open_generator(path: Path, overrides: Sequence[str], seed: int | None) -> Generator:
-    """Load a finished run for generation; a seed makes sampling repeatable."""
-    opened = open_run(path, overrides)
+def open_generator(request: Request) -> Generator:
+    """Load the base once, and every adapter onto it."""
+    return _load(request.open(), request.seed)
 
+
+def answer_file(request: Request, *, source: Path, output: Path, reporter: Reporter) -> BatchResult:
+    """Answer every row of a file into a jsonl file; rows already answered there are kept.
+
+    Each line holds `prompt`, `completion` and `stopped`, and `adapter` where there are several. A
+    row's own `adapter` goes before `--use`.
+    """
+    members = request.open()
+    _require_conversations(members)
+    found = read_questions(members, chosen(members, request.use).name, source)
+    done = _answered(output, found.asked)
+    if done < len(found.asked):
+        _answer_rest(_load(members, request.seed), found, done, output, reporter)
+    return BatchResult(output, len(found.asked), done, found.rejected)
+
+
+def _load(members: tuple[Member, ...], seed: int | None) -> Generator:
+    from ftcli.engine.contract import contract_of
     from ftcli.engine.inference import seed_sampling
+    from ftcli.engine.serving import adapter_set, renamed, with_adapter, with_sum
     from ftcli.engine.trained import load_tuned_model
 
     if seed is not None:
         seed_sampling(seed)
-    model = load_tuned_model(opened.loaded, opened.run, opened.prepared)
-    return Generator(opened, model, opened.loaded.recipe.generation)
-
-
-def answer_file(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    source: Path,
-    output: Path,
-    seed: int | None,
-    reporter: Reporter,
-) -> BatchResult:
-    """Answer every row of a file into a jsonl file; rows already answered there are kept.
-
-    Each line holds `prompt`, `completion` and `stopped`.
-    """
-    opened = open_run(path, overrides)
-    if opened.prepared.plain_text:
-        raise UsageError("prompt", "the run was trained on plain texts; give one as PROMPT")
-    prompts: list[tuple[Message, ...]] = []
-    rejects: list[str] = []
-    data = opened.loaded.recipe.data.model_copy(update={"system": opened.prepared.system})
-    for item in read_prompts(str(source.absolute()), data, Path.cwd()):
-        if isinstance(item, Reject):
-            rejects.append(f"{item.origin}: {item.reason}")
+    first, *others = members
+    model = load_tuned_model(first.opened.loaded, first.opened.run, first.opened.prepared)
+    adapters = adapter_set(first.name, model)
+    for member in others:
+        opened: OpenRun = member.opened
+        contract = contract_of(opened.loaded, opened.run, opened.prepared)
+        if member.parts:
+            adapters = with_sum(adapters, member.name, member.parts, contract)
+        elif opened.run.path == first.opened.run.path:
+            adapters = renamed(adapters, first.name, member.name)
         else:
-            prompts.append(item)
-    if not prompts:
-        reason = f": {rejects[0]}" if rejects else ""
-        raise DataError("data_empty", f"holds no prompt{reason}", file=str(source))
-    done = _answered(output, prompts)
-    if done < len(prompts):
-        generator = open_generator(path, overrides, seed)
-        _answer_rest(generator, prompts, done, output, reporter)
-    return BatchResult(output, len(prompts), done, tuple(rejects))
+            adapters = with_adapter(adapters, member.name, opened.run.adapter, contract)
+    return Generator(members, adapters)
+
+
+def _settings(member: Member) -> Generation:
+    return member.opened.loaded.recipe.generation
 
 
 def _conversation(prompt: str, system: str | None) -> list[Message]:
@@ -119,7 +152,15 @@ def _conversation(prompt: str, system: str | None) -> list[Message]:
         ) from error
 
 
-def _answered(output: Path, prompts: Sequence[tuple[Message, ...]]) -> int:
+def _require_conversations(members: Sequence[Member]) -> None:
+    for member in members:
+        if member.opened.prepared.plain_text:
+            raise UsageError(
+                "prompt", f"{member.name} was trained on plain texts; give one as PROMPT"
+            )
+
+
+def _answered(output: Path, asked: Sequence[Asked]) -> int:
     """How many answers are there already; raises FtcliError when they are to other prompts."""
     if not output.is_file():
         return 0
@@ -129,11 +170,7 @@ def _answered(output: Path, prompts: Sequence[tuple[Message, ...]]) -> int:
         write_text(output, whole + "\n" if whole else "")
     lines = whole.split("\n") if whole else []
     for number, line in enumerate(lines, start=1):
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError):
-            prompt = None
-        if number > len(prompts) or prompt != prompts[number - 1][-1].content:
+        if number > len(asked) or not _answers(line, asked[number - 1]):
             raise FtcliError(
                 "output_taken",
                 "is not the answer to this input's row; name another --output",
@@ -143,23 +180,37 @@ def _answered(output: Path, prompts: Sequence[tuple[Message, ...]]) -> int:
     return len(lines)
 
 
-def _answer_rest(
-    generator: Generator,
-    prompts: Sequence[tuple[Message, ...]],
-    done: int,
-    output: Path,
-    reporter: Reporter,
-) -> None:
-    from ftcli.engine.inference import ANSWERED_ROWS, answer_batch
-    from ftcli.engine.trained import prompts_of
+def _answers(line: str, asked: Asked) -> bool:
+    """Whether a line is this row's answer, by this row's adapter where it names one."""
+    try:
+        answer = json.loads(line)
+        return bool(answer["prompt"] == asked.messages[-1].content) and (
+            answer.get("adapter", asked.name) == asked.name
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
-    model = generator.model
+
+def _answer_rest(
+    generator: Generator, found: Questions, done: int, output: Path, reporter: Reporter
+) -> None:
+    """Answer batch by batch, and write a row as soon as all before it are written."""
+    from ftcli.engine.inference import ANSWERED_ROWS
+    from ftcli.engine.serving import batches_by_name
+
     output.parent.mkdir(parents=True, exist_ok=True)
-    with reporter.meter("answers", len(prompts)) as meter:
-        for start in range(done, len(prompts), ANSWERED_ROWS):
-            part = prompts[start : start + ANSWERED_ROWS]
-            answers = answer_batch(model, prompts_of(model, part), generator.settings)
-            for messages, answer in zip(part, answers, strict=True):
-                line = {"prompt": messages[-1].content, "completion": answer.text}
-                append_json(output, line | {"stopped": answer.stopped})
-            meter.update(start + len(part))
+    rest = found.asked[done:]
+    waiting: dict[int, dict[str, Any]] = {}
+    written = 0
+    with reporter.meter("answers", len(found.asked)) as meter:
+        for batch in batches_by_name([asked.name for asked in rest], ANSWERED_ROWS):
+            name = rest[batch[0]].name
+            answers = generator.answers(name, [rest[index].messages for index in batch])
+            for index, answer in zip(batch, answers, strict=True):
+                line = {"prompt": rest[index].messages[-1].content, "completion": answer.text}
+                who = {"adapter": name} if len(generator.members) > 1 else {}
+                waiting[index] = line | {"stopped": answer.stopped} | who
+            while written in waiting:
+                append_json(output, waiting.pop(written))
+                written += 1
+            meter.update(done + written)

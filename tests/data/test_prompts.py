@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from ftcli.data.prompts import read_prompts
+from ftcli.data.prompts import Question, read_prompts
 from ftcli.recipe import Data
 
 
 def prompts(tmp_path: Path, name: str, text: str, **keys: Any) -> list[list[tuple[str, str]]]:
     (tmp_path / name).write_text(text, encoding="utf-8")
     found = read_prompts(name, Data(train="train.jsonl", **keys), tmp_path)
-    return [[(m.role, m.content) for m in item] for item in found if isinstance(item, tuple)]
+    questions = [item for item in found if isinstance(item, Question)]
+    return [[(m.role, m.content) for m in question.messages] for question in questions]
 
 
 @pytest.mark.parametrize(

@@ -6,54 +6,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import (
     attach,
     keep_training_exact,
-    open_adapter,
     quantization,
     trained_weights_untouched,
 )
-from ftcli.errors import ModelError
-from ftcli.recipe import Full, Lora, Method, Qlora
-
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def llama(**sizes: int) -> PreTrainedModel:
-    config = {
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-    }
-    return LlamaForCausalLM(LlamaConfig(**config | sizes, initializer_range=0.1)).eval()
-
-
-def lora(targets: str | list[str] = "all-linear", *, rank: int = 4, alpha: float = 6) -> Lora:
-    return Lora(mode="lora", rank=rank, alpha=alpha, target_modules=targets)
-
-
-def shake(model: PreTrainedModel) -> None:
-    """B begins at zero; give it numbers, as a training does."""
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-
-
-IDS = torch.arange(1, 25).reshape(2, 12)
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    with torch.no_grad():
-        return model(input_ids=IDS).logits
-
+from ftcli.recipe import Full, Method, Qlora
+from tests.engine.models import IDS, LINEAR, llama, logits, lora, shake
 
 # LoRA
 
@@ -118,38 +81,6 @@ def test_full_trains_every_weight() -> None:
     model = llama().requires_grad_(False)
     trained = attach(model, Full(mode="full"), seed=0)
     assert all(parameter.requires_grad for parameter in trained.parameters())
-
-
-# Target modules
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (["q_proj", "v_porj"], "no linear layer is called v_porj; did you mean v_proj?"),
-        (["mlp", "up_projj"], "is called mlp, up_projj; did you mean up_proj?"),
-        (["q_proj", "input_layernorm"], "is called input_layernorm"),
-        (["q_proj", "proj"], "is called proj"),
-    ],
-)
-def test_a_target_that_matches_nothing_is_named(targets: list[str], message: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        attach(llama(), lora(targets), seed=0)
-    assert message in caught.value.message
-    there = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
-    assert caught.value.message.endswith(f"(there is {there})")
-
-
-def test_the_head_takes_no_adapter() -> None:
-    for targets in (["lm_head"], ["q_proj", "lm_head"]):
-        with pytest.raises(ModelError, match="lm_head cannot take an adapter"):
-            attach(llama(), lora(targets), seed=0)
-
-
-def test_a_target_may_name_one_layer() -> None:
-    adapted = attach(llama(), lora(["layers.1.self_attn.q_proj"]), seed=0)
-    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
-    assert len(trained) == 2 and all("layers.1.self_attn.q_proj" in name for name in trained)
 
 
 # QLoRA
@@ -249,47 +180,3 @@ def test_trained_weights_come_back_as_they_were_and_the_base_stays() -> None:
             assert torch.equal(parameter, before[name])
         else:
             assert parameter.dtype == torch.bfloat16
-
-
-# Saved adapters
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    adapted = attach(llama(), lora(["q_proj", "v_proj"]), seed=0)
-    shake(adapted)
-    adapted.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-@pytest.mark.parametrize("trainable", [False, True])
-def test_an_adapter_is_opened_as_it_was_saved(tmp_path: Path, trainable: bool) -> None:
-    base = llama()
-    weights = {name: weight.clone() for name, weight in base.state_dict().items()}
-    adapted = attach(base, lora(), seed=0)
-    shake(adapted)
-    adapted.save_pretrained(tmp_path)
-    again = llama()
-    again.load_state_dict(weights)
-    opened = open_adapter(again, tmp_path, trainable=trainable)
-    assert torch.equal(logits(opened), logits(adapted))
-    trained = [p for p in opened.parameters() if p.requires_grad]
-    assert len(trained) == (2 * 2 * len(LINEAR) if trainable else 0)
-
-
-@pytest.mark.parametrize(("layers", "takes"), [(1, 4), (3, 12)])
-def test_an_adapter_with_weights_too_many_or_too_few_is_refused(
-    saved: Path, layers: int, takes: int
-) -> None:
-    with pytest.raises(ModelError) as caught:
-        open_adapter(llama(num_hidden_layers=layers), saved)
-    assert f"holds 8 weights, and this base takes {takes}" in caught.value.message
-    assert caught.value.file == str(saved)
-
-
-@pytest.mark.parametrize("sizes", [{"hidden_size": 32}, {"num_key_value_heads": 4}])
-def test_an_adapter_for_layers_of_other_sizes_is_refused(
-    saved: Path, sizes: dict[str, int]
-) -> None:
-    with pytest.raises(ModelError, match="made for another base"):
-        open_adapter(llama(**sizes), saved)

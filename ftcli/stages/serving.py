@@ -1,0 +1,163 @@
+"""Which adapters answer, by name: several runs on one base, and weighted sums of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from ftcli.errors import FtcliError, ModelError, UsageError, did_you_mean
+from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Prefix, Prompt, Qlora
+from ftcli.stages.opening import OpenRun, open_run
+
+# `shop:0.7+sql:0.3`; weights below 0 take an adapter's effect away.
+_PART = r"[^:+=]+:-?\d+(?:\.\d+)?"
+_MIX = re.compile(rf"{_PART}(?:\+{_PART})*")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter that answers by name, spoken to as its run was trained.
+
+    `parts` are the names and weights of a weighted sum; its run is that of the first of them.
+    """
+
+    name: str
+    opened: OpenRun
+    parts: tuple[tuple[str, float], ...] = ()
+
+
+def find_members(
+    run: OpenRun, asked: Sequence[str], overrides: Sequence[str]
+) -> tuple[Member, ...]:
+    """RUN and what `--adapter` adds, RUN first; raises UsageError and ModelError.
+
+    Each of `asked` is NAME=RUN or NAME=OTHER:WEIGHT+…. Of RUN's overrides those of `generation`
+    reach the others too.
+    """
+    shared = [override for override in overrides if override.startswith("generation.")]
+    members = {run.loaded.recipe.name: Member(run.loaded.recipe.name, run)}
+    for text in asked:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise UsageError(
+                "flag", f"--adapter {text}: expected NAME=RUN, or a sum as mix=shop:0.7+sql:0.3"
+            )
+        found = _member(name, value, members, shared)
+        known = members.get(name)
+        if known is not None and known.opened.run.path != found.opened.run.path:
+            raise UsageError("flag", f"--adapter {text}: {name} is {known.opened.run.path} already")
+        members[name] = found
+    for member in members.values():
+        _require_same_base(run, member)
+    return tuple(members.values())
+
+
+def chosen(members: Sequence[Member], name: str | None) -> Member:
+    """The member that `--use` names; without it RUN's own."""
+    if name is None:
+        return members[0]
+    for member in members:
+        if member.name == name:
+            return member
+    raise UsageError("flag", f"--use {name}: {unknown(members, name)}")
+
+
+def unknown(members: Sequence[Member], name: str) -> str:
+    """What to say where no member has the name."""
+    names = [member.name for member in members]
+    return f"no adapter of this name{did_you_mean(name, names)} (there is {', '.join(names)})"
+
+
+def _member(name: str, value: str, members: dict[str, Member], overrides: Sequence[str]) -> Member:
+    if not _MIX.fullmatch(value) or Path(value).exists():
+        return Member(name, open_run(Path(value), overrides))
+    parts = tuple(_part(name, part, members) for part in value.split("+"))
+    for part, _ in parts:
+        _require_linear(name, members[part])
+    return Member(name, members[parts[0][0]].opened, parts)
+
+
+def _part(name: str, text: str, members: dict[str, Member]) -> tuple[str, float]:
+    part, _, weight = text.partition(":")
+    if part not in members:
+        raise UsageError(
+            "flag", f"--adapter {name}: {part}: {unknown(list(members.values()), part)}"
+        )
+    return part, float(weight)
+
+
+def _require_linear(name: str, member: Member) -> None:
+    """Raise ModelError where a weighted sum of updates would not be the sum of their effects."""
+    method = member.opened.loaded.recipe.method
+    reasons = {
+        f"{method.mode} is no sum of matrices": not isinstance(method, LoraKeys),
+        "it is a sum itself": bool(member.parts),
+    }
+    if isinstance(method, LoraKeys):
+        reasons |= {
+            "DoRA scales the weight and the update together": method.dora,
+            "it holds whole modules (method.modules_to_save)": bool(method.modules_to_save),
+            "its ranks differ from layer to layer (method.rank_pattern)": bool(method.rank_pattern),
+            "it reaches some layers only (method.layers)": method.layers is not None,
+        }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise ModelError(
+            "adapters_differ", f"--adapter {name}: {member.name} cannot be part of it: {found[0]}"
+        )
+
+
+def _require_same_base(run: OpenRun, member: Member) -> None:
+    """Raise ModelError where two adapters cannot stand on one base in memory."""
+    ours, theirs = run.loaded.recipe.method, member.opened.loaded.recipe.method
+    if member.opened.run.path == run.run.path:
+        return
+    for method, path in ((ours, run.run.path), (theirs, member.opened.run.path)):
+        if isinstance(method, Full):
+            raise ModelError(
+                "adapters_differ", f"{path} holds a whole model, and no adapter for another base"
+            )
+    if _base(run) != _base(member.opened):
+        raise ModelError(
+            "adapters_differ",
+            f"--adapter {member.name}: it was trained on another base than "
+            f"{run.loaded.recipe.name} ({member.opened.loaded.recipe.model.id} and "
+            f"{run.loaded.recipe.model.id})",
+        )
+    if _kind(run) != _kind(member.opened):
+        raise ModelError(
+            "adapters_differ",
+            f"--adapter {member.name}: {' and '.join(_kind(member.opened))} cannot share a base in "
+            f"memory with {' and '.join(_kind(run))}",
+        )
+
+
+def _base(opened: OpenRun) -> str:
+    """The fingerprint of the base's weights, or its name where they could not be found."""
+    file = opened.run.require_contract()
+    try:
+        contract = json.loads(file.read_text(encoding="utf-8"))
+        return str(contract["base"] or opened.loaded.recipe.model.id)
+    except (ValueError, KeyError, TypeError) as error:
+        raise FtcliError(
+            "contract_broken", f"cannot be read ({error!r})", file=str(file)
+        ) from error
+
+
+def _kind(opened: OpenRun) -> tuple[str, str]:
+    """What has to be alike for adapters that are in memory at once: method, and base in 4 bits."""
+    method = opened.loaded.recipe.method
+    match method:
+        case Lora() | Full():
+            return "LoRA", "a 16-bit base"
+        case Qlora():
+            return "LoRA", "a 4-bit base"
+        case Adapter() | Prefix() | Prompt():
+            bits = "a 4-bit base" if method.quantization == "nf4" else "a 16-bit base"
+            return method.mode, bits
+        case _:
+            assert_never(method)

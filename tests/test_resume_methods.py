@@ -1,0 +1,60 @@
+"""Every method resumes to the same weights, and a further run goes on from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_training import adapter_digest, stop_at, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dora": {"mode": "lora", "rank": 4, "dora": True, "dropout": 0.1},
+    "modules": {"mode": "lora", "rank": 4, "modules_to_save": ["lm_head"]},
+    "adapter": {"mode": "adapter", "bottleneck": 8},
+    "prefix": {"mode": "prefix", "virtual_tokens": 4},
+    "projection": {"mode": "prefix", "virtual_tokens": 4, "projection": True},
+    "prompt": {"mode": "prompt", "virtual_tokens": 4},
+    "4-bit adapter": {"mode": "adapter", "bottleneck": 8, "quantization": "nf4"},
+    "4-bit prompt": {"mode": "prompt", "virtual_tokens": 4, "quantization": "nf4"},
+}
+TRAINING = {"epochs": 1, "batch_size": 4, "eval_steps": 4, "micro_batch_size": 2}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stopped_run_resumes_to_the_same_weights(
+    name: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = METHODS[name]
+    whole = write_recipe("whole", method=method, training=TRAINING)
+    assert train(whole) == 0
+    stopped = write_recipe("stopped", method=method, training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        assert train(stopped) == 130
+    assert train(stopped) == 0
+    runs = tmp_path / "runs"
+    assert adapter_digest(runs / "stopped") == adapter_digest(runs / "whole")
+    further = write_recipe("further", method=method, training=TRAINING)
+    assert train(further, "--from", str(runs / "whole")) == 0
+    assert adapter_digest(runs / "further") != adapter_digest(runs / "whole")
+
+
+def test_another_kind_of_adapter_cannot_go_on(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(write_recipe("first", method=METHODS["adapter"], training=TRAINING)) == 0
+    for method, words in (
+        ({"mode": "adapter", "bottleneck": 4}, "method.bottleneck: 8 → 4"),
+        ({"mode": "lora"}, "method.mode: adapter → lora"),
+        ({"mode": "adapter", "bottleneck": 8, "quantization": "nf4"}, "none → nf4"),
+    ):
+        second = write_recipe("second", method=method, training=TRAINING)
+        capsys.readouterr()
+        assert train(second, "--from", str(tmp_path / "runs" / "first")) == 2
+        assert words in capsys.readouterr().err
