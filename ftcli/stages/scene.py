@@ -11,6 +11,7 @@ from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hardware import Hardware
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, differences, load_recipe, resolved
+from ftcli.plan.arithmetic import require_method
 from ftcli.recipe import Full, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.stages.opening import OpenRun
@@ -55,6 +56,7 @@ def look(loaded: Loaded, parent: OpenRun | None) -> Scene:
     model = loaded.recipe.model
     source = model_source(model.id, loaded.base)
     shape = find_shape(model.id, loaded.base, model.revision)
+    require_method(loaded.recipe.method, shape)  # before any row is tokenised
     require_reachable(source, model.revision)
 
     from ftcli.engine.device import find_hardware, use_whole_machine
