@@ -31,7 +31,7 @@ from ftcli.engine.targets import (
     require_ranks,
     require_targets,
 )
-from ftcli.engine.virtual import begin_prompt_as
+from ftcli.engine.virtual import begin_as
 from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
 
 # Our name of a method's key → where it goes.
@@ -83,22 +83,22 @@ def attach(
 ) -> PreTrainedModel:
     """Make the method's weights trainable and all others not; raises ModelError.
 
-    What is drawn at random is drawn by the seed; a soft prompt begins as `words`, if any.
+    What is drawn at random is drawn by the seed; virtual tokens begin as `words`, if any.
     """
     if isinstance(method, Full):
         return model.requires_grad_(True)
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted: PreTrainedModel = get_peft_model(model, config)
-    if words:
-        begin_prompt_as(adapted, words)
+    if isinstance(method, Prompt) or (isinstance(method, Prefix) and not method.projection):
+        begin_as(adapted, words)
     train_in_fp32(adapted)
     return adapted
 
 
 def first_words(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of what a soft prompt begins as (method.init_text); empty for all else."""
-    if not isinstance(method, Prompt) or method.init_text is None:
+    """Token ids of what virtual tokens begin as (method.init_text); empty for all else."""
+    if not isinstance(method, Prefix | Prompt) or method.init_text is None:
         return []
     return list(tokenizer(method.init_text, add_special_tokens=False)["input_ids"])
 
@@ -119,12 +119,13 @@ def _config(model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Pr
                 task_type="CAUSAL_LM",
                 num_virtual_tokens=method.virtual_tokens,
                 prefix_projection=method.projection,
+                init_weights="zero" if method.projection else None,
             )
         case Prompt():
             return PromptTuningConfig(
                 task_type="CAUSAL_LM",
                 num_virtual_tokens=method.virtual_tokens,
-                prompt_tuning_init=PromptTuningInit.SAMPLE_VOCAB,
+                prompt_tuning_init=PromptTuningInit.RANDOM,  # begin_as follows
             )
         case _:
             assert_never(method)

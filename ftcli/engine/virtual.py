@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, initialize_kv_prefix_from_past_key_values
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -67,14 +67,26 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
     }
 
 
-def begin_prompt_as(model: PreTrainedModel, ids: Sequence[int]) -> None:
-    """Begin a soft prompt as the embeddings of these tokens, cut or repeated to its length."""
-    embedding = model.prompt_encoder[model.active_adapter].embedding
-    length = embedding.num_embeddings
-    repeated = (list(ids) * (length // max(1, len(ids)) + 1))[:length]
-    words = causal_model(model).get_input_embeddings().weight
+def begin_as(model: PreTrainedModel, words: Sequence[int]) -> None:
+    """Begin virtual tokens as what the base makes of these words, cut or repeated to their number.
+
+    A soft prompt as their embeddings, a prefix as their keys and values: noise in their place
+    would first have to be unlearnt (Li and Liang 2021, section 7.4; Lester et al. 2021, 3.2).
+    Without words they are drawn from the vocabulary.
+    """
+    config, base = _config(model), causal_model(model)
+    embeddings = base.get_input_embeddings()
+    count, device = config.num_virtual_tokens, embeddings.weight.device
+    if words:
+        ids = torch.tensor((list(words) * count)[:count], device=device)
+    else:
+        ids = torch.randint(embeddings.num_embeddings, (count,)).to(device)
     with torch.no_grad():
-        embedding.weight.copy_(words[torch.tensor(repeated, device=words.device)])
+        if _is_prefix(config):
+            cache = base(input_ids=ids[None], use_cache=True).past_key_values
+            initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
+        else:
+            model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings(ids))
 
 
 def _behind_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from ftcli.recipe.section import CountFromZero, Positive, PositiveCount, Section, Share
 
@@ -39,6 +40,16 @@ class LoraKeys(Section):
     slower, and more memory."""
     modules_to_save: list[Literal["embed_tokens", "lm_head"]] = []
     """Train these whole, beside the adapter: for new words and languages."""
+
+    @field_validator("rank_pattern")
+    @classmethod
+    def rank_pattern_compiles(cls, value: dict[str, int]) -> dict[str, int]:
+        for key in value:
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise ValueError(f"{key}: not a regular expression: {error}") from error
+        return value
 
 
 class Lora(LoraKeys):
@@ -80,8 +91,20 @@ class Prefix(FrozenKeys):
     mode: Literal["prefix"]
     virtual_tokens: PositiveCount = 20
     """Length of the prefix; 20 as PEFT's examples, 10 to 200 in the paper (figure 4)."""
+    init_text: str | None = None
+    """The prefix begins as the base's keys and values of this text, cut or repeated to its length;
+    none: of words drawn from the vocabulary. Not with `projection`."""
     projection: bool = False
     """Let a small network make the prefix while it is trained (the paper's section 4.3)."""
+
+    @model_validator(mode="after")
+    def init_text_goes_without_projection(self) -> Prefix:
+        if self.projection and self.init_text is not None:
+            raise ValueError(
+                "init_text: the network of method.projection makes the prefix, and it begins at "
+                "zero; leave one of them out"
+            )
+        return self
 
 
 class Prompt(FrozenKeys):

@@ -168,6 +168,32 @@ def test_a_prefix_goes_on_by_the_network_that_makes_it(tmp_path: Path) -> None:
         open_adapter(llama(), tmp_path / "without", trainable=True)
 
 
+def test_a_prefix_begins_as_the_keys_and_values_of_its_text() -> None:
+    """Then the first answer is that to the text itself before the prompt."""
+    tokenizer = chatml().tokenizer
+    words = tokenizer("the answer", add_special_tokens=False)["input_ids"]
+    base = llama(vocab_size=len(tokenizer))
+    method = Prefix(mode="prefix", virtual_tokens=len(words) + 1, init_text="the answer")
+    model = attach(base, method, 0, words)
+    ids = torch.tensor([[5, 6, 7]])
+    written = torch.cat((torch.tensor([[*words, words[0]]]), ids), dim=1)
+    assert torch.allclose(_peft_logits(model, ids), logits(base, written)[:, -3:], atol=1e-5)
+
+
+def test_virtual_tokens_begin_near_the_base() -> None:
+    """Noise in their place would cost far more than words that do not belong there."""
+    torch.manual_seed(0)
+    base = row_losses(llama(), IDS, IDS)[0].sum().item()
+    for method in METHODS.values():
+        torch.manual_seed(0)
+        model = attach(llama(), method, 0)
+        torch.manual_seed(0)
+        again = attach(llama(), method, 0)
+        first = row_losses(model, IDS, IDS)[0].sum().item()
+        assert first == row_losses(again, IDS, IDS)[0].sum().item()
+        assert first < 1.3 * base
+
+
 def test_a_prompt_begins_as_its_text() -> None:
     tokenizer = chatml().tokenizer
     words = tokenizer("the answer", add_special_tokens=False)["input_ids"]
