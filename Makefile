@@ -28,6 +28,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/build_docs.py
 	$(BIN)/python scripts/build_vram_docs.py
+	$(BIN)/python scripts/build_methods_docs.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)

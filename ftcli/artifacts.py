@@ -3,8 +3,9 @@
 runs/<name>/
   recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
   plan.json       what was decided, and why  data/        tokenised splits
-  checkpoints/    step-N, resumable          metrics.jsonl
-  adapter/ or model/                         README.md    model card
+  contract.json   base, template, prompts    metrics.jsonl
+  checkpoints/    step-N, resumable          README.md    model card
+  adapter/ or model/
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class RunFolder:
     @property
     def plan(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def contract(self) -> Path:
+        return self.path / "contract.json"
 
     @property
     def data(self) -> Path:
@@ -106,6 +111,16 @@ class RunFolder:
         manifest = self.read_manifest() | changes
         write_json(self.manifest, manifest)
         return manifest
+
+    def require_contract(self) -> Path:
+        """contract.json; raises FtcliError for a run that was trained without one."""
+        if not self.contract.is_file():
+            raise FtcliError(
+                "contract_missing",
+                f"{self.path} has no {self.contract.name}, by which its base and its prompts are "
+                "known; train it anew (ftcli train RECIPE --fresh)",
+            )
+        return self.contract
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -238,6 +238,7 @@ def _stack(row: Row) -> Stack:
     return Stack(
         like_ours=row["same_stack"] == "1",
         adapter_bytes=2 if row["adapter_dtype"] == "bf16" else 4,
+        saved_bytes=4 if framework.startswith("ftcli") else None,
         kbit_preparation=row["kbit_prep"] == "1",
         foreach_optimizer=row["opt_impl"] == "foreach",
         full_loss_bytes_per_logit=_bytes_per_logit(row),

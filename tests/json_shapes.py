@@ -56,6 +56,46 @@ SUGGESTION = record(
 )
 SWEEP_ROW = record({"value": COUNT, "fits": {"type": ["boolean", "null"]}} | FIGURES)
 
+METHOD = {"enum": ["full", "lora", "qlora", "adapter", "prefix", "prompt"]}
+FORGETTING = record(
+    {"before": NUMBER, "after": NUMBER, "change": NUMBER, "change_interval": INTERVAL}
+)
+COMPARED = {
+    "oneOf": [
+        record(
+            {
+                "state": {"const": "finished"},
+                "name": TEXT,
+                "method": METHOD,
+                "learning_rate": NUMBER,
+                "best_rate": {"type": "boolean"},
+                "run_dir": TEXT,
+                "validation_loss": {"type": ["number", "null"]},
+                "scores": SIDE,
+                "general_perplexity": NUMBER,
+                "forgetting": {"oneOf": [FORGETTING, {"type": "null"}]},
+                "train_loss": {"type": ["number", "null"]},
+                **dict.fromkeys(("steps", "trained_parameters", "total_parameters"), COUNT),
+                **dict.fromkeys(("peak_memory_bytes", "saved_bytes"), COUNT),
+                **dict.fromkeys(("tokens_per_second", "training_seconds", "seconds"), NUMBER),
+                "machine": TEXT,
+                "resumed": {"type": "boolean"},
+                "one_process": {"type": "boolean"},
+            }
+        ),
+        record(
+            {
+                "state": {"const": "failed"},
+                "name": TEXT,
+                "method": METHOD,
+                "learning_rate": {"type": ["number", "null"]},
+                "code": TEXT,
+                "reason": TEXT,
+            }
+        ),
+    ]
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
     "prepare": record(
         {
@@ -115,6 +155,8 @@ SHAPES: dict[str, dict[str, Any]] = {
             "total_parameters": COUNT,
             "peak_memory_bytes": COUNT,
             "saved_bytes": COUNT,
+            "stop_rate": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+            "stop_rate_rows": COUNT,
             "training_seconds": NUMBER,
             "seconds": NUMBER,
         }
@@ -136,6 +178,45 @@ SHAPES: dict[str, dict[str, Any]] = {
             },
         },
         {"base": SIDE},
+    ),
+    "compare": record(
+        {
+            "folder": TEXT,
+            "recipe": TEXT,
+            "model": TEXT,
+            "budget": record(
+                {
+                    "kind": {"enum": ["steps", "seconds", "recipe"]},
+                    "value": {"type": ["number", "null"]},
+                }
+            ),
+            "seed": COUNT,
+            "held_out": {"enum": ["test", "validation"]},
+            "rows": COUNT,
+            "general_text": TEXT,
+            "base": {
+                "oneOf": [
+                    record(
+                        {
+                            "four_bit": {"type": "boolean"},
+                            "scores": SIDE,
+                            "general_perplexity": NUMBER,
+                        }
+                    ),
+                    {"type": "null"},
+                ]
+            },
+            "cells": {"type": "array", "items": COMPARED},
+            "kept": {"type": "array", "items": TEXT},
+            "verdict": record(
+                {
+                    "take": {"type": ["string", "null"]},
+                    "among": {"type": "array", "items": TEXT},
+                    "text": TEXT,
+                }
+            ),
+            "picture": TEXT,
+        }
     ),
     "merge": record(
         {"output": TEXT, "verdict": TEXT, "bytes": COUNT},

@@ -93,6 +93,15 @@ def test_the_manifest_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert run.state == "finished"
 
 
+def test_a_run_without_a_contract_says_what_to_do(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(FtcliError, match=r"has no contract.json.*train it anew") as caught:
+        run.require_contract()
+    assert caught.value.code == "contract_missing"
+    write_json(run.contract, {})
+    assert run.require_contract() == tmp_path / "run" / "contract.json"
+
+
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b"\xff\xfe", b""])
 def test_a_broken_manifest_is_named(tmp_path: Path, content: bytes) -> None:
     run = RunFolder(tmp_path)

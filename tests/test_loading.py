@@ -611,6 +611,17 @@ def test_a_resolved_recipe_holds_wherever_it_is_put(here: Path) -> None:
     assert again.output == here / "runs" / "a"
 
 
+@pytest.mark.parametrize("template", ["plain", "{{ a }}", "{% if a %}\n{% endif %}\n" * 99])
+def test_a_template_that_is_no_file_stays_as_it_is(here: Path, template: str) -> None:
+    (here / "plain").mkdir()
+    recipe = load(SHOP).recipe
+    data = recipe.data.model_copy(update={"template": template})
+    loaded = Loaded(recipe.model_copy(update={"data": data}), here / "shop.yaml", here)
+    whole = resolved(loaded)
+    assert whole.data.template == template
+    assert load(dump_recipe(whole)).recipe.data.template == template
+
+
 def test_a_hub_id_stays_one() -> None:
     whole = resolved(load(SHOP.replace("smollm2-135m", "Qwen/Qwen2.5-7B-Instruct")))
     assert whole.model.id == "Qwen/Qwen2.5-7B-Instruct"

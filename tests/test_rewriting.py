@@ -9,9 +9,10 @@ import pytest
 
 from ftcli.errors import FtcliError, UsageError
 from ftcli.loading import load_recipe
-from ftcli.loading.rewriting import changed, rewritten
+from ftcli.loading.rewriting import changed, moved, rewritten
 from ftcli.stages.writing import write_recipe
 
+SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "ecommerce-lora.yaml"
 RECIPE = """\
 # yaml-language-server: $schema=x.json
 # What the shop needs
@@ -160,7 +161,7 @@ def test_set_and_flags_are_written_too(tmp_path: Path) -> None:
     file, target = tmp_path / "shop.yaml", tmp_path / "new.yaml"
     file.write_text(RECIPE)
     loaded = load_recipe(file, ["training.epochs=2", "data={train: b.jsonl, max_length: 99}"])
-    flags = {"rank": 8, "targets": ("q_proj",), "precision": "bf16", "dora": False}
+    flags = {"rank": 8, "targets": ("q_proj",), "precision": "bf16", "packing": False}
     write_recipe(loaded, "1b", flags, {"training.optimizer": "adamw-8bit"}, target)
     new = load_recipe(target).recipe
     assert (new.training.epochs, new.data.train, new.data.max_length) == (2, "b.jsonl", 99)
@@ -170,3 +171,14 @@ def test_set_and_flags_are_written_too(tmp_path: Path) -> None:
         "rank": 8,
         "target_modules": ["q_proj"],
     }
+
+
+@pytest.mark.parametrize(("template", "path"), [("gemma", None), ("chat.jinja", "../chat.jinja")])
+def test_a_template_moves_where_it_is_a_file(
+    template: str, path: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "gemma").mkdir()
+    (tmp_path / "chat.jinja").touch()
+    recipe = load_recipe(SHIPPED, [f"data.template={template}"]).recipe
+    found = moved(recipe, tmp_path, tmp_path / "below")
+    assert found.get("data.template") == path

@@ -44,7 +44,7 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     kept |= {f"adapter/{n}" for n in ADAPTER | TOKENIZER}
     kept |= {f"data/{n}" for n in ("prepared.json", "test.arrow", "train.arrow")}
     kept |= {"data/validation.arrow", "README.md", "metrics.jsonl", "plan.json"}
-    assert files_below(folder) - {".lock"} == kept | {"recipe.yaml", "run.json"}
+    assert files_below(folder) - {".lock"} == kept | {"contract.json", "recipe.yaml", "run.json"}
 
     scores = ask(capsys, "eval", folder, "--limit", "4")
     assert scores["tuned"]["loss"] < scores["base"]["loss"] - 0.2

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ["torch", "transformers", "datasets", "peft", "trl", "bitsandbytes", "accelerate"]
-HEAVY += ["pandas", "numpy", "scipy", "pyarrow", "rich", "huggingface_hub"]
+HEAVY += ["pandas", "numpy", "scipy", "pyarrow", "rich", "huggingface_hub", "matplotlib"]
 
 RUN = """
 import json, sys
@@ -48,6 +48,8 @@ def python(code: str, *arguments: str) -> str:
         (["estimate-vram", "--model", "7b", "--mode", "full"], 0),
         (["estimate-vram", "recipes/ecommerce-qlora.yaml", "--gpu", "4090"], 0),
         (["train", "nowhere.yaml"], 1),
+        (["compare", "nowhere.yaml"], 1),
+        (["compare", "recipes/ecommerce-lora.yaml", "--methods", "lroa"], 2),
         (["train", "recipes/ecommerce-lora.yaml", "--set", "method.rnak=3"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),

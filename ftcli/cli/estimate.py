@@ -27,7 +27,7 @@ def estimate_vram(
     ] = None,
     mode: Annotated[
         Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"] | None,
-        typer.Option(help="How to train; the last three are estimated, not trained."),
+        typer.Option(help="How to train."),
     ] = None,
     seq_len: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens of the longest row.")
@@ -49,12 +49,22 @@ def estimate_vram(
     bottleneck: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Inner width of an adapter.")
     ] = None,
+    placement: Annotated[
+        Literal["attention", "mlp", "both"] | None,
+        typer.Option(help="The blocks that get an adapter."),
+    ] = None,
     virtual_tokens: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Length of a prefix or prompt.")
     ] = None,
     projection: Annotated[
         bool | None,
         typer.Option("--projection/--no-projection", help="A prefix out of a small network."),
+    ] = None,
+    four_bit_base: Annotated[
+        bool | None,
+        typer.Option(
+            "--four-bit-base/--no-four-bit-base", help="Of adapter, prefix and prompt; as QLoRA's."
+        ),
     ] = None,
     optimizer: Annotated[
         Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] | None,
@@ -122,8 +132,10 @@ def estimate_vram(
         "dora": dora,
         "modules_to_save": _names(modules_to_save),
         "bottleneck": bottleneck,
+        "placement": placement,
         "virtual_tokens": virtual_tokens,
         "projection": projection,
+        "four_bit_base": four_bit_base,
         "optimizer": optimizer,
         "precision": precision,
         "gradient_checkpointing": gradient_checkpointing,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from typing import assert_never
 
 from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
 from ftcli.console import gigabytes, megabytes, width
 from ftcli.hardware import Hardware
-from ftcli.stages.contradictions import TRAINED
 from ftcli.stages.estimate_result import EstimateResult
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import MODE_NAMES
@@ -58,7 +58,7 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
     if found.hardware is not None:
         yield from _card(found.estimate, found.hardware)
     yield from _wrapped(_fits(found), "      ")
-    if found.fits_card is False and found.fit is None and found.choices.mode in TRAINED:
+    if found.fits_card is False and found.fit is None:
         yield "--fit in place of --gpu finds the cheapest changes that do"
     if found.fit is not None and found.hardware is not None:
         yield from fit_lines(found.fit, found.hardware, found.written)
@@ -79,8 +79,23 @@ def _what(found: EstimateResult) -> str:
     if choices.mode == "full":
         return f"{size}, full fine-tuning"
     share = estimate.trainable_parameters / estimate.total_parameters
-    rank = f" r={choices.rank}" if choices.has_lora else ""
-    return f"{size}, {MODE_NAMES[choices.mode]}{rank} ({share:.2%} trained)"
+    return f"{size}, {MODE_NAMES[choices.mode]}{_sizes(choices)} ({share:.2%} trained)"
+
+
+def _sizes(choices: Choices) -> str:
+    """What gives a method its size, and how it holds the base where that is not its name."""
+    four_bits = " on a 4-bit base" if choices.four_bit_base else ""
+    match choices.mode:
+        case "full":
+            return ""
+        case "lora" | "qlora":
+            return f" r={choices.rank}"
+        case "adapter":
+            return f" of width {choices.bottleneck}{four_bits}"
+        case "prefix" | "prompt":
+            return f" with {choices.virtual_tokens} virtual tokens{four_bits}"
+        case _:
+            assert_never(choices.mode)
 
 
 def _how(choices: Choices) -> str:
@@ -98,7 +113,7 @@ def _notes(found: EstimateResult) -> Iterator[str]:
         yield "the experts stay in 16 bits: 4-bit quantisation reaches linear layers alone"
     if shape.experts > 1 and choices.mode != "full":
         yield "ftcli train takes mixtures of experts with mode full alone"
-    if choices.mode == "prefix" and choices.gradient_checkpointing:
+    if choices.mode == "prefix":
         yield "PEFT refuses gradient checkpointing with a prefix: it is off"
     if shape.capped_scores and choices.attention == "sdpa":
         yield f"{shape.name} caps its attention scores, which sdpa cannot: taken as eager"
@@ -146,10 +161,11 @@ def _figures(estimate: Estimate) -> Iterator[str]:
             "  ",
         )
     moments = estimate.moments
+    on_host = moments["merge_on_cpu"]
+    merge = f" · merge {megabytes(on_host)} of the host's memory" if on_host else ""
     yield from _wrapped(
         f"outside the step: validation {megabytes(moments['validation'])} · {ANSWERED_ROWS} "
-        f"answers at once {megabytes(moments['answers'])}, fewer at once less · merge "
-        f"{megabytes(moments['merge_on_cpu'])} of the host's memory",
+        f"answers at once {megabytes(moments['answers'])}, fewer at once less{merge}",
         "  ",
     )
 

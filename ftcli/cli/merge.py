@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,22 +23,27 @@ def merge(
         Literal["dequantized", "original"],
         typer.Option(help="QLoRA: the base as it was trained on, or the original one."),
     ] = "dequantized",
+    # A plain text: the stage says why a merge is not quantised again.
     dtype: Annotated[
-        Literal["auto", "bf16", "fp16", "fp32"], typer.Option(help="auto: as the base's files.")
+        str, typer.Option(metavar="<auto|bf16|fp16|fp32>", help="auto: as the base's files.")
     ] = "auto",
+    accept_drift: Annotated[
+        bool,
+        typer.Option("--accept-drift", help="Keep a merge onto the original base that differs."),
+    ] = False,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Make one stand-alone model, and prove it.
 
-    Fails when the merged model is not the one that was evaluated.
+    Base and adapter are compared with the merged model as it is read back from disk, on held-out
+    rows. Where they differ, nothing is written.
     """
-    from ftcli.stages.merge import merge_run
+    from ftcli.stages.merge import MergeWish, merge_run
 
-    found = merge_run(
-        run, overrides or (), output=output, onto=onto, dtype=dtype, reporter=Terminal()
-    )
+    wish = MergeWish(onto, dtype, accept_drift)
+    found = merge_run(run, overrides or (), output=output, wish=wish, reporter=Terminal())
     if json:
         result_json(found.as_json())
     else:
@@ -51,8 +56,23 @@ def _show(found: MergeResult) -> None:
         result(f"nothing to merge: {path} is a stand-alone model already")
         return
     result(f"merged {path} ({report['dtype']}, {megabytes(report['bytes'])})")
-    result(
-        f"       the same as base + adapter on {report['tokens']} tokens: KL {report['kl']:.1e}, "
-        f"top-1 agreement {report['top1_agreement']:.2%}, "
-        f"largest logit difference {report['max_logit_difference']:.1e}"
+    same, kept = ("the same", "") if report["verdict"] == "pass" else ("not the same", "; accepted")
+    result(f"       {same} as base + adapter: {_figures(report)}")
+    result(f"       limits: {_limits(report['limits'])}{kept}")
+
+
+def _figures(report: dict[str, Any]) -> str:
+    return (
+        f"KL {report['kl']:.1e}, top-1 agreement {report['top1_agreement']:.2%}, largest logit "
+        f"difference {report['max_logit_difference']:.1e} ({report['tokens']} tokens of "
+        f"{report['rows']} rows, in {report['compared_in']})"
     )
+
+
+def _limits(limits: dict[str, float]) -> str:
+    words = {
+        "kl": "KL at most {:g}",
+        "top1_agreement": "agreement at least {:.0%}",
+        "max_logit_difference": "logit difference at most {:g}",
+    }
+    return ", ".join(words[name].format(value) for name, value in limits.items())

@@ -31,6 +31,14 @@ def pinned_system(data: Data, base: Path) -> str | None:
     return data.system if first is None else pin_system(data, first).system
 
 
+def format_of(data: Data, base: Path) -> str | None:
+    """The format of the training rows, by the recipe or by the first of them; none: no row."""
+    if data.format != "auto":
+        return data.format
+    first = next((row for row in read_rows(data.train, base) if isinstance(row, Row)), None)
+    return None if first is None else _settle_format(first, data)
+
+
 def read_rows_as_examples(rows: Iterator[Row | Reject], data: Data) -> Iterator[Example | Reject]:
     """Rows as examples of the recipe's format, or of the one that the first of them shows."""
     format_name = None

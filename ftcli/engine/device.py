@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,15 +73,36 @@ def memory_in_words(advice: str) -> Iterator[None]:
         raise MachineError("memory", f"{where} is out of memory: {advice}") from error
 
 
+def give_back_freed_memory() -> None:
+    """Undo the second half of `use_whole_machine`, where tensors are replaced and memory is short.
+
+    Kept memory has holes: weights that were replaced one by one left 1.5 times their size.
+    """
+    _set_malloc(mmap_max=65_536, trim_threshold=128 * 2**10, top_pad=128 * 2**10)  # its defaults
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
-    """mallopt(3): no mmap for large blocks, never trim the heap, grow it in large pieces."""
+    """No mmap for large blocks, never trim the heap, grow it in large pieces."""
+    _set_malloc(mmap_max=0, trim_threshold=-1, top_pad=256 * 2**20)
+
+
+def _set_malloc(*, mmap_max: int, trim_threshold: int, top_pad: int) -> None:
+    """mallopt(3), where the C library is glibc."""
+    if (libc := _glibc()) is not None:
+        for option, value in (
+            (M_MMAP_MAX, mmap_max),
+            (M_TRIM_THRESHOLD, trim_threshold),
+            (M_TOP_PAD, top_pad),
+        ):
+            libc.mallopt(option, value)
+
+
+def _glibc() -> Any | None:
     import ctypes
 
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 256 * 2**20)):
-        libc.mallopt(option, value)
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def device_of(hardware: Hardware) -> torch.device:

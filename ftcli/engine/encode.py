@@ -20,7 +20,7 @@ from ftcli.data.example import Example
 from ftcli.data.reading import pinned_system, read_examples
 from ftcli.data.source import Reject
 from ftcli.data.split import plan_split
-from ftcli.engine.model import load_tokenizer, renderer_of
+from ftcli.engine.contract import contract_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
 from ftcli.engine.rows import RowWriter, read_split, record
 from ftcli.errors import DataError
@@ -49,10 +49,13 @@ NAMED = 5
 def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter) -> Prepared:
     """Tokenise the recipe's data into `folder`, or find them there with the same fingerprint.
 
-    Raises DataError: nothing to train on, leaks, or too much of the answers cut.
+    Says what is unusual about the template. Raises DataError: nothing to train on, leaks, or too
+    much of the answers cut.
     """
     data, seed = loaded.recipe.data, loaded.recipe.training.seed
     mark = fingerprint(loaded, renderer)
+    if renderer.note is not None:
+        reporter.note(renderer.note)
     earlier = load_prepared(folder)
     if earlier is not None and earlier.fingerprint == mark:
         return earlier
@@ -238,7 +241,6 @@ def _prepared(
     def counts(split: Split) -> SplitCounts:
         return SplitCounts(*(t.get(split, 0) for t in (tally.rows, tally.tokens, tally.trained)))
 
-    pad = renderer.tokenizer.pad_token_id
     return Prepared(
         fingerprint=mark,
         model=model_source(loaded.recipe.model.id, loaded.base),
@@ -257,7 +259,7 @@ def _prepared(
         system=first.system,
         plain_text=tally.plain_text,
         stop_ids=renderer.stop_ids,
-        pad_id=renderer.end_of_text if pad is None else int(pad),
+        pad_id=renderer.pad_id,
         problems=tuple(tally.rejects),
     )
 
@@ -289,9 +291,11 @@ def _require_answers(prepared: Prepared, data: Data) -> None:
         )
 
 
-def encode_file(source: str, loaded: Loaded, run: RunFolder) -> list[dict[str, Any]]:
+def encode_file(
+    source: str, loaded: Loaded, run: RunFolder, prepared: Prepared
+) -> list[dict[str, Any]]:
     """Rows of a further file, rendered as the run's own; raises DataError when none can be."""
-    renderer = renderer_of(load_tokenizer(str(run.trained())), loaded.recipe.data)
+    renderer = contract_of(loaded, run, prepared).renderer
     rows, tally = [], _Tally()
     for item in read_examples(source, loaded.recipe.data, loaded.base):
         if isinstance(item, Reject):

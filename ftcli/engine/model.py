@@ -19,7 +19,8 @@ from transformers import (
 from ftcli.engine.loss import require_known_head
 from ftcli.engine.methods import keep_training_exact
 from ftcli.engine.rendering import Renderer
-from ftcli.errors import DataError, ModelError
+from ftcli.engine.template import choose_template
+from ftcli.errors import ModelError
 from ftcli.hub import hub_error
 from ftcli.loading import Loaded
 from ftcli.recipe import Data, Model
@@ -32,14 +33,15 @@ def load_renderer(loaded: Loaded, source: str) -> Renderer:
     """Tokenizer and chat template of the recipe's model."""
     recipe = loaded.recipe
     tokenizer = load_tokenizer(source, recipe.model.revision)
-    if recipe.data.template is not None:
-        tokenizer.chat_template = _template(recipe.data.template, loaded.base)
-    return renderer_of(tokenizer, recipe.data)
+    note = choose_template(tokenizer, loaded)
+    return renderer_of(tokenizer, recipe.data, note)
 
 
-def renderer_of(tokenizer: PreTrainedTokenizerBase, data: Data) -> Renderer:
+def renderer_of(
+    tokenizer: PreTrainedTokenizerBase, data: Data, note: str | None = None
+) -> Renderer:
     """A renderer that does with this tokenizer what the recipe's data section asks for."""
-    return Renderer(tokenizer, data.loss_on, tuple(data.template_kwargs.items()))
+    return Renderer(tokenizer, data.loss_on, tuple(data.template_kwargs.items()), note)
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -96,13 +98,6 @@ def load_base(
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
-
-
-def _template(path: str, base: Path) -> str:
-    file = base / path
-    if not file.is_file():
-        raise DataError("template_missing", "data.template: no such file", file=str(file))
-    return file.read_text(encoding="utf-8")
 
 
 def _model_error(error: Exception, source: str, what: str) -> ModelError:

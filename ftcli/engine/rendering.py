@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.data.example import Example, Message, Origin
@@ -20,6 +21,17 @@ from ftcli.engine.spelling import CannotSpellError, Span, Speller, Token
 from ftcli.errors import FtcliError, ModelError
 
 IGNORED = -100  # torch.nn.CrossEntropyLoss's default ignore_index
+
+# What a template may raise when it is rendered: its own faults, and those of the Python beneath.
+TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
 
 # Private-use characters: no template tests for them, and real text does not hold the whole word.
 SENTINEL = "\ue000ftcli\ue001"
@@ -61,6 +73,8 @@ class Renderer:
     tokenizer: PreTrainedTokenizerBase
     loss_on: str = "answer"
     template_kwargs: tuple[tuple[str, str | bool | int | float], ...] = ()
+    note: str | None = None
+    """What is unusual about its template, in words."""
 
     def encode(self, example: Example) -> Encoded:
         """Ids and labels of a training row, up to the token that ends the last answer.
@@ -111,17 +125,24 @@ class Renderer:
         ids = [self.end_of_text]
         if self.tokenizer.chat_template:
             turns = (Message("user", "a"), Message("assistant", "b"))
-            ids.insert(0, self.encode(Example(turns, Origin("chat template", 0))).input_ids[-1])
+            with suppress(RowFault):  # the template asks for more; rows tell how they end
+                ids.insert(0, self.encode(Example(turns, Origin("", 0))).input_ids[-1])
         return tuple(dict.fromkeys(ids))
 
-    def require_template(self) -> None:
-        """Raise ModelError where conversations are to be rendered and no template is there."""
-        if not self.tokenizer.chat_template:
-            raise ModelError(
-                "template_missing",
-                "the model has no chat template (is it a base model?); take its instruct version, "
-                "or name a Jinja file in data.template",
-            )
+    @cached_property
+    def pad_id(self) -> int:
+        """Id that fills up rows; the end of text where the tokenizer names none."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_text if pad is None else int(pad)
+
+    def syntax_fault(self) -> TemplateSyntaxError | None:
+        """What keeps the template from being compiled, with its line."""
+        try:
+            self._render([Message("user", "a")])
+        except RowFault as fault:
+            cause = fault.__cause__
+            return cause if isinstance(cause, TemplateSyntaxError) else None
+        return None
 
     def _encode_text(self, text: str) -> Encoded:
         """A plain text: one beginning token where the tokenizer adds one, and one end token."""
@@ -139,6 +160,8 @@ class Renderer:
     # Rendering, and which characters are whose
 
     def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        if not self.tokenizer.chat_template:
+            raise RowFault("is a conversation, and the model has no chat template to write it in")
         turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
             text = self.tokenizer.apply_chat_template(
@@ -147,7 +170,7 @@ class Renderer:
                 add_generation_prompt=generation_prompt,
                 **dict(self.template_kwargs),
             )
-        except (TemplateError, TypeError) as error:
+        except TEMPLATE_FAULTS as error:
             raise RowFault(f"the chat template refuses it: {error}") from error
         return str(text)
 

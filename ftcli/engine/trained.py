@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, assert_never
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from ftcli.artifacts import RunFolder
 from ftcli.engine.adapters import open_adapter
+from ftcli.engine.contract import contract_of, proven_base
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
-from ftcli.engine.inference import Model, PromptContract
+from ftcli.engine.inference import Model
 from ftcli.engine.methods import quantization
-from ftcli.engine.model import (
-    DTYPES,
-    compute_dtype,
-    load_base,
-    load_tokenizer,
-    open_config,
-    renderer_of,
-)
+from ftcli.engine.model import compute_dtype, load_base
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded
 from ftcli.prepared import Prepared
@@ -32,60 +25,23 @@ from ftcli.shapes import model_source
 
 def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
     """The base that the run started from, with the run's tokenizer and template."""
-    hardware = _hardware()
-    dtype = inference_dtype(run, hardware)
-    source = model_source(loaded.recipe.model.id, loaded.base)
-    base = _base(loaded, run, source, hardware, dtype, quantization(loaded.recipe.method, dtype))
-    return _ready(base, loaded, run, prepared)
+    contract, hardware = contract_of(loaded, run, prepared), _hardware()
+    return Model(_base(loaded, run, hardware, inference_dtype(run, hardware)), contract)
 
 
 def load_tuned_model(
     loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: torch.dtype | None = None
 ) -> Model:
     """The trained model: the base with the run's adapter, or the run's own model."""
-    hardware = _hardware()
+    contract, hardware = contract_of(loaded, run, prepared), _hardware()
     dtype = dtype or inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():
-            network: Any = _base(loaded, run, str(run.model), hardware, dtype, None)
+            network: Any = _network(loaded, run, str(run.model), hardware, dtype, None)
         case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
-            source = model_source(loaded.recipe.model.id, loaded.base)
-            base = _base(
-                loaded, run, source, hardware, dtype, quantization(loaded.recipe.method, dtype)
-            )
-            network = open_adapter(base, run.adapter)
+            network = open_adapter(_base(loaded, run, hardware, dtype), run.adapter)
         case _:
             assert_never(loaded.recipe.method)
-    return _ready(network, loaded, run, prepared)
-
-
-def merge_dtype(loaded: Loaded, asked: str) -> torch.dtype:
-    """The type asked for, or for `auto` that of the base's files."""
-    if asked != "auto":
-        return DTYPES[asked]
-    source = model_source(loaded.recipe.model.id, loaded.base)
-    return open_config(source, loaded.recipe.model.revision).dtype or torch.float32
-
-
-def load_to_merge(loaded: Loaded, run: RunFolder, wanted: torch.dtype, *, original: bool) -> Any:
-    """The adapter on a base that it can be folded into, in the type the merged model will have.
-
-    A 4-bit base is dequantised first: PEFT's own merge would quantise the sum again. `original`
-    takes the unquantised base, which the adapter was not trained on.
-    """
-    hardware = _hardware()
-    source = model_source(loaded.recipe.model.id, loaded.base)
-    plan = Lora(mode="lora") if original else loaded.recipe.method
-    base = _base(loaded, run, source, hardware, wanted, quantization(plan, wanted))
-    if isinstance(plan, Qlora):
-        base = base.dequantize().to(wanted)
-    return open_adapter(base, run.adapter)
-
-
-def open_merged(folder: Path, contract: PromptContract) -> Model:
-    """A merged model read back from disk, with nothing but the folder, in its own type."""
-    hardware = _hardware()
-    network = AutoModelForCausalLM.from_pretrained(folder).to(device_of(hardware))
     return Model(network, contract)
 
 
@@ -112,7 +68,16 @@ def _hardware() -> Hardware:
     return hardware
 
 
-def _base(
+def _base(loaded: Loaded, run: RunFolder, hardware: Hardware, dtype: torch.dtype) -> Any:
+    """The base as the run held it; raises FtcliError where it is not the one of the training."""
+    model = loaded.recipe.model
+    source = model_source(model.id, loaded.base)
+    quantized = quantization(loaded.recipe.method, dtype)
+    with proven_base([run], source, model.revision):
+        return _network(loaded, run, source, hardware, dtype, quantized)
+
+
+def _network(
     loaded: Loaded,
     run: RunFolder,
     source: str,
@@ -129,9 +94,3 @@ def _base(
         device=device_of(hardware),
         quantization=quantized,
     )
-
-
-def _ready(network: Any, loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
-    tokenizer = load_tokenizer(str(run.trained()))
-    renderer = renderer_of(tokenizer, loaded.recipe.data)
-    return Model(network, PromptContract(renderer, prepared.stop_ids, prepared.pad_id))

@@ -11,7 +11,7 @@ from ftcli.fit.search import CARD_TOKENS, Options, useful_micro_batches
 from ftcli.hardware import Hardware
 from ftcli.shapes import Shape, Targets
 from ftcli.vram import Choices
-from ftcli.vram.choices import Attention, Mode, Optimizer
+from ftcli.vram.choices import FROZEN_MODES, Attention, Mode, Optimizer
 
 T = TypeVar("T")
 
@@ -39,6 +39,8 @@ class Asked:
     open_checkpointing: bool = False
     alpha: float | None = None
     """LoRA's alpha, where a recipe holds one: it goes down with the rank."""
+    rslora: bool = False
+    """The update is scaled by alpha / √rank."""
     share_longer: Callable[[int], float] | None = None
     """Share of the rows that are longer than so many tokens; None where no rows are known."""
 
@@ -68,16 +70,13 @@ def options_of(asked: Asked, hardware: Hardware) -> Options:
     choices = asked.choices
     return Options(
         seq_len=_lengths(choices.seq_len),
-        rank=_ranks(choices.rank),
+        rank=_ranks(choices),
         mode=_modes(asked),
+        four_bit_base=_bases(choices),
         targets=_targets(asked.shape, choices),
         optimizer=_from(OPTIMIZERS, choices.optimizer),
         attention=_attentions(asked.shape, choices.attention),
-        gradient_checkpointing=(
-            (True,)
-            if choices.gradient_checkpointing and not asked.open_checkpointing
-            else (False, True)
-        ),
+        gradient_checkpointing=_checkpointing(asked),
         micro_batch=_micro_batches(asked, hardware),
         batch_rows=asked.batch_rows,
         most_tokens=CARD_TOKENS if asked.open_micro_batch else None,
@@ -89,8 +88,19 @@ def _lengths(asked: int) -> tuple[int, ...]:
     return (asked, *range(longest, LEAST_LENGTH - 1, -LENGTH_STEP))
 
 
-def _ranks(asked: int) -> tuple[int, ...]:
-    ranks = [asked]
+def _checkpointing(asked: Asked) -> tuple[bool, ...]:
+    choices = asked.choices
+    if choices.mode == "prefix":
+        return (False,)  # plan.memory says why
+    fixed = choices.gradient_checkpointing and not asked.open_checkpointing
+    return (True,) if fixed else (False, True)
+
+
+def _ranks(choices: Choices) -> tuple[int, ...]:
+    """Lower ones where one alpha goes with all of them."""
+    ranks = [choices.rank]
+    if choices.mode in FROZEN_MODES or choices.rank_pattern:
+        return tuple(ranks)
     while ranks[-1] // 2 >= LEAST_RANK:
         ranks.append(ranks[-1] // 2)
     return tuple(ranks)
@@ -106,9 +116,18 @@ def _modes(asked: Asked) -> tuple[Mode, ...]:
     return methods
 
 
+def _bases(choices: Choices) -> tuple[bool, ...]:
+    """A frozen base in 4 bits, whose products are computed in 16 bits on a card, as QLoRA's."""
+    as_asked = choices.mode not in FROZEN_MODES or choices.precision == "fp32"
+    return (choices.four_bit_base,) if as_asked or choices.four_bit_base else (False, True)
+
+
 def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
-    """As asked; attention alone; queries and values alone: each a part of the one before."""
-    if shape.experts > 1:
+    """As asked; attention alone; queries and values alone: each a part of the one before.
+
+    Modules with a rank of their own stay: a rank for what is not adapted is an error.
+    """
+    if shape.experts > 1 or choices.mode in FROZEN_MODES or choices.rank_pattern:
         return (choices.targets,)
     queries, output = shape.layout.queries, shape.layout.output
     tried: list[Targets] = [choices.targets]

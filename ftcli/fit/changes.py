@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -46,7 +47,8 @@ def steps(asked: Asked, found: Choices) -> Iterator[Step]:
     What is open and may stay larger than at its smallest is no change.
     """
     now = asked.choices
-    for step in (_micro_batch, _checkpointing, _attention, _optimizer, _method, _targets, _rank):
+    cheap = (_micro_batch, _checkpointing, _attention, _optimizer)
+    for step in (*cheap, _base, _method, _targets, _rank):
         for one in step(asked, now, found):
             now = one.choices
             yield one
@@ -124,6 +126,19 @@ def _cost_of_optimizer(optimizer: Optimizer) -> str:
             assert_never(optimizer)
 
 
+def _base(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+    if now.four_bit_base == found.four_bit_base:
+        return
+    yield Step(
+        "the frozen base in 4 bits",
+        "method.quantization",
+        "nf4",
+        "time: 4-bit weights are dequantised in every pass; some quality perhaps: that NF4 costs "
+        "none is shown for LoRA (QLoRA, tables 2 to 4), and not for this method",
+        replace(now, four_bit_base=found.four_bit_base),
+    )
+
+
 def _targets(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     if now.targets == found.targets:
         return
@@ -177,12 +192,14 @@ def _rank(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
         fewer,
     )
     if asked.alpha is not None:
-        alpha = asked.alpha * found.rank / now.rank
+        share = found.rank / now.rank
+        alpha = asked.alpha * (math.sqrt(share) if asked.rslora else share)
+        scale = "alpha / √rank" if asked.rslora else "alpha / rank"
         yield Step(
             f"alpha {asked.alpha:g} → {alpha:g}",
             "method.alpha",
             alpha,
-            "nothing: alpha / rank, by which the update is scaled, stays as it is",
+            f"nothing: {scale}, by which the update is scaled, stays as it is",
             fewer,
         )
 

@@ -31,6 +31,7 @@ class Options:
     seq_len: tuple[int, ...]
     rank: tuple[int, ...]
     mode: tuple[Mode, ...]
+    four_bit_base: tuple[bool, ...]
     targets: tuple[Targets, ...]
     optimizer: tuple[Optimizer, ...]
     attention: tuple[Attention, ...]
@@ -87,6 +88,7 @@ def some_way_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> 
         options,
         rank=options.rank[-1:],
         mode=options.mode[::-1],
+        four_bit_base=options.four_bit_base[::-1],
         targets=options.targets[::-1],
         optimizer=options.optimizer[::-1],
         attention=options.attention[::-1],
@@ -103,6 +105,7 @@ def leanest(base: Choices, options: Options) -> Choices:
             seq_len=options.seq_len[-1],
             rank=options.rank[-1],
             mode=options.mode[-1],
+            four_bit_base=options.four_bit_base[-1],
             targets=options.targets[-1],
             optimizer=options.optimizer[-1],
             attention=options.attention[-1],
@@ -115,8 +118,10 @@ def leanest(base: Choices, options: Options) -> Choices:
 
 def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Iterator[Choices]:
     """Ways that fit at this length, in the order of the options."""
-    ways = product(options.rank, options.mode, options.targets, options.optimizer)
-    for rank, mode, targets, optimizer in ways:
+    ways = product(
+        options.rank, options.mode, options.four_bit_base, options.targets, options.optimizer
+    )
+    for rank, mode, four_bit_base, targets, optimizer in ways:
         if mode == "full" and (rank, targets) != (options.rank[0], options.targets[0]):
             continue  # neither is anything to it: it has been tried
         for attention, checkpointing in product(options.attention, options.gradient_checkpointing):
@@ -125,6 +130,7 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
                 seq_len=seq_len,
                 rank=rank,
                 mode=mode,
+                four_bit_base=four_bit_base,
                 targets=targets,
                 optimizer=optimizer,
                 attention=attention,

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ftcli.errors import ModelError
 from ftcli.fit.asked import Asked, options_of, require_mode
 from ftcli.fit.bound import estimate_on, fits
 from ftcli.fit.changes import Change, as_change, steps
@@ -93,9 +94,15 @@ def _smaller_model(asked: Asked, hardware: Hardware) -> str | None:
 
 
 def _fits_as_asked(shape: Shape, asked: Asked, hardware: Hardware) -> bool:
-    """With the recipe's own targets where the model has them, else with all."""
+    """With the recipe's own targets where the model has them, else with all.
+
+    Where it lacks layers or modules that have a rank of their own, nothing is as asked.
+    """
     modules = shape.linear_modules()
     targets = asked.choices.targets
     known = targets == "all-linear" or all(name.rsplit(".", 1)[-1] in modules for name in targets)
     choices = asked.choices if known else replace(asked.choices, targets="all-linear")
-    return fits(estimate_on(shape, choices, hardware), hardware)
+    try:
+        return fits(estimate_on(shape, choices, hardware), hardware)
+    except ModelError:
+        return False

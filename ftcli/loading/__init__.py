@@ -19,6 +19,7 @@ from ftcli.errors import DataError, FtcliError, RecipeError, did_you_mean
 from ftcli.loading.nodes import Found, compose, in_order, override_value
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
+from ftcli.templates import names_file
 
 # Code of an error that is found later → the key to look at.
 KEY_AT_FAULT = {
@@ -30,11 +31,15 @@ KEY_AT_FAULT = {
     "model_unknown": "model.id",
     "model_type_unknown": "model.id",
     "tokenizer": "model.id",
+    "template": "data.template",
     "template_missing": "data.template",
     "target_modules": "method.target_modules",
+    "layers": "method.layers",
+    "rank_pattern": "method.rank_pattern",
     "method_refused": "method.mode",
     "precision": "training.precision",
     "optimizer": "training.optimizer",
+    "gradient_checkpointing": "training.gradient_checkpointing",
     "attention": "model.attention",
     "tracker": "training.report_to",
 }
@@ -119,8 +124,9 @@ def resolved(loaded: Loaded) -> Recipe:
         for key, value in (("validation", recipe.data.validation), ("test", recipe.data.test))
         if isinstance(value, str)
     }
-    if recipe.data.template is not None:
-        held_out["template"] = fixed(recipe.data.template)
+    template = recipe.data.template
+    if template is not None and names_file(template, loaded.base):
+        held_out["template"] = fixed(template)
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"id": fixed(recipe.model.id)}),

@@ -20,6 +20,7 @@ from ftcli.errors import RecipeError, UsageError
 from ftcli.loading import Loaded
 from ftcli.loading.nodes import Found, compose
 from ftcli.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe
+from ftcli.templates import names_file
 
 Settings = Mapping[str, Any]
 """Key of the recipe, as `method.rank` → its value."""
@@ -50,12 +51,13 @@ def overridden(loaded: Loaded) -> dict[str, Any]:
 
 def moved(recipe: Recipe, old: Path, new: Path) -> dict[str, Any]:
     """The recipe's relative paths, where they change with the folder it stands in."""
+    template = recipe.data.template
     paths = {
         "model.id": recipe.model.id,
         "data.train": recipe.data.train,
         "data.validation": recipe.data.validation,
         "data.test": recipe.data.test,
-        "data.template": recipe.data.template,
+        "data.template": template if template and names_file(template, old) else None,
     }
     there = {
         key: path
@@ -195,7 +197,8 @@ def _written(value: object) -> object:
         case int():
             return str(value)
         case float():
-            return f"{value:g}"
+            short = f"{value:g}"
+            return short if float(short) == value else repr(value)
         case list() | tuple():
             items = CommentedSeq([_written(item) for item in value])
             items.fa.set_flow_style()

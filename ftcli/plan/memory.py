@@ -15,8 +15,7 @@ from ftcli.shapes import Shape
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision
 
-
-# peft 0.21, peft_model.py: a layer computed again would find its cache filled twice.
+# transformers 5.24, modeling_layers.py: what writes to a cache must not be computed again.
 NO_CHECKPOINTING = (
     "a prefix cannot be trained with it, because its keys and values stand in the cache, which a "
     "layer that is computed again fills a second time; leave it to auto"
@@ -63,7 +62,7 @@ def _lora_words(method: LoraKeys) -> dict[str, Any]:
         "dropout": method.dropout,
         "targets": targets if isinstance(targets, str) else tuple(targets),
         "layers": None if method.layers is None else tuple(sorted(set(method.layers))),
-        "rank_pattern": tuple(sorted(method.rank_pattern.items())),
+        "rank_pattern": tuple(method.rank_pattern.items()),  # the first key that matches counts
         "dora": method.dora,
         "modules_to_save": tuple(method.modules_to_save),
     }
@@ -78,11 +77,11 @@ def vram_choices(
 ) -> Choices:
     """What the recipe and the data say, in the words of `vram.Choices`.
 
-    What is `auto` stands at its smallest; without hardware a card is meant.
+    What is `auto` stands at its smallest; without hardware a card is meant. Raises UsageError
+    (`gradient_checkpointing`).
     """
     training = recipe.training
     micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
-    checkpointing = training.gradient_checkpointing
     return Choices(
         **vram_method(recipe.method),
         precision=precision,
@@ -92,10 +91,22 @@ def vram_choices(
         seq_len=profile.longest_tokens,
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
-        gradient_checkpointing=True if checkpointing == "auto" else checkpointing,
+        gradient_checkpointing=_least_checkpointing(recipe),
         labelled_share=profile.labelled_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
+
+
+def _least_checkpointing(recipe: Recipe) -> bool:
+    """As asked, or what needs least."""
+    asked = recipe.training.gradient_checkpointing
+    if not isinstance(recipe.method, Prefix):
+        return True if asked == "auto" else asked
+    if asked is True:
+        raise UsageError(
+            "gradient_checkpointing", f"training.gradient_checkpointing: {NO_CHECKPOINTING}"
+        )
+    return False
 
 
 def fit_memory(
@@ -103,7 +114,6 @@ def fit_memory(
 ) -> Fit:
     """The cheapest values of what the recipe leaves open; raises MachineError."""
     _require_optimizer(recipe, hardware)
-    _require_checkpointing(recipe)
     options = _options(recipe, hardware, base)
     found = cheapest(base, options, lambda way: fits(estimate_on(shape, way, hardware), hardware))
     if found is None:
@@ -121,20 +131,20 @@ def fit_memory(
 def _options(recipe: Recipe, hardware: Hardware, base: Choices) -> Options:
     """What the recipe leaves to the plan: of all else there is one value."""
     training = recipe.training
-    asked_rows, asked_checkpointing = training.micro_batch_size, training.gradient_checkpointing
-    if base.mode == "prefix":
-        asked_checkpointing = False
+    asked_rows = training.micro_batch_size
+    open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix"
     rows = useful_micro_batches(training.batch_size, hardware)
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     return Options(
         seq_len=(base.seq_len,),
         rank=(base.rank,),
         mode=(base.mode,),
+        four_bit_base=(base.four_bit_base,),
         targets=(base.targets,),
         optimizer=("adamw", "paged-adamw-8bit") if paging else (base.optimizer,),
         attention=(base.attention,),
         gradient_checkpointing=(
-            (False, True) if asked_checkpointing == "auto" else (asked_checkpointing,)
+            (False, True) if open_checkpointing else (base.gradient_checkpointing,)
         ),
         micro_batch=rows if asked_rows == "auto" else (asked_rows,),
         batch_rows=training.batch_size,
@@ -148,11 +158,6 @@ def _require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
         raise MachineError(
             "optimizer", f"training.optimizer: {asked} needs a CUDA card; take adamw"
         )
-
-
-def _require_checkpointing(recipe: Recipe) -> None:
-    if isinstance(recipe.method, Prefix) and recipe.training.gradient_checkpointing is True:
-        raise UsageError("recipe", f"training.gradient_checkpointing: {NO_CHECKPOINTING}")
 
 
 def _too_large(
@@ -172,11 +177,11 @@ def _too_large(
 
 def _cheaper(recipe: Recipe) -> str:
     """The change that costs least: first what the recipe forbids the plan to choose."""
-    if recipe.training.gradient_checkpointing is False:
+    method = recipe.method
+    if recipe.training.gradient_checkpointing is False and not isinstance(method, Prefix):
         return "leave training.gradient_checkpointing to auto"
     if recipe.training.micro_batch_size not in ("auto", 1):
         return "leave training.micro_batch_size to auto"
-    method = recipe.method
     match method:
         case Full():
             return "take method.mode: lora"

@@ -122,7 +122,8 @@ class Data(Section):
     allow_leaks: bool = False
     """Go on when a prompt of a validation or test file is in the training rows too."""
     template: str | None = None
-    """A Jinja file to use instead of the model's chat template."""
+    """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
+    file, or the Jinja text itself; none: the model's, or plain where it has none."""
     template_kwargs: dict[str, str | bool | int | float] = {}
     """Arguments for the chat template, such as `enable_thinking: false`."""
 

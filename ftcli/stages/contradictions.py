@@ -11,25 +11,24 @@ from ftcli.vram import Choices
 from ftcli.vram.choices import MODE_NAMES, Mode
 
 LORA: tuple[Mode, ...] = ("lora", "qlora")
-TRAINED: tuple[Mode, ...] = ("full", *LORA)
-WITHOUT_FULL: tuple[Mode, ...] = ("lora", "qlora", "adapter", "prefix", "prompt")
 
 # Field of Choices → the modes in which its flag says anything, and what it is.
 _ONLY_IN: dict[str, tuple[tuple[Mode, ...], str]] = {
     "rank": (LORA, "the inner width of LoRA's update"),
     "targets": (LORA, "the modules that get a LoRA update"),
     "dora": (LORA, "a kind of LoRA with a trained magnitude"),
-    "modules_to_save": (WITHOUT_FULL, "modules trained whole beside an adapter"),
+    "modules_to_save": (LORA, "modules trained whole beside LoRA's update"),
     "bottleneck": (("adapter",), "the inner width of a bottleneck adapter"),
+    "placement": (("adapter",), "the blocks that get a bottleneck adapter"),
     "virtual_tokens": (("prefix", "prompt"), "the number of trained positions"),
     "projection": (("prefix",), "the network that a prefix may come out of"),
 }
-# The head and the modules to save keep their type, and the linear layers are 4-bit in any case.
-_QLORA_COMPUTES_IN_16_BITS = (
-    "--precision fp32: QLoRA holds the base in 4 bits and dequantises it to the 16-bit type it "
-    "computes in, with its adapters in fp32: take --precision bf16 (fp16 on cards before RTX 30), "
-    "or --mode lora for fp32 weights"
-)
+# Mode and whether a 4-bit base is asked for → what is wrong with that.
+_BASES: dict[tuple[Mode, bool], str] = {
+    ("full", True): "--four-bit-base: 4-bit weights cannot be trained: take --mode qlora",
+    ("lora", True): "--four-bit-base: LoRA on a 4-bit base is a mode: take --mode qlora",
+    ("qlora", False): "--no-four-bit-base: QLoRA on a 16-bit base is a mode: take --mode lora",
+}
 
 
 def require_consistent(given: Mapping[str, Any], choices: Choices) -> None:
@@ -50,14 +49,30 @@ def _unused(given: Mapping[str, Any], mode: Mode) -> Iterator[str]:
 def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
     if given.get("targets") == ():
         yield "--targets: no module is named: take all-linear, or names such as q_proj,v_proj"
-    asked = {"mode", "precision"} & set(given)
-    if asked and choices.mode == "qlora" and choices.precision == "fp32":
-        yield _QLORA_COMPUTES_IN_16_BITS
+    if "four_bit_base" in given and (choices.mode, given["four_bit_base"]) in _BASES:
+        yield _BASES[choices.mode, given["four_bit_base"]]
+    asked = {"mode", "precision", "four_bit_base"} & set(given)
+    if asked and choices.quantization == "nf4" and choices.precision == "fp32":
+        yield _computes_in_16_bits(choices)
     if given.get("gradient_checkpointing") and choices.mode == "prefix":
         yield (
             "--gradient-checkpointing: PEFT refuses it for prefix tuning, whose keys and values "
             "come from outside the layers: take --no-gradient-checkpointing"
         )
+
+
+def _computes_in_16_bits(choices: Choices) -> str:
+    """The head and what is trained keep their type; the linear layers are 4-bit in any case."""
+    name, instead = MODE_NAMES[choices.mode], "--no-four-bit-base"
+    if choices.mode == "qlora":
+        instead = "--mode lora"
+    else:
+        name += " with --four-bit-base"
+    return (
+        f"--precision fp32: {name} holds the base in 4 bits and dequantises it to the 16-bit type "
+        "it computes in, with what it trains in fp32: take --precision bf16 (fp16 on cards before "
+        f"RTX 30), or {instead} for fp32 weights"
+    )
 
 
 def require_size(size: Size, choices: Choices, flag: str) -> None:
@@ -71,9 +86,6 @@ def require_size(size: Size, choices: Choices, flag: str) -> None:
 def require_trainable(choices: Choices, flag: str) -> None:
     """Raise UsageError where `ftcli train` carries nothing of the kind out."""
     beyond = {
-        f"--mode {choices.mode}": choices.mode not in TRAINED,
-        "--dora": choices.dora,
-        "--modules-to-save": bool(choices.modules_to_save),
         "--loss full": choices.loss == "full",
         "--packing": choices.packing,
     }

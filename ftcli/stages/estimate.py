@@ -127,11 +127,14 @@ def _loaded(question: Question) -> Loaded | None:
 
 def _of_flags(question: Question) -> Asked:
     choices = replace(Choices(mode="lora"), **question.flags)
+    named = "gradient_checkpointing" in question.flags
+    if choices.mode == "prefix" and not named:
+        choices = replace(choices, gradient_checkpointing=False)
     return Asked(
         find_shape(question.model or "", Path.cwd()),
         choices,
         batch_rows=choices.micro_batch,
-        open_checkpointing="gradient_checkpointing" not in question.flags,
+        open_checkpointing=not named and choices.mode != "prefix",
     )
 
 

@@ -11,25 +11,30 @@ from typing import Any
 from ftcli.fit.asked import Asked
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded
+from ftcli.loading.rewriting import changed
 from ftcli.plan import Profile, profile_of, vram_choices
 from ftcli.plan.arithmetic import choose_attention, choose_precision
 from ftcli.prepared import Prepared, load_prepared, row_lengths, split_file
 from ftcli.recipe import Full, Lora, LoraKeys, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.vram import Choices
+from ftcli.vram.adapted import adapted
 
 
 def asked_of_recipe(
     loaded: Loaded, model: str | None, flags: Mapping[str, Any], hardware: Hardware | None
 ) -> Asked:
     """The recipe with flags laid over it; what is `auto` there is at its smallest."""
-    recipe, training = loaded.recipe, loaded.recipe.training
+    recipe = loaded.recipe
+    if flags.get("mode", recipe.method.mode) != recipe.method.mode:
+        recipe = changed(recipe, {"method.mode": flags["mode"]})  # keeps what that method knows
+    training = recipe.training
     prepared = _prepared(loaded)
     shape = _shape(loaded, model)
     with loaded.blame():
         choices = _choices(recipe, shape, _profile(recipe, prepared), hardware)
         if model is None:
-            shape.target_modules(choices.targets)  # names what matches nothing, at its line
+            adapted(shape, choices)  # names what matches nothing, at its line
     choices = replace(choices, **flags)
     # Another micro-batch splits the same batch differently.
     accumulation = max(1, training.batch_size // choices.micro_batch)
@@ -39,9 +44,12 @@ def asked_of_recipe(
         batch_rows=training.batch_size,
         open_micro_batch=training.micro_batch_size == "auto" and "micro_batch" not in flags,
         open_checkpointing=(
-            training.gradient_checkpointing == "auto" and "gradient_checkpointing" not in flags
+            training.gradient_checkpointing == "auto"
+            and "gradient_checkpointing" not in flags
+            and choices.mode != "prefix"
         ),
         alpha=_alpha(recipe),
+        rslora=isinstance(recipe.method, LoraKeys) and recipe.method.rslora,
         share_longer=_share_longer(loaded.output / "data") if prepared is not None else None,
     )
 

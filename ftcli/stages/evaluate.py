@@ -116,7 +116,7 @@ def _rows(opened: OpenRun, data: Path | None, split: Split, limit: int | None) -
     if data is None:
         rows: Rows = read_split(opened.run.data, split).to_pylist()
     else:
-        rows = encode_file(str(data.absolute()), opened.loaded, opened.run)
+        rows = encode_file(str(data.absolute()), opened.loaded, opened.run, opened.prepared)
     for row in rows:
         row["messages"] = [Message(*turn) for turn in json.loads(row["messages"])]
     return rows[:limit]

@@ -1,26 +1,56 @@
-"""`ftcli merge`: one stand-alone model, proven equal to base and adapter."""
+"""`ftcli merge`: one stand-alone model, proven equal to base and adapter before it is there."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, assert_never
 
 from ftcli.artifacts import folder_bytes, whole_folder, write_json
 from ftcli.console import Reporter
-from ftcli.errors import FtcliError, ModelError, UsageError
+from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
 from ftcli.prepared import SPLITS
-from ftcli.recipe import Full, Qlora
+from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.shapes import model_source
 from ftcli.stages.opening import OpenRun, open_run
+from ftcli.stages.verdict import FAIL, Limits, drift_in_words, limits_for, verdict_of
 
 Onto = Literal["dequantized", "original"]
-Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 REPORT = "merge_report.json"
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+# Words for types in which an update would be rounded away.
+TOO_COARSE = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")
 ROWS_COMPARED = 16
 # Their logits are held in memory: 1,024 × 152,000 fp32 logits are 0.6 GB.
 TOKENS_COMPARED = 1024
+
+
+@dataclass(frozen=True)
+class MergeWish:
+    """What the command line asks for; raises UsageError where it contradicts itself."""
+
+    onto: Onto = "dequantized"
+    dtype: str = "auto"
+    accept_drift: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype in TOO_COARSE:
+            raise UsageError(
+                "flag",
+                f"--dtype {self.dtype}: a merge is not quantised again: the update is smaller than "
+                "the steps between such weights and is rounded away (measured in 4 bits: KL 2.45, "
+                "where no adapter at all gives 2.14); merge into 16 bits, or use the adapter "
+                "beside the 4-bit base (ftcli generate)",
+            )
+        if self.dtype not in DTYPES:
+            raise UsageError("flag", f"--dtype {self.dtype}: takes {', '.join(DTYPES)}")
+        if self.accept_drift and self.onto != "original":
+            raise UsageError("flag", "--accept-drift goes with --onto original")
 
 
 @dataclass(frozen=True)
@@ -40,69 +70,146 @@ def merge_run(
     overrides: Sequence[str],
     *,
     output: Path | None,
-    onto: Onto,
-    dtype: Dtype,
+    wish: MergeWish,
     reporter: Reporter,
 ) -> MergeResult:
-    """Merge a finished LoRA or QLoRA run; raises ModelError when the proof fails."""
+    """Merge a finished LoRA or QLoRA run; raises ModelError, and writes nothing, where the proof
+    fails."""
     opened = open_run(path, overrides)
     if isinstance(opened.loaded.recipe.method, Full):
         report = {"verdict": "nothing to merge", "bytes": folder_bytes(opened.run.model)}
         return MergeResult(opened.run.model, report, merged=False)
-    if onto == "original" and not isinstance(opened.loaded.recipe.method, Qlora):
-        raise UsageError("flag", "--onto original: only a QLoRA run has a quantised base beside it")
+    _require_linear(opened.loaded.recipe.method, wish)
     folder = (output or opened.run.path / "merged").absolute()
-    _require_free(folder)
-    report = _merge(opened, folder, onto, dtype, reporter)
-    if report["verdict"] != "pass":
-        raise ModelError(
-            "merge_differs",
-            f"{folder}: the merged model is not the one that was evaluated: KL {report['kl']:.2g}, "
-            f"top-1 agreement {report['top1_agreement']:.3f}; see {REPORT} there",
-        )
+    _require_own_place(folder, opened)
+    with _no_trace(folder), whole_folder(folder) as temporary:
+        report = _merge(opened, temporary, wish, reporter)
+        if report["verdict"] == FAIL:
+            raise _differs(folder, report)
+        write_json(temporary / REPORT, report)
+        _require_free(folder)  # a merge takes minutes, and whole_folder replaces what is there
     return MergeResult(folder, report, merged=True)
+
+
+def _require_linear(method: Method, wish: MergeWish) -> None:
+    """Raise UsageError for methods whose effect no weight can hold."""
+    match method:
+        case Full() | Qlora():
+            return
+        case Lora():
+            if wish.onto == "original":
+                raise UsageError(
+                    "flag", "--onto original: only a QLoRA run has a quantised base beside it"
+                )
+        case Adapter():
+            raise UsageError(
+                "method",
+                "method.mode: adapter has no merge: its network is not linear, and no weight of "
+                "the base can hold it; use it beside the base (ftcli generate, or plain PEFT after "
+                "`import ftcli.engine.bottleneck`), or train lora",
+            )
+        case Prefix() | Prompt():
+            raise UsageError(
+                "method",
+                f"method.mode: {method.mode} has no merge: its virtual tokens stand before the "
+                "input, and no weight of the base can hold them; use it beside the base (ftcli "
+                "generate, or plain PEFT), or train lora",
+            )
+        case _:
+            assert_never(method)
+
+
+def _require_own_place(folder: Path, opened: OpenRun) -> None:
+    """Raise FtcliError where a merge would write into the base, the run or anything that exists."""
+    model, run = opened.loaded.recipe.model, opened.run
+    base = Path(model_source(model.id, opened.loaded.base))
+    inside = {"the base": base} if base.is_dir() else {}
+    inside |= {"the run's adapter": run.adapter, "the run's checkpoints": run.checkpoints}
+    inside |= {"the run's data": run.data}
+    target = folder.resolve()
+    for whose, path in inside.items():
+        if target.is_relative_to(path.resolve()):
+            raise _taken(f"{folder} lies in {whose} ({path}), which a merge never touches")
+    if target == run.path.resolve():
+        raise _taken(f"{folder} is the run itself, which a merge never touches")
+    _require_free(folder)
 
 
 def _require_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FtcliError(
-            "output_taken", f"{folder} exists and is not overwritten; name another with --output"
-        )
+        raise _taken(f"{folder} exists and is not overwritten")
 
 
-def _merge(
-    opened: OpenRun, folder: Path, onto: Onto, dtype: Dtype, reporter: Reporter
-) -> dict[str, Any]:
+def _taken(what: str) -> FtcliError:
+    return FtcliError("output_taken", f"{what}; name another folder with --output")
+
+
+@contextmanager
+def _no_trace(folder: Path) -> Iterator[None]:
+    """Leave no new folder behind when the block fails or is stopped, by SIGTERM too."""
+    new = [parent for parent in folder.parents if not parent.exists()]
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped("stopped; nothing was written", number)
+
+    main = threading.current_thread() is threading.main_thread()
+    earlier = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except BaseException:
+        for parent in new:  # the nearest first
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, earlier)
+
+
+def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -> dict[str, Any]:
+    """Write the model and measure it; the report says what was found, and the verdict."""
     from ftcli.engine.device import memory_in_words
-    from ftcli.engine.merge import fold, logits_of, parity, save_model
-    from ftcli.engine.trained import load_to_merge, load_tuned_model, merge_dtype, open_merged
+    from ftcli.engine.merge import compare, plan_merge, reference_of, write_merged
 
     rows = _rows(opened)
-    with memory_in_words("stop what else runs on it"), reporter.meter("merge", 3) as meter:
-        # Compared in the type of the merged model: what is proven is the merge, not the rounding.
-        wanted = merge_dtype(opened.loaded, dtype)
-        reference = load_tuned_model(opened.loaded, opened.run, opened.prepared, wanted)
-        expected = list(logits_of(reference, rows))
-        contract = reference.contract
-        meter.update(1)
-        del reference
-        adapted = load_to_merge(opened.loaded, opened.run, wanted, original=onto == "original")
-        with whole_folder(folder) as temporary:
-            save_model(fold(adapted), contract, temporary)
-        meter.update(2)
-        del adapted
-        found = parity(expected, logits_of(open_merged(folder, contract), rows))
-        meter.update(3)
+    original = wish.onto == "original"
+    with memory_in_words("stop what else runs on it"):
+        merge = plan_merge(
+            opened.loaded, opened.run, opened.prepared, wish.dtype, onto_original=original
+        )
+        reference = reference_of(merge, rows, reporter)
+        write_merged(merge, reference, folder, reporter)
+        found = compare(merge, reference, folder, rows, reporter)
+    dtype = str(merge.wanted).removeprefix("torch.")
+    limits = limits_for(quantised=merge.quantised, onto=wish.onto, dtype=dtype)
     report = {
         **asdict(found),
-        "verdict": "pass" if found.passes else "fail",
-        "onto": onto if isinstance(opened.loaded.recipe.method, Qlora) else "base",
+        "onto": wish.onto if merge.quantised else "base",
         "rows": len(rows),
-        "dtype": _stored_dtype(folder),
+        "dtype": dtype,
+        "compared_in": str(merge.compared_in).removeprefix("torch."),
+        "limits": limits.as_json(),
         "bytes": folder_bytes(folder),
     }
-    write_json(folder / REPORT, report)
-    return report
+    verdict = verdict_of(report, limits, accept_drift=wish.accept_drift)
+    if original:
+        reporter.note(drift_in_words(report))
+    return {**report, "verdict": verdict}
+
+
+def _differs(folder: Path, report: dict[str, Any]) -> ModelError:
+    limits = Limits(**report["limits"])
+    if report["onto"] == "original":
+        advice = "take --onto dequantized, or keep this one with --accept-drift"
+    elif report["dtype"] != "float32":
+        advice = "--dtype fp32 rounds less"
+    else:
+        advice = "use the adapter beside the base (ftcli generate)"
+    return ModelError(
+        "merge_differs",
+        f"{folder}: not written, because the merged model is not the one that was trained: "
+        f"{', '.join(limits.exceeded(report))}; {advice}",
+    )
 
 
 def _rows(opened: OpenRun) -> list[dict[str, Any]]:
@@ -119,8 +226,3 @@ def _rows(opened: OpenRun) -> list[dict[str, Any]]:
             break
         rows.append(row)
     return rows
-
-
-def _stored_dtype(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("dtype") or config.get("torch_dtype"))

@@ -43,6 +43,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
         raise FtcliError(
             "run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train"
         )
+    run.require_contract()
     prepared = load_prepared(run.data)
     if prepared is None:
         raise FtcliError("run_broken", f"{run.data} holds no prepared data")

@@ -8,7 +8,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +36,11 @@ from ftcli.stages.memory_record import memory_record
 from ftcli.stages.opening import open_run
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
+from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
     from ftcli.engine.memory import StepMemory
-    from ftcli.engine.trainer import Outcome
+    from ftcli.engine.trainer import FtcliTrainer, Outcome, Setup
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
@@ -155,8 +156,10 @@ def _finished(run: RunFolder, loaded: Loaded) -> TrainResult:
 
 def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> _Job:
     from ftcli.engine.encode import prepare
+    from ftcli.engine.endings import require_ends
 
     prepared = prepare(scene.loaded, scene.renderer, run.data, reporter)
+    require_ends(run.data, prepared, scene.renderer)
     recipe = _as_begun(scene.loaded.recipe, run)
     plan = make_plan(recipe, scene.shape, profile_of(prepared), scene.hardware)
     return _Job(scene, run, prepared, plan)
@@ -180,11 +183,11 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
     run, plan = job.run, job.plan
     _announce(job, reporter)
-    _begin(job)
 
     from ftcli.engine.device import memory_in_words
+    from ftcli.engine.endings import measure_stop_rate
     from ftcli.engine.memory import MemoryMeter, StepMemory
-    from ftcli.engine.trainer import Setup, build_trainer, save_trained, train
+    from ftcli.engine.trainer import Setup, save_trained, train
 
     scene = job.scene
     setup = Setup(
@@ -198,7 +201,7 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     )
     memory = StepMemory(MemoryMeter(scene.hardware))
     with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
-        trainer = build_trainer(setup, run)
+        trainer = _build(job, setup)
         outcome = train(trainer, job.recipe.training, plan, memory, reporter)
     _record_memory(job, memory)
     if outcome.signal_number is not None:
@@ -210,9 +213,28 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
         save_trained(trainer, setup, temporary)
     _drop_if_empty(run.path / "logs")
     figures = {"trained_parameters": trained, "peak_memory_bytes": memory.process_peak_bytes()}
-    report = _report(job, outcome, figures) | {"seconds": time.monotonic() - started}
+    stops = asdict(measure_stop_rate(trainer, setup, reporter))
+    report = _report(job, outcome, figures) | stops | {"seconds": time.monotonic() - started}
     _end(job, report)
     return TrainResult(run, report)
+
+
+def _build(job: _Job, setup: Setup) -> FtcliTrainer:
+    """The trainer, on the base that this run and its parent began with; a new run begins here."""
+    from ftcli.engine.contract import proven_base, settle_contract
+    from ftcli.engine.trainer import build_trainer
+
+    run, scene = job.run, job.scene
+    begun, revision = bool(run.read_manifest()), scene.loaded.recipe.model.revision
+    bound = [run] if begun and run.contract.is_file() else []
+    if scene.parent is not None and job.parent_adapter is not None:
+        bound.append(scene.parent.run)
+    with proven_base(bound, scene.source, revision):
+        _begin(job)
+        trainer = build_trainer(setup, run)
+    base = base_fingerprint(scene.source, revision)
+    settle_contract(run, scene.renderer, job.prepared, base, begun=begun)
+    return trainer
 
 
 def _report(job: _Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str, Any]:

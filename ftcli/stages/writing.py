@@ -18,6 +18,13 @@ KEYS = {
     "mode": "method.mode",
     "rank": "method.rank",
     "targets": "method.target_modules",
+    "dora": "method.dora",
+    "modules_to_save": "method.modules_to_save",
+    "bottleneck": "method.bottleneck",
+    "placement": "method.placement",
+    "virtual_tokens": "method.virtual_tokens",
+    "projection": "method.projection",
+    "four_bit_base": "method.quantization",
     "seq_len": "data.max_length",
     "micro_batch": "training.micro_batch_size",
     "optimizer": "training.optimizer",
@@ -62,6 +69,8 @@ def _of_flags(loaded: Loaded, model: str | None, flags: Mapping[str, Any]) -> di
         for name, value in flags.items()
         if name in KEYS
     }
+    if "four_bit_base" in flags:
+        settings[KEYS["four_bit_base"]] = "nf4" if flags["four_bit_base"] else "none"
     if model is not None:
         # The flag starts where the user stands, the recipe's key where the recipe does.
         settings["model.id"] = (

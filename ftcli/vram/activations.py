@@ -11,20 +11,29 @@ from dataclasses import replace
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Choices
 from ftcli.vram.inputs import (
+    all_trained_inputs,
     dropped_queries_bytes,
     expert_bytes,
     first_trained,
     kept_weights_bytes,
     trained_inputs,
+    unreached_layers,
 )
+from ftcli.vram.trained import trains_embeddings
 
 # Share of a layer's backward temporaries that are alive together: fitted on published peaks.
 _TEMPORARIES_ALIVE = 0.8
 
 
 def kept_bytes_per_token(shape: Shape, choices: Choices) -> float:
-    """Bytes that one layer keeps of one token for its backward pass, without checkpointing."""
-    parts = (_norms, _attention, _mlp, trained_inputs, _quantised_inputs)
+    """Bytes that one layer keeps of one token for its backward pass, without checkpointing: the
+    one that keeps most, where not all are adapted alike."""
+    return _own_bytes_per_token(shape, choices) + trained_inputs(shape, choices)
+
+
+def _own_bytes_per_token(shape: Shape, choices: Choices) -> float:
+    """What a layer keeps whatever is trained in it, once a gradient goes back through it."""
+    parts = (_norms, _attention, _mlp, _quantised_inputs)
     return sum(part(shape, choices) for part in parts)
 
 
@@ -44,21 +53,29 @@ def temporaries_bytes_per_token(shape: Shape, choices: Choices) -> float:
 def layers_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes that all layers together keep from the forward pass to the backward pass."""
     kept = _rotary_bytes(shape, choices)
-    kinds = _kinds_of_layers(shape, choices)
     if not choices.checkpointing:
-        per_token = sum(layers * kept_bytes_per_token(shape, kind) for layers, kind in kinds)
-        per_token -= _unreached_bytes_per_token(shape, choices)
-        layer = kept_weights_bytes(shape, choices) + _prefix_bytes(shape, choices)
-        return kept + round(per_token * choices.tokens) + shape.layers * layer
+        return kept + _kept_layers_bytes(shape, choices)
     # With offloading two layers' inputs are on their way to the host or back.
     inputs = 2 if choices.stack.offloads_activations else shape.layers
     # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
     # beside that, since checkpointing has them ask for a gradient (enable_input_require_grads).
-    frozen = choices.mode != "full" and "embed_tokens" not in choices.modules_to_save
+    frozen = not trains_embeddings(shape, choices)
     apart = choices.mode == "prompt" or (frozen and shape.model_type == "granite")
     embedded = choices.micro_batch * choices.seq_len if apart else 0
     kept += choices.residual_bytes * shape.hidden * (inputs * choices.tokens + embedded)
-    return kept + sum(_mask_bytes(kind) for _, kind in kinds)
+    return kept + sum(_mask_bytes(kind) for _, kind in _kinds_of_layers(shape, choices))
+
+
+def _kept_layers_bytes(shape: Shape, choices: Choices) -> int:
+    """What all layers keep that a gradient goes back through, without checkpointing."""
+    kinds = _kinds_of_layers(shape, choices)
+    per_token = sum(layers * _own_bytes_per_token(shape, kind) for layers, kind in kinds)
+    # Layers of a kind are spread over the whole model.
+    per_token *= 1 - unreached_layers(shape, choices) / shape.layers
+    per_token += all_trained_inputs(shape, choices) - _unreached_bytes_per_token(shape, choices)
+    _, weights = kept_weights_bytes(shape, choices)
+    prefixes = shape.layers * _prefix_bytes(shape, choices)
+    return round(per_token * choices.tokens) + weights + prefixes
 
 
 def rebuilt_layer_bytes(shape: Shape, choices: Choices) -> int:
@@ -68,16 +85,18 @@ def rebuilt_layer_bytes(shape: Shape, choices: Choices) -> int:
     if not choices.checkpointing:
         return round(per_token * choices.tokens)
     per_token += max(kept_bytes_per_token(shape, kind) for kind in kinds)
-    return round(per_token * choices.tokens) + kept_weights_bytes(shape, choices)
+    weights, _ = kept_weights_bytes(shape, choices)
+    return round(per_token * choices.tokens) + weights
 
 
 def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
-    """What lives to the end of a forward pass with a prefix, beside what the layers keep: the
-    prefix as its encoder gives it and cast, and the cache that joins it to each layer's keys and
-    values, where the layers keep copies of those for each query head."""
+    """What lives to the end of the layers with a prefix, beside what they keep: the cache that
+    joins it to each layer's keys and values, where the layers keep copies of those for each query
+    head; with all logits, in peft's own forward, the prefix as its encoder gives it and cast."""
     if choices.mode != "prefix":
         return 0
-    prefix = choices.virtual_tokens * (choices.stack.adapter_bytes + choices.compute_bytes)
+    whole = choices.loss == "full"
+    prefix = choices.virtual_tokens * (choices.stack.adapter_bytes + choices.compute_bytes) * whole
     copied = choices.repeats_kv and shape.kv_heads < shape.heads
     joined = choices.keys * choices.compute_bytes if copied else 0
     return 2 * choices.micro_batch * shape.layers * shape.kv_width * (prefix + joined)

@@ -9,6 +9,8 @@ from typing import Literal
 from ftcli.shapes import Targets
 
 Mode = Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"]
+# What stands beside or before frozen weights, and has no mode of its own for a 4-bit base.
+FROZEN_MODES: tuple[Mode, ...] = ("adapter", "prefix", "prompt")
 Placement = Literal["attention", "mlp", "both"]
 Quantization = Literal["nf4", "gptq4", "int8"]
 MODE_NAMES: dict[Mode, str] = {
@@ -35,6 +37,9 @@ class Stack:
     """The loop and the layers are those of transformers and PEFT on one card."""
     adapter_bytes: Literal[2, 4] = 4
     """Bytes of one adapter weight; ftcli keeps adapters in fp32, see engine.methods."""
+    saved_bytes: Literal[2, 4] | None = 4
+    """Bytes of one weight of a module trained whole beside an adapter: ftcli holds it in fp32, see
+    engine.methods; None: in the model's own type, as PEFT copies it."""
     kbit_preparation: bool = False
     """peft's prepare_model_for_kbit_training: all that is not 4-bit becomes fp32."""
     foreach_optimizer: bool = False
@@ -81,7 +86,8 @@ class Choices:
     layers: tuple[int, ...] | None = None
     """Numbers of the layers that LoRA adapts; None: all."""
     rank_pattern: tuple[tuple[str, int], ...] = ()
-    """Modules with a rank of their own, by name."""
+    """Modules with a rank of their own: the end of a name, as a pattern; the first that matches
+    counts."""
     dropout: float = 0.0
     dora: bool = False
     """LoRA with a trained magnitude for each output (DoRA)."""
@@ -96,7 +102,7 @@ class Choices:
     projection: bool = False
     """A prefix that comes out of a small network (P-tuning's reparametrisation)."""
     four_bit_base: bool = False
-    """The frozen base is held in NF4 whatever the mode is (QLoRA's always is)."""
+    """The frozen base of `FROZEN_MODES` is held in NF4 (QLoRA's always is)."""
     double_quantization: bool = True
     micro_batch: int = 1
     seq_len: int = 1024
@@ -144,14 +150,12 @@ class Choices:
         return self.gradient_checkpointing and self.mode != "prefix"
 
     @property
-    def trains_head(self) -> bool:
-        return self.mode == "full" or "lm_head" in self.modules_to_save
-
-    @property
     def quantization(self) -> Quantization | None:
         if self.stack.quantization is not None:
             return self.stack.quantization
-        return "nf4" if self.mode == "qlora" or self.four_bit_base else None
+        if self.mode == "qlora" or (self.four_bit_base and self.mode in FROZEN_MODES):
+            return "nf4"
+        return None
 
     @property
     def autocast(self) -> bool:
@@ -183,8 +187,8 @@ class Choices:
 
         `Linear4bit` returns the type of its input, autocast or not.
         """
-        if self.kbit:
-            return 4
+        if self.kbit or self.quantization == "nf4":
+            return self.weight_bytes
         return 2 if self.autocast else self.weight_bytes
 
     @property

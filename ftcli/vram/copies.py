@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import assert_never
 
 from ftcli.shapes import Shape
+from ftcli.vram.adapted import adapted
 from ftcli.vram.choices import Choices
+from ftcli.vram.inputs import unreached_layers
 from ftcli.vram.trained import experts_adapted, trainable_parameters
 
 
@@ -24,19 +26,29 @@ def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
         return 2 * _cast_parameters(shape, choices)
     adapters = _adapter_matrices(shape, choices) if choices.stack.adapter_bytes == 4 else 0
     frozen_fp32 = choices.quantization is None and choices.weight_bytes == 4
-    kept_base = frozen_fp32 and not choices.checkpointing
-    return 2 * (adapters + (shape.linear_parameters if kept_base else 0))
+    if not frozen_fp32 or choices.checkpointing:
+        return 2 * adapters
+    reached = shape.layers - unreached_layers(shape, choices)
+    return 2 * (adapters + reached * (shape.linear_parameters // shape.layers))
+
+
+def backward_copies_bytes(shape: Shape, choices: Choices) -> int:
+    """Copies while the last layer runs backward: its own, beside what is kept for all others."""
+    own = layer_copies_bytes(shape, choices)
+    kept = 0 if choices.checkpointing else forward_copies_bytes(shape, choices)
+    # In full training the layer's own casts are among those kept.
+    return max(own, kept) if choices.mode == "full" else own + kept
 
 
 def layer_copies_bytes(shape: Shape, choices: Choices) -> int:
-    """Copies of weights while one layer runs backward: of the whole layer where autocast casts
-    them, else the largest dequantised matrix."""
+    """Copies of weights that one layer makes while it runs backward: of the whole layer where
+    autocast casts them, else the largest dequantised matrix."""
     cast = choices.autocast and choices.weight_bytes == 4
     if choices.mode == "full":
         return 2 * _cast_parameters(shape, choices) // shape.layers if cast else 0
     copies = 0
     if choices.quantization is not None:
-        copies = 2 * largest_matrix(shape)
+        copies = dequantised_bytes(shape, choices)
     elif cast and choices.checkpointing:
         copies = 2 * shape.linear_parameters // shape.layers
     if experts_adapted(shape, choices):
@@ -61,9 +73,11 @@ def dora_bytes(shape: Shape, choices: Choices) -> int:
     each = choices.stack.adapter_bytes
     cast = choices.quantization is not None or choices.weight_bytes != each
     identity = 2 if choices.autocast else each
+    kinds = adapted(shape, choices).kinds
+    sizes = {(update.inputs, update.outputs) for updates, _ in kinds for update in updates}
     return max(
         (4 if cast else 3) * each * inputs * outputs + identity * inputs * inputs
-        for inputs, outputs in shape.target_modules(choices.targets).values()
+        for inputs, outputs in sizes
     )
 
 
@@ -80,7 +94,7 @@ def _adapter_matrices(shape: Shape, choices: Choices) -> int:
         return choices.stack.trained_parameters
     match choices.mode:
         case "lora" | "qlora":
-            return shape.lora_parameters(choices.rank, choices.targets)
+            return adapted(shape, choices).parameters
         case "adapter":
             return trainable_parameters(shape, choices)
         case "prefix":
@@ -95,3 +109,15 @@ def _adapter_matrices(shape: Shape, choices: Choices) -> int:
 def largest_matrix(shape: Shape) -> int:
     """Weights of the largest linear layer inside the transformer layers."""
     return max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
+
+
+def dequantised_bytes(shape: Shape, choices: Choices) -> int:
+    """The largest quantised matrix as its products take it: in the type that the weights were
+    quantised from, and cast where they compute in another (bitsandbytes 0.50, MatMul4Bit)."""
+    if choices.quantization is None:
+        return 0
+    each = 2
+    if choices.quantization == "nf4" and not choices.kbit:
+        stored, computed = choices.weight_bytes, 4 if choices.precision == "fp32" else 2
+        each = stored + (computed if computed != stored else 0)
+    return each * largest_matrix(shape)

@@ -42,7 +42,7 @@ def _widths(shape: Shape, choices: Choices) -> dict[str, float]:
         "fp32 weights in full fine-tuning": choices.mode == "full" and choices.weight_bytes == 4,
         "stacked experts": shape.experts > 1 and not choices.stack.linear_experts,
         f"rows of over {LONGEST_MEASURED_TOKENS} tokens": long,
-        "DoRA": choices.dora,
+        "DoRA": choices.has_lora and choices.dora,
         "packing": choices.packing,
         "bottleneck adapters": choices.mode == "adapter",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ftcli.shapes import Shape
 from ftcli.vram.activations import norm_bytes
 from ftcli.vram.choices import Choices
+from ftcli.vram.trained import head_weight_bytes, trains_head
 
 LOSS_CHUNK_POSITIONS = 1024
 """Labelled positions whose logits exist at once in ftcli.engine.loss."""
@@ -58,13 +59,14 @@ def _labelled_bytes(shape: Shape, choices: Choices) -> int:
 def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
     """Hidden states of labelled positions, a tile of logits, and gradients that are summed in fp32
     and cast at the end of the backward pass."""
-    residual, compute, weight = choices.residual_bytes, choices.compute_bytes, choices.weight_bytes
+    residual, compute = choices.residual_bytes, choices.compute_bytes
+    weight = head_weight_bytes(shape, choices)
     labelled = choices.labelled_tokens
     positions = min(labelled, _TRL_TILE_POSITIONS)
     columns = min(shape.vocab, _TRL_TILE_VOCABULARY)
     tile = positions * _TRL_TILE_VOCABULARY * compute
     summed = [(labelled * shape.hidden, residual)]
-    if choices.trains_head:
+    if trains_head(shape, choices):
         summed.append((shape.vocab * shape.hidden, weight))
     gradients = sum(4 * elements for elements, _ in summed)
     last_casts = sum(elements * each for elements, each in summed if each != 4)
@@ -81,9 +83,9 @@ def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     logits = min(choices.labelled_tokens, LOSS_CHUNK_POSITIONS) * shape.vocab
     per_logit = _BYTES_PER_LOGIT[shape.head]
     copy = _head_copy_bytes(shape, choices)
-    if not choices.trains_head:
+    if not trains_head(shape, choices):
         return copy + logits * per_logit
-    compute, weight = choices.compute_bytes, choices.weight_bytes
+    compute, weight = choices.compute_bytes, head_weight_bytes(shape, choices)
     matrix = shape.vocab * shape.hidden
     # A chunk's share of the gradient, cast to the head's type, while the chunk is still there.
     share = matrix * (compute + (weight if copy else 0))
@@ -95,6 +97,6 @@ def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
 
 def _head_copy_bytes(shape: Shape, choices: Choices) -> int:
     """A copy of the head's weight in the type of the arithmetic, where the two differ."""
-    if choices.compute_bytes == choices.weight_bytes:
+    if choices.compute_bytes == head_weight_bytes(shape, choices):
         return 0
     return shape.vocab * shape.hidden * choices.compute_bytes

@@ -5,11 +5,18 @@ Counted by tests/vram, as the items of ftcli.vram.activations.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, assert_never
 
 from ftcli.shapes import Shape
+from ftcli.vram.adapted import Update, Updates, adapted
 from ftcli.vram.choices import Choices
-from ftcli.vram.trained import adapters_per_layer, expert_tensors, experts_adapted
+from ftcli.vram.trained import (
+    adapters_per_layer,
+    expert_tensors,
+    experts_adapted,
+    trains_embeddings,
+)
 
 Reach = Literal["embeddings", "queries", "keys", "output", "inner", "end"]
 
@@ -30,23 +37,40 @@ def first_trained(shape: Shape, choices: Choices) -> Reach:
 
 
 def _first_adapted(shape: Shape, choices: Choices) -> Reach:
-    if "embed_tokens" in choices.modules_to_save:
+    if trains_embeddings(shape, choices):
         return "embeddings"
-    adapted = shape.target_modules(choices.targets)
-    if adapted.keys() & set(shape.layout.queries):
+    names = {update.name for update in adapted(shape, choices).first}
+    if names & set(shape.layout.queries):
         return "queries"
-    if shape.layout.output in adapted:
+    if shape.layout.output in names:
         return "output"
-    return "end" if adapted.keys() == {shape.layout.down} else "inner"
+    return "end" if names == {shape.layout.down} else "inner"
+
+
+def unreached_layers(shape: Shape, choices: Choices) -> int:
+    """Layers before the first trained weight: no gradient goes back into them."""
+    if not choices.has_lora or trains_embeddings(shape, choices):
+        return 0
+    return adapted(shape, choices).first_layer
+
+
+def all_trained_inputs(shape: Shape, choices: Choices) -> float:
+    """Bytes of one token that all layers together keep for the gradients of trained weights."""
+    if not choices.has_lora:
+        return shape.layers * trained_inputs(shape, choices)
+    kinds = adapted(shape, choices).kinds
+    return sum(layers * _lora_inputs(shape, choices, updates) for updates, layers in kinds)
 
 
 def trained_inputs(shape: Shape, choices: Choices) -> float:
-    """Bytes of one token that a layer keeps for the gradients of its trained weights."""
+    """Bytes of one token that a layer keeps for the gradients of its trained weights: the layer
+    that keeps most."""
     match choices.mode:
         case "full":
             return _full_inputs(shape, choices)
         case "lora" | "qlora":
-            return _lora_inputs(shape, choices)
+            kinds = adapted(shape, choices).kinds
+            return max(_lora_inputs(shape, choices, updates) for updates, _ in kinds or (((), 0),))
         case "adapter":
             return _adapter_inputs(shape, choices)
         case "prefix" | "prompt":
@@ -55,14 +79,34 @@ def trained_inputs(shape: Shape, choices: Choices) -> float:
             assert_never(choices.mode)
 
 
-def kept_weights_bytes(shape: Shape, choices: Choices) -> int:
-    """Copies of a layer's weights that its backward pass needs, however many tokens there are."""
+def kept_weights_bytes(shape: Shape, choices: Choices) -> tuple[int, int]:
+    """Copies of weights that a backward pass needs, however many tokens there are: of the layer
+    that has most, and of all layers."""
     if not choices.has_lora:
-        return 0
-    copies = 0
-    if choices.dora and choices.dropout > 0:
-        sizes = shape.target_modules(choices.targets).values()
-        copies += _dora_copy_bytes(choices) * sum(inputs * outputs for inputs, outputs in sizes)
+        return 0, 0
+    found = adapted(shape, choices)
+    kinds = [(_kept_weights(shape, choices, updates), layers) for updates, layers in found.kinds]
+    total = sum(each * layers for each, layers in kinds)
+    return max((each for each, _ in kinds), default=0), total - _unneeded(shape, choices)
+
+
+def _unneeded(shape: Shape, choices: Choices) -> int:
+    """Of those copies in the first layer, what is not kept: of modules that read what needs no
+    gradient."""
+    reach, layout = _first_adapted(shape, choices), shape.layout
+    readers = {
+        "embeddings": (),
+        "queries": layout.queries,
+        "output": (layout.output,),
+        "inner": layout.inner,
+        "end": (layout.down,),
+    }[reach]
+    first = [update for update in adapted(shape, choices).first if update.name in readers]
+    return _dora_copies(choices, first)
+
+
+def _kept_weights(shape: Shape, choices: Choices, updates: Updates) -> int:
+    copies = _dora_copies(choices, updates)
     if experts_adapted(shape, choices):
         # peft adds the update to all experts before they are used (lora/layer.py, ParamWrapper).
         matrices = sum(each.elements for each in expert_tensors(shape, choices, 0))
@@ -71,13 +115,17 @@ def kept_weights_bytes(shape: Shape, choices: Choices) -> int:
     return copies
 
 
-def _dora_copy_bytes(choices: Choices) -> int:
+def _dora_copies(choices: Choices, updates: Iterable[Update]) -> int:
     """DoRA takes the base's product with the dropped input itself, with a weight that is cast to
     the adapter's type and by autocast back (peft, lora/dora.py)."""
+    if not choices.dora or choices.dropout == 0:
+        return 0
+    each = choices.stack.adapter_bytes
     if choices.autocast:
-        return 2
-    adapter = choices.stack.adapter_bytes
-    return adapter if choices.quantization or choices.weight_bytes != adapter else 0
+        each = 2
+    elif choices.quantization is None and choices.weight_bytes == each:
+        each = 0
+    return each * sum(update.inputs * update.outputs for update in updates)
 
 
 def expert_bytes(choices: Choices) -> int:
@@ -112,17 +160,20 @@ def _expert_inputs(shape: Shape, choices: Choices) -> int:
     return expert_bytes(choices) * shape.active_experts * (shape.hidden + shape.intermediate)
 
 
-def _lora_inputs(shape: Shape, choices: Choices) -> float:
-    """Inputs of A and of B for every adapted layer, and the dropout's mask."""
-    modules = shape.target_modules(choices.targets)
-    adapter = choices.stack.adapter_bytes
-    each = 2 if choices.autocast else adapter
-    kept: float = each * choices.rank * len(modules)
+def _input_bytes(choices: Choices) -> int:
+    """Bytes of one element that a trained layer of an adapter reads."""
+    return 2 if choices.autocast else choices.stack.adapter_bytes
+
+
+def _lora_inputs(shape: Shape, choices: Choices, updates: Updates) -> float:
+    """Inputs of A and of B for every update of a layer, and the dropout's mask."""
+    adapter, each = choices.stack.adapter_bytes, _input_bytes(choices)
+    kept: float = each * sum(update.rank for update in updates)
     if choices.dora:
-        kept += _dora_products(choices) * sum(outputs for _, outputs in modules.values())
+        kept += _dora_products(choices) * sum(update.outputs for update in updates)
     if experts_adapted(shape, choices):
         kept += _expert_inputs(shape, choices) + choices.compute_bytes * shape.hidden
-    widths = [inputs for inputs, _ in modules.values()]
+    widths = [update.inputs for update in updates]
     if choices.dropout > 0:
         # Every layer's dropped input is its own tensor.
         return kept + (each + _dropout_bytes(choices)) * sum(widths)
@@ -130,18 +181,18 @@ def _lora_inputs(shape: Shape, choices: Choices) -> float:
         # peft casts the input to the adapter's type (lora/layer.py, _cast_input_dtype) and
         # autocast casts it back, for each layer anew.
         return kept + each * sum(widths)
-    shared = {_shared_input(shape, name): inputs for name, (inputs, _) in modules.items()}
+    shared = {_shared_input(shape, update.name): update.inputs for update in updates}
     if _output_is_input(shape, choices):
         shared.pop(shape.layout.output, None)
     return kept + each * sum(shared.values())
 
 
 def dropped_queries_bytes(shape: Shape, choices: Choices) -> int:
-    """What dropout keeps of one token for the adapted of q, k and v in one layer."""
+    """What dropout keeps of one token for the adapted of q, k and v in the first such layer."""
     if not choices.has_lora or choices.dropout == 0:
         return 0
-    adapted = shape.target_modules(choices.targets).keys() & set(shape.layout.queries)
-    return _dropout_bytes(choices) * shape.hidden * len(adapted)
+    names = {update.name for update in adapted(shape, choices).first}
+    return _dropout_bytes(choices) * shape.hidden * len(names & set(shape.layout.queries))
 
 
 def _dora_products(choices: Choices) -> int:
@@ -160,7 +211,7 @@ def _dropout_bytes(choices: Choices) -> int:
 
 def _adapter_inputs(shape: Shape, choices: Choices) -> float:
     """Of each bottleneck: its input, and its inner width before and after the activation."""
-    each = 2 if choices.autocast else choices.stack.adapter_bytes
+    each = _input_bytes(choices)
     return adapters_per_layer(choices) * each * (shape.hidden + 2 * choices.bottleneck)
 
 

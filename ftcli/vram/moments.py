@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ftcli.shapes import Shape
-from ftcli.vram.choices import Choices
-from ftcli.vram.copies import largest_matrix
+from ftcli.vram.choices import FROZEN_MODES, Choices
+from ftcli.vram.copies import dequantised_bytes, largest_matrix
 from ftcli.vram.head import head_bytes
 from ftcli.vram.static import static_bytes
 from ftcli.vram.step import CUBLAS_BYTES
@@ -51,7 +51,10 @@ def cache_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def merge_cpu_bytes(shape: Shape, choices: Choices) -> int:
-    """The whole model, one weight's update beside it in fp32, and the logits compared."""
+    """The whole model, one weight's update beside it in fp32, and the logits compared; 0 for
+    methods that cannot be merged."""
+    if choices.mode in FROZEN_MODES:
+        return 0
     element = 4 if choices.precision == "fp32" else 2
     update = 2 * 4 * largest_matrix(shape)
     return shape.parameters * element + update + 2 * 4 * _COMPARED_POSITIONS * shape.vocab
@@ -62,5 +65,4 @@ def _forward_bytes(shape: Shape, choices: Choices) -> int:
     mlp = shape.mlp_matrices * shape.intermediate * choices.activation_bytes
     attention = 2 * (shape.query_width + shape.kv_width) * choices.compute_bytes
     widest = 2 * shape.hidden * choices.residual_bytes + max(mlp, attention)
-    matrix = 2 * largest_matrix(shape) if choices.quantization else 0
-    return CUBLAS_BYTES + choices.tokens * widest + matrix
+    return CUBLAS_BYTES + choices.tokens * widest + dequantised_bytes(shape, choices)

@@ -11,9 +11,20 @@ from dataclasses import dataclass, replace
 from ftcli.shapes import Shape
 from ftcli.vram.activations import layers_bytes, prefix_cache_bytes, rebuilt_layer_bytes
 from ftcli.vram.choices import Choices
-from ftcli.vram.copies import dora_bytes, forward_copies_bytes, layer_copies_bytes
+from ftcli.vram.copies import (
+    backward_copies_bytes,
+    dequantised_bytes,
+    dora_bytes,
+    forward_copies_bytes,
+    layer_copies_bytes,
+)
 from ftcli.vram.head import head_bytes
-from ftcli.vram.trained import gradient_bytes, head_gradient_bytes, trained_tensors
+from ftcli.vram.trained import (
+    embedding_gradient_bytes,
+    gradient_bytes,
+    head_gradient_bytes,
+    trained_tensors,
+)
 
 # cuBLAS, one handle: CUBLAS_WORKSPACE_CONFIG :4096:2:16:8 (aten/cuda/CublasHandlePool.cpp).
 CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
@@ -39,34 +50,29 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
     held = gradients if choices.gradient_accumulation > 1 else 0
     kept = layers_bytes(shape, choices)
     layer = rebuilt_layer_bytes(shape, choices)
-    forward_copies = forward_copies_bytes(shape, choices)
-    layer_copies = layer_copies_bytes(shape, choices)
+    forward_copies = CUBLAS_BYTES + forward_copies_bytes(shape, choices)
+    own_copies = max(dora_bytes(shape, choices), dequantised_bytes(shape, choices))
     cache = prefix_cache_bytes(shape, choices)
     head_gradient = head_gradient_bytes(shape, choices)
-    saved_copies = 0 if choices.checkpointing else forward_copies
     return {
         "end of forward": Phase(
             gradients=held,
             activations=kept + cache,
-            workspace=CUBLAS_BYTES + forward_copies + dora_bytes(shape, choices),
+            workspace=forward_copies + own_copies,
         ),
         "head and loss": Phase(
             gradients=held,
-            activations=kept + cache,
+            # ftcli.engine.loss gives the cache up before the head runs.
+            activations=kept + (cache if choices.loss == "full" else 0),
             logits=head_bytes(shape, choices),
-            workspace=CUBLAS_BYTES + forward_copies,
+            workspace=forward_copies,
         ),
         "backward of one layer": Phase(
             gradients=max(held, head_gradient),
             activations=kept + layer,
-            workspace=CUBLAS_BYTES + max(layer_copies, saved_copies),
+            workspace=CUBLAS_BYTES + backward_copies_bytes(shape, choices),
         ),
-        "end of backward": Phase(
-            gradients=gradients + (head_gradient if shape.tied else 0),
-            # Of the first layer all is still there, whether rebuilt or kept.
-            activations=rebuilt_layer_bytes(shape, replace(choices, gradient_checkpointing=True)),
-            workspace=CUBLAS_BYTES + layer_copies,
-        ),
+        "end of backward": _end_of_backward(shape, choices),
         "optimizer step": Phase(
             gradients=gradients,
             workspace=CUBLAS_BYTES + (gradients if _copies_in_step(choices) else 0),
@@ -74,8 +80,30 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
     }
 
 
+def _end_of_backward(shape: Shape, choices: Choices) -> Phase:
+    """The first layer, of which all is still there, whether rebuilt or kept; or the embeddings
+    after it, whose gradient autograd adds to one that is there: of the head, if it is the same
+    matrix, or of the micro-batches before."""
+    gradients = _all_gradients_bytes(shape, choices)
+    embeddings = embedding_gradient_bytes(shape, choices)
+    stepped = choices.stack.steps_in_backward
+    held = choices.gradient_accumulation > 1 and not stepped
+    layer = rebuilt_layer_bytes(shape, replace(choices, gradient_checkpointing=True))
+    first = Phase(
+        gradients=gradients - (0 if shape.tied or held or stepped else embeddings),
+        activations=layer,
+        workspace=CUBLAS_BYTES + layer_copies_bytes(shape, choices),
+    )
+    last = Phase(
+        gradients=gradients + (embeddings if shape.tied or held else 0),
+        activations=choices.residual_bytes * shape.hidden * choices.tokens,
+        workspace=CUBLAS_BYTES,
+    )
+    return max(first, last, key=lambda phase: phase.total_bytes)
+
+
 def _all_gradients_bytes(shape: Shape, choices: Choices) -> int:
-    """Gradients at the end of the backward pass: of a tied head, both until autograd adds them."""
+    """Gradients after the backward pass."""
     if choices.stack.steps_in_backward:
         tensors = trained_tensors(shape, choices)
         return max(each.elements * each.element_bytes for each in tensors)

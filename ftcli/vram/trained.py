@@ -8,6 +8,7 @@ from typing import assert_never
 
 from ftcli.errors import ModelError, did_you_mean
 from ftcli.shapes import Shape
+from ftcli.vram.adapted import adapted
 from ftcli.vram.choices import Choices
 
 # bitsandbytes 0.50, optim/optimizer.py: two 8-bit states, each with one fp32 absmax for 256
@@ -26,6 +27,7 @@ class Tensors:
     count: int
     element_bytes: int
     embedding: bool = False
+    """It is the weight of an nn.Embedding."""
 
     @property
     def total_elements(self) -> int:
@@ -37,7 +39,10 @@ class Tensors:
 
 
 def trained_tensors(shape: Shape, choices: Choices) -> Iterator[Tensors]:
-    """Every trained tensor; raises ModelError (`target_modules`)."""
+    """Every trained tensor.
+
+    Raises ModelError: `target_modules`, `layers`, `rank_pattern`.
+    """
     if choices.mode == "full":
         yield from _full_tensors(shape, choices.weight_bytes)
         return
@@ -65,11 +70,42 @@ def gradient_bytes(shape: Shape, choices: Choices) -> int:
     return sum(tensors.total_bytes for tensors in trained_tensors(shape, choices))
 
 
+def trains_embeddings(shape: Shape, choices: Choices) -> bool:
+    """Where the head is the embedding matrix, either name trains the one matrix that both are
+    (engine.methods, ensure_weight_tying)."""
+    saved = choices.modules_to_save
+    return choices.mode == "full" or "embed_tokens" in saved or (shape.tied and "lm_head" in saved)
+
+
+def trains_head(shape: Shape, choices: Choices) -> bool:
+    saved = choices.modules_to_save
+    return choices.mode == "full" or "lm_head" in saved or (shape.tied and "embed_tokens" in saved)
+
+
+def saved_bytes(choices: Choices) -> int:
+    """Bytes of one weight of a module trained whole beside an adapter."""
+    return choices.stack.saved_bytes or choices.weight_bytes
+
+
+def head_weight_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of one weight of the head."""
+    saved = choices.mode != "full" and trains_head(shape, choices)
+    return saved_bytes(choices) if saved else choices.weight_bytes
+
+
 def head_gradient_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the head's gradient, which exists before that of any layer."""
-    if choices.mode == "full" or "lm_head" in choices.modules_to_save:
-        return shape.vocab * shape.hidden * choices.weight_bytes
-    return 0
+    if not trains_head(shape, choices):
+        return 0
+    return shape.vocab * shape.hidden * head_weight_bytes(shape, choices)
+
+
+def embedding_gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the embeddings' gradient, which comes after those of all layers."""
+    if not trains_embeddings(shape, choices):
+        return 0
+    each = choices.weight_bytes if choices.mode == "full" else saved_bytes(choices)
+    return shape.vocab * shape.hidden * each
 
 
 def optimizer_bytes(shape: Shape, choices: Choices) -> tuple[int, int]:
@@ -113,7 +149,7 @@ def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
         case "prefix":
             yield from _prefix_tensors(shape, choices, each)
         case "prompt":
-            yield Tensors(choices.virtual_tokens * shape.hidden, 1, each)
+            yield Tensors(choices.virtual_tokens * shape.hidden, 1, each, embedding=True)
         case "full":
             raise AssertionError("full training has no tensors of its own")
         case _:
@@ -121,20 +157,23 @@ def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
 
 
 def _lora_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
-    for inputs, outputs in shape.target_modules(choices.targets).values():
-        yield Tensors(choices.rank * inputs, shape.layers, each)
-        yield Tensors(choices.rank * outputs, shape.layers, each)
-        if choices.dora:
-            yield Tensors(outputs, shape.layers, each)
+    for updates, layers in adapted(shape, choices).kinds:
+        for update in updates:
+            yield Tensors(update.rank * update.inputs, layers, each)
+            yield Tensors(update.rank * update.outputs, layers, each)
+            if choices.dora:
+                yield Tensors(update.outputs, layers, each)
     if experts_adapted(shape, choices):
         yield from expert_tensors(shape, choices, each)
 
 
 def experts_adapted(shape: Shape, choices: Choices) -> bool:
     """Whether LoRA reaches stacked experts: peft 0.21 counts them and their router among all
-    linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING)."""
+    linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING), but where
+    layers are chosen, modules are named instead (engine.targets)."""
     stacked = shape.experts > 1 and not choices.stack.linear_experts
-    return stacked and choices.has_lora and choices.targets == "all-linear"
+    unnamed = choices.targets == "all-linear" and choices.layers is None
+    return stacked and choices.has_lora and unnamed
 
 
 def expert_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
@@ -158,9 +197,9 @@ def _prefix_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
     width = shape.kv_width
     states = 2 * shape.layers * width
     if not choices.projection:
-        yield Tensors(choices.virtual_tokens * states, 1, each)
+        yield Tensors(choices.virtual_tokens * states, 1, each, embedding=True)
         return
-    yield Tensors(choices.virtual_tokens * width, 1, each)
+    yield Tensors(choices.virtual_tokens * width, 1, each, embedding=True)
     yield Tensors(width * width, 1, each)
     yield Tensors(width, 1, each)
     yield Tensors(width * states, 1, each)
@@ -168,7 +207,7 @@ def _prefix_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
 
 
 def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
-    """Copies of whole modules, trained in the model's own type (peft, ModulesToSaveWrapper)."""
+    """Copies of whole modules (peft, ModulesToSaveWrapper), and of the head's bias."""
     for name in choices.modules_to_save:
         if name not in ("embed_tokens", "lm_head"):
             raise ModelError(
@@ -176,8 +215,14 @@ def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
                 f"modules_to_save: {name!r} cannot be sized"
                 f"{did_you_mean(name, ['embed_tokens', 'lm_head'])}; known: embed_tokens, lm_head",
             )
-        embedding = name == "embed_tokens"
-        yield Tensors(shape.vocab * shape.hidden, 1, choices.weight_bytes, embedding)
+    each, matrix = saved_bytes(choices), shape.vocab * shape.hidden
+    if trains_embeddings(shape, choices):
+        yield Tensors(matrix, 1, each, embedding=True)
+    if trains_head(shape, choices):
+        if not shape.tied:
+            yield Tensors(matrix, 1, each)
+        if shape.head_bias:
+            yield Tensors(shape.vocab, 1, each)
 
 
 def _states_8bit(shape: Shape, choices: Choices) -> tuple[int, int]:

@@ -24,7 +24,7 @@ method:
 data:
   train: shop.jsonl
 """
-COMMANDS = ["prepare", "estimate-vram", "train", "eval", "merge", "generate", "schema"]
+COMMANDS = ["prepare", "estimate-vram", "train", "eval", "compare", "merge", "generate", "schema"]
 ESTIMATE = ["estimate-vram", "--model", "7b"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftcli.data.example import Example, Message
-from ftcli.data.reading import read_examples
+from ftcli.data.reading import format_of, read_examples
 from ftcli.data.row import Reject
 from ftcli.errors import DataError
 from ftcli.recipe import Data
@@ -106,3 +106,24 @@ def test_a_csv_file_end_to_end(tmp_path: Path) -> None:
     assert results[1].reason == "answer is empty"
     assert isinstance(results[2], Example)
     assert results[2].answer == "NA"
+
+
+@pytest.mark.parametrize(
+    ("row", "keys", "name"),
+    [
+        ({"prompt": "a", "completion": "b"}, {}, "pairs"),
+        ({"text": "a"}, {}, "text"),
+        ({"q": "a", "a": "b"}, {"prompt": "q", "completion": "a"}, "columns"),
+        ({"prompt": "a", "completion": "b"}, {"format": "alpaca"}, "alpaca"),
+    ],
+)
+def test_the_format_is_known_before_the_rows_are_read(
+    row: dict[str, str], keys: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path, None, row)
+    assert format_of(Data.model_validate({"train": "rows.jsonl", **keys}), tmp_path) == name
+
+
+def test_data_without_a_row_have_no_format(tmp_path: Path) -> None:
+    write_jsonl(tmp_path)
+    assert format_of(Data(train="rows.jsonl"), tmp_path) is None

@@ -195,7 +195,17 @@ def test_what_a_template_refuses_is_a_fault_of_the_row(
     assert found.startswith("the chat template refuses it: ") and reason in found
 
 
-@pytest.mark.parametrize("template", ["{{ nothing.there }}", "{{ 1 + 'a' }}", "{{ messages( }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ nothing.there }}",
+        "{{ 1 + 'a' }}",
+        "{{ messages( }}",
+        "{{ 1 / 0 }}",
+        "{{ 'a'.format_map }}{{ ''.__class__.__mro__[1] }}",
+        "{{ range(10 ** 9) | list }}",
+    ],
+)
 def test_a_broken_template_is_a_fault_of_the_row(template: str) -> None:
     tokenizer = wrapped(byte_level(("</s>",)), "chatml", bos=None, eos="</s>")
     tokenizer.chat_template = template
@@ -249,12 +259,20 @@ def test_a_border_within_white_space_is_kept_where_the_prompt_has_it() -> None:
     assert row.input_ids[: row.prompt_tokens] == Renderer(tokenizer).prompt_ids(example.prompt)
 
 
-def test_a_base_model_without_a_template_is_refused_for_conversations() -> None:
+def test_a_conversation_without_a_template_is_a_fault_of_the_row() -> None:
     tokenizer = wrapped(byte_level(("</s>",)), "chatml", bos=None, eos="</s>")
-    Renderer(tokenizer).require_template()
     tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="no chat template"):
-        Renderer(tokenizer).require_template()
+    assert "no chat template" in reason_of(Renderer(tokenizer), chat("a", "b"))
+    assert Renderer(tokenizer).stop_ids == (tokenizer.eos_token_id,)
+
+
+def test_a_template_that_takes_other_conversations_only_leaves_the_end_of_text() -> None:
+    family = family_named("chatml")
+    tokenizer = wrapped(byte_level(family.controls), "chatml", bos=None, eos="<|endoftext|>")
+    assert len(Renderer(tokenizer).stop_ids) == 2
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
     assert Renderer(tokenizer).stop_ids == (tokenizer.eos_token_id,)
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftcli.engine.methods import keep_training_exact
+import ftcli.engine.methods
+from ftcli.engine.methods import keep_training_exact, quantization
+from ftcli.engine.virtual import backbone_inputs, causal_model
+from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
 from ftcli.vram import Choices
 
 gc.freeze()  # what the libraries made lives on; without it each collection below takes 0.3 s
@@ -52,11 +54,11 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
         dtype=dtype,
         attn_implementation=choices.attention,
     )
-    if choices.mode == "qlora":
+    if choices.quantization is not None:
         model = quantised(model, choices)
     model = attach(model, choices).train()
     if choices.checkpointing:
-        base = causal(model)
+        base = causal_model(model)
         base.gradient_checkpointing_enable({"use_reentrant": False})
         if choices.mode != "full":
             base.enable_input_require_grads()
@@ -65,65 +67,64 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
 
 def quantised(model: Any, choices: Choices) -> Any:
     """The same model with NF4 weights, loaded as ftcli.engine.model does."""
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=choices.double_quantization,
-        bnb_4bit_compute_dtype=torch.float32 if choices.precision == "fp32" else torch.bfloat16,
-    )
+    compute = torch.float32 if choices.precision == "fp32" else torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=model.dtype,
             attn_implementation=choices.attention,
-            quantization_config=config,
+            quantization_config=quantization(method_of(choices), compute),
         )
     keep_training_exact(loaded)
     return loaded
 
 
 def attach(model: Any, choices: Choices) -> Any:
-    match choices.mode:
-        case "full":
-            return model.requires_grad_(True)
-        case "lora" | "qlora":
-            return _with_lora(model, choices)
-        case "prefix":
-            return get_peft_model(
-                model,
-                PrefixTuningConfig(
-                    task_type="CAUSAL_LM",
-                    num_virtual_tokens=choices.virtual_tokens,
-                    prefix_projection=choices.projection,
-                ),
-            )
-        case "prompt":
-            config = PromptTuningConfig(
-                task_type="CAUSAL_LM", num_virtual_tokens=choices.virtual_tokens
-            )
-            return get_peft_model(model, config)
-        case _:
-            return _with_bottlenecks(model.requires_grad_(False), choices)
-
-
-def _with_lora(model: Any, choices: Choices) -> Any:
-    targets = choices.targets
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=choices.rank,
-        lora_dropout=choices.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_dora=choices.dora,
-        modules_to_save=list(choices.modules_to_save) or None,
-    )
-    adapted = get_peft_model(model, config)
+    """By ftcli's own door, with the dropout of the device that is estimated."""
+    adapted: Any = ftcli.engine.methods.attach(model, method_of(choices), seed=0)
     if choices.dropout > 0 and choices.device == "cuda":
         for module in adapted.modules():
             if hasattr(module, "lora_dropout"):
                 for name in module.lora_dropout:
                     module.lora_dropout[name] = CudaDropout(choices.dropout)
     return adapted
+
+
+def method_of(choices: Choices) -> Method:
+    """The section of a recipe that plan.memory puts into these words."""
+    base: Any = {"quantization": "nf4" if choices.four_bit_base else "none"}
+    match choices.mode:
+        case "full":
+            return Full(mode="full")
+        case "lora":
+            return Lora(mode="lora", **_lora_keys(choices))
+        case "qlora":
+            double = choices.double_quantization
+            return Qlora(mode="qlora", double_quantization=double, **_lora_keys(choices))
+        case "adapter":
+            width, place = choices.bottleneck, choices.placement
+            return Adapter(mode="adapter", bottleneck=width, placement=place, **base)
+        case "prefix":
+            tokens, network = choices.virtual_tokens, choices.projection
+            return Prefix(mode="prefix", virtual_tokens=tokens, projection=network, **base)
+        case "prompt":
+            return Prompt(mode="prompt", virtual_tokens=choices.virtual_tokens, **base)
+        case _:
+            assert_never(choices.mode)
+
+
+def _lora_keys(choices: Choices) -> dict[str, Any]:
+    targets = choices.targets
+    return {
+        "rank": choices.rank,
+        "dropout": choices.dropout,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "layers": None if choices.layers is None else list(choices.layers),
+        "rank_pattern": dict(choices.rank_pattern),
+        "dora": choices.dora,
+        "modules_to_save": list(choices.modules_to_save),
+    }
 
 
 class CudaDropout(nn.Module):
@@ -136,37 +137,6 @@ class CudaDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.native_dropout(x, self.rate, True)[0]
-
-
-class Bottleneck(nn.Module):
-    """A block of a layer with a bottleneck adapter behind it."""
-
-    def __init__(self, block: nn.Module, hidden: int, inner: int) -> None:
-        super().__init__()
-        self.block = block
-        self.down = nn.Linear(hidden, inner)
-        self.up = nn.Linear(inner, hidden)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        found = self.block(*args, **kwargs)
-        out = found[0] if isinstance(found, tuple) else found
-        inner = nn.functional.gelu(self.down(out.to(self.down.weight.dtype)))
-        out = out + self.up(inner).to(out.dtype)
-        return (out, *found[1:]) if isinstance(found, tuple) else out
-
-
-def _with_bottlenecks(model: Any, choices: Choices) -> Any:
-    blocks = {"both": ("self_attn", "mlp"), "attention": ("self_attn",), "mlp": ("mlp",)}
-    for layer in model.model.layers:
-        for name in blocks[choices.placement]:
-            block = getattr(layer, name)
-            setattr(layer, name, Bottleneck(block, model.config.hidden_size, choices.bottleneck))
-    return model
-
-
-def causal(model: Any) -> Any:
-    """The causal language model below a PEFT wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def trained(model: Any) -> list[nn.Parameter]:
@@ -186,12 +156,8 @@ def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
 
     def forward() -> Tensor:
         with autocast(choices):
-            if choices.mode in ("prefix", "prompt"):
-                # peft's own forward brings the virtual tokens, a prefix through the cache; a
-                # frozen head keeps nothing.
-                logits: Tensor = model(input_ids=ids, use_cache=choices.mode == "prefix").logits
-                return logits
-            hidden: Tensor = causal(model).base_model(ids, use_cache=False).last_hidden_state
+            backbone = causal_model(model).base_model
+            hidden: Tensor = backbone(**backbone_inputs(model, ids)).last_hidden_state
             return hidden
 
     with torch.no_grad():

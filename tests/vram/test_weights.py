@@ -8,9 +8,10 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
-from counting import autocast, build, causal, peak_bytes, rows, tiny_config, trained
+from counting import autocast, build, peak_bytes, rows, tiny_config, trained
 
 from ftcli.engine.loss import summed_loss
+from ftcli.engine.virtual import causal_model
 from ftcli.shapes import shape_from_config
 from ftcli.vram import Choices
 from ftcli.vram.static import static_bytes
@@ -25,14 +26,33 @@ METHODS = {
     "lora, embeddings": replace(LORA, modules_to_save=("embed_tokens",)),
     "lora, head": replace(LORA, modules_to_save=("lm_head",)),
     "lora, both": replace(LORA, modules_to_save=("embed_tokens", "lm_head")),
+    "lora, some layers": replace(LORA, layers=(1, 2)),
+    "lora, ranks of their own": replace(
+        LORA,
+        rank_pattern=(("layers.0.self_attn.q_proj", 5), ("self_attn.[qk]_proj", 2), ("o_proj", 9)),
+    ),
+    "lora, modules of one layer": replace(
+        LORA, targets=("layers.1.self_attn.q_proj", "self_attn.o_proj")
+    ),
+    "lora, all extras": replace(
+        LORA,
+        layers=(3, 0),
+        rank_pattern=(("v_proj", 6),),
+        dora=True,
+        modules_to_save=("lm_head",),
+    ),
     "dora": replace(LORA, dora=True),
     "qlora": replace(LORA, mode="qlora"),
     "qlora, dora": replace(LORA, mode="qlora", dora=True),
+    "qlora, both": replace(LORA, mode="qlora", modules_to_save=("embed_tokens", "lm_head")),
     "adapter": Choices("adapter", bottleneck=24),
     "adapter after the attention": Choices("adapter", bottleneck=24, placement="attention"),
     "prefix": Choices("prefix", virtual_tokens=7),
     "prefix, projection": Choices("prefix", virtual_tokens=7, projection=True),
     "prompt": Choices("prompt", virtual_tokens=7),
+    "adapter, 4-bit base": Choices("adapter", bottleneck=24, four_bit_base=True),
+    "prefix, 4-bit base": Choices("prefix", virtual_tokens=7, four_bit_base=True),
+    "prompt, 4-bit base": Choices("prompt", virtual_tokens=7, four_bit_base=True),
 }
 CONFIGS = {
     "llama": tiny_config("llama"),
@@ -57,8 +77,10 @@ def test_trained_parameters_are_those_of_the_model(name: str) -> None:
     config = CONFIGS[name]
     shape = shape_from_config(config)
     for method, choices in METHODS.items():
-        if choices.dora and shape.experts > 1:
-            continue  # peft refuses it for stacked experts
+        if shape.experts > 1 and (choices.mode == "adapter" or choices.dora):
+            continue  # stacked experts take neither
+        if choices.quantization is not None and not name.startswith("llama"):
+            continue  # what is trained beside 4-bit layers is what is trained beside others
         weights = trained(build(config, choices))
         counted = sum(parameter.numel() for parameter in weights)
         assert counted == trainable_parameters(shape, choices), method
@@ -66,11 +88,23 @@ def test_trained_parameters_are_those_of_the_model(name: str) -> None:
         assert nbytes == gradient_bytes(shape, choices), method
 
 
+def test_the_bias_of_a_head_is_trained_with_it() -> None:
+    config = tiny_config("phi")
+    choices = replace(LORA, modules_to_save=("lm_head",))
+    counted = sum(parameter.numel() for parameter in trained(build(config, choices)))
+    shape = shape_from_config(config)
+    assert counted == trainable_parameters(shape, choices)
+    assert counted == trainable_parameters(shape, LORA) + 64 * 128 + 64
+
+
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["fused", "foreach", "8-bit"])
-def test_optimizer_states_are_those_of_a_step(kind: str) -> None:
-    for method in ("full", "lora", "lora, both", "prompt"):
-        config = tiny_config("qwen3", vocab_size=300, tie_word_embeddings=False)
-        choices = METHODS[method]
+def test_optimizer_states_are_those_of_a_step(kind: str, tied: bool) -> None:
+    long = {"prompt": Choices("prompt", virtual_tokens=50)}
+    long["prefix"] = Choices("prefix", virtual_tokens=50, projection=True)
+    for method in ("full", "lora", "lora, head", "lora, both", "adapter", "prompt", "prefix"):
+        config = tiny_config("qwen3", vocab_size=300, tie_word_embeddings=tied)
+        choices = (METHODS | long)[method]
         if kind == "8-bit":
             choices = replace(choices, optimizer="adamw-8bit")
         counted = _state_bytes(build(config, choices), kind)
@@ -111,7 +145,7 @@ def test_nf4_weights_and_their_constants_take_what_the_formula_says(
     config = tiny_config("qwen2", hidden_size=256, intermediate_size=768, tie_word_embeddings=tied)
     choices = Choices("qlora", double_quantization=double)
     found = static_bytes(shape_from_config(config), choices)
-    model = causal(build(config, choices))
+    model = causal_model(build(config, choices))
     frozen = {p.data_ptr(): p for p in model.parameters() if not p.requires_grad}.values()
     assert found.weights == sum(parameter.nbytes for parameter in frozen)
     constants = sum(_constants_bytes(p.quant_state) for p in frozen if hasattr(p, "quant_state"))
@@ -126,25 +160,75 @@ def _constants_bytes(state: Any) -> int:
     return int(state.absmax.nbytes + state.state2.absmax.nbytes + state.offset.nbytes)
 
 
-@pytest.mark.parametrize("rebuilt", [True, pytest.param(False, marks=pytest.mark.slow)])
+FEW_TOKENS = {
+    "dora": replace(LORA, dora=True),
+    "dora, pure bf16": replace(LORA, dora=True, precision="pure-bf16"),
+    "dora, 4 bits": replace(LORA, dora=True, mode="qlora"),
+    "fp32 base": replace(LORA, weights_dtype="fp32"),
+    "fp32 base, last layers": replace(LORA, weights_dtype="fp32", layers=(2, 3)),
+    "4 bits": replace(LORA, mode="qlora"),
+    "4 bits of fp32": replace(LORA, mode="qlora", precision="fp32"),
+    "4 bits of fp32, 16-bit products": replace(LORA, mode="qlora", weights_dtype="fp32"),
+    "adapter": Choices("adapter", bottleneck=64, device="cpu"),
+    "adapter, 4 bits": Choices("adapter", bottleneck=64, four_bit_base=True, device="cpu"),
+    "prefix": Choices("prefix", virtual_tokens=50, device="cpu"),
+    "prefix, projection, 4 bits": Choices(
+        "prefix", virtual_tokens=50, projection=True, four_bit_base=True, device="cpu"
+    ),
+    "prompt, 4 bits": Choices("prompt", virtual_tokens=50, four_bit_base=True, device="cpu"),
+}
+
+
+SLOWER = FEW_TOKENS.keys() - {"dora, pure bf16", "fp32 base", "4 bits", "adapter, 4 bits"}
+
+
 @pytest.mark.parametrize(
-    ("family", "choices"),
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOWER else []) for n in FEW_TOKENS]
+)
+def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
+    for rebuilt in (True, False):
+        choices = replace(FEW_TOKENS[name], gradient_checkpointing=rebuilt)
+        if choices.checkpointing == rebuilt:
+            off = _peak_deviation(tiny_config("llama", num_hidden_layers=8), choices)
+            assert abs(off) < 0.06, (rebuilt, off)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "choices",
     [
-        pytest.param("llama", replace(LORA, dora=True), marks=pytest.mark.slow),
-        ("llama", replace(LORA, dora=True, precision="pure-bf16")),
-        pytest.param("llama", replace(LORA, dora=True, mode="qlora"), marks=pytest.mark.slow),
-        ("llama", replace(LORA, weights_dtype="fp32")),
-        ("mixtral", replace(LORA, precision="pure-bf16")),
-        pytest.param("mixtral", Choices("full", device="cpu"), marks=pytest.mark.slow),
-        ("llama", Choices("full", "pure-bf16", device="cpu")),
+        replace(LORA, modules_to_save=("lm_head",)),
+        replace(LORA, modules_to_save=("embed_tokens",)),
+        replace(LORA, modules_to_save=("lm_head",), precision="pure-bf16"),
+        Choices("full", "pure-bf16", device="cpu"),
     ],
 )
-def test_a_step_of_few_tokens_peaks_where_the_formula_says(
-    family: str, choices: Choices, rebuilt: bool
-) -> None:
-    """With few tokens the peak is made of weights: their gradients, casts, sums and norms."""
-    config = tiny_config(family, hidden_size=256, intermediate_size=704)
-    choices = replace(choices, seq_len=6, gradient_checkpointing=rebuilt)
+def test_trained_words_take_their_gradients(choices: Choices, tied: bool) -> None:
+    """With more words than anything else: the gradients of both ends, which may be one matrix."""
+    config = tiny_config("llama", tie_word_embeddings=tied, vocab_size=2048)
+    for rebuilt in (True, False):
+        off = _peak_deviation(config, replace(choices, gradient_checkpointing=rebuilt))
+        assert abs(off) < 0.03, (rebuilt, off)
+
+
+@pytest.mark.parametrize("rebuilt", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        replace(LORA, precision="pure-bf16"),
+        pytest.param(Choices("full", device="cpu"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_of_few_tokens_with_experts(choices: Choices, rebuilt: bool) -> None:
+    choices = replace(choices, gradient_checkpointing=rebuilt)
+    assert abs(_peak_deviation(tiny_config("mixtral"), choices)) < 0.06
+
+
+def _peak_deviation(config: dict[str, Any], choices: Choices) -> float:
+    """Formula over count, less one. With few tokens the peak is made of weights: their gradients,
+    casts, sums and norms."""
+    config |= {"hidden_size": 256, "intermediate_size": 704}
+    choices = replace(choices, seq_len=6)
     model = build(config, choices)
     ids = rows(choices)
 
@@ -156,4 +240,4 @@ def test_a_step_of_few_tokens_peaks_where_the_formula_says(
     counted = peak_bytes(step)
     phases = step_phases(shape_from_config(config), choices)
     during = [phases[name].total_bytes for name in phases if name != "optimizer step"]
-    assert max(during) - CUBLAS_BYTES == pytest.approx(counted, rel=0.06)
+    return (max(during) - CUBLAS_BYTES) / counted - 1

@@ -1,0 +1,93 @@
+"""`ftcli compare RECIPE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftcli.cli import options
+from ftcli.console import Terminal, result, result_json
+from ftcli.errors import UsageError
+
+
+def compare(
+    recipe: options.Recipe,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,…", help="Methods to compare; `method` keys go to the recipe's own."
+        ),
+    ] = "full,lora,qlora,adapter,prefix,prompt",
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Optimizer steps of every method.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=1, help="Training time of every method instead, about."),
+    ] = None,
+    learning_rates: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,…", help="Try each with every method; validation rows choose."),
+    ] = None,
+    general_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plain text to measure forgetting by, not the built-in."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Evaluate on the first N held-out rows.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over in a new folder beside the old one.")
+    ] = False,
+    one_process: Annotated[
+        bool,
+        typer.Option("--one-process", help="Quicker to start; peaks of memory then run together."),
+    ] = False,
+    overrides: options.Overrides = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train several methods alike, and say which to take for this data.
+
+    The same rows, seed, evaluation and budget: that of --steps or --seconds, or the recipe's own
+    length. A learning rate in the recipe is that of its own method; the others take their defaults.
+    What is finished is not run again; Ctrl-C stops, and the same command goes on. Writes
+    compare.json, compare.md and compare.png into <output>-compare.
+    """
+    from ftcli.cli.compare_view import comparison_lines
+    from ftcli.stages.compare import Asked, compare_recipe
+
+    if steps is not None and seconds is not None:
+        raise UsageError("flag", "--steps and --seconds are two budgets; give one")
+    asked = Asked(
+        methods=_listed(methods),
+        learning_rates=_rates(learning_rates),
+        steps=steps,
+        seconds=seconds,
+        general_text=general_text,
+        limit=limit,
+        fresh=fresh,
+        one_process=one_process,
+    )
+    found = compare_recipe(recipe, overrides or (), asked, Terminal())
+    if json:
+        result_json(found.as_json())
+        return
+    for line in comparison_lines(found):
+        result(line)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _rates(text: str | None) -> tuple[float, ...]:
+    """Each rate once; the recipe's schema judges them."""
+    try:
+        return tuple(dict.fromkeys(float(part) for part in _listed(text or "")))
+    except ValueError as error:
+        raise UsageError(
+            "flag", f"--learning-rates {text}: expected numbers, as 1e-4,1e-3"
+        ) from error

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ftcli.engine import plain_text
+from ftcli.engine.inference import Model, PromptContract, score_rows
+from ftcli.engine.plain_text import passage_rows
+from ftcli.engine.rendering import IGNORED, Renderer
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> Model:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    network = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model))
+    return Model(network, PromptContract(renderer, renderer.stop_ids, 0))
+
+
+def test_every_token_but_the_first_is_scored_and_no_end_is_expected(model: Model) -> None:
+    renderer = model.contract.renderer
+    [row] = passage_rows(renderer, ["A red kettle."])
+    assert renderer.tokenizer.decode(row["input_ids"]) == "A red kettle."
+    assert row["labels"] == [IGNORED, *row["input_ids"][1:]]
+
+
+def test_long_passages_are_cut_and_lose_no_more_than_the_first_token_of_a_piece(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plain_text, "MOST_TOKENS", 4)
+    renderer = model.contract.renderer
+    rows = passage_rows(renderer, ["A red kettle and a lamp."])
+    assert all(len(row["input_ids"]) <= 4 for row in rows)
+    assert all(len(row["input_ids"]) > 1 for row in rows), "one token alone predicts nothing"
+    ids = [id_ for row in rows for id_ in row["input_ids"]]
+    assert renderer.tokenizer.decode(ids) in "A red kettle and a lamp."
+
+
+def test_the_perplexity_is_that_of_the_models_own_loss(model: Model) -> None:
+    [row] = passage_rows(model.contract.renderer, ["A red kettle stands on the table."])
+    [loss], [tokens] = score_rows(model, [row], lambda _: None)
+    ids = torch.tensor([row["input_ids"]])
+    with torch.no_grad():
+        expected = model.network(input_ids=ids, labels=ids).loss.item()
+    assert math.exp(loss / tokens) == pytest.approx(math.exp(expected), rel=1e-5)
+    assert tokens == len(row["input_ids"]) - 1
