@@ -45,8 +45,8 @@ BEGINS: dict[Mode, str] = {
     "lora": "at the base: B = 0",
     "qlora": "at the 4-bit base: B = 0",
     "adapter": "at the base: W_up = 0",
-    "prefix": "not at the base: at random",
-    "prompt": "not at the base: random words",
+    "prefix": "not at the base: words",
+    "prompt": "not at the base: words",
 }
 MERGES: dict[Mode, str] = {
     "full": "is a whole model already",

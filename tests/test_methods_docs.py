@@ -211,11 +211,18 @@ def test_the_counts_are_those_of_peft_on_the_small_model(mode: Mode, small_model
 
 
 @pytest.mark.slow
-def test_a_prefix_begins_far_from_the_base_and_lora_at_it(small_model: Path) -> None:
+def test_a_prefix_begins_near_the_base_and_lora_at_it(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import methods
+
     base, lora, prefix = (first_loss(small_model, mode) for mode in ("full", "lora", "prefix"))
+    monkeypatch.setattr(methods, "begin_as", lambda *_: None)
+    noise = first_loss(small_model, "prefix")
     assert lora == base
-    assert "begins at 10.0, where the base has 4.0 (measured)" in page().replace("\n", " ")
-    assert (prefix, base) == pytest.approx((10.0, 4.0), abs=0.05)
+    said = "4.0 without a prefix, 3.9 behind such words, and 10.0 behind noise (measured)"
+    assert said in page().replace("\n", " ")
+    assert (base, prefix, noise) == pytest.approx((4.0, 3.9, 10.0), abs=0.05)
 
 
 def first_loss(folder: Path, mode: Mode) -> float:

@@ -122,12 +122,12 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's own and the tokenizer's end of text."""
-        ids = [self.end_of_text]
-        if self.tokenizer.chat_template:
-            turns = (Message("user", "a"), Message("assistant", "b"))
-            with suppress(RowFault):  # the template asks for more; rows tell how they end
-                ids.insert(0, self.encode(Example(turns, Origin("", 0))).input_ids[-1])
-        return tuple(dict.fromkeys(ids))
+        turns = (Message("user", "a"), Message("assistant", "b"))
+        for messages in (turns, (Message("system", "c"), *turns)):  # some ask for a system turn
+            with suppress(RowFault):
+                own = self.encode(Example(messages, Origin("", 0))).input_ids[-1]
+                return tuple(dict.fromkeys([own, self.end_of_text]))
+        return (self.end_of_text,)
 
     @cached_property
     def pad_id(self) -> int:

@@ -77,6 +77,8 @@ def begin_as(model: PreTrainedModel, words: Sequence[int]) -> None:
     config, base = _config(model), causal_model(model)
     embeddings = base.get_input_embeddings()
     count, device = config.num_virtual_tokens, embeddings.weight.device
+    if device.type == "meta":  # sizes without weights
+        return
     if words:
         ids = torch.tensor((list(words) * count)[:count], device=device)
     else:

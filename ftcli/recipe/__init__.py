@@ -153,7 +153,7 @@ class Training(Section):
     max_steps: PositiveCount | None = None
     """Stop after this many optimizer steps, whatever `epochs` says."""
     learning_rate: Literal["auto"] | Rate = "auto"
-    """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to LRPROMPT (prompt)."""
+    """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.03

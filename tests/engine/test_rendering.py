@@ -266,14 +266,16 @@ def test_a_conversation_without_a_template_is_a_fault_of_the_row() -> None:
     assert Renderer(tokenizer).stop_ids == (tokenizer.eos_token_id,)
 
 
-def test_a_template_that_takes_other_conversations_only_leaves_the_end_of_text() -> None:
+def test_a_template_that_asks_for_a_system_turn_has_its_own_stop_token() -> None:
     family = family_named("chatml")
     tokenizer = wrapped(byte_level(family.controls), "chatml", bos=None, eos="<|endoftext|>")
-    assert len(Renderer(tokenizer).stop_ids) == 2
-    tokenizer.chat_template = (
-        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    )
-    assert Renderer(tokenizer).stop_ids == (tokenizer.eos_token_id,)
+    both = Renderer(tokenizer).stop_ids
+    assert both == tuple(family.ids_of("<|im_end|>", "<|endoftext|>"))
+    asks = "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer.chat_template = asks + tokenizer.chat_template
+    assert Renderer(tokenizer).stop_ids == both
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    assert Renderer(tokenizer).stop_ids == both[1:]
 
 
 def test_stop_ids_are_the_templates_own_and_the_end_of_text(family: Family) -> None:

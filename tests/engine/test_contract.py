@@ -1,0 +1,425 @@
+"""What a run is known by, and that it is refused where anything of it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from ftcli.artifacts import RunFolder
+from ftcli.cli import run
+from ftcli.engine import contract as contract_module
+from ftcli.engine.contract import load_contract, proven_base
+from ftcli.engine.rows import read_split
+from ftcli.errors import FtcliError
+from ftcli.stages.opening import open_run
+from ftcli.templates import named
+from ftcli.weights import base_fingerprint
+from tests.conftest import CHATML, pair
+
+Ask = Callable[..., tuple[int, str]]
+# A base whose template says something of its own before the user's first word.
+WITH_DEFAULT = (
+    "{% if messages[0].role != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + CHATML
+)
+OPENINGS = (["eval"], ["generate", "a prompt"], ["merge"])
+
+
+def set_template(folder: Path, text: str | None) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text(text) if text else file.unlink()
+
+
+def other_weights(folder: Path) -> None:
+    """Other weights of the same shape."""
+    file = folder / "model.safetensors"
+    save_file({n: t + 0.01 for n, t in load_file(file).items()}, file, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, its LoRA run, and a full run on the same rows."""
+    folder = tmp_path_factory.mktemp("trained")
+    base = Path(shutil.copytree(tiny_model, folder / "base"))
+    set_template(base, WITH_DEFAULT)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(pair(n)) + "\n" for n in range(24)))
+    for mode in ("lora", "full"):
+        write_recipe(folder, mode)
+        assert run(["train", str(folder / f"{mode}.yaml")]) == 0
+    return folder
+
+
+def write_recipe(folder: Path, mode: str, **sections: Any) -> Path:
+    recipe: dict[str, Any] = {
+        "name": mode,
+        "model": {"id": "base"},
+        "method": {"mode": mode},
+        "data": {"train": "rows.jsonl", "validation": 4, "test": 4, "max_length": 256},
+        "training": {"max_steps": 4, "batch_size": 4, "save_steps": 2},
+        "generation": {"max_new_tokens": 4},
+    }
+    path = folder / f"{sections.get('name', mode)}.yaml"
+    path.write_text(yaml.safe_dump(recipe | sections))
+    return path
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same in a folder that a test may change."""
+    folder = Path(shutil.copytree(trained, tmp_path / "here"))
+    for recipe in folder.rglob("recipe.yaml"):
+        recipe.write_text(recipe.read_text().replace(str(trained), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    def command(*words: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = run([*map(str, words), "--json"])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, json.loads(out)["error"]["message"] if code else out
+
+    return command
+
+
+def refusals(ask: Ask, name: str = "lora") -> set[str]:
+    """What eval, generate and merge say, each refusing."""
+    found = [ask(words[0], f"runs/{name}", *words[1:]) for words in OPENINGS]
+    assert [code for code, _ in found] == [1, 1, 1]
+    return {message for _, message in found}
+
+
+# What is kept
+
+
+def test_a_contract_holds_what_the_run_was_trained_with(trained: Path) -> None:
+    folder = RunFolder(trained / "runs" / "lora")
+    contract = load_contract(folder)
+    prepared = open_run(folder.path).prepared
+    assert contract.base == base_fingerprint(str(trained / "base"))
+    assert contract.template == hashlib.sha256(WITH_DEFAULT.encode()).hexdigest()
+    assert contract.stop_ids == prepared.stop_ids and contract.pad_id == prepared.pad_id
+    assert contract.system is None and contract.template_kwargs == {}
+    rows = read_split(folder.data, "test").to_pylist()[:3]
+    assert len(contract.prompts) == 3
+    for prompt, row in zip(contract.prompts, rows, strict=True):
+        assert list(prompt.ids) == row["input_ids"][: row["prompt_tokens"]]
+        assert [m.content for m in prompt.messages] == [json.loads(row["messages"])[0][1]]
+
+
+def test_prompts_in_use_are_those_of_the_training(
+    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 13, with the default system prompt of the template."""
+    from ftcli.engine import inference
+
+    seen: list[list[int]] = []
+    original = inference.generation_inputs
+
+    def inputs(model: Any, ids: Any, mask: Any) -> Any:
+        seen.extend(row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))
+        return original(model, ids, mask)
+
+    monkeypatch.setattr(inference, "generation_inputs", inputs)
+    rows = read_split(place / "runs" / "lora" / "data", "test").to_pylist()
+    wanted = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    questions = [json.loads(row["messages"])[0][1] for row in rows]
+    assert ask("eval", "runs/lora", "--no-base")[0] == 0
+    assert sorted(seen) == sorted(wanted)
+    (place / "questions.jsonl").write_text(
+        "".join(json.dumps({"prompt": text}) + "\n" for text in questions)
+    )
+    seen.clear()
+    flags = ("--input", "questions.jsonl", "--output", "answers.jsonl")
+    assert ask("generate", "runs/lora", *flags)[0] == 0
+    assert sorted(seen) == sorted(wanted)
+    seen.clear()
+    assert ask("generate", "runs/lora", questions[0])[0] == 0
+    assert seen == wanted[:1]
+    assert "helpful" in open_tokenizer(place).decode(seen[0])
+
+
+def open_tokenizer(place: Path, name: str = "lora") -> Any:
+    from ftcli.engine.model import load_tokenizer
+
+    return load_tokenizer(str(RunFolder(place / "runs" / name).trained()))
+
+
+def test_plain_texts_are_known_by_fixed_strings_and_need_no_template(place: Path, ask: Ask) -> None:
+    texts = [json.dumps({"text": f"A red kettle, number {n}."}) + "\n" for n in range(8)]
+    (place / "texts.jsonl").write_text("".join(texts))
+    set_template(place / "base", None)
+    recipe = write_recipe(place, "lora", name="texts", data={"train": "texts.jsonl"})
+    code, out = ask("train", recipe)
+    assert code == 0
+    assert json.loads(out)["stop_rate"] is None and json.loads(out)["stop_rate_rows"] == 0
+    contract = load_contract(RunFolder(place / "runs" / "texts"))
+    assert [prompt.messages for prompt in contract.prompts] == [(), (), ()]
+    tokenizer = open_tokenizer(place, "texts")
+    assert [tokenizer.decode(p.ids) for p in contract.prompts] == [p.text for p in contract.prompts]
+    assert contract.template is None and tokenizer.chat_template is None
+    assert ask("generate", "runs/texts", "A red")[0] == 0
+
+
+# What is refused
+
+
+def test_a_changed_template_is_refused_with_the_first_token_that_differs(
+    place: Path, ask: Ask
+) -> None:
+    template = WITH_DEFAULT.replace("helpful", "lazy")
+    set_template(place / "runs" / "lora" / "adapter", template)
+    (message,) = refusals(ask)
+    first, *differences, last = message.splitlines()
+    assert first == "runs/lora is no longer what was trained:"
+    old, new = (hashlib.sha256(text.encode()).hexdigest() for text in (WITH_DEFAULT, template))
+    assert differences[0] == f"  chat template: {old[:12]} → {new[:12]}"
+    golden = load_contract(RunFolder(place / "runs" / "lora")).prompts[0].ids
+    tokenizer = open_tokenizer(place)
+    messages = [{"role": "user", "content": "a"}]
+    changed = tokenizer.apply_chat_template(messages, return_dict=False)
+    k = next(i for i, pair in enumerate(zip(golden, changed, strict=False)) if pair[0] != pair[1])
+    before, after = (f"{ids[k]} {tokenizer.decode([ids[k]])!r}" for ids in (golden, changed))
+    assert differences[1:] == [
+        f"  golden prompt {number}, token {k + 1}: {before} → {after}" for number in (1, 2, 3)
+    ]
+    assert last == "put back what has changed, or train anew with --fresh"
+
+
+def test_eval_of_a_file_refuses_before_it_reads_a_row(place: Path, ask: Ask) -> None:
+    set_template(place / "runs" / "lora" / "adapter", "{{ raise_exception('nothing fits') }}")
+    code, message = ask("eval", "runs/lora", "--data", "rows.jsonl")
+    assert code == 1
+    assert "golden prompt 3, in use: the chat template refuses it: nothing fits" in message
+
+
+def test_changed_control_tokens_are_refused(place: Path, ask: Ask) -> None:
+    file = place / "runs" / "lora" / "adapter" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config |= {"eos_token": "<|endoftext|>", "pad_token": "<|im_start|>"}
+    file.write_text(json.dumps(config))
+    (message,) = refusals(ask)
+    ids = {
+        t: open_tokenizer(place).convert_tokens_to_ids(t) for t in config.values() if "<|" in str(t)
+    }
+    end = open_tokenizer(place).convert_tokens_to_ids("<|im_end|>")
+    text, start = ids["<|endoftext|>"], ids["<|im_start|>"]
+    assert (
+        f"  stop tokens: {end} '<|im_end|>' → {end} '<|im_end|>', {text} '<|endoftext|>'" in message
+    )
+    assert f"  pad token: {text} '<|endoftext|>' → {start} '<|im_start|>'" in message
+
+
+def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
+    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 20."""
+    from ftcli.engine import merge, trained, trainer
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("the base was loaded")
+
+    old = base_fingerprint("base")
+    other_weights(place / "base")
+    new = base_fingerprint("base")
+    assert old is not None and new is not None and old != new
+    for module in (merge, trained, trainer):
+        monkeypatch.setattr(module, "load_base", never)
+    (message,) = refusals(ask)
+    line = f"  weights of the base ({place}/base): {old[:12]} → {new[:12]}"
+    assert message.splitlines()[1:-1] == [line]
+    further = write_recipe(place, "lora", name="further")
+    code, message = ask("train", further, "--from", "runs/lora")
+    assert code == 1 and line in message
+    assert not (place / "runs" / "further" / "run.json").exists()
+
+
+def test_the_same_base_in_other_shards_is_the_same(place: Path, ask: Ask) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained("base", dtype="auto")
+    (place / "base" / "model.safetensors").unlink()
+    model.save_pretrained("base", max_shard_size="100KB")
+    assert len(list((place / "base").glob("model-*.safetensors"))) > 1
+    assert ask("generate", "runs/lora", "a prompt")[0] == 0
+
+
+def test_a_whole_model_needs_its_base_for_a_comparison_only(place: Path, ask: Ask) -> None:
+    other_weights(place / "base")
+    assert ask("generate", "runs/full", "a prompt")[0] == 0
+    assert ask("eval", "runs/full", "--no-base")[0] == 0
+    code, message = ask("eval", "runs/full", "--limit", "2")
+    assert code == 1 and "weights of the base" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("data.template=plain", "chat template: "),
+        ("data.template_kwargs={enable_thinking: false}", 'data.template_kwargs: {} → {"enable_'),
+        ("data.system=Be brief.", "system prompt: None → 'Be brief.'"),
+    ],
+)
+def test_what_the_training_fixed_cannot_be_overridden(
+    override: str, line: str, place: Path, ask: Ask
+) -> None:
+    code, message = ask("eval", "runs/lora", "--set", override)
+    assert code == 1 and f"\n  {line}" in message
+
+
+def test_a_column_of_system_prompts_is_the_same_under_both_its_names(place: Path, ask: Ask) -> None:
+    rows = [{**pair(n), "persona": f"You are {n}."} for n in range(12)]
+    (place / "personas.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": "personas.jsonl", "system": "persona", "validation": 4}
+    assert ask("train", write_recipe(place, "lora", name="personas", data=data))[0] == 0
+    assert load_contract(RunFolder(place / "runs" / "personas")).system == "{persona}"
+    assert ask("eval", "runs/personas", "--no-base")[0] == 0
+    code, message = ask("eval", "runs/personas", "--set", "data.system=prompt")
+    assert code == 1 and "system prompt: '{persona}' → 'prompt'" in message
+
+
+def test_a_run_without_a_contract_is_refused(place: Path, ask: Ask) -> None:
+    (place / "runs" / "lora" / "contract.json").unlink()
+    (message,) = refusals(ask)
+    assert message.endswith(
+        "runs/lora has no contract.json, by which its base and its prompts are known; train it "
+        "anew (ftcli train RECIPE --fresh)"
+    )
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"prompts": [], "stop_ids": []}'])
+def test_a_contract_that_cannot_be_read_is_named(content: str, place: Path, ask: Ask) -> None:
+    file = place / "runs" / "lora" / "contract.json"
+    file.write_text(content)
+    code, message = ask("generate", "runs/lora", "a")
+    assert code == 1 and "contract.json: cannot be read" in message
+
+
+def test_weights_that_had_to_be_fetched_are_proven_behind_the_loading(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(trained / "runs" / "lora")
+    kept = load_contract(folder).base
+    loaded = []
+    for after, refused in ((kept, False), ("0" * 32, True), (None, True)):
+        found = iter([None, after])
+        monkeypatch.setattr(contract_module, "base_fingerprint", lambda *_, f=found: next(f))
+        try:
+            with proven_base([folder], "owner/base", None):
+                loaded.append(after)
+            assert not refused
+        except FtcliError as error:
+            assert refused and error.code == "contract_broken"
+    assert loaded == [kept, "0" * 32, None]
+
+
+def test_a_base_that_was_not_found_when_the_run_began_is_not_asked_for(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(trained / "runs" / "lora")
+    unknown = replace(load_contract(folder), base=None)
+    monkeypatch.setattr(contract_module, "load_contract", lambda _: unknown)
+    with proven_base([folder], str(trained / "base"), None):
+        pass
+
+
+# Going on
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftcli.engine.callbacks import Course
+
+    original = Course.on_log
+
+    def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
+        original(self, args, state, control, logs=logs, **rest)
+        if state.global_step == step and "loss" in logs:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Course, "on_log", on_log)
+
+
+def test_a_run_goes_on_only_on_its_own_base_and_keeps_its_contract(
+    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(place, "lora", name="stopped")
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        assert ask("train", recipe)[0] == 130
+    folder = RunFolder(place / "runs" / "stopped")
+    contract, steps = folder.contract.read_bytes(), folder.steps_saved()
+    weights = (place / "base" / "model.safetensors").read_bytes()
+    other_weights(place / "base")
+    code, message = ask("train", recipe)
+    assert code == 1 and "weights of the base" in message
+    assert folder.contract.read_bytes() == contract and folder.steps_saved() == steps
+    (place / "base" / "model.safetensors").write_bytes(weights)
+    before = os.stat(folder.contract)
+    assert ask("train", recipe)[0] == 0
+    assert os.stat(folder.contract).st_mtime_ns == before.st_mtime_ns
+    assert ask("generate", "runs/stopped", "a prompt")[0] == 0
+
+
+def test_a_run_without_a_contract_goes_on_only_where_nothing_was_trained(
+    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(place, "lora", name="stopped")
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        assert ask("train", recipe)[0] == 130
+    folder = RunFolder(place / "runs" / "stopped")
+    folder.contract.unlink()
+    code, message = ask("train", recipe)
+    assert code == 1 and "has no contract.json" in message
+    shutil.rmtree(folder.checkpoints)
+    assert ask("train", recipe)[0] == 0
+    assert load_contract(folder).base == base_fingerprint("base")
+
+
+# Templates in recipes
+
+
+def test_a_base_without_a_template_is_trained_in_the_plain_one(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_template(place / "base", None)
+    recipe = write_recipe(place, "lora", name="bare")
+    capsys.readouterr()
+    assert run(["train", str(recipe)]) == 0
+    assert capsys.readouterr().err.count("note: base has no chat template; ") == 1
+    assert open_tokenizer(place, "bare").chat_template == named("plain").text
+    for command in (["eval", "runs/bare"], ["generate", "runs/bare", "a"], ["merge", "runs/bare"]):
+        assert run(command) == 0
+    merged = place / "runs" / "bare" / "merged" / "chat_template.jinja"
+    assert merged.read_text() == named("plain").text
+    row = read_split(place / "runs" / "bare" / "data", "train").to_pylist()[0]
+    question, answer = (content for _, content in json.loads(row["messages"]))
+    assert open_tokenizer(place, "bare").decode(row["input_ids"]) == (
+        f"User:\n{question}\n\nAssistant:\n{answer}<|im_end|>"
+    )
+
+
+def test_a_template_of_the_recipe_is_saved_with_the_run(place: Path, ask: Ask) -> None:
+    file = place / "chat.jinja"
+    file.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}")
+    data = {"train": "rows.jsonl", "template": "chat.jinja", "validation": 4}
+    assert ask("train", write_recipe(place, "lora", name="given", data=data))[0] == 0
+    assert open_tokenizer(place, "given").chat_template == file.read_text()
+    file.unlink()
+    assert ask("generate", "runs/given", "a prompt")[0] == 0
+    code, message = ask("train", place / "given.yaml", "--fresh")
+    assert code == 1 and "data.template: 'chat.jinja' is no template's name" in message

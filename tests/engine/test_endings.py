@@ -1,0 +1,269 @@
+"""Answers end: in the labels of every row, whatever pads it, and in what the model writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ftcli.artifacts import RunFolder, sha256_file
+from ftcli.cli import run
+from ftcli.data.example import Example, Origin
+from ftcli.engine.batches import collate
+from ftcli.engine.endings import require_ends
+from ftcli.engine.rendering import IGNORED, Encoded, Renderer
+from ftcli.engine.rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
+from ftcli.errors import DataError
+from ftcli.prepared import Prepared, split_file
+from tests.conftest import prepared_data, tiny_tokenizer
+
+STOP, MAX_LENGTH = 2, 6
+TINY_METHODS: dict[str, dict[str, Any]] = {
+    "full": {"mode": "full"},
+    "lora": {"mode": "lora", "rank": 4},
+    "qlora": {"mode": "qlora", "rank": 4},
+    "adapter": {"mode": "adapter", "bottleneck": 8},
+    "prefix": {"mode": "prefix", "virtual_tokens": 4},
+    "prompt": {"mode": "prompt", "virtual_tokens": 4},
+}
+
+
+def row(*labels: int) -> Encoded:
+    """Two tokens of a prompt, then these labels."""
+    whole = [IGNORED, IGNORED, *labels]
+    ids = [9 if label == IGNORED else label for label in whole]
+    return Encoded(ids, whole, 2)
+
+
+def write(folder: Path, train: list[Encoded], validation: list[Encoded]) -> Prepared:
+    for split, rows in (("train", train), ("validation", validation)):
+        with RowWriter(split_file(folder, split)) as writer:
+            for line, each in enumerate(rows, start=1):
+                writer.write(each, Example((), Origin(f"{split}.jsonl", line)))
+    return prepared_data(max_length=MAX_LENGTH, stop_ids=(7, STOP), pad_id=STOP)
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        row(5, STOP),
+        row(7),
+        row(5, STOP, IGNORED, 5, 7),
+        row(5, 5, 5, 5),  # as long as max_length: cut
+        row(5, 5, 5, STOP),
+    ],
+)
+def test_rows_that_end_or_are_cut_pass(good: Encoded, renderer: Renderer, tmp_path: Path) -> None:
+    require_ends(tmp_path, write(tmp_path, [good] * 3, []), renderer)
+    require_ends(tmp_path, write(tmp_path, [row(STOP)], [good]), renderer)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        row(5),
+        row(STOP, 5),  # the stop of an earlier answer is not that of the last
+        row(5, IGNORED),
+        Encoded([9, 9, 5, STOP], [IGNORED, IGNORED, 5, IGNORED], 2),  # the end is masked out
+    ],
+)
+def test_a_row_that_does_not_end_is_named(bad: Encoded, renderer: Renderer, tmp_path: Path) -> None:
+    prepared = write(tmp_path, [row(STOP), bad, row(STOP), bad, bad, bad], [])
+    with pytest.raises(DataError) as caught:
+        require_ends(tmp_path, prepared, renderer)
+    assert str(caught.value).startswith(
+        "train.jsonl:2: of 4 train rows, this one first, train.jsonl:4, train.jsonl:5, the labels "
+        "do not end with "
+    )
+    assert "'<|im_end|>'" in str(caught.value)
+    prepared = write(tmp_path, [row(STOP)], [row(STOP), bad])
+    with pytest.raises(DataError, match=r"^validation.jsonl:2: of 1 validation rows, this one fi"):
+        require_ends(tmp_path, prepared, renderer)
+
+
+def test_every_batch_of_a_large_file_is_looked_at(renderer: Renderer, tmp_path: Path) -> None:
+    rows = [row(*[5] * (number % 3), STOP) for number in range(2 * ROWS_PER_BATCH + 9)]
+    prepared = write(tmp_path, rows, [])
+    require_ends(tmp_path, prepared, renderer)
+    for place in (0, ROWS_PER_BATCH - 1, ROWS_PER_BATCH, len(rows) - 1):
+        changed = [*rows[:place], row(5), *rows[place + 1 :]]
+        prepared = write(tmp_path, changed, [])
+        with pytest.raises(DataError) as caught:
+            require_ends(tmp_path, prepared, renderer)
+        assert caught.value.line == place + 1
+
+
+def test_a_run_with_rows_that_do_not_end_does_not_begin(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    assert run(["prepare", str(recipe)]) == 0
+    data = tmp_path / "runs" / "tiny" / "data"
+    rows = read_split(data, "train").to_pylist()
+    rows[4]["labels"][-1] = IGNORED
+    file = str(split_file(data, "train"))
+    with pa.OSFile(file, "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
+        stream.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    capsys.readouterr()
+    assert run(["train", str(recipe)]) == 1
+    place = f"{rows[4]['file']}:{rows[4]['line']}: of 1 train rows"
+    assert capsys.readouterr().err.startswith(place)
+    assert not (tmp_path / "runs" / "tiny" / "run.json").exists()
+
+
+def test_the_end_is_trained_on_where_it_pads_too(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault 11: as the trainer sees its batches, with pad = end of text."""
+    from ftcli.engine import trainer
+
+    base = Path(shutil.copytree(tiny_model, tmp_path / "padded"))
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config["pad_token"] = config["eos_token"]
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    original, seen = trainer.summed_loss, []
+
+    def watched(model: Any, input_ids: Any, labels: Any) -> Any:
+        seen.append((input_ids.clone(), labels.clone()))
+        return original(model, input_ids, labels)
+
+    monkeypatch.setattr(trainer, "summed_loss", watched)
+    rows = [{"prompt": f"mug {n}", "completion": "red " * (n + 1)} for n in range(4)]
+    (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write_recipe(
+        model={"id": str(base)},
+        data={"train": "uneven.jsonl", "validation": 0},
+        training={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4},
+    )
+    assert run(["train", str(recipe)]) == 0
+    stop = tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")
+    padding = 0
+    for ids, labels in seen:
+        for row_ids, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
+            length = max(place for place, label in enumerate(row_labels) if label != IGNORED) + 1
+            assert row_labels[length - 1] == stop and row_labels.count(stop) == 1
+            assert set(row_ids[length:]) <= {stop}
+            padding += len(row_ids) - length
+    assert padding > 0
+
+
+def test_padding_is_never_a_label() -> None:
+    rows = [{"input_ids": r.input_ids, "labels": r.labels} for r in (row(STOP), row(5, 5, STOP))]
+    labels = collate(rows, pad_id=STOP)["labels"].tolist()
+    assert labels == [
+        [IGNORED, IGNORED, STOP, IGNORED, IGNORED],
+        [IGNORED, IGNORED, 5, 5, STOP],
+    ]
+
+
+# Measured
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = RunFolder(folder).read_manifest()["result"]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("mode", "precision"), [("lora", "fp32"), *((mode, "bf16") for mode in TINY_METHODS)]
+)
+def test_measuring_leaves_the_trained_weights_alone(
+    mode: str,
+    precision: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftcli.engine import endings
+
+    original, before = endings.answer_prompts, {}
+    folder = tmp_path / "runs" / "tiny"
+
+    def watched(model: Any, prompts: Any, settings: Any, moved: Any) -> Any:
+        before.update({p: sha256_file(p) for p in saved()})
+        kept = {n: w.clone() for n, w in model.network.state_dict().items() if hasattr(w, "clone")}
+        answers = original(model, prompts, settings, moved)
+        after = model.network.state_dict()
+        assert all(weight.equal(after[name]) for name, weight in kept.items())
+        assert len(prompts) == 8 and settings.temperature == 0
+        return answers
+
+    def saved() -> list[Path]:
+        found = RunFolder(folder).trained(), folder / "checkpoints"
+        return sorted(p for place in found for p in place.rglob("*") if p.is_file())
+
+    monkeypatch.setattr(endings, "answer_prompts", watched)
+    training = {"max_steps": 2, "batch_size": 4, "precision": precision}
+    generation = {"max_new_tokens": 4, "temperature": 0.7}
+    recipe = write_recipe(method=TINY_METHODS[mode], training=training, generation=generation)
+    assert run(["train", str(recipe)]) == 0
+    assert before == {p: sha256_file(p) for p in saved()} and before
+    assert 0 <= result_of(folder)["stop_rate"] <= 1
+    assert result_of(folder)["stop_rate_rows"] == 8
+
+
+@pytest.mark.parametrize("held_out", [0, 3])
+def test_the_rate_is_of_validation_rows_or_else_of_training_rows(
+    held_out: int,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftcli.engine import endings
+    from ftcli.engine.inference import Answer
+
+    asked: list[tuple[list[list[int]], int]] = []
+
+    def three_of_four(model: Any, prompts: Any, settings: Any, moved: Any) -> list[Answer]:
+        asked.append((prompts, settings.max_new_tokens))
+        return [Answer("", 1, number % 4 != 0) for number in range(len(prompts))]
+
+    monkeypatch.setattr(endings, "answer_prompts", three_of_four)
+    recipe = write_recipe(
+        data={"train": "rows.jsonl", "validation": held_out, "max_length": 256},
+        training={"max_steps": 1, "batch_size": 4},
+        generation={"max_new_tokens": 9999},
+    )
+    assert run(["train", str(recipe)]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    rows = read_split(folder / "data", "validation" if held_out else "train").to_pylist()[:8]
+    lengths = [len(row["input_ids"]) - row["prompt_tokens"] for row in rows]
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    assert asked == [(prompts, math.ceil(1.25 * max(lengths)))]
+    result = result_of(folder)
+    assert result["stop_rate_rows"] == len(rows) == (held_out or 8)
+    assert result["stop_rate"] == (2 / 3 if held_out else 6 / 8)
+
+
+def test_a_card_without_room_for_answers_loses_no_run(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import torch
+
+    from ftcli.engine import endings
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(endings, "answer_prompts", full)
+    assert run(["train", str(write_recipe(training={"max_steps": 1, "batch_size": 4}))]) == 0
+    assert "note: no memory is left to measure the stop rate" in capsys.readouterr().err
+    result = result_of(tmp_path / "runs" / "tiny")
+    assert result["stop_rate"] is None and result["stop_rate_rows"] == 0
