@@ -10,6 +10,7 @@ folders that ftcli saves.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NAME = "bottleneck"
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 @dataclass
@@ -48,6 +49,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A projection with the adapters that stand behind it, by name."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+    # Of BaseTunerLayer, which is untyped: nn.Module would give them the type of a weight.
+    active_adapters: Any
+    get_base_layer: Any
+    set_adapter: Any
+    _move_adapter_to_device_of_base_layer: Any
 
     def __init__(self, base_layer: nn.Module, name: str, config: BottleneckConfig) -> None:
         super().__init__()
@@ -80,7 +86,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         for name in self.active_adapters:
             if name not in self.bottleneck_down:
                 continue
-            down, up = self.bottleneck_down[name], self.bottleneck_up[name]
+            down: Any = self.bottleneck_down[name]
+            up: Any = self.bottleneck_up[name]
             inner = ACTIVATIONS[self.activations[name]](down(result.to(down.weight.dtype)))
             result = result + up(inner).to(result.dtype)
         return result
@@ -91,7 +98,7 @@ class BottleneckModel(BaseTuner):
 
     prefix = f"{NAME}_"
     tuner_layer_cls = BottleneckLayer
-    target_module_mapping = MappingProxyType({})
+    target_module_mapping: Mapping[str, list[str]] = MappingProxyType({})
 
     def _create_and_replace(
         self,

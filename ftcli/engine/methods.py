@@ -6,9 +6,9 @@ our own, ftcli.engine.virtual feeds a prefix or a soft prompt to the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from peft import (
@@ -170,7 +170,7 @@ def train_in_fp32(model: PreTrainedModel) -> None:
             copy.float()
 
 
-def _answer_as(original: nn.Module):  # type: ignore[no-untyped-def]
+def _answer_as(original: Any) -> Callable[[nn.Module, object, Tensor], Tensor]:
     def cast(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output.to(original.weight.dtype)
 

@@ -99,7 +99,8 @@ def _behind_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _config(model: PreTrainedModel) -> Any | None:
+def _config(model: PreTrainedModel) -> Any:
+    """PEFT's config of the virtual tokens, or None where there are none."""
     if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
         return None
     return model.active_peft_config
