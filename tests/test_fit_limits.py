@@ -23,7 +23,8 @@ SHAPES = st.sampled_from(
 ).map(lambda name: find_shape(name, Path()))
 CHOICES = st.builds(
     Choices,
-    mode=st.sampled_from(["full", "lora", "qlora"]),
+    mode=st.sampled_from(["full", "lora", "qlora", "adapter", "prefix", "prompt"]),
+    four_bit_base=st.booleans(),
     precision=st.sampled_from(["bf16", "fp16", "fp32", "pure-bf16"]),
     optimizer=st.sampled_from(["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"]),
     rank=st.integers(1, 128),
@@ -60,6 +61,7 @@ WEIGHTS = {"mode": "full", **KERNEL}
 # Of what is otherwise the same: fewer bits, and more.
 BITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"double_quantization": True}, {"double_quantization": False}),
+    (KERNEL | {"four_bit_base": True}, KERNEL | {"four_bit_base": False}),
     (KERNEL | {"weights_dtype": "bf16"}, KERNEL | {"weights_dtype": "fp32"}),
     ({"optimizer": "paged-adamw-8bit"}, {"optimizer": "adamw-8bit"}),
     (WEIGHTS | {"precision": "pure-bf16"}, WEIGHTS | {"precision": "bf16"}),

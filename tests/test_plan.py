@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
 from ftcli.hardware import Hardware, find_card
-from ftcli.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of, vram_method
+from ftcli.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of
 from ftcli.recipe import Recipe
 from ftcli.shapes import find_shape
 from ftcli.vram import Choices, estimate
@@ -153,40 +153,6 @@ def test_an_unknown_target_is_refused_before_any_download() -> None:
         make_plan(wrong, SMALL, PROFILE, card())
 
 
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"layers": [0, 30, 31]}, "smollm2-135m has no layer 30, 31: they are 0 to 29"),
-        (
-            {"rank_pattern": {"q_prj": 8}},
-            "no module gets its rank from 'q_prj'; did you mean q_proj?; a key is the end of a "
-            "name among q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, and the "
-            "first key that matches counts",
-        ),
-        (
-            {"rank_pattern": {"proj": 8, ".*_proj": 4, "q_proj": 2}},
-            "no module gets its rank from 'proj'; did you mean q_proj?, 'q_proj'; did you mean "
-            "q_proj?; a key is",
-        ),
-        (
-            {"target_modules": ["o_proj", "layers.2.mlp.up_proj"], "layers": [0, 1]},
-            "no linear layer in layers 0, 1 is called layers.2.mlp.up_proj",
-        ),
-    ],
-)
-def test_layers_and_ranks_that_reach_nothing_are_refused(
-    keys: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ModelError) as caught:
-        make_plan(recipe(method=keys), SMALL, PROFILE, card())
-    assert str(caught.value).startswith(message)
-
-
-def test_a_rank_s_key_must_be_a_pattern() -> None:
-    with pytest.raises(ValueError, match=r"\[: not a regular expression: unterminated"):
-        recipe(method={"rank_pattern": {"[": 8}})
-
-
 @pytest.mark.parametrize("hardware", [cpu(), cpu(fast_bf16=True)])
 def test_flash_needs_a_card(hardware: Hardware) -> None:
     wanted = recipe(model={"attention": "flash"})
@@ -258,72 +224,6 @@ def test_the_rate_follows_the_method(mode: str, rate: float) -> None:
     assert make_plan(asked, SMALL, PROFILE, card()).learning_rate.value == 1e-3
 
 
-def test_the_method_in_the_words_of_the_estimate() -> None:
-    lora = {"rank": 8, "dropout": 0.1, "target_modules": ["q_proj", "o_proj"], "layers": [2, 0, 2]}
-    lora |= {
-        "rank_pattern": {"q_proj": 4, "_proj": 2},
-        "dora": True,
-        "modules_to_save": ["lm_head"],
-    }
-    assert vram_method(recipe("lora", method=lora).method) == {
-        "mode": "lora",
-        "rank": 8,
-        "dropout": 0.1,
-        "targets": ("q_proj", "o_proj"),
-        "layers": (0, 2),
-        "rank_pattern": (("q_proj", 4), ("_proj", 2)),
-        "dora": True,
-        "modules_to_save": ("lm_head",),
-    }
-    assert vram_method(recipe("qlora").method) == {
-        "mode": "qlora",
-        "rank": 16,
-        "dropout": 0.0,
-        "targets": "all-linear",
-        "layers": None,
-        "rank_pattern": (),
-        "dora": False,
-        "modules_to_save": (),
-        "double_quantization": True,
-    }
-    assert vram_method(recipe("full").method) == {"mode": "full"}
-    adapter = recipe("adapter", method={"bottleneck": 8, "placement": "mlp"})
-    assert vram_method(adapter.method) == {
-        "mode": "adapter",
-        "four_bit_base": False,
-        "bottleneck": 8,
-        "placement": "mlp",
-    }
-    prefix = recipe("prefix", method={"projection": True, "quantization": "nf4"})
-    assert vram_method(prefix.method) == {
-        "mode": "prefix",
-        "four_bit_base": True,
-        "virtual_tokens": 20,
-        "projection": True,
-    }
-    prompt = recipe("prompt", method={"virtual_tokens": 5})
-    assert vram_method(prompt.method) == {
-        "mode": "prompt",
-        "four_bit_base": False,
-        "virtual_tokens": 5,
-    }
-
-
-@pytest.mark.parametrize("mode", MODES[3:])
-def test_a_base_in_4_bits_is_estimated_as_qlora_s(mode: str) -> None:
-    quantised = recipe(mode, method={"quantization": "nf4"})
-    qlora, found = (
-        make_plan(each, LARGE, PROFILE, card()).estimate for each in (recipe("qlora"), quantised)
-    )
-    for item in ("weights", "quantization"):
-        assert found.breakdown[item] == qlora.breakdown[item]
-    fp32 = recipe(mode, method={"quantization": "nf4"}, training={"precision": "fp32"})
-    by_qlora = recipe("qlora", training={"precision": "fp32"})
-    plans = [make_plan(each, SMALL, PROFILE, card()) for each in (fp32, by_qlora)]
-    assert plans[0].precision == plans[1].precision
-    assert plans[0].estimate.breakdown["weights"] == plans[1].estimate.breakdown["weights"]
-
-
 # Memory
 
 
@@ -378,37 +278,6 @@ def test_checkpointing_in_the_recipe_stands(asked: bool) -> None:
     assert plan.gradient_checkpointing == Choice(asked, "set in the recipe")
 
 
-@pytest.mark.parametrize("hardware", [cpu(), card()], ids=["cpu", "4090"])
-@pytest.mark.parametrize("asked", ["auto", False])
-def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hardware) -> None:
-    wanted = recipe("prefix", training={"gradient_checkpointing": asked})
-    plan = make_plan(wanted, SMALL, PROFILE, hardware)
-    assert plan.gradient_checkpointing == Choice(
-        False, "a prefix stands in the cache, which a second pass would fill twice"
-    )
-    assert not plan.estimated.gradient_checkpointing
-    # Not even where memory asks for it.
-    long = replace(PROFILE, longest_tokens=8192)
-    with pytest.raises(MachineError) as caught:
-        make_plan(wanted, LARGE, long, card_with(16))
-    assert "take method.quantization: nf4" in str(caught.value)
-    assert "gradient_checkpointing" not in str(caught.value)
-    asked_prompt = recipe("prompt", training={"gradient_checkpointing": "auto"})
-    assert make_plan(asked_prompt, LARGE, long, card_with(16)).gradient_checkpointing.value
-
-
-def test_checkpointing_asked_for_a_prefix_is_refused() -> None:
-    wanted = recipe("prefix", training={"gradient_checkpointing": True})
-    with pytest.raises(UsageError) as caught:
-        make_plan(wanted, SMALL, PROFILE, card())
-    assert (caught.value.code, caught.value.exit_code) == ("gradient_checkpointing", 2)
-    assert str(caught.value) == (
-        "training.gradient_checkpointing: a prefix cannot be trained with it, because its keys "
-        "and values stand in the cache, which a layer that is computed again fills a second time; "
-        "leave it to auto"
-    )
-
-
 @pytest.mark.parametrize("name", ["4090", "3090", "L4"])
 @pytest.mark.parametrize("model", ["7b", "qwen2.5-7b", "mistral-7b"])
 def test_qlora_of_7b_fits_a_24_gb_card(name: str, model: str) -> None:
@@ -439,12 +308,6 @@ def test_where_nothing_fits_the_error_says_what_to_do(mode: str, advice: str) ->
         f"RTX 4090 24GB has 2.0 GB free; {advice}, lower data.max_length, or take a smaller model"
     )
     assert (caught.value.code, caught.value.exit_code) == ("memory", 1)
-
-
-@pytest.mark.parametrize("mode", MODES[3:])
-def test_where_4_bits_do_not_fit_either_qlora_is_named(mode: str) -> None:
-    with pytest.raises(MachineError, match=r"; take method\.mode: qlora, lower data"):
-        make_plan(recipe(mode, method={"quantization": "nf4"}), LARGE, PROFILE, card_with(2))
 
 
 def test_where_a_wanted_micro_batch_does_not_fit_the_error_names_it() -> None:

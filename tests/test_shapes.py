@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from ftcli.errors import ModelError, UsageError
-from ftcli.shapes import find_shape, hub_id_of, known, model_source, shape_from_config
+from ftcli.shapes import (
+    Shape,
+    Targets,
+    find_shape,
+    hub_id_of,
+    known,
+    model_source,
+    shape_from_config,
+)
+from ftcli.vram import Choices
+from ftcli.vram.trained import trainable_parameters
 
 HERE = Path()
 
@@ -28,11 +38,15 @@ def test_sizes_answer_as_models() -> None:
     assert hub_id_of("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M"
 
 
+def lora_parameters(shape: Shape, rank: int, targets: Targets = "all-linear") -> int:
+    return trainable_parameters(shape, Choices("lora", rank=rank, targets=targets))
+
+
 def test_lora_counts_both_matrices_of_every_target() -> None:
     shape = find_shape("7b", HERE)
-    assert shape.lora_parameters(16, ("q_proj",)) == 32 * 131_072
-    assert shape.lora_parameters(16, ("self_attn.q_proj",)) == 32 * 131_072
-    assert shape.lora_parameters(16) == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+    assert lora_parameters(shape, 16, ("q_proj",)) == 32 * 131_072
+    assert lora_parameters(shape, 16, ("self_attn.q_proj",)) == 32 * 131_072
+    assert lora_parameters(shape, 16) == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
 
 
 def test_all_linear_of_a_mixture_leaves_the_experts_out() -> None:
@@ -44,8 +58,10 @@ def test_all_linear_of_a_mixture_leaves_the_experts_out() -> None:
 def test_targets_go_by_the_names_of_the_family() -> None:
     falcon, phi = find_shape("falcon-7b", HERE), find_shape("phi-2", HERE)
     assert list(falcon.target_modules(("self_attention.dense",))) == ["dense"]
-    assert falcon.lora_parameters(8, ("query_key_value",)) == 32 * 8 * (4544 + 4544 + 2 * 64)
-    assert phi.lora_parameters(4) == 32 * 4 * (4 * 2 * 2560 + 2 * (2560 + 10240))
+    assert lora_parameters(falcon, 8, ("query_key_value",)) == 32 * 8 * (4544 + 4544 + 2 * 64)
+    dense = 4544 + 4544
+    assert lora_parameters(falcon, 8, ("self_attention.dense",)) == 32 * 8 * dense
+    assert lora_parameters(phi, 4) == 32 * 4 * (4 * 2 * 2560 + 2 * (2560 + 10240))
     with pytest.raises(ModelError, match="falcon-7b has no linear layer 'q_proj'; it has query_"):
         falcon.target_modules(("q_proj",))
 
@@ -90,7 +106,7 @@ def test_norms_say_what_they_are_made_of() -> None:
 
 def test_an_unknown_target_is_named_with_what_there_is() -> None:
     with pytest.raises(ModelError, match=r"no linear layer 'q_prj'; did you mean q_proj\?"):
-        find_shape("7b", HERE).lora_parameters(16, ("q_prj",))
+        lora_parameters(find_shape("7b", HERE), 16, ("q_prj",))
 
 
 def test_a_folder_and_its_config_give_the_same_shape(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcli.errors import ModelError
 from ftcli.shapes import Shape, find_shape
 from ftcli.vram import Choices, Stack, estimate, textbook
 from ftcli.vram.trained import trainable_parameters, trained_tensors
@@ -21,8 +22,12 @@ choices_of_any_kind = st.builds(
     rank=st.integers(1, 256),
     dropout=st.sampled_from([0.0, 0.1]),
     dora=st.booleans(),
+    layers=st.sampled_from([None, None, (0,), (3, 5), (20, 21, 22)]),
+    rank_pattern=st.sampled_from([(), (), (("o_proj", 5),), (("layers.3.*.o_proj", 300),)]),
     modules_to_save=st.sampled_from([(), ("embed_tokens",), ("embed_tokens", "lm_head")]),
     bottleneck=st.integers(1, 256),
+    placement=st.sampled_from(["attention", "mlp", "both"]),
+    four_bit_base=st.booleans(),
     virtual_tokens=st.integers(1, 100),
     projection=st.booleans(),
     micro_batch=st.integers(1, 16),
@@ -33,7 +38,7 @@ choices_of_any_kind = st.builds(
     loss=st.sampled_from(["chunked", "full"]),
     labelled_share=st.floats(0.01, 1),
     stack=st.sampled_from([Stack(), Stack(trl_head=True)]),
-)
+).filter(lambda choices: choices.layers is None or "layers.3" not in str(choices.rank_pattern))
 shapes = st.sampled_from(
     ["7b", "qwen2.5-7b", "qwen3-0.6b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b", "smollm2-135m"]
 ).map(lambda name: find_shape(name, Path()))
@@ -67,6 +72,52 @@ def test_adapters_gradients_and_states_are_fp32() -> None:
     assert found.breakdown["adapter"] == 4 * 39_976_960
     assert found.breakdown["gradients"] == 4 * 39_976_960
     assert found.breakdown["optimizer"] == 8 * 39_976_960
+
+
+def test_whole_modules_are_held_in_fp32() -> None:
+    plain = estimate(LLAMA_7B, Choices("lora"))
+    saved = estimate(LLAMA_7B, Choices("lora", modules_to_save=("lm_head",)))
+    matrix = 32_000 * 4096
+    assert saved.trainable_parameters == plain.trainable_parameters + matrix
+    assert saved.breakdown["adapter"] == plain.breakdown["adapter"] + 4 * matrix
+    assert saved.breakdown["optimizer"] == plain.breakdown["optimizer"] + 8 * matrix
+
+
+def test_tied_ends_are_trained_as_one_matrix() -> None:
+    shape = find_shape("smollm2-135m", Path())
+    assert shape.tied
+    ways = [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head")]
+    found = [estimate(shape, Choices("lora", modules_to_save=saved)) for saved in ways]
+    assert found[0] == found[1] == found[2]
+    plain = estimate(shape, Choices("lora")).trainable_parameters
+    assert found[0].trainable_parameters == plain + shape.vocab * shape.hidden
+
+
+def test_layers_before_the_first_update_keep_nothing() -> None:
+    def activations(*layers: int, rebuilt: bool = False) -> int:
+        choices = Choices("lora", layers=layers or None, gradient_checkpointing=rebuilt)
+        return estimate(LLAMA_7B, choices).timeline["head and loss"]["activations"]
+
+    last, middle, first = activations(31), activations(16), activations(0)
+    layer = (first - last) / 31
+    assert middle - last == pytest.approx(15 * layer)
+    assert layer < last < 2 * layer  # its own, and the inputs of the update
+    assert activations() > first + 31 * (last - layer)
+    assert activations(31, rebuilt=True) == activations(0, rebuilt=True)
+
+
+def test_ranks_of_their_own_count_by_the_first_key_that_matches() -> None:
+    q_proj, width = 2 * 4096, 32
+
+    def trained(*pattern: tuple[str, int]) -> int:
+        choices = Choices("lora", rank=8, targets=("q_proj",), rank_pattern=pattern)
+        return trainable_parameters(LLAMA_7B, choices)
+
+    assert trained() == width * 8 * q_proj
+    assert trained(("q_proj", 4)) == width * 4 * q_proj
+    assert trained(("layers.0.*", 64), ("q_proj", 4)) == (64 + 31 * 4) * q_proj
+    with pytest.raises(ModelError, match="no module gets its rank from 'model"):
+        trained(("self_attn.q_proj", 4), ("model.layers.0.*", 4))
 
 
 def test_a_24_gb_card_takes_qlora_of_13b_and_lora_of_7b_but_not_full() -> None:

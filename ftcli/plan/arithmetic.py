@@ -97,7 +97,7 @@ def choose_learning_rate(recipe: Recipe) -> Choice[float]:
         case Adapter():
             return Choice(1e-3, "within what the authors tried (Houlsby et al. 2019, section 3.2)")
         case Prefix():
-            return Choice(1e-2, "keys and values are large numbers; measured, see docs/methods.md")
+            return Choice(3e-2, "keys and values are large numbers; measured, see docs/methods.md")
         case Prompt():
             return Choice(
                 3e-2, "few weights far from the answer; measured, at 2e-4 they learn nothing"

@@ -181,8 +181,3 @@ class Shape:
                     f"{did_you_mean(target, modules)}; it has {', '.join(modules)}",
                 )
         return {name: size for name, size in modules.items() if name in wanted}
-
-    def lora_parameters(self, rank: int, targets: Targets = "all-linear") -> int:
-        """Σ rank · (in + out) over the adapted layers: A is rank × in, B is out × rank."""
-        sizes = self.target_modules(targets).values()
-        return self.layers * sum(rank * (inputs + outputs) for inputs, outputs in sizes)

@@ -120,7 +120,7 @@ def _dora_copies(choices: Choices, updates: Iterable[Update]) -> int:
     the adapter's type and by autocast back (peft, lora/dora.py)."""
     if not choices.dora or choices.dropout == 0:
         return 0
-    each = choices.stack.adapter_bytes
+    each: int = choices.stack.adapter_bytes
     if choices.autocast:
         each = 2
     elif choices.quantization is None and choices.weight_bytes == each:

@@ -46,10 +46,11 @@ class Residuals:
 
 
 def group_of(choices: Choices) -> str:
-    """The methods that are judged together: by formula, by virtual tokens, and all others."""
+    """The methods that are judged together: by formula, by virtual tokens, and those that have no
+    formula here."""
     if choices.mode in ("prefix", "prompt"):
         return "prefix and prompt tuning"
-    if choices.mode == "adapter" or choices.stack.trained_parameters is not None:
+    if choices.stack.trained_parameters is not None:
         return "other adapters"
     return MODE_NAMES[choices.mode]
 

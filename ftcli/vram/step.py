@@ -68,7 +68,7 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
             workspace=forward_copies,
         ),
         "backward of one layer": Phase(
-            gradients=max(held, head_gradient),
+            gradients=held + head_gradient if shape.tied else max(held, head_gradient),
             activations=kept + layer,
             workspace=CUBLAS_BYTES + backward_copies_bytes(shape, choices),
         ),
@@ -82,20 +82,24 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
 
 def _end_of_backward(shape: Shape, choices: Choices) -> Phase:
     """The first layer, of which all is still there, whether rebuilt or kept; or the embeddings
-    after it, whose gradient autograd adds to one that is there: of the head, if it is the same
-    matrix, or of the micro-batches before."""
+    after it, whose gradient is added to one that is there: of the head, if it is the same matrix,
+    or of the micro-batches before."""
     gradients = _all_gradients_bytes(shape, choices)
     embeddings = embedding_gradient_bytes(shape, choices)
     stepped = choices.stack.steps_in_backward
     held = choices.gradient_accumulation > 1 and not stepped
-    layer = rebuilt_layer_bytes(shape, replace(choices, gradient_checkpointing=True))
+    # Where the head is the same matrix, its gradient waits for that of the embeddings.
+    waiting = embeddings if shape.tied and (held or stepped) else 0
+    last_gradient = embeddings if held or (shape.tied and not stepped) else 0
+    # Published runs of full training take as much as with all gradients beside the first layer.
+    to_come = 0 if choices.mode == "full" or shape.tied or held else embeddings
     first = Phase(
-        gradients=gradients - (0 if shape.tied or held or stepped else embeddings),
-        activations=layer,
+        gradients=gradients + waiting - to_come,
+        activations=rebuilt_layer_bytes(shape, replace(choices, gradient_checkpointing=True)),
         workspace=CUBLAS_BYTES + layer_copies_bytes(shape, choices),
     )
     last = Phase(
-        gradients=gradients + (embeddings if shape.tied or held else 0),
+        gradients=gradients + waiting + last_gradient,
         activations=choices.residual_bytes * shape.hidden * choices.tokens,
         workspace=CUBLAS_BYTES,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.recipe import Lora, Qlora
+from ftcli.recipe import Adapter, Lora, Prefix, Prompt, Qlora
 from ftcli.vram import Choices
 
 RECIPE = """\
@@ -184,6 +184,8 @@ def test_a_recipe_says_what_its_training_takes(ask: Any) -> None:
         (["--mode", "adapter", "--bottleneck", "8"], "bottleneck", 8),
         (["--mode", "prompt", "--virtual-tokens", "8"], "virtual_tokens", 8),
         (["--mode", "prefix", "--projection"], "projection", True),
+        (["--mode", "adapter", "--placement", "mlp"], "placement", "mlp"),
+        (["--mode", "prompt", "--four-bit-base"], "four_bit_base", True),
         (["--no-gradient-checkpointing"], "gradient_checkpointing", False),
         (["--attention", "eager"], "attention", "eager"),
         (["--loss", "full"], "loss", "full"),
@@ -233,13 +235,20 @@ def test_defaults_of_flags_are_those_of_recipes() -> None:
     assert flags.dropout == recipe.dropout == Lora(mode="lora").dropout
     assert flags.targets == recipe.target_modules == Lora(mode="lora").target_modules
     assert flags.double_quantization == recipe.double_quantization
+    adapter, prefix, prompt = Adapter(mode="adapter"), Prefix(mode="prefix"), Prompt(mode="prompt")
+    assert (flags.bottleneck, flags.placement) == (adapter.bottleneck, adapter.placement)
+    assert flags.virtual_tokens == prefix.virtual_tokens == prompt.virtual_tokens
+    assert flags.projection == prefix.projection
+    assert {each.quantization for each in (adapter, prefix, prompt)} == {"none"}
+    assert not flags.four_bit_base
 
 
-def test_defaults_of_the_rest_are_what_a_bare_recipe_gives(ask: Any, here: Path) -> None:
-    bare = RECIPE.split("method")[0] + "method: {mode: lora}\ndata: {train: a.jsonl}\n"
+@pytest.mark.parametrize("mode", ["full", "lora", "qlora", "adapter", "prefix", "prompt"])
+def test_defaults_of_the_rest_are_what_a_bare_recipe_gives(ask: Any, here: Path, mode: str) -> None:
+    bare = RECIPE.split("method")[0] + f"method: {{mode: {mode}}}\ndata: {{train: a.jsonl}}\n"
     (here / "bare.yaml").write_text(bare)
     by_recipe = ask("bare.yaml")["assumptions"]["choices"]
-    by_flags = ask("--model", "smollm2-135m", "--mode", "lora")["assumptions"]["choices"]
+    by_flags = ask("--model", "smollm2-135m", "--mode", mode)["assumptions"]["choices"]
     # A recipe accumulates up to its batch size; flags alone know of no batch.
     assert by_recipe.pop("gradient_accumulation") == 16
     assert by_flags.pop("gradient_accumulation") == 1

@@ -304,8 +304,16 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
         ("--mode prompt --projection", "take --mode prefix"),
         ("--mode prefix --gradient-checkpointing", "PEFT refuses it for prefix tuning"),
         ("--mode qlora --precision fp32", "holds the base in 4 bits and dequantises it"),
-        ("--mode adapter --fit 24GB", "--mode adapter is estimated by formula alone"),
-        ("--dora --fit 24GB", "--dora is estimated by formula alone"),
+        ("--mode lora --placement mlp", "--placement: the blocks that get a bottleneck adapter"),
+        ("--mode prompt --modules-to-save lm_head", "modules trained whole beside LoRA's update"),
+        ("--mode full --four-bit-base", "4-bit weights cannot be trained: take --mode qlora"),
+        ("--mode lora --four-bit-base", "LoRA on a 4-bit base is a mode: take --mode qlora"),
+        ("--mode qlora --no-four-bit-base", "QLoRA on a 16-bit base is a mode: take --mode lora"),
+        (
+            "--mode adapter --four-bit-base --precision fp32",
+            "bottleneck adapters with --four-bit-base holds the base in 4 bits",
+        ),
+        ("--packing --fit 24GB", "--packing is estimated by formula alone"),
         ("--fit 24GB --gpu 4090", "--gpu 4090 and --fit 24GB name two cards"),
         ("--fit auto --gpu 4090", "--gpu 4090 and --fit auto name two cards"),
         ("--fit 4091", "no card '4091' is known; did you mean 4090?"),
@@ -333,21 +341,6 @@ def test_a_micro_batch_that_does_not_divide_is_not_written(refuse: Any) -> None:
     flags = ("--micro-batch", "3", "--fit", "A100 80GB", "--write", "new.yaml")
     text, code = refuse("shop.yaml", *flags)
     assert (text, code) == ("micro_batch_size 3 does not divide batch_size 8", 2)
-
-
-@pytest.mark.parametrize(
-    ("flags", "trained"),
-    [
-        ("--mode adapter --bottleneck 32", 32 * 2 * (2 * 32 * 4096 + 32 + 4096)),
-        ("--mode prefix --virtual-tokens 10", 10 * 2 * 32 * 4096),
-        ("--mode prompt --virtual-tokens 10", 10 * 4096),
-        ("--dora --rank 1 --targets q_proj", 32 * (4096 + 2 * 4096)),
-        ("--rank 1 --targets q_proj --modules-to-save lm_head", 32 * 8192 + 32_000 * 4096),
-    ],
-)
-def test_methods_by_formula(ask: Any, show: Any, flags: str, trained: int) -> None:
-    assert ask("--model", "7b", *flags.split())["trainable_parameters"] == trained
-    assert show("--model", "7b", *flags.split(), "--gpu", "4090")
 
 
 # What fits the screen

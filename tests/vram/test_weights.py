@@ -206,9 +206,10 @@ def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
 def test_trained_words_take_their_gradients(choices: Choices, tied: bool) -> None:
     """With more words than anything else: the gradients of both ends, which may be one matrix."""
     config = tiny_config("llama", tie_word_embeddings=tied, vocab_size=2048)
-    for rebuilt in (True, False):
-        off = _peak_deviation(config, replace(choices, gradient_checkpointing=rebuilt))
-        assert abs(off) < 0.03, (rebuilt, off)
+    for rebuilt, passes in ((True, 1), (False, 1), (True, 2)):
+        ways = replace(choices, gradient_checkpointing=rebuilt, gradient_accumulation=passes)
+        off = _peak_deviation(config, ways)
+        assert abs(off) < 0.03, (rebuilt, passes, off)
 
 
 @pytest.mark.parametrize("rebuilt", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -233,9 +234,10 @@ def _peak_deviation(config: dict[str, Any], choices: Choices) -> float:
     ids = rows(choices)
 
     def step() -> None:
-        with autocast(choices):
-            loss = summed_loss(model, ids, ids)
-        loss.backward()  # type: ignore[no-untyped-call]
+        for _ in range(choices.gradient_accumulation):
+            with autocast(choices):
+                loss = summed_loss(model, ids, ids)
+            loss.backward()  # type: ignore[no-untyped-call]
 
     counted = peak_bytes(step)
     phases = step_phases(shape_from_config(config), choices)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from ftcli.cli import run
+
+
+@pytest.mark.parametrize("dtype", ["nf4", "int4", "4bit", "int8"])
+def test_a_merge_is_not_quantised_again(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the run is looked for."""
+    assert run(["merge", "nowhere", "--dtype", dtype]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"--dtype {dtype}: a merge is not quantised again")
+    assert "KL 2.45, where no adapter at all gives 2.14" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dtype", "bf61"], "--dtype bf61: takes auto, bf16, fp16, fp32"),
+        (["--accept-drift"], "--accept-drift goes with --onto original"),
+    ],
+)
+def test_flags_that_contradict(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["merge", "nowhere", *flags]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_names_only_what_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["merge", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "<auto|bf16|fp16|fp32>" in text and "--accept-drift" in text
+    assert not any(word in text for word in ("nf4", "int4", "int8", "4bit"))
