@@ -37,6 +37,8 @@ SIDE = record(
     | {"answer_tokens": NUMBER},
     measured("format_rate", kind=SHARE),
 )
+VERDICTS = ["pass", "drift accepted", "nothing to merge"]
+FURTHEST = {"max_logit_difference": NUMBER}
 SIZES = ("weights", "quantization", "adapter", "gradients", "optimizer", "activations")
 SIZES += ("logits", "workspace", "context")
 PHASES = ("end of forward", "head and loss", "backward of one layer", "end of backward")
@@ -219,15 +221,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         }
     ),
     "merge": record(
-        {"output": TEXT, "verdict": TEXT, "bytes": COUNT},
+        {"output": TEXT, "verdict": {"enum": VERDICTS}, "bytes": COUNT},
         {
             "kl": NUMBER,
             "top1_agreement": SHARE,
-            "max_logit_difference": NUMBER,
+            **FURTHEST,
+            "near_ties": COUNT,
             "tokens": COUNT,
             "onto": {"enum": ["base", "dequantized", "original"]},
             "rows": COUNT,
             "dtype": TEXT,
+            "compared_in": {"enum": ["float32", "float64"]},
+            "limits": record({}, {"kl": NUMBER, "top1_agreement": SHARE} | FURTHEST),
         },
     ),
     "generate": {

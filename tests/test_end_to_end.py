@@ -34,6 +34,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
     code = run([*map(str, arguments), "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
+    assert "Warning" not in err and "deprecated" not in err
     value: dict[str, Any] = json.loads(out)
     validate(value, SHAPES[str(arguments[0])])
     return value

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.methods import attach
 from ftcli.recipe import Lora
-from tests.engine.models import IDS, llama, logits, lora, loss_of, shake
+from tests.engine.models import IDS, LINEAR, llama, logits, lora, loss_of, shake
 
 
 def layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
@@ -40,6 +40,12 @@ def test_some_layers_and_other_ranks() -> None:
     found = layers(attach(llama(), method, seed=0))
     ranks = {name.split("layers.")[1]: layer.r["default"] for name, layer in found.items()}
     assert ranks == {"1.self_attn.q_proj": 4, "1.mlp.down_proj": 8}
+
+
+def test_some_layers_of_all_linear_ones() -> None:
+    found = layers(attach(llama(), lora(layers=[1]), seed=0))
+    assert {name.split("layers.")[1].split(".")[0] for name in found} == {"1"}
+    assert {name.rsplit(".", 1)[-1] for name in found} == set(LINEAR)
 
 
 def _digest(model: torch.nn.Module, names: set[str]) -> str:

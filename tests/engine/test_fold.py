@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from models import gpt2, llama, lora, phi3, shake
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ftcli.engine.adapters import open_adapter, save_weights
+from ftcli.engine.fold import (
+    FourBits,
+    as_quantised,
+    fold_layer,
+    four_bit_layers,
+    layers_to_fold,
+    without_adapter,
+)
+from ftcli.engine.methods import attach, quantization
+from ftcli.engine.virtual import causal_model
+from ftcli.errors import ModelError
+from ftcli.recipe import Qlora
+
+CPU = torch.device("cpu")
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def in_4_bits(folder: Path, dtype: torch.dtype, *, double: bool = True) -> PreTrainedModel:
+    config = quantization(Qlora(mode="qlora", double_quantization=double), dtype)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
+
+
+@pytest.mark.parametrize("build", [llama, phi3, gpt2])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("double", [True, False])
+def test_a_layer_is_rounded_as_transformers_quantises_it(
+    build: Callable[[], PreTrainedModel], dtype: torch.dtype, double: bool, tmp_path: Path
+) -> None:
+    build().save_pretrained(tmp_path)
+    quantised = in_4_bits(tmp_path, dtype, double=double)
+    four_bits = FourBits(four_bit_layers(quantised), double, dtype, CPU)
+    expected = dict(quantised.dequantize(dtype).named_modules())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    layers = layers_to_fold(plain, four_bits)
+    assert {name for name, _ in layers} == four_bits.layers
+    for name, layer in layers:
+        found = as_quantised(layer, four_bits)
+        # transformers leaves the weight of a Conv1D as a linear layer's, [out, in]
+        found = found if isinstance(layer, nn.Linear) else found.T
+        assert found.dtype == dtype
+        assert torch.equal(found, expected[name].weight)
+        assert not torch.equal(found, layer.weight.data.to(dtype).reshape(found.shape))
+
+
+def test_the_head_is_not_in_4_bits(tmp_path: Path) -> None:
+    llama(tie_word_embeddings=False).save_pretrained(tmp_path)
+    names = four_bit_layers(in_4_bits(tmp_path, torch.float32))
+    assert len(names) == 2 * 7 and not any("lm_head" in name for name in names)
+
+
+def test_an_adapter_hides_no_4_bit_layer(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    before = four_bit_layers(in_4_bits(tmp_path, torch.float32))
+    method = Qlora(mode="qlora", rank=2, target_modules=["q_proj"])
+    adapted = attach(in_4_bits(tmp_path, torch.float32), method, seed=0)
+    assert four_bit_layers(adapted) == before
+
+
+def test_layers_without_an_adapter_are_rounded_too() -> None:
+    base = llama()
+    whole = {name: parameter.clone() for name, parameter in base.named_parameters()}
+    adapted = attach(base, lora(["q_proj"]), seed=0)
+    shake(adapted)
+    names = frozenset(
+        name.replace(".base_layer", "")
+        for name, module in causal_model(adapted).named_modules()
+        if isinstance(module, nn.Linear) and "proj" in name and "lora" not in name
+    )
+    four_bits = FourBits(names, True, torch.float32, CPU)
+    for name, layer in layers_to_fold(adapted, four_bits):
+        fold_layer(name, layer, torch.float32, four_bits)
+    merged = dict(without_adapter(adapted, torch.float32).named_parameters())
+    changed = {name for name in merged if not torch.equal(merged[name], whole[name])}
+    assert changed == {f"{name}.weight" for name in names} and len(names) == 14
+
+
+@pytest.mark.parametrize("wanted", TYPES)
+def test_the_sum_is_rounded_once(wanted: torch.dtype) -> None:
+    """Against float64: no more than half a step of the wanted type away."""
+    adapted = attach(llama().to(torch.bfloat16), lora(rank=4, alpha=6), seed=0)
+    shake(adapted)
+    layers = layers_to_fold(adapted, None)
+    exact = {}
+    for name, layer in layers:
+        a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
+        exact[name] = layer.get_base_layer().weight.double() + 6 / 4 * (b @ a)
+        fold_layer(name, layer, wanted, None)
+    merged = without_adapter(adapted, wanted)
+    assert {parameter.dtype for parameter in merged.parameters()} == {wanted}
+    step = torch.finfo(wanted).eps
+    for name, weight in exact.items():
+        found = merged.get_submodule(name).weight.double()
+        allowed = weight.abs() * step / 2 + 1e-6
+        assert ((found - weight).abs() <= allowed).all(), name
+
+
+def test_an_update_that_is_no_number_is_named(tmp_path: Path) -> None:
+    adapted = attach(llama(), lora(), seed=0)
+    shake(adapted)
+    layer = causal_model(adapted).model.layers[1].mlp.up_proj
+    layer.lora_B["default"].weight.data[0, 0] = float("nan")
+    save_weights(adapted, tmp_path)
+    opened = open_adapter(llama(), tmp_path)
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj: its update is no number"):
+        for name, module in layers_to_fold(opened, None):
+            fold_layer(name, module, torch.float32, None)

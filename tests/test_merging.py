@@ -1,0 +1,348 @@
+"""`ftcli merge`: proven before it is there, refused with nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import validate
+
+from ftcli.artifacts import RunFolder, sha256_file
+from ftcli.cli import run
+from tests.conftest import pair, save_tiny_model
+from tests.json_shapes import SHAPES
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, rows, and a run of each method that has learned them in part."""
+    home = tmp_path_factory.mktemp("merging")
+    save_tiny_model(home / "base", head_dim=16, initializer_range=0.2)
+    for mode in ("lora", "qlora"):
+        assert run(["train", str(recipe_of(home, mode))]) == 0
+    return home
+
+
+def recipe_of(home: Path, mode: str, **training: Any) -> Path:
+    """A recipe in `home`, with the rows that it names."""
+    rows = "".join(json.dumps(pair(number)) + "\n" for number in range(48))
+    (home / "rows.jsonl").write_text(rows)
+    recipe = {
+        "name": mode,
+        "model": {"id": "base"},
+        "method": {"mode": mode, "rank": 16},
+        "data": {"train": "rows.jsonl", "validation": 4, "test": 6},
+        "training": {"max_steps": 60, "batch_size": 8, "learning_rate": 5e-3, **training},
+        "generation": {"max_new_tokens": 4},
+    }
+    path = home / f"{mode}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture
+def lora(home: Path) -> Path:
+    return home / "runs" / "lora"
+
+
+@pytest.fixture
+def qlora(home: Path) -> Path:
+    return home / "runs" / "qlora"
+
+
+@pytest.fixture
+def merge(capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Run `ftcli merge` with --json, and give its object and what was told on stderr."""
+
+    def ask(*arguments: object, code: int = 0) -> dict[str, Any]:
+        capsys.readouterr()
+        assert run(["merge", *map(str, arguments), "--json"]) == code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        value: dict[str, Any] = json.loads(out)
+        validate(value, SHAPES["error" if code else "merge"])
+        return {**value, "told": err}
+
+    return ask
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): sha256_file(file) for file in files}
+
+
+def left_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# What is proven
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "compared_in", "limits"),
+    [
+        ("auto", "float32", "float64", {"max_logit_difference": 1e-4}),
+        ("fp32", "float32", "float64", {"max_logit_difference": 1e-4}),
+        ("bf16", "bfloat16", "float32", {"kl": 1e-2, "top1_agreement": 0.99}),
+        ("fp16", "float16", "float32", {"kl": 1e-2, "top1_agreement": 0.99}),
+    ],
+)
+def test_a_lora_run_becomes_one_model(
+    merge: Ask,
+    lora: Path,
+    home: Path,
+    tmp_path: Path,
+    dtype: str,
+    stored: str,
+    compared_in: str,
+    limits: dict[str, float],
+) -> None:
+    before = digests(home)
+    found = merge(lora, "--output", tmp_path / "one", "--dtype", dtype)
+    assert (found["verdict"], found["dtype"], found["onto"]) == ("pass", stored, "base")
+    assert (found["compared_in"], found["limits"]) == (compared_in, limits)
+    assert found["rows"] == 6
+    report = json.loads((tmp_path / "one" / "merge_report.json").read_text())
+    assert report == {n: v for n, v in found.items() if n not in ("output", "told")}
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["dtype"] == stored and "quantization_config" not in config
+    assert digests(home) == before
+    assert left_below(tmp_path)[0] == "one", "and no temporary folder"
+
+
+def test_the_merged_model_answers_as_the_run(
+    merge: Ask, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing but its folder: template, stop tokens, greedy decoding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    merge(lora, "--output", tmp_path / "one")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "one")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    turns = [{"role": "user", "content": pair(3)["prompt"]}]
+    ids = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**ids, max_new_tokens=4)[0, ids["input_ids"].shape[1] :]
+    text = tokenizer.decode(answer, skip_special_tokens=True)
+    capsys.readouterr()
+    assert run(["generate", str(lora), pair(3)["prompt"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["completion"] == text and text
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_qlora_run_is_merged_onto_what_it_was_trained_on(
+    merge: Ask, qlora: Path, tmp_path: Path, dtype: str
+) -> None:
+    found = merge(qlora, "--output", tmp_path / "one", "--dtype", dtype)
+    assert found["verdict"] == "pass" and found["onto"] == "dequantized"
+    assert found["kl"] < (1e-6 if dtype == "fp32" else 1e-3)
+
+
+def test_the_original_base_is_another_model(merge: Ask, qlora: Path, tmp_path: Path) -> None:
+    arguments = (qlora, "--output", tmp_path / "one", "--onto", "original")
+    refused = merge(*arguments, code=1)
+    assert refused["error"]["code"] == "merge_differs"
+    assert "(at most 0.01); take --onto dequantized, or keep" in refused["error"]["message"]
+    assert "was trained beside the 4-bit base" in refused["told"]
+    assert left_below(tmp_path) == []
+    kept = merge(*arguments, "--accept-drift")
+    assert kept["verdict"] == "drift accepted" and kept["kl"] > 1e-2
+    assert kept["onto"] == "original" and kept["limits"] == {"kl": 1e-2}
+    assert f"KL {kept['kl']:.2g} nats a token" in kept["told"]
+    # The base's own weights, plus the update: not those that 4 bits hold.
+    lost = merge(qlora, "--output", tmp_path / "other")
+    one, other = (digests(tmp_path / name)["model.safetensors"] for name in ("one", "other"))
+    assert lost["verdict"] == "pass" and one != other
+
+
+def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--output", str(tmp_path / "one"), "--onto", "original", "--accept-drift"]
+    assert run(["merge", str(qlora), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    size = json.loads((tmp_path / "one" / "merge_report.json").read_text())["bytes"]
+    assert lines[0] == f"merged {tmp_path / 'one'} (float32, {size / 1e3:.0f} kB)"
+    assert lines[1].startswith("       not the same as base + adapter: KL ")
+    assert lines[1].endswith(" of 6 rows, in float32)")
+    assert lines[2] == "       limits: KL at most 0.01; accepted"
+
+
+# What is lost, and caught
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Fold all but a share of the update."""
+    from peft.tuners.lora import Linear
+
+    whole = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda *a: whole(*a) * (1 - share))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share", "figure"),
+    [
+        ("fp32", 1.0, "largest logit difference"),
+        ("fp32", 1e-3, "largest logit difference"),
+        ("bf16", 1.0, "KL"),
+    ],
+)
+def test_an_update_lost_in_part_leaves_nothing(
+    merge: Ask,
+    lora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    share: float,
+    figure: str,
+) -> None:
+    lose(monkeypatch, share)
+    output = tmp_path / "new" / "folder" / "one"
+    error = merge(lora, "--output", output, "--dtype", dtype, code=1)["error"]
+    assert error["code"] == "merge_differs"
+    assert f"{figure} " in error["message"] and "(at most " in error["message"]
+    assert left_below(tmp_path) == []
+
+
+def test_4_bit_weights_rounded_otherwise_are_found_out(
+    merge: Ask, qlora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the original base is: the difference is that of 4 bits."""
+    from ftcli.engine import fold
+
+    monkeypatch.setattr(fold, "NF4_BLOCK", 256)
+    error = merge(qlora, "--output", tmp_path / "one", code=1)["error"]
+    assert "KL" in error["message"]
+    assert left_below(tmp_path) == []
+
+
+def test_a_model_that_is_no_number_is_found_out(
+    merge: Ask, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import merge as engine
+
+    def broken(*arguments: Any) -> Any:
+        model = original(*arguments)
+        model.model.norm.weight.data[0] = float("nan")
+        return model
+
+    original = engine.fold
+    monkeypatch.setattr(engine, "fold", broken)
+    assert "nan" in merge(lora, "--output", tmp_path / "one", code=1)["error"]["message"]
+    assert left_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("phase", ["fold", "compare"])
+def test_a_stopped_merge_leaves_nothing(
+    lora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    phase: str,
+) -> None:
+    from ftcli.engine import merge as engine
+
+    def stopped(*arguments: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    original = getattr(engine, phase)
+    monkeypatch.setattr(engine, phase, stopped)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    assert run(["merge", str(lora), "--output", str(tmp_path / "new" / "one")]) == code
+    assert left_below(tmp_path) == []
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_folder_filled_in_the_meantime_is_kept(
+    merge: Ask, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import merge as engine
+
+    def filled(*arguments: Any) -> Any:
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "thesis.txt").write_text("mine")
+        return original(*arguments)
+
+    original = engine.compare
+    monkeypatch.setattr(engine, "compare", filled)
+    assert merge(lora, "--output", tmp_path / "one", code=1)["error"]["code"] == "output_taken"
+    assert left_below(tmp_path) == ["one", "one/thesis.txt"]
+
+
+# What is refused before any work
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("base", "base lies in the base"),
+        ("base/merged", "merged lies in the base"),
+        ("runs/../base/merged", "merged lies in the base"),
+        ("link/merged", "merged lies in the base"),
+        ("runs/lora", "lora is the run itself"),
+        ("runs/lora/adapter/merged", "merged lies in the run's adapter"),
+        ("runs/lora/checkpoints/step-9", "step-9 lies in the run's checkpoints"),
+        ("runs/qlora", "qlora exists and is not overwritten"),
+        ("lora.yaml", "lora.yaml exists and is not overwritten"),
+    ],
+)
+def test_a_merge_touches_neither_base_nor_run(
+    merge: Ask, home: Path, lora: Path, where: str, words: str
+) -> None:
+    link = home / "link"
+    if not link.is_symlink():
+        link.symlink_to(home / "base")
+    before = digests(home)
+    error = merge(lora, "--output", f"{home}/{where}", code=1)["error"]
+    assert error["code"] == "output_taken" and words in error["message"]
+    assert digests(home) == before
+
+
+def test_a_lora_run_has_one_base_only(merge: Ask, lora: Path) -> None:
+    error = merge(lora, "--onto", "original", code=2)["error"]
+    assert "only a QLoRA run has a quantised base" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"mode": "adapter"}, "its network is not linear"),
+        ({"mode": "prefix"}, "its virtual tokens stand before the input"),
+        ({"mode": "prompt"}, "its virtual tokens stand before the input"),
+    ],
+)
+def test_methods_that_no_weight_can_hold(
+    merge: Ask, lora: Path, tmp_path: Path, method: dict[str, str], words: str
+) -> None:
+    copied = RunFolder(shutil.copytree(lora, tmp_path / "run"))
+    recipe = yaml.safe_load(copied.recipe.read_text())
+    copied.recipe.write_text(yaml.safe_dump(recipe | {"method": method}))
+    message = merge(copied.path, code=2)["error"]["message"]
+    assert message.startswith(f"method.mode: {method['mode']} has no merge: ")
+    assert words in message and "ftcli generate" in message and message.endswith("train lora")
+
+
+def test_a_base_whose_files_are_quantised_is_refused(
+    merge: Ask, home: Path, lora: Path, tmp_path: Path
+) -> None:
+    config = home / "base" / "config.json"
+    before = config.read_text()
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    try:
+        config.write_text(json.dumps(json.loads(before) | quantised))
+        error = merge(lora, "--output", tmp_path / "one", code=1)["error"]
+    finally:
+        config.write_text(before)
+    assert error["code"] == "merge_quantized" and "would be rounded away" in error["message"]
+    assert left_below(tmp_path) == []
