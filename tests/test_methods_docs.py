@@ -67,7 +67,7 @@ def test_a_file_that_is_not_current_is_named(
 
 
 def test_the_page_is_short_enough_to_read() -> None:
-    assert len(page().splitlines()) <= 300
+    assert len(page().splitlines()) <= 320
 
 
 @pytest.mark.parametrize("mode", MODES)

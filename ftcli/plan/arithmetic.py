@@ -96,6 +96,8 @@ def choose_learning_rate(recipe: Recipe) -> Choice[float]:
             return Choice(2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)")
         case Adapter():
             return Choice(1e-3, "within what the authors tried (Houlsby et al. 2019, section 3.2)")
+        case Prefix(projection=True):
+            return Choice(1e-3, "a small network makes the prefix; measured, see docs/methods.md")
         case Prefix():
             return Choice(3e-2, "keys and values are large numbers; measured, see docs/methods.md")
         case Prompt():
