@@ -62,9 +62,10 @@ def _show(found: MergeResult) -> None:
 
 
 def _figures(report: dict[str, Any]) -> str:
+    ties = f" ({report['near_ties']} near ties)" if report["near_ties"] else ""
     return (
-        f"KL {report['kl']:.1e}, top-1 agreement {report['top1_agreement']:.2%}, largest logit "
-        f"difference {report['max_logit_difference']:.1e} ({report['tokens']} tokens of "
+        f"KL {report['kl']:.1e}, top-1 agreement {report['top1_agreement']:.2%}{ties}, largest "
+        f"logit difference {report['max_logit_difference']:.1e} ({report['tokens']} tokens of "
         f"{report['rows']} rows, in {report['compared_in']})"
     )
 

@@ -146,7 +146,7 @@ def compare(
     model = Model(network, reference.contract)
     with reporter.meter("merged model", len(rows)) as meter:
         found = logits_of(model, rows, merge.compared_in)
-        return parity(reference.logits, found, meter.update)
+        return parity(reference.logits, found, merge.wanted, meter.update)
 
 
 def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -> None:

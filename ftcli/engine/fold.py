@@ -1,0 +1,125 @@
+"""Fold an adapter into its base: layer after layer, one copy of the weights in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ftcli.console import Reporter
+from ftcli.engine.virtual import causal_model
+from ftcli.errors import ModelError
+
+# Weights that share a scale: bitsandbytes' and transformers' own number, which training takes.
+NF4_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class FourBits:
+    """How a training held the layers that it quantised."""
+
+    layers: frozenset[str]
+    """Their names in the base; bitsandbytes passes over the head."""
+    double_quantization: bool
+    dtype: torch.dtype
+    """Of the weights when they were quantised."""
+    device: torch.device
+
+
+def four_bit_layers(model: PreTrainedModel) -> frozenset[str]:
+    """Names of the layers that a model holds in 4 bits, without what PEFT adds to them."""
+    modules = causal_model(model).named_modules()
+    names = (name for name, module in modules if type(module).__name__ == "Linear4bit")
+    return frozenset(name.removesuffix(".base_layer") for name in names)
+
+
+def layers_to_fold(adapted: PeftModel, four_bits: FourBits | None) -> list[tuple[str, nn.Module]]:
+    """The layers that change: those with an adapter, and those that training quantised."""
+    quantised = four_bits.layers if four_bits is not None else frozenset()
+    return [
+        (name, module)
+        for name, module in causal_model(adapted).named_modules()
+        if isinstance(module, BaseTunerLayer) or name in quantised
+    ]
+
+
+def fold(
+    adapted: PeftModel, wanted: torch.dtype, four_bits: FourBits | None, reporter: Reporter
+) -> PreTrainedModel:
+    """The base with the update added to its weights, all in one type; raises ModelError.
+
+    `four_bits` rounds the weights as training did first; none: takes them as they are.
+    """
+    layers = layers_to_fold(adapted, four_bits)
+    with reporter.meter("merge", len(layers)) as meter:
+        for done, (name, layer) in enumerate(layers, start=1):
+            fold_layer(name, layer, wanted, four_bits)
+            meter.update(done)
+    return without_adapter(adapted, wanted)
+
+
+def fold_layer(
+    name: str, layer: nn.Module, wanted: torch.dtype, four_bits: FourBits | None
+) -> None:
+    """Give a layer the weight that it was trained with, plus its update, rounded once.
+
+    The sum is PEFT's own, in fp32: PEFT would else round the update to the weight's type before it
+    adds. Raises ModelError where the sum is no number.
+    """
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    weight = base.weight.data
+    if four_bits is not None and name in four_bits.layers:
+        weight = as_quantised(base, four_bits)
+    base.weight.data = weight.float()
+    if isinstance(layer, BaseTunerLayer):
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:  # safe_merge has found NaN or infinity
+            raise ModelError("adapter_broken", f"{name}: its update is no number") from error
+    base.weight.data = base.weight.data.to(wanted)
+
+
+def as_quantised(layer: Any, four_bits: FourBits) -> Tensor:
+    """The weight of a linear layer as 4 bits hold it, in the layer's own orientation."""
+    weight = layer.weight.data.to(four_bits.dtype)
+    if isinstance(layer, Conv1D):  # transformers quantises it as [out, in]
+        return nf4_round_trip(weight.T, four_bits).T.contiguous()
+    return nf4_round_trip(weight, four_bits)
+
+
+def nf4_round_trip(weight: Tensor, four_bits: FourBits) -> Tensor:
+    """[out, in] → what a 4-bit layer computes with, in the weight's own type and place."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # looks for CUDA, slowly
+
+    packed, state = quantize_4bit(
+        weight.contiguous().to(four_bits.device),
+        blocksize=NF4_BLOCK,
+        compress_statistics=four_bits.double_quantization,
+        quant_type="nf4",
+    )
+    whole: Tensor = dequantize_4bit(packed, state)
+    return whole.to(weight.device)
+
+
+def without_adapter(adapted: PeftModel, wanted: torch.dtype) -> PreTrainedModel:
+    """The base with its folded layers and the modules that were trained whole, all in one type."""
+    model: PreTrainedModel = adapted.unload()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(wanted)
+    _untie_what_differs(model)
+    return model
+
+
+def _untie_what_differs(model: PreTrainedModel) -> None:
+    """Where one end of tied embeddings was trained alone, the config may not tie them again."""
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    config = model.config.get_text_config()
+    if head is not None and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = head.weight.data_ptr() == words.weight.data_ptr()
