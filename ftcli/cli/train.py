@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -79,11 +79,19 @@ def _show(found: TrainResult) -> None:
         before = f"{first:.2f} → " if first is not None else ""
         loss = f"{before}{report['eval_loss']:.2f} (best: step {report['best_step']})"
     result(
-        f"done   {duration(report['seconds'])} · validation loss {loss} · "
+        f"done   {duration(report['seconds'])} · validation loss {loss}{_stops(report)} · "
         f"peak {gigabytes(report['peak_memory_bytes'])} · {megabytes(report['saved_bytes'])}"
     )
     result(f"       {path}")
     result(f"next   ftcli eval {path}")
+
+
+def _stops(report: dict[str, Any]) -> str:
+    """How many of a few answers the trained model ended itself, where it was asked for any."""
+    if report.get("stop_rate") is None:
+        return ""
+    rows = report["stop_rate_rows"]
+    return f" · stops {round(report['stop_rate'] * rows)} of {rows}"
 
 
 def _show_plan(plan: DryRun) -> None:
