@@ -153,7 +153,7 @@ def test_the_original_base_is_another_model(merge: Ask, qlora: Path, tmp_path: P
     refused = merge(*arguments, code=1)
     assert refused["error"]["code"] == "merge_differs"
     assert "(at most 0.01); take --onto dequantized, or keep" in refused["error"]["message"]
-    assert "was trained beside the 4-bit base" in refused["told"]
+    assert "trained on weights rounded to 4 bits" in refused["told"]
     assert left_below(tmp_path) == []
     kept = merge(*arguments, "--accept-drift")
     assert kept["verdict"] == "drift accepted" and kept["kl"] > 1e-2

@@ -76,4 +76,4 @@ def test_a_drift_may_be_accepted_but_no_broken_model(kl: float, accept: bool, ve
 def test_the_figures_of_a_drift_in_words() -> None:
     words = drift_in_words(report(kl=math.log(1.5), top1_agreement=0.77))
     assert "1.5 times as perplexing" in words and "at 23.0% of the tokens" in words
-    assert "trained beside the 4-bit base" in words
+    assert "trained on weights rounded to 4 bits" in words

@@ -164,10 +164,20 @@ def train_in_fp32(model: PreTrainedModel) -> None:
     for module in model.modules():
         if not isinstance(module, ModulesToSaveWrapper):
             continue
+        # Not by the copy's own type: ends that are tied share a matrix, which is fp32 by now.
+        narrow = module.original_module.weight.dtype != torch.float32
         for copy in module.modules_to_save.values():
-            if isinstance(copy, nn.Embedding) and copy.weight.dtype != torch.float32:
+            if isinstance(copy, nn.Embedding) and narrow:
                 copy.register_forward_hook(_answer_as(module.original_module))
+            if isinstance(copy, nn.Linear) and narrow:
+                copy.register_forward_pre_hook(_read_in_own_type)
             copy.float()
+
+
+def _read_in_own_type(copy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A trained head reads what the layers before it answer in the base's type."""
+    weight: Any = copy.weight
+    return (inputs[0].to(weight.dtype), *inputs[1:])
 
 
 def _answer_as(original: Any) -> Callable[[nn.Module, object, Tensor], Tensor]:

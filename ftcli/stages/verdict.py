@@ -65,8 +65,8 @@ def drift_in_words(report: Mapping[str, Any]) -> str:
     perplexity = math.exp(min(report["kl"], 100.0))
     others = 1 - report["top1_agreement"]
     return (
-        "the adapter was trained beside the 4-bit base and corrects its rounding errors too; in "
-        f"the original base they are not there. KL {report['kl']:.2g} nats a token: what the "
-        f"trained model writes is to the merged one {perplexity:.3g} times as perplexing as to "
-        f"itself; at {others:.1%} of the tokens it would write another one"
+        "the adapter was trained on weights rounded to 4 bits, and those of the original base are "
+        f"not rounded. KL {report['kl']:.2g} nats a token: what the trained model writes is to the "
+        f"merged one {perplexity:.3g} times as perplexing as to itself; at {others:.1%} of the "
+        "tokens it would write another one"
     )

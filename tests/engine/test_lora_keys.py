@@ -105,6 +105,7 @@ def test_modules_are_trained_whole_in_fp32_and_found_again(
         expected = logits(adapted)
         assert torch.equal(logits(open_adapter(again, tmp_path)), expected)
     assert not torch.equal(found, expected)
+    assert logits(adapted).isfinite().all(), "in use there is no autocast"
     if tied:
         inside = adapted.get_base_model()
         ends = (inside.get_input_embeddings().weight, inside.get_output_embeddings().weight)
