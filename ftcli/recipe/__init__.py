@@ -24,6 +24,7 @@ from ftcli.recipe.method import (
     Prefix,
     Prompt,
     Qlora,
+    holds_4_bits,
 )
 from ftcli.recipe.section import (
     NO_BOOLEAN,
@@ -56,6 +57,7 @@ __all__ = [
     "RegexFormat",
     "Section",
     "Training",
+    "holds_4_bits",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, field_validator, model_validator
 
@@ -119,3 +119,16 @@ class Prompt(FrozenKeys):
 
 
 Method = Annotated[Full | Lora | Qlora | Adapter | Prefix | Prompt, Field(discriminator="mode")]
+
+
+def holds_4_bits(method: Method) -> bool:
+    """Whether the method's frozen base is quantised."""
+    match method:
+        case Full() | Lora():
+            return False
+        case Qlora():
+            return True
+        case Adapter() | Prefix() | Prompt():
+            return method.quantization == "nf4"
+        case _:
+            assert_never(method)

@@ -7,10 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
 
 from ftcli.errors import FtcliError, ModelError, UsageError, did_you_mean
-from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Prefix, Prompt, Qlora
+from ftcli.recipe import Full, LoraKeys, holds_4_bits
 from ftcli.stages.opening import OpenRun, open_run
 
 # `shop:0.7+sql:0.3`; weights below 0 take an adapter's effect away.
@@ -151,13 +150,5 @@ def _base(opened: OpenRun) -> str:
 def _kind(opened: OpenRun) -> tuple[str, str]:
     """What has to be alike for adapters that are in memory at once: method, and base in 4 bits."""
     method = opened.loaded.recipe.method
-    match method:
-        case Lora() | Full():
-            return "LoRA", "a 16-bit base"
-        case Qlora():
-            return "LoRA", "a 4-bit base"
-        case Adapter() | Prefix() | Prompt():
-            bits = "a 4-bit base" if method.quantization == "nf4" else "a 16-bit base"
-            return method.mode, bits
-        case _:
-            assert_never(method)
+    name = "LoRA" if isinstance(method, LoraKeys) else method.mode
+    return name, "a 4-bit base" if holds_4_bits(method) else "a 16-bit base"

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, assert_never, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,7 +15,7 @@ from ftcli.errors import RecipeError, UsageError, did_you_mean
 from ftcli.loading import Loaded, resolved
 from ftcli.loading.nodes import Found, in_order, override_value
 from ftcli.loading.wording import problems_of
-from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora, Recipe
+from ftcli.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe, holds_4_bits
 
 CLASSES: Mapping[str, type[BaseModel]] = {
     get_args(kind.model_fields["mode"].annotation)[0]: kind
@@ -65,19 +65,6 @@ class Cell:
         """The same training over this many optimizer steps."""
         training = self.recipe.training.model_copy(update={"max_steps": steps})
         return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
-
-
-def holds_4_bits(method: Method) -> bool:
-    """Whether the method's frozen base is quantised."""
-    match method:
-        case Full() | Lora():
-            return False
-        case Qlora():
-            return True
-        case Adapter() | Prefix() | Prompt():
-            return method.quantization == "nf4"
-        case _:
-            assert_never(method)
 
 
 def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
