@@ -45,7 +45,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         key = f"{prefix}{name}"
         sections = _sections(field.annotation)
         if not sections:
-            yield key, f"{key}{_default(field)}\n    {field.description}"
+            yield key, f"{key}{_default(field)}\n    {_text(field)}"
             continue
         yield from _tags(sections, key)
         for inner in sections:
@@ -70,6 +70,11 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) is Literal:
         return []
     return [section for argument in get_args(annotation) for section in _sections(argument)]
+
+
+def _text(field: FieldInfo) -> str:
+    """A field's docstring on one line."""
+    return " ".join((field.description or "").split())
 
 
 def _default(field: FieldInfo) -> str:
