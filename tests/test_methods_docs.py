@@ -206,8 +206,8 @@ def test_the_counts_are_those_of_peft_on_the_small_model(mode: Mode, small_model
     adapted = attach(base, method_of(mode), seed=0)
     counted = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
     assert counted == figures_of(docs.SMALL).trained[mode]
-    row = next(line for line in page().splitlines() if line.startswith(f"| {docs_row(mode)} |"))
-    assert f"{counted:,} (" in row
+    rows = [line for line in page().splitlines() if line.startswith(f"| {docs_row(mode)} |")]
+    assert any(f"{counted:,} (" in row for row in rows)
 
 
 @pytest.mark.slow

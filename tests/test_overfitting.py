@@ -59,7 +59,6 @@ def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
         {"mode": "lora", "rank": 16},
         {"mode": "lora", "rank": 16, "dora": True},
         {"mode": "qlora", "rank": 16},
-        {"mode": "adapter", "bottleneck": 32},
     ],
     ids=lambda method: "-".join(map(str, method.values())),
 )
