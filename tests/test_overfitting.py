@@ -82,12 +82,11 @@ def test_eight_rows_come_back_and_stop(
     assert all(answer["stopped"] for answer in found)
 
 
-# Steps and rates that do it on the small model; a soft prompt has 20 vectors to hold all eight.
-REAL: dict[str, tuple[dict[str, Any], int, float, int]] = {
-    "lora": ({"mode": "lora"}, 30, 1e-3, 8),
-    "adapter": ({"mode": "adapter"}, 30, 3e-3, 8),
-    "prefix": ({"mode": "prefix"}, 60, 3e-2, 8),
-    "prompt": ({"mode": "prompt"}, 60, 3e-2, 6),
+# Steps and rates that do it on the small model. Measured besides, and left out for their time:
+# adapters in 30 steps at 3e-3 all eight; a soft prompt in 60 steps at 3e-2 at least six of eight.
+REAL: dict[str, tuple[dict[str, Any], int, float]] = {
+    "lora": ({"mode": "lora"}, 30, 1e-3),
+    "prefix": ({"mode": "prefix"}, 60, 3e-2),
 }
 
 
@@ -100,7 +99,7 @@ def test_the_small_model_learns_eight_rows_by_heart(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    method, steps, rate, least = REAL[name]
+    method, steps, rate = REAL[name]
     wanted = rows(tmp_path / "eight.jsonl")
     recipe = write_recipe(
         model={"id": str(small_model)},
@@ -110,7 +109,5 @@ def test_the_small_model_learns_eight_rows_by_heart(
         generation={"max_new_tokens": 32},
     )
     found = answers(recipe, tmp_path / "eight.jsonl", capsys)
-    pairs = zip(found, wanted, strict=True)
-    right = sum(answer["completion"] == row["completion"] for answer, row in pairs)
-    assert right >= least
+    assert [answer["completion"] for answer in found] == [row["completion"] for row in wanted]
     assert all(answer["stopped"] for answer in found)

@@ -119,16 +119,9 @@ def test_full_training_moves_every_weight(
     assert moved > 0.99
 
 
-# Held-out loss after eight steps of four rows lies below the base's (3.36) by at least this;
-# measured: full 1.3, lora 1.2, qlora 1.2, adapter 1.2, prefix 0.4, prompt 0.4.
-MARGINS = {
-    "full": 0.8,
-    "lora": 0.8,
-    "qlora": 0.8,
-    "adapter": 0.8,
-    "prefix": 0.15,
-    "prompt": 0.15,
-}
+# After eight steps of four rows at the method's own rate, held-out loss lies below that before
+# the first step by at least this; LoRA and QLoRA are in the test of the shipped recipes.
+MARGINS = {"full": 0.2, "adapter": 0.8, "prefix": 0.15, "prompt": 0.15}
 
 
 @pytest.mark.parametrize("mode", MARGINS)
@@ -139,5 +132,3 @@ def test_every_method_learns_the_demo_data(
     flags = overrides(small_model, tmp_path / "run", *words, "training.eval_steps=8")
     trained = ask(capsys, "train", RECIPES / "ecommerce-lora.yaml", *flags)
     assert trained["eval_loss"] < trained["first_eval_loss"] - MARGINS[mode]
-    scores = ask(capsys, "eval", tmp_path / "run", "--limit", "8")
-    assert scores["tuned"]["loss"] < scores["base"]["loss"] - MARGINS[mode]
