@@ -383,6 +383,7 @@ def test_validation_rows_that_are_the_held_out_ones_are_said_to_be(
     assert "these rows chose the checkpoints" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_each_cell_in_a_process_of_its_own(recipe: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ftcli", "compare", str(recipe), "--methods", "lora"]
     done = subprocess.run(

@@ -57,8 +57,8 @@ def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         {"mode": "full"},
         {"mode": "lora", "rank": 16},
-        {"mode": "lora", "rank": 16, "dora": True},
-        {"mode": "qlora", "rank": 16},
+        pytest.param({"mode": "lora", "rank": 16, "dora": True}, marks=pytest.mark.slow),
+        pytest.param({"mode": "qlora", "rank": 16}, marks=pytest.mark.slow),
     ],
     ids=lambda method: "-".join(map(str, method.values())),
 )
