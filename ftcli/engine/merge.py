@@ -6,7 +6,6 @@ The three hold a copy of the weights one after the other, never two at once.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ftcli.engine.fold import FourBits, fold, four_bit_layers
 from ftcli.engine.inference import Model, PromptContract
 from ftcli.engine.model import DTYPES, load_base, open_config
 from ftcli.engine.parity import Parity, Rows, logits_of, parity
-from ftcli.engine.trained import load_tuned_model
+from ftcli.engine.trained import load_tuned_model, planned
 from ftcli.errors import ModelError
 from ftcli.loading import Loaded
 from ftcli.prepared import Prepared
@@ -89,7 +88,7 @@ def plan_merge(
             "away; use the adapter as it is (ftcli generate), or train on the unquantised model",
         )
     stored = config.dtype if config.dtype in DTYPES.values() else torch.float32
-    trained = DTYPES[_planned(run, "weights_dtype")]
+    trained = DTYPES[planned(run, "weights_dtype")]
     return Merge(
         loaded=loaded,
         run=run,
@@ -179,14 +178,10 @@ def _four_bits(merge: Merge, reference: Reference) -> FourBits | None:
     )
 
 
-def _planned(run: RunFolder, name: str) -> str:
-    return str(json.loads(run.plan.read_text(encoding="utf-8"))[name]["value"])
-
-
 def _attention(run: RunFolder) -> str:
     """The training's, but that flash attention takes 16-bit tensors only."""
-    planned = _planned(run, "attention")
-    return "sdpa" if planned == "flash" else planned
+    attention = planned(run, "attention")
+    return "sdpa" if attention == "flash" else attention
 
 
 def _let_go() -> None:

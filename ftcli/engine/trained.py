@@ -49,10 +49,10 @@ def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     """The training's arithmetic, or fp32 where 16 bits are emulated."""
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
-    return compute_dtype(_planned(run, "precision"))
+    return compute_dtype(planned(run, "precision"))
 
 
-def _planned(run: RunFolder, name: str) -> str:
+def planned(run: RunFolder, name: str) -> str:
     """A decision of the run's plan."""
     return str(json.loads(run.plan.read_text(encoding="utf-8"))[name]["value"])
 
@@ -85,7 +85,7 @@ def _network(
     dtype: torch.dtype,
     quantized: BitsAndBytesConfig | None,
 ) -> Any:
-    attention = _planned(run, "attention")
+    attention = planned(run, "attention")
     return load_base(
         source,
         loaded.recipe.model,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from difflib import SequenceMatcher
 from functools import reduce
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -19,16 +19,11 @@ from pydantic import ValidationError
 from ftcli.errors import RecipeError, UsageError
 from ftcli.loading import Loaded
 from ftcli.loading.nodes import Found, compose
-from ftcli.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe
+from ftcli.recipe import METHOD_CLASSES, Recipe
 from ftcli.templates import names_file
 
 Settings = Mapping[str, Any]
 """Key of the recipe, as `method.rank` → its value."""
-
-_METHODS = {
-    get_args(kind.model_fields["mode"].annotation)[0]: kind
-    for kind in (Full, Lora, Qlora, Adapter, Prefix, Prompt)
-}
 
 
 def changed(recipe: Recipe, settings: Settings) -> Recipe:
@@ -164,7 +159,7 @@ def _lay(values: MutableMapping[str, Any], settings: Settings) -> None:
             section = section.setdefault(part, {})
         _put(section, name, value)
     method = values["method"]
-    known = _METHODS[str(method["mode"])].model_fields
+    known = METHOD_CLASSES[str(method["mode"])].model_fields
     for name in [name for name in method if name not in known]:
         del method[name]  # another method has no use for it
 

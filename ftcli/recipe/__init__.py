@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ftcli.recipe.method import (
+    METHOD_CLASSES,
     Adapter,
     FrozenKeys,
     Full,
@@ -38,6 +39,7 @@ from ftcli.recipe.section import (
 )
 
 __all__ = [
+    "METHOD_CLASSES",
     "Adapter",
     "AnswerFormat",
     "Data",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, assert_never
+from collections.abc import Mapping
+from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -119,6 +120,12 @@ class Prompt(FrozenKeys):
 
 
 Method = Annotated[Full | Lora | Qlora | Adapter | Prefix | Prompt, Field(discriminator="mode")]
+
+METHOD_CLASSES: Mapping[str, type[Section]] = {
+    get_args(kind.model_fields["mode"].annotation)[0]: kind
+    for kind in (Full, Lora, Qlora, Adapter, Prefix, Prompt)
+}
+"""Word of `method.mode` → its class."""
 
 
 def holds_4_bits(method: Method) -> bool:

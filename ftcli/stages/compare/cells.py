@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ftcli.artifacts import RunFolder
 from ftcli.errors import RecipeError, UsageError, did_you_mean
 from ftcli.loading import Loaded, resolved
 from ftcli.loading.nodes import Found, in_order, override_value
 from ftcli.loading.wording import problems_of
-from ftcli.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe, holds_4_bits
+from ftcli.recipe import METHOD_CLASSES, Recipe, holds_4_bits
 
-CLASSES: Mapping[str, type[BaseModel]] = {
-    get_args(kind.model_fields["mode"].annotation)[0]: kind
-    for kind in (Full, Lora, Qlora, Adapter, Prefix, Prompt)
-}
-METHODS = tuple(CLASSES)
+METHODS = tuple(METHOD_CLASSES)
 # One update, over a 16-bit or a 4-bit base: keys and rate of one are those of the other.
 LOW_RANK = ("lora", "qlora")
 
@@ -109,7 +105,7 @@ def cells_of(
 
 
 def _require_known_keys(of_methods: Sequence[str], methods: Sequence[str]) -> None:
-    known = {key: None for method in methods for key in CLASSES[method].model_fields}
+    known = {key: None for method in methods for key in METHOD_CLASSES[method].model_fields}
     for override in of_methods:
         key = _path(override)[1]
         if key not in known:
@@ -127,7 +123,7 @@ def _cell(
     found = Found(loaded.shown_path())
     values["method"] = _method_values(recipe, method)
     for override in of_methods:
-        if _path(override)[1] in CLASSES[method].model_fields:
+        if _path(override)[1] in METHOD_CLASSES[method].model_fields:
             override_value(values, override, found)
     if rate is not None:
         values["training"]["learning_rate"] = rate
@@ -141,7 +137,7 @@ def _cell(
 def _method_values(recipe: Recipe, method: str) -> dict[str, Any]:
     """The recipe's own keys for its own method and that method's sibling; else defaults alone."""
     own = recipe.method.model_dump(mode="json") if _related(recipe, method) else {}
-    known = CLASSES[method].model_fields
+    known = METHOD_CLASSES[method].model_fields
     return {key: value for key, value in own.items() if key in known} | {"mode": method}
 
 
