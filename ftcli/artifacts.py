@@ -122,6 +122,20 @@ class RunFolder:
             )
         return self.contract
 
+    def base_fingerprint(self) -> str | None:
+        """Of the weights that the run began with; none where they could not be found then.
+
+        Raises FtcliError.
+        """
+        file = self.require_contract()
+        try:
+            base: str | None = json.loads(file.read_text(encoding="utf-8"))["base"]
+            return base
+        except (ValueError, KeyError, TypeError) as error:
+            raise FtcliError(
+                "contract_broken", f"cannot be read ({error!r})", file=str(file)
+            ) from error
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One writer at a time; the lock frees itself when its holder ends."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcli.errors import FtcliError, ModelError, UsageError, did_you_mean
+from ftcli.errors import ModelError, UsageError, did_you_mean
 from ftcli.recipe import Full, LoraKeys, holds_4_bits
 from ftcli.stages.opening import OpenRun, open_run
 
@@ -137,14 +136,7 @@ def _require_same_base(run: OpenRun, member: Member) -> None:
 
 def _base(opened: OpenRun) -> str:
     """The fingerprint of the base's weights, or its name where they could not be found."""
-    file = opened.run.require_contract()
-    try:
-        contract = json.loads(file.read_text(encoding="utf-8"))
-        return str(contract["base"] or opened.loaded.recipe.model.id)
-    except (ValueError, KeyError, TypeError) as error:
-        raise FtcliError(
-            "contract_broken", f"cannot be read ({error!r})", file=str(file)
-        ) from error
+    return opened.run.base_fingerprint() or opened.loaded.recipe.model.id
 
 
 def _kind(opened: OpenRun) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcli.artifacts import RunFolder, write_json, write_text
+from ftcli.artifacts import write_json, write_text
 from ftcli.console import Reporter, shown_path
 from ftcli.errors import FtcliError, Stopped
 from ftcli.loading import Loaded, differences, dump_recipe, load_recipe
@@ -111,19 +111,11 @@ def _require_same_start(setting: Setting, cells: Sequence[Cell], data: str) -> N
         rows = run.read_manifest().get("data", data)
         if rows != data:
             changed[f"data: {rows} → {data} (rows or tokenizer)"] = None
-        kept = _base_of(run)
+        kept = run.base_fingerprint() if run.contract.is_file() else None
         if base is not None and kept not in (None, base):
             changed[f"model.id: {kept} → {base} (weights of {model.id})"] = None
     if changed:
         raise _begun_otherwise(setting, list(changed))
-
-
-def _base_of(run: RunFolder) -> str | None:
-    """Fingerprint of the weights that a run began with, as its contract keeps it."""
-    if not run.contract.is_file():
-        return None
-    base: str | None = json.loads(run.contract.read_text(encoding="utf-8"))["base"]
-    return base
 
 
 def _begun_otherwise(setting: Setting, changed: Sequence[str]) -> FtcliError:
