@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from ftcli.data.example import Message
 from ftcli.errors import DataError
 from ftcli.metrics.form import form_check
 from ftcli.metrics.intervals import Interval, mean_interval, ratio_interval, share_interval
+from ftcli.metrics.likelihood import Scored
 from ftcli.metrics.text import chrf, exact_match, rouge_l
 from ftcli.prepared import Split
 from ftcli.stages.opening import OpenRun, open_run
@@ -36,6 +37,8 @@ class EvalResult:
     run_dir: Path
     report: dict[str, Any]
     stored: bool
+    scored: Mapping[str, Scored]
+    """Losses of each side, row by row."""
 
     def as_json(self) -> dict[str, Any]:
         return {"run_dir": str(self.run_dir), **self.report}
@@ -48,6 +51,10 @@ class _Side:
     losses: list[float]
     tokens: list[int]
     answers: list[Answer]
+
+    @property
+    def scored(self) -> Scored:
+        return Scored(tuple(self.losses), tuple(self.tokens))
 
 
 def evaluate_run(
@@ -64,16 +71,19 @@ def evaluate_run(
     split = _held_out(opened, data)
     key = _key(opened, data, split, limit, with_base)
     stored = opened.run.evaluations / f"{key}.json"
-    if stored.is_file():
-        return EvalResult(
-            opened.run.path, json.loads(stored.read_text(encoding="utf-8")), stored=True
-        )
+    row_by_row = opened.run.evaluations / f"{key}.rows.json"
+    if stored.is_file() and row_by_row.is_file():
+        report = json.loads(stored.read_text(encoding="utf-8"))
+        return EvalResult(opened.run.path, report, stored=True, scored=_read_scored(row_by_row))
     rows = _rows(opened, data, split, limit)
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
-    report = _report(opened, rows, split, data, with_base, reporter)
+    sides = _sides(opened, rows, with_base, reporter)
+    report = _report(opened, rows, split, data, sides)
+    scored = {name: side.scored for name, side in sides.items()}
+    write_json(row_by_row, {name: asdict(losses) for name, losses in scored.items()})
     write_json(stored, report)
-    return EvalResult(opened.run.path, report, stored=False)
+    return EvalResult(opened.run.path, report, stored=False, scored=scored)
 
 
 def _held_out(opened: OpenRun, data: Path | None) -> Split:
@@ -127,19 +137,8 @@ def _report(
     rows: Rows,
     split: Split,
     data: Path | None,
-    with_base: bool,
-    reporter: Reporter,
+    sides: dict[str, _Side],
 ) -> dict[str, Any]:
-    from ftcli.engine.device import memory_in_words
-    from ftcli.engine.trained import load_base_model, load_tuned_model
-
-    sides: dict[str, _Side] = {}
-    loaders = {"base": load_base_model} if with_base else {}
-    with memory_in_words("stop what else runs on it"):
-        for name, load in {**loaders, "tuned": load_tuned_model}.items():
-            model = load(opened.loaded, opened.run, opened.prepared)
-            sides[name] = _run_side(name, model, opened, rows, reporter)
-            del model
     check = None
     if (wanted := opened.loaded.recipe.eval.format) is not None:
         check = form_check(wanted)
@@ -152,6 +151,26 @@ def _report(
         **scores,
         "samples": _samples(rows, references, sides),
     }
+
+
+def _sides(opened: OpenRun, rows: Rows, with_base: bool, reporter: Reporter) -> dict[str, _Side]:
+    """One model after the other, the base first where it is wanted."""
+    from ftcli.engine.device import memory_in_words
+    from ftcli.engine.trained import load_base_model, load_tuned_model
+
+    sides: dict[str, _Side] = {}
+    loaders = {"base": load_base_model} if with_base else {}
+    with memory_in_words("stop what else runs on it"):
+        for name, load in {**loaders, "tuned": load_tuned_model}.items():
+            model = load(opened.loaded, opened.run, opened.prepared)
+            sides[name] = _run_side(name, model, opened, rows, reporter)
+            del model
+    return sides
+
+
+def _read_scored(file: Path) -> dict[str, Scored]:
+    sides = json.loads(file.read_text(encoding="utf-8"))
+    return {name: Scored(tuple(s["losses"]), tuple(s["tokens"])) for name, s in sides.items()}
 
 
 def _run_side(name: str, model: Model, opened: OpenRun, rows: Rows, reporter: Reporter) -> _Side:

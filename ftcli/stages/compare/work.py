@@ -22,7 +22,7 @@ from ftcli.plan import make_plan, profile_of
 from ftcli.prepared import SPLITS, load_prepared, split_file
 from ftcli.shapes import model_source
 from ftcli.stages.compare.record import Side
-from ftcli.stages.evaluate import evaluate_run
+from ftcli.stages.evaluate import EvalResult, evaluate_run
 from ftcli.stages.opening import OpenRun, open_run
 from ftcli.stages.scene import look
 from ftcli.stages.train import train_recipe
@@ -108,19 +108,19 @@ def _cell(task: Task, reporter: Reporter) -> dict[str, Any]:
         f"{name}={json.dumps(getattr(loaded.recipe, name).model_dump(mode='json'))}"
         for name in ("generation", "eval")
     ]
-    report = _scores(task, run, overrides, reporter)
+    found = _evaluated(task, run, overrides, reporter)
     opened = open_run(run.path, overrides)
-    sides = {side: _side(side, report, opened, task, reporter) for side in _sides(report)}
+    sides = {side: _side(side, found, opened, task, reporter) for side in _sides(found.report)}
     manifest = run.read_manifest()
     plan = json.loads(run.plan.read_text(encoding="utf-8"))
     return {
         "run_dir": str(run.path),
-        "held_out": report["data"],
+        "held_out": found.report["data"],
         "training": trained.report,
         "learning_rate": plan["learning_rate"]["value"],
         "machine": manifest["hardware"]["name"],
         "resumed": was_resumed(manifest),
-        **{side: asdict(found) for side, found in sides.items()},
+        **{name: asdict(side) for name, side in sides.items()},
     }
 
 
@@ -142,13 +142,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _scores(
+def _evaluated(
     task: Task, run: RunFolder, overrides: Sequence[str], reporter: Reporter
-) -> dict[str, Any]:
+) -> EvalResult:
     """What `ftcli eval` finds; a base that has no room here leaves the cell its own scores."""
 
-    def scored(with_base: bool) -> dict[str, Any]:
-        found = evaluate_run(
+    def evaluated(with_base: bool) -> EvalResult:
+        return evaluate_run(
             run.path,
             overrides,
             data=None,
@@ -156,15 +156,14 @@ def _scores(
             with_base=with_base,
             reporter=reporter,
         )
-        return found.report
 
     try:
-        return scored(task.with_base)
+        return evaluated(task.with_base)
     except MachineError as error:
         if not task.with_base:
             raise
         reporter.warn(f"the base cannot be measured: {error}")
-        return scored(False)
+        return evaluated(False)
 
 
 def _sides(report: Mapping[str, Any]) -> list[Literal["base", "tuned"]]:
@@ -173,26 +172,24 @@ def _sides(report: Mapping[str, Any]) -> list[Literal["base", "tuned"]]:
 
 def _side(
     name: Literal["base", "tuned"],
-    report: Mapping[str, Any],
+    found: EvalResult,
     opened: OpenRun,
     task: Task,
     reporter: Reporter,
 ) -> Side:
-    """Losses row by row and of the general text, beside the scores."""
+    """The losses of the general text, beside what the evaluation has found."""
     from ftcli.engine.device import memory_in_words
     from ftcli.engine.plain_text import passage_rows
-    from ftcli.engine.rows import read_split
     from ftcli.engine.trained import load_base_model, load_tuned_model
 
     load = {"base": load_base_model, "tuned": load_tuned_model}[name]
     text = general_text(Path(task.general_text) if task.general_text else None)
     with memory_in_words("stop what else runs on it"):
         model = load(opened.loaded, opened.run, opened.prepared)
-        rows = read_split(opened.run.data, report["data"]).to_pylist()[: task.limit]
         passages = passage_rows(model.contract.renderer, text.passages)
         return Side(
-            report[name],
-            _scored(model, rows, f"{name}: row by row", reporter),
+            found.report[name],
+            found.scored[name],
             _scored(model, passages, f"{name}: general text", reporter),
         )
 
