@@ -71,7 +71,7 @@ def evaluate_run(
     split = _held_out(opened, data)
     key = _key(opened, data, split, limit, with_base)
     stored = opened.run.evaluations / f"{key}.json"
-    row_by_row = opened.run.evaluations / f"{key}.rows.json"
+    row_by_row = opened.run.evaluations / "rows" / f"{key}.json"
     if stored.is_file() and row_by_row.is_file():
         report = json.loads(stored.read_text(encoding="utf-8"))
         return EvalResult(opened.run.path, report, stored=True, scored=_read_scored(row_by_row))
