@@ -18,9 +18,9 @@ import torch
 
 from ftcli.artifacts import RunFolder
 from ftcli.console import Terminal
+from ftcli.engine.building import Setup, build_trainer
 from ftcli.engine.encode import prepare
 from ftcli.engine.memory import MemoryMeter, StepMemory
-from ftcli.engine.trainer import Setup, build_trainer
 from ftcli.errors import MachineError
 from ftcli.loading import load_recipe
 from ftcli.plan import make_plan, profile_of

@@ -9,7 +9,8 @@ from ftcli.stages.verdict import DRIFT, FAIL, PASS, drift_in_words, limits_for, 
 
 
 def report(**changes: float) -> dict[str, Any]:
-    return {"kl": 1e-4, "top1_agreement": 0.995, "max_logit_difference": 0.2} | changes
+    figures = {"kl": 1e-4, "top1_agreement": 0.995, "max_logit_difference": 0.2}
+    return figures | {"near_ties": 0, "tokens": 200} | changes
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_what_a_merge_may_change(
         ("bfloat16", {"kl": 1e-2, "top1_agreement": 0.99}, []),
         ("bfloat16", {"kl": 0.011}, ["KL 0.011 (at most 0.01)"]),
         ("bfloat16", {"top1_agreement": 0.98}, ["top-1 agreement 98.00% (at least 99%)"]),
+        ("bfloat16", {"top1_agreement": 0.98, "near_ties": 2}, []),
         ("bfloat16", {"max_logit_difference": 9.0}, []),
         ("float32", {"max_logit_difference": 1e-4, "kl": 1.0}, []),
         (

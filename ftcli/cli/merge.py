@@ -62,7 +62,7 @@ def _show(found: MergeResult) -> None:
 
 
 def _figures(report: dict[str, Any]) -> str:
-    ties = f" ({report['near_ties']} near ties)" if report["near_ties"] else ""
+    ties = f" (and {report['near_ties']} near ties)" if report["near_ties"] else ""
     return (
         f"KL {report['kl']:.1e}, top-1 agreement {report['top1_agreement']:.2%}{ties}, largest "
         f"logit difference {report['max_logit_difference']:.1e} ({report['tokens']} tokens of "

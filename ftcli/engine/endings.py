@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import torch
 
 from ftcli.console import Reporter
+from ftcli.engine.building import Setup
 from ftcli.engine.inference import Model, PromptContract, answer_prompts
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.rows import read_split
-from ftcli.engine.trainer import FtcliTrainer, Setup
+from ftcli.engine.trainer import FtcliTrainer
 from ftcli.errors import DataError
 from ftcli.prepared import Prepared, Split
 

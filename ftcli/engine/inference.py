@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TextIteratorStreamer
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextIteratorStreamer,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from ftcli.engine.batches import collate, length_batches
@@ -168,6 +173,15 @@ def _generate_into(
     except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
         failed.append(error)
         streamer.end()
+
+
+def generation_config(
+    tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], pad_id: int
+) -> GenerationConfig:
+    """Greedy, and stopping where the training's answers ended."""
+    return GenerationConfig(
+        eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=tokenizer.bos_token_id
+    )
 
 
 def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:

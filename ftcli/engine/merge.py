@@ -6,20 +6,19 @@ The three hold a copy of the weights one after the other, never two at once.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ftcli.artifacts import RunFolder, folder_bytes
 from ftcli.console import Reporter
 from ftcli.engine.adapters import open_adapter
 from ftcli.engine.device import device_of, find_hardware, give_back_freed_memory
 from ftcli.engine.fold import FourBits, fold, four_bit_layers
-from ftcli.engine.inference import Model, PromptContract
+from ftcli.engine.inference import Model, PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
 from ftcli.engine.parity import Parity, Rows, logits_of, parity
 from ftcli.engine.trained import load_tuned_model, planned
@@ -154,15 +153,6 @@ def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -
     model.generation_config = generation_config(tokenizer, contract.stop_ids, contract.pad_id)
     model.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
-
-
-def generation_config(
-    tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], pad_id: int
-) -> GenerationConfig:
-    """Greedy, and stopping where the training's answers ended."""
-    return GenerationConfig(
-        eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=tokenizer.bos_token_id
-    )
 
 
 def _four_bits(merge: Merge, reference: Reference) -> FourBits | None:

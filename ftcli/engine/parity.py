@@ -35,11 +35,12 @@ class Parity:
     kl: float
     """Mean of KL(reference ‖ candidate) in nats a token."""
     top1_agreement: float
-    """Share of positions with the same first token, near ties included."""
+    """Share of positions with the same first token."""
     max_logit_difference: float
     near_ties: int
-    """Positions at which the candidate prefers a token whose logit is, to the reference, less than
-    one step of the candidate's type below its first: there any rounding decides."""
+    """Of the others, those at which the candidate prefers a token whose logit is, to the
+    reference, less than one step of the candidate's type below its first: there any rounding
+    decides."""
     tokens: int
 
 
@@ -130,7 +131,7 @@ def parity(
         furthest = _larger(furthest, (expected - found).abs().max().item())
         tokens += len(expected)
         moved(done)
-    return Parity(kl / tokens, (agreed + ties) / tokens, furthest, ties, tokens)
+    return Parity(kl / tokens, agreed / tokens, furthest, ties, tokens)
 
 
 def _first_tokens(expected: Tensor, found: Tensor, dtype: torch.dtype) -> tuple[int, int]:

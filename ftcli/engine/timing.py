@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftcli.artifacts import RunFolder
-from ftcli.engine.trainer import Setup, build_trainer
+from ftcli.engine.building import Setup, build_trainer
 from ftcli.plan import Choice
 
 # The first steps fill caches and choose kernels, and are not timed.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -24,23 +23,16 @@ from trl import SFTConfig, SFTTrainer
 
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
-from ftcli.data.order import micro_batches, run_rows
-from ftcli.engine.adapters import load_encoder, open_adapter, prefix_encoder, save_weights
+from ftcli.engine.adapters import load_encoder, prefix_encoder
 from ftcli.engine.batches import collate, length_batches
 from ftcli.engine.callbacks import Course, stop_signals
 from ftcli.engine.checkpoints import newest, rotate, save_checkpoint
-from ftcli.engine.device import device_of
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.memory import StepMemory
-from ftcli.engine.merge import generation_config
-from ftcli.engine.methods import attach, first_words, quantization, trained_weights_untouched
-from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
-from ftcli.engine.rendering import Renderer
+from ftcli.engine.methods import trained_weights_untouched
 from ftcli.errors import FtcliError
-from ftcli.hardware import Hardware
 from ftcli.plan import Plan
-from ftcli.prepared import Prepared, Split, split_file
-from ftcli.recipe import Full, Recipe, Training
+from ftcli.recipe import Training
 
 # Our name of a decision → where it goes.
 THEIR_NAMES = {
@@ -274,80 +266,3 @@ def train(
         seconds=course.seconds(),
         signal_number=signal_number,
     )
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a trainer is built from."""
-
-    recipe: Recipe
-    source: str
-    hardware: Hardware
-    plan: Plan
-    prepared: Prepared
-    renderer: Renderer
-    parent_adapter: Path | None = None
-
-
-def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
-    """Load the base as planned, attach the method, and read the prepared rows."""
-    recipe, plan = setup.recipe, setup.plan
-    weights = DTYPES[plan.weights_dtype.value]
-    compute = compute_dtype(plan.precision.value)
-    base = load_base(
-        setup.source,
-        recipe.model,
-        dtype=weights,
-        attention=plan.attention.value,
-        device=device_of(setup.hardware),
-        quantization=quantization(recipe.method, compute),
-    )
-    if setup.parent_adapter is not None:
-        model = open_adapter(base, setup.parent_adapter, trainable=True)
-    else:
-        model = _attached(base, setup)
-    return FtcliTrainer(
-        model,
-        sft_config(recipe.training, plan, run.path / "logs"),
-        _training_data(recipe, plan, setup.prepared, run),
-        setup.renderer.tokenizer,
-        run,
-        recipe.training.keep_checkpoints,
-    )
-
-
-def _attached(base: PreTrainedModel, setup: Setup) -> PreTrainedModel:
-    method, seed = setup.recipe.method, setup.recipe.training.seed
-    return attach(base, method, seed, first_words(method, setup.renderer.tokenizer))
-
-
-def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
-    """The trained weights with the tokenizer, the template and the stop tokens of the training.
-
-    A full model is saved in the type of its base's files, an adapter in fp32.
-    """
-    model = trainer.model
-    if isinstance(setup.recipe.method, Full):
-        stored = open_config(setup.source, setup.recipe.model.revision)
-        model.to(stored.dtype or torch.float32)
-        model.generation_config = generation_config(
-            setup.renderer.tokenizer, setup.prepared.stop_ids, setup.prepared.pad_id
-        )
-    save_weights(model, folder)
-    setup.renderer.tokenizer.save_pretrained(folder)
-
-
-def _training_data(recipe: Recipe, plan: Plan, prepared: Prepared, run: RunFolder) -> TrainingData:
-    train = _rows(run.data, "train")
-    training = recipe.training
-    order = run_rows(len(train.lengths), plan.epochs, training.seed, shuffle=recipe.data.shuffle)
-    batches = micro_batches(order, train.lengths, training.batch_size, plan.micro_batch.value)
-    validation = _rows(run.data, "validation") if prepared.validation.rows else None
-    return TrainingData(train, batches, validation, prepared.pad_id)
-
-
-def _rows(folder: Path, split: Split) -> Rows:
-    rows = Dataset.from_file(str(split_file(folder, split)))
-    rows = rows.select_columns(["input_ids", "labels"])
-    lengths = pc.list_value_length(rows.data.column("input_ids")).to_pylist()
-    return Rows(rows, lengths)

@@ -39,8 +39,9 @@ from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
 from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
+    from ftcli.engine.building import Setup
     from ftcli.engine.memory import StepMemory
-    from ftcli.engine.trainer import FtcliTrainer, Outcome, Setup
+    from ftcli.engine.trainer import FtcliTrainer, Outcome
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
@@ -184,10 +185,11 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     run, plan = job.run, job.plan
     _announce(job, reporter)
 
+    from ftcli.engine.building import Setup, save_trained
     from ftcli.engine.device import memory_in_words
     from ftcli.engine.endings import measure_stop_rate
     from ftcli.engine.memory import MemoryMeter, StepMemory
-    from ftcli.engine.trainer import Setup, save_trained, train
+    from ftcli.engine.trainer import train
 
     scene = job.scene
     setup = Setup(
@@ -221,8 +223,8 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
 
 def _build(job: _Job, setup: Setup) -> FtcliTrainer:
     """The trainer, on the base that this run and its parent began with; a new run begins here."""
+    from ftcli.engine.building import build_trainer
     from ftcli.engine.contract import proven_base, settle_contract
-    from ftcli.engine.trainer import build_trainer
 
     run, scene = job.run, job.scene
     begun, revision = bool(run.read_manifest()), scene.loaded.recipe.model.revision

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import gpt2, llama, lora, phi3, shake
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -22,6 +21,7 @@ from ftcli.engine.methods import attach, quantization
 from ftcli.engine.virtual import causal_model
 from ftcli.errors import ModelError
 from ftcli.recipe import Qlora
+from tests.engine.models import gpt2, llama, lora, phi3, shake
 
 CPU = torch.device("cpu")
 TYPES = [torch.float32, torch.bfloat16, torch.float16]

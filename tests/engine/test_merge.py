@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from models import SIZES, gpt2, llama, phi3, qwen2
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from ftcli.engine.methods import attach, quantization
 from ftcli.engine.parity import Parity, computing_in, parity
 from ftcli.recipe import Lora, LoraKeys, Qlora
 from ftcli.stages.verdict import HIGHEST_KL, limits_for
+from tests.engine.models import SIZES, gpt2, llama, phi3, qwen2
 
 CPU = torch.device("cpu")
 ROWS = [torch.arange(1, 25)[None], torch.arange(30, 70)[None]]

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import IDS, llama, logits, lora, reload_in_4_bits, shake
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftcli.engine.methods import attach, quantization
 from ftcli.engine.parity import Parity, computing_in, parity
 from ftcli.recipe import Lora, Qlora
+from ftcli.stages.verdict import limits_for
+from tests.engine.models import IDS, llama, logits, lora, reload_in_4_bits, shake
 
 
 def compared(
@@ -74,7 +76,10 @@ def test_a_tie_closer_than_a_step_of_the_type_is_no_other_token(
     reference = torch.tensor([[20.0, 20.0 - gap, 3.0], [1.0, 2.0, 3.0]])
     candidate = reference[:, [1, 0, 2]]
     found = compared([reference], [candidate], dtype)
-    assert (found.near_ties, found.top1_agreement) == ((1, 1.0) if near else (0, 0.5))
+    assert (found.near_ties, found.top1_agreement) == (1 if near else 0, 0.5)
+    limits = limits_for(quantised=False, onto="dequantized", dtype="bfloat16")
+    short = ["top-1 agreement 50.00% (at least 99%)"]
+    assert limits.exceeded(asdict(found) | {"kl": 0.0}) == ([] if near else short)
 
 
 @pytest.mark.parametrize("index", [0, 1])

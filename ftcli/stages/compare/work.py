@@ -77,10 +77,10 @@ def _prepare(task: Task, reporter: Reporter) -> dict[str, Any]:
 
 def _time(task: Task, reporter: Reporter) -> dict[str, Any]:
     """Seconds that an optimizer step of this recipe takes here."""
+    from ftcli.engine.building import Setup
     from ftcli.engine.device import memory_in_words
     from ftcli.engine.encode import prepare
     from ftcli.engine.timing import measure_speed
-    from ftcli.engine.trainer import Setup
 
     loaded = load_recipe(Path(task.recipe))
     run = RunFolder(Path(task.folder))
