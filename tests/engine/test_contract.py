@@ -228,7 +228,7 @@ def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 20."""
-    from ftcli.engine import merge, trained, trainer
+    from ftcli.engine import building, merge, trained
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the base was loaded")
@@ -237,7 +237,7 @@ def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
     other_weights(place / "base")
     new = base_fingerprint("base")
     assert old is not None and new is not None and old != new
-    for module in (merge, trained, trainer):
+    for module in (building, merge, trained):
         monkeypatch.setattr(module, "load_base", never)
     (message,) = refusals(ask)
     line = f"  weights of the base ({place}/base): {old[:12]} → {new[:12]}"
