@@ -36,11 +36,13 @@ def hub_file(
         get_hf_file_metadata(url, timeout=SECONDS_TO_ANSWER)
         return Path(hf_hub_download(repo, name, revision=revision, repo_type=repo_type))
     except _failures() as error:
-        cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
         found = hub_error(error, repo, repo_type)
-        if isinstance(cached, str) and found.code == "hub_unreachable":
-            return Path(cached)
-        raise found from error
+        if found.code != "hub_unreachable":
+            raise found from error
+        cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
+        if not isinstance(cached, str):
+            raise found from error
+        return Path(cached)
 
 
 def require_reachable(source: str, revision: str | None) -> None:

@@ -366,6 +366,14 @@ def test_what_the_flags_alone_prove_wrong_is_refused_before_any_work(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_model_that_is_nowhere_is_told_once_before_any_work(
+    recipe: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    code, error = refused(capsys, recipe, "--set", "model.id=../no")
+    assert (code, error["code"], error["file"]) == (1, "model_missing", "--set model.id=../no")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_data_that_cannot_be_used_end_the_comparison(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:

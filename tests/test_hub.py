@@ -68,3 +68,9 @@ def test_a_local_folder_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", asked)
     require_reachable(str(tmp_path), None)
+
+
+def test_a_name_that_no_hub_can_hold_is_one_sentence() -> None:
+    with pytest.raises(ModelError, match=r"no model '\.\./no'") as caught:
+        hub_file("../no", "config.json")
+    assert caught.value.code == "hub_not_found"

@@ -119,6 +119,21 @@ def test_a_folder_and_its_config_give_the_same_shape(tmp_path: Path) -> None:
     assert model_source("tiny", tmp_path) == str(tmp_path / "tiny")
 
 
+@pytest.mark.parametrize("name", ["models/small", "HuggingFaceTB/SmolLM2-135M-Instruct"])
+def test_a_folder_of_the_working_directory_is_not_taken_for_the_hubs_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """transformers would load it in silence; a recipe's paths start at the recipe."""
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for finds in (find_shape, model_source):
+        with pytest.raises(ModelError, match=rf"\(recipes\); .* write \.\./{name}; ") as caught:
+            finds(name, tmp_path / "recipes")
+        assert caught.value.code == "model_missing"
+    assert model_source(name, tmp_path) == str(tmp_path / name)
+
+
 def test_an_unknown_hub_id_is_asked_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,9 +169,10 @@ def test_an_unknown_alias_is_a_usage_error_with_the_nearest(asked: str, near: st
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c", "nowhere/config.json"])
 def test_a_path_that_is_not_there_is_a_model_error(tmp_path: Path, path: str) -> None:
-    with pytest.raises(ModelError, match="does not exist") as caught:
-        find_shape(path, tmp_path)
-    assert caught.value.code == "model_missing"
+    for finds in (find_shape, model_source):
+        with pytest.raises(ModelError, match="does not exist") as caught:
+            finds(path, tmp_path)
+        assert caught.value.code == "model_missing"
 
 
 def test_a_folder_without_config_says_so(tmp_path: Path) -> None:

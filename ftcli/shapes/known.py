@@ -56,16 +56,22 @@ def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
         return shape_from_config(_read_config(config_file), name=model_id)
     known = _known_models()
     hub_id = known.hub_ids.get(model_id.lower(), _as_known(model_id))
+    _require_no_namesake(hub_id, base)
     if hub_id in known.configs:
         return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
     if os.path.isdir(local):
         raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
     if _looks_like_path(model_id):
-        raise ModelError("model_missing", f"{local} does not exist")
+        raise _missing(local)
     if "/" not in model_id:
         raise _unknown(model_id)
     config = _read_config(_hub_config(model_id, revision))
     return shape_from_config(config, name=model_id, hub_id=model_id)
+
+
+def _missing(local: Path) -> ModelError:
+    fault = "is not a model's folder" if os.path.lexists(local) else "does not exist"
+    return ModelError("model_missing", f"{os.path.normpath(local)} {fault}")
 
 
 def _as_known(model_id: str) -> str:
@@ -138,11 +144,31 @@ def _read_config(file: Path) -> dict[str, object]:
 
 
 def model_source(model_id: str, base: Path) -> str:
-    """Where transformers finds the model: an absolute folder, or a hub id."""
+    """Where transformers finds the model: an absolute folder, or a hub id.
+
+    Raises ModelError (`model_missing`) where a path leads to no folder, and for a hub id that is
+    also a folder of the working directory.
+    """
     local = _local(model_id, base)
     if os.path.isdir(local):
         return str(local)
-    return _known_models().hub_ids.get(model_id.lower(), model_id)
+    if _looks_like_path(model_id):
+        raise _missing(local)
+    source = _known_models().hub_ids.get(model_id.lower(), model_id)
+    _require_no_namesake(source, base)
+    return source
+
+
+def _require_no_namesake(hub_id: str, base: Path) -> None:
+    """transformers and tokenizers take a folder of the working directory before a hub id."""
+    if os.path.isdir(hub_id):
+        there = Path(os.path.relpath(hub_id, base)).as_posix()
+        start = os.path.relpath(base)
+        raise ModelError(
+            "model_missing",
+            f"{hub_id} is a folder here, but paths of a recipe start at its own folder ({start}); "
+            f"if you mean the folder, write {there}; if the hub's model, run this elsewhere",
+        )
 
 
 def _local(model_id: str, base: Path) -> Path:

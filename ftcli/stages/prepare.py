@@ -53,12 +53,12 @@ def prepare_recipe(
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder."""
     loaded = load_recipe(recipe, overrides)
-    source = model_source(loaded.recipe.model.id, loaded.base)
 
     from ftcli.engine.encode import fingerprint, prepare, preview
     from ftcli.engine.model import load_renderer
 
     with loaded.blame():
+        source = model_source(loaded.recipe.model.id, loaded.base)
         require_reachable(source, loaded.recipe.model.revision)
         renderer = load_renderer(loaded, source)
     run = data_folder(loaded.output, fingerprint(loaded, renderer))

@@ -72,6 +72,17 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     ([*ESTIMATE, "--gpu", "4091"], 2, "gpu_unknown", "no card '4091' is known", None, None),
     ([*ESTIMATE, "--set", "method.rank=4"], 2, "flag", "--set changes a recipe", None, None),
     (["estimate-vram", "--model", "./no"], 1, "model_missing", "", None, None),
+    *(
+        (
+            [command, "shop.yaml", "--set", "model.id=../no"],
+            1,
+            "model_missing",
+            "--set model.id=../no: model.id: ",
+            "--set model.id=../no",
+            None,
+        )
+        for command in ("prepare", "train", "compare")
+    ),
     (["eval", "shop.yaml"], 1, "run_missing", "", None, None),
     (["merge", "."], 1, "run_missing", ". is not a run: it has no run.json", None, None),
     (["generate", "shop.yaml", "Hi"], 1, "run_missing", "", None, None),

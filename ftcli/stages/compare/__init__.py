@@ -12,6 +12,7 @@ from ftcli.console import Reporter, shown_path
 from ftcli.errors import FtcliError, Stopped, UsageError
 from ftcli.loading import Loaded, load_recipe
 from ftcli.metrics.general_text import GeneralText, general_text
+from ftcli.shapes import find_shape
 from ftcli.stages.compare.cells import (
     METHODS,
     Asked,
@@ -42,6 +43,8 @@ def compare_recipe(
     of_methods, others = split_overrides(overrides)
     loaded = load_recipe(recipe, others)
     _require_held_out(loaded, asked)
+    with loaded.blame():
+        find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
     text = general_text(asked.general_text)
     folder = comparison_folder(loaded.output, fresh=asked.fresh)
     cells = cells_of(loaded, asked, of_methods, folder)
