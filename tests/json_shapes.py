@@ -225,6 +225,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         {
             "kl": NUMBER,
             "top1_agreement": SHARE,
+            "agreement_with_ties": SHARE,
             **FURTHEST,
             "near_ties": COUNT,
             "tokens": COUNT,
@@ -232,7 +233,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "rows": COUNT,
             "dtype": TEXT,
             "compared_in": {"enum": ["float32", "float64"]},
-            "limits": record({}, {"kl": NUMBER, "top1_agreement": SHARE} | FURTHEST),
+            "limits": record({}, {"kl": NUMBER, "agreement_with_ties": SHARE} | FURTHEST),
         },
     ),
     "generate": {

@@ -73,7 +73,7 @@ def _figures(report: dict[str, Any]) -> str:
 def _limits(limits: dict[str, float]) -> str:
     words = {
         "kl": "KL at most {:g}",
-        "top1_agreement": "agreement at least {:.0%}",
+        "agreement_with_ties": "agreement, near ties included, at least {:.0%}",
         "max_logit_difference": "logit difference at most {:g}",
     }
     return ", ".join(words[name].format(value) for name, value in limits.items())

@@ -43,6 +43,11 @@ class Parity:
     decides."""
     tokens: int
 
+    @property
+    def agreement_with_ties(self) -> float:
+        """Share of positions with the same first token, or with one as good."""
+        return self.top1_agreement + self.near_ties / self.tokens
+
 
 def logits_of(model: Model, rows: Rows, dtype: torch.dtype) -> Iterator[Tensor]:
     """fp32 logits [labelled tokens, vocab] of one row after the other, computed in `dtype`."""

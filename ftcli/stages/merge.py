@@ -184,6 +184,7 @@ def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -
     limits = limits_for(quantised=merge.quantised, onto=wish.onto, dtype=dtype)
     report = {
         **asdict(found),
+        "agreement_with_ties": found.agreement_with_ties,
         "onto": wish.onto if merge.quantised else "base",
         "rows": len(rows),
         "dtype": dtype,

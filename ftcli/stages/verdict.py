@@ -23,7 +23,8 @@ class Limits:
     """What base + adapter and merged model may differ by; none: measured, not judged."""
 
     kl: float | None = None
-    top1_agreement: float | None = None
+    agreement_with_ties: float | None = None
+    """Where two tokens are level to within a step of the weights' type, either is right."""
     max_logit_difference: float | None = None
 
     def as_json(self) -> dict[str, float]:
@@ -32,13 +33,12 @@ class Limits:
     def exceeded(self, report: Mapping[str, Any]) -> list[str]:
         """Each figure beyond its limit, in words; what is no number is beyond any."""
         kl, agreement, logit = (report[name] for name in vars(self))
-        # Where two tokens are level to within a step of the type, either is right.
-        level = agreement + report["near_ties"] / report["tokens"]
         found = []
         if self.kl is not None and not kl <= self.kl:
             found.append(f"KL {kl:.2g} (at most {self.kl:g})")
-        if self.top1_agreement is not None and not level >= self.top1_agreement:
-            found.append(f"top-1 agreement {level:.2%} (at least {self.top1_agreement:.0%})")
+        if self.agreement_with_ties is not None and not agreement >= self.agreement_with_ties:
+            least = self.agreement_with_ties
+            found.append(f"top-1 agreement with near ties {agreement:.2%} (at least {least:.0%})")
         if self.max_logit_difference is not None and not logit <= self.max_logit_difference:
             limit = self.max_logit_difference
             found.append(f"largest logit difference {logit:.2g} (at most {limit:g})")
@@ -51,7 +51,7 @@ def limits_for(*, quantised: bool, onto: str, dtype: str) -> Limits:
         return Limits(kl=HIGHEST_KL)
     if not quantised and dtype == "float32":
         return Limits(max_logit_difference=FURTHEST_LOGIT)
-    return Limits(kl=HIGHEST_KL, top1_agreement=LOWEST_AGREEMENT)
+    return Limits(kl=HIGHEST_KL, agreement_with_ties=LOWEST_AGREEMENT)
 
 
 def verdict_of(report: Mapping[str, Any], limits: Limits, *, accept_drift: bool) -> str:
