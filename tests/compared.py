@@ -49,6 +49,7 @@ def cell(method: str, rows: Scored, **changes: Any) -> CellRecord:
         mark="m",
         name=f"{method}-{rate:g}",
         method=method,
+        four_bit=method == "qlora",
         learning_rate=rate,
         run_dir=method,
         held_out="test",

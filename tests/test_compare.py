@@ -173,6 +173,18 @@ def test_a_finished_cell_is_not_run_again(recipe: Path, tmp_path: Path, capsys: 
     assert "step " not in err
 
 
+def test_a_finished_cell_that_is_another_by_now_is_not_shown_again(
+    recipe: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    flags = ("--methods", "lora", "--steps", "2")
+    ask(capsys, recipe, *flags)
+    template = tmp_path / "runs/tiny-compare/lora/adapter/chat_template.jinja"
+    template.write_text(template.read_text() + "{{ 'edited' }}")
+    code, error = refused(capsys, recipe, *flags)
+    assert (code, error["code"]) == (1, "contract_broken")
+    assert "chat template" in error["message"]
+
+
 def test_other_scoring_is_another_evaluation_and_no_other_training(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -91,9 +91,18 @@ def test_notes_say_what_a_figure_is_not(tmp_path: Path) -> None:
     notes = "\n".join(comparison(tmp_path, lora, full).notes())
     for words in ("chose the checkpoints", "≥ stopped", "≤ several cells", "several machines"):
         assert words in notes
+    assert "4 bits" not in notes
     assert "≥ 1 min 00 s" in page(comparison(tmp_path, lora)) and "≤ 2.0 GB" in page(
         comparison(tmp_path, lora)
     )
+
+
+def test_a_base_in_4_bits_beside_one_in_16_is_said_to_be_rounded(tmp_path: Path) -> None:
+    lora, qlora = cell("lora", scored(1.4)), cell("qlora", scored(1.5))
+    both = comparison(tmp_path, lora, qlora)
+    assert f"forgetting of {qlora.name} is against the base in 16" in "\n".join(both.notes())
+    alone = comparison(tmp_path, qlora, base=replace(BASE, four_bit=True))
+    assert "4 bits" not in "\n".join(alone.notes())
 
 
 def test_the_picture_is_drawn_of_a_grid_and_of_one_point(tmp_path: Path) -> None:

@@ -28,10 +28,18 @@ ENCODER = "prefix_encoder.safetensors"
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Save a model or its adapter, without asking the hub for the base's vocabulary."""
     if isinstance(model, PeftModel):
+        _name_tied_head(model.active_peft_config)
         model.save_pretrained(folder, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; the run folder has ours
     else:
         model.save_pretrained(folder)
+
+
+def _name_tied_head(config: PeftConfig) -> None:
+    """PEFT takes the head's name away when it ties the head to the embeddings, and by that name or
+    `embed_tokens` it knows that they are tied (0.21, EMBEDDING_LAYER_NAMES)."""
+    if getattr(config, "ensure_weight_tying", False):
+        config.modules_to_save = sorted({*config.modules_to_save, "lm_head"})
 
 
 def save_resumable(model: PreTrainedModel, folder: Path) -> None:
@@ -69,6 +77,8 @@ def open_adapter(
     """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
+    # PEFT warns of a base that has moved; contract.json knows it by its weights.
+    config.base_model_name_or_path = model.name_or_path
     try:
         adapted = get_peft_model(model, config)
         train_in_fp32(adapted)

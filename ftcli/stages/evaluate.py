@@ -19,7 +19,7 @@ from ftcli.metrics.intervals import Interval, mean_interval, ratio_interval, sha
 from ftcli.metrics.likelihood import Scored
 from ftcli.metrics.text import chrf, exact_match, rouge_l
 from ftcli.prepared import Split
-from ftcli.stages.opening import OpenRun, open_run
+from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 
 if TYPE_CHECKING:
     from ftcli.engine.inference import Answer, Model
@@ -73,6 +73,7 @@ def evaluate_run(
     stored = opened.run.evaluations / f"{key}.json"
     row_by_row = opened.run.evaluations / "rows" / f"{key}.json"
     if stored.is_file() and row_by_row.is_file():
+        require_as_trained(opened, with_base=with_base)
         report = json.loads(stored.read_text(encoding="utf-8"))
         return EvalResult(opened.run.path, report, stored=True, scored=_read_scored(row_by_row))
     rows = _rows(opened, data, split, limit)

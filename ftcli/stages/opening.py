@@ -10,6 +10,7 @@ from ftcli.artifacts import RunFolder, find_run, newest_finished
 from ftcli.errors import FtcliError
 from ftcli.loading import Loaded, load_recipe
 from ftcli.prepared import Prepared, load_prepared
+from ftcli.shapes import model_source
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,19 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     if prepared is None:
         raise FtcliError("run_broken", f"{run.data} holds no prepared data")
     return OpenRun(run, load_recipe(run.recipe, overrides), prepared)
+
+
+def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
+    """Prove a run whose figures are told again though no model is loaded.
+
+    Raises FtcliError (`contract_broken`) where template, tokenizer or base are others by now; the
+    base of a whole model counts where its figures stand beside.
+    """
+    from ftcli.engine.contract import contract_of, proven_base
+
+    contract_of(opened.loaded, opened.run, opened.prepared)
+    if with_base:
+        model = opened.loaded.recipe.model
+        source = model_source(model.id, opened.loaded.base)
+        with proven_base([opened.run], source, model.revision):
+            pass

@@ -207,6 +207,23 @@ def test_eval_of_a_file_refuses_before_it_reads_a_row(place: Path, ask: Ask) -> 
     assert "golden prompt 3, in use: the chat template refuses it: nothing fits" in message
 
 
+@pytest.mark.parametrize("name", ["lora", "full"])
+@pytest.mark.parametrize("edited", ["template", "base"])
+def test_figures_that_were_kept_are_not_told_of_what_is_another_by_now(
+    name: str, edited: str, place: Path, ask: Ask
+) -> None:
+    assert ask("eval", f"runs/{name}")[0] == 0
+    again = ask("eval", f"runs/{name}")
+    assert again == ask("eval", f"runs/{name}") and again[0] == 0
+    if edited == "base":
+        other_weights(place / "base")
+    else:
+        folder = {"lora": "adapter", "full": "model"}[name]
+        set_template(place / "runs" / name / folder, CHATML)
+    code, message = ask("eval", f"runs/{name}")
+    assert code == 1 and "is no longer what was trained" in message
+
+
 def test_changed_control_tokens_are_refused(place: Path, ask: Ask) -> None:
     file = place / "runs" / "lora" / "adapter" / "tokenizer_config.json"
     config = json.loads(file.read_text())

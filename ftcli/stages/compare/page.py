@@ -9,12 +9,17 @@ from ftcli.stages.compare.result import Comparison
 
 def page(found: Comparison) -> str:
     """Markdown."""
-    lines = [f"# {found.headline()}", "", found.verdict.text, "", *_table(found)]
+    return f"# {found.headline()}\n\n{body(found, found.picture.name)}"
+
+
+def body(found: Comparison, picture: str) -> str:
+    """The same without its heading, with the picture at this address."""
+    lines = [found.verdict.text, "", *_table(found)]
     if failed := [cell for cell in found.cells if isinstance(cell, FailedCell)]:
         lines += ["", "Not trained:", ""]
         lines += [f"- {cell.name}: {_one_line(cell.reason)}" for cell in failed]
     lines += ["", *(f"- {note}" for note in found.notes())]
-    lines += ["", f"![held-out loss against trained parameters]({found.picture.name})", ""]
+    lines += ["", f"![held-out loss against trained parameters]({picture})", ""]
     return "\n".join(lines)
 
 

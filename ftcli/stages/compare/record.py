@@ -49,6 +49,8 @@ class CellRecord:
     mark: str
     name: str
     method: str
+    four_bit: bool
+    """Its base is held in 4 bits."""
     learning_rate: float
     run_dir: str
     held_out: Literal["test", "validation"]

@@ -87,6 +87,11 @@ class Comparison:
             notes.append(
                 "these rows chose the checkpoints; hold others out with data.test for a fair loss"
             )
+        if rounded := self._rounded_too():
+            notes.append(
+                f"forgetting of {', '.join(rounded)} is against the base in 16 bits, and holds the "
+                "rounding to 4 bits too"
+            )
         if self.has_grid:
             notes.append("* the best rate of its method, by validation loss")
         if any(cell.resumed for cell in self.finished):
@@ -96,6 +101,15 @@ class Comparison:
         if len(machines := {cell.machine for cell in self.finished}) > 1:
             notes.append(f"trained on several machines: {', '.join(sorted(machines))}")
         return notes
+
+    def _rounded_too(self) -> list[str]:
+        """Cells whose base was rounded to 4 bits before they were trained, beside one that was not.
+
+        What they forgot is told of the base that is shown.
+        """
+        if self.base is None or self.base.four_bit:
+            return []
+        return [cell.name for cell in self.finished if cell.four_bit]
 
     def as_json(self) -> dict[str, Any]:
         """Names that scripts rely on."""
@@ -138,7 +152,9 @@ class Comparison:
         }
 
     def headline(self) -> str:
-        return f"{self.model}, tuned on the data of {shown_path(self.recipe)}"
+        """A model's folder by its name alone: what it lies in says nothing about it."""
+        name = Path(self.model).name if self.model.startswith((".", "/", "~")) else self.model
+        return f"{name}, tuned on the data of {shown_path(self.recipe)}"
 
 
 def _base_json(base: BaseRecord | None) -> dict[str, Any] | None:

@@ -51,8 +51,10 @@ class Setting:
     worker: Worker
     reporter: Reporter
 
-    def work(self, kind: Kind, cell: Cell, *, with_base: bool = False) -> dict[str, Any]:
-        """Write the cell's recipe, and do a piece of work on it."""
+    def work(
+        self, kind: Kind, cell: Cell, *, with_base: bool = False, runs: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Write the cell's recipe, and do a piece of work on it (or on these runs)."""
         write_text(cell.file, dump_recipe(cell.recipe))
         text = self.asked.general_text
         task = Task(
@@ -62,6 +64,7 @@ class Setting:
             general_text=str(text.absolute()) if text else None,
             limit=self.asked.limit,
             with_base=with_base,
+            runs=runs,
         )
         return self.worker.run(task)
 
@@ -184,6 +187,7 @@ class _Round:
     trainable: Sequence[Cell]
 
     def run(self, planned: Sequence[Cell | FailedCell]) -> Outcome:
+        self._require_as_trained()
         base = self._known_base()
         cells: list[CellRecord | FailedCell] = []
         kept: list[str] = []
@@ -203,6 +207,12 @@ class _Round:
             cells.append(found)
         return Outcome(base or self._late_base(cells), tuple(cells), tuple(kept))
 
+    def _require_as_trained(self) -> None:
+        """Figures of a run that is another by now are not shown again; raises FtcliError."""
+        kept = [cell for cell in self.trainable if read_cell(cell, self._mark(cell)) is not None]
+        if kept:
+            self.setting.work("prove", kept[0], runs=[str(cell.run.path) for cell in kept])
+
     def _attempt(
         self, cell: Cell, *, with_base: bool
     ) -> tuple[CellRecord | FailedCell, BaseRecord | None]:
@@ -213,9 +223,14 @@ class _Round:
         except FtcliError as error:
             return _failed(self.setting, cell, error), None
         base = self._keep_base(cell, found.pop("base", None))
-        names = {"mark": self._mark(cell), "name": cell.name, "method": cell.method}
-        one = {"one_process": self.setting.asked.one_process}
-        record = parsed({**names, **found, **one}, CellRecord)
+        known = {
+            "mark": self._mark(cell),
+            "name": cell.name,
+            "method": cell.method,
+            "four_bit": cell.four_bit,
+            "one_process": self.setting.asked.one_process,
+        }
+        record = parsed({**found, **known}, CellRecord)
         save_record(record, cell.run.path / CELL_FILE)
         return record, base
 

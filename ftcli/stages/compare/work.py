@@ -23,14 +23,14 @@ from ftcli.prepared import SPLITS, load_prepared, split_file
 from ftcli.shapes import model_source
 from ftcli.stages.compare.record import Side
 from ftcli.stages.evaluate import EvalResult, evaluate_run
-from ftcli.stages.opening import OpenRun, open_run
+from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 from ftcli.stages.scene import look
 from ftcli.stages.train import train_recipe
 
 if TYPE_CHECKING:
     from ftcli.engine.inference import Model
 
-Kind = Literal["prepare", "time", "cell"]
+Kind = Literal["prepare", "prove", "time", "cell"]
 
 # What a run's start and end differ by beyond the seconds it reports, when it had one sitting.
 CLOCK_SECONDS = 2.0
@@ -40,7 +40,8 @@ CLOCK_SECONDS = 2.0
 class Task:
     """One piece of work, in values that a command line can carry.
 
-    prepare: tokenise the data for all cells; time: a few steps; cell: train, evaluate, score.
+    prepare: tokenise the data for all cells; prove: that finished runs are as they were trained;
+    time: a few steps; cell: train, evaluate, score.
     """
 
     kind: Kind
@@ -49,6 +50,7 @@ class Task:
     general_text: str | None = None
     limit: int | None = None
     with_base: bool = False
+    runs: Sequence[str] = ()
 
 
 def perform(task: Task, reporter: Reporter) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def perform(task: Task, reporter: Reporter) -> dict[str, Any]:
     match task.kind:
         case "prepare":
             return _prepare(task, reporter)
+        case "prove":
+            return _prove(task)
         case "time":
             return _time(task, reporter)
         case "cell":
@@ -73,6 +77,12 @@ def _prepare(task: Task, reporter: Reporter) -> dict[str, Any]:
     data = RunFolder(Path(task.folder)).data
     prepared = prepare(loaded, load_renderer(loaded, source), data, reporter)
     return {"fingerprint": prepared.fingerprint}
+
+
+def _prove(task: Task) -> dict[str, Any]:
+    for run in task.runs:
+        require_as_trained(open_run(Path(run)), with_base=True)
+    return {}
 
 
 def _time(task: Task, reporter: Reporter) -> dict[str, Any]:
