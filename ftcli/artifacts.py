@@ -132,8 +132,15 @@ class RunFolder:
             base: str | None = json.loads(file.read_text(encoding="utf-8"))["base"]
             return base
         except (ValueError, KeyError, TypeError) as error:
+            raise unreadable_contract(file, error) from error
+
+    def planned(self, name: str) -> str:
+        """A decision of plan.json; raises FtcliError."""
+        try:
+            return str(json.loads(self.plan.read_text(encoding="utf-8"))[name]["value"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise FtcliError(
-                "contract_broken", f"cannot be read ({error!r})", file=str(file)
+                "run_broken", f"its {name} cannot be read ({error!r})", file=str(self.plan)
             ) from error
 
     @contextmanager
@@ -162,6 +169,16 @@ class RunFolder:
         if [file.name for file in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
             self.path.rmdir()
+
+
+def unreadable_contract(file: Path, error: Exception) -> FtcliError:
+    """What to say of a contract.json that is not as a training writes it."""
+    return FtcliError(
+        "contract_broken",
+        f"cannot be read ({error!r}); put back the file as the training wrote it, or train anew "
+        "(ftcli train RECIPE --fresh)",
+        file=str(file),
+    )
 
 
 def find_run(path: Path) -> RunFolder | None:

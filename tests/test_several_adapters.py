@@ -3,69 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftcli.cli import run
-from tests.conftest import pair, save_tiny_model
-
-LORA = {"mode": "lora", "rank": 4}
-TRAINING = {"max_steps": 6, "batch_size": 4, "learning_rate": "2e-2"}
-PROMPTS = [f"Product: mug {number}" for number in range(6)]
-NAMES = ["shop", "sql", "shop", "note", "sql", "shop"]
-
-
-@pytest.fixture
-def runs(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Path:
-    """Three adapters on one base, each made to say something else, with its own system prompt."""
-    for name in ("shop", "sql", "note"):
-        lines = [json.dumps(pair(n) | {"completion": f"{name} {n % 3}"}) for n in range(16)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-        recipe = write_recipe(
-            name,
-            method=LORA,
-            data={"train": f"{name}.jsonl", "validation": 0, "system": f"You write {name}."},
-            training=TRAINING,
-        )
-        assert run(["train", str(recipe)]) == 0
-    capsys.readouterr()
-    return tmp_path / "runs"
+from ftcli.errors import ModelError, UsageError
+from tests.conftest import save_tiny_model
+from tests.several import (
+    LORA,
+    NAMES,
+    PROMPTS,
+    QLORA,
+    answered,
+    copy_of,
+    file_of,
+    members,
+    others,
+    three_runs,
+    train,
+)
 
 
-def others(runs: Path) -> list[str]:
-    return ["--adapter", f"sql={runs / 'sql'}", "--adapter", f"note={runs / 'note'}"]
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return three_runs(tmp_path_factory.mktemp("several"), tiny_model)
 
 
-def file_of(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def answered(arguments: list[Any], source: Path, output: Path) -> list[dict[str, Any]]:
-    flags = ["--input", str(source), "--output", str(output)]
-    assert run(["generate", *map(str, arguments), *flags]) == 0
-    return [json.loads(line) for line in output.read_text().splitlines()]
-
-
-def test_every_row_is_answered_as_by_its_adapter_alone(runs: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": p, "adapter": n} for p, n in zip(PROMPTS, NAMES, strict=True)]
-    found = answered(
-        [runs / "shop", *others(runs)],
-        file_of(tmp_path / "all.jsonl", rows),
-        tmp_path / "together.jsonl",
-    )
-    assert [row["adapter"] for row in found] == NAMES
+def require_each_as_alone(runs: Path, names: list[str], folder: Path) -> None:
+    """Rows of one file are answered as by their adapters alone."""
+    rows = [{"prompt": p, "adapter": n} for p, n in zip(PROMPTS, names, strict=True)]
+    first, *more = dict.fromkeys(names)
+    flags = [flag for name in more for flag in ("--adapter", f"{name}={runs / name}")]
+    source = file_of(folder / "all.jsonl", rows)
+    found = answered([runs / first, *flags], source, folder / "together.jsonl")
+    assert [row["adapter"] for row in found] == names
     assert [row["prompt"] for row in found] == PROMPTS
     texts = set()
-    for name in set(NAMES):
+    for name in set(names):
         own = [row for row in rows if row["adapter"] == name]
         alone = answered(
-            [runs / name], file_of(tmp_path / "own.jsonl", own), tmp_path / f"{name}-alone.jsonl"
+            [runs / name], file_of(folder / "own.jsonl", own), folder / f"{name}-alone.jsonl"
         )
         together = [row for row in found if row["adapter"] == name]
         assert [r["completion"] for r in together] == [r["completion"] for r in alone]
@@ -74,13 +53,18 @@ def test_every_row_is_answered_as_by_its_adapter_alone(runs: Path, tmp_path: Pat
     assert len(texts) > 1, "adapters that all say the same would prove nothing"
 
 
-def test_an_interrupted_file_goes_on(runs: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": p, "adapter": n} for p, n in zip(PROMPTS, NAMES, strict=True)]
-    source, output = file_of(tmp_path / "all.jsonl", rows), tmp_path / "out.jsonl"
-    whole = answered([runs / "shop", *others(runs)], source, output)
-    lines = output.read_text().splitlines(keepends=True)
-    output.write_text("".join(lines[:2]))
-    assert answered([runs / "shop", *others(runs)], source, output) == whole
+def test_every_row_is_answered_as_by_its_adapter_alone(runs: Path, tmp_path: Path) -> None:
+    require_each_as_alone(runs, NAMES, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["qlora", "adapter", "prefix", "prompt"])
+def test_other_methods_share_a_base_too(mode: str, tmp_path: Path) -> None:
+    # With smaller weights a random base repeats the last token, whatever stands before it.
+    base = save_tiny_model(tmp_path / "lively", initializer_range=0.2)
+    for name in ("left", "right"):
+        train(tmp_path, base, name, mode=mode)
+    names = ["left", "right", "right", "left", "left", "right"]
+    require_each_as_alone(tmp_path / "runs", names, tmp_path)
 
 
 def test_use_names_who_answers(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +93,6 @@ def test_names_that_are_not_there(
             "mix: nota: no adapter of this name; did you mean",
         ),
         (["--adapter", "nothing"], "expected NAME=RUN"),
-        (["--adapter", f"sql={runs / 'note'}"], "sql is "),
     ):
         capsys.readouterr()
         assert run(["generate", str(runs / "shop"), *others(runs), *flags, "hello"]) == 2
@@ -124,29 +107,77 @@ def test_names_that_are_not_there(
     assert "two.jsonl:1: adapter 'nobody': no adapter of this name" in capsys.readouterr().err
 
 
+def test_a_name_stands_for_one_thing(runs: Path) -> None:
+    sql, mix = f"sql={runs / 'sql'}", "mix=shop:0.7+sql:0.3"
+    for flags, words in (
+        ([f"shop={runs / 'sql'}"], f"shop is {runs / 'shop'} already; give another name"),
+        ([sql, f"sql={runs / 'note'}"], f"sql is {runs / 'sql'} already"),
+        ([sql, "shop=shop:0.7+sql:0.3"], f"shop is {runs / 'shop'} already"),
+        ([sql, "sql=sql:0.5+shop:0.5"], f"sql is {runs / 'sql'} already"),
+        ([sql, mix, "mix=shop:0.1+sql:0.9"], "mix is shop:0.7+sql:0.3 already"),
+        ([sql, mix, f"mix={runs / 'sql'}"], "mix is shop:0.7+sql:0.3 already"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            members(runs, *flags)
+        assert f"--adapter {flags[-1]}: {words}" in str(caught.value)
+    assert [m.name for m in members(runs, sql, sql, f"shop={runs / 'shop'}")] == ["shop", "sql"]
+
+
+@pytest.mark.parametrize(
+    ("decision", "value", "words"),
+    [
+        ("precision", "fp16", "its precision is fp16 (shop: "),
+        ("attention", "eager", "its attention is eager (shop: sdpa)"),
+    ],
+)
+def test_what_was_planned_otherwise_cannot_share_a_base(
+    decision: str, value: str, words: str, runs: Path, tmp_path: Path
+) -> None:
+    assert len(members(runs, f"other={copy_of(runs / 'sql', tmp_path / 'same')}")) == 2
+    other = copy_of(runs / "sql", tmp_path / "other", **{decision: value})
+    with pytest.raises(ModelError) as caught:
+        members(runs, f"other={other}")
+    message = str(caught.value)
+    start = f"--adapter other: it cannot share a base in memory with shop: {words}"
+    assert caught.value.code == "adapters_differ" and message.startswith(start)
+    assert message.endswith(
+        f"; train both alike, or load them one at a time (ftcli generate {other})"
+    )
+
+
 def test_what_cannot_share_a_base(
-    runs: Path,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    runs: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     strange = save_tiny_model(tmp_path / "strange", initializer_range=0.03)
-    cases: dict[str, tuple[dict[str, Any], str]] = {
-        "far": ({"model": {"id": str(strange)}, "method": LORA}, "trained on another base"),
-        "four": ({"method": {"mode": "qlora", "rank": 4}}, "a 4-bit base cannot share a base"),
-        "soft": ({"method": {"mode": "prompt"}}, "prompt and a 16-bit base cannot share"),
-        "whole": ({"method": {"mode": "full"}}, "holds a whole model"),
+    double = train(tmp_path, tiny_model, "double", mode="qlora")
+    cases: dict[str, tuple[Path, Path, dict[str, Any], str]] = {
+        "far": (runs / "shop", strange, LORA, "trained on another base than shop"),
+        "four": (runs / "shop", tiny_model, QLORA, "base is held in 4 bits (shop: not quantised)"),
+        "soft": (runs / "shop", tiny_model, {"mode": "prompt"}, "method is prompt (shop: LoRA)"),
+        "whole": (runs / "shop", tiny_model, {"mode": "full"}, "holds a whole model"),
+        "single": (
+            double,
+            tiny_model,
+            QLORA | {"double_quantization": False},
+            "base is held in 4 bits with double_quantization false (double: held in 4 bits)",
+        ),
     }
-    for name, (sections, words) in cases.items():
-        assert run(["train", str(write_recipe(name, training=TRAINING, **sections))]) == 0
+    for name, (first, model, method, words) in cases.items():
+        other = train(tmp_path, model, name, **method)
         capsys.readouterr()
-        flags = ["--adapter", f"other={runs / name}"]
-        assert run(["generate", str(runs / "shop"), *flags, "hello"]) == 1
+        assert run(["generate", str(first), "--adapter", f"other={other}", "hello"]) == 1
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
-    dora = write_recipe("dora", training=TRAINING, method=LORA | {"dora": True})
-    assert run(["train", str(dora)]) == 0
-    flags = ["--adapter", f"dora={runs / 'dora'}", "--adapter", "mix=shop:0.5+dora:0.5"]
-    capsys.readouterr()
-    assert run(["generate", str(runs / "shop"), *flags, "hello"]) == 1
-    assert "DoRA scales the weight and the update together" in capsys.readouterr().err
+        assert error.endswith(f"load them one at a time (ftcli generate {other})\n")
+
+
+def test_a_sum_takes_plain_low_rank_updates_only(
+    runs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    dora = train(tmp_path, tiny_model, "dora", **LORA, dora=True)
+    with pytest.raises(ModelError) as caught:
+        members(runs, f"dora={dora}", "mix=shop:0.5+dora:0.5")
+    assert str(caught.value) == (
+        "--adapter mix: dora cannot be part of it: DoRA scales the weight and the update together; "
+        "leave it out, or ask it alone (--use dora)"
+    )

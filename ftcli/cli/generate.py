@@ -26,7 +26,11 @@ def generate(
         typer.Option("--input", metavar="FILE", help="Prompts: jsonl, csv, txt (one a line)."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Answers to --input, a jsonl file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answers to --input, jsonl; FILE.from.json beside it says what made them.",
+        ),
     ] = None,
     adapters: Annotated[
         list[str] | None,

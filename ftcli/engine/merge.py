@@ -21,7 +21,7 @@ from ftcli.engine.fold import FourBits, fold, four_bit_layers
 from ftcli.engine.inference import Model, PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
 from ftcli.engine.parity import Parity, Rows, logits_of, parity
-from ftcli.engine.trained import load_tuned_model, planned
+from ftcli.engine.trained import load_tuned_model
 from ftcli.errors import ModelError
 from ftcli.loading import Loaded
 from ftcli.prepared import Prepared
@@ -87,7 +87,7 @@ def plan_merge(
             "away; use the adapter as it is (ftcli generate), or train on the unquantised model",
         )
     stored = config.dtype if config.dtype in DTYPES.values() else torch.float32
-    trained = DTYPES[planned(run, "weights_dtype")]
+    trained = DTYPES[run.planned("weights_dtype")]
     return Merge(
         loaded=loaded,
         run=run,
@@ -170,7 +170,7 @@ def _four_bits(merge: Merge, reference: Reference) -> FourBits | None:
 
 def _attention(run: RunFolder) -> str:
     """The training's, but that flash attention takes 16-bit tensors only."""
-    attention = planned(run, "attention")
+    attention = run.planned("attention")
     return "sdpa" if attention == "flash" else attention
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, assert_never
 
@@ -49,12 +48,7 @@ def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     """The training's arithmetic, or fp32 where 16 bits are emulated."""
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
-    return compute_dtype(planned(run, "precision"))
-
-
-def planned(run: RunFolder, name: str) -> str:
-    """A decision of the run's plan."""
-    return str(json.loads(run.plan.read_text(encoding="utf-8"))[name]["value"])
+    return compute_dtype(run.planned("precision"))
 
 
 def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
@@ -85,7 +79,7 @@ def _network(
     dtype: torch.dtype,
     quantized: BitsAndBytesConfig | None,
 ) -> Any:
-    attention = planned(run, "attention")
+    attention = run.planned("attention")
     return load_base(
         source,
         loaded.recipe.model,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.artifacts import append_json, write_text
+from ftcli.artifacts import append_json
 from ftcli.console import Reporter
 from ftcli.data.example import Message
 from ftcli.data.formats import fill
 from ftcli.data.turns import RowError
-from ftcli.errors import FtcliError, UsageError
+from ftcli.errors import UsageError
 from ftcli.recipe import Generation
+from ftcli.stages.answers import answered, begin, made_with, require_same_making
 from ftcli.stages.opening import OpenRun, open_run
-from ftcli.stages.questions import Asked, Questions, read_questions
+from ftcli.stages.questions import Questions, read_questions
 from ftcli.stages.serving import Member, chosen, find_members
 
 if TYPE_CHECKING:
@@ -100,17 +100,23 @@ def open_generator(request: Request) -> Generator:
 
 
 def answer_file(request: Request, *, source: Path, output: Path, reporter: Reporter) -> BatchResult:
-    """Answer every row of a file into a jsonl file; rows already answered there are kept.
+    """Answer every row of a file into a jsonl file; goes on where the same request stopped.
 
     Each line holds `prompt`, `completion` and `stopped`, and `adapter` where there are several. A
     row's own `adapter` goes before `--use`.
     """
     members = request.open()
     _require_conversations(members)
+    made = made_with(members, request.seed)
+    require_same_making(output, made)
     found = read_questions(members, chosen(members, request.use).name, source)
-    done = _answered(output, found.asked)
+    if found.ignores_names:
+        reporter.note(f"{source}: without --adapter the rows' `adapter` is ignored")
+    done = answered(output, found.asked)
     if done < len(found.asked):
-        _answer_rest(_load(members, request.seed), found, done, output, reporter)
+        generator = _load(members, request.seed)
+        begin(output, made)
+        _answer_rest(generator, found, done, output, reporter)
     return BatchResult(output, len(found.asked), done, found.rejected)
 
 
@@ -160,37 +166,6 @@ def _require_conversations(members: Sequence[Member]) -> None:
             )
 
 
-def _answered(output: Path, asked: Sequence[Asked]) -> int:
-    """How many answers are there already; raises FtcliError when they are to other prompts."""
-    if not output.is_file():
-        return 0
-    text = output.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
-    if rest:  # a line that was cut while it was written
-        write_text(output, whole + "\n" if whole else "")
-    lines = whole.split("\n") if whole else []
-    for number, line in enumerate(lines, start=1):
-        if number > len(asked) or not _answers(line, asked[number - 1]):
-            raise FtcliError(
-                "output_taken",
-                "is not the answer to this input's row; name another --output",
-                file=str(output),
-                line=number,
-            )
-    return len(lines)
-
-
-def _answers(line: str, asked: Asked) -> bool:
-    """Whether a line is this row's answer, by this row's adapter where it names one."""
-    try:
-        answer = json.loads(line)
-        return bool(answer["prompt"] == asked.messages[-1].content) and (
-            answer.get("adapter", asked.name) == asked.name
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def _answer_rest(
     generator: Generator, found: Questions, done: int, output: Path, reporter: Reporter
 ) -> None:
@@ -198,7 +173,6 @@ def _answer_rest(
     from ftcli.engine.inference import ANSWERED_ROWS
     from ftcli.engine.serving import batches_by_name
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     rest = found.asked[done:]
     waiting: dict[int, dict[str, Any]] = {}
     written = 0

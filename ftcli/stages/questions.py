@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftcli.data.example import Message, Origin
-from ftcli.data.prompts import Question, every_row, read_prompts
+from ftcli.data.example import Message
+from ftcli.data.json_rows import json_kind
+from ftcli.data.prompts import read_prompts
 from ftcli.data.row import Reject, Row
 from ftcli.errors import DataError
 from ftcli.stages.serving import Member, unknown
@@ -29,6 +30,8 @@ class Questions:
 
     asked: tuple[Asked, ...]
     rejected: tuple[str, ...]
+    ignores_names: bool
+    """Whether rows name others, and there is one run that answers them all."""
 
 
 def read_questions(members: Sequence[Member], default: str, source: Path) -> Questions:
@@ -37,48 +40,60 @@ def read_questions(members: Sequence[Member], default: str, source: Path) -> Que
     The `adapter` of a row counts where there are several; without it `default` answers. Raises
     DataError where no row can be answered.
     """
-    several = len(members) > 1
-    found: dict[Origin, Asked | str] = {}
-    for member in members:
-        wanted = _asks_for(member.name, default) if several else every_row
-        for item in _of_one(member, source, wanted):
-            if isinstance(item, Reject):
-                found[item.origin] = item.reason
-            else:
-                found[item.origin] = Asked(item.messages, member.name)
-    if several:
-        found |= _unknown_names(members, source)
-    rows = sorted(found.items(), key=lambda row: row[0].line)
-    asked = tuple(item for _, item in rows if isinstance(item, Asked))
-    rejected = tuple(f"{origin}: {item}" for origin, item in rows if isinstance(item, str))
+    readings = [_Reading(member, default, members) for member in members]
+    found: dict[int, Asked | str] = {}
+    for reading in readings:
+        found |= reading.read(source)
+    rows = [found[number] for number in sorted(found)]
+    asked = tuple(row for row in rows if isinstance(row, Asked))
+    rejected = tuple(row for row in rows if isinstance(row, str))
     if not asked:
         reason = f": {rejected[0]}" if rejected else ""
         raise DataError("data_empty", f"holds no prompt{reason}", file=str(source))
-    return Questions(asked, rejected)
+    return Questions(asked, rejected, any(reading.ignores_names for reading in readings))
 
 
-def _of_one(member: Member, source: Path, wanted: Callable[[Row], bool]) -> list[Question | Reject]:
-    prepared = member.opened.prepared
-    data = member.opened.loaded.recipe.data.model_copy(update={"system": prepared.system})
-    return list(read_prompts(str(source.absolute()), data, Path.cwd(), wanted))
+@dataclass
+class _Reading:
+    """One member's way through the file, which finds its own rows among the others."""
 
+    member: Member
+    default: str
+    members: Sequence[Member]
+    number: int = 0
+    """Of the record that is looked at; several may stand on one line."""
+    ignores_names: bool = False
+    found: dict[int, Asked | str] = field(default_factory=dict)
 
-def _asks_for(name: str, default: str) -> Callable[[Row], bool]:
-    return lambda row: row.fields.get(COLUMN, default) == name
+    def read(self, source: Path) -> dict[int, Asked | str]:
+        """By their numbers the member's rows, and those that nobody can answer, each with why."""
+        prepared = self.member.opened.prepared
+        data = self.member.opened.loaded.recipe.data.model_copy(update={"system": prepared.system})
+        for item in read_prompts(str(source.absolute()), data, Path.cwd(), self._is_mine):
+            if isinstance(item, Reject):
+                self.found[self.number] = f"{item.origin}: {item.reason}"
+            else:
+                self.found[self.number] = Asked(item.messages, self.member.name)
+            self.number += 1
+        return self.found
 
-
-def _unknown_names(members: Sequence[Member], source: Path) -> dict[Origin, Asked | str]:
-    """Rows that name an adapter which is not there."""
-    names = {member.name for member in members}
-    reasons: dict[Origin, Asked | str] = {}
-
-    def look(row: Row) -> bool:
-        name = row.fields.get(COLUMN)
-        if name is not None and name not in names:
-            reasons[row.origin] = f"{COLUMN} {name!r}: {unknown(members, str(name))}"
+    def _is_mine(self, row: Row) -> bool:
+        """Whether the member answers the row; if not, the row is counted here."""
+        value = row.fields.get(COLUMN)
+        name = self.default if value is None or value == "" else value  # CSV has no null
+        if len(self.members) == 1:
+            self.ignores_names |= name != self.member.name
+            return True
+        if name == self.member.name:
+            return True
+        if all(name != member.name for member in self.members):
+            self.found[self.number] = f"{row.origin}: {_no_name(self.members, name)}"
+        self.number += 1
         return False
 
-    data = members[0].opened.loaded.recipe.data
-    for _ in read_prompts(str(source.absolute()), data, Path.cwd(), look):
-        pass
-    return reasons
+
+def _no_name(members: Sequence[Member], value: object) -> str:
+    if isinstance(value, str):
+        return f"{COLUMN} {value!r}: {unknown(members, value)}"
+    names = ", ".join(member.name for member in members)
+    return f"{COLUMN}: expected a name (there is {names}), found {json_kind(value)}"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftcli.console import shown_path
 from ftcli.errors import ModelError, UsageError, did_you_mean
-from ftcli.recipe import Full, LoraKeys, holds_4_bits
+from ftcli.recipe import Full, LoraKeys, Qlora, holds_4_bits
 from ftcli.stages.opening import OpenRun, open_run
 
 # `shop:0.7+sql:0.3`; weights below 0 take an adapter's effect away.
@@ -26,6 +27,10 @@ class Member:
     name: str
     opened: OpenRun
     parts: tuple[tuple[str, float], ...] = ()
+
+    def shown_sum(self) -> str:
+        """`shop:0.7+sql:0.3`."""
+        return "+".join(f"{part}:{weight}" for part, weight in self.parts)
 
 
 def find_members(
@@ -45,9 +50,7 @@ def find_members(
                 "flag", f"--adapter {text}: expected NAME=RUN, or a sum as mix=shop:0.7+sql:0.3"
             )
         found = _member(name, value, members, shared)
-        known = members.get(name)
-        if known is not None and known.opened.run.path != found.opened.run.path:
-            raise UsageError("flag", f"--adapter {text}: {name} is {known.opened.run.path} already")
+        _require_free_name(text, found, members.get(name))
         members[name] = found
     for member in members.values():
         _require_same_base(run, member)
@@ -88,6 +91,17 @@ def _part(name: str, text: str, members: dict[str, Member]) -> tuple[str, float]
     return part, float(weight)
 
 
+def _require_free_name(text: str, found: Member, known: Member | None) -> None:
+    """Raise UsageError where the name stands for something else; a run may be named twice."""
+    if known is None:
+        return
+    if known.parts or found.parts or known.opened.run.path != found.opened.run.path:
+        taken = known.shown_sum() or shown_path(known.opened.run.path)
+        raise UsageError(
+            "flag", f"--adapter {text}: {known.name} is {taken} already; give another name"
+        )
+
+
 def _require_linear(name: str, member: Member) -> None:
     """Raise ModelError where a weighted sum of updates would not be the sum of their effects."""
     method = member.opened.loaded.recipe.method
@@ -104,34 +118,42 @@ def _require_linear(name: str, member: Member) -> None:
         }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
-        raise ModelError(
-            "adapters_differ", f"--adapter {name}: {member.name} cannot be part of it: {found[0]}"
+        raise _differ(
+            name,
+            f"{member.name} cannot be part of it: {found[0]}",
+            f"leave it out, or ask it alone (--use {member.name})",
         )
 
 
 def _require_same_base(run: OpenRun, member: Member) -> None:
     """Raise ModelError where two adapters cannot stand on one base in memory."""
-    ours, theirs = run.loaded.recipe.method, member.opened.loaded.recipe.method
-    if member.opened.run.path == run.run.path:
+    other, path = member.opened, shown_path(member.opened.run.path)
+    if other.run.path == run.run.path:
         return
-    for method, path in ((ours, run.run.path), (theirs, member.opened.run.path)):
-        if isinstance(method, Full):
-            raise ModelError(
-                "adapters_differ", f"{path} holds a whole model, and no adapter for another base"
-            )
-    if _base(run) != _base(member.opened):
-        raise ModelError(
-            "adapters_differ",
-            f"--adapter {member.name}: it was trained on another base than "
-            f"{run.loaded.recipe.name} ({member.opened.loaded.recipe.model.id} and "
-            f"{run.loaded.recipe.model.id})",
-        )
-    if _kind(run) != _kind(member.opened):
-        raise ModelError(
-            "adapters_differ",
-            f"--adapter {member.name}: {' and '.join(_kind(member.opened))} cannot share a base in "
-            f"memory with {' and '.join(_kind(run))}",
-        )
+    alone = f"load them one at a time (ftcli generate {path})"
+    for opened in (run, other):
+        if isinstance(opened.loaded.recipe.method, Full):
+            whole = shown_path(opened.run.path)
+            reason = f"{whole} holds a whole model, and no adapter for another base"
+            raise _differ(member.name, reason, alone)
+    ours, theirs = run.loaded.recipe, other.loaded.recipe
+    if _base(run) != _base(other):
+        bases = f"({theirs.model.id} and {ours.model.id})"
+        reason = f"it was trained on another base than {ours.name} {bases}"
+        raise _differ(member.name, reason, f"train it on that base, or {alone}")
+    held = _held(run)
+    found = [
+        f"{what} {value} ({ours.name}: {held[what]})"
+        for what, value in _held(other).items()
+        if value != held[what]
+    ]
+    if found:
+        reason = f"it cannot share a base in memory with {ours.name}: {', '.join(found)}"
+        raise _differ(member.name, reason, f"train both alike, or {alone}")
+
+
+def _differ(name: str, reason: str, advice: str) -> ModelError:
+    return ModelError("adapters_differ", f"--adapter {name}: {reason}; {advice}")
 
 
 def _base(opened: OpenRun) -> str:
@@ -139,8 +161,15 @@ def _base(opened: OpenRun) -> str:
     return opened.run.base_fingerprint() or opened.loaded.recipe.model.id
 
 
-def _kind(opened: OpenRun) -> tuple[str, str]:
-    """What has to be alike for adapters that are in memory at once: method, and base in 4 bits."""
+def _held(opened: OpenRun) -> dict[str, str]:
+    """What has to be alike for adapters that are in memory at once; raises FtcliError."""
     method = opened.loaded.recipe.method
-    name = "LoRA" if isinstance(method, LoraKeys) else method.mode
-    return name, "a 4-bit base" if holds_4_bits(method) else "a 16-bit base"
+    base = "held in 4 bits" if holds_4_bits(method) else "not quantised"
+    if isinstance(method, Qlora) and not method.double_quantization:
+        base += " with double_quantization false"
+    return {
+        "its method is": "LoRA" if isinstance(method, LoraKeys) else method.mode,
+        "its base is": base,
+        "its precision is": opened.run.planned("precision"),
+        "its attention is": opened.run.planned("attention"),
+    }

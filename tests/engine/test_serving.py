@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.inference import Model, PromptContract
-from ftcli.engine.methods import attach
+from ftcli.engine.methods import attach, quantization
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.serving import (
     AdapterSet,
@@ -21,9 +22,9 @@ from ftcli.engine.serving import (
     with_adapter,
     with_sum,
 )
-from ftcli.recipe import Adapter, Lora, Method, Prefix, Prompt
+from ftcli.recipe import Adapter, Lora, Method, Prefix, Prompt, Qlora
 from tests.engine.families import chatml
-from tests.engine.models import llama, logits
+from tests.engine.models import llama, logits, reload_in_4_bits
 
 CONTRACT = PromptContract(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
 LORAS: dict[str, dict[str, object]] = {
@@ -36,24 +37,35 @@ KINDS: dict[str, list[Method]] = {
     "adapter": [Adapter(mode="adapter", bottleneck=width) for width in (4, 8)],
     "prefix": [Prefix(mode="prefix", virtual_tokens=count) for count in (3, 5)],
     "prompt": [Prompt(mode="prompt", virtual_tokens=count) for count in (3, 5)],
+    "qlora": [Qlora.model_validate({"mode": "qlora", **keys}) for keys in LORAS.values()],
 }
+Base = Callable[[], PreTrainedModel]
 
 
 @pytest.fixture
-def base_weights() -> dict[str, Tensor]:
+def bases(tmp_path: Path) -> Callable[[str], Base]:
+    """The same base as often as it is asked for, held as a method wants it."""
     torch.manual_seed(0)
-    return llama().state_dict()
+    weights = llama().state_dict()
+
+    def whole() -> PreTrainedModel:
+        model = llama()
+        model.load_state_dict(weights)
+        return model
+
+    def for_kind(kind: str) -> Base:
+        four_bits = quantization(KINDS[kind][0], torch.float32)
+        return partial(loaded, four_bits) if four_bits else whole
+
+    def loaded(four_bits: BitsAndBytesConfig) -> PreTrainedModel:
+        return reload_in_4_bits(whole(), tmp_path / "base", four_bits)
+
+    return for_kind
 
 
-def base(weights: dict[str, Tensor]) -> PreTrainedModel:
-    model = llama()
-    model.load_state_dict(weights)
-    return model
-
-
-def saved(weights: dict[str, Tensor], method: Method, folder: Path, seed: int) -> Path:
+def saved(base: Base, method: Method, folder: Path, seed: int) -> Path:
     """An adapter that does something."""
-    adapted = attach(base(weights), method, seed)
+    adapted = attach(base(), method, seed)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -61,9 +73,9 @@ def saved(weights: dict[str, Tensor], method: Method, folder: Path, seed: int) -
     return folder
 
 
-def together(weights: dict[str, Tensor], folders: dict[str, Path]) -> AdapterSet:
+def together(base: Base, folders: dict[str, Path]) -> AdapterSet:
     (name, folder), *others = folders.items()
-    adapters = adapter_set(name, Model(open_adapter(base(weights), folder), CONTRACT))
+    adapters = adapter_set(name, Model(open_adapter(base(), folder), CONTRACT))
     for name, folder in others:
         adapters = with_adapter(adapters, name, folder, CONTRACT)
     return adapters
@@ -71,16 +83,17 @@ def together(weights: dict[str, Tensor], folders: dict[str, Path]) -> AdapterSet
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_answers_as_it_does_alone(
-    kind: str, base_weights: dict[str, Tensor], tmp_path: Path
+    kind: str, bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
+    base = bases(kind)
     folders = {
-        f"a.{index}": saved(base_weights, method, tmp_path / str(index), index)
+        f"a.{index}": saved(base, method, tmp_path / str(index), index)
         for index, method in enumerate(KINDS[kind])
     }
-    adapters = together(base_weights, folders)
+    adapters = together(base, folders)
     seen = []
     for name in [*folders, *reversed(folders)]:
-        alone = open_adapter(base(base_weights), folders[name])
+        alone = open_adapter(base(), folders[name])
         found = logits(adapters.use(name).network)
         assert torch.equal(found, logits(alone))
         assert not any(p.requires_grad for p in adapters.models[name].network.parameters())
@@ -90,16 +103,17 @@ def test_each_answers_as_it_does_alone(
 
 
 def test_one_base_is_held_whatever_stands_on_it(
-    base_weights: dict[str, Tensor], tmp_path: Path
+    bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
+    base = bases("lora")
     folders = {
-        name: saved(base_weights, method, tmp_path / name, 0)
+        name: saved(base, method, tmp_path / name, 0)
         for name, method in zip(LORAS, KINDS["lora"], strict=True)
     }
-    adapters = together(base_weights, folders)
+    adapters = together(base, folders)
     held = sum(p.numel() for p in adapters.use("shop").network.parameters())
     each = [
-        open_adapter(base(base_weights), folder).num_parameters() - llama().num_parameters()
+        open_adapter(base(), folder).num_parameters() - llama().num_parameters()
         for folder in folders.values()
     ]
     assert held == llama().num_parameters() + sum(each) and min(each) > 0
@@ -107,29 +121,32 @@ def test_one_base_is_held_whatever_stands_on_it(
     assert sum(p.numel() for p in same.use("again").network.parameters()) == held
 
 
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
 @pytest.mark.parametrize(
     "parts",
     [
+        [("root", -0.5)],
         [("shop", 0.7), ("sql", 0.3)],
         [("shop", 0.5), ("root", -0.5)],
         [("root", 0.2), ("shop", 0.3), ("sql", 1.5)],
     ],
 )
 def test_a_sum_is_the_sum_of_the_updates(
-    parts: list[tuple[str, float]], base_weights: dict[str, Tensor], tmp_path: Path
+    parts: list[tuple[str, float]], kind: str, bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
-    """W x + Σ w · (update of each) x, for every layer, against products in float64."""
+    """W x + Σ w · (update of each) x, for every layer, against updates in float64."""
+    base = bases(kind)
     folders = {
-        name: saved(base_weights, method, tmp_path / name, 0)
-        for name, method in zip(LORAS, KINDS["lora"], strict=True)
+        name: saved(base, method, tmp_path / name, 0)
+        for name, method in zip(LORAS, KINDS[kind], strict=True)
     }
-    adapters = with_sum(together(base_weights, folders), "mix", parts, CONTRACT)
+    adapters = with_sum(together(base, folders), "mix", parts, CONTRACT)
     network = adapters.use("mix").network
     layers = [m for m in network.modules() if hasattr(m, "lora_A") and "adapter3" in m.lora_A]
     assert layers
     for layer in layers:
         x = torch.randn(3, layer.in_features, dtype=torch.float64)
-        expected = x @ layer.base_layer.weight.double().T
+        expected = layer.base_layer(x.float()).detach().double()
         for name, weight in parts:
             slot = adapters.slots[name]
             if slot in layer.lora_A:
