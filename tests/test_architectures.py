@@ -56,6 +56,73 @@ def test_the_whole_path(
         assert found["merge"]["verdict"] == "pass"
 
 
+@pytest.mark.parametrize(("model_type", "tied"), [("gpt_neox", False), ("falcon", True)])
+def test_embeddings_with_a_name_of_their_own_are_trained(
+    model_type: str,
+    tied: bool,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The key's words are those of most models; what is trained is what was estimated."""
+    model = save_tiny_model(tmp_path / "model", model_type, tie_word_embeddings=tied)
+    recipe = write_recipe(
+        model={"id": str(model)},
+        method={"mode": "lora", "rank": 4, "modules_to_save": ["embed_tokens"]},
+        training={"max_steps": 2, "batch_size": 4, "learning_rate": "1e-2"},
+    )
+    found = {}
+    for command in ("estimate-vram", "train", "eval", "merge"):
+        assert run([command, str(recipe), "--json"]) == 0, capsys.readouterr().err
+        found[command] = json.loads(capsys.readouterr().out)
+    trained = found["train"]["trained_parameters"]
+    assert trained == found["estimate-vram"]["trainable_parameters"]
+    config = json.loads((model / "config.json").read_text())
+    matrix = config["vocab_size"] * config["hidden_size"]
+    assert matrix < trained < 2 * matrix
+    assert found["merge"]["verdict"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"method": {"mode": "prefix"}, "training": {"gradient_checkpointing": True}},
+            "training.gradient_checkpointing: keys and values of a prefix stand in the cache",
+        ),
+        (
+            {"method": {"mode": "lora", "target_modules": ["q_prj"]}},
+            "no linear layer 'q_prj'; did you mean q_proj?",
+        ),
+        ({"method": {"mode": "lora", "layers": [99]}}, "has no layer 99: they are 0 to 1"),
+        (
+            {"method": {"mode": "lora", "rank_pattern": {"q_prj": 8}}},
+            "no module gets its rank from 'q_prj'; did you mean q_proj?",
+        ),
+        (
+            {"method": {"mode": "lora", "modules_to_save": ["embed_in"]}},
+            "method.modules_to_save.0: expected embed_tokens or lm_head",
+        ),
+        (
+            {"method": {"mode": "full"}, "training": {"precision": "fp16"}},
+            "training.precision: fp16 needs a CUDA card",
+        ),
+    ],
+)
+def test_what_recipe_and_model_prove_is_refused_before_any_row_is_read(
+    sections: dict[str, Any],
+    message: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe(**sections)
+    for flags in ([], ["--dry-run"]):
+        assert run(["train", str(recipe), *flags]) in (1, 2)
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_gpt2_is_refused_before_any_work(
     mode: str,
@@ -65,10 +132,11 @@ def test_gpt2_is_refused_before_any_work(
 ) -> None:
     """Its projections are Conv1D, whose shapes ftcli does not know."""
     keys = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
-    model = save_tiny_model(tmp_path / "gpt2", "gpt2", **keys)
+    model = save_tiny_model(tmp_path / "model", "gpt2", **keys)
     recipe = write_recipe(model={"id": str(model)}, method=MODES[mode])
     assert run(["train", str(recipe)]) == 1
-    assert "gpt2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "model_type 'gpt2' is not one whose layers ftcli knows; it knows llama" in error
     assert not list((tmp_path / "runs").glob("*"))
 
 

@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"mode": "qlora", "rank": 4},
     "adapter": {"mode": "adapter", "bottleneck": 8},
     "prefix": {"mode": "prefix", "virtual_tokens": 4},
+    "prefix on 4 bits": {"mode": "prefix", "virtual_tokens": 4, "quantization": "nf4"},
     "prompt": {"mode": "prompt", "virtual_tokens": 4, "init_text": "Product, colour"},
 }
 FOLDED = ("lora", "qlora")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftcli.errors import MachineError, ModelError, UsageError
 from ftcli.hardware import Hardware
-from ftcli.plan import Choice, make_plan, vram_method
+from ftcli.plan import Choice, make_plan, require_machine, require_possible, vram_method
+from ftcli.recipe import Recipe
+from ftcli.shapes import find_shape
 from tests.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, recipe
 
 
@@ -28,6 +31,21 @@ from tests.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, 
             "no module gets its rank from 'proj'; did you mean v_proj?, 'q_proj'; a key is",
         ),
         (
+            {"rank_pattern": {"down_proj": 8}, "target_modules": ["q_proj"]},
+            "no module gets its rank from 'down_proj'",
+        ),
+        (
+            {"target_modules": ["q_proj", "v_porj"]},
+            "smollm2-135m has no linear layer 'v_porj'; did you mean v_proj?; it has q_proj, ",
+        ),
+        ({"target_modules": ["mlp"]}, "smollm2-135m has no linear layer 'mlp'; it has q_proj, "),
+        ({"target_modules": ["mlp.q_proj"]}, "no linear layer is called mlp.q_proj"),
+        (
+            {"target_modules": ["q_proj", "lm_head"]},
+            "lm_head cannot take an adapter: the loss is computed from its weight directly; "
+            "modules_to_save trains it whole",
+        ),
+        (
             {"target_modules": ["o_proj", "layers.2.mlp.up_proj"], "layers": [0, 1]},
             "no linear layer in layers 0, 1 is called layers.2.mlp.up_proj",
         ),
@@ -36,9 +54,55 @@ from tests.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, 
 def test_layers_and_ranks_that_reach_nothing_are_refused(
     keys: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ModelError) as caught:
-        make_plan(recipe(method=keys), SMALL, PROFILE, card())
-    assert str(caught.value).startswith(message)
+    for prove in (
+        lambda wanted: require_possible(wanted, SMALL),
+        lambda wanted: make_plan(wanted, SMALL, PROFILE, card()),
+    ):
+        with pytest.raises(ModelError) as caught:
+            prove(recipe(method=keys))
+        assert str(caught.value).startswith(message)
+
+
+def test_fused_matrices_are_called_by_their_own_names() -> None:
+    with pytest.raises(ModelError, match="no linear layer 'q_proj'; did you mean qkv_proj"):
+        require_possible(
+            recipe(method={"target_modules": ["q_proj"]}), find_shape("phi-3-mini", Path())
+        )
+
+
+def test_tied_ends_with_a_bias_are_not_trained_whole() -> None:
+    """PEFT's copy of a tied head has no bias."""
+    ends = recipe(method={"modules_to_save": ["embed_tokens"]})
+    phi = find_shape("phi-2", Path())
+    require_possible(ends, phi)
+    with pytest.raises(ModelError, match="which PEFT drops where it ties them") as caught:
+        require_possible(ends, replace(phi, tied=True))
+    assert caught.value.code == "modules_to_save"
+    require_possible(recipe(), replace(phi, tied=True))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hardware"),
+    [
+        (recipe("full", model={"dtype": "bf16"}), card()),
+        (recipe(training={"precision": "fp16"}), cpu()),
+        (recipe(model={"attention": "flash"}), cpu()),
+        (recipe(training={"optimizer": "adamw-8bit"}), cpu()),
+    ],
+)
+def test_what_no_rows_can_change_is_refused_without_them(
+    wanted: Recipe, hardware: Hardware
+) -> None:
+    messages = []
+    for prove in (
+        lambda: require_machine(wanted, SMALL, hardware),
+        lambda: make_plan(wanted, SMALL, PROFILE, hardware),
+    ):
+        with pytest.raises((MachineError, UsageError)) as caught:
+            prove()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    require_machine(recipe(), SMALL, hardware)
 
 
 def test_a_rank_s_key_must_be_a_pattern() -> None:
@@ -118,7 +182,9 @@ def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hard
     wanted = recipe("prefix", training={"gradient_checkpointing": asked})
     plan = make_plan(wanted, SMALL, PROFILE, hardware)
     assert plan.gradient_checkpointing == Choice(
-        False, "a prefix stands in the cache, which a second pass would fill twice"
+        False,
+        "keys and values of a prefix stand in the cache, which a layer that is computed again "
+        "would fill twice",
     )
     assert not plan.estimated.gradient_checkpointing
     # Not even where memory asks for it.
@@ -134,12 +200,11 @@ def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hard
 def test_checkpointing_asked_for_a_prefix_is_refused() -> None:
     wanted = recipe("prefix", training={"gradient_checkpointing": True})
     with pytest.raises(UsageError) as caught:
-        make_plan(wanted, SMALL, PROFILE, card())
+        require_possible(wanted, SMALL)
     assert (caught.value.code, caught.value.exit_code) == ("gradient_checkpointing", 2)
     assert str(caught.value) == (
-        "training.gradient_checkpointing: a prefix cannot be trained with it, because its keys "
-        "and values stand in the cache, which a layer that is computed again fills a second time; "
-        "leave it to auto"
+        "training.gradient_checkpointing: keys and values of a prefix stand in the cache, which a "
+        "layer that is computed again would fill twice; leave it to auto"
     )
 
 

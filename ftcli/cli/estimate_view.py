@@ -9,6 +9,7 @@ from typing import assert_never
 from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
 from ftcli.console import gigabytes, megabytes, width
 from ftcli.hardware import Hardware
+from ftcli.plan.memory import NO_CHECKPOINTING
 from ftcli.stages.estimate_result import EstimateResult
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import MODE_NAMES
@@ -114,7 +115,7 @@ def _notes(found: EstimateResult) -> Iterator[str]:
     if shape.experts > 1 and choices.mode != "full":
         yield "ftcli train takes mixtures of experts with mode full alone"
     if choices.mode == "prefix":
-        yield "PEFT refuses gradient checkpointing with a prefix: it is off"
+        yield f"no gradient checkpointing: {NO_CHECKPOINTING}"
     if shape.capped_scores and choices.attention == "sdpa":
         yield f"{shape.name} caps its attention scores, which sdpa cannot: taken as eager"
     if found.open_choices:

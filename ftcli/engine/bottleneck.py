@@ -72,7 +72,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, name: str, config: BottleneckConfig) -> None:
         """Add an adapter, the identity at first."""
-        width = _output_width(self.get_base_layer())
+        width = self.get_base_layer().out_features
         self.bottleneck_down[name] = nn.Linear(width, config.bottleneck)
         up = nn.Linear(config.bottleneck, width)
         nn.init.zeros_(up.weight)
@@ -120,14 +120,6 @@ class BottleneckModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained at once
         self._replace_module(parent, target_name, layer, target)
-
-
-def _output_width(layer: nn.Module) -> int:
-    """Of a linear layer, 4-bit or not, or of transformers' Conv1D, which calls it nf."""
-    width = getattr(layer, "out_features", None) or getattr(layer, "nf", None)
-    if not isinstance(width, int):
-        raise TypeError(f"{type(layer).__name__} has no output width for an adapter to stand on")
-    return width
 
 
 if NAME.upper() not in PeftType.__members__:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
-from ftcli.artifacts import RunFolder, write_json
+from ftcli.artifacts import RunFolder, unreadable_contract, write_json
 from ftcli.console import shown_path
 from ftcli.data.example import Message
 from ftcli.engine.inference import PromptContract
@@ -140,9 +140,7 @@ def load_contract(run: RunFolder) -> RunContract:
         fixed = {"stop_ids": tuple(values["stop_ids"]), "prompts": prompts}
         return RunContract(**{**values, **fixed})
     except (ValueError, TypeError, KeyError) as error:
-        raise FtcliError(
-            "contract_broken", f"cannot be read ({error!r})", file=str(file)
-        ) from error
+        raise unreadable_contract(file, error) from error
 
 
 def _golden_prompt(values: Mapping[str, Any]) -> GoldenPrompt:

@@ -78,6 +78,8 @@ def fingerprint(loaded: Loaded, renderer: Renderer) -> str:
         "files": {s: _file_digest(s, loaded.base) for s in _sources(data).values()},
         "template": tokenizer.chat_template,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        # Roles of tokens, which stand in tokenizer_config.json beside the tokens themselves.
+        "roles": [tokenizer.bos_token_id, renderer.pad_id, *renderer.stop_ids],
         "data": data.model_dump(exclude={"shuffle", "allow_truncation", "allow_leaks"}),
         "seed": loaded.recipe.training.seed,
     }

@@ -10,7 +10,6 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ftcli.console import Reporter
 from ftcli.engine.virtual import causal_model
@@ -86,11 +85,8 @@ def fold_layer(
 
 
 def as_quantised(layer: Any, four_bits: FourBits) -> Tensor:
-    """The weight of a linear layer as 4 bits hold it, in the layer's own orientation."""
-    weight = layer.weight.data.to(four_bits.dtype)
-    if isinstance(layer, Conv1D):  # transformers quantises it as [out, in]
-        return nf4_round_trip(weight.T, four_bits).T.contiguous()
-    return nf4_round_trip(weight, four_bits)
+    """The weight of a linear layer as 4 bits hold it."""
+    return nf4_round_trip(layer.weight.data.to(four_bits.dtype), four_bits)
 
 
 def nf4_round_trip(weight: Tensor, four_bits: FourBits) -> Tensor:

@@ -24,13 +24,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.engine.bottleneck import BottleneckConfig
-from ftcli.engine.targets import (
-    adapter_targets,
-    linear_names,
-    require_layers,
-    require_ranks,
-    require_targets,
-)
+from ftcli.engine.targets import ENDS, adapter_targets, linear_names, names_of_ends
 from ftcli.engine.virtual import begin_as
 from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
 
@@ -133,12 +127,9 @@ def _config(model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Pr
 
 def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
     targets = method.target_modules
-    if not isinstance(targets, str):
-        require_targets(model, targets)
-    require_layers(model, method.layers)
-    require_ranks(model, targets, method.rank_pattern)
     if isinstance(targets, str) and method.layers is not None:
         targets = linear_names(model)
+    saved = method.modules_to_save
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -150,9 +141,10 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         rank_pattern=dict(method.rank_pattern),
         use_rslora=method.rslora,
         use_dora=method.dora,
-        modules_to_save=list(method.modules_to_save) or None,
+        # Either name is the one matrix of tied ends, and PEFT ties where it reads `lm_head`.
+        modules_to_save=names_of_ends(model, ENDS if tied and saved else saved) or None,
         # Else the copy of one end would be trained, and a merge would give it to both.
-        ensure_weight_tying=tied and bool(method.modules_to_save),
+        ensure_weight_tying=tied and bool(saved),
     )
 
 

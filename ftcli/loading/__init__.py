@@ -36,6 +36,7 @@ KEY_AT_FAULT = {
     "target_modules": "method.target_modules",
     "layers": "method.layers",
     "rank_pattern": "method.rank_pattern",
+    "modules_to_save": "method.modules_to_save",
     "method_refused": "method.mode",
     "precision": "training.precision",
     "optimizer": "training.optimizer",

@@ -14,10 +14,18 @@ from ftcli.plan.arithmetic import (
     require_method,
 )
 from ftcli.plan.choice import Choice, Plan, Profile, profile_of
-from ftcli.plan.memory import fit_memory, vram_choices, vram_method
+from ftcli.plan.memory import (
+    fit_memory,
+    least_checkpointing,
+    require_optimizer,
+    vram_choices,
+    vram_method,
+)
 from ftcli.plan.schedule import choose_eval_every, choose_save_every, count_steps
 from ftcli.recipe import Recipe
 from ftcli.shapes import Shape
+from ftcli.vram import Choices
+from ftcli.vram.trained import trainable_parameters
 
 __all__ = [
     "Choice",
@@ -26,9 +34,30 @@ __all__ = [
     "make_plan",
     "needed_bytes",
     "profile_of",
+    "require_machine",
+    "require_possible",
     "vram_choices",
     "vram_method",
 ]
+
+
+def require_possible(recipe: Recipe, shape: Shape) -> None:
+    """Raise what recipe and model alone prove, before any row is tokenised.
+
+    ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
+    UsageError: `gradient_checkpointing`.
+    """
+    require_method(recipe.method, shape)
+    least_checkpointing(recipe)
+    trainable_parameters(shape, Choices(**vram_method(recipe.method)))
+
+
+def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
+    """Raise MachineError or UsageError where no plan is possible here, whatever the rows are."""
+    precision = choose_precision(recipe, hardware)
+    choose_weights_dtype(recipe, precision.value)
+    choose_attention(recipe, shape, hardware)
+    require_optimizer(recipe, hardware)
 
 
 def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware) -> Plan:

@@ -15,10 +15,10 @@ from ftcli.shapes import Shape
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision
 
-# transformers 5.24, modeling_layers.py: what writes to a cache must not be computed again.
+# transformers 5.24, modeling_layers.py: it takes the cache from a layer that is computed again.
 NO_CHECKPOINTING = (
-    "a prefix cannot be trained with it, because its keys and values stand in the cache, which a "
-    "layer that is computed again fills a second time; leave it to auto"
+    "keys and values of a prefix stand in the cache, which a layer that is computed again would "
+    "fill twice"
 )
 
 
@@ -77,8 +77,8 @@ def vram_choices(
 ) -> Choices:
     """What the recipe and the data say, in the words of `vram.Choices`.
 
-    What is `auto` stands at its smallest; without hardware a card is meant. Raises UsageError
-    (`gradient_checkpointing`).
+    What is `auto` stands at its smallest; without hardware a card is meant. Raises as
+    `least_checkpointing`.
     """
     training = recipe.training
     micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
@@ -91,20 +91,21 @@ def vram_choices(
         seq_len=profile.longest_tokens,
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
-        gradient_checkpointing=_least_checkpointing(recipe),
+        gradient_checkpointing=least_checkpointing(recipe),
         labelled_share=profile.labelled_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
 
 
-def _least_checkpointing(recipe: Recipe) -> bool:
-    """As asked, or what needs least."""
+def least_checkpointing(recipe: Recipe) -> bool:
+    """As asked, or what needs least; raises UsageError (`gradient_checkpointing`)."""
     asked = recipe.training.gradient_checkpointing
     if not isinstance(recipe.method, Prefix):
         return True if asked == "auto" else asked
     if asked is True:
         raise UsageError(
-            "gradient_checkpointing", f"training.gradient_checkpointing: {NO_CHECKPOINTING}"
+            "gradient_checkpointing",
+            f"training.gradient_checkpointing: {NO_CHECKPOINTING}; leave it to auto",
         )
     return False
 
@@ -113,7 +114,7 @@ def fit_memory(
     recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware, base: Choices
 ) -> Fit:
     """The cheapest values of what the recipe leaves open; raises MachineError."""
-    _require_optimizer(recipe, hardware)
+    require_optimizer(recipe, hardware)
     options = _options(recipe, hardware, base)
     found = cheapest(base, options, lambda way: fits(estimate_on(shape, way, hardware), hardware))
     if found is None:
@@ -152,7 +153,8 @@ def _options(recipe: Recipe, hardware: Hardware, base: Choices) -> Options:
     )
 
 
-def _require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
+def require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
+    """Raise MachineError where the optimizer that is asked for does not run here."""
     asked = recipe.training.optimizer
     if hardware.kind != "cuda" and asked in ("adamw-8bit", "paged-adamw-8bit"):
         raise MachineError(
@@ -216,7 +218,7 @@ def _micro_batch_choice(recipe: Recipe, micro_batch: int, hardware: Hardware) ->
 
 def _checkpointing_choice(recipe: Recipe, checkpointing: bool) -> Choice[bool]:
     if isinstance(recipe.method, Prefix):
-        return Choice(False, "a prefix stands in the cache, which a second pass would fill twice")
+        return Choice(False, NO_CHECKPOINTING)
     if recipe.training.gradient_checkpointing != "auto":
         return Choice(checkpointing, "set in the recipe")
     if checkpointing:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ftcli.errors import UsageError
 from ftcli.fit.limits import Size
+from ftcli.plan.memory import NO_CHECKPOINTING
 from ftcli.vram import Choices
 from ftcli.vram.choices import MODE_NAMES, Mode
 
@@ -55,10 +56,7 @@ def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
     if asked and choices.quantization == "nf4" and choices.precision == "fp32":
         yield _computes_in_16_bits(choices)
     if given.get("gradient_checkpointing") and choices.mode == "prefix":
-        yield (
-            "--gradient-checkpointing: PEFT refuses it for prefix tuning, whose keys and values "
-            "come from outside the layers: take --no-gradient-checkpointing"
-        )
+        yield f"--gradient-checkpointing: {NO_CHECKPOINTING}: take --no-gradient-checkpointing"
 
 
 def _computes_in_16_bits(choices: Choices) -> str:

@@ -30,8 +30,20 @@ def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     if (run := find_run(path)) is not None:
         return run
     if path.is_dir():
-        raise FtcliError("run_missing", f"{path} is not a run: it has no run.json")
+        raise FtcliError("run_missing", _no_run(path))
     return newest_finished(load_recipe(path, overrides).output)
+
+
+def _no_run(folder: Path) -> str:
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder} is a model, not a run: it has a config.json and no run.json; name the run "
+            "that made it, or its recipe"
+        )
+    return (
+        f"{folder} is not a run: it has no run.json; name the folder that ftcli train has filled, "
+        "or its recipe"
+    )
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:

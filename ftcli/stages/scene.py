@@ -11,7 +11,7 @@ from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hardware import Hardware
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, differences, load_recipe, resolved
-from ftcli.plan.arithmetic import require_method
+from ftcli.plan import require_machine, require_possible
 from ftcli.recipe import Full, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.stages.opening import OpenRun
@@ -56,7 +56,7 @@ def look(loaded: Loaded, parent: OpenRun | None) -> Scene:
     model = loaded.recipe.model
     source = model_source(model.id, loaded.base)
     shape = find_shape(model.id, loaded.base, model.revision)
-    require_method(loaded.recipe.method, shape)  # before any row is tokenised
+    require_possible(loaded.recipe, shape)
     require_reachable(source, model.revision)
 
     from ftcli.engine.device import find_hardware, use_whole_machine
@@ -64,6 +64,7 @@ def look(loaded: Loaded, parent: OpenRun | None) -> Scene:
     from ftcli.engine.model import load_renderer
 
     hardware = find_hardware()
+    require_machine(loaded.recipe, shape, hardware)
     use_whole_machine(hardware)
     renderer = load_renderer(loaded, source)
     mark = fingerprint(loaded, renderer)

@@ -71,6 +71,7 @@ def _adapted(
     layers: tuple[int, ...] | None,
     pattern: RankPattern,
 ) -> Adapted:
+    _require_no_head(targets)
     sizes = shape.target_modules(targets)
     chosen = _chosen_layers(shape, layers)
     paths = [(n, name, _path(shape, n, name)) for n in range(shape.layers) for name in sizes]
@@ -86,6 +87,15 @@ def _adapted(
     first = min(by_layer, default=0)
     kinds = Counter(by_layer.values())
     return Adapted(tuple(kinds.items()), first, by_layer.get(first, ()))
+
+
+def _require_no_head(targets: Targets) -> None:
+    if targets != "all-linear" and any(each.rsplit(".", 1)[-1] == "lm_head" for each in targets):
+        raise ModelError(
+            "target_modules",
+            "lm_head cannot take an adapter: the loss is computed from its weight directly; "
+            "modules_to_save trains it whole",
+        )
 
 
 def _chosen_layers(shape: Shape, layers: tuple[int, ...] | None) -> Collection[int]:

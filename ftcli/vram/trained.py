@@ -41,7 +41,7 @@ class Tensors:
 def trained_tensors(shape: Shape, choices: Choices) -> Iterator[Tensors]:
     """Every trained tensor.
 
-    Raises ModelError: `target_modules`, `layers`, `rank_pattern`.
+    Raises ModelError: `target_modules`, `layers`, `rank_pattern`, `modules_to_save`.
     """
     if choices.mode == "full":
         yield from _full_tensors(shape, choices.weight_bytes)
@@ -215,6 +215,12 @@ def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
                 f"modules_to_save: {name!r} cannot be sized"
                 f"{did_you_mean(name, ['embed_tokens', 'lm_head'])}; known: embed_tokens, lm_head",
             )
+    if choices.modules_to_save and shape.tied and shape.head_bias:
+        raise ModelError(
+            "modules_to_save",
+            "head and embeddings are one matrix here, and the head has a bias, which PEFT drops "
+            "where it ties them; leave modules_to_save out",
+        )
     each, matrix = saved_bytes(choices), shape.vocab * shape.hidden
     if trains_embeddings(shape, choices):
         yield Tensors(matrix, 1, each, embedding=True)

@@ -271,7 +271,7 @@ def test_a_card_between_estimate_and_upper_end_fits_perhaps(show: Any, ask: Any)
     [
         ("--model mixtral-8x7b --mode qlora", "note: the experts stay in 16 bits"),
         ("--model gemma-2-2b", "note: gemma-2-2b caps its attention scores"),
-        ("--model 7b --mode prefix", "note: PEFT refuses gradient checkpointing"),
+        ("--model 7b --mode prefix", "note: no gradient checkpointing: keys and values"),
         ("--model phi-2", "no run covers layers of type phi"),
         ("--model 7b --mode full", "no run covers fp32 weights in full fine-tuning"),
     ],

@@ -302,7 +302,7 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
         ("--mode lora --virtual-tokens 8", "take --mode prefix or --mode prompt"),
         ("--mode lora --bottleneck 8", "--bottleneck: the inner width of a bottleneck adapter"),
         ("--mode prompt --projection", "take --mode prefix"),
-        ("--mode prefix --gradient-checkpointing", "PEFT refuses it for prefix tuning"),
+        ("--mode prefix --gradient-checkpointing", "stand in the cache, which a layer"),
         ("--mode qlora --precision fp32", "holds the base in 4 bits and dequantises it"),
         ("--mode lora --placement mlp", "--placement: the blocks that get a bottleneck adapter"),
         ("--mode prompt --modules-to-save lm_head", "modules trained whole beside LoRA's update"),

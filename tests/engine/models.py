@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Phi3Config,
@@ -71,12 +73,16 @@ def phi3(**sizes: Any) -> PreTrainedModel:
     return Phi3ForCausalLM(Phi3Config(**SIZES | ids | sizes)).eval()
 
 
-def gpt2() -> PreTrainedModel:
-    """Conv1D instead of Linear, and tied embeddings."""
-    config = GPT2Config(
-        vocab_size=97, n_embd=64, n_layer=2, n_head=4, n_positions=64, initializer_range=0.1
-    )
-    return GPT2LMHeadModel(config).eval()
+def gpt_neox(**sizes: Any) -> PreTrainedModel:
+    """Its embeddings are `embed_in`."""
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES | ids | sizes)).eval()
+
+
+def falcon(**sizes: Any) -> PreTrainedModel:
+    """Its embeddings are `word_embeddings`, tied to the head."""
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    return FalconForCausalLM(FalconConfig(**SIZES | ids | sizes)).eval()
 
 
 def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:

@@ -175,6 +175,18 @@ def test_plain_texts_are_known_by_fixed_strings_and_need_no_template(place: Path
     assert ask("generate", "runs/texts", "A red")[0] == 0
 
 
+def test_a_run_that_was_moved_opens_where_it_is_now(place: Path, ask: Ask) -> None:
+    (place / "shelf").mkdir()
+    moved = shutil.move(place / "runs" / "lora", place / "shelf" / "kept")
+    for command, *words in OPENINGS:
+        assert ask(command, moved, *words)[0] == 0
+    assert (moved / "merged" / "merge_report.json").is_file()
+    assert not (place / "runs" / "lora").exists()
+    other_weights(place / "base")
+    code, message = ask("generate", moved, "a prompt")
+    assert code == 1 and f"weights of the base ({place}/base)" in message
+
+
 # What is refused
 
 
@@ -324,6 +336,7 @@ def test_a_contract_that_cannot_be_read_is_named(content: str, place: Path, ask:
     file.write_text(content)
     code, message = ask("generate", "runs/lora", "a")
     assert code == 1 and "contract.json: cannot be read" in message
+    assert message.rstrip().endswith("or train anew (ftcli train RECIPE --fresh)")
 
 
 def test_weights_that_had_to_be_fetched_are_proven_behind_the_loading(

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
 
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.methods import attach
 from ftcli.recipe import Lora
-from tests.engine.models import IDS, LINEAR, llama, logits, lora, loss_of, shake
+from tests.engine.models import (
+    IDS,
+    LINEAR,
+    falcon,
+    gpt_neox,
+    llama,
+    logits,
+    lora,
+    loss_of,
+    phi3,
+    shake,
+)
 
 
 def layers(model: torch.nn.Module) -> dict[str, LoraLayer]:
@@ -77,13 +90,26 @@ def test_training_begins_at_the_base(dora: bool) -> None:
     assert torch.equal(found, before) if not dora else torch.allclose(found, before, atol=1e-5)
 
 
+def test_layers_and_modules_of_fused_matrices() -> None:
+    method = lora(layers=[1], modules_to_save=["lm_head"])
+    adapted = attach(phi3(tie_word_embeddings=False), method, seed=0)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    reached = {name.removeprefix("base_model.model.model.") for name in layers(adapted)}
+    wanted = {"self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"}
+    assert reached == {f"layers.1.{name}" for name in wanted}
+    assert {name for name in trained if "lora_" not in name} == {
+        "base_model.model.lm_head.modules_to_save.default.weight"
+    }
+
+
+@pytest.mark.parametrize("build", [llama, gpt_neox, falcon])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
 def test_modules_are_trained_whole_in_fp32_and_found_again(
-    tied: bool, names: list[str], tmp_path: Path
+    build: Callable[..., PreTrainedModel], tied: bool, names: list[str], tmp_path: Path
 ) -> None:
     """On tied embeddings there is one matrix, whichever end is named."""
-    base = llama(tie_word_embeddings=tied).to(torch.bfloat16)
+    base = build(tie_word_embeddings=tied).to(torch.bfloat16)
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     method = Lora.model_validate({"mode": "lora", "rank": 2, "modules_to_save": names})
     adapted = attach(base, method, seed=0)
@@ -99,7 +125,7 @@ def test_modules_are_trained_whole_in_fp32_and_found_again(
         found = logits(adapted)
     shake(adapted)
     save_weights(adapted, tmp_path)
-    again = llama(tie_word_embeddings=tied).to(torch.bfloat16)
+    again = build(tie_word_embeddings=tied).to(torch.bfloat16)
     again.load_state_dict(weights)
     with torch.autocast("cpu", torch.bfloat16):
         expected = logits(adapted)

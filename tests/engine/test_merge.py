@@ -24,7 +24,7 @@ from ftcli.engine.methods import attach, quantization
 from ftcli.engine.parity import Parity, computing_in, parity
 from ftcli.recipe import Lora, LoraKeys, Qlora
 from ftcli.stages.verdict import HIGHEST_KL, limits_for
-from tests.engine.models import SIZES, gpt2, llama, phi3, qwen2
+from tests.engine.models import SIZES, gpt_neox, llama, phi3, qwen2
 
 CPU = torch.device("cpu")
 ROWS = [torch.arange(1, 25)[None], torch.arange(30, 70)[None]]
@@ -44,7 +44,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2, biases": qwen2,
     "phi3, fused": phi3,
     "gemma2": gemma2,
-    "gpt2, Conv1D": gpt2,
+    "gpt_neox, embed_in": gpt_neox,
 }
 EXTRAS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -56,6 +56,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "embeddings": {"modules_to_save": ["embed_tokens"]},
     "head": {"modules_to_save": ["lm_head"]},
     "both ends": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "ranks and rslora": {"rslora": True, "rank_pattern": {"o_proj": 8, "down_proj": 2}},
     "dora and head": {"dora": True, "rslora": True, "modules_to_save": ["lm_head"]},
 }
 
@@ -168,6 +169,15 @@ def test_every_extra(extra: str, tied: bool, mode: str, dtype: str, tmp_path: Pa
     base = llama(tie_word_embeddings=tied)
     found = certificate(base, method, tmp_path, TYPES[dtype])
     require_same(found, method, dtype)
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+@pytest.mark.parametrize("model", ["phi3, fused", "gpt_neox, embed_in"])
+def test_layers_and_ends_of_models_with_other_names(model: str, mode: str, tmp_path: Path) -> None:
+    kind = {"lora": Lora, "qlora": Qlora}[mode]
+    method = kind(mode=mode, rank=4, layers=[1], modules_to_save=["embed_tokens"])
+    found = certificate(MODELS[model](), method, tmp_path, torch.float32)
+    require_same(found, method, "float32")
 
 
 @pytest.mark.parametrize("wanted", ["bfloat16", "float32"])

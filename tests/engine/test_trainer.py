@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,31 @@ def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
     )
     assert run(["train", str(recipe)]) == 0
     assert set(seen) == {torch.bfloat16}
+
+
+def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
+    write_recipe: Callable[..., Path],
+    rows_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of each row of an epoch, every label, whatever its length."""
+    from ftcli.engine import trainer
+
+    original, seen = trainer.summed_loss, []
+
+    def watched(model: Any, ids: Any, labels: Any, *rest: Any) -> Any:
+        seen.append((ids.shape[1], int((labels != -100).sum())))
+        return original(model, ids, labels, *rest)
+
+    monkeypatch.setattr(trainer, "summed_loss", watched)
+    texts = (f"{number} " + "kettle, " * 200 * number for number in (1, 2, 3))
+    rows_file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = {"train": rows_file.name, "format": "text", "validation": 0, "max_length": 8192}
+    recipe = write_recipe(data=data, training={"epochs": 1, "batch_size": 1})
+    assert run(["prepare", str(recipe), "--json"]) == 0
+    prepared = json.loads(capsys.readouterr().out)
+    assert prepared["longest_row"]["tokens"] > 1024
+    assert run(["train", str(recipe)]) == 0
+    assert max(length for length, _ in seen) == prepared["longest_row"]["tokens"]
+    assert sum(labelled for _, labelled in seen) == prepared["trained_tokens"]

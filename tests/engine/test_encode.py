@@ -1,0 +1,62 @@
+"""The preparation is made anew where anything that shapes its rows has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.cli import run
+from ftcli.engine.rows import read_split
+from tests.conftest import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base without a chat template, so that the plain one is taken."""
+    base = save_tiny_model(tmp_path_factory.mktemp("model") / "plain")
+    (base / "chat_template.jinja").unlink()
+    return base
+
+
+@pytest.fixture
+def prepare(
+    plain_base: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> Callable[[], dict[str, Any]]:
+    recipe = write_recipe(model={"id": str(plain_base)})
+
+    def ask() -> dict[str, Any]:
+        capsys.readouterr()
+        assert run(["prepare", str(recipe), "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("role", "token"),
+    [("eos_token", "<|im_start|>"), ("pad_token", "<|im_start|>"), ("bos_token", "<|im_start|>")],
+)
+def test_a_token_with_another_role_prepares_anew(
+    role: str, token: str, plain_base: Path, prepare: Callable[[], dict[str, Any]]
+) -> None:
+    """tokenizer.json, the tokens themselves, stays as it is."""
+    before = prepare()
+    assert prepare() == before
+    config = plain_base / "tokenizer_config.json"
+    kept = config.read_text()
+    try:
+        config.write_text(json.dumps(json.loads(kept) | {role: token}))
+        after = prepare()
+    finally:
+        config.write_text(kept)
+    assert after["fingerprint"] != before["fingerprint"]
+    if role == "eos_token":
+        stops = json.loads((Path(after["folder"]) / "prepared.json").read_text())["stop_ids"]
+        labels = read_split(Path(after["folder"]), "train").column("labels").to_pylist()
+        assert {row[-1] for row in labels} <= set(stops)
+    assert prepare()["fingerprint"] == before["fingerprint"]
