@@ -12,10 +12,11 @@ from pathlib import Path
 
 from build_vram_docs import filled
 from method_figures import (
+    ADAPTER_BYTES,
     MODEL,
     MODEL_NAME,
     MODES,
-    SAVED_BYTES,
+    SMALL,
     all_figures,
     figures_of,
     in_words,
@@ -32,10 +33,9 @@ from ftcli.vram.trained import trainable_parameters
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEMPLATE = DOCS / "methods.template.md"
-COMPARED = DOCS / "compare.md"
 NOTE = "<!-- written by scripts/build_methods_docs.py from methods.template.md -->"
 
-SMALL, QWEN = "smollm2-135m", "qwen2.5-7b"
+QWEN = "qwen2.5-7b"
 MODEL_NAMES = {SMALL: "SmolLM2-135M", MODEL: MODEL_NAME, QWEN: "Qwen2.5-7B"}
 # Rows of the tables: QLoRA trains what LoRA does, and is its column of 4-bit bases.
 ROWS: dict[Mode, str] = {
@@ -79,18 +79,17 @@ def values() -> dict[str, str]:
     rates = {f"rate_{mode}": short_rate(default_rate(mode)) for mode in MODES}
     cards = {f"card_{mode}": gb(found.card_bytes[mode]) for mode in MODES}
     saved = {f"saved_{mode}": found.saved(mode) for mode in MODES}
-    unused = ("card_adapter", "card_prompt", "saved_full", "saved_qlora", "saved_adapter")
+    unused = ("card_adapter", "card_prompt", "saved_qlora", "saved_adapter")
     named = {name: text for name, text in (rates | cards | saved).items() if name not in unused}
     return {
         "note": NOTE,
-        "compared": compared(),
         "trained": trained_table(),
         "cards": cards_table(),
         "layers": layers_table(),
         **arithmetic(),
         **named,
         "card_dora": gb(on_card(MODEL, replace(LORA, dora=True))),
-        "module": in_words(shape.vocab * shape.hidden * SAVED_BYTES),
+        "module": in_words(shape.vocab * shape.hidden * ADAPTER_BYTES),
         "trained_prefix": f"{found.trained['prefix']:,}",
         "trained_prefix_qwen": f"{qwen.trained['prefix']:,}",
         "projection": f"{_trained(MODEL, Choices(mode='prefix', projection=True)):,}",
@@ -101,13 +100,6 @@ def default_rate(mode: Mode) -> float:
     """The learning rate of a recipe that names none."""
     values = {"name": "x", "model": {"id": MODEL}, "data": {"train": "x"}, "method": {"mode": mode}}
     return choose_learning_rate(Recipe.model_validate(values)).value
-
-
-def compared() -> str:
-    """Where the methods are compared on data, if the page is there."""
-    if not COMPARED.is_file():
-        return "Its table says what each has learnt, what it has forgotten, and what it took."
-    return "What it found for all six on the demo's data is in [compare.md](compare.md)."
 
 
 def _trained(model: str, choices: Choices) -> int:

@@ -21,7 +21,11 @@ from ftcli.vram.trained import trainable_parameters
 MODEL, MODEL_NAME = "7b", "Llama 2 7B"
 WIDTH, HEIGHT = 880, 470
 MODES: tuple[Mode, ...] = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
-SAVED_BYTES = 4  # what ftcli trains is fp32 (engine.methods), and is saved so
+ADAPTER_BYTES = 4  # a weight of an adapter is trained in fp32 (engine.methods), and saved so
+# A full run is saved in the type of its base's files (engine.building): 16 bits in those of the
+# hub, fp32 in those that scripts/small_model.py writes.
+HUB_BYTES, SMALL_BYTES = 2, 4
+SMALL = "smollm2-135m"
 
 SUBTITLES: dict[Mode, str] = {
     "full": "every weight is trained",
@@ -85,6 +89,8 @@ class Figures:
     """What is compared between methods, for one model."""
 
     parameters: int
+    stored_bytes: int
+    """Of one weight in the base's files."""
     trained: Mapping[Mode, int]
     card_bytes: Mapping[Mode, float]
 
@@ -92,7 +98,8 @@ class Figures:
         return share(self.trained[mode], self.parameters)
 
     def saved(self, mode: Mode) -> str:
-        return in_words(self.trained[mode] * SAVED_BYTES)
+        weight_bytes = self.stored_bytes if mode == "full" else ADAPTER_BYTES
+        return in_words(self.trained[mode] * weight_bytes)
 
 
 def figures_of(model: str) -> Figures:
@@ -100,6 +107,7 @@ def figures_of(model: str) -> Figures:
     shape = shape_of(model)
     return Figures(
         parameters=shape.parameters,
+        stored_bytes=SMALL_BYTES if model == SMALL else HUB_BYTES,
         trained={mode: trainable_parameters(shape, Choices(mode=mode)) for mode in MODES},
         card_bytes={mode: on_card(model, Choices(mode=mode)) for mode in MODES},
     )
@@ -267,7 +275,7 @@ def numbers(drawing: Drawing, mode: Mode, found: Figures) -> None:
     lines = {
         312: ("trained", f"{found.trained[mode]:,} ({found.share(mode)})"),
         360: ("on the card", gb(found.card_bytes[mode])),
-        410: ("saved", f"{found.saved(mode)} in fp32"),
+        410: ("saved", f"{found.saved(mode)} in {'16 bits' if mode == 'full' else 'fp32'}"),
         430: ("begins", BEGINS[mode]),
         450: ("merges", MERGES[mode]),
     }

@@ -24,6 +24,8 @@ from svg_drawing import DARK, LIGHT, RULES, Drawing, style  # noqa: E402
 
 from ftcli.recipe import Method, Recipe  # noqa: E402
 from ftcli.vram.choices import Mode  # noqa: E402
+from tests.test_overfitting import BY_HEART  # noqa: E402
+from tests.test_small_model import MARGINS  # noqa: E402
 
 FIX = "make docs"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -45,7 +47,11 @@ def page() -> str:
 
 
 def section(mode: Mode) -> str:
-    return page().split(f"\n## {HEADINGS[mode]}\n")[1].split("\n## ")[0]
+    return section_named(HEADINGS[mode])
+
+
+def section_named(heading: str) -> str:
+    return page().split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def figure(mode: Mode) -> ElementTree.Element:
@@ -67,7 +73,7 @@ def test_a_file_that_is_not_current_is_named(
 
 
 def test_the_page_is_short_enough_to_read() -> None:
-    assert len(page().splitlines()) <= 320
+    assert len(page().splitlines()) <= 330
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -98,6 +104,27 @@ def test_loras_arithmetic_is_the_one_that_everybody_checks() -> None:
     rows = {row.split(" | ")[0].strip("| "): row for row in section("lora").splitlines()}
     whole = rows["**Llama 2 7B**"]
     assert "6,738,415,616" in whole and f"{32 * 16 * (4 * 8192 + 3 * 15104):,}" in whole
+
+
+def test_what_each_reaches_is_what_the_slow_tests_demand() -> None:
+    said = section_named("What each reaches at least")
+    names = {**docs.ROWS, "lora": "LoRA", "qlora": "QLoRA"}
+    for mode in MODES:
+        rate, margin = MARGINS[mode]
+        shown = docs.short_rate(docs.default_rate(mode) if rate == "auto" else rate)
+        assert f"| {names[mode]} | {shown} | {margin} |" in said
+    steps, rate = BY_HEART["prompt"]
+    assert f"{steps} steps at {docs.short_rate(rate)} for prompt tuning" in said.replace("\n", " ")
+
+
+def test_what_is_saved_is_as_large_as_the_files_of_the_base() -> None:
+    """tests/test_saved_types.py has the types of real runs."""
+    for model, weight in (("7b", 2), (docs.QWEN, 2), (docs.SMALL, 4)):
+        found = figures_of(model)
+        assert found.saved("full") == in_words(found.parameters * weight)
+        assert found.saved("lora") == in_words(found.trained["lora"] * 4)
+    assert "6,738,415,616 (100%), 13.5 GB" in page()
+    assert "13.5 GB in 16 bits" in [text_of(each) for each in figure("full").iter(f"{SVG}text")]
 
 
 def test_shares_and_sizes_in_words() -> None:

@@ -57,6 +57,7 @@ def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         {"mode": "full"},
         {"mode": "lora", "rank": 16},
+        {"mode": "adapter", "bottleneck": 64},
         pytest.param({"mode": "lora", "rank": 16, "dora": True}, marks=pytest.mark.slow),
         pytest.param({"mode": "qlora", "rank": 16}, marks=pytest.mark.slow),
     ],
@@ -70,39 +71,10 @@ def test_eight_rows_come_back_and_stop(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     wanted = rows(tmp_path / "eight.jsonl")
+    # Measured: an adapter has six of the eight after 150 steps.
+    steps, rate = (300, 1e-2) if method["mode"] == "adapter" else (150, 4e-3)
     recipe = write_recipe(
         model={"id": str(knowing_model)},
-        method=method,
-        data={"train": "eight.jsonl", "validation": 0},
-        training={"max_steps": 150, "batch_size": 8, "learning_rate": "4e-3"},
-        generation={"max_new_tokens": 32},
-    )
-    found = answers(recipe, tmp_path / "eight.jsonl", capsys)
-    assert [answer["completion"] for answer in found] == [row["completion"] for row in wanted]
-    assert all(answer["stopped"] for answer in found)
-
-
-# Steps and rates that do it on the small model. Measured besides, and left out for their time:
-# adapters in 30 steps at 3e-3 all eight; a soft prompt in 60 steps at 3e-2 at least six of eight.
-REAL: dict[str, tuple[dict[str, Any], int, float]] = {
-    "lora": ({"mode": "lora"}, 30, 1e-3),
-    "prefix": ({"mode": "prefix"}, 60, 3e-2),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_the_small_model_learns_eight_rows_by_heart(
-    name: str,
-    write_recipe: Callable[..., Path],
-    small_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    method, steps, rate = REAL[name]
-    wanted = rows(tmp_path / "eight.jsonl")
-    recipe = write_recipe(
-        model={"id": str(small_model)},
         method=method,
         data={"train": "eight.jsonl", "validation": 0},
         training={"max_steps": steps, "batch_size": 8, "learning_rate": rate},
@@ -110,4 +82,33 @@ def test_the_small_model_learns_eight_rows_by_heart(
     )
     found = answers(recipe, tmp_path / "eight.jsonl", capsys)
     assert [answer["completion"] for answer in found] == [row["completion"] for row in wanted]
+    assert all(answer["stopped"] for answer in found)
+
+
+# Steps and rates that do it on the small model, and how many rows must be right: a soft prompt has
+# all eight here, but so few weights leave a word to how a machine rounds.
+BY_HEART = {"lora": (30, 1e-3, 8), "prefix": (60, 3e-2, 8), "prompt": (40, 3e-2, 6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", BY_HEART)
+def test_the_small_model_learns_eight_rows_by_heart(
+    mode: str,
+    write_recipe: Callable[..., Path],
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    steps, rate, least = BY_HEART[mode]
+    wanted = rows(tmp_path / "eight.jsonl")
+    recipe = write_recipe(
+        model={"id": str(small_model)},
+        method={"mode": mode},
+        data={"train": "eight.jsonl", "validation": 0},
+        training={"max_steps": steps, "batch_size": 8, "learning_rate": rate},
+        generation={"max_new_tokens": 32},
+    )
+    found = answers(recipe, tmp_path / "eight.jsonl", capsys)
+    right = [a["completion"] == row["completion"] for a, row in zip(found, wanted, strict=True)]
+    assert sum(right) >= least
     assert all(answer["stopped"] for answer in found)

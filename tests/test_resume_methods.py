@@ -20,6 +20,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "4-bit adapter": {"mode": "adapter", "bottleneck": 8, "quantization": "nf4"},
     "4-bit prompt": {"mode": "prompt", "virtual_tokens": 4, "quantization": "nf4"},
 }
+# Another one than the base's own.
+TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
 TRAINING = {"epochs": 1, "batch_size": 4, "eval_steps": 4, "micro_batch_size": 2}
 
 
@@ -58,3 +60,28 @@ def test_another_kind_of_adapter_cannot_go_on(
         capsys.readouterr()
         assert train(second, "--from", str(tmp_path / "runs" / "first")) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_run_with_a_template_from_a_file_goes_on_only_with_that_template(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(TEMPLATE)
+    data = {"train": "rows.jsonl", "template": file.name, "validation": 8, "max_length": 256}
+    assert train(write_recipe("whole", data=data, training=TRAINING)) == 0
+    stopped = write_recipe("stopped", data=data, training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        assert train(stopped) == 130
+    file.write_text(TEMPLATE.replace(": ", " - "))
+    capsys.readouterr()
+    assert train(stopped) == 1
+    assert "was begun with another recipe" in capsys.readouterr().err
+    file.write_text(TEMPLATE)
+    assert train(stopped) == 0
+    runs = tmp_path / "runs"
+    assert adapter_digest(runs / "stopped") == adapter_digest(runs / "whole")
+    assert (runs / "stopped" / "adapter" / "chat_template.jinja").read_text() == TEMPLATE

@@ -5,19 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
+from ftcli.vram.choices import Mode
 from tests.json_shapes import SHAPES
 from tests.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
 
 pytestmark = pytest.mark.slow
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-SHORT = ("training.max_steps=4", "training.batch_size=4", "training.eval_steps=2")
+SHORT = ("training.max_steps=8", "training.batch_size=4", "training.eval_steps=4")
 SMALL = ("data.validation=4", "generation.max_new_tokens=24")
+# Method → its learning rate, and by how much held-out loss lies below the base's after eight steps
+# of four rows; docs/methods.md states both.
+MARGINS: dict[Mode, tuple[float | Literal["auto"], float]] = {
+    "full": ("auto", 0.2),
+    "lora": (2e-3, 0.5),
+    "qlora": (2e-3, 0.3),
+    "adapter": ("auto", 0.8),
+    "prefix": ("auto", 0.1),
+    "prompt": ("auto", 0.1),
+}
+BEGIN_AT_THE_BASE = ("full", "lora", "adapter")
 
 
 def overrides(model: Path, output: Path, *more: str) -> list[str]:
@@ -25,22 +38,60 @@ def overrides(model: Path, output: Path, *more: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-@pytest.mark.parametrize("recipe", ["ecommerce-lora", "ecommerce-qlora"])
+@pytest.fixture(scope="module")
+def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Of the untrained base on the validation rows that all methods below are judged by."""
+    import torch
+
+    from ftcli.engine.batches import collate
+    from ftcli.engine.loss import row_losses
+    from ftcli.engine.model import load_base
+    from ftcli.engine.rows import read_split
+    from ftcli.recipe import Model
+
+    folder = tmp_path_factory.mktemp("base") / "run"
+    flags = overrides(small_model, folder)
+    assert run(["prepare", str(RECIPES / "ecommerce-lora.yaml"), *flags]) == 0
+    base = load_base(
+        str(small_model),
+        Model(id="small"),
+        dtype=torch.float32,
+        attention="sdpa",
+        device=torch.device("cpu"),
+    )
+    batch = collate(read_split(folder / "data", "validation").to_pylist(), 0)
+    with torch.no_grad():
+        losses, tokens = row_losses(base, batch["input_ids"], batch["labels"])
+    return float(losses.sum() / tokens.sum())
+
+
+def learnt(mode: Mode, trained: dict[str, Any], base_loss: float) -> None:
+    """Check the margin, on the very rows of the base's loss."""
+    if mode in BEGIN_AT_THE_BASE:
+        assert trained["first_eval_loss"] == pytest.approx(base_loss, abs=0.02)
+    assert trained["eval_loss"] < base_loss - MARGINS[mode][1]
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
 def test_a_shipped_recipe_runs_on_the_small_model(
-    recipe: str, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mode: Mode,
+    base_loss: float,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = overrides(small_model, tmp_path / "run", "training.learning_rate=1e-3")
-    path = RECIPES / f"{recipe}.yaml"
+    flags = overrides(small_model, tmp_path / "run", f"training.learning_rate={MARGINS[mode][0]}")
+    path = RECIPES / f"ecommerce-{mode}.yaml"
     prepared = ask(capsys, "prepare", path, "--preview", "1", *flags)
     trained_on = "".join(text for text, trained in prepared["preview"][0] if trained)
     assert trained_on.startswith("# ") and trained_on.endswith(" EUR<|im_end|>")
     assert prepared["test_rows"] == 60
 
     trained = ask(capsys, "train", path, *flags)
-    assert trained["eval_loss"] < trained["first_eval_loss"] - 0.2
+    learnt(mode, trained, base_loss)
     assert trained["total_parameters"] == 134_515_008
     folder = Path(trained["run_dir"])
-    kept = {f"checkpoints/step-{s}/{n}" for s in (2, 4) for n in ADAPTER | STATE}
+    kept = {f"checkpoints/step-{s}/{n}" for s in (4, 8) for n in ADAPTER | STATE}
     kept |= {f"adapter/{n}" for n in ADAPTER | TOKENIZER}
     kept |= {f"data/{n}" for n in ("prepared.json", "test.arrow", "train.arrow")}
     kept |= {"data/validation.arrow", "README.md", "metrics.jsonl", "plan.json"}
@@ -119,16 +170,15 @@ def test_full_training_moves_every_weight(
     assert moved > 0.99
 
 
-# After eight steps of four rows at the method's own rate, held-out loss lies below that before
-# the first step by at least this; LoRA and QLoRA are in the test of the shipped recipes.
-MARGINS = {"full": 0.2, "adapter": 0.8, "prefix": 0.15, "prompt": 0.15}
-
-
-@pytest.mark.parametrize("mode", MARGINS)
-def test_every_method_learns_the_demo_data(
-    mode: str, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("mode", ["full", "adapter", "prefix", "prompt"])
+def test_every_other_method_learns_the_demo_data(
+    mode: Mode,
+    base_loss: float,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["training.max_steps=8", "training.learning_rate=auto", f"method={{mode: {mode}}}"]
+    words = [f"training.learning_rate={MARGINS[mode][0]}", f"method={{mode: {mode}}}"]
     flags = overrides(small_model, tmp_path / "run", *words, "training.eval_steps=8")
     trained = ask(capsys, "train", RECIPES / "ecommerce-lora.yaml", *flags)
-    assert trained["eval_loss"] < trained["first_eval_loss"] - MARGINS[mode]
+    learnt(mode, trained, base_loss)
