@@ -1,43 +1,18 @@
-"""Merging a model takes the memory of one copy of its weights."""
+"""A merge takes the memory of one copy of the weights; adapters share that of their base."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ftcli.cli import run
 from tests.conftest import save_tiny_model
+from tests.memory import held_bytes
 from tests.test_merging import recipe_of
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[1]
-MEASURED = """
-import sys, threading, time
-import bitsandbytes, peft, torch, transformers
-import ftcli.engine.merge
-from ftcli.cli import run
-
-def private_bytes():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
-
-def watch():
-    while not done:
-        seen.append(private_bytes())
-        time.sleep(0.01)
-
-done, seen = [], [private_bytes()]
-watcher = threading.Thread(target=watch)
-watcher.start()
-code = run(sys.argv[1:])
-done.append(True)
-watcher.join()
-print(code, max(seen) - seen[0])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +38,22 @@ def test_a_merge_holds_one_copy_of_the_weights(
     large: Path, mode: str, dtype: str, tmp_path: Path
 ) -> None:
     """Pages of the base's files are not counted: the system takes them back when it wants."""
-    command = [sys.executable, "-c", MEASURED, "merge", str(large / "runs" / mode)]
-    command += ["--output", str(tmp_path / "one"), "--dtype", dtype]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    code, peak_bytes = map(int, found.stdout.split()[-2:])
-    assert code == 0
-    copy_bytes = (tmp_path / "one" / "model.safetensors").stat().st_size
-    assert 0.5 * copy_bytes < peak_bytes < 1.5 * copy_bytes
+    command = ["merge", str(large / "runs" / mode), "--output", str(tmp_path / "one")]
+    peak = held_bytes([*command, "--dtype", dtype], "RssAnon").peak
+    copy = (tmp_path / "one" / "model.safetensors").stat().st_size
+    assert 0.5 * copy < peak < 1.5 * copy
+
+
+def test_three_adapters_take_one_base_and_three_adapters(large: Path) -> None:
+    """A second base would be at least 310 MB; an adapter of this rank is 121 MB."""
+    recipe = recipe_of(large, "lora", max_steps=1, batch_size=1)
+    sizes = ["--set", "method.rank=128", "--set", "data.test=2", "--set", "output=runs/first"]
+    assert run(["train", str(recipe), *sizes]) == 0
+    first = large / "runs" / "first"
+    for name in ("second", "third"):
+        shutil.copytree(first, first.with_name(name))
+    adapter = (first / "adapter" / "adapter_model.safetensors").stat().st_size
+    others = [f"--adapter={name}={first.with_name(name)}" for name in ("second", "third")]
+    command = ["generate", str(first), "hello", "--set", "generation.max_new_tokens=128"]
+    alone, three = (held_bytes([*command, *more], "VmRSS").usual for more in ([], others))
+    assert 1.8 * adapter < three - alone < 2.2 * adapter
