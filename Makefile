@@ -29,6 +29,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python scripts/build_docs.py
 	$(BIN)/python scripts/build_vram_docs.py
 	$(BIN)/python scripts/build_methods_docs.py
+	$(BIN)/python scripts/build_compare_docs.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
