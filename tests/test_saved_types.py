@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def test_a_base_in_16_bits_gives_a_model_in_16_bits_and_adapters_in_fp32(
     wanted = torch.bfloat16 if mode == "full" else torch.float32
     saved = load_file(folder / file)
     assert {tensor.dtype for tensor in saved.values()} == {wanted}
+    result = json.loads((folder / "run.json").read_text())["result"]
+    assert result["saved_bytes"] == (folder / file).stat().st_size
     if mode == "full":
         stored = load_file(base_in_16_bits / "model.safetensors")
         assert saved.keys() == stored.keys()

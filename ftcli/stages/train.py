@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ftcli import __version__
 from ftcli.artifacts import (
     RunFolder,
-    folder_bytes,
     free_folder,
     runs_at,
     sha256_file,
@@ -249,7 +248,8 @@ def _report(job: _Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str
         "best_step": outcome.best_step,
         "tokens_per_second": outcome.tokens_per_second,
         "total_parameters": job.scene.shape.parameters,
-        "saved_bytes": folder_bytes(job.run.trained()),
+        # The weights alone: the tokenizer beside them is that of the base.
+        "saved_bytes": sum(f.stat().st_size for f in job.run.trained().glob("*.safetensors")),
         "training_seconds": outcome.seconds,
         **figures,
     }
