@@ -6,6 +6,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
+# A file's tests stay in one process: they share what was trained for them.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: demo test check lint docs bench clean
 
@@ -14,10 +16,10 @@ demo: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/pytest -rfEs
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(PYTEST) -rfEs
 
 check: lint
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

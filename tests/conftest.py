@@ -13,6 +13,9 @@ import yaml
 
 from ftcli.prepared import LongestRow, Prepared, SplitCounts
 
+# Before torch is loaded: threads that spin at barriers take the cores from the other workers.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>\n' }}{% endfor %}"

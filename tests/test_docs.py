@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("prepare", "estimate-vram", "train", "eval", "merge", "generate")
+COMMANDS = ("prepare", "estimate-vram", "train", "eval", "merge", "generate", "compare")
 
 
 def build_docs() -> ModuleType:

@@ -113,7 +113,7 @@ def test_what_each_reaches_is_what_the_slow_tests_demand() -> None:
         rate, margin = MARGINS[mode]
         shown = docs.short_rate(docs.default_rate(mode) if rate == "auto" else rate)
         assert f"| {names[mode]} | {shown} | {margin} |" in said
-    steps, rate = BY_HEART["prompt"]
+    steps, rate, _ = BY_HEART["prompt"]
     assert f"{steps} steps at {docs.short_rate(rate)} for prompt tuning" in said.replace("\n", " ")
 
 

@@ -78,7 +78,7 @@ def open_adapter(
     config = PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     # PEFT warns of a base that has moved; contract.json knows it by its weights.
-    config.base_model_name_or_path = model.name_or_path
+    config.base_model_name_or_path = model.name_or_path or None
     try:
         adapted = get_peft_model(model, config)
         train_in_fp32(adapted)
