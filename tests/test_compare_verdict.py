@@ -57,6 +57,7 @@ def test_few_rows_tell_nothing_apart() -> None:
     base = BaseRecord("b", four_bit=False, side=side(scored(3.0, rows=9), 20.0))
     found = judge([cell("lora", scored(1.4, rows=9)), cell("full", scored(1.9, rows=9))], base)
     assert found.take is None and len(found.among) == 2
+    assert "9 held-out rows tell nothing apart; hold out at least 10 (data.test)" in found.text
 
 
 def test_one_method_alone_is_judged_by_the_base() -> None:

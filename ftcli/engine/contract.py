@@ -69,6 +69,8 @@ class RunContract:
     stop_ids: tuple[int, ...]
     pad_id: int
     prompts: tuple[GoldenPrompt, ...]
+    tokenizer: str | None = None
+    """sha256 of vocabulary and rules; none in contracts of earlier versions."""
 
 
 def contract_of(loaded: Loaded, run: RunFolder, prepared: Prepared) -> PromptContract:
@@ -126,6 +128,7 @@ def settle_contract(
         stop_ids=renderer.stop_ids,
         pad_id=renderer.pad_id,
         prompts=tuple(_golden_prompts(renderer, prepared, run)),
+        tokenizer=_tokenizer_digest(renderer),
     )
     _require_none(_differences(contract, renderer), run)
     write_json(run.contract, asdict(contract))
@@ -186,6 +189,13 @@ def _template_digest(renderer: Renderer) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _tokenizer_digest(renderer: Renderer) -> str:
+    """sha256 of vocabulary and rules, without how batches were last padded and cut."""
+    rules = json.loads(renderer.tokenizer.backend_tokenizer.to_str())
+    kept = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 # What differs, old → new
 
 
@@ -207,6 +217,10 @@ def _differences(contract: RunContract, renderer: Renderer) -> list[str]:
         found.append(f"data.template_kwargs: {old} → {json.dumps(arguments)}")
     for number, prompt in enumerate(contract.prompts, start=1):
         found += [f"golden prompt {number}, {text}" for text in _other_ids(prompt, renderer)]
+    if not found and contract.tokenizer is not None:
+        digest = _tokenizer_digest(renderer)
+        if contract.tokenizer != digest:
+            found.append(f"tokenizer: {_short(contract.tokenizer)} → {_short(digest)}")
     return found
 
 

@@ -236,6 +236,23 @@ def test_figures_that_were_kept_are_not_told_of_what_is_another_by_now(
     assert code == 1 and "is no longer what was trained" in message
 
 
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_words_that_no_golden_prompt_holds_may_not_change_their_ids(
+    name: str, place: Path, ask: Ask
+) -> None:
+    file = place / "runs" / name / {"lora": "adapter", "full": "model"}[name] / "tokenizer.json"
+    rules = json.loads(file.read_text())
+    known = {
+        i for prompt in load_contract(RunFolder(place / "runs" / name)).prompts for i in prompt.ids
+    }
+    vocabulary = rules["model"]["vocab"]
+    one, other = [word for word, i in vocabulary.items() if i not in known][-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    file.write_text(json.dumps(rules))
+    (message,) = refusals(ask, name) if name == "lora" else {ask("eval", f"runs/{name}")[1]}
+    assert message.splitlines()[1].startswith("  tokenizer: ")
+
+
 def test_changed_control_tokens_are_refused(place: Path, ask: Ask) -> None:
     file = place / "runs" / "lora" / "adapter" / "tokenizer_config.json"
     config = json.loads(file.read_text())

@@ -70,6 +70,11 @@ def _weight(cell: CellRecord) -> tuple[int, int, float]:
 def _nothing_gained(best: CellRecord, base: BaseRecord) -> str:
     gained = base.side.scores["loss"] - best.loss
     rows = len(best.tuned.rows.losses)
+    if rows < LEAST_ROWS:
+        return (
+            f"Take none of them yet: {rows} held-out rows tell nothing apart; hold out at least "
+            f"{LEAST_ROWS} (data.test)."
+        )
     return (
         f"Take none of them yet: the best, {_named(best)}, is not below the base on these {rows} "
         f"rows by more than chance gives (by {gained:.3f} of {base.side.scores['loss']:.3f}); "
