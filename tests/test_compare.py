@@ -283,6 +283,7 @@ def test_a_grid_marks_the_best_rate_of_each_method(recipe: Path, capsys: Capture
     assert out.count(" *") == 3 and "* the best rate of its method, by validation loss" in out
 
 
+@pytest.mark.slow
 def test_seconds_give_each_method_the_steps_that_fit(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -57,7 +57,7 @@ def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         {"mode": "full"},
         {"mode": "lora", "rank": 16},
-        {"mode": "adapter", "bottleneck": 64},
+        pytest.param({"mode": "adapter", "bottleneck": 64}, marks=pytest.mark.slow),
         pytest.param({"mode": "lora", "rank": 16, "dora": True}, marks=pytest.mark.slow),
         pytest.param({"mode": "qlora", "rank": 16}, marks=pytest.mark.slow),
     ],
