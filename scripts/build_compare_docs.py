@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from build_vram_docs import filled
+from build_vram_docs import filled, settle
 
 from ftcli.artifacts import write_json
 from ftcli.console import megabytes
@@ -32,15 +32,7 @@ SHARED = ("model", "budget", "seed", "general_text")
 
 
 def main(check: bool) -> int:
-    text = page()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    if check:
-        print("docs/compare.md is not current: make docs", file=sys.stderr)
-        return 1
-    PAGE.write_text(text, encoding="utf-8")
-    print("wrote docs/compare.md")
-    return 0
+    return settle(PAGE, page(), check)
 
 
 def page() -> str:

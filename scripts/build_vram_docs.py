@@ -13,6 +13,7 @@ import statistics
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from measured_runs import DATA, TABLE, Row
@@ -69,14 +70,19 @@ _TABLE_GB = {
 
 
 def main(check: bool) -> int:
-    text = page()
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+    return settle(PAGE, page(), check)
+
+
+def settle(path: Path, text: str, check: bool) -> int:
+    """Write a page that is not current, or say that it is not: the exit code."""
+    name = path.relative_to(path.parents[1])
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
         return 0
     if check:
-        print("docs/vram.md is not current: python scripts/build_vram_docs.py", file=sys.stderr)
+        print(f"{name} is not current: make docs", file=sys.stderr)
         return 1
-    PAGE.write_text(text, encoding="utf-8")
-    print("wrote docs/vram.md")
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {name}")
     return 0
 
 

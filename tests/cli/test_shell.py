@@ -13,17 +13,9 @@ import pytest
 from ftcli.cli import app, run
 from ftcli.errors import DataError, Stopped
 from ftcli.stages import estimate
+from tests.loading.shop import SHOP
 
 ROOT = Path(__file__).resolve().parents[2]
-SHOP = """\
-name: shop
-model:
-  id: smollm2-135m
-method:
-  mode: lora
-data:
-  train: shop.jsonl
-"""
 COMMANDS = ["prepare", "estimate-vram", "train", "eval", "compare", "merge", "generate", "schema"]
 ESTIMATE = ["estimate-vram", "--model", "7b"]
 
