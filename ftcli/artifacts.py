@@ -1,4 +1,4 @@
-"""The run folder: its names, atomic writes, its lock, and how a run is found again.
+"""The run folder: its names, its lock, and how a run is found again.
 
 runs/<name>/
   recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
@@ -10,19 +10,22 @@ runs/<name>/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+import socket
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError, MachineError
 
 State = Literal["training", "stopped", "finished"]
+# The lock itself, and beside it who holds it: taking a lock may empty its file.
+LOCK, HOLDER = ".lock", ".lock.json"
 
 
 @dataclass(frozen=True)
@@ -145,30 +148,49 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer at a time; the lock frees itself when its holder ends."""
+        """One writer at a time; the lock frees itself when its holder ends, however it ends.
+
+        Raises MachineError (`run_locked`) naming the holder, without waiting for it.
+        """
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
             raise MachineError(
                 "run_locked",
-                f"{self.path}: another ftcli is writing here; wait, or give another "
+                f"{self.path}: {self._holder()} is writing here; wait for it, or give another "
                 "folder with --set output=…",
             ) from error
         try:
+            write_json(self.path / HOLDER, holder_now())
             yield
         finally:
+            (self.path / HOLDER).unlink(missing_ok=True)
             lock.release()
             self._drop_if_unused()
 
+    def _holder(self) -> str:
+        """Who holds the lock, in words; a holder that has only just begun has left no name yet."""
+        try:
+            holder = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
+            return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another ftcli"
+
     def _drop_if_unused(self) -> None:
-        """Nothing was written: leave no trace of the lock."""
-        if [file.name for file in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()
+        """Nothing was written: leave no trace of the lock, nor of folders made for it."""
+        if [file.name for file in self.path.iterdir()] == [LOCK]:
+            (self.path / LOCK).unlink()
             self.path.rmdir()
+
+
+def holder_now() -> dict[str, object]:
+    """This process, as the holder of a lock says who it is."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
 
 
 def unreadable_contract(file: Path, error: Exception) -> FtcliError:
@@ -216,59 +238,3 @@ def free_folder(output: Path) -> RunFolder:
         if not (path / "run.json").is_file():
             return RunFolder(path)
     return RunFolder(output.with_name(f"{output.name}-{len(list(numbered(output))) + 1}"))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write one JSON object whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def append_json(path: Path, value: Mapping[str, object]) -> None:
-    """Add one line to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` only when the block ends without an error.
-
-    Files get the rights that the user's umask gives: safetensors writes 0600 on its own.
-    """
-    temporary = path.with_name(f".tmp-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in filter(Path.is_file, temporary.rglob("*")):
-        file.chmod(0o666 & ~umask)
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.replace(path)
-
-
-def sha256_file(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_bytes(path: Path) -> int:
-    """Size of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ftcli.artifacts import write_json
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError
 
 Split = Literal["train", "validation", "test"]
@@ -17,6 +18,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 # Field experience (MISSION): under 100 rows a good prompt wins; 500 to 5,000 rows are ideal.
 TOO_FEW_ROWS = 100
 IDEAL_ROWS = (500, 5000)
+
+# Faults that prepared.json holds, which every command reads; problems.jsonl holds all.
+MOST_PROBLEMS = 1000
 
 # Share of answer tokens that may be lost to max_length without being asked.
 TRUNCATION_BUDGET = 0.01
@@ -82,6 +86,10 @@ class Prepared:
     stop_ids: tuple[int, ...]
     pad_id: int
     problems: tuple[Fault, ...]
+    """The first MOST_PROBLEMS of them (`read_problems`)."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`); empty in
+    preparations of before they were kept."""
 
     @property
     def rows_accepted(self) -> int:
@@ -95,6 +103,48 @@ class Prepared:
 def split_file(folder: Path, split: Split) -> Path:
     """Arrow file of one split."""
     return folder / f"{split}.arrow"
+
+
+def problems_file(folder: Path) -> Path:
+    """JSON lines of the rows that were not used; absent where all were."""
+    return folder / "problems.jsonl"
+
+
+def read_problems(prepared: Prepared, folder: Path) -> Iterator[Fault]:
+    """Every row that was not used; those that prepared.json holds, where the file is gone."""
+    file = problems_file(folder)
+    if not file.is_file():
+        yield from prepared.problems
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Fault(**json.loads(line))
+
+
+class Problems:
+    """Faults as they are found: the first ones and their number here, all of them in a file."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.first: list[Fault] = []
+        self.count = 0
+        self._path = None if folder is None else problems_file(folder)
+
+    def __enter__(self) -> Problems:
+        self._file = None if self._path is None else self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None and self._path is not None:
+            self._file.close()
+            if not self.count:
+                self._path.unlink()
+
+    def add(self, fault: Fault) -> None:
+        self.count += 1
+        if len(self.first) < MOST_PROBLEMS:
+            self.first.append(fault)
+        if self._file is not None:
+            self._file.write(json.dumps(dataclasses.asdict(fault), ensure_ascii=False) + "\n")
 
 
 def row_lengths(folder: Path, split: Split) -> list[int]:

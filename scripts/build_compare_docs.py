@@ -15,8 +15,8 @@ from typing import Any
 
 from build_vram_docs import filled, settle
 
-from ftcli.artifacts import write_json
 from ftcli.console import megabytes
+from ftcli.disk import write_json
 from ftcli.stages.compare.page import body
 from ftcli.stages.compare.picture import draw
 from ftcli.stages.compare.record import BASE_FILE, CELL_FILE, BaseRecord, CellRecord, parsed

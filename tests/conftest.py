@@ -16,6 +16,30 @@ from ftcli.prepared import LongestRow, Prepared, SplitCounts
 # Before torch is loaded: threads that spin at barriers take the cores from the other workers.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's reports name the faults it proves: user properties also leave a worker of xdist."""
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            item.user_properties.extend(("fault", number) for number in mark.args)
+
+
+@pytest.fixture
+def observed(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says in a short phrase what a test saw; docs/faults.md shows it beside what is required."""
+
+    def say(phrase: str) -> None:
+        record_property("observed", phrase)
+
+    return say
+
+
+@pytest.fixture(scope="session")
+def complete() -> bool:
+    """Whether the tests of the faults run their full counts (make faults) or their short ones."""
+    return os.environ.get("FTCLI_FAULTS") == "complete"
+
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>\n' }}{% endfor %}"

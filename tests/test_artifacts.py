@@ -3,26 +3,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import (
-    RunFolder,
-    append_json,
-    find_run,
-    folder_bytes,
-    free_folder,
-    newest_finished,
-    numbered,
-    runs_at,
-    sha256_file,
-    whole_folder,
-    write_json,
-    write_text,
-)
+from ftcli.artifacts import RunFolder, find_run, free_folder, newest_finished, numbered, runs_at
+from ftcli.disk import append_json, folder_bytes, sha256_file, whole_folder, write_json, write_text
 from ftcli.errors import FtcliError, MachineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +58,7 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.iterdir()] == ["other.txt"]
 
 
+@pytest.mark.fault(34)
 def test_files_get_the_rights_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
@@ -203,7 +193,8 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
             [sys.executable, "-c", second], cwd=ROOT, capture_output=True, text=True
         )
         assert found.returncode == 1
-        assert f"MachineError: {run.path}: another ftcli is writing here" in found.stderr
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since "
+        assert f"MachineError: {run.path}: {holder}" in found.stderr
     with RunFolder(tmp_path / "shop").lock():
         pass
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from ftcli.artifacts import RunFolder, write_json
+from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.cli.calibrate_view import calibration_lines
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError
 from ftcli.shapes import find_shape
 from ftcli.stages.calibrate import calibrate_runs

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from jsonschema import validate
 
-from ftcli.artifacts import sha256_file
 from ftcli.cli import run
+from ftcli.disk import sha256_file
 from ftcli.stages.compare.cells import METHODS
 from tests.conftest import pair, save_tiny_model
 from tests.json_shapes import SHAPES
@@ -326,7 +326,7 @@ def stop_in(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
         original(self, args, state, control, logs=logs, **rest)
-        if self.run.path.name == method and state.global_step == 2 and "loss" in logs:
+        if self.plan.estimated.mode == method and state.global_step == 2 and "loss" in logs:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Course, "on_log", on_log)

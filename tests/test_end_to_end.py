@@ -26,7 +26,14 @@ FOLDED = ("lora", "qlora")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 MODEL = {"config.json", "generation_config.json", "model.safetensors"}
-STATE = {"optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"}
+STATE = {
+    "manifest.json",
+    "records.jsonl",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+}
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

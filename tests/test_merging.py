@@ -14,8 +14,9 @@ import pytest
 import yaml
 from jsonschema import validate
 
-from ftcli.artifacts import RunFolder, sha256_file
+from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.disk import sha256_file
 from tests.conftest import pair, save_tiny_model
 from tests.json_shapes import SHAPES
 
@@ -87,6 +88,7 @@ def left_below(folder: Path) -> list[str]:
 # What is proven
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize(
     ("dtype", "stored", "compared_in", "limits"),
     [
@@ -105,6 +107,7 @@ def test_a_lora_run_becomes_one_model(
     stored: str,
     compared_in: str,
     limits: dict[str, float],
+    observed: Callable[[str], None],
 ) -> None:
     before = digests(home)
     found = merge(lora, "--output", tmp_path / "one", "--dtype", dtype)
@@ -117,6 +120,10 @@ def test_a_lora_run_becomes_one_model(
     assert config["dtype"] == stored and "quantization_config" not in config
     assert digests(home) == before
     assert left_below(tmp_path)[0] == "one", "and no temporary folder"
+    observed(
+        f"{stored}: largest logit difference {found['max_logit_difference']:.0e}, "
+        f"KL {found['kl']:.0e}"
+    )
 
 
 def test_the_merged_model_answers_as_the_run(
@@ -139,16 +146,26 @@ def test_the_merged_model_answers_as_the_run(
     assert json.loads(capsys.readouterr().out)["completion"] == text and text
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_qlora_run_is_merged_onto_what_it_was_trained_on(
-    merge: Ask, qlora: Path, tmp_path: Path, dtype: str
+    merge: Ask, qlora: Path, tmp_path: Path, dtype: str, observed: Callable[[str], None]
 ) -> None:
     found = merge(qlora, "--output", tmp_path / "one", "--dtype", dtype)
     assert found["verdict"] == "pass" and found["onto"] == "dequantized"
-    assert found["kl"] < (1e-6 if dtype == "fp32" else 1e-3)
+    # A CPU with bf16 trains in it, and 4-bit weights are dequantised to it then.
+    held = RunFolder(qlora).planned("weights_dtype")
+    assert found["kl"] < (1e-6 if dtype == held == "fp32" else 1e-3)
+    observed(
+        f"dequantised, {dtype}: KL {found['kl']:.0e}, same token at "
+        f"{found['agreement_with_ties']:.1%}"
+    )
 
 
-def test_the_original_base_is_another_model(merge: Ask, qlora: Path, tmp_path: Path) -> None:
+@pytest.mark.fault(8)
+def test_the_original_base_is_another_model(
+    merge: Ask, qlora: Path, tmp_path: Path, observed: Callable[[str], None]
+) -> None:
     arguments = (qlora, "--output", tmp_path / "one", "--onto", "original")
     refused = merge(*arguments, code=1)
     assert refused["error"]["code"] == "merge_differs"
@@ -163,6 +180,7 @@ def test_the_original_base_is_another_model(merge: Ask, qlora: Path, tmp_path: P
     lost = merge(qlora, "--output", tmp_path / "other")
     one, other = (digests(tmp_path / name)["model.safetensors"] for name in ("one", "other"))
     assert lost["verdict"] == "pass" and one != other
+    observed(f"original base: KL {kept['kl']:.2g}, exit 1 and nothing written unless accepted")
 
 
 def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +205,7 @@ def lose(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     monkeypatch.setattr(Linear, "get_delta_weight", lambda *a: whole(*a) * (1 - share))
 
 
+@pytest.mark.fault(8, 9)
 @pytest.mark.parametrize(
     ("dtype", "share", "figure"),
     [
@@ -212,6 +231,7 @@ def test_an_update_lost_in_part_leaves_nothing(
     assert left_below(tmp_path) == []
 
 
+@pytest.mark.fault(8)
 def test_4_bit_weights_rounded_otherwise_are_found_out(
     merge: Ask, qlora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +312,7 @@ def test_a_folder_filled_in_the_meantime_is_kept(
 # What is refused before any work
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize(
     ("where", "words"),
     [
@@ -342,6 +363,7 @@ def test_methods_that_no_weight_can_hold(
     assert words in message and "ftcli generate" in message and message.endswith("train lora")
 
 
+@pytest.mark.fault(8)
 def test_a_base_whose_files_are_quantised_is_refused(
     merge: Ask, home: Path, lora: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder, write_json
+from ftcli.artifacts import RunFolder
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError
 from ftcli.stages.opening import run_at
 

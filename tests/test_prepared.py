@@ -19,6 +19,7 @@ from ftcli.prepared import (
 from tests.conftest import prepared_data
 
 PREPARED = prepared_data(
+    parts={"chat template": "0123abcd", "seed": "00ff00ff"},
     rows_read=20,
     rows_rejected=2,
     duplicates=3,
@@ -36,6 +37,15 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert load_prepared(tmp_path) is None
     save_prepared(PREPARED, tmp_path)
     assert load_prepared(tmp_path) == PREPARED
+
+
+def test_a_preparation_of_before_the_parts_were_kept_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "prepared.json"
+    save_prepared(PREPARED, tmp_path)
+    values = json.loads(file.read_text("utf-8"))
+    del values["parts"]
+    file.write_text(json.dumps(values), "utf-8")
+    assert load_prepared(tmp_path) == replace(PREPARED, parts={})
 
 
 def test_counts_add_up() -> None:

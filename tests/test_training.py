@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import sha256_file
 from ftcli.cli import run
+from ftcli.disk import sha256_file
 
 WITH_DROPOUT = {"mode": "lora", "rank": 4, "dropout": 0.1}
 
@@ -180,6 +180,7 @@ def test_changed_rows_are_refused_before_the_run_loses_its_own(
     assert sha256_file(prepared) == before
 
 
+@pytest.mark.fault(33)
 def test_pure_bf16_holds_its_weights_in_16_bits(
     write_recipe: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -238,7 +239,8 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
     def broken(*arguments: Any) -> Any:
         calls.append(1)
         loss = original(*arguments)
-        return loss * float("nan") if len(calls) == 3 else loss
+        # The first call is that of the longest batch, before the first step.
+        return loss * float("nan") if len(calls) == 4 else loss
 
     monkeypatch.setattr(trainer, "summed_loss", broken)
     assert train(write_recipe()) == 1
@@ -275,4 +277,4 @@ def test_two_writers_are_refused(
     recipe = write_recipe()
     with RunFolder(tmp_path / "runs" / "tiny").lock():
         assert train(recipe) == 1
-    assert "another ftcli is writing here" in capsys.readouterr().err
+    assert f"process {os.getpid()} on " in capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import overload
 
 
 def run_rows(rows: int, epochs: float, seed: int, *, shuffle: bool) -> list[int]:
@@ -23,16 +24,41 @@ def run_rows(rows: int, epochs: float, seed: int, *, shuffle: bool) -> list[int]
     return order[: max(1, round(rows * epochs))]
 
 
-def micro_batches(
-    order: Sequence[int], lengths: Sequence[int], batch_size: int, micro_batch: int
-) -> list[list[int]]:
-    """Micro-batches of the whole run, `batch_size / micro_batch` of them a step.
+class Windows(Sequence[list[int]]):
+    """The rows of each optimizer step of a run; each is `batch_size` rows, the last may be fewer.
 
-    The rows of a step are sorted by length first: rows of one micro-batch are padded to its
-    longest. Which rows make a step does not change, so neither do the step's gradients.
+    The rows of a step are sorted by length, the longest first: rows of one micro-batch are padded
+    to its longest. Which rows make a step does not change, so neither do the step's gradients.
     """
-    batches: list[list[int]] = []
-    for start in range(0, len(order), batch_size):
-        step = sorted(order[start : start + batch_size], key=lambda row: lengths[row], reverse=True)
-        batches += [step[i : i + micro_batch] for i in range(0, len(step), micro_batch)]
-    return batches
+
+    def __init__(self, order: Sequence[int], lengths: Sequence[int], batch_size: int) -> None:
+        self.order = order
+        self.batch_size = batch_size
+        self._lengths = lengths
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[step] for step in range(*index.indices(len(self)))]
+        step = range(len(self))[index]
+        rows = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        return sorted(rows, key=lambda row: self._lengths[row], reverse=True)
+
+    def tokens(self, step: int) -> int:
+        """Real tokens, without padding, of the step with this number, from 0."""
+        return sum(self._lengths[row] for row in self[step])
+
+    def rows_done(self, steps: int) -> int:
+        """Rows of the order that the first `steps` steps train on."""
+        return min(steps * self.batch_size, len(self.order))
+
+
+def micro_batches(window: Sequence[int], rows: int) -> list[list[int]]:
+    """A step's rows cut into pieces of at most `rows`."""
+    return [list(window[i : i + rows]) for i in range(0, len(window), rows)]

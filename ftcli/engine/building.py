@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel
 
 from ftcli.artifacts import RunFolder
-from ftcli.data.order import micro_batches, run_rows
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.device import device_of
 from ftcli.engine.inference import generation_config
 from ftcli.engine.methods import attach, first_words, quantization
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.rendering import Renderer
-from ftcli.engine.trainer import FtcliTrainer, Rows, TrainingData, sft_config
+from ftcli.engine.trainer import FtcliTrainer, sft_config
+from ftcli.engine.training_data import open_data
 from ftcli.hardware import Hardware
 from ftcli.plan import Plan
-from ftcli.prepared import Prepared, Split, split_file
+from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
 
 
@@ -58,9 +56,10 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
     return FtcliTrainer(
         model,
         sft_config(recipe.training, plan, run.path / "logs"),
-        _training_data(recipe, plan, setup.prepared, run),
+        open_data(recipe, plan, setup.prepared, run.data),
         setup.renderer.tokenizer,
         run,
+        plan.micro_batch.value,
         recipe.training.keep_checkpoints,
     )
 
@@ -84,19 +83,3 @@ def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
         )
     save_weights(model, folder)
     setup.renderer.tokenizer.save_pretrained(folder)
-
-
-def _training_data(recipe: Recipe, plan: Plan, prepared: Prepared, run: RunFolder) -> TrainingData:
-    train = _rows(run.data, "train")
-    training = recipe.training
-    order = run_rows(len(train.lengths), plan.epochs, training.seed, shuffle=recipe.data.shuffle)
-    batches = micro_batches(order, train.lengths, training.batch_size, plan.micro_batch.value)
-    validation = _rows(run.data, "validation") if prepared.validation.rows else None
-    return TrainingData(train, batches, validation, prepared.pad_id)
-
-
-def _rows(folder: Path, split: Split) -> Rows:
-    rows = Dataset.from_file(str(split_file(folder, split)))
-    rows = rows.select_columns(["input_ids", "labels"])
-    lengths = pc.list_value_length(rows.data.column("input_ids")).to_pylist()
-    return Rows(rows, lengths)

@@ -1,17 +1,24 @@
-"""Save a step whole or not at all; keep the newest and the best."""
+"""Save a step: all that a training goes on from, and a manifest that proves it whole."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from transformers import PreTrainedModel, TrainerState
 
-from ftcli.artifacts import RunFolder, whole_folder
+from ftcli.checkpoints import Position, seal
+from ftcli.disk import whole_folder, write_text
 from ftcli.engine.adapters import save_resumable
+from ftcli.engine.finite import require_finite_weights
+from ftcli.engine.randomness import random_state
+from ftcli.records import Records
 
-STATE_FILE = "trainer_state.json"
+# By the names under which Trainer reads them back (transformers 5.24, trainer.py).
+STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
+SCALER, RANDOM = "scaler.pt", "rng_state.pth"
+RECORDS = "records.jsonl"
 
 
 class Trainable(Protocol):
@@ -19,32 +26,38 @@ class Trainable(Protocol):
 
     model: PreTrainedModel
     state: TrainerState
+    optimizer: Any
+    lr_scheduler: Any
+    accelerator: Any
+    records: Records
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None: ...
-    def _save_scaler(self, output_dir: str) -> None: ...
-    def _save_rng_state(self, output_dir: str) -> None: ...
 
+def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> None:
+    """Weights, optimizer, schedule, random states and records of the current step.
 
-def save_checkpoint(trainer: Trainable, run: RunFolder) -> Path:
-    """Weights, optimizer, schedule and random states of the current step."""
-    folder = run.checkpoint(trainer.state.global_step)
+    Raises NotFiniteError, and OSError or what the libraries make of it (`disk.is_full`).
+    """
+    require_finite_weights(trainer.model, position.step)
     with whole_folder(folder) as temporary:
         save_resumable(trainer.model, temporary)
-        trainer._save_optimizer_and_scheduler(str(temporary))
-        trainer._save_scaler(str(temporary))
-        trainer._save_rng_state(str(temporary))
-        trainer.state.save_to_json(str(temporary / STATE_FILE))
-    return folder
+        _save(trainer.optimizer.state_dict(), temporary / OPTIMIZER)
+        _save(trainer.lr_scheduler.state_dict(), temporary / SCHEDULER)
+        if trainer.accelerator.scaler is not None:
+            _save(trainer.accelerator.scaler.state_dict(), temporary / SCALER)
+        _save(random_state(), temporary / RANDOM)
+        trainer.state.save_to_json(str(temporary / STATE))
+        write_text(temporary / RECORDS, trainer.records.text())
+        seal(temporary, position)
 
 
-def rotate(run: RunFolder, keep: int, best_step: int | None) -> None:
-    """Delete checkpoints that are neither among the `keep` newest nor the best."""
-    for step in run.steps_saved()[:-keep]:
-        if step != best_step:
-            shutil.rmtree(run.checkpoint(step))
+def _save(state: dict[str, Any], file: Path) -> None:
+    # Through Python's file, an error of the disk keeps its name; torch's own says nothing of it.
+    with file.open("wb") as stream:
+        torch.save(state, stream)
 
 
-def newest(run: RunFolder) -> Path | None:
-    """The checkpoint to resume from."""
-    steps = run.steps_saved()
-    return run.checkpoint(steps[-1]) if steps else None
+def optimizer_bytes(optimizer: Any) -> int:
+    """What the optimizer's states take on disk; 0 before the first step."""
+    states = optimizer.state_dict()["state"].values()
+    tensors = (value for state in states for value in state.values() if torch.is_tensor(value))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
-from ftcli.artifacts import RunFolder, unreadable_contract, write_json
+from ftcli.artifacts import RunFolder, unreadable_contract
 from ftcli.console import shown_path
 from ftcli.data.example import Message
+from ftcli.disk import write_json
 from ftcli.engine.inference import PromptContract
 from ftcli.engine.model import load_tokenizer, renderer_of
 from ftcli.engine.rendering import Renderer, RowFault

@@ -65,12 +65,21 @@ def memory_in_words(advice: str) -> Iterator[None]:
     """Raise MachineError where torch runs out of memory."""
     try:
         yield
-    except RuntimeError as error:
-        card = isinstance(error, torch.OutOfMemoryError)
-        if not card and "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
+        card = torch.cuda.is_available()
         where = torch.cuda.get_device_name() if card else "this machine"
         raise MachineError("memory", f"{where} is out of memory: {advice}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator has said no: torch's on a card or on a CPU, cuBLAS's, or Python's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # c10/core/impl/alloc_cpu.cpp; ATen/cuda/Exceptions.cpp
+    words = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def give_back_freed_memory() -> None:

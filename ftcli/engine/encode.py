@@ -9,40 +9,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ftcli.artifacts import RunFolder, sha256_file, whole_folder
+from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
-from ftcli.data.example import Example
-from ftcli.data.reading import pinned_system, read_examples
-from ftcli.data.source import Reject
-from ftcli.data.split import plan_split
+from ftcli.data.reading import read_examples
+from ftcli.data.row import Reject
+from ftcli.data.sides import Sides, find_sides, sources_of
+from ftcli.disk import sha256_file, whole_folder
+from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.contract import contract_of
-from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
-from ftcli.engine.rows import RowWriter, read_split, record
+from ftcli.engine.rendering import IGNORED, Encoded, Renderer
+from ftcli.engine.rows import read_split, record
+from ftcli.engine.tokenising import Tally, changed, tokenise
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
-from ftcli.prepared import (
-    SPLITS,
-    TRUNCATION_BUDGET,
-    Fault,
-    LongestRow,
-    Prepared,
-    Split,
-    SplitCounts,
-    load_prepared,
-    save_prepared,
-    split_file,
-)
+from ftcli.prepared import TRUNCATION_BUDGET, Prepared, load_prepared, save_prepared
 from ftcli.recipe import Data
 from ftcli.shapes import model_source
 
 FINGERPRINT_VERSION = 1
-NO_ROW = LongestRow("", 0, 0)
-# How many leaks are named in an error.
+# Each part of the fingerprint but the files, in the words of a message.
+PART_NAMES = {
+    "version": "way of preparing",
+    "template": "chat template",
+    "tokenizer": "tokenizer",
+    "roles": "roles of tokens",
+    "data": "data keys of the recipe",
+    "seed": "seed",
+}
+# How many faults are named in an error.
 NAMED = 5
 
 
@@ -52,30 +49,57 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
     Says what is unusual about the template. Raises DataError: nothing to train on, leaks, or too
     much of the answers cut.
     """
-    data, seed = loaded.recipe.data, loaded.recipe.training.seed
-    mark = fingerprint(loaded, renderer)
+    data, base = loaded.recipe.data, loaded.base
+    covered = _covered(loaded, renderer)
+    mark = _hex(covered, 16)
     if renderer.note is not None:
         reporter.note(renderer.note)
     earlier = load_prepared(folder)
     if earlier is not None and earlier.fingerprint == mark:
         return earlier
-    first = _first_pass(data, loaded.base, seed)
+    sides = find_sides(data, base, loaded.recipe.training.seed, reporter)
     with whole_folder(folder) as temporary:
-        tally = _second_pass(data, loaded.base, renderer, first, temporary, reporter)
-        prepared = _prepared(loaded, mark, first, tally, renderer)
+        tally = tokenise(sides, base, renderer, temporary, reporter)
+        _require_same_files(data, base, covered["files"])
+        prepared = _prepared(loaded, mark, sides, tally, renderer)
         _require_rows(prepared, data)
         _require_answers(prepared, data)
         save_prepared(prepared, temporary)
     return prepared
 
 
+def _require_same_files(data: Data, base: Path, before: dict[str, str]) -> None:
+    for file in sources_of(data).values():
+        if _file_digest(file, base) != before[file]:
+            raise changed(file)
+
+
 def fingerprint(loaded: Loaded, renderer: Renderer) -> str:
     """16 hex digits that change with anything that shapes the token ids."""
+    return _hex(_covered(loaded, renderer), 16)
+
+
+def fingerprint_parts(loaded: Loaded, renderer: Renderer) -> dict[str, str]:
+    """8 hex digits for each part of the fingerprint, by its name in the words of a message."""
+    covered = _covered(loaded, renderer)
+    files = covered.pop("files")
+    sources = sources_of(loaded.recipe.data)
+    parts = {f"rows of data.{split}": files[name] for split, name in sources.items()}
+    parts |= {PART_NAMES[name]: part for name, part in covered.items()}
+    return {name: _hex(part, 8) for name, part in parts.items()}
+
+
+def _hex(value: object, digits: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+def _covered(loaded: Loaded, renderer: Renderer) -> dict[str, Any]:
+    """What shapes the token ids, part by part."""
     data = loaded.recipe.data
     tokenizer = renderer.tokenizer
-    parts = {
+    return {
         "version": FINGERPRINT_VERSION,
-        "files": {s: _file_digest(s, loaded.base) for s in _sources(data).values()},
+        "files": {s: _file_digest(s, loaded.base) for s in sources_of(data).values()},
         "template": tokenizer.chat_template,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         # Roles of tokens, which stand in tokenizer_config.json beside the tokens themselves.
@@ -83,141 +107,11 @@ def fingerprint(loaded: Loaded, renderer: Renderer) -> str:
         "data": data.model_dump(exclude={"shuffle", "allow_truncation", "allow_leaks"}),
         "seed": loaded.recipe.training.seed,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _sources(data: Data) -> dict[Split, str]:
-    """The files named in the recipe: train always, the others where they are no share."""
-    sources: dict[Split, str] = {"train": data.train}
-    if isinstance(data.validation, str):
-        sources["validation"] = data.validation
-    if isinstance(data.test, str):
-        sources["test"] = data.test
-    return sources
 
 
 def _file_digest(source: str, base: Path) -> str:
     path = base / source
     return sha256_file(path) if path.is_file() else source
-
-
-@dataclass(frozen=True)
-class _First:
-    """What the first pass decided: for each source, the side of its n-th readable example."""
-
-    sides: dict[Split, list[str]]
-    leaks: int
-    duplicates: int
-    system: str | None
-
-
-def _first_pass(data: Data, base: Path, seed: int) -> _First:
-    sides: dict[Split, list[str]] = {}
-    leaking: list[str] = []
-    duplicates = 0
-    train_prompts: set[bytes] = set()
-    for name, source in _sources(data).items():
-        digests: list[tuple[bytes, bytes]] = []
-        for item in read_examples(source, data, base):
-            if isinstance(item, Example):
-                digests.append((item.digest(), item.prompt_digest()))
-                if name != "train" and item.prompt_digest() in train_prompts:
-                    leaking.append(str(item.origin))
-        shares = (_share(data.validation), _share(data.test)) if name == "train" else (0, 0)
-        split = plan_split(digests, *shares, seed=seed, deduplicate=data.deduplicate)
-        sides[name] = [_side(split.side(index), name) for index in range(len(digests))]
-        duplicates += sides[name].count("duplicate")
-        if name == "train":
-            train_prompts = {
-                prompt
-                for (_, prompt), side in zip(digests, sides[name], strict=True)
-                if side == "train"
-            }
-    if leaking and not data.allow_leaks:
-        raise DataError(
-            "leak",
-            f"{len(leaking)} held-out rows have a prompt that is trained on too: "
-            f"{', '.join(leaking[:NAMED])}; take them out, or set data.allow_leaks: true",
-        )
-    return _First(sides, len(leaking), duplicates, pinned_system(data, base))
-
-
-def _share(held_out: float | int | str) -> float | int:
-    return 0 if isinstance(held_out, str) else held_out
-
-
-def _side(side: str, source: Split) -> str:
-    return source if side == "train" else side
-
-
-@dataclass
-class _Tally:
-    """Running counts of the second pass."""
-
-    read: int = 0
-    rejects: list[Fault] = field(default_factory=list)
-    rows: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    trained: dict[str, int] = field(default_factory=dict)
-    answer_tokens: int = 0
-    lost: int = 0
-    longest: LongestRow = NO_ROW
-    plain_text: bool = False
-
-    def count(self, side: str, row: Encoded, example: Example) -> None:
-        tokens, trained = len(row.input_ids), row.trained_tokens
-        self.rows[side] = self.rows.get(side, 0) + 1
-        self.tokens[side] = self.tokens.get(side, 0) + tokens
-        self.trained[side] = self.trained.get(side, 0) + trained
-        self.plain_text = example.text is not None
-        if tokens > self.longest.tokens:
-            self.longest = LongestRow(example.origin.file, example.origin.line, tokens)
-
-
-def _second_pass(
-    data: Data,
-    base: Path,
-    renderer: Renderer,
-    first: _First,
-    folder: Path,
-    reporter: Reporter,
-) -> _Tally:
-    tally = _Tally()
-    total = sum(len(sides) for sides in first.sides.values())
-    with ExitStack() as stack, reporter.meter("prepare", total) as meter:
-        writers = {s: stack.enter_context(RowWriter(split_file(folder, s))) for s in SPLITS}
-        for name, source in _sources(data).items():
-            sides = iter(first.sides[name])
-            for item in read_examples(source, data, base):
-                tally.read += 1
-                if isinstance(item, Reject):
-                    tally.rejects.append(Fault(item.origin.file, item.origin.line, item.reason))
-                    continue
-                side = next(sides)
-                if side != "duplicate" and (row := _encode(item, renderer, data, tally)):
-                    writers[cast(Split, side)].write(row, item)
-                    tally.count(side, row, item)
-                if tally.read % 100 == 0:
-                    meter.update(tally.read)
-    return tally
-
-
-def _encode(example: Example, renderer: Renderer, data: Data, tally: _Tally) -> Encoded | None:
-    """Ids and labels within `max_length`; nothing when the row has to be rejected."""
-    try:
-        whole = renderer.encode(example)
-    except RowFault as fault:
-        tally.rejects.append(Fault(example.origin.file, example.origin.line, fault.message))
-        return None
-    limit = data.max_length
-    row = Encoded(whole.input_ids[:limit], whole.labels[:limit], whole.prompt_tokens)
-    tally.answer_tokens += whole.trained_tokens
-    tally.lost += whole.trained_tokens - row.trained_tokens
-    if row.trained_tokens == 0:
-        reason = f"answer cut wholly at {limit} tokens (the row has {len(whole.input_ids)})"
-        tally.rejects.append(Fault(example.origin.file, example.origin.line, reason))
-        return None
-    return row
 
 
 def preview(folder: Path, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
@@ -238,31 +132,29 @@ def pieces(renderer: Renderer, row: Encoded) -> list[tuple[str, bool]]:
 
 
 def _prepared(
-    loaded: Loaded, mark: str, first: _First, tally: _Tally, renderer: Renderer
+    loaded: Loaded, mark: str, sides: Sides, tally: Tally, renderer: Renderer
 ) -> Prepared:
-    def counts(split: Split) -> SplitCounts:
-        return SplitCounts(*(t.get(split, 0) for t in (tally.rows, tally.tokens, tally.trained)))
-
     return Prepared(
         fingerprint=mark,
         model=model_source(loaded.recipe.model.id, loaded.base),
         train_source=loaded.recipe.data.train,
         max_length=loaded.recipe.data.max_length,
-        rows_read=tally.read,
-        rows_rejected=len(tally.rejects),
-        duplicates=first.duplicates,
-        leaks=first.leaks,
-        train=counts("train"),
-        validation=counts("validation"),
-        test=counts("test"),
+        rows_read=sides.rows_read,
+        rows_rejected=tally.problems.count,
+        duplicates=sides.duplicates,
+        leaks=sides.leaks,
+        train=tally.of("train"),
+        validation=tally.of("validation"),
+        test=tally.of("test"),
         answer_tokens=tally.answer_tokens,
         answer_tokens_lost=tally.lost,
         longest=tally.longest,
-        system=first.system,
+        system=sides.data.system,
         plain_text=tally.plain_text,
         stop_ids=renderer.stop_ids,
         pad_id=renderer.pad_id,
-        problems=tuple(tally.rejects),
+        problems=tuple(tally.problems.first),
+        parts=fingerprint_parts(loaded, renderer),
     )
 
 
@@ -298,12 +190,17 @@ def encode_file(
 ) -> list[dict[str, Any]]:
     """Rows of a further file, rendered as the run's own; raises DataError when none can be."""
     renderer = contract_of(loaded, run, prepared).renderer
-    rows, tally = [], _Tally()
-    for item in read_examples(source, loaded.recipe.data, loaded.base):
+    data = loaded.recipe.data.model_copy(update={"system": prepared.system})
+    items: Iterator[Item] = (
+        item if isinstance(item, Reject) else (item, "train")
+        for item in read_examples(source, data, loaded.base)
+    )
+    rows, tally = [], Tally(data.max_length)
+    for item in encode_items(items, renderer):
         if isinstance(item, Reject):
-            tally.rejects.append(Fault(item.origin.file, item.origin.line, item.reason))
-        elif (row := _encode(item, renderer, loaded.recipe.data, tally)) is not None:
-            rows.append(record(row, item))
-    if not rows and tally.rejects:
-        raise DataError("data_empty", f"no row can be used: {tally.rejects[0]}", file=source)
+            tally.reject(item.origin, item.reason)
+        elif (row := tally.take(*item)) is not None:
+            rows.append(record(row, item[0]))
+    if not rows and tally.problems.count:
+        raise DataError("data_empty", f"no row can be used: {tally.problems.first[0]}", file=source)
     return rows

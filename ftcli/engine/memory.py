@@ -104,6 +104,15 @@ class StepMemory(TrainerCallback):
         """Most that the whole process took so far, loading included."""
         return self._meter.process_peak_bytes()
 
+    def watch(self) -> None:
+        """Begin to watch what is no step."""
+        self._meter.reset()
+
+    def watched_bytes(self) -> int | None:
+        """The peak since then; none where the device has no such figure."""
+        peak = self._meter.peak()
+        return peak.allocated_bytes or peak.resident_bytes
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ftcli.artifacts import RunFolder, folder_bytes
+from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
+from ftcli.disk import folder_bytes
 from ftcli.engine.adapters import open_adapter
 from ftcli.engine.device import device_of, find_hardware, give_back_freed_memory
 from ftcli.engine.fold import FourBits, fold, four_bit_layers

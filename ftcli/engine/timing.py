@@ -63,5 +63,5 @@ def measure_speed(setup: Setup, run: RunFolder) -> Speed:
     clock = StepClock()
     trainer.add_callback(clock)
     trainer.train()
-    tokens = trainer.data.tokens_of_steps(short.accumulation)[UNTIMED_STEPS:steps]
-    return Speed(sum(tokens), clock.seconds)
+    tokens = sum(trainer.data.windows.tokens(step) for step in range(UNTIMED_STEPS, steps))
+    return Speed(tokens, clock.seconds)

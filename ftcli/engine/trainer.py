@@ -1,16 +1,15 @@
-"""Plan → TRL's SFTTrainer: build, run, resume. The only door to SFTConfig.
+"""Plan → TRL's SFTTrainer, whose batches are whole optimizer steps. The only door to SFTConfig.
 
 THEIR_NAMES says what goes where; `ftcli train --dry-run` prints it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -18,21 +17,28 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     TrainerControl,
+    TrainerState,
 )
 from trl import SFTConfig, SFTTrainer
 
 from ftcli.artifacts import RunFolder
-from ftcli.console import Reporter
+from ftcli.checkpoints import Position, rotate
+from ftcli.data.order import micro_batches
+from ftcli.disk import require_space
 from ftcli.engine.adapters import load_encoder, prefix_encoder
-from ftcli.engine.batches import collate, length_batches
-from ftcli.engine.callbacks import Course, stop_signals
-from ftcli.engine.checkpoints import newest, rotate, save_checkpoint
+from ftcli.engine.batches import collate
+from ftcli.engine.checkpoints import save_checkpoint
+from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.loss import row_losses, summed_loss
-from ftcli.engine.memory import StepMemory
 from ftcli.engine.methods import trained_weights_untouched
-from ftcli.errors import FtcliError
+from ftcli.engine.micro_batch import MicroBatch
+from ftcli.engine.randomness import RandomState, random_state, restore_random_state
+from ftcli.engine.rendering import IGNORED
+from ftcli.engine.training_data import TrainingData
 from ftcli.plan import Plan
 from ftcli.recipe import Training
+from ftcli.records import Records
+from ftcli.stopping import StopSignals
 
 # Our name of a decision → where it goes.
 THEIR_NAMES = {
@@ -41,7 +47,7 @@ THEIR_NAMES = {
     "attention": "from_pretrained(attn_implementation)",
     "optimizer": "SFTConfig.optim",
     "learning_rate": "SFTConfig.learning_rate",
-    "micro_batch": "SFTConfig.per_device_train_batch_size",
+    "micro_batch": "our training step",
     "gradient_checkpointing": "SFTConfig.gradient_checkpointing",
     "steps": "SFTConfig.max_steps",
     "eval_every": "our callback",
@@ -55,40 +61,16 @@ OPTIMIZERS = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Memory-mapped ids and labels of one split, and the length of each row."""
-
-    dataset: Dataset
-    lengths: list[int]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Rows to train on in the order of the run, and rows to validate on."""
-
-    train: Rows
-    micro_batches: list[list[int]]
-    validation: Rows | None
-    pad_id: int
-
-    def tokens_of_steps(self, accumulation: int) -> list[int]:
-        """Real tokens, without padding, of each optimizer step."""
-        lengths = self.train.lengths
-        batches = self.micro_batches
-        return [
-            sum(lengths[row] for batch in batches[i : i + accumulation] for row in batch)
-            for i in range(0, len(batches), accumulation)
-        ]
-
-
 def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
-    """The whole of TRL's configuration; our callbacks decide when to validate and to save."""
+    """The whole of TRL's configuration; our callbacks decide when to validate and to save.
+
+    What it calls a batch is a whole step of ours, which we cut into micro-batches ourselves.
+    """
     precision = plan.precision.value
     config = SFTConfig(
         output_dir=str(output),
-        per_device_train_batch_size=plan.micro_batch.value,
-        gradient_accumulation_steps=plan.accumulation,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=1,
         num_train_epochs=1,
         max_steps=plan.steps.value,
         learning_rate=plan.learning_rate.value,
@@ -118,9 +100,10 @@ def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
 
 
 class FtcliTrainer(SFTTrainer):
-    """SFTTrainer with our batches, our loss, our validation and our checkpoints."""
+    """SFTTrainer with our steps, our loss, our validation and our checkpoints."""
 
     control: TrainerControl
+    state: TrainerState
 
     def __init__(
         self,
@@ -129,11 +112,18 @@ class FtcliTrainer(SFTTrainer):
         data: TrainingData,
         tokenizer: PreTrainedTokenizerBase,
         run: RunFolder,
+        micro_batch: int,
         keep_checkpoints: int,
     ) -> None:
         self.data = data
         self.run = run
+        self.records = Records(run.metrics)
         self.keep_checkpoints = keep_checkpoints
+        self.micro_batch = MicroBatch(micro_batch)
+        self.validation_batch = MicroBatch(micro_batch)
+        self.stops: StopSignals | None = None
+        self.checkpoint_bytes = 0
+        self._before_step: RandomState | None = None
         with trained_weights_untouched(model):
             super().__init__(
                 model=model,
@@ -142,65 +132,144 @@ class FtcliTrainer(SFTTrainer):
                 data_collator=lambda rows: collate(rows, data.pad_id),
                 processing_class=tokenizer,
             )
-        # Our loss divides by the labelled tokens of the whole step.
-        self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        loader: DataLoader[Any] = DataLoader(
-            self.data.train.dataset,
-            batch_sampler=self.data.micro_batches,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
-        return prepared
+    # Steps
 
-    def compute_loss(
-        self,
-        model: PreTrainedModel,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Row numbers of one step after the other; `training_step` reads the rows."""
+        rows = range(len(self.data.train.dataset))
+        return DataLoader(rows, batch_sampler=self.data.windows, collate_fn=list)  # type: ignore[arg-type]
+
+    def training_step(
+        self, model: PreTrainedModel, inputs: list[int], num_items_in_batch: Any = None
     ) -> Tensor:
-        loss = summed_loss(model, inputs["input_ids"], inputs["labels"]) / num_items_in_batch
-        if not torch.isfinite(loss):
-            raise FtcliError(
-                "loss_not_finite",
-                f"the loss became {loss.item()} in step {self.state.global_step + 1}, before its "
-                "weights were changed; lower training.learning_rate, or look at the rows of this "
-                "step",
-            )
-        return loss
+        """Gradients of one optimizer step, in as many micro-batches as memory asks for.
+
+        `inputs` are the step's row numbers. Returns the loss by labelled token; raises FtcliError
+        (`loss_not_finite`).
+        """
+        model.train()
+        self._before_step = random_state()
+        where = f"step {self.state.global_step + 1}"
+        return self.micro_batch.do(
+            lambda rows: self.gradients_of(micro_batches(inputs, rows), where),
+            self.forget_gradients,
+            where,
+        )
+
+    def gradients_of(self, batches: list[list[int]], where: str) -> Tensor:
+        """Add up the gradients of these micro-batches' mean loss; returns that loss, detached.
+
+        Raises FtcliError (`loss_not_finite`), in which `where` says what they are of.
+        """
+        rows = self.data.train
+        collated = [
+            collate([rows.dataset[i] for i in batch], self.data.pad_id) for batch in batches
+        ]
+        labelled = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in collated)
+        losses = []
+        for batch in collated:
+            inputs = self._prepare_inputs(batch)
+            with self.compute_loss_context_manager():
+                loss = summed_loss(self.model, inputs["input_ids"], inputs["labels"]) / labelled
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        require_finite_loss(losses, batches, rows, where)
+        return torch.stack(losses).sum()
+
+    def forget_gradients(self) -> None:
+        """Throw away what a step has gathered so far."""
+        self.model.zero_grad(set_to_none=True)
+
+    def back_to_step_start(self) -> None:
+        """Undo what a step that came to nothing has changed: gradients and random generators."""
+        self.forget_gradients()
+        if self._before_step is not None:
+            restore_random_state(self._before_step)
+
+    def _get_grad_norm(self, model: PreTrainedModel, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # fp16 scales the loss until gradients overflow, and leaves such steps out.
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            step = self.state.global_step
+            window = self.data.windows[step]
+            raise gradient_not_finite(float(norm), window, self.data.train, step + 1)
+        return norm
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """accelerate puts autocast around the model's own forward, which our loss does not call."""
         return self.accelerator.autocast()
 
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: it would want the tensors of the step."""
+        return 0
+
+    # Validation
+
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Token-weighted loss on the validation rows."""
-        metrics = {"eval_loss": self.validation_loss()}
+        """Token-weighted loss on the validation rows; nothing when a signal cut it short."""
+        loss = self.validation_loss()
+        if loss is None:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
-    def validation_loss(self) -> float:
+    def validation_loss(self) -> float | None:
+        """Mean over the labelled tokens of all validation rows; none when a signal cut it short.
+
+        Raises FtcliError (`loss_not_finite`).
+        """
         rows = self.data.validation
         assert rows is not None
-        self.model.eval()
-        total, tokens = 0.0, 0
-        for batch in length_batches(rows.lengths, self.args.per_device_train_batch_size):
+        order = rows.longest_first()
+        total, tokens, done = 0.0, 0, 0
+        while done < len(order):
+            if self.stops is not None and self.stops.number is not None:
+                return None
+            loss, labelled, scored = self.score(order[done:])
+            total, tokens, done = total + loss, tokens + labelled, done + scored
+        return total / tokens
+
+    def score(self, order: list[int]) -> tuple[float, int, int]:
+        """Summed loss and labelled tokens of the first rows in `order`, and how many they were."""
+        rows = self.data.validation
+        assert rows is not None
+
+        def some(count: int) -> tuple[float, int, int]:
+            batch = order[:count]
             inputs = self._prepare_inputs(
                 collate([rows.dataset[i] for i in batch], self.data.pad_id)
             )
             with self.compute_loss_context_manager():
                 losses, counts = row_losses(self.model, inputs["input_ids"], inputs["labels"])
-            total += losses.double().sum().item()
-            tokens += int(counts.sum())
-        self.model.train()
-        return total / tokens
+            require_finite_loss(list(losses), [[row] for row in batch], rows, "a validation")
+            return losses.double().sum().item(), int(counts.sum()), len(batch)
+
+        self.model.eval()
+        try:
+            return self.validation_batch.do(some, lambda: None, "a validation")
+        finally:
+            self.model.train()
+
+    # Checkpoints
+
+    def position(self) -> Position:
+        """Where in its run the training stands."""
+        step = self.state.global_step
+        return Position(
+            run_id=self.run.read_manifest()["run_id"],
+            step=step,
+            rows_done=self.data.windows.rows_done(step),
+            order=self.data.order_digest(),
+            micro_batch=self.micro_batch.rows,
+            validation_rows=self.validation_batch.rows,
+        )
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
@@ -212,57 +281,8 @@ class FtcliTrainer(SFTTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
-        save_checkpoint(self, self.run)
+        position = self.position()
+        require_space(self.run.path, self.checkpoint_bytes, "a checkpoint")
+        save_checkpoint(self, position, self.run.checkpoint(position.step))
+        self.run.update_manifest(saved_step=position.step)
         rotate(self.run, self.keep_checkpoints, self.state.best_global_step)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to; losses are per labelled token."""
-
-    steps: int
-    train_loss: float | None
-    first_eval_loss: float | None
-    eval_loss: float | None
-    best_step: int | None
-    tokens_per_second: float
-    seconds: float
-    signal_number: int | None
-
-
-def train(
-    trainer: FtcliTrainer,
-    training: Training,
-    plan: Plan,
-    memory: StepMemory,
-    reporter: Reporter,
-) -> Outcome:
-    """Run to the last step, to an early stop or to a signal; the model holds the best weights.
-
-    Resumes from the newest checkpoint of the run folder, if there is one.
-    """
-    checkpoint = newest(trainer.run)
-    validate = trainer.validation_loss if trainer.data.validation is not None else None
-    tokens = trainer.data.tokens_of_steps(plan.accumulation)
-    course = Course(trainer.run, training, plan, tokens, validate)
-    trainer.add_callback(memory)
-    trainer.add_callback(course)
-    with reporter.meter("step", plan.steps.value) as meter, stop_signals(course, reporter):
-        course.begin(meter, resumed=checkpoint is not None)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    state = trainer.state
-    best_step = state.best_global_step
-    complete = state.global_step >= plan.steps.value
-    signal_number = None if complete else course.signal_number
-    if signal_number is None and best_step not in (None, state.global_step):
-        trainer._load_from_checkpoint(str(trainer.run.checkpoint(best_step)))
-    return Outcome(
-        steps=state.global_step,
-        train_loss=course.train_loss(),
-        first_eval_loss=course.first_eval_loss,
-        eval_loss=state.best_metric,
-        best_step=best_step,
-        tokens_per_second=course.tokens_per_second(),
-        seconds=course.seconds(),
-        signal_number=signal_number,
-    )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ftcli.artifacts import write_json, write_text
+from ftcli.disk import write_json, write_text
 from ftcli.errors import FtcliError
 from ftcli.stages.questions import Asked
 from ftcli.stages.serving import Member

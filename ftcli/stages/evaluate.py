@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.artifacts import sha256_file, write_json
 from ftcli.console import Reporter
 from ftcli.data.example import Message
+from ftcli.disk import sha256_file, write_json
 from ftcli.errors import DataError
 from ftcli.metrics.form import form_check
 from ftcli.metrics.intervals import Interval, mean_interval, ratio_interval, share_interval

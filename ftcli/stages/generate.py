@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.artifacts import append_json
 from ftcli.console import Reporter
 from ftcli.data.example import Message
 from ftcli.data.formats import fill
 from ftcli.data.turns import RowError
+from ftcli.disk import append_json
 from ftcli.errors import UsageError
 from ftcli.recipe import Generation
 from ftcli.stages.answers import answered, begin, made_with, require_same_making

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, assert_never
 
-from ftcli.artifacts import folder_bytes, whole_folder, write_json
 from ftcli.console import Reporter
+from ftcli.disk import folder_bytes, whole_folder, write_json
 from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
 from ftcli.prepared import SPLITS
 from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora

@@ -32,6 +32,9 @@ FREE_KEYS = {
     "training.early_stopping_patience",
 }
 
+# Keys that say how long a run is.
+LENGTH_KEYS = ("training.epochs:", "training.max_steps:")
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -100,21 +103,36 @@ def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
         )
 
 
-def require_unchanged(run: RunFolder, scene: Scene) -> None:
-    """A stopped run goes on only with what it began with."""
+def require_unchanged(run: RunFolder, scene: Scene) -> list[str]:
+    """A stopped run goes on only with what it began with.
+
+    Returns what has changed and may, as `key: old → new`. Raises FtcliError (`recipe_changed`) with
+    all that may not.
+    """
     manifest = run.read_manifest()
     if not manifest:
-        return
-    changed = differences(load_recipe(run.recipe).recipe, resolved(scene.loaded), FREE_KEYS)
+        return []
+    began, now = load_recipe(run.recipe).recipe, resolved(scene.loaded)
+    changed = differences(began, now, FREE_KEYS)
     if manifest["data"] != scene.fingerprint and not changed:
         changed = [f"data: {manifest['data']} → {scene.fingerprint} (rows or tokenizer)"]
     if changed:
-        raise FtcliError(
-            "recipe_changed",
-            f"{run.path} was begun with another recipe:\n  "
-            + "\n  ".join(changed)
-            + "\nchange it back to resume, or start over beside it with --fresh",
+        raise FtcliError("recipe_changed", _changed(run, changed))
+    return differences(began, now, frozenset())
+
+
+def _changed(run: RunFolder, changed: list[str]) -> str:
+    lines = "".join(f"\n  {line}" for line in changed)
+    advice = (
+        "change it back to go on, or start over beside it with --fresh; these may change: "
+        f"{', '.join(sorted(FREE_KEYS))}"
+    )
+    if any(line.startswith(LENGTH_KEYS) for line in changed):
+        advice += (
+            ". The length of a run shapes its learning rates from the first step: let it end as it "
+            f"began, then train --from {run.path} for more"
         )
+    return f"{run.path} was begun with another recipe:{lines}\n{advice}"
 
 
 def _require_trackers(recipe: Recipe) -> None:

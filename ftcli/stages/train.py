@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,17 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli import __version__
-from ftcli.artifacts import (
-    RunFolder,
-    free_folder,
-    runs_at,
-    sha256_file,
-    whole_folder,
-    write_json,
-    write_text,
-)
-from ftcli.console import Reporter, shown_path
-from ftcli.errors import ModelError, Stopped
+from ftcli.artifacts import RunFolder, free_folder, runs_at
+from ftcli.console import Reporter
+from ftcli.disk import sha256_file, whole_folder, write_json, write_text
+from ftcli.errors import ModelError
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded, differences, dump_recipe, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
@@ -34,13 +26,16 @@ from ftcli.stages.card import model_card
 from ftcli.stages.memory_record import memory_record
 from ftcli.stages.opening import open_run
 from ftcli.stages.prepare import data_folder
+from ftcli.stages.resuming import drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
+from ftcli.stopping import StopSignals
 from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
     from ftcli.engine.building import Setup
     from ftcli.engine.memory import StepMemory
-    from ftcli.engine.trainer import FtcliTrainer, Outcome
+    from ftcli.engine.trainer import FtcliTrainer
+    from ftcli.engine.training import Outcome
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
@@ -119,10 +114,13 @@ def train_recipe(
     begun_from: str | None = run.read_manifest().get("parent")
     ancestor = Path(begun_from) if begun_from is not None else parent
     opened = open_run(ancestor) if ancestor is not None else None
-    with run.lock(), loaded.blame():
+    stops = StopSignals(reporter.note)
+    with run.lock(), loaded.blame(), stops.caught(), in_words(loaded, run, stops):
+        drop_leftovers(run)
         scene = look(loaded, opened)
-        require_unchanged(run, scene)
-        return _train(_decide(scene, run, reporter), reporter)
+        for allowed in require_unchanged(run, scene):
+            reporter.note(f"note: changed since the run began, and allowed: {allowed}")
+        return _train(_decide(scene, run, reporter), stops, reporter)
 
 
 def plan_recipe(
@@ -179,20 +177,21 @@ def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
 
 
-def _train(job: _Job, reporter: Reporter) -> TrainResult:
+def _train(job: _Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
-    run, plan = job.run, job.plan
+    run, plan, recipe = job.run, job.plan, job.recipe
     _announce(job, reporter)
+    checkpoint = resume_point(run, reporter)
+    require_room(run, plan, recipe.training.keep_checkpoints)
 
-    from ftcli.engine.building import Setup, save_trained
+    from ftcli.engine.building import Setup
     from ftcli.engine.device import memory_in_words
-    from ftcli.engine.endings import measure_stop_rate
     from ftcli.engine.memory import MemoryMeter, StepMemory
-    from ftcli.engine.trainer import train
+    from ftcli.engine.training import Start, train
 
     scene = job.scene
     setup = Setup(
-        job.recipe,
+        recipe,
         scene.source,
         scene.hardware,
         plan,
@@ -203,21 +202,36 @@ def _train(job: _Job, reporter: Reporter) -> TrainResult:
     memory = StepMemory(MemoryMeter(scene.hardware))
     with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
         trainer = _build(job, setup)
-        outcome = train(trainer, job.recipe.training, plan, memory, reporter)
+        start = Start(checkpoint, stops)
+        outcome = train(trainer, recipe.training, plan, start, memory, reporter)
     _record_memory(job, memory)
     if outcome.signal_number is not None:
-        run.update_manifest(state="stopped")
-        raise Stopped(_stopped(job, outcome.steps), outcome.signal_number)
+        raise KeyboardInterrupt
+    report = _save(job, setup, trainer, outcome, memory, reporter)
+    _end(job, report | {"seconds": time.monotonic() - started})
+    return TrainResult(run, run.read_manifest()["result"])
+
+
+def _save(
+    job: _Job,
+    setup: Setup,
+    trainer: FtcliTrainer,
+    outcome: Outcome,
+    memory: StepMemory,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Save what was trained, and say what came of it."""
+    from ftcli.engine.building import save_trained
+    from ftcli.engine.endings import measure_stop_rate
+
+    run = job.run
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     target = run.model if isinstance(job.recipe.method, Full) else run.adapter
     with whole_folder(target) as temporary:
         save_trained(trainer, setup, temporary)
     _drop_if_empty(run.path / "logs")
     figures = {"trained_parameters": trained, "peak_memory_bytes": memory.process_peak_bytes()}
-    stops = asdict(measure_stop_rate(trainer, setup, reporter))
-    report = _report(job, outcome, figures) | stops | {"seconds": time.monotonic() - started}
-    _end(job, report)
-    return TrainResult(run, report)
+    return _report(job, outcome, figures) | asdict(measure_stop_rate(trainer, setup, reporter))
 
 
 def _build(job: _Job, setup: Setup) -> FtcliTrainer:
@@ -257,23 +271,11 @@ def _report(job: _Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str
 
 def _announce(job: _Job, reporter: Reporter) -> None:
     reporter.note(f"plan   {job.plan.headline()}")
-    if (saved := job.run.steps_saved()) and job.run.read_manifest():
-        reporter.note(f"resume from step {saved[-1]}")
     if job.plan.precision.value == "pure-bf16":
         reporter.warn(
             "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
             "nothing; training.precision: bf16 keeps them"
         )
-
-
-def _stopped(job: _Job, step: int) -> str:
-    """Where the run stands, and the command that goes on."""
-    loaded = job.scene.loaded
-    flags = "".join(f" --set {shlex.quote(override)}" for override in loaded.overrides)
-    return (
-        f"stopped at step {step} of {job.plan.steps.value} (checkpoint "
-        f"{shown_path(job.run.checkpoint(step))}). Go on: ftcli train {loaded.shown_path()}{flags}"
-    )
 
 
 def _begin(job: _Job) -> None:

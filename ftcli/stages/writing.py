@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftcli.artifacts import write_text
 from ftcli.console import shown_path
+from ftcli.disk import write_text
 from ftcli.errors import FtcliError
 from ftcli.loading import Loaded
 from ftcli.loading.rewriting import changed, moved, overridden, rewritten

@@ -121,8 +121,9 @@ def test_a_contract_holds_what_the_run_was_trained_with(trained: Path) -> None:
         assert [m.content for m in prompt.messages] == [json.loads(row["messages"])[0][1]]
 
 
+@pytest.mark.fault(13)
 def test_prompts_in_use_are_those_of_the_training(
-    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, observed: Callable[[str], None]
 ) -> None:
     """Fault 13, with the default system prompt of the template."""
     from ftcli.engine import inference
@@ -151,6 +152,7 @@ def test_prompts_in_use_are_those_of_the_training(
     assert ask("generate", "runs/lora", questions[0])[0] == 0
     assert seen == wanted[:1]
     assert "helpful" in open_tokenizer(place).decode(seen[0])
+    observed(f"eval, generate of a file and of one prompt: ids of {len(wanted)} of {len(wanted)}")
 
 
 def open_tokenizer(place: Path, name: str = "lora") -> Any:
@@ -270,6 +272,7 @@ def test_changed_control_tokens_are_refused(place: Path, ask: Ask) -> None:
     assert f"  pad token: {text} '<|endoftext|>' → {start} '<|im_start|>'" in message
 
 
+@pytest.mark.fault(20)
 def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -433,6 +436,9 @@ def test_a_run_without_a_contract_goes_on_only_where_nothing_was_trained(
     code, message = ask("train", recipe)
     assert code == 1 and "has no contract.json" in message
     shutil.rmtree(folder.checkpoints)
+    code, message = ask("train", recipe)
+    assert code == 1 and "step 2 was saved, and no checkpoint is there any more" in message
+    folder.update_manifest(saved_step=None)
     assert ask("train", recipe)[0] == 0
     assert load_contract(folder).base == base_fingerprint("base")
 

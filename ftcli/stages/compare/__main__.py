@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from ftcli.artifacts import write_json
 from ftcli.console import Terminal
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError, Stopped
 from ftcli.stages.compare.process import error_as_json
 from ftcli.stages.compare.work import Task, perform

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ftcli.artifacts import write_json
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError
 from ftcli.metrics.likelihood import Forgetting, Scored, forgetting
 from ftcli.stages.compare.cells import Cell

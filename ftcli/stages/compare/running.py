@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcli.artifacts import write_json, write_text
 from ftcli.console import Reporter, shown_path
+from ftcli.disk import write_json, write_text
 from ftcli.errors import FtcliError, Stopped
 from ftcli.loading import Loaded, differences, dump_recipe, load_recipe
 from ftcli.metrics.general_text import GeneralText

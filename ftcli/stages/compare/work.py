@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftcli.artifacts import RunFolder, whole_folder
+from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
+from ftcli.disk import whole_folder
 from ftcli.errors import MachineError
 from ftcli.hub import require_reachable
 from ftcli.loading import load_recipe

@@ -1,0 +1,156 @@
+"""Files and folders that are whole or not there at all, and the room that they need.
+
+What is written comes to the disk before its name does: first the bytes are synced, then the name
+is changed, then the folder that holds the name is synced. So neither a kill nor a power cut leaves
+half a file under a name that is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ftcli.errors import MachineError
+
+TEMPORARY = ".tmp-"
+# What a full disk and a full quota are called.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write one JSON object whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_json(path: Path, value: Mapping[str, object]) -> None:
+    """Add one line to a JSON-lines file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes `path` only when the block ends without an error.
+
+    Files get the rights that the user's umask gives: safetensors writes 0600 on its own.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _settle(temporary)
+        drop_folder(path)
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync(path.parent)
+
+
+def _settle(folder: Path) -> None:
+    """Usual rights for all files below a folder, and all of it on the disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
+        sync(file)
+    sync(folder)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def drop_folder(path: Path) -> None:
+    """Take a folder away under its name at once; a kill leaves no half of it there."""
+    if path.exists():
+        dying = path.with_name(f"{TEMPORARY}old-{path.name}")
+        shutil.rmtree(dying, ignore_errors=True)
+        path.replace(dying)
+        shutil.rmtree(dying)
+
+
+def drop_temporary(folder: Path) -> None:
+    """Take away what a killed process left half written in a folder."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_bytes(path: Path) -> int:
+    """Size of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder that need not be there yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise MachineError (`disk_full`) where the disk of `folder` has no room for `what`."""
+    free = free_bytes(folder)
+    if free < needed_bytes:
+        raise MachineError(
+            "disk_full",
+            f"{what} needs {_size(needed_bytes)} on the disk of {folder}, and {_size(free)} are "
+            "free; make room, or name another folder in output",
+        )
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, means that the disk or the user's share is full."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    # safetensors writes by itself and puts the system's word into its own.
+    if any(f"(os error {number})" in str(error) for number in FULL):
+        return True
+    # torch speaks of a position in the file, behind the error of the file it wrote to.
+    return error.__context__ is not None and is_full(error.__context__)

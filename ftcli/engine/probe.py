@@ -1,0 +1,79 @@
+"""The longest batch of a run goes through all that can run out, before the first step counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ftcli.console import Reporter, gigabytes
+from ftcli.disk import TEMPORARY, drop_folder, folder_bytes, require_space
+from ftcli.engine.checkpoints import optimizer_bytes, save_checkpoint
+from ftcli.engine.memory import StepMemory
+from ftcli.engine.randomness import random_state, restore_random_state
+from ftcli.engine.trainer import FtcliTrainer
+from ftcli.plan import Plan
+
+WHERE = "the longest batch"
+
+
+def check_longest(
+    trainer: FtcliTrainer, plan: Plan, memory: StepMemory, reporter: Reporter
+) -> None:
+    """Train on the longest micro-batch, validate and save, and undo all of it.
+
+    Makes the micro-batch smaller where memory runs out. Raises torch's error where one row is too
+    much, NotFiniteError, and MachineError (`disk_full`).
+    """
+    before = random_state()
+    memory.watch()
+    window = _longest_window(trainer)
+    reserved = _room_for_states(trainer, plan)
+    trainer.model.train()
+    trainer.micro_batch.do(
+        # Twice, where a step has several: the gradients of the first are there in the second.
+        lambda rows: trainer.gradients_of([window[:rows]] * min(2, -(-len(window) // rows)), WHERE),
+        trainer.forget_gradients,
+        WHERE,
+    )
+    trainer.forget_gradients()
+    did = ["trained"]
+    if trainer.data.validation is not None:
+        trainer.score(trainer.data.validation.longest_first())
+        did.append("validated")
+    del reserved
+    _save_and_drop(trainer, plan)
+    restore_random_state(before)
+    longest = trainer.data.train.lengths[window[0]]
+    peak = memory.watched_bytes()
+    size = f": peak {gigabytes(peak)}" if peak is not None else ""
+    reporter.note(f"check  longest batch ({longest} tokens) {', '.join(did)} and saved{size}")
+
+
+def _longest_window(trainer: FtcliTrainer) -> list[int]:
+    """The step that holds the run's longest row."""
+    windows, lengths = trainer.data.windows, trainer.data.train.lengths
+    place = max(range(len(windows.order)), key=lambda i: lengths[windows.order[i]])
+    return windows[place // windows.batch_size]
+
+
+def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:
+    """On a card, hold what the optimizer will take at its first step."""
+    device = trainer.args.device
+    if device.type != "cuda" or optimizer_bytes(trainer.optimizer):
+        return []
+    size = plan.estimate.breakdown["optimizer"]
+    return [torch.empty(size, dtype=torch.uint8, device=device)]
+
+
+def _save_and_drop(trainer: FtcliTrainer, plan: Plan) -> None:
+    folder: Path = trainer.run.checkpoints / f"{TEMPORARY}check"
+    try:
+        save_checkpoint(trainer, trainer.position(), folder)
+        size = folder_bytes(folder)
+    finally:
+        drop_folder(folder)
+    if not optimizer_bytes(trainer.optimizer):
+        size += plan.estimate.breakdown["optimizer"] + plan.estimate.managed_bytes
+    trainer.checkpoint_bytes = size
+    require_space(trainer.run.checkpoints, size, "a checkpoint")

@@ -1,0 +1,31 @@
+"""Room on disk that a run takes."""
+
+from __future__ import annotations
+
+from ftcli.plan.choice import Plan
+
+# What is kept beside the newest checkpoints: the best one, and the next one while it is written.
+BESIDE = 2
+# A full model is saved in the type of its base's files, which has at least so many bytes.
+STORED_BYTES = 2
+
+
+def checkpoint_bytes(plan: Plan) -> int:
+    """The trained weights with the states of the optimizer."""
+    each = 2 if plan.precision.value == "pure-bf16" else 4
+    states = plan.estimate.breakdown["optimizer"] + plan.estimate.managed_bytes
+    return plan.estimate.trainable_parameters * each + states
+
+
+def run_bytes(plan: Plan, keep_checkpoints: int) -> int:
+    """All checkpoints that are there at once, and what the run ends with."""
+    estimate = plan.estimate
+    each = STORED_BYTES if plan.estimated.mode == "full" else 4
+    trained = estimate.trainable_parameters * each
+    return checkpoint_bytes(plan) * min(keep_checkpoints + BESIDE, _saves(plan)) + trained
+
+
+def _saves(plan: Plan) -> int:
+    """How often a run is saved at most, with its validations."""
+    steps = plan.steps.value
+    return steps // plan.save_every.value + steps // plan.eval_every.value + 1

@@ -1,0 +1,113 @@
+"""Where a run stands: what it goes on from, what it needs, and what is said when it ends early."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ftcli.artifacts import RunFolder
+from ftcli.checkpoints import Checkpoint, newest_whole
+from ftcli.console import Reporter, shown_path
+from ftcli.disk import drop_temporary, folder_bytes, free_bytes, is_full, require_space
+from ftcli.errors import FtcliError, MachineError, Stopped
+from ftcli.loading import Loaded
+from ftcli.plan import Plan
+from ftcli.plan.room import checkpoint_bytes, run_bytes
+from ftcli.stopping import StopSignals
+
+# Errors that end a run in its middle: what they say goes on with where it stands.
+ON_THE_WAY = {"loss_not_finite", "memory", "disk_full"}
+
+
+def drop_leftovers(run: RunFolder) -> None:
+    """Take away what a killed process of this run left half written."""
+    for folder in (run.path, run.checkpoints):
+        drop_temporary(folder)
+
+
+def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
+    """The checkpoint that a run goes on from; none where it begins, or was killed before one.
+
+    Says which checkpoints are skipped, and why. Raises FtcliError where all are gone or damaged.
+    """
+    manifest = run.read_manifest()
+    if not manifest:
+        return None
+    found = newest_whole(run, manifest["run_id"])
+    for folder, reason in found.skipped:
+        reporter.warn(f"{shown_path(folder)} is skipped: {reason}")
+    saved, checkpoint = manifest.get("saved_step"), found.checkpoint
+    if checkpoint is not None:
+        step = checkpoint.position.step
+        if saved is not None and saved > step and not found.skipped:
+            reporter.warn(f"step {saved} was saved, and its checkpoint is gone")
+        reporter.note(f"resume from step {step} ({shown_path(checkpoint.folder)})")
+    elif saved is not None:
+        raise FtcliError(
+            "checkpoint_broken",
+            f"{run.path}: step {saved} was saved, and no checkpoint is there any more; put "
+            f"{run.checkpoints.name}/ back, or start over beside it with --fresh",
+        )
+    else:
+        reporter.note("the run was stopped before its first checkpoint: it begins again")
+    return checkpoint
+
+
+def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int) -> None:
+    """Raise MachineError (`disk_full`) where the disk has no room for what the run will save."""
+    there = folder_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
+    needed = max(run_bytes(plan, keep_checkpoints) - there, checkpoint_bytes(plan))
+    require_space(run.path, needed, "this run with its checkpoints")
+
+
+@contextmanager
+def in_words(loaded: Loaded, run: RunFolder, stops: StopSignals) -> Iterator[None]:
+    """Say where the run stands when a signal, the disk or the machine ends it early."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        number = stops.number or signal.SIGINT
+        if run.read_manifest():
+            run.update_manifest(state="stopped")
+        raise Stopped(_stopped(loaded, run), number) from interrupt
+    except FtcliError as error:
+        if error.code in ON_THE_WAY:
+            error.message += _standing(loaded, run)
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        free = free_bytes(run.path) / 1e6
+        raise MachineError(
+            "disk_full",
+            f"the disk of {run.path} is full ({free:.1f} MB free): make room"
+            f"{_standing(loaded, run)}",
+        ) from error
+
+
+def _stopped(loaded: Loaded, run: RunFolder) -> str:
+    steps = run.steps_saved()
+    if not steps:
+        return f"stopped before the first checkpoint. Begin again: {_command(loaded)}"
+    total = run.planned("steps")
+    folder = shown_path(run.checkpoint(steps[-1]))
+    return f"stopped at step {steps[-1]} of {total} (checkpoint {folder}). {_go_on(loaded)}"
+
+
+def _standing(loaded: Loaded, run: RunFolder) -> str:
+    steps = run.steps_saved()
+    if not steps:
+        return ""
+    return f"\nkept: {shown_path(run.checkpoint(steps[-1]))}. {_go_on(loaded)}"
+
+
+def _go_on(loaded: Loaded) -> str:
+    return f"Go on: {_command(loaded)}"
+
+
+def _command(loaded: Loaded) -> str:
+    """The command that goes on with the run."""
+    flags = "".join(f" --set {shlex.quote(override)}" for override in loaded.overrides)
+    return f"ftcli train {loaded.shown_path()}{flags}"
