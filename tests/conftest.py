@@ -144,12 +144,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny", head_dim=16)
 
 
+def save_rows(folder: Path) -> Path:
+    """48 pairs as jsonl."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(pair(n)) + "\n" for n in range(48)))
+    return path
+
+
+def save_recipe(folder: Path, base: Path, name: str = "tiny", **sections: Any) -> Path:
+    """A small recipe for the rows of `save_rows`; keyword arguments replace whole sections."""
+    recipe: dict[str, Any] = {
+        "name": name,
+        "model": {"id": str(base)},
+        "method": {"mode": "lora", "rank": 4},
+        "data": {"train": "rows.jsonl", "validation": 8, "test": 8, "max_length": 256},
+        "training": {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4},
+        "generation": {"max_new_tokens": 8},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe | sections, sort_keys=False))
+    return path
+
+
 @pytest.fixture
 def rows_file(tmp_path: Path) -> Path:
     """48 pairs as jsonl."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(pair(n)) + "\n" for n in range(48)))
-    return path
+    return save_rows(tmp_path)
 
 
 @pytest.fixture
@@ -157,17 +177,7 @@ def write_recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[
     """Write a small recipe; keyword arguments replace whole sections."""
 
     def write(name: str = "tiny", **sections: Any) -> Path:
-        recipe: dict[str, Any] = {
-            "name": name,
-            "model": {"id": str(tiny_model)},
-            "method": {"mode": "lora", "rank": 4},
-            "data": {"train": rows_file.name, "validation": 8, "test": 8, "max_length": 256},
-            "training": {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4},
-            "generation": {"max_new_tokens": 8},
-        }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(recipe | sections, sort_keys=False))
-        return path
+        return save_recipe(tmp_path, tiny_model, name, **sections)
 
     return write
 

@@ -4,11 +4,15 @@ The variables are set before any of them is imported: no telemetry, no bars and 
 libraries in between our lines.
 """
 
+import logging
 import os
+import sys
 import warnings
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Else transformers asks a service of the hub to convert a repository that holds pickles alone.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 # libgomp's threads spin for milliseconds at every barrier. Where another program wants a core, the
 # spinning takes it from the thread that is waited for: four times the time of a forward pass on two
 # cores, measured; this spins shortly and then sleeps, at no cost on a quiet machine.
@@ -17,3 +21,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # transformers 5.24 renames gradient_checkpointing and TRL 1.16 still reads the old name.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
 warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|trl|peft|torch).*")
+
+# On a CPU with bf16, importing bitsandbytes 0.50 fetches a kernel from the hub and runs it, if the
+# package `kernels` is there; its own, in the wheel, does the same. Nothing is fetched here.
+sys.modules["kernels"] = None  # type: ignore[assignment]
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

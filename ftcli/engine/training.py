@@ -106,6 +106,9 @@ def _beginning(
     """What comes before the first step of a sitting; a signal until then ends it at once."""
 
     def begin() -> None:
+        if start.checkpoint is not None:
+            # Trainer does so at its first batch, and what is saved before then would be wrong.
+            trainer._load_rng_state(str(start.checkpoint.folder))
         if start.check:
             check_longest(trainer, plan, memory, reporter)
         if start.checkpoint is not None:

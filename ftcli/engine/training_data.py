@@ -38,7 +38,7 @@ class Rows:
 
     def names(self, rows: Iterable[int]) -> str:
         """Where rows stand in the user's files: `shop.jsonl:12, shop.jsonl:55 and 3 more`."""
-        wanted = list(rows)
+        wanted = list(dict.fromkeys(rows))
         found = [self.table[row] for row in wanted[:NAMED]]
         named = ", ".join(f"{row['file']}:{row['line']}" for row in found)
         more = len(wanted) - len(found)

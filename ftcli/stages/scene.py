@@ -12,6 +12,7 @@ from ftcli.hardware import Hardware
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.plan import require_machine, require_possible
+from ftcli.prepared import load_prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.stages.opening import OpenRun
@@ -115,10 +116,24 @@ def require_unchanged(run: RunFolder, scene: Scene) -> list[str]:
     began, now = load_recipe(run.recipe).recipe, resolved(scene.loaded)
     changed = differences(began, now, FREE_KEYS)
     if manifest["data"] != scene.fingerprint and not changed:
-        changed = [f"data: {manifest['data']} → {scene.fingerprint} (rows or tokenizer)"]
+        changed = _other_parts(run, scene) or [f"data: {manifest['data']} → {scene.fingerprint}"]
     if changed:
         raise FtcliError("recipe_changed", _changed(run, changed))
     return differences(began, now, frozenset())
+
+
+def _other_parts(run: RunFolder, scene: Scene) -> list[str]:
+    """Which of the things that shape the tokens are others, as `template: digest → digest`."""
+    from ftcli.engine.encode import fingerprint_parts
+
+    prepared = load_prepared(run.data)
+    before = prepared.parts if prepared is not None else {}
+    now = fingerprint_parts(scene.loaded, scene.renderer)
+    return [
+        f"{name}: {before[name]} → {now.get(name, 'none')}"
+        for name in before
+        if before[name] != now.get(name)
+    ]
 
 
 def _changed(run: RunFolder, changed: list[str]) -> str:

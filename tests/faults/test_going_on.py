@@ -1,0 +1,163 @@
+"""A run goes on only with what it began with, and has one writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ftcli.artifacts import RunFolder
+from ftcli.cli import run
+from tests.conftest import CHATML, save_tiny_model
+from tests.faults.moments import weights_of
+from tests.test_training import stop_at
+
+Observed = Callable[[str], None]
+TRAINING = {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4}
+
+
+def train(recipe: Path, *flags: str) -> int:
+    return run(["train", str(recipe), *flags])
+
+
+@pytest.fixture
+def stopped(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The recipe of a run that was stopped, on a base of its own."""
+    base = save_tiny_model(tmp_path / "base", head_dim=16)
+    recipe = write_recipe(model={"id": str(base)}, training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        assert train(recipe) == 130
+    return recipe
+
+
+def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    capsys.readouterr()
+    assert train(recipe, "--json", *flags) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] in {"recipe_changed", "contract_broken"}
+    message: str = error["message"]
+    return message
+
+
+@pytest.mark.fault(3)
+def test_what_matters_may_not_change(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], observed: Observed
+) -> None:
+    said = refused(
+        stopped,
+        capsys,
+        *("--set", "training.learning_rate=5e-4"),
+        *("--set", "training.batch_size=8"),
+        *("--set", "method.rank=8"),
+        *("--set", "training.seed=1"),
+    )
+    for line in (
+        "training.learning_rate: 0.001 → 0.0005",
+        "training.batch_size: 4 → 8",
+        "method.rank: 4 → 8",
+        "training.seed: 42 → 1",
+    ):
+        assert f"\n  {line}\n" in said
+    assert "these may change: " in said and "training.eval_steps" in said
+    assert "--from" not in said
+
+    longer = refused(stopped, capsys, "--set", "training.epochs=3")
+    assert "training.epochs: 1.0 → 3.0" in longer
+    assert f"train --from {tmp_path / 'runs' / 'tiny'}" in longer
+
+    rows = tmp_path / "rows.jsonl"
+    text = rows.read_text()
+    rows.write_text("".join(reversed(text.splitlines(keepends=True))))
+    assert "\n  rows of data.train: " in refused(stopped, capsys)
+    rows.write_text(text)
+
+    template = tmp_path / "base" / "chat_template.jinja"
+    template.write_text(CHATML.replace("user", "User").replace("'\\n'", "'  '"))
+    assert "\n  chat template: " in refused(stopped, capsys)
+    template.write_text(CHATML)
+
+    weights = tmp_path / "base" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\x00\x00\x80\x3f")
+    assert "weights of the base" in refused(stopped, capsys)
+    weights.write_bytes(whole)
+    assert train(stopped) == 0
+    observed("rate, batch, rank, seed, epochs, rows, template, base: each refused with old → new")
+
+
+@pytest.mark.fault(3)
+def test_what_shapes_nothing_may_change_and_is_named(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, Any] = yaml.safe_load(stopped.read_text())
+    values["training"] |= {"eval_steps": 2, "keep_checkpoints": 1}
+    stopped.write_text(yaml.safe_dump(values))
+    capsys.readouterr()
+    assert train(stopped) == 0
+    said = capsys.readouterr().err
+    allowed = "note: changed since the run began, and allowed: training"
+    assert f"{allowed}.eval_steps: 4 → 2" in said
+    assert f"{allowed}.keep_checkpoints: 2 → 1" in said
+
+
+@pytest.mark.fault(3)
+def test_a_rule_of_this_version_may_not_change_the_order(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The seeds, the rows and the recipe are the same; the code orders them otherwise."""
+    from ftcli.engine import training_data
+
+    original = training_data.run_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(training_data, "run_rows", lambda *a, **k: list(reversed(original(*a, **k))))
+        capsys.readouterr()
+        assert train(stopped, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "order_changed"
+    assert train(stopped) == 0
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ftcli.artifacts import RunFolder
+with RunFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.fault(7)
+def test_a_run_has_one_writer_and_its_lock_dies_with_it(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], observed: Observed
+) -> None:
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder.path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    before = folder.manifest.read_bytes()
+    capsys.readouterr()
+    began = time.monotonic()
+    assert train(stopped, "--json") == 1
+    seconds = time.monotonic() - began
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "run_locked"
+    assert f"process {holder.pid} on {socket.gethostname()}, since " in error["message"]
+    assert folder.manifest.read_bytes() == before and str(os.getpid()) not in error["message"]
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert train(stopped) == 0 and weights_of(folder.path)
+    observed(f"named process and host within {seconds:.1f} s; free once the holder was killed")

@@ -1,0 +1,211 @@
+"""Memory runs out in the middle of a run, and it goes on with fewer rows at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ftcli.artifacts import RunFolder
+from ftcli.checkpoints import newest_whole
+from ftcli.cli import run
+from tests.conftest import pair
+from tests.test_training import stop_at
+
+Observed = Callable[[str], None]
+TRAINING = {
+    "epochs": 1,
+    "batch_size": 8,
+    "micro_batch_size": 4,
+    "learning_rate": "1e-2",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "precision": "fp32",
+}
+ON_A_CARD = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+ON_A_CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] can't allocate memory: you tried")
+
+
+def train(recipe: Path, *flags: str) -> int:
+    return run(["train", str(recipe), *flags])
+
+
+def fail_backward(
+    monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool], error: Exception
+) -> list[tuple[int, int]]:
+    """Run out of memory halfway through the backward passes (number, rows) that `fails` names.
+
+    Behind the second of two layers, where some gradients have been added up and others have not.
+    """
+    from ftcli.engine import trainer
+
+    original, seen = trainer.summed_loss, []
+
+    def watched(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        seen.append((len(seen) + 1, len(ids)))
+        if not fails(*seen[-1]):
+            return original(model, ids, labels)
+
+        def refuse(_: torch.Tensor) -> None:
+            raise error
+
+        layer = model.get_base_model().model.layers[0]
+        hook = layer.register_forward_hook(lambda *a: a[2].register_hook(refuse) and None)
+        try:
+            return original(model, ids, labels)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(trainer, "summed_loss", watched)
+    return seen
+
+
+def losses(folder: Path) -> list[float]:
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [r.get("loss", r.get("eval_loss")) for r in records]
+
+
+@pytest.fixture
+def undisturbed(write_recipe: Callable[..., Path], tmp_path: Path) -> list[float]:
+    assert train(write_recipe("undisturbed", training=TRAINING)) == 0
+    return losses(tmp_path / "runs" / "undisturbed")
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("error", [ON_A_CARD, ON_A_CPU], ids=["card", "cpu"])
+def test_a_step_is_done_again_with_half_the_rows(
+    error: Exception,
+    undisturbed: list[float],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    recipe = write_recipe("short", training=TRAINING)
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        # Two passes of the check, two of each step: the second half of step 2.
+        seen = fail_backward(patch, lambda call, rows: call == 6 and rows == 4, error)
+        assert train(recipe) == 0
+    assert [rows for _, rows in seen] == [4, 4, 4, 4, 4, 4, *[2] * 12]
+    said = capsys.readouterr().err
+    assert said.count("out of memory in step 2: micro-batch 4 → 2 from here on") == 1
+    folder = RunFolder(tmp_path / "runs" / "short")
+    furthest = max(abs(a - b) for a, b in zip(losses(folder.path), undisturbed, strict=True))
+    assert furthest <= 1e-3
+    found = newest_whole(folder, folder.read_manifest()["run_id"]).checkpoint
+    assert found is not None and found.position.micro_batch == 2
+    plan = json.loads(folder.plan.read_text())
+    assert plan["micro_batch"]["value"] == 4, "what was planned stays on record"
+    observed(f"step 2 done again as 2 × 4, said once; losses within {furthest:.0e}")
+
+
+@pytest.mark.fault(32)
+def test_a_run_that_went_on_smaller_stays_so_when_it_is_resumed(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe("short", training=TRAINING, method={"mode": "lora", "dropout": 0.1})
+    runs = {}
+    for stopped in (False, True):
+        with monkeypatch.context() as patch:
+            fail_backward(patch, lambda call, rows: call == 6 and rows == 4, ON_A_CARD)
+            if stopped:
+                stop_at(2, patch)
+            assert train(recipe, "--fresh") == (130 if stopped else 0)
+        runs[stopped] = RunFolder(tmp_path / "runs" / ("short-2" if stopped else "short"))
+    seen = fail_backward(monkeypatch, lambda *_: False, ON_A_CARD)
+    assert train(recipe) == 0
+    assert {rows for _, rows in seen} == {2}
+    digests = {
+        (folder.adapter / "adapter_model.safetensors").read_bytes() for folder in runs.values()
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.fault(32)
+def test_the_longest_row_is_tried_first_wherever_it_stands(
+    write_recipe: Callable[..., Path],
+    rows_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    """The longest row is the last; what it needs is known before the first step."""
+    rows = [pair(number) for number in range(31)]
+    rows.append({"prompt": "long", "completion": "kettle " * 150})
+    rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": rows_file.name, "validation": 0, "shuffle": False, "max_length": 400}
+    recipe = write_recipe(data=data, training=TRAINING)
+    from ftcli.engine import trainer
+
+    original, lengths = trainer.summed_loss, []
+
+    def short(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        lengths.append(ids.shape)
+        if ids.shape[1] > 100 and len(ids) > 1:
+            raise ON_A_CARD
+        return original(model, ids, labels)
+
+    monkeypatch.setattr(trainer, "summed_loss", short)
+    assert train(recipe) == 0
+    said = capsys.readouterr().err
+    assert said.index("out of memory in the longest batch: micro-batch 2 → 1") < said.index(
+        "check  longest"
+    )
+    assert "in step" not in said
+    longest = max(length for _, length in lengths)
+    assert lengths[0] == (4, longest) and lengths[2][0] == 1
+    observed(f"the last row ({longest} tokens) tried first: 4 → 1 rows before step 1, none later")
+
+
+@pytest.mark.fault(32)
+def test_one_row_is_too_much(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The step before is kept, finite and whole, and the run goes on once there is memory."""
+    recipe = write_recipe(training=TRAINING | {"save_steps": 100, "eval_steps": 100})
+    with monkeypatch.context() as patch:
+        fail_backward(patch, lambda call, _: call > 8, ON_A_CARD)
+        capsys.readouterr()
+        assert train(recipe, "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    assert error["code"] == "memory" and "out of memory" in error["message"]
+    assert f"kept: {folder.checkpoint(3)}" in error["message"]
+    assert train(recipe) == 0
+    assert "resume from step 3" in capsys.readouterr().err
+
+
+@pytest.mark.fault(32)
+def test_a_validation_goes_on_with_half_the_rows(
+    undisturbed: list[float],
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ftcli.engine import trainer
+
+    original, calls = trainer.row_losses, []
+
+    def short(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> Any:
+        calls.append(len(ids))
+        if len(calls) == 5 and len(ids) == 4:
+            raise ON_A_CARD
+        return original(model, ids, labels)
+
+    monkeypatch.setattr(trainer, "row_losses", short)
+    assert train(write_recipe("short", training=TRAINING)) == 0
+    said = capsys.readouterr().err
+    assert said.count("out of memory in a validation: micro-batch 4 → 2") == 1
+    assert set(calls[:5]) == {4} and set(calls[5:]) == {2}
+    pairs = zip(losses(tmp_path / "runs" / "short"), undisturbed, strict=True)
+    assert max(abs(a - b) for a, b in pairs) <= 1e-5

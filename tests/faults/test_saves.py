@@ -1,0 +1,370 @@
+"""What a save leaves when it is killed, when the disk is full, and when files are damaged."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.artifacts import RunFolder
+from ftcli.checkpoints import newest_whole
+from ftcli.cli import run
+from ftcli.errors import FtcliError
+from tests.faults.disk_states import FailingCall, Watcher
+from tests.faults.moments import weights_of
+
+Observed = Callable[[str], None]
+Write = Callable[..., Path]
+METHOD = {"mode": "lora", "rank": 4, "dropout": 0.1}
+TRAINING = {
+    "epochs": 1,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "eval_steps": 2,
+    "save_steps": 1,
+    "keep_checkpoints": 2,
+}
+# What a write, a sync or a change of a name calls, in Python, torch and safetensors.
+WRITES = {"write", "fsync", "open", "replace", "rename", "mkdir", "serialize_file", "chmod"}
+
+
+def train(recipe: Path, *flags: str) -> int:
+    return run(["train", str(recipe), *flags])
+
+
+@pytest.fixture
+def whole(write_recipe: Write, tmp_path: Path) -> str:
+    """Weights of the run that nothing happened to."""
+    assert train(write_recipe("whole", method=METHOD, training=TRAINING)) == 0
+    return weights_of(tmp_path / "runs" / "whole")
+
+
+def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -> None:
+    """Watch the saves of these steps."""
+    from ftcli.engine.trainer import FtcliTrainer
+
+    original = FtcliTrainer._save_checkpoint
+
+    def save(self: Any, model: Any, trial: Any) -> None:
+        if (watcher := watchers.get(self.state.global_step)) is None:
+            original(self, model, trial)
+            return
+        with watcher.watching():
+            original(self, model, trial)
+
+    monkeypatch.setattr(FtcliTrainer, "_save_checkpoint", save)
+
+
+@pytest.mark.fault(1)
+def test_a_kill_at_every_file_operation_of_a_save(
+    whole: str,
+    write_recipe: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    observed: Observed,
+) -> None:
+    recipe = write_recipe("killed", method=METHOD, training=TRAINING)
+    folder = tmp_path / "runs" / "killed"
+    watchers = {step: Watcher(folder, tmp_path / f"after-{step}") for step in (1, 4)}
+    with monkeypatch.context() as patch:
+        watch_saves(patch, watchers)
+        assert train(recipe) == 0
+    run_id = RunFolder(folder).read_manifest()["run_id"]
+    outcomes: dict[tuple[int, int | None], Path] = {}
+    states = 0
+    for number, watcher in watchers.items():
+        for place, state in enumerate(watcher.all_states()):
+            found = newest_whole(RunFolder(state), run_id)
+            assert not found.skipped, "half a checkpoint has the name of a whole one"
+            step = found.checkpoint.position.step if found.checkpoint else None
+            if (number, step) not in outcomes:
+                kept = tmp_path / f"outcome-{number}-{step}-{place}"
+                outcomes[number, step] = shutil.copytree(state, kept)
+            states += 1
+    assert set(outcomes) == {(1, None), (1, 1), (4, 3), (4, 4)}
+    assert states > 100
+    same = 0
+    for kept in outcomes.values():
+        shutil.copytree(folder / "data", kept / "data")
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+        assert train(recipe) == 0
+        assert not list(folder.rglob(".tmp-*")), "what the kill left is swept up"
+        same += weights_of(folder) == whole
+    observed(
+        f"{states} states of two saves lead to {len(outcomes)} outcomes; {same} of "
+        f"{len(outcomes)} resumes give the sha256 of the whole run"
+    )
+    assert same == len(outcomes)
+
+
+def damages(file: Path) -> Iterator[str]:
+    """Damage a file in one way after the other; it is whole again behind each."""
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    nan = whole[: -len(whole) // 3] + b"\xff" * len(whole[-len(whole) // 3 :])
+    for name, content in (("cut", whole[:-2]), ("bit", flipped), ("NaN", nan), ("empty", b"")):
+        file.write_bytes(content)
+        yield name
+    file.unlink()
+    yield "deleted"
+    file.write_bytes(whole)
+
+
+@pytest.mark.fault(2)
+def test_a_damaged_checkpoint_is_passed_over(
+    whole: str,
+    write_recipe: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    from tests.test_training import stop_at
+
+    recipe = write_recipe("hurt", method=METHOD, training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        assert train(recipe) == 130
+    folder = RunFolder(tmp_path / "runs" / "hurt")
+    run_id = folder.read_manifest()["run_id"]
+    newest = folder.steps_saved()[-1]
+    caught = Counter[str]()
+    for file in sorted(folder.checkpoint(newest).iterdir()):
+        for damage in damages(file):
+            found = newest_whole(folder, run_id)
+            assert found.checkpoint is not None and found.checkpoint.position.step < newest
+            assert [path for path, _ in found.skipped] == [folder.checkpoint(newest)]
+            caught[damage] += 1
+    kept = shutil.copytree(folder.path, tmp_path / "kept")
+    same = 0
+    for damage in ("cut", "bit", "NaN", "empty", "deleted"):
+        shutil.rmtree(folder.path)
+        shutil.copytree(kept, folder.path)
+        file = folder.checkpoint(newest) / "adapter_model.safetensors"
+        assert damage in [name for name in damages(file) if name == damage or not file.exists()][:1]
+        next(name for name in damages(file) if name == damage)
+        capsys.readouterr()
+        assert train(recipe) == 0
+        said = capsys.readouterr().err
+        assert f"step-{newest} is skipped: adapter_model.safetensors" in said
+        assert "resume from step" in said
+        same += weights_of(folder.path) == whole
+    observed(
+        f"{caught.total()} damages of {caught['bit']} files all found; {same} of 5 resumes from "
+        "the checkpoint before give the sha256 of the whole run"
+    )
+    assert same == 5
+
+
+@pytest.mark.fault(2)
+def test_no_whole_checkpoint_is_no_new_start(
+    write_recipe: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tests.test_training import stop_at
+
+    recipe = write_recipe(method=METHOD, training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert train(recipe) == 130
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    for step in folder.steps_saved():
+        (folder.checkpoint(step) / "optimizer.pt").write_bytes(b"")
+    capsys.readouterr()
+    assert train(recipe, "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "checkpoint_broken"
+    for step in folder.steps_saved():
+        assert f"step-{step}: optimizer.pt has 0 bytes" in error["message"]
+    shutil.rmtree(folder.checkpoints)
+    assert train(recipe, "--json") == 1
+    assert "no checkpoint is there any more" in capsys.readouterr().out
+
+
+@pytest.mark.fault(4)
+def test_a_checkpoint_of_another_run_is_an_error(
+    whole: str,
+    write_recipe: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    from tests.test_training import stop_at
+
+    recipe = write_recipe("stopped", method=METHOD, training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert train(recipe) == 130
+    stale = tmp_path / "runs" / "stopped" / "checkpoints" / "step-99"
+    shutil.copytree(tmp_path / "runs" / "whole" / "checkpoints" / "step-8", stale)
+    capsys.readouterr()
+    assert train(recipe, "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "checkpoint_foreign" and str(stale) in error["message"]
+    shutil.rmtree(stale)
+    assert train(recipe) == 0
+    assert weights_of(tmp_path / "runs" / "stopped") == whole
+    capsys.readouterr()
+    assert train(recipe) == 0
+    assert "is finished; nothing is left to do" in capsys.readouterr().out
+    observed("another run's step-99: exit 1, named; without it the same sha256; then: finished")
+
+
+# A full disk
+
+
+@pytest.mark.fault(5)
+def test_a_save_that_fails_at_any_write_leaves_the_older_ones_whole(
+    write_recipe: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+    complete: bool,
+) -> None:
+    """Like SQLite's tests: let the n-th call fail, for every n (for every ninth in short)."""
+    from ftcli.engine.trainer import FtcliTrainer
+
+    every = 1 if complete else 9
+
+    recipe = write_recipe(method=METHOD, training=TRAINING)
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    original, failed = FtcliTrainer._save_checkpoint, Counter[str]()
+
+    def save(self: Any, model: Any, trial: Any) -> None:
+        original(self, model, trial)
+        if self.state.global_step != 3:
+            return
+        run_id = folder.read_manifest()["run_id"]
+        self.state.global_step = 4  # a further step, so that the name is free
+        for number in range(0, 10_000, every):
+            failing = FailingCall(number, WRITES, OSError(errno.ENOSPC, "No space left"))
+            sys.setprofile(failing)
+            try:
+                original(self, model, trial)
+                failed["taken in its stride"] += failing.failed
+            except OSError:
+                failed["an error"] += 1
+            finally:
+                sys.setprofile(None)
+            if not failing.failed:
+                break
+            found = newest_whole(folder, run_id)
+            assert found.checkpoint is not None and not found.skipped
+            assert not list(folder.checkpoints.glob(".tmp-step-*")), "half a checkpoint"
+        self.state.global_step = 3
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FtcliTrainer, "_save_checkpoint", save)
+        assert train(recipe) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert f"the disk of {folder.path} is full" in error
+    assert f"Go on: ftcli train {recipe}" in error
+    observed(
+        f"{failed.total()} of {failed.total()} failed calls of a save leave only whole checkpoints"
+    )
+    assert failed["an error"] > (100 if complete else 10)
+
+
+def test_room_is_looked_for_before_the_training(
+    write_recipe: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    assert train(write_recipe(method=METHOD, training=TRAINING), "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "disk_full"
+    assert "this run with its checkpoints needs 0.4 MB on the disk of" in error["message"]
+    assert not (tmp_path / "runs" / "tiny" / "run.json").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MB, where the system lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here (it needs root)")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.fault(5)
+def test_a_disk_that_is_really_full(
+    small_disk: Path,
+    write_recipe: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    from ftcli import disk
+    from tests.test_training import stop_at
+
+    recipe = write_recipe(method=METHOD, training=TRAINING, output=str(small_disk / "run"))
+    folder = RunFolder(small_disk / "run")
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        assert train(recipe) == 130
+    steps = folder.steps_saved()
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        file.write(b"0" * (shutil.disk_usage(small_disk).free - 60_000))
+    capsys.readouterr()
+    assert train(recipe, "--json") == 1
+    before = json.loads(capsys.readouterr().out)["error"]
+    assert before["code"] == "disk_full" and "needs" in before["message"]
+    with monkeypatch.context() as patch:  # another program takes the room behind our back
+        patch.setattr(disk, "free_bytes", lambda _: 10**12)
+        assert train(recipe, "--json") == 1
+    during = json.loads(capsys.readouterr().out)["error"]
+    assert during["code"] == "disk_full" and "is full" in during["message"]
+    assert folder.steps_saved() == steps and not list(folder.path.rglob(".tmp-step-*"))
+    filler.unlink()
+    assert train(recipe) == 0
+    observed("2 MB: refused before step 1, one line in a save, older checkpoints whole, goes on")
+
+
+def test_a_manifest_says_what_is_wrong(whole: str, tmp_path: Path) -> None:
+    """Whatever is done to it, it is no silent new start and no traceback."""
+    folder = RunFolder(tmp_path / "runs" / "whole")
+    run_id = folder.read_manifest()["run_id"]
+    for step in folder.steps_saved()[:-1]:
+        shutil.rmtree(folder.checkpoint(step))
+    newest = folder.checkpoint(folder.steps_saved()[-1])
+    manifest = newest / "manifest.json"
+    text = manifest.read_text()
+    values = json.loads(text)
+    for broken, words in (
+        ("", "manifest.json cannot be read"),
+        ("[]", "manifest.json cannot be read"),
+        (text.replace('"step": 8', '"step": 7'), "was changed after it was written"),
+        (json.dumps({"seal": "0"}), "was changed after it was written"),
+    ):
+        manifest.write_text(broken)
+        with pytest.raises(FtcliError, match=words):
+            newest_whole(folder, run_id)
+    manifest.write_text(text)
+    (newest / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(FtcliError, match=r"pytorch_model\.bin was added to it"):
+        newest_whole(folder, run_id)
+    assert values["position"]["step"] == 8 and values["position"]["rows_done"] == 32

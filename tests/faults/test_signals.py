@@ -1,0 +1,191 @@
+"""A signal in a step, in a validation, in a save, around them, and twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.artifacts import RunFolder
+from ftcli.cli import run
+from tests.conftest import save_recipe, save_rows
+from tests.faults.moments import weights_of
+
+Observed = Callable[[str], None]
+ROOT = Path(__file__).resolve().parents[2]
+METHOD = {"mode": "lora", "rank": 4, "dropout": 0.1}
+TRAINING = {
+    "epochs": 1,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "eval_steps": 2,
+    "save_steps": 3,
+    "early_stopping_patience": 3,
+}
+# Where the signal comes, and the function that is running then.
+MOMENTS = {
+    "a step": ("ftcli.engine.trainer", "summed_loss"),
+    "a validation": ("ftcli.engine.trainer", "row_losses"),
+    "a save": ("ftcli.engine.checkpoints", "save_resumable"),
+}
+
+
+def train(recipe: Path) -> int:
+    return run(["train", str(recipe)])
+
+
+def signal_during(where: str, call: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a signal to this process in the n-th call, from 1."""
+    module, name = MOMENTS[where]
+    original: Any = getattr(sys.modules[module], name)
+    calls = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(f"{module}.{name}", watched)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a run came to that nobody stopped."""
+
+    weights: str
+    records: str
+    best_step: int
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Whole:
+    place = tmp_path_factory.mktemp("whole")
+    save_rows(place)
+    recipe = save_recipe(place, tiny_model, "shop", method=METHOD, training=TRAINING)
+    assert train(recipe) == 0
+    folder = RunFolder(place / "runs" / "shop")
+    best = folder.read_manifest()["result"]["best_step"]
+    return Whole(weights_of(folder.path), folder.metrics.read_text(), best)
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize(
+    ("where", "call", "saved", "number"),
+    [
+        # The check of the longest batch takes two calls, each step two.
+        ("a step", 5, 2, signal.SIGINT),
+        ("a step", 9, 4, signal.SIGTERM),
+        # The check takes one, and each validation four; the first is before the first step.
+        ("a validation", 7, 2, signal.SIGTERM),
+        ("a validation", 9, 2, signal.SIGINT),
+        # The check takes one; then step 2 for its validation, step 3.
+        ("a save", 2, 2, signal.SIGINT),
+        ("a save", 3, 3, signal.SIGTERM),
+    ],
+)
+def test_a_signal_costs_nothing(
+    where: str,
+    call: int,
+    saved: int,
+    number: signal.Signals,
+    whole: Whole,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    import ftcli.engine.training  # noqa: F401
+
+    recipe = write_recipe("shop", method=METHOD, training=TRAINING)
+    folder = RunFolder(tmp_path / "runs" / "shop")
+    with monkeypatch.context() as patch:
+        signal_during(where, call, number, patch)
+        assert train(recipe) == 128 + number
+    said = capsys.readouterr().err
+    assert f"stopped at step {saved} of 8 (checkpoint {folder.checkpoint(saved)})" in said
+    assert said.rstrip().endswith(f"Go on: ftcli train {recipe}")
+    assert folder.state == "stopped" and not folder.adapter.exists()
+    assert train(recipe) == 0
+    assert weights_of(folder.path) == whole.weights
+    assert folder.read_manifest()["result"]["best_step"] == whole.best_step
+    assert folder.metrics.read_text() == whole.records
+    observed(f"{number.name} in {where}: {128 + number}, the same sha256")
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("where", ["the rows", "the model", "the answers"])
+def test_a_signal_outside_of_the_steps_ends_at_once(
+    where: str,
+    whole: Whole,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ftcli.engine import building, encode, endings
+
+    places = {
+        "the rows": (encode, "_prepared"),
+        "the model": (building, "load_base"),
+        "the answers": (endings, "answer_prompts"),
+    }
+    module, name = places[where]
+    recipe = write_recipe("shop", method=METHOD, training=TRAINING)
+    folder = RunFolder(tmp_path / "runs" / "shop")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(recipe) == 128 + signal.SIGTERM
+    said = capsys.readouterr().err
+    stands = "stopped at step 8 of 8" if where == "the answers" else "stopped before the first"
+    assert stands in said and f"ftcli train {recipe}" in said and "Traceback" not in said
+    assert train(recipe) == 0
+    assert weights_of(folder.path) == whole.weights
+
+
+SECOND = """
+import os, signal, sys
+from ftcli.cli import run
+from tests.conftest import save_recipe, save_rows
+from ftcli.engine import trainer
+
+original, calls = trainer.summed_loss, []
+
+def slow(*arguments):
+    calls.append(1)
+    if len(calls) == 9:  # in the fourth step, after a checkpoint of the third
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("first", flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+        print("second survived", flush=True)
+    return original(*arguments)
+
+trainer.summed_loss = slow
+sys.exit(run(["train", sys.argv[1]]))
+"""
+
+
+@pytest.mark.fault(6)
+def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_whole(
+    whole: Whole, write_recipe: Callable[..., Path], tmp_path: Path, observed: Observed
+) -> None:
+    recipe = write_recipe("shop", method=METHOD, training=TRAINING)
+    found = subprocess.run(
+        [sys.executable, "-c", SECOND, str(recipe)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == -signal.SIGINT, found.stderr  # a shell shows 130
+    assert found.stdout.splitlines() == ["first"]
+    assert "stopping after this step" in found.stderr
+    folder = RunFolder(tmp_path / "runs" / "shop")
+    assert folder.state == "training" and folder.steps_saved() == [2, 3]
+    assert train(recipe) == 0
+    assert weights_of(folder.path) == whole.weights
+    observed("a second one: at once, the last checkpoint whole, the same sha256")
