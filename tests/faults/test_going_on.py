@@ -85,13 +85,13 @@ def test_what_matters_may_not_change(
     rows.write_text(text)
 
     template = tmp_path / "base" / "chat_template.jinja"
-    template.write_text(CHATML.replace("user", "User").replace("'\\n'", "'  '"))
+    template.write_text(CHATML.replace("<|im_start|>", "<|im_start|> "))
     assert "\n  chat template: " in refused(stopped, capsys)
     template.write_text(CHATML)
 
     weights = tmp_path / "base" / "model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4] + b"\x00\x00\x80\x3f")
+    weights.write_bytes(whole[:-4] + b"\x00\x00\x00\x40")
     assert "weights of the base" in refused(stopped, capsys)
     weights.write_bytes(whole)
     assert train(stopped) == 0
