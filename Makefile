@@ -1,15 +1,17 @@
 # make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
 # make test: install what the tests need, and run them all.
+# make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+FAULTS ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # A file's tests stay in one process: they share what was trained for them.
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test check lint docs bench clean
+.PHONY: demo test faults check lint docs bench clean
 
 demo: $(VENV)/.demo
 	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
@@ -17,6 +19,10 @@ demo: $(VENV)/.demo
 test: lint
 	$(BIN)/python scripts/small_model.py $(MODEL)
 	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(PYTEST) -rfEs
+
+faults: $(VENV)/.dev
+	$(BIN)/python scripts/small_model.py $(MODEL)
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/python scripts/faults.py $(FAULTS)
 
 check: lint
 	$(PYTEST) -m "not slow and not gpu"

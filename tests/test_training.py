@@ -176,7 +176,7 @@ def test_changed_rows_are_refused_before_the_run_loses_its_own(
     rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[5:]))
     capsys.readouterr()
     assert train(recipe) == 1
-    assert "(rows or tokenizer)" in capsys.readouterr().err
+    assert "rows of data.train: " in capsys.readouterr().err
     assert sha256_file(prepared) == before
 
 

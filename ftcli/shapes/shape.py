@@ -173,11 +173,12 @@ class Shape:
         if targets == "all-linear":
             return modules
         wanted = [target.rsplit(".", 1)[-1] for target in targets]
-        for target in wanted:
-            if target not in modules:
-                raise ModelError(
-                    "target_modules",
-                    f"{self.name or self.model_type} has no linear layer {target!r}"
-                    f"{did_you_mean(target, modules)}; it has {', '.join(modules)}",
-                )
+        absent = [name for name in dict.fromkeys(wanted) if name not in modules]
+        if absent:
+            named = ", ".join(f"{name!r}{did_you_mean(name, modules)}" for name in absent)
+            raise ModelError(
+                "target_modules",
+                f"{self.name or self.model_type} has no linear layer {named}; "
+                f"it has {', '.join(modules)}",
+            )
         return {name: size for name, size in modules.items() if name in wanted}

@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.artifacts import RunFolder, free_folder, runs_at
-from ftcli.console import Reporter
+from ftcli.console import Reporter, shown_path
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, load_recipe
-from ftcli.prepared import IDEAL_ROWS, TOO_FEW_ROWS, Prepared, load_prepared
+from ftcli.prepared import (
+    IDEAL_ROWS,
+    TOO_FEW_ROWS,
+    Prepared,
+    load_prepared,
+    problems_file,
+    read_problems,
+)
 from ftcli.shapes import model_source
+from ftcli.stages.own_place import require_own_place
 
 Piece = tuple[str, bool]
 
@@ -43,7 +51,7 @@ class PrepareResult:
             "answer_tokens_lost": p.answer_tokens_lost,
             "longest_row": asdict(p.longest),
             "fingerprint": p.fingerprint,
-            "problems": [asdict(fault) for fault in p.problems],
+            "problems": [asdict(fault) for fault in read_problems(p, self.folder)],
             "folder": str(self.folder),
         }
 
@@ -62,6 +70,8 @@ def prepare_recipe(
         require_reachable(source, loaded.recipe.model.revision)
         renderer = load_renderer(loaded, source)
     run = data_folder(loaded.output, fingerprint(loaded, renderer))
+    with loaded.blame():
+        require_own_place(run, loaded)
     with run.lock(), loaded.blame():
         prepared = prepare(loaded, renderer, run.data, reporter)
         shown = tuple(tuple(pieces) for pieces in preview(run.data, renderer, preview_rows))
@@ -88,12 +98,15 @@ def summary(result: PrepareResult) -> list[str]:
     lines = [f"{result.loaded.recipe.data.train}: {p.rows_read} rows → {p.train.rows} train{held}"]
     if p.problems:
         named = " · ".join(str(fault) for fault in p.problems[:3])
-        more = f" · {len(p.problems) - 3} more (--json)" if len(p.problems) > 3 else ""
-        lines.append(f"  rejected    {len(p.problems)}   {named}{more}")
+        others = p.rows_rejected - 3
+        more = f" · {others} more: {shown_path(problems_file(result.folder))}" if others > 0 else ""
+        lines.append(f"  rejected    {p.rows_rejected}   {named}{more}")
     if p.duplicates:
         lines.append(f"  duplicates  {p.duplicates}   kept the first of each")
     if p.leaks:
-        lines.append(f"  leaks       {p.leaks}   held-out prompts that are trained on (allowed)")
+        lines.append(
+            f"  leaks       {p.leaks}   held-out prompts that stand elsewhere too (allowed)"
+        )
     mean, trained = p.train.tokens / p.train.rows, p.train.trained_tokens / p.train.rows
     lines.append(
         f"  tokens      {mean:.0f} a row (longest {p.longest.tokens}, {p.longest.file}:"

@@ -25,6 +25,7 @@ from ftcli.recipe import Full, Prefix, Recipe
 from ftcli.stages.card import model_card
 from ftcli.stages.memory_record import memory_record
 from ftcli.stages.opening import open_run
+from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.resuming import drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
@@ -114,6 +115,8 @@ def train_recipe(
     begun_from: str | None = run.read_manifest().get("parent")
     ancestor = Path(begun_from) if begun_from is not None else parent
     opened = open_run(ancestor) if ancestor is not None else None
+    with loaded.blame():
+        require_own_place(run, loaded, opened)
     stops = StopSignals(reporter.note)
     with run.lock(), loaded.blame(), stops.caught(), in_words(loaded, run, stops):
         drop_leftovers(run)
@@ -131,6 +134,7 @@ def plan_recipe(
     with loaded.blame():
         scene = look(loaded, open_run(parent) if parent is not None else None)
         run = data_folder(loaded.output, scene.fingerprint)
+        require_own_place(run, loaded, scene.parent)
         with run.lock():
             job = _decide(scene, run, reporter)
 

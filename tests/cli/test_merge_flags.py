@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from ftcli.cli import run
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("dtype", ["nf4", "int4", "4bit", "int8"])
-def test_a_merge_is_not_quantised_again(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merge_is_not_quantised_again(
+    dtype: str, capsys: pytest.CaptureFixture[str], observed: Callable[[str], None]
+) -> None:
     """Said before the run is looked for."""
     assert run(["merge", "nowhere", "--dtype", dtype]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"--dtype {dtype}: a merge is not quantised again")
     assert "KL 2.45, where no adapter at all gives 2.14" in error
+    observed(f"{dtype}: exit 2")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""A run folder is a place of its own: not the base's, not inside it, not around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ftcli.artifacts import RunFolder
+from ftcli.errors import FtcliError
+from ftcli.loading import Loaded
+from ftcli.shapes import model_source
+from ftcli.stages.opening import OpenRun
+
+
+def require_own_place(run: RunFolder, loaded: Loaded, parent: OpenRun | None = None) -> None:
+    """Raise FtcliError (`output_base`) where a run would write into what it starts from.
+
+    Before anything is written, the lock too: a run that is trained whole puts `model/` in the place
+    of whatever has that name. Raises ModelError where a base in a folder is missing.
+    """
+    bases = [Path(model_source(loaded.recipe.model.id, loaded.base))]
+    if parent is not None:
+        bases.append(parent.run.trained())
+    folder = run.path.resolve()
+    for base in (path.resolve() for path in bases if path.is_dir()):
+        if folder == base:
+            how = "is the base itself"
+        elif folder.is_relative_to(base):
+            how = f"lies in the base ({base})"
+        elif base.is_relative_to(folder):
+            how = f"holds the base ({base})"
+        else:
+            continue
+        raise FtcliError(
+            "output_base",
+            f"{run.path} {how}, which a run never writes to; name a folder beside it",
+        )

@@ -1,0 +1,241 @@
+"""Run the tests of the faults and print the table: injected, observed, required, verdict.
+
+python scripts/faults.py [--short] [--write] [--report FILE | --read FILE]
+
+A terminal gets columns, a file or a pipe one line a fault. Ends with 1 where a fault does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "faults.md"
+# Tests of one file share what was trained for them.
+PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.faults.report", "-m", "fault", "-rfE")
+WORKERS = ("-n", "2", "--dist", "loadfile")
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test and what it came to: passed, failed or skipped."""
+
+    name: str
+    outcome: str
+    reason: str
+    observed: tuple[str, ...]
+
+    @property
+    def failure(self) -> str:
+        """The test and the first line of what it says, without this machine's folders."""
+        reason = re.sub(r"/[^\s'\"]*/pytest-\d+/", "…/", self.reason)
+        return f"{self.name.rpartition('/')[2]}: {reason:.160}"
+
+    @property
+    def function(self) -> tuple[str, str]:
+        """File and function, without the parameters."""
+        file, _, name = self.name.partition("::")
+        return file, name.split("[")[0]
+
+
+def told_once(phrases: Sequence[str]) -> list[str]:
+    """`full: the same`, `lora: the same` → `full, lora: the same`."""
+    whose: dict[tuple[bool, str], dict[str, None]] = {}
+    for phrase in phrases:
+        subject, colon, text = phrase.partition(": ")
+        key = (bool(colon), text if colon else phrase)
+        whose.setdefault(key, {})[subject] = None
+    return [
+        f"{', '.join(subjects)}: {text}" if named else text
+        for (named, text), subjects in whose.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One fault with its tests."""
+
+    number: int
+    group: str
+    injected: str
+    required: str
+    tests: tuple[Test, ...]
+
+    def of(self, outcome: str) -> list[Test]:
+        return [test for test in self.tests if test.outcome == outcome]
+
+    @property
+    def verdict(self) -> str:
+        """`holds` where something has shown it and nothing has shown the opposite."""
+        if self.of("failed"):
+            return "FAILS"
+        if self.of("passed"):
+            return "holds"
+        reasons = dict.fromkeys(test.reason for test in self.tests)
+        return f"not run: {'; '.join(reasons) or 'no test was collected'}"
+
+    @property
+    def observed(self) -> str:
+        """What the tests say they saw; of a failure, the test and its first line."""
+        if failed := self.of("failed"):
+            return "; ".join(test.failure for test in failed)
+        passed = self.of("passed")
+        if phrases := told_once([phrase for test in passed for phrase in test.observed]):
+            return "; ".join(phrases)
+        return f"{len(passed)} test{'s' * (len(passed) > 1)} passed" if passed else "–"
+
+
+def main(arguments: argparse.Namespace) -> int:
+    code, report = 0, read(arguments.read) if arguments.read else None
+    if report is None:
+        code, report = run_tests(arguments.report, short=arguments.short)
+    if report is None:
+        print(f"pytest ended with {code} and no report", file=sys.stderr)
+        return 1
+    lines, counts = lines_of(report), summary(report)
+    show(lines)
+    print(f"\n{counts}")
+    for name in report["broken"]:
+        print(f"not part of the table: {name} broke", file=sys.stderr)
+    if arguments.write:
+        PAGE.write_text(page(lines, counts), encoding="utf-8")
+        print(f"wrote {PAGE.relative_to(ROOT)}", file=sys.stderr)
+    return 1 if code or any(line.verdict == "FAILS" for line in lines) else 0
+
+
+def read(file: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return report
+
+
+def run_tests(kept: Path | None, *, short: bool) -> tuple[int, dict[str, Any] | None]:
+    """pytest's exit code and its report, also in `kept`; what pytest says goes to stderr."""
+    words = {name: value for name, value in os.environ.items() if name != "FTCLI_FAULTS"}
+    if not short:
+        words["FTCLI_FAULTS"] = "complete"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "faults.json"
+        command = [*PYTEST, *WORKERS, "--faults-report", str(file)]
+        ended = subprocess.run(command, cwd=ROOT, env=words, stdout=sys.stderr, check=False)
+        if not file.is_file():
+            return ended.returncode, None
+        if kept is not None:
+            shutil.copyfile(file, kept)
+        return ended.returncode, read(file)
+
+
+def lines_of(report: dict[str, Any]) -> list[Line]:
+    return [
+        Line(
+            **{key: line[key] for key in ("number", "group", "injected", "required")},
+            tests=tuple(
+                Test(test["name"], test["outcome"], test["reason"], tuple(test["observed"]))
+                for test in line["tests"]
+            ),
+        )
+        for line in report["lines"]
+    ]
+
+
+def show(lines: Sequence[Line]) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        for line in lines:
+            print(
+                f"{line.number:>2} {line.verdict} | injected: {line.injected} | observed: "
+                f"{line.observed} | required: {line.required}"
+            )
+        return
+    table = Table(box=box.HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))
+    table.add_column("", justify="right")
+    for name in ("injected", "observed", "required"):
+        table.add_column(name, ratio=1, overflow="fold")
+    table.add_column("verdict", max_width=12)
+    for line in lines:
+        style = {"holds": "", "FAILS": "bold red"}.get(line.verdict, "yellow")
+        cells = (line.injected, line.observed, line.required, line.verdict)
+        table.add_row(str(line.number), *(cell.replace("[", r"\[") for cell in cells), style=style)
+    console.print(table)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """What ran, where, and what it came to."""
+    lines = lines_of(report)
+    tests = {test.name: test.outcome for line in lines for test in line.tests}
+    count = Counter(tests.values())
+    holding = sum(line.verdict == "holds" for line in lines)
+    kind = "complete run (make faults)" if report["complete"] else "short run, as in make test"
+    return (
+        f"{holding} of {len(lines)} faults hold. A {kind}: {count['passed']} tests passed, "
+        f"{count['failed']} failed, {count['skipped']} not run; {report['machine']}."
+    )
+
+
+# The page
+
+
+def page(lines: Sequence[Line], counts: str) -> str:
+    """docs/faults.md: one table a group, then the tests that say so."""
+    parts = [
+        "<!-- generated by scripts/faults.py --write -->\n# Faults\n",
+        "What is injected into ftcli, what must be seen then, and what was seen. `make faults` "
+        "runs it all and prints this table; `make test` runs the same tests with smaller counts.\n",
+        f"{counts}\n",
+    ]
+    for group in dict.fromkeys(line.group for line in lines):
+        parts.append(f"## {group}\n\n{_markdown([x for x in lines if x.group == group])}\n")
+    shown = "\n".join(f"- {line.number}: {names}" for line in lines if (names := _names(line)))
+    parts.append(f"## The tests\n\n{shown}\n")
+    return "\n".join(parts)
+
+
+def _markdown(lines: Sequence[Line]) -> str:
+    rows: list[tuple[str, ...]] = [("#", "injected", "required", "observed", "verdict")]
+    rows.append(("--:", "---", "---", "---", "---"))
+    for line in lines:
+        cells = (line.injected, line.required, line.observed, line.verdict)
+        rows.append((str(line.number), *map(_cell, cells)))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(text: str) -> str:
+    """Nothing of it is Markdown or HTML."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text).replace("\n", " ")
+
+
+def _names(line: Line) -> str:
+    return "; ".join(
+        f"[{file.removeprefix('tests/')}](../{file}) {', '.join(f'`{name}`' for name in names)}"
+        for file, names in _by_file(line)
+    )
+
+
+def _by_file(line: Line) -> Iterator[tuple[str, list[str]]]:
+    functions = dict.fromkeys(test.function for test in line.tests)
+    for file in dict.fromkeys(file for file, _ in functions):
+        yield file, [name for where, name in functions if where == file]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="smaller counts, as make test has")
+    parser.add_argument("--write", action="store_true", help="write docs/faults.md too")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="keep what the run found")
+    parser.add_argument("--read", type=Path, metavar="FILE", help="run nothing: show a kept run")
+    sys.exit(main(parser.parse_args()))
