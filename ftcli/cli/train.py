@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from ftcli.cli import options
 from ftcli.console import (
+    Reporter,
     Terminal,
     duration,
     gigabytes,
@@ -39,6 +41,12 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan with its reasons, and stop.")
     ] = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse", help="Walk the whole way with a tiny twin of the model: what would fail?"
+        ),
+    ] = False,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -53,6 +61,10 @@ def train(
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
     reporter = Terminal()
+    if rehearse:
+        _require_rehearsable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
+        _rehearse(recipe, overrides or (), reporter, json)
+        return
     if dry_run:
         plan = plan_recipe(recipe, overrides or (), parent=from_run, reporter=reporter)
         if json:
@@ -65,6 +77,37 @@ def train(
         result_json(found.as_json())
     else:
         _show(found)
+
+
+def _require_rehearsable(
+    *, resume: bool, fresh: bool, from_run: Path | None, dry_run: bool
+) -> None:
+    """Raise UsageError for flags that have no meaning beside --rehearse."""
+    if dry_run:
+        raise UsageError("flag", "--rehearse shows the plan too: leave --dry-run out")
+    if resume or fresh:
+        flag = "--resume" if resume else "--fresh"
+        raise UsageError(
+            "flag", f"--rehearse touches no run, so that {flag} means nothing: leave it out"
+        )
+    if from_run is not None:
+        raise UsageError(
+            "flag",
+            f"--rehearse begins with a random twin, on which the weights of {from_run} do not "
+            "fit: leave --from out; a full training's model can be rehearsed as a base (--set "
+            "model.id=RUN/model)",
+        )
+
+
+def _rehearse(recipe: Path, overrides: Sequence[str], reporter: Reporter, json: bool) -> None:
+    from ftcli.cli.rehearse_view import show_rehearsal
+    from ftcli.stages.rehearse import rehearse_recipe
+
+    found = rehearse_recipe(recipe, overrides, reporter)
+    if json:
+        result_json(found.as_json())
+    else:
+        show_rehearsal(found)
 
 
 def _show(found: TrainResult) -> None:

@@ -53,6 +53,8 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         model = open_adapter(base, setup.parent_adapter, trainable=True)
     else:
         model = _attached(base, setup)
+    if isinstance(recipe.method, Full):
+        _generate_as_trained(model, setup)  # the base's own may be one that cannot be saved
     return FtcliTrainer(
         model,
         sft_config(recipe.training, plan, run.path / "logs"),
@@ -69,6 +71,12 @@ def _attached(base: PreTrainedModel, setup: Setup) -> PreTrainedModel:
     return attach(base, method, seed, first_words(method, setup.renderer.tokenizer))
 
 
+def _generate_as_trained(model: PreTrainedModel, setup: Setup) -> None:
+    model.generation_config = generation_config(
+        setup.renderer.tokenizer, setup.prepared.stop_ids, setup.prepared.pad_id
+    )
+
+
 def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
     """The trained weights with the tokenizer, the template and the stop tokens of the training.
 
@@ -78,8 +86,6 @@ def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
     if isinstance(setup.recipe.method, Full):
         stored = open_config(setup.source, setup.recipe.model.revision)
         model.to(stored.dtype or torch.float32)
-        model.generation_config = generation_config(
-            setup.renderer.tokenizer, setup.prepared.stop_ids, setup.prepared.pad_id
-        )
+        _generate_as_trained(model, setup)
     save_weights(model, folder)
     setup.renderer.tokenizer.save_pretrained(folder)

@@ -48,7 +48,7 @@ def _sizes(config: Mapping[str, object], family: Family, label: str) -> Shape:
     hidden = _size(config, "hidden_size", label, family)
     heads = _size(config, "num_attention_heads", label, family)
     window = _sliding_window(config, family, label)
-    experts_key = family.experts_key
+    experts_key = _experts_key(config, family)
     return Shape(
         layers=layers,
         hidden=hidden,
@@ -116,6 +116,12 @@ def _size(
             "config_incomplete", f"{label}: {key} should be a positive number, found {found!r}"
         )
     return found
+
+
+def _experts_key(config: Mapping[str, object], family: Family) -> str | None:
+    """transformers 5 saves `num_experts` under the name that other families have for it."""
+    renamed = family.experts_key == "num_experts" and "num_local_experts" in config
+    return "num_local_experts" if renamed else family.experts_key
 
 
 def _kv_heads(config: Mapping[str, object], family: Family, label: str, heads: int) -> int:

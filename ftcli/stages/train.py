@@ -123,7 +123,15 @@ def train_recipe(
         scene = look(loaded, opened)
         for allowed in require_unchanged(run, scene):
             reporter.note(f"note: changed since the run began, and allowed: {allowed}")
+        _require_weights(scene)
         return _train(_decide(scene, run, reporter), stops, reporter)
+
+
+def _require_weights(scene: Scene) -> None:
+    """Raise ModelError where weights are missing: transformers would begin with random ones."""
+    from ftcli.engine.base_weights import require_weights
+
+    require_weights(scene.source, scene.loaded.recipe.model.revision, scene.shape)
 
 
 def plan_recipe(

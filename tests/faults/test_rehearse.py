@@ -1,0 +1,431 @@
+"""`ftcli train --rehearse` finds what would have failed late, and leaves nothing but the data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.artifacts import RunFolder
+from ftcli.cli import run
+from ftcli.prepared import load_prepared
+from tests.conftest import TINY, pair
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"mode": "full"},
+    "lora": {"mode": "lora", "rank": 4, "dropout": 0.1, "modules_to_save": ["embed_tokens"]},
+    "qlora": {"mode": "qlora", "rank": 4},
+    "adapter": {"mode": "adapter", "bottleneck": 8},
+    "prefix": {"mode": "prefix", "projection": True},
+    "prompt": {"mode": "prompt", "init_text": "Product"},
+}
+DATA = {"prepared.json", "train.arrow", "validation.arrow", "test.arrow"}
+LEGS = ["look", "prepare", "plan", "twin", "longest batch", "train", "resume", "eval", "merge"]
+LEGS.append("generate")
+
+Recipes = Callable[..., Path]
+Finds = Callable[..., str]
+
+
+def rows_of(count: int = 48) -> str:
+    return "".join(json.dumps(pair(number)) + "\n" for number in range(count))
+
+
+def left_behind(folder: Path) -> set[str]:
+    """Files below `runs`, without their folders; locks are the run folder's own."""
+    files = (path for path in folder.rglob("runs/**/*") if path.is_file())
+    return {path.name for path in files if path.name != ".lock"}
+
+
+@pytest.fixture
+def finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Finds:
+    """Rehearse, and check that it ends in this leg with this exit code, in words and tidily."""
+
+    def rehearse(recipe: Path, leg: str, *, code: int = 1) -> str:
+        assert run(["train", str(recipe), "--rehearse"]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "Traceback" not in err
+        *_, said = err.partition("rehearsal, ")
+        assert said.startswith(f"{leg}: ")
+        assert left_behind(tmp_path) <= DATA
+        assert not list(tmp_path.rglob(".tmp-*"))
+        return said.removeprefix(f"{leg}: ").rstrip()
+
+    return rehearse
+
+
+@pytest.fixture
+def own_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may spoil."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def change_json(file: Path, **values: object) -> None:
+    """Set keys of a JSON object; none takes a key away."""
+    changed = json.loads(file.read_text()) | values
+    file.write_text(json.dumps({key: value for key, value in changed.items() if value is not None}))
+
+
+# What must pass
+
+
+@pytest.mark.parametrize("mode", METHODS)
+def test_every_method_passes_and_the_data_stay_for_the_training(
+    mode: str, write_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(method=METHODS[mode])
+    assert run(["train", str(recipe), "--rehearse", "--json"]) == 0, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert set(found) == {"rehearsal", "seconds", "legs", "data", "plan"}
+    assert found["rehearsal"] == "passed"
+    assert [leg["name"] for leg in found["legs"]] == LEGS
+    assert all(set(leg) == {"name", "seconds", "detail"} for leg in found["legs"])
+    assert err.count("\nrehearsal ") == len(LEGS) - 1
+    assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
+    details = {leg["name"]: leg["detail"] for leg in found["legs"]}
+    assert details["train"] == "validated, saved, stopped by SIGTERM behind step 2"
+    assert details["resume"].startswith("from step 2 to 4; ")
+    assert details["eval"] == "base and tuned on 2 test rows"
+    data = tmp_path / "runs" / "tiny" / "data"
+    assert found["data"] == str(data)
+    # What the training would do, not the rehearsal.
+    assert found["plan"]["steps"]["value"] == 8
+    mark = load_prepared(data)
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    assert "prepare " not in capsys.readouterr().err
+    assert load_prepared(data) == mark
+
+
+def test_a_person_reads_the_legs_and_then_the_command_whatever_a_killed_one_has_left(
+    write_recipe: Recipes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_recipe()
+    left = tmp_path / "runs" / ".tmp-rehearsal-tiny" / "run"
+    left.mkdir(parents=True)
+    (left / "run.json").write_text('{"state": "finished"}')
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "tiny.yaml", "--rehearse", "--set", "training.seed=7"]) == 0
+    out, err = capsys.readouterr()
+    legs = [line for line in err.splitlines() if line.startswith("rehearsal")]
+    assert legs[0].startswith("rehearsal  1/10  look           llama on ")
+    assert legs[-1].startswith("rehearsal 10/10  generate       up to 8 tokens (")
+    verdict, plan, *rest = out.splitlines()
+    assert verdict.startswith("rehearsal passed in ")
+    assert verdict.endswith(" s: nothing failed on the way")
+    assert plan.startswith("plan   ") and plan.endswith(" 8 steps")
+    assert rest == ["data   runs/tiny/data", "next   ftcli train tiny.yaml --set training.seed=7"]
+    assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
+
+
+@pytest.mark.fault(32)
+def test_the_longest_row_goes_first_though_it_comes_last(
+    write_recipe: Recipes,
+    rows_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    observed: Callable[[str], None],
+) -> None:
+    longest = {"prompt": "Product: " + "kettle " * 30, "completion": "# kettle"}
+    rows_file.write_text(rows_of() + json.dumps(longest) + "\n")
+    recipe = write_recipe(data={"train": rows_file.name, "validation": 0, "max_length": 256})
+    assert run(["train", str(recipe), "--rehearse", "--json"]) == 0, capsys.readouterr().err
+    details = {leg["name"]: leg["detail"] for leg in json.loads(capsys.readouterr().out)["legs"]}
+    tokens = int(details["prepare"].partition("the longest has ")[2].split()[0])
+    assert details["prepare"].endswith(f"has {tokens} tokens (rows.jsonl:49)")
+    assert details["longest batch"] == f"2 × 1 rows, {tokens} tokens"
+    observed(f"a rehearsal begins with row 49 of 49, of {tokens} tokens")
+
+
+def test_an_existing_run_is_not_touched(
+    write_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    assert run(["train", str(recipe), "--set", "training.max_steps=1"]) == 0
+    folder = tmp_path / "runs" / "tiny"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(["train", str(recipe), "--rehearse"]) == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.slow
+def test_the_small_models_recipe_passes(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "ecommerce-qlora.yaml"
+    values = [f"model.id={small_model}", f"output={tmp_path / 'runs' / 'shop'}"]
+    flags = [word for value in values for word in ("--set", value)]
+    assert run(["train", str(recipe), "--rehearse", "--json", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [leg["name"] for leg in found["legs"]] == LEGS
+    assert found["plan"]["steps"]["value"] == 69
+    assert left_behind(tmp_path) == DATA
+
+
+# What must be found
+
+
+def test_a_template_without_an_end_token_where_the_tokenizer_has_none(
+    own_model: Path, write_recipe: Recipes, tmp_path: Path, finds: Finds
+) -> None:
+    change_json(own_model / "tokenizer_config.json", eos_token=None)
+    (tmp_path / "endless.jinja").write_text(
+        "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    )
+    keys = {"train": "rows.jsonl", "template": "endless.jinja"}
+    said = finds(write_recipe(model={"id": str(own_model)}, data=keys), "look")
+    assert said.endswith("model.id: the tokenizer has no end-of-text token (eos_token)")
+
+
+def test_a_template_whose_end_token_the_model_has_not(write_recipe: Recipes, finds: Finds) -> None:
+    said = finds(write_recipe(data={"train": "rows.jsonl", "template": "llama3"}), "look")
+    assert "data.template: llama3 ends answers with <|eot_id|>, which is no token of this" in said
+
+
+def test_a_disk_that_is_too_small(
+    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * 10**9, 10**9, 100_000))
+    said = finds(write_recipe(), "plan")
+    assert said.startswith("this run with its checkpoints needs 0.4 MB on the disk of ")
+    assert "0.1 MB are free; make room" in said
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of so many bytes, below the recipe's folder."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    size = f"size={request.param}"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("small_disk", "leg"),
+    [(200_000, "plan"), (500_000, "twin")],
+    indirect=["small_disk"],
+    ids=["before any work", "in its middle"],
+)
+def test_a_disk_that_is_really_full(
+    small_disk: Path, leg: str, write_recipe: Recipes, finds: Finds
+) -> None:
+    said = finds(write_recipe(), leg)
+    assert "needs 0.4 MB" in said if leg == "plan" else "is full" in said
+    assert [path.name for path in small_disk.iterdir()] == ["tiny"]
+
+
+def test_a_row_longer_than_the_context(
+    own_model: Path, write_recipe: Recipes, finds: Finds
+) -> None:
+    change_json(own_model / "config.json", max_position_embeddings=32)
+    said = finds(write_recipe(model={"id": str(own_model)}), "prepare")
+    assert said.startswith("rows.jsonl:1: 37 tokens, and ")
+    assert said.endswith(
+        "(max_position_embeddings); lower data.max_length to 32 or less, or shorten the row"
+    )
+
+
+def test_answers_that_go_beyond_the_context(write_recipe: Recipes, finds: Finds) -> None:
+    recipe = write_recipe(generation={"max_new_tokens": TINY["max_position_embeddings"] - 10})
+    said = finds(recipe, "prepare")
+    assert said.startswith("rows.jsonl:")
+    assert "its prompt of 28 tokens and generation.max_new_tokens 502 are more than " in said
+    assert "lower generation.max_new_tokens to 484" in said
+
+
+def test_virtual_tokens_take_part_of_the_context(write_recipe: Recipes, finds: Finds) -> None:
+    said = finds(write_recipe(method={"mode": "prompt", "virtual_tokens": 480}), "prepare")
+    assert "37 tokens behind 480 virtual tokens, and " in said
+    assert "lower data.max_length to 32 or less" in said
+
+
+def test_a_validation_file_that_is_cut(write_recipe: Recipes, tmp_path: Path, finds: Finds) -> None:
+    whole = gzip.compress(rows_of(200).encode())
+    (tmp_path / "held.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    recipe = write_recipe(data={"train": "rows.jsonl", "validation": "held.jsonl.gz"})
+    assert finds(recipe, "prepare").startswith("held.jsonl.gz")
+
+
+def test_a_target_module_that_is_none(write_recipe: Recipes, finds: Finds) -> None:
+    said = finds(write_recipe(method={"mode": "lora", "target_modules": ["q_prj"]}), "look")
+    assert "tiny.yaml:" in said and "no linear layer 'q_prj'; did you mean q_proj?" in said
+
+
+def test_a_base_whose_weights_are_cut(own_model: Path, write_recipe: Recipes, finds: Finds) -> None:
+    weights = own_model / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1000)
+    said = finds(write_recipe(model={"id": str(own_model)}), "look")
+    assert said == f"{weights}: is not a whole safetensors file; fetch it again"
+
+
+def test_a_base_that_lacks_a_weight(own_model: Path, write_recipe: Recipes, finds: Finds) -> None:
+    """transformers makes it up at random, in silence."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(own_model / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, own_model / "model.safetensors", metadata={"format": "pt"})
+    said = finds(write_recipe(model={"id": str(own_model)}), "look")
+    assert "are in none of its files, model.layers.1.mlp.up_proj.weight first; they would" in said
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(
+    own_model: Path, write_recipe: Recipes, rows_file: Path, finds: Finds
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(own_model)
+    tokenizer.add_tokens(["<kettle>"])
+    tokenizer.save_pretrained(own_model)
+    row = {"prompt": "Which?", "completion": "The <kettle>."}
+    rows_file.write_text(rows_of() + json.dumps(row) + "\n")
+    said = finds(write_recipe(model={"id": str(own_model)}), "prepare")
+    assert "the tokenizer has token 400 ('<kettle>'), and the embeddings of the model end" in said
+
+
+def test_a_tracker_that_is_not_installed(
+    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = finds(write_recipe(training={"report_to": ["mlflow"]}), "look")
+    assert said.endswith("training.report_to: mlflow is not installed: pip install mlflow")
+
+
+def test_an_output_folder_that_cannot_be_written(
+    write_recipe: Recipes, rows_file: Path, finds: Finds
+) -> None:
+    said = finds(write_recipe(output=f"{rows_file.name}/run"), "look")
+    assert said.startswith(str(rows_file)) and "directory" in said
+
+
+def test_a_template_that_refuses_every_row(
+    write_recipe: Recipes, tmp_path: Path, finds: Finds
+) -> None:
+    (tmp_path / "strict.jinja").write_text(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    )
+    keys = {"train": "rows.jsonl", "template": "strict.jinja", "system": "Be short."}
+    said = finds(write_recipe(data=keys), "prepare")
+    assert said.startswith("rows.jsonl: none of 48 rows can be trained on: rows.jsonl:1 ")
+    assert "no system turn" in said
+
+
+def test_a_machine_with_too_little_memory(
+    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import device
+
+    small = replace(device.find_hardware(), free_bytes=1_000_000)
+    monkeypatch.setattr(device, "find_hardware", lambda: small)
+    said = finds(write_recipe(), "plan")
+    assert said.startswith("one row of 37 tokens needs ") and "GB free; take method.mode" in said
+
+
+def test_checkpointing_that_a_prefix_cannot_have(write_recipe: Recipes, finds: Finds) -> None:
+    recipe = write_recipe(
+        method={"mode": "prefix"}, training={"gradient_checkpointing": True, "batch_size": 4}
+    )
+    said = finds(recipe, "look", code=2)
+    assert "training.gradient_checkpointing: keys and values of a prefix stand in the" in said
+
+
+def test_a_merge_that_is_not_what_was_trained(
+    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only the last legs can see; the rounding of a type too coarse stands for it."""
+    from ftcli.engine import merge
+
+    right = merge.fold
+
+    def wrong(adapted: Any, *rest: Any) -> Any:
+        merged = right(adapted, *rest)
+        merged.get_output_embeddings().weight.data *= -1
+        return merged
+
+    monkeypatch.setattr(merge, "fold", wrong)
+    said = finds(write_recipe(), "merge")
+    assert "not written, because the merged model is not the one that was trained" in said
+
+
+@pytest.mark.parametrize("where", ["a step", "the evaluation"])
+def test_a_signal_of_the_user_ends_it_and_nothing_stays(
+    where: str,
+    write_recipe: Recipes,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftcli.stages.rehearse import twin, walk
+
+    def interrupt(*_: object, **__: object) -> None:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:  # a second one would kill
+            signal.raise_signal(signal.SIGINT)
+
+    if where == "a step":
+        monkeypatch.setattr(walk.StoppingUser, "__call__", interrupt)
+    else:
+        monkeypatch.setattr(twin, "evaluate_run", interrupt)
+    assert run(["train", str(write_recipe()), "--rehearse"]) == 130
+    assert capsys.readouterr().err.endswith(
+        "rehearsal stopped; of it no more than the prepared data stays\n"
+    )
+    assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_two_rehearsals_of_one_output(
+    write_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    with RunFolder(tmp_path / "runs" / ".tmp-rehearsal-tiny").lock():
+        assert run(["train", str(recipe), "--rehearse"]) == 1
+    assert "rehearsal, look: " in (said := capsys.readouterr().err) and "is writing here" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dry-run"], "--rehearse shows the plan too: leave --dry-run out"),
+        (["--resume"], "--rehearse touches no run, so that --resume means nothing"),
+        (["--fresh"], "--rehearse touches no run, so that --fresh means nothing"),
+        (["--from", "runs/x"], "--rehearse begins with a random twin, on which the weights of"),
+    ],
+)
+def test_flags_that_mean_nothing_beside_it(
+    flags: list[str], message: str, write_recipe: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(write_recipe()), "--rehearse", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failure_is_one_json_object(
+    write_recipe: Recipes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(method={"mode": "lora", "target_modules": ["q_prj"]})
+    assert run(["train", str(recipe), "--rehearse", "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "target_modules"
+    assert error["message"].startswith("rehearsal, look: ")
+    assert error["file"].endswith("tiny.yaml") and error["line"] == 6
