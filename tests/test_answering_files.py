@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.errors import FtcliError
+from ftcli.stages import generate
 from ftcli.stages.answers import begin, made_with, require_same_making
 from ftcli.stages.questions import Questions, read_questions
 from tests.several import (
@@ -40,6 +42,35 @@ def test_an_interrupted_file_goes_on(runs: Path, tmp_path: Path) -> None:
     lines = output.read_text().splitlines(keepends=True)
     output.write_text("".join(lines[:2]))
     assert answered([runs / "shop", *others(runs)], source, output) == whole
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_file_says_what_is_answered_and_goes_on(
+    number: signal.Signals,
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = file_of(tmp_path / "all.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    output = tmp_path / "out.jsonl"
+    command = ["generate", str(runs / "shop"), "--input", str(source), "--output", str(output)]
+    original = generate.append_json
+
+    def stopped(path: Path, value: dict[str, Any]) -> None:
+        original(path, value)
+        os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "append_json", stopped)
+        assert run(command) == 128 + number
+    said = capsys.readouterr().err
+    assert said.rstrip().endswith(
+        f"stopped: 1 of {len(PROMPTS)} rows are answered in {output}; the same command goes on"
+    )
+    assert run(command) == 0
+    assert len(output.read_text().splitlines()) == len(PROMPTS)
 
 
 def asked(questions: Questions) -> list[tuple[str, str]]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.artifacts import RunFolder, find_run, free_folder, newest_finished, numbered, runs_at
-from ftcli.disk import append_json, folder_bytes, sha256_file, whole_folder, write_json, write_text
+from ftcli.disk import write_json
 from ftcli.errors import FtcliError, MachineError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,56 +20,6 @@ def run_at(path: Path, state: str) -> RunFolder:
     run = RunFolder(path)
     run.update_manifest(state=state)
     return run
-
-
-def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "new" / "plan.json"
-    write_text(file, "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(file, "second \ud800")
-    assert file.read_text() == "first"
-    write_text(file, "third\n")
-    assert file.read_bytes() == b"third\n"
-    assert [path.name for path in file.parent.iterdir()] == ["plan.json"]
-
-
-def test_json_keeps_its_letters(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"name": "Größe", "steps": 3})
-    assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "name": "Größe",\n  "steps": 3\n}\n'
-    append_json(tmp_path / "a.jsonl", {"loss": 1.5})
-    append_json(tmp_path / "a.jsonl", {"text": "一"})
-    assert (tmp_path / "a.jsonl").read_text("utf-8") == '{"loss": 1.5}\n{"text": "一"}\n'
-
-
-def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "adapter"
-    with pytest.raises(RuntimeError, match="disk full"), whole_folder(target) as temporary:
-        (temporary / "half.txt").write_text("half")
-        raise RuntimeError("disk full")
-    assert not target.exists()
-    with whole_folder(target) as temporary:
-        assert not (temporary / "half.txt").exists()
-        (temporary / "weights.txt").write_text("1")
-        assert not target.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    with whole_folder(target) as temporary:
-        (temporary / "other.txt").write_text("2")
-    assert [path.name for path in target.iterdir()] == ["other.txt"]
-
-
-@pytest.mark.fault(34)
-def test_files_get_the_rights_of_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        with whole_folder(tmp_path / "adapter") as temporary:
-            secret = temporary / "below" / "adapter.safetensors"
-            secret.parent.mkdir()
-            secret.touch(mode=0o600)
-        assert os.umask(0o022) == 0o022
-    finally:
-        os.umask(before)
-    found = (tmp_path / "adapter" / "below" / "adapter.safetensors").stat()
-    assert found.st_mode & 0o777 == 0o644
 
 
 def test_the_manifest_keeps_what_is_not_changed(tmp_path: Path) -> None:
@@ -205,14 +154,6 @@ def test_a_lock_frees_itself_when_its_block_fails(tmp_path: Path) -> None:
         raise MachineError("memory", "out of memory")
     with run.lock():
         pass
-
-
-def test_sizes_and_digests_of_files(tmp_path: Path) -> None:
-    (tmp_path / "below").mkdir()
-    (tmp_path / "a").write_bytes(b"abc")
-    (tmp_path / "below" / "b").write_bytes(b"12345")
-    assert folder_bytes(tmp_path) == 8
-    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_asking_for_a_name_touches_nothing(tmp_path: Path) -> None:

@@ -116,6 +116,41 @@ def test_a_training_takes_what_was_estimated(
     assert validation is not None and validation < found.figures[0].measured_bytes
 
 
+@pytest.mark.fault(32)
+def test_a_card_that_runs_out_of_memory_goes_on_smaller(
+    middle_sized: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    observed: Callable[[str], None],
+) -> None:
+    """torch's share of the card is cut to what two rows take and eight do not."""
+    import torch
+
+    sizes = {}
+    for rows in (2, 8):
+        place = tmp_path / str(rows)
+        place.mkdir()
+        training = {"batch_size": 8, "micro_batch_size": rows, "gradient_checkpointing": False}
+        found = measured_run(place, middle_sized, {"mode": "lora"}, training)
+        sizes[rows] = found.record.reserved_bytes or 0
+    assert sizes[2] < sizes[8]
+    share = (sizes[2] + (sizes[8] - sizes[2]) / 3) / torch.cuda.get_device_properties(
+        0
+    ).total_memory
+    capsys.readouterr()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        (tmp_path / "short").mkdir()
+        training = {"batch_size": 8, "micro_batch_size": 8, "gradient_checkpointing": False}
+        measured_run(tmp_path / "short", middle_sized, {"mode": "lora"}, training)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    said = capsys.readouterr().err
+    assert "out of memory in the longest batch: micro-batch 8 → 4" in said
+    observed(f"{torch.cuda.get_device_name()}: a real lack of memory, 8 rows → fewer, finished")
+
+
 def test_the_context_is_that_of_the_table() -> None:
     """Measured as the table was made: nvidia-smi minus the reserve, after one element."""
     import torch

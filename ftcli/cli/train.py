@@ -17,7 +17,6 @@ from ftcli.console import (
     megabytes,
     result,
     result_json,
-    say,
     shown_path,
 )
 from ftcli.errors import UsageError
@@ -114,8 +113,6 @@ def _show(found: TrainResult) -> None:
     report, path = found.report, shown_path(found.run.path)
     if found.already:
         result(f"{path} is finished; nothing is left to do (start over beside it: --fresh)")
-        for change in found.changed:
-            say(f"note: the recipe has changed since: {change}")
     loss = "not measured"
     if report["eval_loss"] is not None:
         first = report["first_eval_loss"]

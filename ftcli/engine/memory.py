@@ -109,8 +109,9 @@ class StepMemory(TrainerCallback):
         self._meter.reset()
 
     def watched_bytes(self) -> int | None:
-        """The peak since then; none where the device has no such figure."""
+        """The peak since then, where the device has such a figure; gives back what is free."""
         peak = self._meter.peak()
+        self._meter.settle()
         return peak.allocated_bytes or peak.resident_bytes
 
     def on_train_begin(

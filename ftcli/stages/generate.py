@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.console import Reporter
+from ftcli.console import Reporter, shown_path
 from ftcli.data.example import Message
 from ftcli.data.formats import fill
 from ftcli.data.turns import RowError
 from ftcli.disk import append_json
-from ftcli.errors import UsageError
+from ftcli.errors import Stopped, UsageError
 from ftcli.recipe import Generation
 from ftcli.stages.answers import answered, begin, made_with, require_same_making
 from ftcli.stages.opening import OpenRun, open_run
 from ftcli.stages.questions import Questions, read_questions
 from ftcli.stages.serving import Member, chosen, find_members
+from ftcli.stopping import StopSignals
 
 if TYPE_CHECKING:
     from ftcli.engine.inference import Answer
@@ -114,10 +117,26 @@ def answer_file(request: Request, *, source: Path, output: Path, reporter: Repor
         reporter.note(f"{source}: without --adapter the rows' `adapter` is ignored")
     done = answered(output, found.asked)
     if done < len(found.asked):
-        generator = _load(members, request.seed)
-        begin(output, made)
-        _answer_rest(generator, found, done, output, reporter)
+        stops = StopSignals(reporter.note)
+        with stops.caught(), _resumable(output, found, stops):
+            generator = _load(members, request.seed)
+            begin(output, made)
+            _answer_rest(generator, found, done, output, reporter)
     return BatchResult(output, len(found.asked), done, found.rejected)
+
+
+@contextmanager
+def _resumable(output: Path, found: Questions, stops: StopSignals) -> Iterator[None]:
+    """Say what is answered already when a signal ends it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        done = len(output.read_text(encoding="utf-8").splitlines()) if output.is_file() else 0
+        raise Stopped(
+            f"stopped: {done} of {len(found.asked)} rows are answered in {shown_path(output)}; the "
+            "same command goes on",
+            stops.number or signal.SIGINT,
+        ) from interrupt
 
 
 def _load(members: tuple[Member, ...], seed: int | None) -> Generator:

@@ -48,7 +48,6 @@ class TrainResult:
     run: RunFolder
     report: dict[str, Any]
     already: bool = False
-    changed: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         return {"run_dir": str(self.run.path), **self.report}
@@ -111,7 +110,7 @@ def train_recipe(
     loaded = load_recipe(recipe, overrides)
     run = _choose_run(loaded, fresh=fresh or parent is not None)
     if run.state == "finished":
-        return _finished(run, loaded)
+        return _finished(run, loaded, reporter)
     begun_from: str | None = run.read_manifest().get("parent")
     ancestor = Path(begun_from) if begun_from is not None else parent
     opened = open_run(ancestor) if ancestor is not None else None
@@ -158,10 +157,11 @@ def _choose_run(loaded: Loaded, *, fresh: bool) -> RunFolder:
     return runs[-1] if runs else free_folder(loaded.output)
 
 
-def _finished(run: RunFolder, loaded: Loaded) -> TrainResult:
+def _finished(run: RunFolder, loaded: Loaded, reporter: Reporter) -> TrainResult:
     earlier = load_recipe(run.recipe).recipe
-    changed = differences(earlier, resolved(loaded), FREE_KEYS)
-    return TrainResult(run, run.read_manifest()["result"], already=True, changed=tuple(changed))
+    for change in differences(earlier, resolved(loaded), FREE_KEYS):
+        reporter.note(f"note: the recipe has changed since: {change}")
+    return TrainResult(run, run.read_manifest()["result"], already=True)
 
 
 def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> _Job:

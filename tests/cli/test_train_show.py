@@ -102,18 +102,17 @@ def test_what_was_not_measured_is_not_shown(
     assert f" · {text} · " in capsys.readouterr().out
 
 
-def test_a_finished_run_says_so_and_what_has_changed(
+def test_a_finished_run_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
-    changed = ("training.max_steps: 16 → 32",)
-    found = TrainResult(RunFolder(here / "runs" / "shop"), REPORT, already=True, changed=changed)
+    found = TrainResult(RunFolder(here / "runs" / "shop"), REPORT, already=True)
     trains_to(monkeypatch, found)
     assert run(["train", "shop.yaml"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(
         "runs/shop is finished; nothing is left to do (start over beside it: --fresh)\n"
     )
-    assert err == "note: the recipe has changed since: training.max_steps: 16 → 32\n"
+    assert err == ""
 
 
 def test_json_is_the_report_with_its_run(

@@ -1,0 +1,137 @@
+"""Files that are whole or not there, and the room they need."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ftcli.disk import (
+    append_json,
+    drop_folder,
+    drop_temporary,
+    folder_bytes,
+    free_bytes,
+    is_full,
+    require_space,
+    sha256_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
+from ftcli.errors import MachineError
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "plan.json"
+    write_text(file, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "second \ud800")
+    assert file.read_text() == "first"
+    write_text(file, "third\n")
+    assert file.read_bytes() == b"third\n"
+    assert [path.name for path in file.parent.iterdir()] == ["plan.json"]
+
+
+def test_json_keeps_its_letters(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "Größe", "steps": 3})
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n  "name": "Größe",\n  "steps": 3\n}\n'
+    append_json(tmp_path / "a.jsonl", {"loss": 1.5})
+    append_json(tmp_path / "a.jsonl", {"text": "一"})
+    assert (tmp_path / "a.jsonl").read_text("utf-8") == '{"loss": 1.5}\n{"text": "一"}\n'
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    with pytest.raises(RuntimeError, match="disk full"), whole_folder(target) as temporary:
+        (temporary / "half.txt").write_text("half")
+        raise RuntimeError("disk full")
+    assert not target.exists()
+    with whole_folder(target) as temporary:
+        assert not (temporary / "half.txt").exists()
+        (temporary / "weights.txt").write_text("1")
+        assert not target.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    with whole_folder(target) as temporary:
+        (temporary / "other.txt").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["other.txt"]
+
+
+@pytest.mark.fault(34)
+def test_files_get_the_rights_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with whole_folder(tmp_path / "adapter") as temporary:
+            secret = temporary / "below" / "adapter.safetensors"
+            secret.parent.mkdir()
+            secret.touch(mode=0o600)
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    found = (tmp_path / "adapter" / "below" / "adapter.safetensors").stat()
+    assert found.st_mode & 0o777 == 0o644
+
+
+def test_sizes_and_digests_of_files(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "below" / "b").write_bytes(b"12345")
+    assert folder_bytes(tmp_path) == 8
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_name_is_given_only_to_what_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of every file, then the folder, then its new name, then the folder above."""
+    synced: list[str] = []
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_folder(tmp_path / "adapter") as temporary:
+        (temporary / "weights").write_bytes(b"1")
+    assert synced == ["weights", ".tmp-adapter", tmp_path.name]
+    synced.clear()
+    write_text(tmp_path / "run.json", "{}")
+    assert synced == [".tmp-run.json", tmp_path.name]
+
+
+def test_what_a_kill_left_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-step-4").mkdir()
+    (tmp_path / ".tmp-step-4" / "weights").write_bytes(b"1")
+    (tmp_path / ".tmp-run.json").write_text("{")
+    (tmp_path / "step-3").mkdir()
+    drop_temporary(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
+    drop_folder(tmp_path / "step-3")
+    drop_folder(tmp_path / "step-3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_room_is_that_of_the_nearest_folder_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(path.exists())))
+    assert free_bytes(tmp_path / "not" / "yet") == 1
+    require_space(tmp_path / "runs", 1, "a run")
+    with pytest.raises(MachineError, match=r"a run needs 1\.2 GB on the disk of .*, and 0\.0 MB"):
+        require_space(tmp_path / "runs", 1_200_000_000, "a run")
+
+
+def test_a_full_disk_is_known_by_whoever_names_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert is_full(full) and is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+    behind = RuntimeError("unexpected pos 704 vs 598")
+    assert not is_full(behind)
+    behind.__context__ = full
+    assert is_full(behind) and not is_full(OSError(errno.EACCES, "Permission denied"))
