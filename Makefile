@@ -9,7 +9,7 @@ FAULTS ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # A file's tests stay in one process: they share what was trained for them.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test faults check lint docs bench clean
 
@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(PYTEST) -rfEs
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(PYTEST) -rfEs -p tests.faults.report --faults-table
 
 faults: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)

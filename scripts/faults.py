@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,79 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.faults.lines import Line, lines_of  # noqa: E402 - the tests are no package of ours
+
 PAGE = ROOT / "docs" / "faults.md"
 # Tests of one file share what was trained for them.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.faults.report", "-m", "fault", "-rfE")
 WORKERS = ("-n", "2", "--dist", "loadfile")
-
-
-@dataclass(frozen=True)
-class Test:
-    """One test and what it came to: passed, failed or skipped."""
-
-    name: str
-    outcome: str
-    reason: str
-    observed: tuple[str, ...]
-
-    @property
-    def failure(self) -> str:
-        """The test and the first line of what it says, without this machine's folders."""
-        reason = re.sub(r"/[^\s'\"]*/pytest-\d+/", "…/", self.reason)
-        return f"{self.name.rpartition('/')[2]}: {reason:.160}"
-
-    @property
-    def function(self) -> tuple[str, str]:
-        """File and function, without the parameters."""
-        file, _, name = self.name.partition("::")
-        return file, name.split("[")[0]
-
-
-def told_once(phrases: Sequence[str]) -> list[str]:
-    """`full: the same`, `lora: the same` → `full, lora: the same`."""
-    whose: dict[tuple[bool, str], dict[str, None]] = {}
-    for phrase in phrases:
-        subject, colon, text = phrase.partition(": ")
-        key = (bool(colon), text if colon else phrase)
-        whose.setdefault(key, {})[subject] = None
-    return [
-        f"{', '.join(subjects)}: {text}" if named else text
-        for (named, text), subjects in whose.items()
-    ]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One fault with its tests."""
-
-    number: int
-    group: str
-    injected: str
-    required: str
-    tests: tuple[Test, ...]
-
-    def of(self, outcome: str) -> list[Test]:
-        return [test for test in self.tests if test.outcome == outcome]
-
-    @property
-    def verdict(self) -> str:
-        """`holds` where something has shown it and nothing has shown the opposite."""
-        if self.of("failed"):
-            return "FAILS"
-        if self.of("passed"):
-            return "holds"
-        reasons = dict.fromkeys(test.reason for test in self.tests)
-        return f"not run: {'; '.join(reasons) or 'no test was collected'}"
-
-    @property
-    def observed(self) -> str:
-        """What the tests say they saw; of a failure, the test and its first line."""
-        if failed := self.of("failed"):
-            return "; ".join(test.failure for test in failed)
-        passed = self.of("passed")
-        if phrases := told_once([phrase for test in passed for phrase in test.observed]):
-            return "; ".join(phrases)
-        return f"{len(passed)} test{'s' * (len(passed) > 1)} passed" if passed else "–"
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -140,27 +74,11 @@ def run_tests(kept: Path | None, *, short: bool) -> tuple[int, dict[str, Any] | 
         return ended.returncode, read(file)
 
 
-def lines_of(report: dict[str, Any]) -> list[Line]:
-    return [
-        Line(
-            **{key: line[key] for key in ("number", "group", "injected", "required")},
-            tests=tuple(
-                Test(test["name"], test["outcome"], test["reason"], tuple(test["observed"]))
-                for test in line["tests"]
-            ),
-        )
-        for line in report["lines"]
-    ]
-
-
 def show(lines: Sequence[Line]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         for line in lines:
-            print(
-                f"{line.number:>2} {line.verdict} | injected: {line.injected} | observed: "
-                f"{line.observed} | required: {line.required}"
-            )
+            print(line.plain())
         return
     table = Table(box=box.HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))
     table.add_column("", justify="right")

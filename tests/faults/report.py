@@ -1,6 +1,7 @@
-"""pytest plugin: what the tests of the faults came to, as JSON for scripts/faults.py.
+"""pytest plugin: what the tests of the faults came to, as JSON for scripts/faults.py or as lines.
 
 pytest -p tests.faults.report -m fault --faults-report FILE
+pytest -p tests.faults.report --faults-table
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.lines import lines_of
 from tests.faults.table import FAULTS
 
 WORST_FIRST = ("failed", "skipped", "passed")
@@ -22,19 +24,23 @@ WORST_FIRST = ("failed", "skipped", "passed")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-report", metavar="FILE", help="write what each fault came to")
+    parser.addoption("--faults-table", action="store_true", help="print a line for each fault")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    file = config.getoption("--faults-report")
-    if file and not hasattr(config, "workerinput"):  # workers of xdist report to their controller
-        config.pluginmanager.register(_Collector(Path(file)), "faults-report")
+    file, table = config.getoption("--faults-report"), config.getoption("--faults-table")
+    # Workers of xdist report to their controller.
+    if (file or table) and not hasattr(config, "workerinput"):
+        collector = _Collector(Path(file) if file else None, table=table)
+        config.pluginmanager.register(collector, "faults-report")
 
 
 class _Collector:
     """Of each test its numbers, outcome, reason and what it saw, over its three phases."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path | None, *, table: bool) -> None:
         self.file = file
+        self.table = table
         self.tests: dict[str, dict[str, Any]] = {}
         self.broken: list[str] = []
 
@@ -51,17 +57,26 @@ class _Collector:
             test |= {"outcome": report.outcome, "reason": reason_of(report)}
 
     def pytest_sessionfinish(self) -> None:
+        if self.file is not None:
+            self.file.write_text(json.dumps(self._report(), indent=1), encoding="utf-8")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.table:
+            terminalreporter.section("faults")
+            for line in lines_of(self._report()):
+                terminalreporter.write_line(line.plain())
+
+    def _report(self) -> dict[str, Any]:
         lines = [asdict(fault) | {"tests": self._tests_of(fault.number)} for fault in FAULTS]
         # A worker that died says no number.
         strays = [name for name, test in self.tests.items() if not test["numbers"]]
-        report = {
+        return {
             "complete": os.environ.get("FTCLI_FAULTS") == "complete",
             "machine": f"Python {platform.python_version()}, torch {version('torch')}, "
             f"{platform.machine()} {platform.system()}",
             "lines": lines,
             "broken": sorted({*self.broken, *strays}),
         }
-        self.file.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     def _tests_of(self, number: int) -> list[dict[str, Any]]:
         return [

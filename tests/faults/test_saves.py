@@ -24,7 +24,8 @@ from tests.faults.moments import weights_of
 
 Observed = Callable[[str], None]
 Write = Callable[..., Path]
-METHOD = {"mode": "lora", "rank": 4, "dropout": 0.1}
+Method = dict[str, Any]
+METHOD: Method = {"mode": "lora", "rank": 4, "dropout": 0.1}
 TRAINING = {
     "epochs": 1,
     "batch_size": 4,
@@ -41,11 +42,15 @@ def train(recipe: Path, *flags: str) -> int:
     return run(["train", str(recipe), *flags])
 
 
+def trained_whole(write_recipe: Write, folder: Path, method: Method) -> str:
+    """Weights of the run that nothing happened to."""
+    assert train(write_recipe("whole", method=method, training=TRAINING)) == 0
+    return weights_of(folder / "runs" / "whole")
+
+
 @pytest.fixture
 def whole(write_recipe: Write, tmp_path: Path) -> str:
-    """Weights of the run that nothing happened to."""
-    assert train(write_recipe("whole", method=METHOD, training=TRAINING)) == 0
-    return weights_of(tmp_path / "runs" / "whole")
+    return trained_whole(write_recipe, tmp_path, METHOD)
 
 
 def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -> None:
@@ -65,14 +70,19 @@ def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -
 
 
 @pytest.mark.fault(1)
+@pytest.mark.parametrize(
+    "mode", ["lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("full", "qlora"))]
+)
 def test_a_kill_at_every_file_operation_of_a_save(
-    whole: str,
+    mode: str,
     write_recipe: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     observed: Observed,
 ) -> None:
-    recipe = write_recipe("killed", method=METHOD, training=TRAINING)
+    method: Method = {"mode": mode} if mode == "full" else METHOD | {"mode": mode}
+    whole = trained_whole(write_recipe, tmp_path, method)
+    recipe = write_recipe("killed", method=method, training=TRAINING)
     folder = tmp_path / "runs" / "killed"
     watchers = {step: Watcher(folder, tmp_path / f"after-{step}") for step in (1, 4)}
     with monkeypatch.context() as patch:
@@ -101,7 +111,7 @@ def test_a_kill_at_every_file_operation_of_a_save(
         assert not list(folder.rglob(".tmp-*")), "what the kill left is swept up"
         same += weights_of(folder) == whole
     observed(
-        f"{states} states of two saves lead to {len(outcomes)} outcomes; {same} of "
+        f"{mode}: {states} states of two saves lead to {len(outcomes)} outcomes; {same} of "
         f"{len(outcomes)} resumes give the sha256 of the whole run"
     )
     assert same == len(outcomes)
