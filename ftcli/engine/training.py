@@ -29,8 +29,10 @@ class Start:
 
     checkpoint: Checkpoint | None
     stops: StopSignals
-    check: bool = True
-    """Whether the longest batch is tried first."""
+
+
+class _NothingLeftError(Exception):
+    """The validation that was made up for is the one at which the run ends."""
 
 
 @dataclass(frozen=True)
@@ -106,34 +108,38 @@ def _beginning(
     """What comes before the first step of a sitting; a signal until then ends it at once."""
 
     def begin() -> None:
-        if start.checkpoint is not None:
+        if start.checkpoint is None:
+            check_longest(trainer, plan, memory, reporter)
+            if course.validates:
+                trainer.records.add({"step": 0, "eval_loss": trainer.validation_loss()})
+        else:
             # Trainer does so at its first batch, and what is saved before then would be wrong.
             trainer._load_rng_state(str(start.checkpoint.folder))
-        if start.check:
             check_longest(trainer, plan, memory, reporter)
-        if start.checkpoint is not None:
             _require_best(trainer, reporter)
-            if course.is_due(step := trainer.state.global_step) and not trainer.records.has_eval(
-                step
-            ):
-                _validate_late(trainer)
-        elif trainer.data.validation is not None:
-            trainer.records.add({"step": 0, "eval_loss": trainer.validation_loss()})
+            _make_up(trainer, course)
         start.stops.patient = True
 
     return begin
 
 
-def _validate_late(trainer: FtcliTrainer) -> None:
-    """Make up for the validation that a stop cut short, and save what it decides."""
+def _make_up(trainer: FtcliTrainer, course: Course) -> None:
+    """Do the validation that a stop cut short, and save what it decides."""
+    step = trainer.state.global_step
+    if not course.is_due(step) or trainer.records.has_eval(step):
+        return
     trainer.evaluate()
     if trainer.control.should_save:
         trainer._save_checkpoint(trainer.model, None)
+    if course.is_over(step):
+        raise _NothingLeftError
 
 
 def _run(trainer: FtcliTrainer, checkpoint: Checkpoint | None, stops: StopSignals) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    except _NothingLeftError:
+        pass
     except (NotFiniteError, RuntimeError, MemoryError) as error:
         if isinstance(error, NotFiniteError) or is_out_of_memory(error):
             _keep(trainer)

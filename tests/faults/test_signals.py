@@ -122,6 +122,30 @@ def test_a_signal_costs_nothing(
 
 
 @pytest.mark.fault(6)
+def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the validation at which patience ends."""
+    # Steps too small to change anything: the second validation is no better than the first.
+    still = TRAINING | {"learning_rate": 1e-12, "optimizer": "sgd", "early_stopping_patience": 1}
+    import ftcli.engine.training  # noqa: F401
+
+    assert train(write_recipe("whole", training=still)) == 0
+    recipe = write_recipe("shop", training=still)
+    with monkeypatch.context() as patch:
+        signal_during("a validation", 10, signal.SIGINT, patch)
+        assert train(recipe) == 130
+    shop, whole = (RunFolder(tmp_path / "runs" / name) for name in ("shop", "whole"))
+    assert shop.steps_saved()[-1] == 4
+    assert train(recipe) == 0
+    results = [folder.read_manifest()["result"] for folder in (whole, shop)]
+    assert [result["steps"] for result in results] == [4, 4]
+    assert [result["best_step"] for result in results] == [2, 2]
+    assert weights_of(shop.path) == weights_of(whole.path)
+    assert shop.metrics.read_text() == whole.metrics.read_text()
+
+
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("where", ["the rows", "the model", "the answers"])
 def test_a_signal_outside_of_the_steps_ends_at_once(
     where: str,
