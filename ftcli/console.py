@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ftcli.secrets import masked
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -39,7 +41,7 @@ class Reporter(Protocol):
         """Something that works but is likely wrong, and how to stop it."""
 
     def meter(self, label: str, total: int) -> Any:
-        """A context manager that gives a Meter."""
+        """A context manager that gives a Meter; a total of 0 is not known."""
 
 
 class Terminal:
@@ -55,7 +57,7 @@ class Terminal:
     def meter(self, label: str, total: int) -> Iterator[Meter]:
         if sys.stderr.isatty():
             with _bar() as progress:
-                yield _Bar(progress, progress.add_task(label, total=total, figures=""))
+                yield _Bar(progress, progress.add_task(label, total=total or None, figures=""))
         else:
             yield _PlainLines(label, total)
 
@@ -80,7 +82,8 @@ class _PlainLines:
         finished = 0 < self.total <= done
         if finished or now - self.last >= SECONDS_BETWEEN_PLAIN_LINES:
             self.last = now
-            say(f"{self.label} {done}/{self.total}  {figures}".rstrip())
+            total = f"/{self.total}" if self.total else ""
+            say(f"{self.label} {done}{total}  {figures}".rstrip())
 
 
 def _bar() -> Progress:
@@ -105,7 +108,8 @@ def _rich(*, stderr: bool) -> Console:
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """A line of the story, to stderr."""
+    """A line of the story, to stderr, without the secrets that a message may have picked up."""
+    text = masked(text)
     if style and sys.stderr.isatty():
         _rich(stderr=True).print(text, style=style, markup=False)
     else:
@@ -124,7 +128,12 @@ def stream(text: str) -> None:
 
 def result_json(value: object) -> None:
     """The one JSON object of `--json`."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # such as bytes of a file's name that are no text
+        text = json.dumps(value)
+    print(text, flush=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

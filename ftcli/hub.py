@@ -5,6 +5,7 @@ huggingface_hub is imported inside: what needs no hub does not pay for it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +22,9 @@ def hub_file(
 ) -> Path:
     """Local path of one file of a hub repository, downloaded once.
 
-    A hub that does not answer is noticed at once: the download's own look-up tries for half a
-    minute. Raises ModelError or DataError (`hub_not_found`, `hub_gated`, `hub_unreachable`).
+    A hub that does not answer is noticed at once, and is not asked again: every look-up of the
+    libraries above would try for half a minute. Raises ModelError or DataError (`hub_not_found`,
+    `hub_gated`, `hub_unreachable`).
     """
     from huggingface_hub import (
         get_hf_file_metadata,
@@ -42,7 +44,16 @@ def hub_file(
         cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
         if not isinstance(cached, str):
             raise found from error
+        _ask_no_more()
         return Path(cached)
+
+
+def _ask_no_more() -> None:
+    """Take the rest from the cache as well, as with HF_HUB_OFFLINE=1, and in other processes."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def require_reachable(source: str, revision: str | None) -> None:

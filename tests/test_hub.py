@@ -51,13 +51,17 @@ def test_a_silent_hub_falls_back_to_the_cache(
     def silent(*_: Any, **__: Any) -> None:
         raise httpx2.ConnectTimeout("no answer")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", silent)
     with pytest.raises(ModelError, match="not in the local cache"):
         hub_file("owner/name", "config.json")
     cached = tmp_path / "config.json"
     cached.write_text("{}")
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(cached))
+    assert not huggingface_hub.is_offline_mode()
     assert hub_file("owner/name", "config.json") == cached
+    assert huggingface_hub.is_offline_mode(), "it is not asked again"
 
 
 def test_a_local_folder_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,14 +91,18 @@ BY_HEART = {"lora": (30, 1e-3, 8), "prefix": (60, 3e-2, 8), "prompt": (40, 3e-2,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", BY_HEART)
+@pytest.mark.parametrize(
+    "mode", [pytest.param("lora", marks=pytest.mark.fault(11)), "prefix", "prompt"]
+)
 def test_the_small_model_learns_eight_rows_by_heart(
     mode: str,
     write_recipe: Callable[..., Path],
     small_model: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    observed: Callable[[str], None],
 ) -> None:
+    """Its pad token is its end token."""
     steps, rate, least = BY_HEART[mode]
     wanted = rows(tmp_path / "eight.jsonl")
     recipe = write_recipe(
@@ -112,3 +116,4 @@ def test_the_small_model_learns_eight_rows_by_heart(
     right = [a["completion"] == row["completion"] for a, row in zip(found, wanted, strict=True)]
     assert sum(right) >= least
     assert all(answer["stopped"] for answer in found)
+    observed(f"the small model with {mode}: {sum(a['stopped'] for a in found)} of 8 stop")

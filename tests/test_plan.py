@@ -95,6 +95,7 @@ def test_fp16_on_a_cpu_is_refused() -> None:
     assert str(caught.value) == "training.precision: fp16 needs a CUDA card; here: bf16, fp32"
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("hardware", [cpu(), card("4090"), card("T4")], ids=["cpu", "4090", "T4"])
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
 def test_full_training_keeps_fp32_weights(hardware: Hardware, precision: str) -> None:
@@ -104,6 +105,7 @@ def test_full_training_keeps_fp32_weights(hardware: Hardware, precision: str) ->
     assert plan.estimate.breakdown["weights"] == 4 * SMALL.parameters
 
 
+@pytest.mark.fault(33)
 def test_only_pure_bf16_gives_the_masters_up() -> None:
     plan = make_plan(recipe("full", training={"precision": "pure-bf16"}), SMALL, PROFILE, card())
     assert plan.weights_dtype.value == "bf16"
@@ -147,6 +149,7 @@ def test_a_mixture_may_be_trained_whole() -> None:
     assert make_plan(recipe("full"), mixture, PROFILE, card("H200")).steps.value == 188
 
 
+@pytest.mark.fault(19)
 def test_an_unknown_target_is_refused_before_any_download() -> None:
     wrong = recipe(method={"target_modules": ["q_prj"]})
     with pytest.raises(ModelError, match=r"no linear layer 'q_prj'; did you mean q_proj\?"):

@@ -16,6 +16,7 @@ from ftcli.shapes import find_shape
 from tests.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, recipe
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ftcli.errors import ModelError
-from ftcli.weights import PIECE_BYTES, base_fingerprint, weight_files
+from ftcli.weights import PIECE_BYTES, base_fingerprint, refuse_pickles, weight_files
 
 Tensors = Mapping[str, bytes]
 LARGE = 40 * PIECE_BYTES
@@ -163,39 +163,54 @@ def test_a_model_of_15_gb_is_known_by_3_mb(tmp_path: Path, monkeypatch: pytest.M
     assert sum(read) < 3.2e6
 
 
-def test_opaque_files_are_known_by_size_and_pieces(tmp_path: Path) -> None:
-    data = bytearray(random.Random(3).randbytes(200 * PIECE_BYTES))
-    marks = set()
-    for name in ("model.Q4_0.gguf", "pytorch_model.bin"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / name).write_bytes(data)
-        marks.add(base_fingerprint(str(folder)))
-        (folder / name).write_bytes(data[:-1])
-        marks.add(base_fingerprint(str(folder)))
-        for place in (0, len(data) - 1):
-            other = bytearray(data)
-            other[place] ^= 1
-            (folder / name).write_bytes(other)
-            marks.add(base_fingerprint(str(folder)))
-    assert None not in marks and len(marks) == 4  # the same bytes have the same mark
-
-
-def test_the_files_are_those_that_transformers_opens(tmp_path: Path) -> None:
+def test_the_files_are_those_that_transformers_opens_without_running_code(tmp_path: Path) -> None:
     assert weight_files(str(tmp_path)) == ()
     (tmp_path / "pytorch_model.bin").write_bytes(b"1")
     write(tmp_path / "consolidated.safetensors", tensors())
-    assert [file.name for file in weight_files(str(tmp_path))] == ["pytorch_model.bin"]
+    assert weight_files(str(tmp_path)) == ()
     write(tmp_path / "part.safetensors", tensors())
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "part.safetensors", "b": "part.safetensors"}}))
     assert [file.name for file in weight_files(str(tmp_path))] == ["part.safetensors"]
     index.write_text(json.dumps({"weight_map": {"a": "part.safetensors", "b": "gone.safetensors"}}))
     assert weight_files(str(tmp_path)) == (), "not all of it is here"
-    index.write_text("{")
-    assert weight_files(str(tmp_path)) == ()
+    for text in ("{", "[" * 100_000):
+        index.write_text(text)
+        assert weight_files(str(tmp_path)) == ()
     write(tmp_path / "model.safetensors", tensors())
     assert [file.name for file in weight_files(str(tmp_path))] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../part.safetensors", "/part.safetensors"])
+def test_an_index_may_name_safetensors_beside_it_and_nothing_else(
+    name: str, tmp_path: Path
+) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "part.safetensors", "b": name}}))
+    with pytest.raises(ModelError, match="of the same folder only") as caught:
+        weight_files(str(tmp_path))
+    assert repr(name) in caught.value.message and caught.value.file == str(index)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["pytorch_model.bin", "config.json"], r"pickles \(pytorch_model\.bin\).*convert these"),
+        (["pytorch_model.bin.index.json", "pytorch_model-1-of-2.bin"], r"\(pytorch_model-1-of-2"),
+        (["consolidated.00.pth"], r"pickles \(consolidated\.00\.pth\)"),
+        (["model.Q4_0.gguf"], r"holds model\.Q4_0\.gguf, and ftcli opens model\.safetensors"),
+        (["shard-00001-model-00001-of-00001.safetensors"], "holds shard-00001"),
+    ],
+)
+def test_weights_in_another_form_are_refused_with_what_to_do(names: list[str], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        refuse_pickles("owner/name", names)
+    refuse_pickles("owner/name", [*names, "model.safetensors"])
+    refuse_pickles("owner/name", [*names, "model.safetensors.index.json"])
+
+
+def test_a_folder_without_weights_has_none_to_refuse() -> None:
+    refuse_pickles("owner/name", ["config.json", "tokenizer.json", "README.md"])
 
 
 def test_a_hub_model_is_looked_for_in_the_local_cache(

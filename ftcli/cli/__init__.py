@@ -16,6 +16,7 @@ from ftcli import __version__
 from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, schema, train
 from ftcli.console import result, result_json, say
 from ftcli.errors import FtcliError
+from ftcli.secrets import masked
 
 app = typer.Typer(
     name="ftcli",
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except FtcliError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
         message = error.format_message()  # names the option, which str(error) does not
@@ -97,7 +98,7 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
     if isinstance(error, OSError):
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         return _failed("disk", message, EXIT_MACHINE, as_json)
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)))
     message = f"this is a bug of ftcli: please report it with the lines above ({error!r})"
     return _failed("bug", message, EXIT_BUG, as_json)
 
@@ -112,6 +113,6 @@ def _failed(
 ) -> int:
     say(message)
     if as_json:
-        place = {"file": file, "line": line}
-        result_json({"error": {"code": code, "message": message, **place}})
+        place = {"file": file and masked(file), "line": line}
+        result_json({"error": {"code": code, "message": masked(message), **place}})
     return exit_code

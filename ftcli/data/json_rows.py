@@ -9,16 +9,18 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO, NoReturn
 
 from ftcli.data.example import Origin
+from ftcli.data.lines import LONGEST, document_of, lines_of
 from ftcli.data.row import Reject, Row
 from ftcli.errors import DataError
 
 
 def read_jsonl(lines: BinaryIO, file: str) -> Iterator[Row | Reject]:
     """One object a line; blank lines are no rows, every other line is a Row or a Reject."""
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines_of(lines, file), 1):
         stripped = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
         if stripped:
             yield _line_row(stripped, Origin(file, number))
@@ -36,7 +38,7 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
         yield from read_jsonl(stream, file)
         return
     try:
-        yield from _array_rows(stream.read().decode("utf-8-sig"), file)
+        yield from _array_rows(document_of(stream, file).decode("utf-8-sig"), file)
     except UnicodeDecodeError as error:
         raise DataError("data_broken", _not_utf8(error), file=file) from error
     except json.JSONDecodeError as error:
@@ -62,6 +64,15 @@ def json_kind(value: object) -> str:
             return f"a value of type {type(value).__name__}"
 
 
+class Number(float):
+    """A number that Python would write otherwise than the file has it, such as `1.10`."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
 class _NotAcceptedError(ValueError):
     """A value that Python's parser would take, though it would lose or invent something."""
 
@@ -79,7 +90,18 @@ def _no_constant(word: str) -> NoReturn:
     raise _NotAcceptedError(f"not JSON: {word} is no JSON value")
 
 
-def _integer(digits: str) -> int:
+def _number(written: str) -> float:
+    value = float(written)
+    if repr(value) == written:
+        return value
+    number = Number(value)
+    number.written = written
+    return number
+
+
+def _integer(digits: str) -> float:
+    if digits == "-0":
+        return _number(digits)
     try:
         return int(digits)
     except ValueError as error:  # Python converts at most 4300 digits
@@ -87,7 +109,10 @@ def _integer(digits: str) -> int:
 
 
 STRICT = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_integer
+    object_pairs_hook=_unique_keys,
+    parse_constant=_no_constant,
+    parse_float=_number,
+    parse_int=_integer,
 )
 # Finds where a value ends, whatever it holds.
 LENIENT = json.JSONDecoder(parse_int=str)
@@ -99,7 +124,7 @@ def _line_row(line: bytes, origin: Origin) -> Row | Reject:
     except UnicodeDecodeError as error:
         return Reject(origin, _not_utf8(error))
     except json.JSONDecodeError as error:
-        return Reject(origin, _not_json(error))
+        return Reject(origin, f"{_not_json(error)}{_hint(line)}")
     except RecursionError:
         return Reject(origin, "nested too deeply")
     except _NotAcceptedError as error:
@@ -120,7 +145,18 @@ def _not_json(error: json.JSONDecodeError) -> str:
     return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
-def _holds_an_object_a_line(lines: BinaryIO) -> bool:
+def _hint(line: bytes) -> str:
+    """What many a broken line has in common."""
+    if line.startswith(codecs.BOM_UTF8):
+        return "; a byte order mark stands before it, as where files were joined"
+    if b"\r" in line:
+        return "; lines have to end in a line feed, and this one holds carriage returns"
+    return ""
+
+
+def _holds_an_object_a_line(stream: BinaryIO) -> bool:
+    # A document on one line may be longer than any row; then it is no object either.
+    lines = iter(partial(stream.readline, LONGEST), b"")
     first = next((line for line in lines if line.strip(codecs.BOM_UTF8 + b" \t\r\n")), b"")
     try:
         value = LENIENT.decode(first.decode("utf-8-sig"))

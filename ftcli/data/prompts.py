@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ftcli.data.example import Message, Origin
 from ftcli.data.formats import CONVERSATION_COLUMNS, PAIRS
+from ftcli.data.lines import lines_of
 from ftcli.data.reading import read_rows_as_examples
 from ftcli.data.row import Reject, Row
-from ftcli.data.source import read_rows
+from ftcli.data.source import read_file, read_rows
+from ftcli.data.table_rows import bad_byte
 from ftcli.errors import DataError
 from ftcli.recipe import Data
 
@@ -39,7 +42,9 @@ def read_prompts(
     Rows that are not wanted are passed over; records that cannot be read are rejects in any case.
     """
     if source.removesuffix(".gz").endswith(".txt"):
-        rows: Iterator[Row | Reject] = _lines(base / source, source)
+        if not (base / source).is_file():
+            raise DataError("data_missing", "no such file", file=source)
+        rows = read_file(base / source, _read_text, source)
         wanted = data.model_copy(update={"format": "pairs"})
     else:
         rows = (_answerable(row, data) for row in read_rows(source, base))
@@ -51,15 +56,16 @@ def read_prompts(
         yield item if isinstance(item, Reject) else Question(item.origin, item.prompt)
 
 
-def _lines(path: Path, shown: str) -> Iterator[Row | Reject]:
-    if not path.is_file():
-        raise DataError("data_missing", "no such file", file=shown)
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                fields = {"prompt": line.rstrip("\r\n"), "completion": PLACEHOLDER}
-                yield Row(Origin(shown, number), fields)
+def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+    """A prompt a line; blank lines are none."""
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines_of(lines, file), 1):
+            origin, prompt = Origin(file, number), line.rstrip("\n")
+            bad = bad_byte([prompt])
+            if bad:
+                yield Reject(origin, bad)
+            elif prompt.strip():
+                yield Row(origin, {"prompt": prompt, "completion": PLACEHOLDER})
 
 
 def _answerable(row: Row | Reject, data: Data) -> Row | Reject:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from ftcli.data.example import Origin
+from ftcli.data.lines import LONGEST, lines_of
 from ftcli.data.row import Reject, Row
 from ftcli.errors import DataError
 
@@ -27,14 +28,15 @@ def read_csv(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
     (`data_broken`) for a header that cannot be read and for a quote that is never closed.
     """
     # The default, 131072 characters a value, is less than a long document.
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST)
     with io.TextIOWrapper(
         stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as lines:
-        first = lines.readline()
+        bounded = lines_of(lines, file)
+        first = next(bounded, "")
         # Without strict the csv module drops a stray quote in silence.
         reader = csv.reader(
-            itertools.chain([first], lines), delimiter=_delimiter(first), strict=True
+            itertools.chain([first], bounded), delimiter=_delimiter(first), strict=True
         )
         names = _header(reader, file)
         for line, record in _records(reader, file):
@@ -70,9 +72,9 @@ def _header(reader: Reader, file: str) -> list[str]:
     line, names = next(_records(reader, file), (1, []))
     if isinstance(names, csv.Error):
         raise DataError("data_broken", f"header: {names}", file=file, line=line)
-    bad_byte = _bad_byte(names)
-    if bad_byte:
-        raise DataError("data_broken", f"header: {bad_byte}", file=file, line=line)
+    bad = bad_byte(names)
+    if bad:
+        raise DataError("data_broken", f"header: {bad}", file=file, line=line)
     _refuse_repeated(names, file)
     return names
 
@@ -98,6 +100,9 @@ def _records(reader: Reader, file: str) -> Iterator[tuple[int, list[str] | csv.E
             if "unexpected end of data" in str(error):
                 message = "a quote that opens in this row is never closed"
                 raise DataError("data_broken", message, file=file, line=line) from error
+            if "larger than field limit" in str(error):
+                message = f"a value of more than {LONGEST // 10**6} MB; is a quote never closed?"
+                raise DataError("data_broken", message, file=file, line=line) from error
             yield line, error
             continue
         if values:
@@ -110,14 +115,14 @@ def _csv_row(names: Sequence[str], record: list[str] | csv.Error, origin: Origin
     if len(record) != len(names):
         values = "1 value" if len(record) == 1 else f"{len(record)} values"
         return Reject(origin, f"{values}, where the header has {len(names)}")
-    bad_byte = _bad_byte(record)
-    if bad_byte:
-        return Reject(origin, bad_byte)
+    bad = bad_byte(record)
+    if bad:
+        return Reject(origin, bad)
     # A column without a name (pandas writes its index so) cannot be referred to.
     return Row(origin, {name: value for name, value in zip(names, record, strict=True) if name})
 
 
-def _bad_byte(values: Sequence[str]) -> str | None:
+def bad_byte(values: Sequence[str]) -> str | None:
     """What is wrong when a value was not UTF-8; surrogateescape kept the byte as U+DC00 + byte."""
     for value in values:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import (
@@ -17,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from ftcli.engine.adapter_config import WEIGHTS, read_adapter_config
+from ftcli.engine.device import is_out_of_memory
+from ftcli.engine.foreign import opening
 from ftcli.engine.methods import train_in_fp32
 from ftcli.errors import ModelError
 
-WEIGHTS = "adapter_model.safetensors"
 # The network that makes a prefix while it is trained; PEFT saves no more than what it makes.
 ENCODER = "prefix_encoder.safetensors"
 
@@ -75,32 +78,28 @@ def open_adapter(
     model: PreTrainedModel, folder: Path, *, trainable: bool = False
 ) -> PreTrainedModel:
     """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
-    config = PeftConfig.from_pretrained(str(folder))
+    config = read_adapter_config(folder)
     config.inference_mode = not trainable
     # PEFT warns of a base that has moved; contract.json knows it by its weights.
     config.base_model_name_or_path = model.name_or_path or None
-    try:
+    with opening(str(folder), "adapter", "adapter_incomplete"), _fitting(folder):
         adapted = get_peft_model(model, config)
         train_in_fp32(adapted)
         if (encoder := prefix_encoder(adapted)) is not None:
             load_encoder(encoder, folder)
         else:
             read_adapter(adapted, folder)
-    except (RuntimeError, ValueError) as error:  # other sizes; none of its modules
-        raise _made_for_another(str(error), folder) from error
     return adapted if trainable else adapted.eval().requires_grad_(False)
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     """Put one more adapter beside those on the same base, all of them frozen; raises ModelError."""
-    config = PeftConfig.from_pretrained(str(folder))
+    config = read_adapter_config(folder)
     config.inference_mode = True
-    try:
+    with opening(str(folder), "adapter", "adapter_incomplete"), _fitting(folder):
         model.add_adapter(name, config)
         train_in_fp32(model)
         read_adapter(model, folder, name)
-    except (RuntimeError, ValueError) as error:
-        raise _made_for_another(str(error), folder) from error
     model.requires_grad_(False)
 
 
@@ -116,6 +115,17 @@ def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
             folder,
         )
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name=name)
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """Put into words what PEFT raises over other sizes, or where there are none of its modules."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _made_for_another(str(error), folder) from error
 
 
 def _first(names: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,17 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ftcli.engine.foreign import (
+    opening,
+    refuse_foreign_config,
+    refuse_foreign_tokenizer,
+    refuse_foreign_weights,
+)
 from ftcli.engine.loss import require_known_head
 from ftcli.engine.methods import keep_training_exact
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.template import choose_template
 from ftcli.errors import ModelError
-from ftcli.hub import hub_error
 from ftcli.loading import Loaded
 from ftcli.recipe import Data, Model
 
@@ -30,8 +34,10 @@ ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
 
 
 def load_renderer(loaded: Loaded, source: str) -> Renderer:
-    """Tokenizer and chat template of the recipe's model."""
+    """Tokenizer and chat template of the recipe's model; raises ModelError, also where its weights
+    could never be opened."""
     recipe = loaded.recipe
+    refuse_foreign_weights(source, recipe.model.revision)
     tokenizer = load_tokenizer(source, recipe.model.revision)
     note = choose_template(tokenizer, loaded)
     return renderer_of(tokenizer, recipe.data, note)
@@ -41,18 +47,21 @@ def renderer_of(
     tokenizer: PreTrainedTokenizerBase, data: Data, note: str | None = None
 ) -> Renderer:
     """A renderer that does with this tokenizer what the recipe's data section asks for."""
-    return Renderer(tokenizer, data.loss_on, tuple(data.template_kwargs.items()), note)
+    own = f"the chat template of {tokenizer.name_or_path}"
+    name = "data.template" if data.template is not None else own
+    return Renderer(tokenizer, data.loss_on, tuple(data.template_kwargs.items()), note, name)
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a folder or the hub; raises ModelError."""
-    try:
+    """A fast tokenizer from a folder or the hub; raises ModelError. Runs no code of either."""
+    refuse_foreign_config(source, revision)
+    refuse_foreign_tokenizer(source, revision)
+    with opening(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
-        raise _model_error(error, source, "tokenizer") from error
-    if not tokenizer.is_fast:
+        fast = tokenizer.is_fast
+    if not fast:
         raise ModelError(
             "tokenizer", f"{source}: its tokenizer has no fast version, which finds the answers"
         )
@@ -65,8 +74,10 @@ def compute_dtype(precision: str) -> torch.dtype:
 
 
 def open_config(source: str, revision: str | None) -> PreTrainedConfig:
-    """The base's config.json; runs no code of the repository."""
-    return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    """The base's config.json; raises ModelError. Runs no code of the repository."""
+    refuse_foreign_config(source, revision)
+    with opening(source, "config.json"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
 def load_base(
@@ -78,33 +89,27 @@ def load_base(
     device: torch.device,
     quantization: BitsAndBytesConfig | None = None,
 ) -> PreTrainedModel:
-    """The base model in evaluation mode; raises ModelError. Runs no code of the repository."""
+    """The base model in evaluation mode, from safetensors; raises ModelError.
+
+    Runs no code of the repository.
+    """
     extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
     if quantization is not None:
         extra["quantization_config"] = quantization
-    try:
+    refuse_foreign_config(source, model.revision)
+    refuse_foreign_weights(source, model.revision)
+    with opening(source, "model"):
         base = AutoModelForCausalLM.from_pretrained(
             source,
             revision=model.revision,
             dtype=dtype,
             attn_implementation=ATTENTION[attention],
+            use_safetensors=True,
             trust_remote_code=False,
             **extra,
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise _model_error(error, source, "model") from error
     base.config.use_cache = True
     keep_training_exact(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
-
-
-def _model_error(error: Exception, source: str, what: str) -> ModelError:
-    cause = error.__cause__
-    if not Path(source).exists() and isinstance(cause, Exception):
-        found = hub_error(cause, source, "model")
-        if isinstance(found, ModelError) and found.code != "hub_unreachable":
-            return found
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError("model", f"{source}: the {what} cannot be opened: {first}")

@@ -17,8 +17,11 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.data.example import Example, Message, Origin
+from ftcli.engine.layout import Answer, Layout, behind_header, places_of
+from ftcli.engine.limits import LimitError
+from ftcli.engine.sandbox import render
 from ftcli.engine.spelling import CannotSpellError, Span, Speller, Token
-from ftcli.errors import FtcliError, ModelError
+from ftcli.errors import DataError, FtcliError, ModelError
 
 IGNORED = -100  # torch.nn.CrossEntropyLoss's default ignore_index
 
@@ -54,16 +57,7 @@ class Encoded:
 
     @property
     def trained_tokens(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Characters [start, end) to train on; they hold the token that ends it if `stopped`."""
-
-    start: int
-    end: int
-    stopped: bool
+        return len(self.labels) - self.labels.count(IGNORED)
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,7 @@ class Renderer:
     template_kwargs: tuple[tuple[str, str | bool | int | float], ...] = ()
     note: str | None = None
     """What is unusual about its template, in words."""
+    template_name: str = "the chat template"
 
     def encode(self, example: Example) -> Encoded:
         """Ids and labels of a training row, up to the token that ends the last answer.
@@ -84,22 +79,9 @@ class Renderer:
         """
         if example.text is not None:
             return self._encode_text(example.text)
-        text = self._render(example.messages)
-        forged = self._forged(text, example.messages)
-        *earlier, last = self._answers(text, example.messages)
-        text = text[: last.end]
-        prompt, tokens = (self._tokens(part, forged) for part in (text[: last.start], text))
-        if tokens[: len(prompt)] != prompt:
-            # A token reaches from the prompt into the answer; in use, the prompt's own come first.
-            tokens = prompt + self._tokens(text, forged, last.start)
-        trained = set(range(len(prompt), len(tokens)))
-        for answer in earlier:
-            trained |= _places(tokens, answer)
-        ids = [token.id for token in tokens]
-        labels = [id_ if place in trained else IGNORED for place, id_ in enumerate(ids)]
-        if not last.stopped:
-            ids, labels = [*ids, self.end_of_text], [*labels, self.end_of_text]
-        return Encoded(ids, _all_but_first(ids) if self.loss_on == "all" else labels, len(prompt))
+        laid = self.lay_out(example.messages)
+        prompt, tokens = (self._tokens(part, laid.forged) for part in (laid.prompt, laid.text))
+        return self.labelled(laid, prompt, tokens)
 
     def text_prompt_ids(self, text: str) -> list[int]:
         """Ids that a model of plain texts is given to go on from."""
@@ -157,22 +139,50 @@ class Renderer:
         ids.append(self.end_of_text)
         return Encoded(ids, _all_but_first(ids), 0)
 
+    def labelled(self, laid: Layout, prompt: list[Token], tokens: list[Token]) -> Encoded:
+        *earlier, last = laid.answers
+        if tokens[: len(prompt)] != prompt:
+            # A token reaches from the prompt into the answer; in use, the prompt's own come first.
+            tokens = prompt + self._tokens(laid.text, laid.forged, last.start)
+        trained = set(range(len(prompt), len(tokens)))
+        for answer in earlier:
+            trained |= places_of(tokens, answer)
+        ids = [token.id for token in tokens]
+        labels = [id_ if place in trained else IGNORED for place, id_ in enumerate(ids)]
+        return self.closed(laid, ids, labels, len(prompt))
+
+    def closed(self, laid: Layout, ids: list[int], labels: list[int], prompt: int) -> Encoded:
+        """The row with an end of text, where its template writes no token that ends an answer."""
+        if not laid.answers[-1].stopped:
+            ids, labels = [*ids, self.end_of_text], [*labels, self.end_of_text]
+        return Encoded(ids, _all_but_first(ids) if self.loss_on == "all" else labels, prompt)
+
     # Rendering, and which characters are whose
+
+    def lay_out(self, messages: Sequence[Message]) -> Layout:
+        """Render a conversation that ends with an answer; raises RowFault."""
+        text = self._render(messages)
+        forged = self._forged(text, messages)
+        answers = self._answers(text, messages)
+        return Layout(text[: answers[-1].end], answers, forged)
 
     def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         if not self.tokenizer.chat_template:
             raise RowFault("is a conversation, and the model has no chat template to write it in")
+        if not messages:
+            raise RowFault("begins with an answer")
         turns = [{"role": m.role, "content": m.content} for m in messages]
+        given = {"messages": turns, "add_generation_prompt": generation_prompt}
         try:
-            text = self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **dict(self.template_kwargs),
-            )
+            return render(self.tokenizer.get_chat_template(), self._variables | given)
+        except LimitError as error:
+            raise DataError(
+                "template_limit",
+                f"{self.template_name} {error}; no conversation needs that: name another template "
+                "(data.template)",
+            ) from error
         except TEMPLATE_FAULTS as error:
             raise RowFault(f"the chat template refuses it: {error}") from error
-        return str(text)
 
     def _place(
         self, text: str, messages: Sequence[Message], index: int, *, generation_prompt: bool = False
@@ -190,6 +200,22 @@ class Renderer:
             return None, None
         return start if text.startswith(before) else None, end if text.endswith(after) else None
 
+    def _last_place(
+        self, start: int | None, text: str, messages: Sequence[Message]
+    ) -> tuple[int | None, int | None]:
+        """As `_place`, without a rendering where the last content stands as it is behind its prompt
+        and before what the template has written behind another in such a conversation.
+        """
+        roles, content = tuple(message.role for message in messages), messages[-1].content
+        if start is not None and text.startswith(content, start):
+            end = start + len(content)
+            if text[end:] == self._tails.get(roles):
+                return start, end
+        begin, behind = self._place(text, messages, len(messages) - 1)
+        if behind is not None:
+            self._tails[roles] = text[behind:]
+        return begin, behind
+
     def _answers(self, text: str, messages: Sequence[Message]) -> list[Answer]:
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         if self.loss_on == "last":
@@ -203,11 +229,14 @@ class Renderer:
         part of the answer, because the model has to write it in use.
         """
         prompt = self._render(messages[:index], generation_prompt=True)
-        content, end = self._place(text, messages, index)
         start = len(prompt) if text.startswith(prompt) else None
-        if start is None and index < len(messages) - 1:
+        last = index == len(messages) - 1
+        content, end = (
+            self._last_place(start, text, messages) if last else self._place(text, messages, index)
+        )
+        if start is None and not last:
             header = prompt.removeprefix(self._render(messages[:index]))
-            start = _behind_header(text, header, content)
+            start = behind_header(text, header, content)
         if start is None:
             raise RowFault(
                 "the chat template renders the prompt of this answer otherwise in training than in "
@@ -226,10 +255,11 @@ class Renderer:
         In an answer, added tokens that are not special (`<think>`) mean themselves.
         """
         forged: list[Span] = []
+        made = self._makes_controls(text, messages, generation_prompt)
         for index, message in enumerate(messages):
             is_answer = message.role == "assistant"
-            control = self._speller.special_text if is_answer else self._speller.added_text
-            if not control.search(message.content):
+            control = self.speller.special_text if is_answer else self.speller.added_text
+            if not made and not control.search(message.content):
                 continue
             start, end = self._place(text, messages, index, generation_prompt=generation_prompt)
             if start is None or end is None:
@@ -239,43 +269,58 @@ class Renderer:
             forged += [mark.span() for mark in control.finditer(text, start, end)]
         return forged
 
+    def _makes_controls(
+        self, text: str, messages: Sequence[Message], generation_prompt: bool
+    ) -> bool:
+        """Whether there are more control tokens than the template's own and those in contents.
+
+        A template that changes contents, such as their case, can make some of them.
+        """
+        count = self.speller.count_specials
+        key = (tuple(message.role for message in messages), generation_prompt)
+        if key not in self._own_controls:
+            marked = [Message(message.role, SENTINEL) for message in messages]
+            rendered = text  # where the template takes no such contents, nothing is known
+            with suppress(RowFault):
+                rendered = self._render(marked, generation_prompt=generation_prompt)
+            self._own_controls[key] = count(rendered)
+        others = count(text) - self._own_controls[key]
+        return others > 0 and others > sum(count(message.content) for message in messages)
+
     # Encoding
 
     def _tokens(self, text: str, forged: Sequence[Span], start: int = 0) -> list[Token]:
         try:
-            return self._speller.tokens(text, forged, start)
+            return self.speller.tokens(text, forged, start)
         except CannotSpellError as error:
             raise RowFault(
                 "holds the text of a control token, and the tokenizer cannot spell it"
             ) from error
 
     @cached_property
-    def _speller(self) -> Speller:
+    def speller(self) -> Speller:
         return Speller(self.tokenizer)
+
+    @cached_property
+    def _variables(self) -> dict[str, object]:
+        """What a template is given besides the turns, as transformers gives it."""
+        nothing: dict[str, object] = {"tools": None, "documents": None}
+        return {**nothing, **self.tokenizer.special_tokens_map, **dict(self.template_kwargs)}
+
+    @cached_property
+    def _tails(self) -> dict[tuple[str, ...], str]:
+        """What the template writes behind the last content, by the roles of the turns."""
+        return {}
+
+    @cached_property
+    def _own_controls(self) -> dict[tuple[tuple[str, ...], bool], int]:
+        """Control tokens that the template writes itself, by roles and generation prompt."""
+        return {}
 
     @cached_property
     def _stop(self) -> re.Pattern[str]:
         """What ends an answer: an added token, behind white space or not."""
-        return re.compile(rf"\s*(?:{self._speller.added_text.pattern})")
-
-
-def _behind_header(text: str, header: str, content: int | None) -> int | None:
-    """Where an earlier answer begins whose thinking block is left out of the history."""
-    found = content is not None and any(
-        text.endswith(header[:length], 0, content) for length in range(1, len(header) + 1)
-    )
-    return content if found else None
-
-
-def _places(tokens: Sequence[Token], answer: Answer) -> set[int]:
-    """Where the tokens of an earlier answer stand, without one that it shares with its prompt.
-
-    In use the history is encoded without regard to such borders.
-    """
-    first = sum(token.end <= answer.start for token in tokens)
-    # Offsets may leave out a token's first space; a gap before the answer tells as well.
-    first += tokens[first - 1].end < answer.start
-    return set(range(first, sum(token.start < answer.end for token in tokens)))
+        return re.compile(rf"\s*(?:{self.speller.added_text.pattern})")
 
 
 def _all_but_first(ids: list[int]) -> list[int]:

@@ -38,7 +38,7 @@ def lay_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None
     """Give the tokenizer a template; ours begin as its texts do.
 
     Raises ModelError where the tokenizer lacks the token that ends an answer, and DataError where
-    the template does not compile.
+    the template does not compile, or goes beyond its limits.
     """
     text = template.text
     if template.name is not None:
@@ -46,7 +46,8 @@ def lay_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None
         if _begins_texts(tokenizer):
             text = "{{- bos_token }}" + text
     tokenizer.chat_template = text
-    fault = Renderer(tokenizer).syntax_fault()
+    file = f" ({shown_path(template.file)})" if template.file is not None else ""
+    fault = Renderer(tokenizer, template_name=f"data.template{file}").syntax_fault()
     if fault is None:
         return
     if template.file is None:

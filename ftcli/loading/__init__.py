@@ -15,11 +15,15 @@ from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
 from ftcli.console import shown_path
-from ftcli.errors import DataError, FtcliError, RecipeError, did_you_mean
+from ftcli.errors import DataError, FtcliError, Problem, RecipeError, did_you_mean
 from ftcli.loading.nodes import Found, compose, in_order, override_value
+from ftcli.loading.secrecy import secrets_of
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
 from ftcli.templates import names_file
+
+# A recipe has about 2 kB; one with a chat template in it may have 50.
+MOST_BYTES = 256_000
 
 # Code of an error that is found later → the key to look at.
 KEY_AT_FAULT = {
@@ -43,6 +47,7 @@ KEY_AT_FAULT = {
     "gradient_checkpointing": "training.gradient_checkpointing",
     "attention": "model.attention",
     "tracker": "training.report_to",
+    "output_base": "output",
 }
 
 
@@ -100,6 +105,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     values = compose(_read(path), found)
     for override in overrides:
         override_value(values, override, found)
+    found.problems += secrets_of(values, (), found)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -179,9 +185,14 @@ def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise _missing(path)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise _unreadable(path, f"cannot be read: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        message = f"is larger than {MOST_BYTES // 1000} kB, which no recipe is; is it the data?"
+        raise RecipeError((Problem(shown_path(path), None, "", message),))
+    return content
 
 
 def _missing(path: Path) -> FtcliError:

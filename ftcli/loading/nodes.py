@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import yaml
-from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from ftcli.errors import Problem, RecipeError, UsageError
@@ -27,6 +26,38 @@ TAGS = NUMBER_TAGS | {
 # A recipe is 4 levels deep and has about 60 keys; anchors can make far more of a few lines.
 DEEPEST = 8
 MOST_VALUES = 10_000
+# What is written down, before anchors multiply it: PyYAML calls itself for each level.
+DEEPEST_NODE = 100
+MOST_NODES = 3 * MOST_VALUES
+# Whole numbers of 8 bytes; those of Python have no end, and then cannot be written as text.
+LARGEST_NUMBER = 2**63 - 1
+# How much of a flag or a value is shown, and how many faults.
+MOST_SHOWN = 200
+MOST_PROBLEMS = 50
+# No text of a recipe needs these, and no file's name, tokenizer or terminal takes them.
+UNUSABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class _TooMuchError(yaml.MarkedYAMLError):
+    """More than any recipe holds."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which gives up on what is no recipe before it is all in memory."""
+
+    depth = 0
+    nodes = 0
+
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        self.depth += 1
+        self.nodes += 1
+        if self.depth > DEEPEST_NODE or self.nodes > MOST_NODES:
+            place = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            what = "nested too deeply" if self.depth > DEEPEST_NODE else "too many values"
+            raise _TooMuchError(problem=what, problem_mark=place)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 @dataclass
@@ -56,7 +87,7 @@ class Found:
         return Problem(self.file, None, ".".join(path), message)
 
     def fault(self, node: Node, path: KeyPath, message: str) -> None:
-        line = None if self.in_flag else node.start_mark.line + 1
+        line = None if self.in_flag else line_of(node.start_mark)
         self.problems.append(Problem(self.file, line, ".".join(path), message))
 
 
@@ -66,7 +97,7 @@ def compose(content: bytes, found: Found) -> dict[str, Any]:
     text = ""
     try:
         text = content.decode("utf-8-sig")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
         if isinstance(root, MappingNode):
             return _root(root, found)
         what = "is empty" if root is None else "is not a mapping of keys to values"
@@ -79,28 +110,27 @@ def compose(content: bytes, found: Found) -> dict[str, Any]:
         message = f"not YAML: character #x{error.character:04x} is not allowed"
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else None
-        message = f"not YAML: {error.problem or error.context}"
-    except RecursionError:
-        line, message = _deep_line(text), "nested too deeply"
+        line = line_of(mark) if mark else None
+        message = _unread(error)
     raise RecipeError((Problem(found.file, line, "", message),))
+
+
+def line_of(mark: yaml.Mark) -> int:
+    """Line from 1, as editors count; YAML ends lines at three more characters."""
+    before = mark.buffer[: mark.pointer] if mark.buffer else ""
+    return int(mark.line) + 1 - sum(before.count(end) for end in "\x85\u2028\u2029")
+
+
+def _unread(error: yaml.MarkedYAMLError) -> str:
+    no_yaml = "" if isinstance(error, _TooMuchError) else "not YAML: "
+    return f"{no_yaml}{error.problem or error.context}"
 
 
 def _root(root: MappingNode, found: Found) -> dict[str, Any]:
     values = _value(root, (), found)
     if values is None:
-        raise RecipeError(tuple(found.problems))
+        raise RecipeError(in_order(found.problems))
     return cast(dict[str, Any], values)
-
-
-def _deep_line(text: str) -> int | None:
-    """The line where the nesting goes past what a recipe has."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > DEEPEST and event.start_mark is not None:
-            return event.start_mark.line + 1
-    return None
 
 
 def _value(node: Node, path: KeyPath, found: Found) -> object:
@@ -130,6 +160,9 @@ def _mapping(node: MappingNode, path: KeyPath, found: Found) -> dict[str, Any]:
             found.fault(key_node, path, "a key must be a plain word")
             continue
         key = key_node.value
+        if not key or not key.isprintable():
+            found.fault(key_node, path, f"a key is {key!a}; it must be a plain word")
+            continue
         if key_node.tag == "tag:yaml.org,2002:merge":
             found.fault(key_node, (*path, key), "merging is not supported; write the keys out")
             continue
@@ -137,7 +170,7 @@ def _mapping(node: MappingNode, path: KeyPath, found: Found) -> dict[str, Any]:
             first = found.lines[(*path, key)]
             found.fault(key_node, (*path, key), f"written twice; first on line {first}")
             continue
-        found.lines[(*path, key)] = key_node.start_mark.line + 1
+        found.lines[(*path, key)] = line_of(key_node.start_mark)
         values[key] = _value(value_node, (*path, key), found)
     return values
 
@@ -155,26 +188,36 @@ def _scalar(node: ScalarNode, path: KeyPath, found: Found) -> object:
         if ":" in node.value:
             found.fault(node, path, f"{node.value} may mean base 60; put it in quotes")
             return None
+    unusable = UNUSABLE.search(node.value)
+    if unusable:
+        found.fault(node, path, f"holds the character {unusable.group()!a}; leave it out")
+        return None
     try:
-        return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError):
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError):
         # PyYAML fails in each of these ways where a value is not of the kind its tag says.
         kind = node.tag.rpartition(":")[2]
         found.fault(node, path, f"cannot be read as {kind}: {node.value[:60]}")
         return None
+    if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+        found.fault(node, path, f"{node.value[:60]} is larger than any number can be here")
+        return None
+    return value
 
 
 def override_value(values: dict[str, Any], override: str, found: Found) -> None:
     """Lay one `--set section.key=value` over the values; raises UsageError."""
     key, sign, text = override.partition("=")
     path = tuple(key.strip().split("."))
-    if not sign or not all(path):
-        raise UsageError("flag", f"--set {override}: expected section.key=value")
+    shown = f"--set {_shown(override)}"
+    if not sign or not all(path) or len(path) > DEEPEST:
+        raise UsageError("flag", f"{shown}: expected section.key=value")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError("flag", f"--set {override}: the value is not YAML") from error
-    inside = Found(f"--set {override}", in_flag=True)
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        what = error.problem if isinstance(error, _TooMuchError) else "not YAML"
+        raise UsageError("flag", f"{shown}: the value is {what}") from error
+    inside = Found(shown, in_flag=True)
     value = _value(node, path, inside) if node is not None else None
     found.problems += inside.problems
     found.overridden[path] = inside.file
@@ -183,10 +226,20 @@ def override_value(values: dict[str, Any], override: str, found: Found) -> None:
     for part in path[:-1]:
         section = section.setdefault(part, {})
         if not isinstance(section, dict):
-            raise UsageError("flag", f"--set {override}: {part} is not a section")
+            raise UsageError("flag", f"{shown}: {part} is not a section")
     section[path[-1]] = value
 
 
+def _shown(override: str) -> str:
+    """A flag as one can read it."""
+    cut = override if len(override) <= MOST_SHOWN else f"{override[:MOST_SHOWN]}…"
+    return cut if cut.isprintable() else ascii(cut)
+
+
 def in_order(problems: list[Problem]) -> tuple[Problem, ...]:
-    """Each problem once, by line."""
-    return tuple(sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.key)))
+    """Each problem once, by line; of very many the first."""
+    found = sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.key))
+    if len(found) <= MOST_PROBLEMS:
+        return tuple(found)
+    more = Problem(found[0].file, None, "", f"and {len(found) - MOST_PROBLEMS} faults more")
+    return (*found[:MOST_PROBLEMS], more)

@@ -62,6 +62,17 @@ EXPECTED = {
     "model_type": "a section of keys and values",
     "model_attributes_type": "a section of keys and values",
 }
+PACKING = (
+    "packing is not offered: each row stays a row of its own, and rows of like length share a "
+    "micro-batch, so that little is padding; leave the key out"
+)
+TRUST = (
+    "no code of a model is ever run, neither by a key nor by a flag: transformers itself has every "
+    "architecture that ftcli trains; leave the key out"
+)
+# Keys that other trainers have → why there is none here.
+NOT_OFFERED = dict.fromkeys(("packing", "packing_strategy", "sample_packing"), PACKING)
+NOT_OFFERED |= {"trust_remote_code": TRUST}
 LIMITS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
 LIMITS |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
 
@@ -71,7 +82,8 @@ def _message(details: list[ErrorDetails], path: KeyPath, values: dict[str, Any])
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
-            return f"unknown key{did_you_mean(path[-1], _known_keys(path[:-1], values))}"
+            hint = did_you_mean(path[-1], _known_keys(path[:-1], values))
+            return NOT_OFFERED.get(path[-1], f"unknown key{hint}")
         case "missing" | "union_tag_not_found":
             return "is missing"
         case "union_tag_invalid":
@@ -91,7 +103,9 @@ def _message(details: list[ErrorDetails], path: KeyPath, values: dict[str, Any])
 def _judged(detail: ErrorDetails) -> str:
     if detail["type"] in LIMITS:
         word, key = LIMITS[detail["type"]]
-        return f"must be {word} {detail['ctx'][key]:g}, found {as_yaml(detail['input'])}"
+        limit = detail["ctx"][key]
+        written = f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
+        return f"must be {word} {written}, found {as_yaml(detail['input'])}"
     return detail["msg"].removeprefix("Value error, ")
 
 

@@ -36,6 +36,7 @@ def test_an_adapter_is_opened_as_it_was_saved(tmp_path: Path, trainable: bool) -
     assert len(trained) == (2 * 2 * len(LINEAR) if trainable else 0)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize(("layers", "takes"), [(1, 4), (3, 12)])
 def test_an_adapter_with_weights_too_many_or_too_few_is_refused(
     saved: Path, layers: int, takes: int
@@ -46,6 +47,7 @@ def test_an_adapter_with_weights_too_many_or_too_few_is_refused(
     assert caught.value.file == str(saved)
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("sizes", [{"hidden_size": 32}, {"num_key_value_heads": 4}])
 def test_an_adapter_for_layers_of_other_sizes_is_refused(
     saved: Path, sizes: dict[str, int]

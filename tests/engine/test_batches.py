@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ def test_rows_are_padded_on_the_right_and_padding_is_not_trained_on() -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.int64}
 
 
+@pytest.mark.fault(11)
 def test_a_padding_token_that_ends_answers_too_stays_trained_on() -> None:
     """Fault 11: with pad = end of text, a mask made from ids would hide the end token."""
     rows = [

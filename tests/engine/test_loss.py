@@ -241,6 +241,7 @@ def float64_oracle(model: PreTrainedModel, data: list[dict[str, list[int]]]) -> 
     return total / tokens
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "granite"])
 def test_padding_changes_no_loss_at_any_batch_size(name: str) -> None:
     model = MODELS[name]().eval()
@@ -266,6 +267,7 @@ def test_the_padding_token_does_not_matter() -> None:
     assert torch.equal(*losses)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("build", [llama, gemma2])
 def test_gradients_do_not_depend_on_how_a_step_is_cut(
     build: Callable[..., PreTrainedModel],

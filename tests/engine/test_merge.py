@@ -142,6 +142,7 @@ def require_same(found: Parity, method: LoraKeys, dtype: str) -> None:
     assert limits.as_json() and not limits.exceeded(figures), found
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("model", MODELS)
 def test_lora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
@@ -150,6 +151,7 @@ def test_lora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
     require_same(found, method, dtype)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model", MODELS)
 def test_qlora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
@@ -158,6 +160,7 @@ def test_qlora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
     require_same(found, method, dtype)
 
 
+@pytest.mark.fault(8, 9)
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("qlora", "bfloat16")]
 )
@@ -180,6 +183,7 @@ def test_layers_and_ends_of_models_with_other_names(model: str, mode: str, tmp_p
     require_same(found, method, "float32")
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
 @pytest.mark.parametrize("extra", ["plain", "dora", "embeddings", "head"])
 @pytest.mark.parametrize("model", ["llama, tied", "gemma2"])
@@ -189,6 +193,7 @@ def test_a_base_held_in_16_bits(model: str, extra: str, wanted: str, tmp_path: P
     require_same(found, method, wanted)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("double", [True, False])
 def test_double_quantization_is_the_trainings(double: bool, tmp_path: Path) -> None:
     method = Qlora(mode="qlora", rank=4, double_quantization=double)
@@ -196,6 +201,7 @@ def test_double_quantization_is_the_trainings(double: bool, tmp_path: Path) -> N
     assert found.max_logit_difference < 1e-3, "the very weights, but for the order of sums"
 
 
+@pytest.mark.fault(9)
 def test_a_head_trained_alone_beside_tied_embeddings_is_not_tied_again(tmp_path: Path) -> None:
     """As plain PEFT trains it, which copies one end only."""
     from peft import LoraConfig, get_peft_model

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from tests.engine.models import IDS, LINEAR, llama, logits, lora, shake
 # LoRA
 
 
-def test_lora_adds_alpha_over_rank_times_b_a_x() -> None:
+@pytest.mark.fault(21)
+def test_lora_adds_alpha_over_rank_times_b_a_x(observed: Callable[[str], None]) -> None:
     """h = W0 x + (alpha / r) B A x, in NumPy and float64."""
     adapted = attach(llama(), lora(rank=4, alpha=6), seed=1)
     shake(adapted)
@@ -41,13 +43,16 @@ def test_lora_adds_alpha_over_rank_times_b_a_x() -> None:
         found = layer(x).detach().numpy()
         assert np.abs(found - expected).max() <= 1e-5
         assert np.abs(found - inputs @ base.T).max() > 0.01
+        observed(f"{name}: {np.abs(found - expected).max():.0e} off")
 
 
-def test_training_begins_exactly_at_the_base() -> None:
+@pytest.mark.fault(21)
+def test_training_begins_exactly_at_the_base(observed: Callable[[str], None]) -> None:
     base = llama()
     before = logits(base)
     adapted = attach(base, lora(), seed=0)
     assert torch.equal(logits(adapted), before)
+    observed("B = 0: logits bit-equal to the base's")
     shake(adapted)
     assert not torch.equal(logits(adapted), before)
 

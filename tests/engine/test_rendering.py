@@ -46,6 +46,7 @@ def plain_text(text: str) -> Example:
 # Masks
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("answer", AWKWARD)
 @pytest.mark.parametrize("question", AWKWARD[:5])
 def test_the_answer_and_its_stop_token_are_trained_on(
@@ -59,6 +60,7 @@ def test_the_answer_and_its_stop_token_are_trained_on(
     assert row.input_ids[-1:] == family.ids_of(family.stop)
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("answer", AWKWARD)
 def test_the_prompt_in_use_begins_the_training_row(family: Family, answer: str) -> None:
     turns = ["Which chair?", answer, " And\n", answer]
@@ -73,6 +75,7 @@ def test_the_prompt_in_use_begins_the_training_row(family: Family, answer: str) 
             assert row.input_ids[: row.prompt_tokens] == prompt
 
 
+@pytest.mark.fault(12)
 def test_every_answer_of_a_conversation_is_trained_on(family: Family) -> None:
     answers = ("The leather chair.", "Brown.\n\nAs the shop has it", "129.90 EUR")
     row = family.renderer().encode(chat("Which?", answers[0], "Hue?", answers[1], "!", answers[2]))
@@ -102,6 +105,7 @@ def test_a_system_prompt_is_given_and_not_trained_on(name: str) -> None:
     assert trained_text(family.tokenizer, row) == family.trained("The chair.")
 
 
+@pytest.mark.fault(13)
 def test_a_default_system_prompt_is_in_training_and_in_use() -> None:
     renderer = family_named("chatml").renderer()
     example = chat("Which?", "The chair.")
@@ -123,6 +127,7 @@ def test_ids_are_those_of_the_text_rendered_and_encoded_whole(family: Family) ->
     assert family.tokenizer.decode(whole[len(row.input_ids) :]).strip() == ""
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
 def test_a_row_has_one_beginning_token(name: str) -> None:
     family = family_named(name)
@@ -203,7 +208,7 @@ def test_what_a_template_refuses_is_a_fault_of_the_row(
         "{{ messages( }}",
         "{{ 1 / 0 }}",
         "{{ 'a'.format_map }}{{ ''.__class__.__mro__[1] }}",
-        "{{ range(10 ** 9) | list }}",
+        "{{ range(10 ** 6) | list }}",
     ],
 )
 def test_a_broken_template_is_a_fault_of_the_row(template: str) -> None:
@@ -297,6 +302,7 @@ def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
 # Plain text
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("before", ["", "<|begin_of_text|>", "<|begin_of_text|>" * 3])
 @pytest.mark.parametrize("behind", ["", "<|eot_id|>", "<|eot_id|>\n", "<|eot_id|>" * 2])
 def test_a_text_has_one_beginning_and_one_end(before: str, behind: str) -> None:
@@ -326,6 +332,7 @@ pieces = st.sampled_from(PIECES) | st.text(characters, max_size=4)
 contents = st.lists(pieces, max_size=6).map("".join).filter(str.strip)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("name", ["chatml", "llama3", "qwen3", "gemma", "mistral"])
 @given(turns=st.lists(contents, min_size=2, max_size=6), system=st.none() | contents)
 @settings(max_examples=60, deadline=None)
@@ -353,6 +360,7 @@ def test_masks_and_prompts_hold_for_any_contents(
 # The real small model
 
 
+@pytest.mark.fault(12)
 @pytest.mark.slow
 def test_the_small_models_rows(small_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(small_model)

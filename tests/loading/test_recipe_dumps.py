@@ -23,7 +23,8 @@ from tests.loading.shop import SHOP, load, more
 # Round trip
 
 
-texts = st.text(st.characters(codec="utf-8"), max_size=40)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
+keys = st.text(max_size=10).filter(lambda key: key and key.isprintable())
 names = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="/\\"),
     min_size=1,
@@ -48,7 +49,7 @@ recipes = st.fixed_dictionaries(
             optional={
                 "system": texts,
                 "template_kwargs": st.dictionaries(
-                    texts, texts | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9), max_size=3
+                    keys, texts | st.booleans() | st.integers(-9, 9) | st.floats(-9, 9), max_size=3
                 ),
             },
         ),

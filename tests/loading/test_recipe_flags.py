@@ -108,11 +108,20 @@ def test_a_fault_of_an_override_names_the_flag(override: str, message: str) -> N
         ("name.x=1", "name is not a section"),
         ("method.rank=[", "the value is not YAML"),
         ("data.train=a: b: c", "the value is not YAML"),
-        ("method.rank=" + "[" * 600, "the value is not YAML"),
+        ("method.rank=" + "[" * 150, "the value is nested too deeply"),
+        ("method.rank=a\tb: c", "the value is not YAML"),
+        (f"method{'.a' * 8}=1", "expected section.key=value"),
     ],
 )
 def test_an_override_that_cannot_be_understood(override: str, message: str) -> None:
-    assert fault(SHOP, override) == f"--set {override}: {message}"
+    shown = override if override.isprintable() else ascii(override)
+    assert fault(SHOP, override) == f"--set {shown}: {message}"
+
+
+def test_a_long_override_is_shown_in_part() -> None:
+    assert fault(SHOP, "method.rank=" + "[" * 100_000) == (
+        f"--set method.rank={'[' * 188}…: the value is nested too deeply"
+    )
 
 
 def test_faults_of_file_and_flag_come_together() -> None:

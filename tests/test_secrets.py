@@ -1,0 +1,72 @@
+"""What is taken for a secret, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ftcli import secrets
+from ftcli.console import say
+from ftcli.secrets import masked, secret_in
+
+TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(autouse=True)
+def no_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An environment and a cache without secrets."""
+    monkeypatch.setattr(secrets.os, "environ", {"HF_HOME": str(tmp_path), "PATH": "/usr/bin"})
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "kind"),
+    [
+        (f"token {TOKEN}.", "token ***.", "a token"),
+        ("sk-" + "a1" * 15, "***", "a token"),
+        ("ghp_" + "a1" * 18, "***", "a token"),
+        ("AKIA" + "A1" * 8, "***", "a token"),
+        ("https://me:word@host/x", "https://***@host/x", "a password (user:password@)"),
+        ("https://:word@host", "https://***@host", "a password (user:password@)"),
+        ("see https://host:80/a@b and me@host", None, None),
+        ("git+ssh://git@host/owner/name", None, None),
+        ("hf_hub and sk-learn, a hf_token", None, None),
+        ("Qwen/Qwen2.5-7B-Instruct", None, None),
+    ],
+)
+def test_secrets_are_known_by_their_form(text: str, told: str | None, kind: str | None) -> None:
+    assert masked(text) == (text if told is None else told)
+    assert secret_in(text) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("HF_TOKEN", "no-form-at-all", True),
+        ("WANDB_API_KEY", "0123456789", True),
+        ("AWS_SECRET_ACCESS_KEY", "0123456789", True),
+        ("mlflow_tracking_password", "0123456789", True),
+        ("HF_TOKEN", "short", False),
+        ("HF_TOKEN_PATH", "/home/me/token", False),
+        ("KEYBOARD", "0123456789", False),
+    ],
+)
+def test_values_of_the_environment_are_known_by_their_names(
+    name: str, value: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(secrets.os.environ, name, value)
+    assert masked(f"a {value} b") == ("a *** b" if known else f"a {value} b")
+    assert secret_in(value) == (f"the secret in {name}" if known else None)
+
+
+@pytest.mark.parametrize("place", ["token", "stored_tokens", "elsewhere"])
+def test_tokens_in_files_are_known(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = "[me]\nhf_token = formless-token\n" if place == "stored_tokens" else "formless-token\n"
+    (tmp_path / place).write_text(kept)
+    if place == "elsewhere":
+        monkeypatch.setitem(secrets.os.environ, "HF_TOKEN_PATH", str(tmp_path / place))
+    say("it is formless-token")
+    assert capsys.readouterr().err == "it is ***\n"
+    assert secret_in("a formless-token") == f"the secret in {tmp_path / place}"
