@@ -56,7 +56,7 @@ class Terminal:
     @contextmanager
     def meter(self, label: str, total: int) -> Iterator[Meter]:
         if sys.stderr.isatty():
-            with _bar() as progress:
+            with _bar(known=total > 0) as progress:
                 yield _Bar(progress, progress.add_task(label, total=total or None, figures=""))
         else:
             yield _PlainLines(label, total)
@@ -86,19 +86,18 @@ class _PlainLines:
             say(f"{self.label} {done}{total}  {figures}".rstrip())
 
 
-def _bar() -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar(*, known: bool) -> Progress:
+    """`known`: how many there are in all."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
-    return Progress(
-        TextColumn("{task.description} {task.completed}/{task.total}"),
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description} {task.completed}" + ("/{task.total}" if known else "")),
         BarColumn(bar_width=None),
-        TextColumn("{task.percentage:.0f}%  {task.fields[figures]}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("left"),
-        console=_rich(stderr=True),
-        transient=True,
-        expand=True,
-    )
+        TextColumn(("{task.percentage:.0f}%  " if known else "") + "{task.fields[figures]}"),
+    ]
+    if known:
+        columns += [TimeRemainingColumn(compact=True), TextColumn("left")]
+    return Progress(*columns, console=_rich(stderr=True), transient=True, expand=True)
 
 
 def _rich(*, stderr: bool) -> Console:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from ftcli.disk import write_json
 from ftcli.errors import FtcliError
@@ -21,6 +21,8 @@ IDEAL_ROWS = (500, 5000)
 
 # Faults that prepared.json holds, which every command reads; problems.jsonl holds all.
 MOST_PROBLEMS = 1000
+# A row's own words stand in it.
+LONGEST_REASON = 500
 
 # Share of answer tokens that may be lost to max_length without being asked.
 TRUNCATION_BUDGET = 0.01
@@ -87,6 +89,10 @@ class Prepared:
     pad_id: int
     problems: tuple[Fault, ...]
     """The first MOST_PROBLEMS of them (`read_problems`)."""
+    rows_cut: int = 0
+    """Rows used without the end of their answers, which data.max_length cut."""
+    cut: tuple[Fault, ...] = ()
+    """The first MOST_PROBLEMS of them."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`); empty in
     preparations of before they were kept."""
@@ -128,9 +134,11 @@ class Problems:
         self.first: list[Fault] = []
         self.count = 0
         self._path = None if folder is None else problems_file(folder)
+        self._file: TextIO | None = None
 
     def __enter__(self) -> Problems:
-        self._file = None if self._path is None else self._path.open("w", encoding="utf-8")
+        if self._path is not None:
+            self._file = self._path.open("w", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,8 +147,11 @@ class Problems:
             if not self.count:
                 self._path.unlink()
 
-    def add(self, fault: Fault) -> None:
+    def add(self, file: str, line: int, reason: str) -> None:
         self.count += 1
+        # Halves of characters, which a row may hold, can be written nowhere.
+        written = reason[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
+        fault = Fault(file, line, written)
         if len(self.first) < MOST_PROBLEMS:
             self.first.append(fault)
         if self._file is not None:
@@ -177,7 +188,8 @@ def load_prepared(folder: Path) -> Prepared | None:
             values[split] = SplitCounts(**values[split])
         values["longest"] = LongestRow(**values["longest"])
         values["stop_ids"] = tuple(values["stop_ids"])
-        values["problems"] = tuple(Fault(**fault) for fault in values["problems"])
+        for key in ("problems", "cut"):
+            values[key] = tuple(Fault(**fault) for fault in values.get(key, ()))
         return Prepared(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise FtcliError(

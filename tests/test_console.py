@@ -96,6 +96,35 @@ def test_a_terminal_gets_a_bar_and_colour(monkeypatch: pytest.MonkeyPatch) -> No
     assert screen.getvalue()[before:] == "\x1b[33mwarning: [bold] is not markup\x1b[0m\n"
 
 
+def test_a_count_without_a_known_end_is_told_as_it_goes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.monotonic()
+    monkeypatch.setattr(console.time, "monotonic", lambda: start + 20)
+    with Terminal().meter("read", 0) as meter:
+        monkeypatch.setattr(console.time, "monotonic", lambda: start + 40)
+        meter.update(7000, "350 rows/s")
+    assert capsys.readouterr().err == "read 7000  350 rows/s\n"
+    monkeypatch.setenv("TERM", "xterm")
+    screen = OnTerminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Terminal().meter("read", 0) as meter:
+        meter.update(7000, "350 rows/s")
+    assert "read 7000 " in screen.getvalue()
+    assert "350 rows/s" in screen.getvalue()
+    assert "None" not in screen.getvalue()
+    assert "%" not in screen.getvalue()
+
+
+def test_names_that_are_no_text_are_written_as_json_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    result_json({"file": "Größe-\udcff.yaml"})
+    assert json.loads(stdout.buffer.getvalue()) == {"file": "Größe-\udcff.yaml"}
+
+
 def test_columns_start_at_one_place(capsys: pytest.CaptureFixture[str]) -> None:
     table(["rows", "base", "tuned"], [["loss", "2.31", "0.4"], ["exact match", "0%", "61%"]])
     assert capsys.readouterr().out == (

@@ -7,6 +7,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+# Two of 10 million rows would be taken for one with a chance of 1 in 10^24.
+DIGEST_BYTES = 16
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -47,6 +50,11 @@ class Example:
         """The last answer, or the plain text."""
         return self.text if self.text is not None else self.messages[-1].content
 
+    @property
+    def characters(self) -> int:
+        """Length of all its contents."""
+        return len(self.text or "") + sum(len(message.content) for message in self.messages)
+
     def prompt_digest(self) -> bytes:
         """16 bytes that are equal when the prompts are equal (a plain text is its own prompt)."""
         return _digest([self.text] if self.text is not None else _turns(self.prompt))
@@ -62,4 +70,4 @@ def _turns(messages: tuple[Message, ...]) -> list[str]:
 
 def _digest(parts: list[str]) -> bytes:
     # JSON keeps the borders between parts, so that ("ab", "c") and ("a", "bc") differ.
-    return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
+    return hashlib.sha256(json.dumps(parts).encode()).digest()[:DIGEST_BYTES]

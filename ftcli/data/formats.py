@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from functools import lru_cache
 from itertools import chain
 
 from ftcli.data.example import Example, Message
-from ftcli.data.json_rows import json_kind
+from ftcli.data.json_rows import Number, json_kind
 from ftcli.data.row import Reject, Row
 from ftcli.data.turns import (
     TURN_KEYS,
@@ -41,6 +42,8 @@ TEXT_COLUMNS = ("text", "content")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 TOOL_COLUMNS = ("tools", "functions", "tool_calls", "function_call")
+# What their names begin with.
+PREFERENCE_COLUMNS = ("chosen", "rejected")
 # `label` as in TRL's unpaired preferences, `kto_tag` as in LLaMA-Factory's.
 VERDICT_COLUMNS = ("label", "kto_tag")
 # Columns that are half of the task in well-known data sets (dolly and SQuAD; labels, summaries).
@@ -121,7 +124,7 @@ def pin_system(data: Data, first: Row) -> Data:
 
 
 def fill(template: str, fields: Fields, key: str) -> str:
-    """The template with its columns' values, numbers and booleans written as in JSON.
+    """The template with its columns' values, numbers and booleans as the file has them.
 
     Raises RowError naming the recipe's `key` and the column.
     """
@@ -133,6 +136,8 @@ def fill(template: str, fields: Fields, key: str) -> str:
         if column not in fields and not column.isidentifier():
             raise RowError(f"{key}: no column {column}; write {{{{ where a brace is meant")
         found = _column(fields, column, key)
+        if isinstance(found, Number):
+            return found.written
         return json.dumps(found) if isinstance(found, (int, float)) else checked_text(found, column)
 
     return PLACEHOLDER.sub(value, template)
@@ -242,7 +247,9 @@ def _optional_text(fields: Fields, column: str) -> str:
 
 def _unsupported(fields: Fields) -> str | None:
     """Why data with these columns are not trained on: preferences, media, tools. None: they are."""
-    preference = [name for name in fields if name.startswith(("chosen", "rejected"))]
+    if not _suspicious(tuple(fields)):
+        return None
+    preference = [name for name in fields if name.startswith(PREFERENCE_COLUMNS)]
     both = {name[0] for name in preference} == {"c", "r"}
     verdicts = [name for name in VERDICT_COLUMNS if _is_verdict(fields, name)]
     shown = {
@@ -255,6 +262,13 @@ def _unsupported(fields: Fields) -> str | None:
             noun = "column" if len(columns) == 1 else "columns"
             return f"{what} ({noun} {_listed(columns)}) are not supported"
     return None
+
+
+@lru_cache
+def _suspicious(columns: tuple[str, ...]) -> bool:
+    """Whether values have to be looked at; a file's rows mostly have the same columns."""
+    known = {*VERDICT_COLUMNS, *MEDIA_COLUMNS, *TOOL_COLUMNS}
+    return any(name in known or name.startswith(PREFERENCE_COLUMNS) for name in columns)
 
 
 def _is_verdict(fields: Fields, column: str) -> bool:

@@ -40,7 +40,8 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
     try:
         yield from _array_rows(document_of(stream, file).decode("utf-8-sig"), file)
     except UnicodeDecodeError as error:
-        raise DataError("data_broken", _not_utf8(error), file=file) from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError("data_broken", _not_utf8(error), file=file, line=line) from error
     except json.JSONDecodeError as error:
         raise DataError("data_broken", _not_json(error), file=file, line=error.lineno) from error
     except RecursionError as error:

@@ -22,7 +22,8 @@ from ftcli.hub import hub_file, hub_files
 __all__ = ["Reject", "Row", "data_suffix", "read_rows", "train_files"]
 
 # In order of preference, where a hub data set offers the same rows in several formats.
-READERS: dict[str, Callable[[BinaryIO, str], Iterator[Row | Reject]]] = {
+Reader = Callable[[BinaryIO, str], Iterator[Row | Reject]]
+READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
     ".csv": read_csv,
@@ -46,7 +47,7 @@ def read_rows(source: str, base: Path) -> Iterator[Row | Reject]:
     if path.is_file():
         if suffix is None:
             raise DataError("data_suffix", f"not a kind of file that is read; {KINDS}", file=source)
-        return _read_file(path, suffix, source)
+        return read_file(path, READERS[suffix], source)
     if suffix is None and _looks_like_hub_id(source, base):
         return _read_hub(source, train_files(source, hub_files(source, repo_type="dataset")))
     raise DataError("data_missing", _what_is_there(path), file=source)
@@ -98,16 +99,23 @@ def _looks_like_hub_id(source: str, base: Path) -> bool:
 def _read_hub(repo: str, names: Iterable[str]) -> Iterator[Row | Reject]:
     for name in names:
         path = hub_file(repo, name, repo_type="dataset")
-        yield from _read_file(path, data_suffix(name) or "", f"{repo}/{name}")
+        yield from read_file(path, READERS[data_suffix(name) or ""], f"{repo}/{name}")
 
 
-def _read_file(path: Path, suffix: str, file: str) -> Iterator[Row | Reject]:
+def read_file(path: Path, reader: Reader, file: str) -> Iterator[Row | Reject]:
+    """A file's rows, as its reader finds them; `file` is its name for people.
+
+    Raises DataError, while reading: `data_cut`, `data_unreadable`, or what the reader raises.
+    """
+    last = 0
     try:
         with _open(path) as stream:
-            yield from READERS[suffix](stream, file)
+            for row in reader(stream, file):
+                last = row.origin.line
+                yield row
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         message = f"cut or damaged gzip file ({error}); copy it again"
-        raise DataError("data_cut", message, file=file) from error
+        raise DataError("data_cut", message, file=file, line=last + 1) from error
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}"
         raise DataError("data_unreadable", message, file=file) from error

@@ -2,22 +2,47 @@
 
 Rows with the same prompt stay on one side, so that nothing held out was seen in training. Groups
 stand in the order of a hash with the seed: the same rows in another order are split alike, and new
-rows leave most old ones where they were. Only digests are kept.
+rows leave most old ones where they were. Only digests are kept, 32 bytes a row.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ftcli.data.example import Example, Origin
+from ftcli.data.example import DIGEST_BYTES
 from ftcli.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Codes = NDArray[Any]
 
 Side = Literal["train", "validation", "test", "duplicate"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test", "duplicate")
+# Digests are compared as texts of C, which makes nothing of zeros at their end: all are as long.
+DIGEST = f"S{DIGEST_BYTES}"
+PAIR = [("whole", DIGEST), ("prompt", DIGEST)]
+
+
+class Digests:
+    """Digests of examples and of their prompts, in reading order."""
+
+    def __init__(self) -> None:
+        self._pairs = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._pairs) // (2 * DIGEST_BYTES)
+
+    def add(self, whole: bytes, prompt: bytes) -> None:
+        self._pairs += whole + prompt
+
+    def pairs(self) -> Codes:
+        """Records of `whole` and `prompt`, one an example."""
+        import numpy
+
+        return numpy.frombuffer(self._pairs, PAIR)
 
 
 @dataclass(frozen=True)
@@ -36,41 +61,52 @@ class Split:
         return self.codes.count(SIDES.index(side))
 
 
+class Prompts:
+    """The prompts of the rows on one side."""
+
+    def __init__(self, digests: Digests, split: Split, side: Side) -> None:
+        import numpy
+
+        wanted = numpy.frombuffer(split.codes, numpy.uint8) == SIDES.index(side)
+        self._sorted = numpy.unique(digests.pairs()["prompt"][wanted])
+
+    def __contains__(self, digest: bytes) -> bool:
+        place = int(self._sorted.searchsorted(digest))
+        return place < len(self._sorted) and self._sorted[place] == digest.rstrip(b"\0")
+
+
 def plan_split(
-    digests: Iterable[tuple[bytes, bytes]],
-    validation: float,
-    test: float,
-    seed: int,
-    deduplicate: bool,
+    digests: Digests, validation: float, test: float, seed: int, deduplicate: bool
 ) -> Split:
-    """Sides of the examples that are given as (digest, prompt digest) in reading order.
+    """Sides of the examples.
 
     `validation` and `test` are shares of the rows that are no duplicates (below 1) or numbers of
     rows. A side takes whole groups of one prompt that fit into that number, the smallest group
     when none does; so it is never empty while there are groups to spare, and training always
     keeps one. Raises DataError (`data_split`) when the numbers leave nothing to train on.
     """
-    prompts: list[bytes | None] = []
-    seen: set[bytes] = set()
-    for digest, prompt in digests:
-        prompts.append(None if digest in seen else prompt)
-        if deduplicate:
-            seen.add(digest)
-    sizes = Counter(prompt for prompt in prompts if prompt is not None)
-    held_out = _held_out(sizes, validation, test, seed)
-    sides = ("duplicate" if prompt is None else held_out.get(prompt, "train") for prompt in prompts)
-    return Split(bytes(SIDES.index(side) for side in sides))
+    import numpy
+
+    pairs = digests.pairs()
+    kept = numpy.ones(len(pairs), bool)
+    if deduplicate:
+        kept[:] = False
+        kept[numpy.unique(pairs["whole"], return_index=True)[1]] = True
+    codes = numpy.full(len(pairs), SIDES.index("duplicate"), numpy.uint8)
+    prompts, group_of_row, sizes = numpy.unique(
+        pairs["prompt"][kept], return_inverse=True, return_counts=True
+    )
+    codes[kept] = _sides_of_groups(prompts, sizes, validation, test, seed)[group_of_row]
+    return Split(codes.tobytes())
 
 
-def leaks(train_prompts: Set[bytes], examples: Iterable[Example]) -> list[Origin]:
-    """Where the examples of a validation or test file stand whose prompt is trained on too."""
-    return [example.origin for example in examples if example.prompt_digest() in train_prompts]
+def _sides_of_groups(
+    prompts: Codes, sizes: Codes, validation: float, test: float, seed: int
+) -> Codes:
+    """For each prompt the place of its side in SIDES."""
+    import numpy
 
-
-def _held_out(
-    sizes: Mapping[bytes, int], validation: float, test: float, seed: int
-) -> dict[bytes, Side]:
-    rows = sum(sizes.values())
+    rows = int(sizes.sum())
     validation_rows, test_rows = _rows(validation, rows), _rows(test, rows)
     if rows and validation_rows + test_rows >= rows:
         raise DataError(
@@ -78,30 +114,41 @@ def _held_out(
             f"data.validation ({validation}) and data.test ({test}) ask for "
             f"{validation_rows + test_rows:g} of {rows} rows, which leaves none to train on",
         )
-    order = sorted(sizes, key=lambda prompt: hashlib.sha256(b"%d:" % seed + prompt).digest())
-    # The test rows come first, so that another `validation` leaves them as they are.
-    kept_back = 2 if validation else 1
-    tested = _take(order, sizes, test_rows, len(order) - kept_back)
-    rest = [prompt for prompt in order if prompt not in tested]
-    validated = _take(rest, sizes, validation_rows, len(rest) - 1)
-    sides: dict[bytes, Side] = dict.fromkeys(tested, "test")
-    return sides | dict.fromkeys(validated, "validation")
+    codes = numpy.full(len(prompts), SIDES.index("train"), numpy.uint8)
+    if validation_rows or test_rows:
+        order = _hash_order(prompts, seed)
+        # The test rows come first, so that another `validation` leaves them as they are.
+        kept_back = 2 if validation else 1
+        codes[_taken(order, sizes, test_rows, len(order) - kept_back)] = SIDES.index("test")
+        rest = order[codes[order] == SIDES.index("train")]
+        codes[_taken(rest, sizes, validation_rows, len(rest) - 1)] = SIDES.index("validation")
+    return codes
 
 
 def _rows(share_or_count: float, rows: int) -> float:
     return share_or_count * rows if share_or_count < 1 else share_or_count
 
 
-def _take(
-    order: Sequence[bytes], sizes: Mapping[bytes, int], wanted_rows: float, most_groups: int
-) -> Set[bytes]:
+def _hash_order(prompts: Codes, seed: int) -> Codes:
+    """Numbers of the prompts, in the order of their hashes with the seed."""
+    import numpy
+
+    # numpy leaves out zeros at the end of what it gives back.
+    whole = (prompt.ljust(DIGEST_BYTES, b"\0") for prompt in prompts)
+    hashes = [hashlib.sha256(b"%d:" % seed + prompt).digest() for prompt in whole]
+    return numpy.array(hashes, "S32").argsort(kind="stable")
+
+
+def _taken(order: Codes, sizes: Codes, wanted_rows: float, most_groups: int) -> list[int]:
     """Groups from the front of `order` that fit into `wanted_rows`, or the smallest one."""
-    taken: set[bytes] = set()
+    taken: list[int] = []
     left_rows = round(wanted_rows)
-    for prompt in order:
-        if left_rows and len(taken) < most_groups and sizes[prompt] <= left_rows:
-            taken.add(prompt)
-            left_rows -= sizes[prompt]
+    for group in order:
+        if not left_rows or len(taken) >= most_groups:
+            break
+        if sizes[group] <= left_rows:
+            taken.append(int(group))
+            left_rows -= int(sizes[group])
     if wanted_rows and not taken and most_groups > 0:
-        taken.add(min(order, key=lambda prompt: sizes[prompt]))
+        taken.append(int(order[sizes[order].argmin()]))
     return taken

@@ -75,15 +75,15 @@ def _header(reader: Reader, file: str) -> list[str]:
     bad = bad_byte(names)
     if bad:
         raise DataError("data_broken", f"header: {bad}", file=file, line=line)
-    _refuse_repeated(names, file)
+    _refuse_repeated(names, file, line)
     return names
 
 
-def _refuse_repeated(names: Sequence[str], file: str) -> None:
+def _refuse_repeated(names: Sequence[str], file: str, line: int | None = None) -> None:
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:
         raise DataError(
-            "data_broken", f"columns that stand twice: {', '.join(repeated)}", file=file
+            "data_broken", f"columns that stand twice: {', '.join(repeated)}", file=file, line=line
         )
 
 

@@ -56,6 +56,7 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
         reporter.note(renderer.note)
     earlier = load_prepared(folder)
     if earlier is not None and earlier.fingerprint == mark:
+        _tell_cut(earlier, reporter)
         return earlier
     sides = find_sides(data, base, loaded.recipe.training.seed, reporter)
     with whole_folder(folder) as temporary:
@@ -65,6 +66,7 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
         _require_rows(prepared, data)
         _require_answers(prepared, data)
         save_prepared(prepared, temporary)
+    _tell_cut(prepared, reporter)
     return prepared
 
 
@@ -154,6 +156,8 @@ def _prepared(
         stop_ids=renderer.stop_ids,
         pad_id=renderer.pad_id,
         problems=tuple(tally.problems.first),
+        rows_cut=tally.cut.count,
+        cut=tuple(tally.cut.first),
         parts=fingerprint_parts(loaded, renderer),
     )
 
@@ -178,17 +182,37 @@ def _require_answers(prepared: Prepared, data: Data) -> None:
         raise DataError(
             "truncation",
             f"data.max_length {data.max_length} cuts {prepared.answer_tokens_lost} of "
-            f"{prepared.answer_tokens} answer tokens ({share:.1%}); raise it, shorten the rows, or "
-            "set data.allow_truncation: true",
+            f"{prepared.answer_tokens} answer tokens ({share:.1%}){_rows_cut(prepared)}; raise it, "
+            "shorten the rows, or set data.allow_truncation: true",
             file=longest.file,
             line=longest.line,
         )
 
 
+def _rows_cut(prepared: Prepared) -> str:
+    """`, the ends of 7 answers: rows.jsonl:4, …`, or nothing."""
+    if not prepared.rows_cut:
+        return ""
+    named = ", ".join(f"{row.file}:{row.line}" for row in prepared.cut[:NAMED])
+    more = ", …" if prepared.rows_cut > NAMED else ""
+    return f", the ends of {prepared.rows_cut} answers: {named}{more}"
+
+
+def _tell_cut(prepared: Prepared, reporter: Reporter) -> None:
+    if prepared.rows_cut:
+        reporter.note(
+            f"note: data.max_length {prepared.max_length} cuts {prepared.answer_tokens_lost} "
+            f"answer tokens{_rows_cut(prepared)}"
+        )
+
+
 def encode_file(
-    source: str, loaded: Loaded, run: RunFolder, prepared: Prepared
+    source: str, loaded: Loaded, run: RunFolder, prepared: Prepared, reporter: Reporter
 ) -> list[dict[str, Any]]:
-    """Rows of a further file, rendered as the run's own; raises DataError when none can be."""
+    """Rows of a further file, rendered as the run's own; says which are left out.
+
+    Raises DataError when none can be used.
+    """
     renderer = contract_of(loaded, run, prepared).renderer
     data = loaded.recipe.data.model_copy(update={"system": prepared.system})
     items: Iterator[Item] = (
@@ -203,4 +227,8 @@ def encode_file(
             rows.append(record(row, item[0]))
     if not rows and tally.problems.count:
         raise DataError("data_empty", f"no row can be used: {tally.problems.first[0]}", file=source)
+    if tally.problems.count:
+        named = " · ".join(str(fault) for fault in tally.problems.first[:NAMED])
+        more = " · …" if tally.problems.count > NAMED else ""
+        reporter.warn(f"{tally.problems.count} rows are left out: {named}{more}")
     return rows

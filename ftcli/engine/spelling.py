@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 # The last two planes of Unicode are for private use: one character for each added token.
@@ -16,6 +16,10 @@ FIRST_STAND_IN = 0xF0000
 BORDER = "\U0010fffd"
 STAND_INS = re.compile("[\U000f0000-\U0010ffff]")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+# Tokens between a control token and the answer, such as `assistant` and a line feed.
+MOST_BETWEEN = 12
+MOST_TAILS = 100
 
 Span = tuple[int, int]
 
@@ -58,10 +62,52 @@ class Speller:
                 raise CannotSpellError
         return tokens
 
+    def encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        """Of each text what `tokens` makes of it alone, all at once and on all cores."""
+        backend = self.tokenizer.backend_tokenizer
+        # As transformers sets it before each call.
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return list(backend.encode_batch(list(texts), add_special_tokens=False))
+
+    def tokens_before(self, border: int, text: str, whole: Encoding) -> int | None:
+        """How many tokens of a text's encoding are those of text[:border] encoded alone.
+
+        Known where a control token stands shortly before the border: texts are cut at these before
+        all else, so that what comes before one does not change what follows (tokenizers,
+        `added_vocabulary.rs`). None: not known, or the two differ.
+        """
+        last = whole.char_to_token(border - 1) if border else None
+        if last is None or _end(whole, last) != border:
+            return None
+        ids = whole.ids
+        for place in range(last, max(last - MOST_BETWEEN, -1), -1):
+            if ids[place] in self._cutting:
+                tail = text[_end(whole, place) : border]
+                alone = self._behind(ids[place], tail)
+                return last + 1 if ids[place + 1 : last + 1] == alone else None
+        return None
+
+    def _behind(self, control: int, tail: str) -> list[int] | None:
+        """Ids of a text that follows a control token and ends there; the template's own are few."""
+        if (control, tail) not in self._tails:
+            if len(self._tails) == MOST_TAILS:
+                return None
+            first, *rest = self.encodings([self._cutting[control] + tail])[0].ids
+            self._tails[control, tail] = rest if first == control else None
+        return self._tails[control, tail]
+
     @cached_property
     def added_text(self) -> re.Pattern[str]:
         """Text of any added token but white space (Gemma has tokens of line feeds)."""
         return re.compile(any_of(self._stand_ins))
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of the added tokens that are marked as special."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return frozenset(id_ for id_, token in added if token.special)
 
     @cached_property
     def special_text(self) -> re.Pattern[str]:
@@ -69,10 +115,13 @@ class Speller:
         added = self.tokenizer.added_tokens_decoder.values()
         return re.compile(any_of(t.content for t in added if t.special and t.content.strip()))
 
+    def count_specials(self, text: str) -> int:
+        """How often the text of a special token stands in a text."""
+        return len(self.special_text.findall(text))
+
     def _whole(self, text: str) -> list[Token]:
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
-        return [Token(id_, *span) for id_, span in pairs]
+        (encoding,) = self.encodings([text])
+        return tokens_of(encoding)
 
     def _spell(self, text: str, forged: Sequence[Span], start: int) -> list[Token]:
         """One pass over the text, in which the true control tokens go by other names."""
@@ -128,8 +177,36 @@ class Speller:
         }
 
     @cached_property
+    def _cutting(self) -> dict[int, str]:
+        """Control tokens that take nothing from the text beside them, and are told as it stands."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {
+            id_: token.content
+            for id_, token in added
+            if token.special
+            and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+        }
+
+    @cached_property
+    def _tails(self) -> dict[tuple[int, str], list[int] | None]:
+        return {}
+
+    @cached_property
     def _added(self) -> frozenset[int]:
         return frozenset(self.tokenizer.added_tokens_decoder)
+
+
+def _end(encoding: Encoding, place: int) -> int:
+    """The character behind a token."""
+    span = encoding.token_to_chars(place)
+    assert span is not None
+    return span[1]
+
+
+def tokens_of(encoding: Encoding) -> list[Token]:
+    """Tokens of one text."""
+    spans = zip(encoding.ids, encoding.offsets, strict=True)
+    return [Token(id_, *span) for id_, span in spans]
 
 
 def any_of(words: Iterable[str]) -> str:

@@ -36,6 +36,7 @@ from ftcli.recipe.section import (
     Rate,
     Section,
     Share,
+    require_regex,
 )
 
 __all__ = [
@@ -124,7 +125,7 @@ class Data(Section):
     allow_truncation: bool = False
     """Go on when more than 1% of the answer tokens are lost to `max_length`."""
     allow_leaks: bool = False
-    """Go on when a prompt of a validation or test file is in the training rows too."""
+    """Go on when a prompt of a validation or test file is trained on, or held out twice."""
     template: str | None = None
     """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
     file, or the Jinja text itself; none: the model's, or plain where it has none."""
@@ -152,7 +153,7 @@ class Data(Section):
 class Training(Section):
     """How the training runs."""
 
-    epochs: Positive = 3.0
+    epochs: Annotated[float, Field(gt=0, le=10_000), NO_BOOLEAN] = 3.0
     """Passes over the training rows."""
     max_steps: PositiveCount | None = None
     """Stop after this many optimizer steps, whatever `epochs` says."""
@@ -226,10 +227,7 @@ class RegexFormat(Section):
     @field_validator("pattern")
     @classmethod
     def pattern_compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from error
+        require_regex(value)
         return value
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, assert_never, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from ftcli.recipe.section import CountFromZero, Positive, PositiveCount, Section, Share
+from ftcli.recipe.section import (
+    CountFromZero,
+    Positive,
+    PositiveCount,
+    Section,
+    Share,
+    require_regex,
+)
 
 NamesOfModules = Annotated[list[str], Field(min_length=1)]
 
@@ -46,10 +52,7 @@ class LoraKeys(Section):
     @classmethod
     def rank_pattern_compiles(cls, value: dict[str, int]) -> dict[str, int]:
         for key in value:
-            try:
-                re.compile(key)
-            except re.error as error:
-                raise ValueError(f"{key}: not a regular expression: {error}") from error
+            require_regex(key, f"{key[:60]}: ")
         return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,14 +15,26 @@ def _no_boolean(value: object) -> object:
     return value
 
 
+# Above it neither NumPy takes a seed, nor Arrow a row's length.
+LARGEST = 2**31 - 1
+
 # Limits stand before the validator: behind it, pydantic leaves them out of the JSON Schema.
 NO_BOOLEAN = BeforeValidator(_no_boolean)
-PositiveCount = Annotated[int, Field(ge=1), NO_BOOLEAN]
-CountFromZero = Annotated[int, Field(ge=0), NO_BOOLEAN]
+PositiveCount = Annotated[int, Field(ge=1, le=LARGEST), NO_BOOLEAN]
+CountFromZero = Annotated[int, Field(ge=0, le=LARGEST), NO_BOOLEAN]
 Positive = Annotated[float, Field(gt=0), NO_BOOLEAN]
 NotNegative = Annotated[float, Field(ge=0), NO_BOOLEAN]
 Share = Annotated[float, Field(ge=0, lt=1), NO_BOOLEAN]
 Rate = Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN]
+
+
+def require_regex(pattern: str, before: str = "") -> None:
+    """Raises ValueError, with some words before it, where Python does not take the expression."""
+    try:
+        re.compile(pattern)
+    # The last two: parentheses in parentheses without end, and numbers of repeats.
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{before}not a regular expression: {error}") from error
 
 
 class Section(BaseModel):

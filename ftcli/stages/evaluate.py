@@ -76,7 +76,7 @@ def evaluate_run(
         require_as_trained(opened, with_base=with_base)
         report = json.loads(stored.read_text(encoding="utf-8"))
         return EvalResult(opened.run.path, report, stored=True, scored=_read_scored(row_by_row))
-    rows = _rows(opened, data, split, limit)
+    rows = _rows(opened, data, split, limit, reporter)
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
     sides = _sides(opened, rows, with_base, reporter)
@@ -120,14 +120,17 @@ def _key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _rows(opened: OpenRun, data: Path | None, split: Split, limit: int | None) -> Rows:
+def _rows(
+    opened: OpenRun, data: Path | None, split: Split, limit: int | None, reporter: Reporter
+) -> Rows:
     from ftcli.engine.encode import encode_file
     from ftcli.engine.rows import read_split
 
     if data is None:
         rows: Rows = read_split(opened.run.data, split).to_pylist()
     else:
-        rows = encode_file(str(data.absolute()), opened.loaded, opened.run, opened.prepared)
+        source = str(data.absolute())
+        rows = encode_file(source, opened.loaded, opened.run, opened.prepared, reporter)
     for row in rows:
         row["messages"] = [Message(*turn) for turn in json.loads(row["messages"])]
     return rows[:limit]

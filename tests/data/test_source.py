@@ -137,7 +137,7 @@ def test_json_elements_that_are_no_objects_are_rejects(tmp_path: Path) -> None:
         (b'[{"a": 1}\n {"a": 2}]', "bad.json:2: not JSON: Expecting ',' delimiter at column 2"),
         (b'[{"a": 1}]\n[{"a": 2}]', "bad.json:2: not JSON: Extra data at column 1"),
         (b'{"data": [{}]}\n{"data": [{}]}', "bad.json:2: not JSON: Extra data at column 1"),
-        (b'[{"a": "\xe9"}]', "bad.json: not UTF-8: byte 0xe9 at position 9"),
+        (b'[{"a": "\xe9"}]', "bad.json:1: not UTF-8: byte 0xe9 at position 9"),
         (b'[{"a": ' + b"[" * 100_000, "bad.json: nested too deeply"),
         (
             b'{\n "train": [{"a": 1}]\n}',
@@ -185,7 +185,7 @@ def test_csv_rows_that_cannot_be_read_are_rejects(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'a,b\n1,2\n"open,2\n3,4\n', "bad.csv:3: a quote that opens in this row is never closed"),
-        (b"a,b,a\n1,2,3\n", "bad.csv: columns that stand twice: a"),
+        (b"a,b,a\n1,2,3\n", "bad.csv:1: columns that stand twice: a"),
         (b"\xff\xfea\x00", "bad.csv:1: header: not UTF-8: byte 0xff; save it as UTF-8"),
     ],
 )
@@ -254,10 +254,10 @@ def test_gzip(tmp_path: Path, name: str, content: bytes) -> None:
 def test_a_cut_gzip_file_is_an_error(tmp_path: Path) -> None:
     content = gzip.compress(b'{"a": 1}\n' * 1000)[:-20]
     error = error_of(tmp_path, "cut.jsonl.gz", content)
-    assert (error.code, str(error)) == (
-        "data_cut",
-        "cut.jsonl.gz: cut or damaged gzip file (Compressed file ended before the end-of-stream "
-        "marker was reached); copy it again",
+    assert (error.code, 1 < (error.line or 0) <= 1000) == ("data_cut", True)
+    assert error.message == (
+        "cut or damaged gzip file (Compressed file ended before the end-of-stream marker was "
+        "reached); copy it again"
     )
 
 

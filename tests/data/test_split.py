@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.data.example import Example, Message, Origin
-from ftcli.data.split import Split, leaks, plan_split
+from ftcli.data.split import Digests, Prompts, Split, plan_split
 from ftcli.errors import DataError
 
 
@@ -23,7 +25,9 @@ def split_of(
     seed: int = 0,
     deduplicate: bool = True,
 ) -> Split:
-    digests = ((row.digest(), row.prompt_digest()) for row in examples)
+    digests = Digests()
+    for row in examples:
+        digests.add(row.digest(), row.prompt_digest())
     return plan_split(digests, validation, test, seed, deduplicate)
 
 
@@ -139,7 +143,56 @@ def sides_by_prompt(examples: list[Example], split: Split) -> dict[bytes, set[st
     return sides
 
 
-def test_leaks_are_prompts_of_a_file_that_are_trained_on() -> None:
-    trained = {example("a", "x").prompt_digest()}
-    held_out = [example("a", "y", line=1), example("b", "x", line=2), example("a", "x", line=3)]
-    assert [str(origin) for origin in leaks(trained, held_out)] == ["shop.jsonl:1", "shop.jsonl:3"]
+zeros = st.lists(st.sampled_from([0, 1, 255]), min_size=2, max_size=2).map(
+    lambda end: bytes(14) + bytes(end)
+)
+
+
+@given(pairs=st.lists(st.tuples(zeros, zeros), max_size=30), deduplicate=st.booleans())
+def test_digests_that_end_in_zeros_are_told_apart(
+    pairs: list[tuple[bytes, bytes]], deduplicate: bool
+) -> None:
+    """numpy takes bytes for texts, and leaves zeros at their end out."""
+    digests = Digests()
+    for whole, prompt in pairs:
+        digests.add(whole, prompt)
+    split = plan_split(digests, 0, 0, 0, deduplicate)
+    seen: set[bytes] = set()
+    kept = []
+    for number, (whole, prompt) in enumerate(pairs):
+        first = whole not in seen or not deduplicate
+        assert split.side(number) == ("train" if first else "duplicate")
+        kept += [prompt] if first else []
+        seen.add(whole)
+    prompts = Prompts(digests, split, "train")
+    for prompt in {bytes(14) + bytes([a, b]) for a in (0, 1, 255) for b in (0, 1, 255)}:
+        assert (prompt in prompts) == (prompt in kept)
+
+
+@given(rows=ROWS, validation=SHARE, test=SHARE, seed=st.integers(0, 9))
+def test_groups_are_taken_in_the_order_of_their_hashes(
+    rows: list[tuple[str, str]], validation: float, test: float, seed: int
+) -> None:
+    """One after the other, by hand."""
+    examples = [example(prompt, answer) for prompt, answer in dict.fromkeys(rows)]
+    sizes = Counter(row.prompt_digest() for row in examples)
+    order = sorted(sizes, key=lambda prompt: hashlib.sha256(b"%d:" % seed + prompt).digest())
+    sides = dict.fromkeys(order, "train")
+
+    def take(side: str, share: float, kept_back: int) -> None:
+        rest = [prompt for prompt in order if sides[prompt] == "train"]
+        left, most = round(share * len(examples)), len(rest) - kept_back
+        taken: list[bytes] = []
+        for prompt in rest:
+            if left and len(taken) < most and sizes[prompt] <= left:
+                taken.append(prompt)
+                left -= sizes[prompt]
+        if share and not taken and most > 0:
+            taken = [min(rest, key=lambda prompt: sizes[prompt])]
+        sides.update(dict.fromkeys(taken, side))
+
+    take("test", test, 2 if validation else 1)
+    take("validation", validation, 1)
+    split = split_of(examples, validation, test, seed)
+    found = [split.side(number) for number in range(len(examples))]
+    assert found == [sides[row.prompt_digest()] for row in examples]

@@ -20,7 +20,7 @@ from ftcli.loading import load_recipe
 from ftcli.metrics.general_text import general_text
 from ftcli.metrics.likelihood import Scored
 from ftcli.plan import make_plan, profile_of
-from ftcli.prepared import SPLITS, load_prepared, split_file
+from ftcli.prepared import SPLITS, load_prepared, problems_file, split_file
 from ftcli.shapes import model_source
 from ftcli.stages.compare.record import Side
 from ftcli.stages.evaluate import EvalResult, evaluate_run
@@ -141,6 +141,7 @@ def share_data(prepared: RunFolder, run: RunFolder) -> None:
     if run.read_manifest() or wanted is None or there == wanted:
         return
     names = ["prepared.json", *(split_file(prepared.data, split).name for split in SPLITS)]
+    names += [file.name for file in [problems_file(prepared.data)] if file.is_file()]
     with whole_folder(run.data) as temporary:
         for name in names:
             _link(prepared.data / name, temporary / name)

@@ -1,0 +1,84 @@
+"""Files that are prepared with the tiny model, and what becomes of their rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from ftcli.console import Terminal
+from ftcli.engine.encode import prepare
+from ftcli.engine.model import load_renderer
+from ftcli.engine.rendering import IGNORED, Renderer
+from ftcli.engine.rows import read_split
+from ftcli.loading import Loaded
+from ftcli.prepared import SPLITS, Prepared, read_problems
+from ftcli.recipe import Recipe
+
+Turns = list[list[str]]
+
+
+@dataclass
+class Bench:
+    """Prepares files of a folder with the tiny model."""
+
+    folder: Path
+    model: Path
+    renderer: Renderer
+    numbers: Iterator[int]
+
+    def prepare(self, **data: Any) -> Outcome:
+        keys = {"name": "rows", "model": {"id": str(self.model)}, "method": {"mode": "lora"}}
+        keys["data"] = {"validation": 0, "max_length": 2048, **data}
+        loaded = Loaded(Recipe.model_validate(keys), self.folder / "rows.yaml", self.folder)
+        there = self.folder / f"data-{next(self.numbers)}"
+        return Outcome(prepare(loaded, self.renderer, there, Terminal()), there, self.renderer)
+
+    def of(self, name: str, content: bytes | str, **data: Any) -> Outcome:
+        """What becomes of one file, all of it for training."""
+        (self.folder / name).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
+        return self.prepare(train=name, **data)
+
+
+@dataclass
+class Outcome:
+    prepared: Prepared
+    folder: Path
+    renderer: Renderer
+
+    def rows(self) -> list[tuple[int, Turns]]:
+        """Line and turns of the rows to train on."""
+        rows = read_split(self.folder, "train").select(["line", "messages"]).to_pylist()
+        return [(row["line"], json.loads(row["messages"])) for row in rows]
+
+    def trained(self) -> list[str]:
+        """What the labels of each row say."""
+        rows = read_split(self.folder, "train").column("labels").to_pylist()
+        decode = self.renderer.tokenizer.decode
+        return [decode([label for label in row if label != IGNORED]) for row in rows]
+
+    def problems(self) -> dict[int, str]:
+        return {fault.line: fault.reason for fault in read_problems(self.prepared, self.folder)}
+
+    def require_sum(self) -> None:
+        """Read = accepted + rejected + duplicates, and each reject is named."""
+        p = self.prepared
+        assert p.rows_read == p.rows_accepted + p.rows_rejected + p.duplicates
+        assert p.rows_rejected == len(list(read_problems(p, self.folder)))
+        assert p.rows_accepted == sum(read_split(self.folder, split).num_rows for split in SPLITS)
+
+
+def bench_in(folder: Path, model: Path) -> Bench:
+    keys = {"name": "rows", "model": {"id": str(model)}, "method": {"mode": "lora"}}
+    recipe = Recipe.model_validate(keys | {"data": {"train": "none.jsonl"}})
+    loaded = Loaded(recipe, folder / "rows.yaml", folder)
+    return Bench(folder, model, load_renderer(loaded, str(model)), count())
+
+
+def asked(prompt: str, completion: str) -> Turns:
+    return [["user", prompt], ["assistant", completion]]
