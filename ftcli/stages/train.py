@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli import __version__
 from ftcli.artifacts import RunFolder, free_folder, runs_at
 from ftcli.console import Reporter
-from ftcli.disk import sha256_file, whole_folder, write_json, write_text
-from ftcli.errors import ModelError
+from ftcli.disk import whole_folder
 from ftcli.hardware import Hardware
-from ftcli.loading import Loaded, differences, dump_recipe, load_recipe, resolved
+from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
-from ftcli.recipe import Full, Prefix, Recipe
-from ftcli.stages.card import model_card
-from ftcli.stages.memory_record import memory_record
+from ftcli.recipe import Full, Recipe
+from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.resuming import drop_leftovers, in_words, require_room, resume_point
+from ftcli.stages.run_record import begin, end, record_memory, report_of
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
 from ftcli.stopping import StopSignals
 from ftcli.weights import base_fingerprint
@@ -37,8 +32,6 @@ if TYPE_CHECKING:
     from ftcli.engine.memory import StepMemory
     from ftcli.engine.trainer import FtcliTrainer
     from ftcli.engine.training import Outcome
-
-PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -68,34 +61,6 @@ class DryRun:
     def as_json(self) -> dict[str, Any]:
         names = dict(self.their_names)
         return {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything a training needs, decided."""
-
-    scene: Scene
-    run: RunFolder
-    prepared: Prepared
-    plan: Plan
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.scene.loaded.recipe
-
-    @property
-    def parent_adapter(self) -> Path | None:
-        """Where the weights of another run's adapter are; a prefix goes on by the network that
-        makes it, which its checkpoints hold."""
-        parent = self.scene.parent
-        if parent is None or not parent.run.adapter.is_dir():
-            return None
-        method = parent.loaded.recipe.method
-        if isinstance(method, Prefix) and method.projection:
-            best = parent.run.read_manifest()["result"]["best_step"]
-            steps = parent.run.steps_saved()
-            return parent.run.checkpoint(best or steps[-1]) if steps else parent.run.adapter
-        return parent.run.adapter
 
 
 def train_recipe(
@@ -164,7 +129,7 @@ def _finished(run: RunFolder, loaded: Loaded, reporter: Reporter) -> TrainResult
     return TrainResult(run, run.read_manifest()["result"], already=True)
 
 
-def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> _Job:
+def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:
     from ftcli.engine.encode import prepare
     from ftcli.engine.endings import require_ends
 
@@ -172,7 +137,7 @@ def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> _Job:
     require_ends(run.data, prepared, scene.renderer)
     recipe = _as_begun(scene.loaded.recipe, run)
     plan = make_plan(recipe, scene.shape, profile_of(prepared), scene.hardware)
-    return _Job(scene, run, prepared, plan)
+    return Job(scene, run, prepared, plan)
 
 
 def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
@@ -189,7 +154,7 @@ def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
 
 
-def _train(job: _Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
+def _train(job: Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
     started = time.monotonic()
     run, plan, recipe = job.run, job.plan, job.recipe
     _announce(job, reporter)
@@ -216,16 +181,16 @@ def _train(job: _Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
         trainer = _build(job, setup)
         start = Start(checkpoint, stops)
         outcome = train(trainer, recipe.training, plan, start, memory, reporter)
-    _record_memory(job, memory)
+    record_memory(job, memory)
     if outcome.signal_number is not None:
         raise KeyboardInterrupt
     report = _save(job, setup, trainer, outcome, memory, reporter)
-    _end(job, report | {"seconds": time.monotonic() - started})
+    end(job, report | {"seconds": time.monotonic() - started})
     return TrainResult(run, run.read_manifest()["result"])
 
 
 def _save(
-    job: _Job,
+    job: Job,
     setup: Setup,
     trainer: FtcliTrainer,
     outcome: Outcome,
@@ -243,10 +208,10 @@ def _save(
         save_trained(trainer, setup, temporary)
     _drop_if_empty(run.path / "logs")
     figures = {"trained_parameters": trained, "peak_memory_bytes": memory.process_peak_bytes()}
-    return _report(job, outcome, figures) | asdict(measure_stop_rate(trainer, setup, reporter))
+    return report_of(job, outcome, figures) | asdict(measure_stop_rate(trainer, setup, reporter))
 
 
-def _build(job: _Job, setup: Setup) -> FtcliTrainer:
+def _build(job: Job, setup: Setup) -> FtcliTrainer:
     """The trainer, on the base that this run and its parent began with; a new run begins here."""
     from ftcli.engine.building import build_trainer
     from ftcli.engine.contract import proven_base, settle_contract
@@ -257,31 +222,14 @@ def _build(job: _Job, setup: Setup) -> FtcliTrainer:
     if scene.parent is not None and job.parent_adapter is not None:
         bound.append(scene.parent.run)
     with proven_base(bound, scene.source, revision):
-        _begin(job)
+        begin(job)
         trainer = build_trainer(setup, run)
     base = base_fingerprint(scene.source, revision)
     settle_contract(run, scene.renderer, job.prepared, base, begun=begun)
     return trainer
 
 
-def _report(job: _Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "state": "finished",
-        "steps": outcome.steps,
-        "train_loss": outcome.train_loss,
-        "eval_loss": outcome.eval_loss,
-        "first_eval_loss": outcome.first_eval_loss,
-        "best_step": outcome.best_step,
-        "tokens_per_second": outcome.tokens_per_second,
-        "total_parameters": job.scene.shape.parameters,
-        # The weights alone: the tokenizer beside them is that of the base.
-        "saved_bytes": sum(f.stat().st_size for f in job.run.trained().glob("*.safetensors")),
-        "training_seconds": outcome.seconds,
-        **figures,
-    }
-
-
-def _announce(job: _Job, reporter: Reporter) -> None:
+def _announce(job: Job, reporter: Reporter) -> None:
     reporter.note(f"plan   {job.plan.headline()}")
     if job.plan.precision.value == "pure-bf16":
         reporter.warn(
@@ -290,54 +238,7 @@ def _announce(job: _Job, reporter: Reporter) -> None:
         )
 
 
-def _begin(job: _Job) -> None:
-    """Write what the run is before its first step, so that it can be resumed."""
-    run = job.run
-    if run.read_manifest():
-        run.update_manifest(state="training")
-        return
-    scene = job.scene
-    write_text(run.recipe, dump_recipe(resolved(scene.loaded)))
-    write_json(run.plan, job.plan.as_json())
-    run.update_manifest(
-        state="training",
-        run_id=uuid.uuid4().hex,
-        recipe=str(scene.loaded.path.absolute()),
-        parent=str(scene.parent.run.path) if scene.parent else None,
-        data=job.prepared.fingerprint,
-        seed=job.recipe.training.seed,
-        hardware={"name": scene.hardware.name, "memory_bytes": scene.hardware.memory_bytes},
-        versions={
-            "ftcli": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in PACKAGES},
-        },
-        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )
-
-
-def _record_memory(job: _Job, measured: StepMemory) -> None:
-    """Estimated and measured, side by side in run.json; of several sittings the greatest."""
-    record = memory_record(job.scene, job.plan, measured)
-    earlier = job.run.read_manifest().get("memory", {})
-    job.run.update_manifest(memory=record.or_greater(earlier).as_json())
-
-
 def _drop_if_empty(folder: Path) -> None:
     """Trainer makes a folder for trackers, whether there are any or not."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _end(job: _Job, report: dict[str, Any]) -> None:
-    run = job.run
-    weights = sorted(run.trained().glob("*.safetensors"))
-    if not weights:
-        raise ModelError("save", f"{run.trained()} holds no weights after saving")
-    write_text(run.card, model_card(job.scene.loaded, job.prepared, job.plan, report))
-    run.update_manifest(
-        state="finished",
-        result=report,
-        weights={file.name: sha256_file(file) for file in weights},
-        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )

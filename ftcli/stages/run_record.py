@@ -1,0 +1,90 @@
+"""What a run says of itself in run.json, recipe.yaml, plan.json and its card."""
+
+from __future__ import annotations
+
+import platform
+import time
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ftcli import __version__
+from ftcli.disk import sha256_file, write_json, write_text
+from ftcli.errors import ModelError
+from ftcli.loading import dump_recipe, resolved
+from ftcli.stages.card import model_card
+from ftcli.stages.job import Job
+from ftcli.stages.memory_record import memory_record
+
+if TYPE_CHECKING:
+    from ftcli.engine.memory import StepMemory
+    from ftcli.engine.training import Outcome
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+
+
+def begin(job: Job) -> None:
+    """Write what the run is before its first step, so that it can be resumed."""
+    run = job.run
+    if run.read_manifest():
+        run.update_manifest(state="training")
+        return
+    scene = job.scene
+    write_text(run.recipe, dump_recipe(resolved(scene.loaded)))
+    write_json(run.plan, job.plan.as_json())
+    run.update_manifest(
+        state="training",
+        run_id=uuid.uuid4().hex,
+        recipe=str(scene.loaded.path.absolute()),
+        parent=str(scene.parent.run.path) if scene.parent else None,
+        data=job.prepared.fingerprint,
+        seed=job.recipe.training.seed,
+        hardware={"name": scene.hardware.name, "memory_bytes": scene.hardware.memory_bytes},
+        versions={
+            "ftcli": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+
+
+def record_memory(job: Job, measured: StepMemory) -> None:
+    """Estimated and measured, side by side in run.json; of several sittings the greatest."""
+    record = memory_record(job.scene, job.plan, measured)
+    earlier = job.run.read_manifest().get("memory", {})
+    job.run.update_manifest(memory=record.or_greater(earlier).as_json())
+
+
+def report_of(job: Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str, Any]:
+    """What the training came to, as `ftcli train --json` prints it."""
+    return {
+        "state": "finished",
+        "steps": outcome.steps,
+        "train_loss": outcome.train_loss,
+        "eval_loss": outcome.eval_loss,
+        "first_eval_loss": outcome.first_eval_loss,
+        "best_step": outcome.best_step,
+        "tokens_per_second": outcome.tokens_per_second,
+        "total_parameters": job.scene.shape.parameters,
+        # The weights alone: the tokenizer beside them is that of the base.
+        "saved_bytes": sum(f.stat().st_size for f in job.run.trained().glob("*.safetensors")),
+        "training_seconds": outcome.seconds,
+        **figures,
+    }
+
+
+def end(job: Job, report: dict[str, Any]) -> None:
+    """The run is finished; raises ModelError where no weights were saved."""
+    run = job.run
+    weights = sorted(run.trained().glob("*.safetensors"))
+    if not weights:
+        raise ModelError("save", f"{run.trained()} holds no weights after saving")
+    write_text(run.card, model_card(job.scene.loaded, job.prepared, job.plan, report))
+    run.update_manifest(
+        state="finished",
+        result=report,
+        weights={file.name: sha256_file(file) for file in weights},
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
