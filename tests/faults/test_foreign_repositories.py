@@ -74,6 +74,7 @@ def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_repository_of_pickles_or_with_an_adapter_is_refused_before_it_is_fetched(
     tmp_path: Path, tiny_model: Path, observed: Observed
 ) -> None:

@@ -74,7 +74,11 @@ def report_of(folder: Path, text: str, *flags: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("flags", [(), ("-n", "2", "--dist", "load")], ids=["alone", "workers"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), pytest.param(("-n", "2", "--dist", "load"), marks=pytest.mark.slow)],
+    ids=["alone", "workers"],
+)
 def test_outcomes_and_what_was_seen(flags: tuple[str, ...], tmp_path: Path, script: Any) -> None:
     report = report_of(tmp_path, TESTS, *flags)
     assert report["broken"] == []

@@ -112,6 +112,7 @@ def commands(home: Path, complete: bool) -> list[tuple[int, list[str]]]:
     ]
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Observed) -> None:
     environment = {
         **PLANTED,

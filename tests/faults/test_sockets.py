@@ -32,6 +32,7 @@ def all_commands(folder: Path) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(30, 31)
 @pytest.mark.skipif(not can_be_sealed(), reason="needs seccomp (Linux on x86-64 or arm64)")
 def test_no_command_opens_a_socket_for_a_local_folder(
@@ -77,6 +78,7 @@ def silent_hub() -> Iterator[tuple[str, list[int]]]:
         connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(31)
 def test_a_hub_that_falls_silent_hinders_neither_a_training_nor_its_saves(
     tmp_path: Path, tiny_model: Path, observed: Observed
