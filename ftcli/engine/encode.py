@@ -21,7 +21,7 @@ from ftcli.disk import sha256_file, whole_folder
 from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.contract import contract_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer
-from ftcli.engine.rows import read_split, record
+from ftcli.engine.rows import first_rows, record
 from ftcli.engine.tokenising import Tally, changed, tokenise
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
@@ -118,7 +118,7 @@ def _file_digest(source: str, base: Path) -> str:
 
 def preview(folder: Path, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
     """The first training rows as pieces of text, each with whether it is trained on."""
-    for row in read_split(folder, "train").slice(0, count).to_pylist():
+    for row in first_rows(folder, "train", count):
         yield pieces(renderer, Encoded(row["input_ids"], row["labels"], row["prompt_tokens"]))
 
 

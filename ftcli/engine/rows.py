@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,10 @@ def read_split(folder: Path, split: Split) -> pa.Table:
             file=str(file),
         ) from error
     return rows
+
+
+def first_rows(folder: Path, split: Split, count: int) -> Iterator[dict[str, Any]]:
+    """So many rows, batch by batch: a map of the whole file counts as memory of the process."""
+    with pa.OSFile(str(split_file(folder, split))) as source:
+        batches = pa.ipc.open_stream(source)
+        yield from islice((row for batch in batches for row in batch.to_pylist()), count)

@@ -130,7 +130,7 @@ def all_cores() -> Iterator[None]:
     Elsewhere it does not, as ftcli.engine has set, so that a process can be forked without advice.
     """
     before = os.environ.get(PARALLEL)
-    os.environ[PARALLEL] = "false"
+    os.environ[PARALLEL] = "true"
     try:
         yield
     finally:

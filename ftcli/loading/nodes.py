@@ -241,5 +241,5 @@ def in_order(problems: list[Problem]) -> tuple[Problem, ...]:
     found = sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.key))
     if len(found) <= MOST_PROBLEMS:
         return tuple(found)
-    more = Problem(found[0].file, None, "", f"and {len(found) - MOST_PROBLEMS} faults more")
+    more = Problem(found[0].file, None, "", f"and more; these are the first {MOST_PROBLEMS} faults")
     return (*found[:MOST_PROBLEMS], more)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftcli.errors import Problem, did_you_mean
-from ftcli.loading.nodes import Found, KeyPath
+from ftcli.loading.nodes import MOST_PROBLEMS, Found, KeyPath
 from ftcli.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def problems_of(error: ValidationError, values: dict[str, Any], found: Found) ->
     """One problem for each key at fault, at its line."""
     at: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        at.setdefault(_user_path(detail, values), []).append(detail)
+        if len(at) <= 2 * MOST_PROBLEMS:  # each is held against all others
+            at.setdefault(_user_path(detail, values), []).append(detail)
     for path, details in at.items():
         if not any(other[: len(path)] == path and other != path for other in at):
             yield found.problem(path, _message(details, path, values))

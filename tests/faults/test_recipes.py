@@ -238,10 +238,10 @@ def test_utf_16_is_told(judge: Judged) -> None:
     assert judge(TEXT.encode("utf-8-sig")) == ""
 
 
-def test_very_many_faults_are_counted(judge: Judged) -> None:
+def test_of_very_many_faults_the_first_are_told(judge: Judged) -> None:
     told = judge(b"".join(b"k%d: 1\n" % number for number in range(2000))).splitlines()
     assert len(told) == MOST_PROBLEMS + 1
-    assert re.fullmatch(r"shop\.yaml: and \d+ faults more", told[-1])
+    assert told[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} faults"
 
 
 # What is made to take all memory, or all time
@@ -255,6 +255,8 @@ BOMBS = {
         f"a{new}: &a{new} [{', '.join([f'*a{old}'] * 9)}]\n" for old, new in pairwise(range(31))
     ),
     "an anchor within itself": TEXT + "generation: &g\n  top_k: [*g, *g, *g]\n",
+    "9,000 unknown keys": "".join(f"k{number}: 1\n" for number in range(9000)),
+    "9,000 times one key": TEXT + "a: 1\n" * 9000,
     "80,000 values": "a: [" + "1," * 80_000 + "]\n",
     "100 MB": "# ",
 }
@@ -286,7 +288,8 @@ def test_bombs_end_in_a_line(name: str, here: Path, observed: Callable[[str], No
     assert error["message"].startswith("shop.yaml")
     assert len(error["message"]) < 20_000
     assert grown_bytes < 100e6
-    observed(f"{name}: exit 2, {grown_bytes / 1e6:.0f} MB")
+    if name in ("10,000 lists in lists", "anchors that multiply to 9 to the 30th"):
+        observed(f"{name}: exit 2 with {grown_bytes / 1e6:.0f} MB")
 
 
 # The whole command
