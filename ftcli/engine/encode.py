@@ -29,7 +29,7 @@ from ftcli.prepared import TRUNCATION_BUDGET, Prepared, load_prepared, save_prep
 from ftcli.recipe import Data
 from ftcli.shapes import model_source
 
-FINGERPRINT_VERSION = 1
+FINGERPRINT_VERSION = 2
 # Each part of the fingerprint but the files, in the words of a message.
 PART_NAMES = {
     "version": "way of preparing",
