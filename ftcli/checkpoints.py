@@ -101,9 +101,12 @@ def require_whole(run: RunFolder, step: int, run_id: str) -> Path:
     return folder
 
 
-def rotate(run: RunFolder, keep: int, best_step: int | None) -> None:
-    """Delete checkpoints that are neither among the `keep` newest nor the best."""
-    for step in run.steps_saved()[:-keep]:
+def rotate(run: RunFolder, keep: int, best_step: int | None, now: int) -> None:
+    """Delete checkpoints that are neither the best nor among the `keep` newest up to step `now`.
+
+    Those of later steps are damaged ones that were passed over.
+    """
+    for step in [step for step in run.steps_saved() if step <= now][:-keep]:
         if step != best_step:
             drop_folder(run.checkpoint(step))
 

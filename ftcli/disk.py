@@ -19,6 +19,7 @@ from pathlib import Path
 from ftcli.errors import MachineError
 
 TEMPORARY = ".tmp-"
+BEFORE = f"{TEMPORARY}before-"
 # What a full disk and a full quota are called.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -62,12 +63,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _settle(temporary)
-        drop_folder(path)
-        temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    _put_in_place(temporary, path)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Give a whole folder its name; what had it before stays until then, under one of two names."""
+    before = path.with_name(f"{BEFORE}{path.name}")
+    if path.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        path.replace(before)
+    temporary.replace(path)
     sync(path.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def bring_back(folder: Path) -> None:
+    """Give folders their names again whose replacement was killed between the two renamings."""
+    for before in folder.glob(f"{BEFORE}*"):
+        path = before.with_name(before.name.removeprefix(BEFORE))
+        if not path.exists():
+            before.replace(path)
 
 
 def _settle(folder: Path) -> None:
@@ -105,6 +123,7 @@ def drop_folder(path: Path) -> None:
 
 def drop_temporary(folder: Path) -> None:
     """Take away what a killed process left half written in a folder."""
+    bring_back(folder)
     for leftover in folder.glob(f"{TEMPORARY}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

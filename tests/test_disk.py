@@ -135,3 +135,34 @@ def test_a_full_disk_is_known_by_whoever_names_it() -> None:
     assert not is_full(behind)
     behind.__context__ = full
     assert is_full(behind) and not is_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_one_of_two_is_whole_while_a_folder_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill behind each of the renamings, and before the old one is deleted."""
+    original = Path.replace
+    for kills_at in (1, 2, 3):
+        place = tmp_path / str(kills_at)
+        place.mkdir()
+        with whole_folder(place / "step-2") as temporary:
+            (temporary / "weights").write_text("old")
+        done: list[Path] = []
+
+        def replace(self: Path, target: Path, done: list[Path] = done, at: int = kills_at) -> Path:
+            if len(done) + 1 == at:
+                raise KeyboardInterrupt
+            done.append(self)
+            return original(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            try:
+                with whole_folder(place / "step-2") as temporary:
+                    (temporary / "weights").write_text("new")
+            except KeyboardInterrupt:
+                pass
+        drop_temporary(place)
+        assert [path.name for path in place.iterdir()] == ["step-2"]
+        found = (place / "step-2" / "weights").read_text()
+        assert found == ("new" if kills_at == 3 else "old")

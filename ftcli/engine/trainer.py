@@ -227,6 +227,7 @@ class FtcliTrainer(SFTTrainer):
         """
         rows = self.data.validation
         assert rows is not None
+        self._before_step = None  # the step is done, and what comes to nothing now is no part of it
         order = rows.longest_first()
         total, tokens, done = 0.0, 0, 0
         while done < len(order):
@@ -285,4 +286,4 @@ class FtcliTrainer(SFTTrainer):
         require_space(self.run.path, self.checkpoint_bytes, "a checkpoint")
         save_checkpoint(self, position, self.run.checkpoint(position.step))
         self.run.update_manifest(saved_step=position.step)
-        rotate(self.run, self.keep_checkpoints, self.state.best_global_step)
+        rotate(self.run, self.keep_checkpoints, self.state.best_global_step, position.step)

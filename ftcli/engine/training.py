@@ -93,8 +93,10 @@ def _take_up(trainer: FtcliTrainer, checkpoint: Checkpoint) -> None:
             f"run ({trainer.data.order_digest()}, it was {position.order}); go on with that "
             "version, or start over beside it with --fresh",
         )
-    trainer.micro_batch.rows = position.micro_batch
-    trainer.validation_batch.rows = position.validation_rows
+    # Memory may have run out since the plan; a recipe may ask for fewer rows than then.
+    planned = trainer.micro_batch.rows
+    trainer.micro_batch.rows = min(planned, position.micro_batch)
+    trainer.validation_batch.rows = min(planned, position.validation_rows)
 
 
 def _beginning(

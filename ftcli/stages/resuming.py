@@ -6,6 +6,8 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from ftcli.artifacts import RunFolder
 from ftcli.checkpoints import Checkpoint, newest_whole
@@ -21,6 +23,24 @@ from ftcli.stopping import StopSignals
 ON_THE_WAY = {"loss_not_finite", "memory", "disk_full"}
 
 
+@dataclass(frozen=True)
+class Command:
+    """The command that was given: by it a stopped run is gone on with, or begun again."""
+
+    loaded: Loaded
+    fresh: bool = False
+    parent: Path | None = None
+
+    def go_on(self) -> str:
+        """A run that has begun knows its parent, and is the newest one."""
+        flags = "".join(f" --set {shlex.quote(override)}" for override in self.loaded.overrides)
+        return f"ftcli train {self.loaded.shown_path()}{flags}"
+
+    def begin_again(self) -> str:
+        parent = f" --from {shlex.quote(shown_path(self.parent))}" if self.parent else ""
+        return f"{self.go_on()}{parent}{' --fresh' if self.fresh else ''}"
+
+
 def drop_leftovers(run: RunFolder) -> None:
     """Take away what a killed process of this run left half written."""
     for folder in (run.path, run.checkpoints):
@@ -34,6 +54,7 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
     """
     manifest = run.read_manifest()
     if not manifest:
+        _require_none_before(run)
         return None
     found = newest_whole(run, manifest["run_id"])
     for folder, reason in found.skipped:
@@ -43,6 +64,7 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
         step = checkpoint.position.step
         if saved is not None and saved > step and not found.skipped:
             reporter.warn(f"step {saved} was saved, and its checkpoint is gone")
+        run.update_manifest(saved_step=step)
         reporter.note(f"resume from step {step} ({shown_path(checkpoint.folder)})")
     elif saved is not None:
         raise FtcliError(
@@ -55,6 +77,16 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
     return checkpoint
 
 
+def _require_none_before(run: RunFolder) -> None:
+    """Raise FtcliError where a training that begins would write among another's checkpoints."""
+    if steps := run.steps_saved():
+        raise FtcliError(
+            "run_broken",
+            f"{run.path} holds checkpoints (step {steps[-1]} the last) and no {run.manifest.name}, "
+            "by which a run is known; put it back, or start over beside it with --fresh",
+        )
+
+
 def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int) -> None:
     """Raise MachineError (`disk_full`) where the disk has no room for what the run will save."""
     there = folder_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
@@ -63,7 +95,7 @@ def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int) -> None:
 
 
 @contextmanager
-def in_words(loaded: Loaded, run: RunFolder, stops: StopSignals) -> Iterator[None]:
+def in_words(command: Command, run: RunFolder, stops: StopSignals) -> Iterator[None]:
     """Say where the run stands when a signal, the disk or the machine ends it early."""
     try:
         yield
@@ -71,10 +103,10 @@ def in_words(loaded: Loaded, run: RunFolder, stops: StopSignals) -> Iterator[Non
         number = stops.number or signal.SIGINT
         if run.read_manifest():
             run.update_manifest(state="stopped")
-        raise Stopped(_stopped(loaded, run), number) from interrupt
+        raise Stopped(_stopped(command, run), number) from interrupt
     except FtcliError as error:
         if error.code in ON_THE_WAY:
-            error.message += _standing(loaded, run)
+            error.message += _standing(command, run)
         raise
     except Exception as error:
         if not is_full(error):
@@ -83,31 +115,24 @@ def in_words(loaded: Loaded, run: RunFolder, stops: StopSignals) -> Iterator[Non
         raise MachineError(
             "disk_full",
             f"the disk of {run.path} is full ({free:.1f} MB free): make room"
-            f"{_standing(loaded, run)}",
+            f"{_standing(command, run)}",
         ) from error
 
 
-def _stopped(loaded: Loaded, run: RunFolder) -> str:
-    steps = run.steps_saved()
-    if not steps:
-        return f"stopped before the first checkpoint. Begin again: {_command(loaded)}"
+def _stopped(command: Command, run: RunFolder) -> str:
+    manifest = run.read_manifest()
+    step = manifest.get("saved_step")
+    if not manifest:
+        return f"stopped before the training began. Begin again: {command.begin_again()}"
+    if step is None:
+        return f"stopped before the first checkpoint. Begin again: {command.go_on()}"
     total = run.planned("steps")
-    folder = shown_path(run.checkpoint(steps[-1]))
-    return f"stopped at step {steps[-1]} of {total} (checkpoint {folder}). {_go_on(loaded)}"
+    folder = shown_path(run.checkpoint(step))
+    return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {command.go_on()}"
 
 
-def _standing(loaded: Loaded, run: RunFolder) -> str:
-    steps = run.steps_saved()
-    if not steps:
+def _standing(command: Command, run: RunFolder) -> str:
+    step = run.read_manifest().get("saved_step")
+    if step is None:
         return ""
-    return f"\nkept: {shown_path(run.checkpoint(steps[-1]))}. {_go_on(loaded)}"
-
-
-def _go_on(loaded: Loaded) -> str:
-    return f"Go on: {_command(loaded)}"
-
-
-def _command(loaded: Loaded) -> str:
-    """The command that goes on with the run."""
-    flags = "".join(f" --set {shlex.quote(override)}" for override in loaded.overrides)
-    return f"ftcli train {loaded.shown_path()}{flags}"
+    return f"\nkept: {shown_path(run.checkpoint(step))}. Go on: {command.go_on()}"

@@ -27,6 +27,7 @@ FREE_KEYS = {
     "generation",
     "eval",
     "training.report_to",
+    "training.micro_batch_size",
     "training.keep_checkpoints",
     "training.eval_steps",
     "training.save_steps",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,17 +20,22 @@ from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder
-from ftcli.stages.resuming import drop_leftovers, in_words, require_room, resume_point
+from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.run_record import begin, end, record_memory, report_of
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
 from ftcli.stopping import StopSignals
-from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
     from ftcli.engine.building import Setup
     from ftcli.engine.memory import StepMemory
     from ftcli.engine.trainer import FtcliTrainer
     from ftcli.engine.training import Outcome
+
+# Fewer rows at once were tried already.
+NO_MEMORY = (
+    "one row is too much; stop what else runs on it and go on, or start over beside it (--fresh) "
+    "with training.gradient_checkpointing: true, a lower data.max_length, or method.mode: qlora"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def train_recipe(
     with loaded.blame():
         require_own_place(run, loaded, opened)
     stops = StopSignals(reporter.note)
-    with run.lock(), loaded.blame(), stops.caught(), in_words(loaded, run, stops):
+    command = Command(loaded, fresh, parent)
+    with run.lock(), loaded.blame(), stops.caught(), in_words(command, run, stops):
         drop_leftovers(run)
         scene = look(loaded, opened)
         for allowed in require_unchanged(run, scene):
@@ -141,16 +146,19 @@ def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:
 
 
 def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
-    """What was planned when the run began stays, whatever memory is free today."""
-    if not run.read_manifest() or not run.plan.is_file():
+    """What was planned when the run began stays, whatever memory is free today.
+
+    Rows at once may be set anew: they shape no gradient. Raises FtcliError where plan.json is gone.
+    """
+    if not run.read_manifest():
         return recipe
-    plan = json.loads(run.plan.read_text(encoding="utf-8"))
-    kept = {
-        "micro_batch_size": plan["micro_batch"]["value"],
-        "gradient_checkpointing": plan["gradient_checkpointing"]["value"],
-        "precision": plan["precision"]["value"],
-        "optimizer": plan["optimizer"]["value"],
+    kept: dict[str, object] = {
+        "precision": run.planned("precision"),
+        "optimizer": run.planned("optimizer"),
+        "gradient_checkpointing": run.planned("gradient_checkpointing") == "True",
     }
+    if recipe.training.micro_batch_size == "auto":
+        kept["micro_batch_size"] = int(run.planned("micro_batch"))
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
 
 
@@ -177,7 +185,7 @@ def _train(job: Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
         job.parent_adapter,
     )
     memory = StepMemory(MemoryMeter(scene.hardware))
-    with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
+    with memory_in_words(NO_MEMORY):
         trainer = _build(job, setup)
         start = Start(checkpoint, stops)
         outcome = train(trainer, recipe.training, plan, start, memory, reporter)
@@ -214,7 +222,7 @@ def _save(
 def _build(job: Job, setup: Setup) -> FtcliTrainer:
     """The trainer, on the base that this run and its parent began with; a new run begins here."""
     from ftcli.engine.building import build_trainer
-    from ftcli.engine.contract import proven_base, settle_contract
+    from ftcli.engine.contract import base_at, proven_base, settle_contract
 
     run, scene = job.run, job.scene
     begun, revision = bool(run.read_manifest()), scene.loaded.recipe.model.revision
@@ -224,7 +232,7 @@ def _build(job: Job, setup: Setup) -> FtcliTrainer:
     with proven_base(bound, scene.source, revision):
         begin(job)
         trainer = build_trainer(setup, run)
-    base = base_fingerprint(scene.source, revision)
+    base = base_at(scene.source, revision)
     settle_contract(run, scene.renderer, job.prepared, base, begun=begun)
     return trainer
 

@@ -161,3 +161,83 @@ def test_a_run_has_one_writer_and_its_lock_dies_with_it(
     holder.wait()
     assert train(stopped) == 0 and weights_of(folder.path)
     observed(f"named process and host within {seconds:.1f} s; free once the holder was killed")
+
+
+@pytest.mark.fault(4)
+def test_checkpoints_without_the_record_of_their_run_are_not_trained_among(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    kept, steps = folder.manifest.read_bytes(), folder.steps_saved()
+    folder.manifest.unlink()
+    capsys.readouterr()
+    assert train(stopped, "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "run_broken" and "and no run.json" in error["message"]
+    assert folder.steps_saved() == steps and not folder.manifest.exists()
+    folder.manifest.write_bytes(kept)
+    plan = folder.plan.read_bytes()
+    folder.plan.unlink()
+    assert train(stopped, "--json") == 1
+    assert "plan.json" in json.loads(capsys.readouterr().out)["error"]["message"]
+    folder.plan.write_bytes(plan)
+    assert train(stopped) == 0
+
+
+@pytest.mark.fault(2)
+def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is neither counted as one that is kept nor named as where the run stands."""
+    training = TRAINING | {"save_steps": 1, "keep_checkpoints": 1, "eval_steps": 100}
+    recipe = write_recipe(training=training)
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        assert train(recipe, "--set", "training.keep_checkpoints=9") == 130
+    (folder.checkpoint(4) / "optimizer.pt").write_bytes(b"")
+    (folder.checkpoint(3) / "optimizer.pt").write_bytes(b"")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert train(recipe) == 130
+    said = capsys.readouterr().err
+    assert "step-4 is skipped: " in said and "step-3 is skipped: " in said
+    assert "stopped at step 3 of " in said and folder.steps_saved() == [3, 4]
+    assert train(recipe) == 0
+
+
+@pytest.mark.fault(6)
+def test_begin_again_says_how_it_began(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ftcli.engine import encode
+
+    recipe = write_recipe("first")
+    assert train(recipe) == 0
+    second = write_recipe("second")
+    monkeypatch.setattr(encode, "_prepared", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    for flags in (("--from", str(tmp_path / "runs" / "first")), ("--fresh",)):
+        capsys.readouterr()
+        assert train(second, *flags) == 130
+        said = capsys.readouterr().err.rstrip()
+        assert said.endswith(f"Begin again: ftcli train {second} {' '.join(flags)}")
+
+
+@pytest.mark.fault(32)
+def test_fewer_rows_at_once_may_be_asked_for(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert train(stopped, "--set", "training.micro_batch_size=1") == 0
+    said = capsys.readouterr().err
+    assert "allowed: training.micro_batch_size: auto → 1" in said
+    folder = RunFolder(tmp_path / "runs" / "tiny")
+    newest = folder.checkpoint(folder.steps_saved()[-1])
+    assert json.loads((newest / "manifest.json").read_text())["position"]["micro_batch"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from typing import Any
 import pytest
 
 from ftcli.artifacts import RunFolder
+from ftcli.checkpoints import newest_whole
 from ftcli.cli import run
+from ftcli.stages.resuming import drop_leftovers
 from tests.conftest import save_recipe, save_rows
+from tests.faults.disk_states import Watcher
 from tests.faults.moments import weights_of
 
 Observed = Callable[[str], None]
@@ -121,6 +125,90 @@ def test_a_signal_costs_nothing(
     observed(f"{number.name} in {where}: {128 + number}, the same sha256")
 
 
+@pytest.mark.fault(1, 6)
+def test_every_state_of_a_save_in_the_place_of_another_is_whole(
+    whole: Whole,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    observed: Observed,
+) -> None:
+    """The validation that is made up for is saved over the only checkpoint there is."""
+    from ftcli.engine import training
+
+    recipe = write_recipe("shop", method=METHOD, training=TRAINING)
+    folder = RunFolder(tmp_path / "runs" / "shop")
+    with monkeypatch.context() as patch:
+        signal_during("a validation", 7, signal.SIGINT, patch)
+        assert train(recipe) == 130
+    assert folder.steps_saved() == [2]
+    watcher = Watcher(folder.path, tmp_path / "states")
+    original = training._make_up
+
+    def watched(*arguments: Any) -> None:
+        with watcher.watching():
+            original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_make_up", watched)
+        assert train(recipe) == 0
+    run_id = folder.read_manifest()["run_id"]
+    outcomes: dict[bool, Path] = {}
+    states = 0
+    for state in watcher.all_states():
+        kept = shutil.copytree(state, tmp_path / "kept")
+        drop_leftovers(RunFolder(kept))
+        found = newest_whole(RunFolder(kept), run_id)
+        assert found.checkpoint is not None and found.checkpoint.position.step == 2
+        records = (kept / "checkpoints" / "step-2" / "records.jsonl").read_text()
+        validated = '"step": 2, "eval_loss"' in records
+        if validated not in outcomes:
+            outcomes[validated] = shutil.copytree(state, tmp_path / f"outcome-{validated}")
+        shutil.rmtree(kept)
+        states += 1
+    same = 0
+    for kept in outcomes.values():
+        shutil.copytree(folder.data, kept / "data")
+        shutil.rmtree(folder.path)
+        shutil.copytree(kept, folder.path)
+        assert train(recipe) == 0
+        same += weights_of(folder.path) == whole.weights
+    observed(f"{states} states of a save over the only checkpoint: one of two is always whole")
+    assert same == len(outcomes) == 2
+
+
+@pytest.mark.fault(6, 15, 32)
+@pytest.mark.parametrize("error", ["memory", "nan"])
+def test_a_validation_that_comes_to_nothing_changes_no_random_state(
+    error: str,
+    whole: Whole,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from ftcli.engine import trainer
+
+    recipe = write_recipe("shop", method=METHOD, training=TRAINING)
+    original, calls = trainer.row_losses, []
+
+    def fails(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 6 and error == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        losses, counts = original(*arguments)
+        return (losses * float("nan") if len(calls) > 6 else losses), counts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "row_losses", fails)
+        assert train(recipe) == 1
+    folder = RunFolder(tmp_path / "runs" / "shop")
+    assert folder.steps_saved() == [2]
+    assert train(recipe) == 0
+    assert weights_of(folder.path) == whole.weights
+
+
 @pytest.mark.fault(6)
 def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +257,11 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
         patch.setattr(module, name, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
         assert train(recipe) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
-    stands = "stopped at step 8 of 8" if where == "the answers" else "stopped before the first"
+    stands = {
+        "the rows": "stopped before the training began. Begin again: ",
+        "the model": "stopped before the first checkpoint. Begin again: ",
+        "the answers": "stopped at step 8 of 8",
+    }[where]
     assert stands in said and f"ftcli train {recipe}" in said and "Traceback" not in said
     assert train(recipe) == 0
     assert weights_of(folder.path) == whole.weights
@@ -178,7 +270,9 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
 SECOND = """
 import os, signal, sys
 from ftcli.cli import run
+from ftcli.stages.resuming import drop_leftovers
 from tests.conftest import save_recipe, save_rows
+from tests.faults.disk_states import Watcher
 from ftcli.engine import trainer
 
 original, calls = trainer.summed_loss, []
