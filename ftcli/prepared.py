@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TextIO
 
-from ftcli.disk import write_json
+from ftcli.disk import sha256_file, write_json
 from ftcli.errors import FtcliError
 
 Split = Literal["train", "validation", "test"]
@@ -96,6 +96,9 @@ class Prepared:
     parts: Mapping[str, str] = field(default_factory=dict)
     """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`); empty in
     preparations of before they were kept."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of each split's file as it was written; empty in preparations of before they were
+    kept."""
 
     @property
     def rows_accepted(self) -> int:
@@ -109,6 +112,28 @@ class Prepared:
 def split_file(folder: Path, split: Split) -> Path:
     """Arrow file of one split."""
     return folder / f"{split}.arrow"
+
+
+def split_digests(folder: Path) -> dict[str, str]:
+    """sha256 of the file of each split; about a second for each GB."""
+    return {split: sha256_file(split_file(folder, split)) for split in SPLITS}
+
+
+def damaged_files(
+    prepared: Prepared, folder: Path, splits: Iterable[Split] = SPLITS
+) -> dict[Path, str]:
+    """Files of these splits that are not as they were written, each with what is wrong with it.
+
+    Files without a digest count as whole, as long as they are there.
+    """
+    found: dict[Path, str] = {}
+    for split in splits:
+        file, digest = split_file(folder, split), prepared.digests.get(split)
+        if not file.is_file():
+            found[file] = "is gone"
+        elif digest is not None and sha256_file(file) != digest:
+            found[file] = "not as ftcli prepare has written it (its sha256 is another)"
+    return found
 
 
 def problems_file(folder: Path) -> Path:

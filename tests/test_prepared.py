@@ -20,6 +20,7 @@ from tests.conftest import prepared_data
 
 PREPARED = prepared_data(
     parts={"chat template": "0123abcd", "seed": "00ff00ff"},
+    digests={"train": "00" * 32, "validation": "11" * 32, "test": "22" * 32},
     rows_read=20,
     rows_rejected=2,
     duplicates=3,
@@ -39,13 +40,13 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert load_prepared(tmp_path) == PREPARED
 
 
-def test_a_preparation_of_before_the_parts_were_kept_is_loaded(tmp_path: Path) -> None:
+def test_a_preparation_of_before_parts_and_digests_were_kept_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "prepared.json"
     save_prepared(PREPARED, tmp_path)
     values = json.loads(file.read_text("utf-8"))
-    del values["parts"]
+    del values["parts"], values["digests"]
     file.write_text(json.dumps(values), "utf-8")
-    assert load_prepared(tmp_path) == replace(PREPARED, parts={})
+    assert load_prepared(tmp_path) == replace(PREPARED, parts={}, digests={})
 
 
 def test_counts_add_up() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ftcli.artifacts import RunFolder
-from ftcli.console import Reporter
+from ftcli.console import Reporter, shown_path
 from ftcli.data.reading import read_examples
 from ftcli.data.row import Reject
 from ftcli.data.sides import Sides, find_sides, sources_of
@@ -23,9 +24,16 @@ from ftcli.engine.contract import contract_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer
 from ftcli.engine.rows import first_rows, record
 from ftcli.engine.tokenising import Tally, changed, tokenise
-from ftcli.errors import DataError
+from ftcli.errors import DataError, FtcliError
 from ftcli.loading import Loaded
-from ftcli.prepared import TRUNCATION_BUDGET, Prepared, load_prepared, save_prepared
+from ftcli.prepared import (
+    TRUNCATION_BUDGET,
+    Prepared,
+    damaged_files,
+    load_prepared,
+    save_prepared,
+    split_digests,
+)
 from ftcli.recipe import Data
 from ftcli.shapes import model_source
 
@@ -46,7 +54,8 @@ NAMED = 5
 def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter) -> Prepared:
     """Tokenise the recipe's data into `folder`, or find them there with the same fingerprint.
 
-    Says what is unusual about the template. Raises DataError: nothing to train on, leaks, or too
+    Rows that are found are proven by the sha256 of their files. Says what is unusual about the
+    template, and which files are made anew. Raises DataError: nothing to train on, leaks, or too
     much of the answers cut.
     """
     data, base = loaded.recipe.data, loaded.base
@@ -54,8 +63,8 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
     mark = _hex(covered, 16)
     if renderer.note is not None:
         reporter.note(renderer.note)
-    earlier = load_prepared(folder)
-    if earlier is not None and earlier.fingerprint == mark:
+    earlier = _earlier(folder, mark, reporter)
+    if earlier is not None and _is_whole(earlier, folder, reporter):
         _tell_cut(earlier, reporter)
         return earlier
     sides = find_sides(data, base, loaded.recipe.training.seed, reporter)
@@ -65,9 +74,40 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
         prepared = _prepared(loaded, mark, sides, tally, renderer)
         _require_rows(prepared, data)
         _require_answers(prepared, data)
+        prepared = replace(prepared, digests=split_digests(temporary))
         save_prepared(prepared, temporary)
+    _tell_others(earlier, prepared, reporter)
     _tell_cut(prepared, reporter)
     return prepared
+
+
+def _earlier(folder: Path, mark: str, reporter: Reporter) -> Prepared | None:
+    """What was prepared here from the same sources."""
+    try:
+        earlier = load_prepared(folder)
+    except FtcliError as error:
+        reporter.warn(f"{error.file}: cannot be read; the rows are prepared anew")
+        return None
+    return earlier if earlier is not None and earlier.fingerprint == mark else None
+
+
+def _is_whole(earlier: Prepared, folder: Path, reporter: Reporter) -> bool:
+    """Whether the rows are still as they were written; says of each file what is not."""
+    damaged = damaged_files(earlier, folder)
+    for file, what in damaged.items():
+        reporter.warn(f"{shown_path(file)}: {what}; the rows are prepared anew")
+    if not damaged and not earlier.digests:
+        reporter.note(f"note: {shown_path(folder)} holds no sha256 of its rows: prepared anew")
+    return not damaged and bool(earlier.digests)
+
+
+def _tell_others(earlier: Prepared | None, prepared: Prepared, reporter: Reporter) -> None:
+    """The same sources give the same rows, unless a library or a digest itself has changed."""
+    if earlier is not None and earlier.digests and earlier.digests != prepared.digests:
+        reporter.warn(
+            "the rows prepared anew have another sha256 than those of before, from the same "
+            "sources: another version of tokenizers or pyarrow, or a changed prepared.json"
+        )
 
 
 def _require_same_files(data: Data, base: Path, before: dict[str, str]) -> None:

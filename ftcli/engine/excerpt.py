@@ -20,6 +20,7 @@ from ftcli.prepared import (
     SplitCounts,
     row_lengths,
     save_prepared,
+    split_digests,
     split_file,
 )
 
@@ -47,6 +48,7 @@ def write_excerpt(
             validation=counts["validation"],
             test=counts["test"],
             longest=worst,
+            digests=split_digests(temporary),
         )
         save_prepared(kept, temporary)
     return kept

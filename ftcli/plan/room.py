@@ -17,12 +17,15 @@ def checkpoint_bytes(plan: Plan) -> int:
     return plan.estimate.trainable_parameters * each + states
 
 
-def run_bytes(plan: Plan, keep_checkpoints: int) -> int:
-    """All checkpoints that are there at once, and what the run ends with."""
+def run_bytes(plan: Plan, keep_checkpoints: int, beside_bytes: int = 0) -> int:
+    """All checkpoints that are there at once, and what the run ends with.
+
+    `beside_bytes` is saved with the trained weights: tokenizer, template, configuration.
+    """
     estimate = plan.estimate
     each = STORED_BYTES if plan.estimated.mode == "full" else 4
-    trained = estimate.trainable_parameters * each
-    return checkpoint_bytes(plan) * min(keep_checkpoints + BESIDE, _saves(plan)) + trained
+    ends_with = estimate.trainable_parameters * each + beside_bytes
+    return checkpoint_bytes(plan) * min(keep_checkpoints + BESIDE, _saves(plan)) + ends_with
 
 
 def _saves(plan: Plan) -> int:

@@ -18,7 +18,7 @@ from ftcli.metrics.form import form_check
 from ftcli.metrics.intervals import Interval, mean_interval, ratio_interval, share_interval
 from ftcli.metrics.likelihood import Scored
 from ftcli.metrics.text import chrf, exact_match, rouge_l
-from ftcli.prepared import Split
+from ftcli.prepared import Split, damaged_files
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def _rows(
     from ftcli.engine.rows import read_split
 
     if data is None:
+        _require_whole(opened, split)
         rows: Rows = read_split(opened.run.data, split).to_pylist()
     else:
         source = str(data.absolute())
@@ -134,6 +135,17 @@ def _rows(
     for row in rows:
         row["messages"] = [Message(*turn) for turn in json.loads(row["messages"])]
     return rows[:limit]
+
+
+def _require_whole(opened: OpenRun, split: Split) -> None:
+    """Raise DataError (`data_damaged`) where the held-out rows are not those that were prepared."""
+    for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
+        raise DataError(
+            "data_damaged",
+            f"{what}, so that it proves nothing; put it back, or run ftcli prepare with the recipe "
+            "of this run, which writes it again while data and model are as they were",
+            file=str(file),
+        )
 
 
 def _report(

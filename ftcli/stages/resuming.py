@@ -87,10 +87,14 @@ def _require_none_before(run: RunFolder) -> None:
         )
 
 
-def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int) -> None:
-    """Raise MachineError (`disk_full`) where the disk has no room for what the run will save."""
+def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int, beside_bytes: int) -> None:
+    """Raise MachineError (`disk_full`) where the disk has no room for what the run will save.
+
+    `beside_bytes` are those of the tokenizer, which is saved with the trained weights.
+    """
     there = folder_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    needed = max(run_bytes(plan, keep_checkpoints) - there, checkpoint_bytes(plan))
+    whole = run_bytes(plan, keep_checkpoints, beside_bytes)
+    needed = max(whole - there, checkpoint_bytes(plan) + beside_bytes)
     require_space(run.path, needed, "this run with its checkpoints")
 
 

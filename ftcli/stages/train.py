@@ -16,6 +16,7 @@ from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
+from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run
 from ftcli.stages.own_place import require_own_place
@@ -167,14 +168,15 @@ def _train(job: Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
     run, plan, recipe = job.run, job.plan, job.recipe
     _announce(job, reporter)
     checkpoint = resume_point(run, reporter)
-    require_room(run, plan, recipe.training.keep_checkpoints)
+    scene = job.scene
+    beside = tokenizer_bytes(scene.source, recipe.model.revision)
+    require_room(run, plan, recipe.training.keep_checkpoints, beside)
 
     from ftcli.engine.building import Setup
     from ftcli.engine.device import memory_in_words
     from ftcli.engine.memory import MemoryMeter, StepMemory
     from ftcli.engine.training import Start, train
 
-    scene = job.scene
     setup = Setup(
         recipe,
         scene.source,

@@ -12,7 +12,14 @@ import pytest
 from ftcli.cli import run
 from ftcli.engine.excerpt import write_excerpt
 from ftcli.engine.rows import read_split
-from ftcli.prepared import Prepared, Split, SplitCounts, load_prepared, row_lengths
+from ftcli.prepared import (
+    Prepared,
+    Split,
+    SplitCounts,
+    damaged_files,
+    load_prepared,
+    row_lengths,
+)
 
 ASKED: dict[Split, int] = {"train": 6, "validation": 3, "test": 2}
 
@@ -39,7 +46,7 @@ def test_the_longest_rows_come_first_and_the_rest_from_everywhere(
 ) -> None:
     whole, folder = loaded(prepared), tmp_path / "few"
     found = write_excerpt(prepared, whole, folder, ASKED, longest=2)
-    assert loaded(folder) == found
+    assert loaded(folder) == found and not damaged_files(found, folder)
     lengths = sorted(row_lengths(prepared, "train"), reverse=True)
     assert row_lengths(folder, "train")[:2] == lengths[:2]
     rows = read_split(folder, "train").to_pylist()
@@ -55,7 +62,7 @@ def test_counts_are_those_of_the_few_and_all_else_stays(prepared: Path, tmp_path
     trained = sum(label >= 0 for row in labels for label in row)
     assert found.validation == SplitCounts(3, sum(map(len, labels)), trained)
     assert found.test == SplitCounts(0, 0, 0) and row_lengths(folder, "test") == []
-    kept = {name: getattr(found, name) for name in ("train", "validation", "longest")}
+    kept = {name: getattr(found, name) for name in ("train", "validation", "longest", "digests")}
     assert replace(whole, **kept) == found
 
 

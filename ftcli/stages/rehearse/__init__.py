@@ -20,6 +20,7 @@ from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.plan.room import run_bytes
 from ftcli.prepared import SPLITS, Prepared
 from ftcli.recipe import LoraKeys
+from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.rehearse.twin import Real, rehearse_twin
@@ -73,8 +74,9 @@ def _look_prepare_plan(loaded: Loaded, walk: Walk) -> Real:
         walk.passed("prepare", _prepared(prepared))
         plan = make_plan(loaded.recipe, scene.shape, profile_of(prepared), scene.hardware)
         keep = loaded.recipe.training.keep_checkpoints
-        require_room(run, plan, keep)
-        saved = run_bytes(plan, keep)
+        beside = tokenizer_bytes(scene.source, loaded.recipe.model.revision)
+        require_room(run, plan, keep, beside)
+        saved = run_bytes(plan, keep, beside)
         _warn_of_merge(scene, run, saved, walk.reporter)
         walk.passed("plan", f"{plan.headline()}; {megabytes(saved)} to be saved")
     return Real(scene, run, prepared, plan)

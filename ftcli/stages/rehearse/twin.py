@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -68,7 +69,9 @@ def rehearse_twin(real: Real, folder: Path, walk: Walk) -> None:
     _train(real, run, overrides, batch, walk)
     opened, quiet = open_run(run.path), Quiet(walk.reporter)
     walk.passed("eval", _evaluate(opened, quiet))
+    _free()
     walk.passed("merge", _merge(opened, quiet))
+    _free()
     walk.passed("generate", _generate(opened))
 
 
@@ -126,11 +129,18 @@ def _train(real: Real, run: RunFolder, overrides: Sequence[str], batch: _Batch, 
     except Stopped as stopped:
         if stopped.exit_code != 128 + signal.SIGTERM or not run.steps_saved():
             raise
+    _free()
     step = run.steps_saved()[-1]
     walk.passed("train", f"validated, saved, stopped by SIGTERM behind step {step}")
     report = train_recipe(path, overrides, fresh=False, parent=None, reporter=quiet).report
+    _free()
     kept = f"{run.trained().name} saved ({megabytes(report['saved_bytes'])})"
     walk.passed("resume", f"from step {step} to {report['steps']}; {kept}")
+
+
+def _free() -> None:
+    """Give back the model and optimizer of a leg: Trainer and its callbacks hold one another."""
+    gc.collect()
 
 
 def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
