@@ -11,9 +11,6 @@ runs/<name>/
 from __future__ import annotations
 
 import json
-import os
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftcli.disk import write_json
-from ftcli.errors import FtcliError, MachineError
+from ftcli.errors import FtcliError
+from ftcli.locking import one_writer
 
 State = Literal["training", "stopped", "finished"]
-# The lock itself, and beside it who holds it: taking a lock may empty its file.
-LOCK, HOLDER = ".lock", ".lock.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -152,45 +149,20 @@ class RunFolder:
 
         Raises MachineError (`run_locked`) naming the holder, without waiting for it.
         """
-        from filelock import FileLock, Timeout
-
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
+        held, advice = False, "give another folder with --set output=…"
         try:
-            lock.acquire()
-        except Timeout as error:
-            raise MachineError(
-                "run_locked",
-                f"{self.path}: {self._holder()} is writing here; wait for it, or give another "
-                "folder with --set output=…",
-            ) from error
-        try:
-            write_json(self.path / HOLDER, holder_now())
-            yield
+            with one_writer(self.path / LOCK, self.path, "run_locked", advice):
+                held = True
+                yield
         finally:
-            (self.path / HOLDER).unlink(missing_ok=True)
-            lock.release()
-            self._drop_if_unused()
-
-    def _holder(self) -> str:
-        """Who holds the lock, in words; a holder that has only just begun has left no name yet."""
-        try:
-            holder = json.loads((self.path / HOLDER).read_text(encoding="utf-8"))
-            return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another ftcli"
+            if held:
+                self._drop_if_unused()
 
     def _drop_if_unused(self) -> None:
         """Nothing was written: leave no trace of the lock, nor of folders made for it."""
         if [file.name for file in self.path.iterdir()] == [LOCK]:
             (self.path / LOCK).unlink()
             self.path.rmdir()
-
-
-def holder_now() -> dict[str, object]:
-    """This process, as the holder of a lock says who it is."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
 
 
 def unreadable_contract(file: Path, error: Exception) -> FtcliError:

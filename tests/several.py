@@ -74,3 +74,10 @@ def copy_of(run_folder: Path, folder: Path, **planned: str) -> Path:
         plan[name]["value"] = value
     (folder / "plan.json").write_text(json.dumps(plan))
     return folder
+
+
+def flip_a_bit(file: Path) -> None:
+    """One bit of the last tensor's last bytes: the header stays as it is."""
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,14 @@ from ftcli.errors import FtcliError
 from ftcli.stages import generate
 from ftcli.stages.answers import begin, made_with, require_same_making
 from ftcli.stages.questions import Questions, read_questions
+from ftcli.stages.weights_record import recorded
 from tests.several import (
     NAMES,
     PROMPTS,
     answered,
     copy_of,
     file_of,
+    flip_a_bit,
     members,
     others,
     three_runs,
@@ -152,7 +157,8 @@ def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -
     sql, mix = f"sql={runs / 'sql'}", "mix=shop:0.7+sql:0.3"
     hot = ("generation.temperature=1",)
     other = copy_of(runs / "sql", tmp_path / "other")
-    RunFolder(other).update_manifest(weights={"adapter_model.safetensors": "0" * 64})
+    flip_a_bit(other / "adapter" / "adapter_model.safetensors")
+    RunFolder(other).update_manifest(**recorded(other / "adapter"))
     output = tmp_path / "out.jsonl"
 
     def taken(begun: Any, made: Any) -> str:
@@ -200,7 +206,7 @@ def test_answers_of_others_are_refused_before_a_model_is_loaded(
     output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
     begun = output.read_text()
     unloadable = copy_of(runs / "shop", tmp_path / "unloadable")
-    shutil.rmtree(unloadable / "adapter")
+    (unloadable / "adapter" / "adapter_config.json").unlink()
     flags = ["--input", str(source), "--output", str(output)]
     for words in ("made otherwise: without shop, with note", "no out.jsonl.from.json says"):
         capsys.readouterr()
@@ -209,3 +215,62 @@ def test_answers_of_others_are_refused_before_a_model_is_loaded(
         assert error.startswith(f"{output}: ") and words in error and error.count("\n") == 1
         (tmp_path / "out.jsonl.from.json").unlink(missing_ok=True)
     assert output.read_text() == begun
+
+
+ROOT = Path(__file__).resolve().parents[1]
+WRITER = """
+import sys, time
+from pathlib import Path
+from ftcli.locking import one_writer_of
+with one_writer_of(Path(sys.argv[1]), "output_locked", "take another --output"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_one_writer_per_output(
+    there: bool,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    observed: Callable[[str], None],
+) -> None:
+    source = file_of(tmp_path / "rows.jsonl", [{"prompt": p} for p in PROMPTS])
+    output, other_name = tmp_path / "new" / "out.jsonl", tmp_path / "link.jsonl"
+    other_name.symlink_to(output)
+    if there:
+        answered([runs / "shop"], source, output)
+        output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
+    before = output.read_text() if there else None
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(output)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == "held\n"
+        for name in (output, other_name):
+            capsys.readouterr()
+            command = ["generate", runs / "shop", "--input", source, "--output", name]
+            assert run([*map(str, command)]) == 1
+            said = capsys.readouterr().err
+            holder = f"process {writer.pid} on {socket.gethostname()}, since "
+            assert said.startswith(f"{name}: {holder}")
+            assert said.endswith("is writing here; wait for it, or take another --output\n")
+            assert (output.read_text() if output.exists() else None) == before
+    finally:
+        writer.kill()
+        writer.wait()
+    answered([runs / "shop"], source, output)
+    assert len(output.read_text().splitlines()) == len(PROMPTS)
+    assert {file.name for file in output.parent.iterdir()} == {
+        "out.jsonl",
+        "out.jsonl.from.json",
+    }
+    observed("a second generate on one output: exit 1, naming process and host; free after a kill")
+
+
+def test_a_refusal_leaves_nothing_where_the_output_would_be(runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "out.jsonl"
+    command = ["generate", str(runs / "shop"), "--input", str(tmp_path / "none.jsonl")]
+    assert run([*command, "--output", str(output)]) != 0
+    assert not output.parent.exists()

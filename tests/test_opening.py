@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from ftcli.artifacts import RunFolder
 from ftcli.disk import write_json
 from ftcli.errors import FtcliError
+from ftcli.stages import weights_record
 from ftcli.stages.opening import run_at
+from ftcli.stages.weights_record import recorded, require_unchanged_weights
 
 
 def reason(path: Path) -> str:
@@ -35,3 +38,67 @@ def test_a_model_is_told_from_a_run(tmp_path: Path) -> None:
         "made it, or its recipe"
     )
     assert run_at(run.path) == run
+
+
+def finished(run: RunFolder, folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    run.update_manifest(state="finished", **recorded(folder))
+
+
+def changed(run: RunFolder) -> FtcliError:
+    with pytest.raises(FtcliError) as caught:
+        require_unchanged_weights(run)
+    assert caught.value.code == "weights_changed" and caught.value.exit_code == 1
+    return caught.value
+
+
+def test_a_whole_model_is_read_only_where_size_or_date_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, read = RunFolder(tmp_path / "shop"), list[str]()
+    finished(run, run.model, ["model-1.safetensors", "model-2.safetensors"])
+    original = weights_record.sha256_file
+
+    def counted(file: Path) -> str:
+        read.append(file.name)
+        return original(file)
+
+    monkeypatch.setattr(weights_record, "sha256_file", counted)
+    require_unchanged_weights(run)
+    assert read == []
+    file = run.model / "model-2.safetensors"
+    os.utime(file, ns=(1, 1))
+    require_unchanged_weights(run)
+    require_unchanged_weights(run)
+    assert read == ["model-2.safetensors"], "once by each command"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert changed(run).file == str(file)
+
+
+def test_an_adapter_is_read_whatever_its_date(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "shop")
+    finished(run, run.adapter, ["adapter_model.safetensors"])
+    file = run.adapter / "adapter_model.safetensors"
+    date = file.stat().st_mtime_ns
+    file.write_bytes(b"x" * file.stat().st_size)
+    os.utime(file, ns=(date, date))
+    assert changed(run).file == str(file)
+    file.unlink()
+    assert changed(run).message.startswith("is gone; put the trained weights back")
+
+
+def test_a_file_that_would_be_loaded_before_the_trained_ones_is_refused(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "shop")
+    finished(run, run.model, ["model-1.safetensors", "model-2.safetensors"])
+    (run.model / "model.safetensors").touch()
+    assert changed(run).message.startswith("is loaded, and the training did not write it; ")
+
+
+def test_a_manifest_whose_weights_are_no_object_is_named(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "shop")
+    run.update_manifest(state="finished", weights=["a"])
+    with pytest.raises(FtcliError, match="put it back") as caught:
+        require_unchanged_weights(run)
+    assert caught.value.code == "run_broken" and caught.value.file == str(run.manifest)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -18,6 +18,7 @@ from ftcli.artifacts import RunFolder, unreadable_contract
 from ftcli.console import shown_path
 from ftcli.data.example import Message
 from ftcli.disk import write_json
+from ftcli.engine.base_config import config_differences, outputs_config
 from ftcli.engine.inference import PromptContract
 from ftcli.engine.model import load_tokenizer, renderer_of
 from ftcli.engine.rendering import Renderer, RowFault
@@ -72,6 +73,24 @@ class RunContract:
     prompts: tuple[GoldenPrompt, ...]
     tokenizer: str | None = None
     """sha256 of vocabulary and rules; none in contracts of earlier versions."""
+    config: Mapping[str, Any] | None = None
+    """What of the base's config.json shapes its outputs; none in contracts of earlier versions."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base as it is on this machine now; none where a part of it is not here."""
+
+    source: str
+    weights: str | None
+    """Their fingerprint (ftcli.weights)."""
+    config: Mapping[str, Any] | None
+
+
+def base_at(source: str, revision: str | None) -> Base:
+    """The base in a local folder, or a hub model in the local cache; raises ModelError."""
+    weights = base_fingerprint(source, revision)
+    return Base(source, weights, outputs_config(source, revision))
 
 
 def contract_of(loaded: Loaded, run: RunFolder, prepared: Prepared) -> PromptContract:
@@ -86,10 +105,12 @@ def contract_of(loaded: Loaded, run: RunFolder, prepared: Prepared) -> PromptCon
         if not _same_system(contract.system, system):
             found.append(f"system prompt: {contract.system!r} → {system!r}")
             break
-    if not isinstance(loaded.recipe.method, Full):
-        source = model_source(loaded.recipe.model.id, loaded.base)
-        base = base_fingerprint(source, loaded.recipe.model.revision)
-        found += _other_base(contract, base, source)
+    model = loaded.recipe.model
+    if isinstance(loaded.recipe.method, Full):
+        found += _other_config(contract, outputs_config(str(run.model)), str(run.model))
+    else:
+        source = model_source(model.id, loaded.base)
+        found += _other_base(contract, base_at(source, model.revision))
     _require_none(found, run)
     return PromptContract(renderer, contract.stop_ids, contract.pad_id)
 
@@ -101,18 +122,19 @@ def proven_base(runs: Sequence[RunFolder], source: str, revision: str | None) ->
     Before the block, or behind it where the weights have to be fetched first. Raises FtcliError
     (`contract_broken`).
     """
-    before = base_fingerprint(source, revision)
+    before = base_at(source, revision)
     for run in runs:
-        _require_none(_other_base(load_contract(run), before, source), run)
+        _require_none(_other_base(load_contract(run), before), run)
     yield
-    if before is None:
-        after = base_fingerprint(source, revision) or "not found"
+    if before.weights is None or before.config is None:
+        after = base_at(source, revision)
+        after = replace(after, weights=after.weights or "not found")
         for run in runs:
-            _require_none(_other_base(load_contract(run), after, source), run)
+            _require_none(_other_base(load_contract(run), after), run)
 
 
 def settle_contract(
-    run: RunFolder, renderer: Renderer, prepared: Prepared, base: str | None, *, begun: bool
+    run: RunFolder, renderer: Renderer, prepared: Prepared, base: Base, *, begun: bool
 ) -> None:
     """Write the contract of a run that begins; prove that of a run that goes on.
 
@@ -122,7 +144,7 @@ def settle_contract(
         _require_none(_differences(load_contract(run), renderer), run)
         return
     contract = RunContract(
-        base=base,
+        base=base.weights,
         template=_template_digest(renderer),
         template_kwargs=dict(renderer.template_kwargs),
         system=prepared.system,
@@ -130,6 +152,7 @@ def settle_contract(
         pad_id=renderer.pad_id,
         prompts=tuple(_golden_prompts(renderer, prepared, run)),
         tokenizer=_tokenizer_digest(renderer),
+        config=base.config,
     )
     _require_none(_differences(contract, renderer), run)
     write_json(run.contract, asdict(contract))
@@ -238,11 +261,22 @@ def _other_ids(prompt: GoldenPrompt, renderer: Renderer) -> list[str]:
     return []
 
 
-def _other_base(contract: RunContract, base: str | None, source: str) -> list[str]:
-    """The difference in weights; nothing where one side is not known."""
-    if base is None or contract.base is None or base == contract.base:
+def _other_base(contract: RunContract, base: Base) -> list[str]:
+    """The differences in weights and config.json; nothing where one side is not known."""
+    found = _other_config(contract, base.config, base.source)
+    if None not in (base.weights, contract.base) and base.weights != contract.base:
+        change = f"{_short(contract.base)} → {_short(base.weights)}"
+        found.insert(0, f"weights of the base ({base.source}): {change}")
+    return found
+
+
+def _other_config(
+    contract: RunContract, config: Mapping[str, Any] | None, source: str
+) -> list[str]:
+    if contract.config is None or config is None:
         return []
-    return [f"weights of the base ({source}): {_short(contract.base)} → {_short(base)}"]
+    differences = config_differences(contract.config, config)
+    return [f"config.json ({source}): {line}" for line in differences]
 
 
 def _same_system(kept: str | None, asked: str | None) -> bool:

@@ -15,6 +15,7 @@ from ftcli.data.formats import fill
 from ftcli.data.turns import RowError
 from ftcli.disk import append_json
 from ftcli.errors import Stopped, UsageError
+from ftcli.locking import one_writer_of
 from ftcli.recipe import Generation
 from ftcli.stages.answers import answered, begin, made_with, require_same_making
 from ftcli.stages.opening import OpenRun, open_run
@@ -106,10 +107,18 @@ def answer_file(request: Request, *, source: Path, output: Path, reporter: Repor
     """Answer every row of a file into a jsonl file; goes on where the same request stopped.
 
     Each line holds `prompt`, `completion` and `stopped`, and `adapter` where there are several. A
-    row's own `adapter` goes before `--use`.
+    row's own `adapter` goes before `--use`. Raises MachineError (`output_locked`) where another
+    process writes the same file.
     """
     members = request.open()
     _require_conversations(members)
+    with one_writer_of(output, "output_locked", "take another --output"):
+        return _answer_into(output, members, request, source, reporter)
+
+
+def _answer_into(
+    output: Path, members: tuple[Member, ...], request: Request, source: Path, reporter: Reporter
+) -> BatchResult:
     made = made_with(members, request.seed)
     require_same_making(output, made)
     found = read_questions(members, chosen(members, request.use).name, source)

@@ -11,6 +11,7 @@ from ftcli.errors import FtcliError
 from ftcli.loading import Loaded, load_recipe
 from ftcli.prepared import Prepared, load_prepared
 from ftcli.shapes import model_source
+from ftcli.stages.weights_record import require_unchanged_weights
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def _no_run(folder: Path) -> str:
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The finished run at `path`, or the newest finished one of the recipe at `path`.
 
-    Overrides are laid over the run's resolved recipe. Raises FtcliError.
+    Overrides are laid over the run's resolved recipe. Raises FtcliError, also where the trained
+    weights are not as the training wrote them.
     """
     run = run_at(path, overrides)
     if run.state != "finished":
@@ -60,6 +62,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     prepared = load_prepared(run.data)
     if prepared is None:
         raise FtcliError("run_broken", f"{run.data} holds no prepared data")
+    require_unchanged_weights(run)
     return OpenRun(run, load_recipe(run.recipe, overrides), prepared)
 
 

@@ -10,12 +10,13 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ftcli import __version__
-from ftcli.disk import sha256_file, write_json, write_text
+from ftcli.disk import write_json, write_text
 from ftcli.errors import ModelError
 from ftcli.loading import dump_recipe, resolved
 from ftcli.stages.card import model_card
 from ftcli.stages.job import Job
 from ftcli.stages.memory_record import memory_record
+from ftcli.stages.weights_record import recorded
 
 if TYPE_CHECKING:
     from ftcli.engine.memory import StepMemory
@@ -78,13 +79,13 @@ def report_of(job: Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[st
 def end(job: Job, report: dict[str, Any]) -> None:
     """The run is finished; raises ModelError where no weights were saved."""
     run = job.run
-    weights = sorted(run.trained().glob("*.safetensors"))
-    if not weights:
+    weights = recorded(run.trained())
+    if not any(name.endswith(".safetensors") for name in weights["weights"]):
         raise ModelError("save", f"{run.trained()} holds no weights after saving")
     write_text(run.card, model_card(job.scene.loaded, job.prepared, job.plan, report))
     run.update_manifest(
         state="finished",
         result=report,
-        weights={file.name: sha256_file(file) for file in weights},
+        **weights,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )

@@ -26,6 +26,7 @@ from ftcli.stages.opening import open_run
 from ftcli.templates import named
 from ftcli.weights import base_fingerprint
 from tests.conftest import CHATML, pair
+from tests.several import flip_a_bit
 
 Ask = Callable[..., tuple[int, str]]
 # A base whose template says something of its own before the user's first word.
@@ -385,6 +386,142 @@ def test_a_base_that_was_not_found_when_the_run_began_is_not_asked_for(
     monkeypatch.setattr(contract_module, "load_contract", lambda _: unknown)
     with proven_base([folder], str(trained / "base"), None):
         pass
+
+
+# config.json and the trained weights
+
+
+def edit_config(folder: Path) -> list[str]:
+    """Other outputs of the same weights; what is said of each key."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    rope, eps = config["rope_parameters"]["rope_theta"], config["rms_norm_eps"]
+    config |= {"rms_norm_eps": 0.5, "rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}
+    file.write_text(json.dumps(config))
+    return [f"rms_norm_eps: {eps} → 0.5", f"rope_parameters.rope_theta: {rope} → 7.0"]
+
+
+def test_an_edited_config_of_the_base_is_refused_with_its_keys(
+    place: Path, ask: Ask, observed: Callable[[str], None]
+) -> None:
+    kept = (place / "base" / "config.json").read_text()
+    lines = [f"  config.json ({place}/base): {line}" for line in edit_config(place / "base")]
+    (message,) = refusals(ask)
+    assert message.splitlines()[1:-1] == lines
+    code, message = ask("train", write_recipe(place, "lora", name="more"), "--from", "runs/lora")
+    assert code == 1 and lines[0] in message
+    assert ask("generate", "runs/full", "a prompt")[0] == 0
+    assert ask("eval", "runs/full", "--limit", "2")[0] == 1
+    (place / "base" / "config.json").write_text(kept)
+    assert ask("eval", "runs/lora")[0] == 0
+    edit_config(place / "base")
+    assert ask("eval", "runs/lora")[0] == 1, "kept figures are no way round it"
+    observed("rms_norm_eps and rope_theta edited: eval, generate, merge, --from exit 1, both named")
+
+
+def test_an_edited_config_of_a_whole_model_is_refused(place: Path, ask: Ask) -> None:
+    lines = edit_config(place / "runs" / "full" / "model")
+    code, message = ask("generate", "runs/full", "a prompt")
+    assert code == 1 and all(line in message for line in lines)
+
+
+def test_a_run_does_not_go_on_under_an_edited_config(
+    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, file = write_recipe(place, "lora", name="stopped"), place / "base" / "config.json"
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        assert ask("train", recipe)[0] == 130
+    folder, kept = RunFolder(place / "runs" / "stopped"), file.read_text()
+    contract, steps = folder.contract.read_bytes(), folder.steps_saved()
+    lines = edit_config(place / "base")
+    code, message = ask("train", recipe)
+    assert code == 1 and all(line in message for line in lines)
+    assert folder.contract.read_bytes() == contract and folder.steps_saved() == steps
+    file.write_text(kept)
+    assert ask("train", recipe)[0] == 0
+
+
+def test_what_another_saving_changes_in_a_config_is_free(place: Path, ask: Ask) -> None:
+    file = place / "base" / "config.json"
+    config = json.loads(file.read_text())
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope["rope_theta"], "torch_dtype": "float16", "use_cache": False}
+    config |= {
+        "transformers_version": "4.40.0",
+        "_name_or_path": "elsewhere",
+        "attention_bias": False,
+    }
+    config.pop("dtype", None)
+    file.write_text(json.dumps(config, sort_keys=True))
+    assert ask("generate", "runs/lora", "a prompt")[0] == 0
+
+
+def test_a_contract_without_a_config_opens_as_before(place: Path, ask: Ask) -> None:
+    file = place / "runs" / "lora" / "contract.json"
+    values = json.loads(file.read_text())
+    assert values.pop("config")["rms_norm_eps"] > 0
+    file.write_text(json.dumps(values))
+    edit_config(place / "base")
+    assert ask("generate", "runs/lora", "a prompt")[0] == 0
+
+
+def test_the_config_of_a_hub_model_is_that_of_the_local_cache(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cache, commit = tmp_path / "models--owner--tiny", "a" * 40
+    shutil.copytree(trained / "base", cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    folder = RunFolder(trained / "runs" / "lora")
+    with proven_base([folder], "owner/tiny", None):
+        pass
+    edit_config(cache / "snapshots" / commit)
+    with (
+        pytest.raises(FtcliError, match=r"config\.json \(owner/tiny\): rms_norm_eps"),
+        proven_base([folder], "owner/tiny", None),
+    ):
+        raise AssertionError("the block was entered")
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_damaged_weights_are_refused_by_all_that_use_them(
+    name: str, place: Path, ask: Ask, observed: Callable[[str], None]
+) -> None:
+    run_folder = place / "runs" / name
+    (file,) = RunFolder(run_folder).trained().glob("*.safetensors")
+    further = write_recipe(place, name, name="further")
+    commands = [[words[0], run_folder, *words[1:]] for words in OPENINGS]
+    commands.append(["train", further, "--from", run_folder])
+    flip_a_bit(file)
+    found = [ask(*command) for command in commands]
+    assert [code for code, _ in found] == [1] * 4
+    for _, message in found:
+        assert message.startswith(f"{file}: is not as the training wrote it (sha256 ")
+        assert message.endswith("or train anew (ftcli train RECIPE --fresh)")
+    assert not (place / "runs" / "further").exists()
+    flip_a_bit(file)
+    assert [ask(*command)[0] for command in commands] == [0] * 4, "the bit is back, the date new"
+    observed(f"{name}: one bit flipped: 4 of 4 commands exit 1")
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_a_run_without_recorded_weights_opens_as_before(name: str, place: Path, ask: Ask) -> None:
+    folder = RunFolder(place / "runs" / name)
+    manifest = folder.read_manifest()
+    assert set(manifest["weights"]) == set(manifest["weight_files"])
+    manifest.pop("weight_files")
+    folder.manifest.write_text(json.dumps(manifest))
+    assert ask("generate", folder.path, "a prompt")[0] == 0
+    (file,) = folder.trained().glob("*.safetensors")
+    flip_a_bit(file)
+    assert ask("generate", folder.path, "a prompt")[0] == 1, "the digest alone is enough"
+    manifest.pop("weights")
+    folder.manifest.write_text(json.dumps(manifest))
+    assert ask("generate", folder.path, "a prompt")[0] == 0
 
 
 # Going on

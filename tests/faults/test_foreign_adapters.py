@@ -150,6 +150,7 @@ def test_an_adapter_that_leads_elsewhere_is_refused(
 ) -> None:
     made = copied(home / "runs" / "lora", tmp_path / "stranger")
     words = plant(made / "adapter", attack)
+    change_json(made / "run.json", weights=None)  # a stranger's digests prove nothing
     assert words in refused(made, capsys)
     if plant is not tokenizer_that_asks:  # a new run takes its base's
         assert words in refused(made, capsys, str(home / "lora.yaml"))
@@ -211,6 +212,7 @@ def test_a_full_run_with_a_pickle_for_weights_is_refused(
         sections: dict[str, Any] = {"method": {"mode": "full"}, "training": TRAINING}
         assert run(["train", str(save_recipe(home, tiny_model, "full", **sections))]) == 0
     made = copied(made, tmp_path / "stranger")
+    change_json(made / "run.json", weights=None)
     (made / "model" / "model.safetensors").unlink()
     (made / "model" / "pytorch_model.bin").write_bytes(attack.pickled)
     capsys.readouterr()
