@@ -9,23 +9,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MASK = "***"
-# Names of environment variables that hold one: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY …
+# Names of environment variables that hold one: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY,
+# or, as a word of its own between underscores, DB_PASS, GITHUB_PAT, SLACK_WEBHOOK_URL …
 NAMES = re.compile(
-    r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|CREDENTIALS)$", re.IGNORECASE
+    r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|CREDENTIALS)$"
+    r"|_PWD$|(^|_)(PASS|PAT|PASSPHRASE|WEBHOOK(_URL)?|((PRIVATE|SECRET|SIGNING|ENCRYPTION)_KEY))$",
+    re.IGNORECASE,
 )
+# Folders of the shell, which end in the same word.
+NO_SECRETS = frozenset(("OLD_PWD",))
 SHORTEST = 8  # what is shorter may be any word
 # The tokens of Hugging Face, OpenAI and others, GitHub and Amazon begin alike, each its own way.
 TOKEN = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[a-z]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b"
 )
-LOGIN = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
+# A path has one slash where the address had two.
+LOGIN = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)[^\s/@:]*:[^\s/@]+(?=@)")
 
 
 def masked(text: str) -> str:
     """The text with stars in the place of every secret in it."""
     for _, value in _known():
         text = text.replace(value, MASK)
-    return TOKEN.sub(MASK, LOGIN.sub(MASK, text))
+    return TOKEN.sub(MASK, LOGIN.sub(rf"\1{MASK}", text))
 
 
 def secret_in(text: str) -> str | None:
@@ -41,7 +47,7 @@ def secret_in(text: str) -> str | None:
 def _known() -> Iterator[tuple[str, str]]:
     """Secrets of this machine's user, each with the name of where it is."""
     for name, value in os.environ.items():
-        if NAMES.search(name) and len(value) >= SHORTEST:
+        if NAMES.search(name) and name not in NO_SECRETS and len(value) >= SHORTEST:
             yield name, value
     for path in _token_files():
         yield from ((str(path), value) for value in _tokens(path))

@@ -15,6 +15,7 @@ import typer
 from ftcli import __version__
 from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, schema, train
 from ftcli.console import result, result_json, say
+from ftcli.disk import is_full
 from ftcli.errors import FtcliError
 from ftcli.secrets import masked
 
@@ -95,12 +96,21 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
     """The machine's refusals in words; whatever is left is a bug, and is reported as one."""
     if isinstance(error, typer.Abort):
         return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
+    if is_full(error):
+        return _failed("disk_full", _full(error), EXIT_MACHINE, as_json)
     if isinstance(error, OSError):
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         return _failed("disk", message, EXIT_MACHINE, as_json)
     say("".join(traceback.format_exception(error)))
     message = f"this is a bug of ftcli: please report it with the lines above ({error!r})"
     return _failed("bug", message, EXIT_BUG, as_json)
+
+
+def _full(error: Exception) -> str:
+    """Whose disk it is where the system says so: most writes do not know their file's name."""
+    named = getattr(error, "filename", None)
+    which = f"the disk of {named}" if named else "the disk of what was being written"
+    return f"{which} is full: make room, or name a folder on another disk in output"
 
 
 def _failed(

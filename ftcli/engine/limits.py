@@ -19,6 +19,10 @@ class LimitError(Exception):
     """The work asks for more than it can need; the text continues its name."""
 
 
+def too_long() -> LimitError:
+    return LimitError(f"runs for more than {SECONDS:g} s")
+
+
 class Budget(threading.local):
     """What the work of this thread has used up."""
 
@@ -37,12 +41,17 @@ class Budget(threading.local):
         if self.ends is None or self.count % COUNTS_BETWEEN_LOOKS == 0:
             self.look()
 
+    def require_begun(self) -> None:
+        """Raise LimitError where no work has begun: compiling is not yet work."""
+        if self.ends is None:
+            raise LimitError("has not begun")
+
     def look(self) -> None:
         """Raise LimitError where the time is up, or where no work has begun."""
         if self.ends is None:
             raise LimitError("has not begun")
         if time.thread_time() > self.ends:
-            raise LimitError(f"runs for more than {SECONDS:g} s")
+            raise too_long()
 
 
 class Ceiling:

@@ -2,7 +2,7 @@
 
 transformers gives a template a sandbox that keeps it from the machine, but lets it loop and grow
 for ever. Here rounds of loops, calls and operators are counted, what they ask for is looked at
-before, and what they have made behind.
+before, and what they have made behind; a second thread ends what runs in between.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import BuiltinMethodType
 from typing import Any, cast
 
 from jinja2 import Template, nodes, pass_environment
@@ -18,7 +19,10 @@ from jinja2.filters import do_format, do_sum
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
+from ftcli.engine import limits
 from ftcli.engine.limits import MEMORY_BYTES, Budget, Ceiling, LimitError
+from ftcli.engine.watch import TimeIsUp, watch
+from ftcli.engine.weighing import require_light, require_quick, require_quick_search
 
 # Characters of one text, or items of one list: a context of a million tokens has 5 million.
 LARGEST = 50_000_000
@@ -31,7 +35,20 @@ DEEPEST = 16
 LONGEST_TEMPLATE = 1_000_000
 
 # A width or a precision in a format, such as `%.99999f` or `{:>99999}`.
-LONG_FIELD = re.compile(r"%[^%A-Za-z]*\d{5}|\{[^{}]*:[^{}]*\d{5}")
+LONG_FIELD = re.compile(r"%[^%A-Za-z]*\d{5}|\{[^{}:]*+:[^{}]*\d{5}")
+# Of a format of the date.
+LONGEST_DATE = 1000
+
+# What the templates of models use and their like; the others are for pages of the web, long in
+# the making, or not the same twice (`random`).
+FILTERS = (
+    *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
+    *("format", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max"),
+    *("min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr"),
+    *("sort", "string", "sum", "title", "tojson", "trim", "unique", "upper"),
+)
+WEIGHED_FILTERS = frozenset(("dictsort", "max", "min", "sort", "tojson", "unique"))
+GLOBALS = ("cycler", "dict", "joiner", "namespace", "raise_exception", "range")
 
 _budget, _ceiling = Budget(), Ceiling()
 
@@ -45,13 +62,26 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
     _budget.begin()
     try:
         with _ceiling:
-            return cast(str, _bounded(compiled.render(variables)))
+            return _watched(compiled, variables)
     except MemoryError as error:
         if not _ceiling.was_old():
             raise LimitError(f"takes more than {MEMORY_BYTES / 1e6:.0f} MB") from error
     finally:
         _budget.end()
     return render(template, variables)
+
+
+def _watched(compiled: Template, variables: Mapping[str, Any]) -> str:
+    """Raises LimitError in whatever part of the work the time is up."""
+    work = watch.enter(limits.SECONDS)
+    try:
+        try:
+            return cast(str, _bounded(compiled.render(variables)))
+        finally:
+            watch.leave(work)
+    except TimeIsUp:
+        watch.leave(work)
+        raise limits.too_long() from None
 
 
 @functools.lru_cache(maxsize=32)
@@ -90,6 +120,8 @@ def _guarded(value: Any) -> Any:
             value.iter = _filtered(value.iter, "counted")
         case nodes.Concat():
             return _filtered(value, "bounded")
+        case nodes.Compare() | nodes.Getitem() | nodes.Pair():
+            _lighten(value)
         case nodes.List() | nodes.Dict() | nodes.Tuple() if not _is_written_out(value):
             return _filtered(value, "shallow")
     return value
@@ -99,6 +131,25 @@ def _is_written_out(node: nodes.Literal) -> bool:
     """Whether it holds constants alone, or is no value but the target of an assignment."""
     is_target = getattr(node, "ctx", "load") != "load"
     return is_target or all(isinstance(inner, nodes.Const) for inner in node.iter_child_nodes())
+
+
+def _lighten(node: nodes.Node) -> None:
+    """Look at what is compared, and at what is looked up and so hashed."""
+    match node:
+        case nodes.Compare() if not _is_with_constant(node):
+            node.expr = _filtered(node.expr, "light")
+            for operand in node.ops:
+                operand.expr = _filtered(operand.expr, "light")
+        case nodes.Getitem() if not isinstance(node.arg, nodes.Const | nodes.Slice):
+            node.arg = _filtered(node.arg, "light")
+        case nodes.Pair() if not isinstance(node.key, nodes.Const):
+            node.key = _filtered(node.key, "light")
+
+
+def _is_with_constant(comparison: nodes.Compare) -> bool:
+    """Whether nothing long is compared with anything but a constant."""
+    sides = (comparison.expr, *(operand.expr for operand in comparison.ops))
+    return len(sides) == 2 and any(isinstance(side, nodes.Const) for side in sides)
 
 
 def _filtered(node: Any, name: str) -> nodes.Filter:
@@ -120,6 +171,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _require_small(args, kwargs)
+        if type(__obj) is BuiltinMethodType:
+            require_quick(__obj, args)
         made = super().call(__context, __obj, *args, **kwargs)
         return _shallow(made) if isinstance(made, dict) else _bounded(made)
 
@@ -138,19 +191,58 @@ def _environment() -> _Environment:
         lstrip_blocks=theirs.lstrip_blocks,
         extensions=[type(extension) for extension in theirs.extensions.values()],
     )
-    ours.filters = {name: _limited(function) for name, function in theirs.filters.items()}
+    ours.filters = {name: _refused(name) for name in theirs.filters}
+    ours.filters |= {name: _limited(name, theirs.filters[name]) for name in FILTERS}
     ours.filters |= {"counted": _Counted, "bounded": _bounded, "shallow": _shallow}
-    ours.filters |= {"sum": _sum, "format": _limited(_format)}
-    ours.globals = {name: value for name, value in theirs.globals.items() if name != "lipsum"}
+    ours.filters |= {"light": require_light}
+    ours.filters |= {"sum": _sum, "format": _limited("format", _format)}
+    ours.tests = {name: _light(test) for name, test in theirs.tests.items()}
+    ours.globals = {name: theirs.globals[name] for name in GLOBALS}
+    ours.globals["strftime_now"] = functools.partial(_date, theirs.globals["strftime_now"])
     return ours
 
 
-def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
+def _refused(name: str) -> Callable[..., Any]:
+    """In the place of a filter that is not offered."""
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise LimitError(f"uses the filter {name!r}, which is not offered to chat templates")
+
+    return refused
+
+
+def _light(test: Callable[..., Any]) -> Callable[..., Any]:
+    """A test with a look at lists that it may compare."""
+
+    @functools.wraps(test)
+    def light(*args: Any) -> Any:
+        for value in args:
+            if isinstance(value, list | tuple | dict):
+                require_light(value)
+        return test(*args)
+
+    return light
+
+
+def _date(write: Callable[[str], str], form: str) -> str:
+    _require_at_most(LONGEST_DATE, len(form))
+    return write(form)
+
+
+def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter with a look before and behind it."""
+    weighed, searches = name in WEIGHED_FILTERS, name == "trim"
 
     @functools.wraps(function)
     def limited(*args: Any, **kwargs: Any) -> Any:
+        _budget.require_begun()
         _require_small(args, kwargs)
+        if weighed:
+            for value in args:
+                require_light(value)
+        if searches:
+            for wanted in (*args[1:], *kwargs.values()):
+                require_quick_search(name, args[0], wanted)
         return _bounded(function(*args, **kwargs))
 
     return limited

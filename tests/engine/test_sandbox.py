@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import resource
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from families import BUILDERS
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from ftcli.engine import limits, sandbox
+from ftcli.engine import limits, sandbox, watch
 from ftcli.engine.limits import LimitError
 from ftcli.engine.sandbox import render
 
@@ -57,11 +62,11 @@ def test_what_never_ends_is_stopped(template: str) -> None:
         "{{ ten ** (ten ** ten) }}",
         "{% set n = namespace(v=9) %}{% for i in range(99) %}{% set n.v = n.v * n.v %}{% endfor %}",
         "{{ (('f' * 10000000) | int(base=16)) // 7 }}",
-        "{{ 'a' | center(10**10) }}",
+        "{{ 'a'.center(10**10) }}",
         "{{ x.ljust(1000000000) }}",
         "{{ x | round(10**9) }}",
-        "{{ none | batch(10**10, 1) | list }}",
-        "{{ none | slice(10**10) | list }}",
+        "{{ x | indent(10**10) }}",
+        "{{ strftime_now('%Y' * 100000) }}",
         "{{ none | tojson(indent=10**10) }}",
         "{{ ten.to_bytes(10000000000, 'big') }}",
         "{{ '{:{w}}'.format(1, w=10**10) }}",
@@ -84,6 +89,183 @@ def test_a_large_number_is_refused_before_it_is_used(template: str) -> None:
 )
 def test_a_format_may_not_be_as_wide_as_a_book(template: str) -> None:
     assert reason_of(template) == "formats a value with 10,000 characters or more"
+
+
+REFUSED = [
+    *("attr", "batch", "center", "filesizeformat", "forceescape", "groupby", "pprint", "random"),
+    *("slice", "striptags", "truncate", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr"),
+]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_filter_that_no_model_uses_is_refused_by_its_name(name: str) -> None:
+    reason = f"uses the filter '{name}', which is not offered to chat templates"
+    assert reason_of(f"{{{{ x | {name} }}}}") == reason
+    assert reason_of(f"{{{{ [x] | map('{name}') | list }}}}") == reason
+    assert render(f"{{% if none %}}{{{{ x | {name} }}}}{{% endif %}}", GIVEN) == ""
+
+
+def test_every_filter_is_offered_or_refused() -> None:
+    from jinja2.defaults import DEFAULT_FILTERS
+
+    assert sorted((*sandbox.FILTERS, *REFUSED)) == sorted(DEFAULT_FILTERS)
+
+
+LONG = "{% set t = ('aB <&\n' * 1500000) %}"
+LISTS = (
+    "{% set n = namespace(v=[]) %}{% set r = range(99999) | list %}{% set l = r * 100 %}"
+    "{% set w = ('a b ' * 1000000).split() %}{% set d = [{'k': 'a', 'v': 1}] * 3000000 %}"
+)
+HEAVY = "{% set h = [[1] * 100000] * 100000 %}{% set i = [[1] * 100000] * 100000 %}"
+PAIRS = "{% set h = ((1,) * 100000,) * 100000 %}{% set i = ((1,) * 100000,) * 100000 %}"
+LARGE = [
+    *(
+        f"{LONG}{{{{ t | {name} | length }}}}"
+        for name in (
+            *("capitalize", "count", "default", "e", "escape", "first", "indent", "int", "float"),
+            *(
+                "last",
+                "list",
+                "lower",
+                "max",
+                "min",
+                "replace('a', 'b')",
+                "reverse",
+                "safe",
+                "sort",
+            ),
+            *("string", "title", "tojson", "trim", "unique | list", "upper", "join('b')", "format"),
+            *("map('upper') | list", "select('eq', 'a') | list", "reject('lower') | list"),
+            *("trim('ab' * 400000)", "tojson(indent=2)", "join | title | upper | title | length"),
+        )
+    ),
+    *(
+        f"{LISTS}{{{{ l | {name} | string | length }}}}"
+        for name in (
+            *("abs", "items | list", "join(', ')", "map('string') | list", "max", "min", "sort"),
+            *("select('odd') | list", "reject('divisibleby', 3) | list", "sort(reverse=true)"),
+            *("map('round', 2) | map('int') | map('float') | list", "sum", "tojson(indent=1)"),
+            *("unique | list", "select('in', r) | list", "reject('in', l) | list", "round"),
+        )
+    ),
+    *(
+        f"{LISTS}{{{{ d | {name} | string | length }}}}"
+        for name in (
+            *("map(attribute='k') | list", "selectattr('k', 'eq', 'b') | list", "unique | list"),
+            *("rejectattr('k', 'in', w) | list", "sum(attribute='v')", "max(attribute='v')"),
+            *("sort(attribute='k,v')", "min(attribute='v')", "unique(attribute='k') | list"),
+        )
+    ),
+    *(
+        f"{LISTS}{{{{ w.{call} }}}}"
+        for call in ("index('c')", "count('a')", "copy() | length", "__len__()")
+    ),
+    *(
+        f"{LONG}{{{{ (t.{call}) | string | length }}}}"
+        for call in (
+            *("rfind('b' ~ t[:4000000])", "rindex('b' ~ t[:4000000])", "strip(t[::-1])"),
+            *("rsplit('b' ~ t[:4000000])", "rpartition('b' ~ t[:4000000])", "lstrip('b' ~ t)"),
+            *("find('b' ~ t[:4000000])", "count('b' ~ t[:4000000])", "split('a')", "splitlines()"),
+            *("title()", "swapcase()", "encode('idna')", "encode('punycode')", "casefold()"),
+            *("replace('a', t)", "translate({97: t})", "join(w)", "partition(t)", "istitle()"),
+        )
+    ),
+    *(
+        f"{start}{{{{ {act} }}}}"
+        for start in (HEAVY, PAIRS)
+        for act in (
+            *("h == i", "h < i", "h in [i]", "[h].index(i)", "[h].count(i)", "h is eq(i)"),
+            *("h is in([i])", "[h] is ge([i])", "[h, i] | max", "[h, i] | sort", "[h, i] | unique"),
+            *("{'a': h} == {'a': i}", "{'a': h}.values() | list == [i]", "{'a': h} | dictsort"),
+            *("{'a': h}.items() == {'a': i}.items()", "h[0:9] | string | length", "h | tojson"),
+        )
+    ),
+    *(PAIRS + act for act in ("{{ {}[h] }}", "{{ {h: 1} }}", "{{ {}.get(h) }}", "{{ h in {} }}")),
+    "{{ '{' ~ ':' * 10000000 }}{{ ('{' ~ ':' * 10000000) | format }}",
+    "{{ ('{' ~ ':' * 10000000).format(1) }}",
+    "{% set c = cycler(*range(99999)) %}{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{{ c.next() }}{% endfor %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", LARGE)
+def test_every_filter_test_and_method_ends_with_large_inputs(template: str) -> None:
+    """By its limit or because it is quick: processor time, whatever else the machine does."""
+    before = time.thread_time()
+    with contextlib.suppress(LimitError, TemplateError, TypeError, ValueError, AttributeError):
+        render(template, GIVEN)
+    assert time.thread_time() - before < 5
+
+
+def endless(_: object) -> object:
+    """A loop that looks at no limit."""
+    while True:
+        pass
+
+
+def swallowing(_: object) -> object:
+    """Python keeps what is raised in a finaliser to itself."""
+
+    class Dying:
+        def __del__(self) -> None:
+            endless(None)
+
+    Dying()
+    return endless(None)
+
+
+@pytest.fixture
+def uncooperative(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Filters that loop for ever, and templates compiled with them."""
+    build = sandbox._environment
+
+    def with_loops() -> Any:
+        environment = build()
+        environment.filters |= {"endless": endless, "swallowing": swallowing}
+        return environment
+
+    monkeypatch.setattr(sandbox, "_environment", with_loops)
+    sandbox.compile_template.cache_clear()
+    yield
+    sandbox.compile_template.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", ["endless", "swallowing"])
+def test_a_loop_that_looks_at_no_limit_is_ended(
+    name: str, uncooperative: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN_SHOTS", 0.2)
+    with ThreadPoolExecutor(2) as pool:
+        there = [pool.submit(reason_of, f"{{{{ x | {name} }}}}") for _ in range(2)]
+        here = reason_of(f"{{{{ x | {name} }}}}")
+        assert {here, *(reason.result() for reason in there)} == {"runs for more than 0.3 s"}
+    assert render("{{ x }}", GIVEN) == "aaaa"
+
+
+def test_nothing_is_raised_behind_a_rendering(
+    uncooperative: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that ends just when its time is up, again and again, and then goes on with others'."""
+    monkeypatch.setattr(watch, "SECONDS_BETWEEN_LOOKS", 0.0005)
+    monkeypatch.setattr(limits, "SECONDS", 0.002)
+    ended = 0
+    for number in range(300):
+        try:
+            render(
+                "{% for i in range(n) %}{% endfor %}{{ x | upper }}", {"n": 40 * number, "x": "a"}
+            )
+        except LimitError:
+            ended += 1
+        for _ in range(2000):
+            pass
+    assert 0 < ended < 300
+
+
+def test_a_forked_process_has_a_watch_of_its_own(uncooperative: None) -> None:
+    render("{{ x }}", GIVEN)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(reason_of, ("{{ x | endless }}",)) == "runs for more than 0.3 s"
 
 
 @pytest.mark.parametrize(

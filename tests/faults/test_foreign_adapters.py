@@ -162,6 +162,7 @@ def test_a_text_to_begin_with_fetches_no_tokenizer(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = copied(home / "runs" / "prompt", tmp_path / "stranger")
+    change_json(made / "run.json", weights=None)
     change_json(
         made / "adapter" / "adapter_config.json",
         prompt_tuning_init="TEXT",
@@ -186,6 +187,7 @@ def test_a_pickle_beside_safetensors_and_another_base_are_not_followed(
 
     made = copied(home / "runs" / "lora", tmp_path / "stranger")
     adapter = made / "adapter"
+    change_json(made / "run.json", weights=None)
     change_json(adapter / "adapter_config.json", base_model_name_or_path="owner/evil", revision="x")
     for name in ("adapter_model.bin", "training_args.bin", "optimizer.pt"):
         (adapter / name).write_bytes(attack.pickled)

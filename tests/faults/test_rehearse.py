@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import weakref
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -174,6 +175,32 @@ def test_the_small_models_recipe_passes(
     assert [leg["name"] for leg in found["legs"]] == LEGS
     assert found["plan"]["steps"]["value"] == 69
     assert left_behind(tmp_path) == DATA
+
+
+def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
+    write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import building
+    from ftcli.stages.rehearse import twin
+
+    models: list[weakref.ref[Any]] = []
+    alive: dict[str, int] = {}
+    build = building.build_trainer
+
+    def counted(*args: Any) -> Any:
+        alive[f"sitting {len(models) + 1}"] = sum(model() is not None for model in models)
+        trainer = build(*args)
+        models.append(weakref.ref(trainer.model))
+        return trainer
+
+    def evaluating(*args: Any) -> str:
+        alive["eval"] = sum(model() is not None for model in models)
+        return ""
+
+    monkeypatch.setattr(building, "build_trainer", counted)
+    monkeypatch.setattr(twin, "_evaluate", evaluating)
+    assert run(["train", str(write_recipe()), "--rehearse"]) == 0
+    assert alive == {"sitting 1": 0, "sitting 2": 0, "eval": 0}
 
 
 # What must be found
