@@ -228,6 +228,7 @@ with one_writer_of(Path(sys.argv[1]), "output_locked", "take another --output"):
 """
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("there", [False, True])
 def test_one_writer_per_output(
     there: bool,

@@ -401,6 +401,7 @@ def edit_config(folder: Path) -> list[str]:
     return [f"rms_norm_eps: {eps} → 0.5", f"rope_parameters.rope_theta: {rope} → 7.0"]
 
 
+@pytest.mark.fault(20)
 def test_an_edited_config_of_the_base_is_refused_with_its_keys(
     place: Path, ask: Ask, observed: Callable[[str], None]
 ) -> None:
@@ -425,6 +426,7 @@ def test_an_edited_config_of_a_whole_model_is_refused(place: Path, ask: Ask) -> 
     assert code == 1 and all(line in message for line in lines)
 
 
+@pytest.mark.fault(3)
 def test_a_run_does_not_go_on_under_an_edited_config(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,6 +489,7 @@ def test_the_config_of_a_hub_model_is_that_of_the_local_cache(
         raise AssertionError("the block was entered")
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_damaged_weights_are_refused_by_all_that_use_them(
     name: str, place: Path, ask: Ask, observed: Callable[[str], None]
