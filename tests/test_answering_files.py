@@ -207,6 +207,7 @@ def test_answers_of_others_are_refused_before_a_model_is_loaded(
     begun = output.read_text()
     unloadable = copy_of(runs / "shop", tmp_path / "unloadable")
     (unloadable / "adapter" / "adapter_config.json").unlink()
+    RunFolder(unloadable).update_manifest(weights=None)  # or it would be missed at once
     flags = ["--input", str(source), "--output", str(output)]
     for words in ("made otherwise: without shop, with note", "no out.jsonl.from.json says"):
         capsys.readouterr()
