@@ -72,10 +72,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def _put_in_place(temporary: Path, path: Path) -> None:
     """Give a whole folder its name; what had it before stays until then, under one of two names."""
     before = path.with_name(f"{BEFORE}{path.name}")
-    if path.exists():
-        shutil.rmtree(before, ignore_errors=True)
-        path.replace(before)
-    temporary.replace(path)
+    try:
+        if path.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            path.replace(before)
+        temporary.replace(path)
+    except OSError:
+        bring_back(path.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync(path.parent)
     shutil.rmtree(before, ignore_errors=True)
 
