@@ -13,7 +13,7 @@ from ftcli.cli import run
 from tests.conftest import save_recipe, save_rows
 from tests.faults.attacks import Attack, change_json, copied
 
-pytestmark = pytest.mark.fault(30)
+pytestmark = [pytest.mark.slow, pytest.mark.fault(30)]
 
 Observed = Callable[[str], None]
 TRAINING = {"max_steps": 1, "batch_size": 4}

@@ -18,6 +18,8 @@ from tests.conftest import save_recipe, save_rows
 from tests.faults.moments import weights_of
 from tests.test_training import stop_at
 
+pytestmark = pytest.mark.slow
+
 Observed = Callable[[str], None]
 
 

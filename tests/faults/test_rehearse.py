@@ -22,6 +22,8 @@ from ftcli.cli import run
 from ftcli.prepared import load_prepared
 from tests.conftest import TINY, pair
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "lora": {"mode": "lora", "rank": 4, "dropout": 0.1, "modules_to_save": ["embed_tokens"]},
