@@ -78,19 +78,17 @@ def _put_in_place(temporary: Path, path: Path) -> None:
             path.replace(before)
         temporary.replace(path)
     except OSError:
-        bring_back(path.parent)
+        _bring_back(before, path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(path.parent)
     shutil.rmtree(before, ignore_errors=True)
 
 
-def bring_back(folder: Path) -> None:
-    """Give folders their names again whose replacement was killed between the two renamings."""
-    for before in folder.glob(f"{BEFORE}*"):
-        path = before.with_name(before.name.removeprefix(BEFORE))
-        if not path.exists():
-            before.replace(path)
+def _bring_back(before: Path, path: Path) -> None:
+    """Give a folder its name again whose replacement came to nothing between the two renamings."""
+    if before.exists() and not path.exists():
+        before.replace(path)
 
 
 def _settle(folder: Path) -> None:
@@ -128,7 +126,8 @@ def drop_folder(path: Path) -> None:
 
 def drop_temporary(folder: Path) -> None:
     """Take away what a killed process left half written in a folder."""
-    bring_back(folder)
+    for before in folder.glob(f"{BEFORE}*"):
+        _bring_back(before, before.with_name(before.name.removeprefix(BEFORE)))
     for leftover in folder.glob(f"{TEMPORARY}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -14,6 +14,7 @@ from typing import Any
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
 from ftcli.engine.bottleneck import BottleneckConfig
+from ftcli.engine.foreign import json_object
 from ftcli.errors import ModelError
 
 FILE = "adapter_config.json"
@@ -46,7 +47,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
     Raises ModelError, also where its weights are no safetensors.
     """
     _require_safetensors(folder)
-    values = _values(folder / FILE)
+    values = json_object(folder / FILE, "adapter_incomplete")
     kind = values.pop("peft_type", None)
     config = CONFIGS.get(kind) if isinstance(kind, str) else None
     if config is None:
@@ -80,16 +81,6 @@ def _require_safetensors(folder: Path) -> None:
             file=str(folder),
         )
     raise ModelError("adapter_incomplete", f"holds no {WEIGHTS}", file=str(folder))
-
-
-def _values(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError("adapter_incomplete", f"cannot be read: {error}", file=str(file)) from None
-    if not isinstance(values, dict):
-        raise ModelError("adapter_incomplete", "is not a JSON object", file=str(file))
-    return values
 
 
 def _default(field: Field[Any]) -> object:

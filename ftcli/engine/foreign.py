@@ -140,14 +140,17 @@ def _listed(source: str, revision: str | None) -> frozenset[str]:
 def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
     """An object of a model's folder or repository; nothing where there is no such file."""
     path = _file(source, name, revision)
-    if path is None:
-        return {}
+    return {} if path is None else json_object(path, "model")
+
+
+def json_object(path: Path, code: str) -> dict[str, Any]:
+    """What a stranger's file holds; raises ModelError (`code`) for anything but one JSON object."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError("model", f"cannot be read: {error}", file=str(path)) from error
+        raise ModelError(code, f"cannot be read: {error}", file=str(path)) from error
     if not isinstance(values, dict):
-        raise ModelError("model", "is not a JSON object", file=str(path))
+        raise ModelError(code, "is not a JSON object", file=str(path))
     return values
 
 

@@ -233,7 +233,8 @@ class FtcliTrainer(SFTTrainer):
         while done < len(order):
             if self.stops is not None and self.stops.number is not None:
                 return None
-            loss, labelled, scored = self.score(order[done:])
+            some = order[done : done + self.validation_batch.rows]
+            loss, labelled, scored = self.score(some)
             total, tokens, done = total + loss, tokens + labelled, done + scored
         return total / tokens
 
