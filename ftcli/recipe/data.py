@@ -1,0 +1,84 @@
+"""`data:` of a recipe: where the rows are and what to make of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from ftcli.recipe.section import PositiveCount, Section
+
+# YAML reads 1e-1 as a text.
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
+
+
+def _share_count_or_file(value: object) -> object:
+    if isinstance(value, str):
+        if not EXPONENT.fullmatch(value):
+            return value
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        found = json.dumps(value, default=str)
+        raise ValueError(f"expected a share, a number of rows or a file, found {found}")
+    if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
+        raise ValueError(f"{value} is neither a share below 1 nor a whole number of rows")
+    return value
+
+
+HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
+
+
+class Data(Section):
+    """Where the rows are and what to make of them."""
+
+    train: str
+    """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
+    format: Literal["auto", "pairs", "messages", "sharegpt", "alpaca", "text", "columns"] = "auto"
+    """Shape of a row; auto recognises it by the columns."""
+    validation: HoldOut = 0.1
+    """Held out to choose the best checkpoint: a share, a number of rows, or a file; 0: none."""
+    test: HoldOut = 0
+    """Held out for `ftcli eval` and never used to choose a checkpoint: as `validation`."""
+    max_length: PositiveCount = 1024
+    """Longest row in tokens; what is cut of answers is counted."""
+    prompt: str | None = None
+    """For `columns`: a column, or a template such as `Product: {name}`; with `completion`."""
+    completion: str | None = None
+    """For `columns`: the answer's column, or a template."""
+    system: str | None = None
+    """System prompt of every row: a text, or a template with `{column}`."""
+    loss_on: Literal["answer", "last", "all"] = "answer"
+    """Tokens trained on: every answer, the last answer only, or everything."""
+    deduplicate: bool = True
+    """Keep the first of rows that are equal in prompt and answer."""
+    shuffle: bool = True
+    """Draw the rows of an epoch in random order (by `training.seed`)."""
+    allow_truncation: bool = False
+    """Go on when more than 1% of the answer tokens are lost to `max_length`."""
+    allow_leaks: bool = False
+    """Go on when a prompt of a validation or test file is trained on, or held out twice."""
+    template: str | None = None
+    """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
+    file, or the Jinja text itself; none: the model's, or plain where it has none."""
+    template_kwargs: dict[str, str | bool | int | float] = {}
+    """Arguments for the chat template, such as `enable_thinking: false`."""
+
+    @model_validator(mode="after")
+    def columns_keys_go_together(self) -> Data:
+        given = (self.prompt is not None, self.completion is not None)
+        if self.format == "columns" and not all(given):
+            raise ValueError("format columns needs data.prompt and data.completion")
+        if self.format == "auto" and any(given) and not all(given):
+            there, absent = ("prompt", "completion") if given[0] else ("completion", "prompt")
+            raise ValueError(
+                f"data.{there} names a column or template, and data.{absent} is missing; give both"
+            )
+        if self.format not in ("auto", "columns") and any(given):
+            raise ValueError(
+                "data.prompt and data.completion need format columns or auto, found format "
+                f"{self.format}"
+            )
+        return self

@@ -1,0 +1,70 @@
+"""`training:` of a recipe: how the training runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ftcli.recipe.section import (
+    NO_BOOLEAN,
+    CountFromZero,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Rate,
+    Section,
+    Share,
+)
+
+
+class Training(Section):
+    """How the training runs."""
+
+    epochs: Annotated[float, Field(gt=0, le=10_000), NO_BOOLEAN] = 3.0
+    """Passes over the training rows."""
+    max_steps: PositiveCount | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    learning_rate: Literal["auto"] | Rate = "auto"
+    """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_ratio: Share = 0.03
+    """Share of the steps over which the learning rate rises to its peak."""
+    weight_decay: NotNegative = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    batch_size: PositiveCount = 16
+    """Rows of one optimizer step (effective batch); the micro-batch is planned to fit."""
+    micro_batch_size: Literal["auto"] | PositiveCount = "auto"
+    """Rows that go through the model at once; must divide `batch_size`."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute activations again in the backward pass; auto: only where memory asks for it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
+    """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
+    optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"
+    """auto: AdamW in fp32; in 8 bits, paged, for full fine-tuning that fits no other way."""
+    neftune_noise_alpha: Positive | None = None
+    """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
+    eval_steps: Literal["auto"] | PositiveCount = "auto"
+    """Optimizer steps between two validations."""
+    save_steps: Literal["auto"] | PositiveCount = "auto"
+    """Optimizer steps between two checkpoints; auto: with every validation."""
+    keep_checkpoints: PositiveCount = 2
+    """Checkpoints kept besides the best one."""
+    early_stopping_patience: PositiveCount | None = None
+    """Stop after this many validations without a better loss."""
+    seed: CountFromZero = 42
+    """Seed of splits, row order, adapter weights and dropout."""
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Trackers to log to; each needs its package."""
+
+    @model_validator(mode="after")
+    def micro_batch_divides_batch(self) -> Training:
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        return self
