@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result, result_json, say, table, width
-
-if TYPE_CHECKING:
-    from ftcli.stages.evaluate import EvalResult
-
-
-# Score → what a person calls it, and whether it is a share.
-NAMES = {
-    "loss": ("loss", False),
-    "perplexity": ("perplexity", False),
-    "format_rate": ("in the format", True),
-    "stop_rate": ("stops by itself", True),
-    "rouge_l": ("ROUGE-L", False),
-    "chrf": ("chrF", False),
-    "exact_match": ("exact match", True),
-}
-# Of each answer side by side; the whole texts are in the run's eval/ folder.
-LINES_SHOWN = 12
+from ftcli.console import Terminal, result_json
 
 
 def evaluate(
@@ -39,70 +20,68 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="Use the first N rows.")
     ] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base too.")] = True,
+    prompted: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask the base with this instruction and examples from the training rows too.",
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(metavar="K", min=0, help="Examples for --prompted (5).")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Your own scores: functions (prompt, answer, reference, facts) -> float.",
+        ),
+    ] = None,
+    forgetting: Annotated[
+        bool,
+        typer.Option("--forgetting/--no-forgetting", help="Measure general ability too."),
+    ] = True,
+    general_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plain text to measure forgetting by, not the built-in."),
+    ] = None,
+    general_instructions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instructions to measure forgetting by."),
+    ] = None,
+    rows_at_once: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows answered at once (32).")
+    ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Compare base and tuned on held-out rows.
+    """Is the tuned model better than the base, and what did it forget?
 
-    Loss, stop rate, form and text overlap, each with a 95% interval.
+    Loss, stop rate, form and text overlap on held-out rows, each with a 95% interval and a verdict.
     """
-    from ftcli.stages.evaluate import evaluate_run
+    from ftcli.cli.evaluate_view import show
+    from ftcli.errors import UsageError
+    from ftcli.stages.evaluate import SHOTS, Asked, evaluate_run
 
-    found = evaluate_run(
-        run, overrides or (), data=data, limit=limit, with_base=base, reporter=Terminal()
+    if shots is not None and prompted is None:
+        raise UsageError("flag", "--shots needs --prompted FILE, the instruction")
+    if prompted is not None and not base:
+        raise UsageError("flag", "--prompted asks the base, and --no-base leaves it out; give one")
+    asked = Asked(
+        data=data,
+        limit=limit,
+        with_base=base,
+        prompted=prompted,
+        shots=SHOTS if shots is None else shots,
+        scores=scores,
+        forgetting=forgetting,
+        general_text=general_text,
+        general_instructions=general_instructions,
+        rows_at_once=rows_at_once,
     )
+    found = evaluate_run(run, overrides or (), asked, Terminal())
     if json:
         result_json(found.as_json())
     else:
-        _show(found)
-
-
-def _show(found: EvalResult) -> None:
-    report = found.report
-    if found.stored:
-        say("evaluated before; the same scores again")
-    if report["rows_chose_checkpoint"]:
-        say(
-            "note: these rows chose the checkpoint; hold others out with data.test for a fair score"
-        )
-    sides = [side for side in ("base", "tuned") if side in report]
-    names = [name for name in NAMES if name in report["tuned"]]
-    rows = [[NAMES[name][0], *(_score(report[side], name) for side in sides)] for name in names]
-    table([f"{report['rows']} held-out rows", *sides], rows)
-    for sample in report["samples"]:
-        result("")
-        for line in side_by_side(sample, sides, width()):
-            result(line)
-
-
-def _score(scores: dict[str, Any], name: str) -> str:
-    low, high = scores[f"{name}_interval"]
-    if NAMES[name][1]:
-        return f"{scores[name]:.0%} ({low:.0%}–{high:.0%})".replace("%–", "–")
-    return f"{scores[name]:.2f} ({low:.2f}–{high:.2f})"
-
-
-def side_by_side(sample: dict[str, Any], sides: Sequence[str], columns: int) -> list[str]:
-    """A prompt, and below it the answers in columns."""
-    lines = [f"prompt  {sample['file']}:{sample['line']}"]
-    lines += [f"  {line}" for line in _wrapped(sample["prompt"], columns - 2)]
-    wide = (columns - 2 * len(sides)) // len(sides)
-    cells = [_cell(sample[side], wide - 1) for side in sides]
-    lines.append("  ".join(side.ljust(wide) for side in sides).rstrip())
-    for row in range(max(len(cell) for cell in cells)):
-        parts = [cell[row] if row < len(cell) else "" for cell in cells]
-        lines.append("  ".join(part.ljust(wide) for part in parts).rstrip())
-    return lines
-
-
-def _cell(answer: dict[str, Any], columns: int) -> list[str]:
-    """An answer's first lines, and whether it was cut."""
-    lines = _wrapped(answer["text"].strip(), columns)
-    if len(lines) > LINES_SHOWN:
-        lines = [*lines[: LINES_SHOWN - 1], "…"]
-    return lines if answer["stopped"] else [*lines, f"(cut after {answer['tokens']} tokens)"]
-
-
-def _wrapped(text: str, columns: int) -> list[str]:
-    return [part for line in text.splitlines() for part in textwrap.wrap(line, columns) or [""]]
+        show(found)

@@ -20,6 +20,7 @@ from ftcli.engine.batches import collate, length_batches
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.virtual import causal_model, generation_inputs
+from ftcli.metrics.answer import Answer
 from ftcli.recipe import Generation
 
 Moved = Callable[[int], None]
@@ -27,15 +28,6 @@ Moved = Callable[[int], None]
 # Rows at once: scoring fills the cores with few; decoding waits for memory, so many cost little.
 SCORED_ROWS = 4
 ANSWERED_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated text; `stopped` when the model ended it itself within the limit."""
-
-    text: str
-    tokens: int
-    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +52,12 @@ class Model:
         return device
 
 
+def context_tokens(model: Model) -> int | None:
+    """Tokens that the model reads at most, as its configuration says."""
+    found = getattr(model.network.config, "max_position_embeddings", None)
+    return int(found) if found else None
+
+
 def seed_sampling(seed: int) -> None:
     """Make what follows draw the same tokens each time."""
     torch.manual_seed(seed)
@@ -70,17 +68,23 @@ def score_rows(
 ) -> tuple[list[float], list[int]]:
     """Summed negative log-likelihood and labelled tokens of each row, in the rows' own order."""
     losses, counts = [0.0] * len(rows), [0] * len(rows)
-    model.network.eval()
     done = 0
     for batch in length_batches([len(row["input_ids"]) for row in rows], SCORED_ROWS):
-        inputs = collate([rows[index] for index in batch], model.contract.pad_id)
-        ids, labels = (inputs[name].to(model.device) for name in ("input_ids", "labels"))
-        summed, counted = row_losses(model.network, ids, labels)
-        for index, loss, count in zip(batch, summed.tolist(), counted.tolist(), strict=True):
-            losses[index], counts[index] = loss, count
+        for index, scored in zip(batch, score_batch(model, [rows[i] for i in batch]), strict=True):
+            losses[index], counts[index] = scored
         done += len(batch)
         moved(done)
     return losses, counts
+
+
+def score_batch(
+    model: Model, rows: Sequence[Mapping[str, Sequence[int]]]
+) -> list[tuple[float, int]]:
+    """Summed negative log-likelihood (nats) and labelled tokens of a few rows at once."""
+    inputs = collate(rows, model.contract.pad_id)
+    ids, labels = (inputs[name].to(model.device) for name in ("input_ids", "labels"))
+    summed, counted = row_losses(model.network.eval(), ids, labels)
+    return list(zip(summed.tolist(), counted.tolist(), strict=True))
 
 
 def answer_prompts(
@@ -88,10 +92,11 @@ def answer_prompts(
     prompts: Sequence[Sequence[int]],
     settings: Generation,
     moved: Moved,
+    rows_at_once: int = ANSWERED_ROWS,
 ) -> list[Answer]:
     """Answers to tokenised prompts, batched by length, in the prompts' own order."""
     answers: dict[int, Answer] = {}
-    for batch in length_batches([len(prompt) for prompt in prompts], ANSWERED_ROWS):
+    for batch in length_batches([len(prompt) for prompt in prompts], rows_at_once):
         texts = answer_batch(model, [prompts[index] for index in batch], settings)
         answers |= dict(zip(batch, texts, strict=True))
         moved(len(answers))

@@ -7,7 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftcli.data.example import Example
+from ftcli.data.reading import read_examples
+from ftcli.data.source import data_suffix
 from ftcli.errors import DataError
+from ftcli.recipe import Data
 
 OWN_TEXT = Path(__file__).with_name("general_text.txt")
 
@@ -24,15 +28,30 @@ class GeneralText:
 
 
 def general_text(file: Path | None) -> GeneralText:
-    """The built-in text, or a plain text file whose blank lines part its passages.
+    """The built-in text, or a file's: rows with a `text`, or passages between blank lines.
 
-    Lines that begin with `#` are not part of the text. Raises DataError.
+    In a plain text, lines that begin with `#` are not part of it. Raises DataError.
     """
-    passages = _passages(_read(file or OWN_TEXT))
+    if file is not None and data_suffix(file.name):
+        passages = _texts(file)
+    else:
+        passages = _passages(_read(file or OWN_TEXT))
     if not passages:
         raise DataError("data_empty", "holds no passage of text", file=str(file))
     digest = hashlib.sha256("\n\n".join(passages).encode()).hexdigest()[:16]
     return GeneralText(str(file) if file else "built-in", passages, digest)
+
+
+def _texts(file: Path) -> tuple[str, ...]:
+    """Passages of a file of rows, each a plain text."""
+    found = []
+    for item in read_examples(str(file.absolute()), Data(train=str(file)), file.parent):
+        if isinstance(item, Example) and item.text is None:
+            reason = "is no plain text: rows with a `text` are read here"
+            raise DataError("data_format", reason, file=item.origin.file, line=item.origin.line)
+        if isinstance(item, Example) and item.text:
+            found.append(item.text.strip())
+    return tuple(found)
 
 
 def _read(file: Path) -> str:

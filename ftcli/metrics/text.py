@@ -1,4 +1,4 @@
-"""How near an answer is to its reference, each between 0 and 1."""
+"""How near an answer is to its reference, and how much it repeats itself; each between 0 and 1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
+
+from ftcli.metrics.judging import Judgement, Question, ScoreKind
 
 # Scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han): each character
 # counts as a word there.
@@ -61,3 +64,37 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> list[float
     """1 where the two are equal but for white space at the ends."""
     pairs = zip(answers, references, strict=True)
     return [float(answer.strip() == reference.strip()) for answer, reference in pairs]
+
+
+# Words of one group: longer ones stand twice only where a text goes round in circles.
+GROUP = 4
+
+
+def repetition(answer: str) -> tuple[int, int]:
+    """Groups of four words that stood before in the same answer, and all of its groups.
+
+    Their share is seq-rep-4 of Welleck et al. (2020).
+    """
+    words = _Words().tokenize(answer)
+    groups = [tuple(words[start : start + GROUP]) for start in range(len(words) - GROUP + 1)]
+    return len(groups) - len(set(groups)), len(groups)
+
+
+class TextJudge:
+    """Overlap with the reference, and repetition."""
+
+    kinds = MappingProxyType(
+        {
+            "exact_match": ScoreKind("exact match", "share", "higher"),
+            "rouge_l": ScoreKind("ROUGE-L", "value", "higher"),
+            "chrf": ScoreKind("chrF", "value", "higher"),
+            "repetition": ScoreKind("repeats itself", "share", "lower"),
+        }
+    )
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        pair = [answer], [question.reference]
+        measures = {"exact_match": exact_match, "rouge_l": rouge_l, "chrf": chrf}
+        counts = {name: (measure(*pair)[0], 1.0) for name, measure in measures.items()}
+        repeated, groups = repetition(answer)
+        return Judgement({**counts, "repetition": (float(repeated), float(groups))})

@@ -23,7 +23,7 @@ from ftcli.plan import make_plan, profile_of
 from ftcli.prepared import SPLITS, load_prepared, problems_file, split_file
 from ftcli.shapes import model_source
 from ftcli.stages.compare.record import Side
-from ftcli.stages.evaluate import EvalResult, evaluate_run
+from ftcli.stages.evaluate import Asked, EvalResult, evaluate_run
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 from ftcli.stages.scene import look
 from ftcli.stages.train import train_recipe
@@ -106,7 +106,8 @@ def _time(task: Task, reporter: Reporter) -> dict[str, Any]:
             speed = measure_speed(setup, run)
     if (logs := run.path / "logs").is_dir():
         shutil.rmtree(logs)  # Trainer makes a folder for trackers
-    tokens = loaded.recipe.training.batch_size * prepared.train.tokens / prepared.train.rows
+    every = prepared.trained_on
+    tokens = loaded.recipe.training.batch_size * every.tokens / every.rows
     return {"step_seconds": tokens / speed.tokens_per_second}
 
 
@@ -160,14 +161,8 @@ def _evaluated(
     """What `ftcli eval` finds; a base that has no room here leaves the cell its own scores."""
 
     def evaluated(with_base: bool) -> EvalResult:
-        return evaluate_run(
-            run.path,
-            overrides,
-            data=None,
-            limit=task.limit,
-            with_base=with_base,
-            reporter=reporter,
-        )
+        asked = Asked(limit=task.limit, with_base=with_base, forgetting=False)
+        return evaluate_run(run.path, overrides, asked, reporter)
 
     try:
         return evaluated(task.with_base)

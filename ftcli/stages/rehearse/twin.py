@@ -16,7 +16,7 @@ from ftcli.errors import Stopped
 from ftcli.plan import Plan
 from ftcli.prepared import SPLITS, Prepared, Split
 from ftcli.recipe import FrozenKeys, Full
-from ftcli.stages.evaluate import evaluate_run
+from ftcli.stages.evaluate import Asked, evaluate_run
 from ftcli.stages.generate import Request, open_generator
 from ftcli.stages.merge import MergeWish, merge_run
 from ftcli.stages.opening import OpenRun, open_run
@@ -146,14 +146,7 @@ def _free() -> None:
 def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
     if not (opened.prepared.validation.rows or opened.prepared.test.rows):
         return "no rows are held out"
-    found = evaluate_run(
-        opened.run.path,
-        (),
-        data=None,
-        limit=EVALUATED_ROWS,
-        with_base=True,
-        reporter=reporter,
-    )
+    found = evaluate_run(opened.run.path, (), Asked(limit=EVALUATED_ROWS), reporter)
     return f"base and tuned on {found.report['rows']} {found.report['data']} rows"
 
 

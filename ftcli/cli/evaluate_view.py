@@ -1,0 +1,193 @@
+"""An evaluation as a person reads it: scores side by side, what was forgotten, a few answers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ftcli.console import result, say, table, width
+
+if TYPE_CHECKING:
+    from ftcli.stages.evaluate import EvalResult
+
+SIDES = ("base", "prompted", "tuned")
+# Of each answer side by side; the whole texts are in the run's eval/ folder.
+LINES_SHOWN = 12
+# The word of a verdict where a column has little room.
+SHORT = {"no difference shown": "not shown", "no change shown": "not shown"}
+
+
+def show(found: EvalResult) -> None:
+    """Print it."""
+    report = found.report
+    if found.stored:
+        say("evaluated before; the same scores again")
+    if report["rows_chose_checkpoint"]:
+        say(
+            "note: these rows chose the checkpoint; hold others out with data.test for a fair score"
+        )
+    sides = [side for side in SIDES if side in report]
+    _scores(report, sides)
+    for line in _behind_the_table(report):
+        result(line)
+    if "forgetting" in report:
+        _forgetting(report["forgetting"])
+    for sample in report["samples"]:
+        result("")
+        for line in side_by_side(sample, sides, width()):
+            result(line)
+
+
+def _scores(report: dict[str, Any], sides: Sequence[str]) -> None:
+    """As many intervals as the width has room for: all, the tuned model's, or none."""
+    heads, rows = _table(report, sides, sides)
+    for with_interval in (["tuned"], []):
+        if _wide(heads, rows) > width():
+            heads, rows = _table(report, sides, with_interval)
+    table(heads, rows)
+
+
+def _table(
+    report: dict[str, Any], sides: Sequence[str], with_interval: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    compared = report["differences"].get("tuned_vs_base")
+    rows = []
+    for name, kind in report["scores"].items():
+        cells = [
+            _score(report[side], name, kind["unit"], interval=side in with_interval)
+            for side in sides
+        ]
+        rows.append([kind["label"], *cells, *([_word(compared.get(name))] if compared else [])])
+    rows += _calls(report, sides, columns=len(sides) + 1 + bool(compared))
+    heads = [f"{report['rows']} held-out rows", *sides]
+    return [*heads, "difference"] if compared else heads, rows
+
+
+def _wide(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns that the table takes on the terminal."""
+    widest = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    return 2 + sum(widest) + 3 * (len(heads) - 1)
+
+
+def _score(scores: dict[str, Any], name: str, unit: str, *, interval: bool) -> str:
+    if name not in scores:
+        return "–"
+    shown = _percent if unit == "share" else _value
+    low, high = (shown(bound) for bound in scores[f"{name}_interval"])
+    if not interval:
+        return shown(scores[name])
+    return f"{shown(scores[name])} ({low.removesuffix('%')}–{high.removesuffix('%')})"
+
+
+def _word(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    if difference["same"]:
+        return "the same"
+    verdict: str = difference["verdict"]
+    return SHORT.get(verdict, verdict)
+
+
+def _calls(report: dict[str, Any], sides: Sequence[str], columns: int) -> list[list[str]]:
+    """What a call takes of each side."""
+    rows = [
+        ["tokens a prompt", *(_plain(report[side].get("prompt_tokens")) for side in sides)],
+        ["tokens/s", *(_plain(report[side].get("tokens_per_second")) for side in sides)],
+    ]
+    shown = [row for row in rows if any(cell != "–" for cell in row[1:])]
+    return [row + [""] * (columns - len(row)) for row in shown]
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def _behind_the_table(report: dict[str, Any]) -> list[str]:
+    """What is not shown and how many rows it would take; and tuning against prompting."""
+    kinds, lines = report["scores"], []
+    for against, found in report["differences"].items():
+        other = against.removeprefix("tuned_vs_")
+        unclear = [name for name, each in found.items() if _is_unclear(each)]
+        if unclear:
+            wanted = [found[name]["rows_to_show"] for name in unclear]
+            more = max((rows for rows in wanted if rows), default=None)
+            named = ", ".join(kinds[name]["label"] for name in unclear)
+            rows = f" (about {more:,} rows would show all of them)" if more else ""
+            rows = f" (about {more:,} for all of them)" if more else ""
+            lines += textwrap.wrap(
+                f"tuned against {other}: no difference shown with {report['rows']} rows in "
+                f"{named}; take more{rows}",
+                width(),
+            )
+        if other == "prompted":
+            lines += textwrap.wrap(_against_prompting(found, kinds), width())
+    return lines
+
+
+def _is_unclear(difference: dict[str, Any]) -> bool:
+    return difference["verdict"] == "no difference shown" and not difference["same"]
+
+
+def _against_prompting(found: dict[str, Any], kinds: dict[str, Any]) -> str:
+    parts = []
+    for word in ("better", "worse"):
+        names = [kinds[name]["label"] for name, each in found.items() if each["verdict"] == word]
+        if names:
+            parts.append(f"{word} in {', '.join(names)}")
+    return f"tuned against prompted: {'; '.join(parts) or 'no difference shown'}"
+
+
+def _forgetting(found: dict[str, Any]) -> None:
+    labels = {
+        "text": ("general text, ppl", _value),
+        "instructions": ("instructions, ppl", _value),
+        "follows": ("follows instructions", _percent),
+        "stops": ("stops by itself", _percent),
+    }
+    rows = [
+        [label, shown(found[name]["before"]), shown(found[name]["after"]), _short(found[name])]
+        for name, (label, shown) in labels.items()
+        if name in found
+    ]
+    result("")
+    table(["what it forgot", "base", "tuned", ""], rows)
+
+
+def _short(measured: dict[str, Any]) -> str:
+    words: str = measured["words"]
+    return words.partition(": take more")[0]
+
+
+def _value(value: float) -> str:
+    """With as many digits as say something."""
+    return f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def side_by_side(sample: dict[str, Any], sides: Sequence[str], columns: int) -> list[str]:
+    """A prompt, and below it the answers in columns."""
+    lines = [f"prompt  {sample['file']}:{sample['line']}"]
+    lines += [f"  {line}" for line in _wrapped(sample["prompt"], columns - 2)]
+    wide = (columns - 2 * len(sides)) // len(sides)
+    cells = [_cell(sample[side], wide - 1) for side in sides]
+    lines.append("  ".join(side.ljust(wide) for side in sides).rstrip())
+    for row in range(max(len(cell) for cell in cells)):
+        parts = [cell[row] if row < len(cell) else "" for cell in cells]
+        lines.append("  ".join(part.ljust(wide) for part in parts).rstrip())
+    return lines
+
+
+def _cell(answer: dict[str, Any], columns: int) -> list[str]:
+    """An answer's first lines, and whether it was cut."""
+    lines = _wrapped(answer["text"].strip(), columns)
+    if len(lines) > LINES_SHOWN:
+        lines = [*lines[: LINES_SHOWN - 1], "…"]
+    return lines if answer["stopped"] else [*lines, f"(cut after {answer['tokens']} tokens)"]
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, columns) or [""]]

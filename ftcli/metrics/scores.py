@@ -1,0 +1,133 @@
+"""Scores of many answers: Σ top ÷ Σ bottom over the rows, its interval, and two sides compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ftcli.metrics.intervals import (
+    Interval,
+    paired_ratio_interval,
+    paired_share_interval,
+    ratio_interval,
+    share_interval,
+)
+from ftcli.metrics.judging import Better, Judgement, ScoreKind
+
+Word = Literal["better", "worse", "no difference shown", "changed", "no change shown"]
+
+# Means of fewer rows get no verdict (simulated: an interval of 5 skewed rows covers 89%, not 95%).
+FEWEST_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What each row adds to the top and to the bottom of one score, in the rows' order."""
+
+    tops: tuple[float, ...]
+    bottoms: tuple[float, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows that count."""
+        return sum(bottom > 0 for bottom in self.bottoms)
+
+    @property
+    def value(self) -> float:
+        return sum(self.tops) / sum(self.bottoms)
+
+    @property
+    def are_hits(self) -> bool:
+        """Whether each row is a hit, a miss, or does not count."""
+        pairs = zip(self.tops, self.bottoms, strict=True)
+        return all((top, bottom) in ((0, 0), (0, 1), (1, 1)) for top, bottom in pairs)
+
+    def interval(self) -> Interval:
+        """Of 95%: Wilson's for a share of rows, by resampling rows for all else."""
+        if self.are_hits:
+            return share_interval(round(sum(self.tops)), self.rows)
+        kept = [pair for pair in zip(self.tops, self.bottoms, strict=True) if pair[1] > 0]
+        return ratio_interval([top for top, _ in kept], [bottom for _, bottom in kept])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score of a second side less that of a first, over the same rows."""
+
+    value: float
+    interval: Interval
+    rows: int
+    word: Word
+    rows_to_show: int | None
+    """About how many rows would show a difference of this size; none: it is shown, or is zero."""
+    same: bool = False
+    """Both sides are alike in every single row."""
+
+    @property
+    def words(self) -> str:
+        if not self.word.startswith("no "):
+            return self.word
+        if self.same:
+            return f"the same in each of {self.rows} rows"
+        what = "difference" if self.word == "no difference shown" else "change"
+        more = f" (about {self.rows_to_show:,})" if self.rows_to_show else ""
+        return f"no {what} shown with {self.rows} rows: take more{more}"
+
+
+# More rows than this are no advice.
+MOST_ROWS_ADVISED = 100_000
+
+
+def compared(first: Counts, second: Counts, better: Better | None) -> Difference | None:
+    """The difference with its paired interval of 95%; none where no row counts for both."""
+    pairs = zip(first.tops, first.bottoms, second.tops, second.bottoms, strict=True)
+    kept = [pair for pair in pairs if pair[1] > 0 or pair[3] > 0]
+    if not any(pair[1] > 0 for pair in kept) or not any(pair[3] > 0 for pair in kept):
+        return None
+    ours, theirs = Counts(*_columns(kept, 0)), Counts(*_columns(kept, 2))
+    hits = ours.are_hits and theirs.are_hits and ours.rows == theirs.rows == len(kept)
+    if hits:
+        interval = paired_share_interval(ours.tops, theirs.tops)
+    else:
+        interval = paired_ratio_interval((ours.tops, ours.bottoms), (theirs.tops, theirs.bottoms))
+    value = theirs.value - ours.value
+    shown = (hits or len(kept) >= FEWEST_ROWS) and not interval[0] <= 0 <= interval[1]
+    word = _word(value, better) if shown else _no_word(better)
+    wanted = None if shown else _wanted(value, interval, len(kept))
+    return Difference(value, interval, len(kept), word, wanted, same=ours == theirs)
+
+
+def _columns(rows: Sequence[tuple[float, ...]], start: int) -> tuple[tuple[float, ...], ...]:
+    return tuple(row[start] for row in rows), tuple(row[start + 1] for row in rows)
+
+
+def _word(value: float, better: Better | None) -> Word:
+    if better is None:
+        return "changed"
+    return "better" if (value > 0) == (better == "higher") else "worse"
+
+
+def _no_word(better: Better | None) -> Word:
+    return "no change shown" if better is None else "no difference shown"
+
+
+def _wanted(value: float, interval: Interval, rows: int) -> int | None:
+    """An interval's width falls with the root of the rows; until it is the difference itself."""
+    half = (interval[1] - interval[0]) / 2
+    if not value or not half:
+        return None
+    wanted = math.ceil(rows * (half / abs(value)) ** 2)
+    return wanted if rows < wanted <= MOST_ROWS_ADVISED else None
+
+
+def gathered(judgements: Sequence[Judgement], kinds: Mapping[str, ScoreKind]) -> dict[str, Counts]:
+    """Counts of each score; a score that a row does not name has nothing of that row."""
+    found: dict[str, Counts] = {}
+    for name in kinds:
+        rows = [judgement.counts.get(name, (0.0, 0.0)) for judgement in judgements]
+        counts = Counts(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
+        if counts.rows:
+            found[name] = counts
+    return found

@@ -1,0 +1,79 @@
+"""What a model has forgotten: general text, general instructions, following and stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftcli.metrics.general_instructions import Instruction
+from ftcli.metrics.likelihood import forgetting
+from ftcli.metrics.scores import Counts, compared
+from ftcli.stages.evaluate.sets import Sets
+from ftcli.stages.evaluate.sides import each
+from ftcli.stages.evaluate.work import Done
+
+
+def forgotten(sets: Sets, before: dict[str, Done], after: dict[str, Done]) -> dict[str, Any]:
+    """Both models on the general sets, by the names `text` and `instructions`."""
+    found: dict[str, Any] = {}
+    if sets.general is not None:
+        name = sets.general.name
+        found["text"] = {"name": name, **_perplexity(before["text"], after["text"])}
+    if sets.instructions is not None:
+        ours, theirs = before["instructions"], after["instructions"]
+        found["instructions"] = {
+            "name": sets.instructions.rows[0].file,
+            "rows": len(ours.answers),
+            **_perplexity(ours, theirs),
+        }
+        follows = [_follows(done, sets.asked_of_all) for done in (ours, theirs)]
+        if follows[0].rows:
+            found["follows"] = _behaviour(*follows)
+        found["stops"] = _behaviour(_stops(ours), _stops(theirs))
+    return found
+
+
+def _perplexity(before: Done, after: Done) -> dict[str, Any]:
+    found = forgetting(before.scored, after.scored)
+    low, high = found.change_interval
+    if low > 0:
+        words = f"{found.change:+.0%}: forgets"
+    elif high < 0:
+        words = f"{found.change:+.0%}: better than before"
+    else:
+        words = f"{found.change:+.0%}: nothing shown to be forgotten"
+    return {
+        "tokens": sum(before.scored.tokens),
+        "before": found.before,
+        "after": found.after,
+        "change": found.change,
+        "change_interval": [low, high],
+        "words": words,
+    }
+
+
+def _behaviour(before: Counts, after: Counts) -> dict[str, Any]:
+    found = compared(before, after, "higher")
+    assert found is not None
+    return {
+        "before": before.value,
+        "after": after.value,
+        "difference": found.value,
+        "interval": list(found.interval),
+        "rows": found.rows,
+        "words": found.words,
+    }
+
+
+def _follows(done: Done, asked: Sequence[Instruction]) -> Counts:
+    """One where an answer does as it was told; instructions without a check do not count."""
+    pairs = zip(asked, done.answers, strict=True)
+    found = [instruction.is_followed_by(answer.text) for instruction, answer in pairs]
+    return Counts(
+        tuple(float(bool(each)) for each in found),
+        tuple(float(each is not None) for each in found),
+    )
+
+
+def _stops(done: Done) -> Counts:
+    return each([answer.stopped for answer in done.answers])

@@ -1,0 +1,63 @@
+"""What is looked at in the answers, beside whether they stop and how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ftcli.metrics.answer import Answer
+from ftcli.metrics.judging import Finding, Judge, Question, ScoreKind
+from ftcli.metrics.scores import Counts, gathered
+from ftcli.metrics.text import TextJudge
+from ftcli.stages.evaluate.asked import Asked
+from ftcli.stages.evaluate.custom import custom_judge
+from ftcli.stages.opening import OpenRun
+
+LOSS = ScoreKind("loss", "value", "lower")
+PERPLEXITY = ScoreKind("perplexity", "value", "lower")
+STOPS = ScoreKind("stops by itself", "share", "higher")
+LENGTH = ScoreKind("tokens an answer", "value", None)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Counts by score, and findings row by row."""
+
+    counts: Mapping[str, Counts]
+    findings: Sequence[Sequence[Finding]]
+
+
+class Judges:
+    """Every score of one evaluation."""
+
+    def __init__(self, opened: OpenRun, asked: Asked) -> None:
+        """Raises FtcliError where what the recipe or a flag names cannot be used."""
+        wanted = opened.loaded.recipe.eval
+        self._judges: list[Judge] = []
+        if wanted.format is not None:
+            from ftcli.metrics.format import format_judge
+
+            self._judges.append(format_judge(wanted.format, opened.loaded.base))
+        self._judges.append(TextJudge())
+        if asked.scores is not None:
+            self._judges.append(custom_judge(asked.scores, {*self.kinds, "perplexity"}))
+
+    @property
+    def kinds(self) -> dict[str, ScoreKind]:
+        """Every score in the order in which it is shown."""
+        found = {"loss": LOSS, "stop_rate": STOPS}
+        for judge in self._judges:
+            found |= judge.kinds
+        return {**found, "answer_tokens": LENGTH}
+
+    def look(self, answers: Sequence[Answer], questions: Sequence[Question]) -> Looked:
+        """What every judge says of one side's answers."""
+        counts: dict[str, Counts] = {}
+        findings: list[list[Finding]] = [[] for _ in answers]
+        for judge in self._judges:
+            pairs = zip(answers, questions, strict=True)
+            said = [judge.judge(answer.text, question) for answer, question in pairs]
+            counts |= gathered(said, judge.kinds)
+            for row, judgement in zip(findings, said, strict=True):
+                row.extend(judgement.findings)
+        return Looked(counts, findings)

@@ -1,0 +1,176 @@
+"""The sets of rows that an evaluation runs its models through, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ftcli.console import Reporter
+from ftcli.data.example import Message
+from ftcli.data.few_shot import choose_examples, few_shot, without_system
+from ftcli.errors import DataError
+from ftcli.metrics.general_instructions import Instruction, general_instructions
+from ftcli.metrics.general_text import GeneralText, general_text
+from ftcli.recipe import Generation
+from ftcli.stages.evaluate.asked import Asked
+from ftcli.stages.evaluate.rows import Row, Turns, split_rows
+from ftcli.stages.evaluate.work import Prompts, RowSet, tokens_of
+from ftcli.stages.opening import OpenRun
+
+if TYPE_CHECKING:
+    from ftcli.engine.inference import PromptContract
+
+PromptIds = Callable[[Sequence[Message]], list[int]]
+# Enough for what the built-in instructions ask for; who rambles on has not stopped.
+INSTRUCTION_TOKENS = 96
+GREEDY = Generation(max_new_tokens=INSTRUCTION_TOKENS)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Everything that is to be scored and answered, and what the general sets are."""
+
+    rows: RowSet
+    prompted: RowSet | None
+    """The same rows behind an instruction and examples."""
+    text: RowSet | None
+    instructions: RowSet | None
+    general: GeneralText | None
+    asked_of_all: tuple[Instruction, ...]
+
+
+def build_sets(
+    opened: OpenRun,
+    asked: Asked,
+    rows: tuple[Row, ...],
+    contract: PromptContract,
+    reporter: Reporter,
+) -> Sets:
+    """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
+    from ftcli.engine.inference import ANSWERED_ROWS
+
+    settings = opened.loaded.recipe.generation
+    at_once = asked.rows_at_once or ANSWERED_ROWS
+    prompt_ids = contract.renderer.prompt_ids
+    plain = opened.prepared.plain_text
+    prompts = () if plain else tokens_of([prompt_ids(list(row.prompt)) for row in rows])
+    held_out = RowSet("rows", rows, prompts, settings, at_once)
+    prompted = None
+    if asked.prompted is not None and asked.with_base:
+        prompted = _prompted(opened, asked, held_out, prompt_ids)
+    text, instructions = None, None
+    general: GeneralText | None = None
+    wanted: tuple[Instruction, ...] = ()
+    if asked.forgetting and asked.with_base:
+        general = general_text(asked.general_text)
+        text = _text_set(contract, general)
+        if not plain:
+            wanted = general_instructions(asked.general_instructions, opened.loaded.base)
+            instructions, wanted = _instruction_set(contract, wanted, reporter)
+    return Sets(held_out, prompted, text, instructions, general, wanted)
+
+
+def _prompted(
+    opened: OpenRun,
+    asked: Asked,
+    plain: RowSet,
+    prompt_ids: PromptIds,
+) -> RowSet:
+    """The rows as somebody would ask them who does not tune: told what to do, and shown how."""
+    assert asked.prompted is not None
+    instruction = _instruction(asked)
+    seed = opened.loaded.recipe.training.seed
+    training = (row.messages for row in split_rows(opened, "train"))
+    examples = choose_examples(training, asked.shots, seed)
+    prompts = _long_prompts(plain.rows, instruction, examples, prompt_ids)
+    rows = tuple(_behind(*pair) for pair in zip(plain.rows, prompts, strict=True))
+    advice = "take fewer --shots or a shorter instruction"
+    return replace(plain, label="rows, prompted", rows=rows, prompts=prompts, advice=advice)
+
+
+def _instruction(asked: Asked) -> str:
+    file = asked.prompted
+    assert file is not None
+    try:
+        text = file.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError as error:
+        raise DataError("data_missing", "no such file", file=str(file)) from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError("data_encoding", f"cannot be read: {error}", file=str(file)) from error
+    if not text:
+        raise DataError("data_empty", "holds no instruction", file=str(file))
+    return text
+
+
+def _long_prompts(
+    rows: Sequence[Row],
+    instruction: str,
+    examples: Sequence[Turns],
+    prompt_ids: PromptIds,
+) -> Prompts:
+    from ftcli.engine.rendering import RowFault
+
+    asked = [few_shot(row.prompt, instruction, examples) for row in rows]
+    try:
+        return tokens_of([prompt_ids(turns) for turns in asked])
+    except RowFault:  # a template without a system turn
+        return tokens_of([prompt_ids(without_system(turns)) for turns in asked])
+
+
+def _behind(row: Row, prompt: Sequence[int]) -> Row:
+    """The row's answer behind another prompt."""
+    from ftcli.engine.rendering import IGNORED
+
+    answer, labels = row.input_ids[row.prompt_tokens :], row.labels[row.prompt_tokens :]
+    ids = [*prompt, *answer]
+    # Nothing of a prompt is scored, whatever the recipe trains on.
+    return replace(
+        row, input_ids=ids, labels=[IGNORED] * len(prompt) + list(labels), prompt_tokens=len(prompt)
+    )
+
+
+def _text_set(contract: PromptContract, general: GeneralText) -> RowSet:
+    from ftcli.engine.plain_text import passage_rows
+
+    found = passage_rows(contract.renderer, general.passages)
+    rows = tuple(
+        Row(row["input_ids"], row["labels"], 0, (), general.name, number)
+        for number, row in enumerate(found, start=1)
+    )
+    return RowSet("general text", rows, (), GREEDY, 1)
+
+
+def _instruction_set(
+    contract: PromptContract, wanted: Sequence[Instruction], reporter: Reporter
+) -> tuple[RowSet | None, tuple[Instruction, ...]]:
+    """Instructions that the template can render: one that demands a system turn takes none."""
+    from ftcli.engine.inference import ANSWERED_ROWS
+    from ftcli.engine.rendering import RowFault
+
+    rows, kept, reason = [], [], ""
+    for each in wanted:
+        try:
+            found = contract.renderer.encode(each.example)
+        except RowFault as fault:
+            reason = str(fault)
+            continue
+        place = each.example.origin
+        rows.append(
+            Row(
+                found.input_ids,
+                found.labels,
+                found.prompt_tokens,
+                each.example.messages,
+                place.file,
+                place.line,
+            )
+        )
+        kept.append(each)
+    if len(kept) < len(wanted):
+        reporter.warn(f"{len(wanted) - len(kept)} general instructions are left out: {reason}")
+    if not rows:
+        return None, ()
+    prompts = tokens_of([row.input_ids[: row.prompt_tokens] for row in rows])
+    settings = GREEDY
+    return RowSet("instructions", tuple(rows), prompts, settings, ANSWERED_ROWS), tuple(kept)

@@ -1,0 +1,92 @@
+"""One side of an evaluation: what a model did with the rows, counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ftcli.metrics.intervals import Interval
+from ftcli.metrics.judging import Finding, Question, ScoreKind
+from ftcli.metrics.likelihood import Scored
+from ftcli.metrics.scores import Counts, Difference, compared
+from ftcli.stages.evaluate.judges import Judges
+from ftcli.stages.evaluate.work import Done
+
+
+@dataclass(frozen=True)
+class Side:
+    """The base, the base with a long prompt, or the tuned model."""
+
+    done: Done
+    counts: Mapping[str, Counts]
+    findings: Sequence[Sequence[Finding]]
+    """Of each row's answer."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Every score with its interval, and what a call takes."""
+        scores: dict[str, Any] = {}
+        for name, counts in self.counts.items():
+            _put(scores, name, counts.value, counts.interval())
+            if name == "loss":
+                loss, (low, high) = counts.value, counts.interval()
+                _put(scores, "perplexity", math.exp(loss), (math.exp(low), math.exp(high)))
+        if self.done.prompt_tokens:
+            scores["prompt_tokens"] = sum(self.done.prompt_tokens) / len(self.done.prompt_tokens)
+            scores["tokens_per_second"] = self.done.tokens_per_second
+        return scores
+
+
+def side_of(done: Done, questions: Sequence[Question], judges: Judges) -> Side:
+    """Count everything there is to count in one model's losses and answers."""
+    counts = {"loss": loss_counts(done.scored)}
+    findings: Sequence[Sequence[Finding]] = [()] * len(questions)
+    if done.answers:
+        counts["stop_rate"] = each([answer.stopped for answer in done.answers])
+        looked = judges.look(done.answers, questions)
+        counts |= looked.counts
+        findings = looked.findings
+        counts["answer_tokens"] = each([answer.tokens for answer in done.answers])
+    return Side(done, counts, findings)
+
+
+def loss_counts(scored: Scored) -> Counts:
+    return Counts(scored.losses, tuple(float(tokens) for tokens in scored.tokens))
+
+
+def each(values: Sequence[float]) -> Counts:
+    """A mean over rows."""
+    return Counts(tuple(float(value) for value in values), (1.0,) * len(values))
+
+
+def differences(
+    first: Side, second: Side, kinds: Mapping[str, ScoreKind]
+) -> dict[str, dict[str, Any]]:
+    """The second side less the first, score by score; perplexity is told by the loss."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, kind in kinds.items():
+        ours, theirs = first.counts.get(name), second.counts.get(name)
+        if ours is None or theirs is None:
+            continue
+        difference = compared(ours, theirs, kind.better)
+        if difference is not None:
+            found[name] = difference_json(difference)
+    return found
+
+
+def difference_json(found: Difference) -> dict[str, Any]:
+    return {
+        "difference": found.value,
+        "interval": list(found.interval),
+        "rows": found.rows,
+        "verdict": found.word,
+        "words": found.words,
+        "rows_to_show": found.rows_to_show,
+        "same": found.same,
+    }
+
+
+def _put(scores: dict[str, Any], name: str, value: float, interval: Interval) -> None:
+    scores[name] = value
+    scores[f"{name}_interval"] = list(interval)

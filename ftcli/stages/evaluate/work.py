@@ -1,0 +1,161 @@
+"""One model through its sets of rows: scored, answered, and kept batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ftcli.console import Reporter
+from ftcli.errors import DataError
+from ftcli.metrics.answer import Answer
+from ftcli.metrics.likelihood import Scored
+from ftcli.recipe import Generation
+from ftcli.stages.evaluate.kept import Kept
+from ftcli.stages.evaluate.rows import Row, digest_of
+from ftcli.stages.opening import OpenRun
+
+if TYPE_CHECKING:
+    from ftcli.engine.inference import Model
+
+# Goes up when the same weights would give other losses or answers.
+VERSION = 2
+ModelName = Literal["base", "tuned"]
+Prompts = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows to be scored and, where there are prompts, to be answered."""
+
+    label: str
+    """As the progress bar names it."""
+    rows: tuple[Row, ...]
+    prompts: Prompts
+    """Token ids, one prompt a row; none: the rows are scored alone."""
+    settings: Generation
+    rows_at_once: int
+    advice: str | None = None
+    """What to do where prompt and answer do not fit into the model's context; none: tried."""
+
+    def digest(self) -> str:
+        return digest_of(self.rows, self.prompts)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a model did with a set, in the rows' order."""
+
+    scored: Scored
+    answers: tuple[Answer, ...]
+    seconds: float
+    """What the answers took."""
+    prompt_tokens: tuple[int, ...]
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Generated tokens by the time that prompts and answers took together."""
+        tokens = sum(answer.tokens for answer in self.answers)
+        return tokens / self.seconds if self.seconds else None
+
+
+class Worker:
+    """A run's base or its tuned model, opened only when something is not known yet."""
+
+    def __init__(self, opened: OpenRun, name: ModelName, reporter: Reporter) -> None:
+        self._opened = opened
+        self._name = name
+        self._reporter = reporter
+        self.was_needed = False
+
+    def do(self, wanted: RowSet) -> Done:
+        """Score and answer what earlier evaluations have not; raises FtcliError."""
+        kept = Kept(self._file(wanted))
+        if len(kept.losses) < len(wanted.rows):
+            self._require_context(wanted)
+        count = len(wanted.rows)
+        label = f"{self._name}: {wanted.label}"
+        self._score(wanted, kept, f"{label}, loss")
+        if wanted.prompts:
+            self._answer(wanted, kept, f"{label}, answers")
+        answers = tuple(kept.texts(count)) if wanted.prompts else ()
+        lengths = tuple(len(prompt) for prompt in wanted.prompts)
+        return Done(kept.scored(count), answers, kept.seconds, lengths)
+
+    @cached_property
+    def model(self) -> Model:
+        from ftcli.engine.trained import load_base_model, load_tuned_model
+
+        load = {"base": load_base_model, "tuned": load_tuned_model}[self._name]
+        self.was_needed = True
+        return load(self._opened.loaded, self._opened.run, self._opened.prepared)
+
+    def _score(self, wanted: RowSet, kept: Kept, label: str) -> None:
+        from ftcli.engine.batches import length_batches
+        from ftcli.engine.inference import SCORED_ROWS, score_batch
+
+        missing = [row for row in range(len(wanted.rows)) if row not in kept.losses]
+        lengths = [len(wanted.rows[row].input_ids) for row in missing]
+        with self._reporter.meter(label, len(wanted.rows)) as meter:
+            for places in length_batches(lengths, SCORED_ROWS):
+                batch = [missing[place] for place in places]
+                rows = [wanted.rows[row].scored for row in batch]
+                kept.add_losses(batch, score_batch(self.model, rows))
+                meter.update(len(kept.losses))
+
+    def _answer(self, wanted: RowSet, kept: Kept, label: str) -> None:
+        from ftcli.engine.batches import length_batches
+        from ftcli.engine.inference import answer_batch
+
+        # Batches are those of the whole set: who stands beside a row may tip a near tie.
+        batches = list(length_batches(list(map(len, wanted.prompts)), wanted.rows_at_once))
+        missing = [batch for batch in batches if not kept.answers.keys() >= set(batch)]
+        with self._reporter.meter(label, len(wanted.rows)) as meter:
+            for batch in missing:
+                model, started = self.model, time.monotonic()
+                prompts = [wanted.prompts[row] for row in batch]
+                answers = answer_batch(model, prompts, wanted.settings)
+                kept.add_answers(batch, answers, time.monotonic() - started)
+                meter.update(len(kept.answers))
+
+    def _require_context(self, wanted: RowSet) -> None:
+        from ftcli.engine.inference import context_tokens
+
+        if wanted.advice is None:
+            return
+        longest = max(map(len, wanted.prompts))
+        answer, context = wanted.settings.max_new_tokens, context_tokens(self.model)
+        if context is not None and longest + answer > context:
+            raise DataError(
+                "prompt_too_long",
+                f"{wanted.label}: prompts of up to {longest:,} tokens and answers of up to "
+                f"{answer:,} are more than the model's context of {context:,}; {wanted.advice}",
+            )
+
+    def _file(self, wanted: RowSet) -> Path:
+        """Where the work on these rows is kept: another name when anything would change it."""
+        opened = self._opened
+        weights: object = opened.run.read_manifest()["weights"]
+        if self._name == "base":
+            weights = opened.run.base_fingerprint()
+        parts = {
+            "version": VERSION,
+            "weights": weights,
+            "four_bit": opened.loaded.recipe.method.model_dump().get("quantization"),
+            "mode": opened.loaded.recipe.method.mode,
+            "precision": opened.run.planned("precision"),
+            "rows": wanted.digest(),
+            "settings": wanted.settings.model_dump(),
+            "rows_at_once": wanted.rows_at_once,
+        }
+        name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return opened.run.evaluations / "work" / f"{self._name}-{name}.jsonl"
+
+
+def tokens_of(prompts: Sequence[Sequence[int]]) -> Prompts:
+    return tuple(tuple(prompt) for prompt in prompts)
