@@ -31,11 +31,45 @@ def measured(*names: str, kind: dict[str, Any]) -> dict[str, Any]:
 
 FAULT = record({"file": TEXT, "line": COUNT, "reason": TEXT})
 ANSWER = record({"text": TEXT, "tokens": COUNT, "stopped": {"type": "boolean"}})
+# Scores that the recipe or a file of the user's asks for stand beside those of every run.
 SIDE = record(
     measured("loss", "perplexity", kind=NUMBER)
     | measured("stop_rate", "rouge_l", "chrf", "exact_match", kind=SHARE)
-    | {"answer_tokens": NUMBER},
-    measured("format_rate", kind=SHARE),
+    | measured("answer_tokens", kind=NUMBER)
+    | {"prompt_tokens": NUMBER, "tokens_per_second": {"type": ["number", "null"]}}
+) | {"additionalProperties": {"anyOf": [NUMBER, INTERVAL]}}
+KIND = record(
+    {
+        "label": TEXT,
+        "unit": {"enum": ["share", "value"]},
+        "better": {"enum": ["higher", "lower", None]},
+    }
+)
+WORDS = ["better", "worse", "no difference shown", "changed", "no change shown"]
+DIFFERENCE = record(
+    {
+        "difference": NUMBER,
+        "interval": INTERVAL,
+        "rows": COUNT,
+        "verdict": {"enum": WORDS},
+        "words": TEXT,
+        "rows_to_show": {"type": ["integer", "null"]},
+        "same": {"type": "boolean"},
+    }
+)
+DIFFERENCES = {"type": "object", "additionalProperties": DIFFERENCE}
+PERPLEXITY = record(
+    {"name": TEXT, "tokens": COUNT, "before": NUMBER, "after": NUMBER, "change": NUMBER}
+    | {"change_interval": INTERVAL, "words": TEXT},
+    {"rows": COUNT},
+)
+BEHAVIOUR = record(
+    {"before": SHARE, "after": SHARE, "difference": NUMBER, "interval": INTERVAL}
+    | {"rows": COUNT, "words": TEXT}
+)
+FORGOTTEN = record(
+    {},
+    {"text": PERPLEXITY, "instructions": PERPLEXITY, "follows": BEHAVIOUR, "stops": BEHAVIOUR},
 )
 VERDICTS = ["pass", "drift accepted", "nothing to merge"]
 FURTHEST = {"max_logit_difference": NUMBER}
@@ -104,6 +138,8 @@ SHAPES: dict[str, dict[str, Any]] = {
             **dict.fromkeys(("rows_read", "rows_accepted", "rows_rejected", "duplicates"), COUNT),
             **dict.fromkeys(("leaks", "train_rows", "validation_rows", "test_rows"), COUNT),
             **dict.fromkeys(("train_tokens", "trained_tokens", "answer_tokens_lost"), COUNT),
+            **dict.fromkeys(("replay_rows", "replay_tokens"), COUNT),
+            "replay_source": {"type": ["string", "null"]},
             "longest_row": record({"file": TEXT, "line": COUNT, "tokens": COUNT}),
             "fingerprint": {"type": "string", "pattern": "^[0-9a-f]{16}$"},
             "problems": {"type": "array", "items": FAULT},
@@ -175,11 +211,22 @@ SHAPES: dict[str, dict[str, Any]] = {
                 "items": record(
                     {"prompt": TEXT, "reference": TEXT, "tuned": ANSWER, "file": TEXT}
                     | {"line": COUNT},
-                    {"base": ANSWER},
+                    {"base": ANSWER, "prompted": ANSWER},
                 ),
             },
+            "scores": {"type": "object", "additionalProperties": KIND},
+            "differences": record(
+                {}, {"tuned_vs_base": DIFFERENCES, "tuned_vs_prompted": DIFFERENCES}
+            ),
+            "answers": TEXT,
         },
-        {"base": SIDE},
+        {
+            "base": SIDE,
+            "prompted": SIDE,
+            "instruction": TEXT,
+            "shots": COUNT,
+            "forgetting": FORGOTTEN,
+        },
     ),
     "compare": record(
         {

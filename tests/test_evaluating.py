@@ -1,0 +1,308 @@
+"""`ftcli eval` on a tiny random model: what is measured, kept, gone on with and refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.cli import run
+from ftcli.console import Terminal
+from ftcli.stages.evaluate import Asked, evaluate_run
+from tests.conftest import save_recipe, save_rows
+from tests.test_end_to_end import ask
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A finished run of the tiny model, in fp32."""
+    folder = tmp_path_factory.mktemp("evaluating")
+    save_rows(folder)
+    training = {"max_steps": 6, "batch_size": 4, "learning_rate": "1e-2", "precision": "fp32"}
+    recipe = save_recipe(folder, tiny_model, training=training)
+    assert run(["train", str(recipe)]) == 0
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture
+def fresh(trained: Path) -> Iterator[Path]:
+    """The run, as if nothing had been evaluated."""
+    import shutil
+
+    shutil.rmtree(trained / "eval", ignore_errors=True)
+    yield trained
+
+
+def rows_of(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    text = (folder / "eval" / report["answers"]).read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_base_and_tuned_with_intervals_and_verdicts(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ask(capsys, "eval", fresh)
+    loss = found["differences"]["tuned_vs_base"]["loss"]
+    assert loss["difference"] == pytest.approx(found["tuned"]["loss"] - found["base"]["loss"])
+    assert loss["interval"][0] <= loss["difference"] <= loss["interval"][1]
+    assert loss["rows"] == found["rows"] == 8
+    assert list(found["scores"])[:3] == ["loss", "perplexity", "stop_rate"]
+    rows = rows_of(fresh, found)
+    for side in ("base", "tuned"):
+        losses = [row["sides"][side]["loss"] for row in rows]
+        tokens = [row["sides"][side]["loss_tokens"] for row in rows]
+        assert found[side]["loss"] == pytest.approx(sum(losses) / sum(tokens))
+        lengths = [row["sides"][side]["tokens"] for row in rows]
+        assert found[side]["answer_tokens"] == pytest.approx(sum(lengths) / 8)
+
+
+def test_what_was_forgotten(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(capsys, "eval", fresh, "--limit", "2")["forgetting"]
+    assert set(found) == {"text", "instructions", "follows", "stops"}
+    assert found["instructions"]["rows"] == found["stops"]["rows"] == 40
+    change = found["text"]["after"] / found["text"]["before"] - 1
+    assert found["text"]["change"] == pytest.approx(change)
+    low, high = found["text"]["change_interval"]
+    assert low <= change <= high
+    without = ask(capsys, "eval", fresh, "--limit", "2", "--no-forgetting")
+    assert "forgetting" not in without
+
+
+def test_general_sets_of_ones_own(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "Rain falls on the hills."}\n{"text": "Two boats left."}\n')
+    told = tmp_path / "told.jsonl"
+    lines = [
+        {"prompt": "Say anything.", "completion": "ab", "check": ".*"},
+        {"prompt": "Say nothing.", "completion": "cd", "check": "[^\\s\\S]"},
+        {"prompt": "Say what you like.", "completion": "ef"},
+    ]
+    told.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--general-text", text, "--general-instructions", told, "--limit", "2"]
+    found = ask(capsys, "eval", fresh, *flags)["forgetting"]
+    assert found["text"]["name"] == str(text)
+    assert (found["follows"]["rows"], found["follows"]["after"]) == (2, 0.5)
+    assert found["stops"]["rows"] == 3
+
+
+def test_the_base_with_a_long_prompt(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tmp_path / "told.txt"
+    told.write_text("List the product.\n")
+    flags = ["--prompted", told, "--shots", "2"]
+    found = ask(capsys, "eval", fresh, *flags)
+    assert found["shots"] == 2 and found["instruction"] == str(told)
+    assert found["prompted"]["prompt_tokens"] > 2 * found["base"]["prompt_tokens"]
+    assert found["base"]["prompt_tokens"] == found["tuned"]["prompt_tokens"]
+    assert "loss" in found["differences"]["tuned_vs_prompted"]
+    rows = rows_of(fresh, found)
+    # The same answers are scored behind either prompt.
+    for row in rows:
+        tokens = {side: answer["loss_tokens"] for side, answer in row["sides"].items()}
+        assert len(set(tokens.values())) == 1
+    told.write_text("List the product and its colour.\n")
+    again = ask(capsys, "eval", fresh, *flags)
+    assert again["prompted"]["prompt_tokens"] > found["prompted"]["prompt_tokens"]
+
+
+def test_a_long_prompt_that_does_not_fit(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tmp_path / "told.txt"
+    told.write_text("red " * 600)
+    assert run(["eval", str(fresh), "--prompted", str(told)]) == 1
+    err = capsys.readouterr().err
+    assert "context of 512" in err and "fewer --shots" in err
+    told.write_text("  \n")
+    assert run(["eval", str(fresh), "--prompted", str(told)]) == 1
+    assert "holds no instruction" in capsys.readouterr().err
+
+
+def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answers(rows_at_once: int) -> list[tuple[str, str]]:
+        found = ask(capsys, "eval", fresh, "--rows-at-once", rows_at_once, "--no-forgetting")
+        rows = rows_of(fresh, found)
+        return [tuple(row["sides"][side]["text"] for side in ("base", "tuned")) for row in rows]
+
+    one = answers(1)
+    assert len({text for row in one for text in row}) > 2  # not all alike
+    assert answers(8) == one
+    assert answers(3) == one
+
+
+@pytest.mark.parametrize("kept_lines", [0, 1, 2, 3])
+def test_an_evaluation_that_was_stopped_goes_on(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, kept_lines: int
+) -> None:
+    from ftcli.stages.evaluate.kept import Kept
+
+    asked = Asked(with_base=False, forgetting=False, rows_at_once=2)
+    whole = evaluate_run(fresh, (), asked, Terminal())
+    file = next((fresh / "eval" / "work").iterdir())
+    lines = file.read_text().splitlines(keepends=True)
+    for other in (fresh / "eval").glob("*.json"):
+        other.unlink()
+    file.write_text("".join(lines[:kept_lines]) + '{"losses": [[0, 1')
+    added: list[int] = []
+    monkeypatch.setattr(Kept, "_add", _counting(Kept._add, added))
+    again = evaluate_run(fresh, (), asked, Terminal())
+    assert not again.stored
+    assert len(added) == len(lines) - kept_lines
+    for report in (whole.report, again.report):
+        del report["tuned"]["tokens_per_second"]
+    assert again.report == whole.report
+
+
+def _counting(add: Callable[..., None], calls: list[int]) -> Callable[..., None]:
+    def counted(self: object, line: object) -> None:
+        calls.append(1)
+        add(self, line)
+
+    return counted
+
+
+def test_ctrl_c_keeps_what_was_answered(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftcli.engine import inference
+
+    real, calls = inference.answer_batch, []
+
+    def second_time_interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(inference, "answer_batch", second_time_interrupted)
+    flags = ["eval", str(fresh), "--rows-at-once", "4", "--no-base"]
+    assert run(flags) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    work = "".join(file.read_text() for file in (fresh / "eval" / "work").iterdir())
+    assert work.count('"answers"') == 1
+    assert run(flags) == 0
+    assert len(calls) == 3  # one batch was kept, one was cut short, one was left
+
+
+def test_another_format_is_scored_without_a_model(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import trained as engine
+
+    asked = Asked(limit=4, forgetting=False)
+    first = evaluate_run(fresh, (), asked, Terminal())
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(engine, "load_base_model", never)
+    monkeypatch.setattr(engine, "load_tuned_model", never)
+    overrides = ['eval.format={type: regex, pattern: "[^#]*"}']
+    second = evaluate_run(fresh, overrides, asked, Terminal())
+    assert "format_rate" in second.report["tuned"] and "format_rate" not in first.report["tuned"]
+    assert second.report["tuned"]["loss"] == first.report["tuned"]["loss"]
+
+
+SCORES = """
+import math
+
+HASH = "#"
+
+
+def begins_with_hash(prompt, answer, reference, facts):
+    return answer.startswith(HASH)
+
+
+def length(prompt, answer, reference, facts):
+    return _length(answer)
+
+
+length.better = None
+
+
+def _length(text):
+    return len(text)
+"""
+
+
+def test_scores_of_ones_own(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SCORES)
+    found = ask(capsys, "eval", fresh, "--scores", file, "--no-forgetting")
+    rows = rows_of(fresh, found)
+    texts = [row["sides"]["tuned"]["text"] for row in rows]
+    assert found["tuned"]["length"] == pytest.approx(sum(map(len, texts)) / len(texts))
+    assert found["scores"]["begins_with_hash"]["unit"] == "share"
+    assert found["differences"]["tuned_vs_base"]["length"]["verdict"] in (
+        "changed",
+        "no change shown",
+    )
+    assert "_length" not in found["scores"] and "HASH" not in found["scores"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("x = 1\n", 2, "holds no function (prompt, answer, reference, facts) -> float"),
+        ("def a(prompt, answer): return 1\n", 2, "mine.py:1: a(prompt, answer) is no score"),
+        ("def chrf(a, b, c, d): return 1\n", 2, "chrf is a score already"),
+        ("def a(p, q, r, f): return 'x'\n", 1, "a raised ValueError"),
+        ("def a(p, q, r, f): return float('nan')\n", 1, "a returned nan"),
+        ("\ndef a(p, q, r, f):\n    return 1 / 0\n", 1, "mine.py:2: a raised ZeroDivisionError"),
+        ("def a(:\n", 1, "mine.py:1: does not run: SyntaxError"),
+        ("import nothing_of_this_name\n", 1, "does not run: ModuleNotFoundError"),
+        ("def a(p, q, r, f): return 1\na.better = 'more'\n", 2, "a.better is 'more'"),
+    ],
+)
+def test_scores_that_are_none(
+    fresh: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    code: int,
+    words: str,
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    flags = ["--scores", str(file), "--limit", "2", "--no-base"]
+    assert run(["eval", str(fresh), *flags]) == code
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err
+
+
+def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, words in (
+        (["--shots", "3"], "--shots needs --prompted"),
+        (["--prompted", "told.txt", "--no-base"], "--no-base leaves it out"),
+    ):
+        assert run(["eval", str(fresh), *flags]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_what_a_person_reads(
+    fresh: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+) -> None:
+    told = tmp_path / "told.txt"
+    told.write_text("List the product.\n")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(["eval", str(fresh), "--prompted", str(told), "--shots", "1"]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].split() == ["8", "held-out", "rows", "base", "prompted", "tuned", "difference"]
+    assert max(map(len, lines)) <= columns
+    assert "what it forgot" in out and "general text, ppl" in out
