@@ -13,7 +13,8 @@ from ftcli.data.reading import read_examples
 from ftcli.errors import MachineError
 from ftcli.hardware import Hardware, find_card
 from ftcli.loading import Loaded, load_recipe
-from ftcli.metrics.form import form_check
+from ftcli.metrics.format import format_judge
+from ftcli.metrics.judging import Question
 from ftcli.plan import Profile, make_plan
 from ftcli.shapes import Shape, find_shape
 
@@ -85,9 +86,10 @@ def test_its_data_are_read_without_a_reject(path: Path) -> None:
 def test_its_answers_have_the_form_it_asks_for(path: Path) -> None:
     loaded = load_recipe(path)
     assert loaded.recipe.eval.format is not None
-    check = form_check(loaded.recipe.eval.format)
-    wrong = [str(example.origin) for example in examples_of(loaded) if not check(example.answer)]
-    assert wrong == []
+    judge = format_judge(loaded.recipe.eval.format, loaded.base)
+    for example in examples_of(loaded):
+        said = judge.judge(example.answer, Question("", example.answer, ""))
+        assert said.counts["format_rate"] == (1, 1), (str(example.origin), said.findings)
 
 
 @every_recipe

@@ -41,6 +41,8 @@ def _user_path(detail: ErrorDetails, values: object) -> KeyPath:
             path.append(str(part))
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path.append(detail["ctx"]["discriminator"].strip("'"))
+    if detail["type"] == "value_at":  # a fault that a validator has found further in
+        path += detail["ctx"]["at"]
     return tuple(path)
 
 
@@ -60,6 +62,7 @@ EXPECTED = {
     "list_type": "a list",
     "too_short": "a list that is not empty",
     "dict_type": "keys and values",
+    "invalid-json-value": "a value that JSON has (put dates in quotes)",
     "model_type": "a section of keys and values",
     "model_attributes_type": "a section of keys and values",
 }
@@ -92,7 +95,7 @@ def _message(details: list[ErrorDetails], path: KeyPath, values: dict[str, Any])
             names = [name.strip(" '") for name in str(first["ctx"]["expected_tags"]).split(",")]
             hint = did_you_mean(tag, names) if isinstance(tag, str) else ""
             return f"no such choice: {as_yaml(tag)}{hint} (there is {', '.join(names)})"
-    special = [d for d in details if d["type"] in ("value_error", *LIMITS)]
+    special = [d for d in details if d["type"] in ("value_error", "value_at", *LIMITS)]
     if special:
         return _judged(special[0])
     wanted = dict.fromkeys(_expected(detail) for detail in details)

@@ -24,7 +24,7 @@ from ftcli.stages.serving import Member, chosen, find_members
 from ftcli.stopping import StopSignals
 
 if TYPE_CHECKING:
-    from ftcli.engine.inference import Answer
+    from ftcli.metrics.answer import Answer
     from ftcli.engine.serving import AdapterSet
 
 

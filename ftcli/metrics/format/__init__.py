@@ -1,0 +1,111 @@
+"""Whether answers have the form that the recipe asks for, and how right what they hold is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from ftcli.metrics.format.json_part import json_part
+from ftcli.metrics.format.part import Part, Seen, hit, share
+from ftcli.metrics.format.sql_part import sql_part
+from ftcli.metrics.format.text_parts import LengthPart, PatternPart, SectionsPart
+from ftcli.metrics.format.time_limit import SECONDS, TimeIsUp, within
+from ftcli.metrics.judging import Finding, Judge, Judgement, Question, ScoreKind
+from ftcli.recipe import AnswerFormat, JsonFormat, RegexFormat, SqlFormat, TextFormat
+
+__all__ = ["format_files", "format_judge"]
+
+# A context of 32,000 tokens holds about as much; longer answers are not looked into.
+LONGEST = 200_000
+
+
+def format_judge(wanted: AnswerFormat, base: Path) -> Judge:
+    """Look at answers for the form of a recipe in the folder `base`.
+
+    Scores: `format_rate` (every part of the form holds), then those of its parts. Raises DataError
+    (`answer_schema`, `answer_table`) for a file that the form names.
+    """
+    return _FormatJudge(tuple(_parts(wanted, base)))
+
+
+def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
+    """Files that the scores depend on besides the answers."""
+    match wanted:
+        case JsonFormat(schema=str(name)):
+            return [base / name]
+        case SqlFormat(table=str(name)) if name != "prompt":
+            return [base / name]
+        case _:
+            return []
+
+
+def _parts(wanted: AnswerFormat, base: Path) -> list[Part]:
+    parts: list[Part] = []
+    match wanted:
+        case RegexFormat():
+            parts.append(PatternPart(re.compile(wanted.pattern), alone=not wanted.asks_more))
+        case JsonFormat():
+            parts.append(json_part(wanted, base))
+        case SqlFormat():
+            parts.append(sql_part(wanted, base))
+        case TextFormat():
+            pass
+        case _:
+            assert_never(wanted)
+    if wanted.sections:
+        parts.append(SectionsPart(tuple(wanted.sections)))
+    if wanted.words is not None or wanted.characters is not None:
+        parts.append(LengthPart(wanted.words, wanted.characters))
+    return parts
+
+
+@dataclass(frozen=True)
+class _FormatJudge:
+    parts: tuple[Part, ...]
+
+    @property
+    def kinds(self) -> Mapping[str, ScoreKind]:
+        """Those of single JSON fields are there once a reference with them has been judged."""
+        kinds = {"format_rate": share("in the format")}
+        for part in self.parts:
+            kinds |= part.kinds
+        return kinds
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        if len(answer) > LONGEST:
+            return self._refused(f"more than {LONGEST:,} characters", question)
+        try:
+            with within():
+                return _together([part.look(answer, question) for part in self.parts])
+        except TimeIsUp:
+            return self._refused(f"took more than {SECONDS:.0f} s to look at", question)
+        except RecursionError:
+            return self._refused("nested too deeply to look at", question)
+
+    def _refused(self, why: str, question: Question) -> Judgement:
+        """Nothing of what could be had, with the reason."""
+        finding = Finding("not looked at", why)
+        try:
+            with within():
+                seen = [part.look("", question) for part in self.parts]
+        except (TimeIsUp, RecursionError):
+            return Judgement({"format_rate": hit(False)}, (finding,))
+        kinds = self.kinds
+        # What says nothing of the answer, such as whether its reference could be run, stays.
+        counts = {
+            name: (0.0 if kinds[name].better else top, bottom)
+            for name, (top, bottom) in _together(seen).counts.items()
+        }
+        return Judgement(counts, (finding,))
+
+
+def _together(seen: list[Seen]) -> Judgement:
+    counts = {"format_rate": hit(all(each.holds for each in seen))}
+    findings: tuple[Finding, ...] = ()
+    for each in seen:
+        counts |= each.counts
+        findings += each.findings
+    return Judgement(counts, findings)

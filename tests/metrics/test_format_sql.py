@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ftcli.errors import DataError
+from ftcli.metrics.format import format_files, format_judge
+from ftcli.metrics.format.sandbox import Outcome
+from ftcli.metrics.judging import Judgement, Question
+from ftcli.recipe import SqlFormat
+
+REFERENCE = "SELECT name FROM shop WHERE price > 2 AND colour = 'red'"
+ROWS = [
+    {"name": "kettle", "price": 10, "colour": "red"},
+    {"name": "lamp", "price": 2, "colour": "red"},
+    {"name": "lamp", "price": 2.5, "colour": "red"},
+    {"name": "mug", "price": 7, "colour": "blue"},
+    {"name": "spade", "price": None, "colour": "blue"},
+]
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    (tmp_path / "shop.jsonl").write_text("\n".join(map(json.dumps, ROWS)), "utf-8")
+    return tmp_path
+
+
+def judged(answer: str, reference: str = REFERENCE, base: Path = Path(), **form: Any) -> Judgement:
+    judge = format_judge(SqlFormat(type="sql", **form), base)
+    return judge.judge(answer, Question("", reference, ""))
+
+
+def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> Judgement:
+    return judged(answer, reference, shop, table="shop.jsonl", table_name="shop")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "SELECT 1",
+        "select a from b;",
+        "-- a comment\nSELECT a FROM b",
+        "WITH c AS (SELECT 1) SELECT * FROM c",
+        "SELECT a FROM b UNION SELECT c FROM d ORDER BY 1",
+        # Columns that SQLite takes and sqlglot does not.
+        "SELECT for FROM data WHERE against = '17'",
+        'SELECT "order" FROM [my table]',
+        "SELECT hex(zeroblob(3))",
+    ],
+)
+def test_one_query_is_valid(answer: str) -> None:
+    said = judged(answer)
+    assert said.counts["sql_valid"] == said.counts["format_rate"] == (1, 1), said.findings
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        ("", "not SQL", "empty"),
+        ("```sql\nSELECT 1\n```", "not SQL", "in a code fence"),
+        ("Sure: SELECT 1", "not SQL", 'near "Sure": syntax error'),
+        ("SELECT a FROM", "not SQL", "incomplete input"),
+        ("SELECT FROM x", "not SQL", 'near "FROM": syntax error'),
+        ("FROM x SELECT a", "not SQL", 'near "FROM": syntax error'),
+        ("SELECT 'a", "not SQL", "unrecognized token"),
+        ("SELECT 1; SELECT 2", "not a query", "2 statements"),
+        ("hello", "not a query", "COLUMN, where a SELECT is asked for"),
+        ("DELETE FROM a", "not a query", "DELETE"),
+        ("DROP TABLE a", "not a query", "DROP"),
+        ("INSERT INTO a VALUES (1)", "not a query", "INSERT"),
+        ("WITH x AS (SELECT 1) DELETE FROM a", "not a query", "DELETE"),
+        ("CREATE TABLE a (b)", "not a query", "CREATE"),
+        ("ATTACH 'x.db' AS x", "not a query", "ATTACH"),
+        ("PRAGMA user_version = 3", "not a query", "PRAGMA"),
+        ("VACUUM INTO 'x.db'", "not a query", "COMMAND"),
+        ("EXPLAIN SELECT 1", "not a query", "COMMAND"),
+        ("QUERY PLAN SELECT 1", "not SQL", ""),
+        ("SELECT '\ud800'", "not SQL", "surrogates"),
+        ("SELECT \0", "not SQL", "null character"),
+        ("SELECT 1 " + "-- " * 10_000, "not SQL", "more than 20,000 characters"),
+    ],
+)
+def test_anything_else_is_not(answer: str, kind: str, message: str) -> None:
+    said = judged(answer)
+    assert said.counts["sql_valid"] == said.counts["format_rate"] == (0, 1)
+    assert said.counts["sql_match"] == (0, 1)
+    assert said.findings[0].kind == kind
+    assert message in said.findings[0].message
+
+
+def test_the_place_of_a_fault_is_marked() -> None:
+    answer = "SELECT a\nFROM b WHERE ) c"
+    finding = judged(answer).findings[0]
+    assert answer[finding.start : finding.end] == ")"
+
+
+def test_the_parser_says_nothing_on_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        judged("EXPLAIN SELECT 1", "VACUUM")
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "alike"),
+    [
+        ("select NAME from Shop where price > 2 and colour = 'red';", True),
+        ("SELECT \"name\" FROM [shop]\n  WHERE `price` > 2 AND colour == 'red' -- so", True),
+        ("SELECT name FROM shop WHERE colour = 'red' AND price > 2", False),
+        ("SELECT name FROM shop WHERE price > 2 AND colour = 'RED'", False),
+        ("SELECT name FROM shop WHERE price > 3 AND colour = 'red'", False),
+        ("SELECT price FROM shop WHERE price > 2 AND colour = 'red'", False),
+    ],
+)
+def test_spelling_of_keywords_and_names_does_not_matter(answer: str, alike: bool) -> None:
+    assert judged(answer).counts["sql_match"] == (alike, 1)
+
+
+def test_what_only_sqlite_reads_is_compared_as_text() -> None:
+    reference = "SELECT for FROM data WHERE against = 'A  b'"
+    assert judged("select  FOR from data where against = 'A  b';", reference).counts[
+        "sql_match"
+    ] == (1, 1)
+    other = judged("SELECT for FROM data WHERE against = 'a b'", reference)
+    assert other.counts["sql_match"] == (0, 1)
+
+
+def test_dialects_differ() -> None:
+    answer = "SELECT TOP 3 a FROM b"
+    assert judged(answer, answer, dialect="tsql").counts["sql_match"] == (1, 1)
+    assert judged(answer, answer).counts["sql_valid"] == (0, 1)
+
+
+def test_a_reference_that_is_no_query_counts_for_nothing(shop: Path) -> None:
+    said = on_shop(shop, "SELECT 1", "no query")
+    assert said.counts == {
+        "format_rate": (1, 1),
+        "sql_valid": (1, 1),
+        "execution_tested": (0, 1),
+    }
+    assert [finding.kind for finding in said.findings] == ["reference"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [
+        (REFERENCE, True),
+        ("SELECT s.name FROM shop AS s WHERE colour IN ('red') AND NOT s.price <= 2", True),
+        ("SELECT name FROM shop WHERE price > 2 AND colour = 'red' ORDER BY name DESC", True),
+        ("SELECT name FROM shop WHERE price >= 2 AND colour = 'red'", False),
+        ("SELECT name FROM shop WHERE colour = 'red'", False),
+        ("SELECT name, price FROM shop WHERE price > 2 AND colour = 'red'", False),
+        ("SELECT count(*) FROM shop", False),
+    ],
+)
+def test_results_on_a_named_table_are_compared(shop: Path, answer: str, same: bool) -> None:
+    said = on_shop(shop, answer)
+    assert said.counts["execution_match"] == (same, 1)
+    assert said.counts["sql_runs"] == said.counts["execution_tested"] == (1, 1)
+    assert [f.kind for f in said.findings] == ([] if same else ["other result"])
+
+
+def test_order_counts_where_the_reference_has_one(shop: Path) -> None:
+    ordered = "SELECT name FROM shop WHERE price IS NOT NULL ORDER BY price"
+    assert on_shop(shop, ordered, ordered).counts["execution_match"] == (1, 1)
+    turned = f"{ordered} DESC"
+    assert on_shop(shop, turned, ordered).counts["execution_match"] == (0, 1)
+    assert on_shop(shop, turned, ordered.partition(" ORDER")[0]).counts["execution_match"] == (1, 1)
+
+
+def test_how_often_a_row_is_found_counts(shop: Path) -> None:
+    reference = "SELECT name FROM shop WHERE colour = 'red'"
+    said = on_shop(shop, "SELECT DISTINCT name FROM shop WHERE colour = 'red'", reference)
+    assert said.counts["execution_match"] == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ("SELECT name FROM shop WHERE price > 1000", "finds nothing in the table"),
+        ("SELECT max(price) FROM shop WHERE price > 1000", "finds nothing in the table"),
+        ("SELECT nme FROM shop", "does not run: no such column: nme"),
+        ("SELECT name FROM shops", "does not run: no such table: shops"),
+    ],
+)
+def test_a_reference_that_tells_nothing_is_counted_apart(
+    shop: Path, reference: str, why: str
+) -> None:
+    said = on_shop(shop, reference, reference)
+    assert said.counts["execution_tested"] == (0, 1)
+    assert not {"sql_runs", "execution_match"} & set(said.counts)
+    assert why in said.findings[0].message
+
+
+def test_an_answer_that_does_not_run_says_why(shop: Path) -> None:
+    said = on_shop(shop, "SELECT nme FROM shop")
+    assert said.counts["sql_valid"] == (1, 1)
+    assert said.counts["sql_runs"] == said.counts["execution_match"] == (0, 1)
+    assert said.findings[0].message == "no such column: nme"
+
+
+def test_a_table_may_come_in_several_kinds_of_file(shop: Path) -> None:
+    header = "name,price,colour\n"
+    lines = [f"{r['name']},{'' if r['price'] is None else r['price']},{r['colour']}" for r in ROWS]
+    (shop / "shop.csv").write_text(header + "\n".join(lines), "utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), shop / "shop.parquet")
+    with sqlite3.connect(shop / "shop.db") as database:
+        database.execute("CREATE TABLE shop (name TEXT, price REAL, colour TEXT)")
+        database.executemany("INSERT INTO shop VALUES (:name, :price, :colour)", ROWS)
+    database.close()
+    for name in ("shop.jsonl", "shop.csv", "shop.parquet", "shop.db"):
+        wanted = SqlFormat(type="sql", table=name, table_name="shop")
+        assert format_files(wanted, shop) == [shop / name]
+        judge = format_judge(wanted, shop)
+        for query, result in (
+            (REFERENCE, True),
+            ("SELECT name FROM shop WHERE colour = 'red' AND price > 2.5", False),
+        ):
+            said = judge.judge(query, Question("", REFERENCE, ""))
+            assert said.counts["execution_match"] == (result, 1), name
+        empty = judge.judge(REFERENCE, Question("", "SELECT sum(price) FROM shop", ""))
+        assert empty.counts["execution_match"] == (0, 1)
+        total = judge.judge("SELECT 21.5", Question("", "SELECT sum(price) FROM shop", ""))
+        assert total.counts["execution_match"] == (1, 1), name
+
+
+def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("code,size\n007,1\n010,2\n", "utf-8")
+    reference = "SELECT code FROM data WHERE code = '007' AND size = 1"
+    said = judged(reference, reference, tmp_path, table="a.csv")
+    assert said.counts["execution_tested"] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", None, "eval.format.table names this file, and there is none"),
+        ("a.xml", b"<a/>", "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"),
+        ("a.jsonl", b"", "holds no row"),
+        ("a.jsonl", b'{"a": 1}\n{"a"}\n', "a row that cannot be read"),
+        ("a.jsonl", b'{"a": 1, "A": 2}\n', "no table of SQLite can hold it: duplicate column"),
+        ("a.db", b"SQLite format 3\x00" + b"x" * 200, "not readable as SQLite"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        format_judge(SqlFormat(type="sql", table=name), tmp_path)
+    assert caught.value.exit_code == 1
+    assert (caught.value.file or "").endswith(name)
+    assert message in caught.value.message
+
+
+def test_a_database_file_is_neither_changed_nor_locked(tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE t (a)")
+        database.execute("INSERT INTO t VALUES (1)")
+    database.close()
+    before = file.read_bytes()
+    judge = format_judge(SqlFormat(type="sql", table="a.db"), tmp_path)
+    for answer in ("DELETE FROM t", "SELECT a FROM t", "DROP TABLE t", "UPDATE t SET a = 2"):
+        judge.judge(answer, Question("", "SELECT a FROM t", ""))
+    still = judge.judge("SELECT a FROM t", Question("", "SELECT a FROM t", ""))
+    assert still.counts["execution_match"] == (1, 1)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+def test_results_are_the_same_but_for_last_digits() -> None:
+    one, other = Outcome(((0.1 + 0.2, "a"),)), Outcome(((0.3, "a"),))
+    assert one.same(other, ordered=True)
+    assert Outcome(((1,),)).same(Outcome(((1.0,),)), ordered=True)
+    assert not Outcome(((1,),)).same(Outcome((("1",),)), ordered=False)
+    assert not Outcome(fault="x").same(Outcome(fault="x"), ordered=False)
