@@ -4,8 +4,9 @@ runs/<name>/
   recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
   plan.json       what was decided, and why  data/        tokenised splits
   contract.json   base, template, prompts    metrics.jsonl
-  checkpoints/    step-N, resumable          README.md    model card
-  adapter/ or model/
+  checkpoints/    step-N, resumable          speed.jsonl  tokens and seconds of each step
+  adapter/ or model/                         README.md    model card
+  eval/           scores and answers         report.html  all of it, to read
 """
 
 from __future__ import annotations
@@ -62,6 +63,14 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def speed(self) -> Path:
+        return self.path / "speed.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
 
     @property
     def card(self) -> Path:

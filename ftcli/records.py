@@ -1,4 +1,8 @@
-"""metrics.jsonl: a line for each step's loss and each validation, in the order of the steps."""
+"""metrics.jsonl: a line for each step's loss and each validation, in the order of the steps.
+
+How long a step took stands in a file of its own, speed.jsonl: no two runs take the same time, and
+all else of a run that was stopped and went on is what it would have been without.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 from ftcli.disk import append_json, write_text
 
 Record = dict[str, Any]
+SPEED = "speed.jsonl"
 
 
 class Records:
@@ -27,10 +32,17 @@ class Records:
         text = kept.read_text(encoding="utf-8") if kept is not None else ""
         self._lines = [json.loads(line) for line in text.splitlines()]
         write_text(self._file, text)
+        if kept is None:
+            self._file.with_name(SPEED).unlink(missing_ok=True)
 
     def add(self, record: Record) -> None:
         self._lines.append(record)
         append_json(self._file, record)
+
+    def add_time(self, step: int, tokens: int, seconds: float) -> None:
+        """How long a step took; of a step that was done again the last line counts."""
+        record = {"step": step, "tokens": tokens, "seconds": round(seconds, 4)}
+        append_json(self._file.with_name(SPEED), record)
 
     def text(self) -> str:
         """All lines, as they stand in the file."""

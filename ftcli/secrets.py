@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MASK = "***"
@@ -29,9 +29,19 @@ LOGIN = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)[^\s/@:]*:[^\s/@]+(?=@)")
 
 def masked(text: str) -> str:
     """The text with stars in the place of every secret in it."""
-    for _, value in _known():
-        text = text.replace(value, MASK)
-    return TOKEN.sub(MASK, LOGIN.sub(rf"\1{MASK}", text))
+    return masker()(text)
+
+
+def masker() -> Callable[[str], str]:
+    """`masked` for many texts: where secrets are kept is looked up once."""
+    values = [value for _, value in _known()]
+
+    def mask(text: str) -> str:
+        for value in values:
+            text = text.replace(value, MASK)
+        return TOKEN.sub(MASK, LOGIN.sub(rf"\1{MASK}", text))
+
+    return mask
 
 
 def secret_in(text: str) -> str | None:

@@ -132,6 +132,29 @@ COMPARED = {
     ]
 }
 
+OBJECT_OR_NONE = {"type": ["object", "null"]}
+STATISTICS = ("near_duplicates", "format", "same_prompt_different_answers", "lengths")
+ADVICE = record(
+    dict.fromkeys((*STATISTICS, "instruction", "probe"), OBJECT_OR_NONE)
+    | {
+        "rows": COUNT,
+        "verdict": {"enum": ["prompt", "fine-tune", "fine-tune if called often"]},
+        "sentences": {"type": "array", "items": TEXT, "minItems": 1},
+    }
+)
+PRICE = record(
+    {
+        "per_hour": NUMBER,
+        "run": record(
+            {"tokens": COUNT, "tokens_per_second": NUMBER, "measured": TEXT}
+            | {"seconds": NUMBER, "cost": NUMBER}
+        ),
+        "call": OBJECT_OR_NONE,
+        "calls_to_pay_back": {"type": ["integer", "null"]},
+        "sentences": {"type": "array", "items": TEXT},
+    }
+)
+
 SHAPES: dict[str, dict[str, Any]] = {
     "prepare": record(
         {
@@ -145,7 +168,9 @@ SHAPES: dict[str, dict[str, Any]] = {
             "problems": {"type": "array", "items": FAULT},
             "preview": {"type": "array"},
             "folder": TEXT,
-        }
+            "advice": ADVICE,
+        },
+        {"price": PRICE},
     ),
     "estimate-vram": record(
         {
@@ -219,6 +244,7 @@ SHAPES: dict[str, dict[str, Any]] = {
                 {}, {"tuned_vs_base": DIFFERENCES, "tuned_vs_prompted": DIFFERENCES}
             ),
             "answers": TEXT,
+            "evaluated": TEXT,
         },
         {
             "base": SIDE,

@@ -85,10 +85,15 @@ def test_six_commands(
     where = "model" if mode == "full" else "adapter"
     data = {
         f"data/{n}"
-        for n in ("prepared.json", *(f"{s}.arrow" for s in ("train", "validation", "test")))
+        for n in (
+            "prepared.json",
+            "advice.json",
+            *(f"{s}.arrow" for s in ("train", "validation", "test")),
+        )
     }
     expected = weights | checkpoints | data | {f"{where}/{n}" for n in TOKENIZER}
     expected |= {"README.md", "contract.json", "metrics.jsonl", "plan.json"}
+    expected |= {"report.html", "speed.jsonl"}
     expected |= {"recipe.yaml", "run.json"}
     assert files_below(folder) - {".lock"} == expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ftcli.records import Records
@@ -43,3 +44,17 @@ def test_the_loss_is_the_mean_of_the_last_tenth(tmp_path: Path) -> None:
     for step in range(30):
         records.add({"step": step, "loss": float(step)})
     assert records.train_loss() == 28.0
+
+
+def test_times_stand_beside_and_outlive_a_resume(tmp_path: Path) -> None:
+    file, kept, speed = (tmp_path / name for name in ("metrics.jsonl", "kept.jsonl", "speed.jsonl"))
+    records = Records(file)
+    records.begin(None)
+    records.add({"step": 1, "loss": 2.5})
+    records.add_time(1, 200, 0.5)
+    kept.write_text(records.text())
+    assert "seconds" not in file.read_text()
+    Records(file).begin(kept)
+    assert json.loads(speed.read_text()) == {"step": 1, "tokens": 200, "seconds": 0.5}
+    Records(file).begin(None)
+    assert not speed.exists()

@@ -93,8 +93,9 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     folder = Path(trained["run_dir"])
     kept = {f"checkpoints/step-{s}/{n}" for s in (4, 8) for n in ADAPTER | STATE}
     kept |= {f"adapter/{n}" for n in ADAPTER | TOKENIZER}
-    kept |= {f"data/{n}" for n in ("prepared.json", "test.arrow", "train.arrow")}
+    kept |= {f"data/{n}" for n in ("prepared.json", "advice.json", "test.arrow", "train.arrow")}
     kept |= {"data/validation.arrow", "README.md", "metrics.jsonl", "plan.json"}
+    kept |= {"report.html", "speed.jsonl"}
     assert files_below(folder) - {".lock"} == kept | {"contract.json", "recipe.yaml", "run.json"}
 
     scores = ask(capsys, "eval", folder, "--limit", "4")

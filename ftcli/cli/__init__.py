@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ftcli import __version__
-from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, schema, train
+from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema, train
 from ftcli.console import result, result_json, say
 from ftcli.disk import is_full
 from ftcli.errors import FtcliError
@@ -50,6 +50,7 @@ app.command("prepare")(prepare.prepare)
 app.command("estimate-vram")(estimate.estimate_vram)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("compare")(compare.compare)
 app.command("merge")(merge.merge)
 app.command("generate")(generate.generate)

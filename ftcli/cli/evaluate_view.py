@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftcli.console import result, say, table, width
+from ftcli.console import result, say, shown_path, table, width
 
 if TYPE_CHECKING:
     from ftcli.stages.evaluate import EvalResult
@@ -37,6 +37,7 @@ def show(found: EvalResult) -> None:
         result("")
         for line in side_by_side(sample, sides, width()):
             result(line)
+    result(f"\nall rows side by side: {shown_path(found.run_dir / 'report.html')}")
 
 
 def _scores(report: dict[str, Any], sides: Sequence[str]) -> None:

@@ -76,8 +76,10 @@ class Course(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         step, last = state.global_step, state.global_step >= self.plan.steps.value
-        self._training_seconds += time.monotonic() - self._step_started
-        self._tokens += self._windows.tokens(step - 1)
+        seconds, tokens = time.monotonic() - self._step_started, self._windows.tokens(step - 1)
+        self._training_seconds += seconds
+        self._tokens += tokens
+        self.records.add_time(step, tokens, seconds)
         stopping = self.stops.number is not None
         # What a stopped run leaves out it makes up for when it goes on.
         control.should_evaluate = self.is_due(step) and not stopping

@@ -1,63 +1,202 @@
-"""The model card of a run: what it is, what it was made from, how to use it."""
+"""The model card of a run, made from the figures of its report.
+
+Its front matter is what the Hugging Face hub reads (docs: Model Cards, Model index). What is not
+known is left out and said: a licence is nobody's but the owner's of the base and of the data.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from ftcli.console import duration, gigabytes, megabytes
-from ftcli.loading import Loaded, dump_recipe
-from ftcli.plan import Plan
-from ftcli.prepared import Prepared
+from ftcli.artifacts import RunFolder
+from ftcli.disk import write_text
+from ftcli.secrets import masked
+from ftcli.stages.report.evaluations import SIDE_NAMES, Evaluation, ScoreRow
+from ftcli.stages.report.figures import ReportFigures, read_figures
+from ftcli.stages.report.origin import Pair
+
+# Scores of ours that the hub's list of metrics knows by another name.
+HUB_METRICS = {"rouge_l": "rouge", "chrf": "chrf", "exact_match": "exact_match"}
 
 
-def model_card(loaded: Loaded, prepared: Prepared, plan: Plan, report: dict[str, Any]) -> str:
+def write_card(run: RunFolder) -> Path:
+    """Write README.md anew from all that is in the folder; raises FtcliError."""
+    write_text(run.card, model_card(read_figures(run)))
+    return run.card
+
+
+def model_card(figures: ReportFigures) -> str:
     """Markdown with the front matter that the hub reads."""
-    recipe = loaded.recipe
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {recipe.model.id}",
-            f"library_name: {'transformers' if recipe.method.mode == 'full' else 'peft'}",
-            "pipeline_tag: text-generation",
-            "tags: [ftcli, sft]",
-            "---",
-            "",
-            f"# {recipe.name}",
-            "",
-            f"`{recipe.model.id}`, tuned with ftcli ({recipe.method.mode}) on "
-            f"{prepared.train.rows} rows.",
-            "",
-            "| | |",
-            "| --- | --- |",
-            f"| training | {report['steps']} steps of {recipe.training.batch_size} rows, "
-            f"learning rate {plan.learning_rate.value:g}, {plan.precision.value} |",
-            f"| validation loss | {_losses(report)} |",
-            f"| trained parameters | {report['trained_parameters']:,} of "
-            f"{report['total_parameters']:,} |",
-            f"| time, memory | {duration(report['seconds'])}, "
-            f"{gigabytes(report['peak_memory_bytes'])} |",
-            f"| size | {megabytes(report['saved_bytes'])} |",
-            f"| data | fingerprint {prepared.fingerprint} |",
-            "",
-            "## Use",
-            "",
-            "```sh",
-            'ftcli generate . "a prompt like those it was trained on"',
-            "```",
-            "",
-            "## Recipe",
-            "",
-            "```yaml",
-            dump_recipe(recipe).rstrip(),
-            "```",
-            "",
-        ]
+    whole = "".join(f"{part}\n" for part in (_front_matter(figures), *_body(figures)))
+    # Halves of characters, which names of files may hold, can be written nowhere.
+    return masked(whole).encode("utf-8", "replace").decode("utf-8")
+
+
+def _front_matter(figures: ReportFigures) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        base_model=figures.hub_base or None,
+        library_name="transformers" if figures.method == "full" else "peft",
+        pipeline_tag="text-generation",
+        tags=["ftcli", "sft", *([figures.method] if figures.method else [])],
+        model_name=figures.name,
+        eval_results=_results(figures.evaluation) or None,
+        base_model_relation=_relation(figures),
     )
+    return f"---\n{data.to_yaml()}\n---"
 
 
-def _losses(report: dict[str, Any]) -> str:
-    if report["eval_loss"] is None:
-        return "not measured (no validation rows)"
-    first = report["first_eval_loss"]
-    before = f"{first:.3f} → " if first is not None else ""
-    return f"{before}{report['eval_loss']:.3f} (best: step {report['best_step']})"
+def _relation(figures: ReportFigures) -> str | None:
+    """The hub's word for what this is to its base; none where no base is named."""
+    if not figures.hub_base:
+        return None
+    return "finetune" if figures.method == "full" else "adapter"
+
+
+def _results(evaluation: Evaluation | None) -> list[Any]:
+    """Scores of the tuned model for the hub's model-index; of rows the run itself held out only."""
+    from huggingface_hub import EvalResult
+
+    if evaluation is None or not evaluation.held_out:
+        return []
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="custom",
+            dataset_name=f"{evaluation.rows:,} held-out rows of the task",
+            dataset_split=evaluation.data,
+            metric_type=HUB_METRICS.get(row.score.name, row.score.name),
+            metric_name=row.score.label,
+            metric_value=round(row.sides["tuned"].value, 6),
+        )
+        for row in evaluation.scores
+        if "tuned" in row.sides
+    ]
+
+
+def _body(figures: ReportFigures) -> Iterator[str]:
+    base = f"`{_line(figures.hub_base or figures.model)}`" if figures.model else "its base"
+    yield ""
+    yield f"# {_line(figures.name)}"
+    yield ""
+    yield f"{base}, tuned with ftcli ({_line(figures.method)}){_on_rows(figures)}."
+    yield ""
+    yield f"**{figures.verdict.headline}** {_line(figures.verdict.words)}"
+    yield from _bulleted(figures.verdict.reasons)
+    yield from _scores(figures)
+    yield from _forgetting(figures)
+    yield from _table("Training", figures.training)
+    yield from _data(figures)
+    yield from _use(figures)
+    yield from _recipe(figures.recipe)
+    yield from _table("Versions", figures.versions)
+    yield from _table("Known again by", figures.hashes)
+    yield from _left_out(figures)
+
+
+def _on_rows(figures: ReportFigures) -> str:
+    if figures.data is None:
+        return ""
+    return f" on {figures.data.splits[0].rows:,} rows"
+
+
+def _scores(figures: ReportFigures) -> Iterator[str]:
+    yield from ("", "## Evaluation", "")
+    found = figures.evaluation
+    if found is None:
+        yield f"Not evaluated yet: `ftcli eval {figures.run}`."
+        return
+    yield f"{_line(found.data_words)}, each score with its 95% interval."
+    if found.chose_checkpoint:
+        yield "These rows chose the checkpoint, which flatters the tuned model."
+    others = [side for side in found.sides if side != "tuned"]
+    heads = ["score", *(SIDE_NAMES[side] for side in found.sides)]
+    heads += [f"tuned against {SIDE_NAMES[side]}" for side in others]
+    yield from ("", _row(heads), _row(["---"] * len(heads)))
+    for row in found.scores:
+        yield _row([row.score.label, *_cells(row, found.sides, others)])
+
+
+def _cells(row: ScoreRow, sides: tuple[str, ...], others: list[str]) -> Iterator[str]:
+    for side in sides:
+        yield row.sides[side].shown(row.score) if side in row.sides else ""
+    for side in others:
+        yield row.against[side].words if side in row.against else ""
+
+
+def _forgetting(figures: ReportFigures) -> Iterator[str]:
+    found = figures.evaluation.forgotten if figures.evaluation is not None else ()
+    if found:
+        yield from ("", "What it forgot:", "")
+        yield from (_row(["ability", "base", "tuned", ""]), _row(["---"] * 4))
+        for ability in found:
+            yield _row([ability.label, ability.before, ability.after, ability.words])
+
+
+def _table(title: str, pairs: Sequence[Pair]) -> Iterator[str]:
+    if pairs:
+        yield from ("", f"## {title}", "", "| | |", "| --- | --- |")
+        for pair in pairs:
+            yield _row([pair.name, pair.value])
+
+
+def _data(figures: ReportFigures) -> Iterator[str]:
+    if figures.data is None:
+        return
+    yield from ("", "## Data", "", f"`{_line(figures.data.source)}`", "")
+    yield from (_row(["split", "rows", "tokens", "trained on"]), _row(["---"] * 4))
+    for split in figures.data.splits:
+        sizes = (split.rows, split.tokens, split.trained_tokens)
+        yield _row([split.name, *(f"{size:,}" for size in sizes)])
+    yield from _bulleted(figures.advice)
+
+
+def _use(figures: ReportFigures) -> Iterator[str]:
+    yield from ("", "## Use", "", "```sh")
+    yield 'ftcli generate . "a prompt like those it was trained on"'
+    yield from ("```", "", "To train it again, from the folder of the run's folder:", "", "```sh")
+    yield from (step.command for step in figures.commands[:2])
+    yield "```"
+
+
+def _recipe(recipe: str) -> Iterator[str]:
+    if recipe:
+        # A fence must be longer than any in the text (CommonMark 0.31, fenced code blocks).
+        longest = max((len(run) for run in re.findall(r"`{3,}", recipe)), default=2)
+        fence = "`" * (longest + 1)
+        yield from ("", "## Recipe", "", f"{fence}yaml", recipe.rstrip(), fence)
+
+
+def _left_out(figures: ReportFigures) -> Iterator[str]:
+    """What the front matter does not say, and why."""
+    yield from ("", "## Not said above", "")
+    yield (
+        "- licence: that of the base and that of the data decide it, and ftcli knows neither; "
+        "add `license:` to the front matter before you publish it"
+    )
+    if not figures.hub_base:
+        yield (
+            "- `base_model`: the run began from a local folder; add the base's hub id to the front "
+            "matter if it has one"
+        )
+    if figures.evaluation is None or not figures.evaluation.held_out:
+        yield "- `model-index`: no scores on held-out rows yet"
+
+
+def _bulleted(lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield ""
+        yield from (f"- {_line(line)}" for line in lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(_line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _line(words: str) -> str:
+    """On one line; what would be taken for HTML is not."""
+    return " ".join(words.split()).replace("<", "&lt;")

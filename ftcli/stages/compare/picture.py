@@ -1,6 +1,6 @@
 """compare.png: held-out loss against trained parameters, a labelled point a method.
 
-The only module that knows matplotlib, which is imported when a picture is drawn.
+matplotlib is imported when a picture is drawn.
 """
 
 from __future__ import annotations

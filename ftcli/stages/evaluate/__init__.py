@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ftcli.stages.evaluate.sets import Sets, build_sets
 from ftcli.stages.evaluate.sides import Side, differences, side_of
 from ftcli.stages.evaluate.work import VERSION, Done, ModelName, RowSet, Worker
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
+from ftcli.stages.report import report_or_say
 from ftcli.stopping import StopSignals
 
 __all__ = ["SHOTS", "Asked", "EvalResult", "evaluate_run"]
@@ -59,11 +61,13 @@ def evaluate_run(
     opened = open_run(path, overrides)
     split = held_out(opened, asked.data)
     judges = Judges(opened, asked)
-    key = _key(opened, asked, split)
+    key = _key(opened, asked, split, judges)
     stored = opened.run.evaluations / f"{key}.json"
     if stored.is_file() and (scored := read_scored(opened.run, key)) is not None:
         require_as_trained(opened, with_base=asked.with_base)
         report = json.loads(stored.read_text(encoding="utf-8"))
+        if not opened.run.report.is_file():
+            report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
         return _evaluate(opened, asked, split, judges, key, reporter)
@@ -85,7 +89,9 @@ def _evaluate(
         report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
     report["samples"] = samples(rows, sides)
     report["answers"] = save_rows(opened.run, key, rows, questions, sides)
+    report["evaluated"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(opened.run.evaluations / f"{key}.json", report)
+    report_or_say(opened.run, reporter)
     scored = {name: side.done.scored for name, side in sides.items()}
     return EvalResult(opened.run.path, report, stored=False, scored=scored)
 
@@ -177,16 +183,17 @@ def _resumable(reporter: Reporter) -> Iterator[None]:
         ) from interrupt
 
 
-def _key(opened: OpenRun, asked: Asked, split: Split) -> str:
+def _key(opened: OpenRun, asked: Asked, split: Split, judges: Judges) -> str:
     """16 hex digits of everything the scores depend on."""
     recipe = opened.loaded.recipe
-    files = (asked.data, asked.prompted, asked.scores, asked.general_text)
+    files = [asked.data, asked.prompted, asked.scores, asked.general_text]
+    files += [asked.general_instructions, *judges.files]
     parts = {
         "weights": opened.run.read_manifest()["weights"],
         "data": opened.prepared.fingerprint,
         "split": split if asked.data is None else "file",
         "asked": {name: str(value) for name, value in vars(asked).items()},
-        "files": [_digest(file) for file in (*files, asked.general_instructions)],
+        "files": [_digest(file) for file in files],
         "generation": recipe.generation.model_dump(),
         "eval": recipe.eval.model_dump(mode="json"),
         "keys": recipe.data.model_dump(mode="json"),

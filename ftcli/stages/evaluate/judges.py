@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ftcli.metrics.answer import Answer
+from ftcli.metrics.format import format_files, format_judge
 from ftcli.metrics.judging import Finding, Judge, Question, ScoreKind
 from ftcli.metrics.scores import Counts, gathered
 from ftcli.metrics.text import TextJudge
@@ -34,8 +36,10 @@ class Judges:
         """Raises FtcliError where what the recipe or a flag names cannot be used."""
         wanted = opened.loaded.recipe.eval
         self._judges: list[Judge] = []
+        self.files: list[Path] = []
+        """What the scores depend on besides recipe and answers."""
         if wanted.format is not None:
-            from ftcli.metrics.format import format_judge
+            self.files += format_files(wanted.format, opened.loaded.base)
 
             self._judges.append(format_judge(wanted.format, opened.loaded.base))
         self._judges.append(TextJudge())

@@ -1,0 +1,54 @@
+"""`ftcli report RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ftcli.cli import options
+from ftcli.console import result, result_json, say, shown_path
+
+if TYPE_CHECKING:
+    from ftcli.stages.report import ReportResult
+
+
+def report(
+    run: options.Run,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write the page of a run anew: its verdict, scores, samples, curves, data, memory and recipe.
+
+    One file without network, and the model card from the same figures. Training and evaluation
+    write both by themselves.
+    """
+    from ftcli.stages.report import report_run
+
+    found = report_run(run)
+    for problem in found.figures.problems:
+        say(f"warning: {problem}", style="yellow")
+    if json:
+        result_json(found.as_json())
+    else:
+        _show(found)
+    if open_page:
+        _open(found.run.report)
+
+
+def _show(found: ReportResult) -> None:
+    verdict = found.figures.verdict
+    result(verdict.headline)
+    result(verdict.words)
+    for reason in verdict.reasons:
+        result(f"  - {reason}")
+    result(f"report  {shown_path(found.run.report)}")
+
+
+def _open(page: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page.as_uri()):
+        say("no browser was found; open the page by hand")

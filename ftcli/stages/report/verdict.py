@@ -1,0 +1,227 @@
+"""One sentence for a colleague: can it be shipped? Never more than the intervals show.
+
+The rules, the first that holds decides:
+
+1. not finished, or not evaluated: nothing is said but what to do;
+2. evaluated without the base: nothing can be said to be better;
+3. worse than the base in a score, better in none: do not ship it;
+4. better in none, worse in none: not shown to be better;
+5. better in some, but one of the REASONS TO LOOK holds: look before shipping;
+6. else: ship it.
+
+Reasons to look: worse than the base in another score; the base with a long prompt is better in a
+score; better in loss alone though answers were scored; a share below what it should be (LEAST);
+answers that state what their facts do not (MOST_AT_FAULT); general ability shown to be lost
+(MOST_FORGOTTEN); rows that chose the checkpoint.
+
+Scores without a better way (lengths) never count, and perplexity is loss said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ftcli.stages.report.evaluations import Evaluation, Forgotten, ScoreRow
+
+Kind = Literal[
+    "ship", "look", "not shown", "worse", "not compared", "not evaluated", "not finished"
+]
+
+# Limits of our own, on what was seen: one answer in twenty that never ends, or one in ten that a
+# program cannot read or that states what nobody told it, is found by the first users.
+LEAST = {"stop_rate": 0.95, "format_rate": 0.90}
+MOST_AT_FAULT = 0.10
+# A general text one twentieth more perplexing is less than what quantising to 4 bits does.
+MOST_FORGOTTEN = 0.05
+
+# Said once: perplexity is exp(loss).
+SAME = {"perplexity"}
+FEW_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of a run."""
+
+    kind: Kind
+    headline: str
+    """Two to six words."""
+    words: str
+    """One sentence, or two."""
+    reasons: tuple[str, ...] = ()
+    """Why it has to be looked at, one a line."""
+
+
+@dataclass(frozen=True)
+class FaultShare:
+    """Tuned answers that state something the facts do not, or that is forbidden."""
+
+    answers: int
+    of: int
+
+
+def verdict_of(
+    state: str, name: str, evaluation: Evaluation | None, faults: FaultShare | None = None
+) -> Verdict:
+    """The verdict on a run; `name` is how a command names it."""
+    if state != "finished":
+        return Verdict(
+            "not finished",
+            "Not finished yet.",
+            f"The training is not finished ({state or 'not begun'}): go on with "
+            f"ftcli train {name}/recipe.yaml",
+        )
+    if evaluation is None:
+        return Verdict(
+            "not evaluated",
+            "Not evaluated yet.",
+            "Whether the tuned model is better than its base has not been measured: "
+            f"ftcli eval {name}",
+        )
+    if "base" not in evaluation.sides:
+        return Verdict(
+            "not compared",
+            "Not compared with its base.",
+            f"Its own scores were measured on {evaluation.data_words}, those of the base were "
+            f"not: ftcli eval {name}",
+        )
+    return _compared(evaluation, faults)
+
+
+def _compared(evaluation: Evaluation, faults: FaultShare | None) -> Verdict:
+    better = _rows(evaluation, "base", "better")
+    worse = _rows(evaluation, "base", "worse")
+    if worse and not better:
+        return Verdict(
+            "worse",
+            "Do not ship it.",
+            f"Worse than the base in {_listed(worse)}, better in no score. Measured on "
+            f"{evaluation.data_words}.",
+        )
+    if not better:
+        return Verdict(
+            "not shown",
+            "Not shown to be better.",
+            f"No score is shown to be better or worse than the base's with {evaluation.data_words}"
+            f": {_advice(evaluation)}.",
+        )
+    reasons = tuple(_reasons(evaluation, better, worse, faults))
+    gains = f"better than the base in {_listed(better)}"
+    if reasons:
+        but = f", but worse in {_listed(worse)}" if worse else ""
+        words = f"{_capital(gains)}{but}. Measured on {evaluation.data_words}."
+        return Verdict("look", "Look before you ship it.", words, reasons)
+    parts = [gains, *_stops(evaluation, better), _forgetting(evaluation)]
+    words = f"{_capital('; '.join(parts))}. Measured on {evaluation.data_words}."
+    return Verdict("ship", "Ship it.", words)
+
+
+def _rows(evaluation: Evaluation, other: str, verdict: str) -> list[ScoreRow]:
+    """Scores in which tuned is better, or worse, than another side; the loss comes last, which
+    says least to a person."""
+    found = [
+        row
+        for row in evaluation.scores
+        if row.score.better
+        and row.score.name not in SAME
+        and other in row.against
+        and row.against[other].verdict == verdict
+    ]
+    return sorted(found, key=lambda row: row.score.name == "loss")
+
+
+def _reasons(
+    evaluation: Evaluation,
+    better: Sequence[ScoreRow],
+    worse: Sequence[ScoreRow],
+    faults: FaultShare | None,
+) -> Iterator[str]:
+    if worse:
+        yield f"worse than the base in {_listed(worse, most=len(worse))}"
+    if prompted := _rows(evaluation, "prompted", "worse"):
+        yield (
+            "the base with a long prompt, which needs no training, is better in "
+            f"{_listed(prompted, other='prompted', most=len(prompted))}"
+        )
+    answered = any(row.score.name not in ("loss", *SAME) for row in evaluation.scores)
+    if answered and [row.score.name for row in better] == ["loss"]:
+        yield "only its loss is shown to be better: no score of its answers is"
+    yield from _below(evaluation)
+    if faults is not None and faults.of and faults.answers / faults.of > MOST_AT_FAULT:
+        yield (
+            f"{faults.answers:,} of {faults.of:,} answers state something that their facts do not "
+            "hold or that is forbidden"
+        )
+    yield from (_lost(ability) for ability in evaluation.forgotten if _matters(ability))
+    if evaluation.chose_checkpoint:
+        yield (
+            "these rows chose the checkpoint, which flatters it: hold others out (data.test), or "
+            "ftcli eval --data FILE"
+        )
+
+
+def _below(evaluation: Evaluation) -> Iterator[str]:
+    for name, least in LEAST.items():
+        row = evaluation.row(name)
+        if row is not None and "tuned" in row.sides and row.sides["tuned"].value < least:
+            shown = row.sides["tuned"].shown(row.score)
+            yield f"{row.score.label}: only {shown}, where {least:.0%} is the least to ship with"
+
+
+def _matters(ability: Forgotten) -> bool:
+    """Shown, and by more than a trifle; how much is unknown: it counts."""
+    return ability.is_shown and (ability.change is None or abs(ability.change) > MOST_FORGOTTEN)
+
+
+def _lost(ability: Forgotten) -> str:
+    words = f" ({ability.words})" if ability.words else ""
+    return f"forgotten: {ability.label} {ability.before} → {ability.after}{words}"
+
+
+def _stops(evaluation: Evaluation, said: Sequence[ScoreRow]) -> list[str]:
+    row = evaluation.row("stop_rate")
+    if row is None or "tuned" not in row.sides or row in said[:FEW_NAMED]:
+        return []
+    return [f"stops by itself in {row.sides['tuned'].shown(row.score)}"]
+
+
+def _forgetting(evaluation: Evaluation) -> str:
+    if not evaluation.forgotten:
+        return "what it forgot was not measured"
+    shown = [ability for ability in evaluation.forgotten if ability.is_shown]
+    if not shown:
+        return "nothing shown to be forgotten"
+    listed = ", ".join(f"{a.label} {a.before} → {a.after}" for a in shown)
+    return f"little forgotten ({listed})"
+
+
+def _listed(rows: Sequence[ScoreRow], other: str = "base", most: int = FEW_NAMED) -> str:
+    """`in the format (2% → 97%), loss (2.31 → 0.88) and 3 more`."""
+    named = [_change(row, other) for row in rows[:most]]
+    if len(rows) > most:
+        named.append(f"{len(rows) - most} more")
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+
+
+def _change(row: ScoreRow, other: str) -> str:
+    before, after = row.sides[other].value, row.sides["tuned"].value
+    return f"“{row.score.label}” ({row.score.shown(before)} → {row.score.shown(after)})"
+
+
+def _advice(evaluation: Evaluation) -> str:
+    """The fewest rows that would show anything, where the evaluation knows."""
+    wanted = [
+        (row.against["base"].rows_to_show or 0, row.score.label)
+        for row in evaluation.scores
+        if row.score.better and "base" in row.against and row.against["base"].rows_to_show
+    ]
+    if not wanted:
+        return "hold more rows out, or train longer"
+    rows, label = min(wanted)
+    return f"about {rows:,} held-out rows would show the difference seen in “{label}”"
+
+
+def _capital(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"

@@ -1,0 +1,101 @@
+"""The model card: what the hub reads of it, and that it says no more than the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from ftcli.artifacts import RunFolder
+from ftcli.stages.card import write_card
+from tests.reported import SCORES, TUNED, evaluation, save_evaluation, save_run
+
+
+def front_matter(run: RunFolder) -> dict[str, Any]:
+    """As the hub's own library reads it."""
+    found: dict[str, Any] = metadata_load(write_card(run))
+    return found
+
+
+def test_the_hub_reads_base_relation_and_scores(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    save_evaluation(run, evaluation(), None)
+    found = front_matter(run)
+    assert found["base_model"] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert found["base_model_relation"] == "adapter"
+    assert (found["library_name"], found["pipeline_tag"]) == ("peft", "text-generation")
+    assert found["tags"] == ["ftcli", "sft", "lora"]
+    assert "license" not in found
+    card = ModelCard.load(run.card)
+    name, results = model_index_to_eval_results(found["model-index"])
+    assert name == "shop" and card.data.eval_results == results
+    by_type = {result.metric_type: result for result in results}
+    assert set(by_type) == set(SCORES)
+    assert by_type["format_rate"].metric_value == 0.97
+    assert by_type["loss"].metric_name == "loss"
+    assert by_type["loss"].metric_value == TUNED["loss"][0]
+    assert {(r.dataset_split, r.dataset_name) for r in results} == {
+        ("test", "60 held-out rows of the task")
+    }
+    for words in (
+        "**Ship it.** Better than the base",
+        "| in the format | 2% (0–9) | 97% (89–99) | better |",
+        "| general text, perplexity | 14.2 | 14.5 | +2%: nothing shown to be forgotten |",
+        "licence: that of the base and that of the data decide it",
+    ):
+        assert words in card.text, words
+
+
+def test_without_an_evaluation_no_scores_are_claimed(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    assert "model-index" not in front_matter(run)
+    text = run.card.read_text(encoding="utf-8")
+    assert "Not evaluated yet: `ftcli eval runs/shop`" in text
+    assert "`model-index`: no scores on held-out rows yet" in text
+
+
+def test_scores_on_other_rows_are_told_and_not_claimed_to_the_hub(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    save_evaluation(run, evaluation(data="other.jsonl"), None)
+    assert "model-index" not in front_matter(run)
+    assert "60 rows of other.jsonl" in run.card.read_text(encoding="utf-8")
+
+
+def test_a_base_in_a_local_folder_is_no_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    run = save_run(tmp_path, model=str(tmp_path / "models" / "tiny"))
+    found = front_matter(run)
+    assert "base_model" not in found and "base_model_relation" not in found
+    text = run.card.read_text(encoding="utf-8")
+    assert "`models/tiny`, tuned with ftcli" in text
+    assert "`base_model`: the run began from a local folder" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_whole_model_is_a_finetune(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    recipe = yaml.safe_load(run.recipe.read_text())
+    run.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": "full"}}))
+    found = front_matter(run)
+    assert (found["base_model_relation"], found["library_name"]) == ("finetune", "transformers")
+
+
+def test_strange_names_break_neither_yaml_nor_table(tmp_path: Path) -> None:
+    strange = "a: b | <script>\n--- ``` 'x' \"y\" # {z} \udcff"
+    run = save_run(tmp_path)
+    recipe = yaml.safe_load(run.recipe.read_text())
+    recipe["name"] = recipe["data"]["system"] = strange.replace("\udcff", "")
+    run.recipe.write_text(yaml.safe_dump(recipe))
+    report = evaluation(data=strange)
+    report["scores"] = SCORES | {"chrf": SCORES["chrf"] | {"label": strange}}
+    save_evaluation(run, report, None)
+    assert front_matter(run)["library_name"] == "peft"
+    text = run.card.read_text(encoding="utf-8")
+    assert "<script>" not in ModelCard.load(run.card).text.partition("## Recipe")[0]
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert any(line.startswith("| a: b \\| &lt;script>") for line in table)
+    assert "````yaml" in text

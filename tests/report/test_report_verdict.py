@@ -1,0 +1,146 @@
+"""The one sentence: every rule of it, and that it never says more than the intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.artifacts import RunFolder
+from ftcli.stages.report.evaluations import Evaluation, evaluations_in
+from ftcli.stages.report.plain import Reading
+from ftcli.stages.report.verdict import FaultShare, Verdict, verdict_of
+from tests.reported import BASE, FORGETTING, TUNED, evaluation, save_evaluation, side, verdicts
+
+
+def read(folder: Path, report: dict[str, Any]) -> Evaluation:
+    run = RunFolder(folder)
+    save_evaluation(run, report, None)
+    return evaluations_in(run.evaluations, Reading(folder))[0]
+
+
+def judged(folder: Path, faults: FaultShare | None = None, **changes: Any) -> Verdict:
+    return verdict_of("finished", "runs/shop", read(folder, evaluation(**changes)), faults)
+
+
+def test_better_and_nothing_lost_is_shipped(tmp_path: Path) -> None:
+    found = judged(tmp_path, FaultShare(4, 60))
+    assert (found.kind, found.headline, found.reasons) == ("ship", "Ship it.", ())
+    assert found.words == (
+        "Better than the base in “in the format” (2% → 97%), “nothing invented” (40% → 93%), "
+        "“stops by itself” (35% → 100%) and 2 more; nothing shown to be forgotten. Measured on 60 "
+        "held-out rows (test)."
+    )
+
+
+def test_what_is_not_there_is_asked_for(tmp_path: Path) -> None:
+    for state in ("training", "stopped", ""):
+        found = verdict_of(state, "runs/shop", None)
+        assert found.kind == "not finished" and "ftcli train runs/shop/recipe.yaml" in found.words
+    found = verdict_of("finished", "runs/shop", None)
+    assert found.kind == "not evaluated" and found.words.endswith("ftcli eval runs/shop")
+    alone = judged(tmp_path, base=None, differences={}, forgetting=None)
+    assert alone.kind == "not compared" and alone.words.endswith("ftcli eval runs/shop")
+
+
+def test_no_difference_shown_is_no_success(tmp_path: Path) -> None:
+    found = judged(tmp_path, differences=verdicts(all="no difference shown"))
+    assert (found.kind, found.headline) == ("not shown", "Not shown to be better.")
+    assert "about 220 held-out rows would show the difference seen in “exact match”" in found.words
+
+
+def test_changes_without_a_better_way_count_for_nothing(tmp_path: Path) -> None:
+    unclear = verdicts(all="no difference shown", answer_tokens="better", perplexity="better")
+    assert judged(tmp_path, differences=unclear).kind == "not shown"
+
+
+def test_worse_in_a_score_and_better_in_none(tmp_path: Path) -> None:
+    found = judged(tmp_path, differences=verdicts(all="no difference shown", chrf="worse"))
+    assert (found.kind, found.headline) == ("worse", "Do not ship it.")
+    assert "Worse than the base in “chrF”" in found.words
+
+
+def lost(**changed: Any) -> dict[str, Any]:
+    text = FORGETTING["text"] | {"change_interval": [0.01, 0.4], "words": "forgets"} | changed
+    return FORGETTING | {"text": text}
+
+
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "worse": ({"differences": verdicts(chrf="worse")}, "worse than the base in “chrF”"),
+    "loss alone": (
+        {"differences": verdicts(all="no difference shown", loss="better")},
+        "only its loss is shown to be better",
+    ),
+    "format": (
+        {"tuned": side(TUNED | {"format_rate": (0.6, 0.5, 0.7)})},
+        "in the format: only 60% (50–70), where 90% is the least to ship with",
+    ),
+    "stops": (
+        {"tuned": side(TUNED | {"stop_rate": (0.9, 0.8, 0.96)})},
+        "stops by itself: only 90%",
+    ),
+    "forgotten": (
+        {"forgetting": lost(change=0.23)},
+        "forgotten: general text, perplexity 14.2 → 14.5 (forgets)",
+    ),
+    "follows no more": (
+        {
+            "forgetting": FORGETTING
+            | {"follows": FORGETTING["follows"] | {"difference": -0.3, "interval": [-0.5, -0.1]}}
+        },
+        "forgotten: follows unrelated instructions 80% → 75%",
+    ),
+    "chose": ({"rows_chose_checkpoint": True, "data": "validation"}, "chose the checkpoint"),
+    "prompted": (
+        {
+            "prompted": side(BASE | {"chrf": (0.6, 0.59, 0.61)}),
+            "differences": verdicts()
+            | {"tuned_vs_prompted": {"chrf": {"verdict": "worse", "words": "worse"}}},
+        },
+        "the base with a long prompt, which needs no training, is better in “chrF” (0.60 → 0.50)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_better_with_a_reason_to_look(tmp_path: Path, name: str) -> None:
+    changes, reason = REASONS[name]
+    found = judged(tmp_path, **changes)
+    assert (found.kind, found.headline) == ("look", "Look before you ship it.")
+    assert [each for each in found.reasons if reason in each], found.reasons
+
+
+def test_answers_that_state_what_nobody_told_them(tmp_path: Path) -> None:
+    assert judged(tmp_path, FaultShare(6, 60)).kind == "ship"
+    found = judged(tmp_path, FaultShare(7, 60))
+    assert found.kind == "look" and "7 of 60 answers state something" in found.reasons[0]
+
+
+def test_little_is_forgotten_and_said(tmp_path: Path) -> None:
+    found = judged(tmp_path, forgetting=lost(change=0.03))
+    assert found.kind == "ship"
+    assert "little forgotten (general text, perplexity 14.2 → 14.5)" in found.words
+    unmeasured = judged(tmp_path, forgetting=None)
+    assert unmeasured.kind == "ship" and "what it forgot was not measured" in unmeasured.words
+
+
+def test_plain_texts_have_nothing_but_their_loss(tmp_path: Path) -> None:
+    plain = {"loss": BASE["loss"], "perplexity": BASE["perplexity"]}
+    tuned = {"loss": TUNED["loss"], "perplexity": TUNED["perplexity"]}
+    found = judged(tmp_path, base=side(plain), tuned=side(tuned))
+    assert found.kind == "ship" and "“loss” (2.31 → 0.88)" in found.words
+
+
+def test_evaluations_of_before_are_judged_by_intervals_that_do_not_meet(tmp_path: Path) -> None:
+    scores = {"loss", "format_rate", "chrf"}
+    base = {name: BASE[name] for name in scores}
+    near = {name: TUNED[name] for name in scores} | {"chrf": (0.18, 0.165, 0.20)}
+    old = {"differences": None, "scores": None, "forgetting": None}
+    report = evaluation(base=side(base), tuned=side(near), **old)
+    found = read(tmp_path, report)
+    word = {row.score.name: row.against["base"].verdict for row in found.scores}
+    assert word == {"loss": "better", "format_rate": "better", "chrf": "no difference shown"}
+    assert verdict_of("finished", "runs/shop", found).kind == "ship"
+    swapped = read(tmp_path, evaluation(base=side(near), tuned=side(base), **old))
+    assert verdict_of("finished", "runs/shop", swapped).kind == "worse"
