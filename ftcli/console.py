@@ -150,6 +150,19 @@ def width() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
+def wrapped(sentence: str) -> str:
+    """A sentence on as many lines as the terminal asks for, the further ones set in."""
+    import textwrap
+
+    return textwrap.fill(
+        sentence,
+        width(),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def colours() -> bool:
     """Whether stdout can show colours."""
     import os

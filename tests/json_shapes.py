@@ -35,8 +35,8 @@ ANSWER = record({"text": TEXT, "tokens": COUNT, "stopped": {"type": "boolean"}})
 SIDE = record(
     measured("loss", "perplexity", kind=NUMBER)
     | measured("stop_rate", "rouge_l", "chrf", "exact_match", kind=SHARE)
-    | measured("answer_tokens", kind=NUMBER)
-    | {"prompt_tokens": NUMBER, "tokens_per_second": {"type": ["number", "null"]}}
+    | measured("answer_tokens", kind=NUMBER),
+    {"prompt_tokens": NUMBER, "tokens_per_second": {"type": ["number", "null"]}},
 ) | {"additionalProperties": {"anyOf": [NUMBER, INTERVAL]}}
 KIND = record(
     {

@@ -16,5 +16,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
 ]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", min=0.0, help="Time the run and its calls here, and price them by the hour."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, colours, result, result_json
+from ftcli.console import Terminal, colours, result, result_json, wrapped
 
 if TYPE_CHECKING:
     from ftcli.stages.prepare import Piece
@@ -21,17 +21,32 @@ def prepare(
     preview: Annotated[
         int, typer.Option(metavar="N", min=0, help="Show N rows with what is trained on.")
     ] = 0,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe", help="Ask the base 30 rows, with examples in its prompt and without."
+        ),
+    ] = False,
+    shots: Annotated[
+        int,
+        typer.Option(
+            metavar="K", min=1, help="Examples in the prompts of --probe and of a priced call."
+        ),
+    ] = 5,
+    price_per_hour: options.PricePerHour = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Read, clean, split and tokenise the data.
 
-    Every row that is not used is counted, and named with file, line and reason.
+    Every row that is not used is counted, and named with file, line and reason. Ends with advice:
+    is fine-tuning the right thing for these rows?
     """
-    from ftcli.stages.prepare import prepare_recipe, summary
+    from ftcli.stages.prepare import Wanted, advice_lines, prepare_recipe, summary
 
-    found = prepare_recipe(recipe, overrides or (), preview, Terminal())
+    wanted = Wanted(preview, probe, shots, price_per_hour)
+    found = prepare_recipe(recipe, overrides or (), wanted, Terminal())
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})
         return
@@ -42,6 +57,8 @@ def prepare(
         result("⟦…⟧ is trained on, the rest is given.\n")
     for line in summary(found):
         result(line)
+    for line in advice_lines(found):
+        result(wrapped(line))
 
 
 def rendered(row: tuple[Piece, ...], coloured: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,33 @@ from ftcli.artifacts import RunFolder, free_folder, runs_at
 from ftcli.console import Reporter, shown_path
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, load_recipe
-from ftcli.prepared import (
-    IDEAL_ROWS,
-    TOO_FEW_ROWS,
-    Prepared,
-    load_prepared,
-    problems_file,
-    read_problems,
-)
+from ftcli.plan import make_plan, profile_of
+from ftcli.prepared import Prepared, load_prepared, problems_file, read_problems
 from ftcli.shapes import model_source
+from ftcli.stages.advice import Given, advice_file, give_advice, probed
+from ftcli.stages.advice.pricing import Price, price_of
+from ftcli.stages.advice.probe import SHOTS
+from ftcli.stages.advice.rows import PreparedRows
+from ftcli.stages.job import Job
 from ftcli.stages.own_place import require_own_place
+from ftcli.stages.scene import look
 
 Piece = tuple[str, bool]
+
+# Sentences of advice for a terminal; advice.json holds all.
+SENTENCES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for besides the rows."""
+
+    preview_rows: int = 0
+    probe: bool = False
+    """Ask the base itself."""
+    shots: int = SHOTS
+    """Examples in its prompt."""
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class PrepareResult:
     prepared: Prepared
     folder: Path
     preview: tuple[tuple[Piece, ...], ...]
+    given: Given
+    price: Price | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Fields of COMMANDS: names that scripts rely on."""
@@ -49,17 +66,20 @@ class PrepareResult:
             "train_tokens": p.train.tokens,
             "trained_tokens": p.train.trained_tokens,
             "answer_tokens_lost": p.answer_tokens_lost,
+            **_replayed(p),
             "longest_row": asdict(p.longest),
             "fingerprint": p.fingerprint,
             "problems": [asdict(fault) for fault in read_problems(p, self.folder)],
             "folder": str(self.folder),
+            "advice": self.given.as_json(),
+            **({"price": self.price.as_json()} if self.price is not None else {}),
         }
 
 
 def prepare_recipe(
-    recipe: Path, overrides: Sequence[str], preview_rows: int, reporter: Reporter
+    recipe: Path, overrides: Sequence[str], wanted: Wanted, reporter: Reporter
 ) -> PrepareResult:
-    """Prepare a recipe's data into its run folder."""
+    """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
     loaded = load_recipe(recipe, overrides)
 
     from ftcli.engine.encode import fingerprint, prepare, preview
@@ -74,8 +94,27 @@ def prepare_recipe(
         require_own_place(run, loaded)
     with run.lock(), loaded.blame():
         prepared = prepare(loaded, renderer, run.data, reporter)
-        shown = tuple(tuple(pieces) for pieces in preview(run.data, renderer, preview_rows))
-    return PrepareResult(loaded, prepared, run.data, shown)
+        rows = preview(run.data, renderer, wanted.preview_rows)
+        shown = tuple(tuple(pieces) for pieces in rows)
+        given = give_advice(loaded, renderer, prepared, run.data, reporter)
+        if wanted.probe:
+            given = probed(
+                given, wanted.shots, loaded, renderer, PreparedRows(run.data, prepared), reporter
+            )
+        price = _price(loaded, run, prepared, wanted, reporter)
+    return PrepareResult(loaded, prepared, run.data, shown, given, price)
+
+
+def _price(
+    loaded: Loaded, run: RunFolder, prepared: Prepared, wanted: Wanted, reporter: Reporter
+) -> Price | None:
+    """Of the training that these rows are for; raises FtcliError as its plan does."""
+    if wanted.price_per_hour is None:
+        return None
+    scene = look(loaded, None)
+    plan = make_plan(scene.loaded.recipe, scene.shape, profile_of(prepared), scene.hardware)
+    job = Job(scene, run, prepared, plan)
+    return price_of(job, wanted.price_per_hour, wanted.shots, reporter)
 
 
 def data_folder(output: Path, fingerprint: str) -> RunFolder:
@@ -85,6 +124,37 @@ def data_folder(output: Path, fingerprint: str) -> RunFolder:
         if earlier is not None and earlier.fingerprint == fingerprint:
             return run
     return free_folder(output)
+
+
+def _replayed(prepared: Prepared) -> dict[str, Any]:
+    """Rows of data.replay, which no other count holds."""
+    found = prepared.replay
+    if found is None:
+        return {"replay_rows": 0, "replay_tokens": 0, "replay_source": None}
+    return {
+        "replay_rows": found.rows,
+        "replay_tokens": found.tokens,
+        "replay_source": found.source,
+    }
+
+
+def _replay_line(prepared: Prepared) -> Iterator[str]:
+    """How much of an epoch is replayed, by rows and by what is trained on."""
+    found = prepared.replay
+    if found is None:
+        return
+    every = prepared.trained_on
+    left_out = {
+        "asked in a held-out row too": found.held_out,
+        "conversations longer than data.max_length": found.too_long,
+    }
+    told = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)
+    cut = f"; {found.texts_cut} texts cut to {prepared.max_length}" if found.texts_cut else ""
+    yield (
+        f"  replay      {found.rows} rows from {found.source}: {found.rows / every.rows:.0%} of "
+        f"the rows, {found.trained_tokens / every.trained_tokens:.0%} of the tokens trained on"
+        f"{cut}{told}"
+    )
 
 
 def summary(result: PrepareResult) -> list[str]:
@@ -112,17 +182,16 @@ def summary(result: PrepareResult) -> list[str]:
         f"  tokens      {mean:.0f} a row (longest {p.longest.tokens}, {p.longest.file}:"
         f"{p.longest.line}), {trained:.0f} trained on; {p.answer_tokens_lost} answer tokens lost"
     )
-    lines.append(advice(p.rows_accepted))
+    lines += _replay_line(p)
     return lines
 
 
-def advice(rows: int) -> str:
-    """Whether this many examples are worth a fine-tuning (MISSION: when to fine-tune)."""
-    low, high = IDEAL_ROWS
-    if rows < TOO_FEW_ROWS:
-        return f"{rows} rows are few: under {TOO_FEW_ROWS}, a good prompt usually does better."
-    if rows < low:
-        return f"{rows} rows are enough for a fixed format; {low}–{high:,} is the good range."
-    if rows <= high:
-        return f"Good size for fine-tuning ({low}–{high:,} rows is the good range)."
-    return f"{rows:,} rows are plenty; beyond {high:,}, cleaner rows help more than further ones."
+def advice_lines(result: PrepareResult) -> list[str]:
+    """The verdict and what explains it, then the price."""
+    sentences = result.given.advice.sentences
+    lines = list(sentences[:SENTENCES_SHOWN])
+    if (others := len(sentences) - SENTENCES_SHOWN) > 0:
+        lines[-1] += f" ({others} more: {shown_path(advice_file(result.folder))})"
+    if result.price is not None:
+        lines += result.price.sentences()
+    return lines

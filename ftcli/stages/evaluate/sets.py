@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ftcli.console import Reporter
-from ftcli.data.example import Message
-from ftcli.data.few_shot import choose_examples, few_shot, without_system
+from ftcli.data.few_shot import choose_examples, few_shot
 from ftcli.errors import DataError
 from ftcli.metrics.general_instructions import Instruction, general_instructions
 from ftcli.metrics.general_text import GeneralText, general_text
 from ftcli.recipe import Generation
 from ftcli.stages.evaluate.asked import Asked
-from ftcli.stages.evaluate.rows import Row, Turns, split_rows
-from ftcli.stages.evaluate.work import Prompts, RowSet, tokens_of
+from ftcli.stages.evaluate.rows import Row, split_rows
+from ftcli.stages.evaluate.work import RowSet, tokens_of
 from ftcli.stages.opening import OpenRun
 
 if TYPE_CHECKING:
     from ftcli.engine.inference import PromptContract
 
-PromptIds = Callable[[Sequence[Message]], list[int]]
 # Enough for what the built-in instructions ask for; who rambles on has not stopped.
 INSTRUCTION_TOKENS = 96
 GREEDY = Generation(max_new_tokens=INSTRUCTION_TOKENS)
@@ -58,7 +56,7 @@ def build_sets(
     held_out = RowSet("rows", rows, prompts, settings, at_once)
     prompted = None
     if asked.prompted is not None and asked.with_base:
-        prompted = _prompted(opened, asked, held_out, prompt_ids)
+        prompted = _prompted(opened, asked, held_out, contract)
     text, instructions = None, None
     general: GeneralText | None = None
     wanted: tuple[Instruction, ...] = ()
@@ -83,7 +81,8 @@ def _prompted(
     seed = opened.loaded.recipe.training.seed
     training = (row.messages for row in split_rows(opened, "train"))
     examples = choose_examples(training, asked.shots, seed)
-    prompts = _long_prompts(plain.rows, instruction, examples, prompt_ids)
+    asked_of_base = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
+    prompts = tokens_of([ids_of(contract.renderer, turns) for turns in asked_of_base])
     rows = tuple(_behind(*pair) for pair in zip(plain.rows, prompts, strict=True))
     advice = "take fewer --shots or a shorter instruction"
     return replace(plain, label="rows, prompted", rows=rows, prompts=prompts, advice=advice)
@@ -101,21 +100,6 @@ def _instruction(asked: Asked) -> str:
     if not text:
         raise DataError("data_empty", "holds no instruction", file=str(file))
     return text
-
-
-def _long_prompts(
-    rows: Sequence[Row],
-    instruction: str,
-    examples: Sequence[Turns],
-    prompt_ids: PromptIds,
-) -> Prompts:
-    from ftcli.engine.rendering import RowFault
-
-    asked = [few_shot(row.prompt, instruction, examples) for row in rows]
-    try:
-        return tokens_of([prompt_ids(turns) for turns in asked])
-    except RowFault:  # a template without a system turn
-        return tokens_of([prompt_ids(without_system(turns)) for turns in asked])
 
 
 def _behind(row: Row, prompt: Sequence[int]) -> Row:

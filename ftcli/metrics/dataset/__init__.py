@@ -1,0 +1,1 @@
+"""What a set of rows is like: twins, contradictions, lengths, and the form of its answers."""
