@@ -14,6 +14,9 @@ from ftcli.errors import FtcliError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+RowsOf = Literal["train", "validation", "test", "replay"]
+"""What has a file of rows: the splits of the task, and what is replayed beside them."""
+ROW_FILES: tuple[RowsOf, ...] = (*SPLITS, "replay")
 
 # Field experience (MISSION): under 100 rows a good prompt wins; 500 to 5,000 rows are ideal.
 TOO_FEW_ROWS = 100
@@ -59,6 +62,31 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """Rows of data.replay: in a file of their own, in no split, trained on with the task's."""
+
+    source: str
+    share: float
+    wanted: int
+    """Rows that this share asks for; `rows` are fewer where the source has no more."""
+    rows: int
+    tokens: int
+    trained_tokens: int
+    rows_read: int
+    """All of the source; those that were not drawn are in none of the counts below."""
+    rejected: int
+    """Rows that cannot be read or rendered."""
+    duplicates: int
+    held_out: int
+    """Left out, because they ask what a held-out row of the task asks."""
+    too_long: int
+    """Conversations longer than data.max_length, passed over for others."""
+    texts_cut: int
+    """Plain texts of which the first data.max_length tokens are replayed."""
+    tokens_cut: int
+
+
+@dataclass(frozen=True)
 class Prepared:
     """One preparation, as `prepared.json` in the data folder keeps it.
 
@@ -81,6 +109,7 @@ class Prepared:
     answer_tokens: int
     answer_tokens_lost: int
     longest: LongestRow
+    """Of all rows, also those that are replayed."""
     system: str | None
     """data.system as a template: a column's name has become `{column}`."""
     plain_text: bool
@@ -99,6 +128,24 @@ class Prepared:
     digests: Mapping[str, str] = field(default_factory=dict)
     """sha256 of each split's file as it was written; empty in preparations of before they were
     kept."""
+    replay: Replayed | None = None
+
+    @property
+    def trained_on(self) -> SplitCounts:
+        """What an epoch is made of: the task's training rows, and what is replayed."""
+        task, replay = self.train, self.replay
+        if replay is None:
+            return task
+        return SplitCounts(
+            task.rows + replay.rows,
+            task.tokens + replay.tokens,
+            task.trained_tokens + replay.trained_tokens,
+        )
+
+    @property
+    def row_files(self) -> tuple[RowsOf, ...]:
+        """The files of rows that there are."""
+        return SPLITS if self.replay is None else ROW_FILES
 
     @property
     def rows_accepted(self) -> int:
@@ -109,25 +156,26 @@ class Prepared:
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
 
-def split_file(folder: Path, split: Split) -> Path:
-    """Arrow file of one split."""
+def split_file(folder: Path, split: RowsOf) -> Path:
+    """Arrow file of one split, or of the rows that are replayed."""
     return folder / f"{split}.arrow"
 
 
 def split_digests(folder: Path) -> dict[str, str]:
-    """sha256 of the file of each split; about a second for each GB."""
-    return {split: sha256_file(split_file(folder, split)) for split in SPLITS}
+    """sha256 of each file of rows; about a second for each GB."""
+    files = {name: split_file(folder, name) for name in ROW_FILES}
+    return {name: sha256_file(file) for name, file in files.items() if file.is_file()}
 
 
 def damaged_files(
-    prepared: Prepared, folder: Path, splits: Iterable[Split] = SPLITS
+    prepared: Prepared, folder: Path, splits: Iterable[RowsOf] | None = None
 ) -> dict[Path, str]:
     """Files of these splits that are not as they were written, each with what is wrong with it.
 
     Files without a digest count as whole, as long as they are there.
     """
     found: dict[Path, str] = {}
-    for split in splits:
+    for split in prepared.row_files if splits is None else splits:
         file, digest = split_file(folder, split), prepared.digests.get(split)
         if not file.is_file():
             found[file] = "is gone"
@@ -183,7 +231,7 @@ class Problems:
             self._file.write(json.dumps(dataclasses.asdict(fault), ensure_ascii=False) + "\n")
 
 
-def row_lengths(folder: Path, split: Split) -> list[int]:
+def row_lengths(folder: Path, split: RowsOf) -> list[int]:
     """Tokens of each row of one split, without reading the rows; none where they are gone."""
     file = split_file(folder, split)
     if not file.is_file():
@@ -212,6 +260,8 @@ def load_prepared(folder: Path) -> Prepared | None:
         for split in SPLITS:
             values[split] = SplitCounts(**values[split])
         values["longest"] = LongestRow(**values["longest"])
+        if values.get("replay") is not None:
+            values["replay"] = Replayed(**values["replay"])
         values["stop_ids"] = tuple(values["stop_ids"])
         for key in ("problems", "cut"):
             values[key] = tuple(Fault(**fault) for fault in values.get(key, ()))

@@ -306,3 +306,22 @@ def test_what_a_person_reads(
     assert lines[0].split() == ["8", "held-out", "rows", "base", "prompted", "tuned", "difference"]
     assert max(map(len, lines)) <= columns
     assert "what it forgot" in out and "general text, ppl" in out
+
+
+def test_a_run_on_plain_texts(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps({"text": f"A red kettle, number {n}."}) for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    recipe = save_recipe(tmp_path, tiny_model, training={"max_steps": 2, "batch_size": 4})
+    assert run(["train", str(recipe)]) == 0
+    capsys.readouterr()
+    assert run(["eval", str(recipe), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["scores"]) == ["loss", "perplexity"]
+    assert set(found["forgetting"]) == {"text"}
+    assert "loss" in found["differences"]["tuned_vs_base"]
+    told = tmp_path / "told.txt"
+    told.write_text("List it.")
+    assert run(["eval", str(recipe), "--prompted", str(told)]) == 2
+    assert "trained on plain texts" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from ftcli.prepared import (
     SPLITS,
     Fault,
     LongestRow,
+    Replayed,
     SplitCounts,
     load_prepared,
     save_prepared,
@@ -47,6 +48,20 @@ def test_a_preparation_of_before_parts_and_digests_were_kept_is_loaded(tmp_path:
     del values["parts"], values["digests"]
     file.write_text(json.dumps(values), "utf-8")
     assert load_prepared(tmp_path) == replace(PREPARED, parts={}, digests={})
+
+
+def test_what_is_replayed_is_kept_beside_the_counts(tmp_path: Path) -> None:
+    replayed = Replayed("wiki.jsonl", 0.2, 5, 4, 800, 796, 9, 1, 1, 0, 2, 1, 30)
+    prepared = replace(PREPARED, replay=replayed)
+    save_prepared(prepared, tmp_path)
+    assert load_prepared(tmp_path) == prepared
+    assert prepared.rows_accepted == PREPARED.rows_accepted
+    assert prepared.trained_on == SplitCounts(14, 2800, 1296)
+    values = json.loads((tmp_path / "prepared.json").read_text("utf-8"))
+    del values["replay"]  # as versions wrote it that replayed nothing
+    (tmp_path / "prepared.json").write_text(json.dumps(values), "utf-8")
+    assert load_prepared(tmp_path) == PREPARED
+    assert PREPARED.trained_on is PREPARED.train
 
 
 def test_counts_add_up() -> None:

@@ -18,6 +18,7 @@ from ftcli.console import (
     result,
     result_json,
     shown_path,
+    wrapped,
 )
 from ftcli.errors import UsageError
 
@@ -46,6 +47,7 @@ def train(
             "--rehearse", help="Walk the whole way with a tiny twin of the model: what would fail?"
         ),
     ] = False,
+    price_per_hour: options.PricePerHour = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -59,13 +61,21 @@ def train(
 
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
+    if price_per_hour is not None and not dry_run:
+        raise UsageError("flag", "--price-per-hour goes with --dry-run")
     reporter = Terminal()
     if rehearse:
         _require_rehearsable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
         _rehearse(recipe, overrides or (), reporter, json)
         return
     if dry_run:
-        plan = plan_recipe(recipe, overrides or (), parent=from_run, reporter=reporter)
+        plan = plan_recipe(
+            recipe,
+            overrides or (),
+            parent=from_run,
+            reporter=reporter,
+            price_per_hour=price_per_hour,
+        )
         if json:
             result_json(plan.as_json())
         else:
@@ -152,3 +162,6 @@ def _show_plan(plan: DryRun) -> None:
     items = found.estimate.breakdown.items()
     parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items if size >= 5e7)
     result(f"memory {gigabytes(found.estimate.peak_bytes)} at the peak: {parts}")
+    if plan.price is not None:
+        for sentence in plan.price.sentences():
+            result(wrapped(sentence))

@@ -59,6 +59,12 @@ class Example:
         """16 bytes that are equal when the prompts are equal (a plain text is its own prompt)."""
         return _digest([self.text] if self.text is not None else _turns(self.prompt))
 
+    def question_digest(self) -> bytes:
+        """As `prompt_digest`, without a system turn: the same question under another one is none
+        other."""
+        turns = self.prompt[1:] if self.prompt[:1] and self.prompt[0].role == "system" else None
+        return self.prompt_digest() if turns is None else _digest(_turns(turns))
+
     def digest(self) -> bytes:
         """16 bytes that are equal when prompts and answers are equal."""
         return _digest([self.text] if self.text is not None else _turns(self.messages))

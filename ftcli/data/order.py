@@ -13,15 +13,28 @@ from collections.abc import Sequence
 from typing import overload
 
 
-def run_rows(rows: int, epochs: float, seed: int, *, shuffle: bool) -> list[int]:
-    """Row numbers of the whole run, epoch after epoch, each epoch a fresh permutation."""
+def run_rows(rows: int, epochs: float, seed: int, *, shuffle: bool, replayed: int = 0) -> list[int]:
+    """Row numbers of the whole run, epoch after epoch, each epoch a fresh permutation.
+
+    The last `replayed` of the rows are spread evenly among the others where nothing is shuffled.
+    """
     order: list[int] = []
     for epoch in range(math.ceil(epochs)):
-        one = list(range(rows))
+        one = list(range(rows)) if shuffle else _spread(rows, replayed)
         if shuffle:
             random.Random(f"{seed}-{epoch}").shuffle(one)
         order += one
     return order[: max(1, round(rows * epochs))]
+
+
+def _spread(rows: int, replayed: int) -> list[int]:
+    """All rows as they stand, the last ones each in the middle of its part of the others."""
+    task = rows - replayed
+
+    def place(row: int) -> float:
+        return row if row < task else (row - task + 0.5) * task / replayed - 0.5
+
+    return sorted(range(rows), key=place)
 
 
 class Windows(Sequence[list[int]]):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from ftcli.console import Meter, Reporter
-from ftcli.data.example import Example, Origin
+from ftcli.data.example import DIGEST_BYTES, Example, Origin
 from ftcli.data.reading import pinned_system, read_examples
+from ftcli.data.replay import Drawing, look_through
 from ftcli.data.split import Digests, Prompts, Side, Split, plan_split
 from ftcli.errors import DataError
 from ftcli.recipe import Data
@@ -32,6 +33,7 @@ class Sides:
     """For each file the sides of its readable rows; `train` in another file is its own side."""
     rows_read: int
     leaks: int
+    replay: Drawing | None = None
 
     @property
     def duplicates(self) -> int:
@@ -52,6 +54,14 @@ def sources_of(data: Data) -> dict[Source, str]:
     if isinstance(data.test, str):
         sources["test"] = data.test
     return sources
+
+
+def files_of(data: Data) -> dict[str, str]:
+    """Every file or data set that rows come from, by what it is for: also the replayed ones."""
+    files = {str(source): file for source, file in sources_of(data).items()}
+    if data.replay is not None:
+        files["replay"] = data.replay.source
+    return files
 
 
 def find_sides(data: Data, base: Path, seed: int, reporter: Reporter) -> Sides:
@@ -76,7 +86,13 @@ def find_sides(data: Data, base: Path, seed: int, reporter: Reporter) -> Sides:
             f"{', '.join(reading.named)}; take them out, or set data.allow_leaks: true",
         )
     splits = {found.source: found.split for found in reading.found}
-    return Sides(data, splits, reading.progress.rows, reading.leaks)
+    replay = None
+    if data.replay is not None:
+        with reporter.meter("read replay", 0) as meter:
+            step = Progress(meter).step
+            held_out = reading.held_out_questions()
+            replay = look_through(data.replay, base, seed, held_out, step)
+    return Sides(data, splits, reading.progress.rows, reading.leaks, replay)
 
 
 def _share(held_out: float | int | str) -> float | int:
@@ -109,17 +125,31 @@ class _Reading:
     found: list[_Found] = field(default_factory=list)
     leaks: int = 0
     named: list[str] = field(default_factory=list)
+    questions: dict[Source, bytearray] = field(default_factory=dict)
+    """Question digests of each file's readable rows, where rows are replayed beside them."""
 
     def read(self, source: Source, file: str) -> Digests:
         digests = Digests()
+        questions = self.questions[source] = bytearray()
         others = [each for found in self.found for each in found.prompts() if each[0] != source]
         for item in read_examples(file, self.data, self.base):
             self.progress.step()
             if isinstance(item, Example):
                 prompt = item.prompt_digest()
                 digests.add(item.digest(), prompt)
+                if self.data.replay is not None:
+                    questions += item.question_digest()
                 self._look_for_leak(item.origin, prompt, others)
         return digests
+
+    def held_out_questions(self) -> set[bytes]:
+        """Question digests of the rows that are held out of training."""
+        return {
+            bytes(self.questions[found.source][place : place + DIGEST_BYTES])
+            for found in self.found
+            for index, place in enumerate(range(0, len(self.questions[found.source]), DIGEST_BYTES))
+            if _is_held_out(found, index)
+        }
 
     def _look_for_leak(
         self, origin: Origin, prompt: bytes, others: Sequence[tuple[Side, Prompts]]
@@ -129,6 +159,11 @@ class _Reading:
             self.leaks += 1
             if len(self.named) < NAMED:
                 self.named.append(f"{origin} (in {side} too)")
+
+
+def _is_held_out(found: _Found, index: int) -> bool:
+    side = found.split.side(index)
+    return side in ("validation", "test") or (side == "train" and found.source != "train")
 
 
 @dataclass

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ftcli.artifacts import RunFolder
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.device import device_of
+from ftcli.engine.hold import Hold
 from ftcli.engine.inference import generation_config
 from ftcli.engine.methods import attach, first_words, quantization
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
@@ -55,15 +56,27 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         model = _attached(base, setup)
     if isinstance(recipe.method, Full):
         _generate_as_trained(model, setup)  # the base's own may be one that cannot be saved
-    return FtcliTrainer(
+    trainer = FtcliTrainer(
         model,
-        sft_config(recipe.training, plan, run.path / "logs"),
+        sft_config(recipe.training, plan, run.path / "logs", recipe.name),
         open_data(recipe, plan, setup.prepared, run.data),
         setup.renderer.tokenizer,
         run,
         plan.micro_batch.value,
         recipe.training.keep_checkpoints,
     )
+    trainer.hold = _hold(trainer.model, setup)
+    return trainer
+
+
+def _hold(model: PreTrainedModel, setup: Setup) -> Hold | None:
+    """The weights as a run begins, also where one that goes on takes up others behind this."""
+    recipe, choice = setup.recipe, setup.plan.hold
+    if choice is None:
+        return None
+    whole = isinstance(recipe.method, Full)
+    stored = open_config(setup.source, recipe.model.revision).dtype if whole else None
+    return Hold(model, choice.value, (stored or torch.float32) if whole else None)
 
 
 def _attached(base: PreTrainedModel, setup: Setup) -> PreTrainedModel:

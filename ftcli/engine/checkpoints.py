@@ -12,6 +12,7 @@ from ftcli.checkpoints import Position, seal
 from ftcli.disk import whole_folder, write_text
 from ftcli.engine.adapters import save_resumable
 from ftcli.engine.finite import require_finite_weights
+from ftcli.engine.hold import Hold
 from ftcli.engine.randomness import random_state
 from ftcli.records import Records
 
@@ -30,6 +31,7 @@ class Trainable(Protocol):
     lr_scheduler: Any
     accelerator: Any
     records: Records
+    hold: Hold | None
 
 
 def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> None:
@@ -40,6 +42,8 @@ def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> Non
     require_finite_weights(trainer.model, position.step)
     with whole_folder(folder) as temporary:
         save_resumable(trainer.model, temporary)
+        if trainer.hold is not None:
+            trainer.hold.save(temporary)
         _save(trainer.optimizer.state_dict(), temporary / OPTIMIZER)
         _save(trainer.lr_scheduler.state_dict(), temporary / SCHEDULER)
         if trainer.accelerator.scaler is not None:

@@ -17,17 +17,19 @@ from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter, shown_path
 from ftcli.data.reading import read_examples
 from ftcli.data.row import Reject
-from ftcli.data.sides import Sides, find_sides, sources_of
+from ftcli.data.sides import Sides, files_of, find_sides
 from ftcli.disk import sha256_file, whole_folder
 from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.contract import contract_of
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer
+from ftcli.engine.replay import tell_few
 from ftcli.engine.rows import first_rows, record
 from ftcli.engine.tokenising import Tally, changed, tokenise
 from ftcli.errors import DataError, FtcliError
 from ftcli.loading import Loaded
 from ftcli.prepared import (
     TRUNCATION_BUDGET,
+    LongestRow,
     Prepared,
     damaged_files,
     load_prepared,
@@ -65,7 +67,7 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
         reporter.note(renderer.note)
     earlier = _earlier(folder, mark, reporter)
     if earlier is not None and _is_whole(earlier, folder, reporter):
-        _tell_cut(earlier, reporter)
+        _tell(earlier, reporter)
         return earlier
     sides = find_sides(data, base, loaded.recipe.training.seed, reporter)
     with whole_folder(folder) as temporary:
@@ -73,11 +75,11 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
         _require_same_files(data, base, covered["files"])
         prepared = _prepared(loaded, mark, sides, tally, renderer)
         _require_rows(prepared, data)
-        _require_answers(prepared, data)
+        _require_answers(prepared, data, tally.longest)
         prepared = replace(prepared, digests=split_digests(temporary))
         save_prepared(prepared, temporary)
     _tell_others(earlier, prepared, reporter)
-    _tell_cut(prepared, reporter)
+    _tell(prepared, reporter)
     return prepared
 
 
@@ -111,7 +113,7 @@ def _tell_others(earlier: Prepared | None, prepared: Prepared, reporter: Reporte
 
 
 def _require_same_files(data: Data, base: Path, before: dict[str, str]) -> None:
-    for file in sources_of(data).values():
+    for file in files_of(data).values():
         if _file_digest(file, base) != before[file]:
             raise changed(file)
 
@@ -125,7 +127,7 @@ def fingerprint_parts(loaded: Loaded, renderer: Renderer) -> dict[str, str]:
     """8 hex digits for each part of the fingerprint, by its name in the words of a message."""
     covered = _covered(loaded, renderer)
     files = covered.pop("files")
-    sources = sources_of(loaded.recipe.data)
+    sources = files_of(loaded.recipe.data)
     parts = {f"rows of data.{split}": files[name] for split, name in sources.items()}
     parts |= {PART_NAMES[name]: part for name, part in covered.items()}
     return {name: _hex(part, 8) for name, part in parts.items()}
@@ -138,15 +140,17 @@ def _hex(value: object, digits: int) -> str:
 def _covered(loaded: Loaded, renderer: Renderer) -> dict[str, Any]:
     """What shapes the token ids, part by part."""
     data = loaded.recipe.data
+    # A key that came later leaves the fingerprints of recipes without it as they were.
+    absent = {"replay"} if data.replay is None else set()
     tokenizer = renderer.tokenizer
     return {
         "version": FINGERPRINT_VERSION,
-        "files": {s: _file_digest(s, loaded.base) for s in sources_of(data).values()},
+        "files": {s: _file_digest(s, loaded.base) for s in files_of(data).values()},
         "template": tokenizer.chat_template,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         # Roles of tokens, which stand in tokenizer_config.json beside the tokens themselves.
         "roles": [tokenizer.bos_token_id, renderer.pad_id, *renderer.stop_ids],
-        "data": data.model_dump(exclude={"shuffle", "allow_truncation", "allow_leaks"}),
+        "data": data.model_dump(exclude={"shuffle", "allow_truncation", "allow_leaks", *absent}),
         "seed": loaded.recipe.training.seed,
     }
 
@@ -190,7 +194,7 @@ def _prepared(
         test=tally.of("test"),
         answer_tokens=tally.answer_tokens,
         answer_tokens_lost=tally.lost,
-        longest=tally.longest,
+        longest=max(tally.longest, tally.longest_replayed, key=lambda row: row.tokens),
         system=sides.data.system,
         plain_text=tally.plain_text,
         stop_ids=renderer.stop_ids,
@@ -199,6 +203,7 @@ def _prepared(
         rows_cut=tally.cut.count,
         cut=tuple(tally.cut.first),
         parts=fingerprint_parts(loaded, renderer),
+        replay=tally.replayed,
     )
 
 
@@ -215,10 +220,9 @@ def _require_rows(prepared: Prepared, data: Data) -> None:
     )
 
 
-def _require_answers(prepared: Prepared, data: Data) -> None:
+def _require_answers(prepared: Prepared, data: Data, longest: LongestRow) -> None:
     share = prepared.answer_tokens_lost / max(prepared.answer_tokens, 1)
     if share > TRUNCATION_BUDGET and not data.allow_truncation:
-        longest = prepared.longest
         raise DataError(
             "truncation",
             f"data.max_length {data.max_length} cuts {prepared.answer_tokens_lost} of "
@@ -238,7 +242,10 @@ def _rows_cut(prepared: Prepared) -> str:
     return f", the ends of {prepared.rows_cut} answers: {named}{more}"
 
 
-def _tell_cut(prepared: Prepared, reporter: Reporter) -> None:
+def _tell(prepared: Prepared, reporter: Reporter) -> None:
+    """What is to be known of the rows, whenever they were prepared."""
+    if prepared.replay is not None:
+        tell_few(prepared.replay, prepared.train.rows, reporter)
     if prepared.rows_cut:
         reporter.note(
             f"note: data.max_length {prepared.max_length} cuts {prepared.answer_tokens_lost} "

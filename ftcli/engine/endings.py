@@ -18,9 +18,9 @@ from ftcli.engine.rendering import Renderer
 from ftcli.engine.rows import read_split
 from ftcli.engine.trainer import FtcliTrainer
 from ftcli.errors import DataError
-from ftcli.prepared import Prepared, Split
+from ftcli.prepared import Prepared, RowsOf, Split
 
-TRAINED_ON: tuple[Split, ...] = ("train", "validation")
+TRAINED_ON: tuple[RowsOf, ...] = ("train", "validation", "replay")
 # How many rows are named in an error.
 NAMED = 3
 # A few answers tell "always" from "never", which is what goes wrong.
@@ -42,7 +42,7 @@ def require_ends(folder: Path, prepared: Prepared, renderer: Renderer) -> None:
 
     Rows as long as max_length may be cut, and prove nothing. Raises DataError naming the first.
     """
-    for split in TRAINED_ON:
+    for split in (split for split in TRAINED_ON if split in prepared.row_files):
         endless = _endless(read_split(folder, split), prepared)
         if not endless.num_rows:
             continue

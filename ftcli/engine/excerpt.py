@@ -16,6 +16,7 @@ from ftcli.prepared import (
     SPLITS,
     LongestRow,
     Prepared,
+    RowsOf,
     Split,
     SplitCounts,
     row_lengths,
@@ -31,14 +32,17 @@ def write_excerpt(
     """Write so many rows of each split into `folder`, `longest` of its longest first, the others
     evenly spread.
 
-    The fingerprint stays, so that it passes for a preparation of the same recipe.
+    The fingerprint stays, so that it passes for a preparation of the same recipe. Rows that are
+    replayed are training rows here like any other.
     """
     counts: dict[Split, SplitCounts] = {}
     worst = LongestRow("", 0, 0)
     with whole_folder(folder) as temporary:
         for split in SPLITS:
-            chosen = _chosen(row_lengths(source, split), rows.get(split, 0), longest)
-            table = _rows(read_split(source, split), chosen)
+            names = _trained_on(prepared) if split == "train" else (split,)
+            lengths = [length for name in names for length in row_lengths(source, name)]
+            chosen = _chosen(lengths, rows.get(split, 0), longest)
+            table = _rows(pa.concat_tables([read_split(source, name) for name in names]), chosen)
             _write(table, split_file(temporary, split))
             counts[split] = _counts(table)
             worst = max(worst, _longest(table), key=lambda row: row.tokens)
@@ -48,10 +52,15 @@ def write_excerpt(
             validation=counts["validation"],
             test=counts["test"],
             longest=worst,
+            replay=None,
             digests=split_digests(temporary),
         )
         save_prepared(kept, temporary)
     return kept
+
+
+def _trained_on(prepared: Prepared) -> tuple[RowsOf, ...]:
+    return ("train", "replay") if prepared.replay is not None else ("train",)
 
 
 def _chosen(lengths: list[int], count: int, longest: int) -> list[int]:

@@ -96,10 +96,9 @@ def _require_known_tokens(
 ) -> None:
     """Raise ModelError for a token that has no row in the embeddings: training would stop at it."""
     highest = [max(prepared.stop_ids), prepared.pad_id]
-    for split in SPLITS:
-        if prepared.counts(split).rows:
-            chunks = read_split(folder, split).column("input_ids").chunks
-            highest += [pc.max(chunk.values).as_py() for chunk in chunks if len(chunk.values)]
+    for split in prepared.row_files:
+        chunks = read_split(folder, split).column("input_ids").chunks
+        highest += [pc.max(chunk.values).as_py() for chunk in chunks if len(chunk.values)]
     if (worst := max(highest)) >= vocabulary:
         raise ModelError(
             "tokenizer",

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ftcli.data.example import Example
 from ftcli.engine.rendering import Encoded
 from ftcli.errors import DataError
-from ftcli.prepared import Split, split_file
+from ftcli.prepared import RowsOf, Split, split_file
 
 SCHEMA = pa.schema(
     {
@@ -121,8 +121,8 @@ class RowWriter:
             self._batch = _Batch()
 
 
-def read_split(folder: Path, split: Split) -> pa.Table:
-    """Memory-mapped rows of one split; raises DataError where the file is damaged.
+def read_split(folder: Path, split: RowsOf) -> pa.Table:
+    """Memory-mapped rows of one file; raises DataError where it is damaged.
 
     Arrow follows the offsets that a file holds, out of its own bounds and into a crash.
     """

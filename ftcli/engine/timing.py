@@ -52,7 +52,7 @@ def measure_speed(setup: Setup, run: RunFolder) -> Speed:
     """Take a few steps of this training on the data in `run`, without a validation or a save."""
     plan = setup.plan
     steps = UNTIMED_STEPS + TIMED_STEPS
-    enough = steps * setup.recipe.training.batch_size / setup.prepared.train.rows
+    enough = steps * setup.recipe.training.batch_size / setup.prepared.trained_on.rows
     short = replace(
         plan,
         steps=Choice(steps, "to be timed"),

@@ -11,23 +11,25 @@ from pathlib import Path
 from ftcli.console import Reporter
 from ftcli.data.example import Example, Origin
 from ftcli.data.reading import read_examples
+from ftcli.data.replay import Drawing
 from ftcli.data.row import Reject
 from ftcli.data.sides import Progress, Sides, sources_of
 from ftcli.data.split import Side
 from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.rendering import Encoded, Renderer
+from ftcli.engine.replay import NO_ROW, replay_beside
 from ftcli.engine.rows import RowWriter
 from ftcli.errors import DataError
 from ftcli.prepared import (
     SPLITS,
     LongestRow,
     Problems,
+    Replayed,
     SplitCounts,
     split_file,
 )
 
 PARALLEL = "TOKENIZERS_PARALLELISM"
-NO_ROW = LongestRow("", 0, 0)
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Tally:
     plain_text: bool = False
     controlled: Problems = field(default_factory=Problems)
     """Plain texts with control tokens in them."""
+    replayed: Replayed | None = None
+    longest_replayed: LongestRow = NO_ROW
 
     def reject(self, origin: Origin, reason: str) -> None:
         self.problems.add(origin.file, origin.line, reason)
@@ -109,8 +113,23 @@ def tokenise(
             if row is not None:
                 writers[side].write(row, example)
                 tally.look_for_controls(example, row, renderer)
+        if sides.replay is not None:
+            writer = stack.enter_context(RowWriter(split_file(folder, "replay")))
+            _replay(sides.replay, tally, renderer, writer)
     _tell_controls(tally.controlled, reporter)
     return tally
+
+
+def _replay(drawing: Drawing, tally: Tally, renderer: Renderer, writer: RowWriter) -> None:
+    """Write the rows that are replayed; the number of the task's decides theirs."""
+    task_rows = tally.of("train").rows
+    if not task_rows:
+        return
+    replay = replay_beside(task_rows, drawing, tally.max_length)
+    for example, row in replay.drawn(renderer):
+        writer.write(row, example)
+        tally.look_for_controls(example, row, renderer)
+    tally.replayed, tally.longest_replayed = replay.counts(), replay.longest
 
 
 def _tell_controls(found: Problems, reporter: Reporter) -> None:

@@ -29,6 +29,7 @@ from ftcli.engine.adapters import load_encoder, prefix_encoder
 from ftcli.engine.batches import collate
 from ftcli.engine.checkpoints import save_checkpoint
 from ftcli.engine.finite import gradient_not_finite, require_finite_loss
+from ftcli.engine.hold import Hold
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import trained_weights_untouched
 from ftcli.engine.micro_batch import MicroBatch
@@ -52,6 +53,8 @@ THEIR_NAMES = {
     "steps": "SFTConfig.max_steps",
     "eval_every": "our callback",
     "save_every": "our callback",
+    "replay": "our order of rows",
+    "hold": "our hook before the optimizer's step",
 }
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -61,7 +64,7 @@ OPTIMIZERS = {
 }
 
 
-def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
+def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTConfig:
     """The whole of TRL's configuration; our callbacks decide when to validate and to save.
 
     What it calls a batch is a whole step of ours, which we cut into micro-batches ourselves.
@@ -69,6 +72,7 @@ def sft_config(training: Training, plan: Plan, output: Path) -> SFTConfig:
     precision = plan.precision.value
     config = SFTConfig(
         output_dir=str(output),
+        run_name=name,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=1,
         num_train_epochs=1,
@@ -122,6 +126,7 @@ class FtcliTrainer(SFTTrainer):
         self.micro_batch = MicroBatch(micro_batch)
         self.validation_batch = MicroBatch(micro_batch)
         self.stops: StopSignals | None = None
+        self.hold: Hold | None = None
         self.checkpoint_bytes = 0
         self._before_step: RandomState | None = None
         with trained_weights_untouched(model):
@@ -135,6 +140,14 @@ class FtcliTrainer(SFTTrainer):
         self.remove_callback(PrinterCallback)
 
     # Steps
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> Any:
+        """As Trainer does, and each step of it pulls the weights that are held."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made and self.hold is not None:
+            self.hold.attach(optimizer, self.model)
+        return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Row numbers of one step after the other; `training_step` reads the rows."""
@@ -220,6 +233,10 @@ class FtcliTrainer(SFTTrainer):
         )
         return metrics
 
+    def tell_trackers(self, figures: dict[str, float | None]) -> None:
+        """Give the trackers what is not part of the trainer's own log."""
+        self.callback_handler.on_log(self.args, self.state, self.control, figures)
+
     def validation_loss(self) -> float | None:
         """Mean over the labelled tokens of all validation rows; none when a signal cut it short.
 
@@ -281,6 +298,8 @@ class FtcliTrainer(SFTTrainer):
             load_encoder(encoder, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.hold is not None:
+            self.hold.take_up(Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         position = self.position()

@@ -16,6 +16,7 @@ from ftcli.engine.device import is_out_of_memory
 from ftcli.engine.finite import NotFiniteError
 from ftcli.engine.memory import StepMemory
 from ftcli.engine.probe import check_longest
+from ftcli.engine.trackers import settle_trackers
 from ftcli.engine.trainer import FtcliTrainer
 from ftcli.errors import FtcliError
 from ftcli.plan import Plan
@@ -76,6 +77,8 @@ def train(
             _open(trainer, checkpoint.folder)
         else:
             begin = _beginning(trainer, plan, course, start, memory, reporter)
+            step = checkpoint.position.step if checkpoint is not None else 0
+            settle_trackers(trainer.callback_handler.callbacks, trainer.run.path / "logs", step)
             for callback in (memory, Beginning(begin), course):
                 trainer.add_callback(callback)
             _run(trainer, checkpoint, stops)
@@ -113,7 +116,9 @@ def _beginning(
         if start.checkpoint is None:
             check_longest(trainer, plan, memory, reporter)
             if course.validates:
-                trainer.records.add({"step": 0, "eval_loss": trainer.validation_loss()})
+                loss = trainer.validation_loss()
+                trainer.records.add({"step": 0, "eval_loss": loss})
+                trainer.tell_trackers({"eval_loss": loss})
         else:
             # Trainer does so at its first batch, and what is saved before then would be wrong.
             trainer._load_rng_state(str(start.checkpoint.folder))

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from ftcli.data.order import Windows, run_rows
 from ftcli.plan import Plan
-from ftcli.prepared import Prepared, Split, row_lengths, split_file
+from ftcli.prepared import Prepared, RowsOf, row_lengths, split_file
 from ftcli.recipe import Recipe
 
 # How many rows are named in an error.
@@ -66,13 +66,22 @@ class TrainingData:
 
 def open_data(recipe: Recipe, plan: Plan, prepared: Prepared, folder: Path) -> TrainingData:
     """The rows of a data folder in the order of a run."""
-    train = _rows(folder, "train")
+    train = _rows(folder, ("train", "replay") if prepared.replay is not None else ("train",))
     training = recipe.training
-    order = run_rows(len(train.lengths), plan.epochs, training.seed, shuffle=recipe.data.shuffle)
+    order = run_rows(
+        len(train.lengths),
+        plan.epochs,
+        training.seed,
+        shuffle=recipe.data.shuffle,
+        replayed=prepared.replay.rows if prepared.replay is not None else 0,
+    )
     windows = Windows(order, train.lengths, training.batch_size)
-    validation = _rows(folder, "validation") if prepared.validation.rows else None
+    validation = _rows(folder, ("validation",)) if prepared.validation.rows else None
     return TrainingData(train, windows, validation, prepared.pad_id)
 
 
-def _rows(folder: Path, split: Split) -> Rows:
-    return Rows(Dataset.from_file(str(split_file(folder, split))), row_lengths(folder, split))
+def _rows(folder: Path, names: Sequence[RowsOf]) -> Rows:
+    """The rows of these files, one behind the other."""
+    tables = [Dataset.from_file(str(split_file(folder, name))) for name in names]
+    lengths = [length for name in names for length in row_lengths(folder, name)]
+    return Rows(tables[0] if len(tables) == 1 else concatenate_datasets(tables), lengths)

@@ -20,6 +20,7 @@ from ftcli.loading.nodes import Found, compose, in_order, override_value
 from ftcli.loading.secrecy import secrets_of
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
+from ftcli.recipe.answer_format import with_paths
 from ftcli.templates import names_file
 
 # A recipe has about 2 kB; one with a chat template in it may have 50.
@@ -48,6 +49,8 @@ KEY_AT_FAULT = {
     "attention": "model.attention",
     "tracker": "training.report_to",
     "output_base": "output",
+    "replay": "data.replay",
+    "hold": "training.hold",
 }
 
 
@@ -126,18 +129,25 @@ def resolved(loaded: Loaded) -> Recipe:
         return str(local) if local.exists() else path
 
     recipe = loaded.recipe
-    held_out = {
+    fixed_paths: dict[str, object] = {
         key: fixed(value)
         for key, value in (("validation", recipe.data.validation), ("test", recipe.data.test))
         if isinstance(value, str)
     }
+    if (replay := recipe.data.replay) is not None:
+        fixed_paths["replay"] = replay.model_copy(update={"source": fixed(replay.source)})
     template = recipe.data.template
     if template is not None and names_file(template, loaded.base):
-        held_out["template"] = fixed(template)
+        fixed_paths["template"] = fixed(template)
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"id": fixed(recipe.model.id)}),
-            "data": recipe.data.model_copy(update={"train": fixed(recipe.data.train), **held_out}),
+            "data": recipe.data.model_copy(
+                update={"train": fixed(recipe.data.train), **fixed_paths}
+            ),
+            "eval": recipe.eval.model_copy(
+                update={"format": with_paths(recipe.eval.format, fixed)}
+            ),
             "output": str(loaded.output),
         }
     )

@@ -8,9 +8,11 @@ from ftcli.fit.bound import needed_bytes
 from ftcli.hardware import Hardware
 from ftcli.plan.arithmetic import (
     choose_attention,
+    choose_hold,
     choose_learning_rate,
     choose_precision,
     choose_weights_dtype,
+    require_hold,
     require_method,
 )
 from ftcli.plan.choice import Choice, Plan, Profile, profile_of
@@ -45,10 +47,11 @@ def require_possible(recipe: Recipe, shape: Shape) -> None:
     """Raise what recipe and model alone prove, before any row is tokenised.
 
     ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
-    UsageError: `gradient_checkpointing`.
+    UsageError: `gradient_checkpointing`, `hold`.
     """
     require_method(recipe.method, shape)
     least_checkpointing(recipe)
+    require_hold(recipe)
     trainable_parameters(shape, Choices(**vram_method(recipe.method)))
 
 
@@ -92,4 +95,11 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         estimated=fit.choices,
         estimate=fit.estimate,
         free_bytes=hardware.free_bytes,
+        replay=_replay(profile),
+        hold=choose_hold(recipe, fit.estimate.breakdown.get("hold", 0)),
     )
+
+
+def _replay(profile: Profile) -> Choice[int] | None:
+    replayed = profile.replayed_rows
+    return Choice(replayed, profile.rows_in_words) if replayed else None

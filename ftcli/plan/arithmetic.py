@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from ftcli.console import megabytes
 from ftcli.errors import MachineError, UsageError
 from ftcli.fit.asked import require_mode
 from ftcli.hardware import Hardware
@@ -106,3 +107,29 @@ def choose_learning_rate(recipe: Recipe) -> Choice[float]:
             )
         case _:
             assert_never(recipe.method)
+
+
+def require_hold(recipe: Recipe) -> None:
+    """Raise UsageError (`hold`) where a step would go all the way back, or beyond."""
+    rate, strength = choose_learning_rate(recipe).value, recipe.training.hold_strength
+    if rate * strength >= 1:
+        raise UsageError(
+            "hold",
+            f"each step takes learning rate × strength of the way back to the start, which is "
+            f"{rate:g} × {strength:g} = {rate * strength:g} here: all of it or beyond, so that "
+            f"nothing is learnt; take a strength well below {1 / rate:g}",
+        )
+
+
+def choose_hold(recipe: Recipe, held_bytes: int) -> Choice[float] | None:
+    """How strongly weights are held; raises as `require_hold`."""
+    require_hold(recipe)
+    strength = recipe.training.hold_strength
+    if not strength:
+        return None
+    pull = choose_learning_rate(recipe).value * strength
+    return Choice(
+        strength,
+        f"a step takes up to {pull:.2%} of the way back to the start, which is held in "
+        f"{megabytes(held_bytes)}",
+    )

@@ -30,10 +30,19 @@ class Profile:
     longest_tokens: int
     labelled_share: float
     validation_tokens: int
+    replayed_rows: int = 0
+    """Of `rows`, those of data.replay."""
 
     @property
     def mean_tokens(self) -> float:
         return self.tokens / self.rows
+
+    @property
+    def rows_in_words(self) -> str:
+        """`1000 rows`, or `1,888 task + 333 replay rows`."""
+        if not self.replayed_rows:
+            return f"{self.rows} rows"
+        return f"{self.rows - self.replayed_rows:,} task + {self.replayed_rows:,} replay rows"
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,10 @@ class Plan:
     """What the estimate is of."""
     estimate: Estimate
     free_bytes: int
+    replay: Choice[int] | None = None
+    """Rows that are replayed in each epoch."""
+    hold: Choice[float] | None = None
+    """How strongly the trained weights are pulled to their start."""
 
     def choices(self) -> Mapping[str, Choice[Any]]:
         """The decisions by name, in the order in which they are shown."""
@@ -72,8 +85,11 @@ class Plan:
             f"{self.precision.value} · micro-batch {self.micro_batch.value} × {self.accumulation} "
             f"= {rows} rows a step · {checkpointing}checkpointing "
             f"({self.estimate.peak_bytes / 1e9:.1f} of {self.free_bytes / 1e9:.1f} GB) · "
-            f"{self.steps.value} steps"
+            f"{self.steps.value} steps{self._replayed()}"
         )
+
+    def _replayed(self) -> str:
+        return "" if self.replay is None else f" · {self.replay.reason}"
 
     def as_json(self) -> dict[str, Any]:
         """plan.json: decisions with reasons, and the estimate."""
@@ -84,11 +100,12 @@ class Plan:
 
 def profile_of(prepared: Prepared) -> Profile:
     """The profile of prepared data."""
-    train = prepared.train
+    train = prepared.trained_on
     return Profile(
         rows=train.rows,
         tokens=train.tokens,
         longest_tokens=prepared.longest.tokens,
         labelled_share=train.trained_tokens / train.tokens,
         validation_tokens=prepared.validation.tokens,
+        replayed_rows=prepared.replay.rows if prepared.replay is not None else 0,
     )

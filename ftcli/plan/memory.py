@@ -84,6 +84,7 @@ def vram_choices(
     micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
     return Choices(
         **vram_method(recipe.method),
+        hold=training.hold_strength > 0,
         precision=precision,
         weights_dtype=recipe.model.dtype,
         optimizer="adamw" if training.optimizer == "auto" else training.optimizer,

@@ -14,7 +14,9 @@ def checkpoint_bytes(plan: Plan) -> int:
     """The trained weights with the states of the optimizer."""
     each = 2 if plan.precision.value == "pure-bf16" else 4
     states = plan.estimate.breakdown["optimizer"] + plan.estimate.managed_bytes
-    return plan.estimate.trainable_parameters * each + states
+    # An adapter's start was drawn at random or is another run's: it is kept with the step.
+    starts = plan.estimate.breakdown.get("hold", 0) if plan.estimated.mode != "full" else 0
+    return plan.estimate.trainable_parameters * each + states + starts
 
 
 def run_bytes(plan: Plan, keep_checkpoints: int, beside_bytes: int = 0) -> int:

@@ -21,7 +21,7 @@ def count_steps(recipe: Recipe, profile: Profile) -> tuple[Choice[int], float]:
         epochs = training.max_steps * training.batch_size / profile.rows
         return Choice(training.max_steps, "training.max_steps"), epochs
     steps = max(1, math.ceil(round(profile.rows * training.epochs) / training.batch_size))
-    reason = f"{profile.rows} rows × {training.epochs:g} epochs / {training.batch_size} a step"
+    reason = f"{profile.rows_in_words} × {training.epochs:g} epochs / {training.batch_size} a step"
     return Choice(steps, reason), training.epochs
 
 

@@ -11,8 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ftcli.recipe.answer_format import AnswerFormat, JsonFormat, RegexFormat
-from ftcli.recipe.data import Data
+from ftcli.recipe.answer_format import (
+    AnswerFormat,
+    JsonFormat,
+    RegexFormat,
+    SqlFormat,
+    TextFormat,
+)
+from ftcli.recipe.data import Data, Replay
 from ftcli.recipe.evaluation import Evaluation, Generation
 from ftcli.recipe.method import (
     METHOD_CLASSES,
@@ -28,7 +34,7 @@ from ftcli.recipe.method import (
     holds_4_bits,
 )
 from ftcli.recipe.section import Section
-from ftcli.recipe.training import Training
+from ftcli.recipe.training import Hold, Training
 
 __all__ = [
     "METHOD_CLASSES",
@@ -39,6 +45,7 @@ __all__ = [
     "FrozenKeys",
     "Full",
     "Generation",
+    "Hold",
     "JsonFormat",
     "Lora",
     "LoraKeys",
@@ -49,7 +56,10 @@ __all__ = [
     "Qlora",
     "Recipe",
     "RegexFormat",
+    "Replay",
     "Section",
+    "SqlFormat",
+    "TextFormat",
     "Training",
     "holds_4_bits",
 ]

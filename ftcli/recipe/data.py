@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from ftcli.recipe.section import PositiveCount, Section
+from ftcli.recipe.section import PositiveCount, Rate, Section
 
 # YAML reads 1e-1 as a text.
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
@@ -31,6 +31,16 @@ def _share_count_or_file(value: object) -> object:
 HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
 
 
+class Replay(Section):
+    """General rows beside the task's, so that the model forgets less of what it could before."""
+
+    source: str
+    """Rows to draw from: a file in any format that is recognised by its columns, plain text too, or
+    a hub dataset id."""
+    share: Rate = 0.15
+    """Share of the rows of an epoch that are replayed: 0.15 of 1,000 task rows are 176 more."""
+
+
 class Data(Section):
     """Where the rows are and what to make of them."""
 
@@ -50,6 +60,8 @@ class Data(Section):
     """For `columns`: the answer's column, or a template."""
     system: str | None = None
     """System prompt of every row: a text, or a template with `{column}`."""
+    replay: Replay | None = None
+    """General rows that are trained on beside the task's, and never held out; none: no such."""
     loss_on: Literal["answer", "last", "all"] = "answer"
     """Tokens trained on: every answer, the last answer only, or everything."""
     deduplicate: bool = True

@@ -18,6 +18,14 @@ from ftcli.recipe.section import (
 )
 
 
+class Hold(Section):
+    """Weights that are trained are pulled back to where they began (L2-SP, Li et al. 2018)."""
+
+    strength: NotNegative
+    """Each step takes learning rate × strength of the distance back; 0: none. Under AdamW no weight
+    ends much farther than 1 / strength from its start."""
+
+
 class Training(Section):
     """How the training runs."""
 
@@ -33,6 +41,8 @@ class Training(Section):
     """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
+    hold: Hold | None = None
+    """Pull the trained weights towards their start, so that less is forgotten; none: free."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     batch_size: PositiveCount = 16
@@ -59,6 +69,11 @@ class Training(Section):
     """Seed of splits, row order, adapter weights and dropout."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
     """Trackers to log to; each needs its package."""
+
+    @property
+    def hold_strength(self) -> float:
+        """0 where nothing is held."""
+        return 0.0 if self.hold is None else self.hold.strength
 
     @model_validator(mode="after")
     def micro_batch_divides_batch(self) -> Training:

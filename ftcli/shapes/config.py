@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 from ftcli.errors import ModelError
 from ftcli.shapes.families import FAMILIES, Family, Flag, family_of
@@ -36,10 +37,17 @@ def shape_from_config(
         capped_scores=family.capped_scores,
         activation_parameters=family.activation_parameters,
         head=_head(config, family),
+        stored_bytes=_stored_bytes(config),
         model_type=model_type,
         name=name,
         hub_id=hub_id,
     )
+
+
+def _stored_bytes(config: Mapping[str, object]) -> Literal[2, 4]:
+    """By `dtype`, or `torch_dtype` as transformers called it before 5; 16 bits where it is silent,
+    as the published models of today."""
+    return 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
 
 
 def _sizes(config: Mapping[str, object], family: Family, label: str) -> Shape:

@@ -62,6 +62,8 @@ class Shape:
     """Tokens that attention looks back in `windowed_layers`; None where no layer is so limited."""
     windowed_layers: int = 0
     """Layers whose attention has the window; the others see all tokens before."""
+    stored_bytes: Literal[2, 4] = 2
+    """Bytes of one weight in the model's files."""
     model_type: str = "llama"
     name: str = ""
     """What the user called the model."""

@@ -82,8 +82,11 @@ def _prepared(loaded: Loaded) -> Prepared | None:
     prepared = load_prepared(loaded.output / "data")
     if prepared is None:
         return None
-    made_for = (prepared.model, prepared.train_source, prepared.max_length)
-    asked = (model_source(loaded.recipe.model.id, loaded.base), data.train, data.max_length)
+    replayed = prepared.replay and (prepared.replay.source, prepared.replay.share)
+    made_for = (prepared.model, prepared.train_source, prepared.max_length, replayed)
+    model = model_source(loaded.recipe.model.id, loaded.base)
+    replay = data.replay and (data.replay.source, data.replay.share)
+    asked = (model, data.train, data.max_length, replay)
     return prepared if made_for == asked else None
 
 

@@ -24,8 +24,8 @@ from ftcli.stages.serving import Member, chosen, find_members
 from ftcli.stopping import StopSignals
 
 if TYPE_CHECKING:
-    from ftcli.metrics.answer import Answer
     from ftcli.engine.serving import AdapterSet
+    from ftcli.metrics.answer import Answer
 
 
 @dataclass(frozen=True)

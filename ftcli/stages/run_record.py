@@ -1,4 +1,4 @@
-"""What a run says of itself in run.json, recipe.yaml, plan.json and its card."""
+"""What a run says of itself in run.json, recipe.yaml and plan.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftcli import __version__
 from ftcli.disk import write_json, write_text
 from ftcli.errors import ModelError
 from ftcli.loading import dump_recipe, resolved
-from ftcli.stages.card import model_card
+from ftcli.prepared import Prepared
 from ftcli.stages.job import Job
 from ftcli.stages.memory_record import memory_record
 from ftcli.stages.weights_record import recorded
@@ -40,6 +40,7 @@ def begin(job: Job) -> None:
         recipe=str(scene.loaded.path.absolute()),
         parent=str(scene.parent.run.path) if scene.parent else None,
         data=job.prepared.fingerprint,
+        **_replayed(job.prepared),
         seed=job.recipe.training.seed,
         hardware={"name": scene.hardware.name, "memory_bytes": scene.hardware.memory_bytes},
         versions={
@@ -49,6 +50,15 @@ def begin(job: Job) -> None:
         },
         started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
+
+
+def _replayed(prepared: Prepared) -> dict[str, Any]:
+    """What an epoch is made of, where it is not the task's rows alone."""
+    found = prepared.replay
+    if found is None:
+        return {}
+    counts = {"task_rows": prepared.train.rows, "replay_rows": found.rows}
+    return {"replay": {"source": found.source, **counts, "replay_tokens": found.tokens}}
 
 
 def record_memory(job: Job, measured: StepMemory) -> None:
@@ -82,7 +92,6 @@ def end(job: Job, report: dict[str, Any]) -> None:
     weights = recorded(run.trained())
     if not any(name.endswith(".safetensors") for name in weights["weights"]):
         raise ModelError("save", f"{run.trained()} holds no weights after saving")
-    write_text(run.card, model_card(job.scene.loaded, job.prepared, job.plan, report))
     run.update_manifest(
         state="finished",
         result=report,

@@ -152,6 +152,17 @@ def _changed(run: RunFolder, changed: list[str]) -> str:
 
 
 def _require_trackers(recipe: Recipe) -> None:
-    for name in recipe.training.report_to:
-        if importlib.util.find_spec(name) is None:
-            raise MachineError("tracker", f"{name} is not installed: pip install {name}")
+    """Raise MachineError (`tracker`) naming every package that is missing."""
+    missing = [n for n in dict.fromkeys(recipe.training.report_to) if not _is_installed(n)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise MachineError(
+            "tracker",
+            f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    """A folder of that name, as some trackers leave one behind, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None

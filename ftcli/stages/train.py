@@ -16,11 +16,15 @@ from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
+from ftcli.stages.advice import give_advice
+from ftcli.stages.advice.pricing import Price, price_of
+from ftcli.stages.advice.probe import SHOTS
 from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder
+from ftcli.stages.report import report_or_say
 from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.run_record import begin, end, record_memory, report_of
 from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
@@ -62,10 +66,12 @@ class DryRun:
     hardware: Hardware
     their_names: Mapping[str, str]
     """Our name of a decision → where it goes in the libraries below."""
+    price: Price | None = None
 
     def as_json(self) -> dict[str, Any]:
         names = dict(self.their_names)
-        return {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
+        found = {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
+        return found | ({"price": self.price.as_json()} if self.price is not None else {})
 
 
 def train_recipe(
@@ -94,7 +100,9 @@ def train_recipe(
         for allowed in require_unchanged(run, scene):
             reporter.note(f"note: changed since the run began, and allowed: {allowed}")
         _require_weights(scene)
-        return _train(_decide(scene, run, reporter), stops, reporter)
+        job = _decide(scene, run, reporter)
+        give_advice(scene.loaded, scene.renderer, job.prepared, run.data, reporter)
+        return _train(job, stops, reporter)
 
 
 def _require_weights(scene: Scene) -> None:
@@ -105,9 +113,14 @@ def _require_weights(scene: Scene) -> None:
 
 
 def plan_recipe(
-    recipe: Path, overrides: Sequence[str], *, parent: Path | None, reporter: Reporter
+    recipe: Path,
+    overrides: Sequence[str],
+    *,
+    parent: Path | None,
+    reporter: Reporter,
+    price_per_hour: float | None = None,
 ) -> DryRun:
-    """Prepare and plan, and go no further."""
+    """Prepare and plan, and go no further; with a price, time a few steps and calls."""
     loaded = load_recipe(recipe, overrides)
     with loaded.blame():
         scene = look(loaded, open_run(parent) if parent is not None else None)
@@ -115,11 +128,14 @@ def plan_recipe(
         require_own_place(run, loaded, scene.parent)
         with run.lock():
             job = _decide(scene, run, reporter)
+            price = None
+            if price_per_hour is not None:
+                price = price_of(job, price_per_hour, SHOTS, reporter)
 
     from ftcli.engine import methods, trainer
 
     names = {**methods.THEIR_NAMES, **trainer.THEIR_NAMES}
-    return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, names)
+    return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, names, price)
 
 
 def _choose_run(loaded: Loaded, *, fresh: bool) -> RunFolder:
@@ -196,6 +212,7 @@ def _train(job: Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
         raise KeyboardInterrupt
     report = _save(job, setup, trainer, outcome, memory, reporter)
     end(job, report | {"seconds": time.monotonic() - started})
+    report_or_say(run, reporter)
     return TrainResult(run, run.read_manifest()["result"])
 
 

@@ -115,12 +115,15 @@ def card_fits(reserved_bytes: int, card: Card) -> bool:
 
 
 def _items(static: Static, phase: Phase) -> dict[str, int]:
+    """Item by item; `hold` only where a recipe asks for it."""
+    held = {"hold": static.hold} if static.hold else {}
     return {
         "weights": static.weights,
         "quantization": static.quantization,
         "adapter": static.adapter,
         "gradients": phase.gradients,
         "optimizer": static.optimizer,
+        **held,
         "activations": phase.activations,
         "logits": phase.logits,
         "workspace": phase.workspace,

@@ -41,7 +41,7 @@ def answering_bytes(shape: Shape, choices: Choices) -> int:
     static = static_bytes(shape, answered)
     # fp32 logits of the last position of each row, and the copy that a token is drawn from.
     logits = 2 * 4 * ANSWERED_ROWS * shape.vocab
-    model = static.total_bytes - static.optimizer
+    model = static.total_bytes - static.optimizer - static.hold
     return model + cache_bytes(shape, answered) + _forward_bytes(shape, answered) + logits
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Choices, Quantization
-from ftcli.vram.trained import adapter_bytes, optimizer_bytes
+from ftcli.vram.trained import adapter_bytes, hold_bytes, optimizer_bytes
 
 # Bytes of one quantised weight without its scales.
 _CODE_BYTES: dict[Quantization, float] = {"nf4": 0.5, "gptq4": 0.5, "int8": 1}
@@ -27,13 +27,15 @@ class Static:
     quantization: int
     adapter: int
     optimizer: int
+    hold: int
+    """Starting weights that the trained ones are pulled to."""
     managed: int
     """Optimizer states in CUDA managed memory: they leave a full card for the host, and torch
     does not count them."""
 
     @property
     def total_bytes(self) -> int:
-        return self.weights + self.quantization + self.adapter + self.optimizer
+        return self.weights + self.quantization + self.adapter + self.optimizer + self.hold
 
 
 def static_bytes(shape: Shape, choices: Choices) -> Static:
@@ -43,6 +45,7 @@ def static_bytes(shape: Shape, choices: Choices) -> Static:
         quantization=quantization_bytes(shape, choices),
         adapter=adapter_bytes(shape, choices),
         optimizer=optimizer,
+        hold=hold_bytes(shape, choices),
         managed=managed,
     )
 

@@ -23,6 +23,7 @@ from ftcli.vram.trained import (
     embedding_gradient_bytes,
     gradient_bytes,
     head_gradient_bytes,
+    hold_piece_bytes,
     trained_tensors,
 )
 
@@ -75,7 +76,9 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
         "end of backward": _end_of_backward(shape, choices),
         "optimizer step": Phase(
             gradients=gradients,
-            workspace=CUBLAS_BYTES + (gradients if _copies_in_step(choices) else 0),
+            workspace=CUBLAS_BYTES
+            # One after the other: the pull to the start comes before the step.
+            + max(gradients if _copies_in_step(choices) else 0, hold_piece_bytes(shape, choices)),
         ),
     }
 

@@ -18,6 +18,9 @@ _STATE_FP32_BYTES = 8
 _SMALLEST_8BIT_ELEMENTS = 4096
 _SMALLEST_PAGED_ELEMENTS = 100_000
 
+# Starting weights that ftcli.engine.hold casts at once: 16 MB of fp32.
+HOLD_PIECE_ELEMENTS = 2**22
+
 
 @dataclass(frozen=True)
 class Tensors:
@@ -68,6 +71,22 @@ def adapter_bytes(shape: Shape, choices: Choices) -> int:
 def gradient_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of all gradients: each has the type of its weight."""
     return sum(tensors.total_bytes for tensors in trained_tensors(shape, choices))
+
+
+def hold_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the starting weights that training.hold keeps beside the trained ones: of a full
+    training in the type of the model's files, of an adapter in its own (ftcli.engine.hold)."""
+    if not choices.hold:
+        return 0
+    if choices.mode == "full":
+        return shape.parameters * min(choices.weight_bytes, shape.stored_bytes)
+    return gradient_bytes(shape, choices)
+
+
+def hold_piece_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the piece of them that a step casts to the type of the trained weights."""
+    cast = choices.hold and choices.mode == "full" and shape.stored_bytes < choices.weight_bytes
+    return choices.weight_bytes * HOLD_PIECE_ELEMENTS if cast else 0
 
 
 def trains_embeddings(shape: Shape, choices: Choices) -> bool:

@@ -20,7 +20,7 @@ from ftcli.loading import load_recipe
 from ftcli.metrics.general_text import general_text
 from ftcli.metrics.likelihood import Scored
 from ftcli.plan import make_plan, profile_of
-from ftcli.prepared import SPLITS, load_prepared, problems_file, split_file
+from ftcli.prepared import load_prepared, problems_file, split_file
 from ftcli.shapes import model_source
 from ftcli.stages.compare.record import Side
 from ftcli.stages.evaluate import Asked, EvalResult, evaluate_run
@@ -141,7 +141,10 @@ def share_data(prepared: RunFolder, run: RunFolder) -> None:
     there, wanted = load_prepared(run.data), load_prepared(prepared.data)
     if run.read_manifest() or wanted is None or there == wanted:
         return
-    names = ["prepared.json", *(split_file(prepared.data, split).name for split in SPLITS)]
+    names = [
+        "prepared.json",
+        *(split_file(prepared.data, split).name for split in wanted.row_files),
+    ]
     names += [file.name for file in [problems_file(prepared.data)] if file.is_file()]
     with whole_folder(run.data) as temporary:
         for name in names:
@@ -194,8 +197,10 @@ def _side(
     with memory_in_words("stop what else runs on it"):
         model = load(opened.loaded, opened.run, opened.prepared)
         passages = passage_rows(model.contract.renderer, text.passages)
+        # Speed is that of the training, and answers that were kept have theirs from another day.
+        scores = {k: v for k, v in found.report[name].items() if k != "tokens_per_second"}
         return Side(
-            found.report[name],
+            scores,
             found.scored[name],
             _scored(model, passages, f"{name}: general text", reporter),
         )

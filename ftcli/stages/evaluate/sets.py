@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ftcli.console import Reporter
 from ftcli.data.few_shot import choose_examples, few_shot
-from ftcli.errors import DataError
+from ftcli.errors import DataError, UsageError
 from ftcli.metrics.general_instructions import Instruction, general_instructions
 from ftcli.metrics.general_text import GeneralText, general_text
 from ftcli.recipe import Generation
@@ -69,14 +69,14 @@ def build_sets(
     return Sets(held_out, prompted, text, instructions, general, wanted)
 
 
-def _prompted(
-    opened: OpenRun,
-    asked: Asked,
-    plain: RowSet,
-    prompt_ids: PromptIds,
-) -> RowSet:
+def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptContract) -> RowSet:
     """The rows as somebody would ask them who does not tune: told what to do, and shown how."""
-    assert asked.prompted is not None
+    from ftcli.engine.untrained import ids_of
+
+    if not plain.prompts:
+        raise UsageError(
+            "flag", "--prompted: the run was trained on plain texts, which nobody prompts"
+        )
     instruction = _instruction(asked)
     seed = opened.loaded.recipe.training.seed
     training = (row.messages for row in split_rows(opened, "train"))
