@@ -39,7 +39,7 @@ TOLERANCES = {"chrf": 1e-6}
 # Means of fewer rows get no verdict (docs/evaluation.md).
 FEWEST_ROWS = 10
 OF_ANOTHER = "a score that is not computed here"
-NO_FORM = f"{OF_ANOTHER}; if it is one of a form that --set asked for, give --format"
+NO_FORM = f"{OF_ANOTHER}; if it is one of a form, give --format"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Evaluation:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _arguments(arguments)
     evaluation = _read(asked.run, asked.key)
-    form = _form(asked, evaluation.recipe)
+    form = _form(asked, evaluation.report, evaluation.recipe)
     sides = {name: _columns(evaluation, name, form) for name in evaluation.sides}
     not_checked: dict[str, str] = {}
     tables = {
@@ -127,7 +127,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("--key", help="which evaluation: a name in RUN/eval; else the newest")
-    parser.add_argument("--format", help="eval.format where --set gave it: a YAML file, or written")
+    parser.add_argument("--format", help="another eval.format: a YAML file, or written out")
     parser.add_argument("--model", type=Path, help="folder of the base model")
     parser.add_argument("--rows", type=int, default=5, help="rows that --model is asked")
     return parser.parse_args(arguments)
@@ -145,9 +145,12 @@ def _read(run: Path, key: str | None) -> Evaluation:
     return Evaluation(report, [json.loads(line) for line in answers.splitlines()], recipe)
 
 
-def _form(asked: argparse.Namespace, recipe: Mapping[str, Any]) -> Form | None:
+def _form(
+    asked: argparse.Namespace, report: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> Form | None:
     if asked.format is None:
-        wanted = recipe.get("eval", {}).get("format")
+        looked_at = report.get("looked_at") or recipe.get("eval", {})
+        wanted = looked_at.get("format")
         return Form(wanted, asked.run) if wanted else None
     is_written = asked.format.lstrip().startswith("{")
     text = asked.format if is_written else Path(asked.format).read_text(encoding="utf-8")

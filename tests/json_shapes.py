@@ -245,6 +245,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             ),
             "answers": TEXT,
             "evaluated": TEXT,
+            "looked_at": {"type": "object"},
         },
         {
             "base": SIDE,

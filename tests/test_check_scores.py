@@ -66,7 +66,7 @@ def judged(
         for file in (fresh / "eval" / "work").glob("*.jsonl"):
             _answer(file, answers, tuned=file.name.startswith("tuned"))
         ask(capsys, "eval", fresh, *flags, "--set", f"eval.format={json.dumps(form)}")
-        return [str(fresh), "--format", json.dumps(form)]
+        return [str(fresh)]
 
     return evaluate
 

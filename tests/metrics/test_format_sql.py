@@ -53,6 +53,8 @@ def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> Judgement:
         "SELECT for FROM data WHERE against = '17'",
         'SELECT "order" FROM [my table]',
         "SELECT hex(zeroblob(3))",
+        "SELECT for FROM data; -- the semicolon ends it\n",
+        "SELECT for FROM data WHERE a = 'x;y' ;; /* done */",
     ],
 )
 def test_one_query_is_valid(answer: str) -> None:
@@ -71,6 +73,8 @@ def test_one_query_is_valid(answer: str) -> None:
         ("FROM x SELECT a", "not SQL", 'near "FROM": syntax error'),
         ("SELECT 'a", "not SQL", "unrecognized token"),
         ("SELECT 1; SELECT 2", "not a query", "2 statements"),
+        ("SELECT a FROM b; This lists every a of b.", "not a query", "text behind the query"),
+        ("SELECT a FROM b; -- so\nDone", "not a query", "2 statements"),
         ("hello", "not a query", "COLUMN, where a SELECT is asked for"),
         ("DELETE FROM a", "not a query", "DELETE"),
         ("DROP TABLE a", "not a query", "DROP"),

@@ -93,10 +93,10 @@ class _FormatJudge:
                 seen = [part.look("", question) for part in self.parts]
         except (TimeIsUp, RecursionError):
             return Judgement({"format_rate": hit(False)}, (finding,))
-        kinds = self.kinds
+        judged = {name: kind.better for name, kind in self.kinds.items()}
         # What says nothing of the answer, such as whether its reference could be run, stays.
         counts = {
-            name: (0.0 if kinds[name].better else top, bottom)
+            name: (0.0 if judged.get(name, "higher") else top, bottom)
             for name, (top, bottom) in _together(seen).counts.items()
         }
         return Judgement(counts, (finding,))

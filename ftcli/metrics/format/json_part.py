@@ -70,10 +70,9 @@ class JsonPart:
         for name in fields.wanted:
             if len(self.names) < MOST_FIELDS:
                 self.names[name] = None
-        # A field that only the answer has counts in the field it invents, where references know it.
-        single = {
-            f"field_f1.{name}": fields.items[name] for name in self.names if name in fields.items
-        }
+        # Which of them are scores is known at the end: a field that only an answer has counts where
+        # some reference has it, whether that one came before or comes later.
+        single = {f"field_f1.{name}": counts for name, counts in fields.items.items()}
         return {"field_accuracy": fields.accuracy, "field_f1": fields.micro, **single}
 
     def _faults(self, answer: str, value: object) -> Iterator[Finding]:

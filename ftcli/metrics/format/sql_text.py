@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ NOT_A_QUERY = "not a query"
 FENCE = re.compile(r"\s*(```[^\n]*)")
 # Comments and white space before the first word.
 FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:select|with)\b", re.DOTALL | re.IGNORECASE)
+
+NOTHING = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def read_sql_text(text: str, dialect: str) -> SqlText:
             place = (unread.start, unread.end) if unread else (None, None)
             return SqlText(text, fault=what or Finding(NOT_SQL, shown(said), *place))
         if unread is not None and FIRST_WORD.match(text):
-            return SqlText(text)
+            # Without tables SQLite stops at the first name, and says nothing of what stands behind.
+            return SqlText(text, fault=_behind_the_query(text))
     if unread is not None:
         return SqlText(text, fault=unread)
     fault = _kind_fault(trees)
@@ -77,6 +81,17 @@ def _plain_fault(text: str) -> Finding | None:
         return Finding(NOT_SQL, "empty")
     if len(text) > LONGEST_QUERY:
         return Finding(NOT_SQL, f"more than {LONGEST_QUERY:,} characters")
+    return None
+
+
+def _behind_the_query(text: str) -> Finding | None:
+    """What follows the statement that ends first, other than white space and comments."""
+    for mark in re.finditer(";", text):
+        if sqlite3.complete_statement(text[: mark.end()]):
+            if NOTHING.fullmatch(text, mark.end()):
+                return None
+            message = "text behind the query, which a script would run too"
+            return Finding(NOT_A_QUERY, message, mark.end(), len(text))
     return None
 
 

@@ -84,7 +84,8 @@ def _evaluate(
     done = _work(opened, asked, sets, reporter)
     questions = [_question(row) for row in rows]
     sides = {name: side_of(found["rows"], questions, judges) for name, found in done.items()}
-    report = _report(rows, split, asked, sides, judges)
+    looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
+    report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
     if "base" in done and asked.forgetting:
         report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
     report["samples"] = samples(rows, sides)

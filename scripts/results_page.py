@@ -1,0 +1,119 @@
+"""The page of one set of rows: a table of figures, what was forgotten, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NOTE = "<!-- written by scripts/results.py -->"
+NO_MORE = ("no difference shown", "no change shown")
+
+
+def page(title: str, steps: int, methods: Mapping[str, Any]) -> str:
+    """Markdown from the figures of each method."""
+    first = next(iter(methods.values()))
+    hardware = first["hardware"]["name"]
+    lines = [
+        NOTE,
+        f"# {title}",
+        "",
+        f"SmolLM2-135M-Instruct, {first['rows']} held-out rows, {steps} steps of 16 rows on "
+        f"{hardware}. The prompted base has an instruction and {first['shots']} training rows "
+        "before each row. "
+        "Each figure stands with its 95% interval; a verdict is that of the paired difference.",
+        "",
+        *table(methods),
+        "",
+        "## What it forgot",
+        "",
+        *forgotten(methods),
+        "",
+        "## The trainings",
+        "",
+        *trainings(methods),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def table(methods: Mapping[str, Any]) -> list[str]:
+    """Scores of the base, the prompted base and each tuned model."""
+    first = next(iter(methods.values()))
+    heads = ["score", "base", "prompted base"]
+    for name in methods:
+        heads += [f"tuned, {name}", "against base", "against prompted"]
+    lines = [row(heads), row(["---"] * len(heads))]
+    for name, kind in first["scores"].items():
+        cells = [
+            kind["label"],
+            score(first["base"], name, kind),
+            score(first["prompted"], name, kind),
+        ]
+        for found in methods.values():
+            cells.append(score(found["tuned"], name, kind))
+            cells += [
+                verdict(found["differences"][f"tuned_vs_{side}"].get(name))
+                for side in ("base", "prompted")
+            ]
+        lines.append(row(cells))
+    for label, key in (("tokens a prompt", "prompt_tokens"), ("tokens/s", "tokens_per_second")):
+        cells = [label, *(f"{first[side][key]:,.0f}" for side in ("base", "prompted"))]
+        for found in methods.values():
+            cells += [f"{found['tuned'][key]:,.0f}", "", ""]
+        lines.append(row(cells))
+    return lines
+
+
+def forgotten(methods: Mapping[str, Any]) -> list[str]:
+    """General ability before and after, a row for each ability and method."""
+    lines = [row(["method", "ability", "before", "after", ""]), row(["---"] * 5)]
+    labels = {
+        "text": "general text, perplexity",
+        "instructions": "general instructions, perplexity",
+        "follows": "follows general instructions",
+        "stops": "stops behind them",
+    }
+    for method, found in methods.items():
+        for name, label in labels.items():
+            each = found["forgetting"][name]
+            shown = [
+                f"{each[when]:.2f}" if "change" in each else f"{each[when]:.0%}"
+                for when in ("before", "after")
+            ]
+            lines.append(row([method, label, *shown, each["words"]]))
+    return lines
+
+
+def trainings(methods: Mapping[str, Any]) -> list[str]:
+    heads = ["method", "rate", "validation loss", "tokens/s", "seconds", "file"]
+    lines = [row(heads), row(["---"] * len(heads))]
+    for method, found in methods.items():
+        made = found["training"]
+        losses = f"{made['first_eval_loss']:.3f} → {made['eval_loss']:.3f}"
+        speed, seconds = f"{made['tokens_per_second']:,.0f}", f"{made['seconds']:,.0f}"
+        size = f"{made['saved_bytes'] / 1e6:,.0f} MB"
+        lines.append(row([method, f"{found['learning_rate']:g}", losses, speed, seconds, size]))
+    return lines
+
+
+def score(scores: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> str:
+    """A figure with its interval."""
+    if name not in scores:
+        return "–"
+    low, high = scores[f"{name}_interval"]
+    if kind["unit"] == "share":
+        return f"{scores[name]:.0%} ({100 * low:.0f}–{100 * high:.0f})"
+    return f"{scores[name]:.2f} ({low:.2f}–{high:.2f})"
+
+
+def verdict(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    if difference["same"]:
+        return "the same"
+    word: str = difference["verdict"]
+    return "not shown" if word in NO_MORE else word
+
+
+def row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
