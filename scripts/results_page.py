@@ -85,14 +85,14 @@ def forgotten(methods: Mapping[str, Any]) -> list[str]:
 
 
 def trainings(methods: Mapping[str, Any]) -> list[str]:
-    heads = ["method", "rate", "validation loss", "tokens/s", "seconds", "file"]
+    heads = ["method", "rate", "steps", "validation loss", "file"]
     lines = [row(heads), row(["---"] * len(heads))]
     for method, found in methods.items():
         made = found["training"]
         losses = f"{made['first_eval_loss']:.3f} → {made['eval_loss']:.3f}"
-        speed, seconds = f"{made['tokens_per_second']:,.0f}", f"{made['seconds']:,.0f}"
         size = f"{made['saved_bytes'] / 1e6:,.0f} MB"
-        lines.append(row([method, f"{found['learning_rate']:g}", losses, speed, seconds, size]))
+        rate, steps = f"{found['learning_rate']:g}", str(made["steps"])
+        lines.append(row([method, rate, steps, losses, size]))
     return lines
 
 
