@@ -255,7 +255,9 @@ def test_scores_of_ones_own(
     [
         ("x = 1\n", 2, "holds no function (prompt, answer, reference, facts) -> float"),
         ("def a(prompt, answer): return 1\n", 2, "mine.py:1: a(prompt, answer) is no score"),
-        ("def chrf(a, b, c, d): return 1\n", 2, "chrf is a score already"),
+        ("def chrf(a, b, c, d): return 1\n", 2, "chrf is the name of another figure"),
+        ("def prompt_tokens(a, b, c, d): return 1\n", 2, "is the name of another figure"),
+        ("def loss_interval(a, b, c, d): return 1\n", 2, "is the name of another figure"),
         ("def a(p, q, r, f): return 'x'\n", 1, "a raised ValueError"),
         ("def a(p, q, r, f): return float('nan')\n", 1, "a returned nan"),
         ("\ndef a(p, q, r, f):\n    return 1 / 0\n", 1, "mine.py:2: a raised ZeroDivisionError"),
@@ -326,3 +328,76 @@ def test_a_run_on_plain_texts(
     told.write_text("List it.")
     assert run(["eval", str(recipe), "--prompted", str(told)]) == 2
     assert "trained on plain texts" in capsys.readouterr().err
+
+
+def test_an_answer_with_a_line_separator_is_kept(tmp_path: Path) -> None:
+    from ftcli.metrics.answer import Answer
+    from ftcli.stages.evaluate.kept import Kept
+
+    file = tmp_path / "kept.jsonl"
+    first = Kept(file)
+    strange = [Answer("a\u2028b\x85c\u2029", 3, True), Answer('d\n"e', 2, False)]
+    first.add_answers([0, 1], strange, 0.5)
+    first.add_losses([0], [(1.5, 3)])
+    again = Kept(file)
+    assert again.texts(2) == strange and again.losses == {0: (1.5, 3)}
+    assert Kept(file).seconds == 0.5
+
+
+def test_sampled_answers_are_drawn_the_same_again(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    flags = ["--set", "generation.temperature=2.0", "--no-base", "--no-forgetting"]
+
+    def texts(*more: object) -> list[str]:
+        found = ask(capsys, "eval", fresh, *flags, *more)
+        return [row["sides"]["tuned"]["text"] for row in rows_of(fresh, found)]
+
+    once = texts()
+    shutil.rmtree(fresh / "eval")
+    assert texts() == once
+    assert texts("--set", "training.seed=7") != once
+
+
+def test_a_loss_that_is_no_number_ends_it(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftcli.engine import inference
+
+    monkeypatch.setattr(inference, "score_batch", lambda _, rows: [(float("nan"), 3) for _ in rows])
+    assert run(["eval", str(fresh), "--no-base"]) == 1
+    err = capsys.readouterr().err
+    assert "rows.jsonl:" in err and "the loss of this row is nan" in err
+
+
+def conversations(tmp_path: Path) -> None:
+    lines = []
+    for n in range(24):
+        turns = [f"mug {n}?", "A red mug.", f"And {n + 1}?", "A blue one."]
+        roles = ("user", "assistant") * 2
+        pairs = zip(roles, turns, strict=True)
+        lines.append({"messages": [{"role": role, "content": text} for role, text in pairs]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize(("loss_on", "compared"), [("answer", False), ("all", True)])
+def test_a_loss_is_compared_on_the_same_tokens_alone(
+    tmp_path: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    loss_on: str,
+    compared: bool,
+) -> None:
+    conversations(tmp_path)
+    data = {"train": "rows.jsonl", "validation": 0, "test": 10, "loss_on": loss_on}
+    recipe = save_recipe(tmp_path, tiny_model, data=data, training={"max_steps": 1})
+    assert run(["train", str(recipe)]) == 0
+    told = tmp_path / "told.txt"
+    told.write_text("List it.")
+    found = ask(capsys, "eval", recipe, "--prompted", told, "--shots", "1", "--no-forgetting")
+    assert ("loss" in found["differences"]["tuned_vs_prompted"]) is compared
+    rows = rows_of(tmp_path / "runs" / "tiny", found)
+    # Only answers are scored, whatever was trained on: at most as many tokens as both answers.
+    assert all(row["sides"]["tuned"]["loss_tokens"] < 30 for row in rows)

@@ -114,7 +114,6 @@ def _behind_the_table(report: dict[str, Any]) -> list[str]:
             wanted = [found[name]["rows_to_show"] for name in unclear]
             more = max((rows for rows in wanted if rows), default=None)
             named = ", ".join(kinds[name]["label"] for name in unclear)
-            rows = f" (about {more:,} rows would show all of them)" if more else ""
             rows = f" (about {more:,} for all of them)" if more else ""
             lines += textwrap.wrap(
                 f"tuned against {other}: no difference shown with {report['rows']} rows in "

@@ -51,6 +51,12 @@ def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     return compute_dtype(run.planned("precision"))
 
 
+def held_as(run: RunFolder) -> str:
+    """Type and machine in which the run's models answer here: `torch.bfloat16 on NVIDIA …`."""
+    hardware = find_hardware()
+    return f"{inference_dtype(run, hardware)} on {hardware.name}"
+
+
 def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
     """Token ids of prompts, exactly as the training rows began."""
     return [model.contract.renderer.prompt_ids(list(turns)) for turns in messages]

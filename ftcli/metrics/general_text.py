@@ -59,6 +59,9 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError("data_missing", "no such file", file=str(file)) from error
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); give a text file, or rows with a `text`"
+        raise DataError("data_missing", reason, file=str(file)) from error
     except UnicodeDecodeError as error:
         raise DataError(
             "data_encoding", "not UTF-8 text; save it as UTF-8", file=str(file)

@@ -113,8 +113,8 @@ def test_what_is_not_shown_says_how_many_rows_would_show_it() -> None:
     assert found.words == (
         f"no difference shown with 40 rows: take more (about {found.rows_to_show:,})"
     )
-    # As many rows of the same kind do show it, and half as many do not.
-    for times, word in ((found.rows_to_show / 40 * 1.1, "better"), (2, "no difference shown")):
+    # As many rows of the same kind do show it, and a quarter of them do not.
+    for times, word in ((found.rows_to_show / 40, "better"), (2, "no difference shown")):
         more = shares(*(round(kind * times) for kind in (20, 4, 7, 9)))
         again = compared(*(counts([float(v) for v in side]) for side in more), "higher")
         assert again is not None and again.word == word
@@ -125,12 +125,28 @@ def test_sides_that_are_alike_in_every_row() -> None:
     assert found is not None and found.words == "the same in each of 24 rows"
 
 
-def test_a_handful_of_rows_gives_means_no_verdict() -> None:
+def test_a_handful_of_rows_gives_no_verdict() -> None:
     ours, theirs = [1.0, 2.0, 3.0], [2.1, 3.1, 4.2]
     few = compared(counts(ours), counts(theirs), "higher")
     assert few is not None and few.word == "no difference shown"
     many = compared(counts(ours * 5), counts(theirs * 5), "higher")
     assert many is not None and many.word == "better"
+    hits = compared(counts([0.0] * 5), counts([1.0] * 5), "higher")
+    assert hits is not None and hits.word == "no difference shown"
+
+
+def test_rows_that_count_for_one_side_alone_are_no_rows_to_compare() -> None:
+    ours = Counts((1.0,) + (0.0,) * 39, (2.0,) + (0.0,) * 39)
+    found = compared(ours, counts([1.0] * 40), "higher")
+    assert found is not None and found.word == "no difference shown"
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_no_number_gives_no_verdict(wrong: float) -> None:
+    ours, theirs = [1.0] * 20, [1.0] * 19 + [wrong]
+    found = compared(counts(ours), counts(theirs), "lower")
+    assert found is not None and found.word == "no difference shown"
+    assert found.rows_to_show is None
 
 
 def test_rows_that_do_not_count_are_left_out() -> None:

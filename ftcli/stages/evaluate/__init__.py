@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftcli import __version__, metrics
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
 from ftcli.disk import sha256_file, write_json
@@ -66,8 +67,7 @@ def evaluate_run(
     if stored.is_file() and (scored := read_scored(opened.run, key)) is not None:
         require_as_trained(opened, with_base=asked.with_base)
         report = json.loads(stored.read_text(encoding="utf-8"))
-        if not opened.run.report.is_file():
-            report_or_say(opened.run, reporter)
+        report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
         return _evaluate(opened, asked, split, judges, key, reporter)
@@ -83,7 +83,10 @@ def _evaluate(
     sets = build_sets(opened, asked, rows, contract, reporter)
     done = _work(opened, asked, sets, reporter)
     questions = [_question(row) for row in rows]
-    sides = {name: side_of(found["rows"], questions, judges) for name, found in done.items()}
+    sides = {}
+    for name, found in done.items():
+        with reporter.meter(f"{name}: scores", len(rows)) as meter:
+            sides[name] = side_of(found["rows"], questions, judges, meter.update)
     looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
     report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
     if "base" in done and asked.forgetting:
@@ -102,13 +105,15 @@ def _work(
 ) -> dict[str, dict[str, Done]]:
     """Side → set → what was done; one model in memory at a time, the base first."""
     from ftcli.engine.device import memory_in_words
+    from ftcli.engine.trained import held_as
 
     general = {"text": sets.text, "instructions": sets.instructions}
     names: list[ModelName] = ["base", "tuned"] if asked.with_base else ["tuned"]
+    how = held_as(opened.run)
     done: dict[str, dict[str, Done]] = {}
     with memory_in_words("take fewer --rows-at-once, or stop what else runs on it"):
         for name in names:
-            worker = Worker(opened, name, reporter)
+            worker = Worker(opened, name, how, reporter)
             wanted: dict[str, RowSet | None] = {"rows": sets.rows, **general}
             done[name] = {
                 each: worker.do(rows) for each, rows in wanted.items() if rows is not None
@@ -199,9 +204,20 @@ def _key(opened: OpenRun, asked: Asked, split: Split, judges: Judges) -> str:
         "eval": recipe.eval.model_dump(mode="json"),
         "keys": recipe.data.model_dump(mode="json"),
         "model": recipe.model.model_dump(),
-        "version": VERSION,
+        "seed": recipe.training.seed,
+        "code": _code(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _code() -> str:
+    """Digest of what counts and of the built-in sets: another version scores anew, from the same
+    answers."""
+    found = hashlib.sha256(f"{__version__} {VERSION}".encode())
+    for file in sorted(Path(metrics.__file__).parent.rglob("*")):
+        if file.suffix in (".py", ".txt", ".json", ".jsonl"):
+            found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _digest(file: Path | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -70,8 +71,10 @@ def custom_judge(file: Path, taken: Collection[str]) -> CustomJudge:
     if not found:
         raise UsageError("scores", f"--scores {file}: holds no function {SIGNATURE}")
     for name, function in found.items():
-        if name in taken:
-            raise UsageError("scores", f"--scores {file}: {name} is a score already; rename it")
+        if name in taken or name.endswith("_interval"):
+            raise UsageError(
+                "scores", f"--scores {file}: {name} is the name of another figure; rename it"
+            )
         _require_signature(file, name, function)
     return CustomJudge(file, found)
 
@@ -83,6 +86,7 @@ def _run(file: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise UsageError("scores", f"--scores {file}: expected a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[_module(file)] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:

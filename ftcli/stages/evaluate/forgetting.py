@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftcli.metrics.general_instructions import Instruction
-from ftcli.metrics.likelihood import forgetting
-from ftcli.metrics.scores import Counts, compared
+from ftcli.metrics.likelihood import Scored, forgetting
+from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared
 from ftcli.stages.evaluate.sets import Sets
 from ftcli.stages.evaluate.sides import each
 from ftcli.stages.evaluate.work import Done
@@ -16,15 +16,16 @@ from ftcli.stages.evaluate.work import Done
 def forgotten(sets: Sets, before: dict[str, Done], after: dict[str, Done]) -> dict[str, Any]:
     """Both models on the general sets, by the names `text` and `instructions`."""
     found: dict[str, Any] = {}
-    if sets.general is not None:
+    if sets.general is not None and sets.text is not None:
         name = sets.general.name
-        found["text"] = {"name": name, **_perplexity(before["text"], after["text"])}
+        passages = [row.line for row in sets.text.rows]
+        found["text"] = {"name": name, **_perplexity(before["text"], after["text"], passages)}
     if sets.instructions is not None:
         ours, theirs = before["instructions"], after["instructions"]
         found["instructions"] = {
             "name": sets.instructions.rows[0].file,
             "rows": len(ours.answers),
-            **_perplexity(ours, theirs),
+            **_perplexity(ours, theirs, range(len(ours.answers))),
         }
         follows = [_follows(done, sets.asked_of_all) for done in (ours, theirs)]
         if follows[0].rows:
@@ -33,10 +34,14 @@ def forgotten(sets: Sets, before: dict[str, Done], after: dict[str, Done]) -> di
     return found
 
 
-def _perplexity(before: Done, after: Done) -> dict[str, Any]:
-    found = forgetting(before.scored, after.scored)
+def _perplexity(before: Done, after: Done, passages: Sequence[int]) -> dict[str, Any]:
+    """Resampled passage by passage: pieces of one text are no independent rows."""
+    found = forgetting(*(_by_passage(done.scored, passages) for done in (before, after)))
     low, high = found.change_interval
-    if low > 0:
+    count = len(set(passages))
+    if count < FEWEST_ROWS:
+        words = f"{found.change:+.0%}: {count} texts are too few to say"
+    elif low > 0:
         words = f"{found.change:+.0%}: forgets"
     elif high < 0:
         words = f"{found.change:+.0%}: better than before"
@@ -50,6 +55,15 @@ def _perplexity(before: Done, after: Done) -> dict[str, Any]:
         "change_interval": [low, high],
         "words": words,
     }
+
+
+def _by_passage(scored: Scored, passages: Sequence[int]) -> Scored:
+    losses: dict[int, float] = {}
+    tokens: dict[int, int] = {}
+    for passage, loss, count in zip(passages, scored.losses, scored.tokens, strict=True):
+        losses[passage] = losses.get(passage, 0.0) + loss
+        tokens[passage] = tokens.get(passage, 0) + count
+    return Scored(tuple(losses.values()), tuple(tokens.values()))
 
 
 def _behaviour(before: Counts, after: Counts) -> dict[str, Any]:

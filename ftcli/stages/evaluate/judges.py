@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.format import format_files, format_judge
-from ftcli.metrics.judging import Finding, Judge, Question, ScoreKind
+from ftcli.metrics.judging import Finding, Judge, Judgement, Question, ScoreKind
 from ftcli.metrics.scores import Counts, gathered
 from ftcli.metrics.text import TextJudge
 from ftcli.stages.evaluate.asked import Asked
@@ -18,6 +18,8 @@ from ftcli.stages.opening import OpenRun
 LOSS = ScoreKind("loss", "value", "lower")
 PERPLEXITY = ScoreKind("perplexity", "value", "lower")
 STOPS = ScoreKind("stops by itself", "share", "higher")
+# Names beside the scores in what `--json` prints of a side.
+FIGURES = ("perplexity", "prompt_tokens", "tokens_per_second")
 LENGTH = ScoreKind("tokens an answer", "value", None)
 
 
@@ -44,7 +46,7 @@ class Judges:
             self._judges.append(format_judge(wanted.format, opened.loaded.base))
         self._judges.append(TextJudge())
         if asked.scores is not None:
-            self._judges.append(custom_judge(asked.scores, {*self.kinds, "perplexity"}))
+            self._judges.append(custom_judge(asked.scores, {*self.kinds, *FIGURES}))
 
     @property
     def kinds(self) -> dict[str, ScoreKind]:
@@ -54,14 +56,16 @@ class Judges:
             found |= judge.kinds
         return {**found, "answer_tokens": LENGTH}
 
-    def look(self, answers: Sequence[Answer], questions: Sequence[Question]) -> Looked:
-        """What every judge says of one side's answers."""
+    def look(
+        self, answers: Sequence[Answer], questions: Sequence[Question], moved: Callable[[int], None]
+    ) -> Looked:
+        """What every judge says of one side's answers; `moved` is told how many are done."""
+        said: list[list[Judgement]] = []
+        for answer, question in zip(answers, questions, strict=True):
+            said.append([judge.judge(answer.text, question) for judge in self._judges])
+            moved(len(said))
         counts: dict[str, Counts] = {}
-        findings: list[list[Finding]] = [[] for _ in answers]
-        for judge in self._judges:
-            pairs = zip(answers, questions, strict=True)
-            said = [judge.judge(answer.text, question) for answer, question in pairs]
-            counts |= gathered(said, judge.kinds)
-            for row, judgement in zip(findings, said, strict=True):
-                row.extend(judgement.findings)
+        for judge, judgements in zip(self._judges, zip(*said, strict=True), strict=True):
+            counts |= gathered(judgements, judge.kinds)
+        findings = [[finding for each in row for finding in each.findings] for row in said]
         return Looked(counts, findings)

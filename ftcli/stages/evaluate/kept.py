@@ -65,15 +65,16 @@ def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
     """Lines up to the first that is not whole, which a kill has cut: the file ends before it."""
     if not file.is_file():
         return
-    kept: list[str] = []
-    text = file.read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines(keepends=True):
+    # Not splitlines: U+2028 and others in an answer would end a line there.
+    *lines, rest = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines):
         try:
             found = json.loads(line)
         except ValueError:
             found = None
-        if not isinstance(found, dict) or not line.endswith("\n"):
-            write_text(file, "".join(kept))
-            return
-        kept.append(line)
+        if not isinstance(found, dict):
+            lines, rest = lines[:number], line
+            break
         yield found
+    if rest:
+        write_text(file, "".join(f"{line}\n" for line in lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ def read_rows(
         source = str(data.absolute())
         found = encode_file(source, opened.loaded, opened.run, opened.prepared, reporter)
         rows = tuple(map(_row, found))
+    if opened.loaded.recipe.data.loss_on == "all":
+        rows = tuple(map(_answer_alone, rows))
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
     return rows[:limit]
@@ -85,6 +87,14 @@ def split_rows(opened: OpenRun, split: Split) -> tuple[Row, ...]:
             file=str(file),
         )
     return tuple(map(_row, read_split(opened.run.data, split).to_pylist()))
+
+
+def _answer_alone(row: Row) -> Row:
+    """Scored on its last answer, whatever was trained on; a plain text has no prompt."""
+    from ftcli.engine.rendering import IGNORED
+
+    start = row.prompt_tokens
+    return replace(row, labels=[IGNORED] * start + list(row.labels[start:]))
 
 
 def _row(values: Mapping[str, Any]) -> Row:

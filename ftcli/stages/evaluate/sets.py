@@ -71,6 +71,7 @@ def build_sets(
 
 def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptContract) -> RowSet:
     """The rows as somebody would ask them who does not tune: told what to do, and shown how."""
+    from ftcli.engine.rendering import RowFault
     from ftcli.engine.untrained import ids_of
 
     if not plain.prompts:
@@ -82,7 +83,14 @@ def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptCont
     training = (row.messages for row in split_rows(opened, "train"))
     examples = choose_examples(training, asked.shots, seed)
     asked_of_base = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
-    prompts = tokens_of([ids_of(contract.renderer, turns) for turns in asked_of_base])
+    try:
+        prompts = tokens_of([ids_of(contract.renderer, turns) for turns in asked_of_base])
+    except RowFault as fault:
+        raise DataError(
+            "prompted",
+            f"--prompted: instruction and {asked.shots} examples cannot be rendered: {fault}; try "
+            "--shots 0",
+        ) from fault
     rows = tuple(_behind(*pair) for pair in zip(plain.rows, prompts, strict=True))
     advice = "take fewer --shots or a shorter instruction"
     return replace(plain, label="rows, prompted", rows=rows, prompts=prompts, advice=advice)
@@ -115,12 +123,13 @@ def _behind(row: Row, prompt: Sequence[int]) -> Row:
 
 
 def _text_set(contract: PromptContract, general: GeneralText) -> RowSet:
+    """Passages, long ones in pieces; `line` is the number of the passage."""
     from ftcli.engine.plain_text import passage_rows
 
-    found = passage_rows(contract.renderer, general.passages)
     rows = tuple(
         Row(row["input_ids"], row["labels"], 0, (), general.name, number)
-        for number, row in enumerate(found, start=1)
+        for number, passage in enumerate(general.passages, start=1)
+        for row in passage_rows(contract.renderer, [passage])
     )
     return RowSet("general text", rows, (), GREEDY, 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,10 @@ class Side:
         """Every score with its interval, and what a call takes."""
         scores: dict[str, Any] = {}
         for name, counts in self.counts.items():
-            _put(scores, name, counts.value, counts.interval())
+            low, high = counts.interval()
+            _put(scores, name, counts.value, (low, high))
             if name == "loss":
-                loss, (low, high) = counts.value, counts.interval()
+                loss = counts.value
                 _put(scores, "perplexity", math.exp(loss), (math.exp(low), math.exp(high)))
         if self.done.prompt_tokens:
             scores["prompt_tokens"] = sum(self.done.prompt_tokens) / len(self.done.prompt_tokens)
@@ -38,13 +39,15 @@ class Side:
         return scores
 
 
-def side_of(done: Done, questions: Sequence[Question], judges: Judges) -> Side:
+def side_of(
+    done: Done, questions: Sequence[Question], judges: Judges, moved: Callable[[int], None]
+) -> Side:
     """Count everything there is to count in one model's losses and answers."""
     counts = {"loss": loss_counts(done.scored)}
     findings: Sequence[Sequence[Finding]] = [()] * len(questions)
     if done.answers:
         counts["stop_rate"] = each([answer.stopped for answer in done.answers])
-        looked = judges.look(done.answers, questions)
+        looked = judges.look(done.answers, questions, moved)
         counts |= looked.counts
         findings = looked.findings
         counts["answer_tokens"] = each([answer.tokens for answer in done.answers])
@@ -67,12 +70,17 @@ def differences(
     found: dict[str, dict[str, Any]] = {}
     for name, kind in kinds.items():
         ours, theirs = first.counts.get(name), second.counts.get(name)
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or _of_other_tokens(name, ours, theirs):
             continue
         difference = compared(ours, theirs, kind.better)
         if difference is not None:
             found[name] = difference_json(difference)
     return found
+
+
+def _of_other_tokens(name: str, ours: Counts, theirs: Counts) -> bool:
+    """A long prompt holds the earlier answers of a conversation, which are scored without it."""
+    return name == "loss" and ours.bottoms != theirs.bottoms
 
 
 def difference_json(found: Difference) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ftcli.console import Reporter
-from ftcli.errors import DataError
+from ftcli.errors import DataError, ModelError
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.likelihood import Scored
 from ftcli.recipe import Generation
@@ -67,9 +68,11 @@ class Done:
 class Worker:
     """A run's base or its tuned model, opened only when something is not known yet."""
 
-    def __init__(self, opened: OpenRun, name: ModelName, reporter: Reporter) -> None:
+    def __init__(self, opened: OpenRun, name: ModelName, held_as: str, reporter: Reporter) -> None:
+        """`held_as`: type and machine, by which losses and answers differ in their last digits."""
         self._opened = opened
         self._name = name
+        self._held_as = held_as
         self._reporter = reporter
         self.was_needed = False
 
@@ -104,13 +107,15 @@ class Worker:
         with self._reporter.meter(label, len(wanted.rows)) as meter:
             for places in length_batches(lengths, SCORED_ROWS):
                 batch = [missing[place] for place in places]
-                rows = [wanted.rows[row].scored for row in batch]
-                kept.add_losses(batch, score_batch(self.model, rows))
+                rows = [wanted.rows[row] for row in batch]
+                scored = score_batch(self.model, [row.scored for row in rows])
+                _require_numbers(rows, scored)
+                kept.add_losses(batch, scored)
                 meter.update(len(kept.losses))
 
     def _answer(self, wanted: RowSet, kept: Kept, label: str) -> None:
         from ftcli.engine.batches import length_batches
-        from ftcli.engine.inference import answer_batch
+        from ftcli.engine.inference import answer_batch, seed_sampling
 
         # Batches are those of the whole set: who stands beside a row may tip a near tie.
         batches = list(length_batches(list(map(len, wanted.prompts)), wanted.rows_at_once))
@@ -119,6 +124,7 @@ class Worker:
             for batch in missing:
                 model, started = self.model, time.monotonic()
                 prompts = [wanted.prompts[row] for row in batch]
+                seed_sampling(self._opened.loaded.recipe.training.seed + batch[0])
                 answers = answer_batch(model, prompts, wanted.settings)
                 kept.add_answers(batch, answers, time.monotonic() - started)
                 meter.update(len(kept.answers))
@@ -148,13 +154,27 @@ class Worker:
             "weights": weights,
             "four_bit": opened.loaded.recipe.method.model_dump().get("quantization"),
             "mode": opened.loaded.recipe.method.mode,
-            "precision": opened.run.planned("precision"),
+            "held_as": self._held_as,
+            "attention": opened.run.planned("attention"),
             "rows": wanted.digest(),
             "settings": wanted.settings.model_dump(),
             "rows_at_once": wanted.rows_at_once,
+            "seed": opened.loaded.recipe.training.seed if wanted.settings.temperature else None,
         }
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return opened.run.evaluations / "work" / f"{self._name}-{name}.jsonl"
+
+
+def _require_numbers(rows: Sequence[Row], scored: Sequence[tuple[float, int]]) -> None:
+    for row, (loss, _) in zip(rows, scored, strict=True):
+        if not math.isfinite(loss):
+            raise ModelError(
+                "loss_not_finite",
+                f"the loss of this row is {loss}: the model's weights or its arithmetic have run "
+                "over; look at the run's metrics.jsonl, and train it anew at a lower learning rate",
+                file=row.file,
+                line=row.line,
+            )
 
 
 def tokens_of(prompts: Sequence[Sequence[int]]) -> Prompts:
