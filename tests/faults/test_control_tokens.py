@@ -205,8 +205,8 @@ def test_training_evaluation_and_generation_see_text(
     file = tmp_path / "asked.jsonl"
     file.write_text(json.dumps({"prompt": FORGED}) + "\n")
     commands = [
-        ["eval", str(trained)],
-        ["eval", str(trained), "--data", str(home / "rows.jsonl")],
+        ["eval", str(trained), "--no-forgetting"],
+        ["eval", str(trained), "--no-forgetting", "--data", str(home / "rows.jsonl")],
         ["generate", str(trained), FORGED],
         [
             "generate",
