@@ -1,7 +1,7 @@
 """Examples → cleaned, split, tokenised Arrow files: the one preparation that all else reads.
 
 Two passes over the data keep memory small: the first remembers 32 bytes a row to find duplicates
-and decide the splits, the second renders and writes.
+and decide the splits (24 of a row that may be replayed), the second renders and writes.
 """
 
 from __future__ import annotations

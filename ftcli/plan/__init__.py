@@ -96,7 +96,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         estimate=fit.estimate,
         free_bytes=hardware.free_bytes,
         replay=_replay(profile),
-        hold=choose_hold(recipe, fit.estimate.breakdown.get("hold", 0)),
+        hold=choose_hold(recipe, precision.value, fit.estimate.breakdown.get("hold", 0)),
     )
 
 

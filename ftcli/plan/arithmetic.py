@@ -13,6 +13,9 @@ from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora, Rec
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Attention, Precision, WeightsDtype
 
+# A change below half a step of the 8 bits that bf16 keeps is rounded away, whatever the weight.
+BF16_ROUNDS_BELOW = 2**-9
+
 
 def require_method(method: Method, shape: Shape) -> None:
     """Raise ModelError where the method would leave part of the model out in silence."""
@@ -121,15 +124,25 @@ def require_hold(recipe: Recipe) -> None:
         )
 
 
-def choose_hold(recipe: Recipe, held_bytes: int) -> Choice[float] | None:
+def choose_hold(recipe: Recipe, precision: Precision, held_bytes: int) -> Choice[float] | None:
     """How strongly weights are held; raises as `require_hold`."""
     require_hold(recipe)
     strength = recipe.training.hold_strength
     if not strength:
         return None
     pull = choose_learning_rate(recipe).value * strength
+    lost = f"; {lost_pulls(pull)}" if precision == "pure-bf16" else ""
     return Choice(
         strength,
         f"a step takes up to {pull:.2%} of the way back to the start, which is held in "
-        f"{megabytes(held_bytes)}",
+        f"{megabytes(held_bytes)}{lost}",
+    )
+
+
+def lost_pulls(pull: float) -> str:
+    """What pure-bf16 leaves of pulls by this share of the way, in words."""
+    least = BF16_ROUNDS_BELOW / pull
+    return (
+        f"in pure-bf16 pulls this small round to nothing until a weight is {least:.2g} of its own "
+        "size away from its start"
     )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ftcli.artifacts import RunFolder
 from ftcli.disk import write_text
 from ftcli.secrets import masked
+from ftcli.stages.report.elsewhere import name_alone
 from ftcli.stages.report.evaluations import SIDE_NAMES, Evaluation, ScoreRow
 from ftcli.stages.report.figures import ReportFigures, read_figures
 from ftcli.stages.report.origin import Pair
@@ -30,9 +32,26 @@ def write_card(run: RunFolder) -> Path:
 
 def model_card(figures: ReportFigures) -> str:
     """Markdown with the front matter that the hub reads."""
-    whole = "".join(f"{part}\n" for part in (_front_matter(figures), *_body(figures)))
+    shown = _published(figures)
+    whole = "".join(f"{part}\n" for part in (_front_matter(shown), *_body(shown)))
     # Halves of characters, which names of files may hold, can be written nowhere.
     return masked(whole).encode("utf-8", "replace").decode("utf-8")
+
+
+def _published(figures: ReportFigures) -> ReportFigures:
+    """Without the folders of what lies elsewhere: whose they are concerns no reader of a card."""
+    data, found, verdict = figures.data, figures.evaluation, figures.verdict
+    if data is not None:
+        source = name_alone(data.replay_source)
+        data = replace(data, source=name_alone(data.source), replay_source=source)
+    if found is not None:
+        named = name_alone(found.data)
+        words = verdict.words.replace(found.data_words, replace(found, data=named).data_words)
+        found, verdict = replace(found, data=named), replace(verdict, words=words)
+    recipe, model = figures.published_recipe, name_alone(figures.model)
+    return replace(
+        figures, data=data, evaluation=found, verdict=verdict, recipe=recipe, model=model
+    )
 
 
 def _front_matter(figures: ReportFigures) -> str:
@@ -101,7 +120,9 @@ def _body(figures: ReportFigures) -> Iterator[str]:
 def _on_rows(figures: ReportFigures) -> str:
     if figures.data is None:
         return ""
-    return f" on {figures.data.splits[0].rows:,} rows"
+    replayed = figures.data.replayed
+    beside = f" and {replayed.rows:,} replayed ones" if replayed is not None else ""
+    return f" on {figures.data.splits[0].rows:,} rows{beside}"
 
 
 def _scores(figures: ReportFigures) -> Iterator[str]:
@@ -149,7 +170,7 @@ def _data(figures: ReportFigures) -> Iterator[str]:
         return
     yield from ("", "## Data", "", f"`{_line(figures.data.source)}`", "")
     yield from (_row(["split", "rows", "tokens", "trained on"]), _row(["---"] * 4))
-    for split in figures.data.splits:
+    for split in figures.data.rows:
         sizes = (split.rows, split.tokens, split.trained_tokens)
         yield _row([split.name, *(f"{size:,}" for size in sizes)])
     yield from _bulleted(figures.advice)

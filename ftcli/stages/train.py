@@ -14,6 +14,7 @@ from ftcli.disk import whole_folder
 from ftcli.hardware import Hardware
 from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.plan import Plan, make_plan, profile_of
+from ftcli.plan.arithmetic import lost_pulls
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.stages.advice import give_advice
@@ -262,6 +263,16 @@ def _announce(job: Job, reporter: Reporter) -> None:
         reporter.warn(
             "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
             "nothing; training.precision: bf16 keeps them"
+        )
+        _announce_lost_pulls(job, reporter)
+
+
+def _announce_lost_pulls(job: Job, reporter: Reporter) -> None:
+    if job.plan.hold is not None:
+        pull = job.plan.learning_rate.value * job.plan.hold.value
+        reporter.warn(
+            f"training.hold: {lost_pulls(pull)}, so that it holds next to nothing; take "
+            "training.precision: bf16, which counts every pull"
         )
 
 

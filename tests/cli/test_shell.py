@@ -16,7 +16,17 @@ from ftcli.stages import estimate
 from tests.loading.shop import SHOP
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["prepare", "estimate-vram", "train", "eval", "report", "compare", "merge", "generate", "schema"]
+COMMANDS = [
+    "prepare",
+    "estimate-vram",
+    "train",
+    "eval",
+    "report",
+    "compare",
+    "merge",
+    "generate",
+    "schema",
+]
 ESTIMATE = ["estimate-vram", "--model", "7b"]
 
 

@@ -18,6 +18,7 @@ from ftcli.cli import run
 from ftcli.engine.hold import STARTS, Hold
 from ftcli.engine.methods import attach
 from ftcli.engine.model import load_base
+from ftcli.plan.arithmetic import BF16_ROUNDS_BELOW
 from ftcli.recipe import Model, Recipe
 from ftcli.shapes import find_shape
 from ftcli.vram import Choices, estimate
@@ -391,6 +392,46 @@ def test_plan_and_estimate_show_it_with_its_memory(
     assert held_bytes == plan["estimate"]["breakdown"]["hold"] == 4 * found["total_parameters"]
     assert run(["estimate-vram", "--model", "7b", "--json"]) == 0
     assert "hold" not in json.loads(capsys.readouterr().out)["breakdown"]
+
+
+@pytest.mark.parametrize("pull", [0.001, 0.01, 0.1])
+def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: float) -> None:
+    """Where fp32 comes a share of the way back in each step, bf16 stays where it is."""
+    least = BF16_ROUNDS_BELOW / pull
+    for dtype, away, is_lost in (
+        (torch.bfloat16, 0.9 * least, True),
+        (torch.bfloat16, 8 * least, False),
+        (torch.float32, 0.9 * least, False),
+    ):
+        model = nn.Linear(64, 64, bias=False).to(dtype)
+        with torch.no_grad():
+            model.weight.copy_(torch.linspace(1, 2, 4096).view(64, 64))
+        hold = Hold(model, pull / RATE, None)
+        optimizer = torch.optim.SGD(model.parameters(), RATE)
+        hold.attach(optimizer, model)
+        with torch.no_grad():  # so far away, measured by what the weight is then
+            model.weight.div_(1 - away)
+            moved = model.weight.clone()
+        for _ in range(5):
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+        assert torch.equal(model.weight, moved) == is_lost, (dtype, away)
+
+
+def test_pure_bf16_warns_that_pulls_are_lost(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "pulls this small round to nothing until a weight is 0.02 of its own size away"
+    pure = {**FP32, "precision": "pure-bf16", "max_steps": 1, **held(100)}
+    recipe = write_recipe(method=METHODS["full"], training=pure)
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert run(["train", str(recipe)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said and "take training.precision: bf16, which counts every pull" in said
+    kept = write_recipe("kept", method=METHODS["full"], training={**FP32, **held(100)})
+    assert run(["train", str(kept), "--dry-run"]) == 0
+    assert "round to nothing" not in capsys.readouterr().out
 
 
 def test_an_adapter_s_start_has_its_room_on_the_disk(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcli.metrics.format import format_judge
-from ftcli.metrics.format.sandbox import Sandbox
+from ftcli.metrics.format.sandbox import LONGEST_VALUE, MOST_QUERY_BYTES, Sandbox
 from ftcli.metrics.judging import Question
 from ftcli.recipe import SqlFormat
 
@@ -63,6 +65,45 @@ def test_a_query_gets_the_same_end_each_time() -> None:
     for _ in range(3):
         assert sandbox.run(counting.format(100_000)).fault == "takes too many steps"
         assert sandbox.run("SELECT 1").rows == ((1,),)
+
+
+COUNTED = "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x LIMIT {rows}) "
+GREEDY = {
+    "sorts": COUNTED + "SELECT printf('%{width}d', n) AS p FROM x ORDER BY p",
+    "keeps": COUNTED + "SELECT count(*) FROM (SELECT DISTINCT printf('%{width}d', n) FROM x)",
+}
+
+
+@pytest.mark.parametrize("query", GREEDY.values(), ids=GREEDY)
+@pytest.mark.parametrize("longest", [0, 50_000], ids=["short values", "long values"])
+def test_a_query_takes_no_more_than_its_memory(query: str, longest: int) -> None:
+    """600 MB of values, within its steps."""
+    sandbox = Sandbox().close(longest)
+    width = max(LONGEST_VALUE, 2 * longest) - 100
+    before = peak_bytes()
+    asked = query.format(width=width, rows=600_000_000 // width)
+    assert sandbox.run(asked).fault == "takes too much memory"
+    assert peak_bytes() - before < 1.3 * MOST_QUERY_BYTES
+    assert sandbox.run("SELECT 1").rows == ((1,),)
+
+
+def test_what_takes_too_much_memory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"a": "b" * 50_000}), "utf-8")
+    judge = format_judge(SqlFormat(type="sql", table="t.jsonl", table_name="t"), tmp_path)
+    question = Question("", "SELECT a FROM t", "")
+    answer = GREEDY["keeps"].format(width=99_900, rows=6000)
+    said = judge.judge(answer, question)
+    assert said.counts["execution_match"] == said.counts["sql_runs"] == (0, 1)
+    assert [(f.kind, f.message) for f in said.findings] == [
+        ("does not run", "takes too much memory")
+    ]
+    assert judge.judge("SELECT a FROM t", question).counts["execution_match"] == (1, 1)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 WORDS = ["SELECT", "FROM", "WHERE", "(", ")", ",", "*", "a", "t", "1", "'x'", "'", '"', ";", "--"]

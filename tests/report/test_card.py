@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import html
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ftcli.artifacts import RunFolder
+from ftcli.prepared import Replayed, load_prepared, save_prepared
 from ftcli.stages.card import write_card
+from ftcli.stages.report import write_report
 from tests.reported import SCORES, TUNED, evaluation, save_evaluation, save_run
 
 
@@ -74,6 +79,75 @@ def test_a_base_in_a_local_folder_is_no_hub_id(tmp_path: Path) -> None:
     assert "`models/tiny`, tuned with ftcli" in text
     assert "`base_model`: the run began from a local folder" in text
     assert str(tmp_path) not in text
+
+
+def replaying(run: RunFolder, source: str) -> None:
+    replayed = Replayed(
+        source=source,
+        share=0.15,
+        wanted=66,
+        rows=65,
+        tokens=20_111,
+        trained_tokens=19_222,
+        **dict.fromkeys(
+            ("rows_read", "rejected", "duplicates", "held_out", "too_long", "texts_cut"), 0
+        ),
+        tokens_cut=0,
+    )
+    prepared = load_prepared(run.data)
+    assert prepared is not None
+    save_prepared(replace(prepared, replay=replayed), run.data)
+
+
+def test_replayed_rows_are_named(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    plain = write_card(run).read_text(encoding="utf-8")
+    assert "(lora) on 372 rows." in plain and "replayed" not in plain
+    replaying(run, "general.jsonl")
+    card = write_card(run).read_text(encoding="utf-8")
+    assert "(lora) on 372 rows and 65 replayed ones." in card
+    assert "| replayed, from general.jsonl | 65 | 20,111 | 19,222 |" in card
+    page = write_report(run).read_text(encoding="utf-8")
+    assert '<th scope="row">replayed, from general.jsonl</th><td>65</td><td>20,111</td>' in page
+
+
+@pytest.mark.parametrize("far", ["/srv/clients/Acme & Co", "../../clients/acme"])
+def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str) -> None:
+    """It is published; the report, which goes to colleagues, has the whole paths."""
+    run = save_run(tmp_path, model=f"{far}/models/tiny")
+    recipe = yaml.safe_load(run.recipe.read_text())
+    recipe["data"] |= {
+        "train": f"{far}/rows.jsonl",
+        "test": f"{far}/{'a long way ' * 20}/test.jsonl",
+        "system": "/srv/clients is a path that the model is to know",
+        "replay": {"source": f"{far}/general.jsonl", "share": 0.15},
+    }
+    recipe["eval"] = {"format": {"type": "sql", "table": f"{far}/tables.csv", "words": {"max": 9}}}
+    run.recipe.write_text(yaml.safe_dump(recipe))
+    replaying(run, f"{far}/general.jsonl")
+    prepared = load_prepared(run.data)
+    assert prepared is not None
+    save_prepared(replace(prepared, train_source=f"{far}/rows.jsonl"), run.data)
+    save_evaluation(run, evaluation(data=f"{far}/other.jsonl"), None)
+    card = write_card(run).read_text(encoding="utf-8")
+    assert "cme" not in card and "a long way" not in card
+    for words in (
+        "`tiny`, tuned with ftcli",
+        "Measured on 60 rows of other.jsonl.",
+        "60 rows of other.jsonl, each score",
+        "`rows.jsonl`",
+        "replayed, from general.jsonl",
+        "train: rows.jsonl",
+        "test: test.jsonl",
+        "source: general.jsonl",
+        "table: tables.csv",
+        "id: tiny",
+        "system: /srv/clients is a path",
+    ):
+        assert words in card, words
+    page = html.unescape(write_report(run).read_text(encoding="utf-8"))
+    for name in ("rows.jsonl", "general.jsonl", "other.jsonl", "tables.csv"):
+        assert f"{far}/{name}" in page, name
 
 
 def test_a_whole_model_is_a_finetune(tmp_path: Path) -> None:

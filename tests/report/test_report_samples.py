@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftcli.stages.report import read_figures
+from ftcli.artifacts import RunFolder
+from ftcli.stages.report import read_figures, write_report
 from ftcli.stages.report.marks import LONGEST_TEXT, Shown, findings_of, shown
 from ftcli.stages.report.samples import MOST_FAILURES, MOST_ROWS, Samples
 from tests.reported import answer, evaluation, finding, save_evaluation, save_run, usual_lines
@@ -66,6 +67,20 @@ def test_rows_are_tagged_by_what_the_tuned_model_did(tmp_path: Path) -> None:
     first = next(each for each in found.failures if each.found.tag == "invented")
     assert first.excerpt is not None and first.excerpt.marked == "1.7 litres"
     assert first.place == "test.jsonl:6"
+
+
+@pytest.mark.parametrize("kind", ["other value", "other result", "does not run"])
+def test_wrong_content_is_no_fault_of_the_format(tmp_path: Path, kind: str) -> None:
+    lines = usual_lines(3)[1:]
+    lines[0]["sides"]["tuned"]["findings"] = [{"kind": kind, "message": "it is 4, not 5"}]
+    found = samples(tmp_path, lines)
+    assert set(found.rows[0].tags) == {"content", "better"}
+    assert (found.tags["content"], found.tags["format"]) == (1, 0)
+    assert [(each.kind, each.tag) for each in found.kinds] == [(kind, "content")]
+    page = write_report(RunFolder(tmp_path / "runs" / "shop")).read_text(encoding="utf-8")
+    assert '<input type="checkbox" value="content">wrong content (1)' in page
+    assert f'<span class="kind content"><bdi>{kind}</bdi></span>' in page
+    assert "failed the format" not in page
 
 
 def test_a_row_that_got_worse_and_one_that_never_ends(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,99 @@ def test_little_is_forgotten_and_said(tmp_path: Path) -> None:
     assert "little forgotten (general text, perplexity 14.2 → 14.5)" in found.words
     unmeasured = judged(tmp_path, forgetting=None)
     assert unmeasured.kind == "ship" and "what it forgot was not measured" in unmeasured.words
+
+
+def of_scores(values: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    """An evaluation of shares: difference against the base, and its standard error."""
+    base = side(dict.fromkeys(values, (0.5, 0.4, 0.6)))
+    tuned = side({name: (0.5 + value, 0.4, 0.6) for name, (value, _) in values.items()})
+    differences = {}
+    for name, (value, error) in values.items():
+        low, high = value - 1.96 * error, value + 1.96 * error
+        word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+        differences[name] = {
+            "difference": value, "interval": [low, high], "verdict": word, "words": word
+        }  # fmt: skip
+    kinds = {n: {"label": n, "unit": "share", "better": "higher"} for n in values}
+    return evaluation(
+        base=base,
+        tuned=tuned,
+        scores=kinds,
+        differences={"tuned_vs_base": differences},
+        forgetting=None,
+    )
+
+
+def test_twelve_scores_that_nothing_has_changed_seldom_make_a_headline(tmp_path: Path) -> None:
+    chance = random.Random(11)
+    headlines = alone = 0
+    for _ in range(400):
+        report = of_scores({f"score {n}": (chance.gauss(0, 0.05), 0.05) for n in range(12)})
+        found = read(tmp_path, report)
+        alone += any(row.against["base"].verdict != "no difference shown" for row in found.scores)
+        headlines += verdict_of("finished", "runs/shop", found).kind != "not shown"
+    assert alone / 400 > 0.4, "each by itself, half of the evaluations would have one"
+    assert headlines / 400 <= 0.06
+
+
+def test_only_what_holds_among_all_scores_is_named(tmp_path: Path) -> None:
+    nothing = {f"score {number}": (0.0, 0.05) for number in range(9)}
+    report = of_scores(nothing | {"great": (0.3, 0.05), "small": (0.11, 0.05), "bad": (-0.1, 0.05)})
+    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
+    assert found.kind == "ship" and "“great”" in found.words
+    assert "“small”" not in found.words and "“bad”" not in found.words
+    assert found.words.endswith(
+        "By itself the table finds 1 better and 1 worse besides: among 12 scores chance may do "
+        "that."
+    )
+    lone = of_scores({"small": (0.11, 0.05)})
+    assert verdict_of("finished", "runs/shop", read(tmp_path, lone)).kind == "ship"
+    many = of_scores(nothing | {"small": (0.11, 0.05)})
+    found = verdict_of("finished", "runs/shop", read(tmp_path, many))
+    assert found.kind == "not shown" and "finds 1 better besides: among 10 scores" in found.words
+
+
+def test_parts_of_a_form_are_told_in_the_table_alone(tmp_path: Path) -> None:
+    parts = {f"field_f1.{name}": (-0.3, 0.05) for name in ("name", "price")}
+    parts |= dict.fromkeys(("json_valid", "sql_runs", "length_kept"), (-0.3, 0.05))
+    whole = dict.fromkeys(("field_f1", "format_rate", "execution_match"), (0.3, 0.05))
+    report = of_scores(whole | parts)
+    report["tuned"]["format_rate"] = 0.95
+    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
+    assert found.kind == "ship" and not found.reasons
+    assert [name for name in parts if name in found.words] == []
+    # Alone they are all that there is to go by.
+    found = verdict_of("finished", "runs/shop", read(tmp_path, of_scores(parts)))
+    assert found.kind == "worse" and "“field_f1.name”" in found.words
+
+
+@pytest.mark.parametrize(
+    ("said", "less"),
+    [
+        ({"rows": 60}, {"rows": 2, "base": None, "differences": {}, "forgetting": None}),
+        ({"rows": 60}, {"rows": 60, "base": None, "differences": {}, "forgetting": None}),
+        ({"rows": 60}, {"rows": 2}),
+        ({"rows": 60}, {"rows": 60, "forgetting": None}),
+        ({"rows": 2}, {"rows": 60, "base": None, "differences": {}, "forgetting": None}),
+        ({"rows": 2}, {"rows": 900, "data": "other.jsonl"}),
+        ({"rows": 60, "evaluated": "2026-01-03T10:00:00+00:00"}, {"rows": 60}),
+    ],
+    ids=["a look", "no base", "few rows", "no forgetting", "base", "held out", "newest"],
+)
+def test_a_lesser_evaluation_takes_no_place(
+    tmp_path: Path, said: dict[str, Any], less: dict[str, Any]
+) -> None:
+    """It may be newer, and of whatever key."""
+    run = RunFolder(tmp_path)
+    old, new = (
+        {"evaluated": "2026-01-01T10:00:00+00:00"},
+        {"evaluated": "2026-01-02T10:00:00+00:00"},
+    )
+    for keys in (("a" * 16, "b" * 16), ("b" * 16, "a" * 16)):
+        save_evaluation(run, evaluation(**{**old, **said}), None, key=keys[0])
+        save_evaluation(run, evaluation(**{**new, **less}), None, key=keys[1])
+        found = evaluations_in(run.evaluations, Reading(tmp_path))
+        assert [each.key for each in found] == list(keys)
 
 
 def test_plain_texts_have_nothing_but_their_loss(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ MOST_DATABASE_BYTES = 1_000_000_000
 SQLITE_MAGIC = b"SQLite format 3\x00"
 # A scan takes about 10 steps a row; a query may join and group.
 STEPS_PER_ROW = 100
+NO_ROOM = "too large for the memory that SQLite may still take in this process"
 LARGEST_INTEGER = 2**63 - 1
 
 
@@ -61,6 +62,8 @@ def _database(path: Path) -> Sandbox:
         sizes = [_size(sandbox.connection, name) for name in names]
     except sqlite3.Error as error:
         raise _error(path, f"not readable as SQLite: {error}") from error
+    except MemoryError as error:
+        raise _error(path, NO_ROOM) from error
     if not names:
         raise _error(path, "holds no table")
     rows, longest = sum(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -115,6 +118,8 @@ def _one_table(path: Path, table_name: str, found: Iterable[Row | Reject]) -> Sa
         connection.execute("COMMIT")
     except (sqlite3.Error, UnicodeEncodeError) as error:
         raise _error(path, f"no table of SQLite can hold it: {error}") from error
+    except MemoryError as error:
+        raise _error(path, NO_ROOM) from error
     longest = (
         max(len(v) for column in values for v in column if isinstance(v, str | bytes))
         if any(isinstance(v, str | bytes) for column in values for v in column)

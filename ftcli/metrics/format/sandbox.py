@@ -1,7 +1,8 @@
 """SQLite in memory, for queries that anybody may have written: they read, and end.
 
-Limits are counts, so that the same query gets the same answer on every machine; a clock stands only
-behind them. Nothing is written, attached, loaded or set: SQLite asks before each of these.
+Limits are counts, of steps and of SQLite's own bytes, so that the same query gets the same answer
+on every machine; a clock stands only behind them. Nothing is written, attached, loaded or set:
+SQLite asks before each of these.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ LARGEST_RESULT = 2_000_000
 LONGEST_QUERY = 20_000
 # Characters of a value that a query makes; those of a table are let through.
 LONGEST_VALUE = 2_000
+# What queries may take beside the tables: intermediate results, and sorts of them. Half a million
+# rows of the longest value would have a gigabyte.
+MOST_QUERY_BYTES = 256_000_000
 
 # Documented in sqlite3.h: codes of what SQLite is about to do.
 READS = {sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE}
@@ -85,10 +89,23 @@ class Sandbox:
         self.connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
         self.connection.execute("PRAGMA temp_store=MEMORY")
         self.connection.execute("PRAGMA trusted_schema=OFF")
+        self._limit_memory()
         self.connection.set_authorizer(_allowed)
         self._most_looks = steps // STEPS_BETWEEN_LOOKS
         self.connection.set_progress_handler(self._look, STEPS_BETWEEN_LOOKS)
         return self
+
+    def _limit_memory(self) -> None:
+        """For all of SQLite in this process, and once: the limit can be lowered and never raised
+        (sqlite.org, "PRAGMA hard_heap_limit"), and the tables that are asked are opened first."""
+        (limit,) = self.connection.execute("PRAGMA hard_heap_limit").fetchone()
+        if not limit:
+            pages, page_bytes = (
+                self.connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "page_size")
+            )
+            most = pages * page_bytes + MOST_QUERY_BYTES
+            self.connection.execute(f"PRAGMA hard_heap_limit={most}")
 
     def run(self, query: str) -> Outcome:
         """One query's result; whatever is wrong with it is said in words."""
@@ -98,6 +115,8 @@ class Sandbox:
             if cursor.description is None:
                 return Outcome(fault="not a query")
             return _fetched(cursor)
+        except MemoryError:
+            return Outcome(fault="takes too much memory")
         except REFUSALS as error:
             if self._looks > self._most_looks:
                 return Outcome(fault="takes too many steps")

@@ -15,7 +15,7 @@ from ftcli.prepared import SPLITS, Prepared, Split, split_file
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """The task's rows of a data folder; what is replayed beside them is none of them."""
+    """The task's rows of a data folder; what is replayed beside them has a file of its own."""
 
     folder: Path
     prepared: Prepared
@@ -36,17 +36,13 @@ class PreparedRows:
         """The rows of one split."""
         import pyarrow as pa
 
-        left = self.prepared.counts(split).rows
-        if not left:
+        if not self.prepared.counts(split).rows:
             return
         # Read and not mapped: a map of the whole file counts as memory of the process.
         with pa.OSFile(str(split_file(self.folder, split))) as source:
             for number, batch in enumerate(pa.ipc.open_stream(source)):
                 if number % one_batch_in == 0:
-                    yield from _rows(batch.slice(0, left), held_out=split != "train")
-                left -= batch.num_rows
-                if left <= 0:  # replayed rows stand behind the task's
-                    return
+                    yield from _rows(batch, held_out=split != "train")
 
 
 def _rows(batch: Any, *, held_out: bool) -> Iterator[DataRow]:

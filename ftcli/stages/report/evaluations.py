@@ -201,12 +201,17 @@ class Evaluation:
 
 
 def evaluations_in(folder: Path, reading: Reading) -> tuple[Evaluation, ...]:
-    """All evaluations, the newest first of those of held-out rows, then the others."""
+    """All evaluations, the one that says most first; of those that say as much, the newest."""
     reports = {file: reading.object_in(file) for file in sorted(folder.glob("*.json"))}
     newest = sorted(reports, key=lambda file: _moment(file, reports[file]), reverse=True)
     found = [_evaluation(file.stem, reports[file]) for file in newest]
     whole = [evaluation for evaluation in found if "tuned" in evaluation.sides]
-    return tuple(sorted(whole, key=lambda evaluation: not evaluation.held_out))
+    return tuple(sorted(whole, key=_says, reverse=True))
+
+
+def _says(found: Evaluation) -> tuple[bool, bool, int, bool]:
+    """A look at a few rows, or at the tuned model alone, is not to stand for a whole evaluation."""
+    return found.held_out, "base" in found.sides, found.rows, bool(found.forgotten)
 
 
 def _moment(file: Path, report: Plain) -> float:
@@ -293,15 +298,12 @@ def _by_intervals(score: Score, other: Measured, tuned: Measured) -> Difference:
 
     This asks for more than a paired interval would (Schenker and Gentleman 2001).
     """
-    nothing = "no difference shown" if score.better else "no change shown"
-    if other.interval is None or tuned.interval is None:
-        return Difference(nothing, nothing, tuned.value - other.value)
-    rises = tuned.interval[0] > other.interval[1]
-    if not rises and not tuned.interval[1] < other.interval[0]:
-        return Difference(nothing, nothing, tuned.value - other.value)
-    verdict = "changed"
-    if score.better:
-        verdict = "better" if rises == (score.better == "higher") else "worse"
+    verdict = "no difference shown" if score.better else "no change shown"
+    if other.interval is not None and tuned.interval is not None:
+        rises = tuned.interval[0] > other.interval[1]
+        if rises or tuned.interval[1] < other.interval[0]:
+            gains = rises == (score.better == "higher")
+            verdict = ("better" if gains else "worse") if score.better else "changed"
     return Difference(verdict, verdict, tuned.value - other.value)
 
 

@@ -15,6 +15,7 @@ from ftcli.errors import FtcliError
 from ftcli.prepared import Prepared, load_prepared, row_lengths
 from ftcli.shapes import model_source
 from ftcli.stages.report.curves import Chart, charts_of
+from ftcli.stages.report.elsewhere import names_alone
 from ftcli.stages.report.evaluations import Evaluation, evaluations_in
 from ftcli.stages.report.origin import (
     DataFigures,
@@ -64,7 +65,7 @@ class ReportFigures:
     when: str
     verdict: Verdict
     evaluation: Evaluation | None
-    """The newest of the held-out rows."""
+    """The one that says most (`evaluations_in`)."""
     others: tuple[Evaluation, ...]
     samples: Samples | None
     charts: tuple[Chart, ...]
@@ -75,6 +76,8 @@ class ReportFigures:
     decisions: tuple[Decision, ...]
     recipe: str
     """YAML, every default written out; paths relative to the recipe's folder."""
+    published_recipe: str
+    """The same with the names alone of files that lie elsewhere."""
     versions: tuple[Pair, ...]
     machine: str
     hashes: tuple[Pair, ...]
@@ -116,6 +119,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         memory=memory_figures(plan, mapping(manifest.get("memory"))),
         decisions=decisions_of(plan),
         recipe=_written(recipe),
+        published_recipe=_written(names_alone(recipe)),
         versions=versions_of(manifest),
         machine=machine_of(manifest),
         hashes=hashes_of(manifest, contract, prepared),

@@ -17,9 +17,11 @@ LONGEST_MESSAGE = 300
 AROUND = 60
 
 
-Tag = Literal["format", "invented", "banned", "note"]
+Tag = Literal["format", "content", "invented", "banned", "note"]
+# The form is there, and what it holds is not what the reference holds.
+CONTENT = {"other value", "other result", "does not run"}
 # Why something could not be looked at: no fault of the answer.
-NOTES = {"not looked at", "reference"}
+NOTES = {"not looked at", "reference", "not mentioned"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def _tag(kind: str) -> Tag:
     lower = kind.lower()
     if lower in NOTES:
         return "note"
+    if lower in CONTENT:
+        return "content"
     if "banned" in lower:
         return "banned"
     return "invented" if "invented" in lower else "format"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ftcli.console import duration, gigabytes, megabytes
-from ftcli.prepared import Prepared
+from ftcli.prepared import Prepared, Replayed, SplitCounts
 from ftcli.stages.report.plain import Plain, items, mapping, number, pair, text
 
 NO_INTERVAL = (1.0, 1.0)
@@ -46,11 +46,21 @@ class DataFigures:
 
     source: str
     splits: tuple[SplitRow, ...]
+    replayed: SplitRow | None
+    """General rows that are trained on beside the task's; none: no such."""
+    replay_source: str
     pairs: tuple[Pair, ...]
     problems: tuple[str, ...]
     """The first rows that were not used, each with its reason."""
     plain_text: bool
     """Rows are plain texts without turns: nothing can be asked."""
+
+    @property
+    def rows(self) -> tuple[SplitRow, ...]:
+        """The table's: every split, and what is replayed."""
+        if self.replayed is None:
+            return self.splits
+        return (*self.splits, replace(self.replayed, name=f"replayed, from {self.replay_source}"))
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,7 @@ def data_figures(prepared: Prepared, lengths: Sequence[int]) -> DataFigures:
     """Counts of a preparation; `lengths`: tokens of each training row, none where unknown."""
     p = prepared
     splits = [("training", p.train), ("validation", p.validation), ("test", p.test)]
+    replay = p.replay
     counts = [
         Pair("rows read", f"{p.rows_read:,}"),
         Pair("used", f"{p.rows_accepted:,}"),
@@ -105,11 +116,17 @@ def data_figures(prepared: Prepared, lengths: Sequence[int]) -> DataFigures:
     faults = [*p.problems[:SHOWN_PROBLEMS]]
     return DataFigures(
         source=p.train_source,
-        splits=tuple(SplitRow(n, c.rows, c.tokens, c.trained_tokens) for n, c in splits),
+        splits=tuple(_size(name, counts) for name, counts in splits),
+        replayed=_size("replayed", replay) if replay is not None else None,
+        replay_source=replay.source if replay is not None else "",
         pairs=tuple(counts),
         problems=tuple(str(fault) for fault in faults),
         plain_text=p.plain_text,
     )
+
+
+def _size(name: str, counts: SplitCounts | Replayed) -> SplitRow:
+    return SplitRow(name, counts.rows, counts.tokens, counts.trained_tokens)
 
 
 def _lengths(lengths: Sequence[int], prepared: Prepared) -> str:

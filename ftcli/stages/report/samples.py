@@ -18,9 +18,10 @@ MOST_ROWS = 500
 MOST_CHARACTERS = 2_000_000
 MOST_FAILURES = 20
 
-RowTag = Literal["format", "invented", "banned", "endless", "better", "worse"]
+RowTag = Literal["format", "content", "invented", "banned", "endless", "better", "worse"]
 TAGS: Mapping[RowTag, str] = {
     "format": "failed the format",
+    "content": "wrong content",
     "invented": "invented something",
     "banned": "banned claims",
     "endless": "never stopped",

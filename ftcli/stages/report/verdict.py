@@ -14,15 +14,19 @@ score; better in loss alone though answers were scored; a share below what it sh
 answers that state what their facts do not (MOST_AT_FAULT); general ability shown to be lost
 (MOST_FORGOTTEN); rows that chose the checkpoint.
 
-Scores without a better way (lengths) never count, and perplexity is loss said otherwise.
+Scores without a better way (lengths) never count, perplexity is loss said otherwise, and a part of
+what another score is the whole of is told in the table alone (WHOLES). Of all that are left, those
+are better or worse here that Holm's step-down shows at 5% together: each by itself at 95%, twelve
+scores that nothing has changed would give a verdict in four of ten evaluations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+from ftcli.metrics.many import LEVEL, holm, p_value
 from ftcli.stages.report.evaluations import Evaluation, Forgotten, ScoreRow
 
 Kind = Literal[
@@ -38,6 +42,12 @@ MOST_FORGOTTEN = 0.05
 
 # Said once: perplexity is exp(loss).
 SAME = {"perplexity"}
+# Part → the score that is the whole of it; of `field_f1.<name>` it is `field_f1`.
+WHOLES = {
+    **dict.fromkeys(("json_valid", "json_conforming", "sql_valid"), "format_rate"),
+    **dict.fromkeys(("pattern_match", "sections_present", "length_kept"), "format_rate"),
+    **dict.fromkeys(("sql_runs", "sql_match"), "execution_match"),
+}
 FEW_NAMED = 3
 
 
@@ -97,39 +107,80 @@ def _compared(evaluation: Evaluation, faults: FaultShare | None) -> Verdict:
         return Verdict(
             "worse",
             "Do not ship it.",
-            f"Worse than the base in {_listed(worse)}, better in no score. Measured on "
-            f"{evaluation.data_words}.",
+            f"Worse than the base in {_listed(worse)}, shown to be better in none. Measured on "
+            f"{evaluation.data_words}.{_by_chance(evaluation)}",
         )
     if not better:
         return Verdict(
             "not shown",
             "Not shown to be better.",
             f"No score is shown to be better or worse than the base's with {evaluation.data_words}"
-            f": {_advice(evaluation)}.",
+            f": {_advice(evaluation)}.{_by_chance(evaluation)}",
         )
     reasons = tuple(_reasons(evaluation, better, worse, faults))
+    measured = f"Measured on {evaluation.data_words}.{_by_chance(evaluation)}"
     gains = f"better than the base in {_listed(better)}"
     if reasons:
         but = f", but worse in {_listed(worse)}" if worse else ""
-        words = f"{_capital(gains)}{but}. Measured on {evaluation.data_words}."
+        words = f"{_capital(gains)}{but}. {measured}"
         return Verdict("look", "Look before you ship it.", words, reasons)
     parts = [gains, *_stops(evaluation, better), _forgetting(evaluation)]
-    words = f"{_capital('; '.join(parts))}. Measured on {evaluation.data_words}."
+    words = f"{_capital('; '.join(parts))}. {measured}"
     return Verdict("ship", "Ship it.", words)
 
 
 def _rows(evaluation: Evaluation, other: str, verdict: str) -> list[ScoreRow]:
-    """Scores in which tuned is better, or worse, than another side; the loss comes last, which
-    says least to a person."""
-    found = [
-        row
-        for row in evaluation.scores
-        if row.score.better
-        and row.score.name not in SAME
-        and other in row.against
-        and row.against[other].verdict == verdict
-    ]
+    """Scores in which tuned is shown to be better, or worse, than another side, all of them
+    together; the loss comes last, which says least to a person."""
+    rows = _weighed(evaluation, other)
+    shown = holm([_p_value(row, other) for row in rows])
+    pairs = zip(rows, shown, strict=True)
+    found = [row for row, holds in pairs if holds and row.against[other].verdict == verdict]
     return sorted(found, key=lambda row: row.score.name == "loss")
+
+
+def _weighed(evaluation: Evaluation, other: str) -> list[ScoreRow]:
+    """Scores that have a better way and are neither another one said otherwise nor a part of it."""
+    rows = [row for row in evaluation.scores if row.score.better and other in row.against]
+    names = {row.score.name for row in rows}
+    return [row for row in rows if row.score.name not in SAME and not _wholes(row, names)]
+
+
+def _wholes(row: ScoreRow, names: Set[str]) -> Set[str]:
+    """Those of the names that the score is a part of."""
+    name = row.score.name
+    return names & {WHOLES.get(name, name), name.partition(".")[0]} - {name}
+
+
+def _p_value(row: ScoreRow, other: str) -> float:
+    """1 where the score by itself shows nothing, whatever the reason (too few rows)."""
+    found, ours, theirs = row.against[other], row.sides["tuned"], row.sides[other]
+    if found.verdict not in ("better", "worse"):
+        return 1.0
+    change = ours.value - theirs.value if found.difference is None else found.difference
+    if found.interval is not None:
+        return p_value(change, found.interval)
+    if ours.interval is None or theirs.interval is None:
+        return LEVEL
+    # Evaluations of before: it leaves zero out where the intervals of both sides do not meet.
+    low, high = ours.interval[0] - theirs.interval[1], ours.interval[1] - theirs.interval[0]
+    return p_value(change, (low, high))
+
+
+def _by_chance(evaluation: Evaluation) -> str:
+    """How many scores differ by themselves in the table, and with all others do not."""
+    rows = _weighed(evaluation, "base")
+    counts = []
+    for verdict in ("better", "worse"):
+        alone = sum(row.against["base"].verdict == verdict for row in rows)
+        if left := alone - len(_rows(evaluation, "base", verdict)):
+            counts.append(f"{left} {verdict}")
+    if not counts:
+        return ""
+    return (
+        f" By itself the table finds {' and '.join(counts)} besides: among {len(rows)} scores "
+        "chance may do that."
+    )
 
 
 def _reasons(
@@ -214,8 +265,8 @@ def _advice(evaluation: Evaluation) -> str:
     """The fewest rows that would show anything, where the evaluation knows."""
     wanted = [
         (row.against["base"].rows_to_show or 0, row.score.label)
-        for row in evaluation.scores
-        if row.score.better and "base" in row.against and row.against["base"].rows_to_show
+        for row in _weighed(evaluation, "base")
+        if row.against["base"].rows_to_show
     ]
     if not wanted:
         return "hold more rows out, or train longer"
