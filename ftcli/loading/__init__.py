@@ -21,6 +21,7 @@ from ftcli.loading.secrecy import secrets_of
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
 from ftcli.recipe.answer_format import with_paths
+from ftcli.recipe.faithfulness import with_banned_file
 from ftcli.templates import names_file
 
 # A recipe has about 2 kB; one with a chat template in it may have 50.
@@ -146,7 +147,10 @@ def resolved(loaded: Loaded) -> Recipe:
                 update={"train": fixed(recipe.data.train), **fixed_paths}
             ),
             "eval": recipe.eval.model_copy(
-                update={"format": with_paths(recipe.eval.format, fixed)}
+                update={
+                    "format": with_paths(recipe.eval.format, fixed),
+                    "faithfulness": with_banned_file(recipe.eval.faithfulness, fixed),
+                }
             ),
             "output": str(loaded.output),
         }

@@ -20,6 +20,7 @@ from ftcli.recipe.answer_format import (
 )
 from ftcli.recipe.data import Data, Replay
 from ftcli.recipe.evaluation import Evaluation, Generation
+from ftcli.recipe.faithfulness import Faithfulness
 from ftcli.recipe.method import (
     METHOD_CLASSES,
     Adapter,
@@ -42,6 +43,7 @@ __all__ = [
     "AnswerFormat",
     "Data",
     "Evaluation",
+    "Faithfulness",
     "FrozenKeys",
     "Full",
     "Generation",

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ftcli.recipe.answer_format import AnswerFormat
+from ftcli.recipe.faithfulness import Faithfulness
 from ftcli.recipe.section import (
     NO_BOOLEAN,
     CountFromZero,
@@ -37,3 +38,5 @@ class Evaluation(Section):
 
     format: AnswerFormat | None = None
     """Form every answer must have; its share is reported as `format_rate`."""
+    faithfulness: Faithfulness | None = None
+    """Compare answers with the facts in their prompts: what is invented, left out or banned."""

@@ -18,9 +18,11 @@ from ftcli.console import Reporter
 from ftcli.disk import sha256_file, write_json
 from ftcli.errors import Stopped
 from ftcli.locking import one_writer
+from ftcli.metrics.faithfulness import facts_of
 from ftcli.metrics.judging import Question
 from ftcli.metrics.likelihood import Scored
 from ftcli.prepared import Split
+from ftcli.recipe import Evaluation
 from ftcli.stages.evaluate.asked import SHOTS, Asked
 from ftcli.stages.evaluate.forgetting import forgotten
 from ftcli.stages.evaluate.judges import PERPLEXITY, Judges
@@ -82,7 +84,7 @@ def _evaluate(
     contract = contract_of(opened.loaded, opened.run, opened.prepared)
     sets = build_sets(opened, asked, rows, contract, reporter)
     done = _work(opened, asked, sets, reporter)
-    questions = [_question(row) for row in rows]
+    questions = [_question(row, opened.loaded.recipe.eval) for row in rows]
     sides = {}
     for name, found in done.items():
         with reporter.meter(f"{name}: scores", len(rows)) as meter:
@@ -126,9 +128,9 @@ def _work(
     return done
 
 
-def _question(row: Row) -> Question:
+def _question(row: Row, wanted: Evaluation) -> Question:
     prompt = next((turn.content for turn in reversed(row.prompt) if turn.role == "user"), "")
-    return Question(prompt, row.reference, prompt)
+    return Question(prompt, row.reference, facts_of(wanted.faithfulness, prompt))
 
 
 def _report(

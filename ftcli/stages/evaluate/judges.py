@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.metrics.answer import Answer
+from ftcli.metrics.faithfulness import faithfulness_files, faithfulness_judge
 from ftcli.metrics.format import format_files, format_judge
 from ftcli.metrics.judging import Finding, Judge, Judgement, Question, ScoreKind
 from ftcli.metrics.scores import Counts, gathered
@@ -44,6 +45,9 @@ class Judges:
             self.files += format_files(wanted.format, opened.loaded.base)
 
             self._judges.append(format_judge(wanted.format, opened.loaded.base))
+        if wanted.faithfulness is not None:
+            self.files += faithfulness_files(wanted.faithfulness, opened.loaded.base)
+            self._judges.append(faithfulness_judge(wanted.faithfulness, opened.loaded.base))
         self._judges.append(TextJudge())
         if asked.scores is not None:
             self._judges.append(custom_judge(asked.scores, {*self.kinds, *FIGURES}))

@@ -1,0 +1,51 @@
+"""Whether answers stay with the facts: nothing invented, how much is mentioned, nothing banned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ftcli.console import shown_path
+from ftcli.errors import DataError
+from ftcli.metrics.judging import Judge
+from ftcli.recipe.faithfulness import Faithfulness
+
+__all__ = ["facts_of", "faithfulness_files", "faithfulness_judge"]
+
+
+def faithfulness_judge(wanted: Faithfulness, base: Path) -> Judge:
+    """Look at answers as a recipe in the folder `base` asks for.
+
+    Raises DataError (`banned_claims`) for a list that cannot be read.
+    """
+    from ftcli.metrics.faithfulness.judge import FaithfulnessJudge
+
+    return FaithfulnessJudge(wanted, _phrases(wanted, base))
+
+
+def faithfulness_files(wanted: Faithfulness, base: Path) -> list[Path]:
+    """Files that the scores depend on besides the answers."""
+    return [base / wanted.banned] if isinstance(wanted.banned, str) else []
+
+
+def facts_of(wanted: Faithfulness | None, prompt: str) -> str:
+    """The facts in a prompt: what the recipe's expression finds, else the whole prompt."""
+    if wanted is None or wanted.facts is None:
+        return prompt
+    found = re.search(wanted.facts, prompt)
+    if found is None:
+        return prompt
+    return (found["facts"] if "facts" in found.re.groupindex else found[0]) or ""
+
+
+def _phrases(wanted: Faithfulness, base: Path) -> list[str]:
+    if not isinstance(wanted.banned, str):
+        return wanted.banned
+    file = base / wanted.banned
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        message = f"eval.faithfulness.banned: {why}; it holds one phrase a line"
+        raise DataError("banned_claims", message, file=shown_path(file)) from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -1,0 +1,80 @@
+"""The judge: what an answer claims, what of it is given, what it leaves out, what is banned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+from ftcli.metrics.faithfulness.banned import Banned
+from ftcli.metrics.faithfulness.claims import Claim, ClaimReader
+from ftcli.metrics.faithfulness.coverage import missing_from
+from ftcli.metrics.faithfulness.given import given
+from ftcli.metrics.faithfulness.support import Support
+from ftcli.metrics.faithfulness.text import Text
+from ftcli.metrics.judging import Finding, Judgement, Question, ScoreKind
+from ftcli.recipe.faithfulness import Faithfulness
+
+SCORES = {
+    "invents": ScoreKind("invents something", "share", "lower"),
+    "claims_supported": ScoreKind("claims the facts support", "share", "higher"),
+    "coverage": ScoreKind("facts mentioned", "share", "higher"),
+    "banned_claims": ScoreKind("makes a banned claim", "share", "lower"),
+}
+# Facts kept read: every row is judged once a side.
+READ_FACTS = 512
+
+
+class FaithfulnessJudge:
+    """Compares answers with their facts."""
+
+    def __init__(self, wanted: Faithfulness, banned: Sequence[str]) -> None:
+        self._reader = ClaimReader(wanted)
+        self._banned = Banned(banned) if banned else None
+        self._ignored = frozenset(key.lower() for key in wanted.ignore)
+        self._support = lru_cache(READ_FACTS)(self._read)
+
+    def _read(self, facts: str) -> Support:
+        return self._reader.support(given(facts))
+
+    @property
+    def kinds(self) -> Mapping[str, ScoreKind]:
+        """Every score; that of banned claims only where some are listed."""
+        no_list = {"banned_claims"} if self._banned is None else set()
+        return {name: kind for name, kind in SCORES.items() if name not in no_list}
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """Counts and findings of one answer.
+
+        `invents` and `banned_claims` count answers, `claims_supported` claims and `coverage` facts.
+        """
+        support = self._support(question.facts)
+        text = Text(answer)
+        claims = self._reader.claims(text, support)
+        invented = [claim for claim in claims if not claim.supported]
+        findings = [_finding(answer, claim) for claim in invented]
+        counts = {
+            "invents": (float(bool(invented)), 1.0),
+            "claims_supported": (float(len(claims) - len(invented)), float(len(claims))),
+        }
+        items = [item for item in support.facts.items if item.key.lower() not in self._ignored]
+        if items:
+            lacking = missing_from(text, items, self._reader.colours, self._reader.materials)
+            counts["coverage"] = (float(len(items) - len(lacking)), float(len(items)))
+            findings += [Finding("not mentioned", f"{item.key}: {item.value}") for item in lacking]
+        if self._banned is not None:
+            said = list(self._said(self._banned, text, support))
+            counts["banned_claims"] = (float(bool(said)), 1.0)
+            findings += said
+        return Judgement(counts, tuple(findings))
+
+    def _said(self, banned: Banned, text: Text, support: Support) -> Iterator[Finding]:
+        for claim in banned.claims(text, support.names.places(text)):
+            start, end = text.span(claim.first, claim.after)
+            yield Finding("banned claim", f"{claim.phrase!r} is on the list", start, end)
+
+
+def _finding(answer: str, claim: Claim) -> Finding:
+    words = " ".join(answer[claim.start : claim.end].split())
+    return Finding(
+        f"invented {claim.kind}", f"{words!r} is not in the facts", claim.start, claim.end
+    )

@@ -1,0 +1,69 @@
+"""`eval.faithfulness` through `ftcli eval`: scores with intervals, and findings kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.cli import run
+from tests.conftest import save_recipe, save_rows
+from tests.test_end_to_end import ask
+
+SCORES = ("invents", "claims_supported", "coverage", "banned_claims")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A finished run of the tiny model, in fp32."""
+    folder = tmp_path_factory.mktemp("faithful")
+    save_rows(folder)
+    training = {"max_steps": 2, "batch_size": 4, "precision": "fp32"}
+    recipe = save_recipe(folder, tiny_model, training=training)
+    (folder / "never.txt").write_text("waterproof\n")
+    assert run(["train", str(recipe)]) == 0
+    return folder / "runs" / "tiny"
+
+
+def rows_of(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    text = (folder / "eval" / report["answers"]).read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_answers_are_compared_with_the_facts_of_their_rows(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "held.jsonl"
+    prompt = "Write.\n\nProduct: Torkel Bag\nColours: olive\nPockets: 3"
+    answers = ["A Torkel bag in olive, three pockets.", "Black, waterproof, 20 litres."]
+    pairs = [{"prompt": prompt, "completion": answer} for answer in answers]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    flags = ("--data", data, "--no-forgetting")
+    ask(capsys, "eval", trained, *flags)
+    for file in (trained / "eval" / "work").glob("*.jsonl"):
+        kept = [json.loads(line) for line in file.read_text().splitlines()]
+        for answer in (each for line in kept for each in line.get("answers", ())):
+            answer[1] = answers[answer[0]]
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    wanted = {"facts": r"Product:(?s:.*)", "banned": str(trained.parents[1] / "never.txt")}
+    said = ask(capsys, "eval", trained, *flags, "--set", f"eval.faithfulness={json.dumps(wanted)}")
+    assert set(SCORES) <= set(said["scores"])
+    rows = rows_of(trained, said)
+    assert rows[0]["facts"] == prompt.removeprefix("Write.\n\n")
+    kinds = {each["kind"] for row in rows for each in row["sides"]["tuned"]["findings"]}
+    assert {"invented colour", "invented number", "banned claim", "not mentioned"} <= kinds
+    assert said["tuned"]["invents"] == said["tuned"]["banned_claims"] == 0.5
+    assert said["tuned"]["coverage"] == 0.5
+    assert said["tuned"]["claims_supported"] == pytest.approx(2 / 4)
+    assert said["scores"]["invents"]["better"] == "lower"
+    assert len(said["tuned"]["coverage_interval"]) == 2
+
+
+def test_a_list_that_is_not_there_is_named_before_anything_is_answered(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--set", "eval.faithfulness={banned: nowhere.txt}"]
+    assert run(["eval", str(trained), *flags]) == 1
+    assert "nowhere.txt" in capsys.readouterr().err
