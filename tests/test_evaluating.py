@@ -286,6 +286,7 @@ def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFix
     for flags, words in (
         (["--shots", "3"], "--shots needs --prompted"),
         (["--prompted", "told.txt", "--no-base"], "--no-base leaves it out"),
+        (["--general-text", "text.txt", "--no-forgetting"], "--no-forgetting leaves out"),
     ):
         assert run(["eval", str(fresh), *flags]) == 2
         assert words in capsys.readouterr().err
@@ -305,7 +306,8 @@ def test_what_a_person_reads(
     assert run(["eval", str(fresh), "--prompted", str(told), "--shots", "1"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].split() == ["8", "held-out", "rows", "base", "prompted", "tuned", "difference"]
+    assert lines[0].split()[:6] == ["8", "held-out", "rows", "base", "prompted", "tuned"]
+    assert "8 rows are too few for a verdict (10 at least)" in out
     assert lines[-1].startswith("all rows side by side: ")
     assert max(map(len, lines[:-1])) <= columns
     assert "what it forgot" in out and "general text, ppl" in out

@@ -68,6 +68,10 @@ def evaluate(
         raise UsageError("flag", "--shots needs --prompted FILE, the instruction")
     if prompted is not None and not base:
         raise UsageError("flag", "--prompted asks the base, and --no-base leaves it out; give one")
+    if not forgetting and (general_text is not None or general_instructions is not None):
+        raise UsageError(
+            "flag", "--no-forgetting leaves out what the other flag measures; give one"
+        )
     asked = Asked(
         data=data,
         limit=limit,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import result, say, shown_path, table, width
+from ftcli.metrics.scores import FEWEST_ROWS
 
 if TYPE_CHECKING:
     from ftcli.stages.evaluate import EvalResult
@@ -41,28 +42,37 @@ def show(found: EvalResult) -> None:
 
 
 def _scores(report: dict[str, Any], sides: Sequence[str]) -> None:
-    """As many intervals as the width has room for: all, the tuned model's, or none."""
-    heads, rows = _table(report, sides, sides)
-    for with_interval in (["tuned"], []):
-        if _wide(heads, rows) > width():
-            heads, rows = _table(report, sides, with_interval)
+    """As many intervals as the width has room for: all, those of the scores, the tuned model's."""
+    tried = [(sides, True), (sides, False), (["tuned"], False), ([], False)]
+    for with_interval, differing in tried:
+        heads, rows = _table(report, sides, with_interval, differing=differing)
+        if _wide(heads, rows) <= width():
+            break
     table(heads, rows)
+    if report["rows"] < FEWEST_ROWS:
+        result(
+            f"{report['rows']} rows are too few for a verdict ({FEWEST_ROWS} at least), and their "
+            "intervals say little"
+        )
 
 
 def _table(
-    report: dict[str, Any], sides: Sequence[str], with_interval: Sequence[str]
+    report: dict[str, Any],
+    sides: Sequence[str],
+    with_interval: Sequence[str],
+    *,
+    differing: bool,
 ) -> tuple[list[str], list[list[str]]]:
     compared = report["differences"].get("tuned_vs_base")
     rows = []
     for name, kind in report["scores"].items():
-        cells = [
-            _score(report[side], name, kind["unit"], interval=side in with_interval)
-            for side in sides
-        ]
-        rows.append([kind["label"], *cells, *([_word(compared.get(name))] if compared else [])])
+        unit = kind["unit"]
+        cells = [_score(report[side], name, unit, interval=side in with_interval) for side in sides]
+        words = [_word(compared.get(name), unit, differing=differing)] if compared else []
+        rows.append([kind["label"], *cells, *words])
     rows += _calls(report, sides, columns=len(sides) + 1 + bool(compared))
     heads = [f"{report['rows']} held-out rows", *sides]
-    return [*heads, "difference"] if compared else heads, rows
+    return [*heads, "tuned – base" if differing else "difference"] if compared else heads, rows
 
 
 def _wide(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -81,13 +91,26 @@ def _score(scores: dict[str, Any], name: str, unit: str, *, interval: bool) -> s
     return f"{shown(scores[name])} ({low.removesuffix('%')}–{high.removesuffix('%')})"
 
 
-def _word(difference: dict[str, Any] | None) -> str:
+def _word(difference: dict[str, Any] | None, unit: str, *, differing: bool) -> str:
+    """`better`, and where there is room by how much: `better  +70 (+47 to +85) points`."""
     if difference is None:
         return ""
     if difference["same"]:
         return "the same"
     verdict: str = difference["verdict"]
-    return SHORT.get(verdict, verdict)
+    word = SHORT.get(verdict, verdict)
+    if not differing:
+        return word
+    value, low, high = (
+        _signed(each, unit) for each in (difference["difference"], *difference["interval"])
+    )
+    return f"{word}  {value} ({low} to {high}){' points' if unit == 'share' else ''}"
+
+
+def _signed(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{100 * value:+.0f}"
+    return f"{value:+,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
 
 
 def _calls(report: dict[str, Any], sides: Sequence[str], columns: int) -> list[list[str]]:

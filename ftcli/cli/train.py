@@ -74,6 +74,7 @@ def train(
             overrides or (),
             parent=from_run,
             reporter=reporter,
+            fresh=fresh,
             price_per_hour=price_per_hour,
         )
         if json:

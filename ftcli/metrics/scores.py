@@ -128,6 +128,7 @@ def _wanted(value: float, interval: Interval, rows: int) -> int | None:
     if not value or not half or not math.isfinite(half / value):
         return None
     wanted = math.ceil(rows * FOR_80_PERCENT * (half / value) ** 2)
+    wanted = max(wanted, FEWEST_ROWS)
     return wanted if rows < wanted <= MOST_ROWS_ADVISED else None
 
 

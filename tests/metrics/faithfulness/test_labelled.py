@@ -14,9 +14,10 @@ needs_rows = pytest.mark.skipif(
 
 
 def agreed(scores: Scores, least: float, least_missing: float | None = None) -> None:
-    for tally, least in ((scores.invented, least), (scores.missing, least_missing or least)):
-        assert tally.precision() >= least, "\n".join(figures(scores) + tally.shown)
-        assert tally.recall() >= least, "\n".join(figures(scores) + tally.shown)
+    wanted = ((scores.invented, least), (scores.missing, least_missing or least))
+    for tally, bound in wanted:
+        assert tally.precision() >= bound, "\n".join(figures(scores) + tally.shown)
+        assert tally.recall() >= bound, "\n".join(figures(scores) + tally.shown)
 
 
 @pytest.mark.parametrize("name", ["written", "more"])
