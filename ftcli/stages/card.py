@@ -16,9 +16,10 @@ from ftcli.artifacts import RunFolder
 from ftcli.disk import write_text
 from ftcli.secrets import masked
 from ftcli.stages.report.elsewhere import name_alone
-from ftcli.stages.report.evaluations import SIDE_NAMES, Evaluation, ScoreRow
+from ftcli.stages.report.evaluations import SIDE_NAMES, Evaluation
 from ftcli.stages.report.figures import ReportFigures, read_figures
 from ftcli.stages.report.origin import Pair
+from ftcli.stages.report.scored import ScoreRow
 
 # Scores of ours that the hub's list of metrics knows by another name.
 HUB_METRICS = {"rouge_l": "rouge", "chrf": "chrf", "exact_match": "exact_match"}
@@ -146,7 +147,14 @@ def _cells(row: ScoreRow, sides: tuple[str, ...], others: list[str]) -> Iterator
     for side in sides:
         yield row.sides[side].shown(row.score) if side in row.sides else ""
     for side in others:
-        yield row.against[side].words if side in row.against else ""
+        yield _against(row, side) if side in row.against else ""
+
+
+def _against(row: ScoreRow, side: str) -> str:
+    """`better: +95 (+80 to +99) points`."""
+    found = row.against[side]
+    figures = found.figures(row.score)
+    return f"{found.words}: {figures}" if figures else found.words
 
 
 def _forgetting(figures: ReportFigures) -> Iterator[str]:
@@ -179,7 +187,9 @@ def _data(figures: ReportFigures) -> Iterator[str]:
 def _use(figures: ReportFigures) -> Iterator[str]:
     yield from ("", "## Use", "", "```sh")
     yield 'ftcli generate . "a prompt like those it was trained on"'
-    yield from ("```", "", "To train it again, from the folder of the run's folder:", "", "```sh")
+    folder = _line(figures.runs_folder)
+    yield from ("```", "", f"To train it again, from the folder that holds `{folder}/`:")
+    yield from ("", "```sh")
     yield from (step.command for step in figures.commands[:2])
     yield "```"
 

@@ -44,11 +44,12 @@ def test_the_hub_reads_base_relation_and_scores(tmp_path: Path) -> None:
     assert by_type["loss"].metric_name == "loss"
     assert by_type["loss"].metric_value == TUNED["loss"][0]
     assert {(r.dataset_split, r.dataset_name) for r in results} == {
-        ("test", "60 held-out rows of the task")
+        ("test", "120 held-out rows of the task")
     }
     for words in (
         "**Ship it.** Better than the base",
-        "| in the format | 2% (0–9) | 97% (89–99) | better |",
+        "| in the format | 2% (0–9) | 97% (92–99) | better: +95 (+83 to +99) points |",
+        "| loss | 2.31 (2.25–2.38) | 0.88 (0.84–0.93) | better: −1.43 (−1.54 to −1.32) |",
         "| general text, perplexity | 14.2 | 14.5 | +2%: nothing shown to be forgotten |",
         "licence: that of the base and that of the data decide it",
     ):
@@ -67,7 +68,7 @@ def test_scores_on_other_rows_are_told_and_not_claimed_to_the_hub(tmp_path: Path
     run = save_run(tmp_path)
     save_evaluation(run, evaluation(data="other.jsonl"), None)
     assert "model-index" not in front_matter(run)
-    assert "60 rows of other.jsonl" in run.card.read_text(encoding="utf-8")
+    assert "120 rows of other.jsonl" in run.card.read_text(encoding="utf-8")
 
 
 def test_a_base_in_a_local_folder_is_no_hub_id(tmp_path: Path) -> None:
@@ -133,8 +134,8 @@ def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str)
     assert "cme" not in card and "a long way" not in card
     for words in (
         "`tiny`, tuned with ftcli",
-        "Measured on 60 rows of other.jsonl.",
-        "60 rows of other.jsonl, each score",
+        "Measured on 120 rows of other.jsonl.",
+        "120 rows of other.jsonl, each score",
         "`rows.jsonl`",
         "replayed, from general.jsonl",
         "train: rows.jsonl",
@@ -173,3 +174,16 @@ def test_strange_names_break_neither_yaml_nor_table(tmp_path: Path) -> None:
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert any(line.startswith("| a: b \\| &lt;script>") for line in table)
     assert "````yaml" in text
+
+
+def test_the_folder_to_train_again_from_is_named(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    card = write_card(run).read_text(encoding="utf-8")
+    told = card.partition("To train it again, ")[2]
+    assert told.startswith("from the folder that holds `runs/`:\n\n```sh\nftcli train runs/shop/")
+    spaced = save_run(tmp_path, name="of mine/my shop")
+    card = write_card(spaced).read_text(encoding="utf-8")
+    assert "the folder that holds `of mine/`:" in card
+    assert "ftcli train 'of mine/my shop'/recipe.yaml" in card
+    page = html.unescape(write_report(spaced).read_text(encoding="utf-8"))
+    assert "the folder that holds <code>of mine/</code>" in page

@@ -19,7 +19,7 @@ def test_the_command_writes_page_and_card_and_says_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = save_run(tmp_path)
-    save_evaluation(run, evaluation(), usual_lines(4))
+    save_evaluation(run, evaluation(), usual_lines(4) * 30)
     assert ftcli(["report", str(run.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["report"] == str(run.report) and Path(found["card"]) == run.card

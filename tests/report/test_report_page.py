@@ -18,6 +18,7 @@ from ftcli.stages.report import write_report
 from ftcli.stages.report.page import FOLDER
 from tests.reported import (
     BASE,
+    TUNED,
     answer,
     evaluation,
     hostile_run,
@@ -98,7 +99,7 @@ def whole(tmp_path: Path) -> RunFolder:
     differences = evaluation()["differences"]
     differences["tuned_vs_prompted"] = differences["tuned_vs_base"]
     prompted = side(BASE, prompt_tokens=812.0)
-    save_evaluation(run, evaluation(prompted=prompted, differences=differences), lines)
+    save_evaluation(run, evaluation(rows=40, prompted=prompted, differences=differences), lines)
     save_evaluation(run, evaluation(data="other.jsonl", rows=12), None, key="f" * 16)
     advice = {"sentences": ["372 rows are enough for a fixed format."]}
     (run.data / "advice.json").write_text(json.dumps(advice))
@@ -109,7 +110,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
     found = outline(whole)
     for words in (
         "Look before you ship it.",
-        "97% 89– to 99%",
+        "97% 92– to 99%",
         "base with a long prompt",
         "1 other evaluation of this run",
         "invented number",
@@ -328,3 +329,100 @@ def test_leaves_of_any_kind(tmp_path: Path) -> None:
     report["base"] |= {"chrf": 10**400, "loss": float("inf")}
     save_evaluation(run, report, [])
     outline(run)
+
+
+def test_intervals_that_look_like_certainty_are_not_shown(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    alike = evaluation(tuned=side(TUNED | {"chrf": (0.5, 0.5, 0.5)}))
+    alike["differences"]["tuned_vs_base"]["chrf"] |= {"difference": 0.0, "interval": [0.0, 0.0]}
+    save_evaluation(run, alike, None)
+    found = outline(run)
+    assert "0.50 (all rows alike)" in found.text and "±0.00 (all rows alike)" in found.text
+    assert "too few rows" not in found.text and "0.88 0.84– to 0.93" in found.text
+    save_evaluation(run, evaluation(rows=9), None)
+    found = outline(run)
+    assert "0.88 (too few rows)" in found.text and "−1.43 (too few rows)" in found.text
+    assert "97% 92– to 99%" in found.text  # Wilson's interval stays wide with few rows
+    counted = evaluation()
+    counted["differences"]["tuned_vs_base"]["chrf"]["rows"] = 4
+    save_evaluation(run, counted, None)
+    found = outline(run)
+    assert "0.50 (too few rows)" in found.text and "0.88 0.84– to 0.93" in found.text
+
+
+@pytest.mark.parametrize("left", [0, 7, None])
+def test_rows_that_are_gone_are_told_and_nothing_is_shipped(
+    tmp_path: Path, left: int | None
+) -> None:
+    run = save_run(tmp_path)
+    lines = usual_lines(4) * 30
+    kept = {"prompt": "p", "reference": "r", "file": "f.jsonl", "line": 3, "tuned": answer("t")}
+    save_evaluation(run, evaluation(samples=[kept]), lines)
+    assert "Ship it." in outline(run).text
+    save_evaluation(run, evaluation(samples=[kept]), lines[:left] if left else [])
+    file = run.evaluations / "answers" / "0123456789abcdef.jsonl"
+    if left is None:
+        file.unlink()
+    found = outline(run)
+    gone = f"eval/answers/0123456789abcdef.jsonl: {left or 0} of 120 rows are there"
+    assert "Not everything could be read" in found.text
+    assert found.text.count(gone) == 3  # reason, list of problems, answers
+    assert "Look before you ship it." in found.text
+    assert f"{gone}: what is wrong with the answers is not known" in found.text
+    assert "kept only its first answers" not in found.text
+
+
+def test_rows_without_the_tuned_answers_are_gone_too(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    save_evaluation(run, evaluation(rows=3), [*usual_lines(2), {"file": "f", "line": 3}])
+    assert "2 of 3 rows are there" in outline(run).text
+
+
+def test_figures_that_are_no_numbers_are_told(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    report = evaluation()
+    report["tuned"]["loss"] = "abc"
+    report["base"]["chrf_interval"] = [0.1]
+    save_evaluation(run, report, None)
+    found = outline(run)
+    what = "no figures, and left out: base.chrf_interval, tuned.loss"
+    assert f"eval/0123456789abcdef.json: {what}" in found.text
+    assert "eval/0123456789abcdef.json is damaged: not all of its figures" in found.text
+    report["differences"]["tuned_vs_base"] |= {"loss": 3, "perplexity": None}
+    save_evaluation(run, report, None)
+    assert "tuned.loss, differences.tuned_vs_base.loss and 1 more" in outline(run).text
+
+
+def test_no_way_is_said_of_scores_that_have_none(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    report = evaluation()
+    kinds = {"tested": {"label": "rows whose result tells", "unit": "share", "better": None}}
+    report["scores"] |= kinds | {"odd": {"label": "odd", "unit": "share", "better": "sideways"}}
+    for name in ("base", "tuned"):
+        report[name] |= {"tested": 0.9, "odd": 0.5}
+    save_evaluation(run, report, None)
+    found = outline(run)
+    assert "in the format higher is better" in found.text
+    assert "rows whose result tells 90%" in found.text and "odd 50%" in found.text
+
+
+def test_no_change_has_neither_sign(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    report = evaluation()
+    for words in ("+0%: nothing shown to be forgotten", "-0%: nothing shown to be forgotten"):
+        report["forgetting"]["text"]["words"] = words
+        report["differences"]["tuned_vs_base"]["format_rate"]["difference"] = -0.001
+        save_evaluation(run, report, None)
+        found = outline(run)
+        assert "±0%: nothing shown" in found.text and "±0 (" in found.text
+        assert not re.findall(r"[+−-]0%", found.text)
+
+
+def test_each_figure_of_memory_says_what_it_is(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    found = outline(run)
+    tiles = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", run.report.read_text(encoding="utf-8"))
+    assert ("peak of the whole process, libraries and loading included", "2.4 GB") in tiles
+    assert "in the steps, beyond what was held before the model" in found.text
+    card = save_run(tmp_path, name="card", memory={"device": "cuda"})
+    assert "most that tensors held on the card, loading included" in outline(card).text

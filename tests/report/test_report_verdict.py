@@ -9,10 +9,22 @@ from typing import Any
 import pytest
 
 from ftcli.artifacts import RunFolder
+from ftcli.metrics.intervals import share_interval
+from ftcli.stages.report import read_figures
 from ftcli.stages.report.evaluations import Evaluation, evaluations_in
 from ftcli.stages.report.plain import Reading
 from ftcli.stages.report.verdict import FaultShare, Verdict, verdict_of
-from tests.reported import BASE, FORGETTING, TUNED, evaluation, save_evaluation, side, verdicts
+from tests.reported import (
+    BASE,
+    FORGETTING,
+    TUNED,
+    evaluation,
+    save_evaluation,
+    save_run,
+    side,
+    usual_lines,
+    verdicts,
+)
 
 
 def read(folder: Path, report: dict[str, Any]) -> Evaluation:
@@ -30,7 +42,7 @@ def test_better_and_nothing_lost_is_shipped(tmp_path: Path) -> None:
     assert (found.kind, found.headline, found.reasons) == ("ship", "Ship it.", ())
     assert found.words == (
         "Better than the base in “in the format” (2% → 97%), “nothing invented” (40% → 93%), "
-        "“stops by itself” (35% → 100%) and 2 more; nothing shown to be forgotten. Measured on 60 "
+        "“stops by itself” (35% → 100%) and 2 more; nothing shown to be forgotten. Measured on 120 "
         "held-out rows (test)."
     )
 
@@ -80,6 +92,20 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "stops": (
         {"tuned": side(TUNED | {"stop_rate": (0.9, 0.8, 0.96)})},
         "stops by itself: only 90%",
+    ),
+    "stops, of few rows": (
+        {"rows": 20, "tuned": side(TUNED | {"stop_rate": (1.0, *share_interval(20, 20))})},
+        "stops by itself: 100% (84–100), where 95% is the least to ship with: too few rows to say "
+        "(20): take more (about 73)",
+    ),
+    "format, of few rows": (
+        {"rows": 60, "tuned": side(TUNED | {"format_rate": (58 / 60, *share_interval(58, 60))})},
+        "in the format: 97% (89–99), where 90% is the least to ship with: too few rows to say "
+        "(60): take more (about 78)",
+    ),
+    "no interval": (
+        {"tuned": side(TUNED) | {"format_rate_interval": None}},
+        "in the format: 97% without its interval, which shows nothing",
     ),
     "forgotten": (
         {"forgetting": lost(change=0.23)},
@@ -181,7 +207,7 @@ def test_parts_of_a_form_are_told_in_the_table_alone(tmp_path: Path) -> None:
     parts |= dict.fromkeys(("json_valid", "sql_runs", "length_kept"), (-0.3, 0.05))
     whole = dict.fromkeys(("field_f1", "format_rate", "execution_match"), (0.3, 0.05))
     report = of_scores(whole | parts)
-    report["tuned"]["format_rate"] = 0.95
+    report["tuned"] |= side(dict.fromkeys(whole, (0.99, 0.95, 1.0)))
     found = verdict_of("finished", "runs/shop", read(tmp_path, report))
     assert found.kind == "ship" and not found.reasons
     assert [name for name in parts if name in found.words] == []
@@ -238,3 +264,136 @@ def test_evaluations_of_before_are_judged_by_intervals_that_do_not_meet(tmp_path
     assert verdict_of("finished", "runs/shop", found).kind == "ship"
     swapped = read(tmp_path, evaluation(base=side(near), tuned=side(base), **old))
     assert verdict_of("finished", "runs/shop", swapped).kind == "worse"
+    few = read(tmp_path, evaluation(rows=8, base=side(base), tuned=side(near), **old))
+    word = {row.score.name: row.against["base"].verdict for row in few.scores}
+    assert word["loss"] == "no difference shown", "8 losses resampled look surer than they are"
+    assert word["format_rate"] == "better"
+
+
+RIGHT = {
+    "execution_match": "same result",
+    "sql_match": "spelt as the reference",
+    "field_f1": "field F1",
+    "field_accuracy": "fields right",
+    "claims_supported": "claims the facts support",
+}
+
+
+def rightly(tuned: dict[str, tuple[float, float, float]], **changes: Any) -> dict[str, Any]:
+    """An evaluation with scores of whether answers are right, all far better than the base's."""
+    kinds = {n: {"label": RIGHT[n], "unit": "share", "better": "higher"} for n in tuned}
+    base = dict.fromkeys(tuned, (0.0, 0.0, 0.03))
+    told = {"difference": 0.2, "interval": [0.1, 0.3], "verdict": "better", "words": "better"}
+    differences = verdicts()
+    differences["tuned_vs_base"] |= {name: dict(told) for name in tuned}
+    parts = {
+        "base": side(BASE | base),
+        "tuned": side(TUNED | tuned),
+        "scores": evaluation()["scores"] | kinds,
+        "differences": differences,
+    }
+    return evaluation(**{**parts, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("execution_match", "have the same result"),
+        ("sql_match", "are spelt as the reference"),
+        ("field_f1", "by field F1 against the reference"),
+        ("field_accuracy", "of the fields are right"),
+        ("claims_supported", "of the claims are supported by the facts"),
+    ],
+)
+def test_a_model_that_is_mostly_wrong_is_not_shipped(tmp_path: Path, name: str, words: str) -> None:
+    """However much better than its base it is."""
+    wrong = read(tmp_path, rightly({name: (0.25, 0.11, 0.47)}))
+    found = verdict_of("finished", "runs/shop", wrong)
+    assert (found.kind, found.headline) == ("look", "Look before you ship it.")
+    assert found.words.startswith(f"Only 25% (11–47) {words}. Better than the base in ")
+    assert found.reasons == (
+        f"{RIGHT[name]}: only 25% (11–47), where 80% is the least to ship with",
+    )
+    right = read(tmp_path, rightly({name: (0.9, 0.83, 0.94)}))
+    found = verdict_of("finished", "runs/shop", right)
+    assert (found.kind, found.reasons) == ("ship", ())
+    assert found.words.startswith(f"90% (83–94) {words}. Better than the base in ")
+    few = read(tmp_path, rightly({name: (0.9, 0.7, 0.97)}, rows=20))
+    found = verdict_of("finished", "runs/shop", few)
+    assert found.kind == "look" and "too few rows to say (20): take more" in found.reasons[0]
+
+
+def test_of_several_scores_of_the_answers_the_surest_counts(tmp_path: Path) -> None:
+    good, bad = (0.9, 0.83, 0.94), (0.25, 0.11, 0.47)
+    report = rightly({"sql_match": bad, "execution_match": good})
+    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
+    assert found.kind == "ship" and found.words.startswith("90% (83–94) have the same result. ")
+    report = rightly({"field_f1": good, "field_accuracy": good, "claims_supported": bad})
+    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
+    assert found.kind == "look" and len(found.reasons) == 1
+    assert found.words.startswith(
+        "90% (83–94) by field F1 against the reference, only 25% (11–47) of the claims are "
+        "supported by the facts. "
+    )
+
+
+def test_a_score_of_the_users_own_is_no_limit(tmp_path: Path) -> None:
+    report = of_scores({"names_the_product": (-0.3, 0.01), "other": (0.3, 0.01)})
+    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
+    assert [each for each in found.reasons if "the least" in each] == []
+
+
+def test_claims_that_all_have_support_in_few_rows_show_little(tmp_path: Path) -> None:
+    """Resampling rows that are all alike gives an interval of no width."""
+    for rows, kind in ((12, "look"), (120, "ship")):
+        report = rightly({"claims_supported": (1.0, 1.0, 1.0)}, rows=rows)
+        found = verdict_of("finished", "runs/shop", read(tmp_path, report))
+        assert found.kind == kind
+        assert found.words.startswith("100% (all rows alike) of the claims are supported")
+
+
+def test_how_often_it_is_right_is_said_in_every_verdict(tmp_path: Path) -> None:
+    bad = {"execution_match": (0.25, 0.11, 0.47)}
+    for kind, changes in (
+        ("worse", {"differences": verdicts(all="worse")}),
+        ("not shown", {"differences": verdicts(all="no difference shown")}),
+        ("not compared", {"base": None, "differences": {}}),
+    ):
+        found = verdict_of("finished", "runs/shop", read(tmp_path, rightly(bad, **changes)))
+        assert found.kind == kind
+        assert found.words.startswith("Only 25% (11–47) have the same result. ")
+
+
+def test_perplexity_has_no_verdict_of_its_own(tmp_path: Path) -> None:
+    """Where an evaluation compares, it is told by the loss; its intervals are not looked at."""
+    for word in ("no difference shown", "better", "worse"):
+        differences = verdicts(loss=word)
+        del differences["tuned_vs_base"]["perplexity"]
+        row = read(tmp_path, evaluation(differences=differences)).row("perplexity")
+        assert row is not None
+        found = row.against["base"]
+        assert (found.verdict, found.words) == (word, f"{word}, as the loss")
+        assert found.difference is None
+    del differences["tuned_vs_base"]["loss"]
+    found_rows = read(tmp_path, evaluation(differences=differences))
+    for name in ("perplexity", "loss"):
+        row = found_rows.row(name)
+        assert row is not None and row.against == {}
+
+
+def test_equal_scores_count_once(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    report = of_scores({"form": (0.3, 0.05), "query": (0.3, 0.05), "other": (0.3, 0.05)})
+    lines = usual_lines(12)
+    for number, line in enumerate(lines):
+        for name, each in line["sides"].items():
+            hit = [float(name == "tuned"), 1.0]
+            other = [float(number % 2), 1.0]
+            each["counts"] = {"form": hit, "query": hit, "other": other}
+    save_evaluation(run, report | {"rows": 12}, lines)
+    words = read_figures(run).verdict.words
+    assert "“form” (50% → 80%)" in words and "“other” (50% → 80%)" in words
+    assert "“query”" not in words
+    lines[5]["sides"]["base"]["counts"]["query"] = [1.0, 1.0]
+    save_evaluation(run, report | {"rows": 12}, lines)
+    assert "“query” (50% → 80%)" in read_figures(run).verdict.words

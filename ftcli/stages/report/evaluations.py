@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from ftcli.stages.report.plain import Plain, Reading, count, items, mapping, number, pair, text
+from ftcli.stages.report.scored import (
+    EARLIER,
+    Difference,
+    Measured,
+    Score,
+    ScoreRow,
+    no_certainty,
+)
 
 Side = Literal["base", "prompted", "tuned"]
 SIDES: tuple[Side, ...] = ("base", "prompted", "tuned")
@@ -18,107 +27,9 @@ SIDE_NAMES: Mapping[str, str] = {
     "tuned": "tuned",
 }
 HELD_OUT = ("test", "validation")
-
-
-@dataclass(frozen=True)
-class Score:
-    """What is measured, how it is shown, and which way is better (none: neither)."""
-
-    name: str
-    label: str
-    is_share: bool
-    better: str | None
-
-    def shown(self, value: float) -> str:
-        """`97%`, `0.88`, `72.0`, `812`."""
-        if self.is_share:
-            return f"{value:.0%}"
-        decimals = 2 if abs(value) < 10 else int(abs(value) < 100)
-        return f"{value:,.{decimals}f}"
-
-    def reach(self, ends: tuple[float, float]) -> tuple[str, str]:
-        """Both ends of an interval, the unit at the second alone."""
-        return self.shown(ends[0]).removesuffix("%"), self.shown(ends[1])
-
-    def signed(self, value: float) -> str:
-        """A difference in points of a share, or as it is: `+95`, `−1.58`."""
-        shown = f"{100 * value:+.0f}" if self.is_share else f"{'+' if value > 0 else ''}{value:.2f}"
-        return shown.replace("-", "−")
-
-
-# Score → what evaluations of before their JSON named its scores have called it.
-EARLIER = {
-    "loss": Score("loss", "loss", False, "lower"),
-    "perplexity": Score("perplexity", "perplexity", False, "lower"),
-    "format_rate": Score("format_rate", "in the format", True, "higher"),
-    "stop_rate": Score("stop_rate", "stops by itself", True, "higher"),
-    "rouge_l": Score("rouge_l", "ROUGE-L", False, "higher"),
-    "chrf": Score("chrf", "chrF", False, "higher"),
-    "exact_match": Score("exact_match", "exact match", True, "higher"),
-}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A score of one side with its 95% interval."""
-
-    value: float
-    interval: tuple[float, float] | None
-
-    def shown(self, score: Score) -> str:
-        """`97% (89–99)`."""
-        if self.interval is None:
-            return score.shown(self.value)
-        low, high = score.reach(self.interval)
-        return f"{score.shown(self.value)} ({low}–{high.removesuffix('%')})"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Tuned against another side."""
-
-    verdict: str
-    """`better`, `worse`, `no difference shown`, `changed`, `no change shown`."""
-    words: str
-    difference: float | None = None
-    interval: tuple[float, float] | None = None
-    """Paired, 95%."""
-    rows_to_show: int | None = None
-    """About how many rows would show a difference of this size."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a side's interval stands on a line from 0 to 1."""
-
-    side: str
-    low: float
-    value: float
-    high: float
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """One score of every side, and what the differences come to."""
-
-    score: Score
-    sides: Mapping[str, Measured]
-    against: Mapping[str, Difference]
-    """Side → tuned against it."""
-
-    def track(self) -> list[Place]:
-        """Where each side and its interval stand between the least and the greatest figure shown;
-        shares stand between 0 and 1."""
-        reaches = {side: m.interval or (m.value, m.value) for side, m in self.sides.items()}
-        least = min((low for low, _ in reaches.values()), default=0.0)
-        most = max((high for _, high in reaches.values()), default=1.0)
-        if self.score.is_share:
-            least, most = min(0.0, least), max(1.0, most)
-        width = (most - least) or 1.0
-        return [
-            Place(side, *((end - least) / width for end in (low, self.sides[side].value, high)))
-            for side, (low, high) in reaches.items()
-        ]
+DAMAGE_SHOWN = 3
+# A change in words that rounds to nothing has no sign.
+NOTHING = re.compile(r"^[+-]0%")
 
 
 @dataclass(frozen=True)
@@ -169,6 +80,14 @@ class Evaluation:
     """What the long prompt was made of; empty where none was asked."""
     samples: tuple[Plain, ...]
     """The first rows, in evaluations that kept no more."""
+    kept_answers: bool = False
+    """Whether it has left a file of all its rows."""
+    damage: tuple[str, ...] = ()
+    """Figures that are no numbers, as `tuned.loss`."""
+    twins: Mapping[str, str] = field(default_factory=dict)
+    """Score → an earlier one that is equal in every row, as far as the rows tell."""
+    missing: str = ""
+    """What is gone of the file of its rows; empty: nothing."""
 
     @property
     def held_out(self) -> bool:
@@ -205,8 +124,17 @@ def evaluations_in(folder: Path, reading: Reading) -> tuple[Evaluation, ...]:
     reports = {file: reading.object_in(file) for file in sorted(folder.glob("*.json"))}
     newest = sorted(reports, key=lambda file: _moment(file, reports[file]), reverse=True)
     found = [_evaluation(file.stem, reports[file]) for file in newest]
+    for file, evaluation in zip(newest, found, strict=True):
+        if evaluation.damage:
+            reading.note(file, f"no figures, and left out: {_few(evaluation.damage)}")
     whole = [evaluation for evaluation in found if "tuned" in evaluation.sides]
     return tuple(sorted(whole, key=_says, reverse=True))
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:DAMAGE_SHOWN])
+    more = len(names) - DAMAGE_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _says(found: Evaluation) -> tuple[bool, bool, int, bool]:
@@ -224,18 +152,37 @@ def _moment(file: Path, report: Plain) -> float:
 
 def _evaluation(key: str, report: Plain) -> Evaluation:
     sides = tuple(side for side in SIDES if mapping(report.get(side)))
+    scores = _scores(report)
     return Evaluation(
         key=key,
         rows=count(report.get("rows")),
         data=text(report.get("data")),
         chose_checkpoint=report.get("rows_chose_checkpoint") is True,
         sides=sides,
-        scores=tuple(_score_rows(report, sides)),
+        scores=tuple(_score_rows(report, scores, sides)),
         forgotten=tuple(_forgotten(mapping(report.get("forgetting")))),
         speeds=tuple(_speed(side, mapping(report[side])) for side in sides),
         prompt_words=_prompt_words(report) if "prompted" in sides else "",
         samples=tuple(each for each in items(report.get("samples")) if mapping(each)),
+        kept_answers=bool(text(report.get("answers"))),
+        damage=tuple(_damage(report, scores, sides)),
     )
+
+
+def _damage(report: Plain, scores: Sequence[Score], sides: Sequence[str]) -> Iterator[str]:
+    """Figures that are there and are none."""
+    differences = mapping(report.get("differences"))
+    for score in scores:
+        for side in sides:
+            measured = report[side]
+            if score.name in measured and number(measured[score.name]) is None:
+                yield f"{side}.{score.name}"
+            name = f"{score.name}_interval"
+            if name in measured and pair(measured[name]) is None:
+                yield f"{side}.{name}"
+        for against, compared in differences.items():
+            if score.name in mapping(compared) and not mapping(compared[score.name]):
+                yield f"differences.{against}.{score.name}"
 
 
 def _prompt_words(report: Plain) -> str:
@@ -245,23 +192,37 @@ def _prompt_words(report: Plain) -> str:
     return f"The long prompt: the instruction of {instruction} and {examples}."
 
 
-def _score_rows(report: Plain, sides: Sequence[str]) -> list[ScoreRow]:
+def _score_rows(report: Plain, scores: Sequence[Score], sides: Sequence[str]) -> list[ScoreRow]:
     rows = []
     differences = mapping(report.get("differences"))
-    for score in _scores(report):
+    for score in scores:
+        counted = _counted(report, score)
         measured = {}
         for side in sides:
             value = number(report[side].get(score.name))
             if value is not None:
-                measured[side] = Measured(value, pair(report[side].get(f"{score.name}_interval")))
-        against = {
-            other: _difference(differences, other, score, measured)
-            for other in measured
-            if other != "tuned" and "tuned" in measured
-        }
+                interval = pair(report[side].get(f"{score.name}_interval"))
+                instead = no_certainty(score, interval, counted)
+                measured[side] = Measured(value, interval, instead)
+        against = {}
+        for other in measured:
+            if other != "tuned" and "tuned" in measured:
+                found = _difference(differences, other, score, measured)
+                if found is not None:
+                    instead = no_certainty(score, found.interval, counted)
+                    against[other] = replace(found, instead=instead)
         if measured:
-            rows.append(ScoreRow(score, measured, against))
+            rows.append(ScoreRow(score, measured, against, counted))
     return rows
+
+
+def _counted(report: Plain, score: Score) -> int:
+    """Rows that count for a score: those of its differences, which may be fewer than all."""
+    known = [
+        count(mapping(mapping(compared).get(score.name)).get("rows"))
+        for compared in mapping(report.get("differences")).values()
+    ]
+    return max(known, default=0) or count(report.get("rows"))
 
 
 def _scores(report: Plain) -> list[Score]:
@@ -271,26 +232,34 @@ def _scores(report: Plain) -> list[Score]:
     found = []
     for name, kind in named.items():
         plain = mapping(kind)
-        better = text(plain.get("better")) or None
+        way = text(plain.get("better"))
         label = text(plain.get("label")) or name
+        better = way if way in ("higher", "lower") else None
         found.append(Score(name, label, plain.get("unit") == "share", better))
     return found
 
 
 def _difference(
     differences: Plain, other: str, score: Score, measured: Mapping[str, Measured]
-) -> Difference:
-    plain = mapping(mapping(differences.get(f"tuned_vs_{other}")).get(score.name))
-    if not plain:
+) -> Difference | None:
+    """None where the evaluation, which compares, has not compared this score."""
+    compared = differences.get(f"tuned_vs_{other}")
+    if not isinstance(compared, dict):
         return _by_intervals(score, measured[other], measured["tuned"])
+    plain = mapping(compared.get(score.name))
     verdict = text(plain.get("verdict"))
-    return Difference(
-        verdict,
-        text(plain.get("words")) or verdict,
-        number(plain.get("difference")),
-        pair(plain.get("interval")),
-        count(plain.get("rows_to_show")) or None,
-    )
+    if plain:
+        return Difference(
+            verdict,
+            text(plain.get("words")) or verdict,
+            number(plain.get("difference")),
+            pair(plain.get("interval")),
+            count(plain.get("rows_to_show")) or None,
+        )
+    told = text(mapping(compared.get("loss")).get("verdict"))
+    if score.name != "perplexity" or not told:
+        return None
+    return Difference(told, f"{told}, as the loss")
 
 
 def _by_intervals(score: Score, other: Measured, tuned: Measured) -> Difference:
@@ -299,7 +268,8 @@ def _by_intervals(score: Score, other: Measured, tuned: Measured) -> Difference:
     This asks for more than a paired interval would (Schenker and Gentleman 2001).
     """
     verdict = "no difference shown" if score.better else "no change shown"
-    if other.interval is not None and tuned.interval is not None:
+    certain = not other.instead and not tuned.instead
+    if certain and other.interval is not None and tuned.interval is not None:
         rises = tuned.interval[0] > other.interval[1]
         if rises or tuned.interval[1] < other.interval[0]:
             gains = rises == (score.better == "higher")
@@ -341,7 +311,7 @@ def _forgotten(forgetting: Plain) -> list[Forgotten]:
                 f"{label}, {named}" if named else label,
                 score.shown(before),
                 score.shown(after),
-                text(plain.get("words")),
+                NOTHING.sub("±0%", text(plain.get("words"))),
                 lost,
                 change,
             )

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
@@ -85,6 +85,11 @@ class ReportFigures:
     problems: tuple[str, ...]
     """Files of the run that could not be read."""
 
+    @property
+    def runs_folder(self) -> str:
+        """The folder of runs, from the one that holds it."""
+        return shlex.split(self.run)[0].rpartition("/")[0]
+
 
 def read_figures(run: RunFolder) -> ReportFigures:
     """Read a run folder; raises FtcliError where run.json cannot be read."""
@@ -97,6 +102,8 @@ def read_figures(run: RunFolder) -> ReportFigures:
     evaluations = evaluations_in(run.evaluations, reading)
     main = evaluations[0] if evaluations else None
     samples = _samples(run, main, reading) if main is not None else None
+    if main is not None:
+        main = _completed(main, samples, reading, run)
     name = text(recipe.get("name")) or run.path.name
     command_name = shlex.quote(f"{run.path.parent.name}/{run.path.name}")
     state = text(manifest.get("state"))
@@ -204,6 +211,21 @@ def _samples(run: RunFolder, evaluation: Evaluation, reading: Reading) -> Sample
     shown = str(answers.relative_to(run.path))
     found = samples_of(evaluation, reading.lines_in(answers), shown)
     return found or first_samples(evaluation, f"eval/{evaluation.key}.json")
+
+
+def _completed(
+    evaluation: Evaluation, samples: Samples | None, reading: Reading, run: RunFolder
+) -> Evaluation:
+    """With what the file of its rows tells, and what of it is gone."""
+    there = samples is not None and samples.judged
+    whole = samples.whole if samples is not None and there else 0
+    twins = samples.twins if samples is not None and there else {}
+    if not evaluation.kept_answers or whole >= evaluation.rows:
+        return replace(evaluation, twins=twins)
+    file = run.evaluations / "answers" / f"{evaluation.key}.jsonl"
+    what = f"{whole:,} of {evaluation.rows:,} rows are there"
+    reading.note(file, what)
+    return replace(evaluation, missing=f"{file.relative_to(run.path)}: {what}")
 
 
 def _commands(run: str, recipe: Plain) -> tuple[Step, ...]:

@@ -9,8 +9,13 @@ from typing import Any
 from ftcli.console import duration, gigabytes, megabytes
 from ftcli.prepared import Prepared, Replayed, SplitCounts
 from ftcli.stages.report.plain import Plain, items, mapping, number, pair, text
+from ftcli.stages.report.scored import signed
 
 NO_INTERVAL = (1.0, 1.0)
+# Two figures that are not the same (`ftcli.engine.memory`): each says what it is.
+RESIDENT = "taken of the machine's memory in the steps, beyond what was held before the model"
+PROCESS_PEAK = "peak of the whole process, libraries and loading included"
+CARD_PEAK = "most that tensors held on the card, loading included"
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ def _pairs(estimate: Plain, record: Plain) -> list[MemoryPair]:
     wanted = [
         ("held by tensors", tensors[0], tensors[1], record.get("high_bytes"), "allocated_bytes"),
         ("held by the card's allocator", reserved, None, None, "reserved_bytes"),
-        ("taken of the machine's memory", reserved, None, None, "resident_bytes"),
+        (RESIDENT, reserved, None, None, "resident_bytes"),
     ]
     found = []
     for what, planned, low, high, measured_name in wanted:
@@ -216,7 +221,7 @@ def _memory_pair(
         planned=gigabytes(planned),
         interval=f"{low / 1e9:.1f}–{high / 1e9:.1f} GB",
         measured=gigabytes(measured),
-        verdict=f"{verdict} ({measured / planned - 1:+.0%})",
+        verdict=f"{verdict} ({signed(100 * (measured / planned - 1), 0)}%)",
         shares={name: size / most for name, size in shares.items()},
     )
 
@@ -231,6 +236,7 @@ def training_pairs(manifest: Plain) -> tuple[Pair, ...]:
     seconds, peak = number(result.get("seconds")), number(result.get("peak_memory_bytes"))
     speed, saved = number(result.get("tokens_per_second")), number(result.get("saved_bytes"))
     steps = number(result.get("steps"))
+    on_cpu = text(mapping(manifest.get("memory")).get("device")) != "cuda"
     found = [
         Pair("steps", f"{steps:,.0f}") if steps is not None else None,
         Pair("validation loss", losses(result)),
@@ -239,7 +245,7 @@ def training_pairs(manifest: Plain) -> tuple[Pair, ...]:
         else None,
         Pair("time", duration(seconds)) if seconds is not None else None,
         Pair("speed", f"{speed:,.0f} tokens/s") if speed else None,
-        Pair("peak memory of the process", gigabytes(peak)) if peak else None,
+        Pair(PROCESS_PEAK if on_cpu else CARD_PEAK, gigabytes(peak)) if peak else None,
         Pair("size of the weights", megabytes(saved)) if saved else None,
     ]
     return tuple(each for each in found if each is not None)

@@ -66,7 +66,7 @@ class Reading:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, RecursionError) as error:
-            self._note(file, f"cannot be read ({error})")
+            self.note(file, f"cannot be read ({error})")
             return {}
 
     def lines_in(self, file: Path) -> Iterator[Plain]:
@@ -83,9 +83,9 @@ class Reading:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._note(file, f"cannot be read ({error})")
+            self.note(file, f"cannot be read ({error})")
         if broken:
-            self._note(file, f"{broken} of its lines are no JSON objects and are left out")
+            self.note(file, f"{broken} of its lines are no JSON objects and are left out")
 
     def text_in(self, file: Path) -> str:
         """A whole text file; empty where it is not there."""
@@ -94,10 +94,11 @@ class Reading:
         except FileNotFoundError:
             return ""
         except OSError as error:
-            self._note(file, f"cannot be read ({error})")
+            self.note(file, f"cannot be read ({error})")
             return ""
 
-    def _note(self, file: Path, what: str) -> None:
+    def note(self, file: Path, what: str) -> None:
+        """Keep what is wrong with a file."""
         self.problems.append(f"{file.relative_to(self.folder)}: {what}")
 
 

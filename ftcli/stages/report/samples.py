@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ftcli.secrets import masker
-from ftcli.stages.report.evaluations import SIDES, Evaluation, Score
+from ftcli.stages.report.evaluations import SIDES, Evaluation
 from ftcli.stages.report.marks import Excerpt, Found, Shown, Tag, excerpt, findings_of, shown
 from ftcli.stages.report.plain import Plain, count, mapping, number, text
+from ftcli.stages.report.scored import Score
 from ftcli.stages.report.verdict import FaultShare
 
 # A browser on a telephone stays quick with so many rows, and a page of some MB can be sent.
@@ -102,6 +104,10 @@ class Samples:
     """Tuned answers that state something their facts do not, or that is forbidden."""
     judged: bool
     """Whether the file says what is wrong with them."""
+    whole: int
+    """Rows of the file that have something of the tuned model."""
+    twins: Mapping[str, str]
+    """Score → an earlier one that is equal in every row."""
 
     @property
     def faults(self) -> FaultShare | None:
@@ -172,9 +178,10 @@ def samples_of(
 ) -> Samples | None:
     """From a file of answers; none where it holds no row."""
     scores = [row.score for row in evaluation.scores]
-    gathering = _Gathering()
+    gathering, equal = _Gathering(), _Equal([score.name for score in scores])
     mask = masker()
     for line in lines:
+        equal.add(line)
         texts = {side: mask(text(answer.get("text"))) for side, answer in _sides(line)}
         asked = {name: mask(text(line.get(name))) for name in ("prompt", "reference", "facts")}
         gathering.add(_sample(gathering.total + 1, line, scores, texts | asked), texts)
@@ -191,7 +198,36 @@ def samples_of(
         total_failures=gathering.total_failures,
         at_fault=gathering.at_fault,
         judged=judged,
+        whole=equal.whole,
+        twins=equal.twins(),
     )
+
+
+class _Equal:
+    """Which scores are equal in every row, by digests of what each row adds to them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._digests = {name: hashlib.blake2b() for name in names}
+        self._seen: set[str] = set()
+        self.whole = 0
+
+    def add(self, line: Plain) -> None:
+        sides = mapping(line.get("sides"))
+        self.whole += bool(mapping(sides.get("tuned")))
+        counts = [mapping(mapping(sides.get(side)).get("counts")) for side in SIDES]
+        for name, digest in self._digests.items():
+            found = [each.get(name) for each in counts]
+            digest.update(repr(found).encode("utf-8", "replace"))
+            if any(each is not None for each in found):
+                self._seen.add(name)
+
+    def twins(self) -> dict[str, str]:
+        first: dict[bytes, str] = {}
+        found = {}
+        for name, digest in self._digests.items():
+            if name in self._seen and first.setdefault(digest.digest(), name) != name:
+                found[name] = first[digest.digest()]
+        return found
 
 
 def first_samples(evaluation: Evaluation, file: str) -> Samples | None:

@@ -10,12 +10,15 @@ The rules, the first that holds decides:
 6. else: ship it.
 
 Reasons to look: worse than the base in another score; the base with a long prompt is better in a
-score; better in loss alone though answers were scored; a share below what it should be (LEAST);
-answers that state what their facts do not (MOST_AT_FAULT); general ability shown to be lost
-(MOST_FORGOTTEN); rows that chose the checkpoint.
+score; better in loss alone though answers were scored; answers too often wrong, or a share below
+what it should be, by the lower end of its interval (`enough`); answers that state what their facts
+do not (MOST_AT_FAULT); general ability shown to be lost (MOST_FORGOTTEN); rows that chose the
+checkpoint; rows or figures that are gone. How often answers are right, where that was measured,
+stands before all else in the sentence.
 
 Scores without a better way (lengths) never count, perplexity is loss said otherwise, and a part of
-what another score is the whole of is told in the table alone (WHOLES). Of all that are left, those
+what another score is the whole of is told in the table alone (WHOLES), and so is a score that is
+equal to an earlier one in every row. Of all that are left, those
 are better or worse here that Holm's step-down shows at 5% together: each by itself at 95%, twelve
 scores that nothing has changed would give a verdict in four of ten evaluations.
 """
@@ -27,15 +30,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftcli.metrics.many import LEVEL, holm, p_value
-from ftcli.stages.report.evaluations import Evaluation, Forgotten, ScoreRow
+from ftcli.stages.report.enough import how_right, not_enough
+from ftcli.stages.report.evaluations import Evaluation, Forgotten
+from ftcli.stages.report.scored import ScoreRow
 
 Kind = Literal[
     "ship", "look", "not shown", "worse", "not compared", "not evaluated", "not finished"
 ]
 
-# Limits of our own, on what was seen: one answer in twenty that never ends, or one in ten that a
-# program cannot read or that states what nobody told it, is found by the first users.
-LEAST = {"stop_rate": 0.95, "format_rate": 0.90}
+# A limit of our own, on what was seen: one answer in ten that states what nobody told it is found
+# by the first users.
 MOST_AT_FAULT = 0.10
 # A general text one twentieth more perplexing is less than what quantising to 4 bits does.
 MOST_FORGOTTEN = 0.05
@@ -94,8 +98,8 @@ def verdict_of(
         return Verdict(
             "not compared",
             "Not compared with its base.",
-            f"Its own scores were measured on {evaluation.data_words}, those of the base were "
-            f"not: ftcli eval {name}",
+            f"{_lead(evaluation)}Its own scores were measured on {evaluation.data_words}, those of "
+            f"the base were not: ftcli eval {name}",
         )
     return _compared(evaluation, faults)
 
@@ -107,26 +111,32 @@ def _compared(evaluation: Evaluation, faults: FaultShare | None) -> Verdict:
         return Verdict(
             "worse",
             "Do not ship it.",
-            f"Worse than the base in {_listed(worse)}, shown to be better in none. Measured on "
-            f"{evaluation.data_words}.{_by_chance(evaluation)}",
+            f"{_lead(evaluation)}Worse than the base in {_listed(worse)}, shown to be better in "
+            f"none. Measured on {evaluation.data_words}.{_by_chance(evaluation)}",
         )
     if not better:
         return Verdict(
             "not shown",
             "Not shown to be better.",
-            f"No score is shown to be better or worse than the base's with {evaluation.data_words}"
-            f": {_advice(evaluation)}.{_by_chance(evaluation)}",
+            f"{_lead(evaluation)}No score is shown to be better or worse than the base's with "
+            f"{evaluation.data_words}: {_advice(evaluation)}.{_by_chance(evaluation)}",
         )
     reasons = tuple(_reasons(evaluation, better, worse, faults))
     measured = f"Measured on {evaluation.data_words}.{_by_chance(evaluation)}"
     gains = f"better than the base in {_listed(better)}"
     if reasons:
         but = f", but worse in {_listed(worse)}" if worse else ""
-        words = f"{_capital(gains)}{but}. {measured}"
+        words = f"{_lead(evaluation)}{_capital(gains)}{but}. {measured}"
         return Verdict("look", "Look before you ship it.", words, reasons)
     parts = [gains, *_stops(evaluation, better), _forgetting(evaluation)]
-    words = f"{_capital('; '.join(parts))}. {measured}"
+    words = f"{_lead(evaluation)}{_capital('; '.join(parts))}. {measured}"
     return Verdict("ship", "Ship it.", words)
+
+
+def _lead(evaluation: Evaluation) -> str:
+    """How often the answers are right, as a sentence; empty where nothing measured it."""
+    found = how_right(evaluation)
+    return f"{_capital(', '.join(found))}. " if found else ""
 
 
 def _rows(evaluation: Evaluation, other: str, verdict: str) -> list[ScoreRow]:
@@ -140,10 +150,16 @@ def _rows(evaluation: Evaluation, other: str, verdict: str) -> list[ScoreRow]:
 
 
 def _weighed(evaluation: Evaluation, other: str) -> list[ScoreRow]:
-    """Scores that have a better way and are neither another one said otherwise nor a part of it."""
+    """Scores that have a better way and are neither another one said otherwise nor a part of it;
+    of those that are equal in every row, the first."""
     rows = [row for row in evaluation.scores if row.score.better and other in row.against]
     names = {row.score.name for row in rows}
-    return [row for row in rows if row.score.name not in SAME and not _wholes(row, names)]
+    found: dict[str, ScoreRow] = {}
+    for row in rows:
+        name = row.score.name
+        if name not in SAME and not _wholes(row, names):
+            found.setdefault(evaluation.twins.get(name, name), row)
+    return list(found.values())
 
 
 def _wholes(row: ScoreRow, names: Set[str]) -> Set[str]:
@@ -189,6 +205,7 @@ def _reasons(
     worse: Sequence[ScoreRow],
     faults: FaultShare | None,
 ) -> Iterator[str]:
+    yield from not_enough(evaluation)
     if worse:
         yield f"worse than the base in {_listed(worse, most=len(worse))}"
     if prompted := _rows(evaluation, "prompted", "worse"):
@@ -199,7 +216,7 @@ def _reasons(
     answered = any(row.score.name not in ("loss", *SAME) for row in evaluation.scores)
     if answered and [row.score.name for row in better] == ["loss"]:
         yield "only its loss is shown to be better: no score of its answers is"
-    yield from _below(evaluation)
+    yield from _gone(evaluation)
     if faults is not None and faults.of and faults.answers / faults.of > MOST_AT_FAULT:
         yield (
             f"{faults.answers:,} of {faults.of:,} answers state something that their facts do not "
@@ -213,12 +230,11 @@ def _reasons(
         )
 
 
-def _below(evaluation: Evaluation) -> Iterator[str]:
-    for name, least in LEAST.items():
-        row = evaluation.row(name)
-        if row is not None and "tuned" in row.sides and row.sides["tuned"].value < least:
-            shown = row.sides["tuned"].shown(row.score)
-            yield f"{row.score.label}: only {shown}, where {least:.0%} is the least to ship with"
+def _gone(evaluation: Evaluation) -> Iterator[str]:
+    if evaluation.missing:
+        yield f"{evaluation.missing}: what is wrong with the answers is not known"
+    if evaluation.damage:
+        yield f"eval/{evaluation.key}.json is damaged: not all of its figures are numbers"
 
 
 def _matters(ability: Forgotten) -> bool:

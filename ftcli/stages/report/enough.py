@@ -1,0 +1,99 @@
+"""Good enough to ship: limits that a score's interval has to keep by its lower end.
+
+Better than the base is not yet good: a model may be far better and wrong three times of four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ftcli.metrics.intervals import share_interval
+from ftcli.stages.report.evaluations import Evaluation
+from ftcli.stages.report.scored import Measured, ScoreRow
+
+# Limits of our own: one answer in twenty that never ends, one in ten that a program cannot read,
+# or one in five that is wrong, is found by the first users.
+LEAST = {"stop_rate": 0.95, "format_rate": 0.90}
+LEAST_RIGHT = 0.80
+# Whether an answer is right, said behind its share. Of the scores of one line the first that was
+# measured counts. An exact match is none: a right answer may be worded otherwise.
+RIGHT = (
+    {
+        "execution_match": "have the same result",
+        "sql_match": "are spelt as the reference",
+        "field_f1": "by field F1 against the reference",
+        "field_accuracy": "of the fields are right",
+    },
+    {"claims_supported": "of the claims are supported by the facts"},
+)
+# More rows than this are no advice.
+MOST_ROWS_ADVISED = 100_000
+
+
+def how_right(evaluation: Evaluation) -> list[str]:
+    """`only 25% (11–47) have the same result`, for each score of whether answers are right."""
+    found = []
+    for row, words in _right(evaluation):
+        tuned = row.sides["tuned"]
+        only = "only " if tuned.value < LEAST_RIGHT else ""
+        found.append(f"{only}{tuned.shown(row.score)} {words}")
+    return found
+
+
+def not_enough(evaluation: Evaluation) -> Iterator[str]:
+    """A reason to look for each limit that is not kept, or not shown to be."""
+    rows = [(row, LEAST_RIGHT) for row, _ in _right(evaluation)]
+    for name, least in LEAST.items():
+        row = evaluation.row(name)
+        if row is not None and "tuned" in row.sides:
+            rows.append((row, least))
+    for row, least in rows:
+        if words := _lacks(row, least):
+            yield f"{row.score.label}: {words}"
+
+
+def _right(evaluation: Evaluation) -> Iterator[tuple[ScoreRow, str]]:
+    for names in RIGHT:
+        rows = ((evaluation.row(name), words) for name, words in names.items())
+        there = [(row, words) for row, words in rows if row is not None and "tuned" in row.sides]
+        yield from there[:1]
+
+
+def _lacks(row: ScoreRow, least: float) -> str:
+    tuned = row.sides["tuned"]
+    shown = tuned.shown(row.score)
+    if tuned.value < least:
+        return f"only {shown}, where {least:.0%} is the least to ship with"
+    low = _lower_end(tuned, row.rows)
+    if low is None:
+        return f"{shown} without its interval, which shows nothing"
+    if low >= least and tuned.instead != "too few rows":
+        return ""
+    wanted = _rows_wanted(row.rows, tuned.value, low, least)
+    more = f" (about {wanted:,})" if wanted is not None else ""
+    return (
+        f"{shown}, where {least:.0%} is the least to ship with: too few rows to say "
+        f"({row.rows:,}): take more{more}"
+    )
+
+
+def _lower_end(measured: Measured, rows: int) -> float | None:
+    """Of the interval; where resampling saw rows that are all alike, of a share of those rows."""
+    if measured.interval is None or rows < 1:
+        return None
+    low, high = measured.interval
+    if low < high:
+        return low
+    return share_interval(round(min(max(measured.value, 0), 1) * rows), rows)[0]
+
+
+def _rows_wanted(rows: int, value: float, low: float, least: float) -> int | None:
+    """With how many rows the same share would keep the limit.
+
+    Wilson's lower end L of a share p of n rows solves (p - L)² n = z² L (1 - L).
+    """
+    if value <= least or not 0 < low < least:
+        return None
+    wanted = rows * least * (1 - least) / (value - least) ** 2 * (value - low) ** 2
+    wanted = -int(-wanted // (low * (1 - low)))
+    return wanted if rows < wanted <= MOST_ROWS_ADVISED else None
