@@ -40,13 +40,13 @@ def _perplexity(before: Done, after: Done, passages: Sequence[int]) -> dict[str,
     low, high = found.change_interval
     count = len(set(passages))
     if count < FEWEST_ROWS:
-        words = f"{found.change:+.0%}: {count} texts are too few to say"
+        words = f"{_percent(found.change)}: {count} texts are too few to say"
     elif low > 0:
-        words = f"{found.change:+.0%}: forgets"
+        words = f"{_percent(found.change)}: forgets"
     elif high < 0:
-        words = f"{found.change:+.0%}: better than before"
+        words = f"{_percent(found.change)}: better than before"
     else:
-        words = f"{found.change:+.0%}: nothing shown to be forgotten"
+        words = f"{_percent(found.change)}: nothing shown to be forgotten"
     return {
         "tokens": sum(before.scored.tokens),
         "before": found.before,
@@ -55,6 +55,11 @@ def _perplexity(before: Done, after: Done, passages: Sequence[int]) -> dict[str,
         "change_interval": [low, high],
         "words": words,
     }
+
+
+def _percent(change: float) -> str:
+    shown = f"{change:+.0%}"
+    return "±0%" if shown in ("+0%", "-0%") else shown
 
 
 def _by_passage(scored: Scored, passages: Sequence[int]) -> Scored:
