@@ -12,6 +12,7 @@ runs/<name>/
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -186,17 +187,18 @@ def unreadable_contract(file: Path, error: Exception) -> FtcliError:
 
 def find_run(path: Path) -> RunFolder | None:
     """The run folder at `path`, if it is one."""
-    return RunFolder(path.absolute()) if (path / "run.json").is_file() else None
+    return RunFolder(path.absolute()) if os.path.isfile(path / "run.json") else None
 
 
-def newest_finished(output: Path) -> RunFolder:
-    """The newest finished run among `output`, `output-2`, …; raises FtcliError."""
+def newest_finished(output: Path, command: str = "ftcli train") -> RunFolder:
+    """The newest finished run among `output`, `output-2`, …; raises FtcliError, which names the
+    command that makes one."""
     runs = runs_at(output)
     finished = [run for run in runs if run.state == "finished"]
     if finished:
         return finished[-1]
     state = f"its run is not finished ({runs[-1].state})" if runs else "it has not been trained"
-    raise FtcliError("run_missing", f"{output}: {state}; first: ftcli train")
+    raise FtcliError("run_missing", f"{output}: {state}; first: {command}")
 
 
 def numbered(output: Path) -> Iterator[Path]:

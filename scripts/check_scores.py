@@ -36,7 +36,7 @@ from check_text import Counted, text_counts
 # Both sides sum the same doubles, perhaps in another order.
 EXACT = 1e-9
 TOLERANCES = {"chrf": 1e-6}
-# Means of fewer rows get no verdict (docs/evaluation.md).
+# Fewer rows that count for both sides get no verdict (docs/evaluation.md).
 FEWEST_ROWS = 10
 OF_ANOTHER = "a score that is not computed here"
 NO_FORM = f"{OF_ANOTHER}; if it is one of a form, give --format"
@@ -266,7 +266,8 @@ def _difference_checks(
             interval = sample.interval
         yield _interval_check(shown, found.get("interval"), interval, sample)
         better = evaluation.report["scores"][name]["better"]
-        has_verdict = by_hits or len(kept) >= FEWEST_ROWS
+        counting = (sum(b > 0 for b in each) for each in (bottoms, other_bottoms))
+        has_verdict = min(counting) >= FEWEST_ROWS
         yield _verdict(shown, found, interval if has_verdict else None, better)
 
 

@@ -102,3 +102,30 @@ def test_a_manifest_whose_weights_are_no_object_is_named(tmp_path: Path) -> None
     with pytest.raises(FtcliError, match="put it back") as caught:
         require_unchanged_weights(run)
     assert caught.value.code == "run_broken" and caught.value.file == str(run.manifest)
+
+
+def test_neither_run_nor_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_json(RunFolder(tmp_path / "runs" / "shop").manifest, {"state": "finished"})
+    (tmp_path / "shop.yaml").write_text("")
+    said = "neither a run nor a recipe is there"
+    assert reason(Path("runs/nosuch")) == said
+    assert reason(Path("nowhere/nosuch")) == said
+    assert reason(Path("x" * 300)) == said
+    assert reason(Path("runs/shpo")) == f"{said}; did you mean shop?"
+    assert reason(Path("shpo.yaml")) == f"{said}; did you mean shop.yaml?"
+
+
+def test_the_command_that_makes_the_run_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.loading.shop import SHOP
+
+    monkeypatch.chdir(tmp_path)
+    Path("my shop.yaml").write_text(SHOP)
+    assert reason(Path("my shop.yaml")).endswith(
+        "it has not been trained; first: ftcli train 'my shop.yaml'"
+    )
+    with pytest.raises(FtcliError) as caught:
+        run_at(Path("my shop.yaml"), ["output=runs/b c"])
+    assert caught.value.message.endswith("ftcli train 'my shop.yaml' --set 'output=runs/b c'")

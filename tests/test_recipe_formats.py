@@ -66,7 +66,8 @@ def test_lengths_go_with_every_type(tmp_path: Path) -> None:
         (
             "type: json\nschema:\n  properties:\n    price:\n      type: strnig",
             11,
-            "eval.format.schema.properties.price.type: 'strnig' is not valid under any",
+            "eval.format.schema.properties.price.type: no type of JSON: strnig; did you mean "
+            "string? (there is string, number, integer, boolean, array, object, null)",
         ),
         (
             "type: json\nschema:\n  properties:\n    price:\n      type: null",

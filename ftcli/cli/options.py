@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def _price(value: float | None) -> float | None:
+    """Raises BadParameter for what no hour can cost."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"expected a price of 0 or more, found {value:g}")
+    return value
+
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Run = Annotated[
@@ -19,7 +28,9 @@ Overrides = Annotated[
 PricePerHour = Annotated[
     float | None,
     typer.Option(
-        metavar="P", min=0.0, help="Time the run and its calls here, and price them by the hour."
+        metavar="P",
+        callback=_price,
+        help="Time the run and its calls here, and price them by the hour.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]

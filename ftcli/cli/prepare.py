@@ -8,6 +8,7 @@ import typer
 
 from ftcli.cli import options
 from ftcli.console import Terminal, colours, result, result_json, wrapped
+from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
     from ftcli.stages.prepare import Piece
@@ -28,11 +29,11 @@ def prepare(
         ),
     ] = False,
     shots: Annotated[
-        int,
+        int | None,
         typer.Option(
-            metavar="K", min=1, help="Examples in the prompts of --probe and of a priced call."
+            metavar="K", min=1, help="Examples in the prompts of --probe and of a priced call (5)."
         ),
-    ] = 5,
+    ] = None,
     price_per_hour: options.PricePerHour = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -43,9 +44,15 @@ def prepare(
     Every row that is not used is counted, and named with file, line and reason. Ends with advice:
     is fine-tuning the right thing for these rows?
     """
-    from ftcli.stages.prepare import Wanted, advice_lines, prepare_recipe, summary
+    from ftcli.stages.prepare import SHOTS, Wanted, advice_lines, prepare_recipe, summary
 
-    wanted = Wanted(preview, probe, shots, price_per_hour)
+    if shots is not None and not probe and price_per_hour is None:
+        raise UsageError(
+            "flag",
+            "--shots says how many examples --probe and --price-per-hour put in a prompt; give one "
+            "of them too",
+        )
+    wanted = Wanted(preview, probe, SHOTS if shots is None else shots, price_per_hour)
     found = prepare_recipe(recipe, overrides or (), wanted, Terminal())
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})

@@ -71,6 +71,10 @@ class Windows(Sequence[list[int]]):
         """Rows of the order that the first `steps` steps train on."""
         return min(steps * self.batch_size, len(self.order))
 
+    def epochs_done(self, steps: int) -> float:
+        """Passes over the rows that the first `steps` steps come to."""
+        return self.rows_done(steps) / len(self._lengths)
+
 
 def micro_batches(window: Sequence[int], rows: int) -> list[list[int]]:
     """A step's rows cut into pieces of at most `rows`."""

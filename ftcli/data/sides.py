@@ -83,7 +83,7 @@ def find_sides(data: Data, base: Path, seed: int, reporter: Reporter) -> Sides:
         raise DataError(
             "leak",
             f"{reading.leaks} held-out rows have a prompt that is on another side too: "
-            f"{', '.join(reading.named)}; take them out, or set data.allow_leaks: true",
+            f"{', '.join(reading.named_leaks())}; take them out, or set data.allow_leaks: true",
         )
     splits = {found.source: found.split for found in reading.found}
     replay = None
@@ -124,7 +124,8 @@ class _Reading:
     progress: Progress
     found: list[_Found] = field(default_factory=list)
     leaks: int = 0
-    named: list[str] = field(default_factory=list)
+    named: list[tuple[Origin, Side, bytes]] = field(default_factory=list)
+    """The first leaks: row, the other side, digest of the prompt."""
     questions: dict[Source, bytearray] = field(default_factory=dict)
     """Question digests of each file's readable rows, where rows are replayed beside them."""
 
@@ -158,7 +159,19 @@ class _Reading:
         if side is not None:
             self.leaks += 1
             if len(self.named) < NAMED:
-                self.named.append(f"{origin} (in {side} too)")
+                self.named.append((origin, side, prompt))
+
+    def named_leaks(self) -> list[str]:
+        """The first leaks, each with the row that asks the same; reads the files once more."""
+        wanted = {prompt for _, _, prompt in self.named}
+        first: dict[bytes, Origin] = {}
+        for file in sources_of(self.data).values():
+            for item in read_examples(file, self.data, self.base):
+                if isinstance(item, Example) and (prompt := item.prompt_digest()) in wanted:
+                    first.setdefault(prompt, item.origin)
+                if len(first) == len(wanted):
+                    break
+        return [f"{origin} (in {side} too: {first[prompt]})" for origin, side, prompt in self.named]
 
 
 def _is_held_out(found: _Found, index: int) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import (
     MLflowCallback,
     TensorBoardCallback,
@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import (
     WandbCallback,
 )
 
+from ftcli.data.order import Windows
 from ftcli.errors import MachineError
 
 NAMES = {
@@ -23,11 +24,23 @@ NAMES = {
     MLflowCallback: "mlflow",
     TrackioCallback: "trackio",
 }
+# What Trainer adds at the end: of this sitting alone, and of operations that nobody counts.
+NOT_TOLD = {
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+    "total_flos",
+}
 
 
-def settle_trackers(callbacks: Iterable[TrainerCallback], logs: Path, step: int) -> None:
+def settle_trackers(
+    callbacks: Iterable[TrainerCallback], logs: Path, step: int, windows: Windows
+) -> None:
     """Before a sitting that begins behind `step`: TensorBoard's events go into `logs` itself, where
     a run that goes on takes back the steps that it does again.
+
+    Trackers are told the epochs by rows seen, since to Trainer the whole run is one epoch.
 
     TENSORBOARD_LOGGING_DIR goes before. Each tracker that cannot begin raises MachineError
     (`tracker`).
@@ -41,6 +54,24 @@ def settle_trackers(callbacks: Iterable[TrainerCallback], logs: Path, step: int)
             again = {"purge_step": step + 1} if step else {}
             callback._SummaryWriter = partial(callback._SummaryWriter, **again)
         callback.on_train_begin = _in_words(name, callback.on_train_begin)
+        callback.on_log = _as_it_is(windows, callback.on_log)
+
+
+def _as_it_is(windows: Windows, tell: Callable[..., Any]) -> Callable[..., Any]:
+    def on_log(
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **named: Any,
+    ) -> Any:
+        kept = {key: value for key, value in (logs or {}).items() if key not in NOT_TOLD}
+        if "epoch" in kept:
+            kept["epoch"] = windows.epochs_done(state.global_step)
+        if kept.keys() - {"epoch"}:
+            tell(args, state, control, logs=kept, **named)
+
+    return on_log
 
 
 def _in_words(name: str, begin: Callable[..., Any]) -> Callable[..., Any]:

@@ -78,7 +78,8 @@ def train(
         else:
             begin = _beginning(trainer, plan, course, start, memory, reporter)
             step = checkpoint.position.step if checkpoint is not None else 0
-            settle_trackers(trainer.callback_handler.callbacks, trainer.run.path / "logs", step)
+            trackers, logs = trainer.callback_handler.callbacks, trainer.run.path / "logs"
+            settle_trackers(trackers, logs, step, trainer.data.windows)
             for callback in (memory, Beginning(begin), course):
                 trainer.add_callback(callback)
             _run(trainer, checkpoint, stops)

@@ -21,6 +21,7 @@ from ftcli.loading.secrecy import secrets_of
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
 from ftcli.recipe.answer_format import with_paths
+from ftcli.recipe.evaluation import file_names
 from ftcli.recipe.faithfulness import with_banned_file
 from ftcli.templates import names_file
 
@@ -51,7 +52,7 @@ KEY_AT_FAULT = {
     "tracker": "training.report_to",
     "output_base": "output",
     "replay": "data.replay",
-    "hold": "training.hold",
+    "hold": "training.hold.strength",
 }
 
 
@@ -103,7 +104,8 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
-    A missing file raises FtcliError (exit code 1): the disk had to be looked at.
+    A missing file raises FtcliError (exit code 1): the disk had to be looked at. So does a file of
+    `eval` that `--set` names; it is looked for where the user stands, then beside the recipe.
     """
     found = Found(shown_path(path))
     values = compose(_read(path), found)
@@ -118,8 +120,38 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise RecipeError(in_order(found.problems)) from error
     if found.problems:
         raise RecipeError(in_order(found.problems))
+    recipe = _files_of_flags(recipe, path.absolute().parent, found)
     lines = {".".join(key): line for key, line in found.lines.items()}
     return Loaded(recipe, path, path.absolute().parent, tuple(overrides), lines)
+
+
+def _files_of_flags(recipe: Recipe, base: Path, found: Found) -> Recipe:
+    """The recipe with the files that `--set` names in `eval`, as seen from where the user stands.
+
+    `ftcli eval RUN` reads the recipe of the run folder, beside which no user's file lies.
+    """
+    here, of_flags = Path.cwd(), set()
+    for named in file_names(recipe.eval):
+        flag = found.flag_of(tuple(named.key.split(".")))
+        if flag is None:
+            continue
+        if (here / named.name).is_file():
+            of_flags.add(named.name)
+        elif not (base / named.name).is_file():
+            places = dict.fromkeys(str(folder) for folder in (here, base))
+            message = f"{named.key}: no such file; looked for in {' and in '.join(places)}"
+            raise DataError(named.code, message, file=flag)
+    if not of_flags:
+        return recipe
+
+    def seen_from_here(name: str) -> str:
+        return str(here / name) if name in of_flags else name
+
+    changed = {
+        "format": with_paths(recipe.eval.format, seen_from_here),
+        "faithfulness": with_banned_file(recipe.eval.faithfulness, seen_from_here),
+    }
+    return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changed)})
 
 
 def resolved(loaded: Loaded) -> Recipe:

@@ -72,12 +72,18 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
     values: int = 0
 
+    def flag_of(self, path: KeyPath) -> str | None:
+        """The `--set` that wrote this key, or a section that it stands in."""
+        flags = (self.overridden.get(path[:length]) for length in range(len(path), 0, -1))
+        return next((flag for flag in flags if flag is not None), None)
+
     def problem(self, path: KeyPath, message: str) -> Problem:
         """At the key that the message names, or `path`, or the flag or section that made it."""
         words = set(re.findall(r"\w+", message))
         written = [*self.overridden, *self.lines]
-        named = [key for key in written if key[:-1] == path and key[-1] in words]
         below = [key for key in self.overridden if path and key[: len(path)] == path]
+        beside = [*below, *(key for key in written if key[:-1] == path)]
+        named = [key for key in beside if key[-1] in words]
         above = [path[:length] for length in range(len(path) - 1, 0, -1)]
         for key in (*named, path, *below, *above):
             if key in self.overridden:

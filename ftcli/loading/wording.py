@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,7 +25,22 @@ def problems_of(error: ValidationError, values: dict[str, Any], found: Found) ->
             at.setdefault(_user_path(detail, values), []).append(detail)
     for path, details in at.items():
         if not any(other[: len(path)] == path and other != path for other in at):
-            yield found.problem(path, _message(details, path, values))
+            message, place = _message(details, path, values), path
+            if _is_item(path, values):
+                message, place = f"item {int(path[-1]) + 1}: {message}", path[:-1]
+            yield found.problem(place, message)
+
+
+def _is_item(path: KeyPath, values: object) -> bool:
+    """Whether the path ends at an item of a key's list; schemas have places of their own."""
+    if path[:3] == ("eval", "format", "schema"):
+        return False
+    here: Any = values
+    for part in path[:-1]:
+        here = here[int(part)] if isinstance(here, list) else here.get(part)
+        if not isinstance(here, dict | list):
+            return False
+    return isinstance(here, list) and path[-1].isdecimal()
 
 
 def _user_path(detail: ErrorDetails, values: object) -> KeyPath:
@@ -101,7 +116,42 @@ def _message(details: list[ErrorDetails], path: KeyPath, values: dict[str, Any])
     wanted = dict.fromkeys(_expected(detail) for detail in details)
     value = first["input"]
     hint = did_you_mean(value, _choices(details)) if isinstance(value, str) else ""
+    if (
+        not hint
+        and isinstance(value, str)
+        and any(detail["type"] == "list_type" for detail in details)
+    ):
+        hint = _as_list(value, path)
     return f"expected {' or '.join(wanted)}, found {as_yaml(value)}{hint}"
+
+
+def _as_list(value: str, path: KeyPath) -> str:
+    """How one writes a list, and of what, where only some words may stand in it."""
+    names = _names(_annotation(path))
+    if not names or value in names:
+        return f"; write it in brackets: [{as_yaml(value)}]"
+    near = did_you_mean(value, names)
+    return f"{near} (a list is written in brackets: [{', '.join(names)}])"
+
+
+def _names(annotation: Any) -> list[str]:
+    """The words of all `Literal`s in a type."""
+    if get_origin(annotation) is Literal:
+        return [word for word in get_args(annotation) if isinstance(word, str)]
+    return [word for argument in get_args(annotation) for word in _names(argument)]
+
+
+def _annotation(path: KeyPath) -> Any:
+    """Type of a key whose sections are of one class each; none elsewhere."""
+    section: type[BaseModel] = Recipe
+    for part in path[:-1]:
+        field = section.model_fields.get(part)
+        classes = _section_classes(field.annotation) if field is not None else []
+        if len(classes) != 1:
+            return None
+        section = classes[0]
+    field = section.model_fields.get(path[-1])
+    return None if field is None else field.annotation
 
 
 def _judged(detail: ErrorDetails) -> str:

@@ -10,6 +10,7 @@ from ftcli.fit.asked import require_mode
 from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice
 from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora, Recipe
+from ftcli.recipe.training import goes_all_the_way_back
 from ftcli.shapes import Shape
 from ftcli.vram.choices import Attention, Precision, WeightsDtype
 
@@ -114,14 +115,10 @@ def choose_learning_rate(recipe: Recipe) -> Choice[float]:
 
 def require_hold(recipe: Recipe) -> None:
     """Raise UsageError (`hold`) where a step would go all the way back, or beyond."""
-    rate, strength = choose_learning_rate(recipe).value, recipe.training.hold_strength
-    if rate * strength >= 1:
-        raise UsageError(
-            "hold",
-            f"each step takes learning rate × strength of the way back to the start, which is "
-            f"{rate:g} × {strength:g} = {rate * strength:g} here: all of it or beyond, so that "
-            f"nothing is learnt; take a strength well below {1 / rate:g}",
-        )
+    rate = choose_learning_rate(recipe).value
+    wrong = goes_all_the_way_back(rate, recipe.training.hold_strength)
+    if wrong is not None:
+        raise UsageError("hold", wrong)
 
 
 def choose_hold(recipe: Recipe, precision: Precision, held_bytes: int) -> Choice[float] | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ftcli.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from jsonschema import SchemaError
     from jsonschema.protocols import Validator
     from pydantic import JsonValue
     from referencing import Registry, Resource
@@ -23,6 +24,7 @@ ANNOTATIONS = {
 }
 DEFAULT_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 MOST_SHOWN = 200
+TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
 
 
 @dataclass
@@ -45,15 +47,26 @@ def schema_validator(schema: Mapping[str, Any]) -> Validator:
     try:
         kind.check_schema(dict(schema))
     except SchemaError as error:
-        quotes = '; in YAML the type is "null", in quotes' if error.instance is None else ""
         path = tuple(str(part) for part in error.path)
-        raise SchemaFaultError(f"{_shown(error.message)}{quotes}", path) from error
+        raise SchemaFaultError(_in_words(error), path) from error
     except (RecursionError, OverflowError) as error:
         raise SchemaFaultError(f"cannot be read as a schema: {error}") from error
     _require_own_references(schema, kind)
     validator = kind(dict(schema), registry=_drafts())
     _require_end(validator)
     return validator
+
+
+def _in_words(error: SchemaError) -> str:
+    """What jsonschema says; of a type that there is none of, which ones there are."""
+    written = error.instance if isinstance(error.instance, list) else [error.instance]
+    wrong = [word for word in written if isinstance(word, str) and word not in TYPES]
+    # How every draft's own schema says what may stand behind the word `type`.
+    if "type" in list(error.path)[-2:] and error.validator in ("anyOf", "enum") and wrong:
+        near = did_you_mean(wrong[0], TYPES)
+        return f"no type of JSON: {_shown(wrong[0])}{near} (there is {', '.join(TYPES)})"
+    quotes = '; in YAML the type is "null", in quotes' if error.instance is None else ""
+    return f"{_shown(error.message)}{quotes}"
 
 
 def _draft_of(schema: Mapping[str, Any]) -> type[Validator]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from ftcli.recipe.answer_format import AnswerFormat
+from ftcli.recipe.answer_format import PROMPT, AnswerFormat, JsonFormat, SqlFormat
 from ftcli.recipe.faithfulness import Faithfulness
 from ftcli.recipe.section import (
     NO_BOOLEAN,
@@ -40,3 +41,25 @@ class Evaluation(Section):
     """Form every answer must have; its share is reported as `format_rate`."""
     faithfulness: Faithfulness | None = None
     """Compare answers with the facts in their prompts: what is invented, left out or banned."""
+
+
+class NamedFile(NamedTuple):
+    """A file that an evaluation needs."""
+
+    key: str
+    """The key that names it."""
+    name: str
+    code: str
+    """Of the error where it cannot be used."""
+
+
+def file_names(wanted: Evaluation) -> Iterator[NamedFile]:
+    """Every file that `eval` names, as the user wrote it."""
+    match wanted.format:
+        case JsonFormat(schema=str(name)):
+            yield NamedFile("eval.format.schema", name, "answer_schema")
+        case SqlFormat(table=str(name)) if name != PROMPT:
+            yield NamedFile("eval.format.table", name, "answer_table")
+    if wanted.faithfulness is not None and isinstance(wanted.faithfulness.banned, str):
+        banned = wanted.faithfulness.banned
+        yield NamedFile("eval.faithfulness.banned", banned, "banned_claims")

@@ -26,6 +26,17 @@ class Hold(Section):
     ends much farther than 1 / strength from its start."""
 
 
+def goes_all_the_way_back(rate: float, strength: float) -> str | None:
+    """What is wrong with a hold whose every step takes all of the way back, or more."""
+    if rate * strength < 1:
+        return None
+    return (
+        f"each step takes learning_rate × hold.strength of the way back to the start, which is "
+        f"{rate:g} × {strength:g} = {rate * strength:g} here: all of it or beyond, so that "
+        f"nothing is learnt; take a strength well below {1 / rate:g}"
+    )
+
+
 class Training(Section):
     """How the training runs."""
 
@@ -82,4 +93,12 @@ class Training(Section):
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
                 f"{self.batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def hold_leaves_something_to_learn(self) -> Training:
+        if self.learning_rate != "auto":
+            wrong = goes_all_the_way_back(self.learning_rate, self.hold_strength)
+            if wrong is not None:
+                raise ValueError(wrong)
         return self

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder, find_run, newest_finished
-from ftcli.errors import FtcliError
+from ftcli.console import shown_path
+from ftcli.errors import FtcliError, did_you_mean
 from ftcli.loading import Loaded, load_recipe
 from ftcli.prepared import Prepared, load_prepared
 from ftcli.shapes import model_source
@@ -30,9 +33,25 @@ def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     """
     if (run := find_run(path)) is not None:
         return run
-    if path.is_dir():
+    if os.path.isdir(path):
         raise FtcliError("run_missing", _no_run(path))
-    return newest_finished(load_recipe(path, overrides).output)
+    if not os.path.lexists(path):
+        message = f"neither a run nor a recipe is there{_near(path)}"
+        raise FtcliError("run_missing", message, file=shown_path(path))
+    flags = "".join(f" --set {shlex.quote(override)}" for override in overrides)
+    return newest_finished(
+        load_recipe(path, overrides).output, f"ftcli train {shlex.quote(str(path))}{flags}"
+    )
+
+
+def _near(path: Path) -> str:
+    """A run or a recipe beside it whose name is like the one asked for."""
+    try:
+        beside = list(path.parent.iterdir())
+    except OSError:
+        return ""
+    known = [p.name for p in beside if p.suffix in (".yaml", ".yml") or find_run(p) is not None]
+    return did_you_mean(path.name, known)
 
 
 def _no_run(folder: Path) -> str:

@@ -12,6 +12,7 @@ from ftcli.console import Reporter, shown_path
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, load_recipe
 from ftcli.plan import make_plan, profile_of
+from ftcli.plan.arithmetic import require_hold
 from ftcli.prepared import Prepared, load_prepared, problems_file, read_problems
 from ftcli.shapes import model_source
 from ftcli.stages.advice import Given, advice_file, give_advice, probed
@@ -21,6 +22,9 @@ from ftcli.stages.advice.rows import PreparedRows
 from ftcli.stages.job import Job
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.scene import look
+from ftcli.stages.scored_files import require_scored_files
+
+__all__ = ["SHOTS", "PrepareResult", "Wanted", "data_folder", "prepare_recipe"]
 
 Piece = tuple[str, bool]
 
@@ -81,6 +85,9 @@ def prepare_recipe(
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
     loaded = load_recipe(recipe, overrides)
+    require_scored_files(loaded)
+    with loaded.blame():
+        require_hold(loaded.recipe)
 
     from ftcli.engine.encode import fingerprint, prepare, preview
     from ftcli.engine.model import load_renderer

@@ -16,6 +16,7 @@ from ftcli.prepared import load_prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.stages.opening import OpenRun
+from ftcli.stages.scored_files import require_scored_files
 
 if TYPE_CHECKING:
     from ftcli.engine.rendering import Renderer
@@ -54,6 +55,7 @@ class Scene:
 def look(loaded: Loaded, parent: OpenRun | None) -> Scene:
     """Find model, tokenizer and machine; from a full run, its model takes the base's place."""
     _require_trackers(loaded.recipe)
+    require_scored_files(loaded)
     if parent is not None and isinstance(parent.loaded.recipe.method, Full):
         loaded = _with_model(loaded, str(parent.run.model))
     else:

@@ -119,13 +119,19 @@ def plan_recipe(
     *,
     parent: Path | None,
     reporter: Reporter,
+    fresh: bool = False,
     price_per_hour: float | None = None,
 ) -> DryRun:
-    """Prepare and plan, and go no further; with a price, time a few steps and calls."""
+    """Prepare and plan, and go no further; with a price, time a few steps and calls.
+
+    A fresh run is planned where it would be, and takes over nothing of an earlier one.
+    """
     loaded = load_recipe(recipe, overrides)
     with loaded.blame():
         scene = look(loaded, open_run(parent) if parent is not None else None)
-        run = data_folder(loaded.output, scene.fingerprint)
+        new = fresh or parent is not None
+        output, mark = loaded.output, scene.fingerprint
+        run = free_folder(output) if new else data_folder(output, mark)
         require_own_place(run, loaded, scene.parent)
         with run.lock():
             job = _decide(scene, run, reporter)

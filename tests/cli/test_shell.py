@@ -88,6 +88,19 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     (["eval", "shop.yaml"], 1, "run_missing", "", None, None),
     (["merge", "."], 1, "run_missing", ". is not a run: it has no run.json", None, None),
     (["generate", "shop.yaml", "Hi"], 1, "run_missing", "", None, None),
+    (["report", "shpo"], 1, "run_missing", "shpo: neither a run nor a recipe", "shpo", None),
+    (["prepare", "shop.yaml", "--shots", "3"], 2, "flag", "--shots says how many", None, None),
+    *(
+        (
+            ["prepare", "shop.yaml", "--price-per-hour", price],
+            2,
+            "usage",
+            "Invalid value for '--price-per-hour': expected a price of 0 or more, found " + price,
+            None,
+            None,
+        )
+        for price in ("inf", "nan", "-1")
+    ),
     (["train", "shop.yaml", "--resume", "--fresh"], 2, "flag", "--resume goes with", None, None),
 ]
 every_failure = pytest.mark.parametrize(

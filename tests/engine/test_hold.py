@@ -359,12 +359,19 @@ def test_all_of_the_way_back_is_refused_before_any_row_is_read(
 ) -> None:
     rows_file.unlink()
     recipe = write_recipe(training={"learning_rate": "1e-3", **held(1000)})
-    for flags in ([], ["--dry-run"]):
-        capsys.readouterr()
-        assert run(["train", str(recipe), *flags]) == 2
+    commands = (["prepare"], ["train"], ["train", "--dry-run"], ["estimate-vram"])
+    for name, *flags in commands:
+        assert run([name, str(recipe), *flags]) == 2
         said = capsys.readouterr().err
-        assert "tiny.yaml:" in said and "training.hold: " in said
+        assert "tiny.yaml:" in said and "training: each step takes learning_rate × hold" in said
         assert "0.001 × 1000 = 1 here" in said and "well below 1000" in said
+    # LoRA's own learning rate, which the plan gives.
+    flags = ["--set", "training.learning_rate=auto", "--set", "training.hold.strength=5000"]
+    for name, *more in commands[:3]:
+        assert run([name, str(recipe), *flags, *more]) == 2
+        said = capsys.readouterr().err
+        assert "--set training.hold.strength=5000: training.hold.strength: each step" in said
+        assert "0.0002 × 5000 = 1 here" in said
 
 
 def test_a_number_alone_is_refused_with_what_is_expected(

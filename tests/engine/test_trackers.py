@@ -79,6 +79,18 @@ def test_tensorboard_shows_what_the_run_recorded_also_where_it_was_stopped(
     rates = [rate for _, rate in shown["train/learning_rate"]]
     assert rates == pytest.approx([rate for _, rate in records(folder, "learning_rate")])
     assert max(rates) == pytest.approx(1e-3) and rates[-1] < 1e-4
+    wanted = {"train/loss", "train/learning_rate", "train/grad_norm", "train/epoch", "eval/loss"}
+    assert set(shown) == wanted, "as docs/forgetting.md lists them"
+
+
+def test_an_epoch_is_told_by_the_rows_that_were_seen(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Trainer takes the whole run for one epoch; here 32 rows are one, 4 rows a step."""
+    recipe = write_recipe(training=tracking("tensorboard") | {"epochs": 3, "max_steps": 10})
+    assert train(recipe) == 0
+    told = scalars(tmp_path / "runs" / "tiny" / "logs")["train/epoch"]
+    assert dict(told) == {step: pytest.approx(step / 8) for step in range(1, 11)}
 
 
 def test_steps_that_are_done_again_stand_there_once(

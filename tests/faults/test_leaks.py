@@ -56,12 +56,13 @@ def test_the_first_of_equal_rows_is_kept_in_each_file(bench: Bench) -> None:
 LEAKS = {
     "a validation file": (
         {"validation": [("v0", "x"), ("a1", "another answer"), ("a2", "x")]},
-        "validation.jsonl:2 (in train too), validation.jsonl:3 (in train too)",
+        "validation.jsonl:2 (in train too: train.jsonl:2), "
+        "validation.jsonl:3 (in train too: train.jsonl:3)",
     ),
-    "a test file": ({"test": [("a1", "x")]}, "test.jsonl:1 (in train too)"),
+    "a test file": ({"test": [("a1", "x")]}, "test.jsonl:1 (in train too: train.jsonl:2)"),
     "both files": (
         {"validation": [("v0", "x")], "test": [("t0", "x"), ("v0", "y")]},
-        "test.jsonl:2 (in validation too)",
+        "test.jsonl:2 (in validation too: validation.jsonl:1)",
     ),
 }
 
@@ -98,7 +99,7 @@ def test_a_share_of_the_training_rows_leaks_into_a_file(
     rows = read_split(there, "validation" if share == "validation" else "test")
     prompt = json.loads(rows.column("messages")[0].as_py())[0][1]
     held = write(bench, "held.jsonl", [("b", "x"), (prompt, "x")])
-    with pytest.raises(DataError, match=rf"held\.jsonl:2 \(in {share} too\)"):
+    with pytest.raises(DataError, match=rf"held\.jsonl:2 \(in {share} too: train\.jsonl:\d+\)"):
         bench.prepare(train=train, **{share: 3, file: held})
 
 

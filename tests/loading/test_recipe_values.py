@@ -103,7 +103,11 @@ def test_true_is_no_number() -> None:
         ("alpha: 0", "alpha: must be above 0, found 0"),
         ("alpha: .inf", "alpha: expected a finite number, found .inf"),
         ("dropout: 1", "dropout: must be below 1, found 1"),
-        ("target_modules: q_proj", "target_modules: expected all-linear or a list, found q_proj"),
+        (
+            "target_modules: q_proj",
+            "target_modules: expected all-linear or a list, found q_proj; write it in brackets: "
+            "[q_proj]",
+        ),
         (
             "target_modules: all-liner",
             "target_modules: expected all-linear or a list, found all-liner; "
@@ -115,7 +119,7 @@ def test_true_is_no_number() -> None:
         ),
         (
             "target_modules: [q_proj, 1]",
-            "target_modules.1: expected a text (put it in quotes), found 1",
+            "target_modules: item 2: expected a text (put it in quotes), found 1",
         ),
     ],
 )
@@ -141,10 +145,18 @@ def test_a_value_of_the_wrong_kind(line: str, message: str) -> None:
             "gradient_checkpointing: maybe",
             "gradient_checkpointing: expected auto or true or false, found maybe",
         ),
-        ("report_to: wandb", "report_to: expected a list, found wandb"),
+        (
+            "report_to: wandb",
+            "report_to: expected a list, found wandb; write it in brackets: [wandb]",
+        ),
+        (
+            "report_to: wandbb",
+            "report_to: expected a list, found wandbb; did you mean wandb? (a list is written in "
+            "brackets: [tensorboard, wandb, mlflow, trackio])",
+        ),
         (
             "report_to: [wandbb]",
-            "report_to.0: expected tensorboard, wandb, mlflow or trackio, found wandbb; "
+            "report_to: item 1: expected tensorboard, wandb, mlflow or trackio, found wandbb; "
             "did you mean wandb?",
         ),
     ],
@@ -161,3 +173,24 @@ def test_a_name_that_cannot_be_a_folder() -> None:
     assert fault(SHOP.replace("shop\n", "''\n", 1)) == (
         "shop.yaml:1: name: expected a text that is not empty, found ''"
     )
+
+
+HOLD = "training:\n  learning_rate: 1e-3\n  hold:\n    strength: {}\n"
+REFUSED = (
+    "training: each step takes learning_rate × hold.strength of the way back to the start, which "
+    "is {} here: all of it or beyond, so that nothing is learnt; take a strength well below {}"
+)
+
+
+def test_a_hold_that_leaves_nothing_to_learn_is_refused_where_it_was_written() -> None:
+    assert load(more(HOLD.format(999))).recipe.training.hold_strength == 999
+    said = REFUSED.format("0.001 × 1000 = 1", 1000)
+    assert fault(more(HOLD.format(1000))) == f"shop.yaml:9: {said}"
+    flag = "training.hold.strength=2000"
+    said = REFUSED.format("0.001 × 2000 = 2", 1000)
+    assert fault(more(HOLD.format(10)), flag) == f"--set {flag}: {said}"
+    flag = "training.learning_rate=0.5"
+    said = REFUSED.format("0.5 × 10 = 5", 2)
+    assert fault(more(HOLD.format(10)), flag) == f"--set {flag}: {said}"
+    auto = load(more(HOLD.format(9000)), "training.learning_rate=auto")
+    assert auto.recipe.training.learning_rate == "auto", "the method's own rate is the plan's"

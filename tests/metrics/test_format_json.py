@@ -179,7 +179,8 @@ def test_a_schema_in_a_file_judges_like_one_written_out(tmp_path: Path) -> None:
         (
             '{\n"properties": {\n"a": {"type": "strnig"}}}',
             3,
-            "properties.a.type: 'strnig' is not valid under any of the given schemas",
+            "properties.a.type: no type of JSON: strnig; did you mean string? (there is string, "
+            "number, integer, boolean, array, object, null)",
         ),
         ('{"propertis": {}}', 1, "propertis is no word of JSON Schema; did you mean properties?"),
     ],

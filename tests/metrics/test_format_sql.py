@@ -286,3 +286,30 @@ def test_results_are_the_same_but_for_last_digits() -> None:
     assert Outcome(((1,),)).same(Outcome(((1.0,),)), ordered=True)
     assert not Outcome(((1,),)).same(Outcome((("1",),)), ordered=False)
     assert not Outcome(fault="x").same(Outcome(fault="x"), ordered=False)
+
+
+def test_a_table_on_which_no_reference_tells_is_warned_of(shop: Path) -> None:
+    judge = format_judge(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"), shop)
+    assert judge.warnings() == [], "nothing has been judged"
+    for price in range(3):
+        wrong = f"SELECT title FROM books WHERE price > {price}"
+        for _side in ("base", "tuned"):
+            judge.judge(REFERENCE, Question("", wrong, ""))
+    [warning] = judge.warnings()
+    assert warning.startswith(
+        "eval.format.table shop.jsonl: none of 3 references can be tested by its result, so that "
+        "there is no execution_match; the first: the reference does not run: no such table: books"
+    )
+    assert warning.endswith("is it the right table, and is table_name what the queries call it?")
+    judge.judge(REFERENCE, Question("", REFERENCE, ""))
+    assert judge.warnings() == [], "one reference tells"
+
+
+def test_prompts_without_tables_are_warned_of() -> None:
+    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
+    judge.judge(REFERENCE, Question("Which are red?", REFERENCE, ""))
+    [warning] = judge.warnings()
+    assert "the one reference" in warning and "its prompt holds no CREATE TABLE" in warning
+    plain = format_judge(SqlFormat(type="sql"), Path())
+    plain.judge(REFERENCE, Question("", REFERENCE, ""))
+    assert plain.warnings() == []

@@ -9,26 +9,27 @@ from pathlib import Path
 from typing import assert_never
 
 from ftcli.metrics.format.json_part import json_part
+from ftcli.metrics.format.named_table import require_table
 from ftcli.metrics.format.part import Part, Seen, hit, share
-from ftcli.metrics.format.sql_part import sql_part
+from ftcli.metrics.format.sql_part import SqlPart, sql_part
 from ftcli.metrics.format.text_parts import LengthPart, PatternPart, SectionsPart
 from ftcli.metrics.format.time_limit import SECONDS, TimeIsUp, within
-from ftcli.metrics.judging import Finding, Judge, Judgement, Question, ScoreKind
+from ftcli.metrics.judging import Finding, Judgement, Question, ScoreKind
 from ftcli.recipe import AnswerFormat, JsonFormat, RegexFormat, SqlFormat, TextFormat
 
-__all__ = ["format_files", "format_judge"]
+__all__ = ["FormatJudge", "format_files", "format_judge", "require_format_files"]
 
 # A context of 32,000 tokens holds about as much; longer answers are not looked into.
 LONGEST = 200_000
 
 
-def format_judge(wanted: AnswerFormat, base: Path) -> Judge:
+def format_judge(wanted: AnswerFormat, base: Path) -> FormatJudge:
     """Look at answers for the form of a recipe in the folder `base`.
 
     Scores: `format_rate` (every part of the form holds), then those of its parts. Raises DataError
     (`answer_schema`, `answer_table`) for a file that the form names.
     """
-    return _FormatJudge(tuple(_parts(wanted, base)))
+    return FormatJudge(tuple(_parts(wanted, base)))
 
 
 def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
@@ -40,6 +41,17 @@ def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
             return [base / name]
         case _:
             return []
+
+
+def require_format_files(wanted: AnswerFormat, base: Path) -> None:
+    """Raise DataError as `format_judge` does; a table is read and not kept."""
+    match wanted:
+        case SqlFormat(table=str(name)) if name != "prompt":
+            require_table(name, base)
+        case JsonFormat():
+            json_part(wanted, base)
+        case _:
+            pass
 
 
 def _parts(wanted: AnswerFormat, base: Path) -> list[Part]:
@@ -63,7 +75,9 @@ def _parts(wanted: AnswerFormat, base: Path) -> list[Part]:
 
 
 @dataclass(frozen=True)
-class _FormatJudge:
+class FormatJudge:
+    """A Judge of the form, which may have something to say when all answers are judged."""
+
     parts: tuple[Part, ...]
 
     @property
@@ -84,6 +98,12 @@ class _FormatJudge:
             return self._refused(f"took more than {SECONDS:.0f} s to look at", question)
         except RecursionError:
             return self._refused("nested too deeply to look at", question)
+
+    def warnings(self) -> list[str]:
+        """What the user should hear once every answer is judged; mostly nothing."""
+        return [
+            each for part in self.parts if isinstance(part, SqlPart) for each in part.warnings()
+        ]
 
     def _refused(self, why: str, question: Question) -> Judgement:
         """Nothing of what could be had, with the reason."""

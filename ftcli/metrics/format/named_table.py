@@ -28,6 +28,23 @@ def open_tables(name: str, base: Path, table_name: str) -> Sandbox:
 
     Raises DataError (`answer_table`, or what reading rows raises).
     """
+    path, is_database = base / name, _is_database(name, base)
+    if is_database:
+        return _database(path)
+    return _one_table(path, table_name, read_rows(name, base))
+
+
+def require_table(name: str, base: Path) -> None:
+    """Raise as `open_tables` does of a file whose rows cannot be read; SQLite is not begun.
+
+    What SQLite has opened first limits its memory for all of the process (`Sandbox`).
+    """
+    if not _is_database(name, base):
+        _read(base / name, read_rows(name, base))
+
+
+def _is_database(name: str, base: Path) -> bool:
+    """Whether the file is SQLite's own; raises DataError where it is no table at all."""
     path = base / name
     try:
         if not path.is_file():
@@ -36,11 +53,9 @@ def open_tables(name: str, base: Path, table_name: str) -> Sandbox:
             is_database = file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
     except OSError as error:
         raise _error(path, f"cannot be read: {error.strerror}") from error
-    if is_database:
-        return _database(path)
-    if data_suffix(name) is None:
+    if not is_database and data_suffix(name) is None:
         raise _error(path, "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file")
-    return _one_table(path, table_name, read_rows(name, base))
+    return is_database
 
 
 def _database(path: Path) -> Sandbox:
@@ -88,7 +103,7 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _one_table(path: Path, table_name: str, found: Iterable[Row | Reject]) -> Sandbox:
+def _read(path: Path, found: Iterable[Row | Reject]) -> list[Row]:
     rows: list[Row] = []
     for row in found:
         if isinstance(row, Reject):
@@ -98,6 +113,11 @@ def _one_table(path: Path, table_name: str, found: Iterable[Row | Reject]) -> Sa
             raise _error(path, f"more than {MOST_ROWS:,} rows, which are held in memory")
     if not rows:
         raise _error(path, "holds no row")
+    return rows
+
+
+def _one_table(path: Path, table_name: str, found: Iterable[Row | Reject]) -> Sandbox:
+    rows = _read(path, found)
     columns = list(dict.fromkeys(name for row in rows for name in row.fields))
     values = [[_stored(row.fields.get(name)) for row in rows] for name in columns]
     kinds = [_kind(column, from_text=_is_text(path)) for column in values]

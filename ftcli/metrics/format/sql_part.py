@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftcli.metrics.format.made_rows import Trial, trials
@@ -18,6 +18,8 @@ from ftcli.recipe import SqlFormat
 # A reference and its prompt → databases to run it on, or the reason why there are none.
 Trials = Callable[[SqlText, str], tuple[list[Trial], str | None]]
 
+NO_RESULT_TELLS = "no result tells a right query from a wrong one"
+
 
 @dataclass(frozen=True)
 class SqlPart:
@@ -25,6 +27,10 @@ class SqlPart:
 
     dialect: str
     trials: Trials | None
+    table: str | None = None
+    """As the recipe names it."""
+    untold: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    """Reference and prompt of every row so far → why no result of it tells, if none does."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
@@ -55,7 +61,25 @@ class SqlPart:
     def _trials(self, reference: SqlText, prompt: str) -> tuple[list[Trial], str | None]:
         if self.trials is None or reference.fault is not None:
             return [], None
-        return self.trials(reference, prompt)
+        found, why = self.trials(reference, prompt)
+        self.untold[reference.text, prompt] = None if found else why or NO_RESULT_TELLS
+        return found, why
+
+    def warnings(self) -> list[str]:
+        """That no row at all could be tested by its result, and why the first one could not."""
+        reasons = list(self.untold.values())
+        if not reasons or None in reasons:
+            return []
+        rows = f"{len(reasons)} references" if len(reasons) > 1 else "the one reference"
+        ask = (
+            "does each prompt hold its CREATE TABLE"
+            if self.table == "prompt"
+            else ("is it the right table, and is table_name what the queries call it")
+        )
+        return [
+            f"eval.format.table {self.table}: none of {rows} can be tested by its result, so that "
+            f"there is no execution_match; the first: {shown(str(reasons[0]))}; {ask}?"
+        ]
 
 
 def sql_part(wanted: SqlFormat, base: Path) -> SqlPart:
@@ -64,10 +88,10 @@ def sql_part(wanted: SqlFormat, base: Path) -> SqlPart:
         case None:
             return SqlPart(wanted.dialect, None)
         case "prompt":
-            return SqlPart(wanted.dialect, _on_prompt)
+            return SqlPart(wanted.dialect, _on_prompt, "prompt")
         case name:
             tables = open_tables(name, base, wanted.table_name)
-            return SqlPart(wanted.dialect, lambda reference, _: _on_file(tables, reference))
+            return SqlPart(wanted.dialect, lambda reference, _: _on_file(tables, reference), name)
 
 
 def _on_prompt(reference: SqlText, prompt: str) -> tuple[list[Trial], str | None]:

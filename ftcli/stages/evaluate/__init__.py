@@ -89,6 +89,8 @@ def _evaluate(
     for name, found in done.items():
         with reporter.meter(f"{name}: scores", len(rows)) as meter:
             sides[name] = side_of(found["rows"], questions, judges, meter.update)
+    for warning in judges.warnings():
+        reporter.warn(warning)
     looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
     report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
     if "base" in done and asked.forgetting:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.faithfulness import faithfulness_files, faithfulness_judge
-from ftcli.metrics.format import format_files, format_judge
+from ftcli.metrics.format import FormatJudge, format_files, format_judge
 from ftcli.metrics.judging import Finding, Judge, Judgement, Question, ScoreKind
 from ftcli.metrics.scores import Counts, gathered
 from ftcli.metrics.text import TextJudge
@@ -39,12 +39,14 @@ class Judges:
         """Raises FtcliError where what the recipe or a flag names cannot be used."""
         wanted = opened.loaded.recipe.eval
         self._judges: list[Judge] = []
+        self._form: FormatJudge | None = None
         self.files: list[Path] = []
         """What the scores depend on besides recipe and answers."""
         if wanted.format is not None:
             self.files += format_files(wanted.format, opened.loaded.base)
 
-            self._judges.append(format_judge(wanted.format, opened.loaded.base))
+            self._form = format_judge(wanted.format, opened.loaded.base)
+            self._judges.append(self._form)
         if wanted.faithfulness is not None:
             self.files += faithfulness_files(wanted.faithfulness, opened.loaded.base)
             self._judges.append(faithfulness_judge(wanted.faithfulness, opened.loaded.base))
@@ -59,6 +61,10 @@ class Judges:
         for judge in self._judges:
             found |= judge.kinds
         return {**found, "answer_tokens": LENGTH}
+
+    def warnings(self) -> list[str]:
+        """What keeps scores from being there at all, once the answers were looked at."""
+        return self._form.warnings() if self._form is not None else []
 
     def look(
         self, answers: Sequence[Answer], questions: Sequence[Question], moved: Callable[[int], None]

@@ -1,0 +1,162 @@
+"""Files that only the evaluation needs: looked at before anything long begins, found by `--set`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.cli import run
+from ftcli.errors import DataError
+from ftcli.loading import load_recipe
+from ftcli.stages.scored_files import require_scored_files
+
+COMMANDS = [
+    ["prepare"],
+    ["train"],
+    ["train", "--dry-run"],
+    ["train", "--rehearse"],
+]
+NAMED = {
+    "eval.format.table": {"format": {"type": "sql", "table": "nosuch.csv"}},
+    "eval.format.schema": {"format": {"type": "json", "schema": "nosuch.csv"}},
+    "eval.faithfulness.banned": {"faithfulness": {"banned": "nosuch.txt"}},
+}
+WriteRecipe = Callable[..., Path]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_file_that_is_missing_is_named_before_any_row_is_read(
+    command: list[str],
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *flags = command
+    for key, section in NAMED.items():
+        recipe = write_recipe(eval=section)
+        assert run([name, recipe.name, *flags]) == 1
+        said = capsys.readouterr().err
+        file = "nosuch.txt" if "banned" in key else "nosuch.csv"
+        assert f"tiny.yaml:{line_of(recipe, file)}: {key}: {file}: no such file" in said
+        assert f"looked for in {tmp_path}, as paths are relative to the recipe" in said
+        assert ".tmp-" not in said and "Traceback" not in said
+        assert not list((tmp_path / "runs").rglob("*"))
+
+
+def line_of(recipe: Path, word: str) -> int:
+    lines = recipe.read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if word in line)
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "code", "words"),
+    [
+        ({"format": {"type": "json", "schema": "a.json"}}, "{", "answer_schema", "not JSON"),
+        (
+            {"format": {"type": "json", "schema": "a.json"}},
+            '{"type": "objekt"}',
+            "answer_schema",
+            "did you mean object?",
+        ),
+        ({"format": {"type": "sql", "table": "a.csv"}}, "", "answer_table", "holds no row"),
+        ({"format": {"type": "sql", "table": "a.pdf"}}, "x", "answer_table", "neither csv"),
+        ({"faithfulness": {"banned": "a.txt"}}, b"\xff", "banned_claims", "not UTF-8"),
+    ],
+)
+def test_what_is_in_them_is_looked_at_too(
+    section: dict[str, Any],
+    content: str | bytes,
+    code: str,
+    words: str,
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+) -> None:
+    loaded = load_recipe(write_recipe(eval=section))
+    [inner] = section.values()
+    name = inner.get("schema") or inner.get("table") or inner["banned"]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=words) as caught:
+        require_scored_files(loaded)
+    assert caught.value.code == code and (caught.value.file or "").endswith(name)
+
+
+def test_files_that_are_there_pass(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "a.txt").write_text("cures everything\n")
+    (tmp_path / "a.json").write_text('{"type": "object"}')
+    for form in ({"type": "sql", "table": "a.csv"}, {"type": "json", "schema": "a.json"}):
+        section = {"format": form, "faithfulness": {"banned": "a.txt"}}
+        require_scored_files(load_recipe(write_recipe(eval=section)))
+    require_scored_files(load_recipe(write_recipe(eval={"format": {"type": "sql"}})))
+    prompt = {"format": {"type": "sql", "table": "prompt"}}
+    require_scored_files(load_recipe(write_recipe(eval=prompt)))
+
+
+# --set
+
+
+FLAGS = {
+    "eval.format.table": ("eval.format={type: sql, table: a.csv}", "a,b\n1,2\n"),
+    "eval.format.schema": ("eval.format={type: json, schema: a.csv}", "{}"),
+    "eval.faithfulness.banned": ("eval.faithfulness.banned=a.txt", "cures\n"),
+}
+
+
+@pytest.mark.parametrize("key", list(FLAGS))
+def test_a_file_of_a_flag_is_where_the_user_stands(
+    key: str, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag, content = FLAGS[key]
+    recipe, here = write_recipe(), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    name = "a.txt" if "banned" in key else "a.csv"
+    with pytest.raises(DataError) as caught:
+        load_recipe(recipe, [flag])
+    assert str(caught.value) == (
+        f"--set {flag}: {key}: no such file; looked for in {here} and in {tmp_path}"
+    )
+    (tmp_path / name).write_text(content)
+    assert named(recipe, flag) == name, "beside the recipe, as before"
+    (here / name).write_text(content)
+    assert named(recipe, flag) == str(here / name)
+
+
+def named(recipe: Path, *flags: str) -> object:
+    wanted = load_recipe(recipe, flags).recipe.eval.model_dump(mode="json")
+    form, facts = wanted["format"] or {}, wanted["faithfulness"] or {}
+    return form.get("table") or form.get("schema") or facts.get("banned")
+
+
+def test_a_file_of_the_recipe_stays_relative_to_it(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("a.csv").write_text("a\n1\n")
+    recipe = write_recipe(eval={"format": {"type": "sql", "table": "a.csv"}})
+    assert named(recipe, "eval.format.table_name=shop") == "a.csv"
+
+
+def test_eval_of_a_run_finds_the_file_of_a_flag(
+    write_recipe: WriteRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The recipe is then that of the run folder."""
+    monkeypatch.chdir(tmp_path)
+    training = {"max_steps": 1, "batch_size": 2, "learning_rate": "1e-3"}
+    assert run(["train", str(write_recipe(training=training))]) == 0
+    Path("a.json").write_text('{"type": "object"}')
+    flag = "eval.format={type: json, schema: a.json}"
+    evaluate = ["eval", "runs/tiny", "--limit", "2", "--no-base", "--no-forgetting", "--json"]
+    capsys.readouterr()
+    assert run([*evaluate, "--set", flag]) == 0
+    assert json.loads(capsys.readouterr().out)["tuned"]["format_rate"] == 0
