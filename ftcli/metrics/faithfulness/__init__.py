@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ftcli.console import shown_path
 from ftcli.errors import DataError
+from ftcli.metrics.format.time_limit import SECONDS, TimeIsUp, within
 from ftcli.metrics.judging import Judge
 from ftcli.recipe.faithfulness import Faithfulness
 
@@ -29,10 +30,21 @@ def faithfulness_files(wanted: Faithfulness, base: Path) -> list[Path]:
 
 
 def facts_of(wanted: Faithfulness | None, prompt: str) -> str:
-    """The facts in a prompt: what the recipe's expression finds, else the whole prompt."""
+    """The facts in a prompt: what the recipe's expression finds, else the whole prompt.
+
+    Raises DataError (`facts_expression`) for an expression that finds no end.
+    """
     if wanted is None or wanted.facts is None:
         return prompt
-    found = re.search(wanted.facts, prompt)
+    try:
+        with within():
+            found = re.search(wanted.facts, prompt)
+    except TimeIsUp as error:
+        message = (
+            f"eval.faithfulness.facts: {wanted.facts!r} took more than {SECONDS:.0f} s over one "
+            f"prompt of {len(prompt):,} characters; write it without repeats inside repeats"
+        )
+        raise DataError("facts_expression", message) from error
     if found is None:
         return prompt
     return (found["facts"] if "facts" in found.re.groupindex else found[0]) or ""

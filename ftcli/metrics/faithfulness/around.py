@@ -36,7 +36,19 @@ def nouns_behind(text: Text, after: int) -> tuple[int, frozenset[str]]:
         found.append(token.low)
         place += 1
     end = place if found else after
+    if found and text.at(place) == "," and not found[-1].endswith("s"):
+        # `three durable, braided cables`: what is counted is more than one.
+        found += _words_behind(text, place + 1)
     return end, frozenset(same_thing(word) for word in found)
+
+
+def _words_behind(text: Text, place: int) -> list[str]:
+    first = place
+    while place - first < 4 and text.is_word(place) and text.same_clause(place, first):
+        if text.at(place) in word_set("stop") and not text.tokens[place].joined:
+            break
+        place += 1
+    return [text.at(each) for each in range(first, place)]
 
 
 def noun_before(text: Text, first: int) -> frozenset[str]:

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ftcli.metrics.faithfulness.coined import is_coined, is_plain
 from ftcli.metrics.faithfulness.given import Given, squashed
-from ftcli.metrics.faithfulness.lexicon import phrase_of, word_set
+from ftcli.metrics.faithfulness.lexicon import phrase_of
 from ftcli.metrics.faithfulness.marks import (
     begins_sentence,
     is_title,
     is_written_as_name,
     known_marks,
 )
+from ftcli.metrics.faithfulness.origins import (
+    company,
+    is_beside,
+    is_by_somebody,
+    is_maker,
+    is_origin,
+    model_code,
+    numbered_name,
+    quoted_name,
+)
 from ftcli.metrics.faithfulness.stems import same_thing
 from ftcli.metrics.faithfulness.text import Text, named
 from ftcli.metrics.faithfulness.units import unit_at
 
 # WaveDry, HomeBliss: capitals inside, and more than an abbreviation.
-CAMEL = re.compile(r"[A-Z][a-zà-ÿ]{2,}[A-Z][A-Za-zà-ÿ]+$")
+CAMEL = re.compile(r"[a-z]?[A-Z][a-zà-ÿ]{2,}[A-Z][A-Za-zà-ÿ]+$")
 
 
 SIGNS = {"™", "®", "©"}
 
 
 ADDRESS = re.compile(
-    r"(?:https?://|www\.)[\w-]+(?:\.[\w-]+)+|\b[\w-]{2,40}\.(?:com|net|org|io|shop|store|co\.uk)\b"
+    r"(?:https?://|www\.)[\w-]+(?:\.[\w-]+)+(?:/[^\s\"<>)]*)?|\b[\w-]{2,40}\.(?:com|net|org|io|shop|store|co\.uk)\b"
 )
 
 
@@ -37,18 +47,12 @@ INTRODUCING = frozenset({"introducing", "meet", "presenting", "discover"})
 LEADS = named("the our a an new all this your")
 
 
-MAKER_WORDS = named("designer designers label brand brands maker makers artist author manufacturer")
-
-
-# `available at`, `shop now at`: a shop's name follows.
-SOLD = named("shop available only exclusively here sold order buy today now store or and")
-
-
-BRAND_KEYS = frozenset({"brand", "manufacturer", "maker", "designer", "label"})
+# Names before, of which one may stand again.
+LOOKED_BACK = 20
 
 
 # A name that begins as the given one does and goes on otherwise.
-SAME_BEGINNING = 5
+SAME_BEGINNING = 4
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ class Brands:
         for index, token in enumerate(text.tokens):
             if index < after or index in hidden or token.sort == "sign":
                 continue
-            end = self._mark(text, index) or _shaped(text, index)
+            end = self._mark(text, index) or _shaped(text, index) or _again(text, index, found)
             if end is None and not facts.is_talk and token.capital:
                 end = _placed(text, index, facts)
+                if end is None and is_beside(text, index, after) and not found[-1].is_given:
+                    end = index + 1
             if end is None:
                 continue
             after = _with_model(text, end)
@@ -94,6 +100,8 @@ class Brands:
 
     def _mark(self, text: Text, index: int) -> int | None:
         """The end of a known trade mark that begins here."""
+        if text.at(index + 1) == "worthy":
+            return None
         for length in sorted(self._lengths.get(text.at(index), ()), reverse=True):
             after = index + length
             words = tuple(text.at(place) for place in range(index, after))
@@ -103,6 +111,19 @@ class Brands:
                 continue
             return after
         return None
+
+
+def _again(text: Text, index: int, found: Sequence[BrandClaim]) -> int | None:
+    """The end of a name that stood in the text before."""
+    if not text.tokens[index].capital:
+        return None
+    # The last few, so that a long text takes time in proportion to it.
+    for claim in found[-LOOKED_BACK:]:
+        after = index + claim.after - claim.first
+        words = [text.at(place) for place in range(index, after)]
+        if words == [text.at(place) for place in range(claim.first, claim.after)]:
+            return after
+    return None
 
 
 def _shaped(text: Text, index: int) -> int | None:
@@ -122,14 +143,22 @@ def _shaped(text: Text, index: int) -> int | None:
 def _placed(text: Text, index: int, facts: Given) -> int | None:
     """Names by where they stand: `by Marco Bellini`, `at Torkel, we`, `Introducing the Xyz`."""
     word = text.at(index)
+    named_so = quoted_name(text, index, facts.words) or company(text, index)
+    if named_so is not None or text.tokens[index].joined:
+        # `World-Class`, `6-Folders` begin no name.
+        return named_so or model_code(text, index)
     if text.at(index - 1) == "by" and not is_title(text, index):
         end = _run(text, index)
-        is_maker = word not in word_set("no_brands") and (end - index > 1 or not is_plain(word))
-        return end if is_maker else None
-    if is_plain(word) or word in facts.words:
-        return None
-    end = _capitals(text, index)
-    if _is_origin(text, index, end):
+        return end if is_maker(text, index, end) else None
+    coded = model_code(text, index) or numbered_name(text, index)
+    if coded is not None or is_plain(word) or word in facts.words:
+        return coded
+    return _named_here(text, index, facts)
+
+
+def _named_here(text: Text, index: int, facts: Given) -> int | None:
+    word, end = text.at(index), _capitals(text, index)
+    if is_origin(text, index, end) or is_by_somebody(text, index):
         return end
     is_new = _introduced(text, index) and not any(
         _in_facts(text.at(place), facts) for place in range(index, end)
@@ -137,19 +166,6 @@ def _placed(text: Text, index: int, facts: Given) -> int | None:
     if is_new and is_coined(word) and end - index > 1:
         return end
     return index + 1 if _renames(text, index, end, facts) else None
-
-
-def _is_origin(text: Text, index: int, end: int) -> bool:
-    """`designer X`, `at X we`, `available at X`, `Brand: X`."""
-    before = text.at(index - 1)
-    if before in MAKER_WORDS:
-        return True
-    if before == ":" and text.at(index - 2) in BRAND_KEYS:
-        return True
-    if before == "at" and "we" in {text.at(end), text.at(end + 1)}:
-        return True
-    is_sold = before in {"at", "visit"} and text.at(index - 2) in SOLD
-    return is_sold and not is_title(text, index)
 
 
 def _capitals(text: Text, index: int) -> int:
@@ -180,25 +196,35 @@ def _introduced(text: Text, index: int) -> bool:
     return text.at(place) in INTRODUCING and text.same_sentence(place, index)
 
 
+INFLECTED = ("ing", "ed", "ly")
+
+
 def _is_almost(word: str, name: str) -> bool:
     """A coined name that went on otherwise: Bramblewood for Bramblewick."""
+    stem = name.removesuffix("s")
     return (
-        len(word) > SAME_BEGINNING
+        len(word) > SAME_BEGINNING + 1
         and word[:SAME_BEGINNING] == name[:SAME_BEGINNING]
         and abs(len(word) - len(name)) <= 4
         and is_coined(name)
+        and not word.endswith(INFLECTED)
         and not name.startswith(word.removesuffix("s"))
-        and not word.startswith(name.removesuffix("s"))
+        and not (word.startswith(stem) and len(word) - len(stem) < 3)
     )
 
 
 def _renames(text: Text, index: int, end: int, facts: Given) -> bool:
     """A coined word in the place of the product's own name: before its kind, or almost the name."""
-    word = text.at(index)
-    if not is_coined(word) or not facts.names or word in text.small_words:
+    word = text.at(index).removesuffix("'s")
+    if not facts.names or word in text.small_words or is_plain(word):
         return False
     if any(_is_almost(word, name) for name in facts.name_words):
         return same_thing(word) not in facts.product
+    return is_coined(word) and _before_its_kind(text, index, facts)
+
+
+def _before_its_kind(text: Text, index: int, facts: Given) -> bool:
+    """In a heading or inside a sentence, before a word of the product's name or kind."""
     is_heading = text.at(index - 1) in {"#", "*"} or text.line_begins(index)
     if begins_sentence(text, index) and not (
         is_heading and text.tokens[index].capital and is_title(text, index)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ftcli.metrics.faithfulness.amount import Scan
@@ -13,6 +14,7 @@ from ftcli.metrics.faithfulness.context import negated
 from ftcli.metrics.faithfulness.given import Given
 from ftcli.metrics.faithfulness.lexicon import Lexicon, phrases
 from ftcli.metrics.faithfulness.materials import Materials
+from ftcli.metrics.faithfulness.origins import bodies
 from ftcli.metrics.faithfulness.sizes import SizeClaim, sizes_in
 from ftcli.metrics.faithfulness.support import Support
 from ftcli.metrics.faithfulness.text import Text
@@ -47,18 +49,20 @@ class ClaimReader:
         """Every claim of the kinds that are looked at, from left to right; each wording once."""
         found: dict[tuple[str, str], Claim] = {}
         for claim in sorted(self._claims(text, support), key=lambda each: each.start):
-            if claim.kind in self._kinds:
-                found.setdefault((claim.kind, text.low[claim.start : claim.end]), claim)
+            wording = text.low[claim.start : claim.end]
+            if claim.kind in self._kinds and not _is_cut_off(text, claim, support, found):
+                found.setdefault((claim.kind, wording), claim)
         return list(found.values())
 
     def _claims(self, text: Text, support: Support) -> Iterator[Claim]:
         allowed = self._allowed.places(text)
-        brands = self._brands.claims(text, allowed, support.facts)
+        fixed = phrases("idioms").places(text) | bodies(text)
+        brands = self._brands.claims(text, allowed | fixed, support.facts)
         for claim in brands:
             if not negated(text, claim.first, claim.after):
                 yield Claim("brand", *text.span(claim.first, claim.after), claim.is_given)
         branded = frozenset(p for claim in brands for p in range(claim.first, claim.after))
-        hidden = allowed | branded | support.names.places(text) | phrases("idioms").places(text)
+        hidden = allowed | branded | support.names.places(text) | fixed
         sizes = sizes_in(text, hidden)
         yield from _sizes(text, sizes, support)
         sized = frozenset(p for claim in sizes for p in range(claim.first, claim.after))
@@ -79,6 +83,17 @@ class ClaimReader:
             supported = support.colour(shade)
             if supported or taken.isdisjoint(range(shade.first, shade.after)):
                 yield Claim("colour", *text.span(shade.first, shade.after), supported)
+
+
+def _is_cut_off(
+    text: Text, claim: Claim, support: Support, found: Iterable[tuple[str, str]]
+) -> bool:
+    """Whether the answer ends inside a number that the facts or the answer give in full."""
+    if claim.kind != "number" or claim.supported or claim.end < len(text.raw.rstrip()):
+        return False
+    # The same figures with more behind them: `$49` of `$499.99`, `12-meg` of `12-megapixel`.
+    longer = re.compile(rf"(?<![\w.,-]){re.escape(text.low[claim.start : claim.end])}(\w|[.,]\d)")
+    return any(longer.search(whole) for whole in (support.facts.text.low, *(w for _, w in found)))
 
 
 def _sizes(text: Text, sizes: list[SizeClaim], support: Support) -> Iterator[Claim]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 from ftcli.metrics.faithfulness.lexicon import word_list, word_set
@@ -38,7 +39,7 @@ def _lexical() -> frozenset[str]:
     words: set[str] = set()
     for name in ("colours", "materials"):
         for line in word_list(name):
-            words |= set(line.removeprefix("~").partition("<")[0].replace(",", " ").split())
+            words |= set(re.split(r"[\s,~+]+", line.partition("<")[0]))
     return frozenset(words)
 
 

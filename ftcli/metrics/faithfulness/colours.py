@@ -7,19 +7,28 @@ from dataclasses import dataclass
 
 from ftcli.metrics.faithfulness.context import elsewhere, in_specification, negated
 from ftcli.metrics.faithfulness.lexicon import Found, Lexicon, lexicon, word_set
+from ftcli.metrics.faithfulness.materials import OF_IT
 from ftcli.metrics.faithfulness.stems import same_thing
 from ftcli.metrics.faithfulness.text import Text, named
 
 COLOUR_NOUNS = named(
     "colour colours color colors coloured colored shade shades hue hues tone tones "
     "toned finish finishes options option version versions edition tint tints dyed "
-    "accents accent palette colourway colorway colourways colorways"
+    "accents accent palette colourway colorway colourways colorways hued sheen"
 )
 STRENGTH = {"light": "light", "pale": "light", "pastel": "light", "dark": "dark", "deep": "dark"}
 # Between a word of strength or a picture and the colour it shades.
 NOT_BESIDE = frozenset(["and", "or", "in"])
 # Words of a list of colours.
-JOINS = named(", and or & / + with")
+JOINS = named(", and or & / + with to")
+# `cream, and soft sage`: passed over in a list.
+STEPPED_OVER = named("soft warm cool rich deep pale light dark bright vibrant crisp muted bold a")
+# `shades of coral`, `a splash of gold`.
+AMOUNTS_OF = named(
+    "shade shades hue hues tone tones tint tints colour colours color colors accents splash "
+    "splashes pop pops burst bursts palette spectrum design touches flashes streaks"
+)
+METALS = named("gold silver bronze copper brass")
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ def _is_colour(
     text: Text, found: Found, certain: set[int], starts: frozenset[int], product: frozenset[str]
 ) -> bool:
     """Whether a word that also names a fruit, a stone, a scent … is a colour here."""
-    if _is_scent_or_taste(text, found):
+    if _is_scent_or_taste(text, found) or _is_a_coloured_thing(text, found, certain):
         return False
     following = text.at(found.after) if text.same_clause(found.after, found.first) else ""
     if following in COLOUR_NOUNS or text.at(found.first - 1) in {"coloured", "colored"}:
@@ -154,10 +163,56 @@ def _is_colour(
         return True
     if _listed(text, found, certain) or in_specification(text, found.first, found.after):
         return True
-    if _shaded(text, found):
+    if _shaded(text, found) or _is_amount_of(text, found) or _is_metal(text, found):
         return True
     in_list = following in {"and", "or", "&"} and found.after + 1 in starts
     return _after_in(text, found) and (in_list or not following.isalpha())
+
+
+def _is_amount_of(text: Text, found: Found) -> bool:
+    """`shades of coral`."""
+    place = found.first - 1
+    while text.at(place) in STEPPED_OVER:
+        place -= 1
+    return (
+        text.at(place) == "of"
+        and text.at(place - 1) in AMOUNTS_OF
+        and found.term.name not in EATEN
+        and not _names_a_plant(text, found)
+    )
+
+
+def _names_a_plant(text: Text, found: Found) -> bool:
+    return text.at(found.after) in word_set("stop") | {""} and text.at(found.first).endswith("s")
+
+
+def _is_metal(text: Text, found: Found) -> bool:
+    """`gold-rimmed`, `Finish: gold` alone on its line."""
+    if found.term.name not in METALS:
+        return False
+    if text.at(found.after) in OF_IT and text.tokens[found.after].joined:
+        return True
+    ends = text.tokens[found.after - 1].sentence
+    is_last = found.after >= len(text.tokens) or text.tokens[found.after].sentence != ends
+    before = found.first - 1
+    while text.at(before) == "*":
+        before -= 1
+    return is_last and text.at(before) == ":" and text.is_word(before - 1)
+
+
+def _is_a_coloured_thing(text: Text, found: Found, certain: set[int]) -> bool:
+    """`a white rose accent`: the rose is the thing that is white."""
+    before = found.first - 1
+    return (
+        before in certain
+        and text.same_clause(before, found.first)
+        and not text.tokens[found.first].joined
+        and text.at(found.after) not in COLOUR_NOUNS - {"accent", "accents"}
+        and found.term.name in FLOWERS
+    )
+
+
+FLOWERS = named("rose orchid iris poppy violet lavender magnolia sunflower heather primrose salmon")
 
 
 # Words of strength that name no taste or smell beside these.
@@ -199,7 +254,7 @@ def _is_scent_or_taste(text: Text, found: Found) -> bool:
 def _listed(text: Text, found: Found, certain: set[int]) -> bool:
     """In a list with a word that is a colour and nothing else."""
     before = found.first - 1
-    while text.at(before) in JOINS and text.same_sentence(before, found.first):
+    while text.at(before) in JOINS | STEPPED_OVER and text.same_sentence(before, found.first):
         before -= 1
     after = found.after
     while text.at(after) in JOINS and text.same_sentence(after, found.first):

@@ -192,8 +192,19 @@ def _ends_trigger(text: Text, place: int) -> bool:
         start = place - len(phrase) + 1
         words = tuple(text.at(each) for each in range(start, place + 1))
         if words == phrase and text.same_sentence(start, place):
-            return True
+            return start < place or not _describes(text, place)
     return False
+
+
+# Verbs that are adjectives too: `clean lines`, `a perfect match`.
+VERBS_TOO = named("clean split match")
+BEFORE_A_VERB = named("to can will you they and or easily quickly that which safely it")
+
+
+def _describes(text: Text, place: int) -> bool:
+    """`soft, clean porcelain`: no verb."""
+    begins = not text.same_sentence(place - 1, place)
+    return text.at(place) in VERBS_TOO and not begins and text.at(place - 1) not in BEFORE_A_VERB
 
 
 def _new_clause(text: Text, place: int) -> bool:

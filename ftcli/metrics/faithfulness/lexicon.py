@@ -108,16 +108,26 @@ def phrases(name: str) -> Lexicon:
 
 @lru_cache
 def lexicon(name: str) -> Lexicon:
-    """Words with what they imply; each line: `~ name, other spellings < wider, wider`."""
+    """Words with what they imply; each line: `~ name, other spellings < wider, wider`.
+
+    `~` or `+` right before one spelling: that one is, or is not, the name of something else too.
+    """
     direct: dict[str, tuple[str, ...]] = {}
     lines = [_entry(line) for line in word_list(name)]
-    for _, spellings, wider in lines:
-        direct[spellings[0]] = wider
+    for _, spellings, implied in lines:
+        direct[_plain(spellings[0])] = implied
     terms: dict[tuple[str, ...], Term] = {}
     for weak, spellings, _ in lines:
-        term = Term(spellings[0], weak, _all_wider(spellings[0], direct))
-        terms |= {phrase_of(spelling): term for spelling in spellings}
+        name = _plain(spellings[0])
+        wider = _all_wider(name, direct)
+        for spelling in spellings:
+            is_weak = spelling[0] == "~" or (weak and spelling[0] != "+")
+            terms[phrase_of(_plain(spelling))] = Term(name, is_weak, wider)
     return Lexicon(terms)
+
+
+def _plain(spelling: str) -> str:
+    return spelling.lstrip("~+")
 
 
 def _entry(line: str) -> tuple[bool, list[str], tuple[str, ...]]:

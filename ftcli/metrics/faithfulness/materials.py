@@ -21,7 +21,7 @@ MADE = named(
 OF_IT = named(
     "lined filled tipped coated plated topped trimmed clad backed soled handled framed "
     "edged covered wrapped bound stuffed upholstered finished inlaid encrusted studded "
-    "faced bodied"
+    "faced bodied rimmed"
 )
 # `a wood finish`: claims are species only; of cloths a finish is a look.
 FINISHES = frozenset(["finish", "finishes", "sheen", "lustre", "luster"])
@@ -31,6 +31,8 @@ WORK = named(
     "care cleaner cleaners polish polishes saw saws drill drills glue glues paint "
     "paints stain stains conditioner preserver cutter cutters working"
 )
+# Behind a word that also names something else: it is a material.
+SUBSTANCES = named("alloy material materials metal wood fabric cloth leather stone plastic foam")
 HARD = named("wood metal glass leather stone ceramic concrete plastic rubber")
 JOINS = named(", and or & / + with over on")
 
@@ -88,7 +90,7 @@ class Materials:
                 continue
             if elsewhere(text, each.first, each.after, product) or _is_worked_on(text, each):
                 continue
-            if each.first not in certain:
+            if each.first not in certain or _says_no_more(text, each, ends, product):
                 continue
             names = frozenset({each.term.name, *each.term.wider})
             claims.append(MaterialClaim(each.first, each.after, each.term.name, names))
@@ -97,11 +99,14 @@ class Materials:
 
 # Abbreviations that are words in small letters.
 CAPITALS_ONLY = frozenset({"abs", "eva", "pu", "pet"})
-# `a glass`, `your glass`: a thing to drink from.
+# `a glass`, `this canvas`: a thing to drink from, or to paint on.
+THINGS = frozenset({"glass", "canvas"})
 BEFORE_A_THING = named(
     "a an another your my per each every one two three his her tall full empty pint "
-    "shot wine beer raise"
+    "shot wine beer raise this that"
 )
+# Of what is a substance: `a tempered glass`.
+TREATED = named("tempered frosted stained thick hardened toughened blown waxed heavy coated")
 
 
 def _is_name_of_material(text: Text, found: Found) -> bool:
@@ -109,11 +114,32 @@ def _is_name_of_material(text: Text, found: Found) -> bool:
     if found.after - found.first == 1 and token.low in CAPITALS_ONLY:
         is_capital = text.raw[token.start : token.end].isupper()
         return is_capital or in_specification(text, found.first, found.after)
-    if token.low == "glass" and text.at(found.first - 1) in BEFORE_A_THING:
-        return text.at(found.after) in word_set("parts") and text.same_clause(
-            found.after, found.first
-        )
-    return True
+    return not (token.low in THINGS and _is_thing(text, found))
+
+
+def _is_thing(text: Text, found: Found) -> bool:
+    """`a glass`, `a dynamic canvas for`, but not `a glass lid`."""
+    if text.same_clause(found.after, found.first):
+        following = text.at(found.after)
+        if following in word_set("parts"):
+            return False
+        if text.at(found.first - 1) not in BEFORE_A_THING and not _ends_noun(following):
+            return False
+    place = found.first - 1
+    while _is_plain_adjective(text, place, found.first):
+        place -= 1
+    return text.at(place) in BEFORE_A_THING and not _is_made_of(text, found)
+
+
+def _ends_noun(word: str) -> bool:
+    return not word.isalpha() or word in word_set("stop")
+
+
+def _is_plain_adjective(text: Text, place: int, first: int) -> bool:
+    """A word before a noun, of which two at most are looked at."""
+    word = text.at(place)
+    is_near = first - place <= 3 and text.same_clause(place, first) and text.is_word(place)
+    return is_near and word not in word_set("stop") | TREATED | BEFORE_A_THING
 
 
 def _inner(words: Lexicon, text: Text, found: Found) -> set[str]:
@@ -126,6 +152,14 @@ def _inner(words: Lexicon, text: Text, found: Found) -> set[str]:
             if term in found.term.wider:
                 names.add(term)
     return names
+
+
+def _says_no_more(text: Text, found: Found, ends: set[int], product: frozenset[str]) -> bool:
+    """`gold alloy` is gold; `the glass` of reading glasses is the thing itself."""
+    if found.term.name == "alloy":
+        return found.first in ends
+    is_kind = text.at(found.first) == "glass" and same_thing("glasses") in product
+    return is_kind and _ends_noun(text.at(found.after))
 
 
 def _is_worked_on(text: Text, found: Found) -> bool:
@@ -143,7 +177,7 @@ def _is_material(
     """Whether a word that also names something else is what something is made of here."""
     in_clause = text.same_clause(found.after, found.first)
     following = text.at(found.after) if in_clause else ""
-    if _is_made_of(text, found):
+    if _is_made_of(text, found) or following in SUBSTANCES or _is_fine_metal(text, found):
         return True
     if following in OF_IT and text.tokens[found.after].joined:
         return True
@@ -154,6 +188,14 @@ def _is_material(
     if in_specification(text, found.first, found.after):
         return True
     return _listed(text, found, certain, ends)
+
+
+def _is_fine_metal(text: Text, found: Found) -> bool:
+    """`18-karat gold`, `925 silver`."""
+    return "metal" in found.term.wider and text.at(found.first - 1) in FINENESS
+
+
+FINENESS = named("karat carat kt k 925 999 fine sterling")
 
 
 def _in_wood(text: Text, found: Found, following: str) -> bool:
@@ -177,7 +219,7 @@ def _stands_as_adjective(text: Text, found: Found) -> bool:
 
 def _is_made_of(text: Text, found: Found) -> bool:
     """`made of`, `crafted from the finest`, `filled with`, `in cork`."""
-    for place in range(found.first - 1, max(-1, found.first - 6), -1):
+    for place in range(found.first - 1, max(-1, found.first - 8), -1):
         if not text.same_sentence(place, found.first) or text.at(place) in {".", ";", ":", "!"}:
             return False
         if text.at(place) in {"of", "from", "with", "in", "out"} and text.at(place - 1) in MADE | {

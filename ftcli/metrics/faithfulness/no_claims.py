@@ -49,6 +49,9 @@ def is_no_amount(scan: Scan, number: Number) -> bool:
     if text.at(after) in ORDINALS and text.tokens[after].joined:
         # `twenty-first`
         return True
+    if before == "(" and text.at(after) == ")" and len(text.at(first)) == 1:
+        # `(2)`: a note.
+        return True
     if before == "#" or (before == "." and text.at(first - 2) == "no"):
         return True
     if before in MARKERS and not (before == "part" and number.in_words):
@@ -94,7 +97,8 @@ def _glued_behind(text: Text, number: Number) -> bool:
         return False
     if token.low == "s":
         return not (len(text.at(after - 1)) in {2, 4} and text.at(after - 1).endswith("0"))
-    if token.low == "x":
+    if token.low == "x" or ("." in text.at(after - 1) and token.capital and len(token.low) > 3):
+        # Of `19.99Each` only the space is missing.
         return False
     return unit_at(text, after, value=number.readings[0]) is None
 
@@ -105,6 +109,9 @@ def _is_list_marker(text: Text, first: int, after: int) -> bool:
         return text.line_begins(first - 1) and len(text.at(first)) <= 2
     if not text.line_begins(first) or after - first > 1:
         return False
+    if len(text.at(first)) <= 2 and not text.same_sentence(after, first):
+        # A figure alone on its line.
+        return True
     if text.at(after) in {")", "."}:
         return text.tokens[after].glued
     return text.at(after) == ":" and text.tokens[after].glued and len(text.at(first)) <= 2

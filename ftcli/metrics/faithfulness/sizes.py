@@ -179,11 +179,21 @@ def _letters(text: Text, index: int, given: bool) -> list[SizeClaim]:
     to = _range_end(text, after)
     if to is not None:
         rises = LETTERS.index(size) < LETTERS.index(to[0])
-        # "graded from large to small" describes.
-        return [SizeClaim(index, to[1], (size, to[0]), is_range=True)] if rises else []
+        # "graded from large to small" describes, and "small to medium-sized dogs".
+        names = rises and not _describes(text, index, to[1])
+        return [SizeClaim(index, to[1], (size, to[0]), is_range=True)] if names else []
     if _is_size(text, index, after, given):
         return [SizeClaim(index, after, (size,))]
     return []
+
+
+# Who or what is small or large himself.
+SIZED = named("sized dogs dog cats cat breeds breed pets pet animals rooms spaces kitchens groups")
+
+
+def _describes(text: Text, index: int, after: int) -> bool:
+    is_word = text.at(index) in {"small", "medium", "large", "extra"}
+    return is_word and text.at(after) in SIZED and text.same_clause(after, index)
 
 
 def _range_end(text: Text, after: int) -> tuple[str, int] | None:
@@ -243,7 +253,7 @@ def _behind_size(text: Text, index: int) -> bool:
 def _numbers(text: Text, index: int) -> list[SizeClaim]:
     """`size 9`, `EU 42`, `sizes 36 to 42`, `sizes 38, 40 and 42`."""
     word = text.at(index)
-    if word not in SIZE_INTROS or not text.is_word(index):
+    if word not in SIZE_INTROS or not text.is_word(index) or text.tokens[index].joined:
         return []
     if word in REGIONS and not text.raw[text.tokens[index].start].isupper():
         return []

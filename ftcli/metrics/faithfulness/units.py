@@ -179,7 +179,7 @@ def unit_at(text: Text, index: int, *, value: float, in_words: bool = False) -> 
         return unit_at(text, index + 1, value=value)
     if found is None:
         found = _powers(text, index)
-    unit = _spelled().get(word)
+    unit = _spelled().get(word.removesuffix("'s"))
     if found is None and unit is not None and not _is_no_unit(text, index, in_words):
         units: tuple[Unit, ...] = (unit, Unit("GBP")) if word in {"pound", "pounds"} else (unit,)
         if word in {"degree", "degrees", "°", "deg"}:
@@ -275,13 +275,16 @@ def _cubed(unit: Unit, power: int) -> float:
 
 def _opens_no_quote(text: Text, index: int) -> bool:
     """Whether the signs `"` before it in its sentence are all closed."""
-    sentence, count = text.tokens[index].sentence, 0
-    for place in range(index - 1, max(-1, index - 60), -1):
-        if text.tokens[place].sentence != sentence:
-            break
-        inch = text.tokens[place].glued and text.tokens[place - 1].sort == "number"
-        count += text.at(place) == '"' and not inch
-    return count % 2 == 0
+    start = index
+    while start > max(0, index - 60) and text.same_sentence(start - 1, index):
+        start -= 1
+    is_open = False
+    for place in range(start, index):
+        if text.at(place) == '"':
+            # `14"` opens nothing; `"Model 14"` closes.
+            inch = text.tokens[place].glued and text.tokens[place - 1].sort == "number"
+            is_open = not is_open and not inch
+    return not is_open
 
 
 def _is_no_unit(text: Text, index: int, in_words: bool) -> bool:

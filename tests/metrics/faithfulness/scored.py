@@ -150,6 +150,8 @@ def _same_kind(one: str, other: str) -> bool:
 def _overlaps(answer: str, label: str, finding: Finding) -> bool:
     """Whether the finding overlaps any place of the label's text."""
     assert finding.start is not None and finding.end is not None
+    # The same wording twice is one label, whatever its capitals.
+    answer, label = answer.lower(), label.lower()
     start = answer.find(label)
     while start >= 0:
         end = start + len(label)

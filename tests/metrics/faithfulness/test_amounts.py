@@ -117,3 +117,30 @@ def test_every_spelling_of_a_unit_is_there_once() -> None:
     spellings = [word for units in TABLE.values() for words in units for word in words.split()]
     assert len(spellings) == len(set(spellings))
     assert Unit("length", 10).worth(3) == 30
+
+
+def test_a_number_that_the_answer_breaks_off_is_no_claim() -> None:
+    facts = "Product: Lamp\nPrice: $499.99"
+    assert invented(facts, "The price of this lamp is $49") == []
+    assert invented(facts, "The price of this lamp is $49.") == ["$49"]
+    camera = "A 12-megapixel camera, a 12-meg"
+    assert invented("Product: Camera", camera) == ["12-megapixel"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "proofs"),
+    [
+        ('Of the "Model 20" line, 14" wide.', ['14"']),
+        ("With one year's notice.", ["one year's"]),
+        ("Only 19.99Each.", ["19.99"]),
+        ("A 1:1 service (2) of https://shop.example/bag-2023/x.", []),
+        ("Our lamp:\n24\nis here.", []),
+    ],
+)
+def test_numbers_beside_signs(answer: str, proofs: list[str]) -> None:
+    assert invented("Product: Lamp", answer) == proofs
+
+
+def test_the_counted_thing_may_stand_behind_a_comma() -> None:
+    assert invented("Cables: 3", "It has three durable, braided cables.") == []
+    assert invented("Cables: 3", "It has four durable, braided cables.") != []

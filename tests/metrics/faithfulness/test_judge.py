@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ftcli.errors import DataError
 from ftcli.metrics.faithfulness import facts_of, faithfulness_files, faithfulness_judge
 from ftcli.metrics.faithfulness.text import in_order
+from ftcli.metrics.format.time_limit import within
 from ftcli.metrics.judging import Judgement, Question
 from ftcli.recipe import Faithfulness
 
@@ -212,3 +213,11 @@ def test_an_answer_as_long_as_a_book() -> None:
     )
     said = found(page * 2400)
     assert said == [("invented number", "40 x 30 cm"), ("invented brand", "Marco Bellini")]
+
+
+def test_an_expression_for_the_facts_that_finds_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftcli.metrics.faithfulness.within", lambda: within(0.2))
+    wanted = Faithfulness(facts="(a|a)*(a|a)*b")
+    with pytest.raises(DataError, match=r"eval\.faithfulness\.facts.*took more than") as raised:
+        facts_of(wanted, "a" * 60)
+    assert raised.value.code == "facts_expression"

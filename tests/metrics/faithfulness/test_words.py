@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_leather_that_is_denied_supports_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["colours", "materials"])
 def test_what_a_word_implies_is_a_word_of_the_same_list(name: str) -> None:
-    lines = [line.removeprefix("~").partition("<") for line in word_list(name)]
+    lines = [re.sub("[~+]", "", line).partition("<") for line in word_list(name)]
     names = {spelling.strip() for line, _, _ in lines for spelling in line.split(",")}
     implied = {each.strip() for _, _, wider in lines for each in wider.split(",") if each.strip()}
     assert implied <= names
@@ -117,3 +118,81 @@ def test_what_is_implied_is_implied_all_the_way() -> None:
     assert lexicon("materials").names("surgical steel") == {"surgical steel"}
     (found,) = [t for t in lexicon("materials")._terms.values() if t.name == "surgical steel"][:1]
     assert found.wider == {"stainless steel", "steel", "metal"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "proofs"),
+    [
+        ("A chair made from a luxurious, 18-karat gold alloy.", ["gold"]),
+        ("A durable, high-quality silver material.", ["silver"]),
+        ("Crafted with soft, clean porcelain.", ["porcelain"]),
+        ("A clean canvas sheet.", ["canvas"]),
+        ("A pine wood handle.", ["pine wood"]),
+        (
+            "A dynamic canvas for your style. This glass is for you. A high-end glass that shines.",
+            [],
+        ),
+        ("Sterling service, and a sea of glass.", []),
+        ("Listed by the International Wool and Fabrics Association.", []),
+        ("It cuts clean, and it was passed down.", []),
+    ],
+)
+def test_what_makes_a_word_a_material(answer: str, proofs: list[str]) -> None:
+    found = [
+        (kind, proof) for kind, proof in invented("Product: Thing", answer) if kind == "material"
+    ]
+    assert found == [("material", proof) for proof in proofs]
+
+
+def test_plated_and_wood_name_the_same_material() -> None:
+    assert invented("Materials: pine, silver", "Pine wood and silver-plated parts.") == []
+    assert invented("Materials: glass", "Sunglasses with a glass lens.") == []
+    assert invented("Product: Reading Glasses", "The glass is stylish.") == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "proofs"),
+    [
+        ("Shades of ivory. A splash of coral.", ["ivory", "coral"]),
+        ("It goes from orange to green.", ["orange", "green"]),
+        ("Make-up: Gold", ["Gold"]),
+        ("A white rose accent.", ["white"]),
+        ("Blue, and soft sage.", ["Blue", "sage"]),
+        ("A crisp white collar.", ["white"]),
+        ("Serve yourself a white dream.", []),
+    ],
+)
+def test_what_makes_a_word_a_colour(answer: str, proofs: list[str]) -> None:
+    assert invented("Product: Thing", answer) == [("colour", proof) for proof in proofs]
+
+
+def test_midnight_gives_no_blue() -> None:
+    assert invented("Product: Midnight Pumps", "A blue buckle.") == [("colour", "blue")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("Designed by the renowned designer, Emma Taylor.", "Emma Taylor"),
+        ('A belt of a brand called "Luxe Lamoure".', "Luxe Lamoure"),
+        ('A piece of the "Spectruma 2018" collection.', "Spectruma 2018"),
+        ("Created by the great Moonshaper people.", "Moonshaper"),
+        ("Lynn & Co. offers the bag.", "Lynn & Co"),
+        ("Meet our EGL44E.", "EGL44E"),
+        ("**Alecabella 1108**", "Alecabella 1108"),
+        ("Now on Amazon.", "Amazon"),
+    ],
+)
+def test_what_makes_a_word_a_name(answer: str, name: str) -> None:
+    assert invented("Product: Dusk Tote\nType: bag", answer) == [("brand", name)]
+
+
+@pytest.mark.parametrize(
+    "answer", ["A World-Class bag.", "An Instagram-worthy bag.", "Rated IP67 as USB-C is."]
+)
+def test_what_is_no_name(answer: str) -> None:
+    assert [kind for kind, _ in invented("Product: Dusk Tote", answer) if kind == "brand"] == []
+
+
+def test_who_is_small_or_large_himself() -> None:
+    assert invented("Product: Coat", "For small to medium-sized dogs.") == []
