@@ -17,8 +17,10 @@ from ftcli.recipe.faithfulness import Faithfulness
 
 HERE = Path(__file__).parent
 # Where the rows of the public retail set are; their facts are not kept here.
-RETAIL = "FTCLI_RETAIL_ROWS"
-RETAIL_ROWS = HERE.parents[3] / "shared" / "data" / "ecommerce_retail_demo" / "train.jsonl"
+SHARED = HERE.parents[3] / "shared" / "data"
+# Variable that names the rows, and where they lie without it.
+RETAIL = ("FTCLI_RETAIL_ROWS", SHARED / "ecommerce_retail_demo")
+MEDICAL = ("FTCLI_MEDICAL_ROWS", SHARED / "summarise_medical_dialogue")
 # Words that are a colour and a material; sizes in digits are numbers too (GUIDE.md, section 1).
 MIXED = ({"colour", "material"}, {"number", "size"})
 
@@ -55,10 +57,10 @@ class Scores:
     banned: Tally = field(default_factory=Tally)
 
 
-def retail_rows() -> Path | None:
-    """The public rows, where they are on this machine."""
-    named = os.environ.get(RETAIL)
-    path = Path(named) if named else RETAIL_ROWS
+def rows_of(file: Path) -> Path | None:
+    """The public rows whose lines a file of labels names; none where they are not here."""
+    variable, folder = MEDICAL if "medical" in file.name else RETAIL
+    path = Path(os.environ.get(variable, folder))
     path = path / "train.jsonl" if path.is_dir() else path
     return path if path.is_file() else None
 
@@ -67,8 +69,8 @@ def cases(file: Path) -> Iterator[dict[str, Any]]:
     """Labelled cases, each with its facts."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
     if any("facts" not in row for row in rows):
-        path = retail_rows()
-        assert path is not None, f"name the rows by {RETAIL}"
+        path = rows_of(file)
+        assert path is not None, f"name the rows by {RETAIL[0]} or {MEDICAL[0]}"
         prompts = [_prompt(json.loads(line)) for line in path.open(encoding="utf-8")]
         # Lines are counted from 1.
         rows = [{**row, "facts": prompts[row["line"] - 1]} for row in rows]
