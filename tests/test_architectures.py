@@ -101,7 +101,7 @@ def test_embeddings_with_a_name_of_their_own_are_trained(
         ),
         (
             {"method": {"mode": "lora", "modules_to_save": ["embed_in"]}},
-            "method.modules_to_save.0: expected embed_tokens or lm_head",
+            "method.modules_to_save: item 1: expected embed_tokens or lm_head",
         ),
         (
             {"method": {"mode": "full"}, "training": {"precision": "fp16"}},

@@ -5,17 +5,15 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ftcli.cli import run
 from ftcli.metrics.intervals import ratio_interval
-from tests.conftest import save_recipe, save_rows
+from tests.evaluated import finished_run, unevaluated
 from tests.test_end_to_end import ask
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -35,20 +33,12 @@ Answers = Callable[[int, str], str]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A finished run of the tiny model, in fp32."""
-    folder = tmp_path_factory.mktemp("checking")
-    save_rows(folder)
-    training = {"max_steps": 4, "batch_size": 4, "learning_rate": "1e-2", "precision": "fp32"}
-    recipe = save_recipe(folder, tiny_model, training=training)
-    assert run(["train", str(recipe)]) == 0
-    return folder / "runs" / "tiny"
+    return finished_run(tmp_path_factory.mktemp("checking"), tiny_model, max_steps=4)
 
 
 @pytest.fixture
-def fresh(trained: Path) -> Iterator[Path]:
-    """The run, as if nothing had been evaluated."""
-    shutil.rmtree(trained / "eval", ignore_errors=True)
-    yield trained
+def fresh(trained: Path) -> Path:
+    return unevaluated(trained)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,33 +12,19 @@ import pytest
 from ftcli.cli import run
 from ftcli.console import Terminal
 from ftcli.stages.evaluate import Asked, evaluate_run
-from tests.conftest import save_recipe, save_rows
+from tests.conftest import save_recipe
+from tests.evaluated import finished_run, rows_of, unevaluated
 from tests.test_end_to_end import ask
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A finished run of the tiny model, in fp32."""
-    folder = tmp_path_factory.mktemp("evaluating")
-    save_rows(folder)
-    training = {"max_steps": 6, "batch_size": 4, "learning_rate": "1e-2", "precision": "fp32"}
-    recipe = save_recipe(folder, tiny_model, training=training)
-    assert run(["train", str(recipe)]) == 0
-    return folder / "runs" / "tiny"
+    return finished_run(tmp_path_factory.mktemp("evaluating"), tiny_model, max_steps=6)
 
 
 @pytest.fixture
-def fresh(trained: Path) -> Iterator[Path]:
-    """The run, as if nothing had been evaluated."""
-    import shutil
-
-    shutil.rmtree(trained / "eval", ignore_errors=True)
-    yield trained
-
-
-def rows_of(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
-    text = (folder / "eval" / report["answers"]).read_text()
-    return [json.loads(line) for line in text.splitlines()]
+def fresh(trained: Path) -> Path:
+    return unevaluated(trained)
 
 
 def test_base_and_tuned_with_intervals_and_verdicts(
@@ -209,77 +195,6 @@ def test_another_format_is_scored_without_a_model(
     second = evaluate_run(fresh, overrides, asked, Terminal())
     assert "format_rate" in second.report["tuned"] and "format_rate" not in first.report["tuned"]
     assert second.report["tuned"]["loss"] == first.report["tuned"]["loss"]
-
-
-SCORES = """
-import math
-
-HASH = "#"
-
-
-def begins_with_hash(prompt, answer, reference, facts):
-    return answer.startswith(HASH)
-
-
-def length(prompt, answer, reference, facts):
-    return _length(answer)
-
-
-length.better = None
-
-
-def _length(text):
-    return len(text)
-"""
-
-
-def test_scores_of_ones_own(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(SCORES)
-    found = ask(capsys, "eval", fresh, "--scores", file, "--no-forgetting")
-    rows = rows_of(fresh, found)
-    texts = [row["sides"]["tuned"]["text"] for row in rows]
-    assert found["tuned"]["length"] == pytest.approx(sum(map(len, texts)) / len(texts))
-    assert found["scores"]["begins_with_hash"]["unit"] == "share"
-    assert found["differences"]["tuned_vs_base"]["length"]["verdict"] in (
-        "changed",
-        "no change shown",
-    )
-    assert "_length" not in found["scores"] and "HASH" not in found["scores"]
-
-
-@pytest.mark.parametrize(
-    ("text", "code", "words"),
-    [
-        ("x = 1\n", 2, "holds no function (prompt, answer, reference, facts) -> float"),
-        ("def a(prompt, answer): return 1\n", 2, "mine.py:1: a(prompt, answer) is no score"),
-        ("def chrf(a, b, c, d): return 1\n", 2, "chrf is the name of another figure"),
-        ("def prompt_tokens(a, b, c, d): return 1\n", 2, "is the name of another figure"),
-        ("def loss_interval(a, b, c, d): return 1\n", 2, "is the name of another figure"),
-        ("def a(p, q, r, f): return 'x'\n", 1, "a raised ValueError"),
-        ("def a(p, q, r, f): return float('nan')\n", 1, "a returned nan"),
-        ("\ndef a(p, q, r, f):\n    return 1 / 0\n", 1, "mine.py:2: a raised ZeroDivisionError"),
-        ("def a(:\n", 1, "mine.py:1: does not run: SyntaxError"),
-        ("import nothing_of_this_name\n", 1, "does not run: ModuleNotFoundError"),
-        ("def a(p, q, r, f): return 1\na.better = 'more'\n", 2, "a.better is 'more'"),
-    ],
-)
-def test_scores_that_are_none(
-    fresh: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    text: str,
-    code: int,
-    words: str,
-) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text(text)
-    flags = ["--scores", str(file), "--limit", "2", "--no-base"]
-    assert run(["eval", str(fresh), *flags]) == code
-    err = capsys.readouterr().err
-    assert words in err and "Traceback" not in err
 
 
 def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

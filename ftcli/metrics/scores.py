@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ftcli.metrics.intervals import (
     Interval,
@@ -54,6 +54,16 @@ class Counts:
             return share_interval(round(sum(self.tops)), self.rows)
         kept = [pair for pair in zip(self.tops, self.bottoms, strict=True) if pair[1] > 0]
         return ratio_interval([top for top, _ in kept], [bottom for _, bottom in kept])
+
+
+def mean_of(values: Sequence[float]) -> Counts:
+    """A mean over rows."""
+    return Counts(tuple(float(value) for value in values), (1.0,) * len(values))
+
+
+def with_interval(name: str, value: float, interval: Interval) -> dict[str, Any]:
+    """A score as `--json` prints it."""
+    return {name: value, f"{name}_interval": list(interval)}
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,94 +14,14 @@ import pytest
 from ftcli.artifacts import RunFolder
 from ftcli.stages.report import write_report
 from ftcli.stages.report.page import FOLDER
+from tests.outline import Outline, outline
 from tests.reported import (
-    BASE,
-    TUNED,
-    answer,
     evaluation,
     hostile_run,
     save_evaluation,
     save_run,
-    side,
     usual_lines,
 )
-
-VOID = {"meta", "link", "input", "br", "hr", "img"}
-SVG_LEAVES = {"path", "use", "rect", "circle", "line", "text", "g", "svg", "defs", "clippath"}
-
-
-class Outline(HTMLParser):
-    """Reads a page strictly: every tag that opens closes, in order; ids are one of a kind."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.faults: list[str] = []
-        self.feed(page)
-        self.close()
-        self.faults += [f"<{tag}> never closes" for tag in self.open]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        if len(names) != len(set(names)):
-            self.faults.append(f"<{tag}> has an attribute twice")
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID | SVG_LEAVES:
-            self.faults.append(f"<{tag}/> closes itself, which HTML does not know")
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}> closes something else, at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join("".join(self.words).split())
-
-
-def outline(run: RunFolder) -> Outline:
-    """Of the page of a run, which must be valid."""
-    found = Outline(write_report(run).read_text(encoding="utf-8"))
-    assert found.faults == []
-    ids = [each["id"] for _, each in found.elements if "id" in each]
-    assert len(ids) == len(set(ids))
-    for name in ("aria-labelledby", "aria-describedby", "for"):
-        for _, each in found.elements:
-            assert set((each.get(name) or "").split()) <= set(ids), each
-    links = {(each.get("href") or "")[1:] for each in found.all("a")}
-    assert links <= set(ids)
-    return found
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> RunFolder:
-    """A run with everything: two other sides, findings, advice, a second evaluation."""
-    run = save_run(tmp_path)
-    lines = usual_lines(40)
-    for line in lines:
-        line["sides"]["prompted"] = answer("A prompted answer.")
-        line["facts"] = "facts of their own"
-    differences = evaluation()["differences"]
-    differences["tuned_vs_prompted"] = differences["tuned_vs_base"]
-    prompted = side(BASE, prompt_tokens=812.0)
-    save_evaluation(run, evaluation(rows=40, prompted=prompted, differences=differences), lines)
-    save_evaluation(run, evaluation(data="other.jsonl", rows=12), None, key="f" * 16)
-    advice = {"sentences": ["372 rows are enough for a fixed format."]}
-    (run.data / "advice.json").write_text(json.dumps(advice))
-    return run
 
 
 def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
@@ -187,62 +105,6 @@ def test_a_secret_is_told_in_no_part_of_the_page(
     run.update_manifest(versions={"torch": secret}, hardware={"name": secret})
     page = write_report(run).read_text(encoding="utf-8")
     assert "0123456789" not in page.replace("0123456789abcdef", "")
-
-
-MISSING = {
-    "eval": ("Not measured yet: ftcli eval runs/shop", "Not looked at yet: ftcli eval runs/shop"),
-    "plan.json": ("No plan is kept in the run.",),
-    "metrics.jsonl": ("No step was recorded",),
-    "data": ("No preparation is kept in the run: ftcli prepare runs/shop/recipe.yaml",),
-    "speed.jsonl": ("Gradient norm before clipping",),
-    "contract.json": ("adapter_model.safetensors (sha256)",),
-    "recipe.yaml": ("unknown model · unknown method",),
-}
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_a_page_without_a_part_says_what_brings_it(whole: RunFolder, name: str) -> None:
-    path = whole.path / name
-    path.rename(path.with_name("elsewhere"))
-    found = outline(whole)
-    for words in MISSING[name]:
-        assert words in found.text
-    assert "could be read" not in found.text
-
-
-@pytest.mark.parametrize("written", ["", "{", "[1, 2]", "null", '{"a": [', "\x00\xff"])
-def test_files_that_are_broken_are_named_and_the_rest_is_shown(
-    whole: RunFolder, written: str
-) -> None:
-    files = ["plan.json", "contract.json", "data/prepared.json", "data/advice.json"]
-    files += ["eval/0123456789abcdef.json", "eval/answers/0123456789abcdef.jsonl", "metrics.jsonl"]
-    for name in files:
-        (whole.path / name).write_text(written, encoding="utf-8")
-    found = outline(whole)
-    assert "Not everything could be read" in found.text
-    assert "plan.json: cannot be read" in found.text
-
-
-def wrong(value: object) -> object:
-    """The same shape with every leaf of another type."""
-    match value:
-        case dict():
-            return {key: wrong(inner) for key, inner in value.items()}
-        case list():
-            return [wrong(inner) for inner in value]
-        case str():
-            return 7
-        case _:
-            return "words"
-
-
-def test_figures_of_other_types_are_left_out(whole: RunFolder) -> None:
-    for file in whole.evaluations.glob("*.json"):
-        file.write_text(json.dumps(wrong(json.loads(file.read_text()))))
-    whole.update_manifest(**{"memory": 3, "result": [], "versions": "x", "weights": None})
-    whole.metrics.write_text('{"step": "x", "loss": []}\n[]\n3\n')
-    whole.plan.write_text(json.dumps(wrong(json.loads(whole.plan.read_text()))))
-    outline(whole)
 
 
 @pytest.mark.parametrize("state", ["training", "stopped"])
@@ -329,68 +191,6 @@ def test_leaves_of_any_kind(tmp_path: Path) -> None:
     report["base"] |= {"chrf": 10**400, "loss": float("inf")}
     save_evaluation(run, report, [])
     outline(run)
-
-
-def test_intervals_that_look_like_certainty_are_not_shown(tmp_path: Path) -> None:
-    run = save_run(tmp_path)
-    alike = evaluation(tuned=side(TUNED | {"chrf": (0.5, 0.5, 0.5)}))
-    alike["differences"]["tuned_vs_base"]["chrf"] |= {"difference": 0.0, "interval": [0.0, 0.0]}
-    save_evaluation(run, alike, None)
-    found = outline(run)
-    assert "0.50 (all rows alike)" in found.text and "±0.00 (all rows alike)" in found.text
-    assert "too few rows" not in found.text and "0.88 0.84– to 0.93" in found.text
-    save_evaluation(run, evaluation(rows=9), None)
-    found = outline(run)
-    assert "0.88 (too few rows)" in found.text and "−1.43 (too few rows)" in found.text
-    assert "97% 92– to 99%" in found.text  # Wilson's interval stays wide with few rows
-    counted = evaluation()
-    counted["differences"]["tuned_vs_base"]["chrf"]["rows"] = 4
-    save_evaluation(run, counted, None)
-    found = outline(run)
-    assert "0.50 (too few rows)" in found.text and "0.88 0.84– to 0.93" in found.text
-
-
-@pytest.mark.parametrize("left", [0, 7, None])
-def test_rows_that_are_gone_are_told_and_nothing_is_shipped(
-    tmp_path: Path, left: int | None
-) -> None:
-    run = save_run(tmp_path)
-    lines = usual_lines(4) * 30
-    kept = {"prompt": "p", "reference": "r", "file": "f.jsonl", "line": 3, "tuned": answer("t")}
-    save_evaluation(run, evaluation(samples=[kept]), lines)
-    assert "Ship it." in outline(run).text
-    save_evaluation(run, evaluation(samples=[kept]), lines[:left] if left else [])
-    file = run.evaluations / "answers" / "0123456789abcdef.jsonl"
-    if left is None:
-        file.unlink()
-    found = outline(run)
-    gone = f"eval/answers/0123456789abcdef.jsonl: {left or 0} of 120 rows are there"
-    assert "Not everything could be read" in found.text
-    assert found.text.count(gone) == 3  # reason, list of problems, answers
-    assert "Look before you ship it." in found.text
-    assert f"{gone}: what is wrong with the answers is not known" in found.text
-    assert "kept only its first answers" not in found.text
-
-
-def test_rows_without_the_tuned_answers_are_gone_too(tmp_path: Path) -> None:
-    run = save_run(tmp_path)
-    save_evaluation(run, evaluation(rows=3), [*usual_lines(2), {"file": "f", "line": 3}])
-    assert "2 of 3 rows are there" in outline(run).text
-
-
-def test_figures_that_are_no_numbers_are_told(tmp_path: Path) -> None:
-    run = save_run(tmp_path)
-    report = evaluation()
-    report["tuned"]["loss"] = "abc"
-    report["base"]["chrf_interval"] = [0.1]
-    save_evaluation(run, report, None)
-    found = outline(run)
-    what = "no figures, and left out: base.chrf_interval, tuned.loss"
-    assert f"eval/0123456789abcdef.json: {what}" in found.text
-    assert "eval/0123456789abcdef.json is damaged: not all of its figures" in found.text
-    report["differences"]["tuned_vs_base"] |= {"loss": 3, "perplexity": None}
-    save_evaluation(run, report, None)
-    assert "tuned.loss, differences.tuned_vs_base.loss and 1 more" in outline(run).text
 
 
 def test_no_way_is_said_of_scores_that_have_none(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from ftcli.data.few_shot import Turns, choose_examples, few_shot
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
 from ftcli.metrics.answer import Answer
-from ftcli.metrics.judging import Judge, Judgement, Question
-from ftcli.metrics.scores import Counts, gathered
+from ftcli.metrics.judging import Judge, Question
+from ftcli.metrics.looking import look
+from ftcli.metrics.scores import mean_of, with_interval
 from ftcli.metrics.text import TextJudge
 from ftcli.prepared import Prepared, Split
 from ftcli.recipe import AnswerFormat
@@ -215,21 +216,13 @@ def _side(
 def _scores(
     answers: Sequence[Answer], rows: Sequence[Turns], judges: Sequence[Judge]
 ) -> dict[str, Any]:
-    counts = {"stop_rate": Counts(*_stops(answers))}
-    for judge in judges:
-        said = [_judged(judge, answer, row) for answer, row in zip(answers, rows, strict=True)]
-        counts |= gathered(said, judge.kinds)
+    prompts = [row[-2].content for row in rows]
+    questions = [
+        Question(prompt, row[-1].content, prompt) for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    looked = look(judges, answers, questions, lambda _: None)
+    counts = {"stop_rate": mean_of([answer.stopped for answer in answers]), **looked.counts}
     scores: dict[str, Any] = {}
     for name, count in counts.items():
-        scores[name] = count.value
-        scores[f"{name}_interval"] = list(count.interval())
+        scores |= with_interval(name, count.value, count.interval())
     return scores
-
-
-def _stops(answers: Sequence[Answer]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(float(answer.stopped) for answer in answers), (1.0,) * len(answers)
-
-
-def _judged(judge: Judge, answer: Answer, row: Turns) -> Judgement:
-    prompt = row[-2].content
-    return judge.judge(answer.text, Question(prompt, row[-1].content, prompt))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import time
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcli import __version__, metrics
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
-from ftcli.disk import sha256_file, write_json
+from ftcli.disk import write_json
 from ftcli.errors import Stopped
 from ftcli.locking import one_writer
 from ftcli.metrics.faithfulness import facts_of
@@ -26,11 +24,12 @@ from ftcli.recipe import Evaluation
 from ftcli.stages.evaluate.asked import SHOTS, Asked
 from ftcli.stages.evaluate.forgetting import forgotten
 from ftcli.stages.evaluate.judges import PERPLEXITY, Judges
+from ftcli.stages.evaluate.key import key_of
 from ftcli.stages.evaluate.record import read_scored, samples, save_rows
 from ftcli.stages.evaluate.rows import Row, held_out, read_rows
 from ftcli.stages.evaluate.sets import Sets, build_sets
 from ftcli.stages.evaluate.sides import Side, differences, side_of
-from ftcli.stages.evaluate.work import VERSION, Done, ModelName, RowSet, Worker
+from ftcli.stages.evaluate.work import Done, ModelName, RowSet, Worker
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 from ftcli.stages.report import report_or_say
 from ftcli.stopping import StopSignals
@@ -64,7 +63,7 @@ def evaluate_run(
     opened = open_run(path, overrides)
     split = held_out(opened, asked.data)
     judges = Judges(opened, asked)
-    key = _key(opened, asked, split, judges)
+    key = key_of(opened, asked, split, judges.files)
     stored = opened.run.evaluations / f"{key}.json"
     if stored.is_file() and (scored := read_scored(opened.run, key)) is not None:
         require_as_trained(opened, with_base=asked.with_base)
@@ -191,38 +190,3 @@ def _resumable(reporter: Reporter) -> Iterator[None]:
             "stopped; what was scored and answered is kept, and the same command goes on",
             stops.number or signal.SIGINT,
         ) from interrupt
-
-
-def _key(opened: OpenRun, asked: Asked, split: Split, judges: Judges) -> str:
-    """16 hex digits of everything the scores depend on."""
-    recipe = opened.loaded.recipe
-    files = [asked.data, asked.prompted, asked.scores, asked.general_text]
-    files += [asked.general_instructions, *judges.files]
-    parts = {
-        "weights": opened.run.read_manifest()["weights"],
-        "data": opened.prepared.fingerprint,
-        "split": split if asked.data is None else "file",
-        "asked": {name: str(value) for name, value in vars(asked).items()},
-        "files": [_digest(file) for file in files],
-        "generation": recipe.generation.model_dump(),
-        "eval": recipe.eval.model_dump(mode="json"),
-        "keys": recipe.data.model_dump(mode="json"),
-        "model": recipe.model.model_dump(),
-        "seed": recipe.training.seed,
-        "code": _code(),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _code() -> str:
-    """Digest of what counts and of the built-in sets: another version scores anew, from the same
-    answers."""
-    found = hashlib.sha256(f"{__version__} {VERSION}".encode())
-    for file in sorted(Path(metrics.__file__).parent.rglob("*")):
-        if file.suffix in (".py", ".txt", ".json", ".jsonl"):
-            found.update(file.read_bytes())
-    return found.hexdigest()
-
-
-def _digest(file: Path | None) -> str | None:
-    return sha256_file(file) if file is not None and file.is_file() else None

@@ -7,9 +7,8 @@ from typing import Any
 
 from ftcli.metrics.general_instructions import Instruction
 from ftcli.metrics.likelihood import Scored, forgetting
-from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared
+from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared, mean_of
 from ftcli.stages.evaluate.sets import Sets
-from ftcli.stages.evaluate.sides import each
 from ftcli.stages.evaluate.work import Done
 
 
@@ -95,4 +94,4 @@ def _follows(done: Done, asked: Sequence[Instruction]) -> Counts:
 
 
 def _stops(done: Done) -> Counts:
-    return each([answer.stopped for answer in done.answers])
+    return mean_of([answer.stopped for answer in done.answers])

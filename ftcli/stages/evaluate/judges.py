@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.faithfulness import faithfulness_files, faithfulness_judge
 from ftcli.metrics.format import FormatJudge, format_files, format_judge
-from ftcli.metrics.judging import Finding, Judge, Judgement, Question, ScoreKind
-from ftcli.metrics.scores import Counts, gathered
+from ftcli.metrics.judging import Judge, Question, ScoreKind
+from ftcli.metrics.looking import Looked, look
 from ftcli.metrics.text import TextJudge
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.custom import custom_judge
@@ -22,14 +21,6 @@ STOPS = ScoreKind("stops by itself", "share", "higher")
 # Names beside the scores in what `--json` prints of a side.
 FIGURES = ("perplexity", "prompt_tokens", "tokens_per_second")
 LENGTH = ScoreKind("tokens an answer", "value", None)
-
-
-@dataclass(frozen=True)
-class Looked:
-    """Counts by score, and findings row by row."""
-
-    counts: Mapping[str, Counts]
-    findings: Sequence[Sequence[Finding]]
 
 
 class Judges:
@@ -44,7 +35,6 @@ class Judges:
         """What the scores depend on besides recipe and answers."""
         if wanted.format is not None:
             self.files += format_files(wanted.format, opened.loaded.base)
-
             self._form = format_judge(wanted.format, opened.loaded.base)
             self._judges.append(self._form)
         if wanted.faithfulness is not None:
@@ -70,12 +60,4 @@ class Judges:
         self, answers: Sequence[Answer], questions: Sequence[Question], moved: Callable[[int], None]
     ) -> Looked:
         """What every judge says of one side's answers; `moved` is told how many are done."""
-        said: list[list[Judgement]] = []
-        for answer, question in zip(answers, questions, strict=True):
-            said.append([judge.judge(answer.text, question) for judge in self._judges])
-            moved(len(said))
-        counts: dict[str, Counts] = {}
-        for judge, judgements in zip(self._judges, zip(*said, strict=True), strict=True):
-            counts |= gathered(judgements, judge.kinds)
-        findings = [[finding for each in row for finding in each.findings] for row in said]
-        return Looked(counts, findings)
+        return look(self._judges, answers, questions, moved)

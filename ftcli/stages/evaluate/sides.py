@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftcli.metrics.intervals import Interval
 from ftcli.metrics.judging import Finding, Question, ScoreKind
 from ftcli.metrics.likelihood import Scored
-from ftcli.metrics.scores import Counts, Difference, compared
+from ftcli.metrics.scores import Counts, Difference, compared, mean_of, with_interval
 from ftcli.stages.evaluate.judges import Judges
 from ftcli.stages.evaluate.work import Done
 
@@ -29,10 +28,10 @@ class Side:
         scores: dict[str, Any] = {}
         for name, counts in self.counts.items():
             low, high = counts.interval()
-            _put(scores, name, counts.value, (low, high))
+            scores |= with_interval(name, counts.value, (low, high))
             if name == "loss":
-                loss = counts.value
-                _put(scores, "perplexity", math.exp(loss), (math.exp(low), math.exp(high)))
+                bounds = (math.exp(low), math.exp(high))
+                scores |= with_interval("perplexity", math.exp(counts.value), bounds)
         if self.done.prompt_tokens:
             scores["prompt_tokens"] = sum(self.done.prompt_tokens) / len(self.done.prompt_tokens)
             scores["tokens_per_second"] = self.done.tokens_per_second
@@ -46,21 +45,16 @@ def side_of(
     counts = {"loss": loss_counts(done.scored)}
     findings: Sequence[Sequence[Finding]] = [()] * len(questions)
     if done.answers:
-        counts["stop_rate"] = each([answer.stopped for answer in done.answers])
+        counts["stop_rate"] = mean_of([answer.stopped for answer in done.answers])
         looked = judges.look(done.answers, questions, moved)
         counts |= looked.counts
         findings = looked.findings
-        counts["answer_tokens"] = each([answer.tokens for answer in done.answers])
+        counts["answer_tokens"] = mean_of([answer.tokens for answer in done.answers])
     return Side(done, counts, findings)
 
 
 def loss_counts(scored: Scored) -> Counts:
     return Counts(scored.losses, tuple(float(tokens) for tokens in scored.tokens))
-
-
-def each(values: Sequence[float]) -> Counts:
-    """A mean over rows."""
-    return Counts(tuple(float(value) for value in values), (1.0,) * len(values))
 
 
 def differences(
@@ -93,8 +87,3 @@ def difference_json(found: Difference) -> dict[str, Any]:
         "rows_to_show": found.rows_to_show,
         "same": found.same,
     }
-
-
-def _put(scores: dict[str, Any], name: str, value: float, interval: Interval) -> None:
-    scores[name] = value
-    scores[f"{name}_interval"] = list(interval)

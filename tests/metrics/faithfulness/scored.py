@@ -175,7 +175,7 @@ def _score_missing(
         each.message.partition(": ")[2] for each in findings if each.kind == "not mentioned"
     )
     labelled = Counter(case["missing"])
-    disputed = [_text(each) for each in case.get("disputed") or ()]
+    disputed = case.get("disputed_missing") or ()
     tally.right["fact"] += (found & labelled).total()
     for value in (found - labelled).elements():
         if value not in disputed:

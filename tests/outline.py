@@ -1,0 +1,67 @@
+"""A page as a browser reads it, held to be valid."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from ftcli.artifacts import RunFolder
+from ftcli.stages.report import write_report
+
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+SVG_LEAVES = {"path", "use", "rect", "circle", "line", "text", "g", "svg", "defs", "clippath"}
+
+
+class Outline(HTMLParser):
+    """Reads a page strictly: every tag that opens closes, in order; ids are one of a kind."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.faults: list[str] = []
+        self.feed(page)
+        self.close()
+        self.faults += [f"<{tag}> never closes" for tag in self.open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        if len(names) != len(set(names)):
+            self.faults.append(f"<{tag}> has an attribute twice")
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID | SVG_LEAVES:
+            self.faults.append(f"<{tag}/> closes itself, which HTML does not know")
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> closes something else, at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def outline(run: RunFolder) -> Outline:
+    """Of the page of a run, which must be valid."""
+    found = Outline(write_report(run).read_text(encoding="utf-8"))
+    assert found.faults == []
+    ids = [each["id"] for _, each in found.elements if "id" in each]
+    assert len(ids) == len(set(ids))
+    for name in ("aria-labelledby", "aria-describedby", "for"):
+        for _, each in found.elements:
+            assert set((each.get(name) or "").split()) <= set(ids), each
+    links = {(each.get("href") or "")[1:] for each in found.all("a")}
+    assert links <= set(ids)
+    return found
