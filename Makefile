@@ -1,6 +1,7 @@
 # make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
 # make test: install what the tests need, and run them all.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
+# make results DATA=...: base, prompted base and tuned models on real rows (docs/results/).
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ MODEL := models/SmolLM2-135M-Instruct
 # A file's tests stay in one process: they share what was trained for them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test faults check lint docs bench clean
+.PHONY: demo test faults check lint docs results bench clean
 
 demo: $(VENV)/.demo
 	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
@@ -38,6 +39,11 @@ docs: $(VENV)/.dev
 	$(BIN)/python scripts/build_vram_docs.py
 	$(BIN)/python scripts/build_methods_docs.py
 	$(BIN)/python scripts/build_compare_docs.py
+
+results: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo "which data? make results DATA=folder" >&2; exit 2; }
+	$(BIN)/python scripts/small_model.py $(MODEL)
+	$(BIN)/python scripts/results.py --model $(MODEL) --data $(DATA)
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)

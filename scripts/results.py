@@ -57,6 +57,8 @@ class Rows:
     answer_tokens: int
     instruction: str
     shots: int
+    headline: tuple[str, ...]
+    """The scores that stand in the index."""
     look: dict[str, Any] = field(default_factory=dict)
     """`eval:` of the recipe."""
 
@@ -74,6 +76,7 @@ SETS = (
             "one paragraph, using only the facts given, without a list and without the price."
         ),
         shots=5,
+        headline=("stop_rate", "claims_supported", "coverage"),
         look={"faithfulness": {"ignore": ["Category", "Type", "Price"]}},
     ),
     Rows(
@@ -89,6 +92,7 @@ SETS = (
             "names no audience, empty lists where it names no colour or material."
         ),
         shots=5,
+        headline=("stop_rate", "json_conforming", "field_f1"),
         look={"format": {"type": "json", "schema": RECORD}},
     ),
     Rows(
@@ -104,6 +108,7 @@ SETS = (
             "values as the question writes them, in single quotes."
         ),
         shots=8,
+        headline=("stop_rate", "sql_valid", "execution_match"),
         look={"format": {"type": "sql", "table": "prompt"}},
     ),
 )
@@ -204,6 +209,7 @@ def main() -> None:
             found.setdefault(cell.rows.name, {})[cell.method] = figures(cell, trained, report)
     for name, methods in found.items():
         save(name, methods)
+    write_index()
 
 
 def save(name: str, methods: Mapping[str, Any]) -> None:
@@ -214,6 +220,18 @@ def save(name: str, methods: Mapping[str, Any]) -> None:
     rows = next(rows for rows in SETS if rows.name == name)
     page = results_page.page(rows.title, rows.steps, methods)
     (PAGES / f"{name}.md").write_text(page, encoding="utf-8")
+
+
+def write_index() -> None:
+    """The sets whose figures there are, a row a score: also those of an earlier call."""
+    sets = []
+    for rows in SETS:
+        file = PAGES / f"{rows.name}.json"
+        if file.is_file():
+            methods = json.loads(file.read_text(encoding="utf-8"))
+            sets.append((rows.title, rows.name, rows.headline, methods))
+    if sets:
+        (PAGES / "README.md").write_text(results_page.index(sets), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOTE = "<!-- written by scripts/results.py -->"
@@ -31,6 +31,37 @@ def page(title: str, steps: int, methods: Mapping[str, Any]) -> str:
         "## The trainings",
         "",
         *trainings(methods),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def index(sets: Sequence[tuple[str, str, Sequence[str], Mapping[str, Any]]]) -> str:
+    """The page of all sets: title, file, scores that tell most, figures of each method."""
+    methods = list(sets[0][3])
+    heads = ["rows", "score", "base", "prompted base", *(f"tuned, {name}" for name in methods)]
+    lines = [
+        NOTE,
+        "# Results on real rows",
+        "",
+        "SmolLM2-135M-Instruct on held-out rows of three kinds. Each figure stands with its 95% "
+        "interval; every score, the paired differences and what was forgotten are on the pages.",
+        "",
+        row(heads),
+        row(["---"] * len(heads)),
+    ]
+    for title, file, names, found in sets:
+        first = next(iter(found.values()))
+        where = f"[{title}]({file}.md)"
+        for name in names:
+            kind = first["scores"][name]
+            sides = [first["base"], first["prompted"], *(each["tuned"] for each in found.values())]
+            lines.append(row([where, kind["label"], *(score(side, name, kind) for side in sides)]))
+            where = ""
+    lines += [
+        "",
+        "`make results DATA=...` makes them from the folder of the data, whose parts "
+        "scripts/results.py names.",
         "",
     ]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.extend(("fault", number) for number in mark.args)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures() -> Iterator[None]:
+    """Hundreds of tiny runs write a report that no test opens: only tests/report draws pictures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ftcli.stages.report.pictures.draw", lambda chart: "<svg/>")
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_instructions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models that say nothing are asked a quarter of the general instructions."""
+    from ftcli.metrics import general_instructions
+
+    few = tmp_path_factory.mktemp("general") / general_instructions.OWN.name
+    lines = general_instructions.OWN.read_text(encoding="utf-8").splitlines(keepends=True)
+    few.write_text("".join(lines[::4]), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(general_instructions, "OWN", few)
+        yield
 
 
 @pytest.fixture

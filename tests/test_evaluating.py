@@ -48,7 +48,9 @@ def test_base_and_tuned_with_intervals_and_verdicts(
 def test_what_was_forgotten(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = ask(capsys, "eval", fresh, "--limit", "2")["forgetting"]
     assert set(found) == {"text", "instructions", "follows", "stops"}
-    assert found["instructions"]["rows"] == found["stops"]["rows"] == 40
+    assert (
+        found["instructions"]["rows"] == found["stops"]["rows"] == 10
+    )  # conftest.few_instructions
     change = found["text"]["after"] / found["text"]["before"] - 1
     assert found["text"]["change"] == pytest.approx(change)
     low, high = found["text"]["change_interval"]

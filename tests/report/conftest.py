@@ -19,6 +19,11 @@ from tests.reported import (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures() -> None:
+    """As they are drawn for everybody."""
+
+
 @pytest.fixture
 def whole(tmp_path: Path) -> RunFolder:
     """A run with everything: two other sides, findings, advice, a second evaluation."""
