@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-import results_page  # noqa: E402
+import results_page
 
 KINDS = {
     "stop_rate": {"label": "stops by itself", "unit": "share", "better": "higher"},
