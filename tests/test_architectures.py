@@ -30,7 +30,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return save_tiny_model(tmp_path_factory.mktemp("model"), **FAMILIES[request.param])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    ["full", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in ("qlora", "adapter"))],
+)
 def test_the_whole_path(
     mode: str,
     model: Path,

@@ -150,6 +150,7 @@ def test_the_base_is_measured_once_and_forgetting_is_against_it(six: dict[str, A
         assert forgetting["change"] == pytest.approx(ratio - 1)
 
 
+@pytest.mark.slow
 def test_the_base_of_four_bit_methods_alone_is_held_as_they_hold_it(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -272,6 +273,7 @@ def test_where_nothing_can_be_trained_the_reasons_are_the_error(
     assert "none of the methods could be trained:\n  full: " in error["message"]
 
 
+@pytest.mark.slow
 def test_a_grid_marks_the_best_rate_of_each_method(recipe: Path, capsys: Capture) -> None:
     flags = ("--methods", "lora,full", "--steps", "3", "--learning-rates", "1e-2,1e-5")
     found = ask(capsys, recipe, *flags)
@@ -334,6 +336,7 @@ def stop_in(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Course, "on_log", on_log)
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -22,6 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix on 4 bits": {"mode": "prefix", "virtual_tokens": 4, "quantization": "nf4"},
     "prompt": {"mode": "prompt", "virtual_tokens": 4, "init_text": "Product, colour"},
 }
+LONGEST = ("qlora", "prefix on 4 bits")
 FOLDED = ("lora", "qlora")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -52,7 +53,9 @@ def files_below(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("mode", METHODS)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(m, marks=pytest.mark.slow) if m in LONGEST else m for m in METHODS]
+)
 def test_six_commands(
     mode: str,
     write_recipe: Callable[..., Path],

@@ -25,6 +25,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{%
 TRAINING = {"epochs": 1, "batch_size": 4, "eval_steps": 4, "micro_batch_size": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stopped_run_resumes_to_the_same_weights(
     name: str,

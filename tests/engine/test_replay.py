@@ -356,6 +356,7 @@ def test_cells_of_a_comparison_share_them(prepare: Prepare, general: Path, tmp_p
     assert load_prepared(cell.data) == prepared and not damaged_files(prepared, cell.data)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_walks_with_replayed_rows(
     write_recipe: Callable[..., Path], general: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

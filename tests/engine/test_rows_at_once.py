@@ -31,7 +31,7 @@ def prompts(model: Model) -> list[list[int]]:
     kinds = ("Describe a {} {} for a shop.", "Why is the {} {} on the table in the hall?", "{} {}?")
     asked = [
         kinds[number % 3].format(COLOURS[number % 8], THINGS[number // 3 % 8])
-        for number in range(16)
+        for number in range(8)
     ]
     return [model.contract.renderer.prompt_ids([Message("user", text)]) for text in asked]
 
@@ -44,7 +44,7 @@ def answers(model: Model, rows_at_once: int) -> list[Answer]:
 def test_in_fp32_they_are_the_same_token_for_token(small_model: Path) -> None:
     model = open_model(small_model, torch.float32)
     one = answers(model, 1)
-    assert sum(answer.tokens for answer in one) > 200
+    assert sum(answer.tokens for answer in one) > 100
     assert answers(model, 8) == one
 
 

@@ -119,6 +119,7 @@ def test_a_folder_of_the_user_s_goes_before(
     assert not (tmp_path / "runs" / "tiny" / "logs").exists()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_tells_tensorboard_and_no_other(
     write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

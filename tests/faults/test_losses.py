@@ -100,6 +100,7 @@ def expected_losses(home: Path, folder: RunFolder, method: str) -> tuple[float, 
     return before, numpy_loss(tuned.eval(), rows)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(16)
 @pytest.mark.parametrize("mode", SIZES)
 def test_a_loss_is_that_of_its_tokens_at_any_batch_size(

@@ -131,6 +131,7 @@ def damages(file: Path) -> Iterator[str]:
     file.write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(2)
 def test_a_damaged_checkpoint_is_passed_over(
     whole: str,
@@ -237,6 +238,7 @@ def test_a_checkpoint_of_another_run_is_an_error(
 # A full disk
 
 
+@pytest.mark.slow
 @pytest.mark.fault(5)
 def test_a_save_that_fails_at_any_write_leaves_the_older_ones_whole(
     write_recipe: Write,

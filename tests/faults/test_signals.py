@@ -125,6 +125,7 @@ def test_a_signal_costs_nothing(
     observed(f"{number.name} in {where}: {128 + number}, the same sha256")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(1, 6)
 def test_every_state_of_a_save_in_the_place_of_another_is_whole(
     whole: Whole,
@@ -291,6 +292,7 @@ sys.exit(run(["train", sys.argv[1]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault(6)
 def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_whole(
     whole: Whole, write_recipe: Callable[..., Path], tmp_path: Path, observed: Observed
