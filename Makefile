@@ -9,8 +9,9 @@ PIP_ARGS ?=
 FAULTS ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
-# A file's tests stay in one process: they share what was trained for them.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests stay in one process, since they share what was trained for them; files are begun in
+# the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test faults check lint docs results bench clean
 

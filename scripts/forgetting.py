@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--answers", type=int, default=40, help="test rows that are answered")
     parser.add_argument("--measured-tokens", type=int, default=60_000)
     parser.add_argument("--rise", type=float, default=0.2, help="of the general perplexity")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4, 8e-4])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4, 6e-4, 8e-4])
     parser.add_argument("--probe-steps", type=int, default=20)
     parser.add_argument("--lora-rate", type=float, default=8e-4)
     parser.add_argument("--shares", type=float, nargs="*", default=[0.1, 0.2])

@@ -18,10 +18,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test's reports name the faults it proves: user properties also leave a worker of xdist."""
+    """A test's reports name the faults it proves: user properties also leave a worker of xdist.
+
+    Files with slow tests come first, so that no worker ends alone with a long one.
+    """
     for item in items:
         for mark in item.iter_markers("fault"):
             item.user_properties.extend(("fault", number) for number in mark.args)
+    slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="module", autouse=True)
