@@ -167,7 +167,7 @@ def cells(work: Path, names: Sequence[str]) -> Iterator[Cell]:
 
 
 def evaluate(cell: Cell, run: Path) -> dict[str, Any]:
-    """Base, prompted base and tuned; a set's base is measured beside its first method alone."""
+    """Base, prompted base and tuned, the base once for each method: differences are paired."""
     told = cell.work / f"{cell.rows.name}.txt"
     told.write_text(cell.rows.instruction + "\n", encoding="utf-8")
     return ftcli(
@@ -176,12 +176,15 @@ def evaluate(cell: Cell, run: Path) -> dict[str, Any]:
     )
 
 
-def figures(cell: Cell, trained: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+def figures(
+    cell: Cell, model: str, trained: Mapping[str, Any], found: Mapping[str, Any]
+) -> dict[str, Any]:
     """What goes into the repository: figures alone, nothing of the rows."""
     run = json.loads((Path(trained["run_dir"]) / "run.json").read_text(encoding="utf-8"))
     kept = ("rows", "shots", "base", "prompted", "tuned", "scores", "differences", "forgetting")
     return {
         "method": cell.method,
+        "model": model,
         "learning_rate": METHODS[cell.method]["learning_rate"],
         "hardware": run["hardware"],
         "versions": run["versions"],
@@ -206,7 +209,9 @@ def main() -> None:
         trained = ftcli("train", cell.recipe)
         if not asked.train:
             report = evaluate(cell, Path(trained["run_dir"]))
-            found.setdefault(cell.rows.name, {})[cell.method] = figures(cell, trained, report)
+            found.setdefault(cell.rows.name, {})[cell.method] = figures(
+                cell, asked.model.name, trained, report
+            )
     for name, methods in found.items():
         save(name, methods)
     write_index()

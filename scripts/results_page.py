@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,21 @@ NO_MORE = ("no difference shown", "no change shown")
 
 
 def page(title: str, steps: int, methods: Mapping[str, Any]) -> str:
-    """Markdown from the figures of each method."""
+    """Markdown from the figures of each method.
+
+    Raises ValueError where the methods' bases are not the same: a page has one column for them.
+    """
     first = next(iter(methods.values()))
+    for name, found in methods.items():
+        for side in ("base", "prompted"):
+            if not math.isclose(found[side]["loss"], first[side]["loss"], rel_tol=1e-4):
+                raise ValueError(f"{title}: the {side} beside {name} is another")
     hardware = first["hardware"]["name"]
     lines = [
         NOTE,
         f"# {title}",
         "",
-        f"SmolLM2-135M-Instruct, {first['rows']} held-out rows, {steps} steps of 16 rows on "
+        f"{first['model']}, {first['rows']} held-out rows, {steps} steps of 16 rows on "
         f"{hardware}. The prompted base has an instruction and {first['shots']} training rows "
         "before each row. "
         "Each figure stands with its 95% interval; a verdict is that of the paired difference.",
@@ -39,12 +47,13 @@ def page(title: str, steps: int, methods: Mapping[str, Any]) -> str:
 def index(sets: Sequence[tuple[str, str, Sequence[str], Mapping[str, Any]]]) -> str:
     """The page of all sets: title, file, scores that tell most, figures of each method."""
     methods = list(sets[0][3])
+    models = {found["model"] for _, _, _, each in sets for found in each.values()}
     heads = ["rows", "score", "base", "prompted base", *(f"tuned, {name}" for name in methods)]
     lines = [
         NOTE,
         "# Results on real rows",
         "",
-        "SmolLM2-135M-Instruct on held-out rows of three kinds. Each figure stands with its 95% "
+        f"{', '.join(sorted(models))} on held-out rows. Each figure stands with its 95% "
         "interval; every score, the paired differences and what was forgotten are on the pages.",
         "",
         row(heads),

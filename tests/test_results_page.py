@@ -37,6 +37,7 @@ def difference(verdict: str, *, same: bool = False) -> dict[str, Any]:
 @pytest.fixture
 def methods() -> dict[str, Any]:
     found = {
+        "model": "small",
         "rows": 120,
         "shots": 5,
         "base": side(0.2, 3.0),
@@ -92,10 +93,16 @@ def test_a_page_has_every_score_of_every_side_with_interval_and_verdict(
     assert cells(page, "loss")[3:6] == ["1.50 (1.25–1.75)", "worse", "the same"]
     assert cells(page, "tokens an answer")[1:4] == ["–", "–", "–"]
     assert cells(page, "tokens a prompt")[1:4] == ["1,234", "1,234", "1,234"]
-    assert "120 held-out rows, 80 steps of 16 rows on two cores" in page
+    assert "small, 120 held-out rows, 80 steps of 16 rows on two cores" in page
     assert "| lora | follows general instructions | 40% | 10% | worse |" in page
     assert "| full | general text, perplexity | 20.00 | 24.00 | it forgets |" in page
     assert "| lora | 0.001 | 80 | 3.000 → 1.500 | 20 MB |" in page
+
+
+def test_two_bases_are_no_one_column(methods: dict[str, Any]) -> None:
+    methods["full"]["base"] = side(0.2, 2.9)
+    with pytest.raises(ValueError, match="the base beside full is another"):
+        results_page.page("Facts to copy", 80, methods)
 
 
 def test_the_index_has_the_scores_that_tell_most(methods: dict[str, Any]) -> None:
