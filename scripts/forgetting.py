@@ -50,6 +50,7 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--name", help="of the model, in the figures; none: as its folder")
     parser.add_argument("--data", type=Path, required=True, help="rows of the task")
     parser.add_argument("--general", type=Path, nargs="+", required=True, help="rows with a text")
     parser.add_argument("--output", type=Path, default=Path("docs/data/forgetting.json"))
@@ -120,7 +121,7 @@ def _result(
     full = found["full"]
     cells = [_against(cell, full) for cell in found.values()]
     return {
-        "model": asked.model.name,
+        "model": asked.name or asked.model.name,
         "task_rows": "/".join(asked.data.absolute().parts[-2:]),
         "general_files": [file.name for file in asked.general],
         "general_tokens": full["general"]["tokens"],

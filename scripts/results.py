@@ -196,6 +196,7 @@ def figures(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--name", help="what the pages call the model; none: as its folder")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--only", nargs="+", default=[rows.name for rows in SETS])
@@ -210,7 +211,7 @@ def main() -> None:
         if not asked.train:
             report = evaluate(cell, Path(trained["run_dir"]))
             found.setdefault(cell.rows.name, {})[cell.method] = figures(
-                cell, asked.model.name, trained, report
+                cell, asked.name or asked.model.name, trained, report
             )
     for name, methods in found.items():
         save(name, methods)
