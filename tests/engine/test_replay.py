@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftcli import recipe as recipes
 from ftcli.cli import run
+from ftcli.data import replay as replay_data
 from ftcli.engine.encode import PART_NAMES
+from ftcli.engine.rendering import Renderer
+from ftcli.engine.replay import Replay
 from ftcli.engine.rows import read_split
+from ftcli.errors import DataError
 from ftcli.prepared import Prepared, load_prepared
 from tests.conftest import pair
 from tests.test_training import adapter_digest, stop_at, train
@@ -362,3 +368,70 @@ def test_a_rehearsal_walks_with_replayed_rows(
 ) -> None:
     recipe = write_recipe(data={**TASK, "replay": replaying()}, training=TRAINING)
     assert run(["train", str(recipe), "--rehearse"]) == 0, capsys.readouterr().err
+
+
+# How often the source is read
+
+
+def drawn_one_by_one(replay: Replay, renderer: Renderer) -> list[tuple[str, list[int]]]:
+    """As the rows are defined: as many as are missing are drawn, again and again."""
+    found: list[tuple[str, list[int]]] = []
+    waiting = iter(replay.drawing.order)
+    while chosen := set(islice(waiting, replay.wanted - len(found))):
+        for example in replay.drawing.rows(chosen):
+            ids = renderer.encode(example).input_ids
+            if len(ids) <= replay.max_length:
+                found.append((str(example.origin), ids))
+    return found
+
+
+@pytest.mark.parametrize(("fitting", "wanted"), [(12, 20), (12, 1), (2, 30), (3, 200), (0, 5)])
+def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fitting: int,
+    wanted: int,
+) -> None:
+    """`fitting` of 24 rows fit; wanted rows may also be more than there are."""
+    from transformers import AutoTokenizer
+
+    renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model))
+    rows = [
+        {"prompt": f"Q{n}", "completion": "Yes." if n % 24 < fitting else "word " * 60}
+        for n in range(960)
+    ]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    passes = []
+    original = replay_data.replayed_examples
+
+    def counted(*given: Any) -> Any:
+        passes.append(given)
+        return original(*given)
+
+    monkeypatch.setattr(replay_data, "replayed_examples", counted)
+    wants = recipes.Replay(source="mixed.jsonl")
+    drawing = replay_data.look_through(wants, tmp_path, 7, set(), lambda: None)
+
+    def replay() -> Replay:
+        return Replay(drawing, wanted, max_length=64)
+
+    passes.clear()
+    expected = drawn_one_by_one(replay(), renderer)
+    once_each = len(passes)
+    passes.clear()
+    fresh = replay()
+    found = []
+    if fitting:
+        found = [(str(e.origin), row.input_ids) for e, row in fresh.drawn(renderer)]
+    else:
+        with pytest.raises(DataError, match="960 too long"):
+            list(fresh.drawn(renderer))
+    assert found == expected
+    counts = fresh.counts()
+    assert counts.rows == len(expected) == min(wanted, fitting * 40)
+    assert counts.rows + counts.too_long <= 960
+    assert counts.tokens == sum(len(ids) for _, ids in found)
+    if once_each > 6:
+        assert len(passes) <= once_each / 3
+    assert len(passes) <= 6
