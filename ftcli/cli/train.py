@@ -160,9 +160,12 @@ def _show_plan(plan: DryRun) -> None:
             result(f"  method.{key} {value} → {plan.their_names[key]}")
     batch = found.micro_batch.value * found.accumulation
     result(f"  {found.micro_batch.value} × {found.accumulation} = {batch} rows a step")
-    items = found.estimate.breakdown.items()
-    parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items if size >= 5e7)
-    result(f"memory {gigabytes(found.estimate.peak_bytes)} at the peak: {parts}")
+    items = dict(found.estimate.breakdown)
+    context = items.pop("context")
+    parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items.items() if size >= 5e7)
+    beside = f"; CUDA context {gigabytes(context)}" if plan.hardware.kind == "cuda" else ""
+    peak = gigabytes(found.estimate.peak_bytes)
+    result(wrapped(f"memory {peak} at the peak: {parts}{beside}"))
     if plan.price is not None:
         for sentence in plan.price.sentences():
             result(wrapped(sentence))

@@ -91,7 +91,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         epochs=epochs,
         warmup_steps=math.ceil(recipe.training.warmup_ratio * steps.value),
         eval_every=eval_every,
-        save_every=choose_save_every(recipe, eval_every.value),
+        save_every=choose_save_every(recipe, profile, eval_every.value),
         estimated=fit.choices,
         estimate=fit.estimate,
         free_bytes=hardware.free_bytes,

@@ -32,7 +32,7 @@ def choose_eval_every(recipe: Recipe, profile: Profile, steps: int) -> Choice[in
         return Choice(asked, "set in the recipe")
     if not profile.validation_tokens:
         tenth = math.ceil(steps / MOST_VALIDATIONS)
-        return Choice(tenth, "there are no validation rows; a checkpoint each tenth of the run")
+        return Choice(tenth, "there are no validation rows")
     trained = steps * recipe.training.batch_size * profile.mean_tokens
     one = profile.validation_tokens * FORWARD_SHARE
     affordable = int(trained * VALIDATION_SHARE / one)
@@ -43,9 +43,11 @@ def choose_eval_every(recipe: Recipe, profile: Profile, steps: int) -> Choice[in
     )
 
 
-def choose_save_every(recipe: Recipe, eval_every: int) -> Choice[int]:
+def choose_save_every(recipe: Recipe, profile: Profile, eval_every: int) -> Choice[int]:
     """Steps between two checkpoints."""
     asked = recipe.training.save_steps
     if asked != "auto":
         return Choice(asked, "set in the recipe")
+    if not profile.validation_tokens:
+        return Choice(eval_every, "nothing is validated; a stop costs no more than these steps")
     return Choice(eval_every, "with every validation, so that the best weights are on disk")
