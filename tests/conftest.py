@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
@@ -15,6 +16,10 @@ from ftcli.prepared import LongestRow, Prepared, SplitCounts
 
 # Before torch is loaded: threads that spin at barriers take the cores from the other workers.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+# How long an example takes says more about what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
