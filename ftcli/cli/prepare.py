@@ -63,7 +63,7 @@ def prepare(
     if found.preview and not colours():
         result("⟦…⟧ is trained on, the rest is given.\n")
     for line in summary(found):
-        result(line)
+        result(wrapped(line))
     for line in advice_lines(found):
         result(wrapped(line))
 

@@ -190,6 +190,11 @@ def summary(result: PrepareResult) -> list[str]:
         f"{p.longest.line}), {trained:.0f} trained on; {p.answer_tokens_lost} answer tokens lost"
     )
     lines += _replay_line(p)
+    asked = result.loaded.output
+    if result.folder.parent != asked:
+        lines.append(
+            f"  written to  {shown_path(result.folder)}, as {shown_path(asked)} holds another run"
+        )
     return lines
 
 
