@@ -43,7 +43,8 @@ KIND = record(
         "label": TEXT,
         "unit": {"enum": ["share", "value"]},
         "better": {"enum": ["higher", "lower", None]},
-    }
+    },
+    {"own": {"const": True}},
 )
 WORDS = ["better", "worse", "no difference shown", "changed", "no change shown"]
 DIFFERENCE = record(
@@ -58,15 +59,26 @@ DIFFERENCE = record(
     }
 )
 DIFFERENCES = {"type": "object", "additionalProperties": DIFFERENCE}
+SHOWN = {"enum": ["worse", "better", "no difference shown", "too few"]}
 PERPLEXITY = record(
-    {"name": TEXT, "tokens": COUNT, "before": NUMBER, "after": NUMBER, "change": NUMBER}
+    {
+        "name": TEXT,
+        "texts": COUNT,
+        "verdict": SHOWN,
+        "tokens": COUNT,
+        "before": NUMBER,
+        "after": NUMBER,
+        "change": NUMBER,
+    }
     | {"change_interval": INTERVAL, "words": TEXT},
     {"rows": COUNT},
 )
 BEHAVIOUR = record(
     {"before": SHARE, "after": SHARE, "difference": NUMBER, "interval": INTERVAL}
-    | {"rows": COUNT, "words": TEXT}
+    | {"rows": COUNT, "verdict": SHOWN, "words": TEXT}
 )
+COUNTED = record({"rows": COUNT, "hits": {"type": "boolean"}})
+COUNTS = {"type": "object", "additionalProperties": COUNTED}
 FORGOTTEN = record(
     {},
     {"text": PERPLEXITY, "instructions": PERPLEXITY, "follows": BEHAVIOUR, "stops": BEHAVIOUR},
@@ -230,6 +242,8 @@ SHAPES: dict[str, dict[str, Any]] = {
             "rows": COUNT,
             "data": TEXT,
             "rows_chose_checkpoint": {"type": "boolean"},
+            "rows_trained_on": {"type": ["integer", "null"], "minimum": 0},
+            "rows_in_validation": {"type": ["integer", "null"], "minimum": 0},
             "tuned": SIDE,
             "samples": {
                 "type": "array",
@@ -246,6 +260,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "answers": TEXT,
             "evaluated": TEXT,
             "looked_at": {"type": "object"},
+            "counted": record({"tuned": COUNTS}, {"base": COUNTS, "prompted": COUNTS}),
         },
         {
             "base": SIDE,

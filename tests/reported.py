@@ -19,7 +19,12 @@ STEPS = 60
 KEY = "0123456789abcdef"
 SCORES: dict[str, dict[str, Any]] = {
     "format_rate": {"label": "in the format", "unit": "share", "better": "higher"},
-    "faithful_rate": {"label": "nothing invented", "unit": "share", "better": "higher"},
+    "faithful_rate": {
+        "label": "nothing invented",
+        "unit": "share",
+        "better": "higher",
+        "own": True,
+    },
     "stop_rate": {"label": "stops by itself", "unit": "share", "better": "higher"},
     "exact_match": {"label": "exact match", "unit": "share", "better": "higher"},
     "chrf": {"label": "chrF", "unit": "value", "better": "higher"},

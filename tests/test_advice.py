@@ -13,6 +13,7 @@ import yaml
 from jsonschema import validate
 
 from ftcli.cli import run
+from ftcli.stages.advice.wording import advise_on
 from tests.conftest import pair
 from tests.json_shapes import SHAPES
 
@@ -216,7 +217,7 @@ def test_advice_fits_the_terminal(
     lines = capsys.readouterr().out.splitlines()
     first = next(n for n, line in enumerate(lines) if line.startswith("128 rows are enough"))
     assert max(map(len, lines[first:])) <= columns
-    assert "have the same lines" in " ".join(" ".join(lines[first:]).split())
+    assert "have the same kinds of lines" in " ".join(" ".join(lines[first:]).split())
 
 
 def test_the_base_is_asked_with_examples_and_without(
@@ -228,7 +229,8 @@ def test_the_base_is_asked_with_examples_and_without(
     told = prepared(recipe, "--probe", "--shots", "2")
     probe = told["advice"]["probe"]
     assert kept(told)["probe"] == probe
-    assert (probe["rows"], probe["data"], probe["shots"]) == (8, "test", 2)
+    assert (probe["rows"], probe["data"], probe["shots"]) == (30, "test and train", 2)
+    assert probe["rows_from"] == {"test": 8, "train": 22}
     assert probe["format_from"] == "answers" and probe["format"]["type"] == "regex"
     zero, few = probe["zero_shot"], probe["few_shot"]
     assert zero["prompt_tokens"] < few["prompt_tokens"]
@@ -240,7 +242,9 @@ def test_the_base_is_asked_with_examples_and_without(
     # A random model is never in the form.
     assert told["advice"]["verdict"] == "prompt"
     first = told["advice"]["sentences"][0]
-    assert first.startswith("Prompting with 2 examples reaches 0% in the format (0–32%) on 8 rows.")
+    assert first.startswith(
+        "Prompting with 2 examples reaches 0% in the format (0–11%) on 30 rows."
+    )
     assert prepared(recipe)["advice"]["probe"] == probe
     capsys.readouterr()
     assert run(["prepare", str(recipe), "--probe", "--shots", "2"]) == 0
@@ -273,10 +277,63 @@ def test_prompting_that_does_is_told(
     assert told["advice"]["verdict"] == "fine-tune if called often"
     first = told["advice"]["sentences"][0]
     assert first == (
-        "Prompting already reaches 100% in the format (68–100%) on 8 rows: fine-tune only if you "
+        "Prompting already reaches 100% in the format (89–100%) on 30 rows: fine-tune only if you "
         "call it often."
     )
     assert told["advice"]["probe"]["format_from"] == "recipe"
+
+
+def test_few_rows_do_not_show_that_prompting_does(
+    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+) -> None:
+    """Four of four are right, and of all calls perhaps half."""
+    save(tmp_path, [pair(number) for number in range(9)])
+    data = {"train": "rows.jsonl", "test": 2, "validation": 0, "max_length": 256}
+    eval_ = {"format": {"type": "regex", "pattern": r"[\s\S]*"}}
+    told = prepared(write_recipe(data=data, eval=eval_), "--probe")["advice"]
+    assert told["probe"]["rows_from"] == {"test": 2, "train": 2}
+    assert told["verdict"] == "prompt"
+    assert told["sentences"][0].startswith(
+        "Prompting with 5 examples reaches 100% in the format (51–100%) on 4 rows: too few to show "
+        "that it reaches 80%. 9 rows are few"
+    )
+
+
+def test_the_lower_end_decides_whether_prompting_does() -> None:
+    """As 27 and 29 right ones of 30."""
+    names = ("near_duplicates", "format", "same_prompt_different_answers", "instruction")
+    found = {"rows": 600, **dict.fromkeys(names)}
+
+    def said(share: float, low: float, high: float) -> tuple[str, str]:
+        side = {"exact_match": share, "exact_match_interval": [low, high]}
+        decided = {"exact_match": "exact match"}
+        probe = {"few_shot": side, "shots": 5, "rows": 30, "decided_by": decided}
+        advice = advise_on(found, probe, format_is_set=True)
+        return advice.verdict, advice.sentences[0]
+
+    assert said(29 / 30, 0.833, 0.994)[0] == "fine-tune if called often"
+    verdict, first = said(27 / 30, 0.744, 0.965)
+    assert verdict == "fine-tune"
+    assert "reaches 90% exact match (74–96%) on 30 rows: too few to show that it reaches" in first
+    assert "too few" not in said(23 / 30, 0.591, 0.882)[1]
+
+
+def test_a_probe_is_kept_while_what_judges_it_is_the_same(
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    prepared: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = tmp_path / "record.json"
+    schema.write_text('{"type": "object"}')
+    recipe = write_recipe(eval={"format": {"type": "json", "schema": "record.json"}})
+    probe = prepared(recipe, "--probe")["advice"]["probe"]
+    assert prepared(recipe)["advice"]["probe"] == probe
+    schema.write_text('{"type": "object", "required": ["name"]}')
+    assert prepared(recipe)["advice"]["probe"] is None
+    assert prepared(recipe, "--probe")["advice"]["probe"]["key"] != probe["key"]
+    monkeypatch.setattr("ftcli.stages.advice.probe.code_digest", lambda: "another version")
+    assert prepared(recipe)["advice"]["probe"] is None
 
 
 def test_a_stopped_probe_leaves_the_advice_as_it_was(
@@ -368,3 +425,34 @@ def test_queries_are_judged_by_their_results(
     assert advice["format"]["eval_format"] == {"type": "sql", "table": "prompt"}
     assert list(advice["probe"]["decided_by"]) == ["format_rate", "execution_match"]
     assert "and 0% same result (" in advice["sentences"][0]
+
+
+TABLE = "CREATE TABLE data (name, colour);"
+KETTLE = "SELECT colour FROM data WHERE name = 'kettle {}'"
+
+
+@pytest.mark.parametrize(
+    ("before", "tables"),
+    [
+        ([("system", TABLE)], True),
+        ([("user", TABLE), ("assistant", "Ask.")], True),
+        # Words alone make no table.
+        ([("user", "Let us create table tennis records."), ("assistant", "Ask.")], False),
+    ],
+)
+def test_tables_are_found_in_any_turn(
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
+    prepared: Callable[..., dict[str, Any]],
+    before: list[tuple[str, str]],
+    tables: bool,
+) -> None:
+    """`table: prompt` is recommended where, and only where, its judge finds them."""
+    rows = []
+    for n in range(48):
+        turns = [*before, ("user", f"Of kettle {n}?"), ("assistant", KETTLE.format(n))]
+        rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    save(tmp_path, rows)
+    advice = prepared(write_recipe(), "--probe", "--shots", "2")["advice"]
+    assert advice["format"]["eval_format"].get("table") == ("prompt" if tables else None)
+    assert ("execution_match" in advice["probe"]["few_shot"]) is tables

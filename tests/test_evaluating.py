@@ -43,6 +43,13 @@ def test_base_and_tuned_with_intervals_and_verdicts(
         assert found[side]["loss"] == pytest.approx(sum(losses) / sum(tokens))
         lengths = [row["sides"][side]["tokens"] for row in rows]
         assert found[side]["answer_tokens"] == pytest.approx(sum(lengths) / 8)
+        counted = found["counted"][side]
+        assert set(counted) == set(found["scores"]) - {"perplexity"}
+        assert counted["stop_rate"] == {"rows": 8, "hits": True}
+        assert counted["loss"] == {"rows": 8, "hits": False}
+        for name, kept in counted.items():
+            bottoms = [row["sides"][side]["counts"][name][1] for row in rows]
+            assert kept["rows"] == sum(bottom > 0 for bottom in bottoms), name
 
 
 def test_what_was_forgotten(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +62,9 @@ def test_what_was_forgotten(fresh: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found["text"]["change"] == pytest.approx(change)
     low, high = found["text"]["change_interval"]
     assert low <= change <= high
+    assert {part["verdict"] for part in found.values()} <= {
+        *("worse", "better", "no difference shown", "too few")
+    }
     without = ask(capsys, "eval", fresh, "--limit", "2", "--no-forgetting")
     assert "forgetting" not in without
 
@@ -76,6 +86,8 @@ def test_general_sets_of_ones_own(
     assert found["text"]["name"] == str(text)
     assert (found["follows"]["rows"], found["follows"]["after"]) == (2, 0.5)
     assert found["stops"]["rows"] == 3
+    assert found["text"]["texts"] == 2
+    assert {part["verdict"] for part in found.values()} == {"too few"}
 
 
 def test_the_base_with_a_long_prompt(
@@ -207,6 +219,19 @@ def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFix
     ):
         assert run(["eval", str(fresh), *flags]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_an_instruction_that_cannot_be_read(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = tmp_path / "told.txt"
+    for content, words in (
+        ("Größe".encode("latin-1"), "not UTF-8 text; save it"),
+        (b" ", "no instr"),
+    ):
+        told.write_bytes(content)
+        assert run(["eval", str(fresh), "--prompted", str(told), "--no-forgetting"]) == 1
+        assert f"{told}: " in (err := capsys.readouterr().err) and words in err
 
 
 @pytest.mark.parametrize("columns", [80, 120])

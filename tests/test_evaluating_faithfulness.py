@@ -67,3 +67,26 @@ def test_a_list_that_is_not_there_is_named_before_anything_is_answered(
     flags = ["--set", "eval.faithfulness={banned: nowhere.txt}"]
     assert run(["eval", str(trained), *flags]) == 1
     assert "nowhere.txt" in capsys.readouterr().err
+
+
+def test_facts_of_an_earlier_turn_are_facts(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "talks.jsonl"
+    facts = "Product: Torkel Bag\nColours: olive\nPockets: 3"
+    said = "A Torkel bag in olive, three pockets."
+    turns = [("user", facts), ("assistant", "A bag."), ("user", "More."), ("assistant", said)]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    data.write_text(json.dumps({"messages": messages}) + "\n")
+    flags = ("--data", data, "--no-base", "--set", "data.format=auto")
+    ask(capsys, "eval", trained, *flags)
+    for file in (trained / "eval" / "work").glob("*.jsonl"):
+        kept = [json.loads(line) for line in file.read_text().splitlines()]
+        for answer in (each for line in kept for each in line.get("answers", ())):
+            answer[1] = said
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    found = ask(capsys, "eval", trained, *flags, "--set", "eval.faithfulness={}")
+    (row,) = rows_of(trained, found)
+    assert found["tuned"]["invents"] == 0 and found["tuned"]["coverage"] == 1
+    assert (row["prompt"], row["facts"]) == ("More.", f"{facts}\n\nMore.")
+    assert set(row) == {"file", "line", "prompt", "reference", "facts", "sides"}

@@ -34,7 +34,9 @@ class Question:
     reference: str
     """The row's own answer."""
     facts: str
-    """What an answer may state: the prompt, or the part of it that the recipe names."""
+    """What an answer may state: all user turns, or the part of them that the recipe names."""
+    conversation: str = ""
+    """All turns before the answer, the system turn among them; empty: the prompt is all."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Literal
 
 from ftcli.metrics.intervals import (
@@ -15,6 +16,7 @@ from ftcli.metrics.intervals import (
     share_interval,
 )
 from ftcli.metrics.judging import Better, Judgement, ScoreKind
+from ftcli.metrics.many import LEVEL, REACH
 
 Word = Literal["better", "worse", "no difference shown", "changed", "no change shown"]
 
@@ -24,6 +26,10 @@ FEWEST_ROWS = 10
 # With as many rows as bring an interval's end to 0, a difference is found half the time; with as
 # many times more, in 80%: ((1.96 + 0.84) / 1.96)².
 FOR_80_PERCENT = 2.04
+# Standard errors beyond a threshold that a difference is beyond in 80%: 0.84.
+BEYOND = NormalDist().inv_cdf(0.8)
+# Of sums in floating point: nearer to 0 or 1 than this a share is none or all.
+NEARLY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Difference:
     value: float
     interval: Interval
     rows: int
+    counted: int
+    """Of these rows, those that count for the side which has fewer of them."""
     word: Word
     rows_to_show: int | None
     """About how many rows show a difference of this size four times in five; none: it is shown, or
@@ -86,6 +94,8 @@ class Difference:
             return self.word
         if self.same:
             return f"the same in each of {self.rows} rows"
+        if self.counted < FEWEST_ROWS:
+            return f"{self.counted} row{'s are' if self.counted != 1 else ' is'} too few to say"
         what = "difference" if self.word == "no difference shown" else "change"
         more = f" (about {self.rows_to_show:,})" if self.rows_to_show else ""
         rows = f"{self.rows} row{'s' if self.rows != 1 else ''}"
@@ -94,6 +104,32 @@ class Difference:
 
 # More rows than this are no advice.
 MOST_ROWS_ADVISED = 100_000
+
+
+def rows_among(rows: int, comparisons: int) -> int | None:
+    """How many rows show among so many comparisons, the first of Holm's steps, what `rows` show
+    in one alone, both four times in five; none: more than is any advice."""
+    first = NormalDist().inv_cdf(1 - LEVEL / (2 * max(comparisons, 1)))
+    wanted = math.ceil(rows * ((first + BEYOND) / (REACH + BEYOND)) ** 2 - NEARLY)
+    return wanted if wanted <= MOST_ROWS_ADVISED else None
+
+
+def percent(share: float) -> str:
+    """`97%`; `>99%` and `<1%` of what rounding would call all or none and is not."""
+    shown = f"{share:.0%}"
+    if shown == "100%" and share < 1 - NEARLY:
+        return ">99%"
+    if shown == "0%" and share > NEARLY:
+        return "<1%"
+    return shown
+
+
+def percents(low: float, high: float) -> tuple[str, str]:
+    """Both ends of a share's interval, which rounding may widen: `97%`, `100%`."""
+    return (
+        percent(low) if low > 0.5 else f"{low:.0%}",
+        percent(high) if high < 0.5 else f"{high:.0%}",
+    )
 
 
 def compared(first: Counts, second: Counts, better: Better | None) -> Difference | None:
@@ -111,11 +147,13 @@ def compared(first: Counts, second: Counts, better: Better | None) -> Difference
         interval = paired_ratio_interval((ours.tops, ours.bottoms), (theirs.tops, theirs.bottoms))
     else:
         interval = (math.nan, math.nan)
-    enough = min(ours.rows, theirs.rows) >= FEWEST_ROWS and all(map(math.isfinite, interval))
+    counted = min(ours.rows, theirs.rows)
+    enough = counted >= FEWEST_ROWS and all(map(math.isfinite, interval))
     shown = enough and not interval[0] <= 0 <= interval[1]
     word = _word(value, better) if shown else _no_word(better)
     wanted = None if shown else _wanted(value, interval, len(kept))
-    return Difference(value, interval, len(kept), word, wanted, same=ours == theirs)
+    same = ours == theirs
+    return Difference(value, interval, len(kept), counted, word, wanted, same=same)
 
 
 def _columns(rows: Sequence[tuple[float, ...]], start: int) -> tuple[tuple[float, ...], ...]:

@@ -17,8 +17,8 @@ class Faithfulness(Section):
     """Whether answers state only what the facts give."""
 
     facts: str | None = None
-    """Regular expression that finds the facts in the last user turn: its group `facts`, or all that
-    it matches; none: the whole turn."""
+    """Regular expression that finds the facts in the user turns, which a blank line parts: its
+    group `facts`, or all that it matches; none: all of them."""
     kinds: list[Kind] = list(KINDS)
     """What may not be invented; all five by default."""
     banned: list[str] | str = []

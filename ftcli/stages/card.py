@@ -133,8 +133,8 @@ def _scores(figures: ReportFigures) -> Iterator[str]:
         yield f"Not evaluated yet: `ftcli eval {figures.run}`."
         return
     yield f"{_line(found.data_words)}, each score with its 95% interval."
-    if found.chose_checkpoint:
-        yield "These rows chose the checkpoint, which flatters the tuned model."
+    for words in found.flattered:
+        yield f"{words[:1].upper()}{words[1:]}, which flatters the tuned model."
     others = [side for side in found.sides if side != "tuned"]
     heads = ["score", *(SIDE_NAMES[side] for side in found.sides)]
     heads += [f"tuned against {SIDE_NAMES[side]}" for side in others]

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from ftcli.metrics.intervals import paired_ratio_interval, paired_share_interval
 from ftcli.metrics.judging import Judgement, ScoreKind
-from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared, gathered
+from ftcli.metrics.scores import (
+    FEWEST_ROWS,
+    MOST_ROWS_ADVISED,
+    Counts,
+    compared,
+    gathered,
+    percent,
+    percents,
+    rows_among,
+)
 
 
 def shares(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
@@ -129,6 +138,7 @@ def test_a_handful_of_rows_gives_no_verdict() -> None:
     ours, theirs = [1.0, 2.0, 3.0], [2.1, 3.1, 4.2]
     few = compared(counts(ours), counts(theirs), "higher")
     assert few is not None and few.word == "no difference shown"
+    assert few.words == "3 rows are too few to say"
     many = compared(counts(ours * 5), counts(theirs * 5), "higher")
     assert many is not None and many.word == "better"
     hits = compared(counts([0.0] * 5), counts([1.0] * 5), "higher")
@@ -139,6 +149,7 @@ def test_rows_that_count_for_one_side_alone_are_no_rows_to_compare() -> None:
     ours = Counts((1.0,) + (0.0,) * 39, (2.0,) + (0.0,) * 39)
     found = compared(ours, counts([1.0] * 40), "higher")
     assert found is not None and found.word == "no difference shown"
+    assert found.words == "1 row is too few to say"
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
@@ -170,3 +181,36 @@ def test_scores_that_some_rows_do_not_name() -> None:
     assert set(found) == {"a", "b"}
     assert found["a"].value == 0.5
     assert (found["b"].value, found["b"].rows) == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.0, "0%"),
+        (0.004, "<1%"),
+        (0.005, "<1%"),
+        (0.006, "1%"),
+        (0.97, "97%"),
+        (0.994, "99%"),
+        (0.996, ">99%"),
+        (0.99999, ">99%"),
+        (1.0, "100%"),
+        (sum([0.1] * 10), "100%"),  # 0.9999999999999999
+    ],
+)
+def test_nearly_all_is_not_shown_as_all(share: float, shown: str) -> None:
+    assert percent(share) == shown
+
+
+def test_an_interval_is_rounded_outwards_alone() -> None:
+    assert percents(0.0015, 0.0035) == ("0%", "<1%")
+    assert percents(0.9969, 0.9985) == (">99%", "100%")
+    assert percents(0.0, 1.0) == ("0%", "100%")
+
+
+def test_rows_for_one_of_many_scores() -> None:
+    assert rows_among(220, 1) == 220
+    # By hand: z of 0.05 / 12 is 2.6383; ((2.6383 + 0.8416) / (1.9600 + 0.8416))² is 1.5428.
+    assert rows_among(220, 6) == 340
+    assert rows_among(MOST_ROWS_ADVISED, 1) == MOST_ROWS_ADVISED
+    assert rows_among(MOST_ROWS_ADVISED, 2) is None

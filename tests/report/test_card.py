@@ -14,10 +14,20 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ftcli.artifacts import RunFolder
-from ftcli.prepared import Replayed, load_prepared, save_prepared
+from ftcli.prepared import Fault, Replayed, load_prepared, save_prepared
 from ftcli.stages.card import write_card
 from ftcli.stages.report import write_report
-from tests.reported import SCORES, TUNED, evaluation, save_evaluation, save_run
+from tests.reported import (
+    BASE,
+    SCORES,
+    TUNED,
+    answer,
+    evaluation,
+    save_evaluation,
+    save_run,
+    side,
+    usual_lines,
+)
 
 
 def front_matter(run: RunFolder) -> dict[str, Any]:
@@ -47,7 +57,7 @@ def test_the_hub_reads_base_relation_and_scores(tmp_path: Path) -> None:
         ("test", "120 held-out rows of the task")
     }
     for words in (
-        "**Ship it.** Better than the base",
+        "**Ship it.** 93% (84–97) in “nothing invented”, measured by you. Better than the base",
         "| in the format | 2% (0–9) | 97% (92–99) | better: +95 (+83 to +99) points |",
         "| loss | 2.31 (2.25–2.38) | 0.88 (0.84–0.93) | better: −1.43 (−1.54 to −1.32) |",
         "| general text, perplexity | 14.2 | 14.5 | +2%: nothing shown to be forgotten |",
@@ -187,3 +197,40 @@ def test_the_folder_to_train_again_from_is_named(tmp_path: Path) -> None:
     assert "ftcli train 'of mine/my shop'/recipe.yaml" in card
     page = html.unescape(write_report(spaced).read_text(encoding="utf-8"))
     assert "the folder that holds <code>of mine/</code>" in page
+
+
+def test_paths_around_the_recipe_are_told_from_it(tmp_path: Path) -> None:
+    """Of rows and of a prompt that the command line names too, on page and card."""
+    run = save_run(tmp_path)
+    run.update_manifest(recipe=str(tmp_path / "recipes" / "shop.yaml"))
+    lines = usual_lines(12)
+    for line in lines:
+        line["file"] = str(tmp_path / "other.jsonl")
+        line["sides"]["prompted"] = answer("A prompted answer.")
+    own_text = f"{tmp_path}/in the prompt is what was asked"
+    lines[0]["prompt"] = own_text
+    prompted = {"prompted": side(BASE), "shots": 2, "instruction": str(tmp_path / "told.txt")}
+    report = evaluation(rows=12, data=str(tmp_path / "other.jsonl"), **prompted)
+    save_evaluation(run, report, lines)
+    prepared = load_prepared(run.data)
+    assert prepared is not None
+    far = str(tmp_path / "recipes" / "far.jsonl")
+    prepared = replace(
+        prepared,
+        train_source=far,
+        longest=replace(prepared.longest, file=far),
+        problems=(Fault(far, 3, "holds no prompt"),),
+    )
+    save_prepared(prepared, run.data)
+    page = html.unescape(write_report(run).read_text(encoding="utf-8"))
+    card = write_card(run).read_text(encoding="utf-8")
+    assert own_text in page and str(tmp_path) not in page.replace(own_text, "")
+    assert str(tmp_path) not in card
+    for words in (
+        "../other.jsonl:6",
+        "12 rows of ../other.jsonl",
+        "the instruction of ../told.txt",
+    ):
+        assert words in page, words
+    assert "far.jsonl:3 holds no prompt" in page and "(far.jsonl:" in page
+    assert "Measured on 12 rows of ../other.jsonl" in card and "`far.jsonl`" in card

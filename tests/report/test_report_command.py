@@ -30,6 +30,26 @@ def test_the_command_writes_page_and_card_and_says_the_verdict(
     assert lines[0] == "Ship it." and lines[-1] == f"report  {run.report}"
 
 
+@pytest.mark.parametrize("columns", [60, 80])
+def test_its_sentences_are_as_wide_as_the_terminal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    columns: int,
+) -> None:
+    run = save_run(tmp_path)
+    save_evaluation(run, evaluation(rows_chose_checkpoint=True), usual_lines(4) * 30)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert ftcli(["report", str(run.path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ftcli(["report", str(run.path)]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    assert max(map(len, lines)) <= columns
+    said = " ".join(" ".join(lines).split())
+    assert said == " - ".join([f"{found['headline']} {found['words']}", *found["reasons"]])
+    assert found["reasons"]
+
+
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ftcli(["report", str(tmp_path)]) == 1
     assert "is not a run: it has no run.json" in capsys.readouterr().err

@@ -122,6 +122,14 @@ def test_the_base_was_not_measured(tmp_path: Path) -> None:
     assert "The base was not measured on these rows: ftcli eval runs/shop" in found.text
 
 
+def test_rows_that_flatter_are_told_on_the_page(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    save_evaluation(run, evaluation(rows_trained_on=5, rows_chose_checkpoint=True), None)
+    found = outline(run)
+    assert "5 of 120 rows ask what the run was trained on, which flatters the tuned" in found.text
+    assert "These rows chose the checkpoint, which flatters the tuned model" in found.text
+
+
 def palettes() -> dict[str, dict[str, str]]:
     """The colours of page.css by name, light and dark."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")

@@ -11,9 +11,9 @@ import pytest
 from ftcli.artifacts import RunFolder
 from ftcli.metrics.intervals import share_interval
 from ftcli.stages.report import read_figures
-from ftcli.stages.report.evaluations import Evaluation, evaluations_in
+from ftcli.stages.report.evaluations import evaluations_in
 from ftcli.stages.report.plain import Reading
-from ftcli.stages.report.verdict import FaultShare, Verdict, verdict_of
+from ftcli.stages.report.verdict import FaultShare, verdict_of
 from tests.reported import (
     BASE,
     FORGETTING,
@@ -25,25 +25,16 @@ from tests.reported import (
     usual_lines,
     verdicts,
 )
-
-
-def read(folder: Path, report: dict[str, Any]) -> Evaluation:
-    run = RunFolder(folder)
-    save_evaluation(run, report, None)
-    return evaluations_in(run.evaluations, Reading(folder))[0]
-
-
-def judged(folder: Path, faults: FaultShare | None = None, **changes: Any) -> Verdict:
-    return verdict_of("finished", "runs/shop", read(folder, evaluation(**changes)), faults)
+from tests.verdicts import judged, lost, of_scores, read
 
 
 def test_better_and_nothing_lost_is_shipped(tmp_path: Path) -> None:
     found = judged(tmp_path, FaultShare(4, 60))
     assert (found.kind, found.headline, found.reasons) == ("ship", "Ship it.", ())
     assert found.words == (
-        "Better than the base in “in the format” (2% → 97%), “nothing invented” (40% → 93%), "
-        "“stops by itself” (35% → 100%) and 2 more; nothing shown to be forgotten. Measured on 120 "
-        "held-out rows (test)."
+        "93% (84–97) in “nothing invented”, measured by you. Better than the base in “in the "
+        "format” (2% → 97%), “nothing invented” (40% → 93%), “stops by itself” (35% → 100%) "
+        "and 2 more; nothing shown to be forgotten. Measured on 120 held-out rows (test)."
     )
 
 
@@ -60,7 +51,23 @@ def test_what_is_not_there_is_asked_for(tmp_path: Path) -> None:
 def test_no_difference_shown_is_no_success(tmp_path: Path) -> None:
     found = judged(tmp_path, differences=verdicts(all="no difference shown"))
     assert (found.kind, found.headline) == ("not shown", "Not shown to be better.")
-    assert "about 220 held-out rows would show the difference seen in “exact match”" in found.words
+    # 220 rows show it by itself; ((2.638 + 0.842) / (1.960 + 0.842))² of 220 are 339.4.
+    assert (
+        "about 340 held-out rows would show the difference seen in “exact match” among 6 scores"
+        in found.words
+    )
+
+
+def test_rows_advised_are_for_all_scores_and_no_more_than_is_advice(tmp_path: Path) -> None:
+    lone = of_scores({"small": (0.01, 0.05)})
+    lone["differences"]["tuned_vs_base"]["small"]["rows_to_show"] = 220
+    found = verdict_of("finished", "runs/shop", read(tmp_path, lone))
+    assert "about 220 held-out rows would show the difference seen in “small”." in found.words
+    many = of_scores({f"score {number}": (0.01, 0.05) for number in range(12)})
+    for each in many["differences"]["tuned_vs_base"].values():
+        each["rows_to_show"] = 90_000
+    found = verdict_of("finished", "runs/shop", read(tmp_path, many))
+    assert ": hold more rows out, or train longer." in found.words
 
 
 def test_changes_without_a_better_way_count_for_nothing(tmp_path: Path) -> None:
@@ -72,11 +79,6 @@ def test_worse_in_a_score_and_better_in_none(tmp_path: Path) -> None:
     found = judged(tmp_path, differences=verdicts(all="no difference shown", chrf="worse"))
     assert (found.kind, found.headline) == ("worse", "Do not ship it.")
     assert "Worse than the base in “chrF”" in found.words
-
-
-def lost(**changed: Any) -> dict[str, Any]:
-    text = FORGETTING["text"] | {"change_interval": [0.01, 0.4], "words": "forgets"} | changed
-    return FORGETTING | {"text": text}
 
 
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -118,7 +120,22 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "forgotten: follows unrelated instructions 80% → 75%",
     ),
-    "chose": ({"rows_chose_checkpoint": True, "data": "validation"}, "chose the checkpoint"),
+    "chose": (
+        {"rows_chose_checkpoint": True, "data": "validation"},
+        "these rows chose the checkpoint",
+    ),
+    "chose, a part": (
+        {"rows_chose_checkpoint": True, "rows_in_validation": 7, "data": "other.jsonl"},
+        "7 of 120 rows chose the checkpoint, which flatters it",
+    ),
+    "trained on": (
+        {"rows_trained_on": 5, "data": "other.jsonl"},
+        "5 of 120 rows ask what the run was trained on, which flatters it",
+    ),
+    "trained on, all": (
+        {"rows_trained_on": 120, "data": "train.jsonl"},
+        "these rows ask what the run was trained on, which flatters it",
+    ),
     "prompted": (
         {
             "prompted": side(BASE | {"chrf": (0.6, 0.59, 0.61)}),
@@ -150,27 +167,6 @@ def test_little_is_forgotten_and_said(tmp_path: Path) -> None:
     assert "little forgotten (general text, perplexity 14.2 → 14.5)" in found.words
     unmeasured = judged(tmp_path, forgetting=None)
     assert unmeasured.kind == "ship" and "what it forgot was not measured" in unmeasured.words
-
-
-def of_scores(values: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    """An evaluation of shares: difference against the base, and its standard error."""
-    base = side(dict.fromkeys(values, (0.5, 0.4, 0.6)))
-    tuned = side({name: (0.5 + value, 0.4, 0.6) for name, (value, _) in values.items()})
-    differences = {}
-    for name, (value, error) in values.items():
-        low, high = value - 1.96 * error, value + 1.96 * error
-        word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-        differences[name] = {
-            "difference": value, "interval": [low, high], "verdict": word, "words": word
-        }  # fmt: skip
-    kinds = {n: {"label": n, "unit": "share", "better": "higher"} for n in values}
-    return evaluation(
-        base=base,
-        tuned=tuned,
-        scores=kinds,
-        differences={"tuned_vs_base": differences},
-        forgetting=None,
-    )
 
 
 def test_twelve_scores_that_nothing_has_changed_seldom_make_a_headline(tmp_path: Path) -> None:
@@ -225,9 +221,15 @@ def test_parts_of_a_form_are_told_in_the_table_alone(tmp_path: Path) -> None:
         ({"rows": 60}, {"rows": 60, "forgetting": None}),
         ({"rows": 2}, {"rows": 60, "base": None, "differences": {}, "forgetting": None}),
         ({"rows": 2}, {"rows": 900, "data": "other.jsonl"}),
+        ({"prompted": side(BASE)}, {}),
+        ({"prompted": side(BASE), "forgetting": None}, {}),
+        ({"rows": 2}, {"rows": 900, "data": "other.jsonl", "prompted": side(BASE)}),
         ({"rows": 60, "evaluated": "2026-01-03T10:00:00+00:00"}, {"rows": 60}),
     ],
-    ids=["a look", "no base", "few rows", "no forgetting", "base", "held out", "newest"],
+    ids=[
+        *("a look", "no base", "few rows", "no forgetting", "base", "held out"),
+        *("long prompt", "long prompt, no forgetting", "held out, long prompt", "newest"),
+    ],
 )
 def test_a_lesser_evaluation_takes_no_place(
     tmp_path: Path, said: dict[str, Any], less: dict[str, Any]
@@ -249,7 +251,10 @@ def test_plain_texts_have_nothing_but_their_loss(tmp_path: Path) -> None:
     plain = {"loss": BASE["loss"], "perplexity": BASE["perplexity"]}
     tuned = {"loss": TUNED["loss"], "perplexity": TUNED["perplexity"]}
     found = judged(tmp_path, base=side(plain), tuned=side(tuned))
-    assert found.kind == "ship" and "“loss” (2.31 → 0.88)" in found.words
+    assert found.kind == "look" and found.words.startswith("Better than the base in “loss” (2.31")
+    assert found.reasons == (
+        "nothing that it writes was measured: its rows are plain texts without answers",
+    )
 
 
 def test_evaluations_of_before_are_judged_by_intervals_that_do_not_meet(tmp_path: Path) -> None:
@@ -261,107 +266,13 @@ def test_evaluations_of_before_are_judged_by_intervals_that_do_not_meet(tmp_path
     found = read(tmp_path, report)
     word = {row.score.name: row.against["base"].verdict for row in found.scores}
     assert word == {"loss": "better", "format_rate": "better", "chrf": "no difference shown"}
-    assert verdict_of("finished", "runs/shop", found).kind == "ship"
+    assert verdict_of("finished", "runs/shop", found).kind == "look"
     swapped = read(tmp_path, evaluation(base=side(near), tuned=side(base), **old))
     assert verdict_of("finished", "runs/shop", swapped).kind == "worse"
     few = read(tmp_path, evaluation(rows=8, base=side(base), tuned=side(near), **old))
     word = {row.score.name: row.against["base"].verdict for row in few.scores}
     assert word["loss"] == "no difference shown", "8 losses resampled look surer than they are"
     assert word["format_rate"] == "better"
-
-
-RIGHT = {
-    "execution_match": "same result",
-    "sql_match": "spelt as the reference",
-    "field_f1": "field F1",
-    "field_accuracy": "fields right",
-    "claims_supported": "claims the facts support",
-}
-
-
-def rightly(tuned: dict[str, tuple[float, float, float]], **changes: Any) -> dict[str, Any]:
-    """An evaluation with scores of whether answers are right, all far better than the base's."""
-    kinds = {n: {"label": RIGHT[n], "unit": "share", "better": "higher"} for n in tuned}
-    base = dict.fromkeys(tuned, (0.0, 0.0, 0.03))
-    told = {"difference": 0.2, "interval": [0.1, 0.3], "verdict": "better", "words": "better"}
-    differences = verdicts()
-    differences["tuned_vs_base"] |= {name: dict(told) for name in tuned}
-    parts = {
-        "base": side(BASE | base),
-        "tuned": side(TUNED | tuned),
-        "scores": evaluation()["scores"] | kinds,
-        "differences": differences,
-    }
-    return evaluation(**{**parts, **changes})
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("execution_match", "have the same result"),
-        ("sql_match", "are spelt as the reference"),
-        ("field_f1", "by field F1 against the reference"),
-        ("field_accuracy", "of the fields are right"),
-        ("claims_supported", "of the claims are supported by the facts"),
-    ],
-)
-def test_a_model_that_is_mostly_wrong_is_not_shipped(tmp_path: Path, name: str, words: str) -> None:
-    """However much better than its base it is."""
-    wrong = read(tmp_path, rightly({name: (0.25, 0.11, 0.47)}))
-    found = verdict_of("finished", "runs/shop", wrong)
-    assert (found.kind, found.headline) == ("look", "Look before you ship it.")
-    assert found.words.startswith(f"Only 25% (11–47) {words}. Better than the base in ")
-    assert found.reasons == (
-        f"{RIGHT[name]}: only 25% (11–47), where 80% is the least to ship with",
-    )
-    right = read(tmp_path, rightly({name: (0.9, 0.83, 0.94)}))
-    found = verdict_of("finished", "runs/shop", right)
-    assert (found.kind, found.reasons) == ("ship", ())
-    assert found.words.startswith(f"90% (83–94) {words}. Better than the base in ")
-    few = read(tmp_path, rightly({name: (0.9, 0.7, 0.97)}, rows=20))
-    found = verdict_of("finished", "runs/shop", few)
-    assert found.kind == "look" and "too few rows to say (20): take more" in found.reasons[0]
-
-
-def test_of_several_scores_of_the_answers_the_surest_counts(tmp_path: Path) -> None:
-    good, bad = (0.9, 0.83, 0.94), (0.25, 0.11, 0.47)
-    report = rightly({"sql_match": bad, "execution_match": good})
-    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
-    assert found.kind == "ship" and found.words.startswith("90% (83–94) have the same result. ")
-    report = rightly({"field_f1": good, "field_accuracy": good, "claims_supported": bad})
-    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
-    assert found.kind == "look" and len(found.reasons) == 1
-    assert found.words.startswith(
-        "90% (83–94) by field F1 against the reference, only 25% (11–47) of the claims are "
-        "supported by the facts. "
-    )
-
-
-def test_a_score_of_the_users_own_is_no_limit(tmp_path: Path) -> None:
-    report = of_scores({"names_the_product": (-0.3, 0.01), "other": (0.3, 0.01)})
-    found = verdict_of("finished", "runs/shop", read(tmp_path, report))
-    assert [each for each in found.reasons if "the least" in each] == []
-
-
-def test_claims_that_all_have_support_in_few_rows_show_little(tmp_path: Path) -> None:
-    """Resampling rows that are all alike gives an interval of no width."""
-    for rows, kind in ((12, "look"), (120, "ship")):
-        report = rightly({"claims_supported": (1.0, 1.0, 1.0)}, rows=rows)
-        found = verdict_of("finished", "runs/shop", read(tmp_path, report))
-        assert found.kind == kind
-        assert found.words.startswith("100% (all rows alike) of the claims are supported")
-
-
-def test_how_often_it_is_right_is_said_in_every_verdict(tmp_path: Path) -> None:
-    bad = {"execution_match": (0.25, 0.11, 0.47)}
-    for kind, changes in (
-        ("worse", {"differences": verdicts(all="worse")}),
-        ("not shown", {"differences": verdicts(all="no difference shown")}),
-        ("not compared", {"base": None, "differences": {}}),
-    ):
-        found = verdict_of("finished", "runs/shop", read(tmp_path, rightly(bad, **changes)))
-        assert found.kind == kind
-        assert found.words.startswith("Only 25% (11–47) have the same result. ")
 
 
 def test_perplexity_has_no_verdict_of_its_own(tmp_path: Path) -> None:

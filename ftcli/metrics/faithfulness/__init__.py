@@ -30,7 +30,7 @@ def faithfulness_files(wanted: Faithfulness, base: Path) -> list[Path]:
 
 
 def facts_of(wanted: Faithfulness | None, prompt: str) -> str:
-    """The facts in a prompt: what the recipe's expression finds, else the whole prompt.
+    """The facts in a text, all user turns of a row: what the recipe's expression finds, else all.
 
     Raises DataError (`facts_expression`) for an expression that finds no end.
     """

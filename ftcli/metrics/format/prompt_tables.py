@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ftcli.metrics.format.named_table import TABLES, quoted
 from ftcli.metrics.format.sandbox import REFUSALS, Sandbox
+from ftcli.metrics.judging import Question
 
 CREATE = re.compile(
     r"\bCREATE\s+(?:TEMP\s+|TEMPORARY\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?[^(;\n]{1,200}\(",
@@ -66,6 +67,12 @@ def declared_tables(prompt: str) -> Declared:
     tables = [_table(connection, name) for name in names]
     connection.close()
     return Declared(tuple(taken), tuple(t for t in tables if len(t.columns) <= MOST_COLUMNS))
+
+
+def asked_tables(question: Question) -> Declared:
+    """Tables of a question: of its last user turn, or of all turns where that declares none."""
+    declared = declared_tables(question.prompt)
+    return declared if declared.tables else declared_tables(question.conversation)
 
 
 def _statements(prompt: str) -> Iterator[str]:

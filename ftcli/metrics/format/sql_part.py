@@ -9,14 +9,14 @@ from pathlib import Path
 from ftcli.metrics.format.made_rows import Trial, trials
 from ftcli.metrics.format.named_table import open_tables
 from ftcli.metrics.format.part import Seen, hit, share, shown
-from ftcli.metrics.format.prompt_tables import declared_tables
+from ftcli.metrics.format.prompt_tables import asked_tables
 from ftcli.metrics.format.sandbox import Sandbox
 from ftcli.metrics.format.sql_text import SqlText, is_ordered, read_sql_text, spelt_alike
 from ftcli.metrics.judging import Finding, Question, ScoreKind
 from ftcli.recipe import SqlFormat
 
-# A reference and its prompt → databases to run it on, or the reason why there are none.
-Trials = Callable[[SqlText, str], tuple[list[Trial], str | None]]
+# A reference and its question → databases to run it on, or the reason why there are none.
+Trials = Callable[[SqlText, Question], tuple[list[Trial], str | None]]
 
 NO_RESULT_TELLS = "no result tells a right query from a wrong one"
 
@@ -29,8 +29,8 @@ class SqlPart:
     trials: Trials | None
     table: str | None = None
     """As the recipe names it."""
-    untold: dict[tuple[str, str], str | None] = field(default_factory=dict)
-    """Reference and prompt of every row so far → why no result of it tells, if none does."""
+    untold: dict[Question, str | None] = field(default_factory=dict)
+    """Every question so far with a reference → why no result of that tells, if none does."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
@@ -53,16 +53,16 @@ class SqlPart:
             alike = query.fault is None and spelt_alike(query, reference, self.dialect)
             counts["sql_match"] = hit(alike)
         if self.trials is not None:
-            ran = _run(query, reference, *self._trials(reference, question.prompt))
+            ran = _run(query, reference, *self._trials(reference, question))
             counts |= ran.counts
             findings += ran.findings
         return Seen(query.fault is None, counts, tuple(findings))
 
-    def _trials(self, reference: SqlText, prompt: str) -> tuple[list[Trial], str | None]:
+    def _trials(self, reference: SqlText, question: Question) -> tuple[list[Trial], str | None]:
         if self.trials is None or reference.fault is not None:
             return [], None
-        found, why = self.trials(reference, prompt)
-        self.untold[reference.text, prompt] = None if found else why or NO_RESULT_TELLS
+        found, why = self.trials(reference, question)
+        self.untold[question] = None if found else why or NO_RESULT_TELLS
         return found, why
 
     def warnings(self) -> list[str]:
@@ -94,8 +94,8 @@ def sql_part(wanted: SqlFormat, base: Path) -> SqlPart:
             return SqlPart(wanted.dialect, lambda reference, _: _on_file(tables, reference), name)
 
 
-def _on_prompt(reference: SqlText, prompt: str) -> tuple[list[Trial], str | None]:
-    declared = declared_tables(prompt)
+def _on_prompt(reference: SqlText, question: Question) -> tuple[list[Trial], str | None]:
+    declared = asked_tables(question)
     if not declared.tables:
         return [], "its prompt holds no CREATE TABLE"
     return trials(declared, reference)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ftcli.engine.rendering import Renderer
 
 # Goes up when the same rows would give other statistics.
-VERSION = 1
+VERSION = 2
 STATISTICS = (
     "rows",
     "near_duplicates",

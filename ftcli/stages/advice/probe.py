@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ftcli.console import Reporter
 from ftcli.data.example import Message
 from ftcli.data.few_shot import Turns, choose_examples, few_shot
+from ftcli.disk import sha256_file
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
 from ftcli.metrics.answer import Answer
-from ftcli.metrics.judging import Judge, Question
+from ftcli.metrics.asking import question_of
+from ftcli.metrics.code import code_digest
+from ftcli.metrics.format import format_files, format_judge
+from ftcli.metrics.judging import Judge
 from ftcli.metrics.looking import look
 from ftcli.metrics.scores import mean_of, with_interval
 from ftcli.metrics.text import TextJudge
@@ -39,15 +43,16 @@ SHOTS = 5
 RIGHT = ("execution_match", "sql_match", "field_accuracy")
 # Answers of these kinds are right or wrong, whatever form the recipe asks for.
 ONE_IS_RIGHT = ("labels", "sql")
-# Goes up when the same model and rows would give other scores.
-VERSION = 1
+# Goes up when the same model and rows would be asked otherwise.
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Asked:
     """The rows that are asked, and those that stand before them as examples."""
 
-    split: Split
+    rows_from: Mapping[Split, int]
+    """How many of the rows are of each split."""
     rows: tuple[Turns, ...]
     examples: tuple[Turns, ...]
 
@@ -61,6 +66,7 @@ def probe_key(loaded: Loaded, prepared: Prepared, shots: int) -> str:
     recipe = loaded.recipe
     source = model_source(recipe.model.id, loaded.base)
     form = recipe.eval.format
+    files = format_files(form, loaded.base) if form is not None else []
     parts = {
         "version": VERSION,
         "rows": prepared.fingerprint,
@@ -68,13 +74,16 @@ def probe_key(loaded: Loaded, prepared: Prepared, shots: int) -> str:
         "precision": [recipe.training.precision, recipe.method.mode],
         "generation": recipe.generation.model_dump(),
         "format": form.model_dump(mode="json") if form is not None else None,
+        "files": [sha256_file(file) if file.is_file() else None for file in files],
+        "code": code_digest(),
         "shots": shots,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def choose_rows(rows: PreparedRows, shots: int, seed: int) -> Asked:
-    """Held-out rows, or training rows where none are held out; examples are training rows.
+    """Held-out rows, and as many training rows as there are fewer than ROWS of those; examples are
+    other training rows.
 
     Raises DataError where rows are plain texts, which have no prompts, or none is left to ask.
     """
@@ -86,11 +95,14 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> Asked:
             file=prepared.train_source,
         )
     held_out: list[Split] = ["test", "validation"]
-    split: Split = next((name for name in held_out if prepared.counts(name).rows), "train")
-    wanted = shots + (ROWS if split == "train" else 0)
-    chosen = choose_examples(_turns(rows, "train"), wanted, seed)
-    examples, rest = chosen[:shots], chosen[shots:]
-    asked = rest if split == "train" else choose_examples(_turns(rows, split), ROWS, seed)
+    split = next((name for name in held_out if prepared.counts(name).rows), None)
+    asked = choose_examples(_turns(rows, split), ROWS, seed) if split is not None else []
+    chosen = choose_examples(_turns(rows, "train"), shots + ROWS - len(asked), seed)
+    examples, filling = chosen[:shots], chosen[shots:]
+    counts: dict[Split, int] = {"train": len(filling)}
+    if split is not None:
+        counts = {split: len(asked), **counts}
+    asked += filling
     if not asked:
         raise DataError(
             "probe",
@@ -98,7 +110,8 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> Asked:
             "out to ask; lower --shots",
             file=prepared.train_source,
         )
-    return Asked(split, tuple(asked), tuple(examples))
+    rows_from = {name: count for name, count in counts.items() if count}
+    return Asked(rows_from, tuple(asked), tuple(examples))
 
 
 def _turns(rows: PreparedRows, split: Split) -> Iterable[Turns]:
@@ -136,7 +149,8 @@ def probe_base(
     return {
         "key": probe_key(loaded, rows.prepared, shots),
         "rows": len(asked.rows),
-        "data": asked.split,
+        "data": " and ".join(asked.rows_from),
+        "rows_from": dict(asked.rows_from),
         "shots": used,
         "shots_asked": shots,
         "format": form.model_dump(mode="json", exclude_defaults=True) if form is not None else None,
@@ -165,8 +179,6 @@ def _decided_by(scores: Mapping[str, Any], judges: Sequence[Judge], kind: str) -
 
 
 def _judges(form: AnswerFormat | None, loaded: Loaded) -> list[Judge]:
-    from ftcli.metrics.format import format_judge
-
     judges: list[Judge] = [TextJudge()]
     return [format_judge(form, loaded.base), *judges] if form is not None else judges
 
@@ -216,10 +228,7 @@ def _side(
 def _scores(
     answers: Sequence[Answer], rows: Sequence[Turns], judges: Sequence[Judge]
 ) -> dict[str, Any]:
-    prompts = [row[-2].content for row in rows]
-    questions = [
-        Question(prompt, row[-1].content, prompt) for prompt, row in zip(prompts, rows, strict=True)
-    ]
+    questions = [question_of(row, None) for row in rows]
     looked = look(judges, answers, questions, lambda _: None)
     counts = {"stop_rate": mean_of([answer.stopped for answer in answers]), **looked.counts}
     scores: dict[str, Any] = {}

@@ -10,12 +10,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ftcli.console import Reporter
+from ftcli.metrics.asking import question_of
 from ftcli.metrics.dataset.answers import AnswerForm, answer_form
 from ftcli.metrics.dataset.contradictions import Contradictions, SamePrompts
 from ftcli.metrics.dataset.instruction import shared_instruction
 from ftcli.metrics.dataset.lengths import Lengths
 from ftcli.metrics.dataset.row import DataRow
 from ftcli.metrics.dataset.twins import NearDuplicates, Pair, Twins
+from ftcli.metrics.format.prompt_tables import asked_tables
 from ftcli.recipe import AnswerFormat, Evaluation
 from ftcli.stages.advice.rows import PreparedRows
 
@@ -124,10 +126,14 @@ def _asked_format(form: AnswerForm, sample: Sequence[DataRow]) -> dict[str, Any]
     if form.wanted is None:
         return None
     wanted = dict(form.wanted)
-    tables = sum("create table" in row.prompt.lower() for row in sample)
-    if form.kind == "sql" and tables == len(sample):
+    if form.kind == "sql" and all(_declares_tables(row) for row in sample):
         wanted["table"] = "prompt"
     return wanted if read_format(wanted) is not None else None
+
+
+def _declares_tables(row: DataRow) -> bool:
+    """Whether the judge of queries will find tables in this row."""
+    return bool(asked_tables(question_of(row.messages, None)).tables)
 
 
 def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:

@@ -13,7 +13,8 @@ from ftcli.prepared import IDEAL_ROWS, TOO_FEW_ROWS
 Verdict = Literal["prompt", "fine-tune", "fine-tune if called often"]
 Found = Mapping[str, Any]
 
-# Prompting is good enough from this share of right or well-formed answers on.
+# Prompting is good enough from this share of right or well-formed answers on: of all calls, so that
+# the lower ends of the intervals have to reach it.
 PROMPTING_DOES = 0.8
 # Twins below this share are no news.
 TWINS_WORTH_SAYING = 0.02
@@ -24,7 +25,7 @@ OPENING_WORTH_SAYING = 0.2
 SHORT = {
     "json": "are JSON objects of one kind",
     "sql": "are SQL",
-    "lines": "have the same lines",
+    "lines": "have the same kinds of lines",
     "sections": "have the same sections",
     "labels": "are one of a few labels",
 }
@@ -95,9 +96,12 @@ def _probed(probe: Found, rows: int, size: str) -> tuple[Verdict, str]:
         low, high = side[f"{name}_interval"]
         reached.append(f"{side[name]:.0%} {label} ({low * 100:.0f}–{high:.0%})")
     told = f"{' and '.join(reached)} on {probe['rows']} rows"
-    if all(side[name] >= PROMPTING_DOES for name in probe["decided_by"]):
+    names = probe["decided_by"]
+    if all(side[f"{name}_interval"][0] >= PROMPTING_DOES for name in names):
         text = f"Prompting already reaches {told}: fine-tune only if you call it often."
         return "fine-tune if called often", text
+    if all(side[name] >= PROMPTING_DOES for name in names):
+        told += f": too few to show that it reaches {PROMPTING_DOES:.0%}"
     verdict: Verdict = "prompt" if rows < TOO_FEW_ROWS else "fine-tune"
     examples = _number(shots, "example", "examples")
     return verdict, f"Prompting with {examples} reaches {told}. {size}"
@@ -182,7 +186,7 @@ def _opening(found: Found | None) -> Iterator[str]:
 
 def _next(rows: int, probe: Found | None) -> Iterator[str]:
     if rows < TOO_FEW_ROWS and probe is None:
-        yield "What prompting reaches on them: ftcli prepare RECIPE --probe"
+        yield "What prompting reaches on them: the same command with --probe"
 
 
 def _short(origin: str) -> str:

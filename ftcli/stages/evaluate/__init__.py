@@ -16,7 +16,7 @@ from ftcli.console import Reporter
 from ftcli.disk import write_json
 from ftcli.errors import Stopped
 from ftcli.locking import one_writer
-from ftcli.metrics.faithfulness import facts_of
+from ftcli.metrics.asking import question_of
 from ftcli.metrics.judging import Question
 from ftcli.metrics.likelihood import Scored
 from ftcli.prepared import Split
@@ -26,7 +26,8 @@ from ftcli.stages.evaluate.forgetting import forgotten
 from ftcli.stages.evaluate.judges import PERPLEXITY, Judges
 from ftcli.stages.evaluate.key import key_of
 from ftcli.stages.evaluate.record import read_scored, samples, save_rows
-from ftcli.stages.evaluate.rows import Row, held_out, read_rows
+from ftcli.stages.evaluate.rows import Row, held_out, read_rows, seen_of
+from ftcli.stages.evaluate.seen import tell_seen
 from ftcli.stages.evaluate.sets import Sets, build_sets
 from ftcli.stages.evaluate.sides import Side, differences, side_of
 from ftcli.stages.evaluate.work import Done, ModelName, RowSet, Worker
@@ -65,9 +66,12 @@ def evaluate_run(
     judges = Judges(opened, asked)
     key = key_of(opened, asked, split, judges.files)
     stored = opened.run.evaluations / f"{key}.json"
-    if stored.is_file() and (scored := read_scored(opened.run, key)) is not None:
+    # What a file of scores imports or reads may have changed: its scores are always counted anew.
+    known = asked.scores is None and stored.is_file()
+    if known and (scored := read_scored(opened.run, key)) is not None:
         require_as_trained(opened, with_base=asked.with_base)
         report = json.loads(stored.read_text(encoding="utf-8"))
+        tell_seen(report, reporter)
         report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
@@ -92,6 +96,7 @@ def _evaluate(
         reporter.warn(warning)
     looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
     report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
+    report["counted"] = {name: side.counted() for name, side in sides.items()}
     if "base" in done and asked.forgetting:
         report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
     report["samples"] = samples(rows, sides)
@@ -130,8 +135,7 @@ def _work(
 
 
 def _question(row: Row, wanted: Evaluation) -> Question:
-    prompt = next((turn.content for turn in reversed(row.prompt) if turn.role == "user"), "")
-    return Question(prompt, row.reference, facts_of(wanted.faithfulness, prompt))
+    return question_of(row.messages, wanted.faithfulness)
 
 
 def _report(
@@ -145,7 +149,7 @@ def _report(
     }
     with_perplexity = {}
     for name, kind in shown.items():
-        with_perplexity[name] = vars(kind) | _unit(name, sides)
+        with_perplexity[name] = vars(kind)
         if name == "loss":
             with_perplexity["perplexity"] = vars(PERPLEXITY)
     long_prompt: dict[str, Any] = {}
@@ -154,7 +158,7 @@ def _report(
     return {
         "rows": len(rows),
         "data": str(asked.data) if asked.data else split,
-        "rows_chose_checkpoint": asked.data is None and split == "validation",
+        **seen_of(rows, None if asked.data else split),
         **long_prompt,
         **{name: side.as_json() for name, side in sides.items()},
         "scores": with_perplexity,
@@ -164,12 +168,6 @@ def _report(
             if name != "tuned"
         },
     }
-
-
-def _unit(name: str, sides: Mapping[str, Side]) -> dict[str, str]:
-    """A score that is 0 or 1 in every row is a share of the rows, whoever counts it."""
-    counts = [side.counts[name] for side in sides.values() if name in side.counts]
-    return {"unit": "share"} if all(each.are_hits for each in counts) else {}
 
 
 @contextmanager

@@ -5,17 +5,30 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import reprlib
 import sys
+import traceback
 from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from ftcli.errors import DataError, UsageError
-from ftcli.metrics.judging import Better, Judgement, Question, ScoreKind
+from ftcli.metrics.judging import Better, Judgement, Question, ScoreKind, Unit
 
 Score = Callable[[str, str, str, str], float]
 ARGUMENTS = ("prompt", "answer", "reference", "facts")
 SIGNATURE = f"({', '.join(ARGUMENTS)}) -> float"
+# What code of the user's may raise: sys.exit is no Exception, and is not to end an evaluation.
+RAISED = (Exception, SystemExit)
+
+
+@dataclass(frozen=True)
+class OwnScoreKind(ScoreKind):
+    """Told apart in the evaluation: what is enough of it only the user knows."""
+
+    own: bool = True
 
 
 class CustomJudge:
@@ -24,10 +37,20 @@ class CustomJudge:
     def __init__(self, file: Path, functions: Mapping[str, Score]) -> None:
         self._file = file
         self._functions = functions
-        self.kinds: Mapping[str, ScoreKind] = {
-            name: ScoreKind(name.replace("_", " "), "value", _better(function))
-            for name, function in functions.items()
+        self._are_bool: dict[str, bool] = {}
+        """Name → whether all that the function has returned so far is true or false."""
+
+    @property
+    def kinds(self) -> Mapping[str, ScoreKind]:
+        """True and false make a share of the rows once they are judged; numbers stay values, also
+        where all are 0 or 1, as lengths may be."""
+        return {
+            name: OwnScoreKind(name.replace("_", " "), self._unit(name), _better(function))
+            for name, function in self._functions.items()
         }
+
+    def _unit(self, name: str) -> Unit:
+        return "share" if self._are_bool.get(name) else "value"
 
     def judge(self, answer: str, question: Question) -> Judgement:
         """Raises DataError (`score_failed`) where a function raises or returns no number."""
@@ -39,22 +62,61 @@ class CustomJudge:
         function = self._functions[name]
         given = (question.prompt, answer, question.reference, question.facts)
         try:
-            value = float(function(*given))
-        except Exception as error:
-            raise self._failed(name, answer, f"raised {type(error).__name__}: {error}") from error
-        if not math.isfinite(value):
-            raise self._failed(name, answer, f"returned {value}, which is no number")
+            with redirect_stdout(sys.stderr):  # stdout is the result's
+                said = function(*given)
+        except RAISED as error:
+            line = _line_of(error, self._file)
+            raise self._failed(name, answer, f"raised {_named(error)}", line) from error
+        value = _number(said)
+        if value is None:
+            hint = " (a missing return?)" if said is None else ""
+            what = f"returned {reprlib.repr(said)}, which is no number{hint}"
+            raise self._failed(name, answer, what)
+        # Those of numpy are not Python's.
+        is_bool = isinstance(said, bool) or str(getattr(said, "dtype", "")) == "bool"
+        self._are_bool[name] = self._are_bool.get(name, True) and is_bool
         return value
 
-    def _failed(self, name: str, answer: str, what: str) -> DataError:
-        line = inspect.getsourcelines(self._functions[name])[1]
+    def _failed(self, name: str, answer: str, what: str, line: int | None = None) -> DataError:
         shown = answer if len(answer) <= 60 else f"{answer[:60]}…"
         return DataError(
             "score_failed",
             f"{name} {what}, for the answer {shown!r}",
             file=str(self._file),
-            line=line,
+            line=line or _first_line(self._functions[name]),
         )
+
+
+def _number(said: object) -> float | None:
+    """None where it is no finite number; text is none, whatever it spells."""
+    if isinstance(said, (str, bytes, bytearray)):
+        return None
+    try:
+        value = float(said)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - of whatever type the user's value is
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _first_line(function: Callable[..., object]) -> int:
+    code: CodeType = inspect.unwrap(function).__code__
+    return code.co_firstlineno
+
+
+def _line_of(error: BaseException, file: Path) -> int | None:
+    """The last line of the file on the way to the error."""
+    passed = [
+        (frame.f_code.co_filename, at) for frame, at in traceback.walk_tb(error.__traceback__)
+    ]
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        passed.append((error.filename, error.lineno))
+    whole = file.resolve()
+    lines = [line for name, line in passed if Path(name).resolve() == whole]
+    return lines[-1] if lines else None
 
 
 def custom_judge(file: Path, taken: Collection[str]) -> CustomJudge:
@@ -88,10 +150,10 @@ def _run(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[_module(file)] = module  # dataclasses look their own module up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        line = error.lineno if isinstance(error, SyntaxError) else None
-        reason = f"does not run: {type(error).__name__}: {error}"
+        with redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except RAISED as error:
+        reason, line = f"does not run: {_named(error)}", _line_of(error, file)
         raise DataError("score_failed", reason, file=str(file), line=line) from error
     return module
 
@@ -101,14 +163,19 @@ def _module(file: Path) -> str:
 
 
 def _require_signature(file: Path, name: str, function: Score) -> None:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise UsageError(
+            "scores",
+            f"--scores {file}:{_first_line(function)}: {name} is async, and a score is called "
+            "without awaiting it: def without async",
+        )
     try:
         inspect.signature(function).bind(*ARGUMENTS)
     except TypeError as error:
-        line = inspect.getsourcelines(function)[1]
         raise UsageError(
             "scores",
-            f"--scores {file}:{line}: {name}{inspect.signature(function)} is no score: expected "
-            f"{name}{SIGNATURE} (name helpers with a leading underscore)",
+            f"--scores {file}:{_first_line(function)}: {name}{inspect.signature(function)} is no "
+            f"score: expected {name}{SIGNATURE} (name helpers with a leading underscore)",
         ) from error
     if getattr(function, "better", "higher") not in ("higher", "lower", None):
         raise UsageError(

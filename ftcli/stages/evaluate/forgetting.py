@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ftcli.metrics.general_instructions import Instruction
 from ftcli.metrics.likelihood import Scored, forgetting
 from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared, mean_of
 from ftcli.stages.evaluate.sets import Sets
 from ftcli.stages.evaluate.work import Done
+
+Verdict = Literal["worse", "better", "no difference shown", "too few"]
+WORDS: dict[str, str] = {
+    "worse": "forgets",
+    "better": "better than before",
+    "no difference shown": "nothing shown to be forgotten",
+}
+# Of a change that is shown, with one decimal; a lesser one is said to be less.
+LEAST_SHOWN = 0.001
 
 
 def forgotten(sets: Sets, before: dict[str, Done], after: dict[str, Done]) -> dict[str, Any]:
@@ -38,27 +48,39 @@ def _perplexity(before: Done, after: Done, passages: Sequence[int]) -> dict[str,
     found = forgetting(*(_by_passage(done.scored, passages) for done in (before, after)))
     low, high = found.change_interval
     count = len(set(passages))
-    if count < FEWEST_ROWS:
-        words = f"{_percent(found.change)}: {count} texts are too few to say"
-    elif low > 0:
-        words = f"{_percent(found.change)}: forgets"
-    elif high < 0:
-        words = f"{_percent(found.change)}: better than before"
-    else:
-        words = f"{_percent(found.change)}: nothing shown to be forgotten"
+    verdict = _verdict(low, high, count)
+    what = WORDS.get(verdict, f"{count} texts are too few to say")
     return {
+        "texts": count,
         "tokens": sum(before.scored.tokens),
         "before": found.before,
         "after": found.after,
         "change": found.change,
         "change_interval": [low, high],
-        "words": words,
+        "verdict": verdict,
+        "words": f"{_percent(found.change, is_shown=verdict in ('worse', 'better'))}: {what}",
     }
 
 
-def _percent(change: float) -> str:
+def _verdict(low: float, high: float, count: int) -> Verdict:
+    """Of a perplexity, which is worse where it rises."""
+    if count < FEWEST_ROWS:
+        return "too few"
+    if low > 0:
+        return "worse"
+    return "better" if high < 0 else "no difference shown"
+
+
+def _percent(change: float, *, is_shown: bool) -> str:
+    """`+12%`; of a change that rounds to none `±0%`, or `+0.4%` where it is shown."""
     shown = f"{change:+.0%}"
-    return "±0%" if shown in ("+0%", "-0%") else shown
+    if float(shown[:-1]):
+        return shown
+    if not is_shown or not change:
+        return "±0%"
+    if abs(change) < LEAST_SHOWN:
+        return f"less than {math.copysign(LEAST_SHOWN, change):+.1%}"
+    return f"{change:+.1%}"
 
 
 def _by_passage(scored: Scored, passages: Sequence[int]) -> Scored:
@@ -73,12 +95,14 @@ def _by_passage(scored: Scored, passages: Sequence[int]) -> Scored:
 def _behaviour(before: Counts, after: Counts) -> dict[str, Any]:
     found = compared(before, after, "higher")
     assert found is not None
+    too_few = min(before.rows, after.rows) < FEWEST_ROWS
     return {
         "before": before.value,
         "after": after.value,
         "difference": found.value,
         "interval": list(found.interval),
         "rows": found.rows,
+        "verdict": "too few" if too_few else found.word,
         "words": found.words,
     }
 

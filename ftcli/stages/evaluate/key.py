@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ftcli import __version__, metrics
 from ftcli.disk import sha256_file
+from ftcli.metrics.code import code_digest
 from ftcli.prepared import Split
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.work import VERSION
@@ -31,19 +31,10 @@ def key_of(opened: OpenRun, asked: Asked, split: Split, judged_by: Sequence[Path
         "keys": recipe.data.model_dump(mode="json"),
         "model": recipe.model.model_dump(),
         "seed": recipe.training.seed,
-        "code": _code(),
+        # Another version counts anew, from the same answers.
+        "code": [code_digest(), VERSION],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _code() -> str:
-    """Digest of what counts and of the built-in sets: another version scores anew, from the same
-    answers."""
-    found = hashlib.sha256(f"{__version__} {VERSION}".encode())
-    for file in sorted(Path(metrics.__file__).parent.rglob("*")):
-        if file.suffix in (".py", ".txt", ".json", ".jsonl"):
-            found.update(file.read_bytes())
-    return found.hexdigest()
 
 
 def _digest(file: Path | None) -> str | None:

@@ -36,7 +36,8 @@ def save_rows(
     for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
         found = {name: _answer(side, index) for name, side in sides.items()}
         place = {"file": row.file, "line": row.line}
-        lines.append({**place, **asdict(question), "sides": found})
+        asked = {"prompt": question.prompt, "reference": question.reference}
+        lines.append({**place, **asked, "facts": question.facts, "sides": found})
     write_text(file, "".join(f"{json.dumps(line, ensure_ascii=True)}\n" for line in lines))
     return str(file.relative_to(run.evaluations))
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.console import Reporter
-from ftcli.data.example import Message
 from ftcli.errors import DataError
-from ftcli.prepared import Split, damaged_files
+from ftcli.prepared import RowsOf, Split
+from ftcli.stages.evaluate.seen import question_digest, seen_in, seen_json, tell_seen
+from ftcli.stages.evaluate.streamed import Turns, read_turns, require_whole
 from ftcli.stages.opening import OpenRun
-
-Turns = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,9 @@ class Row:
     messages: Turns
     file: str
     line: int
+    seen: tuple[RowsOf, ...] | None = ()
+    """Which rows of the run ask the same, of those that were trained on (`train`, `replay`) or have
+    chosen the checkpoint (`validation`); none: it cannot be told."""
 
     @property
     def prompt(self) -> Turns:
@@ -59,7 +61,10 @@ def held_out(opened: OpenRun, data: Path | None) -> Split:
 def read_rows(
     opened: OpenRun, data: Path | None, split: Split, limit: int | None, reporter: Reporter
 ) -> tuple[Row, ...]:
-    """The rows of a split, or of a file in the run's own format; raises DataError."""
+    """The rows of a split, or of a file in the run's own format; raises DataError.
+
+    Of a file it is looked up which of its rows the run was trained on.
+    """
     from ftcli.engine.encode import encode_file
 
     if data is None:
@@ -72,20 +77,38 @@ def read_rows(
         rows = tuple(map(_answer_alone, rows))
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
-    return rows[:limit]
+    rows = rows[:limit]
+    if data is not None or opened.prepared.leaks:
+        rows = _looked_up(opened, rows, reporter)
+        fields = seen_of(rows, None if data else split)
+        tell_seen({"rows": len(rows), "data": str(data or split), **fields}, reporter)
+    # Else they are held out, and ask nothing that any other row of the run asks.
+    return rows
+
+
+def _looked_up(opened: OpenRun, rows: tuple[Row, ...], reporter: Reporter) -> tuple[Row, ...]:
+    """The rows, each with where else in the run the same is asked."""
+    questions = [question_digest(row.messages, row.input_ids) for row in rows]
+    found = seen_in(opened, questions, reporter)
+    return tuple(replace(row, seen=seen) for row, seen in zip(rows, found, strict=True))
+
+
+def seen_of(rows: Sequence[Row], split: Split | None) -> dict[str, Any]:
+    """Fields of an evaluation's JSON that say how new the rows are to the run.
+
+    `split`: the one whose rows they are; none: they are of a file.
+    """
+    fields = seen_json([row.seen for row in rows])
+    if split == "validation":
+        fields |= {"rows_chose_checkpoint": True, "rows_in_validation": len(rows)}
+    return fields
 
 
 def split_rows(opened: OpenRun, split: Split) -> tuple[Row, ...]:
     """Prepared rows of a run, proven; raises DataError (`data_damaged`)."""
     from ftcli.engine.rows import read_split
 
-    for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
-        raise DataError(
-            "data_damaged",
-            f"{what}, so that it proves nothing; put it back, or run ftcli prepare with the recipe "
-            "of this run, which writes it again while data and model are as they were",
-            file=str(file),
-        )
+    require_whole(opened, split)
     return tuple(map(_row, read_split(opened.run.data, split).to_pylist()))
 
 
@@ -102,7 +125,7 @@ def _row(values: Mapping[str, Any]) -> Row:
         values["input_ids"],
         values["labels"],
         values["prompt_tokens"],
-        tuple(Message(*turn) for turn in json.loads(values["messages"])),
+        read_turns(values["messages"]),
         values["file"],
         values["line"],
     )

@@ -13,7 +13,8 @@ from ftcli.metrics.general_instructions import Instruction, general_instructions
 from ftcli.metrics.general_text import GeneralText, general_text
 from ftcli.recipe import Generation
 from ftcli.stages.evaluate.asked import Asked
-from ftcli.stages.evaluate.rows import Row, split_rows
+from ftcli.stages.evaluate.rows import Row
+from ftcli.stages.evaluate.streamed import turns_of
 from ftcli.stages.evaluate.work import RowSet, tokens_of
 from ftcli.stages.opening import OpenRun
 
@@ -80,8 +81,7 @@ def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptCont
         )
     instruction = _instruction(asked)
     seed = opened.loaded.recipe.training.seed
-    training = (row.messages for row in split_rows(opened, "train"))
-    examples = choose_examples(training, asked.shots, seed)
+    examples = choose_examples(turns_of(opened, "train"), asked.shots, seed)
     asked_of_base = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:
         prompts = tokens_of([ids_of(contract.renderer, turns) for turns in asked_of_base])
@@ -103,8 +103,11 @@ def _instruction(asked: Asked) -> str:
         text = file.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError as error:
         raise DataError("data_missing", "no such file", file=str(file)) from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError("data_encoding", f"cannot be read: {error}", file=str(file)) from error
+    except UnicodeDecodeError as error:
+        reason = "not UTF-8 text; save it as UTF-8"
+        raise DataError("data_encoding", reason, file=str(file)) from error
+    except OSError as error:
+        raise DataError("data_missing", f"cannot be read: {error}", file=str(file)) from error
     if not text:
         raise DataError("data_empty", "holds no instruction", file=str(file))
     return text

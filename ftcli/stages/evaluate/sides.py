@@ -37,6 +37,13 @@ class Side:
             scores["tokens_per_second"] = self.done.tokens_per_second
         return scores
 
+    def counted(self) -> dict[str, dict[str, Any]]:
+        """Of each score: how many rows count, and whether each of them is a hit or a miss."""
+        return {
+            name: {"rows": counts.rows, "hits": counts.are_hits}
+            for name, counts in self.counts.items()
+        }
+
 
 def side_of(
     done: Done, questions: Sequence[Question], judges: Judges, moved: Callable[[int], None]

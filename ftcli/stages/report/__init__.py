@@ -13,7 +13,9 @@ from typing import Any
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter, shown_path
 from ftcli.disk import write_text
+from ftcli.stages.report.evaluations import Evaluation, evaluations_in
 from ftcli.stages.report.figures import ReportFigures, read_figures
+from ftcli.stages.report.plain import Reading
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,12 @@ def report_run(path: Path) -> ReportResult:
     _write(run, figures)
     write_text(run.card, model_card(figures))
     return ReportResult(run, figures)
+
+
+def evaluation_shown(run: RunFolder) -> Evaluation | None:
+    """The one that the page shows row by row; none where there is no page."""
+    found = evaluations_in(run.evaluations, Reading(run.path)) if run.report.is_file() else ()
+    return found[0] if found else None
 
 
 def report_or_say(run: RunFolder, reporter: Reporter) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ftcli.metrics.intervals import share_interval
+from ftcli.metrics.scores import MOST_ROWS_ADVISED
 from ftcli.stages.report.evaluations import Evaluation
 from ftcli.stages.report.scored import Measured, ScoreRow
 
@@ -15,29 +16,55 @@ from ftcli.stages.report.scored import Measured, ScoreRow
 # or one in five that is wrong, is found by the first users.
 LEAST = {"stop_rate": 0.95, "format_rate": 0.90}
 LEAST_RIGHT = 0.80
+NOT_MEASURED = "whether the answers are right was not measured"
 # Whether an answer is right, said behind its share. Of the scores of one line the first that was
-# measured counts. An exact match is none: a right answer may be worded otherwise.
+# measured counts. An exact match is one of labels alone: a right text may be worded otherwise.
+OF_LABELS = "exact_match"
 RIGHT = (
     {
         "execution_match": "have the same result",
         "sql_match": "are spelt as the reference",
         "field_f1": "by field F1 against the reference",
         "field_accuracy": "of the fields are right",
+        OF_LABELS: "have the label of the data",
     },
     {"claims_supported": "of the claims are supported by the facts"},
 )
-# More rows than this are no advice.
-MOST_ROWS_ADVISED = 100_000
+OWN_NAMED = 3
 
 
 def how_right(evaluation: Evaluation) -> list[str]:
-    """`only 25% (11–47) have the same result`, for each score of whether answers are right."""
+    """`only 25% (11–47) have the same result`, for each score of whether answers are right; without
+    any of ours those of the user's own. Empty: nothing measured it."""
     found = []
     for row, words in _right(evaluation):
         tuned = row.sides["tuned"]
         only = "only " if tuned.value < LEAST_RIGHT else ""
-        found.append(f"{only}{tuned.shown(row.score)} {words}")
-    return found
+        found.append(f"{only}{tuned.shown(row.score, LEAST_RIGHT)} {words}")
+    return found or _by_own_scores(evaluation)
+
+
+def _by_own_scores(evaluation: Evaluation) -> list[str]:
+    """`0.93 (0.90–0.95) in “names the product”, measured by you`."""
+    own = [row for row in evaluation.scores if row.score.own and row.score.better]
+    own = [row for row in own if "tuned" in row.sides]
+    names = {row.score.name for row in own}
+    own = [row for row in own if evaluation.twins.get(row.score.name) not in names]
+    if not own:
+        return []
+    found = [f"{row.sides['tuned'].shown(row.score)} in “{row.score.label}”" for row in own]
+    if len(own) > OWN_NAMED:
+        found[OWN_NAMED:] = [f"{len(own) - OWN_NAMED} more"]
+    return [*found, "measured by you"]
+
+
+def not_measured(evaluation: Evaluation) -> str:
+    """What to do where nothing measured whether the answers are right; empty: something did."""
+    if how_right(evaluation):
+        return ""
+    if not evaluation.answered:
+        return "nothing that it writes was measured: its rows are plain texts without answers"
+    return f"{NOT_MEASURED}: eval.format, eval.faithfulness or --scores"
 
 
 def not_enough(evaluation: Evaluation) -> Iterator[str]:
@@ -54,26 +81,30 @@ def not_enough(evaluation: Evaluation) -> Iterator[str]:
 
 def _right(evaluation: Evaluation) -> Iterator[tuple[ScoreRow, str]]:
     for names in RIGHT:
-        rows = ((evaluation.row(name), words) for name, words in names.items())
+        rows = (
+            (evaluation.row(name), words)
+            for name, words in names.items()
+            if name != OF_LABELS or evaluation.labels
+        )
         there = [(row, words) for row, words in rows if row is not None and "tuned" in row.sides]
         yield from there[:1]
 
 
 def _lacks(row: ScoreRow, least: float) -> str:
     tuned = row.sides["tuned"]
-    shown = tuned.shown(row.score)
+    shown, rows = tuned.shown(row.score, least), tuned.counted.rows
     if tuned.value < least:
         return f"only {shown}, where {least:.0%} is the least to ship with"
-    low = _lower_end(tuned, row.rows)
+    low = _lower_end(tuned, rows)
     if low is None:
         return f"{shown} without its interval, which shows nothing"
     if low >= least and tuned.instead != "too few rows":
         return ""
-    wanted = _rows_wanted(row.rows, tuned.value, low, least)
+    wanted = _rows_wanted(rows, tuned.value, low, least)
     more = f" (about {wanted:,})" if wanted is not None else ""
     return (
         f"{shown}, where {least:.0%} is the least to ship with: too few rows to say "
-        f"({row.rows:,}): take more{more}"
+        f"({rows:,}): take more{more}"
     )
 
 

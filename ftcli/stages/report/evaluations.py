@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from ftcli.stages.report.elsewhere import Told
+from ftcli.stages.report.forgotten import Forgotten, forgotten_in
 from ftcli.stages.report.plain import Plain, Reading, count, items, mapping, number, pair, text
 from ftcli.stages.report.scored import (
     EARLIER,
+    Counted,
     Difference,
     Measured,
     Score,
@@ -28,22 +30,6 @@ SIDE_NAMES: Mapping[str, str] = {
 }
 HELD_OUT = ("test", "validation")
 DAMAGE_SHOWN = 3
-# A change in words that rounds to nothing has no sign.
-NOTHING = re.compile(r"^[+-]0%")
-
-
-@dataclass(frozen=True)
-class Forgotten:
-    """One general ability before and after; `is_shown`: the interval leaves out that it stayed."""
-
-    key: str
-    label: str
-    before: str
-    after: str
-    words: str
-    is_shown: bool
-    change: float | None
-    """Of a perplexity relative to before, of a share in hundredths of it."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +62,10 @@ class Evaluation:
     scores: tuple[ScoreRow, ...]
     forgotten: tuple[Forgotten, ...]
     speeds: tuple[Speed, ...]
-    prompt_words: str
-    """What the long prompt was made of; empty where none was asked."""
+    instruction: str
+    """The file of the long prompt; empty where none was asked."""
+    shots: int
+    """Training rows in the long prompt."""
     samples: tuple[Plain, ...]
     """The first rows, in evaluations that kept no more."""
     kept_answers: bool = False
@@ -86,8 +74,26 @@ class Evaluation:
     """Figures that are no numbers, as `tuned.loss`."""
     twins: Mapping[str, str] = field(default_factory=dict)
     """Score → an earlier one that is equal in every row, as far as the rows tell."""
+    labels: bool = False
+    """Whether the answers of its rows are a few labels, as far as the rows tell."""
     missing: str = ""
     """What is gone of the file of its rows; empty: nothing."""
+    trained_on: int = 0
+    """Rows that ask what the run was trained on, as far as that is known."""
+    in_validation: int = 0
+    """Rows that chose the checkpoint, as far as it is known which."""
+
+    def told(self, told: Told) -> Evaluation:
+        """With its paths as the page says them."""
+        return replace(self, data=told(self.data), instruction=told(self.instruction))
+
+    @property
+    def prompt_words(self) -> str:
+        """What the long prompt was made of; empty where none was asked."""
+        if "prompted" not in self.sides:
+            return ""
+        examples = f"{self.shots} example{'s' if self.shots != 1 else ''} from the training rows"
+        return f"The long prompt: the instruction of {self.instruction} and {examples}."
 
     @property
     def held_out(self) -> bool:
@@ -108,6 +114,24 @@ class Evaluation:
         wanted = [Column("base"), Column("tuned"), Column("", "base")]
         wanted += [Column("prompted"), Column("", "prompted")]
         return tuple(column for column in wanted if (column.side or column.against) in self.sides)
+
+    @property
+    def flattered(self) -> tuple[str, ...]:
+        """What makes the tuned model look better on these rows than it is."""
+        found = []
+        if self.trained_on:
+            found.append(f"{self._part(self.trained_on)} ask what the run was trained on")
+        if self.chose_checkpoint:
+            found.append(f"{self._part(self.in_validation or self.rows)} chose the checkpoint")
+        return tuple(found)
+
+    def _part(self, rows: int) -> str:
+        return "these rows" if rows >= self.rows else f"{rows:,} of {self.rows:,} rows"
+
+    @property
+    def answered(self) -> bool:
+        """Whether anything but losses was measured: plain texts have no answers."""
+        return any(row.score.name not in ("loss", "perplexity") for row in self.scores)
 
     @property
     def has_speeds(self) -> bool:
@@ -137,9 +161,12 @@ def _few(names: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _says(found: Evaluation) -> tuple[bool, bool, int, bool]:
-    """A look at a few rows, or at the tuned model alone, is not to stand for a whole evaluation."""
-    return found.held_out, "base" in found.sides, found.rows, bool(found.forgotten)
+def _says(found: Evaluation) -> tuple[bool, bool, int, bool, bool]:
+    """A look at a few rows, or at the tuned model alone, is not to stand for a whole evaluation;
+    nor is a later one, without the long prompt, to hide that the base with it is better."""
+    sides = found.sides
+    against = "base" in sides, found.rows, "prompted" in sides
+    return found.held_out, *against, bool(found.forgotten)
 
 
 def _moment(file: Path, report: Plain) -> float:
@@ -160,10 +187,13 @@ def _evaluation(key: str, report: Plain) -> Evaluation:
         chose_checkpoint=report.get("rows_chose_checkpoint") is True,
         sides=sides,
         scores=tuple(_score_rows(report, scores, sides)),
-        forgotten=tuple(_forgotten(mapping(report.get("forgetting")))),
+        forgotten=tuple(forgotten_in(mapping(report.get("forgetting")))),
         speeds=tuple(_speed(side, mapping(report[side])) for side in sides),
-        prompt_words=_prompt_words(report) if "prompted" in sides else "",
+        instruction=text(report.get("instruction")),
+        shots=count(report.get("shots")),
         samples=tuple(each for each in items(report.get("samples")) if mapping(each)),
+        trained_on=count(report.get("rows_trained_on")),
+        in_validation=count(report.get("rows_in_validation")),
         kept_answers=bool(text(report.get("answers"))),
         damage=tuple(_damage(report, scores, sides)),
     )
@@ -185,44 +215,49 @@ def _damage(report: Plain, scores: Sequence[Score], sides: Sequence[str]) -> Ite
                 yield f"differences.{against}.{score.name}"
 
 
-def _prompt_words(report: Plain) -> str:
-    shots = count(report.get("shots"))
-    examples = f"{shots} example{'s' if shots != 1 else ''} from the training rows"
-    instruction = text(report.get("instruction"))
-    return f"The long prompt: the instruction of {instruction} and {examples}."
-
-
 def _score_rows(report: Plain, scores: Sequence[Score], sides: Sequence[str]) -> list[ScoreRow]:
     rows = []
     differences = mapping(report.get("differences"))
     for score in scores:
-        counted = _counted(report, score)
         measured = {}
         for side in sides:
             value = number(report[side].get(score.name))
             if value is not None:
                 interval = pair(report[side].get(f"{score.name}_interval"))
-                instead = no_certainty(score, interval, counted)
-                measured[side] = Measured(value, interval, instead)
+                measured[side] = Measured(value, interval, _counted(report, side, score))
         against = {}
         for other in measured:
             if other != "tuned" and "tuned" in measured:
                 found = _difference(differences, other, score, measured)
                 if found is not None:
-                    instead = no_certainty(score, found.interval, counted)
+                    both = measured[other].counted, measured["tuned"].counted
+                    instead = no_certainty(found.interval, _of_both(*both))
                     against[other] = replace(found, instead=instead)
         if measured:
-            rows.append(ScoreRow(score, measured, against, counted))
+            rows.append(ScoreRow(score, measured, against))
     return rows
 
 
-def _counted(report: Plain, score: Score) -> int:
-    """Rows that count for a score: those of its differences, which may be fewer than all."""
+def _of_both(ours: Counted, theirs: Counted) -> Counted:
+    """Hits of other rows on each side are resampled as all else is."""
+    hits = ours.are_hits and theirs.are_hits and ours.rows == theirs.rows
+    return Counted(min(ours.rows, theirs.rows), hits)
+
+
+def _counted(report: Plain, side: str, score: Score) -> Counted:
+    """As the evaluation says; of before it did, the rows of the differences and the score's name.
+
+    Those rows may be fewer than all, and more than count for this side.
+    """
+    name = "loss" if score.name == "perplexity" else score.name
+    kept = mapping(mapping(mapping(report.get("counted")).get(side)).get(name))
+    if kept:
+        return Counted(count(kept.get("rows")), kept.get("hits") is True)
     known = [
         count(mapping(mapping(compared).get(score.name)).get("rows"))
         for compared in mapping(report.get("differences")).values()
     ]
-    return max(known, default=0) or count(report.get("rows"))
+    return Counted(max(known, default=0) or count(report.get("rows")), score.is_of_rows)
 
 
 def _scores(report: Plain) -> list[Score]:
@@ -235,7 +270,8 @@ def _scores(report: Plain) -> list[Score]:
         way = text(plain.get("better"))
         label = text(plain.get("label")) or name
         better = way if way in ("higher", "lower") else None
-        found.append(Score(name, label, plain.get("unit") == "share", better))
+        is_share, own = plain.get("unit") == "share", plain.get("own") is True
+        found.append(Score(name, label, is_share, better, own))
     return found
 
 
@@ -280,40 +316,3 @@ def _by_intervals(score: Score, other: Measured, tuned: Measured) -> Difference:
 def _speed(side: str, scores: Plain) -> Speed:
     names = ("prompt_tokens", "answer_tokens", "tokens_per_second")
     return Speed(side, *(number(scores.get(name)) for name in names))
-
-
-# Ability → what it is called, the unit of its figures, and whether more of it is worse.
-ABILITIES: Mapping[str, tuple[str, str, bool]] = {
-    "text": ("general text", "perplexity", True),
-    "instructions": ("general instructions", "perplexity", True),
-    "follows": ("follows unrelated instructions", "share", False),
-    "stops": ("stops behind them", "share", False),
-}
-
-
-def _forgotten(forgetting: Plain) -> list[Forgotten]:
-    found = []
-    for key, (label, unit, more_is_worse) in ABILITIES.items():
-        plain = mapping(forgetting.get(key))
-        before, after = number(plain.get("before")), number(plain.get("after"))
-        if before is None or after is None:
-            continue
-        score = Score(key, label, unit == "share", None)
-        interval = pair(plain.get("change_interval")) or pair(plain.get("interval"))
-        change = number(plain.get("change"))
-        if change is None:
-            change = number(plain.get("difference"))
-        lost = interval is not None and (interval[0] > 0 if more_is_worse else interval[1] < 0)
-        named = unit if unit != "share" else ""
-        found.append(
-            Forgotten(
-                key,
-                f"{label}, {named}" if named else label,
-                score.shown(before),
-                score.shown(after),
-                NOTHING.sub("±0%", text(plain.get("words"))),
-                lost,
-                change,
-            )
-        )
-    return found

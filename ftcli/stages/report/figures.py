@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from ftcli.errors import FtcliError
 from ftcli.prepared import Prepared, load_prepared, row_lengths
 from ftcli.shapes import model_source
 from ftcli.stages.report.curves import Chart, charts_of
-from ftcli.stages.report.elsewhere import names_alone
+from ftcli.stages.report.elsewhere import Told, names_alone, portable, told_from
 from ftcli.stages.report.evaluations import Evaluation, evaluations_in
 from ftcli.stages.report.origin import (
     DataFigures,
@@ -97,11 +96,12 @@ def read_figures(run: RunFolder) -> ReportFigures:
     reading = Reading(run.path)
     plan, contract = reading.object_in(run.plan), reading.object_in(run.contract)
     raw = _recipe_values(reading.text_in(run.recipe), reading)
-    recipe = mapping(_portable(raw, text(manifest.get("recipe"))))
+    told = told_from(text(manifest.get("recipe")))
+    recipe = mapping(portable(raw, told))
     prepared = _prepared(run, reading)
-    evaluations = evaluations_in(run.evaluations, reading)
+    evaluations = tuple(each.told(told) for each in evaluations_in(run.evaluations, reading))
     main = evaluations[0] if evaluations else None
-    samples = _samples(run, main, reading) if main is not None else None
+    samples = _samples(run, main, reading, told) if main is not None else None
     if main is not None:
         main = _completed(main, samples, reading, run)
     name = text(recipe.get("name")) or run.path.name
@@ -121,7 +121,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         samples=samples,
         charts=_charts(run, manifest, reading),
         training=training_pairs(manifest),
-        data=data_figures(prepared, _lengths(run)) if prepared is not None else None,
+        data=data_figures(prepared, _lengths(run), told) if prepared is not None else None,
         advice=advice_lines(reading.object_in(run.data / "advice.json")),
         memory=memory_figures(plan, mapping(manifest.get("memory"))),
         decisions=decisions_of(plan),
@@ -147,21 +147,6 @@ def _recipe_values(written: str, reading: Reading) -> Mapping[str, object]:
         first = str(error).partition("\n")[0]
         reading.problems.append(f"recipe.yaml: cannot be read ({first})")
         return {}
-
-
-def _portable(value: object, recipe: str) -> object:
-    """Paths below the folder above the recipe's, as seen from the recipe's own: the run says them
-    from the root, and whose home that is concerns nobody who reads the page."""
-    folder = os.path.dirname(recipe)
-    above = os.path.dirname(folder)
-    match value:
-        case dict():
-            return {key: _portable(inner, recipe) for key, inner in value.items()}
-        case list():
-            return [_portable(inner, recipe) for inner in value]
-        case str() if len(above) > 1 and value.startswith(f"{above}{os.sep}"):
-            return os.path.relpath(value, folder)
-    return value
 
 
 def _written(recipe: Plain) -> str:
@@ -205,23 +190,26 @@ def _charts(run: RunFolder, manifest: Plain, reading: Reading) -> tuple[Chart, .
     return tuple(charts_of(records, speeds, best or None))
 
 
-def _samples(run: RunFolder, evaluation: Evaluation, reading: Reading) -> Samples | None:
+def _samples(
+    run: RunFolder, evaluation: Evaluation, reading: Reading, told: Told
+) -> Samples | None:
     """Of the file of all answers, which has the evaluation's name, or else of its first rows."""
     answers = run.evaluations / "answers" / f"{evaluation.key}.jsonl"
     shown = str(answers.relative_to(run.path))
-    found = samples_of(evaluation, reading.lines_in(answers), shown)
-    return found or first_samples(evaluation, f"eval/{evaluation.key}.json")
+    found = samples_of(evaluation, reading.lines_in(answers), shown, told)
+    return found or first_samples(evaluation, f"eval/{evaluation.key}.json", told)
 
 
 def _completed(
     evaluation: Evaluation, samples: Samples | None, reading: Reading, run: RunFolder
 ) -> Evaluation:
     """With what the file of its rows tells, and what of it is gone."""
-    there = samples is not None and samples.judged
-    whole = samples.whole if samples is not None and there else 0
-    twins = samples.twins if samples is not None and there else {}
+    whole = 0
+    if samples is not None and samples.judged:
+        whole = samples.whole
+        evaluation = replace(evaluation, twins=samples.twins, labels=samples.labels)
     if not evaluation.kept_answers or whole >= evaluation.rows:
-        return replace(evaluation, twins=twins)
+        return evaluation
     file = run.evaluations / "answers" / f"{evaluation.key}.jsonl"
     what = f"{whole:,} of {evaluation.rows:,} rows are there"
     reading.note(file, what)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ftcli.console import duration, gigabytes, megabytes
 from ftcli.prepared import Prepared, Replayed, SplitCounts
+from ftcli.stages.report.elsewhere import Told
 from ftcli.stages.report.plain import Plain, items, mapping, number, pair, text
 from ftcli.stages.report.scored import signed
 
@@ -103,11 +104,11 @@ class MemoryFigures:
 SHOWN_PROBLEMS = 20
 
 
-def data_figures(prepared: Prepared, lengths: Sequence[int]) -> DataFigures:
+def data_figures(prepared: Prepared, lengths: Sequence[int], told: Told) -> DataFigures:
     """Counts of a preparation; `lengths`: tokens of each training row, none where unknown."""
     p = prepared
     splits = [("training", p.train), ("validation", p.validation), ("test", p.test)]
-    replay = p.replay
+    replay, longest = p.replay, told(p.longest.file)
     counts = [
         Pair("rows read", f"{p.rows_read:,}"),
         Pair("used", f"{p.rows_accepted:,}"),
@@ -115,15 +116,15 @@ def data_figures(prepared: Prepared, lengths: Sequence[int]) -> DataFigures:
         Pair("duplicates", f"{p.duplicates:,}"),
         Pair("held-out prompts that stand elsewhere too", f"{p.leaks:,}"),
         Pair("tokens a training row", _lengths(lengths, p)),
-        Pair("longest row", f"{p.longest.tokens:,} tokens ({p.longest.file}:{p.longest.line})"),
+        Pair("longest row", f"{p.longest.tokens:,} tokens ({longest}:{p.longest.line})"),
         Pair("answer tokens lost to max_length", _lost(p)),
     ]
-    faults = [*p.problems[:SHOWN_PROBLEMS]]
+    faults = [replace(each, file=told(each.file)) for each in p.problems[:SHOWN_PROBLEMS]]
     return DataFigures(
-        source=p.train_source,
+        source=told(p.train_source),
         splits=tuple(_size(name, counts) for name, counts in splits),
         replayed=_size("replayed", replay) if replay is not None else None,
-        replay_source=replay.source if replay is not None else "",
+        replay_source=told(replay.source) if replay is not None else "",
         pairs=tuple(counts),
         problems=tuple(str(fault) for fault in faults),
         plain_text=p.plain_text,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ftcli.secrets import masker
+from ftcli.stages.report.elsewhere import Told
 from ftcli.stages.report.evaluations import SIDES, Evaluation
 from ftcli.stages.report.marks import Excerpt, Found, Shown, Tag, excerpt, findings_of, shown
+from ftcli.stages.report.over_rows import Equal, References
 from ftcli.stages.report.plain import Plain, count, mapping, number, text
 from ftcli.stages.report.scored import Score
 from ftcli.stages.report.verdict import FaultShare
@@ -108,6 +109,8 @@ class Samples:
     """Rows of the file that have something of the tuned model."""
     twins: Mapping[str, str]
     """Score → an earlier one that is equal in every row."""
+    labels: bool
+    """Whether the answers of the data are a few labels."""
 
     @property
     def faults(self) -> FaultShare | None:
@@ -174,14 +177,16 @@ class _Gathering:
 
 
 def samples_of(
-    evaluation: Evaluation, lines: Iterable[Plain], file: str, *, judged: bool = True
+    evaluation: Evaluation, lines: Iterable[Plain], file: str, told: Told, *, judged: bool = True
 ) -> Samples | None:
     """From a file of answers; none where it holds no row."""
     scores = [row.score for row in evaluation.scores]
-    gathering, equal = _Gathering(), _Equal([score.name for score in scores])
-    mask = masker()
-    for line in lines:
+    gathering, equal = _Gathering(), Equal([score.name for score in scores])
+    mask, references = masker(), References()
+    for kept in lines:
+        line = {**kept, "file": told(text(kept.get("file")))}
         equal.add(line)
+        references.add(text(line.get("reference")))
         texts = {side: mask(text(answer.get("text"))) for side, answer in _sides(line)}
         asked = {name: mask(text(line.get(name))) for name in ("prompt", "reference", "facts")}
         gathering.add(_sample(gathering.total + 1, line, scores, texts | asked), texts)
@@ -200,40 +205,14 @@ def samples_of(
         judged=judged,
         whole=equal.whole,
         twins=equal.twins(),
+        labels=references.are_labels,
     )
 
 
-class _Equal:
-    """Which scores are equal in every row, by digests of what each row adds to them."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._digests = {name: hashlib.blake2b() for name in names}
-        self._seen: set[str] = set()
-        self.whole = 0
-
-    def add(self, line: Plain) -> None:
-        sides = mapping(line.get("sides"))
-        self.whole += bool(mapping(sides.get("tuned")))
-        counts = [mapping(mapping(sides.get(side)).get("counts")) for side in SIDES]
-        for name, digest in self._digests.items():
-            found = [each.get(name) for each in counts]
-            digest.update(repr(found).encode("utf-8", "replace"))
-            if any(each is not None for each in found):
-                self._seen.add(name)
-
-    def twins(self) -> dict[str, str]:
-        first: dict[bytes, str] = {}
-        found = {}
-        for name, digest in self._digests.items():
-            if name in self._seen and first.setdefault(digest.digest(), name) != name:
-                found[name] = first[digest.digest()]
-        return found
-
-
-def first_samples(evaluation: Evaluation, file: str) -> Samples | None:
+def first_samples(evaluation: Evaluation, file: str, told: Told) -> Samples | None:
     """Of an evaluation that kept its first rows only."""
     lines = [{**plain, "sides": _answers_in(plain)} for plain in evaluation.samples]
-    return samples_of(evaluation, lines, file, judged=False)
+    return samples_of(evaluation, lines, file, told, judged=False)
 
 
 def _answers_in(plain: Plain) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ftcli.metrics.scores import FEWEST_ROWS
+from ftcli.metrics.scores import FEWEST_ROWS, percent, percents
 
-# Shares of claims, fields or groups of words: unlike a share of rows they have no interval of
-# Wilson's, which stays wide with few rows and with rows that are all alike.
+# Shares of claims, fields, sections or groups of words: unlike a share of rows they have no
+# interval of Wilson's, which stays wide with few rows and with rows that are all alike. Their names
+# are looked at only where an evaluation of before does not say what it counted.
 NOT_OF_ROWS = {"claims_supported", "coverage", "field_accuracy", "field_f1", "repetition"}
+NOT_OF_ROWS |= {"sections_present"}
 
 
 @dataclass(frozen=True)
@@ -20,26 +22,40 @@ class Score:
     label: str
     is_share: bool
     better: str | None
+    own: bool = False
+    """The user's own (`--scores`)."""
 
     @property
     def is_of_rows(self) -> bool:
-        """Whether it is the share of rows that hit something."""
+        """Whether its name says that it is the share of rows that hit something."""
         return self.is_share and self.name.partition(".")[0] not in NOT_OF_ROWS
 
-    def shown(self, value: float) -> str:
-        """`97%`, `0.88`, `72.0`, `812`."""
+    def shown(self, value: float, below: float | None = None) -> str:
+        """`97%`, `0.88`, `72.0`, `812`; a share below a limit that it rounds to has a decimal."""
         if self.is_share:
-            return f"{value:.0%}"
+            return _apart(percent(value), value, below)
         decimals = 2 if abs(value) < 10 else int(abs(value) < 100)
         return f"{value:,.{decimals}f}"
 
-    def reach(self, ends: tuple[float, float]) -> tuple[str, str]:
+    def reach(self, ends: tuple[float, float], below: float | None = None) -> tuple[str, str]:
         """Both ends of an interval, the unit at the second alone."""
-        return self.shown(ends[0]).removesuffix("%"), self.shown(ends[1])
+        if not self.is_share:
+            return self.shown(ends[0]), self.shown(ends[1])
+        pairs = zip(percents(*ends), ends, strict=True)
+        low, high = (_apart(shown, end, below) for shown, end in pairs)
+        return low.removesuffix("%"), high
 
     def signed(self, value: float) -> str:
         """A difference in points of a share, or as it is: `+95`, `−1.58`, `±0`."""
         return signed(100 * value, 0) if self.is_share else signed(value, 2)
+
+
+def _apart(shown: str, share: float, limit: float | None) -> str:
+    """With one decimal where a share below a limit would be shown as the limit."""
+    if limit is None or share >= limit or shown != f"{limit:.0%}":
+        return shown
+    tenths = min(round(1000 * share), round(1000 * limit) - 1)
+    return f"{tenths / 10:.1f}%"
 
 
 def signed(value: float, decimals: int) -> str:
@@ -61,22 +77,37 @@ EARLIER = {
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What a score of one side was counted from."""
+
+    rows: int
+    """Those that count."""
+    are_hits: bool
+    """Each of them is a hit or a miss."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """A score of one side with its 95% interval."""
 
     value: float
     interval: tuple[float, float] | None
-    instead: str = ""
-    """Words in the interval's place, where it would look like certainty (`no_certainty`)."""
+    counted: Counted
 
-    def shown(self, score: Score) -> str:
-        """`97% (89–99)`, `0.50 (all rows alike)`."""
+    @property
+    def instead(self) -> str:
+        """Words in the interval's place, where it would look like certainty."""
+        return no_certainty(self.interval, self.counted)
+
+    def shown(self, score: Score, below: float | None = None) -> str:
+        """`97% (89–99)`, `0.50 (all rows alike)`; `below`: a limit to tell it from."""
+        value = score.shown(self.value, below)
         if self.instead:
-            return f"{score.shown(self.value)} ({self.instead})"
+            return f"{value} ({self.instead})"
         if self.interval is None:
-            return score.shown(self.value)
-        low, high = score.reach(self.interval)
-        return f"{score.shown(self.value)} ({low}–{high.removesuffix('%')})"
+            return value
+        low, high = score.reach(self.interval, below)
+        return f"{value} ({low}–{high.removesuffix('%')})"
 
     def ends(self) -> tuple[float, float]:
         """Of the interval as it is shown; the value twice where none is."""
@@ -97,7 +128,7 @@ class Difference:
     rows_to_show: int | None = None
     """About how many rows would show a difference of this size."""
     instead: str = ""
-    """As that of `Measured`."""
+    """Words in the interval's place, where it would look like certainty."""
 
     def figures(self, score: Score) -> str:
         """`+95 (+80 to +99) points`; empty where the difference is not known."""
@@ -110,11 +141,11 @@ class Difference:
         return f"{score.signed(self.difference)}{f' ({reach})' if reach else ''}{unit}"
 
 
-def no_certainty(score: Score, interval: tuple[float, float] | None, rows: int) -> str:
+def no_certainty(interval: tuple[float, float] | None, counted: Counted) -> str:
     """What is said in place of an interval that resampling made of too few or of equal rows."""
-    if interval is None or score.is_of_rows:
+    if interval is None or counted.are_hits:
         return ""
-    if rows < FEWEST_ROWS:
+    if counted.rows < FEWEST_ROWS:
         return "too few rows"
     return "all rows alike" if interval[0] == interval[1] else ""
 
@@ -137,8 +168,6 @@ class ScoreRow:
     sides: Mapping[str, Measured]
     against: Mapping[str, Difference]
     """Side → tuned against it."""
-    rows: int
-    """Those that count for it."""
 
     def track(self) -> list[Place]:
         """Where each side and its interval stand between the least and the greatest figure shown;

@@ -10,11 +10,12 @@ The rules, the first that holds decides:
 6. else: ship it.
 
 Reasons to look: worse than the base in another score; the base with a long prompt is better in a
-score; better in loss alone though answers were scored; answers too often wrong, or a share below
-what it should be, by the lower end of its interval (`enough`); answers that state what their facts
-do not (MOST_AT_FAULT); general ability shown to be lost (MOST_FORGOTTEN); rows that chose the
-checkpoint; rows or figures that are gone. How often answers are right, where that was measured,
-stands before all else in the sentence.
+score; better in loss alone though answers were scored; nothing measured whether answers are right;
+answers too often wrong, or a share below what it should be, by the lower end of its interval
+(`enough`); answers that state what their facts do not (MOST_AT_FAULT); general ability shown to be
+lost (MOST_FORGOTTEN); rows that were trained on or chose the checkpoint; rows or figures that are
+gone. How often answers are right, or that nothing measured it, stands before all else in the
+sentence.
 
 Scores without a better way (lengths) never count, perplexity is loss said otherwise, and a part of
 what another score is the whole of is told in the table alone (WHOLES), and so is a score that is
@@ -30,8 +31,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftcli.metrics.many import LEVEL, holm, p_value
-from ftcli.stages.report.enough import how_right, not_enough
-from ftcli.stages.report.evaluations import Evaluation, Forgotten
+from ftcli.metrics.scores import rows_among
+from ftcli.stages.report.enough import NOT_MEASURED, how_right, not_enough, not_measured
+from ftcli.stages.report.evaluations import Evaluation
+from ftcli.stages.report.forgotten import Forgotten
 from ftcli.stages.report.scored import ScoreRow
 
 Kind = Literal[
@@ -134,9 +137,11 @@ def _compared(evaluation: Evaluation, faults: FaultShare | None) -> Verdict:
 
 
 def _lead(evaluation: Evaluation) -> str:
-    """How often the answers are right, as a sentence; empty where nothing measured it."""
+    """How often the answers are right, as a sentence; empty where there are none."""
     found = how_right(evaluation)
-    return f"{_capital(', '.join(found))}. " if found else ""
+    if not found and not evaluation.answered:
+        return ""
+    return f"{_capital(', '.join(found) or NOT_MEASURED)}. "
 
 
 def _rows(evaluation: Evaluation, other: str, verdict: str) -> list[ScoreRow]:
@@ -205,6 +210,8 @@ def _reasons(
     worse: Sequence[ScoreRow],
     faults: FaultShare | None,
 ) -> Iterator[str]:
+    if unknown := not_measured(evaluation):
+        yield unknown
     yield from not_enough(evaluation)
     if worse:
         yield f"worse than the base in {_listed(worse, most=len(worse))}"
@@ -213,8 +220,7 @@ def _reasons(
             "the base with a long prompt, which needs no training, is better in "
             f"{_listed(prompted, other='prompted', most=len(prompted))}"
         )
-    answered = any(row.score.name not in ("loss", *SAME) for row in evaluation.scores)
-    if answered and [row.score.name for row in better] == ["loss"]:
+    if evaluation.answered and [row.score.name for row in better] == ["loss"]:
         yield "only its loss is shown to be better: no score of its answers is"
     yield from _gone(evaluation)
     if faults is not None and faults.of and faults.answers / faults.of > MOST_AT_FAULT:
@@ -223,10 +229,9 @@ def _reasons(
             "hold or that is forbidden"
         )
     yield from (_lost(ability) for ability in evaluation.forgotten if _matters(ability))
-    if evaluation.chose_checkpoint:
+    for words in evaluation.flattered:
         yield (
-            "these rows chose the checkpoint, which flatters it: hold others out (data.test), or "
-            "ftcli eval --data FILE"
+            f"{words}, which flatters it: hold others out (data.test), or ftcli eval --data FILE"
         )
 
 
@@ -278,16 +283,20 @@ def _change(row: ScoreRow, other: str) -> str:
 
 
 def _advice(evaluation: Evaluation) -> str:
-    """The fewest rows that would show anything, where the evaluation knows."""
-    wanted = [
-        (row.against["base"].rows_to_show or 0, row.score.label)
-        for row in _weighed(evaluation, "base")
-        if row.against["base"].rows_to_show
-    ]
+    """The fewest rows that would show anything among all scores, where the evaluation knows: it
+    says how many show a score by itself."""
+    rows = _weighed(evaluation, "base")
+    wanted = []
+    for row in rows:
+        alone = row.against["base"].rows_to_show
+        among = rows_among(alone, len(rows)) if alone else None
+        if among is not None:
+            wanted.append((among, row.score.label))
     if not wanted:
         return "hold more rows out, or train longer"
-    rows, label = min(wanted)
-    return f"about {rows:,} held-out rows would show the difference seen in “{label}”"
+    fewest, label = min(wanted)
+    among_all = f" among {len(rows)} scores" if len(rows) > 1 else ""
+    return f"about {fewest:,} held-out rows would show the difference seen in “{label}”{among_all}"
 
 
 def _capital(words: str) -> str:
