@@ -150,14 +150,14 @@ def width() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def wrapped(sentence: str) -> str:
-    """A sentence on as many lines as the terminal asks for, the further ones set in."""
+def wrapped(sentence: str, further: str = "  ") -> str:
+    """A sentence on as many lines as the terminal asks for; `further` begins all but the first."""
     import textwrap
 
     return textwrap.fill(
         sentence,
         width(),
-        subsequent_indent="  ",
+        subsequent_indent=further,
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -259,6 +259,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             ),
             "answers": TEXT,
             "evaluated": TEXT,
+            "flags": {"type": "array", "items": TEXT},
             "looked_at": {"type": "object"},
             "counted": record({"tuned": COUNTS}, {"base": COUNTS, "prompted": COUNTS}),
         },

@@ -9,8 +9,10 @@ from types import ModuleType
 
 import pytest
 
+from ftcli.cli import run
+
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("prepare", "estimate-vram", "train", "eval", "merge", "generate", "compare")
+COMMANDS = ("prepare", "estimate-vram", "train", "eval", "report", "merge", "generate", "compare")
 
 
 def build_docs() -> ModuleType:
@@ -24,6 +26,17 @@ def build_docs() -> ModuleType:
 def test_generated_pages_are_current() -> None:
     for name, text in build_docs().pages().items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"{name}: make docs"
+
+
+def test_every_command_that_the_help_lists_has_its_section(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2]
+    names = re.findall(r"^  ([a-z-]+)", listed, re.MULTILINE)
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## ftcli (.+)$", page, re.MULTILINE) == names
+    assert set(names) == {*COMMANDS, "schema"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -345,3 +345,22 @@ def test_a_loss_is_compared_on_the_same_tokens_alone(
     rows = rows_of(tmp_path / "runs" / "tiny", found)
     # Only answers are scored, whatever was trained on: at most as many tokens as both answers.
     assert all(row["sides"]["tuned"]["loss_tokens"] < 30 for row in rows)
+
+
+def test_what_was_asked_last_stands_on_the_page_with_its_flags(
+    fresh: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter(range(10))
+    monkeypatch.setattr(
+        "ftcli.stages.evaluate._now", lambda: f"2030-01-01T00:00:0{next(moments)}+0000"
+    )
+    trial = ("--set", "eval.format={type: json}")
+    assert ask(capsys, "eval", fresh, "--no-forgetting")["flags"] == ["--no-forgetting"]
+    found = ask(capsys, "eval", fresh, "--no-forgetting", *trial)
+    assert found["flags"] == ["--no-forgetting", "--set eval.format={type: json}"]
+    page = (fresh / "report.html").read_text()
+    shown = 'Asked with <code dir="auto">--no-forgetting'
+    assert f"{shown} --set eval.format={{type: json}}</code>" in page
+    again = ask(capsys, "eval", fresh, "--no-forgetting")
+    assert again["tuned"]["loss"] == found["tuned"]["loss"]
+    assert f"{shown}</code>" in (fresh / "report.html").read_text()

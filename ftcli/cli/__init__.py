@@ -85,12 +85,18 @@ def run(arguments: Sequence[str]) -> int:
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
         message = error.format_message()  # names the option, which str(error) does not
-        hint = "" if message.startswith("Usage") else "\nTry: ftcli --help"
+        hint = "" if message.startswith("Usage") else f"\nTry: {_command_of(error)} --help"
         return _failed("usage", f"{message}{hint}", EXIT_USAGE, as_json)
     except BrokenPipeError:
         return 0
     except Exception as error:  # noqa: BLE001 - the one place where nothing is let through
         return _unforeseen(error, as_json)
+
+
+def _command_of(error: Any) -> str:
+    """`ftcli eval` where the fault lies in that command's flags, else `ftcli`."""
+    context = error.ctx
+    return f"ftcli {context.info_name}" if context is not None and context.parent else "ftcli"
 
 
 def _unforeseen(error: Exception, as_json: bool) -> int:

@@ -31,7 +31,7 @@ def evaluate(
         int | None, typer.Option(metavar="K", min=0, help="Examples for --prompted (5).")
     ] = None,
     scores: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             metavar="FILE.py",
             help="Your own scores: functions (prompt, answer, reference, facts) -> float.",
@@ -64,6 +64,10 @@ def evaluate(
     from ftcli.errors import UsageError
     from ftcli.stages.evaluate import SHOTS, Asked, evaluate_run
 
+    if scores is not None and len(scores) > 1:
+        raise UsageError(
+            "flag", f"--scores was given {len(scores)} times; put all functions into one file"
+        )
     if shots is not None and prompted is None:
         raise UsageError("flag", "--shots needs --prompted FILE, the instruction")
     if prompted is not None and not base:
@@ -78,7 +82,7 @@ def evaluate(
         with_base=base,
         prompted=prompted,
         shots=SHOTS if shots is None else shots,
-        scores=scores,
+        scores=scores[0] if scores else None,
         forgetting=forgetting,
         general_text=general_text,
         general_instructions=general_instructions,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import result, say, shown_path, table, width
-from ftcli.metrics.scores import FEWEST_ROWS
+from ftcli.metrics.scores import FEWEST_ROWS, percent, percents
 
 if TYPE_CHECKING:
     from ftcli.stages.evaluate import EvalResult
@@ -17,6 +17,8 @@ SIDES = ("base", "prompted", "tuned")
 LINES_SHOWN = 12
 # The word of a verdict where a column has little room.
 SHORT = {"no difference shown": "not shown", "no change shown": "not shown"}
+# Our own labels are no longer; the name of a user's score may be.
+LABEL_COLUMNS = 24
 
 
 def show(found: EvalResult) -> None:
@@ -38,7 +40,25 @@ def show(found: EvalResult) -> None:
         result("")
         for line in side_by_side(sample, sides, width()):
             result(line)
-    result(f"\nall rows side by side: {shown_path(found.run_dir / 'report.html')}")
+    result("")
+    for line in _where_all_rows_are(found):
+        result(line)
+
+
+def _where_all_rows_are(found: EvalResult) -> list[str]:
+    """The page where it shows this evaluation, else this one's own file."""
+    from ftcli.artifacts import RunFolder
+    from ftcli.stages.report import evaluation_shown
+
+    run = RunFolder(found.run_dir)
+    answers = run.evaluations / found.report["answers"]
+    first = evaluation_shown(run)
+    if first is not None and first.key == answers.stem:
+        return [f"all rows side by side: {shown_path(run.report)}"]
+    lines = [f"answers  {shown_path(answers)}"]
+    if first is not None:
+        lines.append(f"the page shows another evaluation, that of {_rows(first.rows)}")
+    return lines
 
 
 def _scores(report: dict[str, Any], sides: Sequence[str]) -> None:
@@ -46,14 +66,32 @@ def _scores(report: dict[str, Any], sides: Sequence[str]) -> None:
     tried = [(sides, True), (sides, False), (["tuned"], False), ([], False)]
     for with_interval, differing in tried:
         heads, rows = _table(report, sides, with_interval, differing=differing)
+        room = width() - _wide(heads, [["", *row[1:]] for row in rows]) + len(heads[0])
+        labels = _within([row[0] for row in rows], max(room, LABEL_COLUMNS))
+        rows = [[label, *row[1:]] for label, row in zip(labels, rows, strict=True)]
         if _wide(heads, rows) <= width():
             break
     table(heads, rows)
     if report["rows"] < FEWEST_ROWS:
-        result(
-            f"{report['rows']} rows are too few for a verdict ({FEWEST_ROWS} at least), and their "
+        few = "rows are" if report["rows"] != 1 else "row is"
+        sentence = (
+            f"{report['rows']} {few} too few for a verdict ({FEWEST_ROWS} at least), and their "
             "intervals say little"
         )
+        result("\n".join(textwrap.wrap(sentence, width())))
+
+
+def _within(labels: Sequence[str], columns: int) -> list[str]:
+    """Labels cut in their middle: names of one kind often begin or end alike."""
+    half = (columns - 1) // 2
+    return [
+        label if len(label) <= columns else f"{label[: columns - 1 - half]}…{label[-half:]}"
+        for label in labels
+    ]
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'s' if count != 1 else ''}"
 
 
 def _table(
@@ -68,11 +106,14 @@ def _table(
     for name, kind in report["scores"].items():
         unit = kind["unit"]
         cells = [_score(report[side], name, unit, interval=side in with_interval) for side in sides]
-        words = [_word(compared.get(name), unit, differing=differing)] if compared else []
-        rows.append([kind["label"], *cells, *words])
+        if compared:
+            few = _too_few(report, "base", name)
+            cells.append(_word(compared.get(name), unit, few=few, differing=differing))
+        rows.append([kind["label"], *cells])
     rows += _calls(report, sides, columns=len(sides) + 1 + bool(compared))
     heads = [f"{report['rows']} held-out rows", *sides]
-    return [*heads, "tuned – base" if differing else "difference"] if compared else heads, rows
+    of_which = "tuned – base" if differing or len(sides) > 2 else "difference"
+    return [*heads, of_which] if compared else heads, rows
 
 
 def _wide(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
@@ -84,21 +125,30 @@ def _wide(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def _score(scores: dict[str, Any], name: str, unit: str, *, interval: bool) -> str:
     if name not in scores:
         return "–"
-    shown = _percent if unit == "share" else _value
-    low, high = (shown(bound) for bound in scores[f"{name}_interval"])
+    is_share = unit == "share"
+    value = (percent if is_share else _value)(scores[name])
     if not interval:
-        return shown(scores[name])
-    return f"{shown(scores[name])} ({low.removesuffix('%')}–{high.removesuffix('%')})"
+        return value
+    ends = scores[f"{name}_interval"]
+    low, high = percents(*ends) if is_share else map(_value, ends)
+    return f"{value} ({low.removesuffix('%')}–{high.removesuffix('%')})"
 
 
-def _word(difference: dict[str, Any] | None, unit: str, *, differing: bool) -> str:
+def _too_few(report: dict[str, Any], other: str, name: str) -> bool:
+    """Whether fewer rows than a verdict takes count for both sides."""
+    counted = report["counted"]
+    kept = [counted[side][name]["rows"] for side in (other, "tuned") if name in counted[side]]
+    return min(kept, default=FEWEST_ROWS) < FEWEST_ROWS
+
+
+def _word(difference: dict[str, Any] | None, unit: str, *, few: bool, differing: bool) -> str:
     """`better`, and where there is room by how much: `better  +70 (+47 to +85) points`."""
     if difference is None:
         return ""
     if difference["same"]:
         return "the same"
     verdict: str = difference["verdict"]
-    word = SHORT.get(verdict, verdict)
+    word = "too few rows" if few else SHORT.get(verdict, verdict)
     if not differing:
         return word
     value, low, high = (
@@ -132,7 +182,11 @@ def _behind_the_table(report: dict[str, Any]) -> list[str]:
     kinds, lines = report["scores"], []
     for against, found in report["differences"].items():
         other = against.removeprefix("tuned_vs_")
-        unclear = [name for name, each in found.items() if _is_unclear(each)]
+        unclear = [
+            name
+            for name, each in found.items()
+            if _is_unclear(each) and not _too_few(report, other, name)
+        ]
         if unclear:
             wanted = [found[name]["rows_to_show"] for name in unclear]
             more = max((rows for rows in wanted if rows), default=None)
@@ -143,8 +197,8 @@ def _behind_the_table(report: dict[str, Any]) -> list[str]:
                 f"{named}; take more{rows}",
                 width(),
             )
-        if other == "prompted":
-            lines += textwrap.wrap(_against_prompting(found, kinds), width())
+        if other == "prompted" and (shown := _against_prompting(found, kinds)):
+            lines += textwrap.wrap(f"tuned against prompted: {shown}", width())
     return lines
 
 
@@ -158,15 +212,15 @@ def _against_prompting(found: dict[str, Any], kinds: dict[str, Any]) -> str:
         names = [kinds[name]["label"] for name, each in found.items() if each["verdict"] == word]
         if names:
             parts.append(f"{word} in {', '.join(names)}")
-    return f"tuned against prompted: {'; '.join(parts) or 'no difference shown'}"
+    return "; ".join(parts)
 
 
 def _forgetting(found: dict[str, Any]) -> None:
     labels = {
         "text": ("general text, ppl", _value),
         "instructions": ("instructions, ppl", _value),
-        "follows": ("follows instructions", _percent),
-        "stops": ("stops by itself", _percent),
+        "follows": ("follows instructions", percent),
+        "stops": ("stops by itself", percent),
     }
     rows = [
         [label, shown(found[name]["before"]), shown(found[name]["after"]), _short(found[name])]
@@ -185,10 +239,6 @@ def _short(measured: dict[str, Any]) -> str:
 def _value(value: float) -> str:
     """With as many digits as say something."""
     return f"{value:,.{0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2}f}"
-
-
-def _percent(value: float) -> str:
-    return f"{value:.0%}"
 
 
 def side_by_side(sample: dict[str, Any], sides: Sequence[str], columns: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import result, result_json, say, shown_path
+from ftcli.console import result, result_json, say, shown_path, wrapped
 
 if TYPE_CHECKING:
     from ftcli.stages.report import ReportResult
@@ -41,9 +41,9 @@ def report(
 def _show(found: ReportResult) -> None:
     verdict = found.figures.verdict
     result(verdict.headline)
-    result(verdict.words)
+    result(wrapped(verdict.words, further=""))
     for reason in verdict.reasons:
-        result(f"  - {reason}")
+        result(wrapped(f"  - {reason}", further="    "))
     result(f"report  {shown_path(found.run.report)}")
 
 

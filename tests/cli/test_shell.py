@@ -149,6 +149,24 @@ def test_json_tells_a_failure_on_stdout_too(
     assert err.rstrip("\n") == found["error"]["message"].rstrip("\n")
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["eval", "runs/x", "--fast"], "Try: ftcli eval --help"),
+        (["estimate-vram", "--rank", "many"], "Try: ftcli estimate-vram --help"),
+        (["estimate-vram", "--price-per-hour", "-1"], "Try: ftcli estimate-vram --help"),
+        (["trian"], "Try: ftcli --help"),
+        (["--fast"], "Try: ftcli --help"),
+    ],
+    ids=" ".join,
+)
+def test_the_help_of_the_command_is_named(
+    capsys: pytest.CaptureFixture[str], command: list[str], hint: str
+) -> None:
+    assert run(command) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == hint
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_json_and_debug(
     capsys: pytest.CaptureFixture[str], name: str

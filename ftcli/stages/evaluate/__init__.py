@@ -70,16 +70,25 @@ def evaluate_run(
     known = asked.scores is None and stored.is_file()
     if known and (scored := read_scored(opened.run, key)) is not None:
         require_as_trained(opened, with_base=asked.with_base)
-        report = json.loads(stored.read_text(encoding="utf-8"))
+        # What was asked for last stands on the page, of evaluations that say as much.
+        report = json.loads(stored.read_text(encoding="utf-8")) | {"evaluated": _now()}
+        write_json(stored, report)
         tell_seen(report, reporter)
         report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
-        return _evaluate(opened, asked, split, judges, key, reporter)
+        flags = asked.flags(overrides)
+        return _evaluate(opened, asked, split, judges, key, flags, reporter)
 
 
 def _evaluate(
-    opened: OpenRun, asked: Asked, split: Split, judges: Judges, key: str, reporter: Reporter
+    opened: OpenRun,
+    asked: Asked,
+    split: Split,
+    judges: Judges,
+    key: str,
+    flags: Sequence[str],
+    reporter: Reporter,
 ) -> EvalResult:
     from ftcli.engine.contract import contract_of
 
@@ -96,16 +105,21 @@ def _evaluate(
         reporter.warn(warning)
     looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
     report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
+    report["flags"] = list(flags)
     report["counted"] = {name: side.counted() for name, side in sides.items()}
     if "base" in done and asked.forgetting:
         report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
     report["samples"] = samples(rows, sides)
     report["answers"] = save_rows(opened.run, key, rows, questions, sides)
-    report["evaluated"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    report["evaluated"] = _now()
     write_json(opened.run.evaluations / f"{key}.json", report)
     report_or_say(opened.run, reporter)
     scored = {name: side.done.scored for name, side in sides.items()}
     return EvalResult(opened.run.path, report, stored=False, scored=scored)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,3 +31,21 @@ class Asked:
     """Instructions instead of the built-in ones."""
     rows_at_once: int | None = None
     """Rows answered at once; none: as many as fill the machine."""
+
+    def flags(self, overrides: Sequence[str]) -> list[str]:
+        """What it asks beyond a plain `ftcli eval RUN`, without the folders of its files."""
+        files = {
+            "data": self.data,
+            "prompted": self.prompted,
+            "scores": self.scores,
+            "general-text": self.general_text,
+            "general-instructions": self.general_instructions,
+        }
+        found = [f"--{name} {file.name}" for name, file in files.items() if file is not None]
+        if self.prompted is not None:
+            found.append(f"--shots {self.shots}")
+        if self.limit is not None:
+            found.append(f"--limit {self.limit}")
+        found += [] if self.with_base else ["--no-base"]
+        found += [] if self.forgetting else ["--no-forgetting"]
+        return [*found, *(f"--set {each}" for each in overrides)]

@@ -78,6 +78,8 @@ class Evaluation:
     """Whether the answers of its rows are a few labels, as far as the rows tell."""
     missing: str = ""
     """What is gone of the file of its rows; empty: nothing."""
+    flags: tuple[str, ...] = ()
+    """What was asked beyond a plain `ftcli eval`."""
     trained_on: int = 0
     """Rows that ask what the run was trained on, as far as that is known."""
     in_validation: int = 0
@@ -194,6 +196,7 @@ def _evaluation(key: str, report: Plain) -> Evaluation:
         samples=tuple(each for each in items(report.get("samples")) if mapping(each)),
         trained_on=count(report.get("rows_trained_on")),
         in_validation=count(report.get("rows_in_validation")),
+        flags=tuple(text(each) for each in items(report.get("flags"))),
         kept_answers=bool(text(report.get("answers"))),
         damage=tuple(_damage(report, scores, sides)),
     )
