@@ -30,6 +30,7 @@ from ftcli.stages.evaluate.rows import Row, held_out, read_rows, seen_of
 from ftcli.stages.evaluate.seen import tell_seen
 from ftcli.stages.evaluate.sets import Sets, build_sets
 from ftcli.stages.evaluate.sides import Side, differences, side_of
+from ftcli.stages.evaluate.unmatched import unmatched
 from ftcli.stages.evaluate.work import Done, ModelName, RowSet, Worker
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 from ftcli.stages.report import report_or_say
@@ -101,7 +102,7 @@ def _evaluate(
     for name, found in done.items():
         with reporter.meter(f"{name}: scores", len(rows)) as meter:
             sides[name] = side_of(found["rows"], questions, judges, meter.update)
-    for warning in judges.warnings():
+    for warning in (*judges.warnings(), *unmatched(opened.loaded, questions)):
         reporter.warn(warning)
     looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
     report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
