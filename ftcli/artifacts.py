@@ -25,6 +25,7 @@ from ftcli.locking import one_writer
 
 State = Literal["training", "stopped", "finished"]
 LOCK = ".lock"
+LAST_EVALUATION = "last"
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class RunFolder:
     @property
     def manifest(self) -> Path:
         return self.path / "run.json"
+
+    @property
+    def evaluated_last(self) -> Path:
+        """Holds the key of the evaluation that was asked for last."""
+        return self.evaluations / LAST_EVALUATION
 
     @property
     def evaluations(self) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
-from ftcli.disk import write_json
+from ftcli.disk import write_json, write_text
 from ftcli.errors import Stopped
 from ftcli.locking import one_writer
 from ftcli.metrics.asking import question_of
@@ -71,10 +71,9 @@ def evaluate_run(
     known = asked.scores is None and stored.is_file()
     if known and (scored := read_scored(opened.run, key)) is not None:
         require_as_trained(opened, with_base=asked.with_base)
-        # What was asked for last stands on the page, of evaluations that say as much.
-        report = json.loads(stored.read_text(encoding="utf-8")) | {"evaluated": _now()}
-        write_json(stored, report)
+        report = json.loads(stored.read_text(encoding="utf-8"))
         tell_seen(report, reporter)
+        write_text(opened.run.evaluated_last, f"{key}\n")
         report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
@@ -112,15 +111,12 @@ def _evaluate(
         report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
     report["samples"] = samples(rows, sides)
     report["answers"] = save_rows(opened.run, key, rows, questions, sides)
-    report["evaluated"] = _now()
+    report["evaluated"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(opened.run.evaluations / f"{key}.json", report)
+    write_text(opened.run.evaluated_last, f"{key}\n")
     report_or_say(opened.run, reporter)
     scored = {name: side.done.scored for name, side in sides.items()}
     return EvalResult(opened.run.path, report, stored=False, scored=scored)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _work(

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from ftcli.artifacts import LAST_EVALUATION
 from ftcli.stages.report.elsewhere import Told
 from ftcli.stages.report.forgotten import Forgotten, forgotten_in
 from ftcli.stages.report.plain import Plain, Reading, count, items, mapping, number, pair, text
@@ -146,9 +147,13 @@ class Evaluation:
 
 
 def evaluations_in(folder: Path, reading: Reading) -> tuple[Evaluation, ...]:
-    """All evaluations, the one that says most first; of those that say as much, the newest."""
+    """All evaluations, the one that says most first; of those that say as much, the one that was
+    asked for last."""
     reports = {file: reading.object_in(file) for file in sorted(folder.glob("*.json"))}
-    newest = sorted(reports, key=lambda file: _moment(file, reports[file]), reverse=True)
+    last = _last(folder / LAST_EVALUATION)
+    newest = sorted(
+        reports, key=lambda file: (file.stem == last, _moment(file, reports[file])), reverse=True
+    )
     found = [_evaluation(file.stem, reports[file]) for file in newest]
     for file, evaluation in zip(newest, found, strict=True):
         if evaluation.damage:
@@ -169,6 +174,14 @@ def _says(found: Evaluation) -> tuple[bool, bool, int, bool, bool]:
     sides = found.sides
     against = "base" in sides, found.rows, "prompted" in sides
     return found.held_out, *against, bool(found.forgotten)
+
+
+def _last(file: Path) -> str:
+    """The key of what was asked for last, also where it had been evaluated before."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _moment(file: Path, report: Plain) -> float:
