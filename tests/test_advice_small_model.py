@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def test_examples_show_the_house_format_to_the_base(
     tmp_path: Path, small_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """About a minute: 24 answers on a CPU."""
+    """About two minutes: 60 answers on a CPU."""
     data = {
         "train": str(SHOP / "train.jsonl"),
         "test": 12,
@@ -33,6 +33,6 @@ def test_examples_show_the_house_format_to_the_base(
     probe = advice["probe"]
     zero, few = probe["zero_shot"], probe["few_shot"]
     assert zero["format_rate"] == 0
-    assert few["chrf"] > zero["chrf"] + 0.1
+    assert few["chrf"] > zero["chrf"] + 0.05
     assert few["prompt_tokens"] > 3 * zero["prompt_tokens"]
     assert advice["sentences"][0].startswith(("Prompting with 3 examples", "Prompting already"))
