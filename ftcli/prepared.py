@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
+from ftcli.data.example import Message
 from ftcli.disk import sha256_file, write_json
 from ftcli.errors import FtcliError
 
@@ -243,6 +244,23 @@ def row_lengths(folder: Path, split: RowsOf) -> list[int]:
         ids = pa.ipc.open_stream(source).read_all().column("input_ids")
         lengths: list[int] = pc.list_value_length(ids).to_pylist()
     return lengths
+
+
+def row_batches(folder: Path, split: RowsOf) -> Iterator[Any]:
+    """Arrow record batches of one split; of a large one no list is made.
+
+    Raises pyarrow.ArrowInvalid where the file is no stream of them.
+    """
+    import pyarrow as pa
+
+    # Read and not mapped: a map of the whole file counts as memory of the process.
+    with pa.OSFile(str(split_file(folder, split))) as source:
+        yield from pa.ipc.open_stream(source)
+
+
+def read_turns(messages: str) -> tuple[Message, ...]:
+    """The turns that a prepared row holds as JSON; none of a plain text."""
+    return tuple(Message(*turn) for turn in json.loads(messages))
 
 
 def save_prepared(prepared: Prepared, folder: Path) -> None:

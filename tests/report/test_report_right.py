@@ -91,7 +91,8 @@ def test_of_several_scores_of_the_answers_the_surest_counts(tmp_path: Path) -> N
 
 
 NOT_MEASURED = (
-    "whether the answers are right was not measured: eval.format, eval.faithfulness or --scores"
+    "whether the answers are right was not measured: eval.format of type json or sql, "
+    "eval.faithfulness or --scores"
 )
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcli.data.example import Message, Origin
+from ftcli.data.example import Origin
 from ftcli.metrics.dataset.row import DataRow
-from ftcli.prepared import SPLITS, Prepared, Split, split_file
+from ftcli.prepared import SPLITS, Prepared, Split, read_turns, row_batches
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,11 @@ class PreparedRows:
 
     def of(self, split: Split, one_batch_in: int = 1) -> Iterator[DataRow]:
         """The rows of one split."""
-        import pyarrow as pa
-
         if not self.prepared.counts(split).rows:
             return
-        # Read and not mapped: a map of the whole file counts as memory of the process.
-        with pa.OSFile(str(split_file(self.folder, split))) as source:
-            for number, batch in enumerate(pa.ipc.open_stream(source)):
-                if number % one_batch_in == 0:
-                    yield from _rows(batch, held_out=split != "train")
+        for number, batch in enumerate(row_batches(self.folder, split)):
+            if number % one_batch_in == 0:
+                yield from _rows(batch, held_out=split != "train")
 
 
 def _rows(batch: Any, *, held_out: bool) -> Iterator[DataRow]:
@@ -52,6 +47,6 @@ def _rows(batch: Any, *, held_out: bool) -> Iterator[DataRow]:
     names = ("prompt_tokens", "messages", "file", "line")
     columns = (batch.column(name).to_pylist() for name in names)
     for length, prompt, turns, file, line in zip(lengths, *columns, strict=True):
-        messages = tuple(Message(*turn) for turn in json.loads(turns))
+        messages = read_turns(turns)
         prompt = min(prompt, length)  # a row may be cut within its prompt
         yield DataRow(Origin(file, line), messages, prompt, length - prompt, held_out)

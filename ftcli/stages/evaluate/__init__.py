@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from ftcli.disk import write_json, write_text
 from ftcli.errors import Stopped
 from ftcli.locking import one_writer
 from ftcli.metrics.asking import question_of
-from ftcli.metrics.judging import Question
 from ftcli.metrics.likelihood import Scored
 from ftcli.prepared import Split
-from ftcli.recipe import Evaluation
 from ftcli.stages.evaluate.asked import SHOTS, Asked
 from ftcli.stages.evaluate.forgetting import forgotten
 from ftcli.stages.evaluate.judges import PERPLEXITY, Judges
@@ -73,7 +71,7 @@ def evaluate_run(
         require_as_trained(opened, with_base=asked.with_base)
         report = json.loads(stored.read_text(encoding="utf-8"))
         tell_seen(report, reporter)
-        write_text(opened.run.evaluated_last, f"{key}\n")
+        _asked_last(opened.run, key)
         report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
@@ -96,15 +94,16 @@ def _evaluate(
     contract = contract_of(opened.loaded, opened.run, opened.prepared)
     sets = build_sets(opened, asked, rows, contract, reporter)
     done = _work(opened, asked, sets, reporter)
-    questions = [_question(row, opened.loaded.recipe.eval) for row in rows]
+    wanted = opened.loaded.recipe.eval
+    questions = [question_of(row.messages, wanted.faithfulness) for row in rows]
     sides = {}
     for name, found in done.items():
         with reporter.meter(f"{name}: scores", len(rows)) as meter:
             sides[name] = side_of(found["rows"], questions, judges, meter.update)
     for warning in (*judges.warnings(), *unmatched(opened.loaded, questions)):
         reporter.warn(warning)
-    looked_at = opened.loaded.recipe.eval.model_dump(mode="json")
-    report = _report(rows, split, asked, sides, judges) | {"looked_at": looked_at}
+    report = _report(rows, split, asked, sides, judges)
+    report["looked_at"] = wanted.model_dump(mode="json")
     report["flags"] = list(flags)
     report["counted"] = {name: side.counted() for name, side in sides.items()}
     if "base" in done and asked.forgetting:
@@ -113,10 +112,16 @@ def _evaluate(
     report["answers"] = save_rows(opened.run, key, rows, questions, sides)
     report["evaluated"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_json(opened.run.evaluations / f"{key}.json", report)
-    write_text(opened.run.evaluated_last, f"{key}\n")
+    _asked_last(opened.run, key)
     report_or_say(opened.run, reporter)
     scored = {name: side.done.scored for name, side in sides.items()}
     return EvalResult(opened.run.path, report, stored=False, scored=scored)
+
+
+def _asked_last(run: RunFolder, key: str) -> None:
+    """For the page alone: a run that nobody may write to can still be asked again."""
+    with suppress(OSError):
+        write_text(run.evaluated_last, f"{key}\n")
 
 
 def _work(
@@ -143,10 +148,6 @@ def _work(
                 require_as_trained(opened, with_base=name == "base")
             del worker
     return done
-
-
-def _question(row: Row, wanted: Evaluation) -> Question:
-    return question_of(row.messages, wanted.faithfulness)
 
 
 def _report(

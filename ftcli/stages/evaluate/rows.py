@@ -11,9 +11,9 @@ from typing import Any
 
 from ftcli.console import Reporter
 from ftcli.errors import DataError
-from ftcli.prepared import RowsOf, Split
+from ftcli.prepared import RowsOf, Split, read_turns
 from ftcli.stages.evaluate.seen import question_digest, seen_in, seen_json, tell_seen
-from ftcli.stages.evaluate.streamed import Turns, read_turns, require_whole
+from ftcli.stages.evaluate.streamed import Turns, require_whole
 from ftcli.stages.opening import OpenRun
 
 

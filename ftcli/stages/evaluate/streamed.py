@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from ftcli.data.example import Message
 from ftcli.errors import DataError
-from ftcli.prepared import RowsOf, damaged_files, split_file
+from ftcli.prepared import RowsOf, damaged_files, read_turns, row_batches, split_file
 from ftcli.stages.opening import OpenRun
 
 Turns = tuple[Message, ...]
@@ -35,22 +34,16 @@ def rows_of(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
     import pyarrow as pa
 
     require_whole(opened, split)
-    file = split_file(opened.run.data, split)
     try:
-        # Read and not mapped: a map of the whole file counts as memory of the process.
-        with pa.OSFile(str(file)) as source:
-            for batch in pa.ipc.open_stream(source):
-                # Files of before digests were kept prove nothing, and Arrow follows their offsets.
-                batch.validate(full=True)
-                ids = batch.column("input_ids")
-                for index, turns in enumerate(batch.column("messages").to_pylist()):
-                    yield read_turns(turns), ids[index]
+        for batch in row_batches(opened.run.data, split):
+            # Files of before digests were kept prove nothing, and Arrow follows their offsets.
+            batch.validate(full=True)
+            ids = batch.column("input_ids")
+            for index, turns in enumerate(batch.column("messages").to_pylist()):
+                yield read_turns(turns), ids[index]
     except pa.ArrowInvalid as error:
         raise DataError(
-            "data_damaged", f"not as ftcli prepare has written it ({error})", file=str(file)
+            "data_damaged",
+            f"not as ftcli prepare has written it ({error})",
+            file=str(split_file(opened.run.data, split)),
         ) from error
-
-
-def read_turns(messages: str) -> Turns:
-    """The turns that a prepared row holds as JSON."""
-    return tuple(Message(*turn) for turn in json.loads(messages))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ftcli.errors import did_you_mean
 from ftcli.loading import Loaded
+from ftcli.metrics.format import format_judge
 from ftcli.metrics.judging import Question
 from ftcli.recipe.faithfulness import Faithfulness
 
@@ -26,8 +27,6 @@ def unmatched(loaded: Loaded, questions: Sequence[Question]) -> Iterator[str]:
 
 
 def _form(loaded: Loaded, questions: Sequence[Question]) -> Iterator[str]:
-    from ftcli.metrics.format import format_judge
-
     wanted = loaded.recipe.eval.format
     answered = [question for question in questions if question.reference]
     if wanted is None or not answered:

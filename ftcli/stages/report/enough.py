@@ -64,7 +64,7 @@ def not_measured(evaluation: Evaluation) -> str:
         return ""
     if not evaluation.answered:
         return "nothing that it writes was measured: its rows are plain texts without answers"
-    return f"{NOT_MEASURED}: eval.format, eval.faithfulness or --scores"
+    return f"{NOT_MEASURED}: eval.format of type json or sql, eval.faithfulness or --scores"
 
 
 def not_enough(evaluation: Evaluation) -> Iterator[str]:
