@@ -59,6 +59,7 @@ def test_the_whole_path(
         assert found["merge"]["verdict"] == "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "tied"), [("gpt_neox", False), ("falcon", True)])
 def test_embeddings_with_a_name_of_their_own_are_trained(
     model_type: str,

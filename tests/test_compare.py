@@ -87,6 +87,7 @@ def by_name(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {cell["name"]: cell for cell in found["cells"]}
 
 
+@pytest.mark.slow
 def test_all_six_methods_are_in_the_table_the_page_and_the_picture(six: dict[str, Any]) -> None:
     cells = by_name(six)
     assert tuple(cells) == METHODS and six["kept"] == []

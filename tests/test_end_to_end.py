@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix on 4 bits": {"mode": "prefix", "virtual_tokens": 4, "quantization": "nf4"},
     "prompt": {"mode": "prompt", "virtual_tokens": 4, "init_text": "Product, colour"},
 }
-LONGEST = ("qlora", "prefix on 4 bits")
+LONGEST = ("qlora", "adapter", "prefix", "prefix on 4 bits", "prompt")
 FOLDED = ("lora", "qlora")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}

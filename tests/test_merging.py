@@ -88,6 +88,7 @@ def left_below(folder: Path) -> list[str]:
 # What is proven
 
 
+@pytest.mark.slow
 @pytest.mark.fault(9)
 @pytest.mark.parametrize(
     ("dtype", "stored", "compared_in", "limits"),

@@ -52,14 +52,15 @@ def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder / "runs" / "base" / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param({"mode": "full"}, marks=pytest.mark.slow),
+        {"mode": "full"},
         {"mode": "lora", "rank": 16},
-        pytest.param({"mode": "adapter", "bottleneck": 64}, marks=pytest.mark.slow),
-        pytest.param({"mode": "lora", "rank": 16, "dora": True}, marks=pytest.mark.slow),
-        pytest.param({"mode": "qlora", "rank": 16}, marks=pytest.mark.slow),
+        {"mode": "adapter", "bottleneck": 64},
+        {"mode": "lora", "rank": 16, "dora": True},
+        {"mode": "qlora", "rank": 16},
     ],
     ids=lambda method: "-".join(map(str, method.values())),
 )

@@ -145,6 +145,7 @@ def test_what_was_planned_otherwise_cannot_share_a_base(
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_share_a_base(
     runs: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,6 +246,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert distance(weights(runs / "stopped"), weights(runs / "whole")) == 0
 
 
+@pytest.mark.slow
 def test_a_further_run_is_held_at_its_parent_s_weights(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

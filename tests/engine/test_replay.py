@@ -278,6 +278,7 @@ def test_summary_says_what_is_replayed(
 TRAINING = {"epochs": 1, "batch_size": 4, "eval_steps": 5, "micro_batch_size": 2}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_weights_and_a_further_one_goes_on(
     write_recipe: Callable[..., Path],
     general: Path,

@@ -63,6 +63,7 @@ def learn(
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_eight_of_eight_stop_where_the_pad_token_is_the_end_token(
     learn: Learn, observed: Callable[[str], None]
@@ -74,6 +75,7 @@ def test_eight_of_eight_stop_where_the_pad_token_is_the_end_token(
     observed(f"{stopped} of 8 stop")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_with_the_end_token_masked_out_they_do_not(
     learn: Learn, observed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch

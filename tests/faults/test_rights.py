@@ -27,6 +27,7 @@ def rights_below(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mode & 0o777 for p in folder.rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.fault(34)
 @pytest.mark.usefixtures("umask_022")
 @pytest.mark.parametrize("mode", ["lora", "full", "prefix"])
@@ -98,6 +99,7 @@ def test_a_run_folder_is_never_the_bases(
     observed("output that is, holds or lies in the base's folder: exit 1, nothing written")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(34)
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_training_beside_its_base_leaves_it_as_it_was(
