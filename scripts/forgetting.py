@@ -5,9 +5,9 @@
 
 Every cell is a recipe that `ftcli train` runs; ftcli's own functions measure it: the loss of the
 task's validation and test rows, how many answers end by themselves, and the perplexity of general
-text that nothing was trained on. Short probes choose the learning rate at which full fine-tuning
-forgets (--rise); cells with replayed rows take as many steps more as they need to see as many rows
-of the task. What is finished is kept in --work: the same command goes on.
+text that nothing was trained on. Of several --rates, short probes choose the one at which full
+fine-tuning forgets (--rise); cells with replayed rows take as many steps more as they need to see
+as many rows of the task. What is finished is kept in --work: the same command goes on.
 """
 
 from __future__ import annotations
@@ -88,8 +88,10 @@ def _choose_rate(
     asked: argparse.Namespace, general: General
 ) -> tuple[float, list[dict[str, float]]]:
     """The least of --rates at which the whole run forgets by --rise, beginning with the first of
-    which a short probe forgets half as much; else the greatest."""
+    which a short probe forgets half as much; else the greatest. One rate needs no probe."""
     probes: list[dict[str, float]] = []
+    if len(asked.rates) == 1:
+        return asked.rates[0], probes
     few = replace(general, measured=general.measured[:: max(1, len(general.measured) // 40)])
     quick = argparse.Namespace(**vars(asked) | {"answers": 1})
     for rate in asked.rates:
