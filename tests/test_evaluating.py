@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,44 @@ def test_another_format_is_scored_without_a_model(
     second = evaluate_run(fresh, overrides, asked, Terminal())
     assert "format_rate" in second.report["tuned"] and "format_rate" not in first.report["tuned"]
     assert second.report["tuned"]["loss"] == first.report["tuned"]["loss"]
+
+
+def test_what_the_base_does_is_taken_from_a_run_beside(
+    trained: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ftcli.engine import trained as engine
+
+    lora = tmp_path / "runs" / "tiny"
+    shutil.copytree(trained, lora)
+    unevaluated(lora)
+    shutil.copy(trained.parents[1] / "rows.jsonl", tmp_path)
+    training = {"batch_size": 4, "learning_rate": "1e-3", "precision": "fp32", "max_steps": 2}
+    full = save_recipe(
+        tmp_path, tiny_model, name="full", method={"mode": "full"}, training=training
+    )
+    assert run(["train", str(full)]) == 0
+    told = tmp_path / "told.txt"
+    told.write_text("Answer with the colour alone.\n")
+    asked = ("--prompted", told, "--shots", "2", "--rows-at-once", "8")
+    capsys.readouterr()
+    first = ask(capsys, "eval", lora, *asked)
+    before = sorted(path.read_bytes() for path in (lora / "eval" / "work").iterdir())
+
+    def never(*_: object) -> None:
+        raise AssertionError("the base was opened")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "load_base_model", never)
+        second = ask(capsys, "eval", tmp_path / "runs" / "full", *asked)
+        with pytest.raises(AssertionError, match="the base was opened"):
+            evaluate_run(tmp_path / "runs" / "full", (), Asked(rows_at_once=7), Terminal())
+    assert second["base"] == first["base"] and second["prompted"] == first["prompted"]
+    assert second["tuned"]["loss"] != first["tuned"]["loss"]
+    assert sorted(path.read_bytes() for path in (lora / "eval" / "work").iterdir()) == before
 
 
 def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

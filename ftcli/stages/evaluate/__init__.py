@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
@@ -33,6 +33,9 @@ from ftcli.stages.evaluate.work import Done, ModelName, RowSet, Worker
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 from ftcli.stages.report import report_or_say
 from ftcli.stopping import StopSignals
+
+if TYPE_CHECKING:
+    from ftcli.engine.inference import PromptContract
 
 __all__ = ["SHOTS", "Asked", "EvalResult", "evaluate_run"]
 
@@ -93,7 +96,7 @@ def _evaluate(
     rows = read_rows(opened, asked.data, split, asked.limit, reporter)
     contract = contract_of(opened.loaded, opened.run, opened.prepared)
     sets = build_sets(opened, asked, rows, contract, reporter)
-    done = _work(opened, asked, sets, reporter)
+    done = _work(opened, contract, asked, sets, reporter)
     wanted = opened.loaded.recipe.eval
     questions = [question_of(row.messages, wanted.faithfulness) for row in rows]
     sides = {}
@@ -125,7 +128,7 @@ def _asked_last(run: RunFolder, key: str) -> None:
 
 
 def _work(
-    opened: OpenRun, asked: Asked, sets: Sets, reporter: Reporter
+    opened: OpenRun, contract: PromptContract, asked: Asked, sets: Sets, reporter: Reporter
 ) -> dict[str, dict[str, Done]]:
     """Side → set → what was done; one model in memory at a time, the base first."""
     from ftcli.engine.device import memory_in_words
@@ -137,7 +140,7 @@ def _work(
     done: dict[str, dict[str, Done]] = {}
     with memory_in_words("take fewer --rows-at-once, or stop what else runs on it"):
         for name in names:
-            worker = Worker(opened, name, how, reporter)
+            worker = Worker(opened, contract, name, how, reporter)
             wanted: dict[str, RowSet | None] = {"rows": sets.rows, **general}
             done[name] = {
                 each: worker.do(rows) for each, rows in wanted.items() if rows is not None

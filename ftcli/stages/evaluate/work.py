@@ -7,12 +7,14 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.console import Reporter
+from ftcli.disk import write_text
 from ftcli.errors import DataError, ModelError
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.likelihood import Scored
@@ -22,10 +24,11 @@ from ftcli.stages.evaluate.rows import Row, digest_of
 from ftcli.stages.opening import OpenRun
 
 if TYPE_CHECKING:
-    from ftcli.engine.inference import Model
+    from ftcli.engine.inference import Model, PromptContract
 
 # Goes up when the same weights would give other losses or answers.
-VERSION = 2
+VERSION = 3
+WORK = "work"
 ModelName = Literal["base", "tuned"]
 Prompts = tuple[tuple[int, ...], ...]
 
@@ -68,9 +71,17 @@ class Done:
 class Worker:
     """A run's base or its tuned model, opened only when something is not known yet."""
 
-    def __init__(self, opened: OpenRun, name: ModelName, held_as: str, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        opened: OpenRun,
+        contract: PromptContract,
+        name: ModelName,
+        held_as: str,
+        reporter: Reporter,
+    ) -> None:
         """`held_as`: type and machine, by which losses and answers differ in their last digits."""
         self._opened = opened
+        self._contract = contract
         self._name = name
         self._held_as = held_as
         self._reporter = reporter
@@ -78,7 +89,10 @@ class Worker:
 
     def do(self, wanted: RowSet) -> Done:
         """Score and answer what earlier evaluations have not; raises FtcliError."""
-        kept = Kept(self._file(wanted))
+        file = self._file(wanted)
+        if self._name == "base" and not file.is_file():
+            self._take_from_a_run_beside(file)
+        kept = Kept(file)
         if len(kept.losses) < len(wanted.rows):
             self._require_context(wanted)
         count = len(wanted.rows)
@@ -145,15 +159,16 @@ class Worker:
 
     def _file(self, wanted: RowSet) -> Path:
         """Where the work on these rows is kept: another name when anything would change it."""
-        opened = self._opened
-        weights: object = opened.run.read_manifest()["weights"]
-        if self._name == "base":
-            weights = opened.run.base_fingerprint()
+        opened, method = self._opened, self._opened.loaded.recipe.method
+        of_the_model: dict[str, Any] = {"weights": opened.run.base_fingerprint()}
+        if self._name == "tuned":
+            of_the_model = {"weights": opened.run.read_manifest()["weights"], "mode": method.mode}
         parts = {
             "version": VERSION,
-            "weights": weights,
-            "four_bit": opened.loaded.recipe.method.model_dump().get("quantization"),
-            "mode": opened.loaded.recipe.method.mode,
+            **of_the_model,
+            "four_bit": method.model_dump().get("quantization"),
+            "stop_ids": self._contract.stop_ids,
+            "pad_id": self._contract.pad_id,
             "held_as": self._held_as,
             "attention": opened.run.planned("attention"),
             "rows": wanted.digest(),
@@ -162,7 +177,15 @@ class Worker:
             "seed": opened.loaded.recipe.training.seed if wanted.settings.temperature else None,
         }
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        return opened.run.evaluations / "work" / f"{self._name}-{name}.jsonl"
+        return opened.run.evaluations / WORK / f"{self._name}-{name}.jsonl"
+
+    def _take_from_a_run_beside(self, file: Path) -> None:
+        """Another run of the same base, machine and rows may know already what the base does."""
+        run = self._opened.run
+        beside = run.path.parent.glob(f"*/{run.evaluations.name}/{WORK}/{file.name}")
+        with suppress(OSError):
+            if known := max(beside, key=lambda each: each.stat().st_size, default=None):
+                write_text(file, known.read_text(encoding="utf-8", errors="replace"))
 
 
 def _require_numbers(rows: Sequence[Row], scored: Sequence[tuple[float, int]]) -> None:
