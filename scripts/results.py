@@ -22,12 +22,14 @@ import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
-HELD_OUT, VALIDATION = 120, 48
+HELD_OUT, VALIDATION, BATCH = 100, 48, 16
+# Of all sets, so that what the base does behind general instructions is asked once.
+ANSWER_TOKENS = 128
 # Not how long it took: that is another question than how good it is, and other work ran beside.
 TRAINING = ("steps", "saved_bytes", "eval_loss", "first_eval_loss")
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": {"mode": "lora", "rank": 16, "alpha": 32}, "learning_rate": 1e-3},
-    "full": {"method": {"mode": "full"}, "learning_rate": 1e-4},
+    "full": {"method": {"mode": "full"}, "learning_rate": 2e-4},
 }
 WORDS = {"type": "array", "items": {"type": "string"}}
 RECORD = {
@@ -54,7 +56,6 @@ class Rows:
     title: str
     steps: int
     max_length: int
-    answer_tokens: int
     instruction: str
     shots: int
     headline: tuple[str, ...]
@@ -68,9 +69,8 @@ SETS = (
         "retail",
         "ecommerce_retail_demo",
         "Product facts to shop descriptions",
-        steps=80,
+        steps=40,
         max_length=384,
-        answer_tokens=128,
         instruction=(
             "You write product descriptions for an online shop: two to four lively sentences in "
             "one paragraph, using only the facts given, without a list and without the price."
@@ -83,9 +83,8 @@ SETS = (
         "catalog",
         "json_catalog_record",
         "Listings to JSON records",
-        steps=60,
+        steps=24,
         max_length=512,
-        answer_tokens=128,
         instruction=(
             "You extract catalogue records. Answer with one JSON object on one line and nothing "
             "else: no explanation, no code fence, exactly the six keys, null where the listing "
@@ -99,9 +98,8 @@ SETS = (
         "sql",
         "sql_wikisql_large",
         "Questions to SQL",
-        steps=100,
+        steps=60,
         max_length=256,
-        answer_tokens=80,
         instruction=(
             "You write SQLite. Answer with one SELECT statement on one line and nothing else: no "
             "explanation, no code fence. Use the column names of the table as they stand, and the "
@@ -142,11 +140,11 @@ class Cell:
             "training": {
                 "max_steps": self.rows.steps,
                 "learning_rate": chosen["learning_rate"],
-                "batch_size": 16,
+                "batch_size": BATCH,
                 "eval_steps": max(1, self.rows.steps // 2),
                 "keep_checkpoints": 1,
             },
-            "generation": {"max_new_tokens": self.rows.answer_tokens},
+            "generation": {"max_new_tokens": ANSWER_TOKENS},
         }
         self.recipe.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
@@ -167,7 +165,7 @@ def cells(work: Path, names: Sequence[str]) -> Iterator[Cell]:
 
 
 def evaluate(cell: Cell, run: Path) -> dict[str, Any]:
-    """Base, prompted base and tuned, the base once for each method: differences are paired."""
+    """Base, prompted base and tuned; the second method finds what the base did beside the first."""
     told = cell.work / f"{cell.rows.name}.txt"
     told.write_text(cell.rows.instruction + "\n", encoding="utf-8")
     return ftcli(
@@ -210,12 +208,12 @@ def main() -> None:
         trained = ftcli("train", cell.recipe)
         if not asked.train:
             report = evaluate(cell, Path(trained["run_dir"]))
-            found.setdefault(cell.rows.name, {})[cell.method] = figures(
-                cell, asked.name or asked.model.name, trained, report
-            )
-    for name, methods in found.items():
-        save(name, methods)
-    write_index()
+            methods = found.setdefault(cell.rows.name, {})
+            name = asked.name or asked.model.name
+            methods[cell.method] = figures(cell, name, trained, report)
+            if len(methods) == len(METHODS):
+                save(cell.rows.name, methods)
+                write_index()
 
 
 def save(name: str, methods: Mapping[str, Any]) -> None:
@@ -224,7 +222,7 @@ def save(name: str, methods: Mapping[str, Any]) -> None:
     file = PAGES / f"{name}.json"
     file.write_text(json.dumps(methods, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     rows = next(rows for rows in SETS if rows.name == name)
-    page = results_page.page(rows.title, rows.steps, methods)
+    page = results_page.page(rows.title, rows.steps, BATCH, methods)
     (PAGES / f"{name}.md").write_text(page, encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ NOTE = "<!-- written by scripts/results.py -->"
 NO_MORE = ("no difference shown", "no change shown")
 
 
-def page(title: str, steps: int, methods: Mapping[str, Any]) -> str:
+def page(title: str, steps: int, batch: int, methods: Mapping[str, Any]) -> str:
     """Markdown from the figures of each method.
 
     Raises ValueError where the methods' bases are not the same: a page has one column for them.
@@ -25,7 +25,7 @@ def page(title: str, steps: int, methods: Mapping[str, Any]) -> str:
         NOTE,
         f"# {title}",
         "",
-        f"{first['model']}, {first['rows']} held-out rows, {steps} steps of 16 rows on "
+        f"{first['model']}, {first['rows']} held-out rows, {steps} steps of {batch} rows on "
         f"{hardware}. The prompted base has an instruction and {first['shots']} training rows "
         "before each row. "
         "Each figure stands with its 95% interval; a verdict is that of the paired difference.",
