@@ -55,7 +55,7 @@ def test_lengths_go_with_every_type(tmp_path: Path) -> None:
     ("form", "line", "message"),
     [
         ("type: xml", 7, "eval.format.type: no such choice: xml"),
-        ("type: json\npattern: a", 8, "eval.format.pattern: unknown key"),
+        ("type: json\npattern: a", 8, "eval.format.pattern: not a key of type json, but"),
         ("type: json\nkeys: [a, a]", 8, "eval.format: keys has a twice"),
         ("type: json\nschema: 5", 8, "eval.format.schema: expected a text (put it in quotes) or"),
         (

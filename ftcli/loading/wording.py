@@ -25,7 +25,7 @@ def problems_of(error: ValidationError, values: dict[str, Any], found: Found) ->
             at.setdefault(_user_path(detail, values), []).append(detail)
     for path, details in at.items():
         if not any(other[: len(path)] == path and other != path for other in at):
-            message, place = _message(details, path, values), path
+            message, place = _message(details, path, values, found), path
             if _is_item(path, values):
                 message, place = f"item {int(path[-1]) + 1}: {message}", path[:-1]
             yield found.problem(place, message)
@@ -96,12 +96,16 @@ LIMITS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "g
 LIMITS |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
 
 
-def _message(details: list[ErrorDetails], path: KeyPath, values: dict[str, Any]) -> str:
+def _message(
+    details: list[ErrorDetails], path: KeyPath, values: dict[str, Any], found: Found
+) -> str:
     """One sentence for all that pydantic says of one key."""
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
-            hint = did_you_mean(path[-1], _known_keys(path[:-1], values))
+            if other := _key_of_another_choice(path, values, found):
+                return other
+            hint = did_you_mean(path[-1], list(_section(path[:-1], values)[0].model_fields))
             return NOT_OFFERED.get(path[-1], f"unknown key{hint}")
         case "missing" | "union_tag_not_found":
             return "is missing"
@@ -175,15 +179,38 @@ def _choices(details: list[ErrorDetails]) -> list[str]:
     return [word for text in texts for word in re.findall(r"'([^']+)'", text)]
 
 
-def _known_keys(path: KeyPath, values: Mapping[str, Any]) -> list[str]:
-    """Keys of the section at `path`; where its class depends on a mode, of the class chosen."""
+def _key_of_another_choice(path: KeyPath, values: Mapping[str, Any], found: Found) -> str | None:
+    """What a key is doing here that another mode, or another type, of the section has."""
+    section, others = _section(path[:-1], values)
+    for tag in _tags(section):
+        chosen = get_args(section.model_fields[tag].annotation)
+        owners = [
+            word
+            for other in others
+            if path[-1] in other.model_fields
+            for word in get_args(other.model_fields[tag].annotation)
+        ]
+        if owners:
+            flag = found.flag_of((*path[:-1], tag))
+            whole = f"--set '{'.'.join(path[:-1])}={{{tag}: {chosen[0]}}}'"
+            advice = f"; {whole} replaces the whole section" if flag is not None else ""
+            return f"not a key of {tag} {chosen[0]}, but of {', '.join(owners)}{advice}"
+    return None
+
+
+def _section(
+    path: KeyPath, values: Mapping[str, Any]
+) -> tuple[type[BaseModel], list[type[BaseModel]]]:
+    """Class of the section at `path`, by its mode or type, and the classes it could have been."""
     section: type[BaseModel] = Recipe
+    others: list[type[BaseModel]] = []
     here: Any = values
     for part in path:
         here = here.get(part, {}) if isinstance(here, dict) else {}
         classes = _section_classes(section.model_fields[part].annotation)
         section = next((c for c in classes if _takes(c, here)), classes[0])
-    return list(section.model_fields)
+        others = [c for c in classes if c is not section]
+    return section, others
 
 
 def _section_classes(annotation: Any) -> list[type[BaseModel]]:
@@ -195,8 +222,14 @@ def _section_classes(annotation: Any) -> list[type[BaseModel]]:
 def _takes(section: type[BaseModel], values: object) -> bool:
     if not isinstance(values, dict):
         return False
-    tags = {"mode", "type"} & set(section.model_fields)
-    return all(values.get(t) in get_args(section.model_fields[t].annotation) for t in tags)
+    return all(
+        values.get(tag) in get_args(section.model_fields[tag].annotation) for tag in _tags(section)
+    )
+
+
+def _tags(section: type[BaseModel]) -> set[str]:
+    """The key that chooses among the classes of a section."""
+    return {"mode", "type"} & set(section.model_fields)
 
 
 def as_yaml(value: object) -> str:

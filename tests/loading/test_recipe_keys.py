@@ -10,13 +10,31 @@ from tests.loading.shop import SHOP, fault, load, method, more
 
 def test_an_unknown_key_gets_the_nearest() -> None:
     assert fault(method("rnak: 3")) == ("shop.yaml:6: method.rnak: unknown key; did you mean rank?")
-    assert fault(SHOP.replace("mode: lora", "mode: full\n  rank: 3")) == (
-        "shop.yaml:6: method.rank: unknown key"
-    )
     assert fault(more("eval:\n  format:\n    type: json\n    key: [a]\n")) == (
         "shop.yaml:11: eval.format.key: unknown key; did you mean keys?"
     )
     assert fault(more("1: a\n")) == "shop.yaml:8: 1: unknown key"
+
+
+def test_a_key_of_another_mode_or_type_is_told_so() -> None:
+    assert fault(SHOP.replace("mode: lora", "mode: full\n  rank: 3")) == (
+        "shop.yaml:6: method.rank: not a key of mode full, but of lora, qlora"
+    )
+    regex = method("rank: 3") + "eval:\n  format:\n    type: regex\n    pattern: a\n"
+    for override, message in (
+        (
+            "method.mode=full",
+            "shop.yaml:6: method.rank: not a key of mode full, but of lora, qlora; "
+            "--set 'method={mode: full}' replaces the whole section",
+        ),
+        (
+            "eval.format.type=json",
+            "shop.yaml:12: eval.format.pattern: not a key of type json, but of regex; "
+            "--set 'eval.format={type: json}' replaces the whole section",
+        ),
+    ):
+        assert fault(regex, override) == message
+    assert load(regex, "method={mode: full}").recipe.method.mode == "full"
 
 
 def test_a_key_written_twice_names_both_lines() -> None:
