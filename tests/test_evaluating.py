@@ -250,6 +250,43 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
     assert sorted(path.read_bytes() for path in (lora / "eval" / "work").iterdir()) == before
 
 
+def test_a_recipe_that_names_a_run_is_read_as_it_stands(
+    trained: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = tmp_path / "runs" / "tiny"
+    shutil.copytree(trained, finished)
+    unevaluated(finished)
+    (tmp_path / "form.json").write_text('{"type": "object"}')
+    recipe = save_recipe(
+        tmp_path,
+        tiny_model,
+        method={"mode": "lora", "rank": 8},
+        training={"epochs": 2, "batch_size": 4, "seed": 7},
+        eval={"format": {"type": "json", "schema": "form.json"}},
+    )
+    asked = ("--limit", "2", "--no-forgetting")
+    found = ask(capsys, "eval", recipe, *asked)
+    assert "json_conforming" in found["tuned"]
+    assert found["flags"] == ["--limit 2", "--no-forgetting", "eval: of the recipe"]
+    assert "json_conforming" not in ask(capsys, "eval", finished, *asked)["tuned"]
+    other = ask(capsys, "eval", recipe, *asked, "--set", "eval.format.schema=null")
+    assert "json_conforming" not in other["tuned"] and "json_valid" in other["tuned"]
+
+    assert run(["eval", str(recipe), *asked]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "stays as it was" in line]
+    assert [line.partition("was: ")[2] for line in told] == [
+        "method.rank: 4 → 8",
+        "training.epochs: 3.0 → 2.0",
+        "training.max_steps: 6 → null",
+        "training.learning_rate: 0.01 → auto",
+        "training.precision: fp32 → auto",
+    ]
+
+    (tmp_path / "form.json").unlink()
+    assert run(["eval", str(recipe), *asked]) == 1
+    assert f"{tmp_path}/form.json: eval.format.schema names" in capsys.readouterr().err
+
+
 def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, words in (
         (["--shots", "3"], "--shots needs --prompted"),

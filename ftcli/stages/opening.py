@@ -5,16 +5,33 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder, find_run, newest_finished
 from ftcli.console import shown_path
 from ftcli.errors import FtcliError, did_you_mean
-from ftcli.loading import Loaded, load_recipe
+from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.prepared import Prepared, load_prepared
+from ftcli.recipe import Recipe
 from ftcli.shapes import model_source
 from ftcli.stages.weights_record import require_unchanged_weights
+
+# Keys that may change between the parts of one training: they shape no token and no weight.
+FREE_KEYS = {
+    "name",
+    "output",
+    "generation",
+    "eval",
+    "training.report_to",
+    "training.micro_batch_size",
+    "training.keep_checkpoints",
+    "training.eval_steps",
+    "training.save_steps",
+    "training.early_stopping_patience",
+}
+# Of these, what is read anew where a finished run is named by its recipe.
+READ_ANEW = ("generation", "eval")
 
 
 @dataclass(frozen=True)
@@ -24,6 +41,10 @@ class OpenRun:
     run: RunFolder
     loaded: Loaded
     prepared: Prepared
+    read_anew: tuple[str, ...] = ()
+    """Sections that the recipe which named the run has otherwise by now."""
+    unheeded: tuple[str, ...] = ()
+    """What is asked otherwise than it was trained, as `training.epochs: 1 → 2`."""
 
 
 def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
@@ -69,8 +90,9 @@ def _no_run(folder: Path) -> str:
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The finished run at `path`, or the newest finished one of the recipe at `path`.
 
-    Overrides are laid over the run's resolved recipe. Raises FtcliError, also where the trained
-    weights are not as the training wrote them.
+    Overrides are laid over the run's resolved recipe; how it answers and what is looked at
+    (READ_ANEW) is taken from the recipe at `path` as it stands now. Raises FtcliError, also where
+    the trained weights are not as the training wrote them.
     """
     run = run_at(path, overrides)
     if run.state != "finished":
@@ -82,7 +104,24 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     if prepared is None:
         raise FtcliError("run_broken", f"{run.data} holds no prepared data")
     require_unchanged_weights(run)
-    return OpenRun(run, load_recipe(run.recipe, overrides), prepared)
+    trained, by_recipe = load_recipe(run.recipe), find_run(path) is None
+    now = load_recipe(path if by_recipe else run.recipe, overrides)
+    asked, began = resolved(now), trained.recipe
+    changed = [name for name in READ_ANEW if getattr(asked, name) != getattr(began, name)]
+    # Another seed draws other answers. Base and data have proofs of their own.
+    unheeded = differences(began, asked, FREE_KEYS | {"training.seed", "model", "data"})
+    loaded = _as_trained(now, asked, trained) if by_recipe else now
+    read_anew = tuple(changed) if by_recipe else ()
+    return OpenRun(run, loaded, prepared, read_anew, tuple(unheeded))
+
+
+def _as_trained(now: Loaded, asked: Recipe, trained: Loaded) -> Loaded:
+    """The recipe of a training, with READ_ANEW as `asked` has it."""
+    keys = {override: override.partition("=")[0].strip() for override in now.overrides}
+    of_training = [each for each, key in keys.items() if key.partition(".")[0] not in READ_ANEW]
+    recipe = load_recipe(trained.path, of_training).recipe
+    recipe = recipe.model_copy(update={name: getattr(asked, name) for name in READ_ANEW})
+    return replace(now, recipe=recipe)
 
 
 def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:

@@ -15,25 +15,11 @@ from ftcli.plan import require_machine, require_possible
 from ftcli.prepared import load_prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
-from ftcli.stages.opening import OpenRun
+from ftcli.stages.opening import FREE_KEYS, OpenRun
 from ftcli.stages.scored_files import require_scored_files
 
 if TYPE_CHECKING:
     from ftcli.engine.rendering import Renderer
-
-# Keys that may change between the parts of one training: they shape no token and no weight.
-FREE_KEYS = {
-    "name",
-    "output",
-    "generation",
-    "eval",
-    "training.report_to",
-    "training.micro_batch_size",
-    "training.keep_checkpoints",
-    "training.eval_steps",
-    "training.save_steps",
-    "training.early_stopping_patience",
-}
 
 # Keys that say how long a run is.
 LENGTH_KEYS = ("training.epochs:", "training.max_steps:")

@@ -22,13 +22,13 @@ from ftcli.stages.advice.pricing import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
 from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
-from ftcli.stages.opening import open_run
+from ftcli.stages.opening import FREE_KEYS, open_run
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.report import report_or_say
 from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.run_record import begin, end, record_memory, report_of
-from ftcli.stages.scene import FREE_KEYS, Scene, look, require_unchanged
+from ftcli.stages.scene import Scene, look, require_unchanged
 from ftcli.stopping import StopSignals
 
 if TYPE_CHECKING:

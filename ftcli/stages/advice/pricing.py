@@ -15,7 +15,7 @@ from ftcli.metrics.price import Call, calls_to_pay_back, cost, training_seconds
 from ftcli.stages.advice.probe import choose_rows, fitting
 from ftcli.stages.advice.rows import PreparedRows
 from ftcli.stages.job import Job
-from ftcli.stages.scene import FREE_KEYS
+from ftcli.stages.opening import FREE_KEYS
 
 # What may differ between two runs that are as fast as each other.
 SPEED_KEYS = FREE_KEYS | {

@@ -64,6 +64,8 @@ def evaluate_run(
     Raises FtcliError; Stopped on a signal: what was answered until then is kept.
     """
     opened = open_run(path, overrides)
+    for change in opened.unheeded:
+        reporter.note(f"note: the training stays as it was: {change}")
     split = held_out(opened, asked.data)
     judges = Judges(opened, asked)
     key = key_of(opened, asked, split, judges.files)
@@ -78,7 +80,7 @@ def evaluate_run(
         report_or_say(opened.run, reporter)
         return EvalResult(opened.run.path, report, stored=True, scored=scored)
     with _one_at_a_time(opened.run), _resumable(reporter):
-        flags = asked.flags(overrides)
+        flags = [*asked.flags(overrides), *(f"{name}: of the recipe" for name in opened.read_anew)]
         return _evaluate(opened, asked, split, judges, key, flags, reporter)
 
 
