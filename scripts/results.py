@@ -22,7 +22,7 @@ import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
-HELD_OUT, VALIDATION, BATCH = 100, 48, 16
+HELD_OUT, VALIDATION, BATCH = 60, 32, 8
 # Of all sets, so that what the base does behind general instructions is asked once.
 ANSWER_TOKENS = 128
 # Not how long it took: that is another question than how good it is, and other work ran beside.
@@ -69,7 +69,7 @@ SETS = (
         "retail",
         "ecommerce_retail_demo",
         "Product facts to shop descriptions",
-        steps=40,
+        steps=48,
         max_length=384,
         instruction=(
             "You write product descriptions for an online shop: two to four lively sentences in "
@@ -98,7 +98,7 @@ SETS = (
         "sql",
         "sql_wikisql_large",
         "Questions to SQL",
-        steps=60,
+        steps=64,
         max_length=256,
         instruction=(
             "You write SQLite. Answer with one SELECT statement on one line and nothing else: no "
