@@ -1,12 +1,11 @@
-"""The picture and the table of what scripts/forgetting.py has found.
+"""The picture and the table of what scripts/forgetting.py has found, in docs/forgetting.md.
 
-python scripts/forgetting_figure.py docs/data/forgetting.json docs/figures/forgetting.svg
+python scripts/forgetting_figure.py
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,26 @@ MARKERS = {"full": "o", "replay": "s", "hold": "^", "lora": "D"}
 # On a ground of its own the picture can be read on a light page and on a dark one.
 PAPER, INK, GRID = "#ffffff", "#1f2328", "#d1d9e0"
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FOUND, FIGURE = DOCS / "data" / "forgetting.json", DOCS / "figures" / "forgetting.svg"
+PAGE = DOCS / "forgetting.md"
+BEGIN, END = "<!-- begin: scripts/forgetting_figure.py -->", "<!-- end -->"
+
 Cell = Mapping[str, Any]
 
 
-def main(found: Path, figure: Path) -> int:
-    result = json.loads(found.read_text("utf-8"))
-    draw(result, figure)
-    print(table(result))
-    return 0
+def main() -> None:
+    draw(json.loads(FOUND.read_text("utf-8")), FIGURE)
+    PAGE.write_text(page(), "utf-8")
+
+
+def page() -> str:
+    """The page as it is, with the picture and the table of what was found."""
+    result = json.loads(FOUND.read_text("utf-8"))
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    picture = f"![{alternative(result)}](figures/{FIGURE.name})"
+    part = "\n\n".join([BEGIN, picture, table(result), END])
+    return f"{before}{part}{rest.partition(END)[2]}"
 
 
 def draw(result: Mapping[str, Any], file: Path) -> None:
@@ -130,4 +141,4 @@ def _line(cell: Cell) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    main()

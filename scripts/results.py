@@ -184,6 +184,7 @@ def figures(
         "method": cell.method,
         "model": model,
         "learning_rate": METHODS[cell.method]["learning_rate"],
+        "batch_size": BATCH,
         "hardware": run["hardware"],
         "versions": run["versions"],
         "training": {name: trained[name] for name in TRAINING},
@@ -213,29 +214,26 @@ def main() -> None:
             methods[cell.method] = figures(cell, name, trained, report)
             if len(methods) == len(METHODS):
                 save(cell.rows.name, methods)
-                write_index()
 
 
 def save(name: str, methods: Mapping[str, Any]) -> None:
-    """The figures of one set, and its page."""
+    """The figures of one set, and the pages of all that are kept."""
     PAGES.mkdir(parents=True, exist_ok=True)
     file = PAGES / f"{name}.json"
     file.write_text(json.dumps(methods, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = next(rows for rows in SETS if rows.name == name)
-    page = results_page.page(rows.title, rows.steps, BATCH, methods)
-    (PAGES / f"{name}.md").write_text(page, encoding="utf-8")
+    for page, text in pages().items():
+        (PAGES / page).write_text(text, encoding="utf-8")
 
 
-def write_index() -> None:
-    """The sets whose figures there are, a row a score: also those of an earlier call."""
-    sets = []
+def pages() -> dict[str, str]:
+    """Name → text of a page for each set whose figures are kept, and of the index."""
+    found, sets = {}, []
     for rows in SETS:
-        file = PAGES / f"{rows.name}.json"
-        if file.is_file():
+        if (file := PAGES / f"{rows.name}.json").is_file():
             methods = json.loads(file.read_text(encoding="utf-8"))
+            found[f"{rows.name}.md"] = results_page.page(rows.title, methods)
             sets.append((rows.title, rows.name, rows.headline, methods))
-    if sets:
-        (PAGES / "README.md").write_text(results_page.index(sets), encoding="utf-8")
+    return found | {"README.md": results_page.index(sets)}
 
 
 if __name__ == "__main__":

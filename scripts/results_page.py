@@ -10,7 +10,7 @@ NOTE = "<!-- written by scripts/results.py -->"
 NO_MORE = ("no difference shown", "no change shown")
 
 
-def page(title: str, steps: int, batch: int, methods: Mapping[str, Any]) -> str:
+def page(title: str, methods: Mapping[str, Any]) -> str:
     """Markdown from the figures of each method.
 
     Raises ValueError where the methods' bases are not the same: a page has one column for them.
@@ -20,14 +20,14 @@ def page(title: str, steps: int, batch: int, methods: Mapping[str, Any]) -> str:
         for side in ("base", "prompted"):
             if not math.isclose(found[side]["loss"], first[side]["loss"], rel_tol=1e-4):
                 raise ValueError(f"{title}: the {side} beside {name} is another")
-    hardware = first["hardware"]["name"]
+    steps, hardware = first["training"]["steps"], first["hardware"]["name"]
     lines = [
         NOTE,
         f"# {title}",
         "",
-        f"{first['model']}, {first['rows']} held-out rows, {steps} steps of {batch} rows on "
-        f"{hardware}. The prompted base has an instruction and {first['shots']} training rows "
-        "before each row. "
+        f"{first['model']}, {first['rows']} held-out rows, {steps} steps of "
+        f"{first['batch_size']} rows on {hardware}. The prompted base has an instruction and "
+        f"{first['shots']} training rows before each row. "
         "Each figure stands with its 95% interval; a verdict is that of the paired difference.",
         "",
         *table(methods),

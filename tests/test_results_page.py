@@ -65,6 +65,7 @@ def methods() -> dict[str, Any]:
             "eval_loss": 1.5,
         },
         "learning_rate": 1e-3,
+        "batch_size": 16,
     }
     return {"lora": found, "full": found | {"tuned": side(0.8, 1.75)}}
 
@@ -78,7 +79,7 @@ def cells(page: str, first: str) -> list[str]:
 def test_a_page_has_every_score_of_every_side_with_interval_and_verdict(
     methods: dict[str, Any],
 ) -> None:
-    page = results_page.page("Facts to copy", 80, 16, methods)
+    page = results_page.page("Facts to copy", methods)
     assert cells(page, "stops by itself") == [
         "stops by itself",
         "20% (10–30)",
@@ -102,7 +103,7 @@ def test_a_page_has_every_score_of_every_side_with_interval_and_verdict(
 def test_two_bases_are_no_one_column(methods: dict[str, Any]) -> None:
     methods["full"]["base"] = side(0.2, 2.9)
     with pytest.raises(ValueError, match="the base beside full is another"):
-        results_page.page("Facts to copy", 80, 16, methods)
+        results_page.page("Facts to copy", methods)
 
 
 def test_the_index_has_the_scores_that_tell_most(methods: dict[str, Any]) -> None:
