@@ -96,12 +96,10 @@ def table(methods: Mapping[str, Any]) -> list[str]:
                 for side in ("base", "prompted")
             ]
         lines.append(row(cells))
-    for label, key in (("tokens a prompt", "prompt_tokens"), ("tokens/s", "tokens_per_second")):
-        cells = [label, *(f"{first[side][key]:,.0f}" for side in ("base", "prompted"))]
-        for found in methods.values():
-            cells += [f"{found['tuned'][key]:,.0f}", "", ""]
-        lines.append(row(cells))
-    return lines
+    cells = ["tokens a prompt", *(prompt_tokens(first[side]) for side in ("base", "prompted"))]
+    for found in methods.values():
+        cells += [prompt_tokens(found["tuned"]), "", ""]
+    return [*lines, row(cells)]
 
 
 def forgotten(methods: Mapping[str, Any]) -> list[str]:
@@ -144,6 +142,10 @@ def score(scores: Mapping[str, Any], name: str, kind: Mapping[str, Any]) -> str:
     if kind["unit"] == "share":
         return f"{scores[name]:.0%} ({100 * low:.0f}–{100 * high:.0f})"
     return f"{scores[name]:.2f} ({low:.2f}–{high:.2f})"
+
+
+def prompt_tokens(scores: Mapping[str, Any]) -> str:
+    return f"{scores['prompt_tokens']:,.0f}"
 
 
 def verdict(difference: Mapping[str, Any] | None) -> str:
