@@ -98,14 +98,14 @@ SETS = (
         "sql",
         "sql_wikisql_large",
         "Questions to SQL",
-        steps=64,
+        steps=40,
         max_length=256,
         instruction=(
             "You write SQLite. Answer with one SELECT statement on one line and nothing else: no "
             "explanation, no code fence. Use the column names of the table as they stand, and the "
             "values as the question writes them, in single quotes."
         ),
-        shots=8,
+        shots=5,
         headline=("stop_rate", "sql_valid", "execution_match"),
         look={"format": {"type": "sql", "table": "prompt"}},
     ),
