@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import sys
 from pathlib import Path
@@ -107,3 +108,11 @@ def test_table_and_picture_tell_the_same(tmp_path: Path) -> None:
         pictures.append((tmp_path / name).read_text())
     assert pictures[0] == pictures[1], "nothing of the time or of chance"
     assert "strength 125" in pictures[0] and "#ffffff" in pictures[0]
+
+
+def test_the_page_is_that_of_the_kept_figures() -> None:
+    assert forgetting_figure.PAGE.read_text("utf-8") == forgetting_figure.page(), "make docs"
+    picture = forgetting_figure.FIGURE.read_text("utf-8")
+    assert forgetting_figure.alternative(json.loads(forgetting_figure.FOUND.read_text())) in (
+        html.unescape(picture)
+    )
