@@ -98,7 +98,7 @@ SETS = (
         "sql",
         "sql_wikisql_large",
         "Questions to SQL",
-        steps=40,
+        steps=24,
         max_length=256,
         instruction=(
             "You write SQLite. Answer with one SELECT statement on one line and nothing else: no "
