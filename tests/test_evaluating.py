@@ -56,6 +56,7 @@ def test_base_and_tuned_with_intervals_and_verdicts(
 def test_what_was_forgotten(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = ask(capsys, "eval", fresh, "--limit", "2")["forgetting"]
     assert set(found) == {"text", "instructions", "follows", "stops"}
+    assert found["text"]["name"] == found["instructions"]["name"] == "built-in"
     assert (
         found["instructions"]["rows"] == found["stops"]["rows"] == 10
     )  # conftest.few_instructions

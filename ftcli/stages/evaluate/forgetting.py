@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ftcli.metrics import general_instructions
 from ftcli.metrics.general_instructions import Instruction
 from ftcli.metrics.likelihood import Scored, forgetting
 from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared, mean_of
@@ -31,8 +32,9 @@ def forgotten(sets: Sets, before: dict[str, Done], after: dict[str, Done]) -> di
         found["text"] = {"name": name, **_perplexity(before["text"], after["text"], passages)}
     if sets.instructions is not None:
         ours, theirs = before["instructions"], after["instructions"]
+        file = sets.instructions.rows[0].file
         found["instructions"] = {
-            "name": sets.instructions.rows[0].file,
+            "name": "built-in" if file == str(general_instructions.OWN) else file,
             "rows": len(ours.answers),
             **_perplexity(ours, theirs, range(len(ours.answers))),
         }
