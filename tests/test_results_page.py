@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+import results
 import results_page
 
 KINDS = {
@@ -113,3 +114,12 @@ def test_the_index_has_the_scores_that_tell_most(methods: dict[str, Any]) -> Non
     first = "| [Facts to copy](retail.md) | stops by itself | 20% (10–30) | 30% (20–40) | "
     assert f"{first}90% (80–100) | 80% (70–90) |" in lines
     assert any(line.startswith("|  | loss | 3.00 (2.75–3.25) |") for line in lines)
+
+
+def test_the_pages_are_those_of_the_kept_figures() -> None:
+    pages = results.pages()
+    assert set(pages) == {f"{rows.name}.md" for rows in results.SETS} | {"README.md"}
+    for name, text in pages.items():
+        assert (results.PAGES / name).read_text(encoding="utf-8") == text, "scripts/results.py"
+    for file in results.PAGES.iterdir():
+        assert "/root" not in file.read_text(encoding="utf-8")
