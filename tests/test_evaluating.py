@@ -251,6 +251,43 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
     assert sorted(path.read_bytes() for path in (lora / "eval" / "work").iterdir()) == before
 
 
+def test_a_base_in_four_bits_is_another(
+    trained: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import trained as engine
+
+    shutil.copytree(trained, tmp_path / "runs" / "tiny")
+    shutil.copy(trained.parents[1] / "rows.jsonl", tmp_path)
+    lora = unevaluated(tmp_path / "runs" / "tiny")
+    evaluate_run(lora, (), Asked(forgetting=False), Terminal())
+    method = {"mode": "qlora", "rank": 4}
+    training = {"batch_size": 4, "learning_rate": "1e-3", "precision": "fp32", "max_steps": 1}
+    recipe = save_recipe(tmp_path, tiny_model, name="four", method=method, training=training)
+    assert run(["train", str(recipe)]) == 0
+    opened, real = [], engine.load_base_model
+    monkeypatch.setattr(engine, "load_base_model", lambda *a: opened.append(1) or real(*a))
+    evaluate_run(tmp_path / "runs" / "four", (), Asked(forgetting=False), Terminal())
+    assert opened
+
+
+@pytest.mark.parametrize("part", ["base", "config"])
+def test_a_base_that_is_not_known_is_asked_anew(
+    part: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import trained as engine
+
+    runs = [tmp_path / "runs" / name for name in ("one", "other")]
+    for folder in runs:
+        shutil.copytree(trained, folder)
+        file = unevaluated(folder) / "contract.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {part: None}))
+    opened, real = [], engine.load_base_model
+    monkeypatch.setattr(engine, "load_base_model", lambda *a: opened.append(1) or real(*a))
+    for folder in runs:
+        evaluate_run(folder, (), Asked(forgetting=False), Terminal())
+    assert len(opened) == 2
+
+
 def test_a_recipe_that_names_a_run_is_read_as_it_stands(
     trained: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

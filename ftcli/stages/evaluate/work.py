@@ -18,7 +18,7 @@ from ftcli.disk import write_text
 from ftcli.errors import DataError, ModelError
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.likelihood import Scored
-from ftcli.recipe import Generation
+from ftcli.recipe import Generation, holds_4_bits
 from ftcli.stages.evaluate.kept import Kept
 from ftcli.stages.evaluate.rows import Row, digest_of
 from ftcli.stages.opening import OpenRun
@@ -160,13 +160,14 @@ class Worker:
     def _file(self, wanted: RowSet) -> Path:
         """Where the work on these rows is kept: another name when anything would change it."""
         opened, method = self._opened, self._opened.loaded.recipe.method
-        of_the_model: dict[str, Any] = {"weights": opened.run.base_fingerprint()}
+        of_the_model = self._base()
         if self._name == "tuned":
             of_the_model = {"weights": opened.run.read_manifest()["weights"], "mode": method.mode}
         parts = {
             "version": VERSION,
             **of_the_model,
-            "four_bit": method.model_dump().get("quantization"),
+            "four_bit": holds_4_bits(method),
+            "double": method.model_dump().get("double_quantization"),
             "stop_ids": self._contract.stop_ids,
             "pad_id": self._contract.pad_id,
             "held_as": self._held_as,
@@ -179,9 +180,18 @@ class Worker:
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return opened.run.evaluations / WORK / f"{self._name}-{name}.jsonl"
 
+    def _base(self) -> dict[str, Any]:
+        """Weights and config of the base that the run began with; none where they are not known."""
+        from ftcli.engine.contract import load_contract
+
+        contract = load_contract(self._opened.run)
+        return {"weights": contract.base, "config": contract.config}
+
     def _take_from_a_run_beside(self, file: Path) -> None:
         """Another run of the same base, machine and rows may know already what the base does."""
         run = self._opened.run
+        if None in self._base().values():
+            return
         beside = run.path.parent.glob(f"*/{run.evaluations.name}/{WORK}/{file.name}")
         with suppress(OSError):
             if known := max(beside, key=lambda each: each.stat().st_size, default=None):
