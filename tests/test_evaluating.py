@@ -163,10 +163,10 @@ def test_an_evaluation_that_was_stopped_goes_on(
     assert again.report == whole.report
 
 
-def _counting(add: Callable[..., None], calls: list[int]) -> Callable[..., None]:
-    def counted(self: object, line: object) -> None:
+def _counting(real: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def counted(*arguments: object) -> Any:
         calls.append(1)
-        add(self, line)
+        return real(*arguments)
 
     return counted
 
@@ -264,8 +264,9 @@ def test_a_base_in_four_bits_is_another(
     training = {"batch_size": 4, "learning_rate": "1e-3", "precision": "fp32", "max_steps": 1}
     recipe = save_recipe(tmp_path, tiny_model, name="four", method=method, training=training)
     assert run(["train", str(recipe)]) == 0
-    opened, real = [], engine.load_base_model
-    monkeypatch.setattr(engine, "load_base_model", lambda *a: opened.append(1) or real(*a))
+    opened: list[int] = []
+    counted = _counting(engine.load_base_model, opened)
+    monkeypatch.setattr(engine, "load_base_model", counted)
     evaluate_run(tmp_path / "runs" / "four", (), Asked(forgetting=False), Terminal())
     assert opened
 
@@ -281,8 +282,9 @@ def test_a_base_that_is_not_known_is_asked_anew(
         shutil.copytree(trained, folder)
         file = unevaluated(folder) / "contract.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {part: None}))
-    opened, real = [], engine.load_base_model
-    monkeypatch.setattr(engine, "load_base_model", lambda *a: opened.append(1) or real(*a))
+    opened: list[int] = []
+    counted = _counting(engine.load_base_model, opened)
+    monkeypatch.setattr(engine, "load_base_model", counted)
     for folder in runs:
         evaluate_run(folder, (), Asked(forgetting=False), Terminal())
     assert len(opened) == 2
