@@ -150,10 +150,14 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise unreadable_contract(file, error) from error
 
-    def planned(self, name: str) -> str:
-        """A decision of plan.json; raises FtcliError."""
+    def planned(self, name: str, missing: str | None = None) -> str:
+        """A decision of plan.json; `missing` where a version before it planned none. Raises
+        FtcliError."""
         try:
-            return str(json.loads(self.plan.read_text(encoding="utf-8"))[name]["value"])
+            plan = json.loads(self.plan.read_text(encoding="utf-8"))
+            if missing is not None and name not in plan:
+                return missing
+            return str(plan[name]["value"])
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise FtcliError(
                 "run_broken", f"its {name} cannot be read ({error!r})", file=str(self.plan)

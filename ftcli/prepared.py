@@ -130,6 +130,9 @@ class Prepared:
     """sha256 of each split's file as it was written; empty in preparations of before they were
     kept."""
     replay: Replayed | None = None
+    shared_tokens: int = 0
+    """Tokens with which a training row usually begins as others of a step do; 0 in preparations of
+    before it was counted."""
 
     @property
     def trained_on(self) -> SplitCounts:

@@ -15,6 +15,7 @@ import measure_vram  # noqa: E402
 import vram_error  # noqa: E402
 import vram_points  # noqa: E402
 
+from ftcli.engine.batches import Batch  # noqa: E402
 from ftcli.hardware import find_card  # noqa: E402
 
 H100 = find_card("H100")
@@ -96,9 +97,10 @@ def test_a_point_trains_rows_of_its_very_length(
 
     shapes, original = set(), trainer.summed_loss
 
-    def watched(model: object, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        shapes.add((*ids.shape, bool((labels[:, 1:] != -100).all())))
-        return original(model, ids, labels)
+    def watched(model: object, batch: Batch) -> torch.Tensor:
+        rows, tokens = batch.input_ids.shape
+        shapes.add((rows, tokens, batch.labelled == rows * (tokens - 1)))
+        return original(model, batch)
 
     monkeypatch.setattr(trainer, "summed_loss", watched)
     point = vram_points.Point("llama-3.2-1b", family, 32, 2, checkpointing=True)

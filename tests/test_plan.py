@@ -246,7 +246,8 @@ def test_a_micro_batch_in_the_recipe_stands(micro_batch: int) -> None:
 
 
 def test_a_cpu_takes_few_rows_and_a_card_many() -> None:
-    assert make_plan(recipe(), SMALL, PROFILE, cpu()).micro_batch.value == 4
+    padded = recipe(training={"packing": False})
+    assert make_plan(padded, SMALL, PROFILE, cpu()).micro_batch.value == 4
     assert make_plan(recipe(), SMALL, PROFILE, card()).micro_batch.value == 16
     short = replace(PROFILE, longest_tokens=64)
     wide = recipe(training={"batch_size": 512})
@@ -438,6 +439,10 @@ PLANS = [
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_choice_has_a_reason(plan: Plan) -> None:
+    levers = ["packing"]
+    levers += ["shared_prefix"] if plan.packing.value else []
+    levers += ["fused_lora"] if plan.estimated.has_lora else []
+    levers += ["dequantised"] if plan.estimated.quantization else []
     assert list(plan.choices()) == [
         "precision",
         "weights_dtype",
@@ -445,6 +450,7 @@ def test_every_choice_has_a_reason(plan: Plan) -> None:
         "optimizer",
         "learning_rate",
         "micro_batch",
+        *levers,
         "gradient_checkpointing",
         "steps",
         "eval_every",

@@ -12,6 +12,7 @@ from jsonschema import validate
 
 from ftcli.cli import run
 from ftcli.vram.choices import Mode
+from tests.engine.models import collate
 from tests.json_shapes import SHAPES
 from tests.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
 
@@ -43,7 +44,7 @@ def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> fl
     """Of the untrained base on the validation rows that all methods below are judged by."""
     import torch
 
-    from ftcli.engine.batches import collate
+    from ftcli.engine.batches import of_tensors
     from ftcli.engine.loss import row_losses
     from ftcli.engine.model import load_base
     from ftcli.engine.rows import read_split
@@ -61,7 +62,7 @@ def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> fl
     )
     batch = collate(read_split(folder / "data", "validation").to_pylist(), 0)
     with torch.no_grad():
-        losses, tokens = row_losses(base, batch["input_ids"], batch["labels"])
+        losses, tokens = row_losses(base, of_tensors(batch["input_ids"], batch["labels"]))
     return float(losses.sum() / tokens.sum())
 
 
@@ -110,7 +111,7 @@ def test_our_loss_is_that_of_transformers(small_model: Path) -> None:
     import torch
 
     from ftcli.data.example import Example, Message, Origin
-    from ftcli.engine.batches import collate
+    from ftcli.engine.batches import of_tensors
     from ftcli.engine.loss import row_losses
     from ftcli.engine.model import load_base, load_tokenizer
     from ftcli.engine.rendering import Renderer
@@ -129,7 +130,7 @@ def test_our_loss_is_that_of_transformers(small_model: Path) -> None:
         device=torch.device("cpu"),
     )
     batch = collate([{"input_ids": r.input_ids, "labels": r.labels} for r in rows], 0)
-    losses, tokens = row_losses(base, batch["input_ids"], batch["labels"])
+    losses, tokens = row_losses(base, of_tensors(batch["input_ids"], batch["labels"]))
     for row, loss, count in zip(rows, losses, tokens, strict=True):
         one = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
         with torch.no_grad():

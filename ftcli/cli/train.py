@@ -158,8 +158,7 @@ def _show_plan(plan: DryRun) -> None:
     for key, value in plan.loaded.recipe.method:
         if key in plan.their_names:
             result(f"  method.{key} {value} → {plan.their_names[key]}")
-    batch = found.micro_batch.value * found.accumulation
-    result(f"  {found.micro_batch.value} × {found.accumulation} = {batch} rows a step")
+    result(f"  {found.rows_in_words()}")
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
     parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items.items() if size >= 5e7)

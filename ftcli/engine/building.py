@@ -13,6 +13,8 @@ from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.device import device_of
 from ftcli.engine.hold import Hold
 from ftcli.engine.inference import generation_config
+from ftcli.engine.kernels.dequantised import keep_dequantised
+from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.methods import attach, first_words, quantization
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.rendering import Renderer
@@ -62,9 +64,13 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         open_data(recipe, plan, setup.prepared, run.data),
         setup.renderer.tokenizer,
         run,
-        plan.micro_batch.value,
+        plan,
         recipe.training.keep_checkpoints,
     )
+    if plan.dequantised is not None and plan.dequantised.value:
+        keep_dequantised(trainer.model)
+    if plan.fused_lora is not None and plan.fused_lora.value:
+        fuse_lora(trainer.model)
     trainer.hold = _hold(trainer.model, setup)
     return trainer
 

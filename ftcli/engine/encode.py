@@ -21,6 +21,7 @@ from ftcli.data.sides import Sides, files_of, find_sides
 from ftcli.disk import sha256_file, whole_folder
 from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.contract import contract_of
+from ftcli.engine.packing import usually_shared
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer
 from ftcli.engine.replay import tell_few
 from ftcli.engine.rows import first_rows, record
@@ -40,6 +41,8 @@ from ftcli.recipe import Data
 from ftcli.shapes import model_source
 
 FINGERPRINT_VERSION = 2
+# Training rows that tell how much rows have in common.
+LOOKED_AT = 256
 # Each part of the fingerprint but the files, in the words of a message.
 PART_NAMES = {
     "version": "way of preparing",
@@ -76,7 +79,13 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
         prepared = _prepared(loaded, mark, sides, tally, renderer)
         _require_rows(prepared, data)
         _require_answers(prepared, data, tally.longest)
-        prepared = replace(prepared, digests=split_digests(temporary))
+        prepared = replace(
+            prepared,
+            digests=split_digests(temporary),
+            shared_tokens=usually_shared(
+                [row["input_ids"] for row in first_rows(temporary, "train", LOOKED_AT)]
+            ),
+        )
         save_prepared(prepared, temporary)
     _tell_others(earlier, prepared, reporter)
     _tell(prepared, reporter)

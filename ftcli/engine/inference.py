@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from ftcli.engine.batches import collate, length_batches
+from ftcli.engine.batches import Row, length_batches
+from ftcli.engine.decoding import decode, decodes, room_of, together
+from ftcli.engine.laying import Laying, laying_of_network
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.virtual import causal_model, generation_inputs
@@ -27,7 +29,11 @@ Moved = Callable[[int], None]
 
 # Rows at once: scoring fills the cores with few; decoding waits for memory, so many cost little.
 SCORED_ROWS = 4
-ANSWERED_ROWS = 32
+ANSWERED_ROWS = 64
+# Rows that stay in their batch until the last of them has ended.
+GENERATED_ROWS = 32
+# Rows of like length among which those are found that begin alike.
+BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,11 @@ def seed_sampling(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def score_rows(
-    model: Model, rows: Sequence[Mapping[str, Sequence[int]]], moved: Moved
-) -> tuple[list[float], list[int]]:
+def score_rows(model: Model, rows: Sequence[Row], moved: Moved) -> tuple[list[float], list[int]]:
     """Summed negative log-likelihood and labelled tokens of each row, in the rows' own order."""
     losses, counts = [0.0] * len(rows), [0] * len(rows)
     done = 0
-    for batch in length_batches([len(row["input_ids"]) for row in rows], SCORED_ROWS):
+    for batch in scored_together(model, rows):
         for index, scored in zip(batch, score_batch(model, [rows[i] for i in batch]), strict=True):
             losses[index], counts[index] = scored
         done += len(batch)
@@ -77,14 +81,25 @@ def score_rows(
     return losses, counts
 
 
-def score_batch(
-    model: Model, rows: Sequence[Mapping[str, Sequence[int]]]
-) -> list[tuple[float, int]]:
+def scored_together(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Places of rows in batches for `score_batch`: all of them once, the longest rows first."""
+    laying = _laying(model, rows)
+    for block in length_batches([len(row["input_ids"]) for row in rows], BLOCK_ROWS):
+        for part in laying.divide([rows[place] for place in block], SCORED_ROWS):
+            yield [block[place] for place in part]
+
+
+def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """Summed negative log-likelihood (nats) and labelled tokens of a few rows at once."""
-    inputs = collate(rows, model.contract.pad_id)
-    ids, labels = (inputs[name].to(model.device) for name in ("input_ids", "labels"))
-    summed, counted = row_losses(model.network.eval(), ids, labels)
+    batch = _laying(model, rows).lay(rows).to(model.device)
+    summed, counted = row_losses(model.network.eval(), batch)
     return list(zip(summed.tolist(), counted.tolist(), strict=True))
+
+
+def _laying(model: Model, rows: Sequence[Row]) -> Laying:
+    return laying_of_network(
+        model.network, [row["input_ids"] for row in rows[:BLOCK_ROWS]], model.contract.pad_id
+    )
 
 
 def answer_prompts(
@@ -94,19 +109,32 @@ def answer_prompts(
     moved: Moved,
     rows_at_once: int = ANSWERED_ROWS,
 ) -> list[Answer]:
-    """Answers to tokenised prompts, batched by length, in the prompts' own order."""
+    """Answers to tokenised prompts, batch by batch, in the prompts' own order."""
     answers: dict[int, Answer] = {}
-    for batch in length_batches([len(prompt) for prompt in prompts], rows_at_once):
+    for batch in answered_together(model, prompts, settings, rows_at_once):
         texts = answer_batch(model, [prompts[index] for index in batch], settings)
         answers |= dict(zip(batch, texts, strict=True))
         moved(len(answers))
     return [answers[index] for index in range(len(prompts))]
 
 
+def answered_together(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
+    rows_at_once: int = ANSWERED_ROWS,
+) -> list[list[int]]:
+    """Places of prompts in batches for `answer_batch`: all of them once."""
+    if not decodes(model.network):
+        most = min(rows_at_once, GENERATED_ROWS)
+        return list(length_batches([len(prompt) for prompt in prompts], most))
+    return together(prompts, settings.max_new_tokens, room_of(model.network, rows_at_once))
+
+
 def answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
-    """Answers to a few prompts at once, padded on the left; fewer at once where memory lacks."""
+    """Answers to a few prompts at once; fewer at once where memory lacks."""
     try:
         return _answer_batch(model, prompts, settings)
     except torch.OutOfMemoryError:
@@ -121,15 +149,26 @@ def answer_batch(
 def _answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
+    network = model.network.eval()
+    if decodes(network):
+        rows = decode(network, prompts, settings, model.contract.stop_ids)
+    else:
+        rows = _generated(model, prompts, settings)
+    return [_answer(model, row) for row in rows]
+
+
+def _generated(
+    model: Model, prompts: Sequence[Sequence[int]], settings: Generation
+) -> list[list[int]]:
+    """The plain path: rows padded on the left, until the last of them has ended."""
     ids, mask = _left_padded(prompts)
     with torch.no_grad():
-        inputs = generation_inputs(
-            model.network.eval(), ids.to(model.device), mask.to(model.device)
-        )
+        inputs = generation_inputs(model.network, ids.to(model.device), mask.to(model.device))
         output = causal_model(model.network).generate(
             **inputs, **_generate_arguments(model, settings)
         )
-    return [_answer(model, row) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+    found: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+    return found
 
 
 def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:

@@ -2,8 +2,8 @@
 
 The backbone runs on every token; the head runs on the positions that carry a label, a chunk at a
 time, and each chunk's gradient is computed in the forward pass while its logits are still there.
-Rows are padded on the right and no attention mask is passed: causal attention never looks right,
-so padding changes nothing, and attention kernels are faster without a mask.
+Padded rows are padded on the right and no attention mask is passed: causal attention never looks
+right, so padding changes nothing, and attention kernels are faster without a mask.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ftcli.engine.rendering import IGNORED
-from ftcli.engine.virtual import backbone_inputs, causal_model
+from ftcli.engine.batches import Batch, of_tensors
+from ftcli.engine.kernels.attention import packed_attention
+from ftcli.engine.virtual import backbone_inputs, causal_model, virtual_tokens
 from ftcli.errors import ModelError
 from ftcli.vram import LOSS_CHUNK_POSITIONS
 
@@ -64,7 +65,7 @@ def require_known_head(model: PreTrainedModel) -> None:
     with torch.no_grad():
         expected = model(input_ids=ids, use_cache=False).logits.float()
         try:
-            difference = head_of(model).logits(_hidden(model, ids)) - expected
+            difference = head_of(model).logits(_hidden(model, of_tensors(ids, ids))) - expected
         except AttributeError:  # no backbone of its own
             difference = expected
     # 16-bit heads are rounded at different places.
@@ -76,48 +77,55 @@ def require_known_head(model: PreTrainedModel) -> None:
         )
 
 
-def row_losses(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood and number of labelled tokens of each row, without gradient.
 
-    Shapes: [rows, tokens] both; returns two [rows] tensors (fp32 and int64).
+    Returns two [rows] tensors (fp32 and int64).
     """
-    targets = labels[:, 1:]
-    wanted = targets != IGNORED
     with torch.no_grad():
-        hidden = _hidden(model, input_ids)[:, :-1][wanted]
+        hidden = _hidden(model, batch).flatten(0, 1)
         head = head_of(causal_model(model))
         losses = [
-            F.cross_entropy(head.logits(chunk), target, reduction="none")
-            for chunk, target in zip(
-                hidden.split(LOSS_CHUNK_POSITIONS),
-                targets[wanted].split(LOSS_CHUNK_POSITIONS),
+            F.cross_entropy(head.logits(hidden[places]), target, reduction="none")
+            for places, target in zip(
+                batch.sources.split(LOSS_CHUNK_POSITIONS),
+                batch.targets.split(LOSS_CHUNK_POSITIONS),
                 strict=True,
             )
         ]
-    per_token = torch.zeros(wanted.shape, device=hidden.device)
-    per_token[wanted] = torch.cat(losses) if losses else per_token[wanted]
-    return per_token.sum(dim=1), wanted.sum(dim=1)
+    counts = torch.bincount(batch.rows, minlength=batch.row_count)
+    each = torch.cat([*losses, hidden.new_empty(0, dtype=torch.float32)])
+    return torch.stack([part.sum() for part in each.split(counts.tolist())]), counts
 
 
-def summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
-    targets = labels[:, 1:]
-    wanted = targets != IGNORED
-    hidden = _hidden(model, input_ids)[:, :-1][wanted]
+    hidden = _hidden(model, batch).flatten(0, 1)[batch.sources]
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     head = head_of(causal_model(model))
     loss: Tensor = _HeadLoss.apply(
-        hidden, head.weight, head.bias, targets[wanted], head.scale, head.softcap
+        hidden, head.weight, head.bias, batch.targets, head.scale, head.softcap
     )
     return loss
 
 
-def _hidden(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """[rows, tokens, hidden] of the ids, without the virtual tokens that stand before them."""
     backbone = causal_model(model).base_model
-    hidden: Tensor = backbone(**backbone_inputs(model, input_ids)).last_hidden_state
-    return hidden[:, -input_ids.shape[1] :]
+    if batch.layout is None:
+        inputs = backbone_inputs(model, batch.input_ids)
+        hidden: Tensor = backbone(**inputs).last_hidden_state
+        return hidden[:, -batch.input_ids.shape[1] :]
+    assert not virtual_tokens(model)
+    with packed_attention(model):
+        packed: Tensor = backbone(
+            input_ids=batch.input_ids,
+            position_ids=batch.positions,
+            layout=batch.layout,
+            use_cache=False,
+        ).last_hidden_state
+    return packed
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ftcli.engine.batches import collate
+from ftcli.engine.batches import padded
 from ftcli.engine.inference import Model
-from ftcli.engine.rendering import IGNORED
 from ftcli.engine.virtual import causal_model
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
@@ -54,10 +53,9 @@ def logits_of(model: Model, rows: Rows, dtype: torch.dtype) -> Iterator[Tensor]:
     network = causal_model(model.network.eval())
     with torch.no_grad(), computing_in(network, dtype):
         for row in rows:
-            inputs = collate([row], model.contract.pad_id)
-            wanted = inputs["labels"][0, 1:] != IGNORED
-            output = network(input_ids=inputs["input_ids"].to(model.device), use_cache=False)
-            yield output.logits[0, :-1][wanted.to(model.device)].float().cpu()
+            batch = padded([row], model.contract.pad_id).to(model.device)
+            output = network(input_ids=batch.input_ids, use_cache=False)
+            yield output.logits[0][batch.sources].float().cpu()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nlargest
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ftcli.console import Reporter, gigabytes
 from ftcli.disk import TEMPORARY, drop_folder, folder_bytes, require_space
 from ftcli.engine.checkpoints import optimizer_bytes, save_checkpoint
+from ftcli.engine.laying import Packed
 from ftcli.engine.memory import StepMemory
 from ftcli.engine.randomness import random_state, restore_random_state
 from ftcli.engine.trainer import FtcliTrainer
@@ -27,12 +29,11 @@ def check_longest(
     """
     before = random_state()
     memory.watch()
-    window = _longest_window(trainer)
+    rows = _longest_rows(trainer)
     reserved = _room_for_states(trainer, plan)
     trainer.model.train()
     trainer.micro_batch.do(
-        # Twice, where a step has several: the gradients of the first are there in the second.
-        lambda rows: trainer.gradients_of([window[:rows]] * min(2, -(-len(window) // rows)), WHERE),
+        lambda most: trainer.gradients_of(_longest_batches(trainer, rows, most), WHERE),
         trainer.forget_gradients,
         WHERE,
     )
@@ -44,17 +45,27 @@ def check_longest(
     del reserved
     _save_and_drop(trainer, plan)
     restore_random_state(before)
-    longest = trainer.data.train.lengths[window[0]]
+    longest = trainer.data.train.lengths[rows[0]]
     peak = memory.watched_bytes()
     size = f": peak {gigabytes(peak)}" if peak is not None else ""
     reporter.note(f"check  longest batch ({longest} tokens) {', '.join(did)} and saved{size}")
 
 
-def _longest_window(trainer: FtcliTrainer) -> list[int]:
-    """The step that holds the run's longest row."""
+def _longest_rows(trainer: FtcliTrainer) -> list[int]:
+    """Those of the step that holds the run's longest row, the longest first; where tokens fill a
+    micro-batch, the longest of the run."""
     windows, lengths = trainer.data.windows, trainer.data.train.lengths
+    if isinstance(trainer.laying, Packed):
+        return nlargest(windows.batch_size, set(windows.order), key=lambda row: lengths[row])
     place = max(range(len(windows.order)), key=lambda i: lengths[windows.order[i]])
     return windows[place // windows.batch_size]
+
+
+def _longest_batches(trainer: FtcliTrainer, rows: list[int], most: int) -> list[list[int]]:
+    """The largest micro-batch that a step of so many rows at once can have; twice, where a step
+    has several: the gradients of the first are there in the second."""
+    first = trainer.laying.first([trainer.data.train.lengths[row] for row in rows], most)
+    return [rows[:first]] * min(2, -(-len(rows) // first))
 
 
 def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:

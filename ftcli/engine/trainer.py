@@ -23,18 +23,17 @@ from trl import SFTConfig, SFTTrainer
 
 from ftcli.artifacts import RunFolder
 from ftcli.checkpoints import Position, rotate
-from ftcli.data.order import micro_batches
 from ftcli.disk import require_space
 from ftcli.engine.adapters import load_encoder, prefix_encoder
-from ftcli.engine.batches import collate
 from ftcli.engine.checkpoints import save_checkpoint
 from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.hold import Hold
+from ftcli.engine.kernels.attention import attention_for
+from ftcli.engine.laying import laying_of
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import trained_weights_untouched
 from ftcli.engine.micro_batch import MicroBatch
 from ftcli.engine.randomness import RandomState, random_state, restore_random_state
-from ftcli.engine.rendering import IGNORED
 from ftcli.engine.training_data import TrainingData
 from ftcli.plan import Plan
 from ftcli.recipe import Training
@@ -49,6 +48,10 @@ THEIR_NAMES = {
     "optimizer": "SFTConfig.optim",
     "learning_rate": "SFTConfig.learning_rate",
     "micro_batch": "our training step",
+    "packing": "our layout of a step's rows",
+    "shared_prefix": "our layout of a step's rows",
+    "dequantised": "our forward of bitsandbytes' Linear4bit",
+    "fused_lora": "our forward of PEFT's Linear",
     "gradient_checkpointing": "SFTConfig.gradient_checkpointing",
     "steps": "SFTConfig.max_steps",
     "eval_every": "our callback",
@@ -116,15 +119,16 @@ class FtcliTrainer(SFTTrainer):
         data: TrainingData,
         tokenizer: PreTrainedTokenizerBase,
         run: RunFolder,
-        micro_batch: int,
+        plan: Plan,
         keep_checkpoints: int,
     ) -> None:
         self.data = data
+        self.laying = laying_of(plan, data.pad_id)
         self.run = run
         self.records = Records(run.metrics)
         self.keep_checkpoints = keep_checkpoints
-        self.micro_batch = MicroBatch(micro_batch)
-        self.validation_batch = MicroBatch(micro_batch)
+        self.micro_batch = MicroBatch(plan.micro_batch.value)
+        self.validation_batch = MicroBatch(plan.micro_batch.value)
         self.stops: StopSignals | None = None
         self.hold: Hold | None = None
         self.checkpoint_bytes = 0
@@ -134,7 +138,7 @@ class FtcliTrainer(SFTTrainer):
                 model=model,
                 args=config,
                 train_dataset=data.train.dataset,
-                data_collator=lambda rows: collate(rows, data.pad_id),
+                data_collator=list,  # rows are laid out by `training_step`
                 processing_class=tokenizer,
             )
         self.remove_callback(PrinterCallback)
@@ -166,10 +170,18 @@ class FtcliTrainer(SFTTrainer):
         self._before_step = random_state()
         where = f"step {self.state.global_step + 1}"
         return self.micro_batch.do(
-            lambda rows: self.gradients_of(micro_batches(inputs, rows), where),
+            lambda rows: self.gradients_of(self.divide(inputs, rows), where),
             self.forget_gradients,
             where,
         )
+
+    def divide(self, window: list[int], most: int) -> list[list[int]]:
+        """Rows of a step in micro-batches of at most so many rows."""
+        table = self.data.train.dataset
+        return [
+            [window[place] for place in part]
+            for part in self.laying.divide([table[row] for row in window], most)
+        ]
 
     def gradients_of(self, batches: list[list[int]], where: str) -> Tensor:
         """Add up the gradients of these micro-batches' mean loss; returns that loss, detached.
@@ -177,16 +189,15 @@ class FtcliTrainer(SFTTrainer):
         Raises FtcliError (`loss_not_finite`), in which `where` says what they are of.
         """
         rows = self.data.train
-        collated = [
-            collate([rows.dataset[i] for i in batch], self.data.pad_id) for batch in batches
-        ]
-        labelled = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in collated)
+        laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
+        labelled = sum(batch.labelled for batch in laid)
         losses = []
-        for batch in collated:
-            inputs = self._prepare_inputs(batch)
-            with self.compute_loss_context_manager():
-                loss = summed_loss(self.model, inputs["input_ids"], inputs["labels"]) / labelled
-            self.accelerator.backward(loss)
+        for batch in laid:
+            # Checkpointing runs layers again in the backward pass.
+            with attention_for(self.model, batch.layout):
+                with self.compute_loss_context_manager():
+                    loss = summed_loss(self.model, batch.to(self.args.device)) / labelled
+                self.accelerator.backward(loss)
             losses.append(loss.detach())
         require_finite_loss(losses, batches, rows, where)
         return torch.stack(losses).sum()
@@ -261,14 +272,18 @@ class FtcliTrainer(SFTTrainer):
         assert rows is not None
 
         def some(count: int) -> tuple[float, int, int]:
-            batch = order[:count]
-            inputs = self._prepare_inputs(
-                collate([rows.dataset[i] for i in batch], self.data.pad_id)
-            )
-            with self.compute_loss_context_manager():
-                losses, counts = row_losses(self.model, inputs["input_ids"], inputs["labels"])
-            require_finite_loss(list(losses), [[row] for row in batch], rows, "a validation")
-            return losses.double().sum().item(), int(counts.sum()), len(batch)
+            numbers = order[:count]
+            scored = [rows.dataset[i] for i in numbers]
+            total, tokens = 0.0, 0
+            for part in self.laying.divide(scored, count):
+                batch = self.laying.lay([scored[place] for place in part])
+                with self.compute_loss_context_manager():
+                    losses, counts = row_losses(self.model, batch.to(self.args.device))
+                named = [[numbers[place]] for place in part]
+                require_finite_loss(list(losses), named, rows, "a validation")
+                total += losses.double().sum().item()
+                tokens += int(counts.sum())
+            return total, tokens, len(numbers)
 
         self.model.eval()
         try:

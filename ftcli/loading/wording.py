@@ -82,8 +82,8 @@ EXPECTED = {
     "model_attributes_type": "a section of keys and values",
 }
 PACKING = (
-    "packing is not offered: each row stays a row of its own, and rows of like length share a "
-    "micro-batch, so that little is padding; leave the key out"
+    "packing is training.packing here, which is on where it can be: no token sees another row, and "
+    "the rows of a step stay the same; leave the key out"
 )
 TRUST = (
     "no code of a model is ever run, neither by a key nor by a flag: transformers itself has every "

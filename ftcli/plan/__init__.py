@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from ftcli.fit.bound import needed_bytes
 from ftcli.hardware import Hardware
@@ -24,6 +25,14 @@ from ftcli.plan.memory import (
     vram_method,
 )
 from ftcli.plan.schedule import choose_eval_every, choose_save_every, count_steps
+from ftcli.plan.speed import (
+    choose_fused_lora,
+    choose_packing,
+    choose_shared_prefix,
+    require_packing,
+    why_not_fused,
+    why_padded,
+)
 from ftcli.recipe import Recipe
 from ftcli.shapes import Shape
 from ftcli.vram import Choices
@@ -74,8 +83,13 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     weights = choose_weights_dtype(recipe, precision.value)
     attention = choose_attention(recipe, shape, hardware)
     base = vram_choices(recipe, profile, precision.value, attention.value, hardware)
+    padded = why_padded(recipe, shape, hardware)
+    require_packing(recipe, padded)
+    fused = why_not_fused(recipe, hardware) is None and base.mode == "lora"
+    base = replace(base, packed_rows=padded is None, fused_lora=fused)
     fit = fit_memory(recipe, shape, profile, hardware, base)
     steps, epochs = count_steps(recipe, profile)
+    packing = choose_packing(recipe, padded, fit.choices.tokens)
     eval_every = choose_eval_every(recipe, profile, steps.value)
     return Plan(
         hardware_kind=hardware.kind,
@@ -95,6 +109,10 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         estimated=fit.choices,
         estimate=fit.estimate,
         free_bytes=hardware.free_bytes,
+        packing=packing,
+        shared_prefix=choose_shared_prefix(recipe, packing),
+        fused_lora=choose_fused_lora(recipe, hardware, fit.choices),
+        dequantised=fit.dequantised,
         replay=_replay(profile),
         hold=choose_hold(recipe, precision.value, fit.estimate.breakdown.get("hold", 0)),
     )

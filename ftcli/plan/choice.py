@@ -32,6 +32,8 @@ class Profile:
     validation_tokens: int
     replayed_rows: int = 0
     """Of `rows`, those of data.replay."""
+    shared_tokens: int = 0
+    """Tokens with which a row usually begins as others do."""
 
     @property
     def mean_tokens(self) -> float:
@@ -57,6 +59,11 @@ class Plan:
     learning_rate: Choice[float]
     micro_batch: Choice[int]
     accumulation: int
+    packing: Choice[int]
+    """Tokens of a micro-batch of packed rows; 0: rows are padded."""
+    shared_prefix: Choice[bool] | None
+    fused_lora: Choice[bool] | None
+    dequantised: Choice[bool] | None
     gradient_checkpointing: Choice[bool]
     steps: Choice[int]
     epochs: float
@@ -79,14 +86,20 @@ class Plan:
 
     def headline(self) -> str:
         """The plan in one line."""
-        rows = self.micro_batch.value * self.accumulation
         checkpointing = "" if self.gradient_checkpointing.value else "no "
         return (
-            f"{self.precision.value} · micro-batch {self.micro_batch.value} × {self.accumulation} "
-            f"= {rows} rows a step · {checkpointing}checkpointing "
+            f"{self.precision.value} · {self.rows_in_words()} · {checkpointing}checkpointing "
             f"({self.estimate.peak_bytes / 1e9:.1f} of {self.free_bytes / 1e9:.1f} GB) · "
             f"{self.steps.value} steps{self._replayed()}"
         )
+
+    def rows_in_words(self) -> str:
+        """`micro-batch 4 × 4 = 16 rows a step`, or `16 rows a step, packed to 1,024 tokens`."""
+        rows = self.micro_batch.value * self.accumulation
+        if self.packing.value and self.accumulation == 1:
+            return f"{rows} rows a step, packed to {self.packing.value:,} tokens"
+        batch = f"micro-batch {self.micro_batch.value} × {self.accumulation} = {rows} rows a step"
+        return f"{batch}, packed" if self.packing.value else batch
 
     def _replayed(self) -> str:
         return "" if self.replay is None else f" · {self.replay.reason}"
@@ -108,4 +121,5 @@ def profile_of(prepared: Prepared) -> Profile:
         labelled_share=train.trained_tokens / train.tokens,
         validation_tokens=prepared.validation.tokens,
         replayed_rows=prepared.replay.rows if prepared.replay is not None else 0,
+        shared_tokens=prepared.shared_tokens,
     )

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 from ftcli.errors import MachineError, UsageError
 from ftcli.fit.bound import estimate_on, fits, needed_bytes
-from ftcli.fit.search import CARD_TOKENS, Options, cheapest, leanest, useful_micro_batches
+from ftcli.fit.search import (
+    CARD_TOKENS,
+    CPU_TOKENS,
+    Options,
+    cheapest,
+    leanest,
+    useful_micro_batches,
+)
 from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice, Profile
+from ftcli.plan.speed import choose_dequantised, may_keep_dequantised, why_not_fused
 from ftcli.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora, Recipe
 from ftcli.shapes import Shape
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision
+from ftcli.vram.static import kept_dequantised_bytes
 
 # transformers 5.24, modeling_layers.py: it takes the cache from a layer that is computed again.
 NO_CHECKPOINTING = (
     "keys and values of a prefix stand in the cache, which a layer that is computed again would "
     "fill twice"
 )
+
+# A prefix is computed once in each micro-batch: of so many times its length, a quarter is prefix.
+PREFIXES = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Fit:
     optimizer: Choice[Optimizer]
     micro_batch: Choice[int]
     checkpointing: Choice[bool]
+    dequantised: Choice[bool] | None
     choices: Choices
     """What the estimate is of."""
     estimate: Estimate
@@ -116,26 +130,30 @@ def fit_memory(
 ) -> Fit:
     """The cheapest values of what the recipe leaves open; raises MachineError."""
     require_optimizer(recipe, hardware)
-    options = _options(recipe, hardware, base)
+    options = _options(recipe, profile, hardware, base)
     found = cheapest(base, options, lambda way: fits(estimate_on(shape, way, hardware), hardware))
     if found is None:
         least = leanest(base, options)
         raise _too_large(recipe, profile, hardware, least, estimate_on(shape, least, hardware))
+    found = _by_tokens(recipe, profile, found)
+    if may_keep_dequantised(recipe, hardware, found):
+        fused = found.has_lora and why_not_fused(recipe, hardware) is None
+        kept = replace(found, keeps_dequantised=True, fused_lora=fused)
+        found = kept if fits(estimate_on(shape, kept, hardware), hardware) else found
     return Fit(
         _optimizer_choice(recipe, hardware, found),
-        _micro_batch_choice(recipe, found.micro_batch, hardware),
+        _micro_batch_choice(recipe, found, hardware),
         _checkpointing_choice(recipe, found.gradient_checkpointing),
+        choose_dequantised(recipe, hardware, found, kept_dequantised_bytes(shape, found)),
         found,
         estimate_on(shape, found, hardware),
     )
 
 
-def _options(recipe: Recipe, hardware: Hardware, base: Choices) -> Options:
+def _options(recipe: Recipe, profile: Profile, hardware: Hardware, base: Choices) -> Options:
     """What the recipe leaves to the plan: of all else there is one value."""
     training = recipe.training
     asked_rows = training.micro_batch_size
-    open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix"
-    rows = useful_micro_batches(training.batch_size, hardware)
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     return Options(
         seq_len=(base.seq_len,),
@@ -148,10 +166,48 @@ def _options(recipe: Recipe, hardware: Hardware, base: Choices) -> Options:
         gradient_checkpointing=(
             (False, True) if open_checkpointing else (base.gradient_checkpointing,)
         ),
-        micro_batch=rows if asked_rows == "auto" else (asked_rows,),
+        micro_batch=_rows_at_once(recipe, profile, hardware, base),
         batch_rows=training.batch_size,
         most_tokens=CARD_TOKENS if asked_rows == "auto" and hardware.kind == "cuda" else None,
     )
+
+
+def _rows_at_once(
+    recipe: Recipe, profile: Profile, hardware: Hardware, base: Choices
+) -> tuple[int, ...]:
+    """Rows of a micro-batch, the most first; of packed ones, as many of the longest as its tokens
+    come to."""
+    asked = recipe.training.micro_batch_size
+    tokens = not isinstance(recipe.training.packing, bool | str)
+    if asked != "auto" and not (base.packed_rows and tokens):
+        return (asked,)
+    if not base.packed_rows:
+        return useful_micro_batches(recipe.training.batch_size, hardware)
+    most = math.ceil(_wanted_tokens(recipe, profile) / base.seq_len)
+    if not tokens:
+        return tuple(range(most, 0, -1))
+    return (most,) if asked == "auto" else (min(asked, most),)
+
+
+def _wanted_tokens(recipe: Recipe, profile: Profile) -> int:
+    """Tokens of a micro-batch of packed rows, where memory has room."""
+    asked = recipe.training.packing
+    if not isinstance(asked, bool | str):
+        return asked
+    return max(CPU_TOKENS, PREFIXES * profile.shared_tokens)
+
+
+def _by_tokens(recipe: Recipe, profile: Profile, found: Choices) -> Choices:
+    """What fits for so many of the longest rows, as one sequence of as many tokens as are wanted:
+    of as many as a recipe's own micro-batch can have, where it says nothing of tokens."""
+    if not found.packed_rows:
+        return found
+    training = recipe.training
+    by_rows = training.micro_batch_size != "auto" and isinstance(training.packing, bool | str)
+    wanted = found.tokens if by_rows else _wanted_tokens(recipe, profile)
+    tokens = max(found.seq_len, min(wanted, found.tokens))
+    micro_batches = math.ceil(training.batch_size * found.seq_len / tokens)
+    return replace(found, micro_batch=1, seq_len=tokens, gradient_accumulation=micro_batches)
 
 
 def require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
@@ -209,9 +265,12 @@ def _optimizer_choice(recipe: Recipe, hardware: Hardware, found: Choices) -> Cho
     return Choice("adamw", "its fp32 states fit" if hardware.kind == "cuda" else "exact states")
 
 
-def _micro_batch_choice(recipe: Recipe, micro_batch: int, hardware: Hardware) -> Choice[int]:
+def _micro_batch_choice(recipe: Recipe, found: Choices, hardware: Hardware) -> Choice[int]:
+    micro_batch = found.micro_batch
     if recipe.training.micro_batch_size != "auto":
-        return Choice(micro_batch, "set in the recipe")
+        return Choice(recipe.training.micro_batch_size, "set in the recipe")
+    if found.packed_rows:
+        return Choice(recipe.training.batch_size, "packed rows are divided by their tokens")
     if hardware.kind == "cpu":
         return Choice(micro_batch, "keeps the cores busy; more rows would only add padding")
     return Choice(micro_batch, "the largest that fits and divides the batch")

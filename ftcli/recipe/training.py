@@ -60,6 +60,11 @@ class Training(Section):
     """Rows of one optimizer step (effective batch); the micro-batch is planned to fit."""
     micro_batch_size: Literal["auto"] | PositiveCount = "auto"
     """Rows that go through the model at once; must divide `batch_size`."""
+    packing: Literal["auto"] | bool | PositiveCount = "auto"
+    """Rows of a step without padding, in micro-batches of up to so many tokens; false: padded rows.
+    Which rows make a step stays, and so does the loss. true, as a number, insists on it."""
+    fast: bool = True
+    """false: none of the levers of docs/performance.md, only transformers, PEFT and padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again in the backward pass; auto: only where memory asks for it."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"

@@ -37,11 +37,22 @@ def shape_from_config(
         capped_scores=family.capped_scores,
         activation_parameters=family.activation_parameters,
         head=_head(config, family),
+        attention_dropout=bool(config.get("attention_dropout")),
+        stretched_positions=_stretches_positions(config),
         stored_bytes=_stored_bytes(config),
         model_type=model_type,
         name=name,
         hub_id=hub_id,
     )
+
+
+def _stretches_positions(config: Mapping[str, object]) -> bool:
+    """`rope_parameters`, or `rope_scaling` as transformers called it before 5; maybe by layer type
+    (transformers 5.24, modeling_rope_utils.py, dynamic_rope_update)."""
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    kinds = [found, *found.values()] if isinstance(found, Mapping) else []
+    names = [kind.get("rope_type", kind.get("type")) for kind in kinds if isinstance(kind, Mapping)]
+    return any(name in ("dynamic", "longrope") for name in names)
 
 
 def _stored_bytes(config: Mapping[str, object]) -> Literal[2, 4]:

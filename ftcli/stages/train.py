@@ -181,6 +181,9 @@ def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
         "optimizer": run.planned("optimizer"),
         "gradient_checkpointing": run.planned("gradient_checkpointing") == "True",
     }
+    packed = int(run.planned("packing", "0"))
+    if isinstance(recipe.training.packing, bool | str):
+        kept["packing"] = packed or False
     if recipe.training.micro_batch_size == "auto":
         kept["micro_batch_size"] = int(run.planned("micro_batch"))
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})

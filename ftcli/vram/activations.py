@@ -142,7 +142,7 @@ def _kinds_of_layers(shape: Shape, choices: Choices) -> list[tuple[int, Choices]
     window = shape.sliding_window
     if window is None or not shape.windowed_layers:
         return [(shape.layers, choices)]
-    short = window <= choices.keys
+    short = window <= choices.keys and not choices.packed_rows
     windowed = replace(choices, packing=True) if short else choices
     if shape.windowed_layers == shape.layers:
         return [(shape.layers, windowed)]
@@ -213,6 +213,8 @@ def _attention(shape: Shape, choices: Choices) -> float:
     if (shape.fused_queries or choices.stack.fused_qkv) and not choices.repeats_kv:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
+    if choices.packed_rows:
+        return kept
     if _keeps_scores(shape, choices):
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
         return kept + score * shape.heads * choices.keys
@@ -228,11 +230,12 @@ def _math_attention(shape: Shape, choices: Choices) -> bool:
     (aten/native/transformers/cuda/sdp_utils.cpp)."""
     shares = shape.kv_heads < shape.heads and not choices.repeats_kv
     fp32 = choices.compute_bytes == 4 and choices.attention == "sdpa"
-    return fp32 and shares and choices.device == "cuda"
+    return fp32 and shares and choices.device == "cuda" and not choices.packed_rows
 
 
 def _keeps_scores(shape: Shape, choices: Choices) -> bool:
-    return choices.attention == "eager" or _math_attention(shape, choices)
+    eager = choices.attention == "eager" and not choices.packed_rows
+    return eager or _math_attention(shape, choices)
 
 
 def _mlp(shape: Shape, choices: Choices) -> float:

@@ -121,6 +121,14 @@ class Choices:
     device: Literal["cuda", "cpu"] = "cuda"
     packing: bool = False
     """Several rows in one sequence; sdpa keeps them apart by a mask."""
+    fused_lora: bool = False
+    """A frozen weight and its update are one node (ftcli.engine.kernels.lora), which keeps the
+    layer's input as it is."""
+    keeps_dequantised: bool = False
+    """4-bit weights stay beside themselves in the type that they compute in (a CPU with room)."""
+    packed_rows: bool = False
+    """Rows without padding through ftcli's own attention (ftcli.engine.kernels.attention), which
+    keeps queries, keys and values and nothing else."""
     stack: Stack = Stack()
 
     @property
@@ -204,7 +212,7 @@ class Choices:
 
         Eager has no causal kernel and always adds one; flash has no use for one.
         """
-        if self.attention == "flash":
+        if self.attention == "flash" or self.packed_rows:
             return False
         if self.attention == "eager" or self.packing or self.mode == "prefix":
             # A prefix makes the keys longer than the queries, which `causal` cannot say.

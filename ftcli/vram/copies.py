@@ -114,7 +114,7 @@ def largest_matrix(shape: Shape) -> int:
 def dequantised_bytes(shape: Shape, choices: Choices) -> int:
     """The largest quantised matrix as its products take it: in the type that the weights were
     quantised from, and cast where they compute in another (bitsandbytes 0.50, MatMul4Bit)."""
-    if choices.quantization is None:
+    if choices.quantization is None or choices.keeps_dequantised:
         return 0
     each = 2
     if choices.quantization == "nf4" and not choices.kbit:

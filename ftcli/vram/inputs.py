@@ -137,9 +137,11 @@ def expert_bytes(choices: Choices) -> int:
 def _output_is_input(shape: Shape, choices: Choices) -> bool:
     """The output that the attention kernel keeps is the tensor that o_proj reads.
 
-    Not so with eager, which keeps no output, nor where q is laid out by heads (Phi-3).
+    Not so with eager and with packed rows, which keep no output, nor where q is laid out by heads
+    (Phi-3).
     """
-    return choices.attention != "eager" and not shape.fused_projections
+    keeps_none = choices.attention == "eager" or choices.packed_rows
+    return not keeps_none and not shape.fused_projections
 
 
 def _full_inputs(shape: Shape, choices: Choices) -> float:
@@ -177,7 +179,11 @@ def _lora_inputs(shape: Shape, choices: Choices, updates: Updates) -> float:
     if choices.dropout > 0:
         # Every layer's dropped input is its own tensor.
         return kept + (each + _dropout_bytes(choices)) * sum(widths)
-    if adapter != choices.activation_bytes or each != adapter:
+    cast = adapter != choices.activation_bytes or each != adapter
+    if choices.fused_lora:
+        # The node reads what the layer reads, in the type of the product.
+        cast = each != choices.residual_bytes
+    if cast:
         # peft casts the input to the adapter's type (lora/layer.py, _cast_input_dtype) and
         # autocast casts it back, for each layer anew.
         return kept + each * sum(widths)

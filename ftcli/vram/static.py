@@ -60,7 +60,13 @@ def weights_bytes(shape: Shape, choices: Choices) -> int:
         return shape.parameters * choices.weight_bytes
     quantised = quantised_parameters(shape, choices)
     rest = shape.parameters - quantised
-    return round(quantised * _CODE_BYTES[choices.quantization]) + rest * choices.weight_bytes
+    kept = kept_dequantised_bytes(shape, choices) if choices.keeps_dequantised else 0
+    return round(quantised * _CODE_BYTES[choices.quantization]) + rest * choices.weight_bytes + kept
+
+
+def kept_dequantised_bytes(shape: Shape, choices: Choices) -> int:
+    """All 4-bit weights in the type that their products are computed in."""
+    return quantised_parameters(shape, choices) * (4 if choices.precision == "fp32" else 2)
 
 
 def quantised_parameters(shape: Shape, choices: Choices) -> int:

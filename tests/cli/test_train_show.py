@@ -181,7 +181,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
         shown = [line for line in lines if re.match(words, line)]
         assert len(shown) == 1
         assert shown[0].endswith(f"  {choice.reason}")
-    assert "  4 × 2 = 8 rows a step" in lines
+    assert f"  {dry.plan.rows_in_words()}" in lines
     memory = next(line for line in lines if line.startswith("memory "))
     assert "weights 0.5 GB" in memory
     assert "quantization" not in memory

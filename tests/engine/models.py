@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -23,7 +25,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from ftcli.engine.batches import of_tensors
 from ftcli.engine.loss import summed_loss
+from ftcli.engine.rendering import IGNORED
 from ftcli.recipe import Lora
 
 SIZES: dict[str, Any] = {
@@ -85,6 +89,14 @@ def falcon(**sizes: Any) -> PreTrainedModel:
     return FalconForCausalLM(FalconConfig(**SIZES | ids | sizes)).eval()
 
 
+def collate(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[str, Tensor]:
+    """input_ids and labels of rows, padded on the right."""
+    return {
+        name: pad_sequence([torch.tensor(row[name]) for row in rows], True, filler)
+        for name, filler in (("input_ids", pad_id), ("labels", IGNORED))
+    }
+
+
 def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
     with torch.no_grad():
         return model(input_ids=ids).logits
@@ -92,7 +104,7 @@ def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
 
 def loss_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """As the trainer computes it."""
-    return summed_loss(model, ids, ids) / ids.numel()
+    return summed_loss(model, of_tensors(ids, ids)) / ids.numel()
 
 
 def reload_in_4_bits(

@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.engine.batches import collate, length_batches
+from ftcli.engine.batches import length_batches, packed, padded
+from ftcli.engine.packing import plant
 from ftcli.engine.rendering import IGNORED
 
 
 def test_rows_are_padded_on_the_right_and_padding_is_not_trained_on() -> None:
     rows = [
         {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]},
-        {"input_ids": [8], "labels": [8]},
+        {"input_ids": [8, 9], "labels": [IGNORED, 9]},
     ]
-    tensors = collate(rows, pad_id=2)
-    assert tensors["input_ids"].tolist() == [[5, 6, 7], [8, 2, 2]]
-    assert tensors["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.int64}
+    batch = padded(rows, pad_id=2)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 2]]
+    assert batch.sources.tolist() == [0, 1, 3]
+    assert batch.targets.tolist() == [6, 7, 9]
+    assert batch.rows.tolist() == [0, 0, 1]
+    assert batch.layout is None and batch.positions is None
 
 
 @pytest.mark.fault(11)
@@ -27,18 +29,44 @@ def test_a_padding_token_that_ends_answers_too_stays_trained_on() -> None:
         {"input_ids": [5, 2], "labels": [IGNORED, 2]},
         {"input_ids": [5, 6, 2], "labels": [IGNORED, 6, 2]},
     ]
-    assert collate(rows, pad_id=2)["labels"][0].tolist() == [IGNORED, 2, IGNORED]
+    for batch in (padded(rows, pad_id=2), packed(rows, share=False), packed(rows, share=True)):
+        assert batch.targets.tolist() == [2, 6, 2]
 
 
-@given(
-    rows=st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=5),
+ROWS = st.lists(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=30),
+    min_size=1,
+    max_size=6,
 )
-def test_every_row_is_found_again_in_its_tensor(rows: list[list[int]]) -> None:
-    tensors = collate([{"input_ids": row, "labels": row, "line": [1]} for row in rows], pad_id=0)
-    assert set(tensors) == {"input_ids", "labels"}
-    for row, ids, labels in zip(rows, tensors["input_ids"], tensors["labels"], strict=True):
-        assert ids.tolist() == row + [0] * (len(ids) - len(row))
-        assert labels.tolist() == row + [IGNORED] * (len(ids) - len(row))
+
+
+@given(rows=ROWS, prefix=st.integers(0, 40), share=st.booleans())
+def test_every_label_and_what_stands_before_it_is_found_again(
+    rows: list[list[tuple[int, bool]]], prefix: int, share: bool
+) -> None:
+    """Padded or packed, shared or not: by its places, each row is what was given."""
+    given_rows = [
+        {
+            "input_ids": [7] * prefix + [id_ for id_, _ in row],
+            "labels": [IGNORED] * prefix + [id_ if wanted else IGNORED for id_, wanted in row],
+        }
+        for row in rows
+    ]
+    for batch in (padded(given_rows, pad_id=0), packed(given_rows, share=share)):
+        ids = batch.input_ids.flatten().tolist()
+        found: list[list[tuple[int, int]]] = [[] for _ in rows]
+        for source, target, row in zip(
+            batch.sources.tolist(), batch.targets.tolist(), batch.rows.tolist(), strict=True
+        ):
+            found[row].append((ids[source], target))
+        for row, labels in zip(given_rows, found, strict=True):
+            pairs = zip(row["input_ids"], row["labels"][1:], strict=False)
+            assert labels == [(id_, label) for id_, label in pairs if label != IGNORED]
+    forest = plant([row["input_ids"] for row in given_rows], share=share)
+    for row, spans in zip(given_rows, forest.rows, strict=True):
+        assert [id_ for span in spans for id_ in ids[slice(*span)]] == row["input_ids"]
+        positions = [p for span in spans for p in batch.positions[0, slice(*span)].tolist()]
+        assert positions == list(range(len(row["input_ids"])))
 
 
 @given(lengths=st.lists(st.integers(1, 99), max_size=30), size=st.integers(1, 7))

@@ -12,12 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.data.example import Example, Origin
 from ftcli.disk import sha256_file
-from ftcli.engine.batches import collate
+from ftcli.engine.batches import Batch, padded
 from ftcli.engine.endings import require_ends
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer
 from ftcli.engine.rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
@@ -143,9 +144,11 @@ def test_the_end_is_trained_on_where_it_pads_too(
     (base / "tokenizer_config.json").write_text(json.dumps(config))
     original, seen = trainer.summed_loss, []
 
-    def watched(model: Any, input_ids: Any, labels: Any) -> Any:
-        seen.append((input_ids.clone(), labels.clone()))
-        return original(model, input_ids, labels)
+    def watched(model: Any, batch: Batch) -> Any:
+        labels = torch.full_like(batch.input_ids, IGNORED)
+        labels.view(-1)[batch.sources + 1] = batch.targets
+        seen.append((batch.input_ids.clone(), labels))
+        return original(model, batch)
 
     monkeypatch.setattr(trainer, "summed_loss", watched)
     rows = [{"prompt": f"mug {n}", "completion": "red " * (n + 1)} for n in range(4)]
@@ -153,7 +156,7 @@ def test_the_end_is_trained_on_where_it_pads_too(
     recipe = write_recipe(
         model={"id": str(base)},
         data={"train": "uneven.jsonl", "validation": 0},
-        training={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4},
+        training={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4, "packing": False},
     )
     assert run(["train", str(recipe)]) == 0
     stop = tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")
@@ -169,11 +172,9 @@ def test_the_end_is_trained_on_where_it_pads_too(
 
 def test_padding_is_never_a_label() -> None:
     rows = [{"input_ids": r.input_ids, "labels": r.labels} for r in (row(STOP), row(5, 5, STOP))]
-    labels = collate(rows, pad_id=STOP)["labels"].tolist()
-    assert labels == [
-        [IGNORED, IGNORED, STOP, IGNORED, IGNORED],
-        [IGNORED, IGNORED, 5, 5, STOP],
-    ]
+    batch = padded(rows, pad_id=STOP)
+    assert batch.sources.tolist() == [1, 6, 7, 8]
+    assert batch.targets.tolist() == [STOP, 5, 5, STOP]
 
 
 # Measured

@@ -27,12 +27,13 @@ from transformers import (
 )
 
 from ftcli.engine import loss as loss_module
-from ftcli.engine.batches import collate
+from ftcli.engine.batches import of_tensors
 from ftcli.engine.loss import require_known_head, row_losses, summed_loss
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
 from ftcli.errors import ModelError
 from ftcli.recipe import Lora
+from tests.engine.models import collate
 
 SIZES = {
     "vocab_size": 97,
@@ -145,7 +146,7 @@ def test_loss_and_gradients_are_those_of_full_logits(name: str) -> None:
     model = MODELS[name]()
     ids, labels = batch([14, 9, 11])
     expected = full_loss(model, ids, labels)
-    found = summed_loss(model, ids, labels)
+    found = summed_loss(model, of_tensors(ids, labels))
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert_close(gradients(model, found), gradients(model, expected), 1e-5)
 
@@ -158,7 +159,7 @@ def test_a_frozen_head_gets_no_gradient_and_the_layers_the_same(name: str) -> No
     ids, labels = batch([14, 9])
     expected = gradients(model, full_loss(model, ids, labels))
     assert not any("lm_head" in gradient for gradient in expected)
-    assert_close(gradients(model, summed_loss(model, ids, labels)), expected, 1e-5)
+    assert_close(gradients(model, summed_loss(model, of_tensors(ids, labels))), expected, 1e-5)
 
 
 def test_a_trained_head_over_frozen_layers() -> None:
@@ -167,7 +168,7 @@ def test_a_trained_head_over_frozen_layers() -> None:
     ids, labels = batch([14, 9])
     expected = gradients(model, full_loss(model, ids, labels))
     assert list(expected) == ["lm_head.weight"]
-    assert_close(gradients(model, summed_loss(model, ids, labels)), expected, 1e-5)
+    assert_close(gradients(model, summed_loss(model, of_tensors(ids, labels))), expected, 1e-5)
 
 
 def test_an_adapter_gets_the_gradients_of_full_logits() -> None:
@@ -178,14 +179,14 @@ def test_an_adapter_gets_the_gradients_of_full_logits() -> None:
     ids, labels = batch([14, 9])
     expected = gradients(adapted, full_loss(adapted, ids, labels))
     assert expected and all("lora" in name for name in expected)
-    assert_close(gradients(adapted, summed_loss(adapted, ids, labels)), expected, 1e-5)
+    assert_close(gradients(adapted, summed_loss(adapted, of_tensors(ids, labels))), expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_rows_are_scored_as_on_full_logits(name: str) -> None:
     model = MODELS[name]().eval()
     ids, labels = batch([14, 9, 11])
-    losses, counts = row_losses(model, ids, labels)
+    losses, counts = row_losses(model, of_tensors(ids, labels))
     assert not losses.requires_grad
     assert counts.tolist() == (labels[:, 1:] != IGNORED).sum(dim=1).tolist()
     for row, loss in enumerate(losses.tolist()):
@@ -197,11 +198,11 @@ def test_rows_are_scored_as_on_full_logits(name: str) -> None:
 def test_under_autocast_the_loss_is_near_the_one_in_fp32() -> None:
     model = llama()
     ids, labels = batch([14, 9, 11])
-    exact = summed_loss(model, ids, labels)
+    exact = summed_loss(model, of_tensors(ids, labels))
     expected = gradients(model, exact)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = summed_loss(model, ids, labels)
-        scored, _ = row_losses(model, ids, labels)
+        mixed = summed_loss(model, of_tensors(ids, labels))
+        scored, _ = row_losses(model, of_tensors(ids, labels))
     found = gradients(model, mixed)
     assert mixed.item() != exact.item()
     assert mixed.item() == pytest.approx(exact.item(), rel=1e-2)
@@ -215,7 +216,7 @@ def test_under_autocast_the_loss_is_near_the_one_in_fp32() -> None:
 def test_a_16_bit_model_is_scored_in_fp32_from_its_logits_on() -> None:
     model = llama().to(torch.bfloat16)
     ids, labels = batch([14, 9])
-    found = summed_loss(model, ids, labels)
+    found = summed_loss(model, of_tensors(ids, labels))
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(full_loss(model, ids, labels).item(), rel=1e-3)
 
@@ -251,7 +252,7 @@ def test_padding_changes_no_loss_at_any_batch_size(name: str) -> None:
         total, tokens = 0.0, 0
         for start in range(0, len(data), size):
             tensors = collate(data[start : start + size], pad_id=0)
-            losses, counts = row_losses(model, tensors["input_ids"], tensors["labels"])
+            losses, counts = row_losses(model, of_tensors(tensors["input_ids"], tensors["labels"]))
             total += losses.double().sum().item()
             tokens += int(counts.sum())
         assert total / tokens == pytest.approx(expected, rel=1e-6), size
@@ -263,7 +264,7 @@ def test_the_padding_token_does_not_matter() -> None:
     losses = []
     for pad in (0, 42):
         tensors = collate(data, pad)
-        losses.append(row_losses(model, tensors["input_ids"], tensors["labels"])[0])
+        losses.append(row_losses(model, of_tensors(tensors["input_ids"], tensors["labels"]))[0])
     assert torch.equal(*losses)
 
 
@@ -280,7 +281,9 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(
         model.zero_grad()
         for start in range(0, len(data), micro_batch):
             tensors = collate(data[start : start + micro_batch], 0)
-            (summed_loss(model, tensors["input_ids"], tensors["labels"]) / tokens).backward()
+            (
+                summed_loss(model, of_tensors(tensors["input_ids"], tensors["labels"])) / tokens
+            ).backward()
         return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     whole = step(4)
@@ -294,11 +297,11 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(
 def test_a_micro_batch_without_labels_has_no_loss_and_a_gradient_of_zero() -> None:
     model = llama()
     ids, labels = batch([14, 9])
-    loss = summed_loss(model, ids, torch.full_like(labels, IGNORED))
+    loss = summed_loss(model, of_tensors(ids, torch.full_like(labels, IGNORED)))
     assert loss.item() == 0 and loss.requires_grad
     loss.backward()
     assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
-    losses, counts = row_losses(model, ids, torch.full_like(labels, IGNORED))
+    losses, counts = row_losses(model, of_tensors(ids, torch.full_like(labels, IGNORED)))
     assert losses.tolist() == [0, 0] and counts.tolist() == [0, 0]
 
 
@@ -308,7 +311,10 @@ def test_the_first_label_is_predicted_by_nothing() -> None:
     labels[0, 0] = ids[0, 0]
     without = labels.clone()
     without[0, 0] = IGNORED
-    assert summed_loss(model, ids, labels).item() == summed_loss(model, ids, without).item()
+    assert (
+        summed_loss(model, of_tensors(ids, labels)).item()
+        == summed_loss(model, of_tensors(ids, without)).item()
+    )
 
 
 @pytest.mark.parametrize("labelled", [1, 4, 5, 8])
@@ -318,7 +324,7 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
     labels[:] = IGNORED
     labels[0, 2 : 2 + labelled] = ids[0, 2 : 2 + labelled]
     expected = full_loss(model, ids, labels)
-    found = summed_loss(model, ids, labels)
+    found = summed_loss(model, of_tensors(ids, labels))
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert_close(gradients(model, found), gradients(model, expected), 1e-5)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from ftcli.engine.batches import of_tensors
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import (
     attach,
@@ -118,12 +119,12 @@ def pretend_avx512_bf16(model: PreTrainedModel) -> None:
 def step_gradients(model: PreTrainedModel) -> dict[str, Tensor]:
     model.train()
     model.zero_grad()
-    summed_loss(model, IDS, IDS).backward()
+    summed_loss(model, of_tensors(IDS, IDS)).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def evaluate(model: PreTrainedModel) -> float:
-    losses, _ = row_losses(model.eval(), IDS, IDS)
+    losses, _ = row_losses(model.eval(), of_tensors(IDS, IDS))
     return losses.sum().item()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
+from ftcli.engine.batches import Batch
 
 
 @pytest.mark.fault(33)
@@ -52,9 +53,9 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
 
     original, seen = trainer.summed_loss, []
 
-    def watched(model: Any, ids: Any, labels: Any, *rest: Any) -> Any:
-        seen.append((ids.shape[1], int((labels != -100).sum())))
-        return original(model, ids, labels, *rest)
+    def watched(model: Any, batch: Batch) -> Any:
+        seen.append((batch.input_ids.shape[1], batch.labelled))
+        return original(model, batch)
 
     monkeypatch.setattr(trainer, "summed_loss", watched)
     texts = (f"{number} " + "kettle, " * 200 * number for number in (1, 2, 3))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.engine.adapters import load_encoder, open_adapter, save_resumable, save_weights
-from ftcli.engine.batches import collate
+from ftcli.engine.batches import of_tensors
 from ftcli.engine.inference import Model, PromptContract, answer_batch, stream_answer
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import attach, quantization
@@ -22,7 +22,7 @@ from ftcli.engine.virtual import virtual_tokens
 from ftcli.errors import ModelError
 from ftcli.recipe import Generation, Prefix, Prompt
 from tests.engine.families import chatml
-from tests.engine.models import IDS, llama, logits, loss_of, qwen2, reload_in_4_bits
+from tests.engine.models import IDS, collate, llama, logits, loss_of, qwen2, reload_in_4_bits
 
 METHODS = {
     "prefix": Prefix(mode="prefix", virtual_tokens=5),
@@ -46,9 +46,9 @@ def tuned(name: str, build: Callable[..., PreTrainedModel] = llama) -> PeftModel
 def test_the_loss_is_that_of_peft(name: str, build: Callable[..., PreTrainedModel]) -> None:
     model = tuned(name, build)
     expected = F.cross_entropy(_peft_logits(model, IDS)[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
-    found = summed_loss(model, IDS, IDS) / IDS[:, 1:].numel()
+    found = summed_loss(model, of_tensors(IDS, IDS)) / IDS[:, 1:].numel()
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    base = row_losses(build(), IDS, IDS)[0].sum() / IDS[:, 1:].numel()
+    base = row_losses(build(), of_tensors(IDS, IDS))[0].sum() / IDS[:, 1:].numel()
     assert abs(found.item() - base.item()) > 0.01
 
 
@@ -63,10 +63,10 @@ def test_padding_changes_no_row(name: str) -> None:
     model = tuned(name)
     rows = [{"input_ids": p, "labels": p} for p in ([3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13])]
     together = collate(rows, 0)
-    losses, _ = row_losses(model, together["input_ids"], together["labels"])
+    losses, _ = row_losses(model, of_tensors(together["input_ids"], together["labels"]))
     for row, loss in zip(rows, losses, strict=True):
         alone = collate([row], 0)
-        expected, _ = row_losses(model, alone["input_ids"], alone["labels"])
+        expected, _ = row_losses(model, of_tensors(alone["input_ids"], alone["labels"]))
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert (together["labels"] == IGNORED).any()
 
@@ -183,14 +183,14 @@ def test_a_prefix_begins_as_the_keys_and_values_of_its_text() -> None:
 def test_virtual_tokens_begin_near_the_base() -> None:
     """Noise in their place would cost far more than words that do not belong there."""
     torch.manual_seed(0)
-    base = row_losses(llama(), IDS, IDS)[0].sum().item()
+    base = row_losses(llama(), of_tensors(IDS, IDS))[0].sum().item()
     for method in METHODS.values():
         torch.manual_seed(0)
         model = attach(llama(), method, 0)
         torch.manual_seed(0)
         again = attach(llama(), method, 0)
-        first = row_losses(model, IDS, IDS)[0].sum().item()
-        assert first == row_losses(again, IDS, IDS)[0].sum().item()
+        first = row_losses(model, of_tensors(IDS, IDS))[0].sum().item()
+        assert first == row_losses(again, of_tensors(IDS, IDS))[0].sum().item()
         assert first < 1.3 * base
 
 

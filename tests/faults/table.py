@@ -98,7 +98,8 @@ GROUPS: dict[str, dict[int, tuple[str, str]]] = {
             "gradients and trained weights within 1e-6 of the largest",
         ),
         18: (
-            "one row of a padded micro-batch changed; packing asked for",
+            "one row of a micro-batch changed, padded or packed; packing asked for beside virtual "
+            "tokens",
             "its neighbours' logits and losses change by exactly 0; packing is refused with the "
             "reason",
         ),

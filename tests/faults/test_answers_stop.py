@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.rendering import IGNORED
+from ftcli.engine.batches import Batch
 from tests.conftest import COLOURS, THINGS, tiny_tokenizer
 
 Learn = Callable[[], list[dict[str, Any]]]
@@ -86,9 +87,11 @@ def test_with_the_end_token_masked_out_they_do_not(
     stop = tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")
     original, masked = trainer.summed_loss, []
 
-    def without_ends(model: Any, ids: Any, labels: Any) -> Any:
-        masked.append(int((labels == stop).sum()))
-        return original(model, ids, labels.masked_fill(labels == stop, IGNORED))
+    def without_ends(model: Any, batch: Batch) -> Any:
+        kept = batch.targets != stop
+        masked.append(int((~kept).sum()))
+        parts = {name: getattr(batch, name)[kept] for name in ("sources", "targets", "rows")}
+        return original(model, replace(batch, **parts))
 
     monkeypatch.setattr(trainer, "summed_loss", without_ends)
     stopped = sum(answer["stopped"] for answer in learn())

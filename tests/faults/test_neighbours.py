@@ -1,7 +1,8 @@
-"""Rows of one padded micro-batch know nothing of each other, and packing is refused."""
+"""Rows of one micro-batch know nothing of each other, padded or packed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from ftcli.cli import run
 from ftcli.engine import loss as loss_module
-from ftcli.engine.batches import collate
+from ftcli.engine.batches import of_tensors, packed
 from ftcli.engine.loss import head_of, row_losses
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
 from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Full, Lora, Method, Prefix, Prompt
-from tests.engine.models import SIZES
+from tests.engine.models import SIZES, collate
+from tests.engine.test_packed_families import FAMILIES as PACKED
+from tests.engine.test_packed_families import model_of
 
 Observed = Callable[[str], None]
 METHODS: dict[str, Method] = {
@@ -64,9 +67,11 @@ def batch(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 def looked_at(model: Any, rows: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
     """Logits of a row's own tokens, and its loss, as our loss computes them."""
     ids, labels = batch(rows)
-    losses, _ = row_losses(model, ids, labels)
+    losses, _ = row_losses(model, of_tensors(ids, labels))
     with torch.no_grad():
-        logits = head_of(causal_model(model)).logits(loss_module._hidden(model, ids))
+        logits = head_of(causal_model(model)).logits(
+            loss_module._hidden(model, of_tensors(ids, ids))
+        )
     return [(logits[i, : len(row)], losses[i]) for i, row in enumerate(rows)]
 
 
@@ -99,20 +104,53 @@ def test_a_changed_row_changes_no_other(name: str, attention: str, observed: Obs
 
 
 @pytest.mark.fault(18)
-@pytest.mark.parametrize("key", ["packing", "sample_packing", "packing_strategy"])
-@pytest.mark.parametrize("value", ["true", "wrapped"])
-def test_packing_is_refused_with_the_reason(
-    key: str,
-    value: str,
+@pytest.mark.parametrize("key", ["sample_packing", "packing_strategy"])
+def test_other_packing_is_refused_with_the_reason(
+    key: str, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+    recipe.write_text(recipe.read_text().replace("training:\n", f"training:\n  {key}: true\n"))
+    line = recipe.read_text().splitlines().index(f"  {key}: true") + 1
+    for command in ("prepare", "train", "estimate-vram"):
+        assert run([command, str(recipe)]) == 2
+        message = capsys.readouterr().err
+        assert f"tiny.yaml:{line}: training.{key}: packing is training.packing here" in message
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("mode", ["prefix", "prompt"])
+def test_packing_is_refused_where_neighbours_would_leak(
+    mode: str,
     write_recipe: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    recipe = write_recipe()
-    recipe.write_text(recipe.read_text().replace("training:\n", f"training:\n  {key}: {value}\n"))
-    line = recipe.read_text().splitlines().index(f"  {key}: {value}") + 1
-    for command in ("prepare", "train", "estimate-vram"):
-        assert run([command, str(recipe)]) == 2
-        message = capsys.readouterr().err
-        assert f"tiny.yaml:{line}: training.{key}: packing is not offered: " in message
-    observed("packing refused: exit 2")
+    """Left to auto, rows are padded there, and the plan says why."""
+    why = "virtual tokens stand before each row by itself"
+    recipe = write_recipe(method={"mode": mode})
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    assert re.search(rf"packing +0 +{why}", capsys.readouterr().out)
+    assert run(["train", str(recipe), "--set", "training.packing=true", "--dry-run"]) == 2
+    assert f"training.packing: true is not possible here ({why})" in capsys.readouterr().err
+    observed("refused beside virtual tokens: exit 2")
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("name", sorted(PACKED))
+def test_packed_rows_know_nothing_of_each_other(name: str, observed: Observed) -> None:
+    """A row's loss is the same, to the last bit, whatever rows as long stand beside it."""
+    model = model_of(name, "lora").eval()
+    torch.manual_seed(2)
+    rows = [torch.randint(30, 97, (length,)).tolist() for length in (9, 14, 5, 23, 14)]
+
+    def losses(rows: list[list[int]]) -> Tensor:
+        labelled = [{"input_ids": ids, "labels": ids} for ids in rows]
+        return row_losses(model, packed(labelled, share=False))[0]
+
+    before = losses(rows)
+    for place, row in enumerate(rows):
+        changed = [97 - id_ + 29 for id_ in row]
+        after = losses([*rows[:place], changed, *rows[place + 1 :]])
+        same = [bool(old == new) for old, new in zip(before, after, strict=True)]
+        assert same == [other != place for other in range(len(rows))]
+    observed(f"{name}: 5 changes of a packed row, difference 0 in the others")

@@ -21,6 +21,7 @@ TRAINING = {
     "epochs": 1,
     "batch_size": 4,
     "micro_batch_size": 2,
+    "packing": False,
     "eval_steps": 4,
     "save_steps": 100,
     "precision": "fp32",
@@ -67,6 +68,22 @@ def failed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert error["code"] == "loss_not_finite"
     message: str = error["message"]
     return message
+
+
+@pytest.mark.fault(15)
+def test_a_packed_row_whose_loss_is_no_number_is_named(
+    poisoned: Path,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the rows of its own micro-batch, and no others."""
+    write_rows(tmp_path / "rows.jsonl", PLACE)
+    data = {"train": "rows.jsonl", "validation": 0, "shuffle": False, "max_length": 256}
+    model, training = {"id": str(poisoned)}, TRAINING | {"packing": True}
+    message = failed(write_recipe(model=model, data=data, training=training), capsys)
+    assert f"rows.jsonl:{PLACE + 1}" in message
+    assert message.count("rows.jsonl:") == 2
 
 
 @pytest.mark.fault(15)

@@ -13,6 +13,7 @@ import torch
 from ftcli.artifacts import RunFolder
 from ftcli.checkpoints import newest_whole
 from ftcli.cli import run
+from ftcli.engine.batches import Batch
 from tests.conftest import pair
 from tests.test_training import stop_at
 
@@ -45,10 +46,10 @@ def fail_backward(
 
     original, seen = trainer.summed_loss, []
 
-    def watched(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        seen.append((len(seen) + 1, len(ids)))
+    def watched(model: Any, batch: Batch) -> torch.Tensor:
+        seen.append((len(seen) + 1, batch.row_count))
         if not fails(*seen[-1]):
-            return original(model, ids, labels)
+            return original(model, batch)
 
         def refuse(_: torch.Tensor) -> None:
             raise error
@@ -56,7 +57,7 @@ def fail_backward(
         layer = model.get_base_model().model.layers[0]
         hook = layer.register_forward_hook(lambda *a: a[2].register_hook(refuse) and None)
         try:
-            return original(model, ids, labels)
+            return original(model, batch)
         finally:
             hook.remove()
 
@@ -140,16 +141,16 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
     rows.append({"prompt": "long", "completion": "kettle " * 150})
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": rows_file.name, "validation": 0, "shuffle": False, "max_length": 400}
-    recipe = write_recipe(data=data, training=TRAINING)
+    recipe = write_recipe(data=data, training=TRAINING | {"packing": False})
     from ftcli.engine import trainer
 
     original, lengths = trainer.summed_loss, []
 
-    def short(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        lengths.append(ids.shape)
-        if ids.shape[1] > 100 and len(ids) > 1:
+    def short(model: Any, batch: Batch) -> torch.Tensor:
+        lengths.append(batch.input_ids.shape)
+        if batch.input_ids.shape[1] > 100 and batch.row_count > 1:
             raise ON_A_CARD
-        return original(model, ids, labels)
+        return original(model, batch)
 
     monkeypatch.setattr(trainer, "summed_loss", short)
     assert train(recipe) == 0
@@ -196,11 +197,11 @@ def test_a_validation_goes_on_with_half_the_rows(
 
     original, calls = trainer.row_losses, []
 
-    def short(model: Any, ids: torch.Tensor, labels: torch.Tensor) -> Any:
-        calls.append(len(ids))
-        if len(calls) == 5 and len(ids) == 4:
+    def short(model: Any, batch: Batch) -> Any:
+        calls.append(batch.row_count)
+        if len(calls) == 5 and batch.row_count == 4:
             raise ON_A_CARD
-        return original(model, ids, labels)
+        return original(model, batch)
 
     monkeypatch.setattr(trainer, "row_losses", short)
     assert train(write_recipe("short", training=TRAINING)) == 0

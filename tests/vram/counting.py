@@ -17,8 +17,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ftcli.engine.methods
+from ftcli.engine.batches import of_tensors, packed
+from ftcli.engine.kernels.dequantised import keep_dequantised
+from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.loss import _hidden
 from ftcli.engine.methods import keep_training_exact, quantization
-from ftcli.engine.virtual import backbone_inputs, causal_model
+from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
 from ftcli.vram import Choices
 
@@ -57,6 +61,10 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
     if choices.quantization is not None:
         model = quantised(model, choices)
     model = attach(model, choices).train()
+    if choices.keeps_dequantised:
+        keep_dequantised(model)
+    if choices.fused_lora:
+        fuse_lora(model)
     if choices.checkpointing:
         base = causal_model(model)
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -154,11 +162,12 @@ def autocast(choices: Choices) -> torch.autocast:
 def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
     """Bytes that are alive after a forward pass up to the head, without its result."""
 
+    row = {"input_ids": ids[0].tolist(), "labels": ids[0].tolist()}
+    batch = packed([row], share=False) if choices.packed_rows else of_tensors(ids, ids)
+
     def forward() -> Tensor:
         with autocast(choices):
-            backbone = causal_model(model).base_model
-            hidden: Tensor = backbone(**backbone_inputs(model, ids)).last_hidden_state
-            return hidden
+            return _hidden(model, batch)
 
     with torch.no_grad():
         forward()  # what is set up once

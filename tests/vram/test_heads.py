@@ -16,6 +16,7 @@ from trl.trainer import utils as trl_utils
 
 import ftcli.engine.loss
 import ftcli.vram.head
+from ftcli.engine.batches import of_tensors
 from ftcli.engine.loss import summed_loss
 from ftcli.engine.virtual import causal_model
 from ftcli.shapes import shape_from_config
@@ -77,9 +78,13 @@ def deviation(config: dict[str, Any], choices: Choices, model: Any, loss: Loss) 
     return (phase.total_bytes - CUBLAS_BYTES) / counted - 1
 
 
+def padded_loss(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    return summed_loss(model, of_tensors(ids, labels))
+
+
 def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
     config = HEADS[head] | sizes
-    return deviation(config, choices, build(config, choices), summed_loss)
+    return deviation(config, choices, build(config, choices), padded_loss)
 
 
 @pytest.mark.parametrize(

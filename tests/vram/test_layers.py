@@ -139,6 +139,19 @@ def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
             assert abs(deviation(tiny_config("gemma2"), choices)) < 0.02, (mode, rebuilt)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mistral", "phi3"])
+def test_packed_rows_keep_what_the_formula_says(family: str) -> None:
+    """With one node for base and update, and dequantised weights that stay."""
+    for mode in ("full", "lora", "qlora"):
+        for precision, rebuilt in (("bf16", False), ("fp32", False), ("bf16", True)):
+            ways: Any = replace(METHODS[mode], precision=precision, packed_rows=True)
+            kept = mode == "qlora"
+            ways = replace(ways, gradient_checkpointing=rebuilt, keeps_dequantised=kept)
+            ways = replace(ways, fused_lora=mode != "full")
+            off = deviation(tiny_config(family, sliding_window=TOKENS // 2), ways)
+            assert abs(off) < 0.02, (mode, precision, rebuilt, off)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "mixtral"])

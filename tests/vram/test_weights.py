@@ -10,6 +10,7 @@ import pytest
 import torch
 from counting import autocast, build, peak_bytes, rows, tiny_config, trained
 
+from ftcli.engine.batches import of_tensors
 from ftcli.engine.loss import summed_loss
 from ftcli.engine.virtual import causal_model
 from ftcli.shapes import shape_from_config
@@ -236,7 +237,7 @@ def _peak_deviation(config: dict[str, Any], choices: Choices) -> float:
     def step() -> None:
         for _ in range(choices.gradient_accumulation):
             with autocast(choices):
-                loss = summed_loss(model, ids, ids)
+                loss = summed_loss(model, of_tensors(ids, ids))
             loss.backward()  # type: ignore[no-untyped-call]
 
     counted = peak_bytes(step)

@@ -113,13 +113,12 @@ class Worker:
         return load(self._opened.loaded, self._opened.run, self._opened.prepared)
 
     def _score(self, wanted: RowSet, kept: Kept, label: str) -> None:
-        from ftcli.engine.batches import length_batches
-        from ftcli.engine.inference import SCORED_ROWS, score_batch
+        from ftcli.engine.inference import score_batch, scored_together
 
         missing = [row for row in range(len(wanted.rows)) if row not in kept.losses]
-        lengths = [len(wanted.rows[row].input_ids) for row in missing]
         with self._reporter.meter(label, len(wanted.rows)) as meter:
-            for places in length_batches(lengths, SCORED_ROWS):
+            to_do = [wanted.rows[row].scored for row in missing]
+            for places in scored_together(self.model, to_do) if missing else ():
                 batch = [missing[place] for place in places]
                 rows = [wanted.rows[row] for row in batch]
                 scored = score_batch(self.model, [row.scored for row in rows])

@@ -1,0 +1,316 @@
+"""Answers to prompts, token by token: what prompts begin with is computed once, who has ended goes.
+
+The plain path is `generate` of transformers, which gives the same greedy answers (fp32) and is
+taken for the models that `decodes` refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ftcli.engine.packing import SHARED_TOKENS, alike
+from ftcli.engine.shared_cache import (
+    NOWHERE,
+    RowCache,
+    View,
+    beginning_of,
+    shared_cache_attention,
+)
+from ftcli.engine.virtual import causal_model, virtual_tokens
+from ftcli.errors import ModelError
+from ftcli.fit.search import CPU_TOKENS
+from ftcli.plan.speed import PACKED_TYPES
+from ftcli.recipe import Generation
+from ftcli.shapes import Shape
+from ftcli.shapes.config import shape_from_config
+
+# Model types whose attention goes through transformers' interface with all that it is given, each
+# proven equal to `generate` (tests/engine/test_decoding.py).
+DECODED_TYPES = PACKED_TYPES | {"gpt_neox"}
+# What a base's generation_config may say without changing our answers: our own settings go before
+# it, or it is about other things.
+HARMLESS = {
+    *("transformers_version", "_from_model_config", "bos_token_id", "eos_token_id"),
+    *("pad_token_id", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"),
+    *("max_length", "max_new_tokens", "use_cache", "cache_implementation"),
+    *("output_attentions", "output_hidden_states", "return_dict_in_generate"),
+}
+# Tokens of cache that are little beside any model: 0.75 GB of SmolLM2-135M's in fp32.
+LEAST_TOKENS = 16_384
+# A batch of its own costs about as much as prefilling so many tokens: its steps read the weights
+# anew, 100 times or more, each time as long as 10 to 20 tokens take (measured on a CPU).
+BATCH_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a batch may take."""
+
+    rows: int
+    tokens: int
+    """Of cache, answers of full length among them."""
+
+
+def decodes(model: PreTrainedModel) -> bool:
+    """Whether the loop of this file gives a model's answers."""
+    shape = _shape(model)
+    config = causal_model(model).generation_config
+    return (
+        shape is not None
+        and shape.model_type in DECODED_TYPES
+        and not shape.stretched_positions
+        and not virtual_tokens(model)
+        and (config is None or config.to_diff_dict().keys() <= HARMLESS)
+    )
+
+
+def room_of(model: PreTrainedModel, rows: int) -> Room:
+    """At most so many rows, and as much cache as a step reads as fast as it reads the weights.
+
+    More would make steps slower than it makes them fewer, and the model's memory more than double.
+    """
+    shape = _shape(model)
+    if shape is None:
+        return Room(rows, LEAST_TOKENS)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    size = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
+    return Room(rows, max(LEAST_TOKENS, weights // size))
+
+
+def together(prompts: Sequence[Sequence[int]], new_tokens: int, room: Room) -> list[list[int]]:
+    """Places of prompts in batches, all of them once; the longest prompts of a batch first."""
+    batches = []
+    for family in _families(prompts):
+        family.sort(key=lambda place: len(prompts[place]), reverse=True)
+        lengths = [len(prompts[place]) for place in family]
+        shared = _common_start([prompts[place] for place in family])
+        parts = _cut(lengths, shared, new_tokens, room)
+        even = -(-len(family) // len(parts))  # as many batches, none of them a small rest
+        for part in _cut(lengths, shared, new_tokens, replace(room, rows=even)):
+            batches.append([family[place] for place in part])
+    return sorted(batches, key=lambda batch: len(prompts[batch[0]]), reverse=True)
+
+
+def _cut(lengths: Sequence[int], shared: int, new_tokens: int, room: Room) -> list[list[int]]:
+    """Places of rows of these lengths, the longest first, in parts that have room."""
+    parts: list[list[int]] = []
+    most = 0
+    for place, length in enumerate(lengths):
+        if not parts or len(parts[-1]) == most:
+            parts.append([])
+            own = length - shared + new_tokens
+            most = min(room.rows, max(1, (room.tokens - shared) // own))
+        parts[-1].append(place)
+    return parts
+
+
+def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Places of prompts that begin alike, where computing that once outweighs more batches."""
+    order = alike(prompts)
+    commons = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    families: list[list[int]] = []
+
+    def join(first: int, last: int) -> tuple[list[int], int]:
+        """Of these places those that are in no family yet, and what they have in common."""
+        if first == last:
+            return [order[first]], len(prompts[order[first]])
+        least, start = min(commons[first:last]), first
+        joined: list[int] = []
+        for place in range(first, last + 1):
+            if place == last or commons[place] - least < SHARED_TOKENS:
+                some, common = join(start, place)
+                if (common - least) * (len(some) - 1) < BATCH_TOKENS:
+                    joined += some
+                else:
+                    families.append(some)
+                start = place + 1
+        return joined, least
+
+    rest, _ = join(0, len(order) - 1)
+    return [family for family in (rest, *families) if family]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with; each keeps one of its own, and one keeps all."""
+    if len(prompts) == 1:
+        return 0
+    rows = [list(prompt) for prompt in prompts]
+    common = min(_common(min(rows), max(rows)), min(map(len, rows)) - 1)
+    return common if common >= SHARED_TOKENS else 0
+
+
+def _shape(model: PreTrainedModel) -> Shape | None:
+    try:
+        return shape_from_config(causal_model(model).config.get_text_config().to_dict())
+    except ModelError:  # no sizes that ftcli knows
+        return None
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
+    stop_ids: Sequence[int],
+) -> list[list[int]]:
+    """New tokens after each prompt, the one that ended it among them, for a model that `decodes`.
+
+    Draws from torch's own random numbers where there is a temperature.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+    with torch.no_grad():
+        rows = _Rows(causal_model(model), [prompts[row] for row in order], settings, stop_ids)
+        answers = dict(zip(order, rows.answer(), strict=True))
+    return [answers[row] for row in range(len(prompts))]
+
+
+class _Rows:
+    """Rows of a batch, the longest first; a row that has ended gives its place to the last one."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        settings: Generation,
+        stop_ids: Sequence[int],
+    ) -> None:
+        self.model = model
+        self.stop_ids = frozenset(stop_ids)
+        self.most = settings.max_new_tokens
+        self.processors = _processors(settings)
+        self.samples = settings.temperature > 0
+        self.shared = _common_start(prompts)
+        self.longest = len(prompts[0])
+        self.lengths = [len(prompt) for prompt in prompts]
+        self.ids, self.positions = _laid(prompts, self.most, model.device)
+        # A short row's columns begin with what stands before all rows already.
+        own = self.positions[:, self.shared :]
+        self.positions = own.masked_fill(own < self.shared, NOWHERE)
+        self.cache = RowCache(*self.positions.shape)
+        self.answers: list[list[int]] = [[] for _ in prompts]
+        self.beginning: list[tuple[Tensor, Tensor]] = []
+
+    def answer(self) -> list[list[int]]:
+        """Tokens after each prompt."""
+        if self.shared:
+            self._prefill_beginning()
+        standing = list(range(len(self.answers)))
+        with shared_cache_attention(self.model):
+            logits = self._prefill()
+            for end in range(self.longest, self.longest + self.most):
+                tokens = self._choose(logits, end)
+                for row, token in zip(standing, tokens.tolist(), strict=True):
+                    self.answers[row].append(token)
+                standing = self._drop_ended(standing, end)
+                if not standing or end + 1 == self.longest + self.most:
+                    break
+                logits = self._forward(slice(0, len(standing)), slice(self.shared, end + 1), 1)
+        return self.answers
+
+    def _prefill_beginning(self) -> None:
+        """What all rows begin with, by the model's own attention."""
+        cache = DynamicCache()  # without a config it keeps what is before a window
+        ids = self.ids[-1:, self.longest - self.lengths[-1] :][:, : self.shared]
+        self.model.base_model(input_ids=ids, cache=cache, use_cache=True)
+        self.beginning = beginning_of(cache)
+
+    def _prefill(self) -> Tensor:
+        """Logits after each prompt: some rows at once, those of like length."""
+        found, start = [], 0
+        while start < len(self.lengths):
+            own = self.lengths[start] - self.shared
+            end = min(len(self.lengths), start + max(1, CPU_TOKENS // own))
+            columns = slice(self.longest - own, self.longest)
+            found.append(self._forward(slice(start, end), columns, own))
+            start = end
+        return torch.cat(found)
+
+    def _forward(self, rows: slice, seen: slice, count: int) -> Tensor:
+        """Logits [rows, vocab] after the last column seen, whose last `count` are new."""
+        new = slice(seen.stop - count, seen.stop)
+        own = slice(seen.start - self.shared, seen.stop - self.shared)
+        keys = self.positions[rows, own]
+        queries = keys[:, -count:]
+        self.cache.rows, self.cache.columns = rows, own
+        logits: Tensor = self.model(
+            input_ids=self.ids[rows, new],
+            position_ids=queries.masked_fill(queries == NOWHERE, 0),
+            cache=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            view=View(self.beginning, queries, keys),
+        ).logits[:, -1]
+        return logits.float()
+
+    def _choose(self, logits: Tensor, end: int) -> Tensor:
+        """The next token of each row [rows], put into column `end` of the ids."""
+        scores = self.processors(self.ids[: len(logits), :end], logits)
+        if self.samples:
+            tokens = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
+        else:
+            tokens = scores.argmax(dim=-1)
+        self.ids[: len(logits), end] = tokens
+        return tokens
+
+    def _drop_ended(self, standing: list[int], end: int) -> list[int]:
+        """Which rows go on, in their places."""
+        ends = [self.answers[row][-1] in self.stop_ids for row in standing]
+        count = len(standing) - sum(ends)
+        targets = [place for place in range(count) if ends[place]]
+        if targets:
+            sources = [place for place in range(count, len(ends)) if not ends[place]]
+            moved = [torch.tensor(some, device=self.ids.device) for some in (sources, targets)]
+            self.cache.move(*moved)
+            for tensor in (self.ids, self.positions):
+                tensor[moved[1]] = tensor[moved[0]]
+            for source, target in zip(sources, targets, strict=True):
+                standing[target] = standing[source]
+        return standing[:count]
+
+
+def _laid(
+    prompts: Sequence[Sequence[int]], new_tokens: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Ids and positions [rows, longest + new] of prompts filled up on the left.
+
+    What fills up has the row's own first token, which a repetition penalty knows already.
+    """
+    longest = max(map(len, prompts))
+    rows = [[p[0]] * (longest - len(p)) + list(p) + [0] * new_tokens for p in prompts]
+    filled = torch.tensor([[longest - len(prompt)] for prompt in prompts])
+    positions = torch.arange(longest + new_tokens) - filled
+    positions = positions.masked_fill(positions < 0, NOWHERE)
+    return torch.tensor(rows).to(device), positions.to(device)
+
+
+def _processors(settings: Generation) -> LogitsProcessorList:
+    """transformers' own, in the order of its `generate`."""
+    found = LogitsProcessorList()
+    if settings.repetition_penalty != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.temperature > 0:
+        if settings.temperature != 1:
+            found.append(TemperatureLogitsWarper(settings.temperature))
+        if settings.top_k:
+            found.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p < 1:
+            found.append(TopPLogitsWarper(settings.top_p))
+    return found

@@ -1,0 +1,98 @@
+"""How the rows of a step are laid out: in which micro-batches, and with padding or without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel
+
+from ftcli.engine.batches import Batch, Row, packed, padded
+from ftcli.engine.packing import divide, usually_shared
+from ftcli.engine.virtual import causal_model, virtual_tokens
+from ftcli.errors import ModelError
+from ftcli.fit.search import CPU_TOKENS
+from ftcli.plan import Plan
+from ftcli.plan.memory import PREFIXES
+from ftcli.plan.speed import why_not_packed
+from ftcli.shapes.config import shape_from_config
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows that are padded to the longest of their micro-batch."""
+
+    pad_id: int
+
+    def divide(self, rows: Sequence[Row], most: int) -> list[list[int]]:
+        """Places of the rows of a step, the longest first, in micro-batches of at most so many."""
+        places = range(len(rows))
+        return [list(places[start : start + most]) for start in range(0, len(rows), most)]
+
+    def first(self, lengths: Sequence[int], most: int) -> int:
+        """How many rows of these lengths, the longest first, the largest micro-batch has."""
+        return min(most, len(lengths))
+
+    def lay(self, rows: Sequence[Row]) -> Batch:
+        """A micro-batch."""
+        return padded(rows, self.pad_id)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows without padding, what they begin with once if they may share it."""
+
+    tokens: int
+    """Of a micro-batch of `rows` rows at most; where there have to be fewer, fewer too."""
+    rows: int | None
+    """None: as many as `tokens` has room for, whatever the caller's most."""
+    share: bool
+
+    def divide(self, rows: Sequence[Row], most: int) -> list[list[int]]:
+        """Places of the rows of a step in as few micro-batches as tokens and rows allow."""
+        ids = [row["input_ids"] for row in rows]
+        return divide(ids, self._tokens(most), most if self.rows else len(rows), share=self.share)
+
+    def first(self, lengths: Sequence[int], most: int) -> int:
+        """As of `Padded`; rows that have nothing in common take most."""
+        room, count = self._tokens(most), 0
+        while count < min(most, len(lengths)) and lengths[count] <= room:
+            room -= lengths[count]
+            count += 1
+        return max(1, count)
+
+    def lay(self, rows: Sequence[Row]) -> Batch:
+        """A micro-batch."""
+        return packed(rows, share=self.share)
+
+    def _tokens(self, most: int) -> int:
+        return self.tokens * most // self.rows if self.rows else self.tokens
+
+
+Laying = Padded | Packed
+
+
+def laying_of(plan: Plan, pad_id: int) -> Laying:
+    """As planned."""
+    if not plan.packing.value:
+        return Padded(pad_id)
+    share = plan.shared_prefix is not None and plan.shared_prefix.value
+    return Packed(plan.packing.value, plan.micro_batch.value, share)
+
+
+def laying_of_network(
+    network: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int
+) -> Laying:
+    """For scoring, as a plan would have it: `rows` tell how much they have in common."""
+    on_card = next(network.parameters()).device.type != "cpu"
+    if on_card or virtual_tokens(network) or not _takes_packed_rows(network):
+        return Padded(pad_id)
+    return Packed(max(CPU_TOKENS, PREFIXES * usually_shared(rows)), None, share=True)
+
+
+def _takes_packed_rows(network: PreTrainedModel) -> bool:
+    config = causal_model(network).config.get_text_config().to_dict()
+    try:
+        return why_not_packed(replace(shape_from_config(config), attention_dropout=False)) is None
+    except ModelError:  # no sizes that ftcli knows
+        return False

@@ -1,0 +1,122 @@
+"""Which levers a training takes (docs/performance.md), and why one is left: none changes it."""
+
+from __future__ import annotations
+
+from ftcli.console import megabytes
+from ftcli.errors import UsageError
+from ftcli.hardware import Hardware
+from ftcli.plan.choice import Choice
+from ftcli.recipe import Lora, Prefix, Prompt, Qlora, Recipe
+from ftcli.shapes import Shape
+from ftcli.vram import Choices
+
+# Model types whose attention goes through transformers' interface with all that it is given, each
+# proven equal to padded rows (tests/engine/test_packed_families.py).
+PACKED_TYPES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
+)
+
+
+def why_not_packed(shape: Shape) -> str | None:
+    """What in a model keeps its rows from standing in one sequence; None where nothing does."""
+    if shape.model_type not in PACKED_TYPES:
+        return f"not proven for {shape.model_type}"
+    if shape.attention_dropout:
+        return "the model drops attention weights, other ones in each row"
+    if shape.stretched_positions:
+        return "the model rotates positions by the longest row beside"
+    return None
+
+
+def require_packing(recipe: Recipe, padded: str | None) -> None:
+    """Raise UsageError (`packing`) where a recipe insists on what cannot be."""
+    asked = recipe.training.packing
+    if padded is not None and asked not in ("auto", False):
+        raise UsageError(
+            "packing",
+            f"training.packing: {str(asked).lower()} is not possible here ({padded}); leave it to "
+            "auto",
+        )
+
+
+def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
+    """Why the rows of a step are padded; None where they are packed."""
+    training = recipe.training
+    if not training.fast:
+        return "training.fast: false"
+    if training.packing is False:
+        return "set in the recipe"
+    if hardware.kind != "cpu":
+        return "measured on CPUs alone; a card takes padded rows through torch's fused kernels"
+    if isinstance(recipe.method, Prefix | Prompt):
+        return "virtual tokens stand before each row by itself"
+    if training.neftune_noise_alpha is not None:
+        return "NEFTune measures its noise by the length of padded rows"
+    if recipe.model.attention != "auto":
+        return f"model.attention: {recipe.model.attention} is set in the recipe"
+    return why_not_packed(shape)
+
+
+def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Choice[int]:
+    """Tokens of a micro-batch of packed rows; 0 where rows are padded."""
+    if padded is not None:
+        return Choice(0, padded)
+    if isinstance(recipe.training.packing, int) and recipe.training.packing is not True:
+        return Choice(tokens, "set in the recipe")
+    return Choice(tokens, "rows of a step without padding, each blind to the others")
+
+
+def choose_shared_prefix(recipe: Recipe, packing: Choice[int]) -> Choice[bool] | None:
+    """Whether what rows begin with is computed once; None where rows are padded."""
+    if not packing.value:
+        return None
+    method = recipe.method
+    if isinstance(method, Lora | Qlora) and method.dropout:
+        return Choice(False, f"method.dropout {method.dropout:g} draws anew in each row")
+    return Choice(True, "what rows of a micro-batch begin with is computed once, exactly")
+
+
+def why_not_fused(recipe: Recipe, hardware: Hardware) -> str | None:
+    """Why a frozen weight and its update are separate nodes; None where they are one, or could be
+    if 4-bit weights stay dequantised."""
+    method = recipe.method
+    if not recipe.training.fast:
+        return "training.fast: false"
+    if hardware.kind != "cpu":
+        return "measured on CPUs alone"
+    if isinstance(method, Lora | Qlora) and method.dora:
+        return "DoRA divides by the norm of base and update"
+    if isinstance(method, Lora | Qlora) and method.dropout:
+        return "dropout stands between a layer's input and its update"
+    return None
+
+
+def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> Choice[bool] | None:
+    """Whether a frozen weight and its update are one node; None where there is no update."""
+    if not choices.has_lora:
+        return None
+    if choices.fused_lora:
+        return Choice(True, "base and update add up in place: less is copied, less is kept")
+    why = why_not_fused(recipe, hardware)
+    return Choice(False, why or "4-bit weights are dequantised in each product")
+
+
+def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
+    """Whether 4-bit weights could stay dequantised, memory permitting."""
+    on_cpu = hardware.kind == "cpu" and choices.quantization == "nf4"
+    return recipe.training.fast and on_cpu
+
+
+def choose_dequantised(
+    recipe: Recipe, hardware: Hardware, choices: Choices, kept_bytes: int
+) -> Choice[bool] | None:
+    """Whether they do; None where there are none."""
+    if choices.quantization != "nf4":
+        return None
+    if choices.keeps_dequantised:
+        return Choice(True, f"memory has room for {megabytes(kept_bytes)}; the same numbers")
+    if not recipe.training.fast:
+        return Choice(False, "training.fast: false")
+    if hardware.kind != "cpu":
+        return Choice(False, "a card's kernels dequantise as they multiply")
+    return Choice(False, f"memory has no room for {megabytes(kept_bytes)}")

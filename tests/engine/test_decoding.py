@@ -1,0 +1,376 @@
+"""Answers of our loop are those of transformers' generate, row by row; it does less for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from ftcli.engine import decoding, inference, shared_cache
+from ftcli.engine.decoding import DECODED_TYPES, Room, decode, decodes, room_of, together
+from ftcli.engine.inference import Model, PromptContract, answer_batch, answer_prompts
+from ftcli.engine.methods import attach
+from ftcli.engine.rendering import Renderer
+from ftcli.engine.shared_cache import RowCache
+from ftcli.engine.virtual import causal_model
+from ftcli.recipe import Generation, Prefix
+from tests.engine.families import chatml
+from tests.engine.models import falcon, lora, shake
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,  # scores far from even, so that a wrong mask shows
+}
+# Windows are shorter than the prompts and than what they have in common.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "llama tied": {"tie_word_embeddings": True},
+    "qwen2": {},
+    "qwen2 window": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {},
+    "gemma": {"num_key_value_heads": 1},
+    "gemma2": {
+        "sliding_window": 9,
+        "attn_logit_softcapping": 3.0,
+        "final_logit_softcapping": 20.0,
+        "query_pre_attn_scalar": 16,
+    },
+    "gemma3_text": {"sliding_window": 9, "query_pre_attn_scalar": 16},
+    "mistral": {"sliding_window": 9},
+    "phi3": {"tie_word_embeddings": False},
+    "gpt_neox": {"tie_word_embeddings": False},
+    "gpt_neox tied": {"tie_word_embeddings": True},
+}
+SETTINGS = Generation(max_new_tokens=12)
+BEGINNING = list(range(11, 25))
+
+
+def own(length: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(30, 97, (length,), generator=generator).tolist()
+
+
+# All begin alike, one is nothing else, one is much longer than the others, two are the same.
+PROMPTS = [BEGINNING + own(length, length) for length in (3, 7, 0, 30, 7, 1)]
+
+
+@pytest.fixture(autouse=True)
+def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are prefilled in several parts, and attended to in several blocks; fresh memory holds
+    what it likes."""
+
+    def empty(cache: RowCache, states: torch.Tensor) -> torch.Tensor:
+        return original(cache, states).fill_(torch.nan)
+
+    original = RowCache._empty
+    monkeypatch.setattr(RowCache, "_empty", empty)
+    monkeypatch.setattr(decoding, "CPU_TOKENS", 16)
+    monkeypatch.setattr(shared_cache, "QUERIES", 8)
+
+
+def model_of(name: str) -> PreTrainedModel:
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(name.split()[0], **SIZES | FAMILIES[name])
+    attention = "eager" if name == "gemma2" else "sdpa"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms begin at one, and biases at zero
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model.eval()
+
+
+def generated(model: PreTrainedModel, prompt: Sequence[int], settings: Generation) -> list[int]:
+    """What transformers makes of a prompt by itself."""
+    ids = torch.tensor([prompt])
+    found: list[int] = (
+        causal_model(model)
+        .generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=settings.max_new_tokens,
+            repetition_penalty=settings.repetition_penalty,
+            eos_token_id=0,
+            pad_token_id=0,
+        )[0, len(prompt) :]
+        .tolist()
+    )
+    return found
+
+
+def cut(answer: list[int], stop: int) -> list[int]:
+    return answer[: answer.index(stop) + 1] if stop in answer else answer
+
+
+def assert_same(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    settings: Generation = SETTINGS,
+) -> list[list[int]]:
+    """Also where an answer ends early, for a token that some answers have and others have not."""
+    assert decodes(model)
+    whole = [generated(model, prompt, settings) for prompt in prompts]
+    stop = whole[0][min(4, len(whole[0]) - 1)]
+    expected = [cut(answer, stop) for answer in whole]
+    assert decode(model, prompts, settings, [0, stop]) == expected
+    return expected
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_are_those_of_generate(name: str, penalty: float) -> None:
+    settings = Generation(max_new_tokens=12, repetition_penalty=penalty)
+    found = assert_same(model_of(name), settings=settings)
+    assert len({tuple(answer) for answer in found}) > 3
+    assert len({len(answer) for answer in found}) > 1
+
+
+def test_every_type_is_tried() -> None:
+    assert {name.split()[0] for name in FAMILIES} == DECODED_TYPES
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        PROMPTS[:1],
+        [BEGINNING, BEGINNING],
+        [own(length, length) for length in (20, 11, 3, 1)],
+        [[7], [7]],
+        [*PROMPTS, own(12, 1)],
+    ],
+    ids=["one", "the same", "nothing alike", "one token", "one is not alike"],
+)
+def test_whatever_the_prompts_have_in_common(name: str, prompts: list[list[int]]) -> None:
+    assert_same(model_of(name), prompts)
+
+
+@pytest.mark.parametrize("new_tokens", [1, 2])
+def test_few_tokens(new_tokens: int) -> None:
+    assert_same(model_of("llama"), settings=Generation(max_new_tokens=new_tokens))
+
+
+def test_adapters_answer_as_they_are() -> None:
+    model = model_of("llama")
+    base = decode(model, PROMPTS, SETTINGS, [0])
+    tuned = attach(model, lora(), seed=1)
+    shake(tuned)
+    assert_same(tuned)
+    assert decode(tuned, PROMPTS, SETTINGS, [0]) != base
+
+
+def test_bf16_weights_and_autocast_are_near() -> None:
+    """Rounding may tip later tokens; the first one is far from even here."""
+    model = model_of("llama")
+    exact = decode(model, PROMPTS, SETTINGS, [0])
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = decode(model, PROMPTS, SETTINGS, [0])
+    held = decode(model.to(torch.bfloat16), PROMPTS, SETTINGS, [0])
+    for found in (cast, held):
+        assert sum(a[0] == b[0] for a, b in zip(found, exact, strict=True)) >= len(PROMPTS) - 1
+
+
+# Less is done
+
+
+@contextmanager
+def tokens_seen(model: PreTrainedModel) -> Iterator[list[int]]:
+    """How many tokens each forward pass reads."""
+    seen: list[int] = []
+
+    def count(_: object, arguments: tuple[torch.Tensor], __: object) -> None:
+        seen.append(arguments[0].numel())
+
+    hook = model.get_input_embeddings().register_forward_hook(count)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def test_what_prompts_begin_with_is_read_once() -> None:
+    model = model_of("llama")
+    prompts = [BEGINNING + own(4, seed) for seed in range(8)]
+    with tokens_seen(model) as seen:
+        decode(model, prompts, Generation(max_new_tokens=3), [0])
+    assert seen == [len(BEGINNING), 16, 16, 8, 8]
+
+
+def test_who_has_ended_is_read_no_more() -> None:
+    model = model_of("llama")
+    whole = decode(model, PROMPTS, SETTINGS, [0])
+    stop = whole[0][4]
+    with tokens_seen(model) as seen:
+        found = decode(model, PROMPTS, SETTINGS, [0, stop])
+    steps = max(map(len, found)) - 1
+    standing = [sum(len(answer) > step + 1 for answer in found) for step in range(steps)]
+    assert seen[-steps:] == standing and standing[0] > standing[-1] > 0
+
+
+def test_the_model_attends_as_before_behind_an_answer() -> None:
+    model = model_of("llama")
+    before = model.config._attn_implementation
+    decode(model, PROMPTS, SETTINGS, [0])
+    assert model.config._attn_implementation == before == "sdpa"
+
+
+# Sampling
+
+
+def test_draws_are_repeated_by_the_seed() -> None:
+    model = model_of("llama")
+
+    def drawn(seed: int, **keys: Any) -> list[list[int]]:
+        torch.manual_seed(seed)
+        settings = Generation(max_new_tokens=12, **{"temperature": 1.5, **keys})
+        return decode(model, PROMPTS, settings, [0])
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    greedy = decode(model, PROMPTS, SETTINGS, [0])
+    assert drawn(1, top_k=1) == drawn(1, top_p=1e-6) == drawn(1, temperature=1e-4) == greedy
+
+
+def test_draws_are_spread_as_generate_spreads_them() -> None:
+    """The first token of many rows, by transformers' own softmax of the logits it warps."""
+    model = model_of("llama")
+    prompt, count = PROMPTS[0], 4000
+    settings = Generation(max_new_tokens=1, temperature=2.0, top_k=5)
+    torch.manual_seed(3)
+    found = decode(model, [prompt] * count, settings, [0])
+    with torch.no_grad():
+        best = (model(torch.tensor([prompt])).logits[0, -1] / 2).topk(5)
+    for token, share in zip(best.indices.tolist(), best.values.softmax(0).tolist(), strict=True):
+        drawn = sum(answer == [token] for answer in found) / count
+        assert drawn == pytest.approx(share, abs=4 * (share / count) ** 0.5 + 1e-9)
+
+
+# Which prompts go together
+
+
+def batches_of(prompts: Sequence[Sequence[int]], room: Room, new: int = 10) -> list[list[int]]:
+    found = together(prompts, new, room)
+    assert sorted(place for batch in found for place in batch) == list(range(len(prompts)))
+    for batch in found:
+        lengths = [len(prompts[place]) for place in batch]
+        assert all(a >= b for a, b in pairwise(lengths))
+    return found
+
+
+def test_batches_have_as_many_rows_as_there_is_room_for() -> None:
+    prompts = [own(length, length) for length in range(5, 25)]
+    assert [len(batch) for batch in batches_of(prompts, Room(64, 10_000))] == [20]
+    assert [len(batch) for batch in batches_of(prompts, Room(15, 10_000))] == [10, 10]
+    narrow = batches_of(prompts, Room(64, 170))
+    assert [len(batch) for batch in narrow] == [5, 5, 5, 5]
+    for batch in narrow:
+        assert len(batch) * (len(prompts[batch[0]]) + 10) <= 170
+    assert [len(batch) for batch in batches_of(prompts, Room(64, 1))] == [1] * 20
+
+
+def test_what_they_share_takes_room_once() -> None:
+    prompts = [list(range(100, 200)) + own(5, seed) for seed in range(10)]
+    assert len(batches_of(prompts, Room(64, 100 + 10 * 15))) == 1
+    assert len(batches_of(prompts, Room(64, 100 + 10 * 15 - 1))) == 2
+
+
+def test_prompts_of_another_beginning_are_answered_by_themselves() -> None:
+    """A batch more is worth the 1,000 tokens that each row would have to read again."""
+    one, other = list(range(1000, 2000)), list(range(2000, 3000))
+    prompts = [[*(one if seed % 3 else other), *own(4, seed)] for seed in range(12)]
+    found = batches_of(prompts, Room(64, 100_000))
+    assert sorted(map(sorted, found)) == [[0, 3, 6, 9], [1, 2, 4, 5, 7, 8, 10, 11]]
+    short = [prompt[900:] for prompt in prompts]
+    assert len(batches_of(short[:6], Room(64, 100_000))) == 1
+
+
+def test_prompts_that_begin_each_with_the_one_before() -> None:
+    prompts = [own(length, 1) for length in range(1, 900, 3)]
+    assert len(batches_of(prompts, Room(1000, 10**6))) < 10
+
+
+def test_room_grows_with_the_model() -> None:
+    small = model_of("llama")
+    assert room_of(small, 7) == Room(7, decoding.LEAST_TOKENS)
+    held = sum(p.numel() * p.element_size() for p in small.parameters())
+    by_token = sum(t.numel() * t.element_size() for t in cache_of(small, 1))
+    assert by_token < held
+    decoding.LEAST_TOKENS, before = 0, decoding.LEAST_TOKENS
+    try:
+        assert room_of(small, 7).tokens == held // by_token
+    finally:
+        decoding.LEAST_TOKENS = before
+
+
+def cache_of(model: PreTrainedModel, tokens: int) -> list[torch.Tensor]:
+    with torch.no_grad():
+        cache = model(torch.ones(1, tokens, dtype=torch.long), use_cache=True).cache
+    return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+
+
+# Where the loop is not taken
+
+
+def _contract() -> PromptContract:
+    return PromptContract(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: falcon(max_position_embeddings=256),
+        lambda: attach(model_of("llama"), Prefix(mode="prefix", virtual_tokens=4), 1),
+    ],
+    ids=["another type", "virtual tokens"],
+)
+def test_other_models_are_answered_by_transformers(build: Callable[[], PreTrainedModel]) -> None:
+    network = build().eval()
+    assert not decodes(network)
+    model = Model(network, _contract())
+    found = answer_prompts(model, PROMPTS, SETTINGS, lambda _: None)
+    assert found == [answer_batch(model, [prompt], SETTINGS)[0] for prompt in PROMPTS]
+    assert len({answer.text for answer in found}) > 1
+
+
+def test_what_else_a_base_wants_of_its_answers_is_left_to_transformers() -> None:
+    model = model_of("llama")
+    model.generation_config.top_p, model.generation_config.do_sample = 0.9, True
+    assert decodes(model)  # the recipe's settings go before these
+    model.generation_config.no_repeat_ngram_size = 2
+    assert not decodes(model)
+
+
+def test_stretched_positions_are_left_to_transformers() -> None:
+    model = model_of("llama")
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert not decodes(model)
+
+
+def test_fewer_rows_where_memory_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(model_of("llama"), _contract())
+    expected = answer_batch(model, PROMPTS, SETTINGS)
+    tried: list[int] = []
+
+    def scarce(network: Any, prompts: Any, *rest: Any) -> list[list[int]]:
+        tried.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(network, prompts, *rest)
+
+    monkeypatch.setattr(inference, "decode", scarce)
+    assert answer_batch(model, PROMPTS, SETTINGS) == expected
+    assert tried == [6, 3, 1, 2, 3, 1, 2]
