@@ -154,6 +154,7 @@ def _options(recipe: Recipe, profile: Profile, hardware: Hardware, base: Choices
     """What the recipe leaves to the plan: of all else there is one value."""
     training = recipe.training
     asked_rows = training.micro_batch_size
+    open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix"
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     return Options(
         seq_len=(base.seq_len,),

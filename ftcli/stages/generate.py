@@ -88,14 +88,13 @@ class Generator:
         yield from stream_answer(model, ids, _settings(member))
 
     def answers(self, name: str, prompts: Sequence[tuple[Message, ...]]) -> list[Answer]:
-        """One member's answers to a batch of conversations."""
-        from ftcli.engine.inference import answer_batch
+        """One member's answers to some conversations."""
+        from ftcli.engine.inference import answer_prompts
         from ftcli.engine.trained import prompts_of
 
         model = self.adapters.use(name)
-        return answer_batch(
-            model, prompts_of(model, prompts), _settings(chosen(self.members, name))
-        )
+        settings = _settings(chosen(self.members, name))
+        return answer_prompts(model, prompts_of(model, prompts), settings, lambda _: None)
 
 
 def open_generator(request: Request) -> Generator:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ftcli.engine.inference import Model, PromptContract
 
 # Goes up when the same weights would give other losses or answers.
-VERSION = 3
+VERSION = 4
 WORK = "work"
 ModelName = Literal["base", "tuned"]
 Prompts = tuple[tuple[int, ...], ...]
@@ -127,18 +127,21 @@ class Worker:
                 meter.update(len(kept.losses))
 
     def _answer(self, wanted: RowSet, kept: Kept, label: str) -> None:
-        from ftcli.engine.batches import length_batches
-        from ftcli.engine.inference import answer_batch, seed_sampling
+        from ftcli.engine.inference import answer_batch, answered_together, seed_sampling
 
+        if len(kept.answers) == len(wanted.rows):
+            return
         # Batches are those of the whole set: who stands beside a row may tip a near tie.
-        batches = list(length_batches(list(map(len, wanted.prompts)), wanted.rows_at_once))
+        batches = answered_together(
+            self.model, wanted.prompts, wanted.settings, wanted.rows_at_once
+        )
         missing = [batch for batch in batches if not kept.answers.keys() >= set(batch)]
         with self._reporter.meter(label, len(wanted.rows)) as meter:
             for batch in missing:
-                model, started = self.model, time.monotonic()
+                started = time.monotonic()
                 prompts = [wanted.prompts[row] for row in batch]
                 seed_sampling(self._opened.loaded.recipe.training.seed + batch[0])
-                answers = answer_batch(model, prompts, wanted.settings)
+                answers = answer_batch(self.model, prompts, wanted.settings)
                 kept.add_answers(batch, answers, time.monotonic() - started)
                 meter.update(len(kept.answers))
 
