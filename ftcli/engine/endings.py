@@ -84,7 +84,8 @@ def measure_stop_rate(trainer: FtcliTrainer, setup: Setup, reporter: Reporter) -
     longest = max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
     limit = min(math.ceil(ROOM * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
-    model = Model(trainer.model, PromptContract(setup.renderer, prepared.stop_ids, prepared.pad_id))
+    contract = PromptContract(setup.renderer, prepared.stop_ids, prepared.pad_id)
+    model = Model(trainer.model, contract, setup.recipe.training.fast)
     arithmetic = trainer.compute_loss_context_manager()  # whatever types the weights are held in
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:

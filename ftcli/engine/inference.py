@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ftcli.engine.batches import Row, length_batches
 from ftcli.engine.decoding import decode, decodes, room_of, together
-from ftcli.engine.laying import Laying, laying_of_network
+from ftcli.engine.laying import Laying, Padded, laying_of_network
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.virtual import causal_model, generation_inputs
@@ -51,6 +51,8 @@ class Model:
 
     network: PreTrainedModel
     contract: PromptContract
+    fast: bool = True
+    """The levers of docs/performance.md may be taken (training.fast)."""
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +99,8 @@ def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
 
 
 def _laying(model: Model, rows: Sequence[Row]) -> Laying:
+    if not model.fast:
+        return Padded(model.contract.pad_id)
     return laying_of_network(
         model.network, [row["input_ids"] for row in rows[:BLOCK_ROWS]], model.contract.pad_id
     )

@@ -17,6 +17,8 @@ from ftcli.engine.trainer import FtcliTrainer
 from ftcli.plan import Plan
 
 WHERE = "the longest batch"
+# Gradients of fewer weights are lost in the steps' own memory.
+NOTICED = 0.1
 
 
 def check_longest(
@@ -63,9 +65,12 @@ def _longest_rows(trainer: FtcliTrainer) -> list[int]:
 
 def _longest_batches(trainer: FtcliTrainer, rows: list[int], most: int) -> list[list[int]]:
     """The largest micro-batch that a step of so many rows at once can have; twice, where a step
-    has several: the gradients of the first are there in the second."""
+    has several and memory would notice the gradients of the first in the second."""
     first = trainer.laying.first([trainer.data.train.lengths[row] for row in rows], most)
-    return [rows[:first]] * min(2, -(-len(rows) // first))
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    all_weights = sum(p.numel() for p in trainer.model.parameters())
+    several = first < len(rows) and trained > NOTICED * all_weights
+    return [rows[:first]] * (2 if several else 1)
 
 
 def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:

@@ -185,6 +185,7 @@ def _rows_at_once(
     if not base.packed_rows:
         return useful_micro_batches(recipe.training.batch_size, hardware)
     most = math.ceil(_wanted_tokens(recipe, profile) / base.seq_len)
+    most = min(most, recipe.training.batch_size)
     if not tokens:
         return tuple(range(most, 0, -1))
     return (most,) if asked == "auto" else (min(asked, most),)

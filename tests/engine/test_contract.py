@@ -130,12 +130,17 @@ def test_prompts_in_use_are_those_of_the_training(
     from ftcli.engine import inference
 
     seen: list[list[int]] = []
-    original = inference.generation_inputs
+    original, decode = inference.generation_inputs, inference.decode
+
+    def decoded(model: Any, prompts: Any, *rest: Any) -> Any:
+        seen.extend(list(prompt) for prompt in prompts)
+        return decode(model, prompts, *rest)
 
     def inputs(model: Any, ids: Any, mask: Any) -> Any:
         seen.extend(row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))
         return original(model, ids, mask)
 
+    monkeypatch.setattr(inference, "decode", decoded)
     monkeypatch.setattr(inference, "generation_inputs", inputs)
     rows = read_split(place / "runs" / "lora" / "data", "test").to_pylist()
     wanted = [row["input_ids"][: row["prompt_tokens"]] for row in rows]

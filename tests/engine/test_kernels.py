@@ -1,0 +1,197 @@
+"""Levers one by one: where each is taken, where it is left, and that it is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ftcli.engine.batches import packed, padded
+from ftcli.engine.kernels.attention import attention_for
+from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
+from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.laying import Packed, Padded, laying_of_network
+from ftcli.engine.loss import summed_loss
+from ftcli.engine.methods import attach, quantization
+from ftcli.engine.packing import SHARED_TOKENS, divide, plant, usually_shared
+from ftcli.recipe import Prompt, Qlora
+from tests.engine.models import falcon, llama, lora, reload_in_4_bits, shake
+from tests.engine.test_packed_families import assert_same, model_of, rows, through
+
+# Dequantised weights
+
+
+def in_4_bits(folder: Path, kind: torch.dtype) -> Any:
+    method = Qlora(mode="qlora", rank=4)
+    base = reload_in_4_bits(
+        llama(max_position_embeddings=256).to(kind), folder, quantization(method, kind)
+    )
+    model = attach(base, method, seed=1)
+    shake(model)
+    return model.train()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_kept_weights_are_those_that_bitsandbytes_makes_each_time(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    model = in_4_bits(tmp_path, kind)
+    ids = torch.arange(1, 25)[None]
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16)
+    with torch.no_grad(), mixed:
+        expected = model(input_ids=ids).logits
+    layers = [layer for layer in model.modules() if is_four_bit(layer)]
+    assert keep_dequantised(model) == sum(
+        layer.in_features * layer.out_features * kind.itemsize for layer in layers
+    )
+    with torch.no_grad(), mixed:
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    assert not any("kept" in name for name in model.state_dict())
+
+
+def test_qlora_with_all_levers_is_qlora_without(tmp_path: Path) -> None:
+    model = in_4_bits(tmp_path, torch.float32)
+    expected = through(model, padded(rows(), 0))
+    assert_same(through(model, packed(rows(), share=True)), expected)
+    unfused = fuse_lora(model)
+    assert_same(through(model, padded(rows(), 0)), expected)
+    keep_dequantised(model)
+    assert unfused == 14
+    assert_same(through(model, packed(rows(), share=True)), expected)
+
+
+# One node
+
+
+@pytest.mark.parametrize(
+    ("keys", "fused"),
+    [
+        ({}, 21),
+        ({"dropout": 0.1}, 0),
+        ({"dora": True}, 0),
+        ({"rslora": True}, 21),
+        ({"rank_pattern": {"q_proj": 2}}, 21),
+        ({"layers": [0]}, 7),
+    ],
+)
+def test_only_plain_layers_become_one_node(keys: dict[str, Any], fused: int) -> None:
+    model = attach(llama(num_hidden_layers=3, max_position_embeddings=256), lora(**keys), seed=1)
+    shake(model)
+    expected = through(model.eval(), padded(rows(), 0))
+    assert fuse_lora(model) == fused
+    assert_same(through(model, padded(rows(), 0)), expected)
+
+
+def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
+    model = attach(llama(), lora(), seed=1)
+    shake(model)
+    fuse_lora(model)
+    ids = torch.arange(1, 13)[None]
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            found: Tensor = model(input_ids=ids).logits
+        return found
+
+    tuned = logits()
+    with model.disable_adapter():
+        base = logits()
+    assert torch.equal(base, logits_of_base(model, ids)) and not torch.allclose(base, tuned)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(), tuned, rtol=1e-4, atol=1e-5)
+
+
+def logits_of_base(model: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = llama_like(model)(input_ids=ids).logits
+    return found
+
+
+def llama_like(model: Any) -> Any:
+    """The same base without an adapter."""
+    base = llama()
+    weights = model.get_base_model().state_dict()
+    plain = {
+        name.replace(".base_layer", ""): weight
+        for name, weight in weights.items()
+        if "lora_" not in name
+    }
+    base.load_state_dict(plain)
+    return base
+
+
+def test_one_node_keeps_less_for_the_backward_pass() -> None:
+    model = model_of("llama", "lora")
+
+    def kept() -> int:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16),
+            attention_for(model, None),
+        ):
+            summed_loss(model, padded(rows(), 0))
+        return sum(sizes.values())
+
+    before = kept()
+    fuse_lora(model)
+    assert kept() < before
+
+
+# Division of a step
+
+IDS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1, max_size=20)
+
+
+@given(IDS, st.integers(0, 30), st.integers(1, 120), st.integers(1, 20), st.booleans())
+def test_micro_batches_hold_every_row_once_within_tokens_and_rows(
+    ids: list[list[int]], prefix: int, tokens: int, most: int, share: bool
+) -> None:
+    texts = [[9] * prefix + row for row in ids]
+    parts = divide(texts, tokens, most, share=share)
+    assert sorted(row for part in parts for row in part) == list(range(len(texts)))
+    for part in parts:
+        found = plant([texts[row] for row in part], share=share).tokens
+        # What is too short to be shared is counted as shared while rows are divided.
+        assert len(part) == 1 or found <= tokens + (SHARED_TOKENS * len(part) if share else 0)
+        assert len(part) <= most
+
+
+def test_parts_are_even_and_like_rows_stay_together() -> None:
+    rows_of_ten = [[place] * 10 for place in range(10)]
+    assert [len(part) for part in divide(rows_of_ten, 90, 99, share=True)] == [5, 5]
+    one, other = [1] * 50, [2] * 50
+    mixed = [[*start, last] for last in (3, 4, 5) for start in (one, other)]
+    assert sorted(map(sorted, divide(mixed, 60, 99, share=True))) == [[0, 2, 4], [1, 3, 5]]
+    assert len(divide(mixed, 60, 99, share=False)) == 6
+
+
+def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
+    prompts = [[7] * 100 + [place] * 5 for place in range(32)]
+    assert usually_shared(prompts) == 100
+    assert usually_shared([[place] * 5 for place in range(32)]) == 0
+    assert usually_shared(prompts[:1]) == 0 == usually_shared([])
+
+
+# Scoring
+
+
+def test_scoring_packs_where_the_model_can() -> None:
+    ids = [row["input_ids"] for row in rows()]
+    assert laying_of_network(llama(), ids, 0) == Packed(1024, None, share=True)
+    assert laying_of_network(falcon(), ids, 0) == Padded(0)
+    virtual = attach(llama(), Prompt(mode="prompt", virtual_tokens=4), seed=1)
+    assert laying_of_network(virtual, ids, 0) == Padded(0)
+    long = [[7] * 900 + row for row in ids]
+    assert laying_of_network(llama(), long, 0).tokens >= 4 * 900

@@ -1,0 +1,132 @@
+"""Which levers a plan takes, and the reason where one is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ftcli.errors import UsageError
+from ftcli.plan import Plan, make_plan
+from ftcli.shapes import shape_from_config
+from ftcli.vram import estimate
+from tests.test_plan import PROFILE, SMALL, card, cpu, recipe
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 97,
+}
+
+
+def plan_of(mode: str = "lora", **sections: Any) -> Plan:
+    return make_plan(recipe(mode, **sections), SMALL, PROFILE, cpu())
+
+
+@pytest.mark.parametrize(
+    ("mode", "sections", "reason"),
+    [
+        ("lora", {"training": {"fast": False}}, "training.fast: false"),
+        ("lora", {"training": {"packing": False}}, "set in the recipe"),
+        ("prefix", {}, "virtual tokens stand before each row by itself"),
+        ("prompt", {}, "virtual tokens stand before each row by itself"),
+        ("lora", {"training": {"neftune_noise_alpha": 5}}, "NEFTune measures its noise by the"),
+        ("lora", {"model": {"attention": "eager"}}, "model.attention: eager is set in the recipe"),
+    ],
+)
+def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> None:
+    plan = plan_of(mode, **sections)
+    assert plan.packing.value == 0 and plan.packing.reason.startswith(reason)
+    assert plan.shared_prefix is None and not plan.estimated.packed_rows
+    assert "packed" not in plan.headline()
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "gpt_neox", "rotary_pct": 1.0}, "not proven for gpt_neox"),
+        ({"attention_dropout": 0.1}, "the model drops attention weights"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotates positions by the"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rotates positions"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, None),
+    ],
+)
+def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str | None) -> None:
+    shape = shape_from_config(LLAMA | config)
+    packing = make_plan(recipe(), shape, PROFILE, cpu()).packing
+    assert bool(packing.value) == (reason is None)
+    assert reason is None or reason in packing.reason
+
+
+def test_a_card_takes_padded_rows() -> None:
+    plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
+    choices = (plan.packing, plan.fused_lora, plan.dequantised)
+    assert not any(choice.value for choice in choices if choice is not None)
+    assert "measured on CPUs alone" in plan.packing.reason
+
+
+@pytest.mark.parametrize("asked", [True, 512])
+def test_packing_that_is_insisted_on_is_refused_where_it_cannot_be(asked: object) -> None:
+    with pytest.raises(UsageError, match="virtual tokens"):
+        plan_of("prefix", training={"packing": asked})
+    assert plan_of(training={"packing": asked}).packing.value >= 512
+
+
+def test_tokens_of_a_micro_batch() -> None:
+    """Enough for the longest row, as many as keep the cores busy, more for a long prefix."""
+    assert plan_of().packing.value == 1024
+    long = replace(PROFILE, longest_tokens=3000)
+    assert make_plan(recipe(), SMALL, long, cpu()).packing.value == 3000
+    shared = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
+    assert make_plan(recipe(), SMALL, shared, cpu()).packing.value == 4000
+    few = replace(PROFILE, longest_tokens=40)
+    small = recipe(training={"batch_size": 4})
+    assert make_plan(small, SMALL, few, cpu()).packing.value == 4 * 40, "all of a step"
+    assert plan_of(training={"packing": 700}).packing.value == 700
+    assert plan_of(training={"packing": 100}).packing.value == PROFILE.longest_tokens
+    by_rows = plan_of(training={"micro_batch_size": 4})
+    assert (by_rows.micro_batch.value, by_rows.packing.value) == (4, 4 * PROFILE.longest_tokens)
+    both = plan_of(training={"micro_batch_size": 4, "packing": 600})
+    assert (both.micro_batch.value, both.packing.value) == (4, 600)
+
+
+def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> None:
+    roomy = plan_of("qlora")
+    assert roomy.dequantised is not None and roomy.dequantised.value
+    kept = roomy.estimate.breakdown["weights"]
+    tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(1.0))
+    assert tight.dequantised is not None and not tight.dequantised.value
+    assert "no room" in tight.dequantised.reason
+    assert tight.fused_lora is not None and not tight.fused_lora.value
+    assert tight.gradient_checkpointing.value and not roomy.gradient_checkpointing.value
+    linear = SMALL.linear_parameters
+    assert kept - tight.estimate.breakdown["weights"] == 4 * linear
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ({"dora": True}, "DoRA divides by the norm"),
+        ({"dropout": 0.1}, "dropout stands between"),
+    ],
+)
+def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -> None:
+    plan = plan_of(method=method)
+    assert plan.fused_lora is not None and not plan.fused_lora.value
+    assert plan.fused_lora.reason.startswith(reason)
+    assert plan.packing.value
+    assert plan.shared_prefix is not None
+    assert plan.shared_prefix.value == ("dropout" not in method)
+
+
+def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
+    plan, plain = plan_of(), plan_of(training={"fast": False})
+    assert plan.estimated.packed_rows and plan.estimated.fused_lora
+    assert not plain.estimated.packed_rows and not plain.estimated.fused_lora
+    padded = replace(plan.estimated, packed_rows=False, fused_lora=False)
+    assert plan.estimate.peak_bytes < estimate(SMALL, padded).peak_bytes
+    assert plan.headline().startswith("fp32 · 16 rows a step, packed to 1,024 tokens · ")
