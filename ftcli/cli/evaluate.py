@@ -50,7 +50,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="Instructions to measure forgetting by."),
     ] = None,
     rows_at_once: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Rows answered at once (32).")
+        int | None, typer.Option(metavar="N", min=1, help="Rows answered at once (64).")
     ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,

@@ -155,11 +155,16 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
         assert_same(through(model, packed(rows(), share=share)), expected)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_queries_go_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks shorter than a segment and than a window, and groups of one segment each."""
+def test_queries_go_in_blocks(name: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks shorter than a segment and than a window, and groups of one segment each; through
+    torch's kernel, and through products as in bf16."""
     model = model_of(name, "lora")
     expected = plain(model)
+    if not fused:
+        monkeypatch.setattr(attention, "_through_sdpa", lambda *_: False)
+        assert_same(through(model, packed(rows(), share=True)), expected)
     monkeypatch.setattr(attention, "BLOCK", 4)
     monkeypatch.setattr(attention, "MOST_QUERIES", 8)
     assert_same(through(model, packed(rows(), share=True)), expected)

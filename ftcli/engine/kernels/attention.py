@@ -1,9 +1,9 @@
 """Attention over packed rows: a token sees what stands before it in its own row, and no neighbour.
 
-Segments that continue the same tokens and are about as long go through torch's matrix products
-together, their queries in blocks, the query heads that share keys and values as rows of one
-product. Nothing is kept for the backward pass but queries, keys and values: the scores are made
-again there.
+Segments that continue the same tokens and are about as long go together, their queries in blocks:
+in fp32 through torch's fused kernel, else through matrix products in which the query heads that
+share keys and values are rows of one. Nothing is kept for the backward pass but queries, keys and
+values: the scores are made again there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from ftcli.engine.packing import Forest, Segment, Span
@@ -158,7 +159,7 @@ class _Packed(torch.autograd.Function):
                 _attention(
                     queries[:, :, b.queries], keys[:, :, b.keys], values[:, :, b.keys], scores
                 )
-                for b in _blocks(group, scores.window)
+                for b in _blocks(group, scores, query)
             ]
             _put(group, attended, torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0])
         return attended
@@ -187,7 +188,7 @@ def _add_gradients(
         wanted = wanted.masked_fill(group.filled[:, None, :, None], 0)
     whole = (_own(group, query), _row(group, key), _row(group, value))
     found = [torch.zeros_like(tensor) for tensor in whole]
-    for block in _blocks(group, scores.window):
+    for block in _blocks(group, scores, query):
         places = (block.queries, block.keys, block.keys)
         parts = [
             tensor[:, :, place].detach().requires_grad_()
@@ -211,10 +212,13 @@ class _Block:
     keys: slice
 
 
-def _blocks(group: Siblings, window: int | None) -> Iterator[_Block]:
-    length, position = group.places.shape[1], group.position
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
+def _blocks(group: Siblings, scores: Scores, query: Tensor) -> Iterator[_Block]:
+    length, position, window = group.places.shape[1], group.position, scores.window
+    # The fused kernel itself leaves out what stands above the diagonal, if it begins at its corner.
+    whole = _through_sdpa(query, scores) and not position and window is None
+    size = length if whole else BLOCK
+    for start in range(0, length, size):
+        end = min(start + size, length)
         seen = 0 if window is None else max(0, position + start - window + 1)
         yield _Block(slice(start, end), slice(seen, position + end))
 
@@ -264,6 +268,28 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Ten
     Shapes: query [rows, heads, n, width], key and value [rows, shared heads, m, width]; returns
     that of the query.
     """
+    if _through_sdpa(query, scores):
+        return _fused(query, key, value, scores)
+    return _by_products(query, key, value, scores)
+
+
+def _through_sdpa(query: Tensor, scores: Scores) -> bool:
+    """torch's fused kernel: the faster one in fp32, where products in bf16 beat its backward pass
+    (docs/performance.md); it has no softcap."""
+    return query.dtype == torch.float32 and scores.softcap is None
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    n, m = query.shape[2], key.shape[2]
+    shares = query.shape[1] != key.shape[1]
+    plain = n == m and (scores.window is None or m <= scores.window)
+    mask = None if plain else _hidden(n, m, scores.window, query) == 0
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=plain, scale=scores.scale, enable_gqa=shares
+    )
+
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
     rows, heads, n, width = query.shape
     shared, m = key.shape[1:3]
     group = heads // shared

@@ -1,0 +1,241 @@
+"""Time an optimizer step with one lever after the other, in turn, and say what share of the
+machine's matrix products it uses.
+
+    python scripts/bench_levers.py --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
+    python scripts/bench_levers.py --model … --instruction 1000
+
+Rows are {"prompt", "completion"}. `--instruction` puts so many tokens, the same ones, before each.
+Prints JSON: the median over steps of each way's seconds by those of the plain path, the largest
+difference of a step's loss, and the share of the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ftcli.artifacts import RunFolder
+from ftcli.console import Terminal
+from ftcli.engine.batches import Row
+from ftcli.engine.building import Setup, build_trainer
+from ftcli.engine.encode import prepare
+from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.laying import Laying, Packed, Padded
+from ftcli.engine.rendering import IGNORED
+from ftcli.engine.trainer import FtcliTrainer
+from ftcli.loading import load_recipe
+from ftcli.plan import make_plan, profile_of
+from ftcli.stages.scene import look
+
+SHIPPED = Path("recipes/data/shop/train.jsonl")
+BATCH, ROWS_AT_ONCE = 16, 4
+Step = Callable[[list[int]], float]
+
+
+def main() -> None:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(arguments, Path(folder))
+    windows = [trainer.data.windows[step] for step in range(arguments.steps + 1)]
+    ways = _ways(trainer)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    losses: dict[str, list[float]] = {name: [] for name in ways}
+    for number, window in enumerate(windows):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            loss = way(window)
+            taken = time.perf_counter() - started
+            trainer.forget_gradients()
+            if number:  # the first warms up
+                seconds[name].append(taken)
+                losses[name].append(loss)
+                print(f"{name}: {taken:.2f} s, loss {loss:.5f}", file=sys.stderr, flush=True)
+    print(json.dumps(_result(trainer, arguments, windows[1:], seconds, losses), indent=2))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=SHIPPED)
+    parser.add_argument("--mode", choices=["lora", "qlora", "full"], default="lora")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--instruction", type=int, default=0, help="tokens before each prompt")
+    return parser.parse_args()
+
+
+def _trainer(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
+    """As `ftcli train` builds it, with every lever."""
+    count = BATCH * (arguments.steps + 1)
+    instruction = "Follow these notes. " + "be brief and name the price " * 400
+    with arguments.data.open() as lines, (work / "rows.jsonl").open("w") as file:
+        for pair in map(json.loads, islice(lines, count)):
+            words = instruction.split()[: arguments.instruction]
+            prompt = " ".join([*words, pair["prompt"]])
+            file.write(json.dumps({"prompt": prompt, "completion": pair["completion"]}) + "\n")
+    recipe = {
+        "name": "levers",
+        "model": {"id": str(arguments.model.absolute())},
+        "method": {"mode": arguments.mode},
+        "data": {"train": "rows.jsonl", "validation": 0, "shuffle": False, "max_length": 4096},
+        "training": {"epochs": 1, "batch_size": BATCH},
+    }
+    (work / "recipe.yaml").write_text(json.dumps(recipe))
+    scene = look(load_recipe(work / "recipe.yaml"), None)
+    run = RunFolder(work / "run")
+    prepared = prepare(scene.loaded, scene.renderer, run.data, Terminal())
+    plan = make_plan(scene.loaded.recipe, scene.shape, profile_of(prepared), scene.hardware)
+    setup = Setup(scene.loaded.recipe, scene.source, scene.hardware, plan, prepared, scene.renderer)
+    trainer = build_trainer(setup, run)
+    trainer.model.train()
+    return trainer
+
+
+def _ways(trainer: FtcliTrainer) -> dict[str, Step]:
+    planned = trainer.laying
+    assert isinstance(planned, Packed)
+    padded = Padded(trainer.data.pad_id)
+    ways: dict[str, Step] = {
+        "plain": lambda window: _with_all_logits(trainer, window),
+        "loss on labels": lambda window: _laid(trainer, window, padded, fused=False),
+        "packed": lambda window: _laid(
+            trainer, window, Packed(planned.tokens, planned.rows, share=False), fused=False
+        ),
+        "shared prefix": lambda window: _laid(trainer, window, planned, fused=False),
+    }
+    if hasattr(trainer.model, "peft_config"):
+        ways["one node"] = lambda window: _laid(trainer, window, planned, fused=True)
+    return ways
+
+
+def _laid(trainer: FtcliTrainer, window: list[int], laying: Laying, *, fused: bool) -> float:
+    """Our own step; without `fused`, with PEFT's own forward."""
+    _unfuse(trainer.model)
+    if fused:
+        fuse_lora(trainer.model)
+    trainer.laying = laying
+    most = ROWS_AT_ONCE if isinstance(laying, Padded) else BATCH
+    return float(trainer.gradients_of(trainer.divide(window, most), "a benchmark"))
+
+
+def _unfuse(model: Any) -> None:
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.__dict__.pop("forward", None)
+
+
+def _with_all_logits(trainer: FtcliTrainer, window: list[int]) -> float:
+    """transformers and PEFT on padded rows with a mask, and cross entropy of all logits."""
+    _unfuse(trainer.model)
+    rows: list[Row] = [trainer.data.train.dataset[row] for row in window]
+    labelled = sum(label != IGNORED for row in rows for label in row["labels"][1:])
+    total = 0.0
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        longest = max(len(row["input_ids"]) for row in some)
+        ids = torch.zeros((len(some), longest), dtype=torch.long)
+        labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+        for place, row in enumerate(some):
+            length = len(row["input_ids"])
+            ids[place, :length] = torch.as_tensor(row["input_ids"])
+            labels[place, :length] = torch.as_tensor(row["labels"])
+            mask[place, :length] = 1
+        with trainer.compute_loss_context_manager():
+            logits = trainer.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+        (loss / labelled).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach()) / labelled
+    return total
+
+
+def _result(
+    trainer: FtcliTrainer,
+    arguments: argparse.Namespace,
+    windows: list[list[int]],
+    seconds: dict[str, list[float]],
+    losses: dict[str, list[float]],
+) -> dict[str, Any]:
+    plain = seconds["plain"]
+    fastest = list(seconds)[-1]
+    shares = [
+        _needed_flops(trainer, window, arguments.mode) / taken
+        for window, taken in zip(windows, seconds[fastest], strict=True)
+    ]
+    limit = _limit(trainer)
+    return {
+        "mode": arguments.mode,
+        "instruction_tokens": arguments.instruction,
+        "precision": str(trainer.accelerator.mixed_precision),
+        "seconds_a_step": {name: statistics.median(taken) for name, taken in seconds.items()},
+        "times_faster_than_plain": {
+            name: statistics.median(a / b for a, b in zip(plain, taken, strict=True))
+            for name, taken in seconds.items()
+        },
+        "largest_loss_difference": {
+            name: max(abs(a - b) for a, b in zip(losses["plain"], found, strict=True))
+            for name, found in losses.items()
+        },
+        "limit_tflops": limit / 1e12,
+        "share_of_limit": statistics.median(shares) / limit,
+    }
+
+
+def _matrices(trainer: FtcliTrainer) -> list[tuple[int, int]]:
+    """(in, out) of each linear layer of the base, without the head."""
+    head = trainer.model.get_output_embeddings()
+    layers = [
+        module
+        for name, module in trainer.model.named_modules()
+        if hasattr(module, "in_features")
+        and module is not head
+        and "lora_" not in name
+        and not hasattr(module, "lora_A")
+    ]
+    return [(int(layer.in_features), int(layer.out_features)) for layer in layers]
+
+
+def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> float:
+    """Products with the base's weights that a step cannot do without: of each token that is
+    computed, forward and backward, and of the head for each label."""
+    parts = trainer.divide(window, BATCH)
+    table = trainer.data.train.dataset
+    laid = [trainer.laying.lay([table[row] for row in part]) for part in parts]
+    tokens = sum(batch.input_ids.numel() for batch in laid)
+    labels = sum(batch.labelled for batch in laid)
+    head = int(trainer.model.get_output_embeddings().weight.numel())
+    passes = 3 if mode == "full" else 2
+    layers = sum(inputs * outputs for inputs, outputs in _matrices(trainer))
+    return 2.0 * passes * (tokens * layers + labels * head)
+
+
+def _limit(trainer: FtcliTrainer, tokens: int = 1024) -> float:
+    """FLOP/s of products of the layers' shapes, in the type that the training computes in."""
+    mixed = str(trainer.accelerator.mixed_precision)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed, torch.float32)
+    flops, taken = 0.0, 0.0
+    for inputs, outputs in sorted(set(_matrices(trainer))):
+        rows, weight = torch.randn(tokens, inputs, dtype=kind), torch.randn(outputs, inputs)
+        weight = weight.to(kind)
+        best = float("inf")
+        for _ in range(8):
+            started = time.perf_counter()
+            rows @ weight.T
+            best = min(best, time.perf_counter() - started)
+        count = _matrices(trainer).count((inputs, outputs))
+        flops += count * 2.0 * tokens * inputs * outputs
+        taken += count * best
+    return flops / taken
+
+
+if __name__ == "__main__":
+    main()
