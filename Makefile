@@ -2,11 +2,13 @@
 # make test: install what the tests need, and run them all.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
 # make results DATA=...: base, prompted base and tuned models on real rows (docs/results/).
+# make bench: speed, measured; docs/performance.md is written from it (BENCH=--only levers, ...).
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 FAULTS ?=
+BENCH ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # A file's tests stay in one process, since they share what was trained for them; files are begun in
@@ -49,7 +51,7 @@ results: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	$(BIN)/python scripts/bench.py --model $(MODEL)
+	$(BIN)/python scripts/performance.py --model $(MODEL) $(BENCH)
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

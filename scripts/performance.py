@@ -1,0 +1,100 @@
+"""Measure what docs/performance.md tells, and write its tables anew.
+
+    python scripts/performance.py --model models/SmolLM2-135M-Instruct
+    python scripts/performance.py --model … --data rows.jsonl --only levers peers \
+        --against trl-defaults llamafactory-best --rows 512
+
+One program after the other, since each wants the whole machine. Rows are {"prompt", "completion"}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from performance_page import FOUND, TABLES
+from performance_page import main as write_page
+
+from ftcli.engine.device import find_hardware
+
+SCRIPTS = Path(__file__).resolve().parent
+SHIPPED = SCRIPTS.parent / "recipes" / "data" / "shop" / "train.jsonl"
+# Words, which are about as many tokens, before each prompt: the case of a long system prompt.
+INSTRUCTION = 1000
+
+
+def main() -> None:
+    arguments = _arguments()
+    FOUND.mkdir(exist_ok=True)
+    for part in arguments.only:
+        if part == "peers":
+            _peers(arguments)
+            continue
+        found = {"levers": _levers, "answers": _answers, "scale": _scale}[part](arguments)
+        found["machine"] = find_hardware().name
+        (FOUND / f"{part}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    if all((FOUND / f"{name}.json").is_file() for name in TABLES):
+        write_page()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=SHIPPED)
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--steps", type=int, default=3, help="steps of each lever")
+    parser.add_argument("--rows", type=int, default=32, help="rows that the peers train on")
+    parser.add_argument("--modes", nargs="+", default=["lora"])
+    parser.add_argument("--against", nargs="+", default=["trl-defaults"])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--most", type=int, default=50_000, help="rows that are prepared")
+    return parser.parse_args()
+
+
+def _levers(arguments: argparse.Namespace) -> dict[str, Any]:
+    ways = [["--mode", mode] for mode in ("lora", "qlora", "full")]
+    ways.append(["--mode", "lora", "--instruction", str(INSTRUCTION), "--steps", "1"])
+    common = ["--data", str(arguments.data), "--steps", str(arguments.steps)]
+    return {"measured": [_run("bench_levers.py", arguments, *common, *way) for way in ways]}
+
+
+def _answers(arguments: argparse.Namespace) -> dict[str, Any]:
+    script, turns = "bench_answers.py", ["--turns", str(arguments.turns)]
+    places = [str(arguments.model), str(arguments.data)]
+    ways: list[list[str]] = [[], ["--instruction", str(INSTRUCTION), "--unchecked"]]
+    measured = [_printed([str(SCRIPTS / script), *places, *turns, *way]) for way in ways]
+    for each, instruction in zip(measured, (0, INSTRUCTION), strict=True):
+        each["instruction_tokens"] = instruction
+    return {"measured": measured}
+
+
+def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
+    most = ["--most", str(arguments.most), "--turns", str(arguments.turns)]
+    return _run("bench_scale.py", arguments, *most)
+
+
+def _peers(arguments: argparse.Namespace) -> None:
+    words = ["--model", str(arguments.model), "--data", str(arguments.data)]
+    words += ["--rows", str(arguments.rows), "--runs", str(arguments.turns)]
+    words += ["--modes", *arguments.modes, "--against", *arguments.against]
+    words += ["--json", str(FOUND / "peers.json")]
+    subprocess.run([sys.executable, str(SCRIPTS / "bench.py"), *words], check=True)
+
+
+def _run(script: str, arguments: argparse.Namespace, *words: str) -> dict[str, Any]:
+    return _printed([str(SCRIPTS / script), "--model", str(arguments.model), *words])
+
+
+def _printed(words: list[str]) -> dict[str, Any]:
+    """What a script prints as JSON; what it says of its progress passes through."""
+    done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return found
+
+
+if __name__ == "__main__":
+    main()

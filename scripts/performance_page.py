@@ -1,0 +1,193 @@
+"""The tables of docs/performance.md, from what `make bench` has measured.
+
+python scripts/performance_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, FOUND = DOCS / "performance.md", DOCS / "data" / "performance"
+END = "<!-- end -->"
+GB = 1e9
+
+Found = Mapping[str, Any]
+
+
+def main() -> None:
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+
+
+def page(text: str) -> str:
+    """The page with its marked parts made anew, each from its own file."""
+    for name, table in TABLES.items():
+        begin = f"<!-- begin: {name} -->"
+        before, _, rest = text.partition(begin)
+        found = json.loads((FOUND / f"{name}.json").read_text("utf-8"))
+        text = f"{before}{begin}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}"
+    return text
+
+
+def levers(found: Found) -> str:
+    """One row for each lever, one column for each kind of training."""
+    kinds = {_kind(each): each for each in found["measured"]}
+    names = list(dict.fromkeys(name for each in kinds.values() for name in each["seconds_a_step"]))
+    head = f"| | {' | '.join(kinds)} |\n|{' --- |' * (len(kinds) + 1)}"
+    rows = [
+        f"| {WORDS[name]} | {' | '.join(_lever(each, name) for each in kinds.values())} |"
+        for name in names
+    ]
+    limits = " | ".join(
+        f"{each['share_of_limit']:.0%} of {each['limit_tflops']:.2f}" for each in kinds.values()
+    )
+    rows.append(f"| of the machine's matrix products, TFLOP/s | {limits} |")
+    worst = max(max(each["largest_loss_difference"].values()) for each in kinds.values())
+    below = (
+        f"Seconds of an optimizer step, and how many times faster than the plain path, in "
+        f"{_precision(found)} on {found['machine']}. The loss of a step differs from that of the "
+        f"plain path by {worst:.1e} at most."
+    )
+    return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+WORDS = {
+    "plain": "transformers and PEFT, padded rows, logits of all tokens",
+    "loss on labels": "the loss only where there are labels",
+    "packed": "rows without padding",
+    "shared prefix": "what rows begin with computed once",
+    "one node": "one node for a weight and its update",
+}
+
+
+def _kind(each: Found) -> str:
+    name = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}[each["mode"]]
+    words = each["instruction_tokens"]
+    return f"{name}, {words:,} words before each prompt" if words else name
+
+
+def _lever(each: Found, name: str) -> str:
+    if name not in each["seconds_a_step"]:
+        return "–"
+    seconds, times = each["seconds_a_step"][name], each["times_faster_than_plain"][name]
+    return f"{seconds:.2f}" if name == "plain" else f"{seconds:.2f} ({times:.2f} ×)"
+
+
+def _precision(found: Found) -> str:
+    named = {each["precision"] for each in found["measured"]}
+    return "fp32" if named == {"no"} else " and ".join(sorted(named))
+
+
+def peers(found: Found) -> str:
+    """As scripts/bench.py prints it."""
+    head = (
+        "| | trainer | seconds | times as long as ftcli | peak memory, GB | held-out loss |\n"
+        "| --- | --- | --- | --- | --- | --- |"
+    )
+    rows = [f"| {' | '.join(_peer(each))} |" for each in found["outcomes"]]
+    settings, machine = found["settings"], found["machine"]
+    versions = "; ".join(
+        f"{name}: {', '.join(f'{key} {value}' for key, value in each.items())}"
+        for name, each in found["versions"].items()
+    )
+    below = (
+        f"{settings['rows']} rows of {settings['data']}, one epoch, from command to saved weights, "
+        f"{settings['runs']} turns on {machine['name']} ({machine['cores']} cores, bf16 "
+        f"{'in hardware' if machine['fast_bf16'] else 'emulated'}). Versions: {versions}."
+    )
+    return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+def _peer(each: Found) -> list[str]:
+    loss = "–" if each["held_out_loss"] is None else f"{each['held_out_loss']:.4f}"
+    if not each["seconds"]:
+        return [each["mode"], each["side"], "–", "–", "–", loss]
+    over = "over " if any(each["stopped"]) else ""
+    ratios, seconds = sorted(each["ratios"]), sorted(each["seconds"])
+    ratio = f"{over}{_median(ratios):.2f}" if ratios else "–"
+    if len(ratios) > 1:
+        ratio += f" ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    peak = max(each["peak_bytes"]) / GB
+    return [each["mode"], each["side"], f"{over}{_median(seconds):.0f}", ratio, f"{peak:.1f}", loss]
+
+
+def _median(values: list[float]) -> float:
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+def scale(found: Found) -> str:
+    """Figures of preparing and of training, few rows and many."""
+    prepare, train = found["prepare"], found["train"]
+    few, many = found["rows"]
+    rows = [
+        (
+            "rows read, compared and split, a second",
+            f"{prepare['rows_a_second_read_and_split']:,.0f}",
+        ),
+        (
+            "rows rendered and tokenised, a second",
+            f"{prepare['rows_a_second_rendered_and_tokenised']:,.0f}",
+        ),
+        (
+            "rows that the tokenizer alone does, a second",
+            f"{prepare['rows_a_second_of_the_tokenizer_alone']:,.0f}",
+        ),
+        ("rows prepared in all, a second", f"{prepare['rows_a_second']:,.0f}"),
+        (
+            f"seconds for {many:,} rows that are prepared already, beyond those of {few:,} rows",
+            f"{prepare['seconds_when_prepared_already']:.1f}",
+        ),
+        (
+            f"peak memory of prepare, {few:,} and {many:,} rows",
+            " and ".join(f"{size / GB:.2f} GB" for size in prepare["peak_bytes"]),
+        ),
+    ]
+    rows += [
+        (
+            f"training, {name}",
+            f"{each['tokens_a_second']:,.0f} tokens/s ({each['by_few_rows']:.2f} ×), "
+            f"{each['peak_bytes'] / GB:.2f} GB",
+        )
+        for name, each in train.items()
+    ]
+    return "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def answers(found: Found) -> str:
+    """Tokens a second of both sides, without and with an instruction before each prompt."""
+    head = (
+        "| | `generate`, 8 at once, tokens/s | ftcli, tokens/s | | as at batch 1 |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
+    return "\n".join([head, *(f"| {' | '.join(_answer(each))} |" for each in found["measured"])])
+
+
+def _answer(each: Found) -> list[str]:
+    words = each["instruction_tokens"]
+    told = f", {words:,} tokens of instruction before each" if words else ""
+    speeds = {name: _median(sorted(values)) for name, values in each["tokens_per_second"].items()}
+    same = each["prompts"] - len(each.get("ftcli_differs", ()))
+    checked = f"{same} of {each['prompts']}" if "ftcli_differs" in each else "not asked"
+    return [
+        f"{each['prompts']} prompts{told}",
+        f"{speeds['transformers']:,.0f}",
+        f"{speeds['ftcli']:,.0f}",
+        f"{each['median_ratio']:.2f} ×",
+        checked,
+    ]
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    "levers": levers,
+    "peers": peers,
+    "answers": answers,
+    "scale": scale,
+}
+
+
+if __name__ == "__main__":
+    main()
