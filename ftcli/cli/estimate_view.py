@@ -167,7 +167,7 @@ def _figures(estimate: Estimate) -> Iterator[str]:
     on_host = moments["merge_on_cpu"]
     merge = f" · merge {megabytes(on_host)} of the host's memory" if on_host else ""
     yield from _wrapped(
-        f"outside the step: validation {megabytes(moments['validation'])} · {ANSWERED_ROWS} "
+        f"outside the step: validation {megabytes(moments['validation'])} · up to {ANSWERED_ROWS} "
         f"answers at once {megabytes(moments['answers'])}, fewer at once less{merge}",
         "  ",
     )

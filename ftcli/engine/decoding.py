@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ftcli.engine.packing import SHARED_TOKENS, alike
+from ftcli.engine.packing import SHARED_TOKENS, alike, common_tokens
 from ftcli.engine.shared_cache import (
     NOWHERE,
     RowCache,
@@ -37,6 +37,7 @@ from ftcli.plan.speed import PACKED_TYPES
 from ftcli.recipe import Generation
 from ftcli.shapes import Shape
 from ftcli.shapes.config import shape_from_config
+from ftcli.vram.moments import LEAST_CACHE_TOKENS, cache_tokens
 
 # Model types whose attention goes through transformers' interface with all that it is given, each
 # proven equal to `generate` (tests/engine/test_decoding.py).
@@ -49,8 +50,6 @@ HARMLESS = {
     *("max_length", "max_new_tokens", "use_cache", "cache_implementation"),
     *("output_attentions", "output_hidden_states", "return_dict_in_generate"),
 }
-# Tokens of cache that are little beside any model: 0.75 GB of SmolLM2-135M's in fp32.
-LEAST_TOKENS = 16_384
 # A batch of its own costs about as much as prefilling so many tokens: its steps read the weights
 # anew, 100 times or more, each time as long as 10 to 20 tokens take (measured on a CPU).
 BATCH_TOKENS = 1024
@@ -79,16 +78,13 @@ def decodes(model: PreTrainedModel) -> bool:
 
 
 def room_of(model: PreTrainedModel, rows: int) -> Room:
-    """At most so many rows, and as much cache as a step reads as fast as it reads the weights.
-
-    More would make steps slower than it makes them fewer, and the model's memory more than double.
-    """
+    """At most so many rows, and cache in proportion to the weights (ftcli.vram.moments)."""
     shape = _shape(model)
     if shape is None:
-        return Room(rows, LEAST_TOKENS)
+        return Room(rows, LEAST_CACHE_TOKENS)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     size = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
-    return Room(rows, max(LEAST_TOKENS, weights // size))
+    return Room(rows, cache_tokens(weights, size))
 
 
 def together(prompts: Sequence[Sequence[int]], new_tokens: int, room: Room) -> list[list[int]]:
@@ -121,7 +117,7 @@ def _cut(lengths: Sequence[int], shared: int, new_tokens: int, room: Room) -> li
 def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Places of prompts that begin alike, where computing that once outweighs more batches."""
     order = alike(prompts)
-    commons = [_common(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    commons = [common_tokens(prompts[a], prompts[b]) for a, b in pairwise(order)]
     families: list[list[int]] = []
 
     def join(first: int, last: int) -> tuple[list[int], int]:
@@ -144,17 +140,12 @@ def _families(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     return [family for family in (rest, *families) if family]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
 def _common_start(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of them begin with; each keeps one of its own, and one keeps all."""
     if len(prompts) == 1:
         return 0
     rows = [list(prompt) for prompt in prompts]
-    common = min(_common(min(rows), max(rows)), min(map(len, rows)) - 1)
+    common = min(common_tokens(min(rows), max(rows)), min(map(len, rows)) - 1)
     return common if common >= SHARED_TOKENS else 0
 
 

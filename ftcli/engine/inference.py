@@ -24,12 +24,12 @@ from ftcli.engine.rendering import Renderer
 from ftcli.engine.virtual import causal_model, generation_inputs
 from ftcli.metrics.answer import Answer
 from ftcli.recipe import Generation
+from ftcli.vram.moments import ANSWERED_ROWS
 
 Moved = Callable[[int], None]
 
 # Rows at once: scoring fills the cores with few; decoding waits for memory, so many cost little.
 SCORED_ROWS = 4
-ANSWERED_ROWS = 64
 # Rows that stay in their batch until the last of them has ended.
 GENERATED_ROWS = 32
 # Rows of like length among which those are found that begin alike.
@@ -129,7 +129,7 @@ def answered_together(
     rows_at_once: int = ANSWERED_ROWS,
 ) -> list[list[int]]:
     """Places of prompts in batches for `answer_batch`: all of them once."""
-    if not decodes(model.network):
+    if not (model.fast and decodes(model.network)):
         most = min(rows_at_once, GENERATED_ROWS)
         return list(length_batches([len(prompt) for prompt in prompts], most))
     return together(prompts, settings.max_new_tokens, room_of(model.network, rows_at_once))
@@ -154,7 +154,7 @@ def _answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
     network = model.network.eval()
-    if decodes(network):
+    if model.fast and decodes(network):
         rows = decode(network, prompts, settings, model.contract.stop_ids)
     else:
         rows = _generated(model, prompts, settings)

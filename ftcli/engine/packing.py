@@ -101,10 +101,11 @@ def usually_shared(rows: Sequence[Sequence[int]], step: int = 16) -> int:
 
 def _commons(rows: Sequence[Sequence[int]]) -> list[int]:
     """How many tokens each row but the first has in common with the one before it."""
-    return [_common(one, other) for one, other in pairwise(rows)]
+    return [common_tokens(one, other) for one, other in pairwise(rows)]
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
     length = min(len(one), len(other))
     differ = np.asarray(one[:length]) != np.asarray(other[:length])
     return int(differ.argmax()) if differ.any() else length

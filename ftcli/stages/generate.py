@@ -197,8 +197,8 @@ def _answer_rest(
     generator: Generator, found: Questions, done: int, output: Path, reporter: Reporter
 ) -> None:
     """Answer batch by batch, and write a row as soon as all before it are written."""
-    from ftcli.engine.inference import ANSWERED_ROWS
     from ftcli.engine.serving import batches_by_name
+    from ftcli.vram.moments import ANSWERED_ROWS
 
     rest = found.asked[done:]
     waiting: dict[int, dict[str, Any]] = {}

@@ -8,12 +8,14 @@ from ftcli.shapes import Shape
 from ftcli.vram.choices import FROZEN_MODES, Choices
 from ftcli.vram.copies import dequantised_bytes, largest_matrix
 from ftcli.vram.head import head_bytes
-from ftcli.vram.static import static_bytes
+from ftcli.vram.static import static_bytes, weights_bytes
 from ftcli.vram.step import CUBLAS_BYTES
 
 # Rows at once in ftcli.engine.inference, and ftcli.recipe's default length of an answer.
-ANSWERED_ROWS = 32
+ANSWERED_ROWS = 64
 ANSWER_TOKENS = 256
+# Tokens of cache that are little beside any model: 0.75 GB of SmolLM2-135M's in fp32.
+LEAST_CACHE_TOKENS = 16_384
 
 # Positions whose logits `ftcli merge` holds, of each of two models (ftcli.stages.merge).
 _COMPARED_POSITIONS = 1024
@@ -37,12 +39,26 @@ def validation_bytes(shape: Shape, choices: Choices) -> int:
 
 def answering_bytes(shape: Shape, choices: Choices) -> int:
     """While a trained model answers a batch of prompts of full length; no optimizer is there."""
-    answered = replace(choices, micro_batch=ANSWERED_ROWS, seq_len=choices.seq_len + ANSWER_TOKENS)
+    rows, tokens = answered_rows(shape, choices), choices.seq_len + ANSWER_TOKENS
+    answered = replace(choices, micro_batch=rows, seq_len=tokens)
     static = static_bytes(shape, answered)
     # fp32 logits of the last position of each row, and the copy that a token is drawn from.
-    logits = 2 * 4 * ANSWERED_ROWS * shape.vocab
+    logits = 2 * 4 * rows * shape.vocab
     model = static.total_bytes - static.optimizer - static.hold
     return model + cache_bytes(shape, answered) + _forward_bytes(shape, answered) + logits
+
+
+def answered_rows(shape: Shape, choices: Choices) -> int:
+    """How many prompts of full length are answered at once."""
+    one = replace(choices, micro_batch=1, seq_len=1)
+    room = cache_tokens(weights_bytes(shape, choices), cache_bytes(shape, one))
+    return min(ANSWERED_ROWS, max(1, room // (choices.seq_len + ANSWER_TOKENS)))
+
+
+def cache_tokens(weights: int, one: int) -> int:
+    """Tokens of cache at once, where one takes so many bytes: as many as a step reads as fast as
+    it reads the weights. More would make steps slower than it makes them fewer."""
+    return max(LEAST_CACHE_TOKENS, weights // one)
 
 
 def cache_bytes(shape: Shape, choices: Choices) -> int:

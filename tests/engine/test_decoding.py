@@ -19,6 +19,7 @@ from ftcli.engine.rendering import Renderer
 from ftcli.engine.shared_cache import RowCache
 from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Generation, Prefix
+from ftcli.vram import moments
 from tests.engine.families import chatml
 from tests.engine.models import falcon, lora, shake
 
@@ -305,15 +306,15 @@ def test_prompts_that_begin_each_with_the_one_before() -> None:
 
 def test_room_grows_with_the_model() -> None:
     small = model_of("llama")
-    assert room_of(small, 7) == Room(7, decoding.LEAST_TOKENS)
+    assert room_of(small, 7) == Room(7, moments.LEAST_CACHE_TOKENS)
     held = sum(p.numel() * p.element_size() for p in small.parameters())
     by_token = sum(t.numel() * t.element_size() for t in cache_of(small, 1))
     assert by_token < held
-    decoding.LEAST_TOKENS, before = 0, decoding.LEAST_TOKENS
+    moments.LEAST_CACHE_TOKENS, before = 0, moments.LEAST_CACHE_TOKENS
     try:
         assert room_of(small, 7).tokens == held // by_token
     finally:
-        decoding.LEAST_TOKENS = before
+        moments.LEAST_CACHE_TOKENS = before
 
 
 def cache_of(model: PreTrainedModel, tokens: int) -> list[torch.Tensor]:

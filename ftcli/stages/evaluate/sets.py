@@ -47,7 +47,7 @@ def build_sets(
     reporter: Reporter,
 ) -> Sets:
     """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
-    from ftcli.engine.inference import ANSWERED_ROWS
+    from ftcli.vram.moments import ANSWERED_ROWS
 
     settings = opened.loaded.recipe.generation
     at_once = asked.rows_at_once or ANSWERED_ROWS
@@ -141,8 +141,8 @@ def _instruction_set(
     contract: PromptContract, wanted: Sequence[Instruction], reporter: Reporter
 ) -> tuple[RowSet | None, tuple[Instruction, ...]]:
     """Instructions that the template can render: one that demands a system turn takes none."""
-    from ftcli.engine.inference import ANSWERED_ROWS
     from ftcli.engine.rendering import RowFault
+    from ftcli.vram.moments import ANSWERED_ROWS
 
     rows, kept, reason = [], [], ""
     for each in wanted:

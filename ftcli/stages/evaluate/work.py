@@ -174,6 +174,7 @@ class Worker:
             "pad_id": self._contract.pad_id,
             "held_as": self._held_as,
             "attention": opened.run.planned("attention"),
+            "fast": opened.loaded.recipe.training.fast,
             "rows": wanted.digest(),
             "settings": wanted.settings.model_dump(),
             "rows_at_once": wanted.rows_at_once,
