@@ -13,10 +13,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from performance_page import FOUND, TABLES
+from performance_page import FOUND
 from performance_page import main as write_page
 
 from ftcli.engine.device import find_hardware
@@ -31,21 +32,20 @@ def main() -> None:
     arguments = _arguments()
     FOUND.mkdir(exist_ok=True)
     for part in arguments.only:
-        if part == "peers":
-            _peers(arguments)
-            continue
-        found = {"levers": _levers, "answers": _answers, "scale": _scale}[part](arguments)
-        found["machine"] = find_hardware().name
-        (FOUND / f"{part}.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
-    if all((FOUND / f"{name}.json").is_file() for name in TABLES):
+        PARTS[part](arguments)
         write_page()
+
+
+def _keep(name: str, found: dict[str, Any]) -> None:
+    text = json.dumps({"machine": find_hardware().name, **found}, indent=2)
+    (FOUND / f"{name}.json").write_text(text + "\n", "utf-8")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=SHIPPED)
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--steps", type=int, default=3, help="steps of each lever")
     parser.add_argument("--rows", type=int, default=32, help="rows that the peers train on")
     parser.add_argument("--modes", nargs="+", default=["lora"])
@@ -55,26 +55,40 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _levers(arguments: argparse.Namespace) -> dict[str, Any]:
-    ways = [["--mode", mode] for mode in ("lora", "qlora", "full")]
-    ways.append(["--mode", "lora", "--instruction", str(INSTRUCTION), "--steps", "1"])
-    common = ["--data", str(arguments.data), "--steps", str(arguments.steps)]
-    return {"measured": [_run("bench_levers.py", arguments, *common, *way) for way in ways]}
+def _levers(arguments: argparse.Namespace) -> None:
+    """Each kind of training by itself: what another has measured before stays beside it."""
+    file = FOUND / "levers.json"
+    kept = json.loads(file.read_text("utf-8"))["measured"] if file.is_file() else []
+    common = ["--data", str(arguments.data)]
+    for mode in arguments.modes:
+        ways = [["--mode", mode, "--steps", str(arguments.steps)]]
+        if mode == "lora":
+            few = ["--ways", "plain", "one node", "--steps", "1"]
+            ways.append(["--mode", mode, "--instruction", str(INSTRUCTION), *few])
+        for way in ways:
+            found = _run("bench_levers.py", arguments, *common, *way)
+            kept = [each for each in kept if _kind(each) != _kind(found)] + [found]
+            _keep("levers", {"measured": kept})
 
 
-def _answers(arguments: argparse.Namespace) -> dict[str, Any]:
+def _kind(found: dict[str, Any]) -> tuple[str, int]:
+    return found["mode"], found["instruction_tokens"]
+
+
+def _answers(arguments: argparse.Namespace) -> None:
     script, turns = "bench_answers.py", ["--turns", str(arguments.turns)]
     places = [str(arguments.model), str(arguments.data)]
-    ways: list[list[str]] = [[], ["--instruction", str(INSTRUCTION), "--unchecked"]]
-    measured = [_printed([str(SCRIPTS / script), *places, *turns, *way]) for way in ways]
-    for each, instruction in zip(measured, (0, INSTRUCTION), strict=True):
-        each["instruction_tokens"] = instruction
-    return {"measured": measured}
+    measured = []
+    for instruction, way in ((0, []), (INSTRUCTION, ["--unchecked"])):
+        asked = ["--instruction", str(instruction), *way]
+        found = _printed([str(SCRIPTS / script), *places, *turns, *asked])
+        measured.append(found | {"instruction_tokens": instruction})
+        _keep("answers", {"measured": measured})
 
 
-def _scale(arguments: argparse.Namespace) -> dict[str, Any]:
+def _scale(arguments: argparse.Namespace) -> None:
     most = ["--most", str(arguments.most), "--turns", str(arguments.turns)]
-    return _run("bench_scale.py", arguments, *most)
+    _keep("scale", _run("bench_scale.py", arguments, *most))
 
 
 def _peers(arguments: argparse.Namespace) -> None:
@@ -83,6 +97,14 @@ def _peers(arguments: argparse.Namespace) -> None:
     words += ["--modes", *arguments.modes, "--against", *arguments.against]
     words += ["--json", str(FOUND / "peers.json")]
     subprocess.run([sys.executable, str(SCRIPTS / "bench.py"), *words], check=True)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "levers": _levers,
+    "answers": _answers,
+    "scale": _scale,
+    "peers": _peers,
+}
 
 
 def _run(script: str, arguments: argparse.Namespace, *words: str) -> dict[str, Any]:

@@ -23,8 +23,10 @@ def main() -> None:
 
 
 def page(text: str) -> str:
-    """The page with its marked parts made anew, each from its own file."""
+    """The page with its marked parts made anew, each from its own file, if it is there."""
     for name, table in TABLES.items():
+        if not (FOUND / f"{name}.json").is_file():
+            continue
         begin = f"<!-- begin: {name} -->"
         before, _, rest = text.partition(begin)
         found = json.loads((FOUND / f"{name}.json").read_text("utf-8"))

@@ -32,16 +32,12 @@ from ftcli.engine.shared_cache import (
 )
 from ftcli.engine.virtual import causal_model, virtual_tokens
 from ftcli.errors import ModelError
-from ftcli.fit.search import CPU_TOKENS
-from ftcli.plan.speed import PACKED_TYPES
 from ftcli.recipe import Generation
 from ftcli.shapes import Shape
 from ftcli.shapes.config import shape_from_config
-from ftcli.vram.moments import LEAST_CACHE_TOKENS, cache_tokens
+from ftcli.shapes.interface import DECODED_TYPES
+from ftcli.vram.moments import LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
 
-# Model types whose attention goes through transformers' interface with all that it is given, each
-# proven equal to `generate` (tests/engine/test_decoding.py).
-DECODED_TYPES = PACKED_TYPES | {"gpt_neox"}
 # What a base's generation_config may say without changing our answers: our own settings go before
 # it, or it is about other things.
 HARMLESS = {
@@ -228,7 +224,7 @@ class _Rows:
         found, start = [], 0
         while start < len(self.lengths):
             own = self.lengths[start] - self.shared
-            end = min(len(self.lengths), start + max(1, CPU_TOKENS // own))
+            end = min(len(self.lengths), start + max(1, PREFILLED_TOKENS // own))
             columns = slice(self.longest - own, self.longest)
             found.append(self._forward(slice(start, end), columns, own))
             start = end

@@ -24,14 +24,12 @@ from ftcli.engine.rendering import Renderer
 from ftcli.engine.virtual import causal_model, generation_inputs
 from ftcli.metrics.answer import Answer
 from ftcli.recipe import Generation
-from ftcli.vram.moments import ANSWERED_ROWS
+from ftcli.vram.moments import ANSWERED_ROWS, GENERATED_ROWS
 
 Moved = Callable[[int], None]
 
 # Rows at once: scoring fills the cores with few; decoding waits for memory, so many cost little.
 SCORED_ROWS = 4
-# Rows that stay in their batch until the last of them has ended.
-GENERATED_ROWS = 32
 # Rows of like length among which those are found that begin alike.
 BLOCK_ROWS = 64
 

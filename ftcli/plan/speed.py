@@ -8,13 +8,8 @@ from ftcli.hardware import Hardware
 from ftcli.plan.choice import Choice
 from ftcli.recipe import Lora, Prefix, Prompt, Qlora, Recipe
 from ftcli.shapes import Shape
+from ftcli.shapes.interface import PACKED_TYPES
 from ftcli.vram import Choices
-
-# Model types whose attention goes through transformers' interface with all that it is given, each
-# proven equal to padded rows (tests/engine/test_packed_families.py).
-PACKED_TYPES = frozenset(
-    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
-)
 
 
 def why_not_packed(shape: Shape) -> str | None:

@@ -12,13 +12,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ftcli.engine import decoding, inference, shared_cache
-from ftcli.engine.decoding import DECODED_TYPES, Room, decode, decodes, room_of, together
+from ftcli.engine.decoding import Room, decode, decodes, room_of, together
 from ftcli.engine.inference import Model, PromptContract, answer_batch, answer_prompts
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.shared_cache import RowCache
 from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Generation, Prefix
+from ftcli.shapes.interface import DECODED_TYPES
 from ftcli.vram import moments
 from tests.engine.families import chatml
 from tests.engine.models import falcon, lora, shake

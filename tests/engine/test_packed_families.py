@@ -18,8 +18,8 @@ from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
-from ftcli.plan.speed import PACKED_TYPES
 from ftcli.recipe import Adapter, Full, Lora, Method
+from ftcli.shapes.interface import PACKED_TYPES
 from tests.engine.models import collate, shake
 
 SIZES: dict[str, Any] = {

@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Whole:
 @pytest.mark.parametrize(
     ("where", "call", "saved", "number"),
     [
-        # The check of the longest batch takes two calls, each step two.
+        # The check of the longest batch takes one call, each step two.
         ("a step", 5, 2, signal.SIGINT),
         ("a step", 9, 4, signal.SIGTERM),
         # The check takes one, and each validation four; the first is before the first step.

@@ -1,0 +1,10 @@
+"""Model types whose attention goes through transformers' interface with all that it is given."""
+
+from __future__ import annotations
+
+# Rows can be packed: proven equal to padded rows (tests/engine/test_packed_families.py).
+PACKED_TYPES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
+)
+# Answers come from our own loop: proven equal to `generate` (tests/engine/test_decoding.py).
+DECODED_TYPES = PACKED_TYPES | {"gpt_neox"}
