@@ -81,7 +81,7 @@ def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = RowCache._empty
     monkeypatch.setattr(RowCache, "_empty", empty)
-    monkeypatch.setattr(decoding, "CPU_TOKENS", 16)
+    monkeypatch.setattr(decoding, "PREFILLED_TOKENS", 16)
     monkeypatch.setattr(shared_cache, "QUERIES", 8)
 
 
