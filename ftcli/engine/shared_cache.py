@@ -6,14 +6,16 @@ copies would be the most of what a step reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache, DynamicLayer, PreTrainedModel
+
+from ftcli.engine.kernels.switch import attention_named
 
 NAME = "ftcli_shared_cache"
 # Position of what only fills a row up: behind every token, so that none sees it.
@@ -91,16 +93,9 @@ def beginning_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 
-@contextmanager
-def shared_cache_attention(model: PreTrainedModel) -> Iterator[None]:
+def shared_cache_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Have the model's layers take the attention of this file, which wants a `view`."""
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attention_named(model, NAME)
 
 
 def attend(  # noqa: PLR0913 - as transformers calls it

@@ -70,6 +70,7 @@ def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
     choose_weights_dtype(recipe, precision.value)
     choose_attention(recipe, shape, hardware)
     require_optimizer(recipe, hardware)
+    require_packing(recipe, why_padded(recipe, shape, hardware))
 
 
 def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware) -> Plan:

@@ -9,7 +9,7 @@ values: the scores are made again there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
+from ftcli.engine.kernels.switch import attention_named
 from ftcli.engine.packing import Forest, Segment, Span
 
 NAME = "ftcli_packed"
@@ -93,19 +94,9 @@ class Scores:
     """A token sees so many positions, its own among them."""
 
 
-@contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Have the model's layers take the attention of this file.
-
-    A backward pass belongs in it too: checkpointing runs layers again.
-    """
-    config = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Have the model's layers take the attention of this file, which wants a `layout`."""
+    return attention_named(model, NAME)
 
 
 def attention_for(model: PreTrainedModel, layout: Layout | None) -> AbstractContextManager[None]:
