@@ -21,40 +21,15 @@ from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Generation, Prefix
 from ftcli.shapes.interface import DECODED_TYPES
 from ftcli.vram import moments
+from tests.engine import architectures
 from tests.engine.families import chatml
 from tests.engine.models import falcon, lora, shake
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.2,  # scores far from even, so that a wrong mask shows
-}
+SIZES = architectures.SIZES | {"num_hidden_layers": 2}
 # Windows are shorter than the prompts and than what they have in common.
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": False},
-    "llama tied": {"tie_word_embeddings": True},
+FAMILIES: dict[str, dict[str, Any]] = architectures.FAMILIES | {
     "qwen2": {},
-    "qwen2 window": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
-    "qwen3": {},
-    "gemma": {"num_key_value_heads": 1},
-    "gemma2": {
-        "sliding_window": 9,
-        "attn_logit_softcapping": 3.0,
-        "final_logit_softcapping": 20.0,
-        "query_pre_attn_scalar": 16,
-    },
-    "gemma3_text": {"sliding_window": 9, "query_pre_attn_scalar": 16},
-    "mistral": {"sliding_window": 9},
-    "phi3": {"tie_word_embeddings": False},
+    "gemma2": architectures.FAMILIES["gemma2"] | {"final_logit_softcapping": 20.0},
     "gpt_neox": {"tie_word_embeddings": False},
     "gpt_neox tied": {"tie_word_embeddings": True},
 }

@@ -20,39 +20,9 @@ from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
 from ftcli.recipe import Adapter, Full, Lora, Method
 from ftcli.shapes.interface import PACKED_TYPES
+from tests.engine.architectures import FAMILIES, SIZES
 from tests.engine.models import collate, shake
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.2,  # scores far from even, so that a wrong mask shows
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": False},
-    "llama tied": {"tie_word_embeddings": True},
-    "qwen2": {"tie_word_embeddings": True},
-    "qwen2 window": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
-    "qwen3": {},
-    "gemma": {"num_key_value_heads": 1},
-    "gemma2": {
-        "sliding_window": 9,
-        "attn_logit_softcapping": 3.0,
-        "final_logit_softcapping": 2.0,
-        "query_pre_attn_scalar": 16,
-    },
-    "gemma3_text": {"sliding_window": 9, "query_pre_attn_scalar": 16},
-    "mistral": {"sliding_window": 9},
-    "phi3": {"tie_word_embeddings": False},
-}
 METHODS: dict[str, Method] = {
     "full": Full(mode="full"),
     "lora": Lora(mode="lora", rank=4, alpha=6),

@@ -19,8 +19,8 @@ from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
 from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Full, Lora, Method, Prefix, Prompt
+from tests.engine.architectures import FAMILIES as PACKED
 from tests.engine.models import SIZES, collate
-from tests.engine.test_packed_families import FAMILIES as PACKED
 from tests.engine.test_packed_families import model_of
 
 Observed = Callable[[str], None]
