@@ -91,12 +91,13 @@ def scored_together(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
 
 def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """Summed negative log-likelihood (nats) and labelled tokens of a few rows at once."""
-    batch = _laying(model, rows).lay(rows).to(model.device)
+    batch = _laying(model, ()).lay(rows).to(model.device)
     summed, counted = row_losses(model.network.eval(), batch)
     return list(zip(summed.tolist(), counted.tolist(), strict=True))
 
 
 def _laying(model: Model, rows: Sequence[Row]) -> Laying:
+    """How rows are laid out; those that are given tell how large a batch may be."""
     if not model.fast:
         return Padded(model.contract.pad_id)
     return laying_of_network(
