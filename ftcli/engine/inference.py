@@ -85,7 +85,7 @@ def scored_together(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
     """Places of rows in batches for `score_batch`: all of them once, the longest rows first."""
     laying = _laying(model, rows)
     for block in length_batches([len(row["input_ids"]) for row in rows], BLOCK_ROWS):
-        for part in laying.divide([rows[place] for place in block], SCORED_ROWS):
+        for part in laying.divide([rows[place]["input_ids"] for place in block], SCORED_ROWS):
             yield [block[place] for place in part]
 
 

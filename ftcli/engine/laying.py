@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from ftcli.data.order import micro_batches
 from ftcli.engine.batches import Batch, Row, packed, padded
 from ftcli.engine.packing import divide, usually_shared
 from ftcli.engine.virtual import causal_model, virtual_tokens
@@ -24,10 +25,9 @@ class Padded:
 
     pad_id: int
 
-    def divide(self, rows: Sequence[Row], most: int) -> list[list[int]]:
+    def divide(self, ids: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Places of the rows of a step, the longest first, in micro-batches of at most so many."""
-        places = range(len(rows))
-        return [list(places[start : start + most]) for start in range(0, len(rows), most)]
+        return micro_batches(range(len(ids)), most)
 
     def first(self, lengths: Sequence[int], most: int) -> int:
         """How many rows of these lengths, the longest first, the largest micro-batch has."""
@@ -48,10 +48,9 @@ class Packed:
     """None: as many as `tokens` has room for, whatever the caller's most."""
     share: bool
 
-    def divide(self, rows: Sequence[Row], most: int) -> list[list[int]]:
+    def divide(self, ids: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Places of the rows of a step in as few micro-batches as tokens and rows allow."""
-        ids = [row["input_ids"] for row in rows]
-        return divide(ids, self._tokens(most), most if self.rows else len(rows), share=self.share)
+        return divide(ids, self._tokens(most), most if self.rows else len(ids), share=self.share)
 
     def first(self, lengths: Sequence[int], most: int) -> int:
         """As of `Padded`; rows that have nothing in common take most."""

@@ -177,11 +177,9 @@ class FtcliTrainer(SFTTrainer):
 
     def divide(self, window: list[int], most: int) -> list[list[int]]:
         """Rows of a step in micro-batches of at most so many rows."""
-        table = self.data.train.dataset
-        return [
-            [window[place] for place in part]
-            for part in self.laying.divide([table[row] for row in window], most)
-        ]
+        ids = self.data.train.dataset[window]["input_ids"]
+        parts = self.laying.divide(ids, most)
+        return [[window[place] for place in part] for part in parts]
 
     def gradients_of(self, batches: list[list[int]], where: str) -> Tensor:
         """Add up the gradients of these micro-batches' mean loss; returns that loss, detached.
@@ -275,7 +273,7 @@ class FtcliTrainer(SFTTrainer):
             numbers = order[:count]
             scored = [rows.dataset[i] for i in numbers]
             total, tokens = 0.0, 0
-            for part in self.laying.divide(scored, count):
+            for part in self.laying.divide([row["input_ids"] for row in scored], count):
                 batch = self.laying.lay([scored[place] for place in part])
                 with self.compute_loss_context_manager():
                     losses, counts = row_losses(self.model, batch.to(self.args.device))
