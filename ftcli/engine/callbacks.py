@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftcli.console import Meter
 from ftcli.data.order import Windows
 from ftcli.plan import Plan
+from ftcli.plan.schedule import SAVE_SHARE
 from ftcli.recipe import Training
 from ftcli.records import Records
 from ftcli.stopping import StopSignals
@@ -43,17 +44,21 @@ class Course(TrainerCallback):
         stops: StopSignals,
         *,
         validates: bool,
+        save_seconds: Callable[[], float],
     ) -> None:
+        """`save_seconds`: what a checkpoint takes, as far as is known."""
         self.validates = validates
         self.patience = training.early_stopping_patience
         self.plan = plan
         self.records = records
         self.stops = stops
+        self.save_seconds = save_seconds
+        self._saves_as_asked = training.save_steps != "auto"
         self.latest_eval_loss: float | None = None
         self._windows = windows
         self._tokens = 0
         self._training_seconds = 0.0
-        self._started = self._step_started = time.monotonic()
+        self._started = self._step_started = self._saved_at = time.monotonic()
         self.meter: Meter | None = None
 
     def is_due(self, step: int) -> bool:
@@ -70,7 +75,7 @@ class Course(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._step_started = time.monotonic()
+        self._step_started = self._saved_at = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -83,7 +88,7 @@ class Course(TrainerCallback):
         stopping = self.stops.number is not None
         # What a stopped run leaves out it makes up for when it goes on.
         control.should_evaluate = self.is_due(step) and not stopping
-        control.should_save = stopping or last or step % self.plan.save_every.value == 0
+        control.should_save = stopping or last or self._is_worth_saving(step)
         control.should_training_stop = stopping or last
 
     def on_log(
@@ -123,7 +128,14 @@ class Course(TrainerCallback):
     ) -> None:
         if self.stops.number is not None:
             control.should_training_stop = True
-        self._step_started = time.monotonic()
+        self._step_started = self._saved_at = time.monotonic()
+
+    def _is_worth_saving(self, step: int) -> bool:
+        """Whether this is a step to save at, and what a kill would lose is worth the time."""
+        if step % self.plan.save_every.value:
+            return False
+        since = time.monotonic() - self._saved_at
+        return self._saves_as_asked or self.save_seconds() <= SAVE_SHARE * since
 
     def _has_lost_patience(self) -> bool:
         patience = self.patience

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from heapq import nlargest
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from ftcli.engine.trainer import FtcliTrainer
 from ftcli.plan import Plan
 
 WHERE = "the longest batch"
-# Gradients of fewer weights are lost in the steps' own memory.
-NOTICED = 0.1
 
 
 def check_longest(
@@ -35,7 +34,7 @@ def check_longest(
     reserved = _room_for_states(trainer, plan)
     trainer.model.train()
     trainer.micro_batch.do(
-        lambda most: trainer.gradients_of(_longest_batches(trainer, rows, most), WHERE),
+        lambda most: _train_on_longest(trainer, rows, most),
         trainer.forget_gradients,
         WHERE,
     )
@@ -63,14 +62,15 @@ def _longest_rows(trainer: FtcliTrainer) -> list[int]:
     return windows[place // windows.batch_size]
 
 
-def _longest_batches(trainer: FtcliTrainer, rows: list[int], most: int) -> list[list[int]]:
-    """The largest micro-batch that a step of so many rows at once can have; twice, where a step
-    has several and memory would notice the gradients of the first in the second."""
+def _train_on_longest(trainer: FtcliTrainer, rows: list[int], most: int) -> None:
+    """The largest micro-batch that a step of so many rows at once can have, beside the gradients
+    of the one before it where a step has several."""
     first = trainer.laying.first([trainer.data.train.lengths[row] for row in rows], most)
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    all_weights = sum(p.numel() for p in trainer.model.parameters())
-    several = first < len(rows) and trained > NOTICED * all_weights
-    return [rows[:first]] * (2 if several else 1)
+    if first < len(rows):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+    trainer.gradients_of([rows[:first]], WHERE)
 
 
 def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:
@@ -84,12 +84,14 @@ def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:
 
 def _save_and_drop(trainer: FtcliTrainer, plan: Plan) -> None:
     folder: Path = trainer.run.checkpoints / f"{TEMPORARY}check"
+    started = time.monotonic()
     try:
         save_checkpoint(trainer, trainer.position(), folder)
-        size = folder_bytes(folder)
+        seconds = time.monotonic() - started
+        written = size = folder_bytes(folder)
     finally:
         drop_folder(folder)
     if not optimizer_bytes(trainer.optimizer):
         size += plan.estimate.breakdown["optimizer"] + plan.estimate.managed_bytes
-    trainer.checkpoint_bytes = size
+    trainer.checkpoint_bytes, trainer.checkpoint_seconds = size, seconds * size / written
     require_space(trainer.run.checkpoints, size, "a checkpoint")

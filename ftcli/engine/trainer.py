@@ -6,6 +6,7 @@ THEIR_NAMES says what goes where; `ftcli train --dry-run` prints it.
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ class FtcliTrainer(SFTTrainer):
         self.stops: StopSignals | None = None
         self.hold: Hold | None = None
         self.checkpoint_bytes = 0
+        self.checkpoint_seconds = 0.0
         self._before_step: RandomState | None = None
         with trained_weights_untouched(model):
             super().__init__(
@@ -317,6 +319,8 @@ class FtcliTrainer(SFTTrainer):
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         position = self.position()
         require_space(self.run.path, self.checkpoint_bytes, "a checkpoint")
+        started = time.monotonic()
         save_checkpoint(self, position, self.run.checkpoint(position.step))
+        self.checkpoint_seconds = time.monotonic() - started
         self.run.update_manifest(saved_step=position.step)
         rotate(self.run, self.keep_checkpoints, self.state.best_global_step, position.step)

@@ -66,7 +66,15 @@ def train(
     checkpoint, records, stops = start.checkpoint, trainer.records, start.stops
     records.begin(checkpoint.folder / RECORDS if checkpoint is not None else None)
     validates = trainer.data.validation is not None
-    course = Course(training, plan, trainer.data.windows, records, stops, validates=validates)
+    course = Course(
+        training,
+        plan,
+        trainer.data.windows,
+        records,
+        stops,
+        validates=validates,
+        save_seconds=lambda: trainer.checkpoint_seconds,
+    )
     trainer.stops = stops
     for batch in (trainer.micro_batch, trainer.validation_batch):
         batch.note = reporter.note

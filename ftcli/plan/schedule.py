@@ -12,6 +12,10 @@ VALIDATION_SHARE = 0.1
 # A forward pass costs a third of a training step (Kaplan et al. 2020, section 2.1: 2N of 6N).
 FORWARD_SHARE = 1 / 3
 MOST_VALIDATIONS = 10
+# Of the time between two checkpoints, what saving one may take where the recipe does not say when;
+# the best weights, a signal and the end always save.
+SAVE_SHARE = 0.05
+SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the last is left out"
 
 
 def count_steps(recipe: Recipe, profile: Profile) -> tuple[Choice[int], float]:
@@ -49,5 +53,5 @@ def choose_save_every(recipe: Recipe, profile: Profile, eval_every: int) -> Choi
     if asked != "auto":
         return Choice(asked, "set in the recipe")
     if not profile.validation_tokens:
-        return Choice(eval_every, "nothing is validated; a stop costs no more than these steps")
-    return Choice(eval_every, "with every validation, so that the best weights are on disk")
+        return Choice(eval_every, f"nothing is validated; {SAVED_WHEN}")
+    return Choice(eval_every, f"with every validation, the best weights always; {SAVED_WHEN}")

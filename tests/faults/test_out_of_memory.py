@@ -114,7 +114,7 @@ def test_a_run_that_went_on_smaller_stays_so_when_it_is_resumed(
     runs = {}
     for stopped in (False, True):
         with monkeypatch.context() as patch:
-            fail_backward(patch, lambda call, rows: call == 6 and rows == 4, ON_A_CARD)
+            fail_backward(patch, lambda call, rows: call == 5 and rows == 4, ON_A_CARD)
             if stopped:
                 stop_at(2, patch)
             assert train(recipe, "--fresh") == (130 if stopped else 0)

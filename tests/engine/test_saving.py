@@ -1,0 +1,68 @@
+"""When a run saves that does not say when to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftcli.cli import run
+
+STEPS = {"max_steps": 4, "batch_size": 4}
+WITHOUT_VALIDATION = ("--set", "data.validation=0")
+
+
+@pytest.fixture
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps at which checkpoints are saved, each after the other."""
+    from ftcli.engine.trainer import FtcliTrainer
+
+    original, steps = FtcliTrainer._save_checkpoint, []
+
+    def save(self: FtcliTrainer, *arguments: object) -> None:
+        steps.append(self.state.global_step)
+        original(self, *arguments)
+
+    monkeypatch.setattr(FtcliTrainer, "_save_checkpoint", save)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("share", "steps"), [(float("inf"), [1, 2, 3, 4]), (0.0, [4])], ids=["cheap", "dear"]
+)
+def test_a_save_that_takes_much_of_the_time_is_left_out(
+    share: float,
+    steps: list[int],
+    saved_steps: list[int],
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftcli.engine import callbacks
+
+    monkeypatch.setattr(callbacks, "SAVE_SHARE", share)
+    recipe = write_recipe(training=STEPS)
+    assert run(["train", str(recipe), *WITHOUT_VALIDATION]) == 0
+    assert saved_steps == steps
+
+
+def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
+    saved_steps: list[int], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import callbacks
+
+    monkeypatch.setattr(callbacks, "SAVE_SHARE", 0.0)
+    recipe = write_recipe(training=STEPS | {"save_steps": 1})
+    assert run(["train", str(recipe), *WITHOUT_VALIDATION]) == 0
+    assert saved_steps == [1, 2, 3, 4]
+
+
+def test_the_best_weights_are_saved_whatever_it_takes(
+    saved_steps: list[int], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftcli.engine import callbacks
+
+    monkeypatch.setattr(callbacks, "SAVE_SHARE", 0.0)
+    better = {"learning_rate": "1e-2", "eval_steps": 2}
+    assert run(["train", str(write_recipe(training=STEPS | better))]) == 0
+    assert saved_steps == [2, 4]
