@@ -181,13 +181,8 @@ def _add_gradients(
     found = [torch.zeros_like(tensor) for tensor in whole]
     for block in _blocks(group, scores, query):
         places = (block.queries, block.keys, block.keys)
-        parts = [
-            tensor[:, :, place].detach().requires_grad_()
-            for tensor, place in zip(whole, places, strict=True)
-        ]
-        with torch.enable_grad():
-            attended = _attention(parts[0], parts[1], parts[2], scores)
-        some = torch.autograd.grad(attended, parts, wanted[:, :, block.queries])
+        parts = [tensor[:, :, place] for tensor, place in zip(whole, places, strict=True)]
+        some = _gradients(parts, wanted[:, :, block.queries], scores)
         for total, place, part in zip(found, places, some, strict=True):
             total[:, :, place] += part
     _add_own(group, gradients[0], found[0])
@@ -281,19 +276,59 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-    rows, heads, n, width = query.shape
-    shared, m = key.shape[1:3]
-    group = heads // shared
-    hidden = _hidden(n, m, scores.window, query).repeat(group, 1)
-    queries = (query * scores.scale).reshape(rows * shared, group * n, width)
-    keys, values = (tensor.reshape(rows * shared, m, width) for tensor in (key, value))
-    if scores.softcap is None:
-        found = torch.baddbmm(hidden, queries, keys.transpose(1, 2))
-    else:
-        found = torch.tanh(torch.bmm(queries, keys.transpose(1, 2)) / scores.softcap)
-        found = found * scores.softcap + hidden
+    queries, keys, values = _by_shared_head(query, key, value, scores)
+    found, _ = _scored(queries, keys, query, scores)
     shares = found.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    return torch.bmm(shares, values).view(rows, heads, n, width)
+    return torch.bmm(shares, values).view_as(query)
+
+
+def _gradients(parts: Sequence[Tensor], wanted: Tensor, scores: Scores) -> list[Tensor]:
+    """By query, key and value, of `_attention`, whose output has the gradient `wanted`."""
+    if not _through_sdpa(parts[0], scores):
+        return _gradients_by_products(parts, wanted, scores)
+    parts = [part.detach().requires_grad_() for part in parts]
+    with torch.enable_grad():
+        attended = _fused(parts[0], parts[1], parts[2], scores)
+    return list(torch.autograd.grad(attended, parts, wanted))
+
+
+def _gradients_by_products(parts: Sequence[Tensor], wanted: Tensor, scores: Scores) -> list[Tensor]:
+    """What autograd would do with `_by_products`, without making its output again."""
+    query, key, value = parts
+    queries, keys, values = _by_shared_head(query, key, value, scores)
+    found, slope = _scored(queries, keys, query, scores)
+    shares = found.softmax(dim=-1, dtype=torch.float32)
+    upstream = wanted.reshape(queries.shape)
+    of_values = torch.bmm(shares.to(value.dtype).transpose(1, 2), upstream)
+    of_shares = torch.bmm(upstream, values.transpose(1, 2)).float()
+    of_scores = torch._softmax_backward_data(of_shares, shares, -1, torch.float32).to(value.dtype)
+    if slope is not None:
+        of_scores *= slope
+    of_queries = torch.bmm(of_scores, keys).mul_(scores.scale)
+    of_keys = torch.bmm(of_scores.transpose(1, 2), queries)
+    return [of_queries.view(query.shape), of_keys.view(key.shape), of_values.view(value.shape)]
+
+
+def _by_shared_head(
+    query: Tensor, key: Tensor, value: Tensor, scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries [rows x shared heads, heads that share x n, width]; keys and values [rows x
+    shared heads, m, width]."""
+    shared, m, width = key.shape[1:]
+    queries = (query * scores.scale).reshape(len(query) * shared, -1, width)
+    return queries, key.reshape(-1, m, width), value.reshape(-1, m, width)
+
+
+def _scored(
+    queries: Tensor, keys: Tensor, query: Tensor, scores: Scores
+) -> tuple[Tensor, Tensor | None]:
+    """What the softmax is of, and its slope by the products where a softcap bends them."""
+    n, m = query.shape[2], keys.shape[1]
+    hidden = _hidden(n, m, scores.window, query).repeat(queries.shape[1] // n, 1)
+    if scores.softcap is None:
+        return torch.baddbmm(hidden, queries, keys.transpose(1, 2)), None
+    bent = torch.tanh(torch.bmm(queries, keys.transpose(1, 2)) / scores.softcap)
+    return bent * scores.softcap + hidden, 1 - bent**2
 
 
 def _hidden(n: int, m: int, window: int | None, like: Tensor) -> Tensor:
