@@ -59,7 +59,7 @@ ITEMS = {
     "gradients": "none yet at this moment",
     "optimizer": "AdamW's two states for each adapter weight",
     "activations": "what checkpointing keeps: the input of each layer",
-    "logits": "logits of 1,024 positions in fp32, twice; hidden states and their gradient",
+    "logits": "logits of 1,024 positions in fp32 and in 16 bits; hidden states and their gradient",
     "workspace": "16-bit copies of the adapters, and cuBLAS",
     "context": "CUDA itself, before the first tensor",
 }

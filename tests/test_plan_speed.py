@@ -98,7 +98,7 @@ def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> 
     roomy = plan_of("qlora")
     assert roomy.dequantised is not None and roomy.dequantised.value
     kept = roomy.estimate.breakdown["weights"]
-    tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(1.0))
+    tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(0.9))
     assert tight.dequantised is not None and not tight.dequantised.value
     assert "no room" in tight.dequantised.reason
     assert tight.fused_lora is not None and not tight.fused_lora.value

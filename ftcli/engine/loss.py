@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -151,16 +152,18 @@ class _HeadLoss(torch.autograd.Function):
             if hidden_grad is not None:
                 hidden_grad[part] = gradient @ head.weight
             if weight_grad is not None:
-                weight_grad += (gradient.T @ hidden[part]).to(weight.dtype)
+                weight_grad += gradient.T @ hidden[part]
             if bias_grad is not None:
-                bias_grad += gradient.sum(dim=0).to(bias.dtype)
+                bias_grad += gradient.sum(dim=0)
             del gradient  # or it would wait beside the next chunk's logits
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        scaled = [None if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+        # in place: they are nobody else's, and the weight's is as large as the weight
+        scaled = [None if g is None else g.mul_(upstream) for g in ctx.saved_tensors]
         return (*scaled, None, None, None)
 
 
@@ -169,13 +172,18 @@ def _chunk(
 ) -> tuple[Tensor, Tensor | None]:
     """Summed loss of a chunk, and its gradient by the head's product (before scale and softcap)."""
     logits = head.logits(hidden)
-    normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
-    loss = (normaliser - logits.gather(1, target)).sum()
+    wanted, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+    slope = None
+    if wants_gradient and head.softcap is not None:
+        slope = 1 - (logits / head.softcap) ** 2
+    # In place, as the logits are the largest tensor there is.
+    shares = logits.sub_(largest).exp_()
+    total = shares.sum(dim=1, keepdim=True)
+    loss = (total.log() + largest - wanted).sum()
     if not wants_gradient:
         return loss, None
-    slope = None if head.softcap is None else 1 - (logits / head.softcap) ** 2
     # d loss / d logits = softmax - one hot
-    gradient = logits.sub_(normaliser).exp_()
+    gradient = shares.div_(total)
     gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=gradient.dtype))
     if slope is not None:
         gradient *= slope

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -53,6 +53,16 @@ def plant(rows: Sequence[Sequence[int]], *, share: bool) -> Forest:
     order = alike(rows) if share else range(len(rows))
     spans = dict(zip(order, growing.spans, strict=True))
     return Forest(tuple(growing.segments), tuple(spans[row] for row in range(len(rows))))
+
+
+def rounded(forest: Forest, multiple: int) -> Forest:
+    """The same with a last segment that goes on until the tokens are a multiple of so many.
+
+    What comes behind a token changes nothing of it, and of no row is what is added.
+    """
+    *others, last = forest.segments
+    more = -forest.tokens % multiple
+    return replace(forest, segments=(*others, replace(last, end=last.end + more)))
 
 
 def alike(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -15,8 +15,8 @@ LOSS_CHUNK_POSITIONS = 1024
 _TRL_TILE_POSITIONS = 4096
 _TRL_TILE_VOCABULARY = 32768
 
-# fp32 logits and logsumexp's copy of them; where they are capped, the cap's slope too.
-_BYTES_PER_LOGIT = {"plain": 8, "scaled": 8, "softcapped": 12}
+# Of a chunk's logits that are capped: their products, what is capped of them, and the slope there.
+_BYTES_PER_CAPPED_LOGIT = 12
 
 
 def head_bytes(shape: Shape, choices: Choices) -> int:
@@ -81,7 +81,7 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
 def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     """The logits of a chunk and the head's gradient, summed over chunks in the head's type."""
     logits = min(choices.labelled_tokens, LOSS_CHUNK_POSITIONS) * shape.vocab
-    per_logit = _BYTES_PER_LOGIT[shape.head]
+    per_logit = _bytes_per_logit(shape, choices)
     copy = _head_copy_bytes(shape, choices)
     if not trains_head(shape, choices):
         return copy + logits * per_logit
@@ -90,9 +90,14 @@ def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     # A chunk's share of the gradient, cast to the head's type, while the chunk is still there.
     share = matrix * (compute + (weight if copy else 0))
     waiting = logits * compute
-    forward = copy + matrix * weight + max(logits * per_logit, waiting + share)
-    # The backward pass multiplies the sum by the upstream gradient, into a second matrix.
-    return max(forward, 2 * matrix * weight)
+    return copy + matrix * weight + max(logits * per_logit, waiting + share)
+
+
+def _bytes_per_logit(shape: Shape, choices: Choices) -> int:
+    """In fp32, and before it or behind it in the type of the arithmetic."""
+    if shape.head == "softcapped":
+        return _BYTES_PER_CAPPED_LOGIT
+    return 4 if choices.compute_bytes == 4 else 4 + choices.compute_bytes
 
 
 def _head_copy_bytes(shape: Shape, choices: Choices) -> int:

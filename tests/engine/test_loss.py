@@ -332,7 +332,7 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
 # Memory
 
 
-@pytest.mark.parametrize(("softcap", "bytes_per_logit"), [(None, 8), (30.0, 12)])
+@pytest.mark.parametrize(("softcap", "bytes_per_logit"), [(None, 6), (30.0, 12)])
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_logits_of_one_chunk_exist_at_once(
     softcap: float | None, bytes_per_logit: int, chunks: int, monkeypatch: pytest.MonkeyPatch
@@ -346,7 +346,7 @@ def test_logits_of_one_chunk_exist_at_once(
         loss_module._HeadLoss.apply(hidden, weight, None, targets, 1.0, softcap)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     in_use = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    assert in_use.max() / (vocab * positions) == pytest.approx(bytes_per_logit, rel=0.02)
+    assert in_use.max() / (vocab * positions) == pytest.approx(bytes_per_logit, rel=0.025)
 
 
 # Models whose logits are made in another way
