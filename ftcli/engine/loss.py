@@ -87,7 +87,7 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden = _hidden(model, batch).flatten(0, 1)
         head = head_of(causal_model(model))
         losses = [
-            F.cross_entropy(head.logits(hidden[places]), target, reduction="none")
+            _chunk(head, hidden[places], target[:, None], wants_gradient=False)[0]
             for places, target in zip(
                 batch.sources.split(LOSS_CHUNK_POSITIONS),
                 batch.targets.split(LOSS_CHUNK_POSITIONS),
@@ -145,8 +145,10 @@ class _HeadLoss(torch.autograd.Function):
         bias_grad = torch.zeros_like(bias) if wants[2] else None
         for start in range(0, len(hidden), LOSS_CHUNK_POSITIONS):
             part = slice(start, start + LOSS_CHUNK_POSITIONS)
-            loss, gradient = _chunk(head, hidden[part], targets[part, None], any(wants))
-            total += loss
+            losses, gradient = _chunk(
+                head, hidden[part], targets[part, None], wants_gradient=any(wants)
+            )
+            total += losses.sum()
             if gradient is None:
                 continue
             if hidden_grad is not None:
@@ -168,9 +170,13 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _chunk(
-    head: Head, hidden: Tensor, target: Tensor, wants_gradient: bool
+    head: Head, hidden: Tensor, target: Tensor, *, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed loss of a chunk, and its gradient by the head's product (before scale and softcap)."""
+    """Loss of each position of a chunk, and the sum's gradient by the head's product (before scale
+    and softcap).
+
+    Shapes: hidden [n, hidden], target [n, 1] → [n], [n, vocab].
+    """
     logits = head.logits(hidden)
     wanted, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
     slope = None
@@ -179,9 +185,9 @@ def _chunk(
     # In place, as the logits are the largest tensor there is.
     shares = logits.sub_(largest).exp_()
     total = shares.sum(dim=1, keepdim=True)
-    loss = (total.log() + largest - wanted).sum()
+    losses = (total.log() + largest - wanted)[:, 0]
     if not wants_gradient:
-        return loss, None
+        return losses, None
     # d loss / d logits = softmax - one hot
     gradient = shares.div_(total)
     gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=gradient.dtype))
@@ -189,4 +195,4 @@ def _chunk(
         gradient *= slope
     if head.scale != 1.0:
         gradient *= head.scale
-    return loss, gradient.to(hidden.dtype)
+    return losses, gradient.to(hidden.dtype)
