@@ -91,13 +91,14 @@ def peers(found: Found) -> str:
     )
     rows = [f"| {' | '.join(_peer(each))} |" for each in found["outcomes"]]
     settings, machine = found["settings"], found["machine"]
+    turns = "one turn" if settings["runs"] == 1 else f"{settings['runs']} turns"
     versions = "; ".join(
         f"{name}: {', '.join(f'{key} {value}' for key, value in each.items())}"
         for name, each in found["versions"].items()
     )
     below = (
         f"{settings['rows']} rows of {settings['data']}, one epoch, from command to saved weights, "
-        f"{settings['runs']} turns on {machine['name']} ({machine['cores']} cores, bf16 "
+        f"{turns} on {machine['name']} ({machine['cores']} cores, bf16 "
         f"{'in hardware' if machine['fast_bf16'] else 'emulated'}). Versions: {versions}."
     )
     return "\n".join([head, *rows]) + f"\n\n{below}"
