@@ -78,10 +78,14 @@ def of_tensors(input_ids: Tensor, labels: Tensor) -> Batch:
     )
 
 
-def packed(rows: Sequence[Row], *, share: bool) -> Batch:
-    """Rows one behind the other, without padding; what they begin with once, if they may share."""
+def packed(rows: Sequence[Row], *, share: bool, most: int | None = None) -> Batch:
+    """Rows one behind the other, without padding; what they begin with once, if they may share.
+
+    Their tokens are filled up to a multiple of TOKENS_ROUNDED, but to no more than `most`.
+    """
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-    forest = rounded(plant([row["input_ids"] for row in rows], share=share), TOKENS_ROUNDED)
+    forest = plant([row["input_ids"] for row in rows], share=share)
+    forest = rounded(forest, TOKENS_ROUNDED, most)
     flat, positions = torch.zeros((2, forest.tokens), dtype=torch.long)
     sources, targets, numbers = [], [], []
     for number, (row, spans) in enumerate(zip(rows, forest.rows, strict=True)):

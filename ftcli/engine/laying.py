@@ -62,7 +62,7 @@ class Packed:
 
     def lay(self, rows: Sequence[Row]) -> Batch:
         """A micro-batch."""
-        return packed(rows, share=self.share)
+        return packed(rows, share=self.share, most=self.tokens)
 
     def _tokens(self, most: int) -> int:
         return self.tokens * most // self.rows if self.rows else self.tokens

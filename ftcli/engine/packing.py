@@ -55,13 +55,16 @@ def plant(rows: Sequence[Sequence[int]], *, share: bool) -> Forest:
     return Forest(tuple(growing.segments), tuple(spans[row] for row in range(len(rows))))
 
 
-def rounded(forest: Forest, multiple: int) -> Forest:
-    """The same with a last segment that goes on until the tokens are a multiple of so many.
+def rounded(forest: Forest, multiple: int, most: int | None) -> Forest:
+    """The same with a last segment that goes on until the tokens are a multiple of so many, or
+    `most`.
 
     What comes behind a token changes nothing of it, and of no row is what is added.
     """
     *others, last = forest.segments
     more = -forest.tokens % multiple
+    if most is not None:
+        more = min(more, max(0, most - forest.tokens))
     return replace(forest, segments=(*others, replace(last, end=last.end + more)))
 
 

@@ -33,6 +33,18 @@ def test_a_padding_token_that_ends_answers_too_stays_trained_on() -> None:
         assert batch.targets.tolist() == [2, 6, 2]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "most", "filled"), [(60, None, 64), (64, None, 64), (60, 62, 62), (70, 62, 70)]
+)
+def test_packed_rows_are_filled_up_within_what_there_is_room_for(
+    tokens: int, most: int | None, filled: int
+) -> None:
+    row = {"input_ids": [5] * tokens, "labels": [5] * tokens}
+    batch = packed([row], share=False, most=most)
+    assert batch.input_ids.shape == (1, filled)
+    assert batch.labelled == tokens - 1 and int(batch.sources.max()) == tokens - 2
+
+
 ROWS = st.lists(
     st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=30),
     min_size=1,

@@ -50,7 +50,6 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
 ) -> None:
     """Of each row of an epoch, every label, whatever its length."""
     from ftcli.engine import trainer
-    from ftcli.engine.batches import TOKENS_ROUNDED
 
     original, seen = trainer.summed_loss, []
 
@@ -67,7 +66,6 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     prepared = json.loads(capsys.readouterr().out)
     assert prepared["longest_row"]["tokens"] > 1024
     assert run(["train", str(recipe)]) == 0
-    longest = prepared["longest_row"]["tokens"]
-    assert max(length for length, _ in seen) == longest + -longest % TOKENS_ROUNDED
+    assert max(length for length, _ in seen) == prepared["longest_row"]["tokens"]
     (_, *steps) = seen  # the first is the check of the longest batch
     assert sum(labelled for _, labelled in steps) == prepared["trained_tokens"]
