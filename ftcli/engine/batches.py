@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ftcli.engine.kernels.attention import Layout, layout_of
+from ftcli.engine.kernels.slots import Layout, layout_of
 from ftcli.engine.packing import plant, rounded
 from ftcli.engine.rendering import IGNORED
 
@@ -50,7 +50,7 @@ class Batch:
             targets=self.targets.to(device),
             rows=self.rows.to(device),
             positions=positions.to(device) if positions is not None else None,
-            layout=tuple(group.to(device) for group in layout) if layout is not None else None,
+            layout=layout.to(device) if layout is not None else None,
         )
 
 

@@ -20,7 +20,7 @@ from ftcli.engine.batches import Batch, of_tensors
 from ftcli.engine.kernels.attention import packed_attention
 from ftcli.engine.virtual import backbone_inputs, causal_model, virtual_tokens
 from ftcli.errors import ModelError
-from ftcli.vram import LOSS_CHUNK_POSITIONS
+from ftcli.vram.head import HEAD_TILE_TOKENS, chunk_positions
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,11 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         hidden = _hidden(model, batch).flatten(0, 1)
         head = head_of(causal_model(model))
+        size = max(1, chunk_positions(batch.labelled))
         losses = [
             _chunk(head, hidden[places], target[:, None], wants_gradient=False)[0]
             for places, target in zip(
-                batch.sources.split(LOSS_CHUNK_POSITIONS),
-                batch.targets.split(LOSS_CHUNK_POSITIONS),
-                strict=True,
+                batch.sources.split(size), batch.targets.split(size), strict=True
             )
         ]
     counts = torch.bincount(batch.rows, minlength=batch.row_count)
@@ -143,8 +142,9 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants[0] else None
         weight_grad = torch.zeros_like(weight) if wants[1] else None
         bias_grad = torch.zeros_like(bias) if wants[2] else None
-        for start in range(0, len(hidden), LOSS_CHUNK_POSITIONS):
-            part = slice(start, start + LOSS_CHUNK_POSITIONS)
+        size = max(1, chunk_positions(len(hidden)))
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
             losses, gradient = _chunk(
                 head, hidden[part], targets[part, None], wants_gradient=any(wants)
             )
@@ -154,7 +154,7 @@ class _HeadLoss(torch.autograd.Function):
             if hidden_grad is not None:
                 hidden_grad[part] = gradient @ head.weight
             if weight_grad is not None:
-                weight_grad += gradient.T @ hidden[part]
+                _add_in_tiles(weight_grad, gradient, hidden[part])
             if bias_grad is not None:
                 bias_grad += gradient.sum(dim=0)
             del gradient  # or it would wait beside the next chunk's logits
@@ -167,6 +167,16 @@ class _HeadLoss(torch.autograd.Function):
         # in place: they are nobody else's, and the weight's is as large as the weight
         scaled = [None if g is None else g.mul_(upstream) for g in ctx.saved_tensors]
         return (*scaled, None, None, None)
+
+
+def _add_in_tiles(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
+    """Add [n, vocab]ᵀ @ [n, hidden] without making all of it beside the total.
+
+    The product is of another type than the total where autocast is on.
+    """
+    tiles = zip(total.split(HEAD_TILE_TOKENS), gradient.split(HEAD_TILE_TOKENS, dim=1), strict=True)
+    for rows, columns in tiles:
+        rows += columns.T @ hidden
 
 
 def _chunk(

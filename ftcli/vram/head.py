@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from ftcli.shapes import Shape
 from ftcli.vram.activations import norm_bytes
 from ftcli.vram.choices import Choices
 from ftcli.vram.trained import head_weight_bytes, trains_head
 
-LOSS_CHUNK_POSITIONS = 1024
-"""Labelled positions whose logits exist at once in ftcli.engine.loss."""
+LOSS_CHUNK_POSITIONS = 512
+"""Labelled positions whose logits exist at once in ftcli.engine.loss; fewer would be slower."""
+
+HEAD_TILE_TOKENS = 4096
+"""Tokens of the vocabulary whose gradient of the head a chunk adds at once."""
 
 # A tile of logits in TRL 1.16, which is as wide where the vocabulary is smaller
 # (trl/kernels/chunked_logprob.py, trl/trainer/utils.py).
@@ -33,6 +38,12 @@ def head_bytes(shape: Shape, choices: Choices) -> int:
     if choices.stack.trl_head:
         return norm + _trl_head_bytes(shape, choices)
     return norm + _labelled_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
+
+
+def chunk_positions(labelled: int) -> int:
+    """Of the largest chunk of so many labelled positions: chunks are as even as may be."""
+    chunks = max(1, math.ceil(labelled / LOSS_CHUNK_POSITIONS))
+    return math.ceil(labelled / chunks)
 
 
 def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
@@ -80,15 +91,16 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
 
 def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     """The logits of a chunk and the head's gradient, summed over chunks in the head's type."""
-    logits = min(choices.labelled_tokens, LOSS_CHUNK_POSITIONS) * shape.vocab
+    logits = chunk_positions(choices.labelled_tokens) * shape.vocab
     per_logit = _bytes_per_logit(shape, choices)
     copy = _head_copy_bytes(shape, choices)
     if not trains_head(shape, choices):
         return copy + logits * per_logit
     compute, weight = choices.compute_bytes, head_weight_bytes(shape, choices)
     matrix = shape.vocab * shape.hidden
-    # A chunk's share of the gradient, cast to the head's type, while the chunk is still there.
-    share = matrix * (compute + (weight if copy else 0))
+    # A tile of a chunk's share, cast to the head's type, while the chunk is still there.
+    tile = min(shape.vocab, HEAD_TILE_TOKENS) * shape.hidden
+    share = tile * (compute + (weight if copy else 0))
     waiting = logits * compute
     return copy + matrix * weight + max(logits * per_logit, waiting + share)
 

@@ -33,6 +33,7 @@ from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
 from ftcli.errors import ModelError
 from ftcli.recipe import Lora
+from ftcli.vram import head as head_bytes
 from tests.engine.models import collate
 
 SIZES = {
@@ -99,7 +100,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter."""
-    monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", 4)
+    monkeypatch.setattr(head_bytes, "LOSS_CHUNK_POSITIONS", 4)
 
 
 def rows(lengths: list[int], seed: int = 0) -> list[dict[str, list[int]]]:
@@ -339,7 +340,7 @@ def test_logits_of_one_chunk_exist_at_once(
 ) -> None:
     """What ftcli.vram.head bills for them."""
     vocab, positions = 5000, 64
-    monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
+    monkeypatch.setattr(head_bytes, "LOSS_CHUNK_POSITIONS", positions)
     hidden = torch.randn(chunks * positions, 4, dtype=torch.bfloat16, requires_grad=True)
     weight, targets = torch.randn(vocab, 4), torch.randint(vocab, (chunks * positions,))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ftcli.engine.batches import TOKENS_ROUNDED, Batch, packed, padded
-from ftcli.engine.kernels import attention
+from ftcli.engine.kernels import attention, slots
 from ftcli.engine.kernels.attention import attention_for
 from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.loss import row_losses, summed_loss
@@ -125,18 +126,14 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
         assert_same(through(model, packed(rows(), share=share)), expected)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_queries_go_in_blocks(name: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks shorter than a segment and than a window, and groups of one segment each; through
-    torch's kernel, and through products as in bf16."""
+def test_queries_go_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks shorter than a segment and than a window, and groups of one segment each."""
     model = model_of(name, "lora")
     expected = plain(model)
-    if not fused:
-        monkeypatch.setattr(attention, "_through_sdpa", lambda *_: False)
-        assert_same(through(model, packed(rows(), share=True)), expected)
     monkeypatch.setattr(attention, "BLOCK", 4)
-    monkeypatch.setattr(attention, "MOST_QUERIES", 8)
+    monkeypatch.setattr(slots, "MOST_SLOTS", 8)
+    monkeypatch.setattr(slots, "SLOTS_ROUNDED", 1)
     assert_same(through(model, packed(rows(), share=True)), expected)
 
 
@@ -207,10 +204,10 @@ def test_a_wrong_layout_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch)
     expected = plain(model)
     batch = packed(rows(), share=True)
     assert batch.layout is not None
-    wrong = [
-        attention.Siblings(CHANGES[change](g.before), g.places, g.filled) if g.before else g
-        for g in batch.layout
-    ]
-    object.__setattr__(batch, "layout", tuple(wrong))
+    wrong = tuple(
+        replace(group, before=CHANGES[change](group.before)) if group.before else group
+        for group in batch.layout.groups
+    )
+    batch = replace(batch, layout=replace(batch.layout, groups=wrong))
     with pytest.raises(AssertionError):
         assert_same(through(model, batch), expected)

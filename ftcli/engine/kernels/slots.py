@@ -1,0 +1,148 @@
+"""Where the tokens of packed rows stand while the attention works on them.
+
+Segments that continue the same tokens and are about as long go together, each in as many slots as
+the longest has tokens. For matrix products the slots of a group come head by head: one gather
+brings a whole tensor into that order, and one brings it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ftcli.engine.packing import Forest, Segment, Span
+
+# Segments go together that fill so much of the longest, up to so many slots.
+LEAST_FILLED = 0.8
+MOST_SLOTS = 1024
+# oneDNN makes and keeps 0.6 MB of code for each shape of a product: there are fewer of these then.
+SLOTS_ROUNDED = 16
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Segments with the same tokens before them, each in as many slots as the others."""
+
+    before: tuple[Span, ...]
+    first: int
+    """Their first slot; the others follow, segment by segment."""
+    count: int
+    length: int
+    """Slots of each."""
+
+    @property
+    def position(self) -> int:
+        """How many tokens stand before them."""
+        return sum(end - start for start, end in self.before)
+
+    def own(self, rows: Tensor, heads: int) -> Tensor:
+        """[rows, width] in an Order of so many heads → [count x heads, length, width], a view."""
+        start = self.first * heads
+        end = start + self.count * self.length * heads
+        return rows[start:end].view(self.count * heads, self.length, -1)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Slots and heads as rows: group by group [segments, heads, slots]."""
+
+    take: Tensor
+    """[slots x heads]: which row of a tensor [tokens x heads, width] comes there."""
+    put: Tensor
+    """[tokens x heads]: where the row of each token and head is."""
+    filled: Tensor
+    """The rows that no token is in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How the segments of a forest go through the attention."""
+
+    groups: tuple[Siblings, ...]
+    places: Tensor
+    """[slots]: the token of each. Where a segment is filled up it is the last of its tokens again,
+    which no other token of it sees."""
+    slots: Tensor
+    """[tokens]: the slot of each."""
+    _orders: dict[int, Order] = field(init=False, repr=False, default_factory=dict)
+    _masks: dict[object, Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on another device."""
+        return Layout(self.groups, self.places.to(device), self.slots.to(device))
+
+    def order(self, heads: int) -> Order:
+        """For so many heads; made once for all layers."""
+        if heads not in self._orders:
+            self._orders[heads] = _order(self, heads)
+        return self._orders[heads]
+
+    def mask(self, shape: tuple[int, int], share: int, window: int | None, like: Tensor) -> Tensor:
+        """What is added to the scores of the last n of m tokens, [n x share, m]: minus infinity
+        where a key is behind its query or before the window; made once for all layers."""
+        key = (shape, share, window, like.dtype)
+        if key not in self._masks:
+            n, m = shape
+            mask = like.new_full(shape, -torch.inf).triu(m - n + 1)
+            if window is not None and m > window:
+                mask += like.new_full(shape, -torch.inf).tril(m - n - window)
+            self._masks[key] = mask.repeat_interleave(share, dim=0)
+        return self._masks[key]
+
+
+def layout_of(forest: Forest) -> Layout:
+    """How the segments of a forest go through the attention."""
+    alike: dict[tuple[Span, ...], list[Segment]] = {}
+    for segment in forest.segments:
+        alike.setdefault(segment.before, []).append(segment)
+    groups: list[Siblings] = []
+    places: list[Tensor] = []
+    slots = torch.empty(forest.tokens, dtype=torch.long)
+    first = 0
+    for before, segments in alike.items():
+        for some in _of_like_length(segments):
+            longest = _length(some[0])
+            length = longest + -longest % SLOTS_ROUNDED
+            groups.append(Siblings(before, first, len(some), length))
+            for segment in some:
+                offsets = torch.arange(length)
+                places.append(segment.start + offsets.clamp(max=_length(segment) - 1))
+                slots[segment.start : segment.end] = first + offsets[: _length(segment)]
+                first += length
+    return Layout(tuple(groups), torch.cat(places), slots)
+
+
+def _of_like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """The longest of each group first."""
+    together: list[Segment] = []
+    for segment in sorted(segments, key=_length, reverse=True):
+        longest = _length(together[0]) if together else 0
+        too_short = _length(segment) < LEAST_FILLED * longest
+        if together and (too_short or (len(together) + 1) * longest > MOST_SLOTS):
+            yield together
+            together = []
+        together.append(segment)
+    yield together
+
+
+def _length(segment: Segment) -> int:
+    return segment.end - segment.start
+
+
+def _order(layout: Layout, heads: int) -> Order:
+    each = torch.arange(heads, device=layout.places.device)
+    numbers = torch.arange(len(layout.places) * heads, device=each.device)
+    rows = []  # of a slot, [slots, heads]
+    for group in layout.groups:
+        own = group.own(numbers[:, None], heads).view(group.count, heads, group.length)
+        rows.append(own.transpose(1, 2).reshape(-1, heads))
+    by_slot = torch.cat(rows)
+    take = torch.empty_like(numbers)
+    take[by_slot] = layout.places[:, None] * heads + each
+    put = by_slot[layout.slots].flatten()
+    filled = torch.ones_like(numbers, dtype=torch.bool)
+    filled[put] = False
+    return Order(take, put, filled.nonzero()[:, 0])
