@@ -20,7 +20,7 @@ from ftcli.engine.batches import Batch, of_tensors
 from ftcli.engine.kernels.attention import packed_attention
 from ftcli.engine.virtual import backbone_inputs, causal_model, virtual_tokens
 from ftcli.errors import ModelError
-from ftcli.vram.head import HEAD_TILE_TOKENS, chunk_positions
+from ftcli.vram.head import HEAD_TILE_TOKENS, chunks_of
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         hidden = _hidden(model, batch).flatten(0, 1)
         head = head_of(causal_model(model))
-        size = max(1, chunk_positions(batch.labelled))
+        size = chunks_of(batch.labelled)[1]
         losses = [
-            _chunk(head, hidden[places], target[:, None], wants_gradient=False)[0]
-            for places, target in zip(
-                batch.sources.split(size), batch.targets.split(size), strict=True
+            _chunk(head, hidden[places], targets, wants_gradient=False)[0]
+            for places, targets in zip(
+                _filled_up(batch.sources).split(size), batch.targets.split(size), strict=True
             )
         ]
     counts = torch.bincount(batch.rows, minlength=batch.row_count)
@@ -100,7 +100,7 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
-    hidden = _hidden(model, batch).flatten(0, 1)[batch.sources]
+    hidden = _hidden(model, batch).flatten(0, 1)[_filled_up(batch.sources)]
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     head = head_of(causal_model(model))
@@ -108,6 +108,12 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         hidden, head.weight, head.bias, batch.targets, head.scale, head.softcap
     )
     return loss
+
+
+def _filled_up(places: Tensor) -> Tensor:
+    """[labels] → [positions of all chunks]; what is filled up is any place, and has no loss."""
+    count, size = chunks_of(len(places))
+    return F.pad(places, (0, count * size - len(places)))
 
 
 def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -131,7 +137,8 @@ def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 class _HeadLoss(torch.autograd.Function):
     """Head product and cross entropy of chunks, gradients kept instead of logits.
 
-    Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or none, targets [n].
+    Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or none, targets [n or fewer]:
+    of what is filled up behind them there is no loss.
     """
 
     @staticmethod
@@ -142,12 +149,10 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants[0] else None
         weight_grad = torch.zeros_like(weight) if wants[1] else None
         bias_grad = torch.zeros_like(bias) if wants[2] else None
-        size = max(1, chunk_positions(len(hidden)))
+        size = chunks_of(len(targets))[1]
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            losses, gradient = _chunk(
-                head, hidden[part], targets[part, None], wants_gradient=any(wants)
-            )
+            losses, gradient = _chunk(head, hidden[part], targets[part], wants_gradient=any(wants))
             total += losses.sum()
             if gradient is None:
                 continue
@@ -180,14 +185,14 @@ def _add_in_tiles(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
 
 
 def _chunk(
-    head: Head, hidden: Tensor, target: Tensor, *, wants_gradient: bool
+    head: Head, hidden: Tensor, targets: Tensor, *, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of each position of a chunk, and the sum's gradient by the head's product (before scale
     and softcap).
 
-    Shapes: hidden [n, hidden], target [n, 1] → [n], [n, vocab].
+    Shapes: hidden [n, hidden], targets [m], m ≤ n → [m], [n, vocab], zero behind m.
     """
-    logits = head.logits(hidden)
+    logits, target, real = head.logits(hidden), targets[:, None], len(targets)
     wanted, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
     slope = None
     if wants_gradient and head.softcap is not None:
@@ -195,11 +200,12 @@ def _chunk(
     # In place, as the logits are the largest tensor there is.
     shares = logits.sub_(largest).exp_()
     total = shares.sum(dim=1, keepdim=True)
-    losses = (total.log() + largest - wanted)[:, 0]
+    losses = ((total.log() + largest)[:real] - wanted)[:, 0]
     if not wants_gradient:
         return losses, None
     # d loss / d logits = softmax - one hot
     gradient = shares.div_(total)
+    gradient[real:] = 0
     gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=gradient.dtype))
     if slope is not None:
         gradient *= slope

@@ -12,6 +12,9 @@ from ftcli.vram.trained import head_weight_bytes, trains_head
 LOSS_CHUNK_POSITIONS = 512
 """Labelled positions whose logits exist at once in ftcli.engine.loss; fewer would be slower."""
 
+CHUNK_ROUNDED = 32
+"""oneDNN makes and keeps code for each number of positions: 2 MB, if none comes twice."""
+
 HEAD_TILE_TOKENS = 4096
 """Tokens of the vocabulary whose gradient of the head a chunk adds at once."""
 
@@ -40,10 +43,12 @@ def head_bytes(shape: Shape, choices: Choices) -> int:
     return norm + _labelled_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
 
 
-def chunk_positions(labelled: int) -> int:
-    """Of the largest chunk of so many labelled positions: chunks are as even as may be."""
-    chunks = max(1, math.ceil(labelled / LOSS_CHUNK_POSITIONS))
-    return math.ceil(labelled / chunks)
+def chunks_of(labelled: int) -> tuple[int, int]:
+    """How many chunks, of how many positions, hold so many labelled ones: as even as may be, and
+    filled up to a multiple of CHUNK_ROUNDED."""
+    count = math.ceil(labelled / LOSS_CHUNK_POSITIONS)
+    size = math.ceil(max(1, labelled) / max(1, count))
+    return count, size + -size % CHUNK_ROUNDED
 
 
 def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
@@ -64,7 +69,8 @@ def _labelled_bytes(shape: Shape, choices: Choices) -> int:
     """Hidden states of labelled positions, cast, and their gradient."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
     cast = compute if compute != residual else 0
-    return shape.hidden * choices.labelled_tokens * (residual + cast + compute)
+    count, size = chunks_of(choices.labelled_tokens)
+    return shape.hidden * count * size * (residual + cast + compute)
 
 
 def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
@@ -91,7 +97,7 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
 
 def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     """The logits of a chunk and the head's gradient, summed over chunks in the head's type."""
-    logits = chunk_positions(choices.labelled_tokens) * shape.vocab
+    logits = chunks_of(choices.labelled_tokens)[1] * shape.vocab
     per_logit = _bytes_per_logit(shape, choices)
     copy = _head_copy_bytes(shape, choices)
     if not trains_head(shape, choices):

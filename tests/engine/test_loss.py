@@ -101,6 +101,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter."""
     monkeypatch.setattr(head_bytes, "LOSS_CHUNK_POSITIONS", 4)
+    monkeypatch.setattr(head_bytes, "CHUNK_ROUNDED", 4)
 
 
 def rows(lengths: list[int], seed: int = 0) -> list[dict[str, list[int]]]:
