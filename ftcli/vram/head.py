@@ -9,7 +9,7 @@ from ftcli.vram.activations import norm_bytes
 from ftcli.vram.choices import Choices
 from ftcli.vram.trained import head_weight_bytes, trains_head
 
-LOSS_CHUNK_POSITIONS = 512
+LOSS_CHUNK_POSITIONS = 256
 """Labelled positions whose logits exist at once in ftcli.engine.loss; fewer would be slower."""
 
 CHUNK_ROUNDED = 32
