@@ -64,7 +64,7 @@ def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str
 
 def test_a_card_takes_padded_rows() -> None:
     plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
-    choices = (plan.packing, plan.fused_lora, plan.dequantised)
+    choices = (plan.packing, plan.fused_lora, plan.fused_norms, plan.dequantised)
     assert not any(choice.value for choice in choices if choice is not None)
     assert "measured on CPUs alone" in plan.packing.reason
 
@@ -98,7 +98,7 @@ def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> 
     roomy = plan_of("qlora")
     assert roomy.dequantised is not None and roomy.dequantised.value
     kept = roomy.estimate.breakdown["weights"]
-    tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(0.9))
+    tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(0.7))
     assert tight.dequantised is not None and not tight.dequantised.value
     assert "no room" in tight.dequantised.reason
     assert tight.fused_lora is not None and not tight.fused_lora.value
@@ -123,10 +123,28 @@ def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -
     assert plan.shared_prefix.value == ("dropout" not in method)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "fast", "reason"),
+    [
+        ("llama", True, "each norm is one node"),
+        ("olmo2", True, "not proven for olmo2"),
+        ("llama", False, "training.fast: false"),
+    ],
+)
+def test_norms_are_one_node_where_that_is_proven(model_type: str, fast: bool, reason: str) -> None:
+    shape = shape_from_config(LLAMA | {"model_type": model_type})
+    plan = make_plan(recipe(training={"fast": fast}), shape, PROFILE, cpu())
+    assert plan.fused_norms.reason.startswith(reason)
+    assert plan.fused_norms.value == plan.estimated.fused_norms == (reason[:4] == "each")
+
+
 def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
-    plan, plain = plan_of(), plan_of(training={"fast": False})
-    assert plan.estimated.packed_rows and plan.estimated.fused_lora
-    assert not plain.estimated.packed_rows and not plain.estimated.fused_lora
-    padded = replace(plan.estimated, packed_rows=False, fused_lora=False)
-    assert plan.estimate.peak_bytes < estimate(SMALL, padded).peak_bytes
-    assert plan.headline().startswith("fp32 · 16 rows a step, packed to 1,024 tokens · ")
+    mixed = cpu(fast_bf16=True)
+    plan = make_plan(recipe(), SMALL, PROFILE, mixed)
+    plain = make_plan(recipe(training={"fast": False}), SMALL, PROFILE, mixed)
+    levers = ("packed_rows", "fused_lora", "fused_norms")
+    for lever in levers:
+        assert getattr(plan.estimated, lever) and not getattr(plain.estimated, lever)
+        without = replace(plan.estimated, **{lever: False})
+        assert plan.estimate.peak_bytes < estimate(SMALL, without).peak_bytes
+    assert plan.headline().startswith("bf16 · 16 rows a step, packed to 1,024 tokens · ")

@@ -15,6 +15,7 @@ from ftcli.engine.hold import Hold
 from ftcli.engine.inference import generation_config
 from ftcli.engine.kernels.dequantised import keep_dequantised
 from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.methods import attach, first_words, quantization
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.rendering import Renderer
@@ -71,6 +72,8 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         keep_dequantised(trainer.model)
     if plan.fused_lora is not None and plan.fused_lora.value:
         fuse_lora(trainer.model)
+    if plan.fused_norms.value:
+        fuse_norms(trainer.model)
     trainer.hold = _hold(trainer.model, setup)
     return trainer
 

@@ -53,6 +53,7 @@ THEIR_NAMES = {
     "shared_prefix": "our layout of a step's rows",
     "dequantised": "our forward of bitsandbytes' Linear4bit",
     "fused_lora": "our forward of PEFT's Linear",
+    "fused_norms": "our forward of the model's RMSNorm",
     "gradient_checkpointing": "SFTConfig.gradient_checkpointing",
     "steps": "SFTConfig.max_steps",
     "eval_every": "our callback",
@@ -192,13 +193,14 @@ class FtcliTrainer(SFTTrainer):
         laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
         labelled = sum(batch.labelled for batch in laid)
         losses = []
-        for batch in laid:
-            # Checkpointing runs layers again in the backward pass.
-            with attention_for(self.model, batch.layout):
-                with self.compute_loss_context_manager():
+        with self.compute_loss_context_manager():  # one, that casts trained weights once
+            for batch in laid:
+                # Checkpointing runs layers again in the backward pass.
+                with attention_for(self.model, batch.layout):
                     loss = summed_loss(self.model, batch.to(self.args.device)) / labelled
-                self.accelerator.backward(loss)
-            losses.append(loss.detach())
+                    with torch.autocast(self.args.device.type, enabled=False):
+                        self.accelerator.backward(loss)
+                losses.append(loss.detach())
         require_finite_loss(losses, batches, rows, where)
         return torch.stack(losses).sum()
 

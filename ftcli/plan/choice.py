@@ -63,6 +63,7 @@ class Plan:
     """Tokens of a micro-batch of packed rows; 0: rows are padded."""
     shared_prefix: Choice[bool] | None
     fused_lora: Choice[bool] | None
+    fused_norms: Choice[bool]
     dequantised: Choice[bool] | None
     gradient_checkpointing: Choice[bool]
     steps: Choice[int]

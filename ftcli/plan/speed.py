@@ -96,6 +96,17 @@ def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> C
     return Choice(False, why or "4-bit weights are dequantised in each product")
 
 
+def choose_fused_norms(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[bool]:
+    """Whether a norm is one node."""
+    if not recipe.training.fast:
+        return Choice(False, "training.fast: false")
+    if hardware.kind != "cpu":
+        return Choice(False, "measured on CPUs alone")
+    if shape.model_type not in PACKED_TYPES:
+        return Choice(False, f"not proven for {shape.model_type}")
+    return Choice(True, "each norm is one node, which keeps its input as it is")
+
+
 def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
     """Whether 4-bit weights could stay dequantised, memory permitting."""
     on_cpu = hardware.kind == "cpu" and choices.quantization == "nf4"

@@ -122,7 +122,7 @@ def _unreached_bytes_per_token(shape: Shape, choices: Choices) -> float:
     unreached: float = 0 if after else norm
     if reach == "queries":
         return unreached + dropped_queries_bytes(shape, choices)
-    unreached += _query_norms(shape)
+    unreached += _query_norms(shape, choices)
     if reach == "keys":
         return unreached
     unreached += _attention(shape, choices)
@@ -173,7 +173,12 @@ def _norms(shape: Shape, choices: Choices) -> float:
     """RMSNorm computes in fp32 and keeps that copy and one scale; a trained weight keeps more."""
     if choices.stack.compiled:
         return choices.residual_bytes * shape.layer_norms * shape.hidden
-    kept = shape.layer_norms * norm_bytes(shape, choices) + _query_norms(shape)
+    kept = shape.layer_norms * norm_bytes(shape, choices) + _query_norms(shape, choices)
+    if choices.fused_norms:
+        # Half of Gemma's four norms read what a block returns.
+        behind = shape.layer_norms // 4 * 2
+        kept -= behind * shape.hidden * (choices.residual_bytes - choices.activation_bytes)
+        return kept
     if choices.mode != "full" or shape.native_layer_norm:
         return kept
     normed = 4 if shape.fp32_norms else choices.residual_bytes
@@ -187,18 +192,19 @@ def _norms(shape: Shape, choices: Choices) -> float:
 def norm_bytes(shape: Shape, choices: Choices) -> int:
     """What one norm keeps of one token: torch's layer_norm its input and two statistics."""
     if not shape.native_layer_norm:
-        return 4 * shape.hidden + 4
+        return (choices.residual_bytes if choices.fused_norms else 4) * shape.hidden + 4
     # Autocast has it compute in fp32 on CUDA (aten/autocast_mode.h), not on the CPU.
     fp32 = shape.fp32_norms or (choices.autocast and choices.device == "cuda")
     return (4 if fp32 else choices.residual_bytes) * shape.hidden + 8
 
 
-def _query_norms(shape: Shape) -> int:
+def _query_norms(shape: Shape, choices: Choices) -> int:
     """The fp32 copies and scales of the norms of queries and keys."""
     if shape.qk_norm == "none":
         return 0
     scales = shape.heads + shape.kv_heads if shape.qk_norm == "head" else 2
-    return 4 * (shape.query_width + shape.kv_width + scales)
+    each = choices.activation_bytes if choices.fused_norms else 4
+    return each * (shape.query_width + shape.kv_width) + 4 * scales
 
 
 def _attention(shape: Shape, choices: Choices) -> float:

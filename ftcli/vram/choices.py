@@ -124,6 +124,8 @@ class Choices:
     fused_lora: bool = False
     """A frozen weight and its update are one node (ftcli.engine.kernels.lora), which keeps the
     layer's input as it is."""
+    fused_norms: bool = False
+    """An RMSNorm is one node (ftcli.engine.kernels.norm), which keeps its input as it is."""
     keeps_dequantised: bool = False
     """4-bit weights stay beside themselves in the type that they compute in (a CPU with room)."""
     packed_rows: bool = False

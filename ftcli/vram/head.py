@@ -60,7 +60,7 @@ def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
 def _last_norm_bytes(shape: Shape, choices: Choices) -> int:
     """What the norm before the head keeps, and its output."""
     kept = norm_bytes(shape, choices) + choices.residual_bytes * shape.hidden
-    if choices.mode == "full" and not shape.native_layer_norm:
+    if choices.mode == "full" and not (shape.native_layer_norm or choices.fused_norms):
         kept += (4 if shape.fp32_norms else choices.residual_bytes) * shape.hidden
     return choices.tokens * kept
 

@@ -9,12 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ftcli.engine.batches import packed, padded
 from ftcli.engine.kernels.attention import attention_for
 from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
 from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.laying import Packed, Padded, laying_of_network
 from ftcli.engine.loss import summed_loss
 from ftcli.engine.methods import attach, quantization
@@ -85,6 +88,49 @@ def test_only_plain_layers_become_one_node(keys: dict[str, Any], fused: int) -> 
     expected = through(model.eval(), padded(rows(), 0))
     assert fuse_lora(model) == fused
     assert_same(through(model, padded(rows(), 0)), expected)
+
+
+# Norms
+
+
+class HalfRMSNorm(LlamaRMSNorm):
+    """By its name and its attributes one of theirs."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 0.5 * super().forward(hidden)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, GemmaRMSNorm])
+def test_a_norm_as_one_node_has_the_gradients_of_nine(norm: Any, kind: torch.dtype) -> None:
+    torch.manual_seed(2)
+    plain, fused, exact = (norm(48) for _ in range(3))
+    weight, hidden, wanted = torch.randn(48), 3 * torch.randn(5, 7, 48), torch.randn(5, 7, 48)
+    found = []
+    for module, type_ in ((plain, kind), (fused, kind), (exact, torch.float32)):
+        module.weight.data = weight.clone()
+        module.to(type_)
+        if module is fused:
+            assert fuse_norms(module) == 1
+        inputs = hidden.to(type_).requires_grad_()
+        output = module(inputs)
+        of_input, of_weight = torch.autograd.grad(
+            output, (inputs, module.weight), wanted.to(output.dtype)
+        )
+        output = output.detach()
+        assert (of_input.dtype, of_weight.dtype) == (type_, type_)
+        found.append([tensor.float() for tensor in (output, of_input, of_weight)])
+    for theirs, ours, true in zip(*found, strict=True):
+        within = 1e-6 if kind == torch.float32 else 1.5 * float((theirs - true).abs().max())
+        assert float((ours - true).abs().max()) <= within * float(true.abs().max())
+
+
+def test_a_norm_with_numbers_of_its_own_is_left() -> None:
+    before = torch.get_rng_state()
+    model = nn.ModuleList([HalfRMSNorm(8), LlamaRMSNorm(8), nn.LayerNorm(8)])
+    assert fuse_norms(model) == 1
+    assert "forward" not in vars(model[0]) and "forward" in vars(model[1])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:

@@ -16,6 +16,7 @@ from ftcli.engine.batches import TOKENS_ROUNDED, Batch, packed, padded
 from ftcli.engine.kernels import attention, slots
 from ftcli.engine.kernels.attention import attention_for
 from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import IGNORED
@@ -121,6 +122,8 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
     expected = plain(model)
     fused = fuse_lora(model)
     assert (fused > 0) == (method in ("lora", "dropout 0, attention only"))
+    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
+    assert fuse_norms(model) == len(norms) > 0
     assert_same(through(model, padded(rows(), 0)), expected)
     for share in (False, True):
         assert_same(through(model, packed(rows(), share=share)), expected)
@@ -142,6 +145,7 @@ def test_checkpointing_computes_the_same_again(name: str) -> None:
     model = model_of(name, "lora")
     expected = plain(model)
     fuse_lora(model)
+    fuse_norms(model)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert_same(through(model, packed(rows(), share=True)), expected)
@@ -165,6 +169,7 @@ def test_bf16_stays_as_near_to_fp32_as_the_plain_path(name: str, method: str) ->
     with torch.autocast("cpu", torch.bfloat16):
         mixed, mixed_gradients = plain(model)
     fuse_lora(model)
+    fuse_norms(model)
     seen: list[torch.dtype] = []
     layer = next(m for n, m in model.named_modules() if n.endswith("mlp.down_proj"))
     layer.register_forward_hook(lambda *a: seen.append(a[2].dtype))

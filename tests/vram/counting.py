@@ -20,6 +20,7 @@ import ftcli.engine.methods
 from ftcli.engine.batches import of_tensors, packed
 from ftcli.engine.kernels.dequantised import keep_dequantised
 from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.loss import _hidden
 from ftcli.engine.methods import keep_training_exact, quantization
 from ftcli.engine.virtual import causal_model
@@ -65,6 +66,8 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
         keep_dequantised(model)
     if choices.fused_lora:
         fuse_lora(model)
+    if choices.fused_norms:
+        fuse_norms(model)
     if choices.checkpointing:
         base = causal_model(model)
         base.gradient_checkpointing_enable({"use_reentrant": False})

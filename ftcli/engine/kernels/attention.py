@@ -238,12 +238,23 @@ def _gradients(parts: _Parts, wanted: Tensor, scores: Scores) -> tuple[Tensor, T
 def _scored(parts: _Parts, scores: Scores) -> tuple[Tensor, Tensor | None]:
     """What the softmax is of, and its slope by the products where a softcap bends them."""
     queries, keys = _heads_as_rows(parts.query, scores), parts.key.transpose(1, 2)
-    shape = (parts.query.shape[1], parts.key.shape[1])
-    mask = scores.layout.mask(shape, scores.share, scores.window, queries)
-    if scores.softcap is None:
-        return torch.baddbmm(mask, queries, keys, alpha=scores.scale), None
-    bent = torch.tanh(torch.bmm(queries, keys) * (scores.scale / scores.softcap))
-    return bent * scores.softcap + mask, 1 - bent**2
+    found = torch.baddbmm(queries.new_empty(1), queries, keys, beta=0, alpha=scores.scale)
+    slope = None
+    if scores.softcap is not None:
+        bent = torch.tanh(found / scores.softcap)
+        found, slope = bent * scores.softcap, 1 - bent**2
+    _hide(found, parts.query.shape[1], scores)
+    return found, slope
+
+
+def _hide(found: Tensor, n: int, scores: Scores) -> None:
+    """Set the scores [..., n x share, m] of the last n of m tokens to minus infinity where a key is
+    behind its query or before its window."""
+    m, share = found.shape[-1], scores.share
+    found[..., m - n :] += scores.layout.behind(n, share, found)
+    if scores.window is not None and m > scores.window:
+        keys = m - scores.window
+        found[..., :keys] += scores.layout.outside(n, keys, share, found)
 
 
 def _heads_as_rows(query: Tensor, scores: Scores) -> Tensor:

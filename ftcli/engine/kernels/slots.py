@@ -80,15 +80,21 @@ class Layout:
             self._orders[heads] = _order(self, heads)
         return self._orders[heads]
 
-    def mask(self, shape: tuple[int, int], share: int, window: int | None, like: Tensor) -> Tensor:
-        """What is added to the scores of the last n of m tokens, [n x share, m]: minus infinity
-        where a key is behind its query or before the window; made once for all layers."""
-        key = (shape, share, window, like.dtype)
+    def behind(self, n: int, share: int, like: Tensor) -> Tensor:
+        """[n x share, n], by n queries and their own keys: minus infinity where a key is behind its
+        query, else 0. Made once for all layers, as the next one."""
+        key = (n, share, like.dtype)
         if key not in self._masks:
-            n, m = shape
-            mask = like.new_full(shape, -torch.inf).triu(m - n + 1)
-            if window is not None and m > window:
-                mask += like.new_full(shape, -torch.inf).tril(m - n - window)
+            mask = like.new_full((n, n), -torch.inf).triu(1)
+            self._masks[key] = mask.repeat_interleave(share, dim=0)
+        return self._masks[key]
+
+    def outside(self, n: int, keys: int, share: int, like: Tensor) -> Tensor:
+        """[n x share, keys], by n queries and the first keys there are: minus infinity where a key
+        is before the query's window, as the last of them is for the last query alone."""
+        key = (n, keys, share, like.dtype)
+        if key not in self._masks:
+            mask = like.new_full((n, keys), -torch.inf).tril(keys - n)
             self._masks[key] = mask.repeat_interleave(share, dim=0)
         return self._masks[key]
 
