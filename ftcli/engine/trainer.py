@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +194,29 @@ class FtcliTrainer(SFTTrainer):
         laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
         labelled = sum(batch.labelled for batch in laid)
         losses = []
-        with self.compute_loss_context_manager():  # one, that casts trained weights once
+        with self._casts_kept(len(laid)):
             for batch in laid:
                 # Checkpointing runs layers again in the backward pass.
                 with attention_for(self.model, batch.layout):
-                    loss = summed_loss(self.model, batch.to(self.args.device)) / labelled
+                    with self.compute_loss_context_manager():
+                        loss = summed_loss(self.model, batch.to(self.args.device)) / labelled
                     with torch.autocast(self.args.device.type, enabled=False):
                         self.accelerator.backward(loss)
                 losses.append(loss.detach())
         require_finite_loss(losses, batches, rows, where)
         return torch.stack(losses).sum()
+
+    def _casts_kept(self, micro_batches: int) -> AbstractContextManager[Any]:
+        """Where autocast keeps its casts of trained weights for all micro-batches of a step: it
+        forgets them where its outermost context ends.
+
+        Those of one micro-batch alone would be in the way at the end of its backward pass, and
+        those of layers that are computed again in that of the layers before.
+        """
+        if micro_batches == 1 or self.args.gradient_checkpointing:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.compute_loss_context_manager()
+        return context
 
     def forget_gradients(self) -> None:
         """Throw away what a step has gathered so far."""

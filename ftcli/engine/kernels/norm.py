@@ -1,7 +1,8 @@
 """RMSNorm as one node of autograd, which keeps its input as it came and one number a token.
 
 transformers makes nine nodes of it: the backward pass wants the input in fp32 and, where the
-weight is trained, the normed input too.
+weight is trained, the normed input too. And where autocast would cast the output for each product
+that reads it, the node casts it once for all.
 """
 
 from __future__ import annotations
@@ -20,16 +21,29 @@ def fuse_norms(model: nn.Module) -> int:
 
     Whether a norm is Llama's or Gemma's is found by its numbers; one that is neither is left.
     """
-    found = 0
+    found, read = 0, _read_by_products(model)
     for module in model.modules():
         if not type(module).__name__.endswith("RMSNorm") or _epsilon(module) is None:
             continue
         for plus_one in (False, True):
-            forward = partial(_forward, module, plus_one)
+            forward = partial(_forward, module, plus_one, module in read)
             if _is_same(module, forward):
                 module.forward = forward
                 found += 1
                 break
+    return found
+
+
+def _read_by_products(model: nn.Module) -> set[nn.Module]:
+    """Norms whose output nothing else reads (names of transformers 5: Gemma's others go into the
+    sum, and those of queries and keys are rotated)."""
+    found = set()
+    for layer in model.modules():
+        norms = {n: m for n, m in layer.named_children() if n.endswith("_layernorm")}
+        if "input_layernorm" in norms:
+            four = "pre_feedforward_layernorm" in norms
+            second = "pre_feedforward_layernorm" if four else "post_attention_layernorm"
+            found |= {norms["input_layernorm"], norms[second]}
     return found
 
 
@@ -51,27 +65,31 @@ def _epsilon(module: Any) -> float | None:
     return found
 
 
-def _forward(module: Any, plus_one: bool, hidden: Tensor) -> Tensor:
-    found: Tensor = _Norm.apply(hidden, module.weight, _epsilon(module), plus_one)
+def _forward(module: Any, plus_one: bool, cast: bool, hidden: Tensor) -> Tensor:
+    kind = None
+    if cast and torch.is_autocast_enabled(hidden.device.type):
+        kind = torch.get_autocast_dtype(hidden.device.type)
+    found: Tensor = _Norm.apply(hidden, module.weight, _epsilon(module), plus_one, kind)
     return found
 
 
 class _Norm(torch.autograd.Function):
     """x / rms(x), times w in the types of both (Llama), or times 1 + w in fp32 (Gemma).
 
-    Shapes: x [..., width], w [width].
+    Shapes: x [..., width], w [width]. The result is cast, if `kind` is one.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, epsilon, plus_one):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, epsilon, plus_one, kind):  # type: ignore[no-untyped-def]
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
         inverse = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(hidden, weight, inverse)
         ctx.plus_one = plus_one
         normed = hidden.float() * inverse
         if plus_one:
-            return normed.mul_(1 + weight.float()).to(hidden.dtype)
-        return normed.to(hidden.dtype) * weight
+            return normed.mul_(1 + weight.float()).to(kind or hidden.dtype)
+        found = normed.to(hidden.dtype) * weight
+        return found if kind is None else found.to(kind)
 
     @staticmethod
     @once_differentiable
@@ -84,10 +102,10 @@ class _Norm(torch.autograd.Function):
                 normed = normed.to(hidden.dtype)
             weight_grad = (upstream * normed).flatten(0, -2).sum(dim=0).to(weight.dtype)
         if not ctx.needs_input_grad[0]:
-            return None, weight_grad, None, None
+            return None, weight_grad, None, None, None
         factor = 1 + weight.float() if ctx.plus_one else weight
         wanted = (upstream * factor).float()
         along = torch.linalg.vecdot(wanted, exact)[..., None]
         along *= inverse.pow(3).div_(-hidden.shape[-1])
         found = wanted.mul_(inverse).addcmul_(exact, along)
-        return found.to(hidden.dtype), weight_grad, None, None
+        return found.to(hidden.dtype), weight_grad, None, None, None
