@@ -31,6 +31,7 @@ from ftcli.engine.batches import Row
 from ftcli.engine.building import Setup, build_trainer
 from ftcli.engine.encode import prepare
 from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.laying import Laying, Packed, Padded
 from ftcli.engine.rendering import IGNORED
 from ftcli.engine.trainer import FtcliTrainer
@@ -40,7 +41,7 @@ from ftcli.stages.scene import look
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 BATCH, ROWS_AT_ONCE = 16, 4
-WAYS = ["plain", "loss on labels", "packed", "shared prefix", "one node"]
+WAYS = ["plain", "loss on labels", "packed", "shared prefix", "one node", "norms"]
 Step = Callable[[list[int]], float]
 
 
@@ -113,22 +114,25 @@ def _ways(trainer: FtcliTrainer) -> dict[str, Step]:
     padded = Padded(trainer.data.pad_id)
     ways: dict[str, Step] = {
         "plain": lambda window: _with_all_logits(trainer, window),
-        "loss on labels": lambda window: _laid(trainer, window, padded, fused=False),
+        "loss on labels": lambda window: _laid(trainer, window, padded),
         "packed": lambda window: _laid(
-            trainer, window, Packed(planned.tokens, planned.rows, share=False), fused=False
+            trainer, window, Packed(planned.tokens, planned.rows, share=False)
         ),
-        "shared prefix": lambda window: _laid(trainer, window, planned, fused=False),
+        "shared prefix": lambda window: _laid(trainer, window, planned),
     }
     if hasattr(trainer.model, "peft_config"):
-        ways["one node"] = lambda window: _laid(trainer, window, planned, fused=True)
+        ways["one node"] = lambda window: _laid(trainer, window, planned, fuse_lora)
+    ways["norms"] = lambda window: _laid(trainer, window, planned, fuse_lora, fuse_norms)
     return ways
 
 
-def _laid(trainer: FtcliTrainer, window: list[int], laying: Laying, *, fused: bool) -> float:
-    """Our own step; without `fused`, with PEFT's own forward."""
+def _laid(
+    trainer: FtcliTrainer, window: list[int], laying: Laying, *levers: Callable[[Any], int]
+) -> float:
+    """Our own step; without levers, with PEFT's and transformers' own forward."""
     _unfuse(trainer.model)
-    if fused:
-        fuse_lora(trainer.model)
+    for lever in levers:
+        lever(trainer.model)
     trainer.laying = laying
     most = ROWS_AT_ONCE if isinstance(laying, Padded) else BATCH
     return float(trainer.gradients_of(trainer.divide(window, most), "a benchmark"))
@@ -136,7 +140,7 @@ def _laid(trainer: FtcliTrainer, window: list[int], laying: Laying, *, fused: bo
 
 def _unfuse(model: Any) -> None:
     for module in model.modules():
-        if hasattr(module, "lora_A"):
+        if hasattr(module, "lora_A") or type(module).__name__.endswith("RMSNorm"):
             module.__dict__.pop("forward", None)
 
 

@@ -63,7 +63,7 @@ def _levers(arguments: argparse.Namespace) -> None:
     for mode in arguments.modes:
         ways = [["--mode", mode, "--steps", str(arguments.steps)]]
         if mode == "lora":
-            few = ["--ways", "plain", "one node", "--steps", "1"]
+            few = ["--ways", "plain", "norms", "--steps", "1"]
             ways.append(["--mode", mode, "--instruction", str(INSTRUCTION), *few])
         for way in ways:
             found = _run("bench_levers.py", arguments, *common, *way)

@@ -62,6 +62,7 @@ WORDS = {
     "packed": "rows without padding",
     "shared prefix": "what rows begin with computed once",
     "one node": "one node for a weight and its update",
+    "norms": "one node for each norm",
 }
 
 
