@@ -4,6 +4,7 @@ Absolute times depend on the machine and on what else runs there; the median rat
 turn does not. Settings of all sides: scripts/peers.py; their environments: scripts/bench_peers.py.
 
     python scripts/bench.py --model models/SmolLM2-135M-Instruct
+    python scripts/bench.py --model … --against ftcli-plain
     python scripts/bench.py --model … --data … --rows 512 --modes lora qlora full \\
         --against trl-defaults trl-defaults-threads llamafactory-best --json bench/result.json
 """
@@ -66,7 +67,7 @@ def main() -> None:
     hardware = find_hardware()
     work = Path("bench").absolute()
     train, held_out = _split(arguments.data, arguments.rows, arguments.held_out, work / "data")
-    sides = {"ftcli": Side("ftcli", _ftcli)} | {name: SIDES[name] for name in arguments.against}
+    sides = {"ftcli": OWN["ftcli"]} | {name: (OWN | SIDES)[name] for name in arguments.against}
     environments = {name: versions(_programs(side)) for name, side in sides.items()}
     outcomes: list[Outcome] = []
     for mode in arguments.modes:
@@ -100,7 +101,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="trained on: the first of the file")
     parser.add_argument("--held-out", type=int, default=32, help="scored: the last; 0: none")
     parser.add_argument("--modes", choices=MODES, nargs="+", default=["lora"])
-    parser.add_argument("--against", choices=list(SIDES), nargs="+", default=["trl-defaults"])
+    others = ["ftcli-plain", *SIDES]
+    parser.add_argument("--against", choices=others, nargs="+", default=["trl-defaults"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--limit", type=int, default=LIMIT_SECONDS, help="seconds, of one run")
@@ -182,6 +184,15 @@ def _programs(side: Side) -> Path:
 
 
 def _ftcli(job: Job, programs: Path) -> Command:
+    return _with_recipe(job, programs, fast=True)
+
+
+def _ftcli_plain(job: Job, programs: Path) -> Command:
+    """Without levers: transformers' and PEFT's own forward on padded rows."""
+    return _with_recipe(job, programs, fast=False)
+
+
+def _with_recipe(job: Job, programs: Path, *, fast: bool) -> Command:
     method: dict[str, object] = {"mode": job.mode}
     if job.mode != "full":
         method |= {"rank": RANK, "alpha": ALPHA}
@@ -192,6 +203,7 @@ def _ftcli(job: Job, programs: Path) -> Command:
         "warmup_ratio": WARM_UP,
         "precision": job.precision,
         "seed": SEED,
+        "fast": fast,
     }
     # the others train on equal rows, too
     data = {"train": str(job.rows), "validation": 0, "shuffle": False, "deduplicate": False}
@@ -209,6 +221,9 @@ def _ftcli(job: Job, programs: Path) -> Command:
         )
     )
     return Command([str(programs / "ftcli"), "train", str(recipe)])
+
+
+OWN = {"ftcli": Side("ftcli", _ftcli), "ftcli-plain": Side("ftcli", _ftcli_plain)}
 
 
 def _score(job: Job, saved: Path | None, rows: Path) -> float:

@@ -48,7 +48,7 @@ Step = Callable[[list[int]], float]
 def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(arguments, Path(folder))
+        trainer = build(arguments, Path(folder))
     windows = [trainer.data.windows[step] for step in range(arguments.steps + 1)]
     ways = {name: way for name, way in _ways(trainer).items() if name in arguments.ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _trainer(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
+def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
     """As `ftcli train` builds it, with every lever."""
     count = BATCH * (arguments.steps + 1)
     instruction = "Follow these notes. " + "be brief and name the price " * 400

@@ -75,6 +75,13 @@ def _kind(found: dict[str, Any]) -> tuple[str, int]:
     return found["mode"], found["instruction_tokens"]
 
 
+def _profile(arguments: argparse.Namespace) -> None:
+    common = ["--data", str(arguments.data)]
+    ways = [["--mode", mode] for mode in arguments.modes]
+    measured = [_run("bench_profile.py", arguments, *common, *way) for way in ways]
+    _keep("profile", {"measured": measured})
+
+
 def _answers(arguments: argparse.Namespace) -> None:
     script, turns = "bench_answers.py", ["--turns", str(arguments.turns)]
     places = [str(arguments.model), str(arguments.data)]
@@ -101,6 +108,7 @@ def _peers(arguments: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "levers": _levers,
+    "profile": _profile,
     "answers": _answers,
     "scale": _scale,
     "peers": _peers,

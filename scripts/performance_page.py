@@ -66,9 +66,40 @@ WORDS = {
 }
 
 
+def profile(found: Found) -> str:
+    """One row for each part of a step, one column for each kind of training."""
+    kinds = {_kind(each): each["seconds"] for each in found["measured"]}
+    head = f"| | {' | '.join(kinds)} |\n|{' --- |' * (len(kinds) + 1)}"
+    rows = [
+        f"| {words} | {' | '.join(_part(each, name) for each in kinds.values())} |"
+        for name, words in PARTS.items()
+    ]
+    below = f"Seconds of a step and shares of it, in {_precision(found)} on {found['machine']}."
+    return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+PARTS = {
+    "step": "the whole step",
+    "base": "products with the base's weights",
+    "updates": "products with A and B, which add up in the base's output",
+    "attention": "attention: gathering, scores, softmax and their gradients",
+    "head": "head and loss at labelled positions, most of it products",
+    "norms": "norms",
+    "rest": "the rest: rotary positions, SwiGLU, sums, casts, the program itself",
+}
+
+
+def _part(seconds: Found, name: str) -> str:
+    if not seconds.get(name):
+        return "–"
+    if name == "step":
+        return f"{seconds[name]:.2f}"
+    return f"{seconds[name]:.2f} ({seconds[name] / seconds['step']:.0%})"
+
+
 def _kind(each: Found) -> str:
     name = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}[each["mode"]]
-    words = each["instruction_tokens"]
+    words = each.get("instruction_tokens")
     return f"{name}, {words:,} words before each prompt" if words else name
 
 
@@ -187,6 +218,7 @@ def _answer(each: Found) -> list[str]:
 
 TABLES: dict[str, Callable[[Found], str]] = {
     "levers": levers,
+    "profile": profile,
     "peers": peers,
     "answers": answers,
     "scale": scale,

@@ -58,8 +58,8 @@ ITEMS = {
     "adapter": "A and B of every linear layer, in fp32",
     "gradients": "none yet at this moment",
     "optimizer": "AdamW's two states for each adapter weight",
-    "activations": "what checkpointing keeps: the input of each layer",
-    "logits": "logits of 1,024 positions in fp32 and in 16 bits; hidden states and their gradient",
+    "activations": "the input of each layer, kept; and of one layer all that it makes again",
+    "logits": "gone by then: at the head, those of 256 positions in fp32 and in 16 bits",
     "workspace": "16-bit copies of the adapters, and cuBLAS",
     "context": "CUDA itself, before the first tensor",
 }

@@ -49,11 +49,13 @@ def test_nothing_tells_on_which_machine() -> None:
 
 def test_levers_have_the_names_of_the_plan() -> None:
     named = set(re.findall(r"^\| `([a-z ]+)` \|", TEXT, re.M))
-    assert named == {"packing", "shared prefix", "fused lora", "dequantised"}
+    assert named == {"packing", "shared prefix", "fused lora", "fused norms", "dequantised"}
     assert {name.replace(" ", "_") for name in named} <= set(Plan.__dataclass_fields__)
 
 
 def test_losses_are_those_of_the_plain_path() -> None:
-    """As the figures have it: packed or not, a step's loss is the same."""
+    """As the figures have it: packed or not, a step's loss is the same, but for what 16 bits round
+    at another place."""
     for each in json.loads((page.FOUND / "levers.json").read_text())["measured"]:
-        assert max(each["largest_loss_difference"].values()) <= 1e-3
+        within = 1e-3 if each["precision"] == "no" else 1e-2
+        assert max(each["largest_loss_difference"].values()) <= within

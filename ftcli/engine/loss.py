@@ -20,7 +20,7 @@ from ftcli.engine.batches import Batch, of_tensors
 from ftcli.engine.kernels.attention import packed_attention
 from ftcli.engine.virtual import backbone_inputs, causal_model, virtual_tokens
 from ftcli.errors import ModelError
-from ftcli.vram.head import HEAD_TILE_TOKENS, chunks_of
+from ftcli.vram.head import HEAD_TILE_TOKENS, LOSS_CHUNK_POSITIONS, positions_of
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         hidden = _hidden(model, batch).flatten(0, 1)
         head = head_of(causal_model(model))
-        size = chunks_of(batch.labelled)[1]
         losses = [
             _chunk(head, hidden[places], targets, wants_gradient=False)[0]
             for places, targets in zip(
-                _filled_up(batch.sources).split(size), batch.targets.split(size), strict=True
+                _filled_up(batch.sources).split(LOSS_CHUNK_POSITIONS),
+                batch.targets.split(LOSS_CHUNK_POSITIONS),
+                strict=True,
             )
         ]
     counts = torch.bincount(batch.rows, minlength=batch.row_count)
@@ -112,8 +113,7 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def _filled_up(places: Tensor) -> Tensor:
     """[labels] → [positions of all chunks]; what is filled up is any place, and has no loss."""
-    count, size = chunks_of(len(places))
-    return F.pad(places, (0, count * size - len(places)))
+    return F.pad(places, (0, positions_of(len(places)) - len(places)))
 
 
 def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -149,7 +149,7 @@ class _HeadLoss(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if wants[0] else None
         weight_grad = torch.zeros_like(weight) if wants[1] else None
         bias_grad = torch.zeros_like(bias) if wants[2] else None
-        size = chunks_of(len(targets))[1]
+        size = LOSS_CHUNK_POSITIONS
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             losses, gradient = _chunk(head, hidden[part], targets[part], wants_gradient=any(wants))

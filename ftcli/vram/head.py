@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from ftcli.shapes import Shape
 from ftcli.vram.activations import norm_bytes
 from ftcli.vram.choices import Choices
@@ -13,7 +11,7 @@ LOSS_CHUNK_POSITIONS = 256
 """Labelled positions whose logits exist at once in ftcli.engine.loss; fewer would be slower."""
 
 CHUNK_ROUNDED = 32
-"""oneDNN makes and keeps code for each number of positions: 2 MB, if none comes twice."""
+"""Positions come in multiples of so many: oneDNN makes and keeps 2 MB of code for each number."""
 
 HEAD_TILE_TOKENS = 4096
 """Tokens of the vocabulary whose gradient of the head a chunk adds at once."""
@@ -43,12 +41,9 @@ def head_bytes(shape: Shape, choices: Choices) -> int:
     return norm + _labelled_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
 
 
-def chunks_of(labelled: int) -> tuple[int, int]:
-    """How many chunks, of how many positions, hold so many labelled ones: as even as may be, and
-    filled up to a multiple of CHUNK_ROUNDED."""
-    count = math.ceil(labelled / LOSS_CHUNK_POSITIONS)
-    size = math.ceil(max(1, labelled) / max(1, count))
-    return count, size + -size % CHUNK_ROUNDED
+def positions_of(labelled: int) -> int:
+    """Positions whose logits are made for so many labelled ones."""
+    return labelled + -labelled % CHUNK_ROUNDED
 
 
 def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
@@ -69,8 +64,7 @@ def _labelled_bytes(shape: Shape, choices: Choices) -> int:
     """Hidden states of labelled positions, cast, and their gradient."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
     cast = compute if compute != residual else 0
-    count, size = chunks_of(choices.labelled_tokens)
-    return shape.hidden * count * size * (residual + cast + compute)
+    return shape.hidden * positions_of(choices.labelled_tokens) * (residual + cast + compute)
 
 
 def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
@@ -97,7 +91,7 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
 
 def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
     """The logits of a chunk and the head's gradient, summed over chunks in the head's type."""
-    logits = chunks_of(choices.labelled_tokens)[1] * shape.vocab
+    logits = min(positions_of(choices.labelled_tokens), LOSS_CHUNK_POSITIONS) * shape.vocab
     per_logit = _bytes_per_logit(shape, choices)
     copy = _head_copy_bytes(shape, choices)
     if not trains_head(shape, choices):

@@ -100,7 +100,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one shorter."""
-    monkeypatch.setattr(head_bytes, "LOSS_CHUNK_POSITIONS", 4)
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", 4)
     monkeypatch.setattr(head_bytes, "CHUNK_ROUNDED", 4)
 
 
@@ -341,7 +341,7 @@ def test_logits_of_one_chunk_exist_at_once(
 ) -> None:
     """What ftcli.vram.head bills for them."""
     vocab, positions = 5000, 64
-    monkeypatch.setattr(head_bytes, "LOSS_CHUNK_POSITIONS", positions)
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
     hidden = torch.randn(chunks * positions, 4, dtype=torch.bfloat16, requires_grad=True)
     weight, targets = torch.randn(vocab, 4), torch.randint(vocab, (chunks * positions,))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

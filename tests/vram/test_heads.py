@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
+import ftcli.engine.loss
 import ftcli.vram.head
 from ftcli.engine.batches import of_tensors
 from ftcli.engine.loss import summed_loss
@@ -96,7 +97,8 @@ def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
 def test_our_head_allocates_what_the_formula_says(
     method: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ftcli.vram.head, "LOSS_CHUNK_POSITIONS", 64)
+    for module in (ftcli.engine.loss, ftcli.vram.head):
+        monkeypatch.setattr(module, "LOSS_CHUNK_POSITIONS", 64)
     for precision, tokens, share in (("fp32", 160, 1.0), ("bf16", 96, 0.4)):
         choices = head_choices(method, precision, head, tokens, share)
         off = our_deviation(head, choices, vocab_size=32_000)
