@@ -10,14 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ftcli.engine.batches import packed, padded
-from ftcli.engine.kernels.attention import attention_for
+from ftcli.engine.kernels.attention import attend, attention_for
 from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
 from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
+from ftcli.engine.kernels.slots import layout_of
 from ftcli.engine.laying import Packed, Padded, laying_of_network
 from ftcli.engine.loss import summed_loss
 from ftcli.engine.methods import attach, quantization
@@ -88,6 +91,34 @@ def test_only_plain_layers_become_one_node(keys: dict[str, Any], fused: int) -> 
     expected = through(model.eval(), padded(rows(), 0))
     assert fuse_lora(model) == fused
     assert_same(through(model, padded(rows(), 0)), expected)
+
+
+# Attention
+
+
+def test_a_long_row_in_16_bits_is_as_exact_as_through_torch_s_kernel() -> None:
+    """A sum over many blocks in 16 bits would round each time."""
+    torch.manual_seed(4)
+    tokens = 1024
+    layout = layout_of(plant([list(range(tokens))], share=False))
+    heads = [torch.randn(1, count, tokens, 32) for count in (3, 1, 1)]
+    wanted = torch.randn(1, tokens, 3, 32)
+
+    def gradients(kind: torch.dtype, *, ours: bool) -> tuple[Tensor, ...]:
+        query, key, value = (tensor.to(kind).requires_grad_() for tensor in heads)
+        if ours:
+            attended, _ = attend(nn.Identity(), query, key, value, None, layout=layout)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=True
+            ).transpose(1, 2)
+        return torch.autograd.grad(attended, (query, key, value), wanted.to(kind))
+
+    exact = gradients(torch.float32, ours=False)
+    assert_close(gradients(torch.float32, ours=True), exact, rtol=1e-4, atol=1e-5)
+    theirs, found = (gradients(torch.bfloat16, ours=ours) for ours in (False, True))
+    for true, their, our in zip(exact[1:], theirs[1:], found[1:], strict=True):
+        assert (our - true).norm() < 1.1 * (their - true).norm()
 
 
 # Norms

@@ -112,7 +112,7 @@ class _Packed(torch.autograd.Function):
         wanted = _by_slot(upstream, scores)
         wanted.index_fill_(0, scores.layout.order(scores.heads).filled, 0)
         own = [torch.empty_like(tensor) for tensor in by_slot]
-        before = [torch.zeros_like(tensor) for tensor in saved[1:]]
+        before = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in saved[1:]]
         for group in scores.layout.groups:
             whole = _whole(group, by_slot, saved[1:], scores)
             found = _gradients_of_group(group, whole, group.own(wanted, scores.heads), scores)
@@ -210,14 +210,19 @@ def _attention(parts: _Parts, scores: Scores) -> Tensor:
 def _gradients_of_group(
     group: Siblings, whole: _Parts, wanted: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By query, key and value of `whole`, whose attention has the gradient `wanted`."""
-    found = _Parts(*(torch.zeros_like(part) for part in (whole.query, whole.key, whole.value)))
-    for block in _blocks(group, scores):
-        totals = block.of(found)
-        gradients = _gradients(block.of(whole), wanted[:, block.queries], scores)
-        for total, part in zip((totals.query, totals.key, totals.value), gradients, strict=True):
-            total += part
-    return found.query, found.key, found.value
+    """By query, key and value of `whole`, whose attention has the gradient `wanted`; what several
+    blocks add up is in fp32."""
+    blocks = list(_blocks(group, scores))
+    if len(blocks) == 1 and not blocks[0].keys.start:
+        return _gradients(whole, wanted, scores)
+    of_query = torch.empty_like(whole.query)
+    of_row = [torch.zeros_like(part, dtype=torch.float32) for part in (whole.key, whole.value)]
+    for block in blocks:
+        found = _gradients(block.of(whole), wanted[:, block.queries], scores)
+        of_query[:, block.queries] = found[0]
+        for total, part in zip(of_row, found[1:], strict=True):
+            total[:, block.keys] += part
+    return of_query, of_row[0], of_row[1]
 
 
 def _gradients(parts: _Parts, wanted: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
