@@ -70,12 +70,18 @@ def main() -> None:
     print(json.dumps(found | _share(trainer, arguments, windows[1:], seconds, limits), indent=2))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def step_parser(description: str | None) -> argparse.ArgumentParser:
+    """What `build` and a number of steps want to know."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=SHIPPED)
     parser.add_argument("--mode", choices=["lora", "qlora", "full"], default="lora")
     parser.add_argument("--steps", type=int, default=3)
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = step_parser(__doc__)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     parser.add_argument("--instruction", type=int, default=0, help="tokens before each prompt")
     return parser.parse_args()

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bench_levers import SHIPPED, build
+from bench_levers import build, step_parser
 from torch.profiler import ProfilerActivity, profile
 
 from ftcli.engine.trainer import FtcliTrainer
@@ -48,12 +48,8 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=SHIPPED)
-    parser.add_argument("--mode", choices=["lora", "qlora", "full"], default="lora")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.set_defaults(instruction=0)
+    parser = step_parser(__doc__)
+    parser.set_defaults(instruction=0, steps=5)
     return parser.parse_args()
 
 

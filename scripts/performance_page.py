@@ -38,22 +38,27 @@ def levers(found: Found) -> str:
     """One row for each lever, one column for each kind of training."""
     kinds = {_kind(each): each for each in found["measured"]}
     names = list(dict.fromkeys(name for each in kinds.values() for name in each["seconds_a_step"]))
-    head = f"| | {' | '.join(kinds)} |\n|{' --- |' * (len(kinds) + 1)}"
-    rows = [
-        f"| {WORDS[name]} | {' | '.join(_lever(each, name) for each in kinds.values())} |"
-        for name in names
-    ]
+    table = _by_kind(kinds, {name: WORDS[name] for name in names}, _lever)
     limits = " | ".join(
         f"{each['share_of_limit']:.0%} of {each['limit_tflops']:.2f}" for each in kinds.values()
     )
-    rows.append(f"| of the machine's matrix products, TFLOP/s | {limits} |")
+    table.append(f"| of the machine's matrix products, TFLOP/s | {limits} |")
     worst = max(max(each["largest_loss_difference"].values()) for each in kinds.values())
     below = (
         f"Seconds of an optimizer step, and how many times faster than the plain path, in "
         f"{_precision(found)} on {found['machine']}. The loss of a step differs from that of the "
         f"plain path by {worst:.1e} at most."
     )
-    return "\n".join([head, *rows]) + f"\n\n{below}"
+    return "\n".join(table) + f"\n\n{below}"
+
+
+def _by_kind(
+    kinds: Mapping[str, Found], words: Mapping[str, str], cell: Callable[[Found, str], str]
+) -> list[str]:
+    """Lines of a table: a row for each name, a column for each kind of training."""
+    head = [f"| | {' | '.join(kinds)} |", f"|{' --- |' * (len(kinds) + 1)}"]
+    cells = {name: " | ".join(cell(each, name) for each in kinds.values()) for name in words}
+    return [*head, *(f"| {words[name]} | {cells[name]} |" for name in words)]
 
 
 WORDS = {
@@ -69,13 +74,9 @@ WORDS = {
 def profile(found: Found) -> str:
     """One row for each part of a step, one column for each kind of training."""
     kinds = {_kind(each): each["seconds"] for each in found["measured"]}
-    head = f"| | {' | '.join(kinds)} |\n|{' --- |' * (len(kinds) + 1)}"
-    rows = [
-        f"| {words} | {' | '.join(_part(each, name) for each in kinds.values())} |"
-        for name, words in PARTS.items()
-    ]
+    table = _by_kind(kinds, PARTS, _part)
     below = f"Seconds of a step and shares of it, in {_precision(found)} on {found['machine']}."
-    return "\n".join([head, *rows]) + f"\n\n{below}"
+    return "\n".join(table) + f"\n\n{below}"
 
 
 PARTS = {
