@@ -6,7 +6,8 @@ turn does not. Settings of all sides: scripts/peers.py; their environments: scri
     python scripts/bench.py --model models/SmolLM2-135M-Instruct
     python scripts/bench.py --model … --against ftcli-plain
     python scripts/bench.py --model … --data … --rows 512 --modes lora qlora full \\
-        --against trl-defaults trl-defaults-threads llamafactory-best --json bench/result.json
+        --against trl-defaults trl-defaults-threads llamafactory-best \\
+        --once trl-defaults trl-defaults-threads --json bench/result.json
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ def _arguments() -> argparse.Namespace:
     others = ["ftcli-plain", *SIDES]
     parser.add_argument("--against", choices=others, nargs="+", default=["trl-defaults"])
     parser.add_argument("--runs", type=int, default=3)
+    once = "of them: run in the first turn alone (a quarter of an hour each)"
+    parser.add_argument("--once", choices=others, nargs="+", default=[], help=once)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--limit", type=int, default=LIMIT_SECONDS, help="seconds, of one run")
     parser.add_argument("--json", type=Path, help="write everything here")
@@ -130,9 +133,9 @@ def _compare(
 ) -> list[Outcome]:
     """ftcli and the others in turn, as often as asked; who passes the limit has no other turn."""
     runs: dict[str, list[Measured]] = {name: [] for name in jobs}
-    for _ in range(arguments.runs):
+    for turn in range(arguments.runs):
         for name, job in jobs.items():
-            if any(run.stopped for run in runs[name]):
+            if (turn and name in arguments.once) or any(run.stopped for run in runs[name]):
                 continue
             runs[name].append(_run(job, sides[name], arguments.limit))
             said = f"{job.mode} {name} {runs[name][-1].seconds:.1f} s"

@@ -50,6 +50,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=32, help="rows that the peers train on")
     parser.add_argument("--modes", nargs="+", default=["lora"])
     parser.add_argument("--against", nargs="+", default=["trl-defaults"])
+    parser.add_argument("--once", nargs="+", default=[], help="of those: in the first turn alone")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--most", type=int, default=50_000, help="rows that are prepared")
     return parser.parse_args()
@@ -102,6 +103,7 @@ def _peers(arguments: argparse.Namespace) -> None:
     words = ["--model", str(arguments.model), "--data", str(arguments.data)]
     words += ["--rows", str(arguments.rows), "--runs", str(arguments.turns)]
     words += ["--modes", *arguments.modes, "--against", *arguments.against]
+    words += ["--once", *arguments.once] if arguments.once else []
     words += ["--json", str(FOUND / "peers.json")]
     subprocess.run([sys.executable, str(SCRIPTS / "bench.py"), *words], check=True)
 
