@@ -12,6 +12,9 @@ GIB = 2**30
 
 ComputeCapability = tuple[int, int]
 
+# torch's wheels with CUDA bring the first on Linux, `ftcli[cuda]` the second.
+CARD_KERNELS = ("triton", "liger_kernel")
+
 # CUDA programming guide, table of arithmetic by compute capability: bf16 since Ampere.
 FIRST_WITH_BF16: ComputeCapability = (8, 0)
 
@@ -31,6 +34,8 @@ class Hardware:
     """bf16 runs on matrix units of its own, not through fp32."""
     cores: int
     """0 where nothing is known of the machine around a card."""
+    kernels: frozenset[str] = frozenset()
+    """Those packages of CARD_KERNELS that are installed beside a card."""
 
     @property
     def usable_bytes(self) -> int:
@@ -111,6 +116,7 @@ class Card:
             compute_capability=capability,
             fast_bf16=capability is None or capability >= FIRST_WITH_BF16,
             cores=0,
+            kernels=frozenset({"triton"}),
         )
 
 

@@ -206,7 +206,7 @@ def _with_recipe(job: Job, programs: Path, *, fast: bool) -> Command:
         "warmup_ratio": WARM_UP,
         "precision": job.precision,
         "seed": SEED,
-        "fast": fast,
+        "fast": "all" if fast else False,
     }
     # the others train on equal rows, too
     data = {"train": str(job.rows), "validation": 0, "shuffle": False, "deduplicate": False}

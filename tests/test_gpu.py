@@ -15,6 +15,7 @@ import yaml
 from ftcli.cli import run
 from ftcli.hardware import context_bytes
 from ftcli.stages.calibrate import CalibratedRun, calibrate_runs
+from tests.engine.architectures import FAMILIES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -101,10 +102,16 @@ def measured_run(
         ("prompt", "bf16"),
     ],
 )
+@pytest.mark.parametrize("fast", [True, "all"])
 def test_a_training_takes_what_was_estimated(
-    mode: str, precision: str, checkpointing: bool, middle_sized: Path, tmp_path: Path
+    mode: str,
+    precision: str,
+    checkpointing: bool,
+    fast: bool | str,
+    middle_sized: Path,
+    tmp_path: Path,
 ) -> None:
-    training = {"precision": precision, "gradient_checkpointing": checkpointing}
+    training = {"precision": precision, "gradient_checkpointing": checkpointing, "fast": fast}
     found = measured_run(tmp_path, middle_sized, {"mode": mode}, training)
     assert [figure.measure for figure in found.figures] == ["allocated", "reserved"]
     for figure in found.figures:
@@ -114,6 +121,64 @@ def test_a_training_takes_what_was_estimated(
     assert found.record.allocated_bytes <= found.run.read_manifest()["result"]["peak_memory_bytes"]
     validation = found.record.validation_bytes
     assert validation is not None and validation < found.figures[0].measured_bytes
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_card_s_levers_give_the_loss_and_the_gradients_of_padded_rows(
+    name: str, method: str
+) -> None:
+    from ftcli.engine.batches import packed
+    from ftcli.engine.kernels.lora import fuse_lora
+    from ftcli.engine.kernels.norm import fuse_norms
+    from tests.engine.test_packed_families import assert_same, model_of, plain, rows, through
+
+    model = model_of(name, method).to("cuda")
+    expected = plain(model)
+    fuse_lora(model)
+    assert fuse_norms(model) > 0
+    for share in (False, True):
+        assert_same(through(model, packed(rows(), share=share)), expected, 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_liger_gives_the_loss_and_the_gradients_of_transformers(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("liger_kernel")
+    from ftcli.engine.batches import padded
+    from ftcli.engine.kernels.liger import take_liger
+    from ftcli.engine.kernels.norm import fuse_norms
+    from ftcli.engine.virtual import causal_model
+    from tests.engine.test_packed_families import assert_same, model_of, plain, rows, through
+
+    model = model_of(name, method).to("cuda")
+    expected = plain(model)
+    modeling = sys.modules[type(causal_model(model)).__module__]
+    for part, value in list(vars(modeling).items()):
+        if part == "apply_rotary_pos_emb" or part.endswith("MLP"):
+            # It takes another one for all models of this type: until the test is over.
+            monkeypatch.setattr(modeling, part, value)
+    take_liger(model)
+    assert fuse_norms(model, liger=True) > 0
+    assert_same(through(model, padded(rows(), 0)), expected, 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_card_with_all_levers_learns_the_same(
+    method: str, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    curves = {}
+    for name, fast in (("levers", "all"), ("plain", False)):
+        training = {"epochs": 1, "batch_size": 8, "precision": "fp32", "fast": fast}
+        recipe = write_recipe(name, method={"mode": method}, training=training)
+        assert run(["train", str(recipe)]) == 0
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        curves[name] = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+        planned = json.loads((tmp_path / "runs" / name / "plan.json").read_text())
+        assert bool(planned["packing"]["value"]) == (name == "levers")
+    assert curves["levers"] == pytest.approx(curves["plain"], abs=1e-3)
 
 
 @pytest.mark.fault(32)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from ftcli.errors import UsageError
+from ftcli.hardware import CARD_KERNELS
 from ftcli.plan import Plan, make_plan
 from ftcli.shapes import shape_from_config
 from ftcli.vram import estimate
+from ftcli.vram.activations import layers_bytes
 from tests.test_plan import PROFILE, SMALL, card, cpu, recipe
 
 LLAMA: dict[str, Any] = {
@@ -62,11 +64,62 @@ def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str
     assert reason is None or reason in packing.reason
 
 
-def test_a_card_takes_padded_rows() -> None:
+def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
     plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
-    choices = (plan.packing, plan.fused_lora, plan.fused_norms, plan.dequantised)
-    assert not any(choice.value for choice in choices if choice is not None)
-    assert "measured on CPUs alone" in plan.packing.reason
+    levers = (plan.packing, plan.fused_lora, plan.fused_norms, plan.liger, plan.dequantised)
+    assert not any(choice.value for choice in levers if choice is not None)
+    for choice in levers[:-1]:
+        assert choice is not None and "only training.fast: all takes it" in choice.reason
+    with pytest.raises(UsageError, match=r"only training\.fast: all takes it"):
+        make_plan(recipe(training={"packing": True}), SMALL, PROFILE, card())
+
+
+def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **sections: Any) -> Plan:
+    hardware = replace(card(), kernels=frozenset(kernels))
+    training = {"fast": "all"} | sections.pop("training", {})
+    return make_plan(recipe(mode, training=training, **sections), SMALL, PROFILE, hardware)
+
+
+def test_a_card_takes_every_lever_that_is_asked_for() -> None:
+    plan = on_card()
+    assert plan.packing.value == 16 * PROFILE.longest_tokens, "a whole step has fewer than enough"
+    levers = (plan.shared_prefix, plan.fused_lora, plan.fused_norms, plan.liger)
+    assert all(choice is not None and choice.value for choice in levers)
+    of_4_bits = on_card("qlora")
+    assert of_4_bits.packing.value and of_4_bits.fused_lora is not None
+    assert not of_4_bits.fused_lora.value and not of_4_bits.estimated.keeps_dequantised
+    off = on_card(training={"fast": False})
+    assert not off.packing.value and off.liger is not None and not off.liger.value
+
+
+def test_a_card_without_a_lever_s_package_says_so() -> None:
+    without = on_card(kernels=("triton",))
+    assert without.packing.value and without.fused_norms.value
+    assert without.liger is not None and not without.liger.value
+    assert "pip install 'ftcli[cuda]'" in without.liger.reason
+    assert not without.estimated.liger
+    bare = on_card(kernels=())
+    assert bare.packing.reason == "torch's flex attention needs triton, which is not installed"
+    assert plan_of().liger is None, "nothing of it where there is no card"
+
+
+def test_an_old_card_pads() -> None:
+    hardware = replace(card("T4"), kernels=frozenset(CARD_KERNELS))
+    plan = make_plan(recipe(training={"fast": "all"}), SMALL, PROFILE, hardware)
+    assert not plan.packing.value and "of the year 2020 or later" in plan.packing.reason
+
+
+def test_the_estimate_of_a_card_knows_its_levers() -> None:
+    """Flex attention keeps its output, as torch's other kernels do; Liger's gate keeps less."""
+    found = on_card().estimated
+    on_cpu = replace(found, device="cpu")
+    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, on_cpu)
+    assert layers_bytes(SMALL, found) < layers_bytes(SMALL, replace(found, liger=False))
+    unpacked = replace(found, packed_rows=False)
+    even = shape_from_config(LLAMA | {"num_key_value_heads": 2})
+    assert layers_bytes(even, found) == layers_bytes(even, unpacked)
+    assert SMALL.heads == 9, "for which keys and values are copied"
+    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, unpacked)
 
 
 @pytest.mark.parametrize("asked", [True, 512])

@@ -14,6 +14,7 @@ from ftcli.engine.device import device_of
 from ftcli.engine.hold import Hold
 from ftcli.engine.inference import generation_config
 from ftcli.engine.kernels.dequantised import keep_dequantised
+from ftcli.engine.kernels.liger import take_liger
 from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.methods import attach, first_words, quantization
@@ -72,8 +73,11 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         keep_dequantised(trainer.model)
     if plan.fused_lora is not None and plan.fused_lora.value:
         fuse_lora(trainer.model)
+    liger = plan.liger is not None and plan.liger.value
+    if liger:
+        take_liger(trainer.model)
     if plan.fused_norms.value:
-        fuse_norms(trainer.model)
+        fuse_norms(trainer.model, liger=liger)
     trainer.hold = _hold(trainer.model, setup)
     return trainer
 

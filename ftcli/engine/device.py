@@ -6,13 +6,14 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ftcli.errors import MachineError
-from ftcli.hardware import Hardware
+from ftcli.hardware import CARD_KERNELS, Hardware
 
 # bf16 products run in hardware with these; without them they are emulated, several times slower
 # than fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
@@ -35,6 +36,7 @@ def find_hardware() -> Hardware:
             compute_capability=(properties.major, properties.minor),
             fast_bf16=properties.major >= 8,
             cores=os.cpu_count() or 1,
+            kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
         )
     total, free = _memory()
     return Hardware(

@@ -85,7 +85,7 @@ def measure_stop_rate(trainer: FtcliTrainer, setup: Setup, reporter: Reporter) -
     limit = min(math.ceil(ROOM * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
     contract = PromptContract(setup.renderer, prepared.stop_ids, prepared.pad_id)
-    model = Model(trainer.model, contract, setup.recipe.training.fast)
+    model = Model(trainer.model, contract, setup.recipe.training.fast is not False)
     arithmetic = trainer.compute_loss_context_manager()  # whatever types the weights are held in
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:

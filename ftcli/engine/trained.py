@@ -26,7 +26,7 @@ def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model
     """The base that the run started from, with the run's tokenizer and template."""
     contract, hardware = contract_of(loaded, run, prepared), _hardware()
     base = _base(loaded, run, hardware, inference_dtype(run, hardware))
-    return Model(base, contract, loaded.recipe.training.fast)
+    return Model(base, contract, loaded.recipe.training.fast is not False)
 
 
 def load_tuned_model(
@@ -42,7 +42,7 @@ def load_tuned_model(
             network = open_adapter(_base(loaded, run, hardware, dtype), run.adapter)
         case _:
             assert_never(loaded.recipe.method)
-    return Model(network, contract, loaded.recipe.training.fast)
+    return Model(network, contract, loaded.recipe.training.fast is not False)
 
 
 def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:

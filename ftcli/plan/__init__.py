@@ -28,6 +28,7 @@ from ftcli.plan.schedule import choose_eval_every, choose_save_every, count_step
 from ftcli.plan.speed import (
     choose_fused_lora,
     choose_fused_norms,
+    choose_liger,
     choose_packing,
     choose_shared_prefix,
     require_packing,
@@ -89,8 +90,9 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     require_packing(recipe, padded)
     fused = why_not_fused(recipe, hardware) is None and base.mode == "lora"
     fused_norms = choose_fused_norms(recipe, shape, hardware)
+    liger = choose_liger(recipe, shape, hardware)
     base = replace(base, packed_rows=padded is None, fused_lora=fused)
-    base = replace(base, fused_norms=fused_norms.value)
+    base = replace(base, fused_norms=fused_norms.value, liger=liger is not None and liger.value)
     fit = fit_memory(recipe, shape, profile, hardware, base)
     steps, epochs = count_steps(recipe, profile)
     packing = choose_packing(recipe, padded, fit.choices.tokens)
@@ -117,6 +119,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         shared_prefix=choose_shared_prefix(recipe, packing),
         fused_lora=choose_fused_lora(recipe, hardware, fit.choices),
         fused_norms=fused_norms,
+        liger=liger,
         dequantised=fit.dequantised,
         replay=_replay(profile),
         hold=choose_hold(recipe, precision.value, fit.estimate.breakdown.get("hold", 0)),

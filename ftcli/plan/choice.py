@@ -64,6 +64,7 @@ class Plan:
     shared_prefix: Choice[bool] | None
     fused_lora: Choice[bool] | None
     fused_norms: Choice[bool]
+    liger: Choice[bool] | None
     dequantised: Choice[bool] | None
     gradient_checkpointing: Choice[bool]
     steps: Choice[int]

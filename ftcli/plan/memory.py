@@ -135,7 +135,7 @@ def fit_memory(
     if found is None:
         least = leanest(base, options)
         raise _too_large(recipe, profile, hardware, least, estimate_on(shape, least, hardware))
-    found = _by_tokens(recipe, profile, found)
+    found = _by_tokens(recipe, profile, hardware, found)
     if may_keep_dequantised(recipe, hardware, found):
         fused = found.has_lora and why_not_fused(recipe, hardware) is None
         kept = replace(found, keeps_dequantised=True, fused_lora=fused)
@@ -184,29 +184,30 @@ def _rows_at_once(
         return (asked,)
     if not base.packed_rows:
         return useful_micro_batches(recipe.training.batch_size, hardware)
-    most = math.ceil(_wanted_tokens(recipe, profile) / base.seq_len)
+    most = math.ceil(_wanted_tokens(recipe, profile, hardware) / base.seq_len)
     most = min(most, recipe.training.batch_size)
     if not tokens:
         return tuple(range(most, 0, -1))
     return (most,) if asked == "auto" else (min(asked, most),)
 
 
-def _wanted_tokens(recipe: Recipe, profile: Profile) -> int:
+def _wanted_tokens(recipe: Recipe, profile: Profile, hardware: Hardware) -> int:
     """Tokens of a micro-batch of packed rows, where memory has room."""
     asked = recipe.training.packing
     if not isinstance(asked, bool | str):
         return asked
-    return max(CPU_TOKENS, PREFIXES * profile.shared_tokens)
+    enough = CARD_TOKENS if hardware.kind == "cuda" else CPU_TOKENS
+    return max(enough, PREFIXES * profile.shared_tokens)
 
 
-def _by_tokens(recipe: Recipe, profile: Profile, found: Choices) -> Choices:
+def _by_tokens(recipe: Recipe, profile: Profile, hardware: Hardware, found: Choices) -> Choices:
     """What fits for so many of the longest rows, as one sequence of as many tokens as are wanted:
     of as many as a recipe's own micro-batch can have, where it says nothing of tokens."""
     if not found.packed_rows:
         return found
     training = recipe.training
     by_rows = training.micro_batch_size != "auto" and isinstance(training.packing, bool | str)
-    wanted = found.tokens if by_rows else _wanted_tokens(recipe, profile)
+    wanted = found.tokens if by_rows else _wanted_tokens(recipe, profile, hardware)
     tokens = max(found.seq_len, min(wanted, found.tokens))
     micro_batches = math.ceil(training.batch_size * found.seq_len / tokens)
     return replace(found, micro_batch=1, seq_len=tokens, gradient_accumulation=micro_batches)

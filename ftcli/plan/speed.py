@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from ftcli.console import megabytes
 from ftcli.errors import UsageError
-from ftcli.hardware import Hardware
+from ftcli.hardware import ComputeCapability, Hardware
 from ftcli.plan.choice import Choice
 from ftcli.recipe import Lora, Prefix, Prompt, Qlora, Recipe
 from ftcli.shapes import Shape
 from ftcli.shapes.interface import PACKED_TYPES
 from ftcli.vram import Choices
+
+# CUDA programming guide: bf16, and all that torch's flex attention is tried with, since Ampere.
+FIRST_WITH_FLEX: ComputeCapability = (8, 0)
+
+
+def why_no_lever(recipe: Recipe, hardware: Hardware) -> str | None:
+    """Why a training takes no lever at all here; None where it may."""
+    fast = recipe.training.fast
+    if fast is False:
+        return "training.fast: false"
+    if hardware.kind == "cuda" and fast != "all":
+        return "not yet timed on a card, where only training.fast: all takes it"
+    if hardware.kind == "mps":
+        return "not proven on this kind of machine"
+    return None
 
 
 def why_not_packed(shape: Shape) -> str | None:
@@ -37,12 +52,10 @@ def require_packing(recipe: Recipe, padded: str | None) -> None:
 def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
     """Why the rows of a step are padded; None where they are packed."""
     training = recipe.training
-    if not training.fast:
-        return "training.fast: false"
     if training.packing is False:
         return "set in the recipe"
-    if hardware.kind != "cpu":
-        return "measured on CPUs alone; a card takes padded rows through torch's fused kernels"
+    if (why := why_no_lever(recipe, hardware) or why_no_flex(hardware)) is not None:
+        return why
     if isinstance(recipe.method, Prefix | Prompt):
         return "virtual tokens stand before each row by itself"
     if training.neftune_noise_alpha is not None:
@@ -50,6 +63,18 @@ def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
     if recipe.model.attention != "auto":
         return f"model.attention: {recipe.model.attention} is set in the recipe"
     return why_not_packed(shape)
+
+
+def why_no_flex(hardware: Hardware) -> str | None:
+    """Why a card cannot keep packed rows apart (ftcli.engine.kernels.flex); None off a card."""
+    if hardware.kind != "cuda":
+        return None
+    if "triton" not in hardware.kernels:
+        return "torch's flex attention needs triton, which is not installed"
+    capability = hardware.compute_capability
+    if capability is not None and capability < FIRST_WITH_FLEX:
+        return "torch's flex attention wants a card of the year 2020 or later"
+    return None
 
 
 def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Choice[int]:
@@ -75,10 +100,8 @@ def why_not_fused(recipe: Recipe, hardware: Hardware) -> str | None:
     """Why a frozen weight and its update are separate nodes; None where they are one, or could be
     if 4-bit weights stay dequantised."""
     method = recipe.method
-    if not recipe.training.fast:
-        return "training.fast: false"
-    if hardware.kind != "cpu":
-        return "measured on CPUs alone"
+    if (why := why_no_lever(recipe, hardware)) is not None:
+        return why
     if isinstance(method, Lora | Qlora) and method.dora:
         return "DoRA divides by the norm of base and update"
     if isinstance(method, Lora | Qlora) and method.dropout:
@@ -98,19 +121,31 @@ def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> C
 
 def choose_fused_norms(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[bool]:
     """Whether a norm is one node."""
-    if not recipe.training.fast:
-        return Choice(False, "training.fast: false")
-    if hardware.kind != "cpu":
-        return Choice(False, "measured on CPUs alone")
+    if (why := why_no_lever(recipe, hardware)) is not None:
+        return Choice(False, why)
     if shape.model_type not in PACKED_TYPES:
         return Choice(False, f"not proven for {shape.model_type}")
     return Choice(True, "each norm is one node, which keeps its input as it is")
 
 
+def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[bool] | None:
+    """Whether norms, rotary positions and the gate of the MLP are Liger's kernels; None off a
+    card."""
+    if hardware.kind != "cuda":
+        return None
+    if (why := why_no_lever(recipe, hardware)) is not None:
+        return Choice(False, why)
+    if "liger_kernel" not in hardware.kernels:
+        return Choice(False, "not installed (pip install 'ftcli[cuda]')")
+    if shape.model_type not in PACKED_TYPES:
+        return Choice(False, f"not proven for {shape.model_type}")
+    return Choice(True, "norms, rotary positions and the MLP's gate are one kernel each")
+
+
 def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
     """Whether 4-bit weights could stay dequantised, memory permitting."""
     on_cpu = hardware.kind == "cpu" and choices.quantization == "nf4"
-    return recipe.training.fast and on_cpu
+    return on_cpu and why_no_lever(recipe, hardware) is None
 
 
 def choose_dequantised(
@@ -121,8 +156,8 @@ def choose_dequantised(
         return None
     if choices.keeps_dequantised:
         return Choice(True, f"memory has room for {megabytes(kept_bytes)}; the same numbers")
-    if not recipe.training.fast:
-        return Choice(False, "training.fast: false")
     if hardware.kind != "cpu":
         return Choice(False, "a card's kernels dequantise as they multiply")
+    if (why := why_no_lever(recipe, hardware)) is not None:
+        return Choice(False, why)
     return Choice(False, f"memory has no room for {megabytes(kept_bytes)}")

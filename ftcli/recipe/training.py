@@ -63,8 +63,9 @@ class Training(Section):
     packing: Literal["auto"] | bool | PositiveCount = "auto"
     """Rows of a step without padding, in micro-batches of up to so many tokens; false: padded rows.
     Which rows make a step stays, and so does the loss. true, as a number, insists on it."""
-    fast: bool = True
-    """false: none of the levers of docs/performance.md, only transformers, PEFT and padded rows."""
+    fast: bool | Literal["all"] = True
+    """Levers of docs/performance.md: true: those that were timed on this kind of machine; all: on a
+    card, too, where none was; false: none, only transformers, PEFT and padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again in the backward pass; auto: only where memory asks for it."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"

@@ -214,12 +214,13 @@ def _attention(shape: Shape, choices: Choices) -> float:
     """
     each = choices.compute_bytes
     math = _math_attention(shape, choices)
-    kv_width = shape.query_width if choices.repeats_kv or math else shape.kv_width
+    repeats = choices.repeats_kv or math or _flex_repeats(shape, choices)
+    kv_width = shape.query_width if repeats else shape.kv_width
     kept = each * (shape.query_width + 2 * kv_width)
     if (shape.fused_queries or choices.stack.fused_qkv) and not choices.repeats_kv:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
-    if choices.packed_rows:
+    if choices.own_attention:
         return kept
     if _keeps_scores(shape, choices):
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
@@ -229,6 +230,13 @@ def _attention(shape: Shape, choices: Choices) -> float:
         # (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
         kept += each * choices.keys
     return kept + each * shape.query_width + 4 * shape.heads
+
+
+def _flex_repeats(shape: Shape, choices: Choices) -> bool:
+    """Keys and values are copied to one per query head where those are no power of two
+    (transformers/integrations/flex_attention.py)."""
+    on_card = choices.packed_rows and not choices.own_attention
+    return on_card and shape.heads & (shape.heads - 1) != 0
 
 
 def _math_attention(shape: Shape, choices: Choices) -> bool:
@@ -247,7 +255,8 @@ def _keeps_scores(shape: Shape, choices: Choices) -> bool:
 def _mlp(shape: Shape, choices: Choices) -> float:
     """gate, its activation and up; without a gate only what the activation read."""
     each = expert_bytes(choices) if shape.experts > 1 else choices.activation_bytes
-    tensors = 1 if shape.mlp_matrices == 2 else 2 if choices.stack.compiled else 3
+    again = choices.stack.compiled or choices.liger
+    tensors = 1 if shape.mlp_matrices == 2 else 2 if again else 3
     kept = each * tensors * shape.intermediate * shape.active_experts
     if shape.experts > 1:
         # The output of each expert that a token visits, which its share is multiplied with.

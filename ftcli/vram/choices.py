@@ -126,11 +126,15 @@ class Choices:
     layer's input as it is."""
     fused_norms: bool = False
     """An RMSNorm is one node (ftcli.engine.kernels.norm), which keeps its input as it is."""
+    liger: bool = False
+    """Rotary positions and the MLP's gate are Liger's kernels (ftcli.engine.kernels.liger), which
+    make the gate's activation again."""
     keeps_dequantised: bool = False
     """4-bit weights stay beside themselves in the type that they compute in (a CPU with room)."""
     packed_rows: bool = False
-    """Rows without padding through ftcli's own attention (ftcli.engine.kernels.attention), which
-    keeps queries, keys and values and nothing else."""
+    """Rows without padding: on a CPU through ftcli.engine.kernels.attention, which keeps queries,
+    keys and values and nothing else; on a card through torch's flex attention, which keeps what
+    its other fused kernels keep."""
     stack: Stack = Stack()
 
     @property
@@ -220,6 +224,11 @@ class Choices:
             # A prefix makes the keys longer than the queries, which `causal` cannot say.
             return True
         return self.padding and self.micro_batch > 1
+
+    @property
+    def own_attention(self) -> bool:
+        """Rows are packed through ftcli's own attention."""
+        return self.packed_rows and self.device == "cpu"
 
     @property
     def repeats_kv(self) -> bool:

@@ -137,10 +137,10 @@ def expert_bytes(choices: Choices) -> int:
 def _output_is_input(shape: Shape, choices: Choices) -> bool:
     """The output that the attention kernel keeps is the tensor that o_proj reads.
 
-    Not so with eager and with packed rows, which keep no output, nor where q is laid out by heads
+    Not so with eager and with our own, which keep no output, nor where q is laid out by heads
     (Phi-3).
     """
-    keeps_none = choices.attention == "eager" or choices.packed_rows
+    keeps_none = choices.attention == "eager" or choices.own_attention
     return not keeps_none and not shape.fused_projections
 
 

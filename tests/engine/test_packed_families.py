@@ -74,10 +74,10 @@ def model_of(name: str, method: str) -> PreTrainedModel:
 
 def plain(model: PreTrainedModel) -> tuple[float, dict[str, Tensor]]:
     """transformers, PEFT, padding, a mask and F.cross_entropy."""
-    tensors = collate(rows(), 0)
+    tensors = {name: tensor.to(model.device) for name, tensor in collate(rows(), 0).items()}
     ids, labels = tensors["input_ids"], tensors["labels"]
-    lengths = torch.tensor([[len(row["input_ids"])] for row in rows()])
-    mask = torch.arange(ids.shape[1]) < lengths
+    lengths = torch.tensor([[len(row["input_ids"])] for row in rows()], device=model.device)
+    mask = torch.arange(ids.shape[1], device=model.device) < lengths
     logits = model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1].float()
     loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
     return measured(model, loss, loss)
@@ -94,7 +94,7 @@ def measured(
 
 def through(model: PreTrainedModel, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     with attention_for(model, batch.layout):
-        loss = summed_loss(model, batch)
+        loss = summed_loss(model, batch.to(model.device))
         return measured(model, loss, loss.detach())
 
 

@@ -15,18 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ftcli.engine.kernels.liger import liger_norm
 
-def fuse_norms(model: nn.Module) -> int:
-    """Give each RMSNorm one node; returns how many those are.
+Norm = Callable[[Tensor, Tensor, float, bool, torch.dtype | None], Tensor]
+
+
+def fuse_norms(model: nn.Module, *, liger: bool = False) -> int:
+    """Give each RMSNorm one node, ours or Liger's; returns how many those are.
 
     Whether a norm is Llama's or Gemma's is found by its numbers; one that is neither is left.
     """
+    node = _through_liger if liger else _Norm.apply
     found, read = 0, _read_by_products(model)
     for module in model.modules():
         if not type(module).__name__.endswith("RMSNorm") or _epsilon(module) is None:
             continue
         for plus_one in (False, True):
-            forward = partial(_forward, module, plus_one, module in read)
+            forward = partial(_forward, node, module, plus_one, module in read)
             if _is_same(module, forward):
                 module.forward = forward
                 found += 1
@@ -65,12 +70,23 @@ def _epsilon(module: Any) -> float | None:
     return found
 
 
-def _forward(module: Any, plus_one: bool, cast: bool, hidden: Tensor) -> Tensor:
+def _forward(node: Norm, module: Any, plus_one: bool, cast: bool, hidden: Tensor) -> Tensor:
     kind = None
     if cast and torch.is_autocast_enabled(hidden.device.type):
         kind = torch.get_autocast_dtype(hidden.device.type)
-    found: Tensor = _Norm.apply(hidden, module.weight, _epsilon(module), plus_one, kind)
-    return found
+    epsilon = _epsilon(module)
+    assert epsilon is not None
+    return node(hidden, module.weight, epsilon, plus_one, kind)
+
+
+def _through_liger(
+    hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool, kind: torch.dtype | None
+) -> Tensor:
+    if hidden.dtype != weight.dtype:  # it returns the type of its input, transformers the wider
+        found: Tensor = _Norm.apply(hidden, weight, epsilon, plus_one, kind)
+        return found
+    normed = liger_norm(hidden, weight, epsilon, plus_one)
+    return normed if kind is None else normed.to(kind)
 
 
 class _Norm(torch.autograd.Function):

@@ -7,8 +7,9 @@ brings a whole tensor into that order, and one brings it back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ LEAST_FILLED = 0.8
 MOST_SLOTS = 1024
 # oneDNN makes and keeps 0.6 MB of code for each shape of a product: there are fewer of these then.
 SLOTS_ROUNDED = 16
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -67,36 +70,47 @@ class Layout:
     which no other token of it sees."""
     slots: Tensor
     """[tokens]: the slot of each."""
-    _orders: dict[int, Order] = field(init=False, repr=False, default_factory=dict)
-    _masks: dict[object, Tensor] = field(init=False, repr=False, default_factory=dict)
+    positions: Tensor
+    """[tokens]: the place of each in its rows."""
+    seen_until: Tensor
+    """[tokens]: the token behind the last one that sees it; those between see it, too."""
+    _made: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
         """The same on another device."""
-        return Layout(self.groups, self.places.to(device), self.slots.to(device))
+        parts = (self.places, self.slots, self.positions, self.seen_until)
+        return Layout(self.groups, *(part.to(device) for part in parts))
+
+    def made_once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives, for all layers."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
 
     def order(self, heads: int) -> Order:
-        """For so many heads; made once for all layers."""
-        if heads not in self._orders:
-            self._orders[heads] = _order(self, heads)
-        return self._orders[heads]
+        """For so many heads."""
+        return self.made_once(("order", heads), lambda: _order(self, heads))
 
     def behind(self, n: int, share: int, like: Tensor) -> Tensor:
         """[n x share, n], by n queries and their own keys: minus infinity where a key is behind its
-        query, else 0. Made once for all layers, as the next one."""
-        key = (n, share, like.dtype)
-        if key not in self._masks:
+        query, else 0."""
+
+        def make() -> Tensor:
             mask = like.new_full((n, n), -torch.inf).triu(1)
-            self._masks[key] = mask.repeat_interleave(share, dim=0)
-        return self._masks[key]
+            return mask.repeat_interleave(share, dim=0)
+
+        return self.made_once(("behind", n, share, like.dtype), make)
 
     def outside(self, n: int, keys: int, share: int, like: Tensor) -> Tensor:
         """[n x share, keys], by n queries and the first keys there are: minus infinity where a key
         is before the query's window, as the last of them is for the last query alone."""
-        key = (n, keys, share, like.dtype)
-        if key not in self._masks:
+
+        def make() -> Tensor:
             mask = like.new_full((n, keys), -torch.inf).tril(keys - n)
-            self._masks[key] = mask.repeat_interleave(share, dim=0)
-        return self._masks[key]
+            return mask.repeat_interleave(share, dim=0)
+
+        return self.made_once(("outside", n, keys, share, like.dtype), make)
 
 
 def layout_of(forest: Forest) -> Layout:
@@ -118,7 +132,19 @@ def layout_of(forest: Forest) -> Layout:
                 places.append(segment.start + offsets.clamp(max=_length(segment) - 1))
                 slots[segment.start : segment.end] = first + offsets[: _length(segment)]
                 first += length
-    return Layout(tuple(groups), torch.cat(places), slots)
+    return Layout(tuple(groups), torch.cat(places), slots, *_sight(forest))
+
+
+def _sight(forest: Forest) -> tuple[Tensor, Tensor]:
+    """Positions, and until where each token is seen, both [tokens]: segments stand behind those
+    that they continue, and before all that does not."""
+    positions, until = torch.empty((2, forest.tokens), dtype=torch.long)
+    for segment in forest.segments:
+        length = _length(segment)
+        positions[segment.start : segment.end] = segment.position + torch.arange(length)
+        for start, end in (*segment.before, (segment.start, segment.end)):
+            until[start:end] = segment.end
+    return positions, until
 
 
 def _of_like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

@@ -1,0 +1,55 @@
+"""Attention over packed rows on a card: torch's flex attention, as transformers calls it.
+
+A forest stands in such an order that the tokens of a segment are seen from themselves on up to
+the last token of what continues it, and from nowhere else: one number a key says who sees it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ftcli.engine.kernels.slots import Layout
+
+NAME = "ftcli_flex"
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    sliding_window: int | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
+    kind = value.dtype
+    if torch.is_autocast_enabled(query.device.type):  # it knows nothing of flex attention
+        kind = torch.get_autocast_dtype(query.device.type)
+    flex = ALL_ATTENTION_FUNCTIONS["flex_attention"]
+    mask = layout.made_once(("flex", sliding_window), lambda: _mask(layout, sliding_window))
+    tensors = (tensor.to(kind) for tensor in (query, key, value))
+    attended, _ = flex(module, *tensors, mask, **keywords)
+    return attended, None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def _mask(layout: Layout, window: int | None) -> BlockMask:
+    until, positions = layout.seen_until, layout.positions
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        found = (key <= query) & (query < until[key])
+        return found if window is None else found & (positions[query] - positions[key] < window)
+
+    tokens = len(until)
+    return create_block_mask(sees, None, None, tokens, tokens, device=until.device)
