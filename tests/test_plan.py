@@ -57,6 +57,7 @@ def card(name: str = "4090") -> Hardware:
         capability,
         fast_bf16=capability >= (8, 0),
         cores=16,
+        kernels=frozenset({"triton"}),
     )
 
 
@@ -443,6 +444,7 @@ def test_every_choice_has_a_reason(plan: Plan) -> None:
     levers += ["shared_prefix"] if plan.packing.value else []
     levers += ["fused_lora"] if plan.estimated.has_lora else []
     levers += ["fused_norms"]
+    levers += ["liger"] if plan.hardware_kind == "cuda" else []
     levers += ["dequantised"] if plan.estimated.quantization else []
     assert list(plan.choices()) == [
         "precision",

@@ -96,7 +96,7 @@ def test_a_card_without_a_lever_s_package_says_so() -> None:
     without = on_card(kernels=("triton",))
     assert without.packing.value and without.fused_norms.value
     assert without.liger is not None and not without.liger.value
-    assert "pip install 'ftcli[cuda]'" in without.liger.reason
+    assert "pip install liger-kernel" in without.liger.reason
     assert not without.estimated.liger
     bare = on_card(kernels=())
     assert bare.packing.reason == "torch's flex attention needs triton, which is not installed"

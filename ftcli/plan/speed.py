@@ -136,7 +136,7 @@ def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[boo
     if (why := why_no_lever(recipe, hardware)) is not None:
         return Choice(False, why)
     if "liger_kernel" not in hardware.kernels:
-        return Choice(False, "not installed (pip install 'ftcli[cuda]')")
+        return Choice(False, "not installed: pip install liger-kernel")
     if shape.model_type not in PACKED_TYPES:
         return Choice(False, f"not proven for {shape.model_type}")
     return Choice(True, "norms, rotary positions and the MLP's gate are one kernel each")
