@@ -8,8 +8,6 @@ right, so padding changes nothing, and attention kernels are faster without a ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -18,28 +16,10 @@ from transformers import PreTrainedModel
 
 from ftcli.engine.batches import Batch, of_tensors
 from ftcli.engine.kernels.attention import packed_attention
+from ftcli.engine.kernels.head import Gradients, Head, cross_entropy
 from ftcli.engine.virtual import backbone_inputs, causal_model, virtual_tokens
 from ftcli.errors import ModelError
-from ftcli.vram.head import HEAD_TILE_TOKENS, LOSS_CHUNK_POSITIONS, positions_of
-
-
-@dataclass(frozen=True)
-class Head:
-    """A model's last step from hidden states to logits."""
-
-    weight: Tensor
-    bias: Tensor | None
-    scale: float
-    softcap: float | None
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] → fp32 logits [n, vocab]."""
-        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias).float()
-        if self.scale != 1.0:
-            logits *= self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+from ftcli.vram.head import LOSS_CHUNK_POSITIONS, positions_of
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -87,7 +67,7 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden = _hidden(model, batch).flatten(0, 1)
         head = head_of(causal_model(model))
         losses = [
-            _chunk(head, hidden[places], targets, wants_gradient=False)[0]
+            cross_entropy(head, hidden[places], targets)
             for places, targets in zip(
                 _filled_up(batch.sources).split(LOSS_CHUNK_POSITIONS),
                 batch.targets.split(LOSS_CHUNK_POSITIONS),
@@ -143,26 +123,17 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, scale, softcap):  # type: ignore[no-untyped-def]
-        head = Head(weight.to(hidden.dtype), bias, scale, softcap)
+        head = Head(weight, bias, scale, softcap)
         wants = ctx.needs_input_grad[:3]
         total = torch.zeros((), device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if wants[0] else None
         weight_grad = torch.zeros_like(weight) if wants[1] else None
         bias_grad = torch.zeros_like(bias) if wants[2] else None
-        size = LOSS_CHUNK_POSITIONS
-        for start in range(0, len(hidden), size):
-            part = slice(start, start + size)
-            losses, gradient = _chunk(head, hidden[part], targets[part], wants_gradient=any(wants))
-            total += losses.sum()
-            if gradient is None:
-                continue
-            if hidden_grad is not None:
-                hidden_grad[part] = gradient @ head.weight
-            if weight_grad is not None:
-                _add_in_tiles(weight_grad, gradient, hidden[part])
-            if bias_grad is not None:
-                bias_grad += gradient.sum(dim=0)
-            del gradient  # or it would wait beside the next chunk's logits
+        for start in range(0, len(hidden), LOSS_CHUNK_POSITIONS):
+            part = slice(start, start + LOSS_CHUNK_POSITIONS)
+            own = None if hidden_grad is None else hidden_grad[part]
+            gradients = Gradients(own, weight_grad, bias_grad) if any(wants) else None
+            total += cross_entropy(head, hidden[part], targets[part], gradients).sum()
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         return total
 
@@ -172,43 +143,3 @@ class _HeadLoss(torch.autograd.Function):
         # in place: they are nobody else's, and the weight's is as large as the weight
         scaled = [None if g is None else g.mul_(upstream) for g in ctx.saved_tensors]
         return (*scaled, None, None, None)
-
-
-def _add_in_tiles(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """Add [n, vocab]ᵀ @ [n, hidden] without making all of it beside the total.
-
-    The product is of another type than the total where autocast is on.
-    """
-    tiles = zip(total.split(HEAD_TILE_TOKENS), gradient.split(HEAD_TILE_TOKENS, dim=1), strict=True)
-    for rows, columns in tiles:
-        rows += columns.T @ hidden
-
-
-def _chunk(
-    head: Head, hidden: Tensor, targets: Tensor, *, wants_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Loss of each position of a chunk, and the sum's gradient by the head's product (before scale
-    and softcap).
-
-    Shapes: hidden [n, hidden], targets [m], m ≤ n → [m], [n, vocab], zero behind m.
-    """
-    logits, target, real = head.logits(hidden), targets[:, None], len(targets)
-    wanted, largest = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
-    slope = None
-    if wants_gradient and head.softcap is not None:
-        slope = 1 - (logits / head.softcap) ** 2
-    # In place, as the logits are the largest tensor there is.
-    shares = logits.sub_(largest).exp_()
-    total = shares.sum(dim=1, keepdim=True)
-    losses = ((total.log() + largest)[:real] - wanted)[:, 0]
-    if not wants_gradient:
-        return losses, None
-    # d loss / d logits = softmax - one hot
-    gradient = shares.div_(total)
-    gradient[real:] = 0
-    gradient.scatter_add_(1, target, torch.full_like(target, -1, dtype=gradient.dtype))
-    if slope is not None:
-        gradient *= slope
-    if head.scale != 1.0:
-        gradient *= head.scale
-    return losses, gradient.to(hidden.dtype)

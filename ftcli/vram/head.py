@@ -7,14 +7,14 @@ from ftcli.vram.activations import norm_bytes
 from ftcli.vram.choices import Choices
 from ftcli.vram.trained import head_weight_bytes, trains_head
 
-LOSS_CHUNK_POSITIONS = 256
-"""Labelled positions whose logits exist at once in ftcli.engine.loss; fewer would be slower."""
+LOSS_CHUNK_POSITIONS = 512
+"""Labelled positions that go through the head at once in ftcli.engine.loss."""
 
 CHUNK_ROUNDED = 32
 """Positions come in multiples of so many: oneDNN makes and keeps 2 MB of code for each number."""
 
-HEAD_TILE_TOKENS = 4096
-"""Tokens of the vocabulary whose gradient of the head a chunk adds at once."""
+HEAD_TILE_TOKENS = 2048
+"""Tokens of the vocabulary whose logits exist at once (ftcli.engine.kernels.head)."""
 
 # A tile of logits in TRL 1.16, which is as wide where the vocabulary is smaller
 # (trl/kernels/chunked_logprob.py, trl/trainer/utils.py).
@@ -37,8 +37,8 @@ def head_bytes(shape: Shape, choices: Choices) -> int:
         return _head_copy_bytes(shape, choices) + _full_loss_bytes(shape, choices)
     norm = _last_norm_bytes(shape, choices)
     if choices.stack.trl_head:
-        return norm + _trl_head_bytes(shape, choices)
-    return norm + _labelled_bytes(shape, choices) + _chunked_logits_bytes(shape, choices)
+        return norm + _normed_bytes(shape, choices) + _trl_head_bytes(shape, choices)
+    return norm + _labelled_bytes(shape, choices)
 
 
 def positions_of(labelled: int) -> int:
@@ -53,18 +53,26 @@ def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def _last_norm_bytes(shape: Shape, choices: Choices) -> int:
-    """What the norm before the head keeps, and its output."""
-    kept = norm_bytes(shape, choices) + choices.residual_bytes * shape.hidden
+    """What the norm before the head keeps."""
+    kept = norm_bytes(shape, choices)
     if choices.mode == "full" and not (shape.native_layer_norm or choices.fused_norms):
         kept += (4 if shape.fp32_norms else choices.residual_bytes) * shape.hidden
     return choices.tokens * kept
 
 
+def _normed_bytes(shape: Shape, choices: Choices) -> int:
+    """What it returns; gone where the labelled positions are taken out of it."""
+    return choices.tokens * choices.residual_bytes * shape.hidden
+
+
 def _labelled_bytes(shape: Shape, choices: Choices) -> int:
-    """Hidden states of labelled positions, cast, and their gradient."""
+    """The greatest of three moments: labelled positions are taken out, cast, and go through the
+    head, where their gradient stands beside them."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
-    cast = compute if compute != residual else 0
-    return shape.hidden * positions_of(choices.labelled_tokens) * (residual + cast + compute)
+    elements = shape.hidden * positions_of(choices.labelled_tokens)
+    taken = _normed_bytes(shape, choices) + elements * residual
+    cast = elements * (residual + compute) if compute != residual else 0
+    return max(taken, cast, 2 * elements * compute + _chunked_bytes(shape, choices))
 
 
 def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
@@ -89,27 +97,40 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
     return selected + tile + gradients + cast + part + max(parts, last_casts)
 
 
-def _chunked_logits_bytes(shape: Shape, choices: Choices) -> int:
-    """The logits of a chunk and the head's gradient, summed over chunks in the head's type."""
-    logits = min(positions_of(choices.labelled_tokens), LOSS_CHUNK_POSITIONS) * shape.vocab
-    per_logit = _bytes_per_logit(shape, choices)
-    copy = _head_copy_bytes(shape, choices)
+def _chunked_bytes(shape: Shape, choices: Choices) -> int:
+    """A chunk of positions while it goes through the vocabulary, tile by tile: its largest moment;
+    of a head that is trained, what all tiles keep until the end, and the gradient."""
+    positions = min(positions_of(choices.labelled_tokens), LOSS_CHUNK_POSITIONS)
+    moment = _tile_bytes(shape, choices, positions)
     if not trains_head(shape, choices):
-        return copy + logits * per_logit
+        return moment
+    weight = head_weight_bytes(shape, choices)
+    kept = choices.compute_bytes * positions * shape.vocab
+    moment = max(moment, _weight_gradient_bytes(shape, choices, positions))
+    return weight * shape.vocab * shape.hidden + kept + moment
+
+
+def _tile_bytes(shape: Shape, choices: Choices, positions: int) -> int:
+    """A tile of logits in fp32, before it or behind it in the type of the arithmetic; and what adds
+    up in fp32 for the hidden states."""
+    compute, width = choices.compute_bytes, min(shape.vocab, HEAD_TILE_TOKENS)
+    tile, part = positions * width, width * shape.hidden
+    cast = 0 if compute == head_weight_bytes(shape, choices) else compute * part
+    each = 4 if compute == 4 else 4 + compute
+    capped = _BYTES_PER_CAPPED_LOGIT if shape.head == "softcapped" else each
+    made = max(compute * tile + cast, capped * tile)
+    kept = compute * tile if trains_head(shape, choices) else 0  # counted with those of all tiles
+    added = (4 if compute == 4 else compute + 4) * positions * shape.hidden
+    used = each * tile - kept + max(cast, added)
+    return 4 * positions * shape.hidden + max(made - kept, used)
+
+
+def _weight_gradient_bytes(shape: Shape, choices: Choices, positions: int) -> int:
+    """A tile's share of the head's gradient, and the hidden states that it is a product of."""
     compute, weight = choices.compute_bytes, head_weight_bytes(shape, choices)
-    matrix = shape.vocab * shape.hidden
-    # A tile of a chunk's share, cast to the head's type, while the chunk is still there.
-    tile = min(shape.vocab, HEAD_TILE_TOKENS) * shape.hidden
-    share = tile * (compute + (weight if copy else 0))
-    waiting = logits * compute
-    return copy + matrix * weight + max(logits * per_logit, waiting + share)
-
-
-def _bytes_per_logit(shape: Shape, choices: Choices) -> int:
-    """In fp32, and before it or behind it in the type of the arithmetic."""
-    if shape.head == "softcapped":
-        return _BYTES_PER_CAPPED_LOGIT
-    return 4 if choices.compute_bytes == 4 else 4 + choices.compute_bytes
+    part = min(shape.vocab, HEAD_TILE_TOKENS) * shape.hidden
+    cast = 0 if compute == weight else weight * part
+    return compute * part + cast + (4 + compute) * positions * shape.hidden
 
 
 def _head_copy_bytes(shape: Shape, choices: Choices) -> int:
