@@ -14,6 +14,7 @@ import typer
 
 from ftcli import __version__
 from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema, train
+from ftcli.collecting import collect_seldom, leave_it_to_the_system
 from ftcli.console import result, result_json, say
 from ftcli.disk import is_full
 from ftcli.errors import FtcliError
@@ -67,7 +68,10 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the `ftcli` command."""
-    sys.exit(run(sys.argv[1:]))
+    collect_seldom()
+    code = run(sys.argv[1:])
+    leave_it_to_the_system()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

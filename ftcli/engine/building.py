@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ftcli.artifacts import RunFolder
+from ftcli.collecting import collect_as_usual
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.device import device_of
 from ftcli.engine.hold import Hold
@@ -43,6 +44,7 @@ class Setup:
 
 def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
     """Load the base as planned, attach the method, and read the prepared rows."""
+    collect_as_usual()  # all that is heavy has been imported, and no model is there
     recipe, plan = setup.recipe, setup.plan
     weights = DTYPES[plan.weights_dtype.value]
     compute = compute_dtype(plan.precision.value)
