@@ -13,6 +13,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Else transformers asks a service of the hub to convert a repository that holds pickles alone.
 os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+# bitsandbytes 0.50 compiles four functions while it is imported, for which torch's compiler is
+# imported, too: 0.8 s. Who wants the compiler calls `wants_compiler` first.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # libgomp's threads spin for milliseconds at every barrier. Where another program wants a core, the
 # spinning takes it from the thread that is waited for: four times the time of a forward pass on two
 # cores, measured; this spins shortly and then sleeps, at no cost on a quiet machine.
@@ -26,3 +29,9 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|
 # package `kernels` is there; its own, in the wheel, does the same. Nothing is fetched here.
 sys.modules["kernels"] = None  # type: ignore[assignment]
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def wants_compiler() -> None:
+    """Let torch.compile compile: it asks where it is called, not where it is imported."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        del os.environ["TORCHDYNAMO_DISABLE"]

@@ -22,6 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ftcli.engine.kernels.lora import casts_kept
 from ftcli.engine.packing import SHARED_TOKENS, alike, common_tokens
 from ftcli.engine.shared_cache import (
     NOWHERE,
@@ -163,7 +164,7 @@ def decode(
     Draws from torch's own random numbers where there is a temperature.
     """
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
-    with torch.no_grad():
+    with torch.no_grad(), casts_kept(model):
         rows = _Rows(causal_model(model), [prompts[row] for row in order], settings, stop_ids)
         answers = dict(zip(order, rows.answer(), strict=True))
     return [answers[row] for row in range(len(prompts))]

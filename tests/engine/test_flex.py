@@ -13,7 +13,6 @@ from ftcli.engine import loss
 from ftcli.engine.batches import Batch, packed, padded
 from ftcli.engine.kernels import flex
 from ftcli.engine.kernels.slots import Layout
-from ftcli.engine.kernels.switch import attention_named
 from ftcli.engine.loss import row_losses
 from ftcli.engine.packing import Forest, plant
 from tests.engine.architectures import FAMILIES
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 @pytest.fixture
 def through_flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a card, but not compiled."""
-    monkeypatch.setattr(loss, "packed_attention", lambda m: attention_named(m, flex.NAME))
+    monkeypatch.setattr(loss, "packed_attention", flex.through_flex)
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
-from ftcli.engine.kernels import flex
+from ftcli.engine.kernels.flex import through_flex
 from ftcli.engine.kernels.slots import Layout, Siblings
 from ftcli.engine.kernels.switch import attention_named
 
@@ -45,7 +45,7 @@ class Scores:
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Have the model's layers take an attention that wants a `layout`: on a CPU that of this file,
     on a card torch's flex attention."""
-    return attention_named(model, NAME if model.device.type == "cpu" else flex.NAME)
+    return attention_named(model, NAME) if model.device.type == "cpu" else through_flex(model)
 
 
 def attention_for(model: PreTrainedModel, layout: Layout | None) -> AbstractContextManager[None]:

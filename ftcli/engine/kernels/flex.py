@@ -6,17 +6,26 @@ the last token of what continues it, and from nowhere else: one number a key say
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ftcli.engine import wants_compiler
 from ftcli.engine.kernels.slots import Layout
+from ftcli.engine.kernels.switch import attention_named
 
 NAME = "ftcli_flex"
+
+
+def through_flex(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Have the model's layers take the attention of this file, which wants a `layout`."""
+    wants_compiler()
+    return attention_named(model, NAME)
 
 
 def attend(

@@ -6,6 +6,8 @@ again and keep more for the backward pass. The same products here add up in plac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ftcli.engine.kernels.dequantised import is_four_bit, kept_weight
+
+# Of a node: A and B by the type that they were cast to.
+CASTS = "casts"
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -60,10 +65,41 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     if mixed:
         return plainly(hidden, *arguments, **keywords)
     bias = None if base.bias is None else base.bias.to(kind)
-    found: Tensor = _LowRank.apply(
-        hidden.to(kind), weight.to(kind), bias, down.to(kind), up.to(kind), layer.scaling[name]
-    )
+    down, up = layer.__dict__.get(CASTS, {}).get(kind) or (down.to(kind), up.to(kind))
+    scale = layer.scaling[name]
+    if not torch.is_grad_enabled():
+        rows = hidden.to(kind).flatten(0, -2)
+        answered, _ = _product(rows, weight.to(kind), bias, down, up, scale)
+        return answered.view(*hidden.shape[:-1], -1)
+    found: Tensor = _LowRank.apply(hidden.to(kind), weight.to(kind), bias, down, up, scale)
     return found
+
+
+@contextmanager
+def casts_kept(model: nn.Module) -> Iterator[None]:
+    """Have the nodes cast their A and B once, for as long as nothing changes them."""
+    nodes = [m for m in model.modules() if isinstance(m, LoraLayer) and "forward" in m.__dict__]
+    device = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device):
+        kind = torch.get_autocast_dtype(device)
+        for layer in nodes:
+            name = layer.active_adapters[0]
+            updates = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+            layer.__dict__[CASTS] = {kind: tuple(weight.detach().to(kind) for weight in updates)}
+    try:
+        yield
+    finally:
+        for layer in nodes:
+            layer.__dict__.pop(CASTS, None)
+
+
+def _product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """[n, in] → [n, out], and what A makes of the rows [n, rank]."""
+    inner = rows @ down.T
+    found = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+    return found.addmm_(inner, up.T, alpha=scale), inner
 
 
 class _LowRank(torch.autograd.Function):
@@ -75,9 +111,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, down, up, scale):  # type: ignore[no-untyped-def]
         rows = hidden.flatten(0, -2)
-        inner = rows @ down.T
-        found = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
-        found.addmm_(inner, up.T, alpha=scale)
+        found, inner = _product(rows, weight, bias, down, up, scale)
         ctx.save_for_backward(rows, weight, down, up, inner)
         ctx.scale, ctx.shape = scale, hidden.shape
         return found.view(*hidden.shape[:-1], -1)
