@@ -22,6 +22,7 @@ from vram_figures import Rows, example_values, markdown, textbook_values
 
 from ftcli.hardware import GIB
 from ftcli.vram import LOSS_CHUNK_POSITIONS, estimate
+from ftcli.vram.head import HEAD_TILE_TOKENS
 from ftcli.vram.static import static_bytes
 
 PAGE = DATA.parent / "vram.md"
@@ -109,6 +110,7 @@ def values() -> dict[str, str]:
         "rules": rules_table(scored),
         "constants": constants_table(),
         "chunk": f"{LOSS_CHUNK_POSITIONS:,}",
+        "tile": f"{HEAD_TILE_TOKENS:,}",
         "own_runs": own_runs(),
         **example_values(),
         **textbook_values(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ftcli.hardware import GIB, Card, find_card
 from ftcli.shapes import Shape, find_shape
-from ftcli.vram import LOSS_CHUNK_POSITIONS, Choices, Estimate, estimate
+from ftcli.vram import Choices, Estimate, estimate
 
 Rows = list[list[str]]
 
@@ -59,7 +59,7 @@ ITEMS = {
     "gradients": "none yet at this moment",
     "optimizer": "AdamW's two states for each adapter weight",
     "activations": "the input of each layer, kept; and of one layer all that it makes again",
-    "logits": f"gone by then: at the head, of {LOSS_CHUNK_POSITIONS} positions in fp32 and 16 bits",
+    "logits": "gone by then: at the head, a tile at a time in fp32 and 16 bits",
     "workspace": "16-bit copies of the adapters, and cuBLAS",
     "context": "CUDA itself, before the first tensor",
 }

@@ -131,7 +131,8 @@ def test_packing_that_is_insisted_on_is_refused_where_it_cannot_be(asked: object
 
 def test_tokens_of_a_micro_batch() -> None:
     """Enough for the longest row, as many as keep the cores busy, more for a long prefix."""
-    assert plan_of().packing.value == 1024
+    assert plan_of().packing.value == 2048
+    assert plan_of("full").packing.value == 1024
     long = replace(PROFILE, longest_tokens=3000)
     assert make_plan(recipe(), SMALL, long, cpu()).packing.value == 3000
     shared = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
@@ -200,4 +201,4 @@ def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
         assert getattr(plan.estimated, lever) and not getattr(plain.estimated, lever)
         without = replace(plan.estimated, **{lever: False})
         assert plan.estimate.peak_bytes < estimate(SMALL, without).peak_bytes
-    assert plan.headline().startswith("bf16 · 16 rows a step, packed to 1,024 tokens · ")
+    assert plan.headline().startswith("bf16 · 16 rows a step, packed to 2,048 tokens · ")

@@ -11,6 +11,7 @@ from ftcli.fit.bound import estimate_on, fits, needed_bytes
 from ftcli.fit.search import (
     CARD_TOKENS,
     CPU_TOKENS,
+    FULL_CPU_TOKENS,
     Options,
     cheapest,
     leanest,
@@ -196,7 +197,8 @@ def _wanted_tokens(recipe: Recipe, profile: Profile, hardware: Hardware) -> int:
     asked = recipe.training.packing
     if not isinstance(asked, bool | str):
         return asked
-    enough = CARD_TOKENS if hardware.kind == "cuda" else CPU_TOKENS
+    on_cpu = FULL_CPU_TOKENS if isinstance(recipe.method, Full) else CPU_TOKENS
+    enough = CARD_TOKENS if hardware.kind == "cuda" else on_cpu
     return max(enough, PREFIXES * profile.shared_tokens)
 
 

@@ -14,7 +14,7 @@ FORWARD_SHARE = 1 / 3
 MOST_VALIDATIONS = 10
 # Of the time between two checkpoints, what saving one may take where the recipe does not say when;
 # the best weights, a signal and the end always save.
-SAVE_SHARE = 0.05
+SAVE_SHARE = 0.02
 SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the last is left out"
 
 

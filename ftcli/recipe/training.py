@@ -78,7 +78,7 @@ class Training(Section):
     """Optimizer steps between two validations."""
     save_steps: Literal["auto"] | PositiveCount = "auto"
     """Optimizer steps between two checkpoints; auto: with every validation, and where the weights
-    are not the best so far only if saving takes under 5% of the time since the last."""
+    are not the best so far only if saving takes under 2% of the time since the last."""
     keep_checkpoints: PositiveCount = 2
     """Checkpoints kept besides the best one."""
     early_stopping_patience: PositiveCount | None = None

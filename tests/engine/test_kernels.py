@@ -266,7 +266,7 @@ def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
 
 def test_scoring_packs_where_the_model_can() -> None:
     ids = [row["input_ids"] for row in rows()]
-    assert laying_of_network(llama(), ids, 0) == Packed(1024, None, share=True)
+    assert laying_of_network(llama(), ids, 0) == Packed(2048, None, share=True)
     assert laying_of_network(falcon(), ids, 0) == Padded(0)
     virtual = attach(llama(), Prompt(mode="prompt", virtual_tokens=4), seed=1)
     assert laying_of_network(virtual, ids, 0) == Padded(0)
