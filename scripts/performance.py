@@ -99,6 +99,10 @@ def _scale(arguments: argparse.Namespace) -> None:
     _keep("scale", _run("bench_scale.py", arguments, *most))
 
 
+def _start(arguments: argparse.Namespace) -> None:
+    _keep("start", _run("bench_start.py", arguments, "--turns", str(arguments.turns)))
+
+
 def _peers(arguments: argparse.Namespace) -> None:
     words = ["--model", str(arguments.model), "--data", str(arguments.data)]
     words += ["--rows", str(arguments.rows), "--runs", str(arguments.turns)]
@@ -113,6 +117,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "profile": _profile,
     "answers": _answers,
     "scale": _scale,
+    "start": _start,
     "peers": _peers,
 }
 

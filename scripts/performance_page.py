@@ -125,6 +125,8 @@ def peers(found: Found) -> str:
     rows = [f"| {' | '.join(_peer(each))} |" for each in found["outcomes"]]
     settings, machine = found["settings"], found["machine"]
     turns = "one turn" if settings["runs"] == 1 else f"{settings['runs']} turns"
+    if settings["runs"] > 1 and settings.get("once"):
+        turns += f" ({', '.join(settings['once'])}: one)"
     versions = "; ".join(
         f"{name}: {', '.join(f'{key} {value}' for key, value in each.items())}"
         for name, each in found["versions"].items()
@@ -193,6 +195,23 @@ def scale(found: Found) -> str:
     return "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
+def start(found: Found) -> str:
+    """Seconds from command to a moment, and how often the bare import fits in."""
+    seconds, ratios = found["seconds"], found["times_the_import"]
+    rows = [f"| `import torch, transformers, trl, peft` | {seconds['import']:.1f} | |"]
+    for name, words in MOMENTS.items():
+        rows.append(f"| {words} | {seconds[name]:.1f} | {ratios[name]:.2f} × |")
+    head = "| | seconds | of the import |\n| --- | --- | --- |"
+    below = f"Medians of {len(found['turns']['import'])} turns on {found['machine']}."
+    return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+MOMENTS = {
+    "plan": "`ftcli train` to its plan",
+    "first step": "`ftcli train` to its first step, the longest batch tried before",
+}
+
+
 def answers(found: Found) -> str:
     """Tokens a second of both sides, without and with an instruction before each prompt."""
     head = (
@@ -223,6 +242,7 @@ TABLES: dict[str, Callable[[Found], str]] = {
     "peers": peers,
     "answers": answers,
     "scale": scale,
+    "start": start,
 }
 
 

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from ftcli.engine.batches import packed, padded
 from ftcli.engine.kernels.attention import attend, attention_for
 from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
-from ftcli.engine.kernels.lora import fuse_lora
+from ftcli.engine.kernels.lora import casts_kept, fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.kernels.slots import layout_of
 from ftcli.engine.laying import Packed, Padded, laying_of_network
@@ -181,6 +181,27 @@ def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
     assert torch.equal(base, logits_of_base(model, ids)) and not torch.allclose(base, tuned)
     model.merge_adapter()
     torch.testing.assert_close(logits(), tuned, rtol=1e-4, atol=1e-5)
+
+
+def test_casts_of_an_update_are_kept_while_it_answers_and_no_longer() -> None:
+    model = attach(llama(), lora(), seed=1)
+    shake(model)
+    fuse_lora(model)
+    ids = torch.arange(1, 13)[None]
+
+    def doubled() -> Tensor:
+        """Logits behind a change of the updates."""
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight *= 2
+        found: Tensor = model(input_ids=ids).logits
+        return found
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        first = model(input_ids=ids).logits
+        with casts_kept(model):
+            assert torch.equal(doubled(), first)
+        assert not torch.equal(doubled(), first)
 
 
 def logits_of_base(model: Any, ids: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""When Python collects: seldom while a command starts, as usual behind it, and not at the end."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from ftcli import collecting
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
+
+
+def test_a_command_starts_without_looking_and_goes_on_as_usual() -> None:
+    collecting.collect_seldom()
+    assert gc.get_threshold()[0] == collecting.SELDOM
+    collecting.collect_as_usual()
+    assert gc.get_threshold() == collecting.USUAL
+    assert gc.get_freeze_count() > 1000
+
+
+def test_what_was_not_begun_is_left_as_it_is() -> None:
+    """A program that imports ftcli has settings of its own; a second training finds garbage."""
+    gc.set_threshold(1234, 5, 6)
+    collecting.collect_as_usual()
+    assert gc.get_threshold() == (1234, 5, 6)
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_command_ends_as_it_would_and_writes_all_that_it_has_said() -> None:
+    command = [sys.executable, "-m", "ftcli", "schema"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.rstrip().endswith("}")
+    wrong = subprocess.run([*command, "--nonsense"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "--nonsense" in wrong.stderr
