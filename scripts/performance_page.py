@@ -28,6 +28,8 @@ def page(text: str) -> str:
         if not (FOUND / f"{name}.json").is_file():
             continue
         begin = f"<!-- begin: {name} -->"
+        if begin not in text:
+            raise SystemExit(f"{PAGE.name} has no place for {name}: {begin}")
         before, _, rest = text.partition(begin)
         found = json.loads((FOUND / f"{name}.json").read_text("utf-8"))
         text = f"{before}{begin}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}"
