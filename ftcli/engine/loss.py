@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ftcli.engine.batches import Batch, of_tensors
 from ftcli.engine.kernels.attention import packed_attention
+from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.head import Gradients, Head, cross_entropy
 from ftcli.engine.virtual import backbone_inputs, causal_model, virtual_tokens
 from ftcli.errors import ModelError
@@ -82,8 +83,7 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
 def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
     hidden = _hidden(model, batch).flatten(0, 1)[_filled_up(batch.sources)]
-    if torch.is_autocast_enabled(hidden.device.type):
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    hidden = hidden.to(autocast_type(hidden) or hidden.dtype)
     head = head_of(causal_model(model))
     loss: Tensor = _HeadLoss.apply(
         hidden, head.weight, head.bias, batch.targets, head.scale, head.softcap

@@ -10,13 +10,13 @@ import torch
 from torch.nn.attention.flex_attention import create_mask
 
 from ftcli.engine import loss
-from ftcli.engine.batches import Batch, packed, padded
+from ftcli.engine.batches import Batch, packed
 from ftcli.engine.kernels import flex
 from ftcli.engine.kernels.slots import Layout
 from ftcli.engine.loss import row_losses
 from ftcli.engine.packing import Forest, plant
 from tests.engine.architectures import FAMILIES
-from tests.engine.test_packed_families import model_of, rows
+from tests.engine.test_packed_families import assert_scored_alone, model_of, rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -33,11 +33,7 @@ def through_flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("through_flex")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_row_is_scored_as_by_itself(name: str) -> None:
-    model = model_of(name, "lora").eval()
-    losses, counts = row_losses(model, packed(rows(), share=True))
-    for row, found, count in zip(rows(), losses, counts, strict=True):
-        alone, labelled = row_losses(model, padded([row], 0))
-        assert (int(count), found.item()) == (int(labelled), pytest.approx(alone.item(), rel=1e-5))
+    assert_scored_alone(model_of(name, "lora").eval())
 
 
 @pytest.mark.usefixtures("through_flex")

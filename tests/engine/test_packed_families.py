@@ -111,6 +111,13 @@ def assert_same(
         assert (found[1][name] - gradient).abs().max().item() <= gradients_within * largest, name
 
 
+def assert_scored_alone(model: PreTrainedModel) -> None:
+    losses, counts = row_losses(model, packed(rows(), share=True))
+    for row, loss, count in zip(rows(), losses, counts, strict=True):
+        alone, labelled = row_losses(model, padded([row], 0))
+        assert (int(count), loss.item()) == (int(labelled), pytest.approx(alone.item(), rel=1e-5))
+
+
 def test_every_type_that_is_packed_is_tried() -> None:
     assert {name.split()[0] for name in FAMILIES} == PACKED_TYPES
 
@@ -153,11 +160,7 @@ def test_checkpointing_computes_the_same_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rows_are_scored_as_each_by_itself(name: str) -> None:
-    model = model_of(name, "lora").eval()
-    losses, counts = row_losses(model, packed(rows(), share=True))
-    for row, loss, count in zip(rows(), losses, counts, strict=True):
-        alone, labelled = row_losses(model, padded([row], 0))
-        assert (int(count), loss.item()) == (int(labelled), pytest.approx(alone.item(), rel=1e-5))
+    assert_scored_alone(model_of(name, "lora").eval())
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

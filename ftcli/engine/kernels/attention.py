@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
+from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.flex import through_flex
 from ftcli.engine.kernels.slots import Layout, Siblings
 from ftcli.engine.kernels.switch import attention_named
@@ -67,10 +68,8 @@ def attend(  # noqa: PLR0913 - as transformers calls it
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
-    kind = value.dtype
-    # Rotated queries and keys are fp32 then; autocast casts what sdpa is given.
-    if torch.is_autocast_enabled(query.device.type):
-        kind = torch.get_autocast_dtype(query.device.type)
+    # Rotated queries and keys are fp32 under autocast, which casts what sdpa is given.
+    kind = autocast_type(query) or value.dtype
     scores = Scores(
         layout,
         heads=key.shape[1],

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ftcli.engine import wants_compiler
+from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.slots import Layout
 from ftcli.engine.kernels.switch import attention_named
 
@@ -40,9 +41,7 @@ def attend(
     **keywords: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
-    kind = value.dtype
-    if torch.is_autocast_enabled(query.device.type):  # it knows nothing of flex attention
-        kind = torch.get_autocast_dtype(query.device.type)
+    kind = autocast_type(query) or value.dtype
     flex = ALL_ATTENTION_FUNCTIONS["flex_attention"]
     mask = layout.made_once(("flex", sliding_window), lambda: _mask(layout, sliding_window))
     tensors = (tensor.to(kind) for tensor in (query, key, value))

@@ -15,6 +15,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.dequantised import is_four_bit, kept_weight
 
 # Of a node: A and B by the type that they were cast to.
@@ -56,12 +57,12 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     weight = kept_weight(base) if is_four_bit(base) else base.weight
     if weight is None or layer.disable_adapters or layer.merged or arguments or keywords:
         return plainly(hidden, *arguments, **keywords)
-    kind = hidden.dtype
-    if torch.is_autocast_enabled(hidden.device.type):
-        kind = torch.get_autocast_dtype(hidden.device.type)
-        mixed = is_four_bit(base) and not kind == hidden.dtype == weight.dtype
-    else:
+    cast_to = autocast_type(hidden)
+    kind = cast_to or hidden.dtype
+    if cast_to is None:
         mixed = not kind == weight.dtype == down.dtype
+    else:
+        mixed = is_four_bit(base) and not kind == hidden.dtype == weight.dtype
     if mixed:
         return plainly(hidden, *arguments, **keywords)
     bias = None if base.bias is None else base.bias.to(kind)
@@ -79,12 +80,10 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
 def casts_kept(model: nn.Module) -> Iterator[None]:
     """Have the nodes cast their A and B once, for as long as nothing changes them."""
     nodes = [m for m in model.modules() if isinstance(m, LoraLayer) and "forward" in m.__dict__]
-    device = next(model.parameters()).device.type
-    if torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-        for layer in nodes:
-            name = layer.active_adapters[0]
-            updates = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+    for layer in nodes:
+        name = layer.active_adapters[0]
+        updates = (layer.lora_A[name].weight, layer.lora_B[name].weight)
+        if (kind := autocast_type(updates[0])) is not None:
             layer.__dict__[CASTS] = {kind: tuple(weight.detach().to(kind) for weight in updates)}
     try:
         yield

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.liger import liger_norm
 
 Norm = Callable[[Tensor, Tensor, float, bool, torch.dtype | None], Tensor]
@@ -71,9 +72,7 @@ def _epsilon(module: Any) -> float | None:
 
 
 def _forward(node: Norm, module: Any, plus_one: bool, cast: bool, hidden: Tensor) -> Tensor:
-    kind = None
-    if cast and torch.is_autocast_enabled(hidden.device.type):
-        kind = torch.get_autocast_dtype(hidden.device.type)
+    kind = autocast_type(hidden) if cast else None
     epsilon = _epsilon(module)
     assert epsilon is not None
     return node(hidden, module.weight, epsilon, plus_one, kind)

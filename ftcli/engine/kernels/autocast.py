@@ -1,0 +1,12 @@
+"""What autocast would compute in: a node of our own has to cast by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def autocast_type(like: Tensor) -> torch.dtype | None:
+    """On the device of this tensor; None where autocast is off."""
+    device = like.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
