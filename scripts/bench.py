@@ -19,11 +19,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from bench_peers import programs_of, versions
 from measured_process import Measured, measure
 from peers import (
@@ -41,12 +43,13 @@ from peers import (
     saved_weights,
 )
 
-from ftcli.engine.device import find_hardware
+from ftcli.engine.device import device_of, find_hardware, use_whole_machine
 from ftcli.hardware import Hardware
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 SCORER = Path(__file__).with_name("bench_score.py")
 GB = 10**9
+PRODUCT = (2048, 576, 1536)  # rows, width and inner width of SmolLM2-135M's gated MLP
 LIMIT_SECONDS = 900  # bf16 that a CPU emulates would not end in an hour
 
 
@@ -268,6 +271,8 @@ def _write(
         "cores": hardware.cores,
         "memory_bytes": hardware.memory_bytes,
         "fast_bf16": hardware.fast_bf16,
+        "type": "bf16" if hardware.fast_bf16 else "fp32",
+        "product_tflops": _product_tflops(hardware),
     }
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}
     settings |= {"model": arguments.model.name, "data": "/".join(arguments.data.parts[-2:])}
@@ -278,6 +283,24 @@ def _write(
         "outcomes": [_record(outcome) for outcome in outcomes],
     }
     arguments.json.write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def _product_tflops(hardware: Hardware) -> float:
+    """TFLOP/s of a product like those of a small model's layers, in the type that it trains in:
+    machines of one name can differ by a factor of two."""
+    kind = torch.bfloat16 if hardware.fast_bf16 else torch.float32
+    use_whole_machine(hardware)
+    rows, width, wide = PRODUCT
+    device = device_of(hardware)
+    hidden = torch.randn(rows, width, dtype=kind, device=device)
+    weight = torch.randn(wide, width, dtype=kind, device=device)
+    times = []
+    for _ in range(60):
+        started = time.perf_counter()
+        found = hidden @ weight.T
+        found[0, 0].item()  # a card answers at once, and computes behind that
+        times.append(time.perf_counter() - started)
+    return 2.0 * rows * width * wide / statistics.median(times[10:]) / 1e12
 
 
 def _cells(outcome: Outcome) -> list[str]:

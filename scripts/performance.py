@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--steps", type=int, default=3, help="steps of each lever")
     parser.add_argument("--rows", type=int, default=32, help="rows that the peers train on")
+    parser.add_argument("--held-out", type=int, default=32, help="rows that all are scored on")
+    parser.add_argument("--limit", type=int, default=900, help="seconds of one run of a peer")
     parser.add_argument("--modes", nargs="+", default=["lora"])
     parser.add_argument("--against", nargs="+", default=["trl-defaults"])
     parser.add_argument("--once", nargs="+", default=[], help="of those: in the first turn alone")
@@ -104,12 +107,24 @@ def _start(arguments: argparse.Namespace) -> None:
 
 
 def _peers(arguments: argparse.Namespace) -> None:
+    """Each kind of training by itself, as the levers: it takes up to an hour."""
+    file = FOUND / "peers.json"
+    measured = json.loads(file.read_text("utf-8"))["measured"] if file.is_file() else []
+    kept = {each["settings"]["modes"][0]: each for each in measured}
     words = ["--model", str(arguments.model), "--data", str(arguments.data)]
     words += ["--rows", str(arguments.rows), "--runs", str(arguments.turns)]
-    words += ["--modes", *arguments.modes, "--against", *arguments.against]
+    words += ["--held-out", str(arguments.held_out), "--limit", str(arguments.limit)]
+    words += ["--against", *arguments.against]
     words += ["--once", *arguments.once] if arguments.once else []
-    words += ["--json", str(FOUND / "peers.json")]
-    subprocess.run([sys.executable, str(SCRIPTS / "bench.py"), *words], check=True)
+    for mode in arguments.modes:
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            asked = [*words, "--modes", mode, "--json", str(result)]
+            subprocess.run([sys.executable, str(SCRIPTS / "bench.py"), *asked], check=True)
+            kept[mode] = json.loads(result.read_text("utf-8"))
+        text = json.dumps({"measured": list(kept.values())}, indent=2)
+        file.write_text(text + "\n", "utf-8")
+        write_page()
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -119,26 +119,36 @@ def _precision(found: Found) -> str:
 
 
 def peers(found: Found) -> str:
-    """As scripts/bench.py prints it."""
+    """As scripts/bench.py prints it; each kind of training was measured by itself."""
     head = (
         "| | trainer | seconds | times as long as ftcli | peak memory, GB | held-out loss |\n"
         "| --- | --- | --- | --- | --- | --- |"
     )
-    rows = [f"| {' | '.join(_peer(each))} |" for each in found["outcomes"]]
-    settings, machine = found["settings"], found["machine"]
-    turns = "one turn" if settings["runs"] == 1 else f"{settings['runs']} turns"
-    if settings["runs"] > 1 and settings.get("once"):
-        turns += f" ({', '.join(settings['once'])}: one)"
-    versions = "; ".join(
+    measured = found["measured"]
+    rows = [f"| {' | '.join(_peer(each))} |" for one in measured for each in one["outcomes"]]
+    told = "\n".join(f"- {_measured(one)}" for one in measured)
+    versions = {name: each for one in measured for name, each in one["versions"].items()}
+    listed = "; ".join(
         f"{name}: {', '.join(f'{key} {value}' for key, value in each.items())}"
-        for name, each in found["versions"].items()
+        for name, each in versions.items()
     )
-    below = (
-        f"{settings['rows']} rows of {settings['data']}, one epoch, from command to saved weights, "
-        f"{turns} on {machine['name']} ({machine['cores']} cores, bf16 "
-        f"{'in hardware' if machine['fast_bf16'] else 'emulated'}). Versions: {versions}."
-    )
+    below = f"One epoch, from command to saved weights:\n\n{told}\n\nVersions: {listed}."
     return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+def _measured(one: Found) -> str:
+    """What was run, how often, and on which machine."""
+    settings, machine = one["settings"], one["machine"]
+    turns = "one turn" if settings["runs"] == 1 else f"{settings['runs']} turns"
+    once = [name for name in settings.get("once", ()) if name in one["versions"]]
+    if settings["runs"] > 1 and once:
+        turns += f" ({', '.join(once)}: one)"
+    speed = machine.get("product_tflops")
+    products = "" if speed is None else f", {speed:.2f} TFLOP/s in products of {machine['type']}"
+    return (
+        f"{', '.join(settings['modes'])}: {settings['rows']} rows of {settings['data']}, {turns} "
+        f"on {machine['name']}, {machine['cores']} cores{products}"
+    )
 
 
 def _peer(each: Found) -> list[str]:

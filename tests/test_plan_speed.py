@@ -64,6 +64,14 @@ def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str
     assert reason is None or reason in packing.reason
 
 
+def test_packed_rows_have_an_attention_of_their_own_which_the_plan_says() -> None:
+    packed = make_plan(recipe(), SMALL, PROFILE, cpu()).attention
+    padded = make_plan(recipe(training={"packing": False}), SMALL, PROFILE, cpu()).attention
+    assert packed.value == padded.value == "sdpa"
+    assert packed.reason.startswith(padded.reason) and "packed rows" in packed.reason
+    assert "packed" not in padded.reason
+
+
 def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
     plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
     levers = (plan.packing, plan.fused_lora, plan.fused_norms, plan.liger, plan.dequantised)

@@ -32,6 +32,7 @@ from ftcli.plan.speed import (
     choose_packing,
     choose_shared_prefix,
     require_packing,
+    say_beside_packed,
     why_not_fused,
     why_padded,
 )
@@ -101,7 +102,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         hardware_kind=hardware.kind,
         precision=precision,
         weights_dtype=weights,
-        attention=attention,
+        attention=say_beside_packed(attention, padded),
         optimizer=fit.optimizer,
         learning_rate=choose_learning_rate(recipe),
         micro_batch=fit.micro_batch,

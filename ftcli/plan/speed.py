@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ftcli.console import megabytes
 from ftcli.errors import UsageError
 from ftcli.hardware import ComputeCapability, Hardware
@@ -10,6 +12,7 @@ from ftcli.recipe import Lora, Prefix, Prompt, Qlora, Recipe
 from ftcli.shapes import Shape
 from ftcli.shapes.interface import PACKED_TYPES
 from ftcli.vram import Choices
+from ftcli.vram.choices import Attention
 
 # CUDA programming guide: bf16, and all that torch's flex attention is tried with, since Ampere.
 FIRST_WITH_FLEX: ComputeCapability = (8, 0)
@@ -84,6 +87,14 @@ def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Choice[in
     if isinstance(recipe.training.packing, int) and recipe.training.packing is not True:
         return Choice(tokens, "set in the recipe")
     return Choice(tokens, "rows of a step without padding, each blind to the others")
+
+
+def say_beside_packed(attention: Choice[Attention], padded: str | None) -> Choice[Attention]:
+    """The model's own attention, with what it is for where packed rows do not take it."""
+    if padded is not None:
+        return attention
+    reason = f"{attention.reason}; of answers alone: packed rows have one of their own"
+    return replace(attention, reason=reason)
 
 
 def choose_shared_prefix(recipe: Recipe, packing: Choice[int]) -> Choice[bool] | None:
