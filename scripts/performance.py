@@ -1,4 +1,4 @@
-"""Measure what docs/performance.md tells, and write its tables anew.
+"""Measure what docs/performance.md tells; print its tables, and write them anew.
 
     python scripts/performance.py --model models/SmolLM2-135M-Instruct
     python scripts/performance.py --model … --data rows.jsonl --only levers peers \
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from performance_page import FOUND
+from performance_page import FOUND, table_of
 from performance_page import main as write_page
 
 from ftcli.engine.device import find_hardware
@@ -35,6 +35,7 @@ def main() -> None:
     for part in arguments.only:
         PARTS[part](arguments)
         write_page()
+        print(f"{part}\n\n{table_of(part)}\n", flush=True)
 
 
 def _keep(name: str, found: dict[str, Any]) -> None:

@@ -24,16 +24,20 @@ def main() -> None:
 
 def page(text: str) -> str:
     """The page with its marked parts made anew, each from its own file, if it is there."""
-    for name, table in TABLES.items():
+    for name in TABLES:
         if not (FOUND / f"{name}.json").is_file():
             continue
         begin = f"<!-- begin: {name} -->"
         if begin not in text:
             raise SystemExit(f"{PAGE.name} has no place for {name}: {begin}")
         before, _, rest = text.partition(begin)
-        found = json.loads((FOUND / f"{name}.json").read_text("utf-8"))
-        text = f"{before}{begin}\n\n{table(found)}\n\n{END}{rest.partition(END)[2]}"
+        text = f"{before}{begin}\n\n{table_of(name)}\n\n{END}{rest.partition(END)[2]}"
     return text
+
+
+def table_of(name: str) -> str:
+    """A part of the page, from its file."""
+    return TABLES[name](json.loads((FOUND / f"{name}.json").read_text("utf-8")))
 
 
 def levers(found: Found) -> str:
@@ -227,10 +231,12 @@ MOMENTS = {
 def answers(found: Found) -> str:
     """Tokens a second of both sides, without and with an instruction before each prompt."""
     head = (
-        "| | `generate`, 8 at once, tokens/s | ftcli, tokens/s | | as at batch 1 |\n"
+        "| | `generate`, tokens/s | ftcli, tokens/s | | the same tokens as one by one |\n"
         "| --- | --- | --- | --- | --- |"
     )
-    return "\n".join([head, *(f"| {' | '.join(_answer(each))} |" for each in found["measured"])])
+    rows = [f"| {' | '.join(_answer(each))} |" for each in found["measured"]]
+    turns = " and ".join(str(len(each["ratios"])) for each in found["measured"])
+    return "\n".join([head, *rows]) + f"\n\nMedians of {turns} turns on {found['machine']}."
 
 
 def _answer(each: Found) -> list[str]:
