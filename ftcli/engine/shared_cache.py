@@ -49,7 +49,8 @@ class RowCache(Cache):
         begin, end = self.columns.start, self.columns.stop
         new = slice(end - key_states.shape[2], end)
         for held, states in ((keys, key_states), (values, value_states)):
-            held[self.rows, :, :begin] = 0  # hidden tokens count nothing, but 0 * nan is nan
+            if begin:
+                held[self.rows, :, :begin] = 0  # hidden tokens count nothing, but 0 * nan is nan
             held[self.rows, :, new] = states
         return keys[self.rows, :, self.columns], values[self.rows, :, self.columns]
 

@@ -26,7 +26,7 @@ def fuse_norms(model: nn.Module, *, liger: bool = False) -> int:
 
     Whether a norm is Llama's or Gemma's is found by its numbers; one that is neither is left.
     """
-    node = _through_liger if liger else _Norm.apply
+    node = _through_liger if liger else _through_ours
     found, read = 0, _read_by_products(model)
     for module in model.modules():
         if not type(module).__name__.endswith("RMSNorm") or _epsilon(module) is None:
@@ -78,14 +78,35 @@ def _forward(node: Norm, module: Any, plus_one: bool, cast: bool, hidden: Tensor
     return node(hidden, module.weight, epsilon, plus_one, kind)
 
 
+def _through_ours(
+    hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool, kind: torch.dtype | None
+) -> Tensor:
+    if not torch.is_grad_enabled():  # a node costs as much as the norm of a few tokens
+        return _normed(hidden, weight, epsilon, plus_one, kind)[0]
+    found: Tensor = _Norm.apply(hidden, weight, epsilon, plus_one, kind)
+    return found
+
+
 def _through_liger(
     hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool, kind: torch.dtype | None
 ) -> Tensor:
     if hidden.dtype != weight.dtype:  # it returns the type of its input, transformers the wider
-        found: Tensor = _Norm.apply(hidden, weight, epsilon, plus_one, kind)
-        return found
+        return _through_ours(hidden, weight, epsilon, plus_one, kind)
     normed = liger_norm(hidden, weight, epsilon, plus_one)
     return normed if kind is None else normed.to(kind)
+
+
+def _normed(
+    hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool, kind: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    """The normed input, and 1 / rms of each token [..., 1] in fp32."""
+    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+    normed = hidden.float() * inverse
+    if plus_one:
+        return normed.mul_(1 + weight.float()).to(kind or hidden.dtype), inverse
+    found = normed.to(hidden.dtype) * weight
+    return found if kind is None else found.to(kind), inverse
 
 
 class _Norm(torch.autograd.Function):
@@ -96,15 +117,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, epsilon, plus_one, kind):  # type: ignore[no-untyped-def]
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-        inverse = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        found, inverse = _normed(hidden, weight, epsilon, plus_one, kind)
         ctx.save_for_backward(hidden, weight, inverse)
         ctx.plus_one = plus_one
-        normed = hidden.float() * inverse
-        if plus_one:
-            return normed.mul_(1 + weight.float()).to(kind or hidden.dtype)
-        found = normed.to(hidden.dtype) * weight
-        return found if kind is None else found.to(kind)
+        return found
 
     @staticmethod
     @once_differentiable
