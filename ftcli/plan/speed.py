@@ -90,11 +90,10 @@ def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Choice[in
 
 
 def say_beside_packed(attention: Choice[Attention], padded: str | None) -> Choice[Attention]:
-    """The model's own attention, with what it is for where packed rows do not take it."""
+    """The model's own attention, which packed rows do not take."""
     if padded is not None:
         return attention
-    reason = f"{attention.reason}; of answers alone: packed rows have one of their own"
-    return replace(attention, reason=reason)
+    return replace(attention, reason=f"{attention.reason}; packed rows have their own")
 
 
 def choose_shared_prefix(recipe: Recipe, packing: Choice[int]) -> Choice[bool] | None:
