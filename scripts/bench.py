@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from peers import (
     Side,
     saved_weights,
 )
+from products import product_seconds
 
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
 from ftcli.hardware import Hardware
@@ -290,17 +291,8 @@ def _product_tflops(hardware: Hardware) -> float:
     machines of one name can differ by a factor of two."""
     kind = torch.bfloat16 if hardware.fast_bf16 else torch.float32
     use_whole_machine(hardware)
-    rows, width, wide = PRODUCT
-    device = device_of(hardware)
-    hidden = torch.randn(rows, width, dtype=kind, device=device)
-    weight = torch.randn(wide, width, dtype=kind, device=device)
-    times = []
-    for _ in range(60):
-        started = time.perf_counter()
-        found = hidden @ weight.T
-        found[0, 0].item()  # a card answers at once, and computes behind that
-        times.append(time.perf_counter() - started)
-    return 2.0 * rows * width * wide / statistics.median(times[10:]) / 1e12
+    seconds = product_seconds(*PRODUCT, kind, device_of(hardware), 60)
+    return 2.0 * math.prod(PRODUCT) / seconds / 1e12
 
 
 def _cells(outcome: Outcome) -> list[str]:

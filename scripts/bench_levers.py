@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from products import product_seconds
 from torch.nn import functional as F
 
 from ftcli.artifacts import RunFolder
@@ -251,17 +252,9 @@ def _limit(trainer: FtcliTrainer, tokens: int = 1024) -> float:
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed, torch.float32)
     flops, taken = 0.0, 0.0
     for inputs, outputs in sorted(set(_matrices(trainer))):
-        rows = torch.randn(tokens, inputs, dtype=kind, device=trainer.args.device)
-        weight = torch.randn(outputs, inputs, dtype=kind, device=trainer.args.device)
-        times = []
-        for _ in range(12):
-            started = time.perf_counter()
-            found = rows @ weight.T
-            found[0, 0].item()  # a card answers at once, and computes behind that
-            times.append(time.perf_counter() - started)
         count = _matrices(trainer).count((inputs, outputs))
         flops += count * 2.0 * tokens * inputs * outputs
-        taken += count * statistics.median(times[2:])
+        taken += count * product_seconds(tokens, inputs, outputs, kind, trainer.args.device, 12)
     return flops / taken
 
 
