@@ -125,7 +125,6 @@ def _peers(arguments: argparse.Namespace) -> None:
             kept[mode] = json.loads(result.read_text("utf-8"))
         text = json.dumps({"measured": list(kept.values())}, indent=2)
         file.write_text(text + "\n", "utf-8")
-        write_page()
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
