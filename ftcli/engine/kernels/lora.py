@@ -123,5 +123,5 @@ class _LowRank(torch.autograd.Function):
         hidden_grad = None
         if ctx.needs_input_grad[0]:
             hidden_grad = (gradient @ weight).addmm_(inner_grad, down).view(ctx.shape)
-        up_grad = (gradient.T @ inner).mul_(ctx.scale)
+        up_grad = (inner.T @ gradient).mul_(ctx.scale).T  # faster on a CPU than gradient.T @ inner
         return hidden_grad, None, None, inner_grad.T @ rows, up_grad, None
