@@ -66,7 +66,7 @@ def encode_many(renderer: Renderer, examples: Sequence[Example]) -> list[Encoded
     are encoded one by one.
     """
     laid = [_laid(renderer, example) for example in examples]
-    plain = iter(_plain_rows(renderer, [row for row in laid if isinstance(row, Layout)]))
+    plain = _plain_rows(renderer, [row for row in laid if isinstance(row, Layout)])
     rows: list[Encoded | RowFault] = []
     for example, row in zip(examples, laid, strict=True):
         if isinstance(row, Layout):
@@ -96,6 +96,28 @@ def _or_fault(encode: Callable[[], Encoded]) -> Encoded | RowFault:
 
 def _plain_rows(renderer: Renderer, laid: Sequence[Layout]) -> Iterator[Encoded | RowFault]:
     """Rows without forged control tokens."""
+    found = _by_ids(renderer, laid)
+    rest = _by_offsets(renderer, [row for row, known in zip(laid, found, strict=True) if not known])
+    return (known or next(rest) for known in found)
+
+
+def _by_ids(renderer: Renderer, laid: Sequence[Layout]) -> list[Encoded | None]:
+    """Rows with one answer, where ids tell how long its prompt is."""
+    speller = renderer.speller
+    found: list[Encoded | None] = [None] * len(laid)
+    places = [place for place, row in enumerate(laid) if len(row.answers) == 1]
+    if not speller.by_bytes:
+        return found
+    for place, ids in zip(places, speller.ids([laid[n].text for n in places]), strict=True):
+        row = laid[place]
+        first = speller.ids_before(row.answers[0].start, row.text, ids)
+        if first is not None:
+            found[place] = _closed(renderer, row, ids, first)
+    return found
+
+
+def _by_offsets(renderer: Renderer, laid: Sequence[Layout]) -> Iterator[Encoded | RowFault]:
+    """All others."""
     wholes = renderer.speller.encodings([row.text for row in laid])
     found = [
         renderer.speller.tokens_before(row.answers[-1].start, row.text, whole)
@@ -117,6 +139,11 @@ def _joined(
     agree = prompt is whole or (ids[:first] == prompt.ids and _ends_alike(prompt, whole, first))
     if len(laid.answers) > 1 or not agree:
         return renderer.labelled(laid, tokens_of(prompt)[:first], tokens_of(whole))
+    return _closed(renderer, laid, ids, first)
+
+
+def _closed(renderer: Renderer, laid: Layout, ids: list[int], first: int) -> Encoded:
+    """With labels behind the first ids."""
     return renderer.closed(laid, ids, [IGNORED] * first + ids[first:], first)
 
 

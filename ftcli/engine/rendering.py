@@ -13,28 +13,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.data.example import Example, Message, Origin
 from ftcli.engine.layout import Answer, Layout, behind_header, places_of
 from ftcli.engine.limits import LimitError
-from ftcli.engine.sandbox import render
+from ftcli.engine.sandbox import TEMPLATE_FAULTS, render
+from ftcli.engine.skeleton import Skeletons
 from ftcli.engine.spelling import CannotSpellError, Span, Speller, Token
 from ftcli.errors import DataError, FtcliError, ModelError
 
 IGNORED = -100  # torch.nn.CrossEntropyLoss's default ignore_index
-
-# What a template may raise when it is rendered: its own faults, and those of the Python beneath.
-TEMPLATE_FAULTS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)
 
 # Private-use characters: no template tests for them, and real text does not hold the whole word.
 SENTINEL = "\ue000ftcli\ue001"
@@ -161,9 +151,14 @@ class Renderer:
 
     def lay_out(self, messages: Sequence[Message]) -> Layout:
         """Render a conversation that ends with an answer; raises RowFault."""
-        text = self._render(messages)
+        skeleton = self._skeletons.of(messages)
+        contents = [message.content for message in messages]
+        text = self._render(messages) if skeleton is None else skeleton.text(contents)
         forged = self._forged(text, messages)
-        answers = self._answers(text, messages)
+        if skeleton is None:
+            answers = self._answers(text, messages)
+        else:
+            answers = [self._stopped(text, *place) for place in skeleton.places(contents)]
         return Layout(text[: answers[-1].end], answers, forged)
 
     def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
@@ -244,6 +239,10 @@ class Renderer:
             )
         if end is None or end < start:
             raise RowFault("the chat template rewrites this answer")
+        return self._stopped(text, start, end)
+
+    def _stopped(self, text: str, start: int, end: int) -> Answer:
+        """With the token that stops it, if one follows its content's end."""
         stop = self._stop.match(text, end)
         return Answer(start, stop.end() if stop else end, stop is not None)
 
@@ -306,6 +305,11 @@ class Renderer:
         """What a template is given besides the turns, as transformers gives it."""
         nothing: dict[str, object] = {"tools": None, "documents": None}
         return {**nothing, **self.tokenizer.special_tokens_map, **dict(self.template_kwargs)}
+
+    @cached_property
+    def _skeletons(self) -> Skeletons:
+        template = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else ""
+        return Skeletons(template, self._variables, self.loss_on == "last")
 
     @cached_property
     def _tails(self) -> dict[tuple[str, ...], str]:

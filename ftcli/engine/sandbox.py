@@ -11,10 +11,10 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinMethodType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from jinja2 import Template, nodes, pass_environment
-from jinja2.exceptions import TemplateSyntaxError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.filters import do_format, do_sum
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _cached_compile_jinja_template
@@ -50,15 +50,30 @@ FILTERS = (
 WEIGHED_FILTERS = frozenset(("dictsort", "max", "min", "sort", "tojson", "unique"))
 GLOBALS = ("cycler", "dict", "joiner", "namespace", "raise_exception", "range")
 
+# What a template may raise when it is rendered: its own faults, and those of the Python beneath.
+TEMPLATE_FAULTS = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
 _budget, _ceiling = Budget(), Ceiling()
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
     """What a chat template writes, as transformers' `apply_chat_template` does.
 
-    Raises LimitError, jinja2's TemplateError, and what the Python beneath it raises.
+    Raises LimitError and TEMPLATE_FAULTS.
     """
-    compiled = compile_template(template)
+    return run(compile_template(template), variables)
+
+
+def run(compiled: Template, variables: Mapping[str, Any]) -> str:
+    """`render` of a template that is compiled."""
     _budget.begin()
     try:
         with _ceiling:
@@ -68,7 +83,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
             raise LimitError(f"takes more than {MEMORY_BYTES / 1e6:.0f} MB") from error
     finally:
         _budget.end()
-    return render(template, variables)
+    return run(compiled, variables)
 
 
 def _watched(compiled: Template, variables: Mapping[str, Any]) -> str:
@@ -87,12 +102,16 @@ def _watched(compiled: Template, variables: Mapping[str, Any]) -> str:
 @functools.lru_cache(maxsize=32)
 def compile_template(text: str) -> Template:
     """The template in our environment; raises TemplateSyntaxError or LimitError."""
+    return compile_in(environment_of(Environment), text)
+
+
+def compile_in(environment: Environment, text: str) -> Template:
+    """`compile_template` in an environment of `environment_of`."""
     if len(text) > LONGEST_TEMPLATE:
         raise LimitError(f"is {len(text):,} characters long, and at most {LONGEST_TEMPLATE:,} may")
-    environment = _environment()
     try:
         tree = environment.parse(text)
-        _guard(tree)
+        environment.guard(tree)
         tree.set_environment(environment)
         return environment.from_string(tree)
     except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
@@ -117,13 +136,13 @@ def _guarded(value: Any) -> Any:
         _guard(value)
     match value:
         case nodes.For():
-            value.iter = _filtered(value.iter, "counted")
+            value.iter = filtered(value.iter, "counted")
         case nodes.Concat():
-            return _filtered(value, "bounded")
+            return filtered(value, "bounded")
         case nodes.Compare() | nodes.Getitem() | nodes.Pair():
             _lighten(value)
         case nodes.List() | nodes.Dict() | nodes.Tuple() if not _is_written_out(value):
-            return _filtered(value, "shallow")
+            return filtered(value, "shallow")
     return value
 
 
@@ -137,13 +156,13 @@ def _lighten(node: nodes.Node) -> None:
     """Look at what is compared, and at what is looked up and so hashed."""
     match node:
         case nodes.Compare() if not _is_with_constant(node):
-            node.expr = _filtered(node.expr, "light")
+            node.expr = filtered(node.expr, "light")
             for operand in node.ops:
-                operand.expr = _filtered(operand.expr, "light")
+                operand.expr = filtered(operand.expr, "light")
         case nodes.Getitem() if not isinstance(node.arg, nodes.Const | nodes.Slice):
-            node.arg = _filtered(node.arg, "light")
+            node.arg = filtered(node.arg, "light")
         case nodes.Pair() if not isinstance(node.key, nodes.Const):
-            node.key = _filtered(node.key, "light")
+            node.key = filtered(node.key, "light")
 
 
 def _is_with_constant(comparison: nodes.Compare) -> bool:
@@ -152,16 +171,21 @@ def _is_with_constant(comparison: nodes.Compare) -> bool:
     return len(sides) == 2 and any(isinstance(side, nodes.Const) for side in sides)
 
 
-def _filtered(node: Any, name: str) -> nodes.Filter:
+def filtered(node: Any, name: str) -> nodes.Filter:
+    """The node's value through a filter."""
     made = nodes.Filter(node, name, [], [], None, None)
     made.set_lineno(node.lineno)
     return made
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class Environment(ImmutableSandboxedEnvironment):
     """Looks at operators and calls; none of them is worked out while the template is compiled."""
 
     intercepted_binops = frozenset(("+", "*", "**", "%", "/", "//"))
+
+    def guard(self, tree: nodes.Template) -> None:
+        """Make filters of what no override here sees."""
+        _guard(tree)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "+" and type(left) is str:
@@ -183,10 +207,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         return wrapped
 
 
-def _environment() -> _Environment:
+Made = TypeVar("Made", bound=Environment)
+
+
+def environment_of(kind: type[Made]) -> Made:
     """The filters, functions and tags of transformers' environment in one of ours."""
     theirs = _cached_compile_jinja_template("").environment
-    ours = _Environment(
+    ours = kind(
         trim_blocks=theirs.trim_blocks,
         lstrip_blocks=theirs.lstrip_blocks,
         extensions=[type(extension) for extension in theirs.extensions.values()],

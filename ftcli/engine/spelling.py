@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 # The last two planes of Unicode are for private use: one character for each added token.
@@ -64,12 +65,12 @@ class Speller:
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Of each text what `tokens` makes of it alone, all at once and on all cores."""
-        backend = self.tokenizer.backend_tokenizer
-        # As transformers sets it before each call.
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        return list(backend.encode_batch(list(texts), add_special_tokens=False))
+        return list(self._backend().encode_batch(list(texts), add_special_tokens=False))
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of `encodings`, which are found in two thirds of the time."""
+        found = self._backend().encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def tokens_before(self, border: int, text: str, whole: Encoding) -> int | None:
         """How many tokens of a text's encoding are those of text[:border] encoded alone.
@@ -89,14 +90,49 @@ class Speller:
                 return last + 1 if ids[place + 1 : last + 1] == alone else None
         return None
 
+    def ids_before(self, border: int, text: str, ids: Sequence[int]) -> int | None:
+        """As `tokens_before`, of the ids alone; for a tokenizer that is `by_bytes`."""
+        place, end = -1, 0
+        for control in self._any_added.finditer(text, 0, border):
+            id_ = self._ids_as_they_stand.get(control.group())
+            try:
+                place, end = ids.index(id_, place + 1), control.end()
+            except ValueError:  # it may take more than its own text, or is split
+                return None
+        alone = self._behind(ids[place], text[end:border]) if end else None
+        if alone is None or ids[place + 1 : place + 1 + len(alone)] != alone:
+            return None
+        return place + 1 + len(alone)
+
     def _behind(self, control: int, tail: str) -> list[int] | None:
         """Ids of a text that follows a control token and ends there; the template's own are few."""
         if (control, tail) not in self._tails:
             if len(self._tails) == MOST_TAILS:
                 return None
-            first, *rest = self.encodings([self._cutting[control] + tail])[0].ids
+            first, *rest = self.encodings([self._as_it_stands[control] + tail])[0].ids
             self._tails[control, tail] = rest if first == control else None
         return self._tails[control, tail]
+
+    def _backend(self) -> Tokenizer:
+        """As transformers sets it before each call."""
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return backend
+
+    @cached_property
+    def by_bytes(self) -> bool:
+        """Whether a token stands for the same bytes wherever it is found, and each byte has one."""
+        backend = self.tokenizer.backend_tokenizer
+        model = backend.model
+        if backend.normalizer is not None or not isinstance(model, BPE) or model.unk_token:
+            return False
+        state = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {}
+        parts = state.get("pretokenizers", [state])
+        names = {part.get("type") for part in parts}
+        kept = all(part.get("behavior") != "Removed" for part in parts)
+        return "ByteLevel" in names and names <= {"ByteLevel", "Digits", "Split"} and kept
 
     @cached_property
     def added_text(self) -> re.Pattern[str]:
@@ -177,15 +213,27 @@ class Speller:
         }
 
     @cached_property
-    def _cutting(self) -> dict[int, str]:
-        """Control tokens that take nothing from the text beside them, and are told as it stands."""
+    def _as_it_stands(self) -> dict[int, str]:
+        """Added tokens that take nothing from the text beside them, and are told as it stands."""
         added = self.tokenizer.added_tokens_decoder.items()
         return {
             id_: token.content
             for id_, token in added
-            if token.special
-            and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+            if not (token.lstrip or token.rstrip or token.single_word or token.normalized)
         }
+
+    @cached_property
+    def _cutting(self) -> frozenset[int]:
+        """Control tokens of these."""
+        return self.special & self._as_it_stands.keys()
+
+    @cached_property
+    def _ids_as_they_stand(self) -> dict[str, int]:
+        return {text: id_ for id_, text in self._as_it_stands.items()}
+
+    @cached_property
+    def _any_added(self) -> re.Pattern[str]:
+        return re.compile(any_of(t.content for t in self.tokenizer.added_tokens_decoder.values()))
 
     @cached_property
     def _tails(self) -> dict[tuple[int, str], list[int] | None]:

@@ -86,7 +86,36 @@ def test_prompts_are_not_encoded_again_behind_a_control_token(name: str) -> None
     laid = renderer.lay_out(chat("Which?", "The chair.").messages)
     border, speller = laid.answers[-1].start, renderer.speller
     (whole,) = speller.encodings([laid.text])
-    assert speller.tokens_before(border, laid.text, whole) == len(speller.tokens(laid.prompt))
+    prompt_tokens = len(speller.tokens(laid.prompt))
+    assert speller.tokens_before(border, laid.text, whole) == prompt_tokens
+    if speller.by_bytes:
+        assert speller.ids_before(border, laid.text, whole.ids) == prompt_tokens
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@given(question=st.text(max_size=6), answer=st.text(min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_ids_alone_tell_the_prompt_where_tokens_are_bytes(
+    name: str, question: str, answer: str
+) -> None:
+    renderer = FAMILIES[name].renderer()
+    speller = renderer.speller
+    try:
+        laid = renderer.lay_out(chat(question, answer).messages)
+    except RowFault:
+        return
+    if not speller.by_bytes or laid.forged:
+        return
+    (ids,) = speller.ids([laid.text])
+    assert ids == [token.id for token in speller.tokens(laid.text)]
+    found = speller.ids_before(laid.answers[-1].start, laid.text, ids)
+    assert found is None or ids[:found] == [token.id for token in speller.tokens(laid.prompt)]
+
+
+def test_which_tokenizers_are_of_bytes() -> None:
+    known = {name: family.renderer().speller.by_bytes for name, family in FAMILIES.items()}
+    assert known["chatml"] and known["llama3"]
+    assert not known["gemma"] and not known["mistral"]
 
 
 def test_a_tokens_way_into_the_answer_is_seen() -> None:

@@ -218,14 +218,14 @@ def swallowing(_: object) -> object:
 @pytest.fixture
 def uncooperative(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Filters that loop for ever, and templates compiled with them."""
-    build = sandbox._environment
+    build = sandbox.environment_of
 
-    def with_loops() -> Any:
-        environment = build()
+    def with_loops(kind: type[sandbox.Environment]) -> sandbox.Environment:
+        environment = build(kind)
         environment.filters |= {"endless": endless, "swallowing": swallowing}
         return environment
 
-    monkeypatch.setattr(sandbox, "_environment", with_loops)
+    monkeypatch.setattr(sandbox, "environment_of", with_loops)
     sandbox.compile_template.cache_clear()
     yield
     sandbox.compile_template.cache_clear()
