@@ -46,8 +46,8 @@ LOCALS = frozenset(("_loop_vars", "_block_vars"))
 # Tests that any two texts pass alike.
 OF_TYPES = frozenset(
     (
-        *("boolean", "callable", "defined", "false", "filter", "float", "integer", "iterable"),
-        *("mapping", "none", "number", "sequence", "string", "test", "true", "undefined"),
+        *("boolean", "callable", "defined", "false", "float", "integer", "iterable", "mapping"),
+        *("none", "number", "sequence", "string", "true", "undefined"),
     )
 )
 
@@ -114,11 +114,11 @@ class _Marking(Environment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         if attribute not in STRIPS:
-            _unmarked_text(obj)
+            _unmarked_index(obj)
         return super().getattr(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        _unmarked_text(obj)
+        _unmarked_index(obj)
         return super().getitem(obj, _unmarked(argument))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -202,6 +202,12 @@ def _unmarked_text(value: Any) -> Any:
     if _is_text(value):
         raise LooksError
     return value
+
+
+def _unmarked_index(value: Any) -> None:
+    """Raise LooksError where what is found in it would depend on a content."""
+    for text in (value, *(value if isinstance(value, dict) else ())):
+        _unmarked_text(text)
 
 
 def _is_text(value: Any) -> bool:
