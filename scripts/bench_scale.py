@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--most", type=int, default=50_000)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, help="of the trainings; 0: none")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -50,8 +50,9 @@ def main() -> None:
         found = {
             "rows": [LEAST_ROWS, arguments.most],
             "prepare": _prepared(work, arguments.most),
-            "train": _trained(work, arguments.most, arguments.turns),
         }
+        if arguments.turns:
+            found["train"] = _trained(work, arguments.most, arguments.turns)
     print(json.dumps(found, indent=2))
 
 

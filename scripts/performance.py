@@ -99,8 +99,12 @@ def _answers(arguments: argparse.Namespace) -> None:
 
 
 def _scale(arguments: argparse.Namespace) -> None:
+    """Without turns what was trained before stays beside what is prepared."""
+    file = FOUND / "scale.json"
+    before = json.loads(file.read_text("utf-8")) if file.is_file() and not arguments.turns else {}
+    kept = {name: part for name, part in before.items() if name == "train"}
     most = ["--most", str(arguments.most), "--turns", str(arguments.turns)]
-    _keep("scale", _run("bench_scale.py", arguments, *most))
+    _keep("scale", kept | _run("bench_scale.py", arguments, *most))
 
 
 def _start(arguments: argparse.Namespace) -> None:
