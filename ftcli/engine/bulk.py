@@ -105,9 +105,9 @@ def _by_ids(renderer: Renderer, laid: Sequence[Layout]) -> list[Encoded | None]:
     """Rows with one answer, where ids tell how long its prompt is."""
     speller = renderer.speller
     found: list[Encoded | None] = [None] * len(laid)
-    places = [place for place, row in enumerate(laid) if len(row.answers) == 1]
     if not speller.by_bytes:
         return found
+    places = [place for place, row in enumerate(laid) if len(row.answers) == 1]
     for place, ids in zip(places, speller.ids([laid[n].text for n in places]), strict=True):
         row = laid[place]
         first = speller.ids_before(row.answers[0].start, row.text, ids)

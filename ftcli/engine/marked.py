@@ -15,13 +15,13 @@ from jinja2 import nodes
 from jinja2.runtime import Macro, Undefined
 from jinja2.utils import Namespace
 
+from ftcli.engine.guarding import filtered
 from ftcli.engine.limits import LimitError
 from ftcli.engine.sandbox import (
     TEMPLATE_FAULTS,
     Environment,
     compile_in,
     environment_of,
-    filtered,
     run,
 )
 

@@ -68,7 +68,7 @@ class Speller:
         return list(self._backend().encode_batch(list(texts), add_special_tokens=False))
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of `encodings`, which are found in two thirds of the time."""
+        """Ids of `encodings` alone: the tokenizer counts no characters for them."""
         found = self._backend().encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
@@ -123,7 +123,7 @@ class Speller:
 
     @cached_property
     def by_bytes(self) -> bool:
-        """Whether a token stands for the same bytes wherever it is found, and each byte has one."""
+        """Whether a token stands for the same bytes wherever it is found."""
         backend = self.tokenizer.backend_tokenizer
         model = backend.model
         if backend.normalizer is not None or not isinstance(model, BPE) or model.unk_token:
