@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from heapq import nlargest
 from pathlib import Path
@@ -18,6 +19,11 @@ from ftcli.engine.trainer import FtcliTrainer
 from ftcli.plan import Plan
 
 WHERE = "the longest batch"
+LAYER = re.compile(r"\.(\d+)\.")  # in the name of a weight
+# At least so many, and an eighth of them: a model may mix kinds of layers.
+LAST_LAYERS = 2
+# Of the peak: gradients count as held from the start, a twentieth too much at most.
+LITTLE = 1 / 20
 
 
 def check_longest(
@@ -34,7 +40,7 @@ def check_longest(
     reserved = _room_for_states(trainer, plan)
     trainer.model.train()
     trainer.micro_batch.do(
-        lambda most: _train_on_longest(trainer, rows, most),
+        lambda most: _train_on_longest(trainer, plan, rows, most),
         trainer.forget_gradients,
         WHERE,
     )
@@ -62,15 +68,37 @@ def _longest_rows(trainer: FtcliTrainer) -> list[int]:
     return windows[place // windows.batch_size]
 
 
-def _train_on_longest(trainer: FtcliTrainer, rows: list[int], most: int) -> None:
+def _train_on_longest(trainer: FtcliTrainer, plan: Plan, rows: list[int], most: int) -> None:
     """The largest micro-batch that a step of so many rows at once can have, beside the gradients
     of the one before it where a step has several."""
     first = trainer.laying.first([trainer.data.train.lengths[row] for row in rows], most)
-    if first < len(rows):
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
-    trainer.gradients_of([rows[:first]], WHERE)
+    weights = {name: w for name, w in trainer.model.named_parameters() if w.requires_grad}
+    last = _last_weights(trainer, plan, weights)
+    if first < len(rows) or last is not None:
+        for weight in weights.values():
+            weight.grad = torch.zeros_like(weight)
+    trainer.gradients_of([rows[:first]], WHERE, of=last)
+
+
+def _last_weights(
+    trainer: FtcliTrainer, plan: Plan, weights: dict[str, torch.Tensor]
+) -> list[torch.Tensor] | None:
+    """Those at which a backward pass may end that is made for its memory alone: once it is past
+    them it gives back more than it takes, as all gradients are there. None where all are wanted.
+
+    A card goes all the way: its products have workspaces and its allocator leaves gaps, and it is
+    done sooner. So does a training whose gradients alone would count for much.
+    """
+    if trainer.args.device.type == "cuda":
+        return None
+    if plan.estimate.breakdown["gradients"] > LITTLE * plan.estimate.peak_bytes:
+        return None
+    layers = {name: int(number[1]) for name in weights if (number := LAYER.search(name))}
+    trained = sorted(set(layers.values()))
+    if len(trained) <= LAST_LAYERS:
+        return None
+    first = trained[-max(LAST_LAYERS, len(trained) // 8)]
+    return [weight for name, weight in weights.items() if layers.get(name, first) >= first]
 
 
 def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,13 @@ class FtcliTrainer(SFTTrainer):
         parts = self.laying.divide(ids, most)
         return [[window[place] for place in part] for part in parts]
 
-    def gradients_of(self, batches: list[list[int]], where: str) -> Tensor:
+    def gradients_of(
+        self, batches: list[list[int]], where: str, of: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Add up the gradients of these micro-batches' mean loss; returns that loss, detached.
 
-        Raises FtcliError (`loss_not_finite`), in which `where` says what they are of.
+        Where `of` names weights, theirs alone: the backward pass ends where they are. Raises
+        FtcliError (`loss_not_finite`), in which `where` says what the micro-batches are of.
         """
         rows = self.data.train
         laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
@@ -202,7 +206,7 @@ class FtcliTrainer(SFTTrainer):
                     with self.compute_loss_context_manager():
                         loss = summed_loss(self.model, batch.to(self.args.device)) / labelled
                     with torch.autocast(self.args.device.type, enabled=False):
-                        self.accelerator.backward(loss)
+                        self.accelerator.backward(loss, inputs=of)
                 losses.append(loss.detach())
         require_finite_loss(losses, batches, rows, where)
         return torch.stack(losses).sum()
