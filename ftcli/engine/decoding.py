@@ -22,7 +22,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ftcli.engine.kernels.lora import casts_kept
+from ftcli.engine.kernels.lora import settled
 from ftcli.engine.packing import SHARED_TOKENS, alike, common_tokens
 from ftcli.engine.shared_cache import (
     NOWHERE,
@@ -50,6 +50,9 @@ HARMLESS = {
 # A batch of its own costs about as much as prefilling so many tokens: its steps read the weights
 # anew, 100 times or more, each time as long as 10 to 20 tokens take (measured on a CPU).
 BATCH_TOKENS = 1024
+# What rows begin with is copied into each of them where all copies have so many tokens at most:
+# reading it apart from the rest takes a layer as long as reading so many (measured on a CPU).
+COPIED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def room_of(model: PreTrainedModel, rows: int) -> Room:
         return Room(rows, LEAST_CACHE_TOKENS)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     size = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
-    return Room(rows, cache_tokens(weights, size))
+    return Room(rows, cache_tokens(weights, size) - COPIED_TOKENS)
 
 
 def together(prompts: Sequence[Sequence[int]], new_tokens: int, room: Room) -> list[list[int]]:
@@ -164,7 +167,7 @@ def decode(
     Draws from torch's own random numbers where there is a temperature.
     """
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
-    with torch.no_grad(), casts_kept(model):
+    with torch.no_grad(), settled(model):
         rows = _Rows(causal_model(model), [prompts[row] for row in order], settings, stop_ids)
         answers = dict(zip(order, rows.answer(), strict=True))
     return [answers[row] for row in range(len(prompts))]
@@ -191,7 +194,12 @@ class _Rows:
         self.ids, self.positions = _laid(prompts, self.most, model.device)
         # A short row's columns begin with what stands before all rows already.
         own = self.positions[:, self.shared :]
-        self.positions = own.masked_fill(own < self.shared, NOWHERE)
+        own = own.masked_fill(own < self.shared, NOWHERE)
+        copied = self.shared if len(prompts) * self.shared <= COPIED_TOKENS else 0
+        copies = torch.arange(copied, device=own.device).expand(len(own), -1)
+        self.positions = torch.cat((copies, own), dim=1)
+        self.first = self.shared - copied
+        """The column that is the cache's first."""
         self.cache = RowCache(*self.positions.shape)
         self.answers: list[list[int]] = [[] for _ in prompts]
         self.beginning: list[tuple[Tensor, Tensor]] = []
@@ -203,6 +211,8 @@ class _Rows:
         standing = list(range(len(self.answers)))
         with shared_cache_attention(self.model):
             logits = self._prefill()
+            if self.cache.copied:
+                self.beginning = []
             for end in range(self.longest, self.longest + self.most):
                 tokens = self._choose(logits, end)
                 for row, token in zip(standing, tokens.tolist(), strict=True):
@@ -210,7 +220,7 @@ class _Rows:
                 standing = self._drop_ended(standing, end)
                 if not standing or end + 1 == self.longest + self.most:
                     break
-                logits = self._forward(slice(0, len(standing)), slice(self.shared, end + 1), 1)
+                logits = self._forward(slice(0, len(standing)), slice(self.first, end + 1), 1)
         return self.answers
 
     def _prefill_beginning(self) -> None:
@@ -219,6 +229,9 @@ class _Rows:
         ids = self.ids[-1:, self.longest - self.lengths[-1] :][:, : self.shared]
         self.model.base_model(input_ids=ids, cache=cache, use_cache=True)
         self.beginning = beginning_of(cache)
+        if self.first < self.shared:
+            rows, columns = self.positions.shape
+            self.cache = RowCache(rows, columns, self.beginning)
 
     def _prefill(self) -> Tensor:
         """Logits after each prompt: some rows at once, those of like length."""
@@ -234,16 +247,19 @@ class _Rows:
     def _forward(self, rows: slice, seen: slice, count: int) -> Tensor:
         """Logits [rows, vocab] after the last column seen, whose last `count` are new."""
         new = slice(seen.stop - count, seen.stop)
-        own = slice(seen.start - self.shared, seen.stop - self.shared)
+        own = slice(seen.start - self.first, seen.stop - self.first)
         keys = self.positions[rows, own]
         queries = keys[:, -count:]
         self.cache.rows, self.cache.columns = rows, own
+        # An index copies what it takes; of a slice the head would make a product for each row, with
+        # a copy of its weights for each.
+        kept = 1 if count == 1 else torch.tensor([count - 1])
         logits: Tensor = self.model(
             input_ids=self.ids[rows, new],
             position_ids=queries.masked_fill(queries == NOWHERE, 0),
             cache=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=kept,
             view=View(self.beginning, queries, keys),
         ).logits[:, -1]
         return logits.float()

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache, DynamicLayer, PreTrainedModel
 
+from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.switch import attention_named
 
 NAME = "ftcli_shared_cache"
@@ -23,6 +25,9 @@ NOWHERE = 1 << 30
 # Queries of one product: their scores are held at once.
 QUERIES = 512
 
+# By layer keys and values of tokens [heads, tokens, width].
+Beginning = Sequence[tuple[Tensor, Tensor]]
+
 
 class RowCache(Cache):
     """Each row's own keys and values, in memory that is there from the start.
@@ -30,7 +35,8 @@ class RowCache(Cache):
     transformers' DynamicCache copies all of them for every token.
     """
 
-    def __init__(self, rows: int, columns: int) -> None:
+    def __init__(self, rows: int, columns: int, beginning: Beginning = ()) -> None:
+        """Where a beginning is given, the first columns of each row hold a copy of it."""
         super().__init__(layer_class_to_replicate=DynamicLayer)
         self.held: list[tuple[Tensor, Tensor]] = []
         """By layer [rows, heads, columns, width]."""
@@ -38,6 +44,11 @@ class RowCache(Cache):
         self.rows = slice(0, rows)
         self.columns = slice(0, 0)
         """Which of them the next forward pass reads; it writes the last ones."""
+        self.copied = beginning[0][0].shape[1] if beginning else 0
+        for keys, values in beginning:
+            self.held.append((self._empty(keys[None]), self._empty(values[None])))
+            for held, states in zip(self.held[-1], (keys, values), strict=True):
+                held[:, :, : self.copied] = states
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -50,7 +61,8 @@ class RowCache(Cache):
         new = slice(end - key_states.shape[2], end)
         for held, states in ((keys, key_states), (values, value_states)):
             if begin:
-                held[self.rows, :, :begin] = 0  # hidden tokens count nothing, but 0 * nan is nan
+                # Hidden tokens count nothing, but 0 * nan is nan.
+                held[self.rows, :, self.copied : begin] = 0
             held[self.rows, :, new] = states
         return keys[self.rows, :, self.columns], values[self.rows, :, self.columns]
 
@@ -60,16 +72,17 @@ class RowCache(Cache):
             tensor[targets, :, : self.columns.stop] = tensor[sources, :, : self.columns.stop]
 
     def _empty(self, states: Tensor) -> Tensor:
-        rows, columns = self.size
-        return states.new_empty((rows, states.shape[1], columns, states.shape[3]))
+        """Of the type that products have, which would else cast all of it for every token."""
+        (rows, columns), kind = self.size, autocast_type(states)
+        return states.new_empty((rows, states.shape[1], columns, states.shape[3]), dtype=kind)
 
 
 @dataclass(frozen=True)
 class View:
     """What the tokens of a forward pass may see."""
 
-    beginning: Sequence[tuple[Tensor, Tensor]]
-    """By layer keys and values that stand before all rows [heads, tokens, width]; none: nothing."""
+    beginning: Beginning
+    """What stands before all rows; none: nothing."""
     queries: Tensor
     """[rows, n]: positions of the tokens."""
     keys: Tensor
@@ -91,7 +104,8 @@ class View:
 
 def beginning_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     """What `View` wants of a cache with one row."""
-    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+    kind = autocast_type(cache.layers[0].keys) or cache.layers[0].keys.dtype
+    return [(layer.keys[0].to(kind), layer.values[0].to(kind)) for layer in cache.layers]
 
 
 def shared_cache_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -114,9 +128,11 @@ def attend(  # noqa: PLR0913 - as transformers calls it
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [rows, heads, n, width] → [rows, n, heads, width]."""
     rows, n, width = len(query), *query.shape[2:]
-    query = query * (width**-0.5 if scaling is None else scaling)
     hidden = view.hidden(sliding_window, query)
     before = view.beginning[module.layer_idx] if view.beginning else None
+    if n == 1 and before is None and softcap is None:
+        return _of_one_token(query, key, value, hidden, scaling), None
+    query = query * (width**-0.5 if scaling is None else scaling)
     step = max(1, QUERIES // rows)
     parts = [
         _attention(
@@ -133,6 +149,19 @@ def attend(  # noqa: PLR0913 - as transformers calls it
 
 
 AttentionInterface.register(NAME, attend)
+
+
+def _of_one_token(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scaling: float | None
+) -> Tensor:
+    """As `attend`, by torch's own kernel, which copies no keys."""
+    rows, shared = key.shape[:2]
+    # The query heads that share keys are its queries.
+    grouped = query.reshape(rows, shared, -1, query.shape[3])
+    attended = F.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=hidden[:, None], scale=scaling
+    )
+    return attended.reshape(rows, 1, -1, value.shape[3])
 
 
 def _attention(

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from ftcli.engine.batches import packed, padded
 from ftcli.engine.kernels.attention import attend, attention_for
 from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
-from ftcli.engine.kernels.lora import casts_kept, fuse_lora
+from ftcli.engine.kernels.lora import fuse_lora, settled
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.kernels.slots import layout_of
 from ftcli.engine.laying import Packed, Padded, laying_of_network
@@ -183,8 +183,8 @@ def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
     torch.testing.assert_close(logits(), tuned, rtol=1e-4, atol=1e-5)
 
 
-def test_casts_of_an_update_are_kept_while_it_answers_and_no_longer() -> None:
-    model = attach(llama(), lora(), seed=1)
+def test_what_a_node_multiplies_by_is_settled_while_it_answers_and_no_longer() -> None:
+    model = attach(llama().to(torch.bfloat16), lora(), seed=1)
     shake(model)
     fuse_lora(model)
     ids = torch.arange(1, 13)[None]
@@ -199,7 +199,7 @@ def test_casts_of_an_update_are_kept_while_it_answers_and_no_longer() -> None:
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         first = model(input_ids=ids).logits
-        with casts_kept(model):
+        with settled(model):
             assert torch.equal(doubled(), first)
         assert not torch.equal(doubled(), first)
 

@@ -6,7 +6,7 @@ again and keep more for the backward pass. The same products here add up in plac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.dequantised import is_four_bit, kept_weight
-
-# Of a node: A and B by the type that they were cast to.
-CASTS = "casts"
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -66,39 +63,67 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     if mixed:
         return plainly(hidden, *arguments, **keywords)
     bias = None if base.bias is None else base.bias.to(kind)
-    down, up = layer.__dict__.get(CASTS, {}).get(kind) or (down.to(kind), up.to(kind))
+    hidden, weight, down, up = (part.to(kind) for part in (hidden, weight, down, up))
     scale = layer.scaling[name]
     if not torch.is_grad_enabled():
-        rows = hidden.to(kind).flatten(0, -2)
-        answered, _ = _product(rows, weight.to(kind), bias, down, up, scale)
-        return answered.view(*hidden.shape[:-1], -1)
-    found: Tensor = _LowRank.apply(hidden.to(kind), weight.to(kind), bias, down, up, scale)
+        return _answer(hidden, weight.T, bias, down.T, up.T, scale)
+    found: Tensor = _LowRank.apply(hidden, weight, bias, down, up, scale)
     return found
 
 
 @contextmanager
-def casts_kept(model: nn.Module) -> Iterator[None]:
-    """Have the nodes cast their A and B once, for as long as nothing changes them."""
+def settled(model: nn.Module) -> Iterator[None]:
+    """Have the nodes look up and cast once what they multiply by, for as long as nothing changes
+    it and no gradient is wanted: each time takes as long as the products of a few tokens."""
     nodes = [m for m in model.modules() if isinstance(m, LoraLayer) and "forward" in m.__dict__]
+    before = [layer.forward for layer in nodes]
     for layer in nodes:
-        name = layer.active_adapters[0]
-        updates = (layer.lora_A[name].weight, layer.lora_B[name].weight)
-        if (kind := autocast_type(updates[0])) is not None:
-            layer.__dict__[CASTS] = {kind: tuple(weight.detach().to(kind) for weight in updates)}
+        layer.forward = _settled(layer)
     try:
         yield
     finally:
-        for layer in nodes:
-            layer.__dict__.pop(CASTS, None)
+        for layer, forward in zip(nodes, before, strict=True):
+            layer.forward = forward
+
+
+def _settled(layer: Any) -> Callable[..., Tensor]:
+    """The node's forward for tokens of the type that it computes in, and for others as before."""
+    base, name, before = layer.base_layer, layer.active_adapters[0], layer.forward
+    down, up = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
+    weight = kept_weight(base) if is_four_bit(base) else base.weight
+    kind = autocast_type(down) or down.dtype
+    if weight is None or layer.disable_adapters or layer.merged or weight.dtype != kind:
+        return before
+    bias = None if base.bias is None else base.bias.to(kind)
+    factors = (weight.T, bias, down.to(kind).T, up.to(kind).T, layer.scaling[name])
+
+    def forward(hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        if hidden.dtype != kind or arguments or keywords:
+            return before(hidden, *arguments, **keywords)
+        return _answer(hidden, *factors)
+
+    return forward
+
+
+def _answer(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
+    """[..., in] → [..., out], without a node of autograd; factors as in `_product`."""
+    answered, _ = _product(hidden.flatten(0, -2), weight, bias, down, up, scale)
+    return answered.view(*hidden.shape[:-1], -1)
 
 
 def _product(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[n, in] → [n, out], and what A makes of the rows [n, rank]."""
-    inner = rows @ down.T
-    found = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
-    return found.addmm_(inner, up.T, alpha=scale), inner
+    """[n, in] → [n, out], and what A makes of the rows [n, rank].
+
+    The factors are on their side, as rows are multiplied by them: [in, out], [in, rank], [rank,
+    out].
+    """
+    inner = torch.mm(rows, down)
+    found = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
+    return found.addmm_(inner, up, alpha=scale), inner
 
 
 class _LowRank(torch.autograd.Function):
@@ -110,7 +135,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, down, up, scale):  # type: ignore[no-untyped-def]
         rows = hidden.flatten(0, -2)
-        found, inner = _product(rows, weight, bias, down, up, scale)
+        found, inner = _product(rows, weight.T, bias, down.T, up.T, scale)
         ctx.save_for_backward(rows, weight, down, up, inner)
         ctx.scale, ctx.shape = scale, hidden.shape
         return found.view(*hidden.shape[:-1], -1)
