@@ -137,13 +137,15 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_queries_go_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rounded", [1, 3, 4])
+def test_queries_go_in_blocks(name: str, rounded: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks shorter than a segment and than a window, and groups of one segment each."""
     model = model_of(name, "lora")
     expected = plain(model)
+    for module in (attention, slots):
+        monkeypatch.setattr(module, "KEYS_ROUNDED", rounded)
     monkeypatch.setattr(attention, "BLOCK", 4)
     monkeypatch.setattr(slots, "MOST_SLOTS", 8)
-    monkeypatch.setattr(slots, "SLOTS_ROUNDED", 1)
     assert_same(through(model, packed(rows(), share=True)), expected)
 
 

@@ -20,12 +20,12 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.flex import through_flex
-from ftcli.engine.kernels.slots import Layout, Siblings
+from ftcli.engine.kernels.slots import KEYS_ROUNDED, Layout, Siblings
 from ftcli.engine.kernels.switch import attention_named
 
 NAME = "ftcli_packed"
-# Slots of one product: with fewer, fewer scores of what comes after them are thrown away.
-BLOCK = 128
+# Slots of one product at most: with fewer, fewer scores of what comes after them are thrown away.
+BLOCK = 192
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some slots of each segment, and the keys of its row that they may see."""
+    """Some slots of each segment, and the keys of its row among which are those they may see."""
 
     queries: slice
     keys: slice
@@ -155,10 +155,13 @@ class _Block:
 
 def _blocks(group: Siblings, scores: Scores) -> Iterator[_Block]:
     length, position, window = group.length, group.position, scores.window
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
+    start = 0
+    while start < length:
+        most = position + start + BLOCK
+        end = min(length, most - most % KEYS_ROUNDED - position)
         seen = 0 if window is None else max(0, position + start - window + 1)
-        yield _Block(slice(start, end), slice(seen, position + end))
+        yield _Block(slice(start, end), slice(seen - seen % KEYS_ROUNDED, position + end))
+        start = end
 
 
 def _by_slot(tensor: Tensor, scores: Scores) -> Tensor:
