@@ -17,10 +17,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ftcli.engine.batches import Row, length_batches
-from ftcli.engine.decoding import decode, decodes, room_of, together
+from ftcli.engine.decoding import decode, decodes, room_of
 from ftcli.engine.laying import Laying, Padded, laying_of_network
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
+from ftcli.engine.together import together
 from ftcli.engine.virtual import causal_model, generation_inputs
 from ftcli.metrics.answer import Answer
 from ftcli.recipe import Generation
