@@ -12,7 +12,7 @@ from ftcli.hardware import CARD_KERNELS
 from ftcli.plan import Plan, make_plan
 from ftcli.shapes import shape_from_config
 from ftcli.vram import estimate
-from ftcli.vram.activations import layers_bytes
+from ftcli.vram.activations import KEPT_KEYS, layers_bytes
 from tests.test_plan import PROFILE, SMALL, card, cpu, recipe
 
 LLAMA: dict[str, Any] = {
@@ -121,7 +121,8 @@ def test_the_estimate_of_a_card_knows_its_levers() -> None:
     """Flex attention keeps its output, as torch's other kernels do; Liger's gate keeps less."""
     found = on_card().estimated
     on_cpu = replace(found, device="cpu")
-    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, on_cpu)
+    shares = 2 * SMALL.layers * SMALL.heads * KEPT_KEYS * found.tokens
+    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, on_cpu) - shares
     assert layers_bytes(SMALL, found) < layers_bytes(SMALL, replace(found, liger=False))
     unpacked = replace(found, packed_rows=False)
     even = shape_from_config(LLAMA | {"num_key_value_heads": 2})
@@ -207,6 +208,7 @@ def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
     levers = ("packed_rows", "fused_lora", "fused_norms")
     for lever in levers:
         assert getattr(plan.estimated, lever) and not getattr(plain.estimated, lever)
-        without = replace(plan.estimated, **{lever: False})
-        assert plan.estimate.peak_bytes < estimate(SMALL, without).peak_bytes
+        without = estimate(SMALL, replace(plan.estimated, **{lever: False}))
+        more, less = plan.estimate.peak_bytes, without.peak_bytes
+        assert more > less if lever == "packed_rows" else more < less, "shares are kept"
     assert plan.headline().startswith("bf16 · 16 rows a step, packed to 2,048 tokens · ")

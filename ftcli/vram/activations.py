@@ -21,6 +21,10 @@ from ftcli.vram.inputs import (
 )
 from ftcli.vram.trained import trains_embeddings
 
+# Most keys of a product whose shares ftcli.engine.kernels.attention keeps: with 256 a layer of
+# SmolLM2-135M keeps a fifth more, and its attention takes a quarter less.
+KEPT_KEYS = 256
+
 # Share of a layer's backward temporaries that are alive together: fitted on published peaks.
 _TEMPORARIES_ALIVE = 0.8
 
@@ -221,7 +225,8 @@ def _attention(shape: Shape, choices: Choices) -> float:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
     if choices.own_attention:
-        return kept
+        keys = 0 if shape.capped_scores else min(choices.keys, KEPT_KEYS)
+        return kept + each * shape.heads * keys
     if _keeps_scores(shape, choices):
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
         return kept + score * shape.heads * choices.keys

@@ -133,8 +133,8 @@ class Choices:
     """4-bit weights stay beside themselves in the type that they compute in (a CPU with room)."""
     packed_rows: bool = False
     """Rows without padding: on a CPU through ftcli.engine.kernels.attention, which keeps queries,
-    keys and values and nothing else; on a card through torch's flex attention, which keeps what
-    its other fused kernels keep."""
+    keys, values and the shares of short rows, but not its output; on a card through torch's flex
+    attention, which keeps what its other fused kernels keep."""
     stack: Stack = Stack()
 
     @property

@@ -137,11 +137,15 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("rounded", [1, 3, 4])
-def test_queries_go_in_blocks(name: str, rounded: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks shorter than a segment and than a window, and groups of one segment each."""
+@pytest.mark.parametrize(("rounded", "kept"), [(1, 256), (3, 0), (4, 8)])
+def test_queries_go_in_blocks(
+    name: str, rounded: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks shorter than a segment and than a window, and groups of one segment each; of all,
+    none and some the shares are kept for the backward pass."""
     model = model_of(name, "lora")
     expected = plain(model)
+    monkeypatch.setattr(attention, "KEPT_KEYS", kept)
     for module in (attention, slots):
         monkeypatch.setattr(module, "KEYS_ROUNDED", rounded)
     monkeypatch.setattr(attention, "BLOCK", 4)

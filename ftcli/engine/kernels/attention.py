@@ -1,9 +1,10 @@
 """Attention over packed rows: a token sees what stands before it in its own row, and no neighbour.
 
 Queries, keys and values are gathered into slots (`slots.py`), where the query heads that share
-keys and values are rows of one matrix. Nothing is kept for the backward pass but queries, keys and
-values: the scores are made again there. Plain products of blocks are faster on a CPU than torch's
-fused kernel, whose backward pass is slow (docs/performance.md).
+keys and values are rows of one matrix. Beside queries, keys and values the shares of short rows are
+kept for the backward pass; those of longer ones, which would take more than all else that a layer
+keeps, are made again there. Plain products of blocks are faster on a CPU than torch's fused kernel,
+whose backward pass is slow (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.flex import through_flex
 from ftcli.engine.kernels.slots import KEYS_ROUNDED, Layout, Siblings
 from ftcli.engine.kernels.switch import attention_named
+from ftcli.vram.activations import KEPT_KEYS
 
 NAME = "ftcli_packed"
 # Slots of one product at most: with fewer, fewer scores of what comes after them are thrown away.
@@ -41,6 +43,10 @@ class Scores:
     softcap: float | None
     window: int | None
     """A token sees so many positions, its own among them."""
+
+    def keeps(self, shares: Tensor) -> bool:
+        """Whether the backward pass is given them; a softcap's slope is made of what was before."""
+        return self.softcap is None and shares.shape[-1] <= KEPT_KEYS
 
 
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -87,28 +93,31 @@ AttentionInterface.register(NAME, attend)
 
 
 class _Packed(torch.autograd.Function):
-    """Attention of each group of segments, computed again in the backward pass.
+    """Attention of each group of segments.
 
     Shapes: query [tokens, heads, width], key and value [tokens, shared heads, width].
     """
 
     @staticmethod
     def forward(ctx, query, key, value, scores):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(query, key, value)
-        ctx.scores = scores
         by_slot = [_by_slot(tensor, scores) for tensor in (query, key, value)]
-        attended = torch.empty_like(by_slot[0])
+        attended, kept = torch.empty_like(by_slot[0]), []
         for group in scores.layout.groups:
             whole = _whole(group, by_slot, (key, value), scores)
             found = group.own(attended, scores.heads)
             for block in _blocks(group, scores):
-                found[:, block.queries] = _attention(block.of(whole), scores)
+                shares = _scored(block.of(whole), scores)[0].softmax(dim=-1)
+                found[:, block.queries] = _attention(shares, block.of(whole))
+                kept.append(shares if scores.keeps(shares) else None)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.scores = scores
         return _by_token(attended, query, scores)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        saved, scores = ctx.saved_tensors, ctx.scores
+        tensors, scores = ctx.saved_tensors, ctx.scores
+        saved, kept = tensors[:3], iter(tensors[3:])
         by_slot = [_by_slot(tensor, scores) for tensor in saved]
         wanted = _by_slot(upstream, scores)
         wanted.index_fill_(0, scores.layout.order(scores.heads).filled, 0)
@@ -116,7 +125,8 @@ class _Packed(torch.autograd.Function):
         before = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in saved[1:]]
         for group in scores.layout.groups:
             whole = _whole(group, by_slot, saved[1:], scores)
-            found = _gradients_of_group(group, whole, group.own(wanted, scores.heads), scores)
+            upstream_of = group.own(wanted, scores.heads)
+            found = _gradients_of_group(group, whole, upstream_of, kept, scores)
             for total, part in zip(own, found, strict=True):
                 group.own(total, scores.heads).copy_(part[:, -group.length :])
             for total, part in zip(before, found[1:], strict=True):
@@ -205,34 +215,38 @@ def _add_before(group: Siblings, total: Tensor, part: Tensor) -> None:
         found = found[end - start :]
 
 
-def _attention(parts: _Parts, scores: Scores) -> Tensor:
-    """Causal attention of the last n of m tokens to all that they may see, shaped as the query."""
-    found, _ = _scored(parts, scores)
-    return torch.bmm(found.softmax(dim=-1), parts.value).view(parts.query.shape)
+def _attention(shares: Tensor, parts: _Parts) -> Tensor:
+    """Of the values by their shares [..., n x share, m], shaped as the query."""
+    return torch.bmm(shares, parts.value).view(parts.query.shape)
 
 
 def _gradients_of_group(
-    group: Siblings, whole: _Parts, wanted: Tensor, scores: Scores
+    group: Siblings, whole: _Parts, wanted: Tensor, kept: Iterator[Tensor | None], scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By query, key and value of `whole`, whose attention has the gradient `wanted`; what several
-    blocks add up is in fp32."""
+    blocks add up is in fp32. Takes of `kept` one for each block."""
     blocks = list(_blocks(group, scores))
     if len(blocks) == 1 and not blocks[0].keys.start:
-        return _gradients(whole, wanted, scores)
+        return _gradients(whole, wanted, next(kept), scores)
     of_query = torch.empty_like(whole.query)
     of_row = [torch.zeros_like(part, dtype=torch.float32) for part in (whole.key, whole.value)]
     for block in blocks:
-        found = _gradients(block.of(whole), wanted[:, block.queries], scores)
+        found = _gradients(block.of(whole), wanted[:, block.queries], next(kept), scores)
         of_query[:, block.queries] = found[0]
         for total, part in zip(of_row, found[1:], strict=True):
             total[:, block.keys] += part
     return of_query, of_row[0], of_row[1]
 
 
-def _gradients(parts: _Parts, wanted: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
-    """By query, key and value, of `_attention`: what autograd would do, but without its output."""
-    found, slope = _scored(parts, scores)
-    shares = found.softmax(dim=-1)
+def _gradients(
+    parts: _Parts, wanted: Tensor, shares: Tensor | None, scores: Scores
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By query, key and value: what autograd would do, but without the output. Shares that were
+    not kept are made again."""
+    slope = None
+    if shares is None:
+        found, slope = _scored(parts, scores)
+        shares = found.softmax(dim=-1)
     queries, upstream = _heads_as_rows(parts.query, scores), _heads_as_rows(wanted, scores)
     of_values = torch.bmm(shares.transpose(1, 2), upstream)
     of_shares = torch.bmm(upstream, parts.value.transpose(1, 2))
