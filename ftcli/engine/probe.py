@@ -86,8 +86,8 @@ def _last_weights(
     """Those at which a backward pass may end that is made for its memory alone: once it is past
     them it gives back more than it takes, as all gradients are there. None where all are wanted.
 
-    A card goes all the way: its products have workspaces and its allocator leaves gaps, and it is
-    done sooner. So does a training whose gradients alone would count for much.
+    A card goes all the way: its products have workspaces and its allocator leaves gaps. So does a
+    training whose gradients alone would count for much.
     """
     if trainer.args.device.type == "cuda":
         return None

@@ -22,7 +22,7 @@ from ftcli.vram.inputs import (
 from ftcli.vram.trained import trains_embeddings
 
 # Most keys of a product whose shares ftcli.engine.kernels.attention keeps: with 256 a layer of
-# SmolLM2-135M keeps a fifth more, and its attention takes a quarter less.
+# SmolLM2-135M keeps up to a quarter more, and its attention takes a quarter less (measured).
 KEPT_KEYS = 256
 
 # Share of a layer's backward temporaries that are alive together: fitted on published peaks.

@@ -2,9 +2,9 @@
 
 Queries, keys and values are gathered into slots (`slots.py`), where the query heads that share
 keys and values are rows of one matrix. Beside queries, keys and values the shares of short rows are
-kept for the backward pass; those of longer ones, which would take more than all else that a layer
-keeps, are made again there. Plain products of blocks are faster on a CPU than torch's fused kernel,
-whose backward pass is slow (docs/performance.md).
+kept for the backward pass; those of longer ones, which grow with the square of their length, are
+made again there. Plain products of blocks are faster on a CPU than torch's fused kernel, whose
+backward pass is slow (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ class _Packed(torch.autograd.Function):
             whole = _whole(group, by_slot, (key, value), scores)
             found = group.own(attended, scores.heads)
             for block in _blocks(group, scores):
-                shares = _scored(block.of(whole), scores)[0].softmax(dim=-1)
-                found[:, block.queries] = _attention(shares, block.of(whole))
+                parts = block.of(whole)
+                shares = _scored(parts, scores)[0].softmax(dim=-1)
+                found[:, block.queries] = _attention(shares, parts)
                 kept.append(shares if scores.keeps(shares) else None)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scores = scores
@@ -125,8 +126,8 @@ class _Packed(torch.autograd.Function):
         before = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in saved[1:]]
         for group in scores.layout.groups:
             whole = _whole(group, by_slot, saved[1:], scores)
-            upstream_of = group.own(wanted, scores.heads)
-            found = _gradients_of_group(group, whole, upstream_of, kept, scores)
+            wanted_of_group = group.own(wanted, scores.heads)
+            found = _gradients_of_group(group, whole, wanted_of_group, kept, scores)
             for total, part in zip(own, found, strict=True):
                 group.own(total, scores.heads).copy_(part[:, -group.length :])
             for total, part in zip(before, found[1:], strict=True):
