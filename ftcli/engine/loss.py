@@ -82,7 +82,9 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
-    hidden = _hidden(model, batch).flatten(0, 1)[_filled_up(batch.sources)]
+    hidden = _hidden(model, batch).flatten(0, 1)
+    # the gradient of an index is added up in any order on two threads, that of a selection is not
+    hidden = hidden.index_select(0, _filled_up(batch.sources))
     hidden = hidden.to(autocast_type(hidden) or hidden.dtype)
     head = head_of(causal_model(model))
     loss: Tensor = _HeadLoss.apply(

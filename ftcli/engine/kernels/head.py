@@ -165,9 +165,18 @@ class _Chunk:
                 weight[part] += shares.T @ (self.inputs * factors).to(shares.dtype)
             if bias is not None:
                 bias[part] += (factors.T @ shares.float())[0]
-        where = (self.targets,)
+        targets, places = self.targets.unique(return_inverse=True)
         if weight is not None:
             wanted = self.inputs[: len(of_target)] * of_target
-            weight.index_put_(where, wanted.neg_().to(weight.dtype), accumulate=True)
+            weight[targets] -= _summed(wanted, places, len(targets)).to(weight.dtype)
         if bias is not None:
-            bias.index_put_(where, of_target[:, 0].neg().to(bias.dtype), accumulate=True)
+            bias[targets] -= _summed(of_target[:, 0], places, len(targets)).to(bias.dtype)
+
+
+def _summed(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """[m, …] → fp32 [count, …]: the values of each place, added up in their order on a CPU.
+
+    `index_put_` with `accumulate` adds in any order on two threads, and in 16 bits rounds each time.
+    """
+    summed = values.new_zeros((count, *values.shape[1:]), dtype=torch.float32)
+    return summed.index_add_(0, places, values.float())
