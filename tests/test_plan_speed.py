@@ -51,7 +51,8 @@ def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> 
     ("config", "reason"),
     [
         ({"model_type": "gpt_neox", "rotary_pct": 1.0}, "not proven for gpt_neox"),
-        ({"attention_dropout": 0.1}, "the model drops attention weights"),
+        ({"attention_dropout": 0.1}, "the model drops attention weights or hidden states"),
+        ({"resid_pdrop": 0.1}, "the model drops attention weights or hidden states"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotates positions by the"),
         ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rotates positions"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, None),
@@ -184,6 +185,30 @@ def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -
     assert plan.packing.value
     assert plan.shared_prefix is not None
     assert plan.shared_prefix.value == ("dropout" not in method)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"precision": "pure-bf16"}},
+        {"training": {"precision": "fp32"}, "model": {"dtype": "bf16"}},
+    ],
+)
+def test_lora_over_16_bit_weights_without_autocast_stays_as_peft_has_it(sections: Any) -> None:
+    plan = plan_of(**sections)
+    assert plan.fused_lora is not None and not plan.fused_lora.value
+    assert plan.fused_lora.reason.startswith("without autocast PEFT casts")
+    assert plan.packing.value and not plan.estimated.fused_lora
+
+
+def test_what_short_rows_keep_is_estimated_by_the_longest_of_them() -> None:
+    short, long = replace(PROFILE, longest_tokens=40), replace(PROFILE, longest_tokens=200)
+    plans = [make_plan(recipe(training={"packing": 400}), SMALL, of, cpu()) for of in (short, long)]
+    assert [plan.estimated.longest_row for plan in plans] == [40, 200]
+    assert [plan.packing.value for plan in plans] == [400, 400]
+    kept = [plan.estimate.timeline["end of forward"]["activations"] for plan in plans]
+    each = plans[0].estimated.compute_bytes
+    assert kept[1] - kept[0] == 400 * (208 - 48) * SMALL.heads * each * SMALL.layers
 
 
 @pytest.mark.parametrize(

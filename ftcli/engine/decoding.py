@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ftcli.engine.kernels.lora import settled
+from ftcli.engine.model import shape_of
 from ftcli.engine.shared_cache import (
     NOWHERE,
     RowCache,
@@ -30,10 +31,7 @@ from ftcli.engine.shared_cache import (
 )
 from ftcli.engine.together import Room, common_start
 from ftcli.engine.virtual import causal_model, virtual_tokens
-from ftcli.errors import ModelError
 from ftcli.recipe import Generation
-from ftcli.shapes import Shape
-from ftcli.shapes.config import shape_from_config
 from ftcli.shapes.interface import DECODED_TYPES
 from ftcli.vram.moments import LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
 
@@ -52,7 +50,7 @@ COPIED_TOKENS = 1024
 
 def decodes(model: PreTrainedModel) -> bool:
     """Whether the loop of this file gives a model's answers."""
-    shape = _shape(model)
+    shape = shape_of(model)
     config = causal_model(model).generation_config
     return (
         shape is not None
@@ -65,19 +63,12 @@ def decodes(model: PreTrainedModel) -> bool:
 
 def room_of(model: PreTrainedModel, rows: int) -> Room:
     """At most so many rows, and cache in proportion to the weights (ftcli.vram.moments)."""
-    shape = _shape(model)
+    shape = shape_of(model)
     if shape is None:
         return Room(rows, LEAST_CACHE_TOKENS)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     size = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
     return Room(rows, cache_tokens(weights, size) - COPIED_TOKENS)
-
-
-def _shape(model: PreTrainedModel) -> Shape | None:
-    try:
-        return shape_from_config(causal_model(model).config.get_text_config().to_dict())
-    except ModelError:  # no sizes that ftcli knows
-        return None
 
 
 def decode(

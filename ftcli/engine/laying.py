@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,14 +10,13 @@ from transformers import PreTrainedModel
 
 from ftcli.data.order import micro_batches
 from ftcli.engine.batches import Batch, Row, packed, padded
-from ftcli.engine.packing import divide, usually_shared
-from ftcli.engine.virtual import causal_model, virtual_tokens
-from ftcli.errors import ModelError
+from ftcli.engine.model import shape_of
+from ftcli.engine.packing import divide, plant, usually_shared
+from ftcli.engine.virtual import virtual_tokens
 from ftcli.fit.search import CPU_TOKENS
 from ftcli.plan import Plan
 from ftcli.plan.memory import PREFIXES
 from ftcli.plan.speed import why_not_packed
-from ftcli.shapes.config import shape_from_config
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Padded:
         """Places of the rows of a step, the longest first, in micro-batches of at most so many."""
         return micro_batches(range(len(ids)), most)
 
-    def first(self, lengths: Sequence[int], most: int) -> int:
-        """How many rows of these lengths, the longest first, the largest micro-batch has."""
-        return min(most, len(lengths))
+    def first(self, ids: Sequence[Sequence[int]], most: int) -> int:
+        """How many of the rows, the longest first, the largest micro-batch has."""
+        return min(most, len(ids))
 
     def lay(self, rows: Sequence[Row]) -> Batch:
         """A micro-batch."""
@@ -52,13 +52,14 @@ class Packed:
         """Places of the rows of a step in as few micro-batches as tokens and rows allow."""
         return divide(ids, self._tokens(most), most if self.rows else len(ids), share=self.share)
 
-    def first(self, lengths: Sequence[int], most: int) -> int:
-        """As of `Padded`; rows that have nothing in common take most."""
-        room, count = self._tokens(most), 0
-        while count < min(most, len(lengths)) and lengths[count] <= room:
-            room -= lengths[count]
-            count += 1
-        return max(1, count)
+    def first(self, ids: Sequence[Sequence[int]], most: int) -> int:
+        """As of `Padded`: as many as its tokens have room for, what they share counted once."""
+        room, rows = self._tokens(most), min(most, len(ids)) if self.rows else len(ids)
+
+        def tokens(count: int) -> int:
+            return plant(ids[:count], share=self.share).tokens
+
+        return max(1, bisect_right(range(1, rows + 1), room, key=tokens))
 
     def lay(self, rows: Sequence[Row]) -> Batch:
         """A micro-batch."""
@@ -90,8 +91,5 @@ def laying_of_network(
 
 
 def _takes_packed_rows(network: PreTrainedModel) -> bool:
-    config = causal_model(network).config.get_text_config().to_dict()
-    try:
-        return why_not_packed(replace(shape_from_config(config), attention_dropout=False)) is None
-    except ModelError:  # no sizes that ftcli knows
-        return False
+    shape = shape_of(network)
+    return shape is not None and why_not_packed(replace(shape, dropout=False)) is None

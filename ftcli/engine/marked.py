@@ -211,7 +211,7 @@ def _unmarked_index(value: Any) -> None:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and BEGIN in value
+    return isinstance(value, str) and (BEGIN in value or ESCAPED in value)
 
 
 def _is_marked(value: Any) -> bool:

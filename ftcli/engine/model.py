@@ -25,9 +25,11 @@ from ftcli.engine.loss import require_known_head
 from ftcli.engine.methods import keep_training_exact
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.template import choose_template
+from ftcli.engine.virtual import causal_model
 from ftcli.errors import ModelError
 from ftcli.loading import Loaded
 from ftcli.recipe import Data, Model
+from ftcli.shapes import Shape, shape_from_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
@@ -41,6 +43,14 @@ def load_renderer(loaded: Loaded, source: str) -> Renderer:
     tokenizer = load_tokenizer(source, recipe.model.revision)
     note = choose_template(tokenizer, loaded)
     return renderer_of(tokenizer, recipe.data, note)
+
+
+def shape_of(network: PreTrainedModel) -> Shape | None:
+    """The shape of a network, below its adapter; None where ftcli knows no sizes of its kind."""
+    try:
+        return shape_from_config(causal_model(network).config.get_text_config().to_dict())
+    except ModelError:
+        return None
 
 
 def renderer_of(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from heapq import nlargest
 from pathlib import Path
 
@@ -12,11 +14,14 @@ import torch
 from ftcli.console import Reporter, gigabytes
 from ftcli.disk import TEMPORARY, drop_folder, folder_bytes, require_space
 from ftcli.engine.checkpoints import optimizer_bytes, save_checkpoint
-from ftcli.engine.laying import Packed
+from ftcli.engine.kernels.attention import kept_products
+from ftcli.engine.laying import Padded
 from ftcli.engine.memory import StepMemory
+from ftcli.engine.model import shape_of
 from ftcli.engine.randomness import random_state, restore_random_state
 from ftcli.engine.trainer import FtcliTrainer
 from ftcli.plan import Plan
+from ftcli.vram.activations import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
 
 WHERE = "the longest batch"
 LAYER = re.compile(r"\.(\d+)\.")  # in the name of a weight
@@ -29,18 +34,17 @@ LITTLE = 1 / 20
 def check_longest(
     trainer: FtcliTrainer, plan: Plan, memory: StepMemory, reporter: Reporter
 ) -> None:
-    """Train on the longest micro-batch, validate and save, and undo all of it.
+    """Train on the largest micro-batch, validate and save, and undo all of it.
 
     Makes the micro-batch smaller where memory runs out. Raises torch's error where one row is too
     much, NotFiniteError, and MachineError (`disk_full`).
     """
     before = random_state()
     memory.watch()
-    rows = _longest_rows(trainer)
     reserved = _room_for_states(trainer, plan)
     trainer.model.train()
-    trainer.micro_batch.do(
-        lambda most: _train_on_longest(trainer, plan, rows, most),
+    rows = trainer.micro_batch.do(
+        lambda most: _train_on_largest(trainer, plan, most),
         trainer.forget_gradients,
         WHERE,
     )
@@ -52,32 +56,58 @@ def check_longest(
     del reserved
     _save_and_drop(trainer, plan)
     restore_random_state(before)
-    longest = trainer.data.train.lengths[rows[0]]
+    longest = max(trainer.data.train.lengths[row] for row in rows)
     peak = memory.watched_bytes()
     size = f": peak {gigabytes(peak)}" if peak is not None else ""
     reporter.note(f"check  longest batch ({longest} tokens) {', '.join(did)} and saved{size}")
 
 
-def _longest_rows(trainer: FtcliTrainer) -> list[int]:
-    """Those of the step that holds the run's longest row, the longest first; where tokens fill a
-    micro-batch, the longest of the run."""
+def _largest_rows(trainer: FtcliTrainer, plan: Plan, most: int) -> list[int]:
+    """Those of the micro-batch of at most so many rows that takes most, the longest first: of the
+    step that holds the longest row, or where tokens fill a micro-batch, of all the run's."""
     windows, lengths = trainer.data.windows, trainer.data.train.lengths
-    if isinstance(trainer.laying, Packed):
-        return nlargest(windows.batch_size, set(windows.order), key=lambda row: lengths[row])
-    place = max(range(len(windows.order)), key=lambda i: lengths[windows.order[i]])
-    return windows[place // windows.batch_size]
+    if isinstance(trainer.laying, Padded):
+        place = max(range(len(windows.order)), key=lambda i: lengths[windows.order[i]])
+        return _first_rows(trainer, windows[place // windows.batch_size], most)
+    used = set(windows.order)
+    short = (row for row in used if lengths[row] <= KEPT_KEYS)
+    fullest = (
+        _first_rows(trainer, nlargest(windows.batch_size, rows, lengths.__getitem__), most)
+        for rows in (used, short)
+    )
+    return max(filter(None, fullest), key=lambda rows: _layers_bytes(trainer, plan, rows))
 
 
-def _train_on_longest(trainer: FtcliTrainer, plan: Plan, rows: list[int], most: int) -> None:
-    """The largest micro-batch that a step of so many rows at once can have, beside the gradients
-    of the one before it where a step has several."""
-    first = trainer.laying.first([trainer.data.train.lengths[row] for row in rows], most)
+def _first_rows(trainer: FtcliTrainer, rows: Sequence[int], most: int) -> list[int]:
+    """As many of the first as a micro-batch of at most so many can have."""
+    table = trainer.data.train.dataset
+    return list(rows[: trainer.laying.first(table[list(rows)]["input_ids"], most)])
+
+
+def _layers_bytes(trainer: FtcliTrainer, plan: Plan, rows: list[int]) -> int:
+    """What the layers take for packed rows: of long rows fewer shares are kept than of short."""
+    batch = trainer.laying.lay([trainer.data.train.dataset[row] for row in rows])
+    assert batch.layout is not None
+    tokens = batch.input_ids.numel()
+    keys = round(kept_products(batch.layout) / tokens)
+    choices = replace(plan.estimated, micro_batch=1, seq_len=tokens, longest_row=keys)
+    shape = shape_of(trainer.model)
+    assert shape is not None, "it was planned for"
+    return layers_bytes(shape, choices) + rebuilt_layer_bytes(shape, choices)
+
+
+def _train_on_largest(trainer: FtcliTrainer, plan: Plan, most: int) -> list[int]:
+    """On the largest micro-batch that a step can have of so many rows at once, beside the gradients
+    of the one before it where a step has several; returns its rows."""
+    rows = _largest_rows(trainer, plan, most)
     weights = {name: w for name, w in trainer.model.named_parameters() if w.requires_grad}
     last = _last_weights(trainer, plan, weights)
-    if first < len(rows) or last is not None:
+    windows = trainer.data.windows
+    if len(rows) < min(windows.batch_size, len(windows.order)) or last is not None:
         for weight in weights.values():
             weight.grad = torch.zeros_like(weight)
-    trainer.gradients_of([rows[:first]], WHERE, of=last)
+    trainer.gradients_of([rows], WHERE, of=last)
+    return rows
 
 
 def _last_weights(
@@ -91,7 +121,8 @@ def _last_weights(
     """
     if trainer.args.device.type == "cuda":
         return None
-    if plan.estimate.breakdown["gradients"] > LITTLE * plan.estimate.peak_bytes:
+    gradients = max(items["gradients"] for items in plan.estimate.timeline.values())
+    if gradients > LITTLE * plan.estimate.peak_bytes:
         return None
     layers = {name: int(number[1]) for name in weights if (number := LAYER.search(name))}
     trained = sorted(set(layers.values()))

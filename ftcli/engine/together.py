@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -29,11 +30,19 @@ def together(prompts: Sequence[Sequence[int]], new_tokens: int, room: Room) -> l
         family.sort(key=lambda place: len(prompts[place]), reverse=True)
         lengths = [len(prompts[place]) for place in family]
         shared = common_start([prompts[place] for place in family])
-        parts = _cut(lengths, shared, new_tokens, room)
-        even = -(-len(family) // len(parts))  # as many batches, none of them a small rest
-        for part in _cut(lengths, shared, new_tokens, replace(room, rows=even)):
-            batches.append([family[place] for place in part])
+        parts = _evenly(lengths, shared, new_tokens, room)
+        batches += [[family[place] for place in part] for part in parts]
     return sorted(batches, key=lambda batch: len(prompts[batch[0]]), reverse=True)
+
+
+def _evenly(lengths: Sequence[int], shared: int, new_tokens: int, room: Room) -> list[list[int]]:
+    """As few parts as have room, of as few rows each as those allow: none is a small rest."""
+
+    def parts(rows: int) -> list[list[int]]:
+        return _cut(lengths, shared, new_tokens, replace(room, rows=rows))
+
+    fewest = len(parts(room.rows))
+    return parts(1 + bisect_left(range(1, room.rows), True, key=lambda n: len(parts(n)) <= fewest))
 
 
 def _cut(lengths: Sequence[int], shared: int, new_tokens: int, room: Room) -> list[list[int]]:

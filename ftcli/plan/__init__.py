@@ -89,7 +89,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     base = vram_choices(recipe, profile, precision.value, attention.value, hardware)
     padded = why_padded(recipe, shape, hardware)
     require_packing(recipe, padded)
-    fused = why_not_fused(recipe, hardware) is None and base.mode == "lora"
+    fused = why_not_fused(recipe, hardware, base) is None and base.mode == "lora"
     fused_norms = choose_fused_norms(recipe, shape, hardware)
     liger = choose_liger(recipe, shape, hardware)
     base = replace(base, packed_rows=padded is None, fused_lora=fused)

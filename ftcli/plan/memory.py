@@ -132,13 +132,19 @@ def fit_memory(
     """The cheapest values of what the recipe leaves open; raises MachineError."""
     require_optimizer(recipe, hardware)
     options = _options(recipe, profile, hardware, base)
-    found = cheapest(base, options, lambda way: fits(estimate_on(shape, way, hardware), hardware))
+
+    def has_room(way: Choices) -> bool:
+        return fits(
+            estimate_on(shape, _by_tokens(recipe, profile, hardware, way), hardware), hardware
+        )
+
+    found = cheapest(base, options, has_room)
     if found is None:
         least = leanest(base, options)
         raise _too_large(recipe, profile, hardware, least, estimate_on(shape, least, hardware))
     found = _by_tokens(recipe, profile, hardware, found)
     if may_keep_dequantised(recipe, hardware, found):
-        fused = found.has_lora and why_not_fused(recipe, hardware) is None
+        fused = found.has_lora and why_not_fused(recipe, hardware, found) is None
         kept = replace(found, keeps_dequantised=True, fused_lora=fused)
         found = kept if fits(estimate_on(shape, kept, hardware), hardware) else found
     return Fit(
@@ -212,7 +218,13 @@ def _by_tokens(recipe: Recipe, profile: Profile, hardware: Hardware, found: Choi
     wanted = found.tokens if by_rows else _wanted_tokens(recipe, profile, hardware)
     tokens = max(found.seq_len, min(wanted, found.tokens))
     micro_batches = math.ceil(training.batch_size * found.seq_len / tokens)
-    return replace(found, micro_batch=1, seq_len=tokens, gradient_accumulation=micro_batches)
+    return replace(
+        found,
+        micro_batch=1,
+        seq_len=tokens,
+        longest_row=found.seq_len,
+        gradient_accumulation=micro_batches,
+    )
 
 
 def require_optimizer(recipe: Recipe, hardware: Hardware) -> None:

@@ -34,8 +34,8 @@ def why_not_packed(shape: Shape) -> str | None:
     """What in a model keeps its rows from standing in one sequence; None where nothing does."""
     if shape.model_type not in PACKED_TYPES:
         return f"not proven for {shape.model_type}"
-    if shape.attention_dropout:
-        return "the model drops attention weights, other ones in each row"
+    if shape.dropout:
+        return "the model drops attention weights or hidden states, other ones in each row"
     if shape.stretched_positions:
         return "the model rotates positions by the longest row beside"
     return None
@@ -106,7 +106,7 @@ def choose_shared_prefix(recipe: Recipe, packing: Choice[int]) -> Choice[bool] |
     return Choice(True, "what rows of a micro-batch begin with is computed once, exactly")
 
 
-def why_not_fused(recipe: Recipe, hardware: Hardware) -> str | None:
+def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str | None:
     """Why a frozen weight and its update are separate nodes; None where they are one, or could be
     if 4-bit weights stay dequantised."""
     method = recipe.method
@@ -116,6 +116,8 @@ def why_not_fused(recipe: Recipe, hardware: Hardware) -> str | None:
         return "DoRA divides by the norm of base and update"
     if isinstance(method, Lora | Qlora) and method.dropout:
         return "dropout stands between a layer's input and its update"
+    if not choices.autocast and choices.weight_bytes != choices.stack.adapter_bytes:
+        return "without autocast PEFT casts between 16-bit weights and their update in fp32"
     return None
 
 
@@ -125,7 +127,7 @@ def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> C
         return None
     if choices.fused_lora:
         return Choice(True, "base and update add up in place: less is copied, less is kept")
-    why = why_not_fused(recipe, hardware)
+    why = why_not_fused(recipe, hardware, choices)
     return Choice(False, why or "4-bit weights are dequantised in each product")
 
 

@@ -10,6 +10,9 @@ from ftcli.errors import ModelError
 from ftcli.shapes.families import FAMILIES, Family, Flag, family_of
 from ftcli.shapes.shape import Head, Shape
 
+# Keys of a config that say how much is dropped: of attention weights, and of hidden states (Phi-3).
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+
 
 def shape_from_config(
     config: Mapping[str, object], *, name: str = "", hub_id: str | None = None
@@ -37,7 +40,7 @@ def shape_from_config(
         capped_scores=family.capped_scores,
         activation_parameters=family.activation_parameters,
         head=_head(config, family),
-        attention_dropout=bool(config.get("attention_dropout")),
+        dropout=any(config.get(name) for name in DROPOUTS),
         stretched_positions=_stretches_positions(config),
         stored_bytes=_stored_bytes(config),
         model_type=model_type,

@@ -62,8 +62,8 @@ class Shape:
     """Tokens that attention looks back in `windowed_layers`; None where no layer is so limited."""
     windowed_layers: int = 0
     """Layers whose attention has the window; the others see all tokens before."""
-    attention_dropout: bool = False
-    """Attention drops some of its weights in training."""
+    dropout: bool = False
+    """The model drops some of its attention weights or hidden states in training."""
     stretched_positions: bool = False
     """How positions are rotated depends on the longest row beside (dynamic RoPE, LongRoPE)."""
     stored_bytes: Literal[2, 4] = 2

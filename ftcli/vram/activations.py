@@ -6,6 +6,7 @@ unless another origin stands beside them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ftcli.shapes import Shape
@@ -24,6 +25,9 @@ from ftcli.vram.trained import trains_embeddings
 # Most keys of a product whose shares ftcli.engine.kernels.attention keeps: with 256 a layer of
 # SmolLM2-135M keeps up to a quarter more, and its attention takes a quarter less (measured).
 KEPT_KEYS = 256
+# The keys of its products are a multiple of so many: a softmax in bf16 takes up to 1.4 times as
+# long over other numbers (measured), and oneDNN keeps 0.6 MB of code for each shape of a product.
+KEYS_ROUNDED = 16
 
 # Share of a layer's backward temporaries that are alive together: fitted on published peaks.
 _TEMPORARIES_ALIVE = 0.8
@@ -225,8 +229,7 @@ def _attention(shape: Shape, choices: Choices) -> float:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
     if choices.own_attention:
-        keys = 0 if shape.capped_scores else min(choices.keys, KEPT_KEYS)
-        return kept + each * shape.heads * keys
+        return kept + each * shape.heads * _kept_keys(shape, choices)
     if _keeps_scores(shape, choices):
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
         return kept + score * shape.heads * choices.keys
@@ -235,6 +238,14 @@ def _attention(shape: Shape, choices: Choices) -> float:
         # (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
         kept += each * choices.keys
     return kept + each * shape.query_width + 4 * shape.heads
+
+
+def _kept_keys(shape: Shape, choices: Choices) -> int:
+    """Most keys of a packed token whose shares are kept: as many tokens as a short row has."""
+    if shape.capped_scores:
+        return 0
+    longest = choices.keys if choices.longest_row is None else choices.longest_row
+    return min(math.ceil(longest / KEYS_ROUNDED) * KEYS_ROUNDED, KEPT_KEYS)
 
 
 def _flex_repeats(shape: Shape, choices: Choices) -> bool:

@@ -108,7 +108,10 @@ class Choices:
     double_quantization: bool = True
     micro_batch: int = 1
     seq_len: int = 1024
-    """Tokens of the longest row, after padding and truncation."""
+    """Tokens of the longest row, after padding and truncation; of a micro-batch of packed rows
+    that are told by their tokens, all of them."""
+    longest_row: int | None = None
+    """Tokens of the longest of packed rows; None: `seq_len` is one row."""
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = True
     attention: Attention = "sdpa"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ftcli.engine import probe
+from ftcli.engine.kernels.attention import kept_products
 from ftcli.engine.probe import WHERE
 from ftcli.engine.trainer import FtcliTrainer
 from tests.conftest import save_tiny_model
@@ -81,3 +83,56 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     sizes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     held: int = max(accumulate(size for _, size in sizes))
     return held
+
+
+BEGINNING = "Each of these questions is about the shop and its hours, which the sign tells. " * 5
+ROWS = {
+    "what rows begin with is long": [(BEGINNING + f"No. {n}", "Yes. " * 4) for n in range(48)],
+    "short rows keep more than long ones": [
+        (f"Is no. {n} open? ", "Yes. " * (85 if n % 16 == 0 else 20)) for n in range(48)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_no_step_has_a_larger_micro_batch(
+    name: str, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, tried, trained = FtcliTrainer.gradients_of, [], []
+
+    def watched(trainer: FtcliTrainer, batches: list[list[int]], where: str, **of: Any) -> Tensor:
+        rows = trainer.data.train.dataset
+        for batch in (trainer.laying.lay([rows[row] for row in rows_]) for rows_ in batches):
+            assert batch.layout is not None
+            size = (batch.input_ids.numel(), kept_products(batch.layout))
+            (tried if where == WHERE else trained).append(size)
+        return original(trainer, batches, where, **of)
+
+    monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
+    pairs = [{"prompt": prompt, "completion": answer} for prompt, answer in ROWS[name]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    training = {"max_steps": 3, "batch_size": 16, "packing": 512}
+    data = {"train": "rows.jsonl", "validation": 0, "max_length": 512}
+    assert train(write_recipe(data=data, training=training)) == 0
+    [(tokens, kept)] = tried
+    assert len(trained) > 3
+    assert tokens >= 0.9 * max(size for size, _ in trained)
+    assert kept >= 0.9 * max(kept for _, kept in trained)
+
+
+def test_a_full_fine_tuning_is_tried_to_the_end(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients are no small part of what it takes, though few are there at its peak."""
+    original, ends = FtcliTrainer.gradients_of, []
+
+    def watched(trainer: FtcliTrainer, batches: list[list[int]], where: str, **of: Any) -> Tensor:
+        if where == WHERE:
+            ends.append(of["of"])
+        return original(trainer, batches, where, **of)
+
+    monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
+    save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS, intermediate_size=1024)
+    model, training = {"id": str(tmp_path / "tiny")}, {"max_steps": 1, "batch_size": 4}
+    assert train(write_recipe(model=model, method={"mode": "full"}, training=training)) == 0
+    assert ends == [None]

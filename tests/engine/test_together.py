@@ -29,6 +29,12 @@ def test_batches_have_as_many_rows_as_there_is_room_for() -> None:
     assert [len(batch) for batch in batches_of(prompts, Room(64, 1))] == [1] * 20
 
 
+def test_an_even_cut_makes_no_batch_more() -> None:
+    """Long prompts fill a batch with few rows: one of as many rows each would leave a rest."""
+    prompts = [own(90, seed) for seed in range(5)] + [own(20, seed + 5) for seed in range(15)]
+    assert [len(batch) for batch in batches_of(prompts, Room(64, 500))] == [5, 15]
+
+
 def test_what_they_share_takes_room_once() -> None:
     prompts = [list(range(100, 200)) + own(5, seed) for seed in range(10)]
     assert len(batches_of(prompts, Room(64, 100 + 10 * 15))) == 1

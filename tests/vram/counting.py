@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ftcli.engine.methods
-from ftcli.engine.batches import of_tensors, packed
+from ftcli.engine.batches import Batch, of_tensors, packed
 from ftcli.engine.kernels.dequantised import keep_dequantised
 from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
@@ -165,8 +165,7 @@ def autocast(choices: Choices) -> torch.autocast:
 def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
     """Bytes that are alive after a forward pass up to the head, without its result."""
 
-    row = {"input_ids": ids[0].tolist(), "labels": ids[0].tolist()}
-    batch = packed([row], share=False) if choices.packed_rows else of_tensors(ids, ids)
+    batch = _packed(ids[0].tolist(), choices) if choices.packed_rows else of_tensors(ids, ids)
 
     def forward() -> Tensor:
         with autocast(choices):
@@ -177,6 +176,13 @@ def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
     allocated: list[int] = []
     result = allocations(forward, allocated)
     return sum(allocated) - result.untyped_storage().nbytes()
+
+
+def _packed(ids: list[int], choices: Choices) -> Batch:
+    """These ids as rows of the longest there is."""
+    length = choices.longest_row or len(ids)
+    rows = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return packed([{"input_ids": row, "labels": row} for row in rows], share=False)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

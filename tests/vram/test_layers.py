@@ -11,7 +11,7 @@ from counting import build, kept_by_layers, rows, tiny_config
 
 from ftcli.shapes import Shape, shape_from_config
 from ftcli.vram import Choices
-from ftcli.vram.activations import layers_bytes, norm_bytes
+from ftcli.vram.activations import KEPT_KEYS, layers_bytes, norm_bytes
 from ftcli.vram.copies import forward_copies_bytes
 
 FAMILIES = [
@@ -144,12 +144,33 @@ def test_packed_rows_keep_what_the_formula_says(family: str) -> None:
     """With one node for base and update, and dequantised weights that stay."""
     for mode in ("full", "lora", "qlora"):
         for precision, rebuilt in (("bf16", False), ("fp32", False), ("bf16", True)):
-            ways: Any = replace(METHODS[mode], precision=precision, packed_rows=True)
-            kept = mode == "qlora"
-            ways = replace(ways, gradient_checkpointing=rebuilt, keeps_dequantised=kept)
-            ways = replace(ways, fused_lora=mode != "full", fused_norms=True)
-            off = deviation(tiny_config(family, sliding_window=TOKENS // 2), ways)
-            assert abs(off) < 0.02, (mode, precision, rebuilt, off)
+            for longest in (TOKENS, TOKENS // 4):
+                ways = packed_ways(mode, precision, longest)
+                ways = replace(ways, gradient_checkpointing=rebuilt)
+                off = deviation(tiny_config(family, sliding_window=TOKENS // 2), ways)
+                assert abs(off) < 0.02, (mode, precision, rebuilt, longest, off)
+
+
+def packed_ways(mode: str, precision: Any, longest: int, tokens: int = TOKENS) -> Choices:
+    """As they are planned on a CPU."""
+    ways = replace(METHODS[mode], precision=precision, packed_rows=True, fused_norms=True)
+    ways = replace(ways, gradient_checkpointing=False, keeps_dequantised=mode == "qlora")
+    fused = mode != "full" and precision != "pure-bf16"
+    return replace(ways, fused_lora=fused, seq_len=tokens, longest_row=longest)
+
+
+def test_packed_rows_in_16_bits_keep_what_the_formula_says() -> None:
+    """Where PEFT casts each layer's input for its adapter."""
+    for mode in ("full", "lora"):
+        off = deviation(tiny_config("llama"), packed_ways(mode, "pure-bf16", TOKENS // 4))
+        assert abs(off) < 0.02, (mode, off)
+
+
+def test_packed_rows_of_any_length_keep_no_more_than_the_formula_says() -> None:
+    """Of a row that is longer than `KEPT_KEYS` few shares are kept; others may be shorter."""
+    for longest in (KEPT_KEYS, KEPT_KEYS + 16, 2 * KEPT_KEYS):
+        ways = packed_ways("lora", "bf16", longest, tokens=2 * KEPT_KEYS)
+        assert deviation(tiny_config("llama"), ways) > -0.02, longest
 
 
 @pytest.mark.slow

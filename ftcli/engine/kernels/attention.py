@@ -1,10 +1,12 @@
 """Attention over packed rows: a token sees what stands before it in its own row, and no neighbour.
 
 Queries, keys and values are gathered into slots (`slots.py`), where the query heads that share
-keys and values are rows of one matrix. Beside queries, keys and values the shares of short rows are
-kept for the backward pass; those of longer ones, which grow with the square of their length, are
-made again there. Plain products of blocks are faster on a CPU than torch's fused kernel, whose
-backward pass is slow (docs/performance.md).
+keys and values are rows of one matrix, and each block of queries is a product with the keys that
+it may see. Beside queries, keys and values the shares of products of up to `KEPT_KEYS` keys are
+kept for the backward pass: those of short rows, and of the first block of longer ones. Those of
+the other blocks, which grow with the square of a row's length, are made again there. Plain products
+of blocks are faster on a CPU than torch's fused kernel, whose backward pass is slow
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from ftcli.engine.kernels.autocast import autocast_type
 from ftcli.engine.kernels.flex import through_flex
-from ftcli.engine.kernels.slots import KEYS_ROUNDED, Layout, Siblings
+from ftcli.engine.kernels.slots import Layout, Siblings
 from ftcli.engine.kernels.switch import attention_named
-from ftcli.vram.activations import KEPT_KEYS
+from ftcli.vram.activations import KEPT_KEYS, KEYS_ROUNDED
 
 NAME = "ftcli_packed"
 # Slots of one product at most: with fewer, fewer scores of what comes after them are thrown away.
@@ -47,6 +49,16 @@ class Scores:
     def keeps(self, shares: Tensor) -> bool:
         """Whether the backward pass is given them; a softcap's slope is made of what was before."""
         return self.softcap is None and shares.shape[-1] <= KEPT_KEYS
+
+
+def kept_products(layout: Layout) -> int:
+    """How many products of a query and a key are kept for the backward pass, of one query head."""
+    return sum(
+        group.count * (block.queries.stop - block.queries.start) * block.keys.stop
+        for group in layout.groups
+        for block in _blocks(group, window=None)
+        if block.keys.stop <= KEPT_KEYS
+    )
 
 
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -105,7 +117,7 @@ class _Packed(torch.autograd.Function):
         for group in scores.layout.groups:
             whole = _whole(group, by_slot, (key, value), scores)
             found = group.own(attended, scores.heads)
-            for block in _blocks(group, scores):
+            for block in _blocks(group, scores.window):
                 parts = block.of(whole)
                 shares = _scored(parts, scores)[0].softmax(dim=-1)
                 found[:, block.queries] = _attention(shares, parts)
@@ -164,8 +176,8 @@ class _Block:
         return _Parts(whole.query[:, self.queries], key, value)
 
 
-def _blocks(group: Siblings, scores: Scores) -> Iterator[_Block]:
-    length, position, window = group.length, group.position, scores.window
+def _blocks(group: Siblings, window: int | None) -> Iterator[_Block]:
+    length, position = group.length, group.position
     start = 0
     while start < length:
         most = position + start + BLOCK
@@ -226,7 +238,7 @@ def _gradients_of_group(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By query, key and value of `whole`, whose attention has the gradient `wanted`; what several
     blocks add up is in fp32. Takes of `kept` one for each block."""
-    blocks = list(_blocks(group, scores))
+    blocks = list(_blocks(group, scores.window))
     if len(blocks) == 1 and not blocks[0].keys.start:
         return _gradients(whole, wanted, next(kept), scores)
     of_query = torch.empty_like(whole.query)

@@ -176,7 +176,7 @@ class _Chunk:
 def _summed(values: Tensor, places: Tensor, count: int) -> Tensor:
     """[m, …] → fp32 [count, …]: the values of each place, added up in their order on a CPU.
 
-    `index_put_` with `accumulate` adds in any order on two threads, and in 16 bits rounds each time.
+    `index_put_` adds in any order on two threads, and in 16 bits rounds each time.
     """
     summed = values.new_zeros((count, *values.shape[1:]), dtype=torch.float32)
     return summed.index_add_(0, places, values.float())

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ftcli.engine.packing import Forest, Segment, Span
+from ftcli.vram.activations import KEYS_ROUNDED
 
 # Segments go together that fill so much of the longest, up to so many slots.
 LEAST_FILLED = 0.8
 MOST_SLOTS = 1024
-# The keys of a product are a multiple of so many: a softmax in bf16 takes up to 1.4 times as long
-# over other numbers (measured), and oneDNN keeps 0.6 MB of code for each shape of a product.
-KEYS_ROUNDED = 16
+# Copies of what stands before the segments of a group, and their own, up to so many.
+MOST_KEYS = 65_536
 
 Made = TypeVar("Made")
 
@@ -153,8 +153,11 @@ def _of_like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
     together: list[Segment] = []
     for segment in sorted(segments, key=_length, reverse=True):
         longest = _length(together[0]) if together else 0
+        count = len(together) + 1
         too_short = _length(segment) < LEAST_FILLED * longest
-        if together and (too_short or (len(together) + 1) * longest > MOST_SLOTS):
+        too_many = count * longest > MOST_SLOTS
+        too_many |= count * (segment.position + longest) > MOST_KEYS
+        if together and (too_short or too_many):
             yield together
             together = []
         together.append(segment)
