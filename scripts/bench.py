@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -25,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from bench_peers import programs_of, versions
+from machine import this_machine
 from measured_process import Measured, measure
 from peers import (
     ALPHA,
@@ -42,15 +41,13 @@ from peers import (
     Side,
     saved_weights,
 )
-from products import product_seconds
 
-from ftcli.engine.device import device_of, find_hardware, use_whole_machine
+from ftcli.engine.device import find_hardware
 from ftcli.hardware import Hardware
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 SCORER = Path(__file__).with_name("bench_score.py")
 GB = 10**9
-PRODUCT = (2048, 576, 1536)  # rows, width and inner width of SmolLM2-135M's gated MLP
 LIMIT_SECONDS = 900  # bf16 that a CPU emulates would not end in an hour
 
 
@@ -93,7 +90,7 @@ def main() -> None:
             outcomes.append(Outcome(mode, "(the base)", (), (), base))
         outcomes += _compare(jobs, sides, arguments, held_out)
         if arguments.json:  # a mode that fails loses no other's figures
-            _write(arguments, hardware, outcomes, environments)
+            _write(arguments, outcomes, environments)
     _print(arguments, hardware, outcomes, environments)
 
 
@@ -263,36 +260,18 @@ def _print(
 
 def _write(
     arguments: argparse.Namespace,
-    hardware: Hardware,
     outcomes: Sequence[Outcome],
     environments: dict[str, dict[str, str]],
 ) -> None:
-    machine = {
-        "name": hardware.name,
-        "cores": hardware.cores,
-        "memory_bytes": hardware.memory_bytes,
-        "fast_bf16": hardware.fast_bf16,
-        "type": "bf16" if hardware.fast_bf16 else "fp32",
-        "product_tflops": _product_tflops(hardware),
-    }
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}
     settings |= {"model": arguments.model.name, "data": "/".join(arguments.data.parts[-2:])}
     whole = {
-        "machine": machine,
+        "machine": this_machine(),
         "settings": settings,
         "versions": environments,
         "outcomes": [_record(outcome) for outcome in outcomes],
     }
     arguments.json.write_text(json.dumps(whole, indent=2) + "\n")
-
-
-def _product_tflops(hardware: Hardware) -> float:
-    """TFLOP/s of a product like those of a small model's layers, in the type that it trains in:
-    machines of one name can differ by a factor of two."""
-    kind = torch.bfloat16 if hardware.fast_bf16 else torch.float32
-    use_whole_machine(hardware)
-    seconds = product_seconds(*PRODUCT, kind, device_of(hardware), 60)
-    return 2.0 * math.prod(PRODUCT) / seconds / 1e12
 
 
 def _cells(outcome: Outcome) -> list[str]:

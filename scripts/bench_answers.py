@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from machine import this_machine
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -29,7 +30,6 @@ from ftcli.engine.rendering import Renderer
 from ftcli.recipe import Generation
 
 Ids = list[list[int]]
-THEIR_ROWS = 8
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--instruction", type=int, default=0, help="tokens before every prompt")
+    parser.add_argument("--their-rows", type=int, default=8, help="prompts in one `generate`")
     parser.add_argument("--unchecked", action="store_true", help="no answers at batch 1")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
@@ -47,11 +48,11 @@ def main() -> None:
     prompts = _prompts(model, arguments.rows, arguments.prompts, arguments.instruction)
     settings = Generation(max_new_tokens=arguments.new_tokens)
     sides: dict[str, Callable[[], Ids]] = {
-        "transformers": lambda: _theirs(model, prompts, settings, THEIR_ROWS),
+        "transformers": lambda: _theirs(model, prompts, settings, arguments.their_rows),
         "ftcli": lambda: _ours(model, prompts, settings),
     }
     short = Generation(max_new_tokens=2)  # what is built at first use
-    _theirs(model, prompts[:2], short, THEIR_ROWS), _ours(model, prompts[:2], short)
+    _theirs(model, prompts[:2], short, 2), _ours(model, prompts[:2], short)
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     answers: dict[str, Ids] = {}
     for _ in range(arguments.turns):
@@ -63,6 +64,9 @@ def main() -> None:
     ratios = [b / a for a, b in zip(*speeds.values(), strict=True)]
     found = {"tokens_per_second": speeds, "ratios": ratios, "median_ratio": median(ratios)}
     found |= {"prompts": len(prompts), "prompt_tokens": sum(map(len, prompts))}
+    found |= {"their_rows": min(arguments.their_rows, len(prompts))}
+    found |= {"our_rows": max(map(len, answered_together(model, prompts, settings)))}
+    found |= {"instruction_tokens": arguments.instruction, "machine": this_machine()}
     found |= {"answer_tokens": {name: sum(map(len, ids)) for name, ids in answers.items()}}
     if not arguments.unchecked:
         one = _theirs(model, prompts, settings, 1)

@@ -4,7 +4,7 @@ machine's matrix products it uses.
     python scripts/bench_levers.py --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
     python scripts/bench_levers.py --model … --instruction 1000
 
-Rows are {"prompt", "completion"}. `--instruction` puts so many tokens, the same ones, before each.
+Rows are {"prompt", "completion"}. `--instruction` puts so many words, the same ones, before each.
 Prints JSON: the median over steps of each way's seconds by those of the plain path, the largest
 difference of a step's loss, and the share of the limit.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from products import product_seconds
+from machine import product_seconds, this_machine
 from torch.nn import functional as F
 
 from ftcli.artifacts import RunFolder
@@ -67,7 +67,7 @@ def main() -> None:
                 print(f"{name}: {taken:.2f} s, loss {loss:.5f}", file=sys.stderr, flush=True)
         if number:  # right behind the fastest way: the machine has other guests
             limits.append(_limit(trainer))
-    found = _result(trainer, arguments, seconds, losses)
+    found = _result(trainer, arguments, seconds, losses) | {"machine": this_machine()}
     print(json.dumps(found | _share(trainer, arguments, windows[1:], seconds, limits), indent=2))
 
 
@@ -84,7 +84,7 @@ def step_parser(description: str | None) -> argparse.ArgumentParser:
 def _arguments() -> argparse.Namespace:
     parser = step_parser(__doc__)
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
-    parser.add_argument("--instruction", type=int, default=0, help="tokens before each prompt")
+    parser.add_argument("--instruction", type=int, default=0, help="words before each prompt")
     return parser.parse_args()
 
 
@@ -185,7 +185,8 @@ def _result(
     plain = seconds["plain"]
     return {
         "mode": arguments.mode,
-        "instruction_tokens": arguments.instruction,
+        "instruction_words": arguments.instruction,
+        "steps": arguments.steps,
         "precision": str(trainer.accelerator.mixed_precision),
         "seconds_a_step": {name: statistics.median(taken) for name, taken in seconds.items()},
         "times_faster_than_plain": {

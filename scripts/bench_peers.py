@@ -60,6 +60,11 @@ def programs_of(name: str) -> Path:
     raise SystemExit(f"{name} is not set up: python scripts/bench_peers.py setup {name}")
 
 
+def is_set_up(name: str) -> bool:
+    """Whether its environment is there, or that of ftcli does."""
+    return name == "trl" or (ENVIRONMENTS / name / "bin").is_dir()
+
+
 def versions(programs: Path) -> dict[str, str]:
     """Python and the packages that matter, as that environment has them."""
     command = [str(programs / "python"), "-I", "-c", _VERSIONS, *TOLD]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_levers import build, step_parser
+from machine import this_machine
 from torch.profiler import ProfilerActivity, profile
 
 from ftcli.engine.trainer import FtcliTrainer
@@ -44,7 +45,8 @@ def main() -> None:
             _step(trainer, window)
     found = {name: statistics.median(each[name] for each in steps) for name in steps[0]}
     precision = str(trainer.accelerator.mixed_precision)
-    print(json.dumps({"mode": arguments.mode, "precision": precision, "seconds": found}, indent=2))
+    told = {"mode": arguments.mode, "precision": precision, "steps": arguments.steps}
+    print(json.dumps(told | {"seconds": found, "machine": this_machine()}, indent=2))
 
 
 def _arguments() -> argparse.Namespace:

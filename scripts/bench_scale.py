@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from machine import this_machine
 from measured_process import measure
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -49,10 +50,11 @@ def main() -> None:
         _tiny_model(arguments.model, work / "model")
         found = {
             "rows": [LEAST_ROWS, arguments.most],
-            "prepare": _prepared(work, arguments.most),
+            "prepare": _prepared(work, arguments.most) | {"machine": this_machine()},
         }
         if arguments.turns:
-            found["train"] = _trained(work, arguments.most, arguments.turns)
+            ways = _trained(work, arguments.most, arguments.turns)
+            found["train"] = {"ways": ways, "machine": this_machine()}
     print(json.dumps(found, indent=2))
 
 

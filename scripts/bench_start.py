@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import this_machine
 from peers import OFFLINE
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "data" / "shop" / "train.jsonl"
@@ -48,7 +49,8 @@ def main() -> None:
         name: statistics.median(a / b for a, b in zip(found[name], found["import"], strict=True))
         for name in MOMENTS
     }
-    print(json.dumps({"seconds": medians, "times_the_import": ratios, "turns": found}, indent=2))
+    whole = {"seconds": medians, "times_the_import": ratios, "turns": found}
+    print(json.dumps(whole | {"machine": this_machine()}, indent=2))
 
 
 def _recipe(model: Path, folder: Path) -> Path:

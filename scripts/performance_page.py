@@ -6,7 +6,7 @@ python scripts/performance_page.py
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,12 @@ def levers(found: Found) -> str:
     )
     table.append(f"| of the machine's matrix products, TFLOP/s | {limits} |")
     worst = max(max(each["largest_loss_difference"].values()) for each in kinds.values())
+    steps = ", ".join(f"{name}: {each['steps']}" for name, each in kinds.items())
     below = (
-        f"Seconds of an optimizer step, and how many times faster than the plain path, in "
-        f"{_precision(found)} on {found['machine']}. The loss of a step differs from that of the "
-        f"plain path by {worst:.1e} at most."
+        f"Medians of seconds of an optimizer step in {_precision(found)}, and of how many times "
+        f"faster it is than the plain path's on the same rows (steps: {steps}), on "
+        f"{_machines(found['measured'])}. A step's loss differs from that of the plain path by "
+        f"{worst:.1e} at most."
     )
     return "\n".join(table) + f"\n\n{below}"
 
@@ -79,9 +81,13 @@ WORDS = {
 
 def profile(found: Found) -> str:
     """One row for each part of a step, one column for each kind of training."""
-    kinds = {_kind(each): each["seconds"] for each in found["measured"]}
+    measured = found["measured"]
+    kinds = {_kind(each): each["seconds"] for each in measured}
     table = _by_kind(kinds, PARTS, _part)
-    below = f"Seconds of a step and shares of it, in {_precision(found)} on {found['machine']}."
+    below = (
+        f"Medians of seconds of a step and shares of it, in {_precision(found)} on "
+        f"{_machines(measured)}."
+    )
     return "\n".join(table) + f"\n\n{below}"
 
 
@@ -106,8 +112,30 @@ def _part(seconds: Found, name: str) -> str:
 
 def _kind(each: Found) -> str:
     name = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}[each["mode"]]
-    words = each.get("instruction_tokens")
+    words = each.get("instruction_words")
     return f"{name}, {words:,} words before each prompt" if words else name
+
+
+def _machines(measured: Sequence[Found]) -> str:
+    """The machines of some figures, each told once: `AMD EPYC, 2 cores, 0.37 to 0.39 TFLOP/s …`;
+    without how fast they are where that was not measured."""
+    speeds: dict[str, list[float]] = {}
+    types: dict[str, str] = {}
+    for machine in (each["machine"] for each in measured):
+        name = f"{machine['name']}, {machine['cores']} cores"
+        found = speeds.setdefault(name, [])
+        if "product_tflops" in machine:
+            found.append(machine["product_tflops"])
+            types[name] = machine["type"]
+    return " and ".join(
+        f"{name}, {_range(found)} TFLOP/s in matrix products of {types[name]}" if found else name
+        for name, found in speeds.items()
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _lever(each: Found, name: str) -> str:
@@ -142,16 +170,14 @@ def peers(found: Found) -> str:
 
 def _measured(one: Found) -> str:
     """What was run, how often, and on which machine."""
-    settings, machine = one["settings"], one["machine"]
+    settings = one["settings"]
     turns = "one turn" if settings["runs"] == 1 else f"{settings['runs']} turns"
     once = [name for name in settings.get("once", ()) if name in one["versions"]]
     if settings["runs"] > 1 and once:
         turns += f" ({', '.join(once)}: one)"
-    speed = machine.get("product_tflops")
-    products = "" if speed is None else f", {speed:.2f} TFLOP/s in products of {machine['type']}"
     return (
         f"{', '.join(settings['modes'])}: {settings['rows']} rows of {settings['data']}, {turns} "
-        f"on {machine['name']}, {machine['cores']} cores{products}"
+        f"on {_machines([one])}"
     )
 
 
@@ -175,7 +201,7 @@ def _median(values: list[float]) -> float:
 
 def scale(found: Found) -> str:
     """Figures of preparing and of training, few rows and many."""
-    prepare, train = found["prepare"], found["train"]
+    prepare, train = found["prepare"], found["train"]["ways"]
     few, many = found["rows"]
     rows = [
         (
@@ -193,7 +219,7 @@ def scale(found: Found) -> str:
         ("rows prepared in all, a second", f"{prepare['rows_a_second']:,.0f}"),
         (
             f"seconds for {many:,} rows that are prepared already, beyond those of {few:,} rows",
-            f"{prepare['seconds_when_prepared_already']:.1f}",
+            _noticed(prepare["seconds_when_prepared_already"]),
         ),
         (
             f"peak memory of prepare, {few:,} and {many:,} rows",
@@ -208,7 +234,14 @@ def scale(found: Found) -> str:
         )
         for name, each in train.items()
     ]
-    return "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    on = f"Prepared on {_machines([prepare])}; trained on {_machines([found['train']])}."
+    return f"{table}\n\n{on}"
+
+
+def _noticed(seconds: float) -> str:
+    """Of a difference between two programs, each of which takes seconds."""
+    return f"{seconds:.1f}" if seconds > 0.5 else "less than differs from run to run"
 
 
 def start(found: Found) -> str:
@@ -218,7 +251,7 @@ def start(found: Found) -> str:
     for name, words in MOMENTS.items():
         rows.append(f"| {words} | {seconds[name]:.1f} | {ratios[name]:.2f} × |")
     head = "| | seconds | of the import |\n| --- | --- | --- |"
-    below = f"Medians of {len(found['turns']['import'])} turns on {found['machine']}."
+    below = f"Medians of {len(found['turns']['import'])} turns on {_machines([found])}."
     return "\n".join([head, *rows]) + f"\n\n{below}"
 
 
@@ -231,24 +264,26 @@ MOMENTS = {
 def answers(found: Found) -> str:
     """Tokens a second of both sides, without and with an instruction before each prompt."""
     head = (
-        "| | `generate`, tokens/s | ftcli, tokens/s | | the same tokens as one by one |\n"
-        "| --- | --- | --- | --- | --- |"
+        "| | `generate`: prompts at once, tokens/s | ftcli: prompts at once, tokens/s | | the same "
+        "tokens as one by one |\n| --- | --- | --- | --- | --- |"
     )
-    rows = [f"| {' | '.join(_answer(each))} |" for each in found["measured"]]
-    turns = " and ".join(str(len(each["ratios"])) for each in found["measured"])
-    return "\n".join([head, *rows]) + f"\n\nMedians of {turns} turns on {found['machine']}."
+    measured = found["measured"]
+    rows = [f"| {' | '.join(_answer(each))} |" for each in measured]
+    counts = sorted({len(each["ratios"]) for each in measured})
+    turns = " and ".join(map(str, counts))
+    return "\n".join([head, *rows]) + f"\n\nMedians of {turns} turns on {_machines(measured)}."
 
 
 def _answer(each: Found) -> list[str]:
     words = each["instruction_tokens"]
-    told = f", {words:,} tokens of instruction before each" if words else ""
+    told = f", {words:,} tokens before each" if words else ""
     speeds = {name: _median(sorted(values)) for name, values in each["tokens_per_second"].items()}
     same = each["prompts"] - len(each.get("ftcli_differs", ()))
     checked = f"{same} of {each['prompts']}" if "ftcli_differs" in each else "not asked"
     return [
         f"{each['prompts']} prompts{told}",
-        f"{speeds['transformers']:,.0f}",
-        f"{speeds['ftcli']:,.0f}",
+        f"{each['their_rows']}: {speeds['transformers']:,.0f}",
+        f"{each['our_rows']}: {speeds['ftcli']:,.0f}",
         f"{each['median_ratio']:.2f} ×",
         checked,
     ]

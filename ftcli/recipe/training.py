@@ -65,7 +65,7 @@ class Training(Section):
     Which rows make a step stays, and so does the loss. true, as a number, insists on it."""
     fast: bool | Literal["all"] = True
     """Levers of docs/performance.md: true: those that were timed on this kind of machine; all: on a
-    card, too, where none was; false: none, only transformers, PEFT and padded rows."""
+    card, too, where none was; false: none, transformers' and PEFT's own forward on padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again in the backward pass; auto: only where memory asks for it."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
