@@ -100,9 +100,10 @@ def _normed(
     hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool, kind: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """The normed input, and 1 / rms of each token [..., 1] in fp32."""
-    length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+    exact = hidden.float()
+    length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
     inverse = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
-    normed = hidden.float() * inverse
+    normed = exact * inverse if exact is hidden else exact.mul_(inverse)
     if plus_one:
         return normed.mul_(1 + weight.float()).to(kind or hidden.dtype), inverse
     found = normed.to(hidden.dtype) * weight
