@@ -158,13 +158,13 @@ def peers(found: Found) -> str:
     )
     measured = found["measured"]
     rows = [f"| {' | '.join(_peer(each))} |" for one in measured for each in one["outcomes"]]
-    told = "\n".join(f"- {_measured(one)}" for one in measured)
-    versions = {name: each for one in measured for name, each in one["versions"].items()}
-    listed = "; ".join(
-        f"{name}: {', '.join(f'{key} {value}' for key, value in each.items())}"
-        for name, each in versions.items()
-    )
-    below = f"One epoch, from command to saved weights:\n\n{told}\n\nVersions: {listed}."
+    ran = "\n".join(f"- {_measured(one)}" for one in measured)
+    sides: dict[str, list[str]] = {}
+    for name, each in {n: v for one in measured for n, v in one["versions"].items()}.items():
+        told = ", ".join(f"{package} {version}" for package, version in each.items())
+        sides.setdefault(told, []).append(name)
+    listed = "\n".join(f"- {', '.join(names)}: {told}" for told, names in sides.items())
+    below = f"One epoch, from command to saved weights:\n\n{ran}\n\nVersions:\n\n{listed}"
     return "\n".join([head, *rows]) + f"\n\n{below}"
 
 
