@@ -156,6 +156,12 @@ def test_tokens_of_a_micro_batch() -> None:
     assert (by_rows.micro_batch.value, by_rows.packing.value) == (4, 4 * PROFILE.longest_tokens)
     both = plan_of(training={"micro_batch_size": 4, "packing": 600})
     assert (both.micro_batch.value, both.packing.value) == (4, 600)
+    assert both.packing.reason == "set in the recipe"
+    few, many = (plan_of(training={"packing": tokens}).packing for tokens in (10, 10**6))
+    assert few.value == PROFILE.longest_tokens
+    assert few.reason == "10 set in the recipe; the longest row has more"
+    assert many.value < 10**6
+    assert many.reason == "1000000 set in the recipe; a step, or memory, has no more"
 
 
 def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> None:

@@ -132,13 +132,13 @@ def _last_weights(
     return [weight for name, weight in weights.items() if layers.get(name, first) >= first]
 
 
-def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> list[torch.Tensor]:
-    """On a card, hold what the optimizer will take at its first step."""
-    device = trainer.args.device
-    if device.type != "cuda" or optimizer_bytes(trainer.optimizer):
-        return []
+def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> torch.Tensor | None:
+    """Hold what the optimizer will take at its first step, and every later one beside."""
+    if optimizer_bytes(trainer.optimizer):
+        return None
     size = plan.estimate.breakdown["optimizer"]
-    return [torch.empty(size, dtype=torch.uint8, device=device)]
+    # written to: else a CPU's system gives no memory for it yet
+    return torch.ones(size, dtype=torch.uint8, device=trainer.args.device)
 
 
 def _save_and_drop(trainer: FtcliTrainer, plan: Plan) -> None:

@@ -84,9 +84,17 @@ def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Choice[in
     """Tokens of a micro-batch of packed rows; 0 where rows are padded."""
     if padded is not None:
         return Choice(0, padded)
-    if isinstance(recipe.training.packing, int) and recipe.training.packing is not True:
-        return Choice(tokens, "set in the recipe")
+    asked = recipe.training.packing
+    if isinstance(asked, int) and asked is not True:
+        return Choice(tokens, _beside_asked(tokens, asked))
     return Choice(tokens, "rows of a step without padding, each blind to the others")
+
+
+def _beside_asked(tokens: int, asked: int) -> str:
+    if tokens == asked:
+        return "set in the recipe"
+    why = "the longest row has more" if tokens > asked else "a step, or memory, has no more"
+    return f"{asked} set in the recipe; {why}"
 
 
 def say_beside_packed(attention: Choice[Attention], padded: str | None) -> Choice[Attention]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -17,6 +18,7 @@ from ftcli.engine import probe
 from ftcli.engine.kernels.attention import kept_products
 from ftcli.engine.probe import WHERE
 from ftcli.engine.trainer import FtcliTrainer
+from ftcli.plan import Plan
 from tests.conftest import save_tiny_model
 from tests.test_training import train
 
@@ -120,18 +122,30 @@ def test_no_step_has_a_larger_micro_batch(
     assert kept >= 0.9 * max(kept for _, kept in trained)
 
 
-def test_a_full_fine_tuning_is_tried_to_the_end(
+def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its gradients are no small part of what it takes, though few are there at its peak."""
-    original, ends = FtcliTrainer.gradients_of, []
+    """Its gradients are no small part of what it takes, though few are there at its peak; and the
+    states, which the first step makes, are there in all that follow."""
+    original, ends, held = FtcliTrainer.gradients_of, [], []
+    make_room = probe._room_for_states
+
+    def room(trainer: FtcliTrainer, plan: Plan) -> Tensor | None:
+        found = make_room(trainer, plan)
+        assert found is not None
+        held.append(weakref.ref(found))
+        return found
 
     def watched(trainer: FtcliTrainer, batches: list[list[int]], where: str, **of: Any) -> Tensor:
         if where == WHERE:
             ends.append(of["of"])
+            states, trained = held[0](), sum(p.numel() for p in trainer.model.parameters())
+            assert states is not None and states.nbytes == 2 * 4 * trained
+            assert states.min() > 0, "written to"
         return original(trainer, batches, where, **of)
 
     monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
+    monkeypatch.setattr(probe, "_room_for_states", room)
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS, intermediate_size=1024)
     model, training = {"id": str(tmp_path / "tiny")}, {"max_steps": 1, "batch_size": 4}
     assert train(write_recipe(model=model, method={"mode": "full"}, training=training)) == 0
