@@ -180,6 +180,24 @@ def test_changed_rows_are_refused_before_the_run_loses_its_own(
     assert sha256_file(prepared) == before
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_rows_that_are_not_trained_on_are_named(
+    flags: tuple[str, ...],
+    write_recipe: Callable[..., Path],
+    rows_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = rows_file.read_text().splitlines()
+    for place in (3, 8, 9, 20):
+        lines[place] = json.dumps({"prompt": "Is it open?", "completion": ""})
+    rows_file.write_text("\n".join(lines) + "\n")
+    recipe = write_recipe(training={"max_steps": 1, "batch_size": 4})
+    assert train(recipe, *flags) == 0
+    said = capsys.readouterr().err
+    assert "warning: 4 of 48 rows are not used: rows.jsonl:4 completion is empty" in said
+    assert "1 more: " in said
+
+
 @pytest.mark.fault(33)
 def test_pure_bf16_holds_its_weights_in_16_bits(
     write_recipe: Callable[..., Path],

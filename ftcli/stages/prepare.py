@@ -24,7 +24,7 @@ from ftcli.stages.own_place import require_own_place
 from ftcli.stages.scene import look
 from ftcli.stages.scored_files import require_scored_files
 
-__all__ = ["SHOTS", "PrepareResult", "Wanted", "data_folder", "prepare_recipe"]
+__all__ = ["SHOTS", "PrepareResult", "Wanted", "data_folder", "prepare_recipe", "rejected"]
 
 Piece = tuple[str, bool]
 
@@ -174,10 +174,7 @@ def summary(result: PrepareResult) -> list[str]:
     )
     lines = [f"{result.loaded.recipe.data.train}: {p.rows_read} rows → {p.train.rows} train{held}"]
     if p.problems:
-        named = " · ".join(str(fault) for fault in p.problems[:3])
-        others = p.rows_rejected - 3
-        more = f" · {others} more: {shown_path(problems_file(result.folder))}" if others > 0 else ""
-        lines.append(f"  rejected    {p.rows_rejected}   {named}{more}")
+        lines.append(f"  rejected    {p.rows_rejected}   {rejected(p, result.folder)}")
     if p.duplicates:
         lines.append(f"  duplicates  {p.duplicates}   kept the first of each")
     if p.leaks:
@@ -196,6 +193,13 @@ def summary(result: PrepareResult) -> list[str]:
             f"  written to  {shown_path(result.folder)}, as {shown_path(asked)} holds another run"
         )
     return lines
+
+
+def rejected(prepared: Prepared, folder: Path) -> str:
+    """The first rows that are not used, each with the reason, and where the others are named."""
+    named = " · ".join(str(fault) for fault in prepared.problems[:3])
+    others = prepared.rows_rejected - 3
+    return named + (f" · {others} more: {shown_path(problems_file(folder))}" if others > 0 else "")
 
 
 def advice_lines(result: PrepareResult) -> list[str]:

@@ -24,7 +24,7 @@ from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
 from ftcli.stages.opening import FREE_KEYS, open_run
 from ftcli.stages.own_place import require_own_place
-from ftcli.stages.prepare import data_folder
+from ftcli.stages.prepare import data_folder, rejected
 from ftcli.stages.report import report_or_say
 from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.run_record import begin, end, record_memory, report_of
@@ -164,6 +164,9 @@ def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:
 
     prepared = prepare(scene.loaded, scene.renderer, run.data, reporter)
     require_ends(run.data, prepared, scene.renderer)
+    if prepared.problems:
+        used = f"{prepared.rows_rejected} of {prepared.rows_read} rows are not used"
+        reporter.warn(f"{used}: {rejected(prepared, run.data)}")
     recipe = _as_begun(scene.loaded.recipe, run)
     plan = make_plan(recipe, scene.shape, profile_of(prepared), scene.hardware)
     return Job(scene, run, prepared, plan)
