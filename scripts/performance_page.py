@@ -118,18 +118,17 @@ def _kind(each: Found) -> str:
 
 def _machines(measured: Sequence[Found]) -> str:
     """The machines of some figures, each told once: `AMD EPYC, 2 cores, 0.37 to 0.39 TFLOP/s …`;
-    without how fast they are where that was not measured."""
+    apart from them those whose speed was not measured."""
     speeds: dict[str, list[float]] = {}
-    types: dict[str, str] = {}
     for machine in (each["machine"] for each in measured):
         name = f"{machine['name']}, {machine['cores']} cores"
-        found = speeds.setdefault(name, [])
         if "product_tflops" in machine:
+            found = speeds.setdefault(f"{name}, {{}} TFLOP/s in products of {machine['type']}", [])
             found.append(machine["product_tflops"])
-            types[name] = machine["type"]
+        else:
+            speeds.setdefault(f"{name} of unknown speed", [])
     return " and ".join(
-        f"{name}, {_range(found)} TFLOP/s in matrix products of {types[name]}" if found else name
-        for name, found in speeds.items()
+        name.format(_range(found)) if found else name for name, found in speeds.items()
     )
 
 
