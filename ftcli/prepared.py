@@ -133,6 +133,9 @@ class Prepared:
     shared_tokens: int = 0
     """Tokens with which a training row usually begins as others of a step do; 0 in preparations of
     before it was counted."""
+    common_tokens: int = 0
+    """Tokens with which every row begins that is trained on; 0 as above, or where they are too few
+    to be computed once."""
 
     @property
     def trained_on(self) -> SplitCounts:

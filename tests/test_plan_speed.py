@@ -13,7 +13,7 @@ from ftcli.plan import Plan, make_plan
 from ftcli.shapes import shape_from_config
 from ftcli.vram import estimate
 from ftcli.vram.activations import KEPT_KEYS, layers_bytes
-from tests.test_plan import PROFILE, SMALL, card, cpu, recipe
+from tests.test_plan import GB, PROFILE, SMALL, card, cpu, recipe
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -162,6 +162,38 @@ def test_tokens_of_a_micro_batch() -> None:
     assert few.reason == "10 set in the recipe; the longest row has more"
     assert many.value < 10**6
     assert many.reason == "1000000 set in the recipe; a step, or memory, has no more"
+
+
+def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
+    unlike = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
+    alike = replace(unlike, common_tokens=1000)
+    four = recipe(training={"batch_size": 4})
+    before, plan = (make_plan(four, SMALL, profile, cpu()) for profile in (unlike, alike))
+    assert before.packing.value == 4000
+    assert plan.packing.value == 1000 + 4 * 300 == plan.estimated.tokens
+    assert plan.estimate.peak_bytes < 0.8 * before.estimate.peak_bytes
+    assert plan.shared_prefix is not None
+    assert plan.shared_prefix.reason.endswith("all rows have 1,000 tokens in common")
+    assert plan.estimated.labelled_tokens == 4 * 1300 * PROFILE.labelled_share
+
+    plan = make_plan(recipe(), SMALL, alike, cpu())
+    assert (plan.packing.value, plan.estimated.gradient_accumulation) == (4000, 2)
+    by_rows = make_plan(recipe(training={"micro_batch_size": 2}), SMALL, alike, cpu())
+    assert by_rows.packing.value == 1000 + 2 * 300
+
+    for unshared in ({"method": {"dropout": 0.1}}, {"training": {"fast": False}}):
+        found = [make_plan(recipe(**unshared), SMALL, of, cpu()) for of in (unlike, alike)]
+        assert found[0] == found[1]
+
+
+def test_rows_alike_have_room_where_others_have_none() -> None:
+    unlike = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
+    alike = replace(unlike, common_tokens=1000)
+    four = recipe(training={"batch_size": 4, "gradient_checkpointing": False})
+    enough = make_plan(four, SMALL, alike, cpu()).estimate.peak_bytes
+    tight = cpu(1.25 * enough / GB)
+    assert make_plan(four, SMALL, alike, tight).packing.value == 2200
+    assert make_plan(four, SMALL, unlike, tight).packing.value < 2200
 
 
 def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> None:

@@ -21,7 +21,7 @@ from ftcli.data.sides import Sides, files_of, find_sides
 from ftcli.disk import sha256_file, whole_folder
 from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.contract import contract_of
-from ftcli.engine.packing import usually_shared
+from ftcli.engine.packing import SHARED_TOKENS, usually_shared
 from ftcli.engine.rendering import IGNORED, Encoded, Renderer
 from ftcli.engine.replay import tell_few
 from ftcli.engine.rows import first_rows, record
@@ -189,6 +189,7 @@ def pieces(renderer: Renderer, row: Encoded) -> list[tuple[str, bool]]:
 def _prepared(
     loaded: Loaded, mark: str, sides: Sides, tally: Tally, renderer: Renderer
 ) -> Prepared:
+    common = len(tally.common or ())
     return Prepared(
         fingerprint=mark,
         model=model_source(loaded.recipe.model.id, loaded.base),
@@ -213,6 +214,7 @@ def _prepared(
         cut=tuple(tally.cut.first),
         parts=fingerprint_parts(loaded, renderer),
         replay=tally.replayed,
+        common_tokens=common if common >= SHARED_TOKENS else 0,
     )
 
 

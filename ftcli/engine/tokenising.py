@@ -16,6 +16,7 @@ from ftcli.data.row import Reject
 from ftcli.data.sides import Progress, Sides, sources_of
 from ftcli.data.split import Side
 from ftcli.engine.bulk import Item, encode_items
+from ftcli.engine.packing import common_tokens
 from ftcli.engine.rendering import Encoded, Renderer
 from ftcli.engine.replay import NO_ROW, replay_beside
 from ftcli.engine.rows import RowWriter
@@ -50,6 +51,8 @@ class Tally:
     """Plain texts with control tokens in them."""
     replayed: Replayed | None = None
     longest_replayed: LongestRow = NO_ROW
+    common: list[int] | None = None
+    """What all rows that are trained on begin with; None before the first of them."""
 
     def reject(self, origin: Origin, reason: str) -> None:
         self.problems.add(origin.file, origin.line, reason)
@@ -74,7 +77,16 @@ class Tally:
         self.plain_text = example.text is not None
         if tokens > self.longest.tokens:
             self.longest = LongestRow(example.origin.file, example.origin.line, tokens)
+        if side == "train":
+            self.compare(row)
         return row
+
+    def compare(self, row: Encoded) -> None:
+        """Take note of what a row that is trained on begins with."""
+        common = row.input_ids if self.common is None else self.common
+        if row.input_ids[: len(common)] != common:
+            common = common[: common_tokens(common, row.input_ids)]
+        self.common = common
 
     def look_for_controls(self, example: Example, row: Encoded, renderer: Renderer) -> None:
         """A plain text has no template, so that nobody knows whose the tokens within it are."""
@@ -128,6 +140,7 @@ def _replay(drawing: Drawing, tally: Tally, renderer: Renderer, writer: RowWrite
     replay = replay_beside(task_rows, drawing, tally.max_length)
     for example, row in replay.drawn(renderer):
         writer.write(row, example)
+        tally.compare(row)
         tally.look_for_controls(example, row, renderer)
     tally.replayed, tally.longest_replayed = replay.counts(), replay.longest
 

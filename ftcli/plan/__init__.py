@@ -34,6 +34,7 @@ from ftcli.plan.speed import (
     require_packing,
     say_beside_packed,
     why_not_fused,
+    why_not_shared,
     why_padded,
 )
 from ftcli.recipe import Recipe
@@ -89,6 +90,8 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     base = vram_choices(recipe, profile, precision.value, attention.value, hardware)
     padded = why_padded(recipe, shape, hardware)
     require_packing(recipe, padded)
+    if padded is not None or why_not_shared(recipe) is not None:
+        profile = replace(profile, common_tokens=0)
     fused = why_not_fused(recipe, hardware, base) is None and base.mode == "lora"
     fused_norms = choose_fused_norms(recipe, shape, hardware)
     liger = choose_liger(recipe, shape, hardware)
@@ -117,7 +120,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         estimate=fit.estimate,
         free_bytes=hardware.free_bytes,
         packing=packing,
-        shared_prefix=choose_shared_prefix(recipe, packing),
+        shared_prefix=choose_shared_prefix(recipe, packing, profile.common_tokens),
         fused_lora=choose_fused_lora(recipe, hardware, fit.choices),
         fused_norms=fused_norms,
         liger=liger,

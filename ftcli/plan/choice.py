@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
 from ftcli.prepared import Prepared
@@ -34,10 +35,32 @@ class Profile:
     """Of `rows`, those of data.replay."""
     shared_tokens: int = 0
     """Tokens with which a row usually begins as others do."""
+    common_tokens: int = 0
+    """Tokens with which every row begins; packed rows that may share them hold them once."""
 
     @property
     def mean_tokens(self) -> float:
         return self.tokens / self.rows
+
+    def packed_tokens(self, rows: int) -> int:
+        """Most tokens of so many packed rows."""
+        return self.longest_tokens + (rows - 1) * self._own_tokens
+
+    def packed_rows(self, tokens: int) -> Fraction:
+        """How many of the longest rows come to so many packed tokens."""
+        return 1 + Fraction(tokens - self.longest_tokens, self._own_tokens)
+
+    def packed_share(self, tokens: int) -> float:
+        """Labels of so many packed tokens, by these: of what is there once, each row has its own."""
+        if not self.common_tokens:
+            return self.labelled_share
+        unpacked = self.packed_rows(tokens) * self.longest_tokens
+        return self.labelled_share * float(unpacked / tokens)
+
+    @property
+    def _own_tokens(self) -> int:
+        """Of the longest row, those that no other has."""
+        return max(1, self.longest_tokens - self.common_tokens)
 
     @property
     def rows_in_words(self) -> str:
@@ -124,4 +147,5 @@ def profile_of(prepared: Prepared) -> Profile:
         validation_tokens=prepared.validation.tokens,
         replayed_rows=prepared.replay.rows if prepared.replay is not None else 0,
         shared_tokens=prepared.shared_tokens,
+        common_tokens=prepared.common_tokens,
     )

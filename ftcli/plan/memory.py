@@ -191,8 +191,8 @@ def _rows_at_once(
         return (asked,)
     if not base.packed_rows:
         return useful_micro_batches(recipe.training.batch_size, hardware)
-    most = math.ceil(_wanted_tokens(recipe, profile, hardware) / base.seq_len)
-    most = min(most, recipe.training.batch_size)
+    most = math.ceil(profile.packed_rows(_wanted_tokens(recipe, profile, hardware)))
+    most = max(1, min(most, recipe.training.batch_size))
     if not tokens:
         return tuple(range(most, 0, -1))
     return (most,) if asked == "auto" else (min(asked, most),)
@@ -215,15 +215,16 @@ def _by_tokens(recipe: Recipe, profile: Profile, hardware: Hardware, found: Choi
         return found
     training = recipe.training
     by_rows = training.micro_batch_size != "auto" and isinstance(training.packing, bool | str)
-    wanted = found.tokens if by_rows else _wanted_tokens(recipe, profile, hardware)
-    tokens = max(found.seq_len, min(wanted, found.tokens))
-    micro_batches = math.ceil(training.batch_size * found.seq_len / tokens)
+    most = profile.packed_tokens(found.micro_batch)
+    wanted = most if by_rows else _wanted_tokens(recipe, profile, hardware)
+    tokens = max(found.seq_len, min(wanted, most))
     return replace(
         found,
         micro_batch=1,
         seq_len=tokens,
         longest_row=found.seq_len,
-        gradient_accumulation=micro_batches,
+        labelled_share=profile.packed_share(tokens),
+        gradient_accumulation=math.ceil(training.batch_size / profile.packed_rows(tokens)),
     )
 
 

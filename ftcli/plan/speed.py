@@ -104,14 +104,25 @@ def say_beside_packed(attention: Choice[Attention], padded: str | None) -> Choic
     return replace(attention, reason=f"{attention.reason}; packed rows have their own")
 
 
-def choose_shared_prefix(recipe: Recipe, packing: Choice[int]) -> Choice[bool] | None:
+def why_not_shared(recipe: Recipe) -> str | None:
+    """Why what packed rows begin with is computed for each; None where it is computed once."""
+    method = recipe.method
+    if isinstance(method, Lora | Qlora) and method.dropout:
+        return f"method.dropout {method.dropout:g} draws anew in each row"
+    return None
+
+
+def choose_shared_prefix(
+    recipe: Recipe, packing: Choice[int], common_tokens: int
+) -> Choice[bool] | None:
     """Whether what rows begin with is computed once; None where rows are padded."""
     if not packing.value:
         return None
-    method = recipe.method
-    if isinstance(method, Lora | Qlora) and method.dropout:
-        return Choice(False, f"method.dropout {method.dropout:g} draws anew in each row")
-    return Choice(True, "what rows of a micro-batch begin with is computed once, exactly")
+    if (why := why_not_shared(recipe)) is not None:
+        return Choice(False, why)
+    what = "what rows of a micro-batch begin with is computed once, exactly"
+    common = f"; all rows have {common_tokens:,} tokens in common" if common_tokens else ""
+    return Choice(True, what + common)
 
 
 def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str | None:

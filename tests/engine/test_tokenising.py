@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from ftcli.data.sides import Sides
 from ftcli.engine import encode
+from ftcli.engine.packing import SHARED_TOKENS
+from ftcli.engine.rows import read_split
 from ftcli.errors import DataError
+from ftcli.prepared import RowsOf
 from tests.conftest import pair
 from tests.faults.bench import Bench, bench_in
 
@@ -46,6 +50,34 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     assert str(caught.value) == "rows.jsonl: has changed while it was read; begin again"
     assert caught.value.code == "data_changed"
     assert [path.name for path in bench.folder.iterdir()] == ["rows.jsonl"]
+
+
+SYSTEM = "You write a listing for the shop, short and true."
+"""Of rows that have it, all begin alike."""
+
+
+@pytest.mark.parametrize(
+    ("system", "replayed"),
+    [(SYSTEM, False), (None, False), (SYSTEM, True)],
+    ids=["a system prompt", "none", "replayed rows without one"],
+)
+def test_what_all_rows_begin_with_is_counted(
+    system: str | None, replayed: bool, bench: Bench
+) -> None:
+    rows = [pair(number) for number in range(12)]
+    general = [{"prompt": f"Why is {name} so?", "completion": "It is."} for name in "abcdefgh"]
+    for name, some in {"rows": rows, "general": general}.items():
+        lines = (json.dumps(row) + "\n" for row in some)
+        (bench.folder / f"{name}.jsonl").write_text("".join(lines))
+    more = {"replay": {"source": "general.jsonl", "share": 0.3}} if replayed else {}
+    words = {"system": system} if system is not None else {}
+    found = bench.prepare(train="rows.jsonl", **words, **more)
+    kinds: list[RowsOf] = ["train", "replay"] if replayed else ["train"]
+    ids = [row for kind in kinds for row in read_split(found.folder, kind)["input_ids"].to_pylist()]
+    columns = enumerate(zip_longest(*ids))
+    expected = next(place for place, column in columns if len(set(column)) > 1)
+    assert found.prepared.common_tokens == (expected if expected >= SHARED_TOKENS else 0)
+    assert (found.prepared.common_tokens > len(SYSTEM) / 5) == (system is not None and not replayed)
 
 
 def test_a_held_out_file_gives_the_recipes_words_no_other_meaning(bench: Bench) -> None:

@@ -162,10 +162,23 @@ def autocast(choices: Choices) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=choices.autocast)
 
 
-def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
-    """Bytes that are alive after a forward pass up to the head, without its result."""
+def batch_of(choices: Choices) -> Batch:
+    """Random ids: packed ones as rows of the longest there is."""
+    ids = rows(choices)
+    if not choices.packed_rows:
+        return of_tensors(ids, ids)
+    length = choices.longest_row or choices.seq_len
+    starts = range(0, choices.seq_len, length)
+    return packed_batch([ids[0, start : start + length].tolist() for start in starts])
 
-    batch = _packed(ids[0].tolist(), choices) if choices.packed_rows else of_tensors(ids, ids)
+
+def packed_batch(rows: list[list[int]], *, share: bool = False) -> Batch:
+    """Rows without padding, all of their tokens labelled."""
+    return packed([{"input_ids": row, "labels": row} for row in rows], share=share)
+
+
+def kept_by_layers(model: Any, choices: Choices, batch: Batch) -> int:
+    """Bytes that are alive after a forward pass up to the head, without its result."""
 
     def forward() -> Tensor:
         with autocast(choices):
@@ -176,13 +189,6 @@ def kept_by_layers(model: Any, choices: Choices, ids: Tensor) -> int:
     allocated: list[int] = []
     result = allocations(forward, allocated)
     return sum(allocated) - result.untyped_storage().nbytes()
-
-
-def _packed(ids: list[int], choices: Choices) -> Batch:
-    """These ids as rows of the longest there is."""
-    length = choices.longest_row or len(ids)
-    rows = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return packed([{"input_ids": row, "labels": row} for row in rows], share=False)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

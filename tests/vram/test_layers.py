@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from counting import build, kept_by_layers, rows, tiny_config
+from counting import batch_of, build, kept_by_layers, packed_batch, rows, tiny_config
 
+from ftcli.engine.batches import Batch
 from ftcli.shapes import Shape, shape_from_config
 from ftcli.vram import Choices
 from ftcli.vram.activations import KEPT_KEYS, layers_bytes, norm_bytes
 from ftcli.vram.copies import forward_copies_bytes
+from tests.test_plan import PROFILE
 
 FAMILIES = [
     "llama",
@@ -90,10 +92,11 @@ def expected_bytes(shape: Shape, choices: Choices) -> int:
     return kept + shape.layers * torch.get_rng_state().numel() + 8 * choices.positions
 
 
-def deviation(config: dict[str, Any], choices: Choices) -> float:
-    """Formula over count, less one."""
+def deviation(config: dict[str, Any], choices: Choices, batch: Batch | None = None) -> float:
+    """Formula over count, less one; of random ids, or of these."""
     torch.manual_seed(1)
-    counted = kept_by_layers(build(config, choices), choices, rows(choices))
+    model = build(config, choices)
+    counted = kept_by_layers(model, choices, batch_of(choices) if batch is None else batch)
     return expected_bytes(shape_from_config(config), choices) / counted - 1
 
 
@@ -171,6 +174,20 @@ def test_packed_rows_of_any_length_keep_no_more_than_the_formula_says() -> None:
     for longest in (KEPT_KEYS, KEPT_KEYS + 16, 2 * KEPT_KEYS):
         ways = packed_ways("lora", "bf16", longest, tokens=2 * KEPT_KEYS)
         assert deviation(tiny_config("llama"), ways) > -0.02, longest
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_packed_rows_with_a_beginning_in_common_keep_what_the_formula_says(mode: str) -> None:
+    """Once what they begin with, and the keys of the longest for every token."""
+    common, own, count = 96, 32, 9
+    profile = replace(PROFILE, longest_tokens=common + own, common_tokens=common)
+    tokens = profile.packed_tokens(count)
+    ways = packed_ways(mode, "bf16", common + own, tokens=tokens)
+    ids = rows(replace(ways, seq_len=common + count * own))[0].tolist()
+    begins, ends = ids[:common], range(common, len(ids), own)
+    batch = packed_batch([[*begins, *ids[end : end + own]] for end in ends], share=True)
+    assert batch.input_ids.shape == (1, tokens)
+    assert -0.01 < deviation(tiny_config("llama"), ways, batch) < 0.02
 
 
 @pytest.mark.slow
