@@ -148,13 +148,14 @@ def _stops(report: dict[str, Any]) -> str:
 def _show_plan(plan: DryRun) -> None:
     found = plan.plan
     result(f"plan for {plan.hardware.name} ({gigabytes(plan.hardware.free_bytes)} free)")
-    rows = [(name.replace("_", " "), c.value, c.reason) for name, c in found.choices().items()]
-    names = max(len(name) for name, _, _ in rows)
-    values = max(len(str(value)) for _, value, _ in rows)
-    for name, value, reason in rows:
-        result(f"  {name:<{names}}  {value!s:<{values}}  {reason}")
-        theirs = plan.their_names[name.replace(" ", "_")]
-        result(f"  {'':<{names}}  {'':<{values}}  → {theirs}")
+    choices = found.choices()
+    values = {name: _in_words(name, choice.value) for name, choice in choices.items()}
+    name_width, value_width = (max(map(len, words)) for words in (values, values.values()))
+    indent = " " * (name_width + value_width + 6)
+    for name, choice in choices.items():
+        start = f"  {name.replace('_', ' '):<{name_width}}  {values[name]:<{value_width}}  "
+        result(wrapped(start + choice.reason, indent))
+        result(wrapped(f"{indent}→ {plan.their_names[name]}", f"{indent}  "))
     for key, value in plan.loaded.recipe.method:
         if key in plan.their_names:
             result(f"  method.{key} {value} → {plan.their_names[key]}")
@@ -168,3 +169,12 @@ def _show_plan(plan: DryRun) -> None:
     if plan.price is not None:
         for sentence in plan.price.sentences():
             result(wrapped(sentence))
+
+
+def _in_words(name: str, value: object) -> str:
+    """What was decided, as it is shown."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "packing":
+        return f"{value:,} tokens" if value else "no"
+    return str(value)

@@ -51,7 +51,7 @@ class Profile:
         return 1 + Fraction(tokens - self.longest_tokens, self._own_tokens)
 
     def packed_share(self, tokens: int) -> float:
-        """Labels of so many packed tokens, by these: of what is there once, each row has its own."""
+        """Labels by so many packed tokens; of what is there once, each row has its own."""
         if not self.common_tokens:
             return self.labelled_share
         unpacked = self.packed_rows(tokens) * self.longest_tokens

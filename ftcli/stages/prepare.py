@@ -9,6 +9,7 @@ from typing import Any
 
 from ftcli.artifacts import RunFolder, free_folder, runs_at
 from ftcli.console import Reporter, shown_path
+from ftcli.data.sides import sources_of
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, load_recipe
 from ftcli.plan import make_plan, profile_of
@@ -172,7 +173,8 @@ def summary(result: PrepareResult) -> list[str]:
         for name, counts in (("validation", p.validation), ("test", p.test))
         if counts.rows
     )
-    lines = [f"{result.loaded.recipe.data.train}: {p.rows_read} rows → {p.train.rows} train{held}"]
+    files = " + ".join(sources_of(result.loaded.recipe.data).values())
+    lines = [f"{files}: {p.rows_read} rows → {p.train.rows} train{held}"]
     if p.problems:
         lines.append(f"  rejected    {p.rows_rejected}   {rejected(p, result.folder)}")
     if p.duplicates:

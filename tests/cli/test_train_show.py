@@ -171,13 +171,17 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
 ) -> None:
     monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
+    monkeypatch.setenv("COLUMNS", "300")
     assert run(["train", "shop.yaml", "--dry-run"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
     assert lines[0] == "plan for two cores (12.0 GB free)"
     for name, choice in dry.plan.choices().items():
-        words = rf"  {name.replace('_', ' ')} +{re.escape(str(choice.value))} +"
+        value = {True: "yes", False: "no"}.get(choice.value, str(choice.value))
+        if name == "packing":
+            value = f"{choice.value:,} tokens"
+        words = rf"  {name.replace('_', ' ')} +{re.escape(value)} +"
         shown = [line for line in lines if re.match(words, line)]
         assert len(shown) == 1
         assert shown[0].endswith(f"  {choice.reason}")
@@ -185,6 +189,19 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
     memory = next(line for line in lines if line.startswith("memory "))
     assert "weights 0.5 GB" in memory
     assert "quantization" not in memory
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_dry_run_is_no_wider_than_the_terminal(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+) -> None:
+    monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(["train", "shop.yaml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    told = " ".join(out.split())
+    assert all(choice.reason in told for choice in dry.plan.choices().values())
 
 
 def test_a_dry_run_in_json_is_the_plan(
