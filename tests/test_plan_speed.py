@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ftcli.errors import UsageError
+from ftcli.fit.search import CARD_TOKENS
 from ftcli.hardware import CARD_KERNELS
 from ftcli.plan import Plan, make_plan
 from ftcli.shapes import shape_from_config
@@ -180,6 +181,11 @@ def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
     assert (plan.packing.value, plan.estimated.gradient_accumulation) == (4000, 2)
     by_rows = make_plan(recipe(training={"micro_batch_size": 2}), SMALL, alike, cpu())
     assert by_rows.packing.value == 1000 + 2 * 300
+
+    levers = recipe(training={"fast": "all"})
+    packed = make_plan(levers, SMALL, alike, card()).packing
+    assert packed.value == 1000 + 16 * 300, "though 16 of them apart would be too many"
+    assert make_plan(levers, SMALL, unlike, card()).packing.value == CARD_TOKENS < 16 * 1300
 
     for unshared in ({"method": {"dropout": 0.1}}, {"training": {"fast": False}}):
         found = [make_plan(recipe(**unshared), SMALL, of, cpu()) for of in (unlike, alike)]

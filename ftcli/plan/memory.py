@@ -163,6 +163,8 @@ def _options(recipe: Recipe, profile: Profile, hardware: Hardware, base: Choices
     asked_rows = training.micro_batch_size
     open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix"
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
+    # Packed rows, which may have tokens in common, are counted in `_rows_at_once`.
+    bounded = hardware.kind == "cuda" and asked_rows == "auto" and not base.packed_rows
     return Options(
         seq_len=(base.seq_len,),
         rank=(base.rank,),
@@ -176,7 +178,7 @@ def _options(recipe: Recipe, profile: Profile, hardware: Hardware, base: Choices
         ),
         micro_batch=_rows_at_once(recipe, profile, hardware, base),
         batch_rows=training.batch_size,
-        most_tokens=CARD_TOKENS if asked_rows == "auto" and hardware.kind == "cuda" else None,
+        most_tokens=CARD_TOKENS if bounded else None,
     )
 
 

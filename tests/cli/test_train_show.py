@@ -178,9 +178,9 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
     lines = out.splitlines()
     assert lines[0] == "plan for two cores (12.0 GB free)"
     for name, choice in dry.plan.choices().items():
-        value = {True: "yes", False: "no"}.get(choice.value, str(choice.value))
-        if name == "packing":
-            value = f"{choice.value:,} tokens"
+        value = f"{choice.value:,} tokens" if name == "packing" else str(choice.value)
+        if isinstance(choice.value, bool):
+            value = "yes" if choice.value else "no"
         words = rf"  {name.replace('_', ' ')} +{re.escape(value)} +"
         shown = [line for line in lines if re.match(words, line)]
         assert len(shown) == 1
