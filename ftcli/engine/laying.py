@@ -47,6 +47,8 @@ class Packed:
     rows: int | None
     """None: as many as `tokens` has room for, whatever the caller's most."""
     share: bool
+    common_tokens: int = 0
+    """With which every row begins: of fewer rows they are no fewer."""
 
     def divide(self, ids: Sequence[Sequence[int]], most: int) -> list[list[int]]:
         """Places of the rows of a step in as few micro-batches as tokens and rows allow."""
@@ -66,7 +68,10 @@ class Packed:
         return packed(rows, share=self.share, most=self.tokens)
 
     def _tokens(self, most: int) -> int:
-        return self.tokens * most // self.rows if self.rows else self.tokens
+        if not self.rows:
+            return self.tokens
+        common = self.common_tokens
+        return common + (self.tokens - common) * most // self.rows
 
 
 Laying = Padded | Packed
@@ -77,7 +82,7 @@ def laying_of(plan: Plan, pad_id: int) -> Laying:
     if not plan.packing.value:
         return Padded(pad_id)
     share = plan.shared_prefix is not None and plan.shared_prefix.value
-    return Packed(plan.packing.value, plan.micro_batch.value, share)
+    return Packed(plan.packing.value, plan.micro_batch.value, share, plan.common_tokens)
 
 
 def laying_of_network(

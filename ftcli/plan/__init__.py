@@ -121,6 +121,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         free_bytes=hardware.free_bytes,
         packing=packing,
         shared_prefix=choose_shared_prefix(recipe, packing, profile.common_tokens),
+        common_tokens=profile.common_tokens,
         fused_lora=choose_fused_lora(recipe, hardware, fit.choices),
         fused_norms=fused_norms,
         liger=liger,

@@ -85,6 +85,8 @@ class Plan:
     packing: Choice[int]
     """Tokens of a micro-batch of packed rows; 0: rows are padded."""
     shared_prefix: Choice[bool] | None
+    common_tokens: int
+    """Tokens with which every row begins, once in a micro-batch; 0 where they are not shared."""
     fused_lora: Choice[bool] | None
     fused_norms: Choice[bool]
     liger: Choice[bool] | None

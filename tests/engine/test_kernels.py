@@ -275,6 +275,16 @@ def test_parts_are_even_and_like_rows_stay_together() -> None:
     assert len(divide(mixed, 60, 99, share=False)) == 6
 
 
+@pytest.mark.parametrize("common", [0, 50])
+def test_half_the_rows_of_a_micro_batch_have_room_for_what_they_begin_with(common: int) -> None:
+    rows_alike = [[*[9] * common, *[place] * 10] for place in range(8)]
+    tokens = common + 8 * 10
+    laying = Packed(tokens, 8, share=True, common_tokens=common)
+    for most in (8, 4, 2, 1):
+        assert [len(part) for part in laying.divide(rows_alike, most)] == [most] * (8 // most)
+        assert laying.first(rows_alike, most) == most
+
+
 def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
     prompts = [[7] * 100 + [place] * 5 for place in range(32)]
     assert usually_shared(prompts) == 100
