@@ -59,7 +59,7 @@ class Profile:
 
     @property
     def _own_tokens(self) -> int:
-        """Of the longest row, those that no other has."""
+        """Of the longest row, those that not every row begins with."""
         return max(1, self.longest_tokens - self.common_tokens)
 
     @property
