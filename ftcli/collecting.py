@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 
-# Of a tenth of that the imports are looked through eight times, which takes 0.2 s. What commands make
-# behind them seldom holds itself: preparing 20,000 rows takes 10 MB more than with a tenth.
+# With a tenth of that the imports are looked through eight times, which takes 0.2 s. What commands
+# make behind them seldom holds itself: preparing 20,000 rows takes 10 MB more than with a tenth.
 SELDOM = 1_000_000
 """New objects between two looks."""
 USUAL = gc.get_threshold()

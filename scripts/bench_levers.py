@@ -34,6 +34,7 @@ from ftcli.engine.encode import prepare
 from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.laying import Laying, Packed, Padded
+from ftcli.engine.packing import plant
 from ftcli.engine.rendering import IGNORED
 from ftcli.engine.trainer import FtcliTrainer
 from ftcli.loading import load_recipe
@@ -209,13 +210,16 @@ def _share(
 ) -> dict[str, float]:
     """What the last way makes of the products that the machine can do."""
     last = seconds[list(seconds)[-1]]
-    shares = [
-        _needed_flops(trainer, window, arguments.mode) / taken / limit
-        for window, taken, limit in zip(windows, last, limits, strict=True)
-    ]
+    needed = [_needed_flops(trainer, window, arguments.mode) for window in windows]
+
+    def share(flops: list[float]) -> float:
+        each = zip(flops, last, limits, strict=True)
+        return statistics.median(needed / taken / limit for needed, taken, limit in each)
+
     return {
         "limit_tflops": statistics.median(limits) / 1e12,
-        "share_of_limit": statistics.median(shares),
+        "share_of_limit": share([base for base, _ in needed]),
+        "share_of_limit_of_all_products": share([base + rest for base, rest in needed]),
     }
 
 
@@ -233,9 +237,10 @@ def _matrices(trainer: FtcliTrainer) -> list[tuple[int, int]]:
     return [(int(layer.in_features), int(layer.out_features)) for layer in layers]
 
 
-def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> float:
-    """Products with the base's weights that a step cannot do without: of each token that is
-    computed, forward and backward, and of the head for each label."""
+def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[float, float]:
+    """FLOP of the products that a step cannot do without, forward and backward: with the base's
+    weights (of each token that is computed, and of the head for each label); with A and B, and of
+    queries with the keys and values that they see (PaLM, Chowdhery et al. 2022, appendix B)."""
     parts = trainer.divide(window, BATCH)
     table = trainer.data.train.dataset
     laid = [trainer.laying.lay([table[row] for row in part]) for part in parts]
@@ -244,7 +249,21 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> float:
     head = int(trainer.model.get_output_embeddings().weight.numel())
     passes = 3 if mode == "full" else 2
     layers = sum(inputs * outputs for inputs, outputs in _matrices(trainer))
-    return 2.0 * passes * (tokens * layers + labels * head)
+    updates = sum(
+        weight.numel() for name, weight in trainer.model.named_parameters() if "lora_" in name
+    )
+    config = trainer.model.config
+    width = config.num_attention_heads * config.head_dim
+    seen = sum(_seen_keys([table[row]["input_ids"] for row in part]) for part in parts)
+    attention = 3 * 2 * seen * width * config.num_hidden_layers
+    base = 2.0 * passes * (tokens * layers + labels * head)
+    return base, 2.0 * (3 * tokens * updates + attention)
+
+
+def _seen_keys(rows: list[list[int]]) -> int:
+    """How many keys the tokens of a micro-batch see, themselves and those before them."""
+    sizes = [(each.end - each.start, each.position) for each in plant(rows, share=True).segments]
+    return sum(size * before + size * (size + 1) // 2 for size, before in sizes)
 
 
 def _limit(trainer: FtcliTrainer, tokens: int = 1024) -> float:

@@ -45,10 +45,13 @@ def levers(found: Found) -> str:
     kinds = {_kind(each): each for each in found["measured"]}
     names = list(dict.fromkeys(name for each in kinds.values() for name in each["seconds_a_step"]))
     table = _by_kind(kinds, {name: WORDS[name] for name in names}, _lever)
-    limits = " | ".join(
-        f"{each['share_of_limit']:.0%} of {each['limit_tflops']:.2f}" for each in kinds.values()
-    )
-    table.append(f"| of the machine's matrix products, TFLOP/s | {limits} |")
+    shares = {
+        "products with the base's weights": "share_of_limit",
+        "with A and B, and of the attention, too": "share_of_limit_of_all_products",
+    }
+    for words, name in shares.items():
+        cells = " | ".join(f"{k[name]:.0%} of {k['limit_tflops']:.2f}" for k in kinds.values())
+        table.append(f"| {words}, of the machine's TFLOP/s | {cells} |")
     worst = max(max(each["largest_loss_difference"].values()) for each in kinds.values())
     steps = ", ".join(f"{name}: {each['steps']}" for name, each in kinds.items())
     below = (
@@ -214,6 +217,10 @@ def scale(found: Found) -> str:
         (
             "rows that the tokenizer alone does, a second",
             f"{prepare['rows_a_second_of_the_tokenizer_alone']:,.0f}",
+        ),
+        (
+            "the same as transformers calls the tokenizer",
+            f"{prepare['rows_a_second_of_the_tokenizer_as_transformers_calls_it']:,.0f}",
         ),
         ("rows prepared in all, a second", f"{prepare['rows_a_second']:,.0f}"),
         (
