@@ -29,10 +29,23 @@ class Shingler:
     """Makes shingles of texts, and remembers the numbers of words."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self._known = _Numbers()
 
-    def shingles(self, text: str, salt: int = 0) -> Shingles:
+    def shingles(self, text: str) -> Shingles:
         """Sorted numbers of 32 bits, each once; of a shorter text all its words are one."""
+        import numpy
+
+        return numpy.unique(self._mixed(text))
+
+    def of(self, row: DataRow, common: Shingles) -> Shingles:
+        """Of a row's prompt, without what is common to prompts, and of its answer."""
+        import numpy
+
+        both = numpy.concatenate([self._mixed(row.prompt), self._mixed(row.answer, ANSWER_SALT)])
+        return numpy.setdiff1d(numpy.unique(both), common, assume_unique=True)
+
+    def _mixed(self, text: str, salt: int = 0) -> Shingles:
+        """Numbers of the shingles as they stand in the text."""
         import numpy
 
         words = self._numbers(text)
@@ -45,30 +58,23 @@ class Shingler:
         for place, multiplier in enumerate(MULTIPLIERS):
             mixed += numbers[place : place + last] * numpy.uint64(multiplier)
             mixed ^= mixed >> numpy.uint64(29)
-        return numpy.unique((mixed >> numpy.uint64(32)).astype(numpy.uint32))
-
-    def of(self, row: DataRow, common: Shingles) -> Shingles:
-        """Of a row's prompt, without what is common to prompts, and of its answer."""
-        import numpy
-
-        prompt = self.shingles(row.prompt)
-        own = numpy.setdiff1d(prompt, common, assume_unique=True)
-        return numpy.union1d(own, self.shingles(row.answer, ANSWER_SALT))
+        return (mixed >> numpy.uint64(32)).astype(numpy.uint32)
 
     def _numbers(self, text: str) -> list[int]:
         lowered = text.lower()
         if UNSPACED.search(lowered):
             lowered = UNSPACED.sub(r" \g<0> ", lowered)
-        known = self._known
-        if len(known) > MOST_WORDS_KNOWN:
-            known.clear()
-        found = []
-        for word in WORD.findall(lowered):
-            number = known.get(word)
-            if number is None:
-                number = known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
-            found.append(number)
-        return found
+        if len(self._known) > MOST_WORDS_KNOWN:
+            self._known.clear()
+        return list(map(self._known.__getitem__, WORD.findall(lowered)))
+
+
+class _Numbers(dict[str, int]):
+    """A number from 1 on for each word that was asked for."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = zlib.crc32(word.encode("utf-8", "surrogatepass")) + 1
+        return number
 
 
 def common_shingles(prompts: Iterable[str], shingler: Shingler) -> Shingles:

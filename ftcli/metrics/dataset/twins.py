@@ -110,7 +110,7 @@ class Twins:
 
         self._shingler = Shingler()
         self._common = common_shingles(prompts, self._shingler)
-        self._blank = MinHash(num_perm=NUMBERS, seed=SEED, hashfunc=int)
+        self._hashed = MinHash(num_perm=NUMBERS, seed=SEED, hashfunc=int)
         self._sketches = _Sketches()
         self._leaders: list[_Leader] = []
         self._followed: set[int] = set()
@@ -125,9 +125,9 @@ class Twins:
         if not len(shingles):
             return
         self._looked_at[row.held_out] += 1
-        hashed = self._blank.copy()
-        hashed.update_batch(shingles.tolist())
-        sketch = hashed.hashvalues.astype("uint8")
+        self._hashed.clear()
+        self._hashed.update_batch(shingles.tolist())
+        sketch = self._hashed.hashvalues.astype("uint8")
         new = _Leader(row.origin, shingles, _short(row.answer))
         if not self._joined(new, sketch, row.held_out) and not row.held_out:
             self._sketches.add(sketch)
