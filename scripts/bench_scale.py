@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from machine import this_machine
 from measured_process import measure
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from ftcli.artifacts import RunFolder
 from ftcli.console import Terminal
 from ftcli.data.row import Reject
 from ftcli.data.sides import find_sides
@@ -39,6 +40,7 @@ SHIPPED = Path("recipes/data/shop/train.jsonl")
 LEAST_ROWS = 500
 LIMIT_SECONDS = 1800
 TURNS = 3  # of the parts of prepare
+SHORT_RUNS = 3  # of the training that takes seconds, which differs most from run to run
 
 
 def main() -> None:
@@ -50,13 +52,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _tiny_model(arguments.model, work / "model")
-        found = {
-            "rows": [LEAST_ROWS, arguments.most],
-            "prepare": _prepared(work, arguments.most) | {"machine": this_machine()},
-        }
+        found: dict[str, Any] = {"rows": [LEAST_ROWS, arguments.most]}
+        few, many = (_recipe(work, rows, 1, None) for rows in found["rows"])
+        prepared = _prepared(few, many) | {"machine": this_machine()}
         if arguments.turns:
             ways = _trained(work, arguments.most, arguments.turns)
             found["train"] = {"ways": ways, "machine": this_machine()}
+        # holds a gigabyte of rows, and so stands behind what `measure` measures
+        found["prepare"] = prepared | _parts(many)
     print(json.dumps(found, indent=2))
 
 
@@ -114,15 +117,14 @@ def _ftcli(command: str, recipe: Path, *flags: str) -> tuple[float, int, dict[st
     return found.seconds, found.peak_bytes, result
 
 
-def _prepared(work: Path, most: int) -> dict[str, Any]:
-    """Seconds of the commands, and of the tokenizer alone on as many rows."""
-    few, many = (_recipe(work, rows, 1, None) for rows in (LEAST_ROWS, most))
-    few_seconds, few_bytes, _ = _ftcli("prepare", few)
-    seconds, many_bytes, _ = _ftcli("prepare", many)
+def _prepared(few: Path, many: Path) -> dict[str, Any]:
+    """Rows a second of the command behind its start, and its peaks."""
+    few_seconds, few_bytes, few_found = _ftcli("prepare", few)
+    seconds, many_bytes, many_found = _ftcli("prepare", many)
+    rows = many_found["rows_accepted"] - few_found["rows_accepted"]
     few_again, many_again = (_ftcli("prepare", recipe)[0] for recipe in (few, many))
     return {
-        "rows_a_second": (most - LEAST_ROWS) / (seconds - few_seconds),
-        **_parts(many),
+        "rows_a_second": rows / (seconds - few_seconds),
         "seconds_when_prepared_already": many_again - few_again,
         "peak_bytes": [few_bytes, many_bytes],
     }
@@ -177,22 +179,47 @@ def _trained(work: Path, most: int, turns: int) -> dict[str, Any]:
             work, most, 1, LEAST_ROWS * 20 // 16
         ),
     }
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    runs: dict[str, list[Path]] = {name: [] for name in ways}
     peaks: dict[str, int] = {}
-    for _ in range(turns):
-        for name, recipe in ways.items():
-            _, peaks[name], result = _ftcli("train", recipe, "--fresh")
-            speeds[name].append(float(result["tokens_per_second"]))
-            print(f"{name}: {speeds[name][-1]:,.0f} tokens/s", file=sys.stderr, flush=True)
-    first = speeds["few rows, 1 epoch"]
+    short, *_ = ways
+    for turn in range(turns):
+        # there and back: a machine that others use too gets slower or faster over minutes
+        for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
+            for _ in range(SHORT_RUNS if name == short else 1):
+                _, peaks[name], result = _ftcli("train", ways[name], "--fresh")
+                runs[name].append(Path(result["run_dir"]))
+            print(f"{name}: {_speed(runs[name][-1]):,.0f} tokens/s", file=sys.stderr, flush=True)
+    fast = {name: max(map(_fast_steps, done)) for name, done in runs.items()}
     return {
         name: {
-            "tokens_a_second": median(found),
-            "by_few_rows": median(a / b for a, b in zip(found, first, strict=True)),
+            "tokens_a_second": median(map(_speed, done)),
+            "tokens_a_second_of_fast_steps": fast[name],
+            "by_few_rows": fast[name] / fast[short],
             "peak_bytes": peaks[name],
         }
-        for name, found in speeds.items()
+        for name, done in runs.items()
     }
+
+
+def _speed(run: Path) -> float:
+    """Tokens a second of all steps of a training."""
+    steps = _steps(run)
+    return sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps)
+
+
+def _fast_steps(run: Path) -> float:
+    """Tokens a second that one in twenty steps of the second half of a training reaches.
+
+    What grows with rows or steps slows these down too, other programs do not.
+    """
+    steps = _steps(run)
+    later = [step["tokens"] / step["seconds"] for step in steps[len(steps) // 2 :]]
+    return quantiles(later, n=20, method="inclusive")[-1]
+
+
+def _steps(run: Path) -> list[dict[str, float]]:
+    """Tokens and seconds of each step."""
+    return [json.loads(line) for line in RunFolder(run).speed.read_text("utf-8").splitlines()]
 
 
 if __name__ == "__main__":

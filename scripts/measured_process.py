@@ -31,7 +31,10 @@ class Measured:
 def measure(
     words: Sequence[str], environment: Mapping[str, str], log: Path, limit_seconds: float
 ) -> Measured:
-    """Run it, with what it says in `log`; stop it at the limit."""
+    """Run it, with what it says in `log`; stop it at the limit.
+
+    Linux counts what the caller itself holds into the peak: it should hold less than the program.
+    """
     with log.open("a") as file:
         started = time.monotonic()
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)

@@ -235,7 +235,8 @@ def scale(found: Found) -> str:
     rows += [
         (
             f"training, {name}",
-            f"{each['tokens_a_second']:,.0f} tokens/s ({each['by_few_rows']:.2f} ×), "
+            f"{each['tokens_a_second']:,.0f} tokens/s, fast steps "
+            f"{each['tokens_a_second_of_fast_steps']:,.0f} ({each['by_few_rows']:.2f} ×), "
             f"{each['peak_bytes'] / GB:.2f} GB",
         )
         for name, each in train.items()
