@@ -34,6 +34,7 @@ from ftcli.engine.encode import prepare
 from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.laying import Laying, Packed, Padded
+from ftcli.engine.model import shape_of
 from ftcli.engine.packing import plant
 from ftcli.engine.rendering import IGNORED
 from ftcli.engine.trainer import FtcliTrainer
@@ -240,7 +241,11 @@ def _matrices(trainer: FtcliTrainer) -> list[tuple[int, int]]:
 def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[float, float]:
     """FLOP of the products that a step cannot do without, forward and backward: with the base's
     weights (of each token that is computed, and of the head for each label); with A and B, and of
-    queries with the keys and values that they see (PaLM, Chowdhery et al. 2022, appendix B)."""
+    queries with the keys and values that they see.
+
+    Model FLOPs as PaLM's appendix B has them (Chowdhery et al. 2022), but for what is not needed:
+    keys behind a query, shared tokens again, gradients of frozen weights.
+    """
     parts = trainer.divide(window, BATCH)
     table = trainer.data.train.dataset
     laid = [trainer.laying.lay([table[row] for row in part]) for part in parts]
@@ -252,17 +257,18 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
     updates = sum(
         weight.numel() for name, weight in trainer.model.named_parameters() if "lora_" in name
     )
-    config = trainer.model.config
-    width = config.num_attention_heads * config.head_dim
-    seen = sum(_seen_keys([table[row]["input_ids"] for row in part]) for part in parts)
-    attention = 3 * 2 * seen * width * config.num_hidden_layers
+    shape = shape_of(trainer.model)
+    assert shape is not None
+    share = isinstance(trainer.laying, Packed) and trainer.laying.share
+    seen = sum(_seen_keys([table[row]["input_ids"] for row in part], share) for part in parts)
+    attention = 3 * 2 * seen * shape.heads * shape.head_dim * shape.layers
     base = 2.0 * passes * (tokens * layers + labels * head)
     return base, 2.0 * (3 * tokens * updates + attention)
 
 
-def _seen_keys(rows: list[list[int]]) -> int:
+def _seen_keys(rows: list[list[int]], share: bool) -> int:
     """How many keys the tokens of a micro-batch see, themselves and those before them."""
-    sizes = [(each.end - each.start, each.position) for each in plant(rows, share=True).segments]
+    sizes = [(each.end - each.start, each.position) for each in plant(rows, share=share).segments]
     return sum(size * before + size * (size + 1) // 2 for size, before in sizes)
 
 

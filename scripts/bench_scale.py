@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -27,6 +28,7 @@ from measured_process import measure
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from ftcli.artifacts import RunFolder
+from ftcli.collecting import collect_seldom
 from ftcli.console import Terminal
 from ftcli.data.row import Reject
 from ftcli.data.sides import find_sides
@@ -49,17 +51,19 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=50_000)
     parser.add_argument("--turns", type=int, default=3, help="of the trainings; 0: none")
     arguments = parser.parse_args()
+    collect_seldom()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _tiny_model(arguments.model, work / "model")
         found: dict[str, Any] = {"rows": [LEAST_ROWS, arguments.most]}
         few, many = (_recipe(work, rows, 1, None) for rows in found["rows"])
-        prepared = _prepared(few, many) | {"machine": this_machine()}
+        _ftcli("prepare", _recipe(work, LEAST_ROWS, 2, None))  # reads the libraries from disk
+        prepared = _prepared(few, many)
         if arguments.turns:
             ways = _trained(work, arguments.most, arguments.turns)
             found["train"] = {"ways": ways, "machine": this_machine()}
         # holds a gigabyte of rows, and so stands behind what `measure` measures
-        found["prepare"] = prepared | _parts(many)
+        found["prepare"] = prepared | _parts(many) | {"machine": this_machine()}
     print(json.dumps(found, indent=2))
 
 
@@ -150,18 +154,23 @@ def _parts(path: Path) -> dict[str, float]:
         alone = renderer.tokenizer.backend_tokenizer.encode_batch_fast
         parts: dict[str, Callable[[], object]] = {
             "read_and_split": lambda: find_sides(loaded.recipe.data, loaded.base, 42, Terminal()),
-            "rendered_and_tokenised": lambda: list(
+            "rendered_and_tokenised": lambda: _drop(
                 encode_items(_items(sides, loaded.base), renderer)
             ),
-            "of_the_tokenizer_alone": lambda: [alone(block) for block in blocks],
-            "of_the_tokenizer_as_transformers_calls_it": lambda: [
+            "of_the_tokenizer_alone": lambda: _drop(map(alone, blocks)),
+            "of_the_tokenizer_as_transformers_calls_it": lambda: _drop(
                 renderer.tokenizer(block)["input_ids"] for block in blocks
-            ],
+            ),
         }
         taken = [{name: _seconds(part) for name, part in parts.items()} for _ in range(TURNS)]
     return {
         f"rows_a_second_{name}": median(len(texts) / turn[name] for turn in taken) for name in parts
     }
+
+
+def _drop(found: Iterable[object]) -> None:
+    """One after the other, as `ftcli prepare` writes them: to keep them takes time, too."""
+    deque(found, maxlen=0)
 
 
 def _seconds(part: Callable[[], object]) -> float:
@@ -186,10 +195,11 @@ def _trained(work: Path, most: int, turns: int) -> dict[str, Any]:
         # there and back: a machine that others use too gets slower or faster over minutes
         for name in list(ways)[:: 1 if turn % 2 == 0 else -1]:
             for _ in range(SHORT_RUNS if name == short else 1):
-                _, peaks[name], result = _ftcli("train", ways[name], "--fresh")
+                _, peak, result = _ftcli("train", ways[name], "--fresh")
+                peaks[name] = max(peak, peaks.get(name, 0))
                 runs[name].append(Path(result["run_dir"]))
             print(f"{name}: {_speed(runs[name][-1]):,.0f} tokens/s", file=sys.stderr, flush=True)
-    fast = {name: max(map(_fast_steps, done)) for name, done in runs.items()}
+    fast = {name: _fast_steps(done) for name, done in runs.items()}
     return {
         name: {
             "tokens_a_second": median(map(_speed, done)),
@@ -207,13 +217,14 @@ def _speed(run: Path) -> float:
     return sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps)
 
 
-def _fast_steps(run: Path) -> float:
-    """Tokens a second that one in twenty steps of the second half of a training reaches.
+def _fast_steps(runs: Iterable[Path]) -> float:
+    """Tokens a second that one in twenty steps of the second halves of trainings reaches.
 
     What grows with rows or steps slows these down too, other programs do not.
     """
-    steps = _steps(run)
-    later = [step["tokens"] / step["seconds"] for step in steps[len(steps) // 2 :]]
+    later: list[float] = []
+    for steps in map(_steps, runs):
+        later += [step["tokens"] / step["seconds"] for step in steps[len(steps) // 2 :]]
     return quantiles(later, n=20, method="inclusive")[-1]
 
 

@@ -47,7 +47,7 @@ def levers(found: Found) -> str:
     table = _by_kind(kinds, {name: WORDS[name] for name in names}, _lever)
     shares = {
         "products with the base's weights": "share_of_limit",
-        "with A and B, and of the attention, too": "share_of_limit_of_all_products",
+        "those with A and B and of the attention, too": "share_of_limit_of_all_products",
     }
     for words, name in shares.items():
         cells = " | ".join(f"{k[name]:.0%} of {k['limit_tflops']:.2f}" for k in kinds.values())
