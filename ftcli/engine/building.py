@@ -20,6 +20,7 @@ from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.methods import attach, first_words, quantization
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
+from ftcli.engine.older_readers import write_for_older_readers
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.trainer import FtcliTrainer, sft_config
 from ftcli.engine.training_data import open_data
@@ -117,3 +118,4 @@ def save_trained(trainer: FtcliTrainer, setup: Setup, folder: Path) -> None:
         _generate_as_trained(model, setup)
     save_weights(model, folder)
     setup.renderer.tokenizer.save_pretrained(folder)
+    write_for_older_readers(folder)

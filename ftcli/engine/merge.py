@@ -21,6 +21,7 @@ from ftcli.engine.device import device_of, find_hardware, give_back_freed_memory
 from ftcli.engine.fold import FourBits, fold, four_bit_layers
 from ftcli.engine.inference import Model, PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
+from ftcli.engine.older_readers import write_for_older_readers
 from ftcli.engine.parity import Parity, Rows, logits_of, parity
 from ftcli.engine.trained import load_tuned_model
 from ftcli.errors import ModelError
@@ -154,6 +155,7 @@ def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -
     model.generation_config = generation_config(tokenizer, contract.stop_ids, contract.pad_id)
     model.save_pretrained(folder, max_shard_size=SHARD)
     tokenizer.save_pretrained(folder)
+    write_for_older_readers(folder)
 
 
 def _four_bits(merge: Merge, reference: Reference) -> FourBits | None:
