@@ -84,7 +84,16 @@ FORGOTTEN = record(
     {"text": PERPLEXITY, "instructions": PERPLEXITY, "follows": BEHAVIOUR, "stops": BEHAVIOUR},
 )
 VERDICTS = ["pass", "drift accepted", "nothing to merge"]
-FURTHEST = {"max_logit_difference": NUMBER}
+EXACT = record(
+    {"kl": NUMBER, "max_logit_difference": NUMBER, "limit": NUMBER}
+    | {"compared_in": {"enum": ["float32", "float64"]}}
+)
+DRIFT = record({"kl": NUMBER, "top1_agreement": SHARE})
+ROUNDING = record(
+    {"dtype": TEXT, "kl": NUMBER, "top1_agreement": SHARE, "shows": {"type": "boolean"}}
+    | {"loss_before": NUMBER, "loss": NUMBER, "loss_difference": NUMBER}
+    | {"loss_difference_interval": INTERVAL}
+)
 SIZES = ("weights", "quantization", "adapter", "gradients", "optimizer", "activations")
 SIZES += ("logits", "workspace", "context")
 PHASES = ("end of forward", "head and loss", "backward of one layer", "end of backward")
@@ -315,15 +324,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         {
             "kl": NUMBER,
             "top1_agreement": SHARE,
-            "agreement_with_ties": SHARE,
-            **FURTHEST,
-            "near_ties": COUNT,
+            "max_logit_difference": NUMBER,
             "tokens": COUNT,
+            "exact": EXACT,
+            "rounding": ROUNDING,
+            "other_types": {"type": "array", "items": ROUNDING},
+            "drift": {"oneOf": [{"type": "null"}, DRIFT]},
             "onto": {"enum": ["base", "dequantized", "original"]},
             "rows": COUNT,
             "dtype": TEXT,
-            "compared_in": {"enum": ["float32", "float64"]},
-            "limits": record({}, {"kl": NUMBER, "agreement_with_ties": SHARE} | FURTHEST),
+            "dtype_reason": TEXT,
         },
     ),
     "generate": {

@@ -1,84 +1,90 @@
+"""A merge is judged by its sum alone; what a stored type costs is said, and chosen by."""
+
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ftcli.stages.verdict import DRIFT, FAIL, PASS, drift_in_words, limits_for, verdict_of
+from ftcli.engine.parity import Parity
+from ftcli.stages.verdict import SHOWS, Drift, cost_of, exactness_of, reason_of
+
+ROWS = 16
 
 
-def report(**changes: float) -> dict[str, Any]:
-    figures = {"kl": 1e-4, "top1_agreement": 0.985, "agreement_with_ties": 0.995}
-    return figures | {"max_logit_difference": 0.2} | changes
-
-
-@pytest.mark.parametrize(
-    ("quantised", "onto", "dtype", "limits"),
-    [
-        (False, "dequantized", "float32", {"max_logit_difference": 1e-4}),
-        (False, "dequantized", "bfloat16", {"kl": 1e-2, "agreement_with_ties": 0.99}),
-        (False, "dequantized", "float16", {"kl": 1e-2, "agreement_with_ties": 0.99}),
-        (True, "dequantized", "float32", {"kl": 1e-2, "agreement_with_ties": 0.99}),
-        (True, "dequantized", "bfloat16", {"kl": 1e-2, "agreement_with_ties": 0.99}),
-        (True, "original", "float32", {"kl": 1e-2}),
-        (True, "original", "bfloat16", {"kl": 1e-2}),
-    ],
-)
-def test_what_a_merge_may_change(
-    quantised: bool, onto: str, dtype: str, limits: dict[str, float]
-) -> None:
-    assert limits_for(quantised=quantised, onto=onto, dtype=dtype).as_json() == limits
+def parity(*, worse: float = 0.0, spread: float = 0.0, **changes: Any) -> Parity:
+    """16 rows of 50 tokens, each of them worse by `worse` nats a token, more or less."""
+    signs = [1 if row % 2 else -1 for row in range(ROWS)]
+    found = Parity(
+        kl=1e-5,
+        top1_agreement=0.9,
+        max_logit_difference=1e-6,
+        reference_losses=tuple(100.0 + row for row in range(ROWS)),
+        losses=tuple(100.0 + row + 50 * (worse + spread * signs[row]) for row in range(ROWS)),
+        label_tokens=(50,) * ROWS,
+    )
+    return replace(found, **changes)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "changes", "words"),
+    ("difference", "compared_in", "passes"),
     [
-        ("bfloat16", {"kl": 1e-2, "agreement_with_ties": 0.99}, []),
-        ("bfloat16", {"kl": 0.011}, ["KL 0.011 (at most 0.01)"]),
-        (
-            "bfloat16",
-            {"agreement_with_ties": 0.98},
-            ["top-1 agreement with near ties 98.00% (at least 99%)"],
-        ),
-        ("bfloat16", {"max_logit_difference": 9.0}, []),
-        ("float32", {"max_logit_difference": 1e-4, "kl": 1.0}, []),
-        (
-            "float32",
-            {"max_logit_difference": 1.2e-4},
-            ["largest logit difference 0.00012 (at most 0.0001)"],
-        ),
-        ("float32", {"max_logit_difference": math.nan}, ["largest logit difference nan"]),
-        ("bfloat16", {"kl": math.nan}, ["KL nan"]),
+        (9e-5, "float64", True),
+        (1.1e-4, "float64", False),
+        (1.1e-4, "float32", True),
+        (1.1e-2, "float32", False),
+        (math.nan, "float32", False),
+        (math.inf, "float32", False),
     ],
 )
-def test_each_figure_beyond_its_limit_is_named(
-    dtype: str, changes: dict[str, float], words: list[str]
-) -> None:
-    limits = limits_for(quantised=False, onto="dequantized", dtype=dtype)
-    found = limits.exceeded(report(**changes))
-    assert len(found) == len(words)
-    assert all(text.startswith(word) for text, word in zip(found, words, strict=True))
-    assert verdict_of(report(**changes), limits, accept_drift=False) == (FAIL if words else PASS)
+def test_only_the_sum_is_judged(difference: float, compared_in: str, passes: bool) -> None:
+    found = exactness_of(parity(max_logit_difference=difference, top1_agreement=0.5), compared_in)
+    assert found.passes is passes
 
 
 @pytest.mark.parametrize(
-    ("kl", "accept", "verdict"),
+    ("found", "shows"),
     [
-        (0.009, False, PASS),
-        (0.009, True, PASS),
-        (0.33, False, FAIL),
-        (0.33, True, DRIFT),
-        (math.nan, True, FAIL),
-        (math.inf, True, FAIL),
+        (parity(), False),
+        (parity(worse=2 * SHOWS), True),
+        (parity(worse=SHOWS / 10), False),  # certain, and too little to matter
+        (parity(worse=2 * SHOWS, spread=1.0), False),  # the interval holds 0
+        (parity(worse=-2 * SHOWS), False),
+        (parity(kl=2 * SHOWS), True),
+        (parity(kl=math.nan), True),
     ],
 )
-def test_a_drift_may_be_accepted_but_no_broken_model(kl: float, accept: bool, verdict: str) -> None:
-    limits = limits_for(quantised=True, onto="original", dtype="float32")
-    assert verdict_of(report(kl=kl), limits, accept_drift=accept) == verdict
+def test_what_shows_of_a_stored_type(found: Parity, shows: bool) -> None:
+    assert cost_of(found, "bfloat16").shows is shows
+
+
+def test_the_cost_is_paired_by_rows() -> None:
+    cost = cost_of(parity(worse=0.02, spread=0.01), "bfloat16")
+    assert cost.loss_before == pytest.approx((100 + 7.5) / 50)
+    assert cost.loss_difference == pytest.approx(0.02) == cost.loss - cost.loss_before
+    low, high = cost.loss_difference_interval
+    # Between rows losses differ by 0.09 a token: unpaired, the interval would hold 0.
+    assert 0.01 < low < 0.02 < high < 0.03
+
+
+def test_the_reason_names_what_other_types_would_cost() -> None:
+    dear, cheap = cost_of(parity(worse=0.02), "bfloat16"), cost_of(parity(), "float16")
+    whole = cost_of(parity(), "float32")
+    assert reason_of([dear], asked=True) == "as asked"
+    assert (
+        reason_of([cheap], asked=False) == "the type of the base's files costs nothing that shows"
+    )
+    assert reason_of([dear, cheap], asked=False).startswith(
+        "costs nothing that shows; bfloat16 would cost +0.0200 of loss"
+    )
+    assert reason_of([dear, whole], asked=False).startswith("nothing is rounded; bfloat16 would")
 
 
 def test_the_figures_of_a_drift_in_words() -> None:
-    words = drift_in_words(report(kl=math.log(1.5), top1_agreement=0.77))
+    words = Drift(kl=math.log(1.5), top1_agreement=0.77).in_words()
     assert "1.5 times as perplexing" in words and "at 23.0% of the tokens" in words
     assert "trained on weights rounded to 4 bits" in words
+    assert Drift(0.009, 0.5).passes and not Drift(0.011, 1.0).passes
+    assert not Drift(math.nan, 1.0).passes

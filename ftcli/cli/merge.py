@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, megabytes, result, result_json, shown_path
+from ftcli.console import Terminal, megabytes, result, result_json, shown_path, wrapped
 
 if TYPE_CHECKING:
     from ftcli.stages.merge import MergeResult
@@ -25,7 +25,11 @@ def merge(
     ] = "dequantized",
     # A plain text: the stage says why a merge is not quantised again.
     dtype: Annotated[
-        str, typer.Option(metavar="<auto|bf16|fp16|fp32>", help="auto: as the base's files.")
+        str,
+        typer.Option(
+            metavar="<auto|bf16|fp16|fp32>",
+            help="auto: the smallest that costs nothing that shows.",
+        ),
     ] = "auto",
     accept_drift: Annotated[
         bool,
@@ -35,10 +39,10 @@ def merge(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Make one stand-alone model, and prove it.
+    """Merge the adapter into the base, and check that the result is equal.
 
-    Base and adapter are compared with the merged model as it is read back from disk, on held-out
-    rows. Where they differ, nothing is written.
+    The sum is compared with base and adapter on held-out rows, before its weights are rounded:
+    where they differ, nothing is written. What the stored type costs is said.
     """
     from ftcli.stages.merge import MergeWish, merge_run
 
@@ -56,24 +60,23 @@ def _show(found: MergeResult) -> None:
         result(f"nothing to merge: {path} is a stand-alone model already")
         return
     result(f"merged {path} ({report['dtype']}, {megabytes(report['bytes'])})")
-    same, kept = ("the same", "") if report["verdict"] == "pass" else ("not the same", "; accepted")
-    result(f"       {same} as base + adapter: {_figures(report)}")
-    result(f"       limits: {_limits(report['limits'])}{kept}")
+    for line in _lines(report):
+        result(wrapped(f"       {line}", " " * 7))
 
 
-def _figures(report: dict[str, Any]) -> str:
-    ties = f" (and {report['near_ties']} near ties)" if report["near_ties"] else ""
-    return (
-        f"KL {report['kl']:.1e}, top-1 agreement {report['top1_agreement']:.2%}{ties}, largest "
-        f"logit difference {report['max_logit_difference']:.1e} ({report['tokens']} tokens of "
-        f"{report['rows']} rows, in {report['compared_in']})"
-    )
-
-
-def _limits(limits: dict[str, float]) -> str:
-    words = {
-        "kl": "KL at most {:g}",
-        "agreement_with_ties": "agreement, near ties included, at least {:.0%}",
-        "max_logit_difference": "logit difference at most {:g}",
-    }
-    return ", ".join(words[name].format(value) for name, value in limits.items())
+def _lines(report: dict[str, Any]) -> list[str]:
+    exact, rounding, drift = report["exact"], report["rounding"], report["drift"]
+    low, high = (f"{end:+.4f}" if end else "0.0000" for end in rounding["loss_difference_interval"])
+    lines = [
+        f"exact before rounding (KL {exact['kl']:.1e}, largest logit difference "
+        f"{exact['max_logit_difference']:.1e}, in {exact['compared_in']}); stored as "
+        f"{report['dtype']}: loss {rounding['loss_before']:.4f} → {rounding['loss']:.4f} (95% "
+        f"interval of the difference {low} to {high}), KL {rounding['kl']:.1e}, same "
+        f"first token {rounding['top1_agreement']:.1%} ({report['tokens']} tokens of "
+        f"{report['rows']} rows)",
+        f"{report['dtype']}: {report['dtype_reason']}",
+    ]
+    if drift is not None:
+        kept = "" if report["verdict"] == "pass" else "; accepted"
+        lines.append(f"not the model that was trained on 4 bits: KL {drift['kl']:.2g}{kept}")
+    return lines

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftcli.console import Reporter
+from ftcli.engine.parity import Part, parts_of
 from ftcli.engine.virtual import causal_model
 from ftcli.errors import ModelError
 
@@ -49,7 +50,7 @@ def layers_to_fold(adapted: PeftModel, four_bits: FourBits | None) -> list[tuple
 
 
 def fold(
-    adapted: PeftModel, wanted: torch.dtype, four_bits: FourBits | None, reporter: Reporter
+    adapted: PeftModel, stored: torch.dtype, four_bits: FourBits | None, reporter: Reporter
 ) -> PreTrainedModel:
     """The base with the update added to its weights, all in one type; raises ModelError.
 
@@ -58,20 +59,25 @@ def fold(
     layers = layers_to_fold(adapted, four_bits)
     with reporter.meter("merge", len(layers)) as meter:
         for done, (name, layer) in enumerate(layers, start=1):
-            fold_layer(name, layer, wanted, four_bits)
+            weight = base_layer_of(layer).weight
+            add_update(name, layer, four_bits)
+            weight.data = weight.data.to(stored)
             meter.update(done)
-    return without_adapter(adapted, wanted)
+    return without_adapter(adapted, stored)
 
 
-def fold_layer(
-    name: str, layer: nn.Module, wanted: torch.dtype, four_bits: FourBits | None
-) -> None:
-    """Give a layer the weight that it was trained with, plus its update, rounded once.
+def base_layer_of(layer: nn.Module) -> Any:
+    """The layer that holds the weight, below an adapter where there is one."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
-    The sum is PEFT's own, in fp32: PEFT would else round the update to the weight's type before it
-    adds. Raises ModelError where the sum is no number.
+
+def add_update(name: str, layer: nn.Module, four_bits: FourBits | None) -> None:
+    """Give a layer the weight that it was trained with, plus its update, in fp32.
+
+    The sum is PEFT's own: it would else round the update to the weight's type before it adds.
+    Raises ModelError where the sum is no number.
     """
-    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    base = base_layer_of(layer)
     weight = base.weight.data
     if four_bits is not None and name in four_bits.layers:
         weight = as_quantised(base, four_bits)
@@ -81,7 +87,73 @@ def fold_layer(
             layer.merge(safe_merge=True)
         except ValueError as error:  # safe_merge has found NaN or infinity
             raise ModelError("adapter_broken", f"{name}: its update is no number") from error
-    base.weight.data = base.weight.data.to(wanted)
+
+
+def merged_parts(
+    adapted: PeftModel,
+    dtype: torch.dtype,
+    stored: torch.dtype | None,
+    four_bits: FourBits | None,
+) -> list[Part]:
+    """The parts of the model that `fold` makes, each merged while it computes in `dtype`.
+
+    Their weights are rounded to `stored` first; None: not rounded.
+    """
+    layers = {layer: name for name, layer in layers_to_fold(adapted, four_bits)}
+    return [
+        _MergedPart(module, dtype, layers.get(module), stored, four_bits)
+        for module in parts_of(causal_model(adapted))
+    ]
+
+
+class _MergedPart(Part):
+    """A part with its update in its weight, whose adapter computes nothing."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        name: str | None,
+        stored: torch.dtype | None,
+        four_bits: FourBits | None,
+    ) -> None:
+        super().__init__(module, dtype)
+        self.name, self.rounded_to, self.four_bits = name, stored, four_bits
+
+    def widen(self, *_: object) -> None:
+        self.stored = [(each, each.data) for each in self.module.parameters()]
+        if self.name is not None:
+            add_update(self.name, self.module, self.four_bits)
+        elif isinstance(self.module, BaseTunerLayer):
+            self.module.merged_adapters.extend(self.module.active_adapters)  # `unload` drops them
+        for parameter, data in self.stored:
+            if not data.is_floating_point():
+                continue
+            if self.rounded_to is not None:
+                require_in_range(parameter.data, self.rounded_to)
+                parameter.data = parameter.data.to(self.rounded_to)
+            parameter.data = parameter.data.to(self.dtype)
+
+    def restore(self, *_: object) -> None:
+        super().restore()
+        if isinstance(self.module, BaseTunerLayer):
+            self.module.merged_adapters.clear()
+
+
+def require_in_range(weight: Tensor, stored: torch.dtype) -> None:
+    """Raise ModelError where a weight is larger than the type holds; fp16 ends at 65,504."""
+    largest = weight.abs().max().item()
+    if largest > torch.finfo(stored).max:
+        raise ModelError(
+            "merge_range",
+            f"a weight of {largest:.3g} is beyond what {dtype_name(stored)} holds "
+            f"({torch.finfo(stored).max:.6g}); take --dtype bf16 or fp32",
+        )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def as_quantised(layer: Any, four_bits: FourBits) -> Tensor:
@@ -103,12 +175,12 @@ def nf4_round_trip(weight: Tensor, four_bits: FourBits) -> Tensor:
     return whole.to(weight.device)
 
 
-def without_adapter(adapted: PeftModel, wanted: torch.dtype) -> PreTrainedModel:
+def without_adapter(adapted: PeftModel, stored: torch.dtype) -> PreTrainedModel:
     """The base with its folded layers and the modules that were trained whole, all in one type."""
     model: PreTrainedModel = adapted.unload()
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(wanted)
+            parameter.data = parameter.data.to(stored)
     _untie_what_differs(model)
     return model
 

@@ -6,23 +6,23 @@ The three hold a copy of the weights one after the other, never two at once.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
-from ftcli.disk import folder_bytes
 from ftcli.engine.adapters import open_adapter
 from ftcli.engine.device import device_of, find_hardware, give_back_freed_memory
-from ftcli.engine.fold import FourBits, fold, four_bit_layers
-from ftcli.engine.inference import Model, PromptContract, generation_config
+from ftcli.engine.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
+from ftcli.engine.inference import PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
 from ftcli.engine.older_readers import write_for_older_readers
-from ftcli.engine.parity import Parity, Rows, logits_of, parity
+from ftcli.engine.parity import Part, Prediction, Rows, predictions_of
 from ftcli.engine.trained import load_tuned_model
 from ftcli.errors import ModelError
 from ftcli.loading import Loaded
@@ -30,6 +30,7 @@ from ftcli.prepared import Prepared
 from ftcli.recipe import Qlora
 from ftcli.shapes import model_source
 
+TYPES = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
 # As the hub's own models are cut: a part fits any file system, and is read on its own.
 SHARD = "5GB"
 # A model on a card needs room beside its weights: one of them widened, and the logits of a row.
@@ -43,7 +44,8 @@ class Merge:
     loaded: Loaded
     run: RunFolder
     prepared: Prepared
-    wanted: torch.dtype
+    types: tuple[str, ...]
+    """Types to store the weights in, the first choice first; `bfloat16`."""
     trained: torch.dtype
     """Type in which the training held the base, and from which it quantised."""
     held: torch.dtype
@@ -61,16 +63,16 @@ class Merge:
 
     @property
     def compared_in(self) -> torch.dtype:
-        """A finer type than the merged model's; 4-bit layers compute in fp32 at most."""
-        fine = self.wanted == torch.float32 and not self.quantised
+        """4-bit layers compute in fp32 at most, and cards are slow in fp64."""
+        fine = not self.quantised and find_hardware().kind == "cpu"
         return torch.float64 if fine else torch.float32
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Base and adapter as they were trained: their logits, and which layers were in 4 bits."""
+    """Base and adapter as they were trained: what they predict, and which layers were in 4 bits."""
 
-    logits: list[Tensor]
+    predictions: list[Prediction]
     contract: PromptContract
     four_bit_layers: frozenset[str]
 
@@ -78,7 +80,10 @@ class Reference:
 def plan_merge(
     loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: str, *, onto_original: bool
 ) -> Merge:
-    """Decide the types; `auto` is that of the base's files. Raises ModelError."""
+    """Decide the types: for `auto` that of the base's files, then fp16, then fp32.
+
+    fp16 has three bits more than bf16 behind the point, and no more bytes. Raises ModelError.
+    """
     model = loaded.recipe.model
     source = model_source(model.id, loaded.base)
     config = open_config(source, model.revision)
@@ -88,15 +93,17 @@ def plan_merge(
             f"{source}: its files hold quantised weights, in which an update would be rounded "
             "away; use the adapter as it is (ftcli generate), or train on the unquantised model",
         )
-    stored = config.dtype if config.dtype in DTYPES.values() else torch.float32
+    files = config.dtype if config.dtype in DTYPES.values() else torch.float32
     trained = DTYPES[run.planned("weights_dtype")]
+    choices = (files, torch.float16, torch.float32) if dtype == "auto" else (DTYPES[dtype],)
+    first_fp32 = choices.index(torch.float32) + 1 if torch.float32 in choices else None
     return Merge(
         loaded=loaded,
         run=run,
         prepared=prepared,
-        wanted=stored if dtype == "auto" else DTYPES[dtype],
+        types=tuple(dict.fromkeys(map(dtype_name, choices[:first_fp32]))),
         trained=trained,
-        held=stored if trained == torch.float32 else trained,
+        held=files if trained == torch.float32 else trained,
         onto_original=onto_original,
     )
 
@@ -106,47 +113,88 @@ def reference_of(merge: Merge, rows: Rows, reporter: Reporter) -> Reference:
     dtype = merge.trained if merge.quantised else merge.held
     model = load_tuned_model(merge.loaded, merge.run, merge.prepared, dtype)
     layers = four_bit_layers(model.network)
-    logits = []
-    with reporter.meter("base + adapter", len(rows)) as meter:
-        for found in logits_of(model, rows, merge.compared_in):
-            logits.append(found)
-            meter.update(len(logits))
-    return Reference(logits, model.contract, layers)
+    found = predictions_of(model.network, rows, model.contract.pad_id, merge.compared_in)
+    predictions = _counted(found, "base + adapter", len(rows), reporter)
+    return Reference(predictions, model.contract, layers)
 
 
-def write_merged(merge: Merge, reference: Reference, folder: Path, reporter: Reporter) -> None:
-    """Write the stand-alone model; raises ModelError where an update is no number."""
-    _let_go()
-    base = load_base(
-        merge.source,
-        merge.loaded.recipe.model,
-        dtype=merge.held,
-        attention=_attention(merge.run),
-        device=torch.device("cpu"),
-    )
-    adapted = open_adapter(base, merge.run.adapter)
-    merged = fold(adapted, merge.wanted, _four_bits(merge, reference), reporter)
-    save_model(merged, reference.contract, folder)
+class Merging:
+    """The base with the adapter on it, and what it predicts once it is merged."""
+
+    def __init__(self, merge: Merge, reference: Reference, rows: Rows, reporter: Reporter) -> None:
+        _let_go()
+        self._merge, self._rows, self._reporter = merge, rows, reporter
+        self._contract = reference.contract
+        self._four_bits = _four_bits(merge, reference)
+        self._adapted = self._open()
+
+    def unmerged(self) -> list[Prediction]:
+        """What these weights and the adapter beside them predict."""
+        return self._predictions("base + adapter", None)
+
+    def merged(self, stored: str | None) -> list[Prediction]:
+        """What the merged model predicts; its weights rounded to `stored`, or not at all."""
+        label = "merged" if stored is None else f"merged, {stored}"
+        dtype = TYPES[stored] if stored is not None else None
+        arguments = (self._adapted, self._merge.compared_in, dtype, self._four_bits)
+        return self._predictions(label, merged_parts(*arguments))
+
+    def write(self, stored: str, folder: Path) -> None:
+        """Merge for good and save; raises ModelError where an update is no number."""
+        model = fold(self._adapted, TYPES[stored], self._four_bits, self._reporter)
+        save_model(model, self._contract, folder)
+        del self._adapted
+
+    def read_back(self, folder: Path) -> list[Prediction]:
+        """What the model in the folder predicts, opened with nothing else."""
+        _let_go()
+        network = load_base(
+            str(folder),
+            self._merge.loaded.recipe.model.model_copy(update={"revision": None}),
+            dtype=open_config(str(folder), None).dtype,
+            attention=_attention(self._merge.run),
+            device=torch.device("cpu"),
+        )
+        found = self._predicted(_placed(network), None)
+        return _counted(found, "read back", len(self._rows), self._reporter)
+
+    def _open(self) -> PeftModel:
+        base = load_base(
+            self._merge.source,
+            self._merge.loaded.recipe.model,
+            dtype=self._merge.held,
+            attention=_attention(self._merge.run),
+            device=torch.device("cpu"),
+        )
+        return open_adapter(_placed(base), self._merge.run.adapter)
+
+    def _predictions(self, label: str, parts: Sequence[Part] | None) -> list[Prediction]:
+        found = self._predicted(self._adapted, parts)
+        return _counted(found, label, len(self._rows), self._reporter)
+
+    def _predicted(
+        self, network: PreTrainedModel, parts: Sequence[Part] | None
+    ) -> Iterator[Prediction]:
+        dtype = self._merge.compared_in
+        return predictions_of(network, self._rows, self._contract.pad_id, dtype, parts)
 
 
-def compare(
-    merge: Merge, reference: Reference, folder: Path, rows: Rows, reporter: Reporter
-) -> Parity:
-    """How far the model in the folder, read back with nothing else, is from the reference."""
-    _let_go()
+def _counted(
+    found: Iterable[Prediction], label: str, rows: int, reporter: Reporter
+) -> list[Prediction]:
+    predictions = []
+    with reporter.meter(label, rows) as meter:
+        for prediction in found:
+            predictions.append(prediction)
+            meter.update(len(predictions))
+    return predictions
+
+
+def _placed(model: PreTrainedModel) -> PreTrainedModel:
+    """On the card where there is room for it."""
     hardware = find_hardware()
-    fits = ROOM_BESIDE * folder_bytes(folder) < hardware.free_bytes
-    network = load_base(
-        str(folder),
-        merge.loaded.recipe.model.model_copy(update={"revision": None}),
-        dtype=open_config(str(folder), None).dtype,
-        attention=_attention(merge.run),
-        device=device_of(hardware) if fits else torch.device("cpu"),
-    )
-    model = Model(network, reference.contract)
-    with reporter.meter("merged model", len(rows)) as meter:
-        found = logits_of(model, rows, merge.compared_in)
-        return parity(reference.logits, found, merge.wanted, meter.update)
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    return model.to(device_of(hardware)) if ROOM_BESIDE * held < hardware.free_bytes else model
 
 
 def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -> None:

@@ -33,8 +33,8 @@ def _model_keys(config: Keys) -> Keys:
 
 def _rotary_keys(config: Keys) -> Keys:
     """`rope_parameters`, maybe by kind of layer, under the names of transformers 4.57's configs."""
-    rotary = config.get("rope_parameters") or {}
-    whole = rotary.get("full_attention", rotary)
+    rotary: Keys = config.get("rope_parameters") or {}
+    whole: Keys = rotary.get("full_attention", rotary)
     if "rope_theta" not in whole:
         return {}
     found = {"rope_theta": whole["rope_theta"]}
@@ -44,14 +44,14 @@ def _rotary_keys(config: Keys) -> Keys:
         found["partial_rotary_factor"] = share
     if config["model_type"] == "gpt_neox":
         found |= {"rotary_emb_base": whole["rope_theta"], "rotary_pct": share}
-    return found | _scaling_keys(whole)
+    return found | _scaling_keys(whole, config["model_type"])
 
 
-def _scaling_keys(rotary: Mapping[str, Any]) -> Keys:
+def _scaling_keys(rotary: Mapping[str, Any], model_type: str) -> Keys:
     kind = rotary["rope_type"]
     if kind == "default":
         return {}
-    if kind == "longrope":  # Phi-3's config takes these three keys and no other
+    if model_type == "phi3":  # its config takes these three keys and no other
         return {
             "rope_scaling": {
                 "type": kind,

@@ -6,7 +6,7 @@ the order in which two programs add.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,54 +18,90 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ftcli.engine.batches import padded
-from ftcli.engine.inference import Model
 from ftcli.engine.virtual import causal_model
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
 
+# Logits of so many tokens are held: 1,024 × 152,000 doubles are 1.2 GB.
+TOKENS_AT_ONCE = 1024
 # Positions whose probabilities are compared at once: 128 × 152,000 doubles are 0.16 GB.
 POSITIONS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a model expects at the labelled positions of one row."""
+
+    logits: Tensor
+    """[labels, vocab], fp32."""
+    targets: Tensor
+    """[labels]: the tokens that follow."""
+
+
+@dataclass(frozen=True)
 class Parity:
-    """How far two models are apart on the labelled positions of some rows."""
+    """How far a candidate is from a reference on the labelled positions of some rows."""
 
     kl: float
     """Mean of KL(reference ‖ candidate) in nats a token."""
     top1_agreement: float
     """Share of positions with the same first token."""
     max_logit_difference: float
-    near_ties: int
-    """Of the others, those at which the candidate prefers a token whose logit is, to the
-    reference, less than one step of the candidate's type below its first: there any rounding
-    decides."""
-    tokens: int
+    reference_losses: tuple[float, ...]
+    """Negative log-likelihood of each row's targets, summed, in nats."""
+    losses: tuple[float, ...]
+    """The candidate's."""
+    label_tokens: tuple[int, ...]
+    """Of each row."""
 
     @property
-    def agreement_with_ties(self) -> float:
-        """Share of positions with the same first token, or with one as good."""
-        return self.top1_agreement + self.near_ties / self.tokens
+    def tokens(self) -> int:
+        return sum(self.label_tokens)
 
 
-def logits_of(model: Model, rows: Rows, dtype: torch.dtype) -> Iterator[Tensor]:
-    """fp32 logits [labelled tokens, vocab] of one row after the other, computed in `dtype`."""
-    network = causal_model(model.network.eval())
-    with torch.no_grad(), computing_in(network, dtype):
-        for row in rows:
-            batch = padded([row], model.contract.pad_id).to(model.device)
-            output = network(input_ids=batch.input_ids, use_cache=False)
-            yield output.logits[0][batch.sources].float().cpu()
+def predictions_of(
+    network: PreTrainedModel,
+    rows: Rows,
+    pad_id: int,
+    dtype: torch.dtype,
+    parts: Sequence[Part] | None = None,
+) -> Iterator[Prediction]:
+    """Predictions for one row after the other, computed in `dtype`; `parts` as `computing_in`."""
+    network = causal_model(network.eval())
+    with torch.no_grad(), computing_in(network, dtype, parts):
+        for some in _together(rows):
+            batch = padded(some, pad_id).to(network.device)
+            logits = network(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
+            counts = batch.rows.bincount(minlength=len(some)).tolist()
+            found = logits[batch.sources].float().cpu().split(counts)
+            for each, targets in zip(found, batch.targets.cpu().split(counts), strict=True):
+                yield Prediction(each, targets)
+
+
+def _together(rows: Rows) -> Iterator[Rows]:
+    """Neighbours whose tokens, padded, come to TOKENS_AT_ONCE at most; each longer row alone."""
+    some: list[Mapping[str, Sequence[int]]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, len(row["input_ids"]))
+        if some and longest * (len(some) + 1) > TOKENS_AT_ONCE:
+            yield some
+            some, longest = [], len(row["input_ids"])
+        some.append(row)
+    yield some
 
 
 @contextmanager
-def computing_in(network: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+def computing_in(
+    network: PreTrainedModel, dtype: torch.dtype, parts: Sequence[Part] | None = None
+) -> Iterator[None]:
     """Let each part of a model compute in this type, its weights widened only meanwhile.
 
     No more than one copy of the weights is held, in their own type. 4-bit weights stay as they
     are; bitsandbytes dequantises them to the type that it computes in.
     """
-    parts = [_Part(module, dtype) for module in _parts(network)]
+    if parts is None:
+        parts = [Part(module, dtype) for module in parts_of(network)]
     handles = [
         handle
         for part in parts
@@ -86,7 +122,7 @@ def computing_in(network: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]
             handle.remove()
 
 
-class _Part:
+class Part:
     """A module that holds weights, and those weights as they are stored."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
@@ -106,45 +142,43 @@ class _Part:
         self.stored.clear()
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
+def parts_of(module: nn.Module) -> Iterator[nn.Module]:
     """The smallest modules that use their weights together: an adapter reads its base's."""
     together = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
     if together or any(True for _ in module.parameters(recurse=False)):
         yield module
         return
     for child in module.children():
-        yield from _parts(child)
+        yield from parts_of(child)
 
 
-def parity(
-    reference: Sequence[Tensor],
-    candidate: Iterator[Tensor],
-    dtype: torch.dtype,
-    moved: Callable[[int], None],
-) -> Parity:
-    """Compare logits row by row; `dtype` is the type of the candidate's weights."""
-    kl, agreed, ties, furthest, tokens = 0.0, 0, 0, 0.0, 0
-    for done, (expected, found) in enumerate(zip(reference, candidate, strict=True), start=1):
+def parity(reference: Sequence[Prediction], candidate: Sequence[Prediction]) -> Parity:
+    """How far a candidate is from a reference."""
+    kl, agreed, furthest = 0.0, 0, 0.0
+    losses: list[tuple[float, float, int]] = []
+    for expected, found in zip(reference, candidate, strict=True):
         for p, q in zip(
-            expected.split(POSITIONS_AT_ONCE), found.split(POSITIONS_AT_ONCE), strict=True
+            expected.logits.split(POSITIONS_AT_ONCE),
+            found.logits.split(POSITIONS_AT_ONCE),
+            strict=True,
         ):
             kl += _divergence(p.double(), q.double())
-        same, near = _first_tokens(expected, found, dtype)
-        agreed, ties = agreed + same, ties + near
-        furthest = _larger(furthest, (expected - found).abs().max().item())
-        tokens += len(expected)
-        moved(done)
-    return Parity(kl / tokens, agreed / tokens, furthest, ties, tokens)
+        agreed += int((expected.logits.argmax(-1) == found.logits.argmax(-1)).sum())
+        furthest = _larger(furthest, (expected.logits - found.logits).abs().max().item())
+        losses.append((_loss(expected), _loss(found), len(expected.targets)))
+    before, after, tokens = zip(*losses, strict=True)
+    return Parity(kl / sum(tokens), agreed / sum(tokens), furthest, before, after, tokens)
 
 
-def _first_tokens(expected: Tensor, found: Tensor, dtype: torch.dtype) -> tuple[int, int]:
-    """Positions with the same first token, and those where it is another by a near tie."""
-    highest, first = expected.max(-1)
-    other = found.argmax(-1)
-    lost = highest - expected.gather(-1, other[:, None])[:, 0]
-    step = torch.finfo(dtype).eps * torch.exp2(torch.frexp(highest).exponent - 1.0)
-    same = first == other
-    return int(same.sum()), int((~same & (lost < step)).sum())
+def _loss(found: Prediction) -> float:
+    return sum(
+        F.cross_entropy(logits.double(), targets, reduction="sum").item()
+        for logits, targets in zip(
+            found.logits.split(POSITIONS_AT_ONCE),
+            found.targets.split(POSITIONS_AT_ONCE),
+            strict=True,
+        )
+    )
 
 
 def _divergence(expected: Tensor, found: Tensor) -> float:

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ftcli.console import Reporter
 from ftcli.disk import folder_bytes, whole_folder, write_json
@@ -18,7 +19,23 @@ from ftcli.prepared import SPLITS
 from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
 from ftcli.shapes import model_source
 from ftcli.stages.opening import OpenRun, open_run
-from ftcli.stages.verdict import FAIL, Limits, drift_in_words, limits_for, verdict_of
+from ftcli.stages.verdict import (
+    DRIFT,
+    HIGHEST_DRIFT,
+    PASS,
+    Drift,
+    Exactness,
+    RoundingCost,
+    cost_of,
+    drift_of,
+    exactness_of,
+    figures_of,
+    reason_of,
+)
+
+if TYPE_CHECKING:
+    from ftcli.engine.merge import Merging
+    from ftcli.engine.parity import Prediction
 
 Onto = Literal["dequantized", "original"]
 REPORT = "merge_report.json"
@@ -84,8 +101,6 @@ def merge_run(
     _require_own_place(folder, opened)
     with _no_trace(folder), whole_folder(folder) as temporary:
         report = _merge(opened, temporary, wish, reporter)
-        if report["verdict"] == FAIL:
-            raise _differs(folder, report)
         write_json(temporary / REPORT, report)
         _require_free(folder)  # a merge takes minutes, and whole_folder replaces what is there
     return MergeResult(folder, report, merged=True)
@@ -167,9 +182,11 @@ def _no_trace(folder: Path) -> Iterator[None]:
 
 
 def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -> dict[str, Any]:
-    """Write the model and measure it; the report says what was found, and the verdict."""
+    """Write the model where the merge is exact, and say what its type costs. Raises ModelError."""
     from ftcli.engine.device import memory_in_words
-    from ftcli.engine.merge import compare, plan_merge, reference_of, write_merged
+    from ftcli.engine.fold import dtype_name
+    from ftcli.engine.merge import Merging, plan_merge, reference_of
+    from ftcli.engine.parity import parity
 
     rows = _rows(opened)
     original = wish.onto == "original"
@@ -177,40 +194,79 @@ def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -
         merge = plan_merge(
             opened.loaded, opened.run, opened.prepared, wish.dtype, onto_original=original
         )
+        compared_in = dtype_name(merge.compared_in)
         reference = reference_of(merge, rows, reporter)
-        write_merged(merge, reference, folder, reporter)
-        found = compare(merge, reference, folder, rows, reporter)
-    dtype = str(merge.wanted).removeprefix("torch.")
-    limits = limits_for(quantised=merge.quantised, onto=wish.onto, dtype=dtype)
-    report = {
-        **asdict(found),
-        "agreement_with_ties": found.agreement_with_ties,
+        merging = Merging(merge, reference, rows, reporter)
+        whole = merging.merged(None)
+        beside = merging.unmerged() if original else reference.predictions
+        exact = exactness_of(parity(beside, whole), compared_in)
+        _require_exact(folder, exact, "base + adapter")
+        drift = drift_of(parity(reference.predictions, whole)) if original else None
+        _require_no_drift(folder, drift, wish, reporter)
+        stored, predictions, costs = _choose_type(merging, merge.types, whole)
+        merging.write(stored, folder)
+        found = merging.read_back(folder)
+    written = exactness_of(parity(predictions, found), compared_in)
+    _require_exact(folder, written, "the merged model before it was written")
+    return {
+        "verdict": PASS if drift is None or drift.passes else DRIFT,
+        **figures_of(parity(reference.predictions, found)),
+        "exact": asdict(exact),
+        "rounding": costs[-1].as_json(),
+        "other_types": [cost.as_json() for cost in costs[:-1]],
+        "drift": asdict(drift) if drift is not None else None,
         "onto": wish.onto if merge.quantised else "base",
         "rows": len(rows),
-        "dtype": dtype,
-        "compared_in": str(merge.compared_in).removeprefix("torch."),
-        "limits": limits.as_json(),
+        "dtype": stored,
+        "dtype_reason": reason_of(costs, asked=wish.dtype != "auto"),
         "bytes": folder_bytes(folder),
     }
-    verdict = verdict_of(report, limits, accept_drift=wish.accept_drift)
-    if original:
-        reporter.note(drift_in_words(report))
-    return {**report, "verdict": verdict}
 
 
-def _differs(folder: Path, report: dict[str, Any]) -> ModelError:
-    limits = Limits(**report["limits"])
-    if report["onto"] == "original":
-        advice = "take --onto dequantized, or keep this one with --accept-drift"
-    elif report["dtype"] != "float32":
-        advice = "--dtype fp32 rounds less"
-    else:
-        advice = "use the adapter beside the base (ftcli generate)"
-    return ModelError(
-        "merge_differs",
-        f"{folder}: not written, because the merged model is not the one that was trained: "
-        f"{', '.join(limits.exceeded(report))}; {advice}",
-    )
+def _choose_type(
+    merging: Merging, types: Sequence[str], whole: list[Prediction]
+) -> tuple[str, list[Prediction], list[RoundingCost]]:
+    """The first type that costs nothing that shows, or the last; with what each tried one costs."""
+    from ftcli.engine.parity import parity
+
+    costs: list[RoundingCost] = []
+    for stored in types:
+        last = stored == types[-1]
+        try:
+            found = whole if stored == "float32" else merging.merged(stored)
+        except ModelError as error:
+            if error.code == "merge_range" and not last:
+                continue
+            raise
+        costs.append(cost_of(parity(whole, found), stored))
+        if last or not costs[-1].shows:
+            break
+    return stored, found, costs
+
+
+def _require_exact(folder: Path, found: Exactness, of_what: str) -> None:
+    if not found.passes:
+        raise ModelError(
+            "merge_differs",
+            f"{folder}: not written, because the merged model is not {of_what}: largest logit "
+            f"difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
+            f"{found.kl:.2g}; use the adapter beside the base (ftcli generate)",
+        )
+
+
+def _require_no_drift(
+    folder: Path, found: Drift | None, wish: MergeWish, reporter: Reporter
+) -> None:
+    if found is None:
+        return
+    reporter.note(found.in_words())
+    if not found.passes and not (wish.accept_drift and isfinite(found.kl)):
+        raise ModelError(
+            "merge_differs",
+            f"{folder}: not written, because the model on the original base is not the one that "
+            f"was trained: KL {found.kl:.2g} (at most {HIGHEST_DRIFT:g}); take --onto "
+            "dequantized, or keep this one with --accept-drift",
+        )
 
 
 def _rows(opened: OpenRun) -> list[dict[str, Any]]:

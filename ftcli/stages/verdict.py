@@ -1,74 +1,135 @@
-"""What a merge may change, what it has changed, and what that means."""
+"""What a merge is judged by: the sum of base and adapter, and what the stored type rounds away."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-# Below these a merged model is the one that was trained (measured on a small model: dequantise,
-# then merge 3.6e-4; the original base 0.33; folding into 4-bit weights 2.45, where no adapter at
-# all gives 2.14).
-HIGHEST_KL = 1e-2
-LOWEST_AGREEMENT = 0.99
-# Of fp32 weights: a sum rounded once, seen through all layers in float64.
-FURTHEST_LOGIT = 1e-4
+from ftcli.metrics.intervals import Interval, paired_ratio_interval
 
-PASS, DRIFT, FAIL = "pass", "drift accepted", "fail"
+if TYPE_CHECKING:
+    from ftcli.engine.parity import Parity
+
+# A sum rounded once to fp32, seen through all layers: two orders above what sound merges show in
+# either arithmetic, and below what a thousandth of an update does.
+FURTHEST_LOGIT = {"float64": 1e-4, "float32": 1e-2}
+# Nats a token from which on a stored type costs something that shows: a tenth of a percent of
+# perplexity. Of bf16 on a small model KL says 3e-2, fp16 1e-6.
+SHOWS = 1e-3
+# Of a merge onto the original base of a QLoRA run (measured on a small model: 0.33, where no
+# adapter at all gives 2.14).
+HIGHEST_DRIFT = 1e-2
+
+PASS, DRIFT = "pass", "drift accepted"
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What base + adapter and merged model may differ by; none: measured, not judged."""
+class Exactness:
+    """The merge before its weights are rounded, against base + adapter."""
 
-    kl: float | None = None
-    agreement_with_ties: float | None = None
-    """Where two tokens are level to within a step of the weights' type, either is right."""
-    max_logit_difference: float | None = None
+    kl: float
+    max_logit_difference: float
+    compared_in: str
+    limit: float
+    """Of the largest logit difference."""
 
-    def as_json(self) -> dict[str, float]:
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def exceeded(self, report: Mapping[str, Any]) -> list[str]:
-        """Each figure beyond its limit, in words; what is no number is beyond any."""
-        kl, agreement, logit = (report[name] for name in vars(self))
-        found = []
-        if self.kl is not None and not kl <= self.kl:
-            found.append(f"KL {kl:.2g} (at most {self.kl:g})")
-        if self.agreement_with_ties is not None and not agreement >= self.agreement_with_ties:
-            least = self.agreement_with_ties
-            found.append(f"top-1 agreement with near ties {agreement:.2%} (at least {least:.0%})")
-        if self.max_logit_difference is not None and not logit <= self.max_logit_difference:
-            limit = self.max_logit_difference
-            found.append(f"largest logit difference {logit:.2g} (at most {limit:g})")
-        return found
+    @property
+    def passes(self) -> bool:
+        return self.max_logit_difference <= self.limit  # false for what is no number
 
 
-def limits_for(*, quantised: bool, onto: str, dtype: str) -> Limits:
-    """The limits of a merge: of which kind of run, onto which base, into which type."""
-    if onto == "original":
-        return Limits(kl=HIGHEST_KL)
-    if not quantised and dtype == "float32":
-        return Limits(max_logit_difference=FURTHEST_LOGIT)
-    return Limits(kl=HIGHEST_KL, agreement_with_ties=LOWEST_AGREEMENT)
+def figures_of(found: Parity) -> dict[str, Any]:
+    """How far the stored model is from the trained one, whatever the reason."""
+    return {
+        "kl": found.kl,
+        "top1_agreement": found.top1_agreement,
+        "max_logit_difference": found.max_logit_difference,
+        "tokens": found.tokens,
+    }
 
 
-def verdict_of(report: Mapping[str, Any], limits: Limits, *, accept_drift: bool) -> str:
-    """`pass`, or what the merged model is instead."""
-    if not limits.exceeded(report):
-        return PASS
-    return DRIFT if accept_drift and math.isfinite(report["kl"]) else FAIL
+def exactness_of(found: Parity, compared_in: str) -> Exactness:
+    limit = FURTHEST_LOGIT[compared_in]
+    return Exactness(found.kl, found.max_logit_difference, compared_in, limit)
 
 
-def drift_in_words(report: Mapping[str, Any]) -> str:
-    """What the figures of a merge onto the original base mean."""
-    # KL(p ‖ q) is by how much the log-likelihood of a token that p draws is lower under q.
-    perplexity = math.exp(min(report["kl"], 100.0))
-    others = 1 - report["top1_agreement"]
-    return (
-        "the adapter was trained on weights rounded to 4 bits, and those of the original base are "
-        f"not rounded. KL {report['kl']:.2g} nats a token: what the trained model writes is to the "
-        f"merged one {perplexity:.3g} times as perplexing as to itself; at {others:.1%} of the "
-        "tokens it would write another one"
-    )
+@dataclass(frozen=True)
+class RoundingCost:
+    """What a stored type costs, against the same weights in fp32; losses in nats a label token."""
+
+    dtype: str
+    kl: float
+    """KL(in fp32 ‖ as stored), nats a token."""
+    top1_agreement: float
+    loss_before: float
+    loss: float
+    loss_difference: float
+    loss_difference_interval: Interval
+    """95%, paired by rows."""
+
+    @property
+    def shows(self) -> bool:
+        """Whether answers are worse for it; what is no number shows, too."""
+        worse = self.loss_difference >= SHOWS and self.loss_difference_interval[0] > 0
+        return worse or not self.kl < SHOWS
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"shows": self.shows}
+
+
+def cost_of(found: Parity, dtype: str) -> RoundingCost:
+    first = (found.reference_losses, found.label_tokens)
+    second = (found.losses, found.label_tokens)
+    before, after = (sum(losses) / sum(tokens) for losses, tokens in (first, second))
+    difference = after - before
+    interval = (difference, difference)
+    if math.isfinite(difference):
+        interval = paired_ratio_interval(first, second)
+    return RoundingCost(dtype, found.kl, found.top1_agreement, before, after, difference, interval)
+
+
+def reason_of(costs: Sequence[RoundingCost], *, asked: bool) -> str:
+    """Why the last of the types tried is the one that is stored."""
+    *others, taken = costs
+    if asked:
+        return "as asked"
+    if taken.dtype == "float32":
+        found = "nothing is rounded"
+    elif others:
+        found = "costs nothing that shows"
+    else:
+        found = "the type of the base's files costs nothing that shows"
+    return "; ".join([found, *(f"{cost.dtype} would cost {_loss(cost)}" for cost in others)])
+
+
+def _loss(cost: RoundingCost) -> str:
+    low, high = cost.loss_difference_interval
+    return f"{cost.loss_difference:+.4f} of loss (95% {low:+.4f} to {high:+.4f}), KL {cost.kl:.1e}"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A merge onto the original base of a QLoRA run, against what was trained on 4 bits."""
+
+    kl: float
+    top1_agreement: float
+
+    @property
+    def passes(self) -> bool:
+        return self.kl <= HIGHEST_DRIFT
+
+    def in_words(self) -> str:
+        # KL(p ‖ q) is by how much the log-likelihood of a token that p draws is lower under q.
+        perplexity = math.exp(min(self.kl, 100.0))
+        return (
+            "the adapter was trained on weights rounded to 4 bits, and those of the original base "
+            f"are not rounded. KL {self.kl:.2g} nats a token: what the trained model writes is to "
+            f"the merged one {perplexity:.3g} times as perplexing as to itself; at "
+            f"{1 - self.top1_agreement:.1%} of the tokens it would write another one"
+        )
+
+
+def drift_of(found: Parity) -> Drift:
+    return Drift(found.kl, found.top1_agreement)

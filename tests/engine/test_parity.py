@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftcli.engine.methods import attach, quantization
-from ftcli.engine.parity import Parity, computing_in, parity
+from ftcli.engine.parity import Parity, Prediction, computing_in, parity, predictions_of
 from ftcli.recipe import Lora, Qlora
 from tests.engine.models import IDS, llama, logits, lora, reload_in_4_bits, shake
 
 
-def compared(
-    reference: list[Tensor], candidate: list[Tensor], dtype: torch.dtype = torch.float32
-) -> Parity:
-    return parity(reference, iter(candidate), dtype, lambda _: None)
+def said(logits: Sequence[Tensor]) -> list[Prediction]:
+    """Of rows whose tokens are all the first of the vocabulary."""
+    return [Prediction(row, torch.zeros(len(row), dtype=torch.long)) for row in logits]
+
+
+def compared(reference: list[Tensor], candidate: list[Tensor]) -> Parity:
+    return parity(said(reference), said(candidate))
 
 
 def logits_in(model: PreTrainedModel, dtype: torch.dtype) -> Tensor:
@@ -55,27 +59,29 @@ def test_the_figures_are_those_of_numpy() -> None:
 
 def test_equal_logits_differ_by_nothing() -> None:
     row = torch.randn(7, 50) * 10
-    assert compared([row], [row]) == Parity(0.0, 1.0, 0.0, 0, 7)
+    found = compared([row], [row])
+    assert (found.kl, found.top1_agreement, found.max_logit_difference) == (0.0, 1.0, 0.0)
+    assert found.losses == found.reference_losses and found.tokens == 7
 
 
-@pytest.mark.parametrize(
-    ("gap", "dtype", "near"),
-    [
-        (0.12, torch.bfloat16, True),  # between 16 and 32 bf16 goes in steps of 1/8
-        (0.13, torch.bfloat16, False),
-        (0.015, torch.float16, True),  # and fp16 of 1/64
-        (0.016, torch.float16, False),
-        (0.001, torch.float32, False),
-    ],
-)
-def test_a_tie_closer_than_a_step_of_the_type_is_no_other_token(
-    gap: float, dtype: torch.dtype, near: bool
-) -> None:
-    reference = torch.tensor([[20.0, 20.0 - gap, 3.0], [1.0, 2.0, 3.0]])
-    candidate = reference[:, [1, 0, 2]]
-    found = compared([reference], [candidate], dtype)
-    assert (found.near_ties, found.top1_agreement) == (1 if near else 0, 0.5)
-    assert found.agreement_with_ties == (1.0 if near else 0.5)
+def test_losses_are_summed_row_by_row() -> None:
+    reference, candidate = ([torch.randn(n, 11) for n in (200, 5)] for _ in range(2))
+    found = compared(reference, candidate)
+    assert found.label_tokens == (200, 5)
+    for losses, rows in ((found.reference_losses, reference), (found.losses, candidate)):
+        expected = [-row.double().log_softmax(-1)[:, 0].sum().item() for row in rows]
+        assert losses == pytest.approx(expected)
+
+
+def test_rows_together_predict_what_they_predict_alone() -> None:
+    rows = [
+        {"input_ids": list(range(1, n)), "labels": [-100, -100, *range(3, n)]} for n in (9, 30, 4)
+    ]
+    network = llama()
+    alone = [next(predictions_of(network, [row], 0, torch.float64)) for row in rows]
+    for one, found in zip(alone, predictions_of(network, rows, 0, torch.float64), strict=True):
+        assert torch.equal(one.targets, found.targets)
+        assert (one.logits - found.logits).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("index", [0, 1])

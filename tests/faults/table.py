@@ -56,12 +56,12 @@ GROUPS: dict[str, dict[int, tuple[str, str]]] = {
     "Wrong without an error": {
         8: (
             "merge of a QLoRA run: onto what it was trained on, onto the original, into 4 bits",
-            "KL at most 0.01 and the same first token at 99% of places, else an exit code and no "
-            "model; the original is measured; 4 bits are refused",
+            "exact before rounding, else an exit code and no model; the original is measured; 4 "
+            "bits are refused",
         ),
         9: (
             "merge of a LoRA run in fp32, bf16, fp16; tied ends; modules trained whole; reload",
-            "fp32: no logit is more than 1e-4 off; 16 bits: bounded and reported",
+            "before rounding no logit is more than 1e-4 off; what 16 bits cost is reported",
         ),
         10: (
             "rows longer than data.max_length: all of an answer cut, or part of it",

@@ -157,7 +157,8 @@ def _merge(opened: OpenRun, reporter: Reporter) -> str:
     found = merge_run(opened.run.path, (), output=None, wish=MergeWish(), reporter=reporter)
     if isinstance(method, Full):
         return "the model stands alone already"
-    return f"the same as base + adapter (KL {found.report['kl']:.1e}, {found.report['dtype']})"
+    exact, dtype = found.report["exact"], found.report["dtype"]
+    return f"exact before rounding (KL {exact['kl']:.1e}), stored as {dtype}"
 
 
 def _generate(opened: OpenRun) -> str:
