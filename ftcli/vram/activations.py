@@ -225,7 +225,9 @@ def _attention(shape: Shape, choices: Choices) -> float:
     repeats = choices.repeats_kv or math or _flex_repeats(shape, choices)
     kv_width = shape.query_width if repeats else shape.kv_width
     kept = each * (shape.query_width + 2 * kv_width)
-    if (shape.fused_queries or choices.stack.fused_qkv) and not choices.repeats_kv:
+    # As many keys as heads are not repeated (repeat_kv returns its input); a prefix is joined.
+    copied = choices.repeats_kv and (shape.kv_heads < shape.heads or choices.mode == "prefix")
+    if (shape.fused_queries or choices.stack.fused_qkv) and not copied:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)
     if choices.own_attention:

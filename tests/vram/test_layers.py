@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from counting import batch_of, build, kept_by_layers, packed_batch, rows, tiny_config
+from counting import SIZES, batch_of, build, kept_by_layers, packed_batch, rows, tiny_config
 
 from ftcli.engine.batches import Batch
 from ftcli.shapes import Shape, shape_from_config
@@ -133,6 +133,17 @@ def test_a_row_longer_than_the_window_brings_a_mask(family: str) -> None:
     without = shape_from_config(tiny_config(family, sliding_window=2 * TOKENS))
     saved = layers_bytes(shape_from_config(config), choices) / layers_bytes(without, choices)
     assert saved > 1.02
+
+
+def test_a_mask_copies_no_values_where_there_are_as_many_of_them_as_heads() -> None:
+    """Nothing is repeated, and a value that is a view keeps queries, keys and values whole."""
+    config = tiny_config("phi3", num_key_value_heads=SIZES["num_attention_heads"])
+    masked = config | {"sliding_window": TOKENS // 2}
+    assert abs(deviation(masked, replace(TINY, gradient_checkpointing=False))) < 0.01
+    assert abs(deviation(masked, replace(METHODS["full"], gradient_checkpointing=False))) < 0.01
+    eager = replace(TINY, attention="eager", gradient_checkpointing=False)
+    assert abs(deviation(config, eager)) < 0.01
+    assert abs(deviation(config, METHODS["prefix"])) < 0.01
 
 
 def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
