@@ -48,6 +48,22 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert adapter_digest(runs / "further") != adapter_digest(runs / "whole")
 
 
+def test_a_stopped_run_resumes_whole_where_loading_rules_rename_its_tensors(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.engine.models import rename_on_loading
+
+    rename_on_loading(monkeypatch)
+    assert train(write_recipe("whole", training=TRAINING)) == 0
+    stopped = write_recipe("stopped", training=TRAINING)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        assert train(stopped) == 130
+    assert train(stopped) == 0
+    runs = tmp_path / "runs"
+    assert adapter_digest(runs / "stopped") == adapter_digest(runs / "whole")
+
+
 def test_another_kind_of_adapter_cannot_go_on(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from peft import (
     PeftConfig,
     PeftModel,
@@ -13,9 +14,8 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftcli.engine.adapter_config import WEIGHTS, read_adapter_config
@@ -105,16 +105,49 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
 
 def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
     """Fill an adapter with saved weights, each of them and no other; raises ModelError."""
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        saved = set(file.keys())
-    wanted = set(get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False))
-    if saved != wanted:
-        raise _made_for_another(
-            f"holds {len(saved)} weights, and this base takes {len(wanted)}"
-            f"{_first(saved ^ wanted)}",
-            folder,
+    saved, own = load_file(folder / WEIGHTS), _weights(model, name)
+    _require_same(saved, own, folder)
+    if model.peft_config[name].is_prompt_learning:
+        set_peft_model_state_dict(model, saved, adapter_name=name)
+    else:
+        # Not by PEFT 0.21, which renames them as the base's own loading rules say, and passes over
+        # a name that is then in no module.
+        for each, weight in own.items():
+            weight.copy_(saved[each])
+    own = _weights(model, name)
+    lost = [each for each in saved if not _is_held(saved[each], own[each])]
+    if lost:
+        raise ModelError(
+            "adapter_incomplete",
+            f"{len(lost)} of {len(saved)} weights are not in the model as they are in "
+            f"{WEIGHTS}, {min(lost)} first; this version of peft cannot open it",
+            file=str(folder),
         )
-    set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name=name)
+
+
+def _weights(model: PeftModel, name: str) -> dict[str, Tensor]:
+    """An adapter's own weights, by their names in its file; only virtual tokens are copies."""
+    weights: dict[str, Tensor] = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    )
+    return weights
+
+
+def _require_same(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ModelError where names or sizes differ."""
+    if saved.keys() != own.keys():
+        reason = f"holds {len(saved)} weights, and this base takes {len(own)}"
+        raise _made_for_another(f"{reason}{_first(saved.keys() ^ own.keys())}", folder)
+    other = [each for each in saved if saved[each].shape != own[each].shape]
+    if other:
+        sizes = f"{list(saved[other[0]].shape)}, and this base takes {list(own[other[0]].shape)}"
+        raise _made_for_another(f"its {other[0]} is {sizes}", folder)
+
+
+def _is_held(saved: Tensor, own: Tensor) -> bool:
+    """Bit for bit, in the type that the model holds: a weight may be no number."""
+    wanted = saved.to(own.device, own.dtype).contiguous().view(torch.uint8)
+    return torch.equal(wanted, own.detach().contiguous().view(torch.uint8))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -27,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from ftcli.artifacts import RunFolder
 from ftcli.checkpoints import Position, rotate
 from ftcli.disk import require_space
-from ftcli.engine.adapters import load_encoder, prefix_encoder
+from ftcli.engine.adapters import load_encoder, prefix_encoder, read_adapter
 from ftcli.engine.checkpoints import save_checkpoint
 from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.hold import Hold
@@ -329,13 +330,17 @@ class FtcliTrainer(SFTTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
     ) -> None:
-        """As Trainer does, but a prefix is trained by the network that makes it."""
+        """As Trainer does, but an adapter is read by its file's names, and a prefix is trained by
+        the network that makes it."""
+        folder = Path(resume_from_checkpoint)
         if (encoder := prefix_encoder(self.model)) is not None:
-            load_encoder(encoder, Path(resume_from_checkpoint))
+            load_encoder(encoder, folder)
+        elif isinstance(self.model, PeftModel):
+            read_adapter(self.model, folder)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.hold is not None:
-            self.hold.take_up(Path(resume_from_checkpoint))
+            self.hold.take_up(folder)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         position = self.position()

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from peft.utils import transformers_weight_conversion
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -100,6 +102,16 @@ def collate(rows: Sequence[Mapping[str, Sequence[int]]], pad_id: int) -> dict[st
 def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
     with torch.no_grad():
         return model(input_ids=ids).logits
+
+
+def rename_on_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading rules rename queries, as those of some models do: no module has their new name."""
+
+    def renamed(adapter_state_dict: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
+        return {name.replace("q_proj", "query"): it for name, it in adapter_state_dict.items()}
+
+    name = "convert_peft_adapter_state_dict_for_transformers"
+    monkeypatch.setattr(transformers_weight_conversion, name, renamed)
 
 
 def loss_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
