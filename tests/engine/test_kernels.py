@@ -25,6 +25,7 @@ from ftcli.engine.laying import Packed, Padded, laying_of_network
 from ftcli.engine.loss import summed_loss
 from ftcli.engine.methods import attach, quantization
 from ftcli.engine.packing import SHARED_TOKENS, divide, plant, usually_shared
+from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Prompt, Qlora
 from tests.engine.models import falcon, llama, lora, reload_in_4_bits, shake
 from tests.engine.test_packed_families import assert_same, model_of, rows, through
@@ -181,6 +182,23 @@ def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
     assert torch.equal(base, logits_of_base(model, ids)) and not torch.allclose(base, tuned)
     model.merge_adapter()
     torch.testing.assert_close(logits(), tuned, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_node_answers_can_be_added_to_in_place() -> None:
+    """As Falcon adds the attention to the MLP."""
+    model = attach(llama(), lora(), seed=1)
+    shake(model)
+    hidden = torch.randn(2, 5, 64)
+
+    def gradient() -> Tensor:
+        inputs = hidden.clone().requires_grad_()
+        found = causal_model(model).model.layers[0].self_attn.q_proj(inputs)
+        found += 1
+        return torch.autograd.grad(found.square().sum(), inputs)[0]
+
+    expected = gradient()
+    fuse_lora(model)
+    torch.testing.assert_close(gradient(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_node_multiplies_by_is_settled_while_it_answers_and_no_longer() -> None:

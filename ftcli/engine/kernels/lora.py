@@ -67,8 +67,8 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     scale = layer.scaling[name]
     if not torch.is_grad_enabled():
         return _answer(hidden, weight.T, bias, down.T, up.T, scale)
-    found: Tensor = _LowRank.apply(hidden, weight, bias, down, up, scale)
-    return found
+    found: Tensor = _LowRank.apply(hidden.flatten(0, -2), weight, bias, down, up, scale)
+    return found.view(*hidden.shape[:-1], -1)  # not in the node: Falcon adds to it in place
 
 
 @contextmanager
@@ -129,24 +129,22 @@ def _product(
 class _LowRank(torch.autograd.Function):
     """x → x Wᵀ + b + scale · x Aᵀ Bᵀ, where W and b are frozen.
 
-    Shapes: x [..., in], W [out, in], A [rank, in], B [out, rank]; all of one type.
+    Shapes: x [n, in], W [out, in], A [rank, in], B [out, rank]; all of one type.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, down, up, scale):  # type: ignore[no-untyped-def]
-        rows = hidden.flatten(0, -2)
+    def forward(ctx, rows, weight, bias, down, up, scale):  # type: ignore[no-untyped-def]
         found, inner = _product(rows, weight.T, bias, down.T, up.T, scale)
         ctx.save_for_backward(rows, weight, down, up, inner)
-        ctx.scale, ctx.shape = scale, hidden.shape
-        return found.view(*hidden.shape[:-1], -1)
+        ctx.scale = scale
+        return found
 
     @staticmethod
-    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         rows, weight, down, up, inner = ctx.saved_tensors
-        gradient = upstream.flatten(0, -2)
         inner_grad = (gradient @ up).mul_(ctx.scale)
-        hidden_grad = None
+        rows_grad = None
         if ctx.needs_input_grad[0]:
-            hidden_grad = (gradient @ weight).addmm_(inner_grad, down).view(ctx.shape)
+            rows_grad = (gradient @ weight).addmm_(inner_grad, down)
         up_grad = (inner.T @ gradient).mul_(ctx.scale).T  # faster on a CPU than gradient.T @ inner
-        return hidden_grad, None, None, inner_grad.T @ rows, up_grad, None
+        return rows_grad, None, None, inner_grad.T @ rows, up_grad, None
