@@ -40,6 +40,22 @@ def test_the_whole_path(
     write_recipe: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    whole_path(mode, model, write_recipe, capsys)
+
+
+def test_the_whole_path_of_falcon_in_4_bits(
+    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its linear layers are of a class of its own."""
+    whole_path("qlora", save_tiny_model(tmp_path / "model", "falcon"), write_recipe, capsys)
+
+
+def whole_path(
+    mode: str,
+    model: Path,
+    write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     recipe = write_recipe(
         model={"id": str(model)},
         method=MODES[mode],

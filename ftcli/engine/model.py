@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -108,7 +112,9 @@ def load_base(
         extra["quantization_config"] = quantization
     refuse_foreign_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
-    with opening(source, "model"):
+    quantised = quantization is not None
+    plain = quantised and open_config(source, model.revision).model_type == "falcon"
+    with opening(source, "model"), _plain_linear() if plain else nullcontext():
         base = AutoModelForCausalLM.from_pretrained(
             source,
             revision=model.revision,
@@ -118,8 +124,38 @@ def load_base(
             trust_remote_code=False,
             **extra,
         )
+    if quantised:
+        _require_quantised(base, source)
     base.config.use_cache = True
     keep_training_exact(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
+
+
+@contextmanager
+def _plain_linear() -> Iterator[None]:
+    """Falcon's linear layers as torch's own: they compute the same, and transformers 5.24 quantises
+    no subclass (integrations/bitsandbytes.py, replace_with_bnb_linear)."""
+    falcon: Any = import_module("transformers.models.falcon.modeling_falcon")
+    own, falcon.FalconLinear = falcon.FalconLinear, nn.Linear
+    try:
+        yield
+    finally:
+        falcon.FalconLinear = own
+
+
+def _require_quantised(network: PreTrainedModel, source: str) -> None:
+    """Raise ModelError where layers that are counted in 4 bits are not in 4 bits."""
+    shape = shape_of(network)
+    if shape is None:
+        return
+    layers = [each for each in network.modules() if type(each).__name__ == "Linear4bit"]
+    found = sum(each.in_features * each.out_features for each in layers)
+    if found != shape.linear_parameters:
+        raise ModelError(
+            "method_refused",
+            f"{source}: {found:,} of {shape.linear_parameters:,} weights of its layers are in 4 "
+            "bits, which is not what is estimated; train it without 4 bits (method.mode: lora; "
+            "method.quantization: none)",
+        )

@@ -2,14 +2,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
+from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.batches import of_tensors
+from ftcli.engine.fold import FourBits, nf4_round_trip
 from ftcli.engine.loss import row_losses, summed_loss
 from ftcli.engine.methods import (
     attach,
@@ -17,8 +26,12 @@ from ftcli.engine.methods import (
     quantization,
     trained_weights_untouched,
 )
-from ftcli.recipe import Full, Method, Qlora
-from tests.engine.models import IDS, LINEAR, llama, logits, lora, shake
+from ftcli.engine.model import load_base
+from ftcli.errors import ModelError
+from ftcli.recipe import Full, Method, Model, Qlora
+from ftcli.shapes import shape_from_config
+from ftcli.shapes.families import FAMILIES
+from tests.engine.models import IDS, LINEAR, SIZES, falcon, llama, logits, lora, shake
 
 # LoRA
 
@@ -140,6 +153,70 @@ def test_qlora_holds_the_layers_in_nf4_and_the_head_whole(base_folder: Path, dou
     trained = [p for p in adapted.parameters() if p.requires_grad]
     assert len(trained) == 2 * 2 * len(LINEAR)
     assert {parameter.dtype for parameter in trained} == {torch.float32}
+
+
+def loaded(
+    folder: Path, config: BitsAndBytesConfig | None, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """A base as every command opens it."""
+    return load_base(
+        str(folder),
+        Model(id=str(folder)),
+        dtype=torch.float32,
+        attention=attention,
+        device=torch.device("cpu"),
+        quantization=config,
+    )
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_type_of_model_is_quantised_as_it_is_estimated(
+    model_type: str, tmp_path: Path
+) -> None:
+    sizes = SIZES | {"num_hidden_layers": 1, "bos_token_id": 1, "eos_token_id": 2}
+    if model_type != "falcon":  # works it out
+        sizes["head_dim"] = 16
+    config = AutoConfig.for_model(model_type, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    nf4 = quantization(Qlora(mode="qlora"), torch.float32)
+    model = loaded(tmp_path, nf4, "eager" if model_type == "gemma2" else "sdpa")
+    shape = shape_from_config(model.config.to_dict())
+    layers = four_bit_layers(model).values()
+    assert sum(m.in_features * m.out_features for m in layers) == shape.linear_parameters
+
+
+def test_a_base_with_layers_that_stay_in_16_bits_is_refused(base_folder: Path) -> None:
+    skipped = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["up_proj", "lm_head"])
+    with pytest.raises(ModelError, match="57,344 of 73,728 weights of its layers") as caught:
+        loaded(base_folder, skipped)
+    assert caught.value.code == "method_refused"
+
+
+@pytest.mark.parametrize("grouped", [{}, {"new_decoder_architecture": True, "num_kv_heads": 2}])
+def test_falcon_in_4_bits_is_falcon_with_rounded_weights(
+    grouped: dict[str, Any], tmp_path: Path
+) -> None:
+    """Its layers are of a class of its own: logits and gradients stay, an adapter opens again."""
+    torch.manual_seed(0)
+    rounded = falcon(bias=True, **grouped)
+    rounded.save_pretrained(tmp_path)
+    four_bits = FourBits(frozenset(), True, torch.float32, torch.device("cpu"))
+    for layer in rounded.transformer.h.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.weight.data = nf4_round_trip(layer.weight.data, four_bits)
+    method = Qlora(mode="qlora", rank=2)
+    nf4 = quantization(method, torch.float32)
+    adapted, reference = (attach(m, method, seed=0) for m in (loaded(tmp_path, nf4), rounded))
+    for model in (adapted, reference):
+        torch.manual_seed(1)
+        shake(model)
+    assert torch.allclose(logits(adapted), logits(reference), atol=1e-5)
+    found, expected = step_gradients(adapted), step_gradients(reference)
+    assert found.keys() == expected.keys() and len(found) == 2 * 2 * 4
+    assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in found)
+    save_weights(adapted, tmp_path / "adapter")
+    again = open_adapter(loaded(tmp_path, nf4), tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(adapted.eval()))
 
 
 @pytest.mark.parametrize("method", [Full(mode="full"), lora()])
