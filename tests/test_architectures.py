@@ -173,3 +173,30 @@ def test_a_mixture_of_experts_takes_full_training_only(
     error = capsys.readouterr().err
     assert "mixture of experts" in error and "method.mode: full" in error
     assert not list(tmp_path.rglob("*.arrow"))
+
+
+def test_layers_that_hold_one_weight_are_refused_before_the_first_step(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ftcli.engine import building
+
+    load = building.load_base
+
+    def tied(*args: Any, **keys: Any) -> Any:
+        base = load(*args, **keys)
+        first, second = base.model.layers
+        second.mlp.up_proj.weight = first.mlp.up_proj.weight
+        return base
+
+    monkeypatch.setattr(building, "load_base", tied)
+    recipe = write_recipe(method={"mode": "lora", "target_modules": ["q_proj", "up_proj"]})
+    assert run(["train", str(recipe)]) == 1
+    error = capsys.readouterr().err
+    names = "model.layers.0.mlp.up_proj and model.layers.1.mlp.up_proj"
+    assert f"{recipe}:6: method.target_modules: {names} hold one weight" in error
+    assert not list((tmp_path / "runs" / "tiny").glob("checkpoints/*"))
+    spared = write_recipe(method={"mode": "lora", "rank": 4, "target_modules": ["q_proj"]})
+    assert run(["train", str(spared), "--fresh"]) == 0

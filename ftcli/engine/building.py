@@ -22,8 +22,10 @@ from ftcli.engine.methods import attach, first_words, quantization
 from ftcli.engine.model import DTYPES, compute_dtype, load_base, open_config
 from ftcli.engine.older_readers import write_for_older_readers
 from ftcli.engine.rendering import Renderer
+from ftcli.engine.targets import shared_weight
 from ftcli.engine.trainer import FtcliTrainer, sft_config
 from ftcli.engine.training_data import open_data
+from ftcli.errors import ModelError
 from ftcli.hardware import Hardware
 from ftcli.plan import Plan
 from ftcli.prepared import Prepared
@@ -61,6 +63,7 @@ def build_trainer(setup: Setup, run: RunFolder) -> FtcliTrainer:
         model = open_adapter(base, setup.parent_adapter, trainable=True)
     else:
         model = _attached(base, setup)
+    _require_own_weights(model)
     if isinstance(recipe.method, Full):
         _generate_as_trained(model, setup)  # the base's own may be one that cannot be saved
     trainer = FtcliTrainer(
@@ -98,6 +101,16 @@ def _hold(model: PreTrainedModel, setup: Setup) -> Hold | None:
 def _attached(base: PreTrainedModel, setup: Setup) -> PreTrainedModel:
     method, seed = setup.recipe.method, setup.recipe.training.seed
     return attach(base, method, seed, first_words(method, setup.renderer.tokenizer))
+
+
+def _require_own_weights(model: PreTrainedModel) -> None:
+    """Raise ModelError where a merge could not give an update to its own layer alone."""
+    if (shared := shared_weight(model)) is not None:
+        raise ModelError(
+            "target_modules",
+            f"{shared}, and a merge would give each the updates of all; leave them out, or take "
+            "method.mode: full",
+        )
 
 
 def _generate_as_trained(model: PreTrainedModel, setup: Setup) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ftcli.console import Reporter
 from ftcli.engine.parity import Part, parts_of
+from ftcli.engine.targets import shared_weight
 from ftcli.engine.virtual import causal_model
 from ftcli.errors import ModelError
 
@@ -56,6 +57,12 @@ def fold(
 
     `four_bits` rounds the weights as training did first; none: takes them as they are.
     """
+    if (shared := shared_weight(adapted)) is not None:
+        raise ModelError(
+            "merge_shared",
+            f"{shared}, which can hold the update of one alone; use the adapter as it is (ftcli "
+            "generate)",
+        )
     layers = layers_to_fold(adapted, four_bits)
     with reporter.meter("merge", len(layers)) as meter:
         for done, (name, layer) in enumerate(layers, start=1):

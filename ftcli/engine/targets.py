@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -41,6 +42,24 @@ def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     names = {module: _last_name(name) for name, module in model.named_modules()}
     return [names[module] for end, module in zip(ENDS, modules, strict=True) if end in ends]
+
+
+def shared_weight(adapted: nn.Module) -> str | None:
+    """Which modules hold the weight of a layer that LoRA adapts, in words, where it is not that
+    layer's alone: merged, the layer's update would be in all of them. None where there are none."""
+    holders: dict[int, list[str]] = {}
+    for name, module in adapted.named_modules(remove_duplicate=False):
+        if (weight := dict(module.named_parameters(recurse=False)).get("weight")) is not None:
+            holders.setdefault(id(weight), []).append(_base_name(name))
+    layers = (module for module in adapted.modules() if isinstance(module, LoraLayer))
+    found = (holders[id(layer.get_base_layer().weight)] for layer in layers)
+    names = next((each for each in found if len(each) > 1), None)
+    return None if names is None else f"{' and '.join(names)} hold one weight"
+
+
+def _base_name(name: str) -> str:
+    """A module's name in the base, below what PEFT puts around it."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
 
 
 def _last_name(name: str) -> str:

@@ -2,27 +2,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ftcli.console import Terminal
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.fold import (
     FourBits,
     add_update,
     as_quantised,
     base_layer_of,
+    fold,
     four_bit_layers,
     layers_to_fold,
     without_adapter,
 )
 from ftcli.engine.methods import attach, quantization
+from ftcli.engine.targets import shared_weight
 from ftcli.engine.virtual import causal_model
 from ftcli.errors import ModelError
 from ftcli.recipe import Qlora
-from tests.engine.models import llama, lora, phi3, shake
+from tests.engine.models import SIZES, llama, logits, lora, phi3, shake
 
 CPU = torch.device("cpu")
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -117,3 +121,65 @@ def test_an_update_that_is_no_number_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj: its update is no number"):
         for name, module in layers_to_fold(opened, None):
             add_update(name, module, None)
+
+
+def with_one_block_twice(base: PreTrainedModel) -> PreTrainedModel:
+    """Both layers compute with the first one's queries, as Zamba's do with a whole block."""
+    first, second = base.model.layers
+    second.self_attn.q_proj.weight = first.self_attn.q_proj.weight
+    return base
+
+
+@pytest.mark.parametrize("layers", [None, [0]])
+def test_layers_that_hold_one_weight_are_not_merged(
+    layers: list[int] | None, tmp_path: Path
+) -> None:
+    """Nor where one of them alone is adapted: a merge would change the other, too."""
+    adapted = attach(with_one_block_twice(llama()), lora(layers=layers), seed=0)
+    shake(adapted)
+    save_weights(adapted, tmp_path)
+    opened = open_adapter(with_one_block_twice(llama()), tmp_path)
+    before = {name: weight.clone() for name, weight in opened.state_dict().items()}
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj hold one weight") as caught:
+        fold(opened, torch.float32, None, Terminal())
+    assert caught.value.code == "merge_shared"
+    assert all(torch.equal(before[name], weight) for name, weight in opened.state_dict().items())
+
+
+def test_layers_that_hold_one_weight_and_have_no_adapter_are_merged() -> None:
+    adapted = attach(with_one_block_twice(llama()), lora(["k_proj", "down_proj"]), seed=0)
+    shake(adapted)
+    expected = logits(adapted)
+    merged = fold(adapted, torch.float32, None, Terminal())
+    assert torch.allclose(logits(merged), expected, atol=1e-5)
+
+
+ZAMBA: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 4,
+    "mamba_d_state": 8,
+    "n_mamba_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+ONE_BLOCK = {"layers_block_type": ["mamba", "hybrid", *["mamba"] * 4]}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "shared"),
+    [
+        ("zamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4}, True),
+        (
+            "zamba2",
+            {"mamba_ngroups": 1, "mamba_headdim": 64, **ONE_BLOCK},
+            False,
+        ),
+    ],
+)
+def test_a_block_that_runs_in_several_layers_is_found(
+    model_type: str, keys: dict[str, Any], shared: bool
+) -> None:
+    config = AutoConfig.for_model(model_type, **SIZES | ZAMBA | keys)
+    adapted = attach(AutoModelForCausalLM.from_config(config), lora(), seed=0)
+    found = shared_weight(adapted)
+    assert (found is not None) == shared
