@@ -20,7 +20,7 @@ KEY = "0123456789abcdef"
 SCORES: dict[str, dict[str, Any]] = {
     "format_rate": {"label": "in the format", "unit": "share", "better": "higher"},
     "faithful_rate": {
-        "label": "nothing invented",
+        "label": "no new number",
         "unit": "share",
         "better": "higher",
         "own": True,
@@ -168,7 +168,7 @@ def finding(text: str, words: str, kind: str) -> dict[str, Any]:
 
 
 def usual_lines(rows: int) -> list[dict[str, Any]]:
-    """Answers to small products: every fifth invents a number, every seventh misses the format."""
+    """Answers to small products: every fifth has a number of its own, every seventh no format."""
     return [_usual_line(number) for number in range(rows)]
 
 
@@ -177,7 +177,7 @@ def _usual_line(number: int) -> dict[str, Any]:
     text, further = row["completion"], {}
     if number % 5 == 0:
         text += " Holds 1.7 litres."
-        further["findings"] = [finding(text, "1.7 litres", "invented number")]
+        further["findings"] = [finding(text, "1.7 litres", "number not in the prompt")]
     if number % 7 == 0:
         text = text.replace("# ", "")
         wrong = {"kind": "pattern", "message": "the answer does not match the pattern"}
@@ -319,7 +319,7 @@ def hostile_run(folder: Path) -> RunFolder:
     run = save_run(folder, model="".join(HOSTILE[:2]))
     lines = []
     for number, words in enumerate(HOSTILE):
-        marked = [finding(f"a {words} b", words, f"invented {words}")]
+        marked = [finding(f"a {words} b", words, f"{words} not in the prompt")]
         row = {"file": words, "line": number, "prompt": words, "reference": words, "facts": "f"}
         sides = {"base": answer(words), "tuned": answer(f"a {words} b", findings=marked)}
         lines.append(row | {"sides": sides})

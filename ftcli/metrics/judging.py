@@ -44,7 +44,7 @@ class Finding:
     """Something wrong with one answer."""
 
     kind: str
-    """`invented number`, `banned claim`, `not JSON`, …"""
+    """`number not in the prompt`, `banned claim`, `not JSON`, …"""
     message: str
     start: int | None = None
     """Characters [start, end) of the answer that prove it; none: it is in no one place."""

@@ -57,7 +57,7 @@ def test_the_hub_reads_base_relation_and_scores(tmp_path: Path) -> None:
         ("test", "120 held-out rows of the task")
     }
     for words in (
-        "**Ship it.** 93% (84–97) in “nothing invented”, measured by you. Better than the base",
+        "**Ship it.** 93% (84–97) in “no new number”, measured by you. Better than the base",
         "| in the format | 2% (0–9) | 97% (92–99) | better: +95 (+83 to +99) points |",
         "| loss | 2.31 (2.25–2.38) | 0.88 (0.84–0.93) | better: −1.43 (−1.54 to −1.32) |",
         "| general text, perplexity | 14.2 | 14.5 | +2%: nothing shown to be forgotten |",

@@ -91,7 +91,7 @@ def shown(tab: Tab) -> int:
 def test_rows_are_filtered_by_words_and_by_what_is_wrong(tab: Tab, pages: dict[str, Path]) -> None:
     tab.open(pages["whole"])
     assert shown(tab) == 60
-    tab.run("document.querySelector('#filter [value=invented]').click()")
+    tab.run("document.querySelector('#filter [value=term]').click()")
     assert shown(tab) == 10
     assert tab.run("document.getElementById('shown-rows').textContent") == "10 of 60 rows"
     tab.run("document.getElementById('words').focus()")
@@ -100,7 +100,7 @@ def test_rows_are_filtered_by_words_and_by_what_is_wrong(tab: Tab, pages: dict[s
     while shown(tab) == 10 and time.monotonic() < deadline:
         time.sleep(0.05)
     rows = tab.run("document.querySelector('#rows > .sample:not([hidden])').textContent")
-    assert 0 < shown(tab) < 10 and "kettle" in rows and "invented" in rows
+    assert 0 < shown(tab) < 10 and "kettle" in rows and "not in the prompt" in rows
     tab.run("document.getElementById('open-all').click()")
     assert tab.run("document.querySelectorAll('.sample[open]:not([hidden])').length") == shown(tab)
     assert tab.complaints() == []
@@ -150,5 +150,5 @@ def test_many_rows_stay_usable(tab: Tab, tmp_path: Path) -> None:
     tab.open(page)
     assert shown(tab) == 500
     assert "500 of 5,000 rows" in tab.run("document.getElementById('samples').textContent")
-    tab.run("document.querySelector('#filter [value=invented]').click()")
+    tab.run("document.querySelector('#filter [value=term]').click()")
     assert 0 < shown(tab) < 500

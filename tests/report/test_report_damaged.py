@@ -112,7 +112,7 @@ def test_rows_that_are_gone_are_told_and_nothing_is_shipped(
     assert "Not everything could be read" in found.text
     assert found.text.count(gone) == 3  # reason, list of problems, answers
     assert "Look before you ship it." in found.text
-    assert f"{gone}: what is wrong with the answers is not known" in found.text
+    assert f"{gone}: what was found in the answers is not known" in found.text
     assert "kept only its first answers" not in found.text
 
 

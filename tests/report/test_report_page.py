@@ -27,11 +27,11 @@ from tests.reported import (
 def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
     found = outline(whole)
     for words in (
-        "Look before you ship it.",
+        "Ship it.",
         "97% 92– to 99%",
         "base with a long prompt",
         "1 other evaluation of this run",
-        "invented number",
+        "number not in the prompt",
         "+2%: nothing shown to be forgotten",
         "All 40 rows of eval/answers/0123456789abcdef.jsonl",
         "Training loss 2.30 → 0.86 over 60 steps",

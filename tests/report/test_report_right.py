@@ -14,7 +14,9 @@ from tests.reported import (
     BASE,
     SCORES,
     TUNED,
+    answer,
     evaluation,
+    finding,
     save_evaluation,
     save_run,
     side,
@@ -28,7 +30,6 @@ RIGHT = {
     "sql_match": "spelt as the reference",
     "field_f1": "field F1",
     "field_accuracy": "fields right",
-    "claims_supported": "claims the facts support",
 }
 
 
@@ -55,7 +56,6 @@ def rightly(tuned: dict[str, tuple[float, float, float]], **changes: Any) -> dic
         ("sql_match", "are spelt as the reference"),
         ("field_f1", "by field F1 against the reference"),
         ("field_accuracy", "of the fields are right"),
-        ("claims_supported", "of the claims are supported by the facts"),
     ],
 )
 def test_a_model_that_is_mostly_wrong_is_not_shipped(tmp_path: Path, name: str, words: str) -> None:
@@ -81,18 +81,14 @@ def test_of_several_scores_of_the_answers_the_surest_counts(tmp_path: Path) -> N
     report = rightly({"sql_match": bad, "execution_match": good})
     found = verdict_of("finished", "runs/shop", read(tmp_path, report))
     assert found.kind == "ship" and found.words.startswith("90% (83–94) have the same result. ")
-    report = rightly({"field_f1": good, "field_accuracy": good, "claims_supported": bad})
+    report = rightly({"field_f1": good, "field_accuracy": bad})
     found = verdict_of("finished", "runs/shop", read(tmp_path, report))
-    assert found.kind == "look" and len(found.reasons) == 1
-    assert found.words.startswith(
-        "90% (83–94) by field F1 against the reference, only 25% (11–47) of the claims are "
-        "supported by the facts. "
-    )
+    assert found.kind == "ship" and found.words.startswith("90% (83–94) by field F1 against the ")
 
 
 NOT_MEASURED = (
-    "whether the answers are right was not measured: eval.format of type json or sql, "
-    "eval.faithfulness or --scores"
+    "whether the answers are true was not measured: read some, or measure it by eval.format of "
+    "type json or sql, or --scores"
 )
 
 
@@ -106,7 +102,7 @@ def test_nothing_is_shipped_whose_answers_nobody_has_looked_at(tmp_path: Path) -
     found = verdict_of("finished", "runs/shop", read(tmp_path, without_right()))
     assert (found.kind, found.reasons) == ("look", (NOT_MEASURED,))
     assert found.words.startswith(
-        "Whether the answers are right was not measured. Better than the base in “in the format”"
+        "Whether the answers are true was not measured. Better than the base in “in the format”"
     )
     for kind, changes in (
         ("worse", {"differences": verdicts(all="worse")}),
@@ -115,7 +111,7 @@ def test_nothing_is_shipped_whose_answers_nobody_has_looked_at(tmp_path: Path) -
     ):
         found = verdict_of("finished", "runs/shop", read(tmp_path, without_right(**changes)))
         assert found.kind == kind
-        assert found.words.startswith("Whether the answers are right was not measured. ")
+        assert found.words.startswith("Whether the answers are true was not measured. ")
 
 
 def labelled(references: list[str]) -> list[dict[str, Any]]:
@@ -150,7 +146,7 @@ def test_an_exact_match_tells_whether_a_label_is_right(
     if known:
         assert found.words.startswith("90% (83–94) have the label of the data. Better than")
     else:
-        assert found.words.startswith("Whether the answers are right was not measured. ")
+        assert found.words.startswith("Whether the answers are true was not measured. ")
     assert (NOT_MEASURED in found.reasons) is not known
 
 
@@ -160,6 +156,45 @@ def test_a_label_that_is_mostly_wrong_is_not_shipped(tmp_path: Path) -> None:
     found = read_figures(run).verdict
     assert found.kind == "look" and found.words.startswith("Only 2% (0–9) have the label")
     assert "exact match: only 2% (0–9), where 80% is the least to ship with" in found.reasons
+
+
+OF_WORDS = ("invents", "claims_supported")
+
+
+@pytest.mark.parametrize("name", OF_WORDS)
+@pytest.mark.parametrize("verdict", ["better", "worse", "no difference shown"])
+@pytest.mark.parametrize("others", ["better", "worse", "no difference shown"])
+def test_no_verdict_rests_on_a_list_of_words(
+    tmp_path: Path, name: str, verdict: str, others: str
+) -> None:
+    """Whatever it says, of whichever side: the verdict is that of an evaluation without it."""
+    plain = without_right(prompted=side(BASE), differences=verdicts(all=others))
+    plain["differences"]["tuned_vs_prompted"] = {}
+    listed = without_right(prompted=side(BASE), differences=verdicts(all=others))
+    listed["scores"][name] = {"label": "of words", "unit": "share", "better": "lower"}
+    told = {"difference": -0.3, "interval": [-0.4, -0.2], "verdict": verdict, "words": verdict}
+    listed["differences"]["tuned_vs_base"][name] = told | {"rows_to_show": 30}
+    listed["differences"]["tuned_vs_prompted"] = {name: told}
+    for each in ("base", "prompted", "tuned"):
+        listed[each] |= side({name: (0.9, 0.8, 0.95)})
+    found = verdict_of("finished", "runs/shop", read(tmp_path, listed))
+    assert found == verdict_of("finished", "runs/shop", read(tmp_path, plain))
+    assert found.words.startswith("Whether the answers are true was not measured. ")
+
+
+def test_marked_words_are_no_reason_and_forbidden_ones_are(tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    lines = usual_lines(30)
+    for line in lines:
+        text = line["sides"]["tuned"]["text"] + " In oak."
+        marked = [finding(text, "oak", "material not in the prompt")]
+        line["sides"]["tuned"] = answer(text, findings=marked)
+    save_evaluation(run, evaluation(rows=30), lines)
+    assert read_figures(run).verdict.kind == "ship"
+    for line in lines[:4]:
+        line["sides"]["tuned"]["findings"][0]["kind"] = "banned claim"
+    save_evaluation(run, evaluation(rows=30), lines)
+    assert read_figures(run).verdict.reasons == ("4 of 30 answers make a banned claim",)
 
 
 def test_a_score_of_the_users_own_is_no_limit(tmp_path: Path) -> None:
@@ -176,16 +211,16 @@ def test_a_score_of_the_users_own_is_no_limit(tmp_path: Path) -> None:
     for kind in report["scores"].values():
         kind["better"] = None
     found = verdict_of("finished", "runs/shop", read(tmp_path, report))
-    assert found.words.startswith("Whether the answers are right was not measured. ")
+    assert found.words.startswith("Whether the answers are true was not measured. ")
 
 
-def test_claims_that_all_have_support_in_few_rows_show_little(tmp_path: Path) -> None:
+def test_fields_that_are_all_right_in_few_rows_show_little(tmp_path: Path) -> None:
     """Resampling rows that are all alike gives an interval of no width."""
     for rows, kind in ((12, "look"), (120, "ship")):
-        report = rightly({"claims_supported": (1.0, 1.0, 1.0)}, rows=rows)
+        report = rightly({"field_accuracy": (1.0, 1.0, 1.0)}, rows=rows)
         found = verdict_of("finished", "runs/shop", read(tmp_path, report))
         assert found.kind == kind
-        assert found.words.startswith("100% (all rows alike) of the claims are supported")
+        assert found.words.startswith("100% (all rows alike) of the fields are right")
 
 
 def test_how_often_it_is_right_is_said_in_every_verdict(tmp_path: Path) -> None:
@@ -201,36 +236,36 @@ def test_how_often_it_is_right_is_said_in_every_verdict(tmp_path: Path) -> None:
 
 
 def counting(tuned_rows: int, *, hits: bool) -> dict[str, Any]:
-    """Claims in all of 60 answers of the base, and in so many of the tuned model's."""
-    report = rightly({"claims_supported": (1.0, 1.0, 1.0)}, rows=60)
-    report["base"] |= side({"claims_supported": (0.4, 0.3, 0.5)})
-    report["differences"]["tuned_vs_base"]["claims_supported"] |= {"rows": 60}
+    """Fields in all of 60 answers of the base, and in so many of the tuned model's."""
+    report = rightly({"field_accuracy": (1.0, 1.0, 1.0)}, rows=60)
+    report["base"] |= side({"field_accuracy": (0.4, 0.3, 0.5)})
+    report["differences"]["tuned_vs_base"]["field_accuracy"] |= {"rows": 60}
     report["counted"] = {
-        "base": {"claims_supported": {"rows": 60, "hits": False}},
-        "tuned": {"claims_supported": {"rows": tuned_rows, "hits": hits}},
+        "base": {"field_accuracy": {"rows": 60, "hits": False}},
+        "tuned": {"field_accuracy": {"rows": tuned_rows, "hits": hits}},
     }
     return report
 
 
 def test_rows_that_count_are_those_of_each_side(tmp_path: Path) -> None:
-    """Four answers with a claim beside sixty of the base keep no limit."""
+    """Four answers with a field beside sixty of the base keep no limit."""
     found = verdict_of("finished", "runs/shop", read(tmp_path, counting(4, hits=False)))
     assert found.kind == "look"
-    assert found.words.startswith("100% (too few rows) of the claims are supported by the facts. ")
+    assert found.words.startswith("100% (too few rows) of the fields are right. ")
     assert found.reasons == (
-        "claims the facts support: 100% (too few rows), where 80% is the least to ship with: too "
+        "fields right: 100% (too few rows), where 80% is the least to ship with: too "
         "few rows to say (4): take more (about 16)",
     )
-    row = read(tmp_path, counting(4, hits=False)).row("claims_supported")
+    row = read(tmp_path, counting(4, hits=False)).row("field_accuracy")
     assert row is not None and row.against["base"].instead == "too few rows"
     assert row.sides["base"].instead == ""
     enough = verdict_of("finished", "runs/shop", read(tmp_path, counting(60, hits=False)))
-    assert enough.kind == "ship" and enough.words.startswith("100% (all rows alike) of the claims")
-    # One claim an answer: a share of those answers, whose interval is Wilson's and stands.
+    assert enough.kind == "ship" and enough.words.startswith("100% (all rows alike) of the fields")
+    # One field an answer: a share of those answers, whose interval is Wilson's and stands.
     report = counting(16, hits=True)
-    report["tuned"]["claims_supported_interval"] = list(share_interval(16, 16))
+    report["tuned"]["field_accuracy_interval"] = list(share_interval(16, 16))
     ones = verdict_of("finished", "runs/shop", read(tmp_path, report))
-    assert ones.kind == "ship" and ones.words.startswith("100% (81–100) of the claims")
+    assert ones.kind == "ship" and ones.words.startswith("100% (81–100) of the fields")
 
 
 def test_sections_are_no_share_of_rows_in_evaluations_of_before(tmp_path: Path) -> None:

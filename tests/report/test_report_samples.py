@@ -31,14 +31,14 @@ def test_the_words_that_prove_a_finding_are_marked() -> None:
     given = answer(
         text,
         findings=[
-            finding(text, "2 litres", "invented number"),
+            finding(text, "2 litres", "number not in the prompt"),
             finding(text, "oak. Holds 2", "banned claim"),
             {"kind": "not JSON", "message": "empty", "start": None, "end": None},
             {"kind": "too long", "message": "…", "start": 5, "end": 4000},
         ],
     )
     found = findings_of(given, placed=True)
-    assert [each.tag for each in found] == ["invented", "banned", "format", "format"]
+    assert [each.tag for each in found] == ["term", "banned", "format", "format"]
     assert [each.span is not None for each in found] == [True, True, False, False]
     whole = shown(text, found)
     assert joined(whole) == text
@@ -48,7 +48,7 @@ def test_the_words_that_prove_a_finding_are_marked() -> None:
 
 def test_a_long_text_is_cut_and_says_by_how_much() -> None:
     text = "x" * 1_000_000
-    late = {"kind": "invented number", "message": "", "start": 999_000, "end": 999_009}
+    late = {"kind": "number not in the prompt", "message": "", "start": 999_000, "end": 999_009}
     whole = shown(text, findings_of(answer(text, findings=[late]), placed=True))
     assert len(joined(whole)) == LONGEST_TEXT and whole.left_out == 1_000_000 - LONGEST_TEXT
 
@@ -57,14 +57,14 @@ def test_rows_are_tagged_by_what_the_tuned_model_did(tmp_path: Path) -> None:
     found = samples(tmp_path, usual_lines(36))
     tags = {row.number: set(row.tags) for row in found.rows}
     assert tags[2] == {"better"}
-    assert tags[6] == {"invented", "better"}
+    assert tags[6] == {"term", "better"}
     assert tags[8] == {"format", "better"}  # not in the format, but it stops
-    assert found.tags["invented"] == 6 and found.tags["format"] == 6
+    assert found.tags["term"] == 6 and found.tags["format"] == 6
     counts = {kind.kind: (kind.tag, dict(kind.answers)) for kind in found.kinds}
-    assert counts["invented number"] == ("invented", {"base": 0, "prompted": 0, "tuned": 6})
-    assert list(counts) == ["pattern", "invented number"]
-    assert found.faults is not None and (found.faults.answers, found.faults.of) == (6, 36)
-    first = next(each for each in found.failures if each.found.tag == "invented")
+    assert counts["number not in the prompt"] == ("term", {"base": 0, "prompted": 0, "tuned": 6})
+    assert list(counts) == ["pattern", "number not in the prompt"]
+    assert found.faults is not None and (found.faults.answers, found.faults.of) == (0, 36)
+    first = next(each for each in found.failures if each.found.tag == "term")
     assert first.excerpt is not None and first.excerpt.marked == "1.7 litres"
     assert first.place == "test.jsonl:6"
 
@@ -104,7 +104,7 @@ def test_of_many_rows_those_that_fail_are_shown_first(tmp_path: Path) -> None:
     lines = usual_lines(5000)
     found = samples(tmp_path, lines)
     assert found.total == 5000 and len(found.rows) == MOST_ROWS
-    assert all({"format", "invented"} & set(row.tags) for row in found.rows)
+    assert all({"format", "term"} & set(row.tags) for row in found.rows)
     assert [row.number for row in found.rows] == sorted(row.number for row in found.rows)
     assert len(found.failures) == MOST_FAILURES < found.total_failures
     assert found.file == "eval/answers/0123456789abcdef.jsonl"
@@ -125,7 +125,9 @@ def test_a_secret_in_an_answer_is_told_nowhere(
     monkeypatch.setenv("SHOP_API_KEY", "s3cr3t-of-the-shop")
     text = "The key is s3cr3t-of-the-shop, of oak."
     lines = usual_lines(1)
-    lines[0]["sides"]["tuned"] = answer(text, findings=[finding(text, "oak", "invented material")])
+    lines[0]["sides"]["tuned"] = answer(
+        text, findings=[finding(text, "oak", "material not in the prompt")]
+    )
     found = samples(tmp_path, lines)
     assert joined(found.rows[0].answers[1].shown) == "The key is ***, of oak."
     assert found.failures[0].excerpt is None  # its place is not that of the masked text

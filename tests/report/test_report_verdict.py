@@ -32,8 +32,8 @@ def test_better_and_nothing_lost_is_shipped(tmp_path: Path) -> None:
     found = judged(tmp_path, FaultShare(4, 60))
     assert (found.kind, found.headline, found.reasons) == ("ship", "Ship it.", ())
     assert found.words == (
-        "93% (84–97) in “nothing invented”, measured by you. Better than the base in “in the "
-        "format” (2% → 97%), “nothing invented” (40% → 93%), “stops by itself” (35% → 100%) "
+        "93% (84–97) in “no new number”, measured by you. Better than the base in “in the "
+        "format” (2% → 97%), “no new number” (40% → 93%), “stops by itself” (35% → 100%) "
         "and 2 more; nothing shown to be forgotten. Measured on 120 held-out rows (test)."
     )
 
@@ -155,10 +155,10 @@ def test_better_with_a_reason_to_look(tmp_path: Path, name: str) -> None:
     assert [each for each in found.reasons if reason in each], found.reasons
 
 
-def test_answers_that_state_what_nobody_told_them(tmp_path: Path) -> None:
+def test_answers_with_a_banned_claim(tmp_path: Path) -> None:
     assert judged(tmp_path, FaultShare(6, 60)).kind == "ship"
     found = judged(tmp_path, FaultShare(7, 60))
-    assert found.kind == "look" and "7 of 60 answers state something" in found.reasons[0]
+    assert found.kind == "look" and "7 of 60 answers make a banned claim" in found.reasons[0]
 
 
 def test_little_is_forgotten_and_said(tmp_path: Path) -> None:

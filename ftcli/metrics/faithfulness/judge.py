@@ -76,5 +76,5 @@ class FaithfulnessJudge:
 def _finding(answer: str, claim: Claim) -> Finding:
     words = " ".join(answer[claim.start : claim.end].split())
     return Finding(
-        f"invented {claim.kind}", f"{words!r} is not in the facts", claim.start, claim.end
+        f"{claim.kind} not in the prompt", f"{words!r} is not in the facts", claim.start, claim.end
     )

@@ -16,32 +16,29 @@ from ftcli.stages.report.scored import Measured, ScoreRow
 # or one in five that is wrong, is found by the first users.
 LEAST = {"stop_rate": 0.95, "format_rate": 0.90}
 LEAST_RIGHT = 0.80
-NOT_MEASURED = "whether the answers are right was not measured"
-# Whether an answer is right, said behind its share. Of the scores of one line the first that was
-# measured counts. An exact match is one of labels alone: a right text may be worded otherwise.
+NOT_MEASURED = "whether the answers are true was not measured"
+# Whether an answer is right, said behind its share; the first that was measured counts. An exact
+# match is one of labels alone: a right text may be worded otherwise.
 OF_LABELS = "exact_match"
-RIGHT = (
-    {
-        "execution_match": "have the same result",
-        "sql_match": "are spelt as the reference",
-        "field_f1": "by field F1 against the reference",
-        "field_accuracy": "of the fields are right",
-        OF_LABELS: "have the label of the data",
-    },
-    {"claims_supported": "of the claims are supported by the facts"},
-)
+RIGHT = {
+    "execution_match": "have the same result",
+    "sql_match": "are spelt as the reference",
+    "field_f1": "by field F1 against the reference",
+    "field_accuracy": "of the fields are right",
+    OF_LABELS: "have the label of the data",
+}
 OWN_NAMED = 3
 
 
 def how_right(evaluation: Evaluation) -> list[str]:
-    """`only 25% (11–47) have the same result`, for each score of whether answers are right; without
-    any of ours those of the user's own. Empty: nothing measured it."""
-    found = []
-    for row, words in _right(evaluation):
-        tuned = row.sides["tuned"]
-        only = "only " if tuned.value < LEAST_RIGHT else ""
-        found.append(f"{only}{tuned.shown(row.score, LEAST_RIGHT)} {words}")
-    return found or _by_own_scores(evaluation)
+    """`only 25% (11–47) have the same result`; where no score of ours tells whether answers are
+    right, those of the user's own. Empty: nothing measured it."""
+    row = _right(evaluation)
+    if row is None:
+        return _by_own_scores(evaluation)
+    tuned = row.sides["tuned"]
+    only = "only " if tuned.value < LEAST_RIGHT else ""
+    return [f"{only}{tuned.shown(row.score, LEAST_RIGHT)} {RIGHT[row.score.name]}"]
 
 
 def _by_own_scores(evaluation: Evaluation) -> list[str]:
@@ -64,12 +61,15 @@ def not_measured(evaluation: Evaluation) -> str:
         return ""
     if not evaluation.answered:
         return "nothing that it writes was measured: its rows are plain texts without answers"
-    return f"{NOT_MEASURED}: eval.format of type json or sql, eval.faithfulness or --scores"
+    return (
+        f"{NOT_MEASURED}: read some, or measure it by eval.format of type json or sql, or --scores"
+    )
 
 
 def not_enough(evaluation: Evaluation) -> Iterator[str]:
     """A reason to look for each limit that is not kept, or not shown to be."""
-    rows = [(row, LEAST_RIGHT) for row, _ in _right(evaluation)]
+    right = _right(evaluation)
+    rows = [(right, LEAST_RIGHT)] if right is not None else []
     for name, least in LEAST.items():
         row = evaluation.row(name)
         if row is not None and "tuned" in row.sides:
@@ -79,15 +79,9 @@ def not_enough(evaluation: Evaluation) -> Iterator[str]:
             yield f"{row.score.label}: {words}"
 
 
-def _right(evaluation: Evaluation) -> Iterator[tuple[ScoreRow, str]]:
-    for names in RIGHT:
-        rows = (
-            (evaluation.row(name), words)
-            for name, words in names.items()
-            if name != OF_LABELS or evaluation.labels
-        )
-        there = [(row, words) for row, words in rows if row is not None and "tuned" in row.sides]
-        yield from there[:1]
+def _right(evaluation: Evaluation) -> ScoreRow | None:
+    rows = (evaluation.row(name) for name in RIGHT if name != OF_LABELS or evaluation.labels)
+    return next((row for row in rows if row is not None and "tuned" in row.sides), None)
 
 
 def _lacks(row: ScoreRow, least: float) -> str:

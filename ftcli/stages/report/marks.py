@@ -17,9 +17,10 @@ LONGEST_MESSAGE = 300
 AROUND = 60
 
 
-Tag = Literal["format", "content", "invented", "banned", "note"]
+Tag = Literal["format", "content", "term", "banned", "note"]
 # The form is there, and what it holds is not what the reference holds.
 CONTENT = {"other value", "other result", "does not run"}
+NOT_IN_THE_PROMPT = "not in the prompt"
 # Why something could not be looked at: no fault of the answer.
 NOTES = {"not looked at", "reference", "not mentioned"}
 
@@ -89,7 +90,7 @@ def _tag(kind: str) -> Tag:
         return "content"
     if "banned" in lower:
         return "banned"
-    return "invented" if "invented" in lower else "format"
+    return "term" if NOT_IN_THE_PROMPT in lower else "format"
 
 
 def _span(plain: Plain, length: int) -> tuple[int, int] | None:

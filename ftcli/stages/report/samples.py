@@ -13,7 +13,7 @@ from ftcli.stages.report.evaluations import SIDES, Evaluation
 from ftcli.stages.report.marks import Excerpt, Found, Shown, Tag, excerpt, findings_of, shown
 from ftcli.stages.report.over_rows import Equal, References
 from ftcli.stages.report.plain import Plain, count, mapping, number, text
-from ftcli.stages.report.scored import Score
+from ftcli.stages.report.scored import BY_WORDS, Score
 from ftcli.stages.report.verdict import FaultShare
 
 # A browser on a telephone stays quick with so many rows, and a page of some MB can be sent.
@@ -21,20 +21,18 @@ MOST_ROWS = 500
 MOST_CHARACTERS = 2_000_000
 MOST_FAILURES = 20
 
-RowTag = Literal["format", "content", "invented", "banned", "endless", "better", "worse"]
+RowTag = Literal["format", "content", "term", "banned", "endless", "better", "worse"]
 TAGS: Mapping[RowTag, str] = {
     "format": "failed the format",
     "content": "wrong content",
-    "invented": "invented something",
+    "term": "terms not in the prompt",
     "banned": "banned claims",
     "endless": "never stopped",
     "better": "changed for the better",
     "worse": "changed for the worse",
 }
-# What is wrong with what an answer states, not with its form.
-FACTS = {"invented", "banned"}
-# Every answer moves these a little: they say nothing of a single row.
-GRADUAL = {"loss", "perplexity", "rouge_l", "chrf"}
+# Every answer moves the first of these a little; those by words tell no better row.
+NOT_OF_ONE_ROW = {"loss", "perplexity", "rouge_l", "chrf", *BY_WORDS}
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Samples:
     failures: tuple[Failure, ...]
     total_failures: int
     at_fault: int
-    """Tuned answers that state something their facts do not, or that is forbidden."""
+    """Tuned answers that make a banned claim."""
     judged: bool
     """Whether the file says what is wrong with them."""
     whole: int
@@ -154,7 +152,7 @@ class _Gathering:
         for kind in {found.kind for found in answer.findings}:
             self.kinds[kind, answer.side] += 1
         if answer.side == "tuned":
-            self.at_fault += any(found.tag in FACTS for found in answer.findings)
+            self.at_fault += any(found.tag == "banned" for found in answer.findings)
 
     def _keep_failures(self, sample: Sample, answer: AnswerShown, whole: str) -> None:
         faults = [found for found in answer.findings if found.tag != "note"]
@@ -275,7 +273,7 @@ def _change(base: Plain, tuned: Plain, scores: Sequence[Score]) -> int:
     signs = set()
     for score in scores:
         before, after = _ratio(base, score.name), _ratio(tuned, score.name)
-        if score.better is None or score.name in GRADUAL or before is None or after is None:
+        if score.better is None or score.name in NOT_OF_ONE_ROW or before is None or after is None:
             continue
         if before != after:
             signs.add(1 if (after > before) == (score.better == "higher") else -1)

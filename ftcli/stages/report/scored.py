@@ -64,6 +64,10 @@ def signed(value: float, decimals: int) -> str:
     return shown.replace("-", "−") if float(shown) else f"±{shown[1:]}"
 
 
+# By lists of words, which find few of the wrong answers and find as much in right ones
+# (docs/faithfulness.md): shown beside the rate of the data's own answers, and no verdict's ground.
+BY_WORDS = {"invents", "claims_supported"}
+
 # Score → what evaluations of before their JSON named its scores have called it.
 EARLIER = {
     "loss": Score("loss", "loss", False, "lower"),

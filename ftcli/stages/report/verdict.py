@@ -12,16 +12,16 @@ The rules, the first that holds decides:
 Reasons to look: worse than the base in another score; the base with a long prompt is better in a
 score; better in loss alone though answers were scored; nothing measured whether answers are right;
 answers too often wrong, or a share below what it should be, by the lower end of its interval
-(`enough`); answers that state what their facts do not (MOST_AT_FAULT); general ability shown to be
+(`enough`); answers that make a banned claim (MOST_AT_FAULT); general ability shown to be
 lost (MOST_FORGOTTEN); rows that were trained on or chose the checkpoint; rows or figures that are
 gone. How often answers are right, or that nothing measured it, stands before all else in the
 sentence.
 
 Scores without a better way (lengths) never count, perplexity is loss said otherwise, and a part of
-what another score is the whole of is told in the table alone (WHOLES), and so is a score that is
-equal to an earlier one in every row. Of all that are left, those
-are better or worse here that Holm's step-down shows at 5% together: each by itself at 95%, twelve
-scores that nothing has changed would give a verdict in four of ten evaluations.
+what another score is the whole of is told in the table alone (WHOLES), and so are a score that is
+equal to an earlier one in every row and those by lists of words (BY_WORDS). Of all that are left,
+those are better or worse here that Holm's step-down shows at 5% together: each by itself at 95%,
+twelve scores that nothing has changed would give a verdict in four of ten evaluations.
 """
 
 from __future__ import annotations
@@ -35,20 +35,19 @@ from ftcli.metrics.scores import rows_among
 from ftcli.stages.report.enough import NOT_MEASURED, how_right, not_enough, not_measured
 from ftcli.stages.report.evaluations import Evaluation
 from ftcli.stages.report.forgotten import Forgotten
-from ftcli.stages.report.scored import ScoreRow
+from ftcli.stages.report.scored import BY_WORDS, ScoreRow
 
 Kind = Literal[
     "ship", "look", "not shown", "worse", "not compared", "not evaluated", "not finished"
 ]
 
-# A limit of our own, on what was seen: one answer in ten that states what nobody told it is found
-# by the first users.
+# A limit of our own: one answer in ten that says what must not be said is found by the first users.
 MOST_AT_FAULT = 0.10
 # A general text one twentieth more perplexing is less than what quantising to 4 bits does.
 MOST_FORGOTTEN = 0.05
 
-# Said once: perplexity is exp(loss).
-SAME = {"perplexity"}
+# Perplexity is exp(loss), said once.
+NOT_WEIGHED = {"perplexity", *BY_WORDS}
 # Part → the score that is the whole of it; of `field_f1.<name>` it is `field_f1`.
 WHOLES = {
     **dict.fromkeys(("json_valid", "json_conforming", "sql_valid"), "format_rate"),
@@ -73,7 +72,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class FaultShare:
-    """Tuned answers that state something the facts do not, or that is forbidden."""
+    """Tuned answers that make a banned claim."""
 
     answers: int
     of: int
@@ -162,7 +161,7 @@ def _weighed(evaluation: Evaluation, other: str) -> list[ScoreRow]:
     found: dict[str, ScoreRow] = {}
     for row in rows:
         name = row.score.name
-        if name not in SAME and not _wholes(row, names):
+        if name not in NOT_WEIGHED and not _wholes(row, names):
             found.setdefault(evaluation.twins.get(name, name), row)
     return list(found.values())
 
@@ -224,10 +223,7 @@ def _reasons(
         yield "only its loss is shown to be better: no score of its answers is"
     yield from _gone(evaluation)
     if faults is not None and faults.of and faults.answers / faults.of > MOST_AT_FAULT:
-        yield (
-            f"{faults.answers:,} of {faults.of:,} answers state something that their facts do not "
-            "hold or that is forbidden"
-        )
+        yield f"{faults.answers:,} of {faults.of:,} answers make a banned claim"
     yield from (_lost(ability) for ability in evaluation.forgotten if _matters(ability))
     for words in evaluation.flattered:
         yield (
@@ -237,7 +233,7 @@ def _reasons(
 
 def _gone(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.missing:
-        yield f"{evaluation.missing}: what is wrong with the answers is not known"
+        yield f"{evaluation.missing}: what was found in the answers is not known"
     if evaluation.damage:
         yield f"eval/{evaluation.key}.json is damaged: not all of its figures are numbers"
 

@@ -21,6 +21,7 @@ SHARED = HERE.parents[3] / "shared" / "data"
 # Variable that names the rows, and where they lie without it.
 RETAIL = ("FTCLI_RETAIL_ROWS", SHARED / "ecommerce_retail_demo")
 MEDICAL = ("FTCLI_MEDICAL_ROWS", SHARED / "summarise_medical_dialogue")
+NOT_IN_THE_PROMPT = " not in the prompt"
 # Words that are a colour and a material; sizes in digits are numbers too (GUIDE.md, section 1).
 MIXED = ({"colour", "material"}, {"number", "size"})
 
@@ -97,7 +98,7 @@ def score(file: Path) -> Scores:
         answer, facts = case["answer"], case["facts"]
         findings = judge.judge(answer, Question(facts, "", facts)).findings
         name = str(case.get("id", number))
-        invented = [each for each in findings if each.kind.startswith("invented")]
+        invented = [each for each in findings if each.kind.endswith(NOT_IN_THE_PROMPT)]
         _score_invented(scores.invented, name, case, invented)
         if case.get("missing") is not None:
             _score_missing(scores.missing, name, case, findings)
@@ -113,7 +114,7 @@ def _score_invented(tally: Tally, name: str, case: Mapping[str, Any], found: lis
     for finding in found:
         assert finding.start is not None
         words = answer[finding.start : finding.end]
-        kind = finding.kind.removeprefix("invented ")
+        kind = finding.kind.removesuffix(NOT_IN_THE_PROMPT)
         if (kind, words.lower()) in seen:
             continue
         seen.add((kind, words.lower()))

@@ -62,11 +62,11 @@ def test_an_answer_that_stays_with_its_facts_is_faithful() -> None:
 def test_what_is_invented_is_proven_by_its_words() -> None:
     answer = "A black leather bag of 20 litres in size XL, with YKK zips."
     assert found(answer) == [
-        ("invented colour", "black"),
-        ("invented material", "leather"),
-        ("invented number", "20 litres"),
-        ("invented size", "XL"),
-        ("invented brand", "YKK"),
+        ("colour not in the prompt", "black"),
+        ("material not in the prompt", "leather"),
+        ("number not in the prompt", "20 litres"),
+        ("size not in the prompt", "XL"),
+        ("brand not in the prompt", "YKK"),
     ]
     said = judged(answer)
     assert said.counts["invents"] == SHARE
@@ -75,7 +75,7 @@ def test_what_is_invented_is_proven_by_its_words() -> None:
 
 def test_the_same_wording_is_one_claim() -> None:
     answer = "Black. " * 300 + "Navy. " * 300
-    assert found(answer) == [("invented colour", "Black")]
+    assert found(answer) == [("colour not in the prompt", "Black")]
     assert judged(answer).counts["claims_supported"] == (1.0, 2.0)
 
 
@@ -104,13 +104,16 @@ def test_free_text_has_no_coverage() -> None:
 
 def test_kinds_limit_what_is_looked_at() -> None:
     answer = "A black leather bag."
-    assert found(answer, kinds=["colour"]) == [("invented colour", "black")]
+    assert found(answer, kinds=["colour"]) == [("colour not in the prompt", "black")]
     assert judged(answer, kinds=["size"]).counts["invents"] == NONE
 
 
 def test_allowed_words_are_never_invented() -> None:
     answer = "At HomeBliss we love black bags."
-    assert found(answer) == [("invented brand", "HomeBliss"), ("invented colour", "black")]
+    assert found(answer) == [
+        ("brand not in the prompt", "HomeBliss"),
+        ("colour not in the prompt", "black"),
+    ]
     assert found(answer, allowed=["HomeBliss", "black"]) == []
 
 
@@ -118,10 +121,10 @@ def test_more_words_of_a_shop() -> None:
     answer = "A snorble bag in glimmer by zorp."
     assert found(answer) == []
     assert found(answer, materials=["snorble"], colours=["glimmer"], brands=["Zorp"]) == [
-        ("invented material", "snorble"),
-        ("invented colour", "glimmer"),
+        ("material not in the prompt", "snorble"),
+        ("colour not in the prompt", "glimmer"),
     ]
-    assert found("A bag by Zorp.", brands=["Zorp"]) == [("invented brand", "Zorp")]
+    assert found("A bag by Zorp.", brands=["Zorp"]) == [("brand not in the prompt", "Zorp")]
     assert found("Snorble.", "Material: snorble", materials=["snorble"]) == []
 
 
@@ -212,7 +215,10 @@ def test_an_answer_as_long_as_a_book() -> None:
         "The Torkel Field Bag in olive canvas, 3 pockets, 40 x 30 cm, by Marco Bellini, $49.99.\n"
     )
     said = found(page * 2400)
-    assert said == [("invented number", "40 x 30 cm"), ("invented brand", "Marco Bellini")]
+    assert said == [
+        ("number not in the prompt", "40 x 30 cm"),
+        ("brand not in the prompt", "Marco Bellini"),
+    ]
 
 
 def test_an_expression_for_the_facts_that_finds_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

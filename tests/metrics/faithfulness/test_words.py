@@ -18,7 +18,7 @@ JUDGE = faithfulness_judge(Faithfulness(), Path())
 def invented(facts: str, answer: str) -> list[tuple[str, str]]:
     findings = JUDGE.judge(answer, Question("", "", facts)).findings
     return [
-        (each.kind.removeprefix("invented "), answer[each.start : each.end])
+        (each.kind.removesuffix(" not in the prompt"), answer[each.start : each.end])
         for each in findings
         if each.start is not None
     ]
