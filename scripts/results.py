@@ -76,7 +76,7 @@ SETS = (
             "one paragraph, using only the facts given, without a list and without the price."
         ),
         shots=5,
-        headline=("stop_rate", "claims_supported", "coverage"),
+        headline=("stop_rate", "coverage"),
         look={"faithfulness": {"ignore": ["Category", "Type", "Price"]}},
     ),
     Rows(
@@ -189,6 +189,7 @@ def figures(
         "versions": run["versions"],
         "training": {name: trained[name] for name in TRAINING},
         **{name: found[name] for name in kept},
+        **({"references": found["references"]} if "references" in found else {}),
     }
 
 

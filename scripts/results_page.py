@@ -32,6 +32,7 @@ def page(title: str, methods: Mapping[str, Any]) -> str:
         "",
         *table(methods),
         "",
+        *references(first),
         "## What it forgot",
         "",
         *forgotten(methods),
@@ -42,6 +43,12 @@ def page(title: str, methods: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def references(found: Mapping[str, Any]) -> list[str]:
+    """What the data's own answers score, where a score needs that beside it."""
+    words = [each["words"] for each in found.get("references", {}).values()]
+    return [line for each in words for line in (f"{each}.", "")]
 
 
 def index(sets: Sequence[tuple[str, str, Sequence[str], Mapping[str, Any]]]) -> str:

@@ -77,6 +77,7 @@ BEHAVIOUR = record(
     {"before": SHARE, "after": SHARE, "difference": NUMBER, "interval": INTERVAL}
     | {"rows": COUNT, "verdict": SHOWN, "words": TEXT}
 )
+OF_REFERENCES = record({"value": SHARE, "interval": INTERVAL, "rows": COUNT, "words": TEXT})
 COUNTED = record({"rows": COUNT, "hits": {"type": "boolean"}})
 COUNTS = {"type": "object", "additionalProperties": COUNTED}
 FORGOTTEN = record(
@@ -278,6 +279,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "instruction": TEXT,
             "shots": COUNT,
             "forgetting": FORGOTTEN,
+            "references": {"type": "object", "additionalProperties": OF_REFERENCES},
         },
     ),
     "compare": record(

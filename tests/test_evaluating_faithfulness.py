@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.metrics.intervals import share_interval
 from tests.conftest import save_recipe, save_rows
 from tests.test_end_to_end import ask
 
-SCORES = ("invents", "claims_supported", "coverage", "banned_claims")
+SCORES = ("invents", "coverage", "banned_claims")
+OWN = (
+    "Terms not in the prompt: answers with numbers, materials, colours, sizes and brands not in "
+    "the prompt, by lists of words that cannot tell what is true. Your own answers: 50% (1 of 2)"
+)
+# What the share of such answers does not say.
+PROMISES = re.compile("invent|faithful|supported", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,10 @@ def rows_of(folder: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_answers_are_compared_with_the_facts_of_their_rows(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = tmp_path / "held.jsonl"
     prompt = "Write.\n\nProduct: Torkel Bag\nColours: olive\nPockets: 3"
@@ -61,9 +73,29 @@ def test_answers_are_compared_with_the_facts_of_their_rows(
     } <= kinds
     assert said["tuned"]["invents"] == said["tuned"]["banned_claims"] == 0.5
     assert said["tuned"]["coverage"] == 0.5
-    assert said["tuned"]["claims_supported"] == pytest.approx(2 / 4)
-    assert said["scores"]["invents"]["better"] == "lower"
+    assert said["scores"]["invents"] == {
+        "label": "terms not in the prompt",
+        "unit": "share",
+        "better": "lower",
+    }
     assert len(said["tuned"]["coverage_interval"]) == 2
+    own = said["references"]["invents"]
+    assert (own["value"], own["rows"], own["words"]) == (0.5, 2, OWN)
+    assert own["interval"] == list(share_interval(1, 2))
+    # Wherever the rate of the model is shown, that of the data's own answers is.
+    flags = (*flags, "--set", f"eval.faithfulness={json.dumps(wanted)}")
+    for columns in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert run(["eval", str(trained), *map(str, flags)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        table = lines[: next(at for at, line in enumerate(lines) if line.startswith("prompt "))]
+        assert any(line.startswith("  terms not in the prompt  ") for line in table)
+        assert OWN in " ".join(table) and max(map(len, table)) <= columns
+        assert not PROMISES.search("\n".join(table))
+    folder = RunFolder(trained)
+    assert OWN in folder.report.read_text(encoding="utf-8")
+    card = folder.card.read_text(encoding="utf-8")
+    assert OWN in card and "not in the prompt" not in card.split("\n---\n")[0]
 
 
 def test_a_list_that_is_not_there_is_named_before_anything_is_answered(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import result, say, shown_path, table, width
+from ftcli.metrics.judging import BY_WORDS
 from ftcli.metrics.scores import FEWEST_ROWS, percent, percents
 
 if TYPE_CHECKING:
@@ -178,14 +179,20 @@ def _plain(value: float | None) -> str:
 
 
 def _behind_the_table(report: dict[str, Any]) -> list[str]:
-    """What is not shown and how many rows it would take; and tuning against prompting."""
-    kinds, lines = report["scores"], []
+    """What the data's own answers score, what is not shown and how many rows it would take; and
+    tuning against prompting."""
+    kinds = report["scores"]
+    lines = [
+        line
+        for each in report.get("references", {}).values()
+        for line in textwrap.wrap(each["words"], width())
+    ]
     for against, found in report["differences"].items():
         other = against.removeprefix("tuned_vs_")
         unclear = [
             name
             for name, each in found.items()
-            if _is_unclear(each) and not _too_few(report, other, name)
+            if _is_unclear(each) and not _too_few(report, other, name) and name not in BY_WORDS
         ]
         if unclear:
             wanted = [found[name]["rows_to_show"] for name in unclear]
@@ -209,7 +216,8 @@ def _is_unclear(difference: dict[str, Any]) -> bool:
 def _against_prompting(found: dict[str, Any], kinds: dict[str, Any]) -> str:
     parts = []
     for word in ("better", "worse"):
-        names = [kinds[name]["label"] for name, each in found.items() if each["verdict"] == word]
+        named = {name for name, each in found.items() if each["verdict"] == word}
+        names = [kinds[name]["label"] for name in found if name in named - BY_WORDS]
         if names:
             parts.append(f"{word} in {', '.join(names)}")
     return "; ".join(parts)

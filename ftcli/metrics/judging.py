@@ -14,6 +14,9 @@ from typing import Literal, Protocol
 Better = Literal["higher", "lower"]
 # A share is shown in percent, a value with two decimals.
 Unit = Literal["share", "value"]
+# Scores by lists of words, which find few of the wrong answers (docs/faithfulness.md): shown beside
+# the rate of the data's own answers, and no verdict's ground. `claims_supported`: of before.
+BY_WORDS = {"invents", "claims_supported"}
 
 
 @dataclass(frozen=True)

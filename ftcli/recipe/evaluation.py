@@ -40,7 +40,8 @@ class Evaluation(Section):
     format: AnswerFormat | None = None
     """Form every answer must have; its share is reported as `format_rate`."""
     faithfulness: Faithfulness | None = None
-    """Compare answers with the facts in their prompts: what is invented, left out or banned."""
+    """Compare answers with their prompts by lists of words: terms that are not there, facts left
+    out, banned phrases. It cannot tell whether an answer is true."""
 
 
 class NamedFile(NamedTuple):

@@ -1,4 +1,4 @@
-"""`eval.faithfulness` of a recipe: what in an answer has to come from the facts."""
+"""`eval.faithfulness` of a recipe: what in an answer is looked for in its prompt."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Faithfulness(Section):
-    """Whether answers state only what the facts give."""
+    """Terms of answers that are not in their prompts, facts left out, banned phrases."""
 
     facts: str | None = None
     """Regular expression that finds the facts in the user turns, which a blank line parts: its
     group `facts`, or all that it matches; none: all of them."""
     kinds: list[Kind] = list(KINDS)
-    """What may not be invented; all five by default."""
+    """What is looked for in the prompt; all five by default."""
     banned: list[str] | str = []
-    """Claims that no answer may make: phrases, or a .txt file with one a line."""
+    """Phrases that no answer may have, or a .txt file with one a line."""
     allowed: list[str] = []
-    """Words and phrases that are never taken as invented, such as the shop's own name."""
+    """Words and phrases that are never marked, such as the shop's own name."""
     ignore: list[str] = []
-    """Keys of facts that need not be mentioned, as Price; they support what an answer says all the
-    same."""
+    """Keys of facts that need not be mentioned, as Price."""
     materials: list[str] = []
     """More words that name a material."""
     colours: list[str] = []

@@ -14,6 +14,7 @@ from typing import Any
 
 from ftcli.artifacts import RunFolder
 from ftcli.disk import write_text
+from ftcli.metrics.judging import BY_WORDS
 from ftcli.secrets import masked
 from ftcli.stages.report.elsewhere import name_alone
 from ftcli.stages.report.evaluations import SIDE_NAMES, Evaluation
@@ -94,7 +95,8 @@ def _results(evaluation: Evaluation | None) -> list[Any]:
             metric_value=round(row.sides["tuned"].value, 6),
         )
         for row in evaluation.scores
-        if "tuned" in row.sides
+        # The hub would show a rate of words without that of the data's own answers.
+        if "tuned" in row.sides and row.score.name not in BY_WORDS
     ]
 
 
@@ -141,6 +143,8 @@ def _scores(figures: ReportFigures) -> Iterator[str]:
     yield from ("", _row(heads), _row(["---"] * len(heads)))
     for row in found.scores:
         yield _row([row.score.label, *_cells(row, found.sides, others)])
+    for words in found.references:
+        yield from ("", f"{_line(words)}.")
 
 
 def _cells(row: ScoreRow, sides: tuple[str, ...], others: list[str]) -> Iterator[str]:

@@ -101,6 +101,16 @@ def test_prompting_is_spoken_of_once_where_nothing_is_shown(shown: Any) -> None:
     assert "tuned against prompted: better in a" in shown(report)
 
 
+def test_fewer_listed_words_are_no_gain_over_prompting(shown: Any) -> None:
+    more, fewer = [1.0] * 30 + [0.0] * 10, [0.0] * 40
+    report = report_of(
+        {side: {"invents": more, "a": RISING} for side in ("base", "prompted")}
+        | {"tuned": {"invents": fewer, "a": [value + 5 for value in RISING]}}
+    )
+    report["differences"]["tuned_vs_prompted"]["invents"]["verdict"] = "better"
+    assert "tuned against prompted: better in a" in shown(report)
+
+
 @pytest.mark.parametrize("columns", [60, 80, 140])
 def test_three_sides_say_between_which_the_difference_is(shown: Any, columns: int) -> None:
     sides = {side: {"a": RISING} for side in ("base", "prompted", "tuned")}

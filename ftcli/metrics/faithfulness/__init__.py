@@ -1,4 +1,4 @@
-"""Whether answers stay with the facts: nothing invented, how much is mentioned, nothing banned."""
+"""Terms of answers that their prompts do not give, facts that are mentioned, banned phrases."""
 
 from __future__ import annotations
 

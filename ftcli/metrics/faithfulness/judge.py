@@ -1,4 +1,4 @@
-"""The judge: what an answer claims, what of it is given, what it leaves out, what is banned."""
+"""The judge: terms that the prompt does not give, facts that are left out, banned phrases."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ftcli.metrics.judging import Finding, Judgement, Question, ScoreKind
 from ftcli.recipe.faithfulness import Faithfulness
 
 SCORES = {
-    "invents": ScoreKind("invents something", "share", "lower"),
-    "claims_supported": ScoreKind("claims the facts support", "share", "higher"),
+    "invents": ScoreKind("terms not in the prompt", "share", "lower"),
     "coverage": ScoreKind("facts mentioned", "share", "higher"),
     "banned_claims": ScoreKind("makes a banned claim", "share", "lower"),
 }
@@ -45,17 +44,13 @@ class FaithfulnessJudge:
     def judge(self, answer: str, question: Question) -> Judgement:
         """Counts and findings of one answer.
 
-        `invents` and `banned_claims` count answers, `claims_supported` claims and `coverage` facts.
+        `invents` and `banned_claims` count answers, `coverage` facts.
         """
         support = self._support(question.facts)
         text = Text(answer)
         claims = self._reader.claims(text, support)
-        invented = [claim for claim in claims if not claim.supported]
-        findings = [_finding(answer, claim) for claim in invented]
-        counts = {
-            "invents": (float(bool(invented)), 1.0),
-            "claims_supported": (float(len(claims) - len(invented)), float(len(claims))),
-        }
+        findings = [_finding(answer, claim) for claim in claims if not claim.supported]
+        counts = {"invents": (float(bool(findings)), 1.0)}
         items = [item for item in support.facts.items if item.key.lower() not in self._ignored]
         if items:
             lacking = missing_from(text, items, self._reader.colours, self._reader.materials)

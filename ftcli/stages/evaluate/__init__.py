@@ -111,6 +111,8 @@ def _evaluate(
     report["looked_at"] = wanted.model_dump(mode="json")
     report["flags"] = list(flags)
     report["counted"] = {name: side.counted() for name, side in sides.items()}
+    if sides["tuned"].done.answers and (own := judges.references(questions)):
+        report["references"] = own
     if "base" in done and asked.forgetting:
         report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
     report["samples"] = samples(rows, sides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.faithfulness import faithfulness_files, faithfulness_judge
@@ -13,6 +14,7 @@ from ftcli.metrics.looking import Looked, look
 from ftcli.metrics.text import TextJudge
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.custom import custom_judge
+from ftcli.stages.evaluate.references import references
 from ftcli.stages.opening import OpenRun
 
 LOSS = ScoreKind("loss", "value", "lower")
@@ -31,6 +33,8 @@ class Judges:
         wanted = opened.loaded.recipe.eval
         self._judges: list[Judge] = []
         self._form: FormatJudge | None = None
+        self._wanted = wanted.faithfulness
+        self._by_words: Judge | None = None
         self.files: list[Path] = []
         """What the scores depend on besides recipe and answers."""
         if wanted.format is not None:
@@ -39,7 +43,8 @@ class Judges:
             self._judges.append(self._form)
         if wanted.faithfulness is not None:
             self.files += faithfulness_files(wanted.faithfulness, opened.loaded.base)
-            self._judges.append(faithfulness_judge(wanted.faithfulness, opened.loaded.base))
+            self._by_words = faithfulness_judge(wanted.faithfulness, opened.loaded.base)
+            self._judges.append(self._by_words)
         self._judges.append(TextJudge())
         if asked.scores is not None:
             self._judges.append(custom_judge(asked.scores, {*self.kinds, *FIGURES}))
@@ -55,6 +60,12 @@ class Judges:
     def warnings(self) -> list[str]:
         """What keeps scores from being there at all, once the answers were looked at."""
         return self._form.warnings() if self._form is not None else []
+
+    def references(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """What the rows' own answers score, where a score needs that beside it."""
+        if self._wanted is None or self._by_words is None:
+            return {}
+        return references(self._wanted, self._by_words, questions)
 
     def look(
         self, answers: Sequence[Answer], questions: Sequence[Question], moved: Callable[[int], None]

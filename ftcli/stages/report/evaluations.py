@@ -85,6 +85,8 @@ class Evaluation:
     """Rows that ask what the run was trained on, as far as that is known."""
     in_validation: int = 0
     """Rows that chose the checkpoint, as far as it is known which."""
+    references: tuple[str, ...] = ()
+    """What the data's own answers score, in words, where a score needs that beside it."""
 
     def told(self, told: Told) -> Evaluation:
         """With its paths as the page says them."""
@@ -209,6 +211,9 @@ def _evaluation(key: str, report: Plain) -> Evaluation:
         samples=tuple(each for each in items(report.get("samples")) if mapping(each)),
         trained_on=count(report.get("rows_trained_on")),
         in_validation=count(report.get("rows_in_validation")),
+        references=tuple(
+            text(mapping(each).get("words")) for each in mapping(report.get("references")).values()
+        ),
         flags=tuple(text(each) for each in items(report.get("flags"))),
         kept_answers=bool(text(report.get("answers"))),
         damage=tuple(_damage(report, scores, sides)),

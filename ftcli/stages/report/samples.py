@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ftcli.metrics.judging import BY_WORDS
 from ftcli.secrets import masker
 from ftcli.stages.report.elsewhere import Told
 from ftcli.stages.report.evaluations import SIDES, Evaluation
 from ftcli.stages.report.marks import Excerpt, Found, Shown, Tag, excerpt, findings_of, shown
 from ftcli.stages.report.over_rows import Equal, References
 from ftcli.stages.report.plain import Plain, count, mapping, number, text
-from ftcli.stages.report.scored import BY_WORDS, Score
+from ftcli.stages.report.scored import Score
 from ftcli.stages.report.verdict import FaultShare
 
 # A browser on a telephone stays quick with so many rows, and a page of some MB can be sent.

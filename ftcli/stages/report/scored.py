@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from ftcli.metrics.scores import FEWEST_ROWS, percent, percents
 
-# Shares of claims, fields, sections or groups of words: unlike a share of rows they have no
+# Shares of facts, fields, sections or groups of words: unlike a share of rows they have no
 # interval of Wilson's, which stays wide with few rows and with rows that are all alike. Their names
 # are looked at only where an evaluation of before does not say what it counted.
-NOT_OF_ROWS = {"claims_supported", "coverage", "field_accuracy", "field_f1", "repetition"}
-NOT_OF_ROWS |= {"sections_present"}
+NOT_OF_ROWS = {"coverage", "field_accuracy", "field_f1", "repetition", "sections_present"}
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,6 @@ def signed(value: float, decimals: int) -> str:
     shown = f"{value:+.{decimals}f}"
     return shown.replace("-", "−") if float(shown) else f"±{shown[1:]}"
 
-
-# By lists of words, which find few of the wrong answers and find as much in right ones
-# (docs/faithfulness.md): shown beside the rate of the data's own answers, and no verdict's ground.
-BY_WORDS = {"invents", "claims_supported"}
 
 # Score → what evaluations of before their JSON named its scores have called it.
 EARLIER = {

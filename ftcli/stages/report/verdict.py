@@ -30,12 +30,13 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
+from ftcli.metrics.judging import BY_WORDS
 from ftcli.metrics.many import LEVEL, holm, p_value
 from ftcli.metrics.scores import rows_among
 from ftcli.stages.report.enough import NOT_MEASURED, how_right, not_enough, not_measured
 from ftcli.stages.report.evaluations import Evaluation
 from ftcli.stages.report.forgotten import Forgotten
-from ftcli.stages.report.scored import BY_WORDS, ScoreRow
+from ftcli.stages.report.scored import ScoreRow
 
 Kind = Literal[
     "ship", "look", "not shown", "worse", "not compared", "not evaluated", "not finished"

@@ -55,8 +55,6 @@ def test_an_answer_that_stays_with_its_facts_is_faithful() -> None:
     assert said.findings == ()
     assert said.counts["invents"] == said.counts["banned_claims"] == NONE
     assert said.counts["coverage"] == (8.0, 8.0)
-    top, bottom = said.counts["claims_supported"]
-    assert top == bottom >= 5
 
 
 def test_what_is_invented_is_proven_by_its_words() -> None:
@@ -70,13 +68,11 @@ def test_what_is_invented_is_proven_by_its_words() -> None:
     ]
     said = judged(answer)
     assert said.counts["invents"] == SHARE
-    assert said.counts["claims_supported"] == (0.0, 5.0)
 
 
 def test_the_same_wording_is_one_claim() -> None:
     answer = "Black. " * 300 + "Navy. " * 300
     assert found(answer) == [("colour not in the prompt", "Black")]
-    assert judged(answer).counts["claims_supported"] == (1.0, 2.0)
 
 
 def test_facts_that_are_not_mentioned_are_named_with_their_key() -> None:
@@ -133,7 +129,7 @@ def test_banned_claims_from_a_file(tmp_path: Path) -> None:
     wanted = Faithfulness(banned="never.txt")
     assert faithfulness_files(wanted, tmp_path) == [tmp_path / "never.txt"]
     judge = faithfulness_judge(wanted, tmp_path)
-    assert list(judge.kinds) == ["invents", "claims_supported", "coverage", "banned_claims"]
+    assert list(judge.kinds) == ["invents", "coverage", "banned_claims"]
     said = judge.judge("Waterproof, the best-in-the-world bag.", Question("", "", FACTS))
     assert [each.kind for each in said.findings if each.start is not None] == ["banned claim"] * 2
     assert said.counts["banned_claims"] == SHARE
@@ -142,7 +138,6 @@ def test_banned_claims_from_a_file(tmp_path: Path) -> None:
 def test_without_a_list_nothing_is_banned() -> None:
     assert list(faithfulness_judge(Faithfulness(), Path()).kinds) == [
         "invents",
-        "claims_supported",
         "coverage",
     ]
     assert "banned_claims" not in judged("The best in the world.").counts
