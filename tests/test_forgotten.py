@@ -48,8 +48,10 @@ def of_texts(changes: list[float]) -> dict[str, Any]:
     ("change", "texts", "verdict", "words"),
     [
         (0.23, 12, "worse", "+23%: forgets"),
-        (0.004, 12, "worse", "+0.4%: forgets"),
-        (0.0004, 12, "worse", "less than +0.1%: forgets"),
+        (0.06, 12, "worse", "+6%: forgets"),
+        (0.02, 12, "worse", "+2%: slightly higher"),
+        (0.004, 12, "worse", "+0.4%: slightly higher"),
+        (0.0004, 12, "worse", "less than +0.1%: slightly higher"),
         (-0.004, 12, "better", "-0.4%: better than before"),
         (-0.23, 12, "better", "-23%: better than before"),
         (0.0, 12, "no difference shown", "±0%: nothing shown to be forgotten"),
@@ -64,6 +66,19 @@ def test_the_verdict_on_a_text_and_its_words(
     found = of_texts([math.log1p(change) + (each if change else 20 * each) for each in spread])
     assert (found["verdict"], found["words"], found["texts"]) == (verdict, words, texts)
     assert [each.is_shown for each in forgotten_in({"text": found})] == [verdict == "worse"]
+
+
+def test_a_lesser_share_within_the_limit_is_slightly_lower() -> None:
+    """As the report, which takes such a change for no reason to look."""
+    asked = (Instruction(Example((), Origin("", 0)), re.compile("yes")),) * 400
+    sets = Sets(rows(0), None, None, rows(400), None, asked)
+    losses = [3.0] * 400
+    for fewer, words, matters in ((16, "slightly lower", False), (40, "worse", True)):
+        after = {"instructions": done(losses, [number >= fewer for number in range(400)])}
+        found = forgotten(sets, {"instructions": done(losses, [True] * 400)}, after)
+        assert (found["stops"]["verdict"], found["stops"]["words"]) == ("worse", words)
+        (stops,) = (each for each in forgotten_in(found) if each.key == "stops")
+        assert (stops.words, stops.matters) == (words, matters)
 
 
 @pytest.mark.parametrize(

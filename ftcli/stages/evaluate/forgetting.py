@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ftcli.metrics import general_instructions
+from ftcli.metrics.forgotten import loss_in_words
 from ftcli.metrics.general_instructions import Instruction
 from ftcli.metrics.likelihood import Scored, forgetting
 from ftcli.metrics.scores import FEWEST_ROWS, Counts, compared, mean_of
@@ -52,6 +53,8 @@ def _perplexity(before: Done, after: Done, passages: Sequence[int]) -> dict[str,
     count = len(set(passages))
     verdict = _verdict(low, high, count)
     what = WORDS.get(verdict, f"{count} texts are too few to say")
+    if verdict == "worse":
+        what = loss_in_words(found.change, what)
     return {
         "texts": count,
         "tokens": sum(before.scored.tokens),
@@ -105,7 +108,7 @@ def _behaviour(before: Counts, after: Counts) -> dict[str, Any]:
         "interval": list(found.interval),
         "rows": found.rows,
         "verdict": "too few" if too_few else found.word,
-        "words": found.words,
+        "words": loss_in_words(found.value, "worse") if found.word == "worse" else found.words,
     }
 
 

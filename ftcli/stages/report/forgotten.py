@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ftcli.metrics.forgotten import is_much
 from ftcli.metrics.scores import FEWEST_ROWS
 from ftcli.stages.report.plain import Plain, mapping, number, pair, text
 from ftcli.stages.report.scored import Score
@@ -28,6 +29,11 @@ class Forgotten:
     is_shown: bool
     change: float | None
     """Of a perplexity relative to before, of a share in hundredths of it."""
+
+    @property
+    def matters(self) -> bool:
+        """Shown, and by more than a trifle; how much is unknown: it counts."""
+        return self.is_shown and (self.change is None or is_much(self.change))
 
 
 # Ability → what it is called, the unit of its figures, and whether more of it is worse.

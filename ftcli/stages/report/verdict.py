@@ -12,9 +12,9 @@ The rules, the first that holds decides:
 Reasons to look: worse than the base in another score; the base with a long prompt is better in a
 score; better in loss alone though answers were scored; nothing measured whether answers are right;
 answers too often wrong, or a share below what it should be, by the lower end of its interval
-(`enough`); answers that make a banned claim (MOST_AT_FAULT); general ability shown to be
-lost (MOST_FORGOTTEN); rows that were trained on or chose the checkpoint; rows or figures that are
-gone. How often answers are right, or that nothing measured it, stands before all else in the
+(`enough`); answers that make a banned claim (MOST_AT_FAULT); general ability shown to be lost by
+much (`Forgotten.matters`); rows that were trained on or chose the checkpoint; rows or figures that
+are gone. How often answers are right, or that nothing measured it, stands before all else in the
 sentence.
 
 Scores without a better way (lengths) never count, perplexity is loss said otherwise, and a part of
@@ -44,8 +44,6 @@ Kind = Literal[
 
 # A limit of our own: one answer in ten that says what must not be said is found by the first users.
 MOST_AT_FAULT = 0.10
-# A general text one twentieth more perplexing is less than what quantising to 4 bits does.
-MOST_FORGOTTEN = 0.05
 
 # Perplexity is exp(loss), said once.
 NOT_WEIGHED = {"perplexity", *BY_WORDS}
@@ -225,7 +223,7 @@ def _reasons(
     yield from _gone(evaluation)
     if faults is not None and faults.of and faults.answers / faults.of > MOST_AT_FAULT:
         yield f"{faults.answers:,} of {faults.of:,} answers make a banned claim"
-    yield from (_lost(ability) for ability in evaluation.forgotten if _matters(ability))
+    yield from (_lost(ability) for ability in evaluation.forgotten if ability.matters)
     for words in evaluation.flattered:
         yield (
             f"{words}, which flatters it: hold others out (data.test), or ftcli eval --data FILE"
@@ -237,11 +235,6 @@ def _gone(evaluation: Evaluation) -> Iterator[str]:
         yield f"{evaluation.missing}: what was found in the answers is not known"
     if evaluation.damage:
         yield f"eval/{evaluation.key}.json is damaged: not all of its figures are numbers"
-
-
-def _matters(ability: Forgotten) -> bool:
-    """Shown, and by more than a trifle; how much is unknown: it counts."""
-    return ability.is_shown and (ability.change is None or abs(ability.change) > MOST_FORGOTTEN)
 
 
 def _lost(ability: Forgotten) -> str:
