@@ -113,7 +113,10 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         return _failed("disk", message, EXIT_MACHINE, as_json)
     say("".join(traceback.format_exception(error)))
-    message = f"this is a bug of ftcli: please report it with the lines above ({error!r})"
+    message = (
+        f"this is a bug of ftcli ({error!r}): tell whoever you have ftcli from, with the lines "
+        "above, the recipe and what `pip list` prints"
+    )
     return _failed("bug", message, EXIT_BUG, as_json)
 
 
