@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ftcli.commands import command
 from ftcli.disk import write_json
 from ftcli.errors import FtcliError
 from ftcli.locking import one_writer
@@ -134,7 +135,7 @@ class RunFolder:
             raise FtcliError(
                 "contract_missing",
                 f"{self.path} has no {self.contract.name}, by which its base and its prompts are "
-                "known; train it anew (ftcli train RECIPE --fresh)",
+                f"known; train it anew: {command('train', self.path, '--fresh')}",
             )
         return self.contract
 
@@ -189,8 +190,8 @@ def unreadable_contract(file: Path, error: Exception) -> FtcliError:
     """What to say of a contract.json that is not as a training writes it."""
     return FtcliError(
         "contract_broken",
-        f"cannot be read ({error!r}); put back the file as the training wrote it, or train anew "
-        "(ftcli train RECIPE --fresh)",
+        f"cannot be read ({error!r}); put back the file as the training wrote it, or train anew: "
+        f"{command('train', file.parent, '--fresh')}",
         file=str(file),
     )
 
@@ -200,15 +201,20 @@ def find_run(path: Path) -> RunFolder | None:
     return RunFolder(path.absolute()) if os.path.isfile(path / "run.json") else None
 
 
-def newest_finished(output: Path, command: str = "ftcli train") -> RunFolder:
+def newest_finished(output: Path, begin: str) -> RunFolder:
     """The newest finished run among `output`, `output-2`, …; raises FtcliError, which names the
-    command that makes one."""
+    command that makes one: that which begins it, or goes on with the newest."""
     runs = runs_at(output)
     finished = [run for run in runs if run.state == "finished"]
     if finished:
         return finished[-1]
-    state = f"its run is not finished ({runs[-1].state})" if runs else "it has not been trained"
-    raise FtcliError("run_missing", f"{output}: {state}; first: {command}")
+    if not runs:
+        raise FtcliError("run_missing", f"{output}: it has not been trained; first: {begin}")
+    raise FtcliError(
+        "run_missing",
+        f"{output}: its run is not finished ({runs[-1].state}); first: "
+        f"{command('train', runs[-1].path)}",
+    )
 
 
 def numbered(output: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command
 from ftcli.disk import drop_folder, sha256_file, sync, write_json
 from ftcli.errors import FtcliError
 
@@ -86,7 +87,7 @@ def newest_whole(run: RunFolder, run_id: str) -> Found:
         raise FtcliError(
             "checkpoint_broken",
             f"{run.path}: no checkpoint is whole:{reasons}\nput the files back as they were saved, "
-            "or start over beside it with --fresh",
+            f"or start over beside it: {command('train', run.path, '--fresh')}",
         )
     return Found(None, ())
 

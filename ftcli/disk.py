@@ -135,6 +135,11 @@ def drop_temporary(folder: Path) -> None:
             leftover.unlink()
 
 
+def short_digest(value: object, digits: int) -> str:
+    """Hex digits that change with a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     with path.open("rb") as file:

@@ -28,6 +28,16 @@ MOST_PROBLEMS = 1000
 # A row's own words stand in it.
 LONGEST_REASON = 500
 
+# Each part of the fingerprint but the files, in the words of a message.
+PART_NAMES = {
+    "version": "way of preparing",
+    "template": "chat template",
+    "tokenizer": "tokenizer",
+    "roles": "roles of tokens",
+    "data": "data keys of the recipe",
+    "seed": "seed",
+}
+
 # Share of answer tokens that may be lost to max_length without being asked.
 TRUNCATION_BUDGET = 0.01
 

@@ -106,19 +106,19 @@ def test_trainings_are_found_oldest_first_up_to_a_gap(tmp_path: Path) -> None:
 def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
     output = tmp_path / "shop"
     with pytest.raises(FtcliError) as caught:
-        newest_finished(output)
-    assert caught.value.message == f"{output}: it has not been trained; first: ftcli train"
+        newest_finished(output, "ftcli train shop.yaml")
+    assert caught.value.message.endswith("it has not been trained; first: ftcli train shop.yaml")
     assert caught.value.exit_code == 1
     run_at(output, "stopped")
     with pytest.raises(FtcliError) as caught:
-        newest_finished(output)
+        newest_finished(output, "ftcli train shop.yaml")
     assert caught.value.message == (
-        f"{output}: its run is not finished (stopped); first: ftcli train"
+        f"{output}: its run is not finished (stopped); first: ftcli train {output}"
     )
     run_at(output, "finished")
     run_at(tmp_path / "shop-2", "finished")
     run_at(tmp_path / "shop-3", "training")
-    assert newest_finished(output).path == tmp_path / "shop-2"
+    assert newest_finished(output, "ftcli train shop.yaml").path == tmp_path / "shop-2"
 
 
 def test_a_run_is_a_folder_with_a_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

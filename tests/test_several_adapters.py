@@ -141,7 +141,7 @@ def test_what_was_planned_otherwise_cannot_share_a_base(
     start = f"--adapter other: it cannot share a base in memory with shop: {words}"
     assert caught.value.code == "adapters_differ" and message.startswith(start)
     assert message.endswith(
-        f"; train both alike, or load them one at a time (ftcli generate {other})"
+        f"; train both alike, or load them one at a time (ftcli generate {other} '…')"
     )
 
 
@@ -169,7 +169,7 @@ def test_what_cannot_share_a_base(
         assert run(["generate", str(first), "--adapter", f"other={other}", "hello"]) == 1
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
-        assert error.endswith(f"load them one at a time (ftcli generate {other})\n")
+        assert error.endswith(f"load them one at a time (ftcli generate {other} '…')\n")
 
 
 def test_a_sum_takes_plain_low_rank_updates_only(

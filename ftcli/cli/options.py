@@ -16,7 +16,9 @@ def _price(value: float | None) -> float | None:
     return value
 
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+Recipe = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file, or a run folder.")
+]
 Run = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run folder, or the recipe (its newest finished run)."),

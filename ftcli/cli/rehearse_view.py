@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
-from ftcli.console import duration, result, shown_path
+from ftcli.commands import command, set_flags, shown_path
+from ftcli.console import duration, result
 
 if TYPE_CHECKING:
     from ftcli.stages.rehearse import Rehearsal
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def show_rehearsal(found: Rehearsal) -> None:
     """The verdict, what the real training will be, and its command."""
     loaded = found.loaded
-    flags = "".join(f" --set {shlex.quote(override)}" for override in loaded.overrides)
     result(f"rehearsal passed in {duration(found.seconds)}: nothing failed on the way")
     result(f"plan   {found.plan.headline()}")
     result(f"data   {shown_path(found.data)}")
-    result(f"next   ftcli train {loaded.shown_path()}{flags}")
+    result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")

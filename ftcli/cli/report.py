@@ -39,9 +39,11 @@ def report(
 
 
 def _show(found: ReportResult) -> None:
-    verdict = found.figures.verdict
+    verdict = found.verdict
     result(verdict.headline)
-    result(wrapped(verdict.words, further=""))
+    result(wrapped(verdict.words.removesuffix(f" {verdict.command}"), further=""))
+    if verdict.command:
+        result(f"  {verdict.command}")
     for reason in verdict.reasons:
         result(wrapped(f"  - {reason}", further="    "))
     result(f"report  {shown_path(found.run.report)}")

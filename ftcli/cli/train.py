@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftcli.cli import options
+from ftcli.commands import command
 from ftcli.console import (
     Reporter,
     Terminal,
@@ -122,8 +123,8 @@ def _rehearse(recipe: Path, overrides: Sequence[str], reporter: Reporter, json: 
 
 def _show(found: TrainResult) -> None:
     report, path = found.report, shown_path(found.run.path)
-    if found.already:
-        result(f"{path} is finished; nothing is left to do (start over beside it: --fresh)")
+    if found.again is not None:
+        result(f"{path} is finished; nothing is left to do (again, beside it: {found.again})")
     loss = "not measured"
     if report["eval_loss"] is not None:
         first = report["first_eval_loss"]
@@ -134,7 +135,7 @@ def _show(found: TrainResult) -> None:
         f"peak {gigabytes(report['peak_memory_bytes'])} · {megabytes(report['saved_bytes'])}"
     )
     result(f"       {path}")
-    result(f"next   ftcli eval {path}")
+    result(f"next   {command('eval', found.run.path)}")
 
 
 def _stops(report: dict[str, Any]) -> str:

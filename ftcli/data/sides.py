@@ -13,6 +13,7 @@ from ftcli.data.example import DIGEST_BYTES, Example, Origin
 from ftcli.data.reading import pinned_system, read_examples
 from ftcli.data.replay import Drawing, look_through
 from ftcli.data.split import Digests, Prompts, Side, Split, plan_split
+from ftcli.disk import sha256_file, short_digest
 from ftcli.errors import DataError
 from ftcli.recipe import Data
 
@@ -62,6 +63,19 @@ def files_of(data: Data) -> dict[str, str]:
     if data.replay is not None:
         files["replay"] = data.replay.source
     return files
+
+
+def source_digests(data: Data, base: Path) -> dict[str, str]:
+    """sha256 of each file that rows come from; of a hub data set its name."""
+    return {
+        role: sha256_file(base / source) if (base / source).is_file() else source
+        for role, source in files_of(data).items()
+    }
+
+
+def rows_parts(digests: Mapping[str, str]) -> dict[str, str]:
+    """8 hex digits for the rows of each source, by their name in the words of a message."""
+    return {f"rows of data.{role}": short_digest(mark, 8) for role, mark in digests.items()}
 
 
 def find_sides(data: Data, base: Path, seed: int, reporter: Reporter) -> Sides:

@@ -15,6 +15,7 @@ from itertools import islice, zip_longest
 from typing import Any
 
 from ftcli.artifacts import RunFolder, unreadable_contract
+from ftcli.commands import command
 from ftcli.console import shown_path
 from ftcli.data.example import Message
 from ftcli.disk import write_json
@@ -298,5 +299,6 @@ def _require_none(found: Sequence[str], run: RunFolder) -> None:
             "contract_broken",
             f"{shown_path(run.path)} is no longer what was trained:\n  "
             + "\n  ".join(found)
-            + "\nput back what has changed, or train anew with --fresh",
+            + "\nput back what has changed, or train anew: "
+            + command("train", run.path, "--fresh"),
         )

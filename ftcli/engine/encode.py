@@ -7,7 +7,6 @@ and decide the splits (24 of a row that may be replayed), the second renders and
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,16 @@ from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter, shown_path
 from ftcli.data.reading import read_examples
 from ftcli.data.row import Reject
-from ftcli.data.sides import Sides, files_of, find_sides
-from ftcli.disk import sha256_file, whole_folder
+from ftcli.data.sides import (
+    Sides,
+    files_of,
+    find_sides,
+    rows_parts,
+    source_digests,
+    sources_of,
+)
+from ftcli.data.source import data_suffix
+from ftcli.disk import short_digest, whole_folder
 from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.contract import contract_of
 from ftcli.engine.packing import SHARED_TOKENS, usually_shared
@@ -29,6 +36,7 @@ from ftcli.engine.tokenising import Tally, changed, tokenise
 from ftcli.errors import DataError, FtcliError
 from ftcli.loading import Loaded
 from ftcli.prepared import (
+    PART_NAMES,
     TRUNCATION_BUDGET,
     LongestRow,
     Prepared,
@@ -39,19 +47,11 @@ from ftcli.prepared import (
 )
 from ftcli.recipe import Data
 from ftcli.shapes import model_source
+from ftcli.templates import names_file
 
-FINGERPRINT_VERSION = 2
+FINGERPRINT_VERSION = 3
 # Training rows that tell how much rows have in common.
 LOOKED_AT = 256
-# Each part of the fingerprint but the files, in the words of a message.
-PART_NAMES = {
-    "version": "way of preparing",
-    "template": "chat template",
-    "tokenizer": "tokenizer",
-    "roles": "roles of tokens",
-    "data": "data keys of the recipe",
-    "seed": "seed",
-}
 # How many faults are named in an error.
 NAMED = 5
 
@@ -65,7 +65,7 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
     """
     data, base = loaded.recipe.data, loaded.base
     covered = _covered(loaded, renderer)
-    mark = _hex(covered, 16)
+    mark = short_digest(covered, 16)
     if renderer.note is not None:
         reporter.note(renderer.note)
     earlier = _earlier(folder, mark, reporter)
@@ -122,28 +122,22 @@ def _tell_others(earlier: Prepared | None, prepared: Prepared, reporter: Reporte
 
 
 def _require_same_files(data: Data, base: Path, before: dict[str, str]) -> None:
-    for file in files_of(data).values():
-        if _file_digest(file, base) != before[file]:
+    now = source_digests(data, base)
+    for role, file in files_of(data).items():
+        if now[role] != before[role]:
             raise changed(file)
 
 
 def fingerprint(loaded: Loaded, renderer: Renderer) -> str:
     """16 hex digits that change with anything that shapes the token ids."""
-    return _hex(_covered(loaded, renderer), 16)
+    return short_digest(_covered(loaded, renderer), 16)
 
 
 def fingerprint_parts(loaded: Loaded, renderer: Renderer) -> dict[str, str]:
     """8 hex digits for each part of the fingerprint, by its name in the words of a message."""
     covered = _covered(loaded, renderer)
-    files = covered.pop("files")
-    sources = files_of(loaded.recipe.data)
-    parts = {f"rows of data.{split}": files[name] for split, name in sources.items()}
-    parts |= {PART_NAMES[name]: part for name, part in covered.items()}
-    return {name: _hex(part, 8) for name, part in parts.items()}
-
-
-def _hex(value: object, digits: int) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
+    rows = rows_parts(covered.pop("files"))
+    return rows | {PART_NAMES[name]: short_digest(part, 8) for name, part in covered.items()}
 
 
 def _covered(loaded: Loaded, renderer: Renderer) -> dict[str, Any]:
@@ -154,19 +148,31 @@ def _covered(loaded: Loaded, renderer: Renderer) -> dict[str, Any]:
     tokenizer = renderer.tokenizer
     return {
         "version": FINGERPRINT_VERSION,
-        "files": {s: _file_digest(s, loaded.base) for s in files_of(data).values()},
+        "files": source_digests(data, loaded.base),
         "template": tokenizer.chat_template,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         # Roles of tokens, which stand in tokenizer_config.json beside the tokens themselves.
         "roles": [tokenizer.bos_token_id, renderer.pad_id, *renderer.stop_ids],
-        "data": data.model_dump(exclude={"shuffle", "allow_truncation", "allow_leaks", *absent}),
+        "data": _without_paths(data, loaded.base).model_dump(
+            exclude={"shuffle", "allow_truncation", "allow_leaks", *absent}
+        ),
         "seed": loaded.recipe.training.seed,
     }
 
 
-def _file_digest(source: str, base: Path) -> str:
-    path = base / source
-    return sha256_file(path) if path.is_file() else source
+def _without_paths(data: Data, base: Path) -> Data:
+    """Of each file only its kind: a path may be spelt in many ways, and the contents count."""
+
+    def kind(source: str) -> str:
+        return data_suffix(source) or source if (base / source).is_file() else source
+
+    changes: dict[str, object] = {name: kind(file) for name, file in sources_of(data).items()}
+    if data.replay is not None:
+        replay = {"source": kind(data.replay.source)}
+        changes["replay"] = data.replay.model_copy(update=replay)
+    if data.template is not None and names_file(data.template, base):
+        changes["template"] = None
+    return data.model_copy(update=changes)
 
 
 def preview(folder: Path, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:

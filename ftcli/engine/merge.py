@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command
 from ftcli.console import Reporter
 from ftcli.engine.adapters import open_adapter
 from ftcli.engine.device import device_of, find_hardware, give_back_freed_memory
@@ -91,7 +92,8 @@ def plan_merge(
         raise ModelError(
             "merge_quantized",
             f"{source}: its files hold quantised weights, in which an update would be rounded "
-            "away; use the adapter as it is (ftcli generate), or train on the unquantised model",
+            f"away; use the adapter as it is ({command('generate', run.path, '…')}), or train on "
+            "the unquantised model",
         )
     files = config.dtype if config.dtype in DTYPES.values() else torch.float32
     trained = DTYPES[run.planned("weights_dtype")]

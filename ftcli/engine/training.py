@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import TrainerState
 
 from ftcli.checkpoints import Checkpoint, require_whole
+from ftcli.commands import command
 from ftcli.console import Reporter
 from ftcli.engine.callbacks import Beginning, Course
 from ftcli.engine.checkpoints import RECORDS, STATE
@@ -103,7 +104,7 @@ def _take_up(trainer: FtcliTrainer, checkpoint: Checkpoint) -> None:
             "order_changed",
             "this version of ftcli takes the rows in another order than the one that began the "
             f"run ({trainer.data.order_digest()}, it was {position.order}); go on with that "
-            "version, or start over beside it with --fresh",
+            f"version, or start over beside it: {command('train', trainer.run.path, '--fresh')}",
         )
     # Memory may have run out since the plan; a recipe may ask for fewer rows than then.
     planned = trainer.micro_batch.rows

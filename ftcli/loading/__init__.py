@@ -14,7 +14,8 @@ import yaml
 from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
-from ftcli.console import shown_path
+from ftcli.artifacts import find_run
+from ftcli.commands import shown_path
 from ftcli.errors import DataError, FtcliError, Problem, RecipeError, did_you_mean
 from ftcli.loading.nodes import Found, compose, in_order, override_value
 from ftcli.loading.secrecy import secrets_of
@@ -53,6 +54,19 @@ KEY_AT_FAULT = {
     "output_base": "output",
     "replay": "data.replay",
     "hold": "training.hold.strength",
+}
+
+PATH_KEYS = {
+    "model.id",
+    "data.train",
+    "data.validation",
+    "data.test",
+    "data.replay.source",
+    "data.template",
+    "eval.format.schema",
+    "eval.format.table",
+    "eval.faithfulness.banned",
+    "output",
 }
 
 
@@ -104,9 +118,12 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
-    A missing file raises FtcliError (exit code 1): the disk had to be looked at. So does a file of
-    `eval` that `--set` names; it is looked for where the user stands, then beside the recipe.
+    `path` may be the folder of a run: its recipe is meant then. A missing file raises FtcliError
+    (exit code 1): the disk had to be looked at. So does a file of `eval` that `--set` names; it is
+    looked for where the user stands, then beside the recipe.
     """
+    if (run := find_run(path)) is not None:
+        path = path / run.recipe.name
     found = Found(shown_path(path))
     values = compose(_read(path), found)
     for override in overrides:
@@ -189,15 +206,31 @@ def resolved(loaded: Loaded) -> Recipe:
     )
 
 
-def differences(old: Recipe, new: Recipe, ignored: Set[str]) -> list[str]:
-    """`training.epochs: 3 → 5`, for every key that differs and is not ignored."""
+def differences(old: Recipe, new: Recipe, ignored: Set[str], base: Path = Path()) -> list[str]:
+    """`training.epochs: 3 → 5`, for every key that differs and is not ignored.
+
+    A path is the same however it is spelt; those of `new` start at `base`.
+    """
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = [k for k in {**before, **after} if before.get(k) != after.get(k)]
+    keys = [
+        key
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+        and not (key in PATH_KEYS and _same_place(before.get(key), after.get(key), base))
+    ]
     return [
         f"{key}: {as_yaml(before.get(key))} → {as_yaml(after.get(key))}"
         for key in keys
         if not any(key == name or key.startswith(f"{name}.") for name in ignored)
     ]
+
+
+def _same_place(old: object, new: object, base: Path) -> bool:
+    """Whether two paths lead to one place; `old` was recorded whole, or is no path."""
+    if not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    recorded, asked = os.path.expanduser(old), os.path.expanduser(new)
+    return os.path.isabs(recorded) and os.path.realpath(recorded) == os.path.realpath(base / asked)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

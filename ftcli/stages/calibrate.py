@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command
 from ftcli.errors import FtcliError
 from ftcli.stages.memory_record import MemoryRecord, read_record
 from ftcli.stages.opening import run_at
@@ -104,8 +105,8 @@ def _calibrated(path: Path) -> CalibratedRun:
     if plain is None:
         raise FtcliError(
             "run_unmeasured",
-            f"{path} has no measured memory: it ended no step, or an earlier ftcli trained it "
-            "(ftcli train --fresh measures)",
+            f"{path} has no measured memory: it ended no step, or an earlier ftcli trained it; to "
+            f"measure: {command('train', run.path, '--fresh')}",
         )
     record = read_record(plain, str(run.manifest))
     figures = tuple(_figures(record))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
+from ftcli.commands import command
 from ftcli.console import Reporter
 from ftcli.disk import folder_bytes, whole_folder, write_json
 from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
@@ -96,7 +97,7 @@ def merge_run(
     if isinstance(opened.loaded.recipe.method, Full):
         report = {"verdict": "nothing to merge", "bytes": folder_bytes(opened.run.model)}
         return MergeResult(opened.run.model, report, merged=False)
-    _require_linear(opened.loaded.recipe.method, wish)
+    _require_linear(opened, wish)
     folder = (output or opened.run.path / "merged").absolute()
     _require_own_place(folder, opened)
     with _no_trace(folder), whole_folder(folder) as temporary:
@@ -106,8 +107,14 @@ def merge_run(
     return MergeResult(folder, report, merged=True)
 
 
-def _require_linear(method: Method, wish: MergeWish) -> None:
+def _ask(opened: OpenRun) -> str:
+    """The command that uses an adapter as it is."""
+    return command("generate", opened.run.path, "…")
+
+
+def _require_linear(opened: OpenRun, wish: MergeWish) -> None:
     """Raise UsageError for methods whose effect no weight can hold."""
+    method: Method = opened.loaded.recipe.method
     match method:
         case Full() | Qlora():
             return
@@ -120,15 +127,15 @@ def _require_linear(method: Method, wish: MergeWish) -> None:
             raise UsageError(
                 "method",
                 "method.mode: adapter has no merge: its network is not linear, and no weight of "
-                "the base can hold it; use it beside the base (ftcli generate, or plain PEFT after "
-                "`import ftcli.engine.bottleneck`), or train lora",
+                f"the base can hold it; use it beside the base ({_ask(opened)}, or plain PEFT "
+                "after `import ftcli.engine.bottleneck`), or train lora",
             )
         case Prefix() | Prompt():
             raise UsageError(
                 "method",
                 f"method.mode: {method.mode} has no merge: its virtual tokens stand before the "
-                "input, and no weight of the base can hold them; use it beside the base (ftcli "
-                "generate, or plain PEFT), or train lora",
+                "input, and no weight of the base can hold them; use it beside the base "
+                f"({_ask(opened)}, or plain PEFT), or train lora",
             )
         case _:
             assert_never(method)
@@ -200,14 +207,14 @@ def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -
         whole = merging.merged(None)
         beside = merging.unmerged() if original else reference.predictions
         exact = exactness_of(parity(beside, whole), compared_in)
-        _require_exact(folder, exact, "base + adapter")
+        _require_exact(folder, exact, "base + adapter", opened)
         drift = drift_of(parity(reference.predictions, whole)) if original else None
         _require_no_drift(folder, drift, wish, reporter)
         stored, predictions, costs = _choose_type(merging, merge.types, whole)
         merging.write(stored, folder)
         found = merging.read_back(folder)
     written = exactness_of(parity(predictions, found), compared_in)
-    _require_exact(folder, written, "the merged model before it was written")
+    _require_exact(folder, written, "the merged model before it was written", opened)
     return {
         "verdict": PASS if drift is None or drift.passes else DRIFT,
         **figures_of(parity(reference.predictions, found)),
@@ -244,13 +251,13 @@ def _choose_type(
     return stored, found, costs
 
 
-def _require_exact(folder: Path, found: Exactness, of_what: str) -> None:
+def _require_exact(folder: Path, found: Exactness, of_what: str, opened: OpenRun) -> None:
     if not found.passes:
         raise ModelError(
             "merge_differs",
             f"{folder}: not written, because the merged model is not {of_what}: largest logit "
             f"difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
-            f"{found.kl:.2g}; use the adapter beside the base (ftcli generate)",
+            f"{found.kl:.2g}; use the adapter beside the base: {_ask(opened)}",
         )
 
 

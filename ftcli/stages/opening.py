@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder, find_run, newest_finished
-from ftcli.console import shown_path
+from ftcli.commands import command, set_flags, shown_path
 from ftcli.errors import FtcliError, did_you_mean
 from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.prepared import Prepared, load_prepared
@@ -59,10 +58,8 @@ def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     if not os.path.lexists(path):
         message = f"neither a run nor a recipe is there{_near(path)}"
         raise FtcliError("run_missing", message, file=shown_path(path))
-    flags = "".join(f" --set {shlex.quote(override)}" for override in overrides)
-    return newest_finished(
-        load_recipe(path, overrides).output, f"ftcli train {shlex.quote(str(path))}{flags}"
-    )
+    begin = command("train", path, *set_flags(overrides))
+    return newest_finished(load_recipe(path, overrides).output, begin)
 
 
 def _near(path: Path) -> str:
@@ -97,12 +94,17 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     run = run_at(path, overrides)
     if run.state != "finished":
         raise FtcliError(
-            "run_unfinished", f"{path} is not finished ({run.state}); go on: ftcli train"
+            "run_unfinished",
+            f"{path} is not finished ({run.state}); go on: {command('train', run.path)}",
         )
     run.require_contract()
     prepared = load_prepared(run.data)
     if prepared is None:
-        raise FtcliError("run_broken", f"{run.data} holds no prepared data")
+        raise FtcliError(
+            "run_broken",
+            f"{run.data} holds no prepared data; prepare them again: "
+            f"{command('prepare', run.path)}",
+        )
     require_unchanged_weights(run)
     trained, by_recipe = load_recipe(run.recipe), find_run(path) is None
     now = load_recipe(path if by_recipe else run.recipe, overrides)

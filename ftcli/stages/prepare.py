@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ftcli.artifacts import RunFolder, free_folder, runs_at
+from ftcli.artifacts import RunFolder, find_run, free_folder, runs_at
 from ftcli.console import Reporter, shown_path
 from ftcli.data.sides import sources_of
 from ftcli.hub import require_reachable
@@ -85,7 +85,7 @@ def prepare_recipe(
     recipe: Path, overrides: Sequence[str], wanted: Wanted, reporter: Reporter
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
-    loaded = load_recipe(recipe, overrides)
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     require_scored_files(loaded)
     with loaded.blame():
         require_hold(loaded.recipe)
@@ -97,7 +97,7 @@ def prepare_recipe(
         source = model_source(loaded.recipe.model.id, loaded.base)
         require_reachable(source, loaded.recipe.model.revision)
         renderer = load_renderer(loaded, source)
-    run = data_folder(loaded.output, fingerprint(loaded, renderer))
+    run = data_folder(loaded.output, fingerprint(loaded, renderer), named)
     with loaded.blame():
         require_own_place(run, loaded)
     with run.lock(), loaded.blame():
@@ -125,8 +125,13 @@ def _price(
     return price_of(job, wanted.price_per_hour, wanted.shots, reporter)
 
 
-def data_folder(output: Path, fingerprint: str) -> RunFolder:
-    """Where to prepare: never over the data of a training that has begun."""
+def data_folder(output: Path, fingerprint: str, named: RunFolder | None = None) -> RunFolder:
+    """Where to prepare: never over other data of a training that has begun.
+
+    The run that the user has `named` gets its own data back where they are gone.
+    """
+    if named is not None and named.read_manifest().get("data") == fingerprint:
+        return named
     for run in runs_at(output):
         earlier = load_prepared(run.data)
         if earlier is not None and earlier.fingerprint == fingerprint:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcli.artifacts import RunFolder
+from ftcli.artifacts import RunFolder, find_run
 from ftcli.checkpoints import Checkpoint, newest_whole
-from ftcli.console import Reporter, shown_path
+from ftcli.commands import command, set_flags, shown_path
+from ftcli.console import Reporter
 from ftcli.disk import drop_temporary, folder_bytes, free_bytes, is_full, require_space
 from ftcli.errors import FtcliError, MachineError, Stopped
-from ftcli.loading import Loaded
 from ftcli.plan import Plan
 from ftcli.plan.room import checkpoint_bytes, run_bytes
 from ftcli.stopping import StopSignals
@@ -27,18 +26,29 @@ ON_THE_WAY = {"loss_not_finite", "memory", "disk_full"}
 class Command:
     """The command that was given: by it a stopped run is gone on with, or begun again."""
 
-    loaded: Loaded
+    path: Path
+    """A recipe, or the folder of a run."""
+    overrides: Sequence[str] = ()
     fresh: bool = False
     parent: Path | None = None
 
-    def go_on(self) -> str:
-        """A run that has begun knows its parent, and is the newest one."""
-        flags = "".join(f" --set {shlex.quote(override)}" for override in self.loaded.overrides)
-        return f"ftcli train {self.loaded.shown_path()}{flags}"
+    def go_on(self, run: RunFolder) -> str:
+        """A run that has begun knows its parent, and is the newest one of its recipe."""
+        path = self.path if find_run(self.path) is None else run.path
+        return command("train", path, *set_flags(self.overrides))
 
     def begin_again(self) -> str:
-        parent = f" --from {shlex.quote(shown_path(self.parent))}" if self.parent else ""
-        return f"{self.go_on()}{parent}{' --fresh' if self.fresh else ''}"
+        return self._from(self.parent, fresh=self.fresh)
+
+    def beside(self, run: RunFolder) -> str:
+        """Trains the same in a new folder, from where the run began."""
+        begun_from: str | None = run.read_manifest().get("parent")
+        return self._from(self.parent or (Path(begun_from) if begun_from else None), fresh=True)
+
+    def _from(self, parent: Path | None, *, fresh: bool) -> str:
+        flags: list[str | Path] = ["--from", parent] if parent is not None else []
+        flags += ["--fresh"] if fresh else []
+        return command("train", self.path, *set_flags(self.overrides), *flags)
 
 
 def drop_leftovers(run: RunFolder) -> None:
@@ -70,7 +80,8 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
         raise FtcliError(
             "checkpoint_broken",
             f"{run.path}: step {saved} was saved, and no checkpoint is there any more; put "
-            f"{run.checkpoints.name}/ back, or start over beside it with --fresh",
+            f"{run.checkpoints.name}/ back, or start over beside it: "
+            f"{command('train', run.path, '--fresh')}",
         )
     else:
         reporter.note("the run was stopped before its first checkpoint: it begins again")
@@ -83,7 +94,7 @@ def _require_none_before(run: RunFolder) -> None:
         raise FtcliError(
             "run_broken",
             f"{run.path} holds checkpoints (step {steps[-1]} the last) and no {run.manifest.name}, "
-            "by which a run is known; put it back, or start over beside it with --fresh",
+            "by which a run is known; put it back, or train into another folder (--set output=…)",
         )
 
 
@@ -99,7 +110,7 @@ def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int, beside_bytes
 
 
 @contextmanager
-def in_words(command: Command, run: RunFolder, stops: StopSignals) -> Iterator[None]:
+def in_words(given: Command, run: RunFolder, stops: StopSignals) -> Iterator[None]:
     """Say where the run stands when a signal, the disk or the machine ends it early."""
     try:
         yield
@@ -107,10 +118,10 @@ def in_words(command: Command, run: RunFolder, stops: StopSignals) -> Iterator[N
         number = stops.number or signal.SIGINT
         if run.read_manifest():
             run.update_manifest(state="stopped")
-        raise Stopped(_stopped(command, run), number) from interrupt
+        raise Stopped(_stopped(given, run), number) from interrupt
     except FtcliError as error:
         if error.code in ON_THE_WAY:
-            error.message += _standing(command, run)
+            error.message += _standing(given, run)
         raise
     except Exception as error:
         if not is_full(error):
@@ -119,24 +130,24 @@ def in_words(command: Command, run: RunFolder, stops: StopSignals) -> Iterator[N
         raise MachineError(
             "disk_full",
             f"the disk of {run.path} is full ({free:.1f} MB free): make room"
-            f"{_standing(command, run)}",
+            f"{_standing(given, run)}",
         ) from error
 
 
-def _stopped(command: Command, run: RunFolder) -> str:
+def _stopped(given: Command, run: RunFolder) -> str:
     manifest = run.read_manifest()
     step = manifest.get("saved_step")
     if not manifest:
-        return f"stopped before the training began. Begin again: {command.begin_again()}"
+        return f"stopped before the training began. Begin again: {given.begin_again()}"
     if step is None:
-        return f"stopped before the first checkpoint. Begin again: {command.go_on()}"
+        return f"stopped before the first checkpoint. Begin again: {given.go_on(run)}"
     total = run.planned("steps")
     folder = shown_path(run.checkpoint(step))
-    return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {command.go_on()}"
+    return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {given.go_on(run)}"
 
 
-def _standing(command: Command, run: RunFolder) -> str:
+def _standing(given: Command, run: RunFolder) -> str:
     step = run.read_manifest().get("saved_step")
     if step is None:
         return ""
-    return f"\nkept: {shown_path(run.checkpoint(step))}. Go on: {command.go_on()}"
+    return f"\nkept: {shown_path(run.checkpoint(step))}. Go on: {given.go_on(run)}"

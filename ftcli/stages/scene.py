@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command, set_flags, shown_path
 from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hardware import Hardware
 from ftcli.hub import require_reachable
@@ -83,7 +84,7 @@ def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
     free = {"method.dropout", "method.init_text"}  # neither changes what an adapter is
     changed = [
         difference
-        for difference in differences(old, new, free)
+        for difference in differences(old, new, free, loaded.base)
         if difference.startswith(("method.", "model.id:"))
     ]
     if changed:
@@ -93,22 +94,25 @@ def _require_same_adapter(loaded: Loaded, parent: OpenRun | None) -> None:
         )
 
 
-def require_unchanged(run: RunFolder, scene: Scene) -> list[str]:
+def require_unchanged(run: RunFolder, scene: Scene, beside: str) -> list[str]:
     """A stopped run goes on only with what it began with.
 
     Returns what has changed and may, as `key: old → new`. Raises FtcliError (`recipe_changed`) with
-    all that may not.
+    all that may not, and the command that trains it beside the run.
     """
     manifest = run.read_manifest()
     if not manifest:
         return []
     began, now = load_recipe(run.recipe).recipe, resolved(scene.loaded)
-    changed = differences(began, now, FREE_KEYS)
+    base = scene.loaded.base
+    changed = differences(began, now, FREE_KEYS, base)
     if manifest["data"] != scene.fingerprint and not changed:
         changed = _other_parts(run, scene) or [f"data: {manifest['data']} → {scene.fingerprint}"]
     if changed:
-        raise FtcliError("recipe_changed", _changed(run, changed))
-    return differences(began, now, frozenset())
+        what = "was begun with another recipe"
+        ways = f"change it back to go on, or start over beside it:\n  {beside}"
+        raise _changed(run, what, changed, ways + _for_more(run, scene.loaded, changed))
+    return differences(began, now, frozenset(), base)
 
 
 def _other_parts(run: RunFolder, scene: Scene) -> list[str]:
@@ -125,18 +129,21 @@ def _other_parts(run: RunFolder, scene: Scene) -> list[str]:
     ]
 
 
-def _changed(run: RunFolder, changed: list[str]) -> str:
+def _changed(run: RunFolder, what: str, changed: list[str], ways: str) -> FtcliError:
     lines = "".join(f"\n  {line}" for line in changed)
-    advice = (
-        "change it back to go on, or start over beside it with --fresh; these may change: "
-        f"{', '.join(sorted(FREE_KEYS))}"
+    free = f"these may change: {', '.join(sorted(FREE_KEYS))}"
+    return FtcliError("recipe_changed", f"{shown_path(run.path)} {what}:{lines}\n{ways}\n{free}")
+
+
+def _for_more(run: RunFolder, loaded: Loaded, changed: list[str]) -> str:
+    """What to do where a run is to become longer or shorter."""
+    if not any(line.startswith(LENGTH_KEYS) for line in changed):
+        return ""
+    more = command("train", loaded.path, *set_flags(loaded.overrides), "--from", run.path)
+    return (
+        "\nThe length of a run shapes its learning rates from the first step: let it end as it "
+        f"began, then, for more:\n  {more}"
     )
-    if any(line.startswith(LENGTH_KEYS) for line in changed):
-        advice += (
-            ". The length of a run shapes its learning rates from the first step: let it end as it "
-            f"began, then train --from {run.path} for more"
-        )
-    return f"{run.path} was begun with another recipe:{lines}\n{advice}"
 
 
 def _require_trackers(recipe: Recipe) -> None:

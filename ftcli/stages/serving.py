@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftcli.commands import command
 from ftcli.console import shown_path
 from ftcli.errors import ModelError, UsageError, did_you_mean
 from ftcli.recipe import Full, LoraKeys, Qlora, holds_4_bits
@@ -127,10 +128,10 @@ def _require_linear(name: str, member: Member) -> None:
 
 def _require_same_base(run: OpenRun, member: Member) -> None:
     """Raise ModelError where two adapters cannot stand on one base in memory."""
-    other, path = member.opened, shown_path(member.opened.run.path)
+    other = member.opened
     if other.run.path == run.run.path:
         return
-    alone = f"load them one at a time (ftcli generate {path})"
+    alone = f"load them one at a time ({command('generate', other.run.path, '…')})"
     for opened in (run, other):
         if isinstance(opened.loaded.recipe.method, Full):
             whole = shown_path(opened.run.path)

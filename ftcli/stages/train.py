@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.artifacts import RunFolder, free_folder, runs_at
+from ftcli.artifacts import RunFolder, find_run, free_folder, runs_at
 from ftcli.console import Reporter
 from ftcli.disk import whole_folder
 from ftcli.hardware import Hardware
@@ -46,11 +46,12 @@ NO_MEMORY = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `ftcli train` ends with; `already` when there was nothing left to do."""
+    """What `ftcli train` ends with; `again` when there was nothing left to do."""
 
     run: RunFolder
     report: dict[str, Any]
-    already: bool = False
+    again: str | None = None
+    """Where nothing was left to do: the command that trains the same in a new folder."""
 
     def as_json(self) -> dict[str, Any]:
         return {"run_dir": str(self.run.path), **self.report}
@@ -83,22 +84,25 @@ def train_recipe(
     parent: Path | None,
     reporter: Reporter,
 ) -> TrainResult:
-    """Train, resume, or say that nothing is left to do. Raises FtcliError; Stopped on a signal."""
-    loaded = load_recipe(recipe, overrides)
-    run = _choose_run(loaded, fresh=fresh or parent is not None)
+    """Train, resume, or say that nothing is left to do. Raises FtcliError; Stopped on a signal.
+
+    `recipe` may be the folder of a run: that run goes on, or its recipe is trained anew.
+    """
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
+    run = _choose_run(loaded, named, fresh=fresh or parent is not None)
+    given = Command(recipe, overrides, fresh, parent)
     if run.state == "finished":
-        return _finished(run, loaded, reporter)
-    begun_from: str | None = run.read_manifest().get("parent")
-    ancestor = Path(begun_from) if begun_from is not None else parent
+        return _finished(run, loaded, given, reporter)
+    begun_from: str | None = (named or run).read_manifest().get("parent")
+    ancestor = parent or (Path(begun_from) if begun_from is not None else None)
     opened = open_run(ancestor) if ancestor is not None else None
     with loaded.blame():
         require_own_place(run, loaded, opened)
     stops = StopSignals(reporter.note)
-    command = Command(loaded, fresh, parent)
-    with run.lock(), loaded.blame(), stops.caught(), in_words(command, run, stops):
+    with run.lock(), loaded.blame(), stops.caught(), in_words(given, run, stops):
         drop_leftovers(run)
         scene = look(loaded, opened)
-        for allowed in require_unchanged(run, scene):
+        for allowed in require_unchanged(run, scene, given.beside(run)):
             reporter.note(f"note: changed since the run began, and allowed: {allowed}")
         _require_weights(scene)
         job = _decide(scene, run, reporter)
@@ -126,12 +130,12 @@ def plan_recipe(
 
     A fresh run is planned where it would be, and takes over nothing of an earlier one.
     """
-    loaded = load_recipe(recipe, overrides)
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     with loaded.blame():
         scene = look(loaded, open_run(parent) if parent is not None else None)
         new = fresh or parent is not None
         output, mark = loaded.output, scene.fingerprint
-        run = free_folder(output) if new else data_folder(output, mark)
+        run = free_folder(output) if new else data_folder(output, mark, named)
         require_own_place(run, loaded, scene.parent)
         with run.lock():
             job = _decide(scene, run, reporter)
@@ -145,17 +149,21 @@ def plan_recipe(
     return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, names, price)
 
 
-def _choose_run(loaded: Loaded, *, fresh: bool) -> RunFolder:
-    """The newest run of the recipe, or a new folder."""
-    runs = [] if fresh else runs_at(loaded.output)
+def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:
+    """The run that was named, or the newest of the recipe, or a new folder."""
+    if fresh:
+        return free_folder(loaded.output)
+    if named is not None:
+        return named
+    runs = runs_at(loaded.output)
     return runs[-1] if runs else free_folder(loaded.output)
 
 
-def _finished(run: RunFolder, loaded: Loaded, reporter: Reporter) -> TrainResult:
+def _finished(run: RunFolder, loaded: Loaded, given: Command, reporter: Reporter) -> TrainResult:
     earlier = load_recipe(run.recipe).recipe
-    for change in differences(earlier, resolved(loaded), FREE_KEYS):
+    for change in differences(earlier, resolved(loaded), FREE_KEYS, loaded.base):
         reporter.note(f"note: the recipe has changed since: {change}")
-    return TrainResult(run, run.read_manifest()["result"], already=True)
+    return TrainResult(run, run.read_manifest()["result"], again=given.beside(run))
 
 
 def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:

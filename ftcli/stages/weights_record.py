@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command
 from ftcli.disk import sha256_file
 from ftcli.errors import FtcliError
 from ftcli.weights import weight_files
@@ -68,8 +69,8 @@ def _require_no_others(folder: Path, digests: Mapping[str, str]) -> None:
 def _changed(file: Path, reason: str) -> FtcliError:
     return FtcliError(
         "weights_changed",
-        f"{reason}; put the trained weights back as they were, from a copy, or train anew (ftcli "
-        "train RECIPE --fresh)",
+        f"{reason}; put the trained weights back as they were, from a copy, or train anew: "
+        f"{command('train', file.parent.parent, '--fresh')}",
         file=str(file),
     )
 

@@ -105,12 +105,15 @@ def test_what_was_not_measured_is_not_shown(
 def test_a_finished_run_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
-    found = TrainResult(RunFolder(here / "runs" / "shop"), REPORT, already=True)
+    found = TrainResult(
+        RunFolder(here / "runs" / "shop"), REPORT, again="ftcli train shop.yaml --fresh"
+    )
     trains_to(monkeypatch, found)
     assert run(["train", "shop.yaml"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(
-        "runs/shop is finished; nothing is left to do (start over beside it: --fresh)\n"
+        "runs/shop is finished; nothing is left to do (again, beside it: "
+        "ftcli train shop.yaml --fresh)\n"
     )
     assert err == ""
 

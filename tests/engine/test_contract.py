@@ -217,7 +217,7 @@ def test_a_changed_template_is_refused_with_the_first_token_that_differs(
     assert differences[1:] == [
         f"  golden prompt {number}, token {k + 1}: {before} → {after}" for number in (1, 2, 3)
     ]
-    assert last == "put back what has changed, or train anew with --fresh"
+    assert last == "put back what has changed, or train anew: ftcli train runs/lora --fresh"
 
 
 def test_eval_of_a_file_refuses_before_it_reads_a_row(place: Path, ask: Ask) -> None:
@@ -352,7 +352,7 @@ def test_a_run_without_a_contract_is_refused(place: Path, ask: Ask) -> None:
     (message,) = refusals(ask)
     assert message.endswith(
         "runs/lora has no contract.json, by which its base and its prompts are known; train it "
-        "anew (ftcli train RECIPE --fresh)"
+        "anew: ftcli train runs/lora --fresh"
     )
 
 
@@ -362,7 +362,7 @@ def test_a_contract_that_cannot_be_read_is_named(content: str, place: Path, ask:
     file.write_text(content)
     code, message = ask("generate", "runs/lora", "a")
     assert code == 1 and "contract.json: cannot be read" in message
-    assert message.rstrip().endswith("or train anew (ftcli train RECIPE --fresh)")
+    assert message.rstrip().endswith("or train anew: ftcli train runs/lora --fresh")
 
 
 def test_weights_that_had_to_be_fetched_are_proven_behind_the_loading(
@@ -509,7 +509,7 @@ def test_damaged_weights_are_refused_by_all_that_use_them(
     assert [code for code, _ in found] == [1] * 4
     for _, message in found:
         assert message.startswith(f"{file}: is not as the training wrote it (sha256 ")
-        assert message.endswith("or train anew (ftcli train RECIPE --fresh)")
+        assert message.endswith(f"or train anew: ftcli train runs/{name} --fresh")
     assert not (place / "runs" / "further").exists()
     flip_a_bit(file)
     assert [ask(*command)[0] for command in commands] == [0] * 4, "the bit is back, the date new"

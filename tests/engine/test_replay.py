@@ -14,12 +14,11 @@ import pytest
 from ftcli import recipe as recipes
 from ftcli.cli import run
 from ftcli.data import replay as replay_data
-from ftcli.engine.encode import PART_NAMES
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.replay import Replay
 from ftcli.engine.rows import read_split
 from ftcli.errors import DataError
-from ftcli.prepared import Prepared, load_prepared
+from ftcli.prepared import PART_NAMES, Prepared, load_prepared
 from tests.conftest import pair
 from tests.test_training import adapter_digest, stop_at, train
 
@@ -122,8 +121,8 @@ def test_a_recipe_without_keeps_the_fingerprint_of_before(
     from ftcli.engine import encode
 
     seen = []
-    original = encode._hex
-    monkeypatch.setattr(encode, "_hex", lambda v, n: seen.append(v) or original(v, n))
+    original = encode.short_digest
+    monkeypatch.setattr(encode, "short_digest", lambda v, n: seen.append(v) or original(v, n))
     first = prepare()[0]["fingerprint"]
     covered = next(value for value in seen if isinstance(value, dict) and "files" in value)
     assert "replay" not in covered["data"] and covered.keys() == {"files", *PART_NAMES}

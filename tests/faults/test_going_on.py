@@ -18,6 +18,7 @@ import yaml
 
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.errors import FtcliError
 from tests.conftest import CHATML, save_tiny_model
 from tests.faults.moments import weights_of
 from tests.test_training import stop_at
@@ -76,7 +77,7 @@ def test_what_matters_may_not_change(
 
     longer = refused(stopped, capsys, "--set", "training.epochs=3")
     assert "training.epochs: 1.0 → 3.0" in longer
-    assert f"train --from {tmp_path / 'runs' / 'tiny'}" in longer
+    assert f" --from {tmp_path / 'runs' / 'tiny'}\n" in longer
 
     rows = tmp_path / "rows.jsonl"
     text = rows.read_text()
@@ -208,6 +209,52 @@ def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
     assert "step-4 is skipped: " in said and "step-3 is skipped: " in said
     assert "stopped at step 3 of " in said and folder.steps_saved() == [3, 4]
     assert train(recipe) == 0
+
+
+def test_a_path_may_be_spelt_otherwise(
+    stopped: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Other spellings of recipe, rows and base; by the run's folder and by its own recipe."""
+    from ftcli.stages import train as stage
+
+    below, link = tmp_path / "below", tmp_path / "link"
+    below.mkdir()
+    link.symlink_to(tmp_path)
+    monkeypatch.chdir(below)
+    here, run_folder = Path("..") / stopped.name, tmp_path / "runs" / "tiny"
+    ways = [
+        (here, ()),
+        (here, ("--set", "model.id=below/../base")),
+        (here, ("--set", "data.train=below/../rows.jsonl")),
+        (here, ("--set", f"data.train={tmp_path / 'rows.jsonl'}", "--set", "model.id=link/base")),
+        (link / stopped.name, ()),
+        (Path("../runs/tiny/recipe.yaml"), ()),
+        (run_folder, ()),
+        (Path("../link/runs/tiny"), ()),
+    ]
+
+    def reached(_: object) -> None:
+        raise FtcliError("reached", "nothing has changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_require_weights", reached)
+        for recipe, flags in ways:
+            capsys.readouterr()
+            assert train(recipe, *flags, "--json") == 1
+            out, err = capsys.readouterr()
+            assert json.loads(out)["error"]["code"] == "reached", out
+            assert "changed since" not in err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "rows.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    assert "data.train: " in refused(here, capsys, "--set", "data.train=other/rows.jsonl")
+    assert train(run_folder) == 0
+    assert RunFolder(run_folder).state == "finished"
+    capsys.readouterr()
+    assert train(Path("../link/runs/tiny")) == 0
+    assert "is finished; nothing is left to do" in capsys.readouterr().out
 
 
 @pytest.mark.fault(6)

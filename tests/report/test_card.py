@@ -190,11 +190,11 @@ def test_the_folder_to_train_again_from_is_named(tmp_path: Path) -> None:
     run = save_run(tmp_path)
     card = write_card(run).read_text(encoding="utf-8")
     told = card.partition("To train it again, ")[2]
-    assert told.startswith("from the folder that holds `runs/`:\n\n```sh\nftcli train runs/shop/")
+    assert told.startswith("from the folder that holds `runs/`:\n\n```sh\nftcli train runs/shop ")
     spaced = save_run(tmp_path, name="of mine/my shop")
     card = write_card(spaced).read_text(encoding="utf-8")
     assert "the folder that holds `of mine/`:" in card
-    assert "ftcli train 'of mine/my shop'/recipe.yaml" in card
+    assert "ftcli train 'of mine/my shop' --fresh" in card
     page = html.unescape(write_report(spaced).read_text(encoding="utf-8"))
     assert "the folder that holds <code>of mine/</code>" in page
 

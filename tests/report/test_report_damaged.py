@@ -23,7 +23,7 @@ MISSING = {
     "eval": ("Not measured yet: ftcli eval runs/shop", "Not looked at yet: ftcli eval runs/shop"),
     "plan.json": ("No plan is kept in the run.",),
     "metrics.jsonl": ("No step was recorded",),
-    "data": ("No preparation is kept in the run: ftcli prepare runs/shop/recipe.yaml",),
+    "data": ("No preparation is kept in the run: ftcli prepare runs/shop",),
     "speed.jsonl": ("Gradient norm before clipping",),
     "contract.json": ("adapter_model.safetensors (sha256)",),
     "recipe.yaml": ("unknown model · unknown method",),

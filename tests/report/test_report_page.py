@@ -41,7 +41,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
         "within the interval (+3%)",
         "2.13.0",
         "3b3b3b3b",
-        "ftcli train runs/shop/recipe.yaml --fresh",
+        "ftcli train runs/shop --fresh",
     ):
         assert words in found.text, words
     assert str(whole.path.parent.parent) not in found.text  # no path of this machine
@@ -112,7 +112,7 @@ def test_a_run_that_is_not_finished_has_a_page_too(tmp_path: Path, state: str) -
     run = save_run(tmp_path, state=state, result={}, weights={})
     found = outline(run)
     assert "Not finished yet." in found.text
-    assert f"({state}): go on with ftcli train runs/shop/recipe.yaml" in found.text
+    assert f"({state}); go on: ftcli train runs/shop" in found.text
 
 
 def test_the_base_was_not_measured(tmp_path: Path) -> None:

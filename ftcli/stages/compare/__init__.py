@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder, numbered
-from ftcli.console import Reporter, shown_path
+from ftcli.commands import command, set_flags
+from ftcli.console import Reporter
 from ftcli.disk import write_json, write_text
 from ftcli.errors import FtcliError, Stopped, UsageError
 from ftcli.loading import Loaded, load_recipe
@@ -50,12 +50,12 @@ def compare_recipe(
     folder = comparison_folder(loaded.output, fresh=asked.fresh)
     cells = cells_of(loaded, asked, of_methods, folder)
     worker = Worker(one_process=asked.one_process, reporter=reporter)
-    setting = Setting(loaded, asked, folder, text, worker, reporter)
+    again = _command(recipe, overrides, asked)
+    setting = Setting(loaded, asked, folder, text, worker, reporter, again)
     try:
         with RunFolder(folder).lock(), worker.signals():
             found = _comparison(setting, run_cells(setting, cells))
     except Stopped as stopped:
-        again = _command(recipe, overrides, asked)
         raise Stopped(
             f"stopped; what is finished is kept, and the rest goes on with: {again}",
             stopped.exit_code - 128,
@@ -137,8 +137,7 @@ def _text_in_words(text: GeneralText) -> str:
 
 def _command(recipe: Path, overrides: Sequence[str], asked: Asked) -> str:
     """The command that goes on; --fresh would not."""
-    words = ["ftcli", "compare", shown_path(recipe)]
-    words += ["--methods", ",".join(asked.methods)] if asked.methods != METHODS else []
+    words = ["--methods", ",".join(asked.methods)] if asked.methods != METHODS else []
     rates = ",".join(short_rate(rate) for rate in asked.learning_rates)
     given = {
         "--learning-rates": rates or None,
@@ -150,6 +149,4 @@ def _command(recipe: Path, overrides: Sequence[str], asked: Asked) -> str:
     for flag, value in given.items():
         words += [flag, str(value)] if value is not None else []
     words += ["--one-process"] if asked.one_process else []
-    for override in overrides:
-        words += ["--set", override]
-    return shlex.join(words)
+    return command("compare", recipe, *words, *set_flags(overrides))

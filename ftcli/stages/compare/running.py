@@ -50,6 +50,8 @@ class Setting:
     text: GeneralText
     worker: Worker
     reporter: Reporter
+    command: str
+    """The one that goes on."""
 
     def work(
         self, kind: Kind, cell: Cell, *, with_base: bool = False, runs: Sequence[str] = ()
@@ -126,7 +128,7 @@ def _begun_otherwise(setting: Setting, changed: Sequence[str]) -> FtcliError:
         "recipe_changed",
         f"{shown_path(setting.folder)} was begun with another recipe or other flags:\n  "
         + "\n  ".join(changed)
-        + "\nchange it back to go on, or start over beside it with --fresh",
+        + f"\nchange it back to go on, or start over beside it:\n  {setting.command} --fresh",
     )
 
 

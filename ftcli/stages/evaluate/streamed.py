@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ftcli.commands import command
 from ftcli.data.example import Message
 from ftcli.errors import DataError
 from ftcli.prepared import RowsOf, damaged_files, read_turns, row_batches, split_file
@@ -18,8 +19,8 @@ def require_whole(opened: OpenRun, split: RowsOf) -> None:
     for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
         raise DataError(
             "data_damaged",
-            f"{what}, so that it proves nothing; put it back, or run ftcli prepare with the recipe "
-            "of this run, which writes it again while data and model are as they were",
+            f"{what}, so that it proves nothing; put it back, or write it again, while data and "
+            f"model are as they were: {command('prepare', opened.run.path)}",
             file=str(file),
         )
 

@@ -6,16 +6,19 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ftcli.artifacts import RunFolder
-from ftcli.console import Reporter, shown_path
+from ftcli.commands import command, shown_path
+from ftcli.console import Reporter
 from ftcli.disk import write_text
 from ftcli.stages.report.evaluations import Evaluation, evaluations_in
 from ftcli.stages.report.figures import ReportFigures, read_figures
 from ftcli.stages.report.plain import Reading
+from ftcli.stages.report.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,13 @@ class ReportResult:
     run: RunFolder
     figures: ReportFigures
 
+    @property
+    def verdict(self) -> Verdict:
+        """That of the page, whose commands start where `runs/` lies, with those of the user."""
+        return self.figures.verdict_named(shlex.quote(shown_path(self.run.path)))
+
     def as_json(self) -> dict[str, Any]:
-        verdict = self.figures.verdict
+        verdict = self.verdict
         return {
             "run_dir": str(self.run.path),
             "report": str(self.run.report),
@@ -71,7 +79,7 @@ def report_or_say(run: RunFolder, reporter: Reporter) -> None:
     except Exception as error:  # noqa: BLE001 - a page is not worth a finished training
         reporter.warn(
             f"the report could not be written ({error!r}); all else is as it should be, and "
-            f"ftcli report {shown_path(run.path)} writes it"
+            f"{command('report', run.path)} writes it"
         )
 
 

@@ -89,6 +89,11 @@ class ReportFigures:
         """The folder of runs, from the one that holds it."""
         return shlex.split(self.run)[0].rpartition("/")[0]
 
+    def verdict_named(self, run: str) -> Verdict:
+        """The verdict with this name of the run in its commands."""
+        faults = self.samples.faults if self.samples is not None else None
+        return verdict_of(self.state, run, self.evaluation, faults)
+
 
 def read_figures(run: RunFolder) -> ReportFigures:
     """Read a run folder; raises FtcliError where run.json cannot be read."""
@@ -218,7 +223,7 @@ def _completed(
 
 def _commands(run: str, recipe: Plain) -> tuple[Step, ...]:
     steps = [
-        Step(f"ftcli train {run}/recipe.yaml --fresh", "train again, beside this run"),
+        Step(f"ftcli train {run} --fresh", "train again, beside this run"),
         Step(f"ftcli eval {run}", "base and tuned on the held-out rows; this page anew"),
         Step(f'ftcli generate {run} "…"', "ask the tuned model"),
     ]

@@ -67,6 +67,8 @@ class Verdict:
     """One sentence, or two."""
     reasons: tuple[str, ...] = ()
     """Why it has to be looked at, one a line."""
+    command: str = ""
+    """What to type next; `words` end with it."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +84,28 @@ def verdict_of(
 ) -> Verdict:
     """The verdict on a run; `name` is how a command names it."""
     if state != "finished":
+        go_on = f"ftcli train {name}"
         return Verdict(
             "not finished",
             "Not finished yet.",
-            f"The training is not finished ({state or 'not begun'}): go on with "
-            f"ftcli train {name}/recipe.yaml",
+            f"The training is not finished ({state or 'not begun'}); go on: {go_on}",
+            command=go_on,
         )
+    evaluate = f"ftcli eval {name}"
     if evaluation is None:
         return Verdict(
             "not evaluated",
             "Not evaluated yet.",
-            "Whether the tuned model is better than its base has not been measured: "
-            f"ftcli eval {name}",
+            f"Whether the tuned model is better than its base has not been measured: {evaluate}",
+            command=evaluate,
         )
     if "base" not in evaluation.sides:
         return Verdict(
             "not compared",
             "Not compared with its base.",
             f"{_lead(evaluation)}Its own scores were measured on {evaluation.data_words}, those of "
-            f"the base were not: ftcli eval {name}",
+            f"the base were not: {evaluate}",
+            command=evaluate,
         )
     return _compared(evaluation, faults)
 
