@@ -229,6 +229,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "train": record(
         {
             "run_dir": TEXT,
+            "trained": {"type": "boolean"},
             "state": {"const": "finished"},
             "steps": COUNT,
             "train_loss": {"type": ["number", "null"]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
@@ -120,6 +121,12 @@ def unmeasured() -> str:
     return said("estimate-vram", "--calibrate", f"runs/{DONE}", code=1)
 
 
+def changed_rows() -> str:
+    with Path("rows.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "Is it open?", "completion": "Yes."}) + "\n")
+    return said("train", f"{DONE}.yaml", code=1)
+
+
 RATE = ("--set", "training.learning_rate=5e-4")
 SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "report of a stopped run": (lambda: said("report", f"runs/{STOPPED}", code=0), 1),
@@ -129,7 +136,9 @@ SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "merge of a stopped run": (lambda: said("merge", f"runs/{STOPPED}", code=1), 1),
     "generate of a stopped run": (lambda: said("generate", f"runs/{STOPPED}", "Hi", code=1), 1),
     "eval of a recipe that was not trained": (lambda: said("eval", f"{NEW}.yaml", code=1), 1),
+    "another recipe on a finished run": (lambda: said("train", f"{DONE}.yaml", *RATE, code=1), 1),
     "another recipe on a stopped run": (lambda: said("train", f"{STOPPED}.yaml", *RATE, code=1), 1),
+    "other rows on a finished run": (changed_rows, 1),
     "a finished run": (lambda: said("train", f"{DONE}.yaml", code=0), 2),
     "a finished run by its folder": (lambda: said("train", f"runs/{DONE}", code=0), 2),
     "damaged rows": (damaged_rows, 1),

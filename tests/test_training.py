@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.disk import sha256_file
+from tests.conftest import CHATML
 
 WITH_DROPOUT = {"mode": "lora", "rank": 4, "dropout": 0.1}
 
@@ -85,19 +87,55 @@ def test_resume_refuses_another_recipe(
     assert "training.learning_rate: 0.001 → 0.0005" in capsys.readouterr().err
 
 
-def test_a_finished_run_says_so_and_fresh_starts_beside_it(
+def test_a_finished_run_refuses_another_recipe_and_fresh_starts_beside_it(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe()
+    assert train(recipe, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["trained"] is True
+    assert train(recipe, "--set", "training.epochs=2", "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "recipe_changed"
+    assert "\n  training.epochs: 1.0 → 2.0\n" in error["message"]
+    assert train(recipe, "--set", "generation.max_new_tokens=4", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["trained"] is False
     assert train(recipe) == 0
-    capsys.readouterr()
-    assert train(recipe, "--set", "training.epochs=2") == 0
-    out, err = capsys.readouterr()
-    assert "is finished; nothing is left to do" in out
-    assert "the recipe has changed since: training.epochs: 1.0 → 2.0" in err
+    assert "is finished; nothing is left to do" in capsys.readouterr().out
     assert train(recipe, "--fresh") == 0
     digests = {adapter_digest(tmp_path / "runs" / name) for name in ("tiny", "tiny-2")}
     assert len(digests) == 1, "the same recipe twice gives the same adapter"
+
+
+def test_a_finished_run_refuses_changed_files_and_misses_none_that_is_gone(
+    write_recipe: Callable[..., Path],
+    tiny_model: Path,
+    rows_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, template = tmp_path / "base", tmp_path / "chat.jinja"
+    shutil.copytree(tiny_model, base)
+    template.write_text(CHATML)
+    data = {"train": "rows.jsonl", "validation": 8, "max_length": 256, "template": "chat.jinja"}
+    recipe = write_recipe(model={"id": "base"}, data=data)
+    assert train(recipe) == 0
+    rows = rows_file.read_text()
+    rows_file.write_text("".join(rows.splitlines(keepends=True)[5:]))
+    template.write_text(CHATML + "\n")
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    capsys.readouterr()
+    assert train(recipe, "--json") == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "recipe_changed"
+    named = [line.partition(":")[0].strip() for line in error["message"].splitlines()]
+    assert {"rows of data.train", "chat template", "weights of the base"} <= set(named)
+    for path in (rows_file, template, base / "model.safetensors"):
+        path.unlink()
+    assert train(recipe) == 0
+    shutil.rmtree(base)
+    assert train(recipe) == 0
 
 
 def test_from_a_run_goes_on_from_its_adapter(

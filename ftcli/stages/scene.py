@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.artifacts import RunFolder
 from ftcli.commands import command, set_flags, shown_path
+from ftcli.data.sides import files_of, rows_parts, source_digests
+from ftcli.disk import short_digest
 from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hardware import Hardware
 from ftcli.hub import require_reachable
 from ftcli.loading import Loaded, differences, load_recipe, resolved
 from ftcli.plan import require_machine, require_possible
-from ftcli.prepared import load_prepared
+from ftcli.prepared import PART_NAMES, load_prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.shapes import Shape, find_shape, model_source
 from ftcli.stages.opening import FREE_KEYS, OpenRun
 from ftcli.stages.scored_files import require_scored_files
+from ftcli.templates import find_template, names_file
+from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
     from ftcli.engine.rendering import Renderer
@@ -113,6 +119,51 @@ def require_unchanged(run: RunFolder, scene: Scene, beside: str) -> list[str]:
         ways = f"change it back to go on, or start over beside it:\n  {beside}"
         raise _changed(run, what, changed, ways + _for_more(run, scene.loaded, changed))
     return differences(began, now, frozenset(), base)
+
+
+def require_as_finished(run: RunFolder, loaded: Loaded, beside: str) -> None:
+    """A finished run answers only for what it was trained with.
+
+    Looks at nothing that needs a tokenizer, and passes over data and a base that are gone. Raises
+    FtcliError (`recipe_changed`) as `require_unchanged`.
+    """
+    began, free = load_recipe(run.recipe).recipe, FREE_KEYS
+    parent: str | None = run.read_manifest().get("parent")
+    if parent is not None and began.model.id == str(RunFolder(Path(parent)).model):
+        free = free | {"model.id", "model.revision"}  # its parent's model took the base's place
+    changed = differences(began, resolved(loaded), free, loaded.base)
+    changed = changed or [*_changed_sources(run, began), *_changed_base(run, began)]
+    if changed:
+        back = "leave --set out" if loaded.overrides else "change it back"
+        ways = f"{back} to see its result, or train this one beside it:\n  {beside}"
+        raise _changed(run, "is finished, and was trained with another recipe", changed, ways)
+
+
+def _changed_sources(run: RunFolder, began: Recipe) -> Iterator[str]:
+    """Files of rows, and of a template, that are there with other contents."""
+    data, here = began.data, run.path
+    prepared = load_prepared(run.data)
+    before = prepared.parts if prepared is not None else {}
+    sources = files_of(data)
+    digests = source_digests(data, here)
+    now = rows_parts({role: mark for role, mark in digests.items() if mark != sources[role]})
+    if data.template is not None and names_file(data.template, here):
+        text = find_template(data.template, here).text
+        now[PART_NAMES["template"]] = short_digest(text, 8)
+    for name, mark in now.items():
+        if before.get(name, mark) != mark:
+            yield f"{name}: {before[name]} → {mark}"
+
+
+def _changed_base(run: RunFolder, began: Recipe) -> Iterator[str]:
+    """The weights of the base, where they are on this machine."""
+    before, model = run.base_fingerprint(), began.model
+    try:
+        now = base_fingerprint(model_source(model.id, run.path), model.revision)
+    except FtcliError:
+        return  # what is gone or damaged cannot be compared
+    if before is not None and now is not None and now != before:
+        yield f"weights of the base: {before[:8]} → {now[:8]}"
 
 
 def _other_parts(run: RunFolder, scene: Scene) -> list[str]:

@@ -12,7 +12,7 @@ from ftcli.artifacts import RunFolder, find_run, free_folder, runs_at
 from ftcli.console import Reporter
 from ftcli.disk import whole_folder
 from ftcli.hardware import Hardware
-from ftcli.loading import Loaded, differences, load_recipe, resolved
+from ftcli.loading import Loaded, load_recipe
 from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.plan.arithmetic import lost_pulls
 from ftcli.prepared import Prepared
@@ -22,13 +22,13 @@ from ftcli.stages.advice.pricing import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
 from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
-from ftcli.stages.opening import FREE_KEYS, open_run
+from ftcli.stages.opening import open_run
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.prepare import data_folder, rejected
 from ftcli.stages.report import report_or_say
 from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.run_record import begin, end, record_memory, report_of
-from ftcli.stages.scene import Scene, look, require_unchanged
+from ftcli.stages.scene import Scene, look, require_as_finished, require_unchanged
 from ftcli.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ NO_MEMORY = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `ftcli train` ends with; `again` when there was nothing left to do."""
+    """What `ftcli train` ends with."""
 
     run: RunFolder
     report: dict[str, Any]
@@ -54,7 +54,7 @@ class TrainResult:
     """Where nothing was left to do: the command that trains the same in a new folder."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"run_dir": str(self.run.path), **self.report}
+        return {"run_dir": str(self.run.path), "trained": self.again is None, **self.report}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def train_recipe(
     run = _choose_run(loaded, named, fresh=fresh or parent is not None)
     given = Command(recipe, overrides, fresh, parent)
     if run.state == "finished":
-        return _finished(run, loaded, given, reporter)
+        require_as_finished(run, loaded, given.beside(run))
+        return TrainResult(run, run.read_manifest()["result"], again=given.beside(run))
     begun_from: str | None = (named or run).read_manifest().get("parent")
     ancestor = parent or (Path(begun_from) if begun_from is not None else None)
     opened = open_run(ancestor) if ancestor is not None else None
@@ -157,13 +158,6 @@ def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunF
         return named
     runs = runs_at(loaded.output)
     return runs[-1] if runs else free_folder(loaded.output)
-
-
-def _finished(run: RunFolder, loaded: Loaded, given: Command, reporter: Reporter) -> TrainResult:
-    earlier = load_recipe(run.recipe).recipe
-    for change in differences(earlier, resolved(loaded), FREE_KEYS, loaded.base):
-        reporter.note(f"note: the recipe has changed since: {change}")
-    return TrainResult(run, run.read_manifest()["result"], again=given.beside(run))
 
 
 def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:

@@ -125,7 +125,10 @@ def test_json_is_the_report_with_its_run(
     assert run(["train", "shop.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert json.loads(out) == REPORT | {"run_dir": str(here / "runs" / "shop")}
+    assert json.loads(out) == REPORT | {
+        "run_dir": str(here / "runs" / "shop"),
+        "trained": True,
+    }
 
 
 @pytest.mark.parametrize(
