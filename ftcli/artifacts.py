@@ -201,6 +201,12 @@ def find_run(path: Path) -> RunFolder | None:
     return RunFolder(path.absolute()) if os.path.isfile(path / "run.json") else None
 
 
+def run_above(path: Path) -> RunFolder | None:
+    """The run that a folder is a part of, as `adapter/` or `checkpoints/step-N/`."""
+    parents = Path(os.path.abspath(path)).parents[:2]
+    return next((run for parent in parents if (run := find_run(parent)) is not None), None)
+
+
 def newest_finished(output: Path, begin: str) -> RunFolder:
     """The newest finished run among `output`, `output-2`, …; raises FtcliError, which names the
     command that makes one: that which begins it, or goes on with the newest."""

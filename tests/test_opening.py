@@ -22,22 +22,46 @@ def reason(path: Path) -> str:
     return caught.value.message
 
 
-def test_a_model_is_told_from_a_run(tmp_path: Path) -> None:
-    """As `ftcli generate runs/shop/merged` would have it."""
-    run = RunFolder(tmp_path / "shop")
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("adapter", "the adapter"),
+        ("model", "the trained model"),
+        ("merged", "the merged model"),
+        ("checkpoints/step-4", "a checkpoint"),
+        ("data", "a part"),
+    ],
+)
+def test_a_part_of_a_run_names_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "runs" / "shop")
     write_json(run.manifest, {"state": "finished"})
-    merged = run.path / "merged"
-    merged.mkdir()
-    assert reason(merged) == (
-        f"{merged} is not a run: it has no run.json; name the folder that ftcli train has filled, "
-        "or its recipe"
-    )
-    (merged / "config.json").write_text("{}")
-    assert reason(merged) == (
-        f"{merged} is a model, not a run: it has a config.json and no run.json; name the run that "
-        "made it, or its recipe"
-    )
+    folder = Path("runs/shop", part)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    said = f"runs/shop/{part} is {what} of the run runs/shop; give the run itself: runs/shop"
+    assert reason(folder) == said
+    monkeypatch.chdir(folder)
+    assert reason(Path()).startswith(f". is {what} of the run ")
     assert run_at(run.path) == run
+
+
+def test_a_model_is_told_from_a_run(tmp_path: Path) -> None:
+    """As `ftcli generate models/base` would have it."""
+    folder = tmp_path / "models" / "base"
+    folder.mkdir(parents=True)
+    for file, what in (
+        (None, "not a run: it has no run.json"),
+        ("adapter_config.json", "an adapter, not a run: it has adapter_config.json and no"),
+        ("config.json", "a model, not a run: it has config.json and no run.json"),
+    ):
+        if file is not None:
+            (folder / file).write_text("{}")
+        message = reason(folder)
+        assert what in message and message.startswith(f"{folder} is ")
+        assert message.endswith("; give the folder that ftcli train has filled, or its recipe")
 
 
 def finished(run: RunFolder, folder: Path, names: list[str]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
-from ftcli.artifacts import find_run
+from ftcli.artifacts import find_run, run_above
 from ftcli.commands import shown_path
 from ftcli.errors import DataError, FtcliError, Problem, RecipeError, did_you_mean
 from ftcli.loading.nodes import Found, compose, in_order, override_value
@@ -276,6 +276,8 @@ def _read(path: Path) -> bytes:
 
 def _missing(path: Path) -> FtcliError:
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
+    if path.is_dir() and (above := run_above(path)) is not None:
+        return _unreadable(path, f"{what}; it is a part of the run {shown_path(above.path)}")
     near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     return _unreadable(path, f"{what}{did_you_mean(path.name, near)}")
 

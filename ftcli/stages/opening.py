@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ftcli.artifacts import RunFolder, find_run, newest_finished
+from ftcli.artifacts import RunFolder, find_run, newest_finished, run_above
 from ftcli.commands import command, set_flags, shown_path
 from ftcli.errors import FtcliError, did_you_mean
 from ftcli.loading import Loaded, differences, load_recipe, resolved
@@ -73,15 +73,25 @@ def _near(path: Path) -> str:
 
 
 def _no_run(folder: Path) -> str:
-    if (folder / "config.json").is_file():
-        return (
-            f"{folder} is a model, not a run: it has a config.json and no run.json; name the run "
-            "that made it, or its recipe"
-        )
-    return (
-        f"{folder} is not a run: it has no run.json; name the folder that ftcli train has filled, "
-        "or its recipe"
-    )
+    shown = shown_path(folder)
+    if (above := run_above(folder)) is not None:
+        part, run = _part(os.path.basename(os.path.abspath(folder))), shown_path(above.path)
+        return f"{shown} is {part} of the run {run}; give the run itself: {run}"
+    known = (("config.json", "a model"), ("adapter_config.json", "an adapter"))
+    found = [(file, kind) for file, kind in known if (folder / file).is_file()]
+    what = "not a run: it has no run.json"
+    if found:
+        file, kind = found[0]
+        what = f"{kind}, not a run: it has {file} and no run.json"
+    return f"{shown} is {what}; give the folder that ftcli train has filled, or its recipe"
+
+
+def _part(name: str) -> str:
+    """What a folder inside a run is."""
+    if name.startswith("step-"):
+        return "a checkpoint"
+    named = {"adapter": "adapter", "model": "trained model", "merged": "merged model"}
+    return f"the {named[name]}" if name in named else "a part"
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
