@@ -35,4 +35,38 @@ def test_a_fresh_run_takes_over_nothing_of_a_finished_one(
         assert told["plan"]["micro_batch"]["value"] == 2
     assert old["run_dir"] == str(tmp_path / "runs" / "tiny")
     assert (old["plan"]["precision"]["value"], old["plan"]["micro_batch"]["value"]) == ("fp32", 1)
-    assert not (tmp_path / "runs" / "tiny-2" / "run.json").exists()
+    assert not (tmp_path / "runs" / "tiny-2").exists()
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes] | None]:
+    """Every path below a folder, with date and bytes of the files."""
+    return {
+        str(path.relative_to(folder)): (
+            (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
+        )
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("flags", [(), ("--set", "output=deep/runs/tiny")])
+def test_a_fresh_dry_run_leaves_the_tree_as_it_was(
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+) -> None:
+    """Where rows were prepared from other data too, and where it fails midway."""
+    from ftcli.stages import train
+
+    recipe = str(write_recipe(training={"max_steps": 1, "batch_size": 2}))
+    assert run(["prepare", recipe, "--set", "data.max_length=200"]) == 0
+    before = tree(tmp_path)
+    assert run(["train", recipe, "--fresh", "--dry-run", *flags]) == 0
+    assert tree(tmp_path) == before
+
+    def fail(*_: object) -> None:
+        raise OSError("no plan")
+
+    monkeypatch.setattr(train, "make_plan", fail)
+    assert run(["train", recipe, "--fresh", "--dry-run", *flags]) == 1
+    assert tree(tmp_path) == before

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder
@@ -34,3 +37,30 @@ def require_own_place(run: RunFolder, loaded: Loaded, parent: OpenRun | None = N
             "output_base",
             f"{run.path} {how}, which a run never writes to; name a folder beside it",
         )
+
+
+@contextmanager
+def own_folder(output: Path, prefix: str) -> Iterator[Path]:
+    """A folder beside the run, on the same disk, that is gone when the block ends."""
+    folder = output.with_name(f"{prefix}{output.name}")
+    new = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        with RunFolder(folder).lock():
+            _clear(folder)  # of a process that was killed
+            try:
+                yield folder
+            finally:
+                _clear(folder)
+    finally:
+        for parent in new:  # the nearest first
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Take everything away but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith(".lock"):
+            path.unlink()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from ftcli.stages.advice.probe import SHOTS
 from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run
-from ftcli.stages.own_place import require_own_place
+from ftcli.stages.own_place import own_folder, require_own_place
 from ftcli.stages.prepare import data_folder, rejected
 from ftcli.stages.report import report_or_say
 from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from ftcli.engine.trainer import FtcliTrainer
     from ftcli.engine.training import Outcome
 
+# Begins the name of the folder in which a fresh run is planned.
+TEMPORARY = ".tmp-dry-run-"
 # Fewer rows at once were tried already.
 NO_MEMORY = (
     "one row is too much; stop what else runs on it and go on, or start over beside it (--fresh) "
@@ -129,7 +132,7 @@ def plan_recipe(
 ) -> DryRun:
     """Prepare and plan, and go no further; with a price, time a few steps and calls.
 
-    A fresh run is planned where it would be, and takes over nothing of an earlier one.
+    A fresh run takes over nothing of an earlier one, and nothing of its plan stays on the disk.
     """
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     with loaded.blame():
@@ -138,8 +141,8 @@ def plan_recipe(
         output, mark = loaded.output, scene.fingerprint
         run = free_folder(output) if new else data_folder(output, mark, named)
         require_own_place(run, loaded, scene.parent)
-        with run.lock():
-            job = _decide(scene, run, reporter)
+        with _planned_in(run, passing=new) as folder:
+            job = _decide(scene, folder, reporter)
             price = None
             if price_per_hour is not None:
                 price = price_of(job, price_per_hour, SHOTS, reporter)
@@ -148,6 +151,17 @@ def plan_recipe(
 
     names = {**methods.THEIR_NAMES, **trainer.THEIR_NAMES}
     return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, names, price)
+
+
+@contextmanager
+def _planned_in(run: RunFolder, *, passing: bool) -> Iterator[RunFolder]:
+    """Where the rows of a plan are prepared: in the run, or in a folder that does not stay."""
+    if not passing:
+        with run.lock():
+            yield run
+        return
+    with own_folder(run.path, TEMPORARY) as folder:
+        yield RunFolder(folder)
 
 
 def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:

@@ -21,10 +21,10 @@ from ftcli.plan.room import run_bytes
 from ftcli.prepared import SPLITS, Prepared
 from ftcli.recipe import LoraKeys
 from ftcli.stages.beside import tokenizer_bytes
-from ftcli.stages.own_place import require_own_place
+from ftcli.stages.own_place import own_folder, require_own_place
 from ftcli.stages.prepare import data_folder
 from ftcli.stages.rehearse.twin import Real, rehearse_twin
-from ftcli.stages.rehearse.walk import Leg, Walk, own_folder, stoppable
+from ftcli.stages.rehearse.walk import TEMPORARY, Leg, Walk, stoppable
 from ftcli.stages.resuming import require_room
 from ftcli.stages.scene import Scene, look
 
@@ -57,7 +57,7 @@ def rehearse_recipe(recipe: Path, overrides: Sequence[str], reporter: Reporter) 
     with walk.named(), stoppable(reporter):
         loaded = load_recipe(recipe, overrides)
         require_own_place(RunFolder(loaded.output), loaded)
-        with own_folder(loaded.output) as folder:
+        with own_folder(loaded.output, TEMPORARY) as folder:
             real = _look_prepare_plan(loaded, walk)
             rehearse_twin(real, folder, walk)
     seconds = time.monotonic() - started

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, get_args
 
-from ftcli.artifacts import RunFolder
 from ftcli.console import Meter, Reporter
 from ftcli.disk import is_full
 from ftcli.errors import FtcliError, MachineError, Stopped
@@ -120,33 +117,6 @@ def stoppable(reporter: Reporter) -> Iterator[None]:
         raise Stopped(
             "rehearsal stopped; of it no more than the prepared data stays", number
         ) from error
-
-
-@contextmanager
-def own_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the run, on the same disk, that is gone when the block ends."""
-    folder = output.with_name(f"{TEMPORARY}{output.name}")
-    new = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        with RunFolder(folder).lock():
-            _clear(folder)  # a rehearsal that was killed
-            try:
-                yield folder
-            finally:
-                _clear(folder)
-    finally:
-        for parent in new:  # the nearest first
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-
-
-def _clear(folder: Path) -> None:
-    """Take everything away but the lock."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif not path.name.startswith(".lock"):
-            path.unlink()
 
 
 def _unseen(done: int) -> None:
