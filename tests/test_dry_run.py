@@ -52,17 +52,23 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes] | None]:
 def test_a_fresh_dry_run_leaves_the_tree_as_it_was(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
+    rows_file: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     flags: tuple[str, ...],
 ) -> None:
     """Where rows were prepared from other data too, and where it fails midway."""
     from ftcli.stages import train
 
+    rows_file.write_text(rows_file.read_text() + '{"prompt": "a", "completion": ""}\n' * 4)
     recipe = str(write_recipe(training={"max_steps": 1, "batch_size": 2}))
     assert run(["prepare", recipe, "--set", "data.max_length=200"]) == 0
     before = tree(tmp_path)
+    capsys.readouterr()
     assert run(["train", recipe, "--fresh", "--dry-run", *flags]) == 0
     assert tree(tmp_path) == before
+    said = capsys.readouterr().err
+    assert "4 of 52 rows are not used" in said and ".tmp-" not in said
 
     def fail(*_: object) -> None:
         raise OSError("no plan")

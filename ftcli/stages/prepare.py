@@ -202,11 +202,13 @@ def summary(result: PrepareResult) -> list[str]:
     return lines
 
 
-def rejected(prepared: Prepared, folder: Path) -> str:
-    """The first rows that are not used, each with the reason, and where the others are named."""
+def rejected(prepared: Prepared, folder: Path | None) -> str:
+    """The first rows that are not used, each with the reason, and where the others are named, in
+    a folder that stays."""
     named = " · ".join(str(fault) for fault in prepared.problems[:3])
     others = prepared.rows_rejected - 3
-    return named + (f" · {others} more: {shown_path(problems_file(folder))}" if others > 0 else "")
+    where = f": {shown_path(problems_file(folder))}" if folder is not None else ""
+    return named + (f" · {others} more{where}" if others > 0 else "")
 
 
 def advice_lines(result: PrepareResult) -> list[str]:

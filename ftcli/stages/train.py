@@ -142,7 +142,7 @@ def plan_recipe(
         run = free_folder(output) if new else data_folder(output, mark, named)
         require_own_place(run, loaded, scene.parent)
         with _planned_in(run, passing=new) as folder:
-            job = _decide(scene, folder, reporter)
+            job = _decide(scene, folder, reporter, stays=not new)
             price = None
             if price_per_hour is not None:
                 price = price_of(job, price_per_hour, SHOTS, reporter)
@@ -174,7 +174,7 @@ def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunF
     return runs[-1] if runs else free_folder(loaded.output)
 
 
-def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:
+def _decide(scene: Scene, run: RunFolder, reporter: Reporter, *, stays: bool = True) -> Job:
     from ftcli.engine.encode import prepare
     from ftcli.engine.endings import require_ends
 
@@ -182,7 +182,7 @@ def _decide(scene: Scene, run: RunFolder, reporter: Reporter) -> Job:
     require_ends(run.data, prepared, scene.renderer)
     if prepared.problems:
         used = f"{prepared.rows_rejected} of {prepared.rows_read} rows are not used"
-        reporter.warn(f"{used}: {rejected(prepared, run.data)}")
+        reporter.warn(f"{used}: {rejected(prepared, run.data if stays else None)}")
     recipe = _as_begun(scene.loaded.recipe, run)
     plan = make_plan(recipe, scene.shape, profile_of(prepared), scene.hardware)
     return Job(scene, run, prepared, plan)
