@@ -136,7 +136,7 @@ SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "merge of a stopped run": (lambda: said("merge", f"runs/{STOPPED}", code=1), 1),
     "generate of a stopped run": (lambda: said("generate", f"runs/{STOPPED}", "Hi", code=1), 1),
     "eval of a recipe that was not trained": (lambda: said("eval", f"{NEW}.yaml", code=1), 1),
-    "another recipe on a finished run": (lambda: said("train", f"{DONE}.yaml", *RATE, code=1), 1),
+    "another recipe on a finished run": (lambda: said("train", f"{DONE}.yaml", *RATE, code=1), 2),
     "another recipe on a stopped run": (lambda: said("train", f"{STOPPED}.yaml", *RATE, code=1), 1),
     "other rows on a finished run": (changed_rows, 1),
     "a finished run": (lambda: said("train", f"{DONE}.yaml", code=0), 2),

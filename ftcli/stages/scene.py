@@ -131,11 +131,12 @@ def require_as_finished(run: RunFolder, loaded: Loaded, beside: str) -> None:
     parent: str | None = run.read_manifest().get("parent")
     if parent is not None and began.model.id == str(RunFolder(Path(parent)).model):
         free = free | {"model.id", "model.revision"}  # its parent's model took the base's place
-    changed = differences(began, resolved(loaded), free, loaded.base)
-    changed = changed or [*_changed_sources(run, began), *_changed_base(run, began)]
+    keys = differences(began, resolved(loaded), free, loaded.base)
+    changed = keys or [*_changed_sources(run, began), *_changed_base(run, began)]
     if changed:
-        back = "leave --set out" if loaded.overrides else "change it back"
-        ways = f"{back} to see its result, or train this one beside it:\n  {beside}"
+        shown = command("train", run.path)
+        back = f"to see its result:\n  {shown}" if keys else "change it back to see its result"
+        ways = f"{back}\nto train this recipe beside it:\n  {beside}"
         raise _changed(run, "is finished, and was trained with another recipe", changed, ways)
 
 
