@@ -1,5 +1,6 @@
 # make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
 # make test: install what the tests need, and run them all.
+# They hide a GPU; what only a GPU can show: .venv/bin/python -m pytest -m gpu.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
 # make results DATA=...: base, prompted base and tuned models on real rows (docs/results/).
 # make bench: speed, measured; docs/performance.md is written from it (BENCH=--only levers, ...).

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import yaml
+from _pytest.mark.expression import Expression
 
 from ftcli.prepared import LongestRow, Prepared, SplitCounts
 
@@ -20,6 +22,29 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 # How long an example takes says more about what else the machine does.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPU from the tests of a CPU, and from what they start: they say what a CPU does.
+
+    Before any of them uses CUDA, which reads this once.
+    """
+    if not wants_gpu(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def wants_gpu(expression: str) -> bool:
+    """Whether a mark expression (`pytest -m`) selects tests marked `gpu`, and no others."""
+    if not expression:
+        return False
+    selects = Expression.compile(expression).evaluate
+
+    def some(*, gpu: bool) -> bool:
+        marks = ({"gpu": gpu, "slow": a, "fault": b} for a, b in product((False, True), repeat=2))
+        return any(selects(lambda name, each=each, **_: each.get(name, False)) for each in marks)
+
+    return some(gpu=True) and not some(gpu=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from ftcli.errors import UsageError
 from ftcli.hardware import GIB, KNOWN_CARDS, context_bytes, find_card
+from tests.conftest import wants_gpu
 
 
 @pytest.mark.parametrize("name", ["4090", "rtx 4090", "RTX4090", "NVIDIA GeForce RTX 4090 24GB"])
@@ -42,3 +45,20 @@ def test_usable_memory_is_what_cuda_shows_less_the_display(card) -> None:  # typ
 def test_an_unknown_capability_takes_the_largest_context() -> None:
     assert context_bytes((99, 0)) == context_bytes(None)
     assert context_bytes((7, 5)) < context_bytes(None)
+
+
+@pytest.mark.parametrize("expression", ["gpu", "slow and gpu", "gpu and not slow", "(gpu)"])
+def test_tests_that_are_all_for_a_gpu_may_use_it(expression: str) -> None:
+    assert wants_gpu(expression)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "not gpu", "not slow and not gpu", "slow", "not slow", "gpu or slow", "fault"],
+)
+def test_all_other_tests_run_on_the_cpu_of_a_machine_with_a_gpu(expression: str) -> None:
+    assert not wants_gpu(expression)
+
+
+def test_the_gpu_is_hidden_from_this_test() -> None:
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
