@@ -38,6 +38,12 @@ class Hardware:
     """Those packages of CARD_KERNELS that are installed beside a card."""
 
     @property
+    def title(self) -> str:
+        """`NVIDIA GeForce RTX 4090`, or `CPU (AMD EPYC)`."""
+        named = self.kind == "cuda" or self.name == "CPU"
+        return self.name if named else f"CPU ({self.name})"
+
+    @property
     def usable_bytes(self) -> int:
         """What a training may take as nvidia-smi shows it: of a card, with its CUDA context."""
         own = context_bytes(self.compute_capability) if self.kind == "cuda" else 0

@@ -66,7 +66,7 @@ class Outcome:
 
 def main() -> None:
     arguments = _arguments()
-    hardware = find_hardware()
+    hardware = find_hardware("auto")
     work = Path("bench").absolute()
     train, held_out = _split(arguments.data, arguments.rows, arguments.held_out, work / "data")
     sides = {"ftcli": OWN["ftcli"]} | {name: (OWN | SIDES)[name] for name in arguments.against}

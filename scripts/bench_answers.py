@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _open(folder: Path) -> Model:
-    hardware = find_hardware()
+    hardware = find_hardware("auto")
     use_whole_machine(hardware)
     renderer = Renderer(load_tokenizer(str(folder), None))
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

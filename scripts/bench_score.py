@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--saved", type=Path, help="file of trained weights; none: the base")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    use_whole_machine(find_hardware())
+    use_whole_machine(find_hardware("auto"))
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
     examples = [_encode(tokenizer, row["prompt"], row["completion"]) for row in rows]

@@ -17,7 +17,7 @@ PRODUCT = (2048, 576, 1536)  # rows, width and inner width of SmolLM2-135M's gat
 
 def this_machine() -> dict[str, Any]:
     """Its name, and TFLOP/s of a product like a small model's, in the type that it trains in."""
-    hardware = find_hardware()
+    hardware = find_hardware("auto")
     kind = torch.bfloat16 if hardware.fast_bf16 else torch.float32
     use_whole_machine(hardware)
     seconds = product_seconds(*PRODUCT, kind, device_of(hardware), 60)

@@ -280,4 +280,6 @@ def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
         without = estimate(SMALL, replace(plan.estimated, **{lever: False}))
         more, less = plan.estimate.peak_bytes, without.peak_bytes
         assert more > less if lever == "packed_rows" else more < less, "shares are kept"
-    assert plan.headline().startswith("bf16 · 16 rows a step, packed to 2,048 tokens · ")
+    assert plan.headline().startswith(
+        "CPU (a CPU) · bf16 · 16 rows a step, packed to 2,048 tokens · "
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +16,8 @@ import torch
 
 from ftcli.errors import MachineError
 from ftcli.hardware import CARD_KERNELS, Hardware
+from ftcli.loading import Loaded
+from ftcli.recipe import Device
 
 # bf16 products run in hardware with these; without them they are emulated, several times slower
 # than fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
@@ -23,9 +27,28 @@ FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
-def find_hardware() -> Hardware:
-    """The device that a run here would use."""
-    if torch.cuda.is_available():
+# What of an NVIDIA driver and its GPUs can be seen without torch.
+NVIDIA_GPUS, NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
+NVIDIA_SMI_SECONDS = 10
+
+
+def hardware_for(loaded: Loaded) -> Hardware:
+    """The device that this recipe's model uses here; raises MachineError at its key."""
+    with loaded.blame():
+        try:
+            return find_hardware(loaded.recipe.model.device)
+        except MachineError as error:
+            error.message += "; model.device: cpu takes the CPU instead"
+            raise
+
+
+def find_hardware(device: Device) -> Hardware:
+    """What `model.device` means here: a GPU that torch can use, or the CPU.
+
+    Raises MachineError (`no_cuda`) where `auto` finds an NVIDIA GPU that torch cannot use: a
+    training would take days on the CPU, and nothing would say why.
+    """
+    if device == "auto" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         free, total = torch.cuda.mem_get_info(0)
         return Hardware(
@@ -38,6 +61,11 @@ def find_hardware() -> Hardware:
             cores=os.cpu_count() or 1,
             kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
         )
+    if device == "auto" and not _gpu_is_hidden() and _has_nvidia_gpu():
+        raise MachineError(
+            "no_cuda",
+            f"torch cannot use the NVIDIA GPU of this machine: {_why_no_cuda()}",
+        )
     total, free = _memory()
     return Hardware(
         kind="cpu",
@@ -47,6 +75,47 @@ def find_hardware() -> Hardware:
         compute_capability=None,
         fast_bf16=bool(FAST_BF16_FLAGS & _cpu_flags()),
         cores=_cores(),
+    )
+
+
+def _gpu_is_hidden() -> bool:
+    """Whether the user has hidden every GPU from CUDA (CUDA programming guide)."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether there is an NVIDIA GPU, as its driver says; WSL has nvidia-smi alone."""
+    if any(NVIDIA_GPUS.glob("*")) or any(NVIDIA_DEVICES.glob("nvidia[0-9]*")):
+        return True
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return False
+    try:
+        found = subprocess.run([command, "-L"], capture_output=True, timeout=NVIDIA_SMI_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0 and found.stdout.startswith(b"GPU ")
+
+
+def _why_no_cuda() -> str:
+    """The reason and the remedy."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        public = torch.__version__.partition("+")[0]
+        # The index has a CUDA build for this kind of machine alone.
+        usual = platform.system() == "Linux" and platform.machine() == "x86_64"
+        install = f"pip install --force-reinstall torch=={public}" if usual else "see pytorch.org"
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build ({install})"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        words = " ".join(str(error).split()).partition(" Please ")[0].rstrip(".")
+    else:
+        words = "it finds none"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = f" (CUDA_VISIBLE_DEVICES is {visible})" if visible is not None else ""
+    return (
+        f"{words}{shown}; this build is for CUDA {torch.version.cuda}: update the NVIDIA driver, "
+        "or give the container its GPUs (docker run --gpus all)"
     )
 
 
@@ -70,9 +139,13 @@ def memory_in_words(advice: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        card = torch.cuda.is_available()
-        where = torch.cuda.get_device_name() if card else "this machine"
+        where = torch.cuda.get_device_name() if uses_gpu() else "this machine"
         raise MachineError("memory", f"{where} is out of memory: {advice}") from error
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU: one that is there may have been left alone."""
+    return torch.cuda.is_initialized()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

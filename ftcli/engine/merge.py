@@ -18,7 +18,7 @@ from ftcli.artifacts import RunFolder
 from ftcli.commands import command
 from ftcli.console import Reporter
 from ftcli.engine.adapters import open_adapter
-from ftcli.engine.device import device_of, find_hardware, give_back_freed_memory
+from ftcli.engine.device import device_of, give_back_freed_memory, hardware_for
 from ftcli.engine.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
 from ftcli.engine.inference import PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
@@ -65,7 +65,7 @@ class Merge:
     @property
     def compared_in(self) -> torch.dtype:
         """4-bit layers compute in fp32 at most, and cards are slow in fp64."""
-        fine = not self.quantised and find_hardware().kind == "cpu"
+        fine = not self.quantised and hardware_for(self.loaded).kind == "cpu"
         return torch.float64 if fine else torch.float32
 
 
@@ -157,7 +157,7 @@ class Merging:
             attention=_attention(self._merge.run),
             device=torch.device("cpu"),
         )
-        found = self._predicted(_placed(network), None)
+        found = self._predicted(self._placed(network), None)
         return _counted(found, "read back", len(self._rows), self._reporter)
 
     def _open(self) -> PeftModel:
@@ -168,7 +168,13 @@ class Merging:
             attention=_attention(self._merge.run),
             device=torch.device("cpu"),
         )
-        return open_adapter(_placed(base), self._merge.run.adapter)
+        return open_adapter(self._placed(base), self._merge.run.adapter)
+
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        """On the card where there is room for it."""
+        hardware = hardware_for(self._merge.loaded)
+        held = sum(parameter.nbytes for parameter in model.parameters())
+        return model.to(device_of(hardware)) if ROOM_BESIDE * held < hardware.free_bytes else model
 
     def _predictions(self, label: str, parts: Sequence[Part] | None) -> list[Prediction]:
         found = self._predicted(self._adapted, parts)
@@ -192,13 +198,6 @@ def _counted(
     return predictions
 
 
-def _placed(model: PreTrainedModel) -> PreTrainedModel:
-    """On the card where there is room for it."""
-    hardware = find_hardware()
-    held = sum(parameter.nbytes for parameter in model.parameters())
-    return model.to(device_of(hardware)) if ROOM_BESIDE * held < hardware.free_bytes else model
-
-
 def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -> None:
     """Weights, config, tokenizer, chat template, generation config: transformers needs no more."""
     tokenizer = contract.renderer.tokenizer
@@ -217,7 +216,7 @@ def _four_bits(merge: Merge, reference: Reference) -> FourBits | None:
         layers=reference.four_bit_layers,
         double_quantization=method.double_quantization,
         dtype=merge.trained,
-        device=device_of(find_hardware()),
+        device=device_of(hardware_for(merge.loaded)),
     )
 
 

@@ -107,9 +107,12 @@ def load_base(
 
     Runs no code of the repository.
     """
-    extra: dict[str, Any] = {"device_map": {"": device}} if device.type == "cuda" else {}
+    extra: dict[str, Any] = {}
     if quantization is not None:
         extra["quantization_config"] = quantization
+        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to any GPU there is
+    if device.type == "cuda":
+        extra["device_map"] = {"": device}
     refuse_foreign_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
     quantised = quantization is not None

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftcli.engine.device import uses_gpu
+
 # By the names under which Trainer reads them back (transformers 5.24, Trainer._load_rng_state).
 RandomState = dict[str, Any]
 
@@ -19,7 +21,7 @@ def random_state() -> RandomState:
         "numpy": np.random.get_state(),
         "cpu": torch.random.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if uses_gpu():
         state["cuda"] = torch.cuda.random.get_rng_state()
     return state
 
@@ -29,5 +31,5 @@ def restore_random_state(state: RandomState) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.random.set_rng_state(state["cpu"])
-    if "cuda" in state:
+    if "cuda" in state and uses_gpu():
         torch.cuda.random.set_rng_state(state["cuda"])

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftcli.artifacts import RunFolder
 from ftcli.engine.building import Setup, build_trainer
+from ftcli.engine.device import uses_gpu
 from ftcli.plan import Choice
 
 # The first steps fill caches and choose kernels, and are not timed.
@@ -40,7 +41,7 @@ class StepClock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if torch.cuda.is_available():
+        if uses_gpu():
             torch.cuda.synchronize()
         now = time.monotonic()
         if state.global_step == UNTIMED_STEPS:

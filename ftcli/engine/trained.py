@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 from ftcli.artifacts import RunFolder
 from ftcli.engine.adapters import open_adapter
 from ftcli.engine.contract import contract_of, proven_base
-from ftcli.engine.device import device_of, find_hardware, use_whole_machine
+from ftcli.engine.device import device_of, hardware_for, use_whole_machine
 from ftcli.engine.inference import Model
 from ftcli.engine.methods import quantization
 from ftcli.engine.model import compute_dtype, load_base
@@ -24,7 +24,7 @@ from ftcli.shapes import model_source
 
 def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
     """The base that the run started from, with the run's tokenizer and template."""
-    contract, hardware = contract_of(loaded, run, prepared), _hardware()
+    contract, hardware = contract_of(loaded, run, prepared), _hardware(loaded)
     base = _base(loaded, run, hardware, inference_dtype(run, hardware))
     return Model(base, contract, loaded.recipe.training.fast is not False)
 
@@ -33,7 +33,7 @@ def load_tuned_model(
     loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: torch.dtype | None = None
 ) -> Model:
     """The trained model: the base with the run's adapter, or the run's own model."""
-    contract, hardware = contract_of(loaded, run, prepared), _hardware()
+    contract, hardware = contract_of(loaded, run, prepared), _hardware(loaded)
     dtype = dtype or inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():
@@ -52,9 +52,9 @@ def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     return compute_dtype(run.planned("precision"))
 
 
-def held_as(run: RunFolder) -> str:
+def held_as(loaded: Loaded, run: RunFolder) -> str:
     """Type and machine in which the run's models answer here: `torch.bfloat16 on NVIDIA …`."""
-    hardware = find_hardware()
+    hardware = hardware_for(loaded)
     return f"{inference_dtype(run, hardware)} on {hardware.name}"
 
 
@@ -63,8 +63,8 @@ def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int
     return [model.contract.renderer.prompt_ids(list(turns)) for turns in messages]
 
 
-def _hardware() -> Hardware:
-    hardware = find_hardware()
+def _hardware(loaded: Loaded) -> Hardware:
+    hardware = hardware_for(loaded)
     use_whole_machine(hardware)
     return hardware
 

@@ -23,13 +23,14 @@ from transformers import (
     TrainerControl,
     TrainerState,
 )
+from transformers.trainer_pt_utils import safe_globals
 from trl import SFTConfig, SFTTrainer
 
 from ftcli.artifacts import RunFolder
 from ftcli.checkpoints import Position, rotate
 from ftcli.disk import require_space
 from ftcli.engine.adapters import load_encoder, prefix_encoder, read_adapter
-from ftcli.engine.checkpoints import save_checkpoint
+from ftcli.engine.checkpoints import RANDOM, save_checkpoint
 from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.hold import Hold
 from ftcli.engine.kernels.attention import attention_for
@@ -96,7 +97,7 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         gradient_checkpointing=plan.gradient_checkpointing.value,
-        use_cpu=plan.hardware_kind == "cpu",
+        use_cpu=plan.hardware.kind == "cpu",
         seed=training.seed,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -106,7 +107,7 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
         save_strategy="no",
         report_to=list(training.report_to) or "none",
         disable_tqdm=True,
-        dataloader_pin_memory=plan.hardware_kind == "cuda",
+        dataloader_pin_memory=plan.hardware.kind == "cuda",
     )
     config._n_gpu = 1  # one card is used, however many there are: TRL refuses DataParallel
     return config
@@ -327,11 +328,17 @@ class FtcliTrainer(SFTTrainer):
             validation_rows=self.validation_batch.rows,
         )
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer does, but of the devices that are in use, not of all that are there."""
+        if checkpoint is not None:
+            with safe_globals():
+                restore_random_state(torch.load(Path(checkpoint) / RANDOM, weights_only=True))
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
     ) -> None:
-        """As Trainer does, but an adapter is read by its file's names, and a prefix is trained by
-        the network that makes it."""
+        """As Trainer does, but an adapter is read by its file's names and through no GPU that is
+        left alone, and a prefix is trained by the network that makes it."""
         folder = Path(resume_from_checkpoint)
         if (encoder := prefix_encoder(self.model)) is not None:
             load_encoder(encoder, folder)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from ftcli.data.example import Message
 from ftcli.data.few_shot import without_system
 from ftcli.engine.base_weights import require_weights
-from ftcli.engine.device import device_of, find_hardware, use_whole_machine
+from ftcli.engine.device import device_of, hardware_for, use_whole_machine
 from ftcli.engine.inference import Model, PromptContract
 from ftcli.engine.methods import quantization
 from ftcli.engine.model import compute_dtype, load_base
@@ -33,7 +33,7 @@ def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
     recipe, model = loaded.recipe, loaded.recipe.model
     source = model_source(model.id, loaded.base)
     shape = find_shape(model.id, loaded.base, model.revision)
-    hardware = find_hardware()
+    hardware = hardware_for(loaded)
     use_whole_machine(hardware)
     require_weights(source, model.revision, shape)
     dtype = compute_dtype(choose_precision(recipe, hardware).value)

@@ -50,6 +50,7 @@ KEY_AT_FAULT = {
     "optimizer": "training.optimizer",
     "gradient_checkpointing": "training.gradient_checkpointing",
     "attention": "model.attention",
+    "no_cuda": "model.device",
     "tracker": "training.report_to",
     "output_base": "output",
     "replay": "data.replay",

@@ -102,7 +102,7 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     packing = choose_packing(recipe, padded, fit.choices.tokens)
     eval_every = choose_eval_every(recipe, profile, steps.value)
     return Plan(
-        hardware_kind=hardware.kind,
+        hardware=hardware,
         precision=precision,
         weights_dtype=weights,
         attention=say_beside_packed(attention, padded),
@@ -118,7 +118,6 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         save_every=choose_save_every(recipe, profile, eval_every.value),
         estimated=fit.choices,
         estimate=fit.estimate,
-        free_bytes=hardware.free_bytes,
         packing=packing,
         shared_prefix=choose_shared_prefix(recipe, packing, profile.common_tokens),
         common_tokens=profile.common_tokens,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, Generic, TypeVar
 
+from ftcli.hardware import Hardware
 from ftcli.prepared import Prepared
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision, WeightsDtype
@@ -74,7 +75,7 @@ class Profile:
 class Plan:
     """One training, decided. `accumulation` × `micro_batch` is the recipe's batch size."""
 
-    hardware_kind: str
+    hardware: Hardware
     precision: Choice[Precision]
     weights_dtype: Choice[WeightsDtype]
     attention: Choice[Attention]
@@ -100,7 +101,6 @@ class Plan:
     estimated: Choices
     """What the estimate is of."""
     estimate: Estimate
-    free_bytes: int
     replay: Choice[int] | None = None
     """Rows that are replayed in each epoch."""
     hold: Choice[float] | None = None
@@ -112,11 +112,12 @@ class Plan:
         return {name: value for name, value in found.items() if isinstance(value, Choice)}
 
     def headline(self) -> str:
-        """The plan in one line."""
+        """The plan in one line, the machine first."""
         checkpointing = "" if self.gradient_checkpointing.value else "no "
+        peak, free = self.estimate.peak_bytes / 1e9, self.hardware.free_bytes / 1e9
         return (
-            f"{self.precision.value} · {self.rows_in_words()} · {checkpointing}checkpointing "
-            f"({self.estimate.peak_bytes / 1e9:.1f} of {self.free_bytes / 1e9:.1f} GB) · "
+            f"{self.hardware.title} · {self.precision.value} · {self.rows_in_words()} · "
+            f"{checkpointing}checkpointing ({peak:.1f} of {free:.1f} GB) · "
             f"{self.steps.value} steps{self._replayed()}"
         )
 

@@ -42,6 +42,7 @@ __all__ = [
     "Adapter",
     "AnswerFormat",
     "Data",
+    "Device",
     "Evaluation",
     "Faithfulness",
     "FrozenKeys",
@@ -67,6 +68,9 @@ __all__ = [
 ]
 
 
+Device = Literal["auto", "cpu"]
+
+
 class Model(Section):
     """The base model."""
 
@@ -74,6 +78,9 @@ class Model(Section):
     """Hub id, local folder, or an alias such as `smollm2-135m`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; none: its main branch."""
+    device: Device = "auto"
+    """Where the model is trained and used; auto: the GPU where the machine has one, else the CPU.
+    A GPU that torch cannot use is an error under auto; cpu leaves it alone."""
     attention: Literal["auto", "sdpa", "eager", "flash"] = "auto"
     """Attention implementation; flash needs the flash-attn package and a CUDA card."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"

@@ -107,7 +107,7 @@ def _two_cards(question: Question) -> UsageError:
 def _own_card() -> Hardware:
     from ftcli.engine.device import find_hardware
 
-    found = find_hardware()
+    found = find_hardware("auto")
     if found.kind != "cuda":
         raise MachineError(
             "no_card",

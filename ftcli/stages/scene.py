@@ -59,11 +59,11 @@ def look(loaded: Loaded, parent: OpenRun | None) -> Scene:
     require_possible(loaded.recipe, shape)
     require_reachable(source, model.revision)
 
-    from ftcli.engine.device import find_hardware, use_whole_machine
+    from ftcli.engine.device import hardware_for, use_whole_machine
     from ftcli.engine.encode import fingerprint
     from ftcli.engine.model import load_renderer
 
-    hardware = find_hardware()
+    hardware = hardware_for(loaded)
     require_machine(loaded.recipe, shape, hardware)
     use_whole_machine(hardware)
     renderer = load_renderer(loaded, source)
@@ -165,6 +165,17 @@ def _changed_base(run: RunFolder, began: Recipe) -> Iterator[str]:
         return  # what is gone or damaged cannot be compared
     if before is not None and now is not None and now != before:
         yield f"weights of the base: {before[:8]} → {now[:8]}"
+
+
+def other_machine(run: RunFolder, scene: Scene) -> str | None:
+    """What is said where a run goes on elsewhere than it began; None where it does not."""
+    began, now = run.read_manifest().get("hardware"), scene.hardware
+    if began is None or began["name"] == now.name:
+        return None
+    return (
+        f"the run began on {began['name']} and goes on on {now.title}: at another speed, and not "
+        "to the same last digits; Ctrl-C stops it"
+    )
 
 
 def _other_parts(run: RunFolder, scene: Scene) -> list[str]:

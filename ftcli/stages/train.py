@@ -29,7 +29,13 @@ from ftcli.stages.prepare import data_folder, rejected
 from ftcli.stages.report import report_or_say
 from ftcli.stages.resuming import Command, drop_leftovers, in_words, require_room, resume_point
 from ftcli.stages.run_record import begin, end, record_memory, report_of
-from ftcli.stages.scene import Scene, look, require_as_finished, require_unchanged
+from ftcli.stages.scene import (
+    Scene,
+    look,
+    other_machine,
+    require_as_finished,
+    require_unchanged,
+)
 from ftcli.stopping import StopSignals
 
 if TYPE_CHECKING:
@@ -108,6 +114,8 @@ def train_recipe(
         scene = look(loaded, opened)
         for allowed in require_unchanged(run, scene, given.beside(run)):
             reporter.note(f"note: changed since the run began, and allowed: {allowed}")
+        if moved := other_machine(run, scene):
+            reporter.warn(moved)
         _require_weights(scene)
         job = _decide(scene, run, reporter)
         give_advice(scene.loaded, scene.renderer, job.prepared, run.data, reporter)

@@ -157,11 +157,11 @@ def test_auto_takes_the_card_of_this_machine(
     ask: Any, refuse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = find_card("3060").hardware
-    monkeypatch.setattr(device, "find_hardware", lambda: card)
+    monkeypatch.setattr(device, "find_hardware", lambda _: card)
     found = ask("--model", "7b", "--mode", "lora", "--fit", "auto")
     assert found == ask("--model", "7b", "--mode", "lora", "--fit", "3060")
     cpu = Hardware("cpu", "two cores", 8 * 10**9, 4 * 10**9, None, False, 2)
-    monkeypatch.setattr(device, "find_hardware", lambda: cpu)
+    monkeypatch.setattr(device, "find_hardware", lambda _: cpu)
     assert refuse("--model", "7b", "--fit", "auto") == (
         "--fit auto: this machine has no CUDA card (two cores); name one, as --fit 4090 or "
         "--fit 24GB",

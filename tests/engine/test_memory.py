@@ -31,7 +31,7 @@ def test_the_greater_of_two_peaks_is_taken_figure_by_figure() -> None:
 
 @on_cpu
 def test_a_peak_is_what_was_held_at_once_since_the_reset() -> None:
-    meter = MemoryMeter(find_hardware())
+    meter = MemoryMeter(find_hardware("auto"))
     held = tensor()
     del held
     meter.settle()
@@ -55,7 +55,7 @@ def test_without_a_reset_a_peak_counts_only_above_that_of_the_beginning(
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
     monkeypatch.setattr(memory, "_resident_bytes", lambda: 80)
     monkeypatch.setattr(memory, "_peak_resident_bytes", lambda: next(peaks))
-    meter = MemoryMeter(find_hardware())
+    meter = MemoryMeter(find_hardware("auto"))
     meter.reset()
     assert meter.peak() == Peak(), "the peak is that of what came before"
     assert meter.peak() == Peak(resident_bytes=220)

@@ -114,6 +114,20 @@ def test_what_shapes_nothing_may_change_and_is_named(
     assert f"{allowed}.keep_checkpoints: 2 → 1" in said
 
 
+def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "model.device: auto → cpu" in refused(stopped, capsys, "--set", "model.device=cpu")
+    manifest = RunFolder(tmp_path / "runs" / "tiny").manifest
+    began = json.loads(manifest.read_text())
+    began["hardware"]["name"] = "NVIDIA GeForce RTX 4090"
+    manifest.write_text(json.dumps(began))
+    capsys.readouterr()
+    assert train(stopped) == 0
+    warned = capsys.readouterr().err.replace("\n", " ")
+    assert "the run began on NVIDIA GeForce RTX 4090 and goes on on" in warned
+
+
 @pytest.mark.fault(3)
 def test_a_rule_of_this_version_may_not_change_the_order(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

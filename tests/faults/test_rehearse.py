@@ -367,8 +367,8 @@ def test_a_machine_with_too_little_memory(
 ) -> None:
     from ftcli.engine import device
 
-    small = replace(device.find_hardware(), free_bytes=1_000_000)
-    monkeypatch.setattr(device, "find_hardware", lambda: small)
+    small = replace(device.find_hardware("auto"), free_bytes=1_000_000)
+    monkeypatch.setattr(device, "find_hardware", lambda _: small)
     said = finds(write_recipe(), "plan")
     assert said.startswith("one row of 37 tokens needs ") and "GB free; take method.mode" in said
 

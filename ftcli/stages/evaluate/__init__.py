@@ -140,7 +140,7 @@ def _work(
 
     general = {"text": sets.text, "instructions": sets.instructions}
     names: list[ModelName] = ["base", "tuned"] if asked.with_base else ["tuned"]
-    how = held_as(opened.run)
+    how = held_as(opened.loaded, opened.run)
     done: dict[str, dict[str, Done]] = {}
     with memory_in_words("take fewer --rows-at-once, or stop what else runs on it"):
         for name in names:
