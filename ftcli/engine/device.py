@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shutil
@@ -155,6 +156,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     # c10/core/impl/alloc_cpu.cpp; ATen/cuda/Exceptions.cpp
     words = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def free_memory() -> None:
+    """Free what a command has done with, on the GPU too, before it loads the next model.
+
+    Trainers, callbacks and 4-bit layers refer to one another in circles, which only a collection
+    frees.
+    """
+    gc.collect()
+    give_back_freed_memory()
+    if uses_gpu():
+        torch.cuda.empty_cache()
 
 
 def give_back_freed_memory() -> None:

@@ -5,7 +5,6 @@ The three hold a copy of the weights one after the other, never two at once.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ftcli.artifacts import RunFolder
 from ftcli.commands import command
 from ftcli.console import Reporter
 from ftcli.engine.adapters import open_adapter
-from ftcli.engine.device import device_of, give_back_freed_memory, hardware_for
+from ftcli.engine.device import device_of, free_memory, hardware_for
 from ftcli.engine.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
 from ftcli.engine.inference import PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
@@ -124,7 +123,7 @@ class Merging:
     """The base with the adapter on it, and what it predicts once it is merged."""
 
     def __init__(self, merge: Merge, reference: Reference, rows: Rows, reporter: Reporter) -> None:
-        _let_go()
+        free_memory()
         self._merge, self._rows, self._reporter = merge, rows, reporter
         self._contract = reference.contract
         self._four_bits = _four_bits(merge, reference)
@@ -149,7 +148,7 @@ class Merging:
 
     def read_back(self, folder: Path) -> list[Prediction]:
         """What the model in the folder predicts, opened with nothing else."""
-        _let_go()
+        free_memory()
         network = load_base(
             str(folder),
             self._merge.loaded.recipe.model.model_copy(update={"revision": None}),
@@ -224,11 +223,3 @@ def _attention(run: RunFolder) -> str:
     """The training's, but that flash attention takes 16-bit tensors only."""
     attention = run.planned("attention")
     return "sdpa" if attention == "flash" else attention
-
-
-def _let_go() -> None:
-    """Free the copy of the weights before: modules refer to one another in circles."""
-    gc.collect()
-    give_back_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -9,6 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from ftcli.artifacts import RunFolder
+from ftcli.collecting import collect_as_usual
 from ftcli.engine.adapters import open_adapter
 from ftcli.engine.contract import contract_of, proven_base
 from ftcli.engine.device import device_of, hardware_for, use_whole_machine
@@ -64,6 +65,7 @@ def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int
 
 
 def _hardware(loaded: Loaded) -> Hardware:
+    collect_as_usual()  # all that is heavy has been imported, and no model is there
     hardware = hardware_for(loaded)
     use_whole_machine(hardware)
     return hardware

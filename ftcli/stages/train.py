@@ -119,7 +119,12 @@ def train_recipe(
         _require_weights(scene)
         job = _decide(scene, run, reporter)
         give_advice(scene.loaded, scene.renderer, job.prepared, run.data, reporter)
-        return _train(job, stops, reporter)
+        result = _train(job, stops, reporter)
+
+    from ftcli.engine.device import free_memory
+
+    free_memory()  # the model and the optimizer's states have no name any more
+    return result
 
 
 def _require_weights(scene: Scene) -> None:

@@ -146,7 +146,7 @@ def _is_as_fast(run: RunFolder, manifest: Mapping[str, Any], job: Job) -> bool:
 def _measured_speed(job: Job, reporter: Reporter) -> Speed:
     """Of a few steps that are thrown away."""
     from ftcli.engine.building import Setup
-    from ftcli.engine.device import memory_in_words
+    from ftcli.engine.device import free_memory, memory_in_words
     from ftcli.engine.timing import TIMED_STEPS, UNTIMED_STEPS, measure_speed
 
     scene, training = job.scene, job.recipe.training.model_copy(update={"report_to": []})
@@ -166,6 +166,7 @@ def _measured_speed(job: Job, reporter: Reporter) -> Speed:
     try:
         with memory_in_words(ADVICE):
             found = measure_speed(setup, job.run)
+        free_memory()
     finally:
         if not there and logs.is_dir():
             shutil.rmtree(logs)  # Trainer makes a folder for trackers

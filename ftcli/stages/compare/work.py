@@ -188,12 +188,13 @@ def _side(
     reporter: Reporter,
 ) -> Side:
     """The losses of the general text, beside what the evaluation has found."""
-    from ftcli.engine.device import memory_in_words
+    from ftcli.engine.device import free_memory, memory_in_words
     from ftcli.engine.plain_text import passage_rows
     from ftcli.engine.trained import load_base_model, load_tuned_model
 
     load = {"base": load_base_model, "tuned": load_tuned_model}[name]
     text = general_text(Path(task.general_text) if task.general_text else None)
+    free_memory()  # the other side's model
     with memory_in_words("stop what else runs on it"):
         model = load(opened.loaded, opened.run, opened.prepared)
         passages = passage_rows(model.contract.renderer, text.passages)

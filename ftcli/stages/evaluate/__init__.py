@@ -135,7 +135,7 @@ def _work(
     opened: OpenRun, contract: PromptContract, asked: Asked, sets: Sets, reporter: Reporter
 ) -> dict[str, dict[str, Done]]:
     """Side → set → what was done; one model in memory at a time, the base first."""
-    from ftcli.engine.device import memory_in_words
+    from ftcli.engine.device import free_memory, memory_in_words
     from ftcli.engine.trained import held_as
 
     general = {"text": sets.text, "instructions": sets.instructions}
@@ -154,6 +154,7 @@ def _work(
             if not worker.was_needed:
                 require_as_trained(opened, with_base=name == "base")
             del worker
+            free_memory()
     return done
 
 

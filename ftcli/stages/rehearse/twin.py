@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -139,8 +138,10 @@ def _train(real: Real, run: RunFolder, overrides: Sequence[str], batch: _Batch, 
 
 
 def _free() -> None:
-    """Give back the model and optimizer of a leg: Trainer and its callbacks hold one another."""
-    gc.collect()
+    """Give back the model and optimizer of a leg."""
+    from ftcli.engine.device import free_memory
+
+    free_memory()
 
 
 def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
