@@ -23,6 +23,7 @@ sys.path.insert(0, str(SCRIPTS))
 import measure_vram  # noqa: E402
 
 MIB = 2**20
+STATES = ("state1", "state2")  # of a weight, in bitsandbytes' optimizers
 # 0.3 B parameters: what torch's libraries take besides the formula is small beside them.
 MIDDLE_SIZED = {
     "model_type": "llama",
@@ -183,6 +184,41 @@ def test_a_card_with_all_levers_learns_the_same(
         planned = json.loads((tmp_path / "runs" / name / "plan.json").read_text())
         assert bool(planned["packing"]["value"]) == (name == "levers")
     assert curves["levers"] == pytest.approx(curves["plain"], abs=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])
+def test_8_bit_states_resume_as_what_they_were(
+    optimizer: str, middle_sized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bitsandbytes pages the states of weights of 100,000 numbers and more."""
+    from bitsandbytes.optim.optimizer import Optimizer2State
+
+    from tests.test_training import stop_at
+
+    training = {"optimizer": optimizer, "max_steps": 4, "learning_rate": 1e-4}
+    for name in ("whole", "stopped"):
+        (tmp_path / name).mkdir()
+    measured_run(tmp_path / "whole", middle_sized, {"mode": "full"}, training)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        with pytest.raises(AssertionError):
+            measured_run(tmp_path / "stopped", middle_sized, {"mode": "full"}, training)
+    paged: set[tuple[bool, bool]] = set()
+    update = Optimizer2State.update_step
+
+    def watched(self: Any, group: Any, weight: Any, *places: int) -> None:
+        state = self.state[weight]
+        paged.update((weight.numel() >= 1e5, hasattr(state[name], "is_paged")) for name in STATES)
+        update(self, group, weight, *places)
+
+    monkeypatch.setattr(Optimizer2State, "update_step", watched)
+    measured_run(tmp_path / "stopped", middle_sized, {"mode": "full"}, training)
+    assert paged == {(True, optimizer.startswith("paged")), (False, False)}
+    losses = {}
+    for name in ("whole", "stopped"):
+        lines = (tmp_path / name / "runs/measured/metrics.jsonl").read_text().splitlines()
+        losses[name] = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
+    assert losses["stopped"] == pytest.approx(losses["whole"], abs=1e-2)
 
 
 @pytest.mark.fault(32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from ftcli.records import Records
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 SCALER, RANDOM = "scaler.pt", "rng_state.pth"
 RECORDS = "records.jsonl"
+# Of bitsandbytes' states, those that its paged optimizers page.
+PAGED_STATES = {"state1", "state2"}
 
 
 class Trainable(Protocol):
@@ -62,6 +65,34 @@ def _save(state: dict[str, Any], file: Path) -> None:
 
 def optimizer_bytes(optimizer: Any) -> int:
     """What the optimizer's states take on disk; 0 before the first step."""
-    states = optimizer.state_dict()["state"].values()
-    tensors = (value for state in states for value in state.values() if torch.is_tensor(value))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    # Tensors with one storage, as bitsandbytes' tables of 8-bit values, are saved once.
+    sizes = {
+        tensor.untyped_storage().data_ptr(): tensor.nbytes
+        for tensor in _tensors(optimizer.state_dict()["state"])
+    }
+    return sum(sizes.values())
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """All tensors of an optimizer's state; bitsandbytes (0.50) wraps its own once more."""
+    if torch.is_tensor(state):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)
+
+
+def page_states(optimizer: Any) -> None:
+    """Put a paged optimizer's states back into paged memory after they were loaded.
+
+    bitsandbytes (0.50, Optimizer8bit.load_state_dict) leaves them in the GPU's own, where the plan
+    has no room for them.
+    """
+    bare = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    if not getattr(bare, "is_paged", False):
+        return
+    for weight, state in bare.state.items():
+        for name in PAGED_STATES & state.keys():
+            place = bare.get_state_buffer(weight, dtype=state[name].dtype)
+            if getattr(place, "is_paged", False):  # those of small weights never are
+                state[name] = place.copy_(state[name])

@@ -30,7 +30,7 @@ from ftcli.artifacts import RunFolder
 from ftcli.checkpoints import Position, rotate
 from ftcli.disk import require_space
 from ftcli.engine.adapters import load_encoder, prefix_encoder, read_adapter
-from ftcli.engine.checkpoints import RANDOM, save_checkpoint
+from ftcli.engine.checkpoints import RANDOM, page_states, save_checkpoint
 from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.hold import Hold
 from ftcli.engine.kernels.attention import attention_for
@@ -327,6 +327,11 @@ class FtcliTrainer(SFTTrainer):
             micro_batch=self.micro_batch.rows,
             validation_rows=self.validation_batch.rows,
         )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            page_states(self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """As Trainer does, but of the devices that are in use, not of all that are there."""
