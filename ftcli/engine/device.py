@@ -24,6 +24,16 @@ from ftcli.recipe import Device
 # than fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
+# What else than torch's OutOfMemoryError says that memory is out.
+NO_MEMORY = (
+    "allocate memory",  # c10/core/impl/alloc_cpu.cpp
+    "CUDA error: out of memory",  # torch.AcceleratorError: of CUDA itself, past torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",  # ATen/cuda/Exceptions.cpp
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # a full GPU has no room for cuBLAS's handle
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",  # a kernel is loaded
+)
+
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
@@ -150,12 +160,10 @@ def uses_gpu() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator has said no: torch's on a card or on a CPU, cuBLAS's, or Python's."""
+    """Whether an allocator has said no: torch's on a GPU or a CPU, CUDA's own, or Python's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # c10/core/impl/alloc_cpu.cpp; ATen/cuda/Exceptions.cpp
-    words = ("allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
 
 
 def free_memory() -> None:
@@ -166,8 +174,7 @@ def free_memory() -> None:
     """
     gc.collect()
     give_back_freed_memory()
-    if uses_gpu():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 def give_back_freed_memory() -> None:

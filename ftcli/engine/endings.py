@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from ftcli.console import Reporter
 from ftcli.engine.building import Setup
+from ftcli.engine.device import is_out_of_memory
 from ftcli.engine.inference import Model, PromptContract, answer_prompts
 from ftcli.engine.rendering import Renderer
 from ftcli.engine.rows import read_split
@@ -90,7 +90,9 @@ def measure_stop_rate(trainer: FtcliTrainer, setup: Setup, reporter: Reporter) -
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:
             answers = answer_prompts(model, prompts, greedy, meter.update)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         reporter.note("note: no memory is left to measure the stop rate; ftcli eval measures it")
         return StopRate(None, 0)
     return StopRate(sum(answer.stopped for answer in answers) / len(answers), len(answers))

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ftcli.engine.batches import Row, length_batches
 from ftcli.engine.decoding import decode, decodes, room_of
+from ftcli.engine.device import is_out_of_memory
 from ftcli.engine.laying import Laying, Padded, laying_of_network
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
@@ -141,8 +142,8 @@ def answer_batch(
     """Answers to a few prompts at once; fewer at once where memory lacks."""
     try:
         return _answer_batch(model, prompts, settings)
-    except torch.OutOfMemoryError:
-        if len(prompts) == 1:
+    except (RuntimeError, MemoryError) as error:
+        if len(prompts) == 1 or not is_out_of_memory(error):
             raise
     torch.cuda.empty_cache()
     half = len(prompts) // 2

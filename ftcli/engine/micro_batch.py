@@ -45,8 +45,7 @@ class MicroBatch:
 
     def _halve(self, what: str) -> None:
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
         earlier, self.rows = self.rows, self.rows // 2
         if self.note is not None:
             self.note(

@@ -24,6 +24,7 @@ from ftcli.vram import moments
 from tests.engine import architectures
 from tests.engine.families import chatml
 from tests.engine.models import falcon, lora, shake
+from tests.out_of_memory import OUT_OF_MEMORY
 
 SIZES = architectures.SIZES | {"num_hidden_layers": 2}
 # Windows are shorter than the prompts and than what they have in common.
@@ -305,7 +306,8 @@ def test_stretched_positions_are_left_to_transformers() -> None:
     assert not decodes(model)
 
 
-def test_fewer_rows_where_memory_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_fewer_rows_where_memory_lacks(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(model_of("llama"), _contract())
     expected = answer_batch(model, PROMPTS, SETTINGS)
     tried: list[int] = []
@@ -313,9 +315,18 @@ def test_fewer_rows_where_memory_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def scarce(network: Any, prompts: Any, *rest: Any) -> list[list[int]]:
         tried.append(len(prompts))
         if len(prompts) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return decode(network, prompts, *rest)
 
     monkeypatch.setattr(inference, "decode", scarce)
     assert answer_batch(model, PROMPTS, SETTINGS) == expected
     assert tried == [6, 3, 1, 2, 3, 1, 2]
+
+
+def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> list[list[int]]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(inference, "decode", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        answer_batch(Model(model_of("llama"), _contract()), PROMPTS, SETTINGS)

@@ -14,8 +14,9 @@ import ftcli.engine.merge
 import ftcli.engine.training  # noqa: F401 - what is heavy looks for a GPU while it is imported
 from ftcli.cli import run
 from ftcli.engine import device
-from ftcli.engine.device import find_hardware
+from ftcli.engine.device import find_hardware, is_out_of_memory
 from ftcli.errors import MachineError
+from tests.out_of_memory import OUT_OF_MEMORY
 
 LISTED = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-8f1c)"
 OLD_DRIVER = (
@@ -153,3 +154,22 @@ def test_no_command_touches_the_gpu_beside_a_recipe_that_says_cpu(
         assert run([command[0], str(recipe), *command[1:]]) == 0, command
     assert run(["generate", str(recipe), "Product: kettle"]) == 0
     assert not [record for record in caplog.records if "RNG" in record.getMessage()]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_no_memory_is_known_whoever_says_so(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        # A kernel that wants more of a multiprocessor than it has: fewer rows would not help.
+        RuntimeError("No valid triton configs. OutOfMemoryError: out of resource: triton_tem"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        ValueError("CUDA error: out of memory"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
+    assert not is_out_of_memory(error)

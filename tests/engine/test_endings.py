@@ -25,6 +25,7 @@ from ftcli.engine.rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
 from ftcli.errors import DataError
 from ftcli.prepared import Prepared, load_prepared, save_prepared, split_digests, split_file
 from tests.conftest import prepared_data, tiny_tokenizer
+from tests.out_of_memory import OUT_OF_MEMORY
 
 STOP, MAX_LENGTH = 2, 6
 TINY_METHODS: dict[str, dict[str, Any]] = {
@@ -256,18 +257,18 @@ def test_the_rate_is_of_validation_rows_or_else_of_training_rows(
     assert result["stop_rate"] == (2 / 3 if held_out else 6 / 8)
 
 
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_a_card_without_room_for_answers_loses_no_run(
+    error: Exception,
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import torch
-
     from ftcli.engine import endings
 
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(endings, "answer_prompts", full)
     assert run(["train", str(write_recipe(training={"max_steps": 1, "batch_size": 4}))]) == 0
