@@ -104,6 +104,8 @@ def _settle(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Bring a file's bytes, or a folder's names, to the disk."""
+    if not hasattr(os, "O_DIRECTORY") and path.is_dir():
+        return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

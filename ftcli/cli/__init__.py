@@ -5,10 +5,11 @@ A command imports its stage when it is called: `ftcli --help` pays for none of t
 
 from __future__ import annotations
 
+import functools
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
@@ -17,8 +18,10 @@ from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, rep
 from ftcli.collecting import collect_seldom, leave_it_to_the_system
 from ftcli.console import result, result_json, say
 from ftcli.disk import is_full
-from ftcli.errors import FtcliError
+from ftcli.errors import FtcliError, MachineError
 from ftcli.secrets import masked
+
+P = ParamSpec("P")
 
 app = typer.Typer(
     name="ftcli",
@@ -47,14 +50,30 @@ def _program(
     pass
 
 
-app.command("prepare")(prepare.prepare)
+def _not_on_windows(command: Callable[P, None]) -> Callable[P, None]:
+    """The command, but on Windows itself an error before anything is done."""
+
+    @functools.wraps(command)
+    def checked(*arguments: P.args, **flags: P.kwargs) -> None:
+        if sys.platform == "win32":
+            raise MachineError(
+                "windows",
+                "only estimate-vram, report and schema run on Windows itself; run this within WSL2 "
+                "(to install it: wsl --install)",
+            )
+        command(*arguments, **flags)
+
+    return checked
+
+
+app.command("prepare")(_not_on_windows(prepare.prepare))
 app.command("estimate-vram")(estimate.estimate_vram)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
+app.command("train")(_not_on_windows(train.train))
+app.command("eval")(_not_on_windows(evaluate.evaluate))
 app.command("report")(report.report)
-app.command("compare")(compare.compare)
-app.command("merge")(merge.merge)
-app.command("generate")(generate.generate)
+app.command("compare")(_not_on_windows(compare.compare))
+app.command("merge")(_not_on_windows(merge.merge))
+app.command("generate")(_not_on_windows(generate.generate))
 app.command("schema")(schema.schema)
 
 # typer carries its own click; its public BadParameter leads to the base of all usage errors.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import resource
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -146,6 +145,8 @@ def _peak_resident_bytes() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
+        import resource  # of Unix alone
+
         # ru_maxrss is in KiB, but in bytes on macOS.
         unit = 1 if platform.system() == "Darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

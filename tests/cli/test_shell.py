@@ -12,6 +12,7 @@ import pytest
 
 from ftcli.cli import app, run
 from ftcli.errors import DataError, Stopped
+from ftcli.recipe import Recipe
 from ftcli.stages import estimate
 from tests.loading.shop import SHOP
 
@@ -291,3 +292,64 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     found = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert found.stderr == ""
     assert found.stdout.strip() in ("0", "1")
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "eval", "compare", "merge", "generate"])
+def test_windows_itself_is_refused_before_anything_is_written(
+    command: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Recipe.model_fields  # pydantic is there, which would look for the system's files
+    before = sorted(here.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")
+        assert run([command, "shop.yaml", "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "windows" and "WSL2" in error["message"]
+    assert sorted(here.rglob("*")) == before
+
+
+# What Python has on Unix alone, taken away; Windows opens no folder.
+ON_WINDOWS = """
+import os, signal, sys
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules[name] = None
+for name in ("O_DIRECTORY", "O_NOFOLLOW", "fork", "killpg", "sched_getaffinity", "getuid"):
+    delattr(os, name)
+for name in ("SIGKILL", "SIGALRM", "setitimer"):
+    delattr(signal, name)
+open_file = os.open
+
+def open_no_folder(path, *rest, **keywords):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return open_file(path, *rest, **keywords)
+
+os.open = open_no_folder
+from ftcli.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["schema"],
+        ["estimate-vram", "--model", "7b"],
+        ["estimate-vram", "shop.yaml", "--fit", "24GB", "--write", "fits.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_training_runs_without_unix(arguments: list[str], here: Path) -> None:
+    command = [sys.executable, "-c", ON_WINDOWS, *arguments]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_what_measures_memory_is_imported_without_unix() -> None:
+    # psutil imports it where the system has it.
+    code = "import psutil, sys; sys.modules['resource'] = None; import ftcli.engine.memory"
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)
