@@ -58,8 +58,8 @@ def _not_on_windows(command: Callable[P, None]) -> Callable[P, None]:
         if sys.platform == "win32":
             raise MachineError(
                 "windows",
-                "only estimate-vram, report and schema run on Windows itself; run this within WSL2 "
-                "(to install it: wsl --install)",
+                "this command needs Linux: on Windows, run it within WSL2 (to install that: "
+                "wsl --install)",
             )
         command(*arguments, **flags)
 
