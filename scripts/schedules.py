@@ -1,0 +1,154 @@
+"""Which learning-rate schedule, warm-up and row order learn most in one budget of steps?
+
+Trains the same rows with the same seeds under each setting, and reads the held-out loss behind the
+last step. Finished trainings are kept in the output file, so that the study can be interrupted.
+
+    python scripts/schedules.py --model models/SmolLM2-135M-Instruct --data ../shared/data \\
+        --output docs/data/schedules.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from ftcli.console import Terminal
+from ftcli.stages.train import train_recipe
+
+DATA = ("ecommerce_retail_demo", "sql_wikisql_large", "instruct_dolly_short")
+SEEDS = (1, 2, 3)
+HELD_OUT_ROWS = 96
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is compared: how the rate falls, how it rises, and in which order rows come."""
+
+    scheduler: str
+    warmup_ratio: float
+    shuffle: bool
+
+
+SETTINGS = (
+    Setting("linear", 0.0, False),
+    Setting("linear", 0.0, True),
+    Setting("linear", 0.03, True),
+    Setting("cosine", 0.0, True),
+    Setting("cosine", 0.03, True),
+)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is."""
+
+    rows: int
+    epochs: int
+
+
+LENGTHS = {"short": Length(256, 1), "long": Length(256, 3)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training and what it came to; losses are held-out, per label token."""
+
+    data: str
+    length: str
+    rate: str
+    scheduler: str
+    warmup_ratio: str
+    shuffle: str
+    seed: str
+    steps: str = ""
+    first_loss: str = ""
+    loss: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return tuple(asdict(self).values())[:7]
+
+
+def main() -> None:
+    arguments = _arguments()
+    done = {training.key for training in read(arguments.output)}
+    for wanted in _wanted(arguments):
+        if wanted.key not in done:
+            found = _train(wanted, arguments.model.absolute(), arguments.data.absolute())
+            _append(arguments.output, found)
+            print(" ".join(asdict(found).values()), flush=True)
+
+
+def read(file: Path) -> list[Training]:
+    """The trainings of the output file, in the order in which they ran."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        return [Training(**row) for row in csv.DictReader(lines)]
+
+
+def _wanted(arguments: argparse.Namespace) -> Iterator[Training]:
+    """Seeds are outermost: an interrupted study has compared whole sets of settings."""
+    for length, seed, data, setting in itertools.product(arguments.lengths, SEEDS, DATA, SETTINGS):
+        values = {name: str(value) for name, value in asdict(setting).items()}
+        yield Training(data=data, length=length, rate=arguments.rate, seed=str(seed), **values)
+
+
+def _train(wanted: Training, model: Path, data: Path) -> Training:
+    length = LENGTHS[wanted.length]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (data / wanted.data / "train.jsonl").open(encoding="utf-8") as file:
+            lines = list(itertools.islice(file, length.rows + HELD_OUT_ROWS))
+        (folder / "train.jsonl").write_text("".join(lines[: length.rows]), encoding="utf-8")
+        (folder / "held_out.jsonl").write_text("".join(lines[length.rows :]), encoding="utf-8")
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(
+            f"name: study\nmodel: {{id: {model}}}\nmethod: {{mode: lora}}\n"
+            "data: {train: train.jsonl, validation: held_out.jsonl, deduplicate: false,"
+            f" shuffle: {wanted.shuffle.lower()}}}\n"
+            f"training: {{epochs: {length.epochs}, learning_rate: {wanted.rate},"
+            f" scheduler: {wanted.scheduler}, warmup_ratio: {wanted.warmup_ratio},"
+            f" seed: {wanted.seed}, eval_steps: 100000}}\n"
+            "generation: {max_new_tokens: 1}\n",
+            encoding="utf-8",
+        )
+        found = train_recipe(recipe, (), fresh=False, parent=None, reporter=Terminal())
+        losses = _eval_losses(found.run.metrics)
+        steps = found.report["steps"]
+    values = {"steps": str(steps), "first_loss": f"{losses[0]:.4f}", "loss": f"{losses[steps]:.4f}"}
+    return Training(**(asdict(wanted) | values))
+
+
+def _eval_losses(metrics: Path) -> dict[int, float]:
+    records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
+
+
+def _append(file: Path, training: Training) -> None:
+    new = not file.exists()
+    with file.open("a", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, [field.name for field in fields(Training)])
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(training))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--lengths", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
+    parser.add_argument("--rate", default="2e-4")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
