@@ -127,6 +127,21 @@ def changed_rows() -> str:
     return said("train", f"{DONE}.yaml", code=1)
 
 
+def inexact_merge() -> str:
+    from peft.tuners.lora import Linear
+
+    whole = Linear.get_delta_weight
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Linear, "get_delta_weight", lambda *arguments: 2 * whole(*arguments))
+        return said("merge", f"runs/{DONE}", code=1)
+
+
+def another_comparison() -> str:
+    flags = ("--methods", "lora", "--one-process", "--steps")
+    said("compare", f"{NEW}.yaml", *flags, "1", code=0)
+    return said("compare", f"{NEW}.yaml", *flags, "2", code=1)
+
+
 RATE = ("--set", "training.learning_rate=5e-4")
 SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "report of a stopped run": (lambda: said("report", f"runs/{STOPPED}", code=0), 1),
@@ -149,6 +164,9 @@ SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "no contract": (no_contract, 1),
     "a broken contract": (broken_contract, 1),
     "a run without measured memory": (unmeasured, 1),
+    "a merge that is not exact": (inexact_merge, 1),
+    "another comparison": (another_comparison, 1),
+    "a rehearsal": (lambda: said("train", f"{NEW}.yaml", "--rehearse", code=0), 1),
     "an unknown flag": (lambda: said("eval", "--nosuch", code=2), 1),
 }
 

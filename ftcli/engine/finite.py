@@ -53,6 +53,6 @@ def require_finite_weights(model: PreTrainedModel, step: int) -> None:
     for name, weight in model.named_parameters():
         if weight.requires_grad and not bool(torch.isfinite(weight).all()):
             raise NotFiniteError(
-                f"{name} holds a number that is not finite after step {step}; lower "
-                "training.learning_rate, and go on from the last checkpoint"
+                f"{name} holds NaN or infinity after step {step}; train with a lower "
+                "training.learning_rate, beside this run (--fresh)"
             )
