@@ -309,7 +309,7 @@ def test_a_model_that_is_no_number_is_found_out(
     original = engine.fold
     monkeypatch.setattr(engine, "fold", broken)
     message = merge(lora, "--output", tmp_path / "one", code=1)["error"]["message"]
-    assert "nan" in message and "is not the merged model before it was written" in message
+    assert "nan" in message and "is not what was measured before it was written" in message
     assert left_below(tmp_path) == []
 
 

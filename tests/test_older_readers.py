@@ -98,7 +98,7 @@ for job in json.loads(sys.stdin.read()):
             turns = [{"role": "user", "content": prompt}]
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-            answer = model.generate(**ids, max_new_tokens=16, do_sample=False)
+            answer = model.generate(**ids, max_new_tokens=8, do_sample=False)
             said.append(answer[0].tolist())
     found[job["name"]] = said
 print(json.dumps(found))
@@ -222,7 +222,7 @@ def home(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model": {"id": str(small_model)},
             "method": {"mode": mode},
             "data": {"train": "rows.jsonl", "validation": 4},
-            "training": {"max_steps": 3, "batch_size": 4, "learning_rate": rate},
+            "training": {"max_steps": 2, "batch_size": 2, "learning_rate": rate},
             "generation": {"max_new_tokens": 4},
         }
         (home / f"{mode}.yaml").write_text(yaml.safe_dump(recipe))
@@ -327,7 +327,7 @@ def test_a_converted_model_answers_the_same(home: Path, tmp_path: Path) -> None:
             )
             stops = opened[0][0].generation_config.eos_token_id
             answer = network.generate(
-                **ids, max_new_tokens=16, do_sample=False, eos_token_id=stops, pad_token_id=0
+                **ids, max_new_tokens=8, do_sample=False, eos_token_id=stops, pad_token_id=0
             )
             answers.append(answer[0].tolist())
         said.append(answers)

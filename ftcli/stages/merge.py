@@ -214,7 +214,7 @@ def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -
         merging.write(stored, folder)
         found = merging.read_back(folder)
     written = exactness_of(parity(predictions, found), compared_in)
-    _require_exact(folder, written, "the merged model before it was written", opened)
+    _require_exact(folder, written, "what was measured before it was written", opened)
     return {
         "verdict": PASS if drift is None or drift.passes else DRIFT,
         **figures_of(parity(reference.predictions, found)),

@@ -174,7 +174,7 @@ def test_an_evaluation_on_changed_rows_ends(
     assert run(["eval", str(finished), "--limit", "2"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"{file}: ")
-    assert "run ftcli prepare with the recipe" in said[0]
+    assert said[0].endswith(f": ftcli prepare {finished}")
     assert not list(finished.glob("eval*/*.json"))
     assert run(["prepare", str(recipe)]) == 0
     assert file.read_bytes() == whole

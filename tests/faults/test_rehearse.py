@@ -384,7 +384,7 @@ def test_checkpointing_that_a_prefix_cannot_have(write_recipe: Recipes, finds: F
 def test_a_merge_that_is_not_what_was_trained(
     write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What only the last legs can see; the rounding of a type too coarse stands for it."""
+    """What only the last legs can see; a head with its sign turned while it is written."""
     from ftcli.engine import merge
 
     right = merge.fold
@@ -396,7 +396,7 @@ def test_a_merge_that_is_not_what_was_trained(
 
     monkeypatch.setattr(merge, "fold", wrong)
     said = finds(write_recipe(), "merge")
-    assert "not written, because the merged model is not the one that was trained" in said
+    assert "not written, because the merged model is not what was measured before it was" in said
 
 
 @pytest.mark.parametrize("where", ["a step", "the evaluation"])
