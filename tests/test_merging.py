@@ -241,13 +241,13 @@ def test_the_original_base_is_another_model(
 
 def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--output", str(tmp_path / "one"), "--onto", "original", "--accept-drift"]
-    assert run(["merge", str(qlora), *flags]) == 0
+    assert run(["merge", str(qlora), *flags, "--dtype", "bf16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     size = json.loads((tmp_path / "one" / "merge_report.json").read_text())["bytes"]
-    assert lines[0] == f"merged {tmp_path / 'one'} (float32, {size / 1e3:.0f} kB)"
+    assert lines[0] == f"merged {tmp_path / 'one'} (bfloat16, {size / 1e3:.0f} kB)"
     text = " ".join(line.strip() for line in lines[1:])
-    assert text.startswith("exact before rounding (KL ") and " stored as float32: loss " in text
-    assert "of the difference 0.0000 to 0.0000" in text and " tokens of 6 rows)" in text
+    assert text.startswith("exact before rounding (KL ") and " stored as bfloat16: loss " in text
+    assert "(95% interval of the difference " in text and " tokens of 6 rows)" in text
     assert "not the model that was trained on 4 bits: KL " in text and text.endswith("; accepted")
     assert all(len(line) <= 80 for line in lines[1:])
 

@@ -65,18 +65,25 @@ def _show(found: MergeResult) -> None:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    exact, rounding, drift = report["exact"], report["rounding"], report["drift"]
-    low, high = (f"{end:+.4f}" if end else "0.0000" for end in rounding["loss_difference_interval"])
-    lines = [
+    exact, drift, dtype = report["exact"], report["drift"], report["dtype"]
+    first = (
         f"exact before rounding (KL {exact['kl']:.1e}, largest logit difference "
-        f"{exact['max_logit_difference']:.1e}, in {exact['compared_in']}); stored as "
-        f"{report['dtype']}: loss {rounding['loss_before']:.4f} → {rounding['loss']:.4f} (95% "
-        f"interval of the difference {low} to {high}), KL {rounding['kl']:.1e}, same "
-        f"first token {rounding['top1_agreement']:.1%} ({report['tokens']} tokens of "
-        f"{report['rows']} rows)",
-        f"{report['dtype']}: {report['dtype_reason']}",
-    ]
+        f"{exact['max_logit_difference']:.1e}, in {exact['compared_in']}; {report['tokens']} "
+        f"tokens of {report['rows']} rows)"
+    )
+    if dtype != "float32":
+        first += f"; stored as {dtype}: {_rounding(report['rounding'])}"
+    lines = [first, f"{dtype}: {report['dtype_reason']}"]
     if drift is not None:
         kept = "" if report["verdict"] == "pass" else "; accepted"
         lines.append(f"not the model that was trained on 4 bits: KL {drift['kl']:.2g}{kept}")
     return lines
+
+
+def _rounding(cost: dict[str, Any]) -> str:
+    low, high = cost["loss_difference_interval"]
+    return (
+        f"loss {cost['loss_before']:.4f} → {cost['loss']:.4f} (95% interval of the difference "
+        f"{low:+.4f} to {high:+.4f}), KL {cost['kl']:.1e}, same first token "
+        f"{cost['top1_agreement']:.1%}"
+    )
