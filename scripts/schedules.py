@@ -10,13 +10,14 @@ last step. Finished trainings are kept in the output file, so that the study can
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from kept_rows import append, read
 
 from ftcli.console import Terminal
 from ftcli.stages.train import train_recipe
@@ -77,20 +78,12 @@ class Training:
 
 def main() -> None:
     arguments = _arguments()
-    done = {training.key for training in read(arguments.output)}
+    done = {training.key for training in read(arguments.output, Training)}
     for wanted in _wanted(arguments):
         if wanted.key not in done:
             found = _train(wanted, arguments.model.absolute(), arguments.data.absolute())
-            _append(arguments.output, found)
+            append(arguments.output, found)
             print(" ".join(asdict(found).values()), flush=True)
-
-
-def read(file: Path) -> list[Training]:
-    """The trainings of the output file, in the order in which they ran."""
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="") as lines:
-        return [Training(**row) for row in csv.DictReader(lines)]
 
 
 def _wanted(arguments: argparse.Namespace) -> Iterator[Training]:
@@ -129,15 +122,6 @@ def _train(wanted: Training, model: Path, data: Path) -> Training:
 def _eval_losses(metrics: Path) -> dict[int, float]:
     records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
     return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
-
-
-def _append(file: Path, training: Training) -> None:
-    new = not file.exists()
-    with file.open("a", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, [field.name for field in fields(Training)])
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(training))
 
 
 def _arguments() -> argparse.Namespace:

@@ -11,15 +11,15 @@ times and merged with `--dtype auto`. A training that is in the output file is n
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import append, read
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ftcli.cli import run
@@ -60,7 +60,7 @@ class Merged:
 
 def main() -> None:
     arguments = _arguments()
-    done = {tuple(asdict(each).values())[:4] for each in _read(arguments.output)}
+    done = {tuple(asdict(each).values())[:4] for each in read(arguments.output, Merged)}
     with tempfile.TemporaryDirectory() as name:
         for model in MODELS:
             home = Path(name) / model
@@ -69,7 +69,7 @@ def main() -> None:
             if wanted:
                 _save_base(model, arguments.model, arguments.data, home)
             for _, data, method, rate in wanted:
-                _append(arguments.output, _merge(model, data, method, rate, arguments.data, home))
+                append(arguments.output, _merge(model, data, method, rate, arguments.data, home))
 
 
 def _trainings(model: str) -> list[tuple[str, str, str, str]]:
@@ -160,22 +160,6 @@ def _recipe(
     path = home / f"{name}.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return path
-
-
-def _read(file: Path) -> list[Merged]:
-    if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="") as lines:
-        return [Merged(**row) for row in csv.DictReader(lines)]
-
-
-def _append(file: Path, merged: Merged) -> None:
-    new = not file.exists()
-    with file.open("a", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, [field.name for field in fields(Merged)])
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(merged))
 
 
 def _arguments() -> argparse.Namespace:
