@@ -56,6 +56,7 @@ class Merged:
     dtype: str = ""
     kl: str = ""
     loss_difference: str = ""
+    largest_activation: str = ""
 
 
 def main() -> None:
@@ -129,6 +130,7 @@ def _merge(model: str, data: str, method: str, rate: str, rows: Path, home: Path
         "dtype": report["dtype"],
         "kl": f"{taken['kl']:.1e}",
         "loss_difference": f"{taken['loss_difference']:+.4f}",
+        "largest_activation": f"{report['largest_activation']:.3g}",
     }
     return Merged(**asdict(found) | values)
 
@@ -147,7 +149,6 @@ def _recipe(
     method: dict[str, Any],
     rows: Path,
     rate: float,
-    epochs: int = 1,
 ) -> Path:
     recipe = {
         "name": name,

@@ -332,6 +332,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "exact": EXACT,
             "rounding": ROUNDING,
             "other_types": {"type": "array", "items": ROUNDING},
+            "largest_activation": NUMBER,
             "drift": {"oneOf": [{"type": "null"}, DRIFT]},
             "onto": {"enum": ["base", "dequantized", "original"]},
             "rows": COUNT,

@@ -182,9 +182,22 @@ def test_weights_beyond_fp16_are_kept_in_fp32(
     assert found["dtype"] == "float32" and [c["dtype"] for c in found["other_types"]] == [
         "bfloat16"
     ]
+    assert found["dtype_reason"].endswith("; a weight is beyond what float16 holds")
     arguments = ("--output", tmp_path / "two", "--dtype", "fp16")
     assert merge(home_16 / "runs/lora", *arguments, code=1)["error"]["code"] == "merge_range"
     assert left_below(tmp_path)[0] == "one" and not (tmp_path / "two").exists()
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_model_that_fp16_arithmetic_cannot_compute_is_not_stored_in_fp16(
+    merge: Ask, home_16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ftcli.stages.verdict.FURTHEST_IN_FP16", 0.5)
+    found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
+    reached = f"activations of the model reach {found['largest_activation']:.3g}"
+    assert found["dtype"] == "float32" and f"; {reached}, and fp16" in found["dtype_reason"]
+    asked = merge(home_16 / "runs/lora", "--output", tmp_path / "two", "--dtype", "fp16")
+    assert asked["dtype"] == "float16" and reached in asked["told"], "obeyed, with a warning"
 
 
 def test_the_merged_model_answers_as_the_run(

@@ -22,7 +22,7 @@ from ftcli.engine.fold import FourBits, dtype_name, fold, four_bit_layers, merge
 from ftcli.engine.inference import PromptContract, generation_config
 from ftcli.engine.model import DTYPES, load_base, open_config
 from ftcli.engine.older_readers import write_for_older_readers
-from ftcli.engine.parity import Part, Prediction, Rows, predictions_of
+from ftcli.engine.parity import Part, Prediction, Rows, largest_activation, predictions_of
 from ftcli.engine.trained import load_tuned_model
 from ftcli.errors import ModelError
 from ftcli.loading import Loaded
@@ -128,6 +128,8 @@ class Merging:
         self._contract = reference.contract
         self._four_bits = _four_bits(merge, reference)
         self._adapted = self._open()
+        self.largest_activation = 0.0
+        """Of what the merged model has computed so far."""
 
     def unmerged(self) -> list[Prediction]:
         """What these weights and the adapter beside them predict."""
@@ -138,7 +140,10 @@ class Merging:
         label = "merged" if stored is None else f"merged, {stored}"
         dtype = TYPES[stored] if stored is not None else None
         arguments = (self._adapted, self._merge.compared_in, dtype, self._four_bits)
-        return self._predictions(label, merged_parts(*arguments))
+        with largest_activation(self._adapted) as largest:
+            found = self._predictions(label, merged_parts(*arguments))
+        self.largest_activation = max(self.largest_activation, largest())
+        return found
 
     def write(self, stored: str, folder: Path) -> None:
         """Merge for good and save; raises ModelError where an update is no number."""

@@ -6,7 +6,7 @@ the order in which two programs add.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -117,6 +117,27 @@ def computing_in(
             module.compute_dtype = dtype
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
+    """The largest magnitude that has gone into a layer or come out of one, whenever it is asked."""
+    largest = 0.0
+
+    def see(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        nonlocal largest
+        for value in (*inputs, output):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                largest = _larger(largest, value.abs().max().item())
+
+    # Modules with children are handed masks, too, whose numbers are as large as a type allows.
+    layers = [module for module in network.modules() if not any(module.children())]
+    handles = [layer.register_forward_hook(see) for layer in layers]
+    try:
+        yield lambda: largest
     finally:
         for handle in handles:
             handle.remove()

@@ -31,6 +31,7 @@ from ftcli.stages.verdict import (
     drift_of,
     exactness_of,
     figures_of,
+    overflow_of,
     reason_of,
 )
 
@@ -210,45 +211,70 @@ def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -
         _require_exact(folder, exact, "base + adapter", opened)
         drift = drift_of(parity(reference.predictions, whole)) if original else None
         _require_no_drift(folder, drift, wish, reporter)
-        stored, predictions, costs = _choose_type(merging, merge.types, whole)
-        merging.write(stored, folder)
+        chosen = _choose_type(merging, merge.types, whole)
+        _warn_of_overflow(chosen.dtype, merging, reporter)
+        merging.write(chosen.dtype, folder)
         found = merging.read_back(folder)
-    written = exactness_of(parity(predictions, found), compared_in)
+    written = exactness_of(parity(chosen.predictions, found), compared_in)
     _require_exact(folder, written, "what was measured before it was written", opened)
     return {
         "verdict": PASS if drift is None or drift.passes else DRIFT,
         **figures_of(parity(reference.predictions, found)),
         "exact": asdict(exact),
-        "rounding": costs[-1].as_json(),
-        "other_types": [cost.as_json() for cost in costs[:-1]],
+        "rounding": chosen.costs[-1].as_json(),
+        "other_types": [cost.as_json() for cost in chosen.costs[:-1]],
+        "largest_activation": merging.largest_activation,
         "drift": asdict(drift) if drift is not None else None,
         "onto": wish.onto if merge.quantised else "base",
         "rows": len(rows),
-        "dtype": stored,
-        "dtype_reason": reason_of(costs, asked=wish.dtype != "auto"),
+        "dtype": chosen.dtype,
+        "dtype_reason": reason_of(chosen.costs, chosen.passed_over, asked=wish.dtype != "auto"),
         "bytes": folder_bytes(folder),
     }
 
 
-def _choose_type(
-    merging: Merging, types: Sequence[str], whole: list[Prediction]
-) -> tuple[str, list[Prediction], list[RoundingCost]]:
-    """The first type that costs nothing that shows, or the last; with what each tried one costs."""
+@dataclass(frozen=True)
+class _Chosen:
+    """A type to store, what the model predicts in it, and what came of the types before it."""
+
+    dtype: str
+    predictions: list[Prediction]
+    costs: list[RoundingCost]
+    """Of each type tried; this one's is the last."""
+    passed_over: list[str]
+    """What is wrong with the types that were not tried."""
+
+
+def _choose_type(merging: Merging, types: Sequence[str], whole: list[Prediction]) -> _Chosen:
+    """The first type that costs nothing that shows, or the last."""
     from ftcli.engine.parity import parity
 
     costs: list[RoundingCost] = []
+    passed_over: list[str] = []
     for stored in types:
+        # The type of the base's files is how the base is used, whatever it computes.
+        overflow = overflow_of(stored, merging.largest_activation) if stored != types[0] else None
+        if overflow is not None:
+            passed_over.append(overflow)
+            continue
         last = stored == types[-1]
         try:
             found = whole if stored == "float32" else merging.merged(stored)
         except ModelError as error:
             if error.code == "merge_range" and not last:
+                passed_over.append(f"a weight is beyond what {stored} holds")
                 continue
             raise
         costs.append(cost_of(parity(whole, found), stored))
         if last or not costs[-1].shows:
             break
-    return stored, found, costs
+    return _Chosen(stored, found, costs, passed_over)
+
+
+def _warn_of_overflow(dtype: str, merging: Merging, reporter: Reporter) -> None:
+    overflow = overflow_of(dtype, merging.largest_activation)
+    if overflow is not None:
+        reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
 
 
 def _require_exact(folder: Path, found: Exactness, of_what: str, opened: OpenRun) -> None:

@@ -18,6 +18,8 @@ FURTHEST_LOGIT = {"float64": 1e-4, "float32": 1e-2}
 # Nats a token from which on a stored type costs something that shows: a tenth of a percent of
 # perplexity. Of bf16 on a small model KL says 3e-2, fp16 1e-6.
 SHOWS = 1e-3
+# fp16 ends at 65,504; rows that are not measured may reach twice as far as those that are.
+FURTHEST_IN_FP16 = 65_504 / 2
 # Of a merge onto the original base of a QLoRA run (measured on a small model: 0.33, where no
 # adapter at all gives 2.14).
 HIGHEST_DRIFT = 1e-2
@@ -90,8 +92,8 @@ def cost_of(found: Parity, dtype: str) -> RoundingCost:
     return RoundingCost(dtype, found.kl, found.top1_agreement, before, after, difference, interval)
 
 
-def reason_of(costs: Sequence[RoundingCost], *, asked: bool) -> str:
-    """Why the last of the types tried is the one that is stored."""
+def reason_of(costs: Sequence[RoundingCost], passed_over: Sequence[str], *, asked: bool) -> str:
+    """Why the last of the types tried is the one that is stored; `passed_over` were not tried."""
     *others, taken = costs
     if asked:
         return "as asked"
@@ -101,12 +103,23 @@ def reason_of(costs: Sequence[RoundingCost], *, asked: bool) -> str:
         found = "costs nothing that shows"
     else:
         found = "the type of the base's files costs nothing that shows"
-    return "; ".join([found, *(f"{cost.dtype} would cost {_loss(cost)}" for cost in others)])
+    would_cost = [f"{cost.dtype} would cost {_loss(cost)}" for cost in others]
+    return "; ".join([found, *would_cost, *passed_over])
 
 
 def _loss(cost: RoundingCost) -> str:
     low, high = cost.loss_difference_interval
     return f"{cost.loss_difference:+.4f} of loss (95% {low:+.4f} to {high:+.4f}), KL {cost.kl:.1e}"
+
+
+def overflow_of(dtype: str, largest_activation: float) -> str | None:
+    """What is wrong with a type as arithmetic, where the model computes larger numbers."""
+    if dtype != "float16" or largest_activation <= FURTHEST_IN_FP16:
+        return None
+    return (
+        f"activations of the model reach {largest_activation:.3g}, and fp16 arithmetic ends at "
+        "65,504"
+    )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ftcli.console import Terminal
 from ftcli.engine.adapters import open_adapter, save_weights
 from ftcli.engine.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
 from ftcli.engine.methods import attach, quantization
-from ftcli.engine.parity import Part, Prediction, parity, predictions_of
+from ftcli.engine.parity import Part, Prediction, largest_activation, parity, predictions_of
 from ftcli.engine.rendering import IGNORED
 from ftcli.errors import ModelError
 from ftcli.recipe import Lora, LoraKeys, Qlora
@@ -317,3 +317,14 @@ def test_a_weight_that_fp16_cannot_hold_is_named() -> None:
         said(adapted, torch.float64, merged_parts(adapted, torch.float64, torch.float16, None))
     assert error.value.code == "merge_range"
     assert norm.data[0] == 1e5, "and it is as it was"
+
+
+def test_the_largest_activation_is_that_of_any_layer() -> None:
+    model = llama().double()
+    model.model.layers[1].mlp.up_proj.weight.data[3] *= 1e7
+    with torch.no_grad(), largest_activation(model) as largest:
+        output = model(torch.tensor([ROWS[0]]), output_hidden_states=True)
+    inside = largest()
+    assert inside > 1e4 and inside > output.logits.abs().max()
+    model(torch.tensor([ROWS[1]]))
+    assert largest() == inside, "it looks no longer"
