@@ -204,6 +204,7 @@ def _with_recipe(job: Job, programs: Path, *, fast: bool) -> Command:
         "epochs": 1,
         "learning_rate": job.learning_rate,
         "batch_size": BATCH,
+        "scheduler": "cosine",
         "warmup_ratio": WARM_UP,
         "precision": job.precision,
         "seed": SEED,

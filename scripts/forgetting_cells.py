@@ -141,6 +141,8 @@ def _recipe(
     training: dict[str, Any] = {
         "max_steps": round(steps / (1 - cell.replay)),
         "learning_rate": rate,
+        "scheduler": "cosine",
+        "warmup_ratio": 0.03,
         "batch_size": asked.batch_size,
         "eval_steps": max(1, steps // 4),
         "keep_checkpoints": 1,

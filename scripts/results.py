@@ -140,6 +140,8 @@ class Cell:
             "training": {
                 "max_steps": self.rows.steps,
                 "learning_rate": chosen["learning_rate"],
+                "scheduler": "cosine",
+                "warmup_ratio": 0.03,
                 "batch_size": BATCH,
                 "eval_steps": max(1, self.rows.steps // 2),
                 "keep_checkpoints": 1,

@@ -26,8 +26,8 @@ def page(title: str, methods: Mapping[str, Any]) -> str:
         f"# {title}",
         "",
         f"{first['model']}, {first['rows']} held-out rows, {steps} steps of "
-        f"{first['batch_size']} rows on {hardware}. The prompted base has an instruction and "
-        f"{first['shots']} training rows before each row. "
+        f"{first['batch_size']} rows (cosine behind 3% warm-up) on {hardware}. "
+        f"The prompted base has an instruction and {first['shots']} training rows before each row. "
         "Each figure stands with its 95% interval; a verdict is that of the paired difference.",
         "",
         *table(methods),

@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def recipe_of(home: Path, mode: str, **training: Any) -> Path:
+def recipe_of(home: Path, mode: str, *, test: int = 6, **training: Any) -> Path:
     """A recipe in `home`, with the rows that it names."""
     rows = "".join(json.dumps(pair(number)) + "\n" for number in range(48))
     (home / "rows.jsonl").write_text(rows)
@@ -45,7 +45,7 @@ def recipe_of(home: Path, mode: str, **training: Any) -> Path:
         "name": mode,
         "model": {"id": "base"},
         "method": {"mode": mode, "rank": 16},
-        "data": {"train": "rows.jsonl", "validation": 4, "test": 6},
+        "data": {"train": "rows.jsonl", "validation": 4, "test": test},
         "training": {"max_steps": 60, "batch_size": 8, "learning_rate": 5e-3} | exact | training,
         "generation": {"max_new_tokens": 4},
     }
@@ -141,7 +141,7 @@ def home_16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = save_tiny_model(home / "base", head_dim=16, initializer_range=0.5)
     model = AutoModelForCausalLM.from_pretrained(base).bfloat16()
     model.save_pretrained(base)
-    assert run(["train", str(recipe_of(home, "lora"))]) == 0
+    assert run(["train", str(recipe_of(home, "lora", test=16))]) == 0
     return home
 
 
@@ -194,10 +194,12 @@ def test_a_model_that_fp16_arithmetic_cannot_compute_is_not_stored_in_fp16(
 ) -> None:
     monkeypatch.setattr("ftcli.stages.verdict.FURTHEST_IN_FP16", 0.5)
     found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
-    reached = f"activations of the model reach {found['largest_activation']:.3g}"
-    assert found["dtype"] == "float32" and f"; {reached}, and fp16" in found["dtype_reason"]
+    reached = "; activations of the model reach "
+    assert found["dtype"] == "float32" and reached in found["dtype_reason"]
+    assert found["largest_activation"] > 1
     asked = merge(home_16 / "runs/lora", "--output", tmp_path / "two", "--dtype", "fp16")
-    assert asked["dtype"] == "float16" and reached in asked["told"], "obeyed, with a warning"
+    assert asked["dtype"] == "float16"
+    assert "serve the merged model in bf16" in asked["told"], "obeyed, with a warning"
 
 
 def test_the_merged_model_answers_as_the_run(

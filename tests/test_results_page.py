@@ -95,7 +95,10 @@ def test_a_page_has_every_score_of_every_side_with_interval_and_verdict(
     assert cells(page, "loss")[3:6] == ["1.50 (1.25–1.75)", "worse", "the same"]
     assert cells(page, "tokens an answer")[1:4] == ["–", "–", "–"]
     assert cells(page, "tokens a prompt")[1:4] == ["1,234", "1,234", "1,234"]
-    assert "small, 120 held-out rows, 80 steps of 16 rows on two cores" in page
+    assert (
+        "small, 120 held-out rows, 80 steps of 16 rows (cosine behind 3% warm-up) on two cores"
+        in page
+    )
     assert "| lora | follows general instructions | 40% | 10% | worse |" in page
     assert "| full | general text, perplexity | 20.00 | 24.00 | it forgets |" in page
     assert "| lora | 0.001 | 80 | 3.000 → 1.500 | 20 MB |" in page

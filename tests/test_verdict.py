@@ -72,14 +72,18 @@ def test_the_cost_is_paired_by_rows() -> None:
 def test_the_reason_names_what_other_types_would_cost() -> None:
     dear, cheap = cost_of(parity(worse=0.02), "bfloat16"), cost_of(parity(), "float16")
     whole = cost_of(parity(), "float32")
-    assert reason_of([dear], asked=True) == "as asked"
+    assert reason_of([dear], [], asked=True) == "as asked"
     assert (
-        reason_of([cheap], asked=False) == "the type of the base's files costs nothing that shows"
+        reason_of([cheap], [], asked=False)
+        == "the type of the base's files costs nothing that shows"
     )
-    assert reason_of([dear, cheap], asked=False).startswith(
+    assert reason_of([dear, cheap], [], asked=False).startswith(
         "costs nothing that shows; bfloat16 would cost +0.0200 of loss"
     )
-    assert reason_of([dear, whole], asked=False).startswith("nothing is rounded; bfloat16 would")
+    passed_over = ["a weight is beyond what float16 holds"]
+    found = reason_of([dear, whole], passed_over, asked=False)
+    assert found.startswith("nothing is rounded; bfloat16 would")
+    assert found.endswith("; a weight is beyond what float16 holds")
 
 
 def test_the_figures_of_a_drift_in_words() -> None:

@@ -46,10 +46,11 @@ class Training(Section):
     """Stop after this many optimizer steps, whatever `epochs` says."""
     learning_rate: Literal["auto"] | Rate = "auto"
     """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "linear"
     """Course of the learning rate after the warm-up."""
-    warmup_ratio: Share = 0.03
-    """Share of the steps over which the learning rate rises to its peak."""
+    warmup_ratio: Share = 0.0
+    """Share of the steps over which the learning rate rises to its peak. It begins at 0, and the
+    first step learns nothing; take 0.03 to 0.1 where the first losses jump."""
     weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
     hold: Hold | None = None
@@ -100,6 +101,17 @@ class Training(Section):
                 f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
                 f"{self.batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def scheduler_and_warm_up_agree(self) -> Training:
+        if self.scheduler == "constant" and self.warmup_ratio:
+            raise ValueError(
+                "scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+                "warmup_ratio"
+            )
+        if self.scheduler == "constant_with_warmup" and not self.warmup_ratio:
+            raise ValueError("scheduler constant_with_warmup needs a warmup_ratio, such as 0.03")
         return self
 
     @model_validator(mode="after")

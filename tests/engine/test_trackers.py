@@ -78,7 +78,7 @@ def test_tensorboard_shows_what_the_run_recorded_also_where_it_was_stopped(
     assert [step for step, _ in shown["eval/loss"]] == [0, 4, 8]
     rates = [rate for _, rate in shown["train/learning_rate"]]
     assert rates == pytest.approx([rate for _, rate in records(folder, "learning_rate")])
-    assert max(rates) == pytest.approx(1e-3) and rates[-1] < 1e-4
+    assert max(rates) == pytest.approx(1e-3) and rates[-1] < 2e-4
     wanted = {"train/loss", "train/learning_rate", "train/grad_norm", "train/epoch", "eval/loss"}
     assert set(shown) == wanted, "as docs/forgetting.md lists them"
 

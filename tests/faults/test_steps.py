@@ -113,7 +113,7 @@ def test_a_step_is_the_same_however_it_is_cut(
             "epochs": 1,
             "batch_size": 4,
             "micro_batch_size": micro_batch,
-            "learning_rate": 0.1 if optimizer == "sgd" else 1e-3,
+            "learning_rate": 0.05 if optimizer == "sgd" else 1e-3,
             "optimizer": optimizer,
             "max_grad_norm": 1e9,
             "precision": "fp32",

@@ -76,6 +76,18 @@ def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
     assert fault(more("training:\n  epochs: 1\n  micro_batch_size: 5\n")) == (
         "shop.yaml:10: training: micro_batch_size 5 does not divide batch_size 16"
     )
+    for keys, message in (
+        (
+            "  scheduler: constant\n  warmup_ratio: 0.1\n",
+            "scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+            "warmup_ratio",
+        ),
+        (
+            "  scheduler: constant_with_warmup\n",
+            "scheduler constant_with_warmup needs a warmup_ratio, such as 0.03",
+        ),
+    ):
+        assert fault(more(f"training:\n{keys}")) == f"shop.yaml:9: training: {message}"
     assert fault(more("  max_length: 64\n  prompt: question\n")) == (
         "shop.yaml:9: data: data.prompt names a column or template, and data.completion is "
         "missing; give both"
