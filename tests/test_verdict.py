@@ -32,8 +32,8 @@ def parity(*, worse: float = 0.0, spread: float = 0.0, **changes: Any) -> Parity
     ("difference", "compared_in", "passes"),
     [
         (9e-5, "float64", True),
-        (1.1e-4, "float64", False),
-        (1.1e-4, "float32", True),
+        (1.1e-3, "float64", False),
+        (1.1e-3, "float32", True),
         (1.1e-2, "float32", False),
         (math.nan, "float32", False),
         (math.inf, "float32", False),
