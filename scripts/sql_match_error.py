@@ -16,8 +16,8 @@ from pathlib import Path
 
 from query_changes import right_ones, wrong_ones
 
-from ftcli.metrics.format import format_judge
-from ftcli.metrics.judging import Judge, Question
+from ftcli.metrics.format import format_scorer
+from ftcli.metrics.scorer import Question, Scorer
 from ftcli.recipe import SqlFormat
 
 # The same rows are drawn each time.
@@ -33,7 +33,7 @@ def main() -> None:
     lines = asked.file.read_text("utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
     chosen = random.Random(SEED).sample(rows, min(asked.rows, len(rows)))
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
     print(
         report(*measure(judge, [(row["prompt"], row["completion"]) for row in chosen]), asked.show)
     )
@@ -42,16 +42,16 @@ def main() -> None:
 Tally = dict[tuple[str, str], list[tuple[bool, str, str]]]
 
 
-def measure(judge: Judge, rows: list[tuple[str, str]]) -> tuple[int, int, Tally]:
+def measure(judge: Scorer, rows: list[tuple[str, str]]) -> tuple[int, int, Tally]:
     """Rows, rows that could be tested, and each changed query with its verdict."""
     tested = 0
     tally: Tally = defaultdict(list)
     for prompt, reference in rows:
         question = Question(prompt, reference, prompt)
-        tested += judge.judge(reference, question).counts["execution_tested"][0] == 1
+        tested += judge.score(reference, question).counts["execution_tested"][0] == 1
         for kind, changes in (("right", right_ones), ("wrong", wrong_ones)):
             for name, query in changes(reference, prompt):
-                counts = judge.judge(query, question).counts
+                counts = judge.score(query, question).counts
                 if "execution_match" in counts:
                     said = counts["execution_match"][0] == 1
                     tally[kind, name].append((said, query, reference))

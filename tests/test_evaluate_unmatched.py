@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ftcli.loading import load_recipe
-from ftcli.metrics.judging import Question
+from ftcli.metrics.scorer import Question
 from ftcli.stages.evaluate.unmatched import unmatched
 
 PROMPT = "Write the listing.\nProduct: Mug 7\nCategory: kitchen\nColour: red"

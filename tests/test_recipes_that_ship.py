@@ -13,8 +13,8 @@ from ftcli.data.reading import read_examples
 from ftcli.errors import MachineError
 from ftcli.hardware import Hardware, find_card
 from ftcli.loading import Loaded, load_recipe
-from ftcli.metrics.format import format_judge
-from ftcli.metrics.judging import Question
+from ftcli.metrics.format import format_scorer
+from ftcli.metrics.scorer import Question
 from ftcli.plan import Profile, make_plan
 from ftcli.shapes import Shape, find_shape
 
@@ -86,9 +86,9 @@ def test_its_data_are_read_without_a_reject(path: Path) -> None:
 def test_its_answers_have_the_form_it_asks_for(path: Path) -> None:
     loaded = load_recipe(path)
     assert loaded.recipe.eval.format is not None
-    judge = format_judge(loaded.recipe.eval.format, loaded.base)
+    judge = format_scorer(loaded.recipe.eval.format, loaded.base)
     for example in examples_of(loaded):
-        said = judge.judge(example.answer, Question("", example.answer, ""))
+        said = judge.score(example.answer, Question("", example.answer, ""))
         assert said.counts["format_rate"] == (1, 1), (str(example.origin), said.findings)
 
 

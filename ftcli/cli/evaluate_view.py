@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import result, say, shown_path, table, width
-from ftcli.metrics.judging import BY_WORDS
+from ftcli.metrics.scorer import BY_WORDS
 from ftcli.metrics.scores import FEWEST_ROWS, percent, percents
 
 if TYPE_CHECKING:

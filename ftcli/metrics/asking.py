@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ftcli.data.example import Message
 from ftcli.metrics.faithfulness import facts_of
-from ftcli.metrics.judging import Question
+from ftcli.metrics.scorer import Question
 from ftcli.recipe.faithfulness import Faithfulness
 
 

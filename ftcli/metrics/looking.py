@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ftcli.metrics.answer import Answer
-from ftcli.metrics.judging import Finding, Judge, Judgement, Question
+from ftcli.metrics.scorer import ExampleResult, Finding, Question, Scorer
 from ftcli.metrics.scores import Counts, gathered
 
 
@@ -19,15 +19,15 @@ class Looked:
 
 
 def look(
-    judges: Sequence[Judge],
+    judges: Sequence[Scorer],
     answers: Sequence[Answer],
     questions: Sequence[Question],
     moved: Callable[[int], None],
 ) -> Looked:
     """What the judges say of answers to these questions; `moved` is told how many are done."""
-    said: list[list[Judgement]] = []
+    said: list[list[ExampleResult]] = []
     for answer, question in zip(answers, questions, strict=True):
-        said.append([judge.judge(answer.text, question) for judge in judges])
+        said.append([judge.score(answer.text, question) for judge in judges])
         moved(len(said))
     counts: dict[str, Counts] = {}
     for judge, judgements in zip(judges, zip(*said, strict=True), strict=True):

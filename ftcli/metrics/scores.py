@@ -15,8 +15,8 @@ from ftcli.metrics.intervals import (
     ratio_interval,
     share_interval,
 )
-from ftcli.metrics.judging import Better, Judgement, ScoreKind
 from ftcli.metrics.many import LEVEL, REACH
+from ftcli.metrics.scorer import Better, ExampleResult, ScoreKind
 
 Word = Literal["better", "worse", "no difference shown", "changed", "no change shown"]
 
@@ -180,7 +180,9 @@ def _wanted(value: float, interval: Interval, rows: int) -> int | None:
     return wanted if rows < wanted <= MOST_ROWS_ADVISED else None
 
 
-def gathered(judgements: Sequence[Judgement], kinds: Mapping[str, ScoreKind]) -> dict[str, Counts]:
+def gathered(
+    judgements: Sequence[ExampleResult], kinds: Mapping[str, ScoreKind]
+) -> dict[str, Counts]:
     """Counts of each score; a score that a row does not name has nothing of that row."""
     found: dict[str, Counts] = {}
     for name in kinds:

@@ -9,7 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from ftcli.metrics.judging import Judgement, Question, ScoreKind
+from ftcli.metrics.scorer import ExampleResult, Question, ScoreKind
 
 # Scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han): each character
 # counts as a word there.
@@ -80,7 +80,7 @@ def repetition(answer: str) -> tuple[int, int]:
     return len(groups) - len(set(groups)), len(groups)
 
 
-class TextJudge:
+class TextScorer:
     """Overlap with the reference, and repetition."""
 
     kinds = MappingProxyType(
@@ -92,9 +92,9 @@ class TextJudge:
         }
     )
 
-    def judge(self, answer: str, question: Question) -> Judgement:
+    def score(self, answer: str, question: Question) -> ExampleResult:
         pair = [answer], [question.reference]
         measures = {"exact_match": exact_match, "rouge_l": rouge_l, "chrf": chrf}
         counts = {name: (measure(*pair)[0], 1.0) for name, measure in measures.items()}
         repeated, groups = repetition(answer)
-        return Judgement({**counts, "repetition": (float(repeated), float(groups))})
+        return ExampleResult({**counts, "repetition": (float(repeated), float(groups))})

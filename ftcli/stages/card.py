@@ -14,7 +14,7 @@ from typing import Any
 
 from ftcli.artifacts import RunFolder
 from ftcli.disk import write_text
-from ftcli.metrics.judging import BY_WORDS
+from ftcli.metrics.scorer import BY_WORDS
 from ftcli.secrets import masked
 from ftcli.stages.report.elsewhere import name_alone
 from ftcli.stages.report.evaluations import SIDE_NAMES, Evaluation

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
-from ftcli.metrics.faithfulness import faithfulness_judge
+from ftcli.metrics.faithfulness import faithfulness_scorer
 from ftcli.metrics.format import require_format_files
 from ftcli.recipe.evaluation import file_names
 
@@ -22,7 +22,7 @@ def require_scored_files(loaded: Loaded) -> None:
     if wanted.format is not None:
         require_format_files(wanted.format, loaded.base)
     if wanted.faithfulness is not None:
-        faithfulness_judge(wanted.faithfulness, loaded.base)
+        faithfulness_scorer(wanted.faithfulness, loaded.base)
 
 
 def _missing(loaded: Loaded) -> Iterator[DataError]:

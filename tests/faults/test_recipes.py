@@ -70,7 +70,7 @@ class Judged:
 
 
 @pytest.fixture
-def judge() -> Judged:
+def score() -> Judged:
     return Judged()
 
 

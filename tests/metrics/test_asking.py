@@ -8,8 +8,8 @@ import pytest
 
 from ftcli.data.example import Message, Role
 from ftcli.metrics.asking import question_of
-from ftcli.metrics.faithfulness import faithfulness_judge
-from ftcli.metrics.format import format_judge
+from ftcli.metrics.faithfulness import faithfulness_scorer
+from ftcli.metrics.format import format_scorer
 from ftcli.recipe import SqlFormat
 from ftcli.recipe.faithfulness import Faithfulness
 
@@ -41,11 +41,11 @@ def test_facts_of_an_earlier_turn_support_the_last_answer() -> None:
     question = question_of(talk, None)
     assert question.prompt == "Shorter, please."
     assert question.facts == f"{FACTS}\n\nShorter, please."
-    judge = faithfulness_judge(Faithfulness(), Path())
-    counts = judge.judge(said, question).counts
+    judge = faithfulness_scorer(Faithfulness(), Path())
+    counts = judge.score(said, question).counts
     assert counts["invents"] == (0, 1) and counts["coverage"] == (3, 3)
     for colour in ("red", "black"):
-        found = judge.judge(f"A {colour} bag.", question).counts["invents"]
+        found = judge.score(f"A {colour} bag.", question).counts["invents"]
         assert found == (1, 1), "neither the system turn nor an answer gives facts"
 
 
@@ -67,10 +67,10 @@ def test_the_expression_looks_at_all_user_turns() -> None:
 )
 def test_tables_of_any_turn(before: list[tuple[Role, str]]) -> None:
     question = question_of(turns(*before, ("assistant", REFERENCE)), None)
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
-    counts = judge.judge(REFERENCE, question).counts
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    counts = judge.score(REFERENCE, question).counts
     assert counts["execution_tested"] == counts["execution_match"] == (1, 1)
-    assert judge.judge("SELECT name FROM shop", question).counts["execution_match"] == (0, 1)
+    assert judge.score("SELECT name FROM shop", question).counts["execution_match"] == (0, 1)
     assert judge.warnings() == []
 
 
@@ -79,5 +79,5 @@ def test_the_tables_of_the_last_turn_come_first() -> None:
     other = TABLE.replace("price", "cost")
     last = ("user", f"{TABLE}\nWhich?")
     talk = turns(("user", other), ("assistant", "Ask."), last, ("assistant", REFERENCE))
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
-    assert judge.judge(REFERENCE, question_of(talk, None)).counts["execution_match"] == (1, 1)
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    assert judge.score(REFERENCE, question_of(talk, None)).counts["execution_match"] == (1, 1)

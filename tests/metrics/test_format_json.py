@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.errors import DataError
-from ftcli.metrics.format import format_files, format_judge
+from ftcli.metrics.format import format_files, format_scorer
 from ftcli.metrics.format.fields import compare_fields
-from ftcli.metrics.judging import Judgement, Question
+from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.metrics.scores import gathered
 from ftcli.recipe import JsonFormat
 
@@ -29,16 +29,16 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def judged(answer: str, reference: str = "{}", base: Path = Path(), **form: Any) -> Judgement:
-    judge = format_judge(JsonFormat(type="json", **form), base)
-    return judge.judge(answer, Question("", reference, ""))
+def judged(answer: str, reference: str = "{}", base: Path = Path(), **form: Any) -> ExampleResult:
+    judge = format_scorer(JsonFormat(type="json", **form), base)
+    return judge.score(answer, Question("", reference, ""))
 
 
 def is_object(answer: str, *keys: str) -> bool:
     return judged(answer, keys=list(keys)).counts["format_rate"] == (1, 1)
 
 
-def first(answer: str, said: Judgement) -> tuple[str, str]:
+def first(answer: str, said: ExampleResult) -> tuple[str, str]:
     """Message of the first finding, and what it marks."""
     found = said.findings[0]
     return found.message, "" if found.start is None else answer[found.start : found.end]
@@ -191,7 +191,7 @@ def test_a_file_that_is_no_schema_is_refused(
     if text is not None:
         (tmp_path / "record.json").write_text(text, "utf-8")
     with pytest.raises(DataError) as caught:
-        format_judge(JsonFormat(type="json", schema="record.json"), tmp_path)
+        format_scorer(JsonFormat(type="json", schema="record.json"), tmp_path)
     assert caught.value.exit_code == 1
     assert (caught.value.file or "").endswith("record.json")
     assert (caught.value.line, caught.value.message) == (line, message)
@@ -206,7 +206,7 @@ def test_nothing_is_ever_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for reference in ("http://localhost:9/a.json", "https://example.com/b", "file:///etc/c.json"):
         (tmp_path / "remote.json").write_text(json.dumps({"$ref": reference}), "utf-8")
         with pytest.raises(DataError, match="nothing is ever fetched"):
-            format_judge(JsonFormat(type="json", schema="remote.json"), tmp_path)
+            format_scorer(JsonFormat(type="json", schema="remote.json"), tmp_path)
     # A draft is at hand.
     draft = {"$ref": "https://json-schema.org/draft/2020-12/schema"}
     assert judged('{"type": "string"}', schema=draft).counts["json_conforming"] == (1, 1)
@@ -257,9 +257,9 @@ def test_fields_are_counted(
 
 
 def test_every_field_of_the_references_has_a_score() -> None:
-    judge = format_judge(JsonFormat(type="json"), Path())
+    judge = format_scorer(JsonFormat(type="json"), Path())
     reference = '{"name": "a", "size": {"w": 1}, "tags": ["x", "y"]}'
-    said = judge.judge('{"name": "b", "size": {"w": 1}, "tags": ["y"], "z": 1}', ask(reference))
+    said = judge.score('{"name": "b", "size": {"w": 1}, "tags": ["y"], "z": 1}', ask(reference))
     single = {
         n: c for n, c in said.counts.items() if n.startswith("field_f1.") and n in judge.kinds
     }
@@ -297,8 +297,8 @@ def test_another_value_is_marked() -> None:
 
 def test_a_record_of_many_fields_has_no_score_for_each() -> None:
     many = json.dumps({f"key {number}": number for number in range(500)})
-    judge = format_judge(JsonFormat(type="json"), Path())
-    said = judge.judge(many, ask(many))
+    judge = format_scorer(JsonFormat(type="json"), Path())
+    said = judge.score(many, ask(many))
     assert said.counts["field_f1"] == (1000, 1000)
     assert len([name for name in judge.kinds if name.startswith("field_f1.")]) == 40
 
@@ -307,8 +307,8 @@ def test_a_field_counts_wherever_the_first_record_that_has_it_stands() -> None:
     rows = [('{"a": 1, "b": 1}', '{"a": 1}'), ('{"a": 1, "b": 2}', '{"a": 1, "b": 2}')]
     values = []
     for order in (rows, rows[::-1]):
-        judge = format_judge(JsonFormat(type="json"), Path())
-        said = [judge.judge(answer, ask(reference)) for answer, reference in order]
+        judge = format_scorer(JsonFormat(type="json"), Path())
+        said = [judge.score(answer, ask(reference)) for answer, reference in order]
         values.append(gathered(said, judge.kinds)["field_f1.b"].value)
     assert values == [pytest.approx(2 / 3)] * 2
 

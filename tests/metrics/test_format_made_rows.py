@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcli.metrics.format import format_judge
+from ftcli.metrics.format import format_scorer
 from ftcli.metrics.format.made_rows import trials
 from ftcli.metrics.format.prompt_tables import affinity, declared_tables
 from ftcli.metrics.format.sql_text import read_sql_text
-from ftcli.metrics.judging import Judgement, Question
+from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.recipe import SqlFormat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +31,9 @@ CREATE TABLE players (
 Question: who?"""
 
 
-def judged(answer: str, reference: str, prompt: str = SHOP) -> Judgement:
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
-    return judge.judge(answer, Question(prompt, reference, ""))
+def judged(answer: str, reference: str, prompt: str = SHOP) -> ExampleResult:
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    return judge.score(answer, Question(prompt, reference, ""))
 
 
 def same(answer: str, reference: str, prompt: str = SHOP) -> bool:
@@ -214,7 +214,7 @@ def test_changed_queries_are_told_apart() -> None:
     """What docs/formats.md says of the demo's references, on a part of them."""
     lines = (ROOT / "recipes/data/question-sql.jsonl").read_text("utf-8").splitlines()
     read = [json.loads(line) for line in lines[:16]]
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
     rows, tested, tally = measure(judge, [(row["prompt"], row["completion"]) for row in read])
     assert tested == rows == 16
     right = [said for (kind, _), found in tally.items() if kind == "right" for said, *_ in found]

@@ -11,9 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from ftcli.errors import DataError
-from ftcli.metrics.format import format_files, format_judge
+from ftcli.metrics.format import format_files, format_scorer
 from ftcli.metrics.format.sandbox import Outcome
-from ftcli.metrics.judging import Judgement, Question
+from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.recipe import SqlFormat
 
 REFERENCE = "SELECT name FROM shop WHERE price > 2 AND colour = 'red'"
@@ -32,12 +32,14 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judged(answer: str, reference: str = REFERENCE, base: Path = Path(), **form: Any) -> Judgement:
-    judge = format_judge(SqlFormat(type="sql", **form), base)
-    return judge.judge(answer, Question("", reference, ""))
+def judged(
+    answer: str, reference: str = REFERENCE, base: Path = Path(), **form: Any
+) -> ExampleResult:
+    judge = format_scorer(SqlFormat(type="sql", **form), base)
+    return judge.score(answer, Question("", reference, ""))
 
 
-def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> Judgement:
+def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> ExampleResult:
     return judged(answer, reference, shop, table="shop.jsonl", table_name="shop")
 
 
@@ -221,16 +223,16 @@ def test_a_table_may_come_in_several_kinds_of_file(shop: Path) -> None:
     for name in ("shop.jsonl", "shop.csv", "shop.parquet", "shop.db"):
         wanted = SqlFormat(type="sql", table=name, table_name="shop")
         assert format_files(wanted, shop) == [shop / name]
-        judge = format_judge(wanted, shop)
+        judge = format_scorer(wanted, shop)
         for query, result in (
             (REFERENCE, True),
             ("SELECT name FROM shop WHERE colour = 'red' AND price > 2.5", False),
         ):
-            said = judge.judge(query, Question("", REFERENCE, ""))
+            said = judge.score(query, Question("", REFERENCE, ""))
             assert said.counts["execution_match"] == (result, 1), name
-        empty = judge.judge(REFERENCE, Question("", "SELECT sum(price) FROM shop", ""))
+        empty = judge.score(REFERENCE, Question("", "SELECT sum(price) FROM shop", ""))
         assert empty.counts["execution_match"] == (0, 1)
-        total = judge.judge("SELECT 21.5", Question("", "SELECT sum(price) FROM shop", ""))
+        total = judge.score("SELECT 21.5", Question("", "SELECT sum(price) FROM shop", ""))
         assert total.counts["execution_match"] == (1, 1), name
 
 
@@ -258,7 +260,7 @@ def test_a_file_that_is_no_table_is_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        format_judge(SqlFormat(type="sql", table=name), tmp_path)
+        format_scorer(SqlFormat(type="sql", table=name), tmp_path)
     assert caught.value.exit_code == 1
     assert (caught.value.file or "").endswith(name)
     assert message in caught.value.message
@@ -271,10 +273,10 @@ def test_a_database_file_is_neither_changed_nor_locked(tmp_path: Path) -> None:
         database.execute("INSERT INTO t VALUES (1)")
     database.close()
     before = file.read_bytes()
-    judge = format_judge(SqlFormat(type="sql", table="a.db"), tmp_path)
+    judge = format_scorer(SqlFormat(type="sql", table="a.db"), tmp_path)
     for answer in ("DELETE FROM t", "SELECT a FROM t", "DROP TABLE t", "UPDATE t SET a = 2"):
-        judge.judge(answer, Question("", "SELECT a FROM t", ""))
-    still = judge.judge("SELECT a FROM t", Question("", "SELECT a FROM t", ""))
+        judge.score(answer, Question("", "SELECT a FROM t", ""))
+    still = judge.score("SELECT a FROM t", Question("", "SELECT a FROM t", ""))
     assert still.counts["execution_match"] == (1, 1)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
@@ -289,27 +291,27 @@ def test_results_are_the_same_but_for_last_digits() -> None:
 
 
 def test_a_table_on_which_no_reference_tells_is_warned_of(shop: Path) -> None:
-    judge = format_judge(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"), shop)
+    judge = format_scorer(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"), shop)
     assert judge.warnings() == [], "nothing has been judged"
     for price in range(3):
         wrong = f"SELECT title FROM books WHERE price > {price}"
         for _side in ("base", "tuned"):
-            judge.judge(REFERENCE, Question("", wrong, ""))
+            judge.score(REFERENCE, Question("", wrong, ""))
     [warning] = judge.warnings()
     assert warning.startswith(
         "eval.format.table shop.jsonl: none of 3 references can be tested by its result, so that "
         "there is no execution_match; the first: the reference does not run: no such table: books"
     )
     assert warning.endswith("is it the right table, and is table_name what the queries call it?")
-    judge.judge(REFERENCE, Question("", REFERENCE, ""))
+    judge.score(REFERENCE, Question("", REFERENCE, ""))
     assert judge.warnings() == [], "one reference tells"
 
 
 def test_prompts_without_tables_are_warned_of() -> None:
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
-    judge.judge(REFERENCE, Question("Which are red?", REFERENCE, ""))
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    judge.score(REFERENCE, Question("Which are red?", REFERENCE, ""))
     [warning] = judge.warnings()
     assert "the one reference" in warning and "its prompt holds no CREATE TABLE" in warning
-    plain = format_judge(SqlFormat(type="sql"), Path())
-    plain.judge(REFERENCE, Question("", REFERENCE, ""))
+    plain = format_scorer(SqlFormat(type="sql"), Path())
+    plain.score(REFERENCE, Question("", REFERENCE, ""))
     assert plain.warnings() == []

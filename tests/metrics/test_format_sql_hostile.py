@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcli.metrics.format import format_judge
+from ftcli.metrics.format import format_scorer
 from ftcli.metrics.format.sandbox import LONGEST_VALUE, MOST_QUERY_BYTES, Sandbox
-from ftcli.metrics.judging import Question
+from ftcli.metrics.scorer import Question
 from ftcli.recipe import SqlFormat
 
 HOSTILE = {
@@ -49,12 +49,12 @@ def test_hostile_queries_end_and_do_nothing(
     monkeypatch.chdir(tmp_path)
     rows = "\n".join(json.dumps({"a": number}) for number in range(100))
     (tmp_path / "t.jsonl").write_text(rows, "utf-8")
-    judge = format_judge(SqlFormat(type="sql", table="t.jsonl", table_name="t"), tmp_path)
+    judge = format_scorer(SqlFormat(type="sql", table="t.jsonl", table_name="t"), tmp_path)
     question = Question("", "SELECT a FROM t", "")
-    assert judge.judge(answer, question).counts["execution_match"] == (0, 1)
+    assert judge.score(answer, question).counts["execution_match"] == (0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
     # And the table is what it was.
-    assert judge.judge("SELECT a FROM t", question).counts["execution_match"] == (1, 1)
+    assert judge.score("SELECT a FROM t", question).counts["execution_match"] == (1, 1)
 
 
 def test_a_query_gets_the_same_end_each_time() -> None:
@@ -89,15 +89,15 @@ def test_a_query_takes_no_more_than_its_memory(query: str, longest: int) -> None
 
 def test_what_takes_too_much_memory_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps({"a": "b" * 50_000}), "utf-8")
-    judge = format_judge(SqlFormat(type="sql", table="t.jsonl", table_name="t"), tmp_path)
+    judge = format_scorer(SqlFormat(type="sql", table="t.jsonl", table_name="t"), tmp_path)
     question = Question("", "SELECT a FROM t", "")
     answer = GREEDY["keeps"].format(width=99_900, rows=6000)
-    said = judge.judge(answer, question)
+    said = judge.score(answer, question)
     assert said.counts["execution_match"] == said.counts["sql_runs"] == (0, 1)
     assert [(f.kind, f.message) for f in said.findings] == [
         ("does not run", "takes too much memory")
     ]
-    assert judge.judge("SELECT a FROM t", question).counts["execution_match"] == (1, 1)
+    assert judge.score("SELECT a FROM t", question).counts["execution_match"] == (1, 1)
 
 
 def peak_bytes() -> int:
@@ -115,9 +115,9 @@ PIECES = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
 @given(st.text() | PIECES, st.text() | PIECES)
 def test_any_answer_gets_a_judgement(answer: str, reference: str) -> None:
     prompt = "CREATE TABLE t (a INTEGER, b TEXT, c);"
-    judge = format_judge(SqlFormat(type="sql", table="prompt"), Path())
+    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
     for wanted in (reference, "SELECT a FROM t WHERE b = 'x'"):
-        said = judge.judge(answer, Question(prompt, wanted, ""))
+        said = judge.score(answer, Question(prompt, wanted, ""))
         assert set(said.counts) <= set(judge.kinds)
         for top, bottom in said.counts.values():
             assert 0 <= top <= bottom
@@ -129,6 +129,6 @@ def test_any_answer_gets_a_judgement(answer: str, reference: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(PIECES, st.sampled_from(["postgres", "mysql", "bigquery", "tsql", "snowflake"]))
 def test_any_dialect_judges_any_answer(answer: str, dialect: str) -> None:
-    judge = format_judge(SqlFormat.model_validate({"type": "sql", "dialect": dialect}), Path())
-    said = judge.judge(answer, Question("", "SELECT 1", ""))
+    judge = format_scorer(SqlFormat.model_validate({"type": "sql", "dialect": dialect}), Path())
+    said = judge.score(answer, Question("", "SELECT 1", ""))
     assert said.counts["sql_valid"] == said.counts["format_rate"]

@@ -10,23 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics.format import format_judge, time_limit
-from ftcli.metrics.judging import Judgement, Question
+from ftcli.metrics.format import format_scorer, time_limit
+from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.recipe import RegexFormat, TextFormat
 
 NOTHING = Question("", "", "")
 
 
-def judged(answer: str, **form: Any) -> Judgement:
+def judged(answer: str, **form: Any) -> ExampleResult:
     wanted = RegexFormat if "pattern" in form else TextFormat
-    return format_judge(wanted(**form), Path()).judge(answer, NOTHING)
+    return format_scorer(wanted(**form), Path()).score(answer, NOTHING)
 
 
 def matches(pattern: str, answer: str) -> bool:
     return judged(answer, type="regex", pattern=pattern).counts["format_rate"] == (1, 1)
 
 
-def proofs(answer: str, said: Judgement) -> list[str]:
+def proofs(answer: str, said: ExampleResult) -> list[str]:
     return [answer[f.start : f.end] for f in said.findings if f.start is not None]
 
 
@@ -50,9 +50,9 @@ def test_a_pattern_takes_the_whole_answer(pattern: str, answer: str, fits: bool)
 
 
 def test_a_pattern_alone_has_one_score() -> None:
-    judge = format_judge(RegexFormat(type="regex", pattern="a+"), Path())
+    judge = format_scorer(RegexFormat(type="regex", pattern="a+"), Path())
     assert list(judge.kinds) == ["format_rate"]
-    assert judge.judge("aa", NOTHING).counts == {"format_rate": (1, 1)}
+    assert judge.score("aa", NOTHING).counts == {"format_rate": (1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_what_is_too_long_is_marked() -> None:
 def test_every_part_has_to_hold() -> None:
     form = {"type": "regex", "pattern": r"(?s)# .*", "sections": ["# T", "Specs:"]}
     form |= {"words": {"max": 5}}
-    judge = format_judge(RegexFormat.model_validate(form), Path())
+    judge = format_scorer(RegexFormat.model_validate(form), Path())
     assert list(judge.kinds) == ["format_rate", "pattern_match", "sections_present", "length_kept"]
-    assert judge.judge("# T\nSpecs: a", NOTHING).counts == {
+    assert judge.score("# T\nSpecs: a", NOTHING).counts == {
         "format_rate": (1, 1),
         "pattern_match": (1, 1),
         "sections_present": (2, 2),
         "length_kept": (1, 1),
     }
-    assert judge.judge("# T\nSpecs: a b c d", NOTHING).counts == {
+    assert judge.score("# T\nSpecs: a b c d", NOTHING).counts == {
         "format_rate": (0, 1),
         "pattern_match": (1, 1),
         "sections_present": (2, 2),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.metrics.intervals import paired_ratio_interval, paired_share_interval
-from ftcli.metrics.judging import Judgement, ScoreKind
+from ftcli.metrics.scorer import ExampleResult, ScoreKind
 from ftcli.metrics.scores import (
     FEWEST_ROWS,
     MOST_ROWS_ADVISED,
@@ -176,7 +176,7 @@ def test_a_share_is_weighed_by_rows_and_a_ratio_by_what_it_counts() -> None:
 
 def test_scores_that_some_rows_do_not_name() -> None:
     kinds = {name: ScoreKind(name, "share", "higher") for name in ("a", "b", "c")}
-    said = [Judgement({"a": (1, 1), "b": (1, 2)}), Judgement({"a": (0, 1)})]
+    said = [ExampleResult({"a": (1, 1), "b": (1, 2)}), ExampleResult({"a": (0, 1)})]
     found = gathered(said, kinds)
     assert set(found) == {"a", "b"}
     assert found["a"].value == 0.5

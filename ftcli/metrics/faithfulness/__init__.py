@@ -8,18 +8,18 @@ from pathlib import Path
 from ftcli.console import shown_path
 from ftcli.errors import DataError
 from ftcli.metrics.format.time_limit import SECONDS, TimeIsUp, within
-from ftcli.metrics.judging import Judge
+from ftcli.metrics.scorer import Scorer
 from ftcli.recipe.faithfulness import Faithfulness
 
-__all__ = ["facts_of", "faithfulness_files", "faithfulness_judge"]
+__all__ = ["facts_of", "faithfulness_files", "faithfulness_scorer"]
 
 
-def faithfulness_judge(wanted: Faithfulness, base: Path) -> Judge:
+def faithfulness_scorer(wanted: Faithfulness, base: Path) -> Scorer:
     """Look at answers as a recipe in the folder `base` asks for.
 
     Raises DataError (`banned_claims`) for a list that cannot be read.
     """
-    from ftcli.metrics.faithfulness.judge import FaithfulnessJudge
+    from ftcli.metrics.faithfulness.scorer import FaithfulnessJudge
 
     return FaithfulnessJudge(wanted, _phrases(wanted, base))
 

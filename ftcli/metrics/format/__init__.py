@@ -14,22 +14,22 @@ from ftcli.metrics.format.part import Part, Seen, hit, share
 from ftcli.metrics.format.sql_part import SqlPart, sql_part
 from ftcli.metrics.format.text_parts import LengthPart, PatternPart, SectionsPart
 from ftcli.metrics.format.time_limit import SECONDS, TimeIsUp, within
-from ftcli.metrics.judging import Finding, Judgement, Question, ScoreKind
+from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.recipe import AnswerFormat, JsonFormat, RegexFormat, SqlFormat, TextFormat
 
-__all__ = ["FormatJudge", "format_files", "format_judge", "require_format_files"]
+__all__ = ["FormatScorer", "format_files", "format_scorer", "require_format_files"]
 
 # A context of 32,000 tokens holds about as much; longer answers are not looked into.
 LONGEST = 200_000
 
 
-def format_judge(wanted: AnswerFormat, base: Path) -> FormatJudge:
+def format_scorer(wanted: AnswerFormat, base: Path) -> FormatScorer:
     """Look at answers for the form of a recipe in the folder `base`.
 
     Scores: `format_rate` (every part of the form holds), then those of its parts. Raises DataError
     (`answer_schema`, `answer_table`) for a file that the form names.
     """
-    return FormatJudge(tuple(_parts(wanted, base)))
+    return FormatScorer(tuple(_parts(wanted, base)))
 
 
 def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
@@ -44,7 +44,7 @@ def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
 
 
 def require_format_files(wanted: AnswerFormat, base: Path) -> None:
-    """Raise DataError as `format_judge` does; a table is read and not kept."""
+    """Raise DataError as `format_scorer` does; a table is read and not kept."""
     match wanted:
         case SqlFormat(table=str(name)) if name != "prompt":
             require_table(name, base)
@@ -75,8 +75,8 @@ def _parts(wanted: AnswerFormat, base: Path) -> list[Part]:
 
 
 @dataclass(frozen=True)
-class FormatJudge:
-    """A Judge of the form, which may have something to say when all answers are judged."""
+class FormatScorer:
+    """A Scorer of the form, which may have something to say when all answers are judged."""
 
     parts: tuple[Part, ...]
 
@@ -88,7 +88,7 @@ class FormatJudge:
             kinds |= part.kinds
         return kinds
 
-    def judge(self, answer: str, question: Question) -> Judgement:
+    def score(self, answer: str, question: Question) -> ExampleResult:
         if len(answer) > LONGEST:
             return self._refused(f"more than {LONGEST:,} characters", question)
         try:
@@ -105,27 +105,27 @@ class FormatJudge:
             each for part in self.parts if isinstance(part, SqlPart) for each in part.warnings()
         ]
 
-    def _refused(self, why: str, question: Question) -> Judgement:
+    def _refused(self, why: str, question: Question) -> ExampleResult:
         """Nothing of what could be had, with the reason."""
         finding = Finding("not looked at", why)
         try:
             with within():
                 seen = [part.look("", question) for part in self.parts]
         except (TimeIsUp, RecursionError):
-            return Judgement({"format_rate": hit(False)}, (finding,))
+            return ExampleResult({"format_rate": hit(False)}, (finding,))
         judged = {name: kind.better for name, kind in self.kinds.items()}
         # What says nothing of the answer, such as whether its reference could be run, stays.
         counts = {
             name: (0.0 if judged.get(name, "higher") else top, bottom)
             for name, (top, bottom) in _together(seen).counts.items()
         }
-        return Judgement(counts, (finding,))
+        return ExampleResult(counts, (finding,))
 
 
-def _together(seen: list[Seen]) -> Judgement:
+def _together(seen: list[Seen]) -> ExampleResult:
     counts = {"format_rate": hit(all(each.holds for each in seen))}
     findings: tuple[Finding, ...] = ()
     for each in seen:
         counts |= each.counts
         findings += each.findings
-    return Judgement(counts, findings)
+    return ExampleResult(counts, findings)

@@ -15,7 +15,7 @@ from ftcli.errors import DataError
 from ftcli.metrics.format.fields import FieldCounts, compare_fields
 from ftcli.metrics.format.json_text import Step, place_of, place_of_key, read_json_text
 from ftcli.metrics.format.part import Seen, hit, share, shown
-from ftcli.metrics.judging import Finding, Question, ScoreKind
+from ftcli.metrics.scorer import Finding, Question, ScoreKind
 from ftcli.recipe import JsonFormat
 from ftcli.recipe.answer_schema import SchemaFaultError, schema_validator
 

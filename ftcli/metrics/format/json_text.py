@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ftcli.data.json_rows import JSON_SPACE, LENIENT, STRICT
 from ftcli.metrics.format.part import shown
-from ftcli.metrics.judging import Finding
+from ftcli.metrics.scorer import Finding
 
 KIND = "not JSON"
 # Records are a few levels deep; a model that repeats itself may open many brackets.

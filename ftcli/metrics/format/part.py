@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ftcli.metrics.judging import Finding, Question, ScoreKind
+from ftcli.metrics.scorer import Finding, Question, ScoreKind
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ftcli.metrics.format.named_table import TABLES, quoted
 from ftcli.metrics.format.sandbox import REFUSALS, Sandbox
-from ftcli.metrics.judging import Question
+from ftcli.metrics.scorer import Question
 
 CREATE = re.compile(
     r"\bCREATE\s+(?:TEMP\s+|TEMPORARY\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?[^(;\n]{1,200}\(",

@@ -12,7 +12,7 @@ from ftcli.metrics.format.part import Seen, hit, share, shown
 from ftcli.metrics.format.prompt_tables import asked_tables
 from ftcli.metrics.format.sandbox import Sandbox
 from ftcli.metrics.format.sql_text import SqlText, is_ordered, read_sql_text, spelt_alike
-from ftcli.metrics.judging import Finding, Question, ScoreKind
+from ftcli.metrics.scorer import Finding, Question, ScoreKind
 from ftcli.recipe import SqlFormat
 
 # A reference and its question → databases to run it on, or the reason why there are none.

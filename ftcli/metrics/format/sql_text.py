@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ftcli.metrics.format.part import shown
 from ftcli.metrics.format.sandbox import LONGEST_QUERY, Sandbox
-from ftcli.metrics.judging import Finding
+from ftcli.metrics.scorer import Finding
 
 if TYPE_CHECKING:
     from sqlglot.expressions import Expression

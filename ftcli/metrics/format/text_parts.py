@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ftcli.metrics.format.part import Seen, hit, share, shown
-from ftcli.metrics.judging import Finding, Question, ScoreKind
+from ftcli.metrics.scorer import Finding, Question, ScoreKind
 from ftcli.recipe.answer_format import Limits
 
 # Lines of an answer in which sections are looked for.

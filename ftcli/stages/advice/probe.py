@@ -21,11 +21,11 @@ from ftcli.loading import Loaded
 from ftcli.metrics.answer import Answer
 from ftcli.metrics.asking import question_of
 from ftcli.metrics.code import code_digest
-from ftcli.metrics.format import format_files, format_judge
-from ftcli.metrics.judging import Judge
+from ftcli.metrics.format import format_files, format_scorer
 from ftcli.metrics.looking import look
+from ftcli.metrics.scorer import Scorer
 from ftcli.metrics.scores import mean_of, with_interval
-from ftcli.metrics.text import TextJudge
+from ftcli.metrics.text import TextScorer
 from ftcli.prepared import Prepared, Split
 from ftcli.recipe import AnswerFormat
 from ftcli.shapes import model_source
@@ -166,7 +166,7 @@ def _format_from(loaded: Loaded, form: AnswerFormat | None) -> str | None:
     return "recipe" if loaded.recipe.eval.format is not None else "answers"
 
 
-def _decided_by(scores: Mapping[str, Any], judges: Sequence[Judge], kind: str) -> dict[str, str]:
+def _decided_by(scores: Mapping[str, Any], judges: Sequence[Scorer], kind: str) -> dict[str, str]:
     """The scores, with their labels, that say together whether prompting does."""
     kinds = {name: each for judge in judges for name, each in judge.kinds.items()}
     names = [name for name in ("format_rate",) if name in scores]
@@ -178,9 +178,9 @@ def _decided_by(scores: Mapping[str, Any], judges: Sequence[Judge], kind: str) -
     return {name: kinds[name].label for name in names}
 
 
-def _judges(form: AnswerFormat | None, loaded: Loaded) -> list[Judge]:
-    judges: list[Judge] = [TextJudge()]
-    return [format_judge(form, loaded.base), *judges] if form is not None else judges
+def _judges(form: AnswerFormat | None, loaded: Loaded) -> list[Scorer]:
+    judges: list[Scorer] = [TextScorer()]
+    return [format_scorer(form, loaded.base), *judges] if form is not None else judges
 
 
 def fitting(model: Model, asked: Asked, answer_tokens: int) -> int:
@@ -203,7 +203,7 @@ def _side(
     asked: Asked,
     shots: int,
     loaded: Loaded,
-    judges: Sequence[Judge],
+    judges: Sequence[Scorer],
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Answers to all rows behind so many examples, and their scores."""
@@ -226,7 +226,7 @@ def _side(
 
 
 def _scores(
-    answers: Sequence[Answer], rows: Sequence[Turns], judges: Sequence[Judge]
+    answers: Sequence[Answer], rows: Sequence[Turns], judges: Sequence[Scorer]
 ) -> dict[str, Any]:
     questions = [question_of(row, None) for row in rows]
     looked = look(judges, answers, questions, lambda _: None)

@@ -92,7 +92,7 @@ def _require_held_out(loaded: Loaded, asked: Asked) -> None:
 
 
 def _comparison(setting: Setting, outcome: Outcome) -> Comparison:
-    """Judge and write; raises FtcliError where there is nothing to judge."""
+    """Scorer and write; raises FtcliError where there is nothing to judge."""
     finished = [cell for cell in outcome.cells if isinstance(cell, CellRecord)]
     if not finished:
         raise FtcliError("compare_failed", _nothing(outcome))

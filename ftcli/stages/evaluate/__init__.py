@@ -21,10 +21,10 @@ from ftcli.metrics.likelihood import Scored
 from ftcli.prepared import Split
 from ftcli.stages.evaluate.asked import SHOTS, Asked
 from ftcli.stages.evaluate.forgetting import forgotten
-from ftcli.stages.evaluate.judges import PERPLEXITY, Judges
 from ftcli.stages.evaluate.key import key_of
 from ftcli.stages.evaluate.record import read_scored, samples, save_rows
 from ftcli.stages.evaluate.rows import Row, held_out, read_rows, seen_of
+from ftcli.stages.evaluate.scorers import PERPLEXITY, Scorers
 from ftcli.stages.evaluate.seen import tell_seen
 from ftcli.stages.evaluate.sets import Sets, build_sets
 from ftcli.stages.evaluate.sides import Side, differences, side_of
@@ -67,7 +67,7 @@ def evaluate_run(
     for change in opened.unheeded:
         reporter.note(f"note: the training stays as it was: {change}")
     split = held_out(opened, asked.data)
-    judges = Judges(opened, asked)
+    judges = Scorers(opened, asked)
     key = key_of(opened, asked, split, judges.files)
     stored = opened.run.evaluations / f"{key}.json"
     # What a file of scores imports or reads may have changed: its scores are always counted anew.
@@ -88,7 +88,7 @@ def _evaluate(
     opened: OpenRun,
     asked: Asked,
     split: Split,
-    judges: Judges,
+    judges: Scorers,
     key: str,
     flags: Sequence[str],
     reporter: Reporter,
@@ -159,7 +159,7 @@ def _work(
 
 
 def _report(
-    rows: Sequence[Row], split: Split, asked: Asked, sides: Mapping[str, Side], judges: Judges
+    rows: Sequence[Row], split: Split, asked: Asked, sides: Mapping[str, Side], judges: Scorers
 ) -> dict[str, Any]:
     kinds = judges.kinds
     shown = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from ftcli.errors import DataError, UsageError
-from ftcli.metrics.judging import Better, Judgement, Question, ScoreKind, Unit
+from ftcli.metrics.scorer import Better, ExampleResult, Question, ScoreKind, Unit
 
 Score = Callable[[str, str, str, str], float]
 ARGUMENTS = ("prompt", "answer", "reference", "facts")
@@ -31,7 +31,7 @@ class OwnScoreKind(ScoreKind):
     own: bool = True
 
 
-class CustomJudge:
+class CustomScorer:
     """Calls each function of the file for each answer."""
 
     def __init__(self, file: Path, functions: Mapping[str, Score]) -> None:
@@ -52,9 +52,9 @@ class CustomJudge:
     def _unit(self, name: str) -> Unit:
         return "share" if self._are_bool.get(name) else "value"
 
-    def judge(self, answer: str, question: Question) -> Judgement:
+    def score(self, answer: str, question: Question) -> ExampleResult:
         """Raises DataError (`score_failed`) where a function raises or returns no number."""
-        return Judgement(
+        return ExampleResult(
             {name: (self._value(name, answer, question), 1.0) for name in self._functions}
         )
 
@@ -119,7 +119,7 @@ def _line_of(error: BaseException, file: Path) -> int | None:
     return lines[-1] if lines else None
 
 
-def custom_judge(file: Path, taken: Collection[str]) -> CustomJudge:
+def custom_scorer(file: Path, taken: Collection[str]) -> CustomScorer:
     """The functions of a file whose names begin with a letter; runs the file.
 
     Raises UsageError (exit 2) where it holds none, or one that cannot be called as a score or has
@@ -138,7 +138,7 @@ def custom_judge(file: Path, taken: Collection[str]) -> CustomJudge:
                 "scores", f"--scores {file}: {name} is the name of another figure; rename it"
             )
         _require_signature(file, name, function)
-    return CustomJudge(file, found)
+    return CustomScorer(file, found)
 
 
 def _run(file: Path) -> ModuleType:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ftcli.artifacts import RunFolder
 from ftcli.disk import write_text
-from ftcli.metrics.judging import Question
 from ftcli.metrics.likelihood import Scored
+from ftcli.metrics.scorer import Question
 from ftcli.stages.evaluate.rows import Row
 from ftcli.stages.evaluate.sides import Side
 

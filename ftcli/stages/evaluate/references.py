@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ftcli.metrics.judging import Judge, Question
+from ftcli.metrics.scorer import Question, Scorer
 from ftcli.metrics.scores import gathered, percent
 from ftcli.recipe.faithfulness import Faithfulness
 
 SCORE = "invents"
 
 
-def references(wanted: Faithfulness, judge: Judge, questions: Sequence[Question]) -> dict[str, Any]:
+def references(
+    wanted: Faithfulness, judge: Scorer, questions: Sequence[Question]
+) -> dict[str, Any]:
     """The share of the rows' own answers with terms that are not in their prompts, and in words
     what the score counts and that share."""
-    said = [judge.judge(question.reference, question) for question in questions]
+    said = [judge.score(question.reference, question) for question in questions]
     counts = gathered(said, {SCORE: judge.kinds[SCORE]})[SCORE]
     hits = round(sum(counts.tops))
     words = (

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ftcli.metrics.judging import Finding, Question, ScoreKind
 from ftcli.metrics.likelihood import Scored
+from ftcli.metrics.scorer import Finding, Question, ScoreKind
 from ftcli.metrics.scores import Counts, Difference, compared, mean_of, with_interval
-from ftcli.stages.evaluate.judges import Judges
+from ftcli.stages.evaluate.scorers import Scorers
 from ftcli.stages.evaluate.work import Done
 
 
@@ -46,7 +46,7 @@ class Side:
 
 
 def side_of(
-    done: Done, questions: Sequence[Question], judges: Judges, moved: Callable[[int], None]
+    done: Done, questions: Sequence[Question], judges: Scorers, moved: Callable[[int], None]
 ) -> Side:
     """Count everything there is to count in one model's losses and answers."""
     counts = {"loss": loss_counts(done.scored)}

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from ftcli.errors import did_you_mean
 from ftcli.loading import Loaded
-from ftcli.metrics.format import format_judge
-from ftcli.metrics.judging import Question
+from ftcli.metrics.format import format_scorer
+from ftcli.metrics.scorer import Question
 from ftcli.recipe.faithfulness import Faithfulness
 
 # Enough to tell, and soon read.
@@ -31,8 +31,8 @@ def _form(loaded: Loaded, questions: Sequence[Question]) -> Iterator[str]:
     answered = [question for question in questions if question.reference]
     if wanted is None or not answered:
         return
-    judge = format_judge(wanted, loaded.base)
-    judged = (judge.judge(question.reference, question) for question in answered)
+    judge = format_scorer(wanted, loaded.base)
+    judged = (judge.score(question.reference, question) for question in answered)
     fitting = sum(int(found.counts["format_rate"][0]) for found in judged)
     if fitting < IN_THE_FORM * len(answered):
         yield (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ftcli.metrics.judging import BY_WORDS
+from ftcli.metrics.scorer import BY_WORDS
 from ftcli.secrets import masker
 from ftcli.stages.report.elsewhere import Told
 from ftcli.stages.report.evaluations import SIDES, Evaluation

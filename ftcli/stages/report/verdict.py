@@ -30,8 +30,8 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcli.metrics.judging import BY_WORDS
 from ftcli.metrics.many import LEVEL, holm, p_value
+from ftcli.metrics.scorer import BY_WORDS
 from ftcli.metrics.scores import rows_among
 from ftcli.stages.report.enough import NOT_MEASURED, how_right, not_enough, not_measured
 from ftcli.stages.report.evaluations import Evaluation

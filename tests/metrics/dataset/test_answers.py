@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ftcli.metrics.dataset.answers import AnswerForm, answer_form
-from ftcli.metrics.format import format_judge
-from ftcli.metrics.judging import Question
+from ftcli.metrics.format import format_scorer
+from ftcli.metrics.scorer import Question
 from ftcli.recipe import Evaluation
 
 NAMES = ("kettle", "lamp", "chair", "drum", "scarf", "spade", "kite", "mug", "desk", "rug")
@@ -84,8 +84,8 @@ def rate(form: AnswerForm, answers: list[str]) -> float:
     """The share that `ftcli eval` would report for the suggested `eval.format`."""
     wanted = Evaluation.model_validate({"format": form.wanted}).format
     assert wanted is not None
-    judge = format_judge(wanted, Path())
-    counts = [judge.judge(a, Question("", a, "")).counts["format_rate"] for a in answers]
+    judge = format_scorer(wanted, Path())
+    counts = [judge.score(a, Question("", a, "")).counts["format_rate"] for a in answers]
     return sum(top for top, _ in counts) / len(counts)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftcli.metrics.faithfulness.judge import FaithfulnessJudge
-from ftcli.metrics.judging import Finding, Question
+from ftcli.metrics.faithfulness.scorer import FaithfulnessJudge
+from ftcli.metrics.scorer import Finding, Question
 from ftcli.recipe.faithfulness import Faithfulness
 
 HERE = Path(__file__).parent
@@ -96,7 +96,7 @@ def score(file: Path) -> Scores:
         banned = case.get("banned_claims") or []
         judge = FaithfulnessJudge(Faithfulness(), banned)
         answer, facts = case["answer"], case["facts"]
-        findings = judge.judge(answer, Question(facts, "", facts)).findings
+        findings = judge.score(answer, Question(facts, "", facts)).findings
         name = str(case.get("id", number))
         invented = [each for each in findings if each.kind.endswith(NOT_IN_THE_PROMPT)]
         _score_invented(scores.invented, name, case, invented)

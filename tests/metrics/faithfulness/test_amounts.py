@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics.faithfulness import faithfulness_judge
+from ftcli.metrics.faithfulness import faithfulness_scorer
 from ftcli.metrics.faithfulness.number_words import readings_of
 from ftcli.metrics.faithfulness.units import TABLE, Unit
-from ftcli.metrics.judging import Question
+from ftcli.metrics.scorer import Question
 from ftcli.recipe import Faithfulness
 
-JUDGE = faithfulness_judge(Faithfulness(kinds=["number"]), Path())
+JUDGE = faithfulness_scorer(Faithfulness(kinds=["number"]), Path())
 
 
 def invented(facts: str, answer: str) -> list[str]:
-    findings = JUDGE.judge(answer, Question("", "", facts)).findings
+    findings = JUDGE.score(answer, Question("", "", facts)).findings
     return [answer[each.start : each.end] for each in findings if each.start is not None]
 
 

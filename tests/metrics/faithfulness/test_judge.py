@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ftcli.errors import DataError
-from ftcli.metrics.faithfulness import facts_of, faithfulness_files, faithfulness_judge
+from ftcli.metrics.faithfulness import facts_of, faithfulness_files, faithfulness_scorer
 from ftcli.metrics.faithfulness.text import in_order
 from ftcli.metrics.format.time_limit import within
-from ftcli.metrics.judging import Judgement, Question
+from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.recipe import Faithfulness
 
 FACTS = """Product: Torkel Field Bag
@@ -27,9 +27,9 @@ SHARE = (1.0, 1.0)
 NONE = (0.0, 1.0)
 
 
-def judged(answer: str, facts: str = FACTS, **keys: Any) -> Judgement:
-    judge = faithfulness_judge(Faithfulness(**keys), Path())
-    return judge.judge(answer, Question(facts, "", facts))
+def judged(answer: str, facts: str = FACTS, **keys: Any) -> ExampleResult:
+    judge = faithfulness_scorer(Faithfulness(**keys), Path())
+    return judge.score(answer, Question(facts, "", facts))
 
 
 def found(answer: str, facts: str = FACTS, **keys: Any) -> list[tuple[str, str]]:
@@ -128,15 +128,15 @@ def test_banned_claims_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "never.txt").write_text("# of the law\nwaterproof\n\nbest in the world\n")
     wanted = Faithfulness(banned="never.txt")
     assert faithfulness_files(wanted, tmp_path) == [tmp_path / "never.txt"]
-    judge = faithfulness_judge(wanted, tmp_path)
+    judge = faithfulness_scorer(wanted, tmp_path)
     assert list(judge.kinds) == ["invents", "coverage", "banned_claims"]
-    said = judge.judge("Waterproof, the best-in-the-world bag.", Question("", "", FACTS))
+    said = judge.score("Waterproof, the best-in-the-world bag.", Question("", "", FACTS))
     assert [each.kind for each in said.findings if each.start is not None] == ["banned claim"] * 2
     assert said.counts["banned_claims"] == SHARE
 
 
 def test_without_a_list_nothing_is_banned() -> None:
-    assert list(faithfulness_judge(Faithfulness(), Path()).kinds) == [
+    assert list(faithfulness_scorer(Faithfulness(), Path()).kinds) == [
         "invents",
         "coverage",
     ]
@@ -148,7 +148,7 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
     if content is not None:
         (tmp_path / "never.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"eval\.faithfulness\.banned") as raised:
-        faithfulness_judge(Faithfulness(banned="never.txt"), tmp_path)
+        faithfulness_scorer(Faithfulness(banned="never.txt"), tmp_path)
     assert raised.value.code == "banned_claims"
     assert "never.txt" in str(raised.value.file)
 

@@ -1,4 +1,4 @@
-"""Judge and labels side by side; no rule was written with the two files of model answers."""
+"""Scorer and labels side by side; no rule was written with the two files of model answers."""
 
 from __future__ import annotations
 

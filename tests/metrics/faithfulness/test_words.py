@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.metrics.faithfulness import faithfulness_judge
+from ftcli.metrics.faithfulness import faithfulness_scorer
 from ftcli.metrics.faithfulness.lexicon import lexicon, word_list
-from ftcli.metrics.judging import Question
+from ftcli.metrics.scorer import Question
 from ftcli.recipe import Faithfulness
 
-JUDGE = faithfulness_judge(Faithfulness(), Path())
+JUDGE = faithfulness_scorer(Faithfulness(), Path())
 
 
 def invented(facts: str, answer: str) -> list[tuple[str, str]]:
-    findings = JUDGE.judge(answer, Question("", "", facts)).findings
+    findings = JUDGE.score(answer, Question("", "", facts)).findings
     return [
         (each.kind.removesuffix(" not in the prompt"), answer[each.start : each.end])
         for each in findings

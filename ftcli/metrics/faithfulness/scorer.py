@@ -11,7 +11,7 @@ from ftcli.metrics.faithfulness.coverage import missing_from
 from ftcli.metrics.faithfulness.given import given
 from ftcli.metrics.faithfulness.support import Support
 from ftcli.metrics.faithfulness.text import Text
-from ftcli.metrics.judging import Finding, Judgement, Question, ScoreKind
+from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.recipe.faithfulness import Faithfulness
 
 SCORES = {
@@ -41,7 +41,7 @@ class FaithfulnessJudge:
         no_list = {"banned_claims"} if self._banned is None else set()
         return {name: kind for name, kind in SCORES.items() if name not in no_list}
 
-    def judge(self, answer: str, question: Question) -> Judgement:
+    def score(self, answer: str, question: Question) -> ExampleResult:
         """Counts and findings of one answer.
 
         `invents` and `banned_claims` count answers, `coverage` facts.
@@ -60,7 +60,7 @@ class FaithfulnessJudge:
             said = list(self._said(self._banned, text, support))
             counts["banned_claims"] = (float(bool(said)), 1.0)
             findings += said
-        return Judgement(counts, tuple(findings))
+        return ExampleResult(counts, tuple(findings))
 
     def _said(self, banned: Banned, text: Text, support: Support) -> Iterator[Finding]:
         for claim in banned.claims(text, support.names.places(text)):

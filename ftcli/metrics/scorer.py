@@ -1,8 +1,8 @@
-"""What a judge of answers is: it looks at one answer at a time and counts.
+"""What a scorer of answers is: it scores one answer at a time.
 
-A score is Σ top ÷ Σ bottom over the rows. Means and shares (bottom 1), losses by token, precision
-(top: right claims, bottom: claims) and micro-F1 (top: 2·hits, bottom: found + wanted) are all of
-this kind, so one bootstrap over rows serves them all.
+A score is Σ numerator ÷ Σ denominator over the rows. Means and shares (denominator 1), losses by
+token, precision (numerator: right claims, denominator: claims) and micro-F1 (numerator: 2·hits,
+denominator: found + wanted) are all of this kind, so one bootstrap over rows serves them all.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from typing import Literal, Protocol
 Better = Literal["higher", "lower"]
 # A share is shown in percent, a value with two decimals.
 Unit = Literal["share", "value"]
-# Scores by lists of words, which find few of the wrong answers (docs/faithfulness.md): shown beside
-# the rate of the data's own answers, and no verdict's ground. `claims_supported`: of before.
-BY_WORDS = {"invents", "claims_supported"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Finding:
     """Something wrong with one answer."""
 
     kind: str
-    """`number not in the prompt`, `banned claim`, `not JSON`, …"""
+    """`number not in the prompt`, `banned phrase`, `not JSON`, …"""
     message: str
     start: int | None = None
     """Characters [start, end) of the answer that prove it; none: it is in no one place."""
@@ -55,20 +52,24 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a judge says of one answer."""
+class ExampleResult:
+    """The scores of one answer, and what is wrong with it."""
 
     counts: Mapping[str, tuple[float, float]]
-    """Name of a score → what this answer adds to its top and its bottom."""
+    """Name of a score → what this answer adds to its numerator and to its denominator."""
     findings: tuple[Finding, ...] = ()
 
 
-class Judge(Protocol):
-    """Looks at answers, one at a time."""
+class Scorer(Protocol):
+    """Scores answers, one at a time."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
         """Every score it may count, in the order in which they are shown."""
 
-    def judge(self, answer: str, question: Question) -> Judgement:
+    def score(self, answer: str, question: Question) -> ExampleResult:
         """Counts and findings; never raises, whatever the answer is."""
+
+
+# Until the scores by lists of words are gone.
+BY_WORDS = {"invents", "claims_supported"}

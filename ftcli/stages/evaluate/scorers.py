@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.metrics.answer import Answer
-from ftcli.metrics.faithfulness import faithfulness_files, faithfulness_judge
-from ftcli.metrics.format import FormatJudge, format_files, format_judge
-from ftcli.metrics.judging import Judge, Question, ScoreKind
+from ftcli.metrics.faithfulness import faithfulness_files, faithfulness_scorer
+from ftcli.metrics.format import FormatScorer, format_files, format_scorer
 from ftcli.metrics.looking import Looked, look
-from ftcli.metrics.text import TextJudge
+from ftcli.metrics.scorer import Question, ScoreKind, Scorer
+from ftcli.metrics.text import TextScorer
 from ftcli.stages.evaluate.asked import Asked
-from ftcli.stages.evaluate.custom import custom_judge
+from ftcli.stages.evaluate.custom import custom_scorer
 from ftcli.stages.evaluate.references import references
 from ftcli.stages.opening import OpenRun
 
@@ -25,29 +25,29 @@ FIGURES = ("perplexity", "prompt_tokens", "tokens_per_second")
 LENGTH = ScoreKind("tokens an answer", "value", None)
 
 
-class Judges:
+class Scorers:
     """Every score of one evaluation."""
 
     def __init__(self, opened: OpenRun, asked: Asked) -> None:
         """Raises FtcliError where what the recipe or a flag names cannot be used."""
         wanted = opened.loaded.recipe.eval
-        self._judges: list[Judge] = []
-        self._form: FormatJudge | None = None
+        self._judges: list[Scorer] = []
+        self._form: FormatScorer | None = None
         self._wanted = wanted.faithfulness
-        self._by_words: Judge | None = None
+        self._by_words: Scorer | None = None
         self.files: list[Path] = []
         """What the scores depend on besides recipe and answers."""
         if wanted.format is not None:
             self.files += format_files(wanted.format, opened.loaded.base)
-            self._form = format_judge(wanted.format, opened.loaded.base)
+            self._form = format_scorer(wanted.format, opened.loaded.base)
             self._judges.append(self._form)
         if wanted.faithfulness is not None:
             self.files += faithfulness_files(wanted.faithfulness, opened.loaded.base)
-            self._by_words = faithfulness_judge(wanted.faithfulness, opened.loaded.base)
+            self._by_words = faithfulness_scorer(wanted.faithfulness, opened.loaded.base)
             self._judges.append(self._by_words)
-        self._judges.append(TextJudge())
+        self._judges.append(TextScorer())
         if asked.scores is not None:
-            self._judges.append(custom_judge(asked.scores, {*self.kinds, *FIGURES}))
+            self._judges.append(custom_scorer(asked.scores, {*self.kinds, *FIGURES}))
 
     @property
     def kinds(self) -> dict[str, ScoreKind]:
