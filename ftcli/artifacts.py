@@ -92,6 +92,14 @@ class RunFolder:
     def evaluations(self) -> Path:
         return self.path / "eval"
 
+    def evaluation(self, key: str) -> Path:
+        """Scores of one evaluation."""
+        return self.evaluations / f"{key}.json"
+
+    def answers(self, key: str) -> Path:
+        """Its rows with all answers, JSON lines."""
+        return self.evaluations / "answers" / f"{key}.jsonl"
+
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
 

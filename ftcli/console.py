@@ -135,12 +135,30 @@ def result_json(value: object) -> None:
     print(text, flush=True)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns without rules, to stdout; the first column to the left, the rest too."""
-    widths = [max(len(row[i]) for row in (headers, *rows)) for i in range(len(headers))]
-    for row in (headers, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print(("  " + "   ".join(cells)).rstrip(), flush=True)
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numbers: Sequence[int] = (),
+    gap: int = 3,
+) -> None:
+    """Aligned columns without rules, to stdout; those of `numbers` to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), collapse_padding=True)
+    for index, header in enumerate(headers):
+        found.add_column(
+            Text(header), justify="right" if index in numbers else "left", no_wrap=True
+        )
+    for row in rows:
+        found.add_row(*map(Text, row))
+    console = Console(width=10_000, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(found)
+    for line in captured.get().splitlines():
+        print(f"  {line}".rstrip(), flush=True)
 
 
 def width() -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result_json
+from ftcli.console import Terminal, result_json, say
 
 
 def evaluate(
@@ -49,6 +49,13 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Instructions to measure forgetting by."),
     ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCORE",
+            help="Exit with 1 unless this holds, as format>=0.9 or loss:better; repeatable.",
+        ),
+    ] = None,
     rows_at_once: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Rows answered at once (64).")
     ] = None,
@@ -58,11 +65,13 @@ def evaluate(
 ) -> None:
     """Is the tuned model better than the base, and what did it forget?
 
-    Loss, stop rate, form and text overlap on held-out rows, each with a 95% interval and a verdict.
+    Loss, EOS rate, format and text overlap on held-out rows, each with a 95% interval and a verdict
+    that holds together with all others (Holm).
     """
     from ftcli.cli.evaluate_view import show
     from ftcli.errors import UsageError
     from ftcli.stages.evaluate import SHOTS, Asked, evaluate_run
+    from ftcli.stages.evaluate.require import failures, requirements
 
     if scores is not None and len(scores) > 1:
         raise UsageError(
@@ -76,6 +85,7 @@ def evaluate(
         raise UsageError(
             "flag", "--no-forgetting leaves out what the other flag measures; give one"
         )
+    wanted = requirements(require or ())
     asked = Asked(
         data=data,
         limit=limit,
@@ -90,6 +100,11 @@ def evaluate(
     )
     found = evaluate_run(run, overrides or (), asked, Terminal())
     if json:
-        result_json(found.as_json())
+        result_json({"run_dir": str(found.run.path), **found.result.as_json()})
     else:
         show(found)
+    failed = list(failures(wanted, found.result))
+    for line in failed:
+        say(line)
+    if failed:
+        raise typer.Exit(1)

@@ -23,7 +23,7 @@ from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
 from ftcli.recipe.answer_format import with_paths
 from ftcli.recipe.evaluation import file_names
-from ftcli.recipe.faithfulness import with_banned_file
+from ftcli.recipe.grounding import with_banned_file
 from ftcli.templates import names_file
 
 # A recipe has about 2 kB; one with a chat template in it may have 50.
@@ -66,7 +66,7 @@ PATH_KEYS = {
     "data.template",
     "eval.format.schema",
     "eval.format.table",
-    "eval.faithfulness.banned",
+    "eval.grounding.banned",
     "output",
 }
 
@@ -167,7 +167,7 @@ def _files_of_flags(recipe: Recipe, base: Path, found: Found) -> Recipe:
 
     changed = {
         "format": with_paths(recipe.eval.format, seen_from_here),
-        "faithfulness": with_banned_file(recipe.eval.faithfulness, seen_from_here),
+        "grounding": with_banned_file(recipe.eval.grounding, seen_from_here),
     }
     return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changed)})
 
@@ -199,7 +199,7 @@ def resolved(loaded: Loaded) -> Recipe:
             "eval": recipe.eval.model_copy(
                 update={
                     "format": with_paths(recipe.eval.format, fixed),
-                    "faithfulness": with_banned_file(recipe.eval.faithfulness, fixed),
+                    "grounding": with_banned_file(recipe.eval.grounding, fixed),
                 }
             ),
             "output": str(loaded.output),

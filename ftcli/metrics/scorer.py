@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 Better = Literal["higher", "lower"]
-# A share is shown in percent, a value with two decimals.
-Unit = Literal["share", "value"]
+# A share is shown in percent, a value with two decimals, a perplexity as the exponential of a loss.
+Unit = Literal["share", "value", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,3 @@ class Scorer(Protocol):
 
     def score(self, answer: str, question: Question) -> ExampleResult:
         """Counts and findings; never raises, whatever the answer is."""
-
-
-# Until the scores by lists of words are gone.
-BY_WORDS = {"invents", "claims_supported"}

@@ -20,7 +20,7 @@ from ftcli.recipe.answer_format import (
 )
 from ftcli.recipe.data import Data, Replay
 from ftcli.recipe.evaluation import Evaluation, Generation
-from ftcli.recipe.faithfulness import Faithfulness
+from ftcli.recipe.grounding import Grounding
 from ftcli.recipe.method import (
     METHOD_CLASSES,
     Adapter,
@@ -44,10 +44,10 @@ __all__ = [
     "Data",
     "Device",
     "Evaluation",
-    "Faithfulness",
     "FrozenKeys",
     "Full",
     "Generation",
+    "Grounding",
     "Hold",
     "JsonFormat",
     "Lora",

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from ftcli.recipe.answer_format import PROMPT, AnswerFormat, JsonFormat, SqlFormat
-from ftcli.recipe.faithfulness import Faithfulness
+from ftcli.recipe.grounding import Grounding
 from ftcli.recipe.section import (
     NO_BOOLEAN,
     CountFromZero,
@@ -35,13 +35,15 @@ class Generation(Section):
 
 
 class Evaluation(Section):
-    """What `ftcli eval` looks at besides loss, stop rate and text overlap."""
+    """What `ftcli eval` scores besides loss, EOS rate and text overlap."""
 
     format: AnswerFormat | None = None
     """Form every answer must have; its share is reported as `format_rate`."""
-    faithfulness: Faithfulness | None = None
-    """Compare answers with their prompts by lists of words: terms that are not there, facts left
-    out, banned phrases. It cannot tell whether an answer is true."""
+    grounding: Grounding | None = None
+    """Compare answers with their prompts: numbers, names and terms that are not there, facts left
+    out, banned phrases. Words alone cannot say whether an answer is true."""
+    decides_by: str | None = None
+    """The score that decides, tested alone; the others are corrected for their number (Holm)."""
 
 
 class NamedFile(NamedTuple):
@@ -61,6 +63,5 @@ def file_names(wanted: Evaluation) -> Iterator[NamedFile]:
             yield NamedFile("eval.format.schema", name, "answer_schema")
         case SqlFormat(table=str(name)) if name != PROMPT:
             yield NamedFile("eval.format.table", name, "answer_table")
-    if wanted.faithfulness is not None and isinstance(wanted.faithfulness.banned, str):
-        banned = wanted.faithfulness.banned
-        yield NamedFile("eval.faithfulness.banned", banned, "banned_claims")
+    if wanted.grounding is not None and isinstance(wanted.grounding.banned, str):
+        yield NamedFile("eval.grounding.banned", wanted.grounding.banned, "banned_phrases")

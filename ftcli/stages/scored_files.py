@@ -6,23 +6,23 @@ from collections.abc import Iterator
 
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
-from ftcli.metrics.faithfulness import faithfulness_scorer
 from ftcli.metrics.format import require_format_files
+from ftcli.metrics.grounding import GroundingScorer
 from ftcli.recipe.evaluation import file_names
 
 
 def require_scored_files(loaded: Loaded) -> None:
     """Raise DataError where `ftcli eval` could not use a file that the recipe's `eval` names.
 
-    Codes: `answer_schema`, `answer_table`, `banned_claims`, or what reading rows raises.
+    Codes: `answer_schema`, `answer_table`, `banned_phrases`, or what reading rows raises.
     """
     for error in _missing(loaded):
         raise error
     wanted = loaded.recipe.eval
     if wanted.format is not None:
         require_format_files(wanted.format, loaded.base)
-    if wanted.faithfulness is not None:
-        faithfulness_scorer(wanted.faithfulness, loaded.base)
+    if wanted.grounding is not None:
+        GroundingScorer(wanted.grounding, loaded.base, ())
 
 
 def _missing(loaded: Loaded) -> Iterator[DataError]:

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ftcli.artifacts import RunFolder
 from ftcli.console import Reporter
-from ftcli.disk import write_json, write_text
+from ftcli.disk import write_text
 from ftcli.errors import Stopped
 from ftcli.locking import one_writer
 from ftcli.metrics.asking import question_of
-from ftcli.metrics.likelihood import Scored
+from ftcli.metrics.scorer import Question
 from ftcli.prepared import Split
+from ftcli.results import SIDES, Answer, AnsweredRow, Call, EvalResult, Finding, Side
 from ftcli.stages.evaluate.asked import SHOTS, Asked
-from ftcli.stages.evaluate.forgetting import forgotten
 from ftcli.stages.evaluate.key import key_of
-from ftcli.stages.evaluate.record import read_scored, samples, save_rows
 from ftcli.stages.evaluate.rows import Row, held_out, read_rows, seen_of
-from ftcli.stages.evaluate.scorers import PERPLEXITY, Scorers
-from ftcli.stages.evaluate.seen import tell_seen
+from ftcli.stages.evaluate.scorers import ScoredSide, Scorers
+from ftcli.stages.evaluate.seen import warn_of_seen
 from ftcli.stages.evaluate.sets import Sets, build_sets
-from ftcli.stages.evaluate.sides import Side, differences, side_of
-from ftcli.stages.evaluate.unmatched import unmatched
-from ftcli.stages.evaluate.work import Done, ModelName, RowSet, Worker
+from ftcli.stages.evaluate.table import (
+    MOST_REPEATED,
+    OF_LABELS,
+    TRUTH,
+    Measured,
+    forgetting_scores,
+    require_known,
+    rows_of,
+    task_scores,
+)
+from ftcli.stages.evaluate.work import Done, RowSet, Worker
 from ftcli.stages.opening import OpenRun, open_run, require_as_trained
 from ftcli.stages.report import report_or_say
 from ftcli.stopping import StopSignals
@@ -37,28 +44,27 @@ from ftcli.stopping import StopSignals
 if TYPE_CHECKING:
     from ftcli.engine.inference import PromptContract
 
-__all__ = ["SHOTS", "Asked", "EvalResult", "evaluate_run"]
+__all__ = ["SHOTS", "Asked", "Evaluated", "evaluate_run"]
 
 LOCK = ".lock"
+# Rows to read by eye: where nothing measured whether answers are right, only a person can.
+SAMPLES = 5
+# Answers are labels where they are at most so many, short, and each of them stands often.
+MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL = 20, 60, 3
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Scores of all sides; `stored` when an earlier evaluation of the same was found."""
+class Evaluated:
+    """An evaluation of a run; `stored` when an earlier one of the same was found."""
 
-    run_dir: Path
-    report: dict[str, Any]
+    run: RunFolder
+    result: EvalResult
     stored: bool
-    scored: Mapping[str, Scored]
-    """Losses of each side, row by row."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {"run_dir": str(self.run_dir), **self.report}
 
 
 def evaluate_run(
     path: Path, overrides: Sequence[str], asked: Asked, reporter: Reporter
-) -> EvalResult:
+) -> Evaluated:
     """Evaluate a finished run. The same question is answered once.
 
     Raises FtcliError; Stopped on a signal: what was answered until then is kept.
@@ -67,28 +73,33 @@ def evaluate_run(
     for change in opened.unheeded:
         reporter.note(f"note: the training stays as it was: {change}")
     split = held_out(opened, asked.data)
-    judges = Scorers(opened, asked)
-    key = key_of(opened, asked, split, judges.files)
-    stored = opened.run.evaluations / f"{key}.json"
-    # What a file of scores imports or reads may have changed: its scores are always counted anew.
-    known = asked.scores is None and stored.is_file()
-    if known and (scored := read_scored(opened.run, key)) is not None:
+    scorers = Scorers(opened, asked)
+    key = key_of(opened, asked, split, scorers.files)
+    stored = opened.run.evaluation(key)
+    # What a file of scores imports or reads may have changed: its scores are always counted again.
+    if asked.scores is None and stored.is_file() and opened.run.answers(key).is_file():
         require_as_trained(opened, with_base=asked.with_base)
-        report = json.loads(stored.read_text(encoding="utf-8"))
-        tell_seen(report, reporter)
-        _asked_last(opened.run, key)
+        result = EvalResult.read(stored)
+        warn_of_seen(
+            result.rows, result.data, result.rows_trained_on, result.rows_in_validation, reporter
+        )
+        _remember_last(opened.run, key)
         report_or_say(opened.run, reporter)
-        return EvalResult(opened.run.path, report, stored=True, scored=scored)
+        return Evaluated(opened.run, result, stored=True)
     with _one_at_a_time(opened.run), _resumable(reporter):
         flags = [*asked.flags(overrides), *(f"{name}: of the recipe" for name in opened.read_anew)]
-        return _evaluate(opened, asked, split, judges, key, flags, reporter)
+        result = _evaluate(opened, asked, split, scorers, key, flags, reporter)
+        result.write(stored)
+        _remember_last(opened.run, key)
+        report_or_say(opened.run, reporter)
+        return Evaluated(opened.run, result, stored=False)
 
 
 def _evaluate(
     opened: OpenRun,
     asked: Asked,
     split: Split,
-    judges: Scorers,
+    scorers: Scorers,
     key: str,
     flags: Sequence[str],
     reporter: Reporter,
@@ -98,96 +109,154 @@ def _evaluate(
     rows = read_rows(opened, asked.data, split, asked.limit, reporter)
     contract = contract_of(opened.loaded, opened.run, opened.prepared)
     sets = build_sets(opened, asked, rows, contract, reporter)
-    done = _work(opened, contract, asked, sets, reporter)
+    every = _work(opened, contract, asked, sets, reporter)
     wanted = opened.loaded.recipe.eval
-    questions = [question_of(row.messages, wanted.faithfulness) for row in rows]
-    sides = {}
-    for name, found in done.items():
-        with reporter.meter(f"{name}: scores", len(rows)) as meter:
-            sides[name] = side_of(found["rows"], questions, judges, meter.update)
-    for warning in (*judges.warnings(), *unmatched(opened.loaded, questions)):
+    questions = [question_of(row.messages, wanted.grounding) for row in rows]
+    done = {side: every[side]["rows"] for side in SIDES if side in every}
+    scored: dict[Side, ScoredSide] = {}
+    for side, each in done.items():
+        if each.answers:
+            with reporter.meter(f"{side}: scores", len(rows)) as meter:
+                scored[side] = scorers.score(each.answers, questions, meter.update)
+    answered = bool(scored)
+    own = scorers.your_answers(questions) if answered else {}
+    labels = _are_labels([question.reference for question in questions]) if answered else False
+    counts = {side: each.counts for side, each in scored.items()}
+    measured = task_scores(done, counts, scorers.kinds, own, labels=labels)
+    require_known(wanted.decides_by, measured)
+    general: list[Measured] = []
+    if "base" in every and asked.forgetting:
+        general = forgetting_scores(sets, every["base"], every["tuned"])
+    scores, forgetting = rows_of(measured, general, wanted.decides_by)
+    for warning in scorers.warnings(questions, own) if answered else ():
         reporter.warn(warning)
-    report = _report(rows, split, asked, sides, judges)
-    report["looked_at"] = wanted.model_dump(mode="json")
-    report["flags"] = list(flags)
-    report["counted"] = {name: side.counted() for name, side in sides.items()}
-    if sides["tuned"].done.answers and (own := judges.references(questions)):
-        report["references"] = own
-    if "base" in done and asked.forgetting:
-        report["forgetting"] = forgotten(sets, done["base"], done["tuned"])
-    report["samples"] = samples(rows, sides)
-    report["answers"] = save_rows(opened.run, key, rows, questions, sides)
-    report["evaluated"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_json(opened.run.evaluations / f"{key}.json", report)
-    _asked_last(opened.run, key)
-    report_or_say(opened.run, reporter)
-    scored = {name: side.done.scored for name, side in sides.items()}
-    return EvalResult(opened.run.path, report, stored=False, scored=scored)
+    answers = _answered_rows(rows, questions, done, scored)
+    file = opened.run.answers(key)
+    write_text(file, "".join(f"{each.model_dump_json()}\n" for each in answers))
+    seen = seen_of(rows, None if asked.data else split)
+    truth = {*TRUTH, *([OF_LABELS] if labels else [])}
+    return EvalResult(
+        key=key,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        rows=len(rows),
+        data=str(asked.data) if asked.data else split,
+        **seen,
+        instruction=str(asked.prompted) if "prompted" in done else None,
+        examples=asked.shots if "prompted" in done else 0,
+        scores=scores,
+        forgetting=forgetting,
+        general_text=sets.general.name if sets.general is not None and general else None,
+        calls={side: _call(each) for side, each in done.items() if each.answers},
+        decides_by=wanted.decides_by,
+        truth_measured_by=tuple(
+            row.name for row in scores if row.name in truth or (row.own and row.better)
+        ),
+        notes=tuple(_notes(measured)),
+        samples=tuple(sorted(answers, key=_drawn_by)[:SAMPLES]) if answered else (),
+        answers=str(file.relative_to(opened.run.evaluations)),
+        eval_config=wanted.model_dump(mode="json"),
+        flags=tuple(flags),
+    )
 
 
-def _asked_last(run: RunFolder, key: str) -> None:
-    """For the page alone: a run that nobody may write to can still be asked again."""
+def _are_labels(references: Sequence[str]) -> bool:
+    """Whether all of the rows' own answers are a few short ones, so that one alone is right."""
+    found = {reference.strip() for reference in references}
+    short = all(text and "\n" not in text and len(text) <= LONGEST_LABEL for text in found)
+    return short and len(found) <= min(MOST_LABELS, len(references) / ROWS_PER_LABEL)
+
+
+def _notes(measured: Sequence[Measured]) -> Iterator[str]:
+    for row in measured:
+        tuned = row.sides.get("tuned")
+        if row.name == "repetition" and tuned is not None and tuned.value > MOST_REPEATED:
+            yield (
+                f"the tuned model repeats itself: {tuned.value:.0%} of its groups of four words "
+                "stood before in the same answer"
+            )
+
+
+def _call(done: Done) -> Call:
+    return Call(
+        prompt_tokens=sum(done.prompt_tokens) / len(done.prompt_tokens),
+        answer_tokens=sum(answer.tokens for answer in done.answers) / len(done.answers),
+        tokens_per_second=done.tokens_per_second,
+    )
+
+
+def _answered_rows(
+    rows: Sequence[Row],
+    questions: Sequence[Question],
+    done: Mapping[Side, Done],
+    scored: Mapping[Side, ScoredSide],
+) -> list[AnsweredRow]:
+    """Every row with the answers of all sides; of plain texts only their losses."""
+    found = []
+    for index, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        sides: dict[Side, Answer] = {}
+        for side, each in done.items():
+            losses = {"loss": each.scored.losses[index], "loss_tokens": each.scored.tokens[index]}
+            if side not in scored:
+                sides[side] = Answer(text="", tokens=0, stopped=True, prompt_tokens=0, **losses)
+                continue
+            result = scored[side].results[index]
+            sides[side] = Answer(
+                **asdict(each.answers[index]),
+                **losses,
+                prompt_tokens=each.prompt_tokens[index],
+                counts=dict(result.counts),
+                findings=tuple(Finding(**asdict(finding)) for finding in result.findings),
+            )
+        found.append(
+            AnsweredRow(
+                number=index + 1,
+                file=row.file,
+                line=row.line,
+                prompt=question.prompt,
+                reference=question.reference,
+                facts=question.facts if question.facts != question.prompt else None,
+                sides=sides,
+            )
+        )
+    return found
+
+
+def _drawn_by(row: AnsweredRow) -> bytes:
+    return hashlib.sha256(f"{row.number}\n{row.prompt}".encode()).digest()
+
+
+def _remember_last(run: RunFolder, key: str) -> None:
+    """For the page alone: a run that nobody may write to can still be evaluated."""
     with suppress(OSError):
         write_text(run.evaluated_last, f"{key}\n")
 
 
 def _work(
     opened: OpenRun, contract: PromptContract, asked: Asked, sets: Sets, reporter: Reporter
-) -> dict[str, dict[str, Done]]:
+) -> dict[Side, dict[str, Done]]:
     """Side → set → what was done; one model in memory at a time, the base first."""
     from ftcli.engine.device import free_memory, memory_in_words
     from ftcli.engine.trained import held_as
 
     general = {"text": sets.text, "instructions": sets.instructions}
-    names: list[ModelName] = ["base", "tuned"] if asked.with_base else ["tuned"]
     how = held_as(opened.loaded, opened.run)
-    done: dict[str, dict[str, Done]] = {}
+    done: dict[Side, dict[str, Done]] = {}
     with memory_in_words("take fewer --rows-at-once, or stop what else runs on it"):
-        for name in names:
-            worker = Worker(opened, contract, name, how, reporter)
+        for side in ("base", "tuned"):
+            if side == "base" and not asked.with_base:
+                continue
+            worker = Worker(opened, contract, side, how, reporter)
             wanted: dict[str, RowSet | None] = {"rows": sets.rows, **general}
-            done[name] = {
+            done[side] = {
                 each: worker.do(rows) for each, rows in wanted.items() if rows is not None
             }
-            if name == "base" and sets.prompted is not None:
+            if side == "base" and sets.prompted is not None:
                 done["prompted"] = {"rows": worker.do(sets.prompted)}
             if not worker.was_needed:
-                require_as_trained(opened, with_base=name == "base")
+                require_as_trained(opened, with_base=side == "base")
             del worker
             free_memory()
     return done
-
-
-def _report(
-    rows: Sequence[Row], split: Split, asked: Asked, sides: Mapping[str, Side], judges: Scorers
-) -> dict[str, Any]:
-    kinds = judges.kinds
-    shown = {
-        name: kind
-        for name, kind in kinds.items()
-        if any(name in side.counts for side in sides.values())
-    }
-    with_perplexity = {}
-    for name, kind in shown.items():
-        with_perplexity[name] = vars(kind)
-        if name == "loss":
-            with_perplexity["perplexity"] = vars(PERPLEXITY)
-    long_prompt: dict[str, Any] = {}
-    if "prompted" in sides:
-        long_prompt = {"instruction": str(asked.prompted), "shots": asked.shots}
-    return {
-        "rows": len(rows),
-        "data": str(asked.data) if asked.data else split,
-        **seen_of(rows, None if asked.data else split),
-        **long_prompt,
-        **{name: side.as_json() for name, side in sides.items()},
-        "scores": with_perplexity,
-        "differences": {
-            f"tuned_vs_{name}": differences(side, sides["tuned"], shown)
-            for name, side in sides.items()
-            if name != "tuned"
-        },
-    }
 
 
 @contextmanager

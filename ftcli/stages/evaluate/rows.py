@@ -12,7 +12,7 @@ from typing import Any
 from ftcli.console import Reporter
 from ftcli.errors import DataError
 from ftcli.prepared import RowsOf, Split, read_turns
-from ftcli.stages.evaluate.seen import question_digest, seen_in, seen_json, tell_seen
+from ftcli.stages.evaluate.seen import question_digest, seen_fields, seen_in, warn_of_seen
 from ftcli.stages.evaluate.streamed import Turns, require_whole
 from ftcli.stages.opening import OpenRun
 
@@ -81,7 +81,7 @@ def read_rows(
     if data is not None or opened.prepared.leaks:
         rows = _looked_up(opened, rows, reporter)
         fields = seen_of(rows, None if data else split)
-        tell_seen({"rows": len(rows), "data": str(data or split), **fields}, reporter)
+        warn_of_seen(len(rows), str(data or split), **fields, reporter=reporter)
     # Else they are held out, and ask nothing that any other row of the run asks.
     return rows
 
@@ -93,14 +93,14 @@ def _looked_up(opened: OpenRun, rows: tuple[Row, ...], reporter: Reporter) -> tu
     return tuple(replace(row, seen=seen) for row, seen in zip(rows, found, strict=True))
 
 
-def seen_of(rows: Sequence[Row], split: Split | None) -> dict[str, Any]:
-    """Fields of an evaluation's JSON that say how new the rows are to the run.
+def seen_of(rows: Sequence[Row], split: Split | None) -> dict[str, int | None]:
+    """How many rows the run was trained on, and how many chose its checkpoint.
 
     `split`: the one whose rows they are; none: they are of a file.
     """
-    fields = seen_json([row.seen for row in rows])
+    fields = seen_fields([row.seen for row in rows])
     if split == "validation":
-        fields |= {"rows_chose_checkpoint": True, "rows_in_validation": len(rows)}
+        fields["rows_in_validation"] = len(rows)
     return fields
 
 

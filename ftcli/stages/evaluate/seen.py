@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from ftcli.console import Reporter
 from ftcli.data.example import Example, Origin
@@ -55,27 +54,31 @@ def _asked(opened: OpenRun, split: RowsOf, wanted: set[bytes]) -> set[bytes]:
     return found
 
 
-def seen_json(seen: Sequence[tuple[RowsOf, ...] | None]) -> dict[str, Any]:
-    """How many rows were trained on, and how many chose the checkpoint; null: it cannot be told."""
+def seen_fields(seen: Sequence[tuple[RowsOf, ...] | None]) -> dict[str, int | None]:
+    """How many rows were trained on, and how many chose the checkpoint; none: not known."""
     trained_on = validated = None
     known = [each for each in seen if each is not None]
     if len(known) == len(seen):
         trained_on = sum(any(split in TRAINED_ON for split in each) for each in known)
         validated = sum("validation" in each for each in known)
-    return {
-        "rows_chose_checkpoint": bool(validated),
-        "rows_trained_on": trained_on,
-        "rows_in_validation": validated,
-    }
+    return {"rows_trained_on": trained_on, "rows_in_validation": validated}
 
 
-def tell_seen(report: Mapping[str, Any], reporter: Reporter) -> None:
-    """Warn of rows that flatter the tuned model, whose own file was named."""
-    rows, data = report["rows"], report["data"]
+def warn_of_seen(
+    rows: int,
+    data: str,
+    rows_trained_on: int | None,
+    rows_in_validation: int | None,
+    reporter: Reporter,
+) -> None:
+    """Warn of rows that make the tuned model look better than it is, whose own file was named."""
     parts = []
-    if trained_on := report.get("rows_trained_on"):
-        parts.append(f"{trained_on} of {rows} rows ask what the run was trained on")
-    if data != "validation" and (validated := report.get("rows_in_validation")):
-        parts.append(f"{validated} of {rows} what chose its checkpoint")
+    if rows_trained_on:
+        parts.append(f"{rows_trained_on} of {rows} rows ask what the run was trained on")
+    if data != "validation" and rows_in_validation:
+        parts.append(f"{rows_in_validation} of {rows} what chose its checkpoint")
     if parts:
-        reporter.warn(f"{data}: {', '.join(parts)}: they flatter it; take rows that it never saw")
+        reporter.warn(
+            f"{data}: {', '.join(parts)}: the tuned model looks better on them than it is; take "
+            "rows that it never saw"
+        )

@@ -148,7 +148,7 @@ def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
     if not (opened.prepared.validation.rows or opened.prepared.test.rows):
         return "no rows are held out"
     found = evaluate_run(opened.run.path, (), Asked(limit=EVALUATED_ROWS), reporter)
-    return f"base and tuned on {found.report['rows']} {found.report['data']} rows"
+    return f"base and tuned on {found.result.rows} {found.result.data} rows"
 
 
 def _merge(opened: OpenRun, reporter: Reporter) -> str:
