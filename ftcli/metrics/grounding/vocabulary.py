@@ -32,9 +32,10 @@ NUMBER_WORDS = {
     "english": "en", "french": "fr", "spanish": "es", "portuguese": "pt",
     "german": "de", "dutch": "nl", "italian": "it", "catalan": "ca",
 }  # fmt: skip
-# Of the training answers with a word so many more than by chance took it from their prompts: from
-# here on it is a term, and a word with a capital that at most RARE of them have is a name.
+# Share of the training answers with a word that took it from their prompts: from here on it is a
+# term, and a word with a capital that at most RARE of them have is a name.
 TERM, NAME, RARE = 0.8, 0.5, 2
+FEWEST_OF_A_UNIT = 3
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,16 @@ class Vocabulary:
     """Training answers that have it."""
     taken: Counter[str]
     """Of these, those whose prompts have it too."""
+    next_to_numbers: Counter[str]
+    """Training answers that have it next to a number."""
     rare: tuple[float, float]
     """Share of the words of one answer alone that it took from its prompt, of words in small
     letters and of capitalised ones: what is to be expected of a word that no answer has."""
 
     @classmethod
     def learn(cls, rows: Iterable[tuple[str, str]], language: str) -> Vocabulary:
-        """From pairs of facts and answer."""
-        found = cls(Language(language), 0, Counter(), Counter(), Counter(), (0.0, 0.0))
+        """From pairs of prompt and answer."""
+        found = cls(Language(language), 0, *(Counter() for _ in range(4)), (0.0, 0.0))
         stem = found.language.stem
         capitalised: set[str] = set()
         for facts, answer in rows:
@@ -145,6 +148,14 @@ class Vocabulary:
             found.prompts.update(given)
             found.answers.update(said)
             found.taken.update(said & given)
+            found.next_to_numbers.update(
+                {
+                    unit
+                    for index, token in enumerate(tokens)
+                    if token.has_digits
+                    for unit in found.units(tokens, index)
+                }
+            )
             capitalised |= {stem(t.text) for t in tokens if t.is_capitalised}
         once = {each for each, count in found.answers.items() if count == 1}
         kinds = (once - capitalised, once & capitalised)
@@ -155,16 +166,20 @@ class Vocabulary:
         return found
 
     def taken_share(self, stem: str, *, capitalised: bool) -> float:
-        """Share of the answers with the word that took it from their prompts, less what chance
-        gives (Cohen 1960); what is expected of a rare word weighs two answers."""
+        """Share of the answers with the word that took it from their prompts, where what is
+        expected of a rare word weighs two answers; 0 of a word that most prompts have anyway."""
+        if self.prompts[stem] > self.rows / 2:
+            return 0.0
         expected = self.taken[stem] + 2 * self.rare[capitalised]
-        share = expected / (self.answers[stem] + 2)
-        by_chance = self.prompts[stem] / (self.rows + 1)
-        return (share - by_chance) / (1 - by_chance)
+        return expected / (self.answers[stem] + 2)
 
     def is_common(self, stem: str) -> bool:
         """Whether most answers have the word, whatever they are asked."""
         return self.answers[stem] > self.rows / 2
+
+    def is_unit(self, stem: str) -> bool:
+        """Whether answers mostly have it next to a number."""
+        return self.next_to_numbers[stem] >= max(FEWEST_OF_A_UNIT, self.answers[stem] / 2)
 
     def is_term(self, stem: str) -> bool:
         return self.taken_share(stem, capitalised=False) >= TERM
@@ -239,8 +254,8 @@ class Vocabulary:
     def _has_other_units(self, facts: Facts, tokens: Sequence[Token], index: int) -> bool:
         """Whether the facts have the number with other units alone."""
         values = self.language.values(tokens[index].text)
-        units = {unit for unit in self.units(tokens, index) if self.is_term(unit)}
-        given = {unit for value, unit in facts.with_units if value in values}
+        units = {unit for unit in self.units(tokens, index) if self.is_unit(unit)}
+        given = {u for value, u in facts.with_units if value in values and self.is_unit(u)}
         return bool(units and given) and given.isdisjoint(units)
 
 
