@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.console import Terminal
+from ftcli.results import EvalResult
 from ftcli.stages.evaluate import Asked, evaluate_run
 from tests.conftest import save_recipe
 from tests.evaluated import finished_run, rows_of, unevaluated
@@ -28,47 +30,54 @@ def fresh(trained: Path) -> Path:
     return unevaluated(trained)
 
 
+def row_of(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """A row of the table, or of general ability."""
+    (row,) = [row for row in found["scores"] + found["forgetting"] if row["name"] == name]
+    return dict(row)
+
+
 def test_base_and_tuned_with_intervals_and_verdicts(
     fresh: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = ask(capsys, "eval", fresh)
-    loss = found["differences"]["tuned_vs_base"]["loss"]
-    assert loss["difference"] == pytest.approx(found["tuned"]["loss"] - found["base"]["loss"])
-    assert loss["interval"][0] <= loss["difference"] <= loss["interval"][1]
-    assert loss["rows"] == found["rows"] == 8
-    assert list(found["scores"])[:3] == ["loss", "perplexity", "stop_rate"]
+    loss = row_of(found, "loss")["tuned_vs_base"]
+    assert loss["value"] == pytest.approx(found["tuned"]["loss"] - found["base"]["loss"])
+    assert loss["interval"][0] <= loss["value"] <= loss["interval"][1]
+    assert loss["n"] == found["rows"] == loss["rows_better"] + loss["rows_worse"] == 8
+    assert loss["verdict"] == "too few rows"
     rows = rows_of(fresh, found)
     for side in ("base", "tuned"):
         losses = [row["sides"][side]["loss"] for row in rows]
         tokens = [row["sides"][side]["loss_tokens"] for row in rows]
         assert found[side]["loss"] == pytest.approx(sum(losses) / sum(tokens))
+        assert found[side]["perplexity"] == pytest.approx(math.exp(found[side]["loss"]))
         lengths = [row["sides"][side]["tokens"] for row in rows]
-        assert found[side]["answer_tokens"] == pytest.approx(sum(lengths) / 8)
-        counted = found["counted"][side]
-        assert set(counted) == set(found["scores"]) - {"perplexity"}
-        assert counted["stop_rate"] == {"rows": 8, "hits": True}
-        assert counted["loss"] == {"rows": 8, "hits": False}
-        for name, kept in counted.items():
-            bottoms = [row["sides"][side]["counts"][name][1] for row in rows]
-            assert kept["rows"] == sum(bottom > 0 for bottom in bottoms), name
-
-
-def test_what_was_forgotten(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = ask(capsys, "eval", fresh, "--limit", "2")["forgetting"]
-    assert set(found) == {"text", "instructions", "follows", "stops"}
-    assert found["text"]["name"] == found["instructions"]["name"] == "built-in"
-    assert (
-        found["instructions"]["rows"] == found["stops"]["rows"] == 10
-    )  # conftest.few_instructions
-    change = found["text"]["after"] / found["text"]["before"] - 1
-    assert found["text"]["change"] == pytest.approx(change)
-    low, high = found["text"]["change_interval"]
-    assert low <= change <= high
-    assert {part["verdict"] for part in found.values()} <= {
-        *("worse", "better", "no difference shown", "too few")
+        assert found["calls"][side]["answer_tokens"] == pytest.approx(sum(lengths) / 8)
+        for row in found["scores"]:
+            if row["name"] in rows[0]["sides"][side]["counts"]:
+                kept = [each["sides"][side]["counts"][row["name"]] for each in rows]
+                tops, bottoms = map(sum, zip(*kept, strict=True))
+                assert row[side]["value"] == pytest.approx(tops / bottoms), row["name"]
+    # It is read back by the class that wrote it.
+    kept = EvalResult.read(fresh / "eval" / f"{found['key']}.json")
+    assert json.loads(json.dumps(kept.as_json())) == {
+        name: value for name, value in found.items() if name != "run_dir"
     }
+
+
+def test_general_ability_before_and_after(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(capsys, "eval", fresh, "--limit", "2")
+    rows = {row["name"]: row for row in found["forgetting"]}
+    assert list(rows) == [
+        *("general_text", "instructions", "instructions_followed", "instructions_finished")
+    ]
+    assert found["general_text"] == "built-in"
+    assert rows["instructions_finished"]["tuned_vs_base"]["n"] == 10  # conftest.few_instructions
+    text = rows["general_text"]
+    difference = text["tuned"]["value"] - text["base"]["value"]
+    assert text["tuned_vs_base"]["value"] == pytest.approx(difference)
     without = ask(capsys, "eval", fresh, "--limit", "2", "--no-forgetting")
-    assert "forgetting" not in without
+    assert without["forgetting"] == []
 
 
 def test_general_sets_of_ones_own(
@@ -76,20 +85,22 @@ def test_general_sets_of_ones_own(
 ) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "Rain falls on the hills."}\n{"text": "Two boats left."}\n')
-    told = tmp_path / "told.jsonl"
+    instructions = tmp_path / "instructions.jsonl"
     lines = [
         {"prompt": "Say anything.", "completion": "ab", "check": ".*"},
         {"prompt": "Say nothing.", "completion": "cd", "check": "[^\\s\\S]"},
         {"prompt": "Say what you like.", "completion": "ef"},
     ]
-    told.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    flags = ["--general-text", text, "--general-instructions", told, "--limit", "2"]
-    found = ask(capsys, "eval", fresh, *flags)["forgetting"]
-    assert found["text"]["name"] == str(text)
-    assert (found["follows"]["rows"], found["follows"]["after"]) == (2, 0.5)
-    assert found["stops"]["rows"] == 3
-    assert found["text"]["texts"] == 2
-    assert {part["verdict"] for part in found.values()} == {"too few"}
+    instructions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--general-text", text, "--general-instructions", instructions, "--limit", "2"]
+    found = ask(capsys, "eval", fresh, *flags)
+    assert found["general_text"] == str(text)
+    followed = row_of(found, "instructions_followed")
+    assert (followed["tuned"]["n"], followed["tuned"]["value"]) == (2, 0.5)
+    assert row_of(found, "instructions_finished")["tuned"]["n"] == 3
+    assert row_of(found, "general_text")["tuned"]["n"] == 2
+    verdicts = {row["tuned_vs_base"]["verdict"] for row in found["forgetting"]}
+    assert verdicts == {"too few rows"}
 
 
 def test_the_base_with_a_long_prompt(
@@ -99,10 +110,11 @@ def test_the_base_with_a_long_prompt(
     told.write_text("List the product.\n")
     flags = ["--prompted", told, "--shots", "2"]
     found = ask(capsys, "eval", fresh, *flags)
-    assert found["shots"] == 2 and found["instruction"] == str(told)
-    assert found["prompted"]["prompt_tokens"] > 2 * found["base"]["prompt_tokens"]
-    assert found["base"]["prompt_tokens"] == found["tuned"]["prompt_tokens"]
-    assert "loss" in found["differences"]["tuned_vs_prompted"]
+    assert found["examples"] == 2 and found["instruction"] == str(told)
+    calls = found["calls"]
+    assert calls["prompted"]["prompt_tokens"] > 2 * calls["base"]["prompt_tokens"]
+    assert calls["base"]["prompt_tokens"] == calls["tuned"]["prompt_tokens"]
+    assert row_of(found, "loss")["tuned_vs_prompted"] is not None
     rows = rows_of(fresh, found)
     # The same answers are scored behind either prompt.
     for row in rows:
@@ -110,7 +122,7 @@ def test_the_base_with_a_long_prompt(
         assert len(set(tokens.values())) == 1
     told.write_text("List the product and its colour.\n")
     again = ask(capsys, "eval", fresh, *flags)
-    assert again["prompted"]["prompt_tokens"] > found["prompted"]["prompt_tokens"]
+    assert again["calls"]["prompted"]["prompt_tokens"] > calls["prompted"]["prompt_tokens"]
 
 
 def test_a_long_prompt_that_does_not_fit(
@@ -158,9 +170,15 @@ def test_an_evaluation_that_was_stopped_goes_on(
     again = evaluate_run(fresh, (), asked, Terminal())
     assert not again.stored
     assert len(added) == len(lines) - kept_lines
-    for report in (whole.report, again.report):
-        del report["tuned"]["tokens_per_second"], report["evaluated"]
-    assert again.report == whole.report
+    assert _timeless(again.result) == _timeless(whole.result)
+
+
+def _timeless(result: EvalResult) -> EvalResult:
+    calls = {
+        side: call.model_copy(update={"tokens_per_second": None})
+        for side, call in result.calls.items()
+    }
+    return result.model_copy(update={"calls": calls, "finished": ""})
 
 
 def _counting(real: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
@@ -209,8 +227,9 @@ def test_another_format_is_scored_without_a_model(
     monkeypatch.setattr(engine, "load_tuned_model", never)
     overrides = ['eval.format={type: regex, pattern: "[^#]*"}']
     second = evaluate_run(fresh, overrides, asked, Terminal())
-    assert "format_rate" in second.report["tuned"] and "format_rate" not in first.report["tuned"]
-    assert second.report["tuned"]["loss"] == first.report["tuned"]["loss"]
+    assert second.result.row("format_rate") and not first.result.row("format_rate")
+    losses = [each.result.row("loss") for each in (first, second)]
+    assert losses[0] is not None and losses[0] == losses[1]
 
 
 def test_what_the_base_does_is_taken_from_a_run_beside(
@@ -246,7 +265,8 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
         second = ask(capsys, "eval", tmp_path / "runs" / "full", *asked)
         with pytest.raises(AssertionError, match="the base was opened"):
             evaluate_run(tmp_path / "runs" / "full", (), Asked(rows_at_once=7), Terminal())
-    assert second["base"] == first["base"] and second["prompted"] == first["prompted"]
+    for side in ("base", "prompted"):
+        assert second[side] == first[side]
     assert second["tuned"]["loss"] != first["tuned"]["loss"]
     assert sorted(path.read_bytes() for path in (lora / "eval" / "work").iterdir()) == before
 
@@ -365,10 +385,12 @@ def test_what_a_person_reads(
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert lines[0].split()[:6] == ["8", "held-out", "rows", "base", "prompted", "tuned"]
-    assert "8 rows are too few for a verdict (10 at least)" in out
+    assert "8 held-out rows (test) are too few for a verdict: 10 at least." in out
     assert lines[-1].startswith("all rows side by side: ")
     assert max(map(len, lines[:-1])) <= columns
-    assert "what it forgot" in out and "general text, ppl" in out
+    assert "general ability (forgetting)" in out and "general text, perplexity" in out
+    assert "Whether the answers are true was not measured" in out
+    assert sum(line.startswith("prompt  ") for line in lines) == 5
 
 
 def test_a_run_on_plain_texts(
@@ -381,9 +403,10 @@ def test_a_run_on_plain_texts(
     capsys.readouterr()
     assert run(["eval", str(recipe), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found["scores"]) == ["loss", "perplexity"]
-    assert set(found["forgetting"]) == {"text"}
-    assert "loss" in found["differences"]["tuned_vs_base"]
+    assert [row["name"] for row in found["scores"]] == ["loss"]
+    assert [row["name"] for row in found["forgetting"]] == ["general_text"]
+    assert row_of(found, "loss")["tuned_vs_base"] is not None
+    assert found["samples"] == [] and found["calls"] == {}
     told = tmp_path / "told.txt"
     told.write_text("List it.")
     assert run(["eval", str(recipe), "--prompted", str(told)]) == 2
@@ -457,7 +480,7 @@ def test_a_loss_is_compared_on_the_same_tokens_alone(
     told = tmp_path / "told.txt"
     told.write_text("List it.")
     found = ask(capsys, "eval", recipe, "--prompted", told, "--shots", "1", "--no-forgetting")
-    assert ("loss" in found["differences"]["tuned_vs_prompted"]) is compared
+    assert (row_of(found, "loss")["tuned_vs_prompted"] is not None) is compared
     rows = rows_of(tmp_path / "runs" / "tiny", found)
     # Only answers are scored, whatever was trained on: at most as many tokens as both answers.
     assert all(row["sides"]["tuned"]["loss_tokens"] < 30 for row in rows)
@@ -476,3 +499,68 @@ def test_what_was_asked_last_stands_on_the_page_with_its_flags(
     plain = ask(capsys, "eval", fresh, "--no-forgetting")
     assert ask(capsys, "eval", fresh, "--no-forgetting") == plain
     assert f"{shown}</code>" in (fresh / "report.html").read_text()
+
+
+def test_the_rows_own_answers_stand_in_the_table(
+    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "held.jsonl"
+    prompt = "Write.\n\nProduct: Torkel Bag\nColours: olive\nPockets: 3"
+    answers = ["A Torkel bag in olive, three pockets.", "Torkel, waterproof, 20 litres."]
+    pairs = [{"prompt": prompt, "completion": answer} for answer in answers * 6]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    never = tmp_path / "never.txt"
+    never.write_text("waterproof\n")
+    grounding = {"facts": "Product:(?s:.*)", "banned": str(never)}
+    flags = ["--data", str(data), "--no-forgetting"]
+    flags += ["--set", f"eval.grounding={json.dumps(grounding)}"]
+    found = ask(capsys, "eval", fresh, *flags)
+    for name, value in {"not_in_prompt": 0.5, "coverage": 4 / 6, "banned_phrases": 0.5}.items():
+        assert row_of(found, name)["your_answers"]["value"] == pytest.approx(value), name
+    assert row_of(found, "not_in_prompt")["tuned_vs_base"]["verdict"] is None
+    assert rows_of(fresh, found)[0]["facts"] == prompt.removeprefix("Write.\n\n")
+    assert found["truth_measured_by"] == []
+    for columns, head in ((80, "yours"), (120, "your answers")):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert run(["eval", str(fresh), *flags]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert head in lines[0] and max(map(len, lines[:12])) <= columns
+        (row,) = [line for line in lines if line.strip().startswith("terms not in the prompt")]
+        assert row.split()[5] == "50%"
+
+
+def test_what_is_required_fails_with_its_row(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["eval", str(fresh), "--no-forgetting"]
+    assert run([*flags, "--require", "loss<100", "--require", "rouge>=0"]) == 0
+    capsys.readouterr()
+    assert run([*flags, "--json", "--require", "stop>=101%", "--require", "loss:better"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["rows"] == 8
+    lines = [line for line in captured.err.splitlines() if line.startswith("--require")]
+    assert lines[0].startswith("--require stop>=101%: finished (EOS) is ")
+    assert lines[1].startswith("--require loss:better: loss ") and "too few rows" in lines[1]
+    for wrong, words in (
+        ("loss", "expected a score with a limit"),
+        ("lss>1", "did you mean loss?"),
+    ):
+        assert run([*flags, "--require", wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_score_that_decides_has_to_be_there(
+    fresh: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["eval", str(fresh), "--no-forgetting"]
+    assert run([*flags, "--set", "eval.decides_by=formt_rate"]) == 2
+    assert "eval.decides_by: no score 'formt_rate'" in capsys.readouterr().err
+    assert ask(capsys, *flags, "--set", "eval.decides_by=loss")["decides_by"] == "loss"
+
+
+def test_a_damaged_evaluation_is_named(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ask(capsys, "eval", fresh, "--no-forgetting")
+    file = fresh / "eval" / f"{found['key']}.json"
+    file.write_text(file.read_text().replace('"rows"', '"row"', 1))
+    assert run(["eval", str(fresh), "--no-forgetting"]) == 1
+    assert f"{file}: not as ftcli" in capsys.readouterr().err

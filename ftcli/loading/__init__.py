@@ -23,7 +23,7 @@ from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
 from ftcli.recipe.answer_format import with_paths
 from ftcli.recipe.evaluation import file_names
-from ftcli.recipe.grounding import with_banned_file
+from ftcli.recipe.grounding import with_files, with_labels
 from ftcli.templates import names_file
 
 # A recipe has about 2 kB; one with a chat template in it may have 50.
@@ -67,6 +67,9 @@ PATH_KEYS = {
     "eval.format.schema",
     "eval.format.table",
     "eval.grounding.banned",
+    "eval.grounding.labels",
+    "eval.grounding.model",
+    "eval.judge.labels",
     "output",
 }
 
@@ -167,7 +170,8 @@ def _files_of_flags(recipe: Recipe, base: Path, found: Found) -> Recipe:
 
     changed = {
         "format": with_paths(recipe.eval.format, seen_from_here),
-        "grounding": with_banned_file(recipe.eval.grounding, seen_from_here),
+        "grounding": with_files(recipe.eval.grounding, seen_from_here),
+        "judge": with_labels(recipe.eval.judge, seen_from_here),
     }
     return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changed)})
 
@@ -199,7 +203,8 @@ def resolved(loaded: Loaded) -> Recipe:
             "eval": recipe.eval.model_copy(
                 update={
                     "format": with_paths(recipe.eval.format, fixed),
-                    "grounding": with_banned_file(recipe.eval.grounding, fixed),
+                    "grounding": with_files(recipe.eval.grounding, fixed),
+                    "judge": with_labels(recipe.eval.judge, fixed),
                 }
             ),
             "output": str(loaded.output),

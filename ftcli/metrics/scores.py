@@ -93,13 +93,12 @@ def compare(first: Counts, second: Counts) -> Comparison | None:
     if not n:
         return None
     difference = theirs.value - ours.value
-    every = ours.n == theirs.n == len(used)
-    if every and ours.are_hits and theirs.are_hits:
+    hits = ours.are_hits and theirs.are_hits
+    if hits and ours.n == theirs.n == len(used):
         interval = paired_share_interval(ours.numerators, theirs.numerators)
     else:
         interval = paired_ratio_interval(_ratio(ours), _ratio(theirs))
     pairs = [(a, b) for a, b in rows if a is not None and b is not None]
-    uneven = len({*ours.denominators, *theirs.denominators}) > 1 and n < len(rows)
     return Comparison(
         difference,
         interval,
@@ -107,7 +106,7 @@ def compare(first: Counts, second: Counts) -> Comparison | None:
         sum(b > a for a, b in pairs),
         sum(b < a for a, b in pairs),
         swapped_p_value(_ratio(ours), _ratio(theirs)),
-        too_few=n < (FEWEST_COUNTING_ROWS if uneven else FEWEST_ROWS),
+        too_few=n < (FEWEST_ROWS if hits or n == len(rows) else FEWEST_COUNTING_ROWS),
     )
 
 

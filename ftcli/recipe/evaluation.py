@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from ftcli.recipe.answer_format import PROMPT, AnswerFormat, JsonFormat, SqlFormat
-from ftcli.recipe.grounding import Grounding
+from ftcli.recipe.grounding import Grounding, Judge
 from ftcli.recipe.section import (
     NO_BOOLEAN,
     CountFromZero,
@@ -42,6 +42,8 @@ class Evaluation(Section):
     grounding: Grounding | None = None
     """Compare answers with their prompts: numbers, names and terms that are not there, facts left
     out, banned phrases. Words alone cannot say whether an answer is true."""
+    judge: Judge | None = None
+    """Ask a language model whether each answer is supported by its facts."""
     decides_by: str | None = None
     """The score that decides, tested alone; the others are corrected for their number (Holm)."""
 
@@ -65,3 +67,7 @@ def file_names(wanted: Evaluation) -> Iterator[NamedFile]:
             yield NamedFile("eval.format.table", name, "answer_table")
     if wanted.grounding is not None and isinstance(wanted.grounding.banned, str):
         yield NamedFile("eval.grounding.banned", wanted.grounding.banned, "banned_phrases")
+    if wanted.grounding is not None and wanted.grounding.labels is not None:
+        yield NamedFile("eval.grounding.labels", wanted.grounding.labels, "labels")
+    if wanted.judge is not None and wanted.judge.labels is not None:
+        yield NamedFile("eval.judge.labels", wanted.judge.labels, "labels")

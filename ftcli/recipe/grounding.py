@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Literal
 
 from pydantic import field_validator
 
-from ftcli.recipe.section import Section, require_regex
+from ftcli.recipe.section import Positive, PositiveCount, Section, require_regex
 
 # Snowball's stemmers (snowballstemmer.algorithms()).
 Language = Literal[
@@ -57,6 +58,12 @@ class Grounding(Section):
     """Words and phrases that are never marked, such as the shop's own name."""
     banned: list[str] | str = []
     """Phrases that no answer may have, or a .txt file with one a line."""
+    model: str | None = None
+    """Hub id or folder of a token classifier that marks unsupported spans, such as
+    KRLabsOrg/lettucedect-base-modernbert-en-v1; none: words alone are compared."""
+    labels: str | None = None
+    """Your labels of answers, by which the detector's agreement is measured: JSON lines of
+    `prompt`, `answer`, `supported`."""
 
     @field_validator("facts")
     @classmethod
@@ -83,8 +90,52 @@ class Grounding(Section):
         return value
 
 
-def with_banned_file(wanted: Grounding | None, moved: Callable[[str], str]) -> Grounding | None:
-    """The same, with the path of its list moved."""
-    if wanted is None or not isinstance(wanted.banned, str):
+class Judge(Section):
+    """A language model behind an OpenAI-compatible URL, asked whether each answer is supported."""
+
+    url: str
+    """Base URL, such as http://localhost:8000/v1 (vLLM) or http://localhost:11434/v1 (Ollama)."""
+    model: str
+    """The model's name there."""
+    rubric: str = "An answer is supported if the facts state or directly imply all that it claims."
+    """What the judge is to check, in plain words."""
+    labels: str | None = None
+    """Your labels of answers, by which the judge's agreement is measured: JSON lines of `prompt`,
+    `answer`, `supported`."""
+    pairwise: bool = False
+    """Also ask which of base and tuned answer is better, in random order."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, where the server needs one."""
+    parallel: PositiveCount = 4
+    """Requests at a time."""
+    timeout_seconds: Positive = 120
+    """For one reply."""
+
+    @field_validator("url")
+    @classmethod
+    def url_is_http(cls, value: str) -> str:
+        if not re.match(r"https?://[^\s/]+", value):
+            raise ValueError(f"{value!r} is not an http or https URL")
+        return value
+
+
+def with_files(wanted: Grounding | None, moved: Callable[[str], str]) -> Grounding | None:
+    """The same, with the paths of its files moved."""
+    if wanted is None:
+        return None
+    changed: dict[str, str] = {}
+    if isinstance(wanted.banned, str):
+        changed["banned"] = moved(wanted.banned)
+    changed |= {
+        name: moved(value)
+        for name in ("model", "labels")
+        if (value := getattr(wanted, name)) is not None
+    }
+    return wanted.model_copy(update=changed)
+
+
+def with_labels(wanted: Judge | None, moved: Callable[[str], str]) -> Judge | None:
+    """The same, with the path of its labels moved."""
+    if wanted is None or wanted.labels is None:
         return wanted
-    return wanted.model_copy(update={"banned": moved(wanted.banned)})
+    return wanted.model_copy(update={"labels": moved(wanted.labels)})

@@ -1,3 +1,5 @@
+"""Scores over many rows, their differences, and which of them are significant."""
+
 from __future__ import annotations
 
 import random
@@ -6,17 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics.intervals import paired_ratio_interval, paired_share_interval
+from ftcli.metrics.intervals import (
+    paired_ratio_interval,
+    paired_share_interval,
+    swapped_p_value,
+)
 from ftcli.metrics.scorer import ExampleResult, ScoreKind
 from ftcli.metrics.scores import (
+    FEWEST_COUNTING_ROWS,
     FEWEST_ROWS,
-    MOST_ROWS_ADVISED,
+    LEVEL,
     Counts,
-    compared,
+    compare,
     gathered,
+    holm,
     percent,
-    percents,
-    rows_among,
+    smallest_points,
+    verdict_of,
 )
 
 
@@ -88,83 +96,80 @@ def test_intervals_of_few_rows_are_wide_enough() -> None:
     assert held / 200 >= 0.88
 
 
+def hits(values: list[int]) -> Counts:
+    return counts([float(value) for value in values])
+
+
 def test_pairing_takes_off_what_makes_a_row_hard_for_both() -> None:
     draw = random.Random(1)
     ours = [10 * draw.random() for _ in range(40)]
     theirs = [value - 0.1 - 0.01 * draw.random() for value in ours]
-    found = compared(counts(ours), counts(theirs), "lower")
-    assert found is not None and found.word == "better"
+    found = compare(counts(ours), counts(theirs))
+    assert found is not None and found.p_value == 1e-4
+    assert (found.rows_higher, found.rows_lower) == (0, 40)
     low, high = counts(ours).interval()
     assert high - low > 50 * (found.interval[1] - found.interval[0])
 
 
 def test_a_base_that_never_and_a_tuned_that_always() -> None:
-    found = compared(counts([0.0] * 40), counts([1.0] * 40), "higher")
-    assert found is not None
-    assert (found.value, found.word, found.rows_to_show) == (1.0, "better", None)
+    found = compare(counts([0.0] * 40), counts([1.0] * 40))
+    assert found is not None and found.difference == 1.0
     assert 0.8 < found.interval[0] < 1  # resampling would see no doubt at all
+    assert verdict_of(found, "higher", significant=True) == "better"
+    assert verdict_of(found, "lower", significant=True) == "worse"
+    assert verdict_of(found, "lower", significant=False) == "not significant"
 
 
-@pytest.mark.parametrize(("better", "word"), [("higher", "worse"), ("lower", "better")])
-def test_which_way_is_better(better: str, word: str) -> None:
-    ours, theirs = counts([1.0] * 30), counts([0.0] * 30)
-    found = compared(ours, theirs, better)  # type: ignore[arg-type]
-    assert found is not None and found.word == word
-    neither = compared(ours, theirs, None)
-    assert neither is not None and neither.word == "changed"
+@pytest.mark.parametrize("rows", [(20, 4, 7, 9), (10, 0, 9, 21), (3, 25, 8, 24), (30, 1, 6, 3)])
+def test_swapping_agrees_with_the_exact_test_of_mcnemar(rows: tuple[int, int, int, int]) -> None:
+    from scipy.stats import binomtest
+
+    ours, theirs = shares(*rows)
+    found = compare(hits(ours), hits(theirs))
+    exact = binomtest(rows[2], rows[1] + rows[2]).pvalue
+    assert found is not None and found.p_value == pytest.approx(exact, abs=0.015)
 
 
-def test_what_is_not_shown_says_how_many_rows_would_show_it() -> None:
-    ours, theirs = shares(20, 4, 7, 9)
-    found = compared(counts([float(v) for v in ours]), counts([float(v) for v in theirs]), "higher")
-    assert found is not None and found.word == "no difference shown"
-    assert found.rows_to_show is not None
-    assert found.words == (
-        f"no difference shown with 40 rows: take more (about {found.rows_to_show:,})"
-    )
-    # As many rows of the same kind do show it, and a quarter of them do not.
-    for times, word in ((found.rows_to_show / 40, "better"), (2, "no difference shown")):
-        more = shares(*(round(kind * times) for kind in (20, 4, 7, 9)))
-        again = compared(*(counts([float(v) for v in side]) for side in more), "higher")
-        assert again is not None and again.word == word
+def test_swapping_agrees_with_wilcoxons_example() -> None:
+    """A constant shift: both sides of each of 8 rows swapped alike have 2 chances in 2**8."""
+    ours = [float(n) for n in range(8)]
+    found = swapped_p_value((ours, [1.0] * 8), ([n + 1 for n in ours], [1.0] * 8))
+    assert found == pytest.approx(2 / 2**8, abs=0.003)
 
 
-def test_sides_that_are_alike_in_every_row() -> None:
-    found = compared(counts([0.0] * 24), counts([0.0] * 24), "higher")
-    assert found is not None and found.words == "the same in each of 24 rows"
+def test_equal_sides_differ_in_no_row() -> None:
+    found = compare(counts([0.0] * 24), counts([0.0] * 24))
+    assert found is not None
+    assert (found.rows_higher, found.rows_lower, found.p_value) == (0, 0, 1.0)
 
 
-def test_a_handful_of_rows_gives_no_verdict() -> None:
-    ours, theirs = [1.0, 2.0, 3.0], [2.1, 3.1, 4.2]
-    few = compared(counts(ours), counts(theirs), "higher")
-    assert few is not None and few.word == "no difference shown"
-    assert few.words == "3 rows are too few to say"
-    many = compared(counts(ours * 5), counts(theirs * 5), "higher")
-    assert many is not None and many.word == "better"
-    hits = compared(counts([0.0] * 5), counts([1.0] * 5), "higher")
-    assert hits is not None and hits.word == "no difference shown"
+def test_few_rows_give_no_verdict() -> None:
+    few = compare(counts([1.0] * 9), counts([2.0] * 9))
+    assert few is not None and few.too_few
+    assert verdict_of(few, "higher", significant=True) == "too few rows"
+    enough = compare(counts([1.0] * FEWEST_ROWS), counts([2.0] * FEWEST_ROWS))
+    assert enough is not None and not enough.too_few
 
 
-def test_rows_that_count_for_one_side_alone_are_no_rows_to_compare() -> None:
+def test_a_ratio_of_few_counting_rows_gives_none() -> None:
+    counting = FEWEST_COUNTING_ROWS - 1
+    ours = Counts((1.0,) * counting + (0.0,) * 31, (2.0,) * counting + (0.0,) * 31)
+    theirs = Counts((2.0,) * counting + (0.0,) * 31, (2.0,) * counting + (0.0,) * 31)
+    found = compare(ours, theirs)
+    assert found is not None and (found.n, found.too_few) == (counting, True)
+
+
+def test_rows_that_count_for_one_side_alone() -> None:
     ours = Counts((1.0,) + (0.0,) * 39, (2.0,) + (0.0,) * 39)
-    found = compared(ours, counts([1.0] * 40), "higher")
-    assert found is not None and found.word == "no difference shown"
-    assert found.words == "1 row is too few to say"
-
-
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
-def test_no_number_gives_no_verdict(wrong: float) -> None:
-    ours, theirs = [1.0] * 20, [1.0] * 19 + [wrong]
-    found = compared(counts(ours), counts(theirs), "lower")
-    assert found is not None and found.word == "no difference shown"
-    assert found.rows_to_show is None
+    found = compare(ours, counts([1.0] * 40))
+    assert found is not None and (found.n, found.too_few) == (1, True)
+    assert compare(ours, Counts((0.0,) * 40, (0.0,) * 40)) is None
 
 
 def test_rows_that_do_not_count_are_left_out() -> None:
     ours = Counts((1.0, 0.0, 0.0), (2.0, 0.0, 2.0))
-    assert (ours.rows, ours.value, ours.are_hits) == (2, 0.25, False)
-    nothing = Counts((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    assert compared(ours, nothing, "higher") is None
+    assert (ours.n, ours.value, ours.are_hits) == (2, 0.25, False)
+    assert ours.of_rows() == [0.5, None, 0.0]
 
 
 def test_a_share_is_weighed_by_rows_and_a_ratio_by_what_it_counts() -> None:
@@ -174,13 +179,31 @@ def test_a_share_is_weighed_by_rows_and_a_ratio_by_what_it_counts() -> None:
     assert not precision.are_hits
 
 
+def test_holm_on_a_textbooks_example() -> None:
+    """0.01 ≤ 0.05/3, 0.005 ≤ 0.05/4 …: the third of the order is not small enough."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == (True, False, False, True)
+    assert holm([0.04]) == (True,) and holm([0.04, 0.04]) == (False, False)
+    assert holm([0.02, 0.04]) == (True, True) and holm([]) == ()
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_is_between_bonferroni_and_each_alone(p_values: list[float]) -> None:
+    found = holm(p_values)
+    for p, holds in zip(p_values, found, strict=True):
+        assert (p <= LEVEL / len(p_values)) <= holds <= (p <= LEVEL)
+
+
+def test_what_so_many_rows_show() -> None:
+    assert [smallest_points(rows) for rows in (20, 60, 400)] == [31, 18, 7]
+
+
 def test_scores_that_some_rows_do_not_name() -> None:
     kinds = {name: ScoreKind(name, "share", "higher") for name in ("a", "b", "c")}
     said = [ExampleResult({"a": (1, 1), "b": (1, 2)}), ExampleResult({"a": (0, 1)})]
     found = gathered(said, kinds)
     assert set(found) == {"a", "b"}
     assert found["a"].value == 0.5
-    assert (found["b"].value, found["b"].rows) == (0.5, 1)
+    assert (found["b"].value, found["b"].n) == (0.5, 1)
 
 
 @pytest.mark.parametrize(
@@ -200,17 +223,3 @@ def test_scores_that_some_rows_do_not_name() -> None:
 )
 def test_nearly_all_is_not_shown_as_all(share: float, shown: str) -> None:
     assert percent(share) == shown
-
-
-def test_an_interval_is_rounded_outwards_alone() -> None:
-    assert percents(0.0015, 0.0035) == ("0%", "<1%")
-    assert percents(0.9969, 0.9985) == (">99%", "100%")
-    assert percents(0.0, 1.0) == ("0%", "100%")
-
-
-def test_rows_for_one_of_many_scores() -> None:
-    assert rows_among(220, 1) == 220
-    # By hand: z of 0.05 / 12 is 2.6383; ((2.6383 + 0.8416) / (1.9600 + 0.8416))² is 1.5428.
-    assert rows_among(220, 6) == 340
-    assert rows_among(MOST_ROWS_ADVISED, 1) == MOST_ROWS_ADVISED
-    assert rows_among(MOST_ROWS_ADVISED, 2) is None

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -121,23 +121,23 @@ class Vocabulary:
     """How the training answers use each word."""
 
     language: Language
-    rows: int
-    prompts: Counter[str]
+    rows: int = 0
+    prompts: Counter[str] = field(default_factory=Counter)
     """Training prompts that have the word."""
-    answers: Counter[str]
+    answers: Counter[str] = field(default_factory=Counter)
     """Training answers that have it."""
-    taken: Counter[str]
+    taken: Counter[str] = field(default_factory=Counter)
     """Of these, those whose prompts have it too."""
-    next_to_numbers: Counter[str]
+    next_to_numbers: Counter[str] = field(default_factory=Counter)
     """Training answers that have it next to a number."""
-    rare: tuple[float, float]
+    rare: tuple[float, float] = (0.0, 0.0)
     """Share of the words of one answer alone that it took from its prompt, of words in small
     letters and of capitalised ones: what is to be expected of a word that no answer has."""
 
     @classmethod
     def learn(cls, rows: Iterable[tuple[str, str]], language: str) -> Vocabulary:
         """From pairs of prompt and answer."""
-        found = cls(Language(language), 0, *(Counter() for _ in range(4)), (0.0, 0.0))
+        found = cls(Language(language))
         stem = found.language.stem
         capitalised: set[str] = set()
         for facts, answer in rows:

@@ -21,6 +21,7 @@ from ftcli.metrics.scorer import Question
 from ftcli.prepared import Split
 from ftcli.results import SIDES, Answer, AnsweredRow, Call, EvalResult, Finding, Side
 from ftcli.stages.evaluate.asked import SHOTS, Asked
+from ftcli.stages.evaluate.judge import PREFERRED
 from ftcli.stages.evaluate.key import key_of
 from ftcli.stages.evaluate.rows import Row, held_out, read_rows, seen_of
 from ftcli.stages.evaluate.scorers import ScoredSide, Scorers
@@ -113,16 +114,20 @@ def _evaluate(
     wanted = opened.loaded.recipe.eval
     questions = [question_of(row.messages, wanted.grounding) for row in rows]
     done = {side: every[side]["rows"] for side in SIDES if side in every}
+    texts: dict[Side, list[str]] = {}
     scored: dict[Side, ScoredSide] = {}
     for side, each in done.items():
         if each.answers:
-            with reporter.meter(f"{side}: scores", len(rows)) as meter:
-                scored[side] = scorers.score(each.answers, questions, meter.update)
+            texts[side] = [answer.text for answer in each.answers]
+            scored[side] = scorers.score(side, texts[side], questions, reporter)
     answered = bool(scored)
-    own = scorers.your_answers(questions) if answered else {}
+    own = scorers.your_answers(questions, reporter) if answered else {}
     labels = _are_labels([question.reference for question in questions]) if answered else False
     counts = {side: each.counts for side, each in scored.items()}
     measured = task_scores(done, counts, scorers.kinds, own, labels=labels)
+    if "base" in texts:
+        pairs = scorers.preferred(texts["base"], texts["tuned"], questions, reporter)
+        measured += [Measured("judge_preferred", PREFERRED, dict(pairs))] if pairs else []
     require_known(wanted.decides_by, measured)
     general: list[Measured] = []
     if "base" in every and asked.forgetting:
@@ -151,7 +156,7 @@ def _evaluate(
         truth_measured_by=tuple(
             row.name for row in scores if row.name in truth or (row.own and row.better)
         ),
-        notes=tuple(_notes(measured)),
+        notes=(*_notes(measured), *(scorers.calibration(reporter) if answered else ())),
         samples=tuple(sorted(answers, key=_drawn_by)[:SAMPLES]) if answered else (),
         answers=str(file.relative_to(opened.run.evaluations)),
         eval_config=wanted.model_dump(mode="json"),

@@ -5,21 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+from ftcli.console import Reporter
 from ftcli.errors import did_you_mean
-from ftcli.metrics.answer import Answer
 from ftcli.metrics.format import FormatScorer, format_files, format_scorer
-from ftcli.metrics.grounding import GroundingScorer, grounding_files
+from ftcli.metrics.grounding import GroundingScorer, facts_text, grounding_files
 from ftcli.metrics.grounding.facts import facts_of
-from ftcli.metrics.scorer import ExampleResult, Question, ScoreKind, Scorer
+from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind, Scorer
 from ftcli.metrics.scores import Counts, gathered
 from ftcli.metrics.text import TextScorer
+from ftcli.results import Side
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.custom import CustomScorer, custom_scorer
+from ftcli.stages.evaluate.judge import JudgeScorer
+from ftcli.stages.evaluate.labels import agreement, read_labels
 from ftcli.stages.evaluate.streamed import turns_of
 from ftcli.stages.opening import OpenRun
+
+if TYPE_CHECKING:
+    from ftcli.engine.span_detector import SpanDetector
 
 # Training rows that the vocabulary of a task is learnt from.
 VOCABULARY_ROWS = 5_000
@@ -31,6 +40,7 @@ RESERVED = {
     "prompt_tokens",
     "tokens_per_second",
 }
+NOT_CALIBRATED = "how often the {} is right on your task is not known: label 20 answers ({})"
 # Where so few of the rows' own answers have the form, a model cannot have learnt it from them.
 LEAST_IN_FORM = 0.5
 
@@ -53,6 +63,9 @@ class Scorers:
         self._form: FormatScorer | None = None
         self._wanted = wanted
         self._of_answers: list[Scorer] = []
+        self._detector: DetectorScorer | None = None
+        self._judge: JudgeScorer | None = None
+        self._base = base
         self.own: CustomScorer | None = None
         self.files: list[Path] = []
         """What the scores depend on besides recipe and answers."""
@@ -63,6 +76,12 @@ class Scorers:
         if wanted.grounding is not None:
             self.files += grounding_files(wanted.grounding, base)
             self._of_answers.append(GroundingScorer(wanted.grounding, base, training_pairs(opened)))
+            if wanted.grounding.model is not None:
+                self._detector = DetectorScorer(opened, wanted.grounding.model)
+                self._of_answers.append(self._detector)
+        if wanted.judge is not None:
+            self._judge = JudgeScorer(wanted.judge, opened.run.evaluations)
+            self._of_answers.append(self._judge)
         if asked.scores is not None:
             self.own = custom_scorer(asked.scores, {*self.kinds, *RESERVED})
             self._of_answers.append(self.own)
@@ -76,16 +95,75 @@ class Scorers:
         return found
 
     def score(
-        self, answers: Sequence[Answer], questions: Sequence[Question], done: Callable[[int], None]
+        self, label: str, texts: Sequence[str], questions: Sequence[Question], reporter: Reporter
     ) -> ScoredSide:
-        """One side's answers; `done` is called with the number of rows scored so far."""
+        """One side's answers. Raises FtcliError where a judge does not answer."""
+        self._ask_judge(label, texts, questions, reporter)
         scorers = [*self._of_answers, TextScorer()]
-        return _scored(scorers, [answer.text for answer in answers], questions, done)
+        with reporter.meter(f"{label}: scores", len(texts)) as meter:
+            return _scored(scorers, texts, questions, meter.update)
 
-    def your_answers(self, questions: Sequence[Question]) -> Mapping[str, Counts]:
+    def your_answers(
+        self, questions: Sequence[Question], reporter: Reporter
+    ) -> Mapping[str, Counts]:
         """The rows' own answers, by the scores that do not compare with them."""
         references = [question.reference for question in questions]
+        self._ask_judge("your answers", references, questions, reporter)
         return _scored(self._of_answers, references, questions, lambda _: None).counts
+
+    def preferred(
+        self,
+        base: Sequence[str],
+        tuned: Sequence[str],
+        questions: Sequence[Question],
+        reporter: Reporter,
+    ) -> dict[Side, Counts]:
+        """How often the judge prefers each side's answer, where the recipe asks it to compare."""
+        judge = self._judge
+        if judge is None or self._wanted.judge is None or not self._wanted.judge.pairwise:
+            return {}
+        pairs = list(zip(base, tuned, questions, strict=True))
+        with reporter.meter("judge: pairs", len(pairs)) as meter:
+            judge.prepare([judge.pair_request(*pair)[0] for pair in pairs], meter.update)
+        wins = [judge.preferred(*pair) for pair in pairs]
+        counted = tuple(float(win is not None) for win in wins)
+        ours = tuple(1 - win if win is not None else 0.0 for win in wins)
+        theirs = tuple(win if win is not None else 0.0 for win in wins)
+        return {"base": Counts(ours, counted), "tuned": Counts(theirs, counted)}
+
+    def calibration(self, reporter: Reporter) -> Iterator[str]:
+        """How often detector and judge agree with the user's own labels, in words."""
+        grounding, wanted = self._wanted.grounding, self._wanted.judge
+        facts = partial(facts_text, grounding)
+        if self._detector is not None and grounding is not None:
+            if grounding.labels is not None:
+                labels = read_labels(grounding.labels, self._base, facts)
+                found = [not self._detector.spans(e.answer, e.question) for e in labels]
+                yield agreement(labels, found, "the detector")
+            else:
+                yield NOT_CALIBRATED.format("detector", "eval.grounding.labels")
+            if self._detector.cut:
+                yield f"the detector did not read all facts of {self._detector.cut} answers"
+        if self._judge is not None and wanted is not None:
+            if wanted.labels is not None:
+                labels = read_labels(wanted.labels, self._base, facts)
+                answers = [each.answer for each in labels]
+                questions = [each.question for each in labels]
+                self._ask_judge("your labels", answers, questions, reporter)
+                pairs = zip(answers, questions, strict=True)
+                yield agreement(labels, [self._judge.verdict(*p) for p in pairs], "the judge")
+            else:
+                yield NOT_CALIBRATED.format("judge", "eval.judge.labels")
+            if self._judge.without_verdict:
+                yield f"the judge gave no verdict on {self._judge.without_verdict} answers"
+
+    def _ask_judge(
+        self, label: str, texts: Sequence[str], questions: Sequence[Question], reporter: Reporter
+    ) -> None:
+        if (judge := self._judge) is not None:
+            pairs = zip(texts, questions, strict=True)
+            with reporter.meter(f"judge: {label}", len(texts)) as meter:
+                judge.prepare([judge.supported_request(*pair) for pair in pairs], meter.update)
 
     def warnings(self, questions: Sequence[Question], own: Mapping[str, Counts]) -> Iterator[str]:
         """Settings of `eval` that nothing in the rows answers to, and scores that cannot be had."""
@@ -113,6 +191,41 @@ class Scorers:
             if name.casefold() not in {key.casefold() for key in keys}:
                 hint = did_you_mean(name, keys)
                 yield f"eval.grounding.optional: no row has a fact {name!r}{hint}"
+
+
+class DetectorScorer:
+    """Counts answers in which the detector marks no span."""
+
+    kinds = MappingProxyType(
+        {"spans_supported": ScoreKind("supported (detector)", "share", "higher")}
+    )
+
+    def __init__(self, opened: OpenRun, model_id: str) -> None:
+        self._opened = opened
+        self._model_id = model_id
+
+    @cached_property
+    def _model(self) -> SpanDetector:
+        from ftcli.engine.device import hardware_for
+        from ftcli.engine.span_detector import SpanDetector
+
+        loaded = self._opened.loaded
+        return SpanDetector(self._model_id, loaded.base, hardware_for(loaded))
+
+    @property
+    def cut(self) -> int:
+        """Answers whose facts were longer than the detector reads."""
+        return self._model.cut
+
+    def spans(self, answer: str, question: Question) -> list[tuple[int, int]]:
+        return self._model.spans(answer, question.facts)
+
+    def score(self, answer: str, question: Question) -> ExampleResult:
+        found = [
+            Finding("not supported (detector)", f"“{answer[start:end]}”", start, end)
+            for start, end in self.spans(answer, question)
+        ]
+        return ExampleResult({"spans_supported": (float(not found), 1.0)}, tuple(found))
 
 
 def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,14 @@ OF_LABELS = "exact_match"
 # A greater share of repeated groups of words is a warning.
 MOST_REPEATED = 0.05
 # Scores that say whether an answer is right.
-TRUTH = ("execution_match", "sql_match", "field_f1", "field_accuracy")
+TRUTH = (
+    "judge_supported",
+    "spans_supported",
+    "execution_match",
+    "sql_match",
+    "field_f1",
+    "field_accuracy",
+)
 
 
 @dataclass
