@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 from ftcli.data.example import Message, Origin
 from ftcli.metrics.text import UNSPACED
-
-if TYPE_CHECKING:
-    from datasketch import MinHash
 
 # From this Jaccard similarity on two rows are near duplicates: one word in thirty differs.
 SIMILAR = 0.8
@@ -79,16 +77,16 @@ class NearDuplicates:
     """Near duplicates with another short answer."""
 
 
-class _Hashed(NamedTuple):
+class _Compared(NamedTuple):
     """One row as it is compared."""
 
     origin: str
     answer: str
+    """Empty where it is not short."""
     shingles: array[int]
-    minhash: MinHash
 
 
-Pair = tuple[_Hashed, _Hashed, float]
+Pair = tuple[_Compared, _Compared, float]
 
 
 def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDuplicates:
@@ -96,12 +94,12 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
 
     Training rows come first. `prompts`: some of the rows', whose common words are left out.
     """
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHash
 
     common = _common_shingles(prompts)
-    empty = MinHash(BANDS * BAND, seed=SEED, hashfunc=int)
-    index = MinHashLSH(num_perm=BANDS * BAND, params=(BANDS, BAND))
-    firsts: list[_Hashed] = []
+    minhash = MinHash(BANDS * BAND, seed=SEED, hashfunc=int)
+    # MinHashLSH takes 6 kB a row: a set for each band. Here a band has its latest row alone.
+    latest: dict[int, _Compared] = {}
     compared = {False: 0, True: 0}
     pairs: dict[bool, list[Pair]] = {False: [], True: []}
     for row in rows:
@@ -109,14 +107,17 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
         if not shingles:
             continue
         compared[row.held_out] += 1
-        new = _Hashed(str(row.origin), _plain(row.answer), array("I", shingles), empty.copy())
-        new.minhash.update_batch(new.shingles)
-        pair = _first_similar(new, [firsts[place] for place in index.query(new.minhash)])
+        answer = _plain(row.answer) if len(row.answer) <= SHORT_ANSWER else ""
+        new = _Compared(str(row.origin), answer, array("I", shingles))
+        minhash.clear()
+        minhash.update_batch(new.shingles)
+        bands = minhash.hashvalues.reshape(BANDS, BAND)
+        keys = [crc32(band.tobytes(), place) for place, band in enumerate(bands)]
+        pair = _first_similar(new, [latest[key] for key in keys if key in latest])
         if pair is not None:
             pairs[row.held_out].append(pair)
         elif not row.held_out:
-            index.insert(len(firsts), new.minhash)
-            firsts.append(new)
+            latest.update(dict.fromkeys(keys, new))
     of_training = len(pairs[False]) + len({first.origin for first, *_ in pairs[False]})
     return NearDuplicates(
         share=of_training / max(compared[False], 1),
@@ -125,13 +126,12 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
         pairs_shown=_shown(pairs[False]),
         held_out=HeldOutDuplicates(len(pairs[True]), compared[True], _shown(pairs[True])),
         disagreeing=sum(
-            first.answer != new.answer and max(len(first.answer), len(new.answer)) <= SHORT_ANSWER
-            for first, new, _ in pairs[False] + pairs[True]
+            "" != first.answer != new.answer != "" for first, new, _ in pairs[False] + pairs[True]
         ),
     )
 
 
-def _first_similar(new: _Hashed, candidates: list[_Hashed]) -> Pair | None:
+def _first_similar(new: _Compared, candidates: list[_Compared]) -> Pair | None:
     """The row with the first of the candidates that it nearly equals."""
     shingles = set(new.shingles)
     for each in candidates:
@@ -176,22 +176,23 @@ class Contradictions:
 
 
 def contradictions(rows: Iterable[DataRow]) -> Contradictions:
-    """Compare rows by digests of prompt and answer: about 100 bytes a row are held."""
+    """Compare rows by digests of prompt and answer: 32 bytes a row are held."""
     import numpy
 
-    digests, origins = array("Q"), list[str]()
+    digests, lines, files = array("Q"), array("q"), list[str]()
     for row in rows:
         turns = (f"{turn.role}\0{_plain(turn.content)}" for turn in row.messages[:-1])
         digests.extend((_digest("\0".join(turns)), _digest(_plain(row.answer))))
-        origins.append(str(row.origin))
+        lines.append(row.origin.line)
+        files.append(sys.intern(row.origin.file))
     prompts, answers = numpy.array(digests, numpy.uint64).reshape(-1, 2).T
     different = numpy.unique(numpy.stack([prompts, answers]), axis=1)[0]
     values, counts = numpy.unique(different, return_counts=True)
     found = numpy.flatnonzero(numpy.isin(prompts, values[counts > 1]))
     shown: dict[int, dict[int, str]] = {}
     for place in found.tolist():
-        of_prompt = shown.setdefault(int(prompts[place]), {})
-        of_prompt.setdefault(int(answers[place]), origins[place])
+        answer, origin = int(answers[place]), str(Origin(files[place], lines[place]))
+        shown.setdefault(int(prompts[place]), {}).setdefault(answer, origin)
     first = tuple(tuple(group.values())[:SHOWN] for group in list(shown.values())[:SHOWN])
     return Contradictions(len(shown), len(found), first)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 COMPARED_ROWS = 20_000
 # Of so many answers the share of a form is known to within a percent.
 SAMPLED_ROWS = 4_000
+INSTRUCTION_ROWS = 500  # of them show which words all prompts share
 ROWS_BETWEEN_REPORTS = 1000
 
 
@@ -81,10 +82,11 @@ def statistics_of(rows: PreparedRows, renderer: Renderer, reporter: Reporter) ->
     one_batch_in = math.ceil(count / COMPARED_ROWS)
     step = math.ceil(count / one_batch_in / SAMPLED_ROWS)
     sample = list(islice(rows.all(one_batch_in), 0, None, step))
+    learnt_from = sample[:: math.ceil(len(sample) / INSTRUCTION_ROWS)]
     compared = _metered("near duplicates", rows.all(one_batch_in), count // one_batch_in, reporter)
     return advice.model_copy(
         update={
-            "near_duplicates": near_duplicates(compared, (row.prompt for row in sample)),
+            "near_duplicates": near_duplicates(compared, (row.prompt for row in learnt_from)),
             "format": _format(sample),
             "same_prompt_different_answers": contradictions(
                 _metered("same prompts", rows.all(), count, reporter)
