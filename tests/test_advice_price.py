@@ -10,7 +10,7 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.stages.advice.price import Call, Calls, Price, Run
+from ftcli.stages.advice.price import Call, Calls, Price
 from tests.json_shapes import SHAPES
 
 
@@ -27,15 +27,14 @@ from tests.json_shapes import SHAPES
 def test_the_shorter_prompt_pays_with_the_time_it_saves(
     tokens: int, long: float, short: float, calls: int | None
 ) -> None:
-    priced = Price(
-        0.4, Run(tokens, 2000, "timed"), Calls(5, 50, Call(1792, long), Call(256, short))
-    )
+    timed = Calls(5, 50, Call(1792, long), Call(256, short))
+    priced = Price(0.4, tokens, 2000, "timed", timed)
     assert priced.calls_to_pay_back == calls
-    assert priced.run.seconds == tokens / 2000
+    assert priced.seconds == tokens / 2000
     assert priced.cost == pytest.approx(0.4, rel=0.01)
     paid = "after about 2,400 calls" if calls else "saves no time here"
     assert paid in priced.sentences()[2]
-    without = Price(0.4, priced.run, None)
+    without = Price(0.4, tokens, 2000, "timed", None)
     assert without.calls_to_pay_back is None and len(without.sentences()) == 1
 
 
@@ -73,8 +72,8 @@ def test_the_speed_is_that_of_a_finished_run_of_the_recipe(
     assert price["run"]["tokens_per_second"] == speed
     assert price["run"]["measured"].endswith("runs/tiny")
     assert run(dry) == 0
-    out = capsys.readouterr().out
-    assert "at 2 an hour" in out and "one call at a time" in " ".join(out.split())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "at 2 an hour" in out and "one call at a time" in out
     # Another rank is another speed.
     assert run([*dry, "--json", "--set", "method.rank=8"]) == 0
     found = json.loads(capsys.readouterr().out)["price"]["run"]

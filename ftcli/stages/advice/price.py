@@ -50,30 +50,25 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The optimizer steps alone; `measured` says where the speed is known from."""
+class Price:
+    """What the optimizer steps of a run take and cost, and what its calls take."""
 
-    tokens: float
+    per_hour: float
+    tokens: int
     tokens_per_second: float
     measured: str
+    """Where the speed is known from."""
+    calls: Calls | None
+    """None: rows have no prompts."""
 
     @property
     def seconds(self) -> float:
         return self.tokens / self.tokens_per_second
 
-
-@dataclass(frozen=True)
-class Price:
-    """What the run takes and costs; `calls`: none where rows have no prompts."""
-
-    per_hour: float
-    run: Run
-    calls: Calls | None
-
     @property
     def cost(self) -> float:
-        """Of the run, in the currency of the price."""
-        return self.run.seconds / 3600 * self.per_hour
+        """In the currency of the price."""
+        return self.seconds / 3600 * self.per_hour
 
     @property
     def calls_to_pay_back(self) -> int | None:
@@ -82,12 +77,18 @@ class Price:
         The price of an hour plays no part, as long as both are on one machine.
         """
         saved = self.calls.long.seconds - self.calls.short.seconds if self.calls else 0.0
-        return math.ceil(self.run.seconds / saved) if saved > 0 else None
+        return math.ceil(self.seconds / saved) if saved > 0 else None
 
     def as_json(self) -> dict[str, Any]:
         return {
             "per_hour": self.per_hour,
-            "run": {**asdict(self.run), "seconds": self.run.seconds, "cost": self.cost},
+            "run": {
+                "tokens": self.tokens,
+                "tokens_per_second": self.tokens_per_second,
+                "measured": self.measured,
+                "seconds": self.seconds,
+                "cost": self.cost,
+            },
             "call": asdict(self.calls) if self.calls else None,
             "calls_to_pay_back": self.calls_to_pay_back,
             "sentences": self.sentences(),
@@ -97,9 +98,9 @@ class Price:
         """The figures in words: the run, a call, the break-even."""
         cost = f"{self.cost:,.2f}" if self.cost >= 0.1 else f"{self.cost:.2g}"
         run = (
-            f"The run: {self.run.tokens:,.0f} tokens at {self.run.tokens_per_second:,.0f} a second "
-            f"({self.run.measured}): {duration(self.run.seconds)}, {cost} at {self.per_hour:g} an "
-            "hour; validations and loading come on top."
+            f"The run: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} a second "
+            f"({self.measured}): {duration(self.seconds)}, {cost} at {self.per_hour:g} an hour; "
+            "validations and loading come on top."
         )
         if self.calls is None:
             return [run]
@@ -125,7 +126,7 @@ def price_of(job: Job, per_hour: float, shots: int, reporter: Reporter) -> Price
     speed, measured = _earlier_speed(job) or _measured_speed(job, reporter)
     with_calls = shots and not job.prepared.plain_text
     calls = _timed_calls(job, shots, reporter) if with_calls else None
-    return Price(per_hour, Run(round(tokens), speed, measured), calls)
+    return Price(per_hour, round(tokens), speed, measured, calls)
 
 
 def _earlier_speed(job: Job) -> tuple[float, str] | None:

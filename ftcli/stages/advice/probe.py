@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import Reporter
@@ -132,9 +133,7 @@ def probe_base(
     with memory_in_words("stop what else runs on it, or leave --probe out"):
         model = load_untrained(loaded, renderer)
         used = fitting(model, asked, recipe.generation.max_new_tokens)
-        zero_shot, few_shot = (
-            _scores(model, asked, count, loaded, scorers, reporter) for count in (0, used)
-        )
+        zero, few = (_scores(model, asked, count, loaded, scorers, reporter) for count in (0, used))
     return Probe(
         key=probe_key(loaded, rows.prepared, shots),
         rows=len(asked.rows),
@@ -142,9 +141,9 @@ def probe_base(
         shots=used,
         shots_asked=shots,
         format=form.model_dump(mode="json", exclude_defaults=True) if form is not None else None,
-        decided_by=_decided_by(few_shot, scorers, detected),
-        zero_shot=zero_shot,
-        few_shot=few_shot,
+        decided_by=_decided_by(few, scorers, detected),
+        zero_shot=zero,
+        few_shot=few,
     )
 
 
@@ -180,21 +179,21 @@ def _scores(
     started = time.monotonic()
     with reporter.meter(f"probe, {shots} examples", len(prompts)) as meter:
         answers = answer_prompts(model, prompts, loaded.recipe.generation, meter.update)
-    seconds = time.monotonic() - started
+    tokens = [answer.tokens for answer in answers]
+    speed = sum(tokens) / (time.monotonic() - started)
     questions = [question_of(row, None) for row in asked.rows]
     counts = {
         "stop_rate": mean_of([answer.stopped for answer in answers]),
         **look(scorers, answers, questions, lambda _: None).counts,
+        "answer_tokens": mean_of(tokens),
     }
-    scores: dict[str, Any] = {}
+    scores: dict[str, Any] = {
+        "prompt_tokens": fmean(map(len, prompts)),
+        "tokens_per_second": speed,
+    }
     for name, count in counts.items():
         scores |= with_interval(name, count.value, count.interval())
-    tokens = sum(answer.tokens for answer in answers)
-    return scores | {
-        "prompt_tokens": sum(map(len, prompts)) / len(prompts),
-        "answer_tokens": tokens / len(answers),
-        "tokens_per_second": tokens / seconds,
-    }
+    return scores
 
 
 def _decided_by(
