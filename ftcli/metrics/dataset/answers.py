@@ -82,11 +82,16 @@ def _labels(answers: Sequence[str]) -> AnswerForm | None:
 
 
 def _json(answers: Sequence[str]) -> AnswerForm | None:
-    """Objects with the same keys, or any objects."""
-    found = [value for value in map(_json_object, answers) if value is not None]
+    """Arrays, objects with the same keys, or any objects."""
+    values, rows = [_json_value(answer) for answer in answers], len(answers)
+    arrays = sum(isinstance(value, list) for value in values)
+    if arrays >= MOST * rows:
+        wanted = {"type": "json", "schema": {"type": "array"}}
+        return AnswerForm("json", arrays / rows, "a JSON array", wanted)
+    found = [value for value in values if isinstance(value, dict)]
     if not found:
         return None
-    rows, kinds = len(answers), Counter(frozenset(value) for value in found)
+    kinds = Counter(frozenset(value) for value in found)
     keys, count = kinds.most_common(1)[0]
     if keys and count >= max(MOST * rows, NEARLY_ALL * len(found)):
         names = list(next(value for value in found if value.keys() == keys))
@@ -96,12 +101,12 @@ def _json(answers: Sequence[str]) -> AnswerForm | None:
     return AnswerForm("json", len(found) / rows, detail, {"type": "json"})
 
 
-def _json_object(answer: str) -> dict[str, Any] | None:
+def _json_value(answer: str) -> Any:
+    """An object or an array; none: it is neither."""
     try:
-        value = json.loads(answer) if answer.startswith("{") else None
+        return json.loads(answer) if answer.startswith(("{", "[")) else None
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def _sql(answers: Sequence[str]) -> AnswerForm | None:

@@ -55,24 +55,21 @@ class DataRow:
 
 
 @dataclass(frozen=True)
-class HeldOutDuplicates:
-    """Held-out rows that nearly equal a training row."""
+class Duplicates:
+    """Rows that nearly equal a training row; rows are named `file:line`."""
 
-    rows: int
-    rows_looked_at: int
-    pairs_shown: tuple[tuple[str, str, float], ...]
-
-
-@dataclass(frozen=True)
-class NearDuplicates:
-    """Training rows that nearly equal another; rows are named `file:line`."""
-
-    share: float
     rows: int
     rows_looked_at: int
     pairs_shown: tuple[tuple[str, str, float], ...]
     """The earlier row, the later one, and their Jaccard similarity."""
-    held_out: HeldOutDuplicates
+
+
+@dataclass(frozen=True)
+class NearDuplicates(Duplicates):
+    """Those of the training rows, and of held-out rows."""
+
+    share: float
+    held_out: Duplicates
     disagreeing: int
     """Near duplicates with another short answer."""
 
@@ -113,8 +110,9 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
         minhash.update_batch(new.shingles)
         bands = minhash.hashvalues.reshape(BANDS, BAND)
         keys = [crc32(band.tobytes(), place) for place, band in enumerate(bands)]
-        pair = _first_similar(new, [latest[key] for key in keys if key in latest])
-        if pair is not None:
+        others = (latest[key] for key in keys if key in latest)
+        found = ((other, new, _jaccard(shingles, other.shingles)) for other in others)
+        if pair := next((pair for pair in found if pair[2] >= SIMILAR), None):
             pairs[row.held_out].append(pair)
         elif not row.held_out:
             latest.update(dict.fromkeys(keys, new))
@@ -124,22 +122,17 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
         rows=of_training,
         rows_looked_at=compared[False],
         pairs_shown=_shown(pairs[False]),
-        held_out=HeldOutDuplicates(len(pairs[True]), compared[True], _shown(pairs[True])),
+        held_out=Duplicates(len(pairs[True]), compared[True], _shown(pairs[True])),
         disagreeing=sum(
-            "" != first.answer != new.answer != "" for first, new, _ in pairs[False] + pairs[True]
+            "" not in (first.answer, new.answer) and first.answer != new.answer
+            for first, new, _ in pairs[False] + pairs[True]
         ),
     )
 
 
-def _first_similar(new: _Compared, candidates: list[_Compared]) -> Pair | None:
-    """The row with the first of the candidates that it nearly equals."""
-    shingles = set(new.shingles)
-    for each in candidates:
-        both = len(shingles.intersection(each.shingles))
-        similarity = both / (len(each.shingles) + len(new.shingles) - both)
-        if similarity >= SIMILAR:
-            return each, new, similarity
-    return None
+def _jaccard(one: set[int], other: array[int]) -> float:
+    both = len(one.intersection(other))
+    return both / (len(one) + len(other) - both)
 
 
 def _shown(pairs: Sequence[Pair]) -> tuple[tuple[str, str, float], ...]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from ftcli.artifacts import RunFolder, runs_at
+from ftcli.artifacts import runs_at
 from ftcli.console import Reporter, duration, shown_path
 from ftcli.errors import FtcliError
 from ftcli.loading import differences, load_recipe, resolved
@@ -131,24 +130,20 @@ def price_of(job: Job, per_hour: float, shots: int, reporter: Reporter) -> Price
 
 def _earlier_speed(job: Job) -> tuple[float, str] | None:
     """Tokens a second of the newest finished run of the same recipe on the same machine."""
-    for run in reversed(runs_at(job.scene.loaded.output)):
+    scene = job.scene
+    wanted = ("finished", scene.hardware.name, scene.fingerprint)
+    for run in reversed(runs_at(scene.loaded.output)):
         try:
             manifest = run.read_manifest()
-            if _is_as_fast(run, manifest, job):
-                speed = float(manifest["result"]["tokens_per_second"])
-                return speed, f"measured by {shown_path(run.path)}"
+            speed = float(manifest["result"]["tokens_per_second"])
+            found = (manifest["state"], manifest["hardware"]["name"], manifest["data"])
+            recipe = load_recipe(run.recipe).recipe
         except (FtcliError, KeyError, TypeError, ValueError):
             continue  # a run that cannot be read says nothing
+        same = found == wanted and not differences(recipe, resolved(scene.loaded), SPEED_KEYS)
+        if speed and same:
+            return speed, f"measured by {shown_path(run.path)}"
     return None
-
-
-def _is_as_fast(run: RunFolder, manifest: Mapping[str, Any], job: Job) -> bool:
-    scene = job.scene
-    if manifest["state"] != "finished" or manifest["hardware"]["name"] != scene.hardware.name:
-        return False
-    if manifest["data"] != scene.fingerprint or not manifest["result"]["tokens_per_second"]:
-        return False
-    return not differences(load_recipe(run.recipe).recipe, resolved(scene.loaded), SPEED_KEYS)
 
 
 def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:

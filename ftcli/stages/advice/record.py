@@ -83,5 +83,5 @@ def read_advice(folder: Path, fingerprint: str) -> Advice | None:
 
 
 def write_advice(advice: Advice, folder: Path) -> None:
-    """Write it beside the prepared rows."""
+    """Write it to the folder of the prepared rows."""
     write_json(advice_file(folder), advice.model_dump(mode="json"))

@@ -19,7 +19,7 @@ INSTRUCTION_TOKENS = 20
 LONGEST_FORMAT = 160  # characters; a longer block stands in advice.json alone
 # What answers of a kind do, where its detail is longer than a terminal is wide.
 SHORT = {
-    "json": "are JSON objects of one kind",
+    "json": "are JSON of one kind",
     "sql": "are SQL",
     "lines": "have the same kinds of lines",
     "sections": "have the same sections",

@@ -39,6 +39,7 @@ def summary(number: int) -> str:
 ONE: dict[str, Callable[[int], str]] = {
     "labels": lambda number: ("billing (paid)", "shipping", "other")[number % 3],
     "json": lambda number: json.dumps({"name": some(2), "price.eur": number, "tags": [some(1)]}),
+    "array": lambda number: json.dumps([some(1)] * (number % 4)),
     "any object": lambda number: json.dumps({f"key {number}": some(2)}),
     "sql": lambda number: f"SELECT {some(1)} FROM data WHERE {some(1)} = '{number} (a)'",
     "lines": listing,
@@ -59,6 +60,7 @@ def answers_of(kind: str) -> list[str]:
 EXPECTED = {
     "labels": ("labels", "one of 3 labels"),
     "json": ("json", "a JSON object with the keys name, price.eur, tags"),
+    "array": ("json", "a JSON array"),
     "any object": ("json", "a JSON object (100 different sets of keys)"),
     "sql": ("sql", "SQL"),
     "lines": ("lines", "lines “# …”, text, “- …”, “Specs: …”"),
