@@ -1,33 +1,36 @@
-"""`ftcli prepare` ends with advice on these rows; the base can be asked, and a price told."""
+"""`ftcli prepare` ends with advice on these rows, and asks the base where that is wanted."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.stages.advice.wording import advise_on
+from ftcli.metrics.dataset.answers import AnswerForm
+from ftcli.stages.advice.record import Advice, Probe
+from ftcli.stages.advice.sentences import advise_on
 from tests.conftest import pair
-from tests.json_shapes import SHAPES
+
+Prepare = Callable[..., dict[str, Any]]
+WriteRecipe = Callable[..., Path]
 
 WORDS = [f"word{number}" for number in range(500)]
+ANY_FORM = {"format": {"type": "regex", "pattern": r"[\s\S]*"}}
 
 
-def save(folder: Path, rows: list[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text(text)
+def save(folder: Path, rows: Sequence[dict[str, Any]], name: str = "rows.jsonl") -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
-def prepared(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """What `prepare --json` says."""
+def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
+    """Runs `prepare --json` and gives what it prints."""
 
     def prepare(recipe: Path, *flags: str) -> dict[str, Any]:
         assert run(["prepare", str(recipe), *flags, "--json"]) == 0
@@ -37,55 +40,46 @@ def prepared(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]
     return prepare
 
 
-def kept(told: dict[str, Any]) -> dict[str, Any]:
-    """advice.json beside the preparation."""
-    found: dict[str, Any] = json.loads((Path(told["folder"]) / "advice.json").read_text())
-    return found
+def advice_file(shown: dict[str, Any]) -> Path:
+    return Path(shown["folder"]) / "advice.json"
 
 
-def test_advice_is_told_and_kept_beside_the_rows(
-    write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+def test_advice_is_shown_and_kept_with_the_rows(
+    write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
-    told = prepared(write_recipe())
-    advice, file = told["advice"], kept(told)
-    assert file["fingerprint"] == told["fingerprint"]
-    assert {name: file[name] for name in advice} == advice
-    assert advice["rows"] == 48 == told["rows_accepted"]
+    shown = prepare(write_recipe())
+    advice, kept = shown["advice"], json.loads(advice_file(shown).read_text())
+    assert kept == {"version": 3, "fingerprint": shown["fingerprint"], **advice}
+    assert advice["rows"] == 48 == shown["rows_accepted"]
     assert advice["verdict"] == "prompt"
     assert advice["sentences"][0].startswith("48 rows are few: under 100")
     assert advice["format"]["kind"] == "lines" and advice["format"]["share"] == 1
     assert advice["probe"] is None
-    lengths = advice["lengths"]
-    assert lengths["prompt"]["total"] + lengths["answer"]["total"] == sum(
-        told[name] for name in ("train_tokens",)
-    ) + sum(_tokens(told, split) for split in ("validation", "test"))
+    counts = json.loads((Path(shown["folder"]) / "prepared.json").read_text())
+    tokens = sum(counts[split]["tokens"] for split in ("train", "validation", "test"))
+    assert sum(advice["lengths"][side]["total"] for side in ("prompt", "answer")) == tokens
 
 
-def _tokens(told: dict[str, Any], split: str) -> int:
-    prepared = json.loads((Path(told["folder"]) / "prepared.json").read_text())
-    return int(prepared[split]["tokens"])
-
-
-def test_advice_is_looked_up_while_the_rows_are_the_same(
-    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+def test_advice_is_read_while_the_rows_are_the_same(
+    tmp_path: Path, write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
     recipe = write_recipe()
-    told = prepared(recipe)
-    file = Path(told["folder"]) / "advice.json"
+    shown = prepare(recipe)
+    file = advice_file(shown)
     before = file.stat().st_mtime_ns
-    assert prepared(recipe)["advice"] == told["advice"]
+    assert prepare(recipe)["advice"] == shown["advice"]
     assert file.stat().st_mtime_ns == before
-    for broken in ("", "[]", "{", json.dumps({"version": 0})):
+    whole = file.read_text()
+    for broken in ("", "[]", "{", whole.replace('"version": 3', '"version": 2')):
         file.write_text(broken)
-        assert prepared(recipe)["advice"] == told["advice"]
-        assert kept(told)["rows"] == 48
+        assert prepare(recipe)["advice"] == shown["advice"]
+        assert file.read_text() == whole
     save(tmp_path, [pair(number) for number in range(60)])
-    again = prepared(recipe)
-    assert again["advice"]["rows"] == kept(again)["rows"] == 60
+    assert prepare(recipe)["advice"]["rows"] == 60
 
 
-def test_rows_are_prepared_whatever_becomes_of_the_advice(
-    write_recipe: Callable[..., Path],
+def test_rows_are_prepared_without_advice_where_it_fails(
+    write_recipe: WriteRecipe,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -100,7 +94,7 @@ def test_rows_are_prepared_whatever_becomes_of_the_advice(
 
 
 def test_noise_in_the_rows_is_named(
-    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+    tmp_path: Path, write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
     """Contradictions, near duplicates, a shared instruction, and leaks that are nearly equal."""
     draw = random.Random(0)
@@ -111,25 +105,17 @@ def test_noise_in_the_rows_is_named(
     near = [row | {"prompt": row["prompt"] + " soon"} for row in train[10:30]]
     save(tmp_path, [*train, *near])
     held_out = [row | {"prompt": row["prompt"] + " today"} for row in train[40:47]]
-    text = "".join(json.dumps(row) + "\n" for row in held_out)
-    (tmp_path / "test.jsonl").write_text(text)
-    told = prepared(
-        write_recipe(
-            data={"train": "rows.jsonl", "test": "test.jsonl", "validation": 0, "max_length": 512}
-        )
-    )
-    advice = told["advice"]
+    save(tmp_path, held_out, "test.jsonl")
+    data = {"train": "rows.jsonl", "test": "test.jsonl", "validation": 0, "max_length": 512}
+    advice = prepare(write_recipe(data=data))["advice"]
     assert advice["format"]["kind"] == "labels" and advice["format"]["fixed"]
     same = advice["same_prompt_different_answers"]
     assert (same["prompts"], same["rows"]) == (6, 12)
-    assert same["shown"][0] == ["rows.jsonl:1", "rows.jsonl:121"]
-    twins = advice["near_duplicates"]
-    assert twins["rows"] == 2 * 20 + 2 * 6
-    assert twins["disagreeing"] == 6
-    assert twins["share"] == twins["rows"] / 146
-    first, second, similarity = twins["held_out"]["pairs_shown"][0]
-    assert (first, second) == ("rows.jsonl:41", "test.jsonl:1") and 0.8 <= similarity < 1
-    assert twins["held_out"]["rows"] == twins["held_out"]["rows_looked_at"] == 7
+    duplicates = advice["near_duplicates"]
+    assert duplicates["rows"] == 2 * 20 + 2 * 6
+    assert duplicates["disagreeing"] == 6
+    held = duplicates["held_out"]
+    assert held["rows"] == held["rows_looked_at"] == 7
     assert 0 < advice["instruction"]["share_of_prompts"] < 1
     text = " ".join(advice["sentences"])
     for words in (
@@ -142,71 +128,67 @@ def test_noise_in_the_rows_is_named(
         assert words in text
 
 
-def test_what_is_suggested_is_a_block_of_the_recipe(
-    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+def test_the_proposed_format_is_a_block_of_the_recipe(
+    tmp_path: Path, write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
-    """Pasted, it is not suggested again."""
+    """Pasted, it is not proposed again."""
     save(tmp_path, [pair(number) for number in range(128)])
     recipe = write_recipe()
-    sentences = prepared(recipe)["advice"]["sentences"]
+    sentences = prepare(recipe)["advice"]["sentences"]
     block = next(s.partition(": ")[2] for s in sentences if s.startswith("To measure"))
     assert set(yaml.safe_load(block)) == {"eval"}
     recipe.write_text(f"{recipe.read_text()}{block}\n")
-    after = prepared(recipe)["advice"]["sentences"]
+    after = prepare(recipe)["advice"]["sentences"]
     assert after == [s for s in sentences if not s.startswith("To measure")]
 
 
 def test_replayed_rows_are_none_of_the_tasks(
-    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+    tmp_path: Path, write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
     general = [{"prompt": f"Tell me of {n}.", "completion": f"No. {n}"} for n in range(40)]
-    text = "".join(json.dumps(row) + "\n" for row in general)
-    (tmp_path / "general.jsonl").write_text(text)
+    save(tmp_path, general, "general.jsonl")
     data = {"train": "rows.jsonl", "validation": 8, "test": 8, "max_length": 256}
-    alone = prepared(write_recipe("alone", data=data))["advice"]
+    alone = prepare(write_recipe("alone", data=data))["advice"]
     replay = {"source": "general.jsonl", "share": 0.3}
-    beside = prepared(write_recipe("beside", data=data | {"replay": replay}))
-    assert beside["replay_rows"] > 0
-    assert beside["advice"] == alone
+    with_replay = prepare(write_recipe("with_replay", data=data | {"replay": replay}))
+    assert with_replay["replay_rows"] > 0
+    assert with_replay["advice"] == alone
 
 
-def test_of_plain_texts_only_lengths_are_told(
+def test_plain_texts_have_only_lengths(
     tmp_path: Path,
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
+    write_recipe: WriteRecipe,
+    prepare: Prepare,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save(tmp_path, [{"text": f"A red kettle, number {number}."} for number in range(48)])
     recipe = write_recipe()
-    advice = prepared(recipe)["advice"]
-    assert advice["format"] is None and advice["near_duplicates"] is None
+    advice = prepare(recipe)["advice"]
+    assert advice["format"] is advice["near_duplicates"] is advice["instruction"] is None
     assert advice["lengths"]["prompt"]["max"] == 0 < advice["lengths"]["answer"]["max"]
     assert run(["prepare", str(recipe), "--probe"]) == 1
     assert "plain texts have no prompts to ask" in capsys.readouterr().err
 
 
-def test_many_rows_are_looked_at_in_part(
+def test_near_duplicates_are_searched_in_whole_batches_of_many_rows(
     tmp_path: Path,
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
+    write_recipe: WriteRecipe,
+    prepare: Prepare,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Lengths and contradictions are of all rows, twins of whole batches of them."""
-    monkeypatch.setattr("ftcli.stages.advice.statistics.COMPARED_ROWS", 600)
+    """Lengths and contradictions are of all rows."""
+    monkeypatch.setattr("ftcli.stages.advice.rows.COMPARED_ROWS", 600)
     save(tmp_path, [pair(number) for number in range(1500)])
     data = {"train": "rows.jsonl", "validation": 0, "max_length": 256}
-    advice = prepared(write_recipe(data=data))["advice"]
+    advice = prepare(write_recipe(data=data))["advice"]
     assert advice["rows"] == 1500 == sum(advice["lengths"]["histogram"]["prompt"])
     assert advice["near_duplicates"]["rows_looked_at"] == 512
-    assert any("of 512 training rows" in s for s in advice["sentences"]) == (
-        advice["near_duplicates"]["share"] >= 0.02
-    )
 
 
-@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("columns", [60, 120])
 def test_advice_fits_the_terminal(
     tmp_path: Path,
-    write_recipe: Callable[..., Path],
+    write_recipe: WriteRecipe,
     columns: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -221,17 +203,15 @@ def test_advice_fits_the_terminal(
 
 
 def test_the_base_is_asked_with_examples_and_without(
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: WriteRecipe, prepare: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe()
-    told = prepared(recipe, "--probe", "--shots", "2")
-    probe = told["advice"]["probe"]
-    assert kept(told)["probe"] == probe
-    assert (probe["rows"], probe["data"], probe["shots"]) == (30, "test and train", 2)
+    shown = prepare(recipe, "--probe", "--shots", "2")
+    probe = shown["advice"]["probe"]
+    assert json.loads(advice_file(shown).read_text())["probe"] == probe
+    assert (probe["rows"], probe["shots"]) == (30, 2)
     assert probe["rows_from"] == {"test": 8, "train": 22}
-    assert probe["format_from"] == "answers" and probe["format"]["type"] == "regex"
+    assert probe["format"]["type"] == "regex"
     zero, few = probe["zero_shot"], probe["few_shot"]
     assert zero["prompt_tokens"] < few["prompt_tokens"]
     for side in (zero, few):
@@ -240,110 +220,111 @@ def test_the_base_is_asked_with_examples_and_without(
             assert 0 <= low <= side[name] <= high <= 1
         assert side["answer_tokens"] <= 8
     # A random model is never in the form.
-    assert told["advice"]["verdict"] == "prompt"
-    first = told["advice"]["sentences"][0]
+    assert shown["advice"]["verdict"] == "prompt"
+    first = shown["advice"]["sentences"][0]
     assert first.startswith(
         "Prompting with 2 examples reaches 0% in the format (0–11%) on 30 rows."
     )
-    assert prepared(recipe)["advice"]["probe"] == probe
+    assert prepare(recipe)["advice"]["probe"] == probe
     capsys.readouterr()
     assert run(["prepare", str(recipe), "--probe", "--shots", "2"]) == 0
     assert "probe" not in capsys.readouterr().err, "the same is asked once"
-    other = prepared(recipe, "--set", "generation.max_new_tokens=4")
+    other = prepare(recipe, "--set", "generation.max_new_tokens=4")
     assert other["advice"]["probe"] is None
 
 
 def test_without_held_out_rows_training_rows_are_asked(
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: WriteRecipe, prepare: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(data={"train": "rows.jsonl", "validation": 0, "max_length": 256})
-    probe = prepared(recipe, "--probe")["advice"]["probe"]
-    assert (probe["rows"], probe["data"], probe["shots"]) == (30, "train", 5)
+    probe = prepare(recipe, "--probe")["advice"]["probe"]
+    assert (probe["rows_from"], probe["shots"]) == ({"train": 30}, 5)
     # A context of 512 tokens holds some of them alone.
-    probe = prepared(recipe, "--probe", "--shots", "20")["advice"]["probe"]
+    probe = prepare(recipe, "--probe", "--shots", "20")["advice"]["probe"]
     assert (probe["shots_asked"], probe["rows"]) == (20, 28) and 5 < probe["shots"] < 20
     assert run(["prepare", str(recipe), "--probe", "--shots", "48"]) == 1
     assert "48 training rows are all needed as examples" in capsys.readouterr().err
 
 
-def test_prompting_that_does_is_told(
-    write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+def test_prompting_that_does_changes_the_verdict(
+    write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
-    """Here whatever is answered has the form."""
-    eval_ = {"format": {"type": "regex", "pattern": r"[\s\S]*"}}
-    told = prepared(write_recipe(eval=eval_), "--probe")
-    assert told["advice"]["verdict"] == "fine-tune if called often"
-    first = told["advice"]["sentences"][0]
-    assert first == (
+    """Here every answer has the form."""
+    advice = prepare(write_recipe(eval=ANY_FORM), "--probe")["advice"]
+    assert advice["verdict"] == "fine-tune if called often"
+    assert advice["sentences"][0] == (
         "Prompting already reaches 100% in the format (89–100%) on 30 rows: fine-tune only if you "
         "call it often."
     )
-    assert told["advice"]["probe"]["format_from"] == "recipe"
+    assert advice["probe"]["format"] == ANY_FORM["format"]
 
 
 def test_few_rows_do_not_show_that_prompting_does(
-    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
+    tmp_path: Path, write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
     """Four of four are right, and of all calls perhaps half."""
     save(tmp_path, [pair(number) for number in range(9)])
     data = {"train": "rows.jsonl", "test": 2, "validation": 0, "max_length": 256}
-    eval_ = {"format": {"type": "regex", "pattern": r"[\s\S]*"}}
-    told = prepared(write_recipe(data=data, eval=eval_), "--probe")["advice"]
-    assert told["probe"]["rows_from"] == {"test": 2, "train": 2}
-    assert told["verdict"] == "prompt"
-    assert told["sentences"][0].startswith(
+    advice = prepare(write_recipe(data=data, eval=ANY_FORM), "--probe")["advice"]
+    assert advice["probe"]["rows_from"] == {"test": 2, "train": 2}
+    assert advice["verdict"] == "prompt"
+    assert advice["sentences"][0].startswith(
         "Prompting with 5 examples reaches 100% in the format (51–100%) on 4 rows: too few to show "
         "that it reaches 80%. 9 rows are few"
     )
 
 
-def test_the_lower_end_decides_whether_prompting_does() -> None:
-    """As 27 and 29 right ones of 30."""
-    names = ("near_duplicates", "format", "same_prompt_different_answers", "instruction")
-    found = {"rows": 600, **dict.fromkeys(names)}
+@pytest.mark.parametrize(
+    ("right", "low", "verdict", "words"),
+    [
+        (29, 0.833, "fine-tune if called often", "already reaches 97% exact match (83–99%)"),
+        (27, 0.744, "fine-tune", "too few to show that it reaches 80%"),
+        (23, 0.591, "fine-tune", "reaches 77% exact match (59–99%) on 30 rows. Good size"),
+    ],
+)
+def test_the_lower_end_decides_whether_prompting_does(
+    right: int, low: float, verdict: str, words: str
+) -> None:
+    side = {"exact_match": right / 30, "exact_match_interval": [low, 0.994]}
+    decided = {"exact_match": "exact match"}
+    probe = Probe("", 30, {"test": 30}, 5, 5, None, decided, side, side)
+    advice = advise_on(Advice(fingerprint="", rows=600, probe=probe), format_is_set=True)
+    assert advice.verdict == verdict
+    assert words in advice.sentences[0]
 
-    def said(share: float, low: float, high: float) -> tuple[str, str]:
-        side = {"exact_match": share, "exact_match_interval": [low, high]}
-        decided = {"exact_match": "exact match"}
-        probe = {"few_shot": side, "shots": 5, "rows": 30, "decided_by": decided}
-        advice = advise_on(found, probe, format_is_set=True)
-        return advice.verdict, advice.sentences[0]
 
-    assert said(29 / 30, 0.833, 0.994)[0] == "fine-tune if called often"
-    verdict, first = said(27 / 30, 0.744, 0.965)
-    assert verdict == "fine-tune"
-    assert "reaches 90% exact match (74–96%) on 30 rows: too few to show that it reaches" in first
-    assert "too few" not in said(23 / 30, 0.591, 0.882)[1]
+def test_a_long_format_stands_in_the_file_alone() -> None:
+    form = AnswerForm("labels", 1.0, "", {"type": "regex", "pattern": "a" * 200}, fixed=True)
+    advice = advise_on(Advice(fingerprint="", rows=600, format=form), format_is_set=False)
+    assert advice.sentences[1] == "To measure that form: take the eval_format of advice.json"
 
 
-def test_a_probe_is_kept_while_what_judges_it_is_the_same(
+def test_a_probe_is_kept_while_what_scores_it_is_the_same(
     tmp_path: Path,
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
+    write_recipe: WriteRecipe,
+    prepare: Prepare,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     schema = tmp_path / "record.json"
     schema.write_text('{"type": "object"}')
     recipe = write_recipe(eval={"format": {"type": "json", "schema": "record.json"}})
-    probe = prepared(recipe, "--probe")["advice"]["probe"]
-    assert prepared(recipe)["advice"]["probe"] == probe
+    probe = prepare(recipe, "--probe")["advice"]["probe"]
+    assert prepare(recipe)["advice"]["probe"] == probe
     schema.write_text('{"type": "object", "required": ["name"]}')
-    assert prepared(recipe)["advice"]["probe"] is None
-    assert prepared(recipe, "--probe")["advice"]["probe"]["key"] != probe["key"]
+    assert prepare(recipe)["advice"]["probe"] is None
+    assert prepare(recipe, "--probe")["advice"]["probe"]["key"] != probe["key"]
     monkeypatch.setattr("ftcli.stages.advice.probe.code_digest", lambda: "another version")
-    assert prepared(recipe)["advice"]["probe"] is None
+    assert prepare(recipe)["advice"]["probe"] is None
 
 
 def test_a_stopped_probe_leaves_the_advice_as_it_was(
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
+    write_recipe: WriteRecipe,
+    prepare: Prepare,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = write_recipe()
-    told = prepared(recipe)
+    before = prepare(recipe)["advice"]
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -351,108 +332,40 @@ def test_a_stopped_probe_leaves_the_advice_as_it_was(
     monkeypatch.setattr("ftcli.engine.inference.answer_prompts", stop)
     assert run(["prepare", str(recipe), "--probe"]) == 130
     assert "Traceback" not in capsys.readouterr().err
-    assert prepared(recipe)["advice"] == told["advice"]
-
-
-def test_the_run_and_its_calls_are_priced(
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    recipe = write_recipe()
-    told = prepared(recipe, "--price-per-hour", "0.4", "--shots", "2")
-    validate(told, SHAPES["prepare"])
-    price = told["price"]
-    ran, call = price["run"], price["call"]
-    assert price["per_hour"] == 0.4
-    assert ran["measured"] == "4 steps timed here"
-    # 32 training rows in 8 steps of 4.
-    assert ran["tokens"] == told["train_tokens"]
-    assert ran["seconds"] == pytest.approx(ran["tokens"] / ran["tokens_per_second"])
-    assert ran["cost"] == pytest.approx(ran["seconds"] / 3600 * 0.4)
-    assert call["shots"] == 2
-    assert call["long"]["prompt_tokens"] > call["short"]["prompt_tokens"] > 0
-    saved = call["long"]["seconds"] - call["short"]["seconds"]
-    assert call["saved_seconds"] == pytest.approx(saved)
-    pays = price["calls_to_pay_back"]
-    assert pays is None if saved <= 0 else (pays - 1) * saved < ran["seconds"] <= pays * saved
-    left = {path.name for path in Path(told["folder"]).parent.iterdir()}
-    assert left == {"data", ".lock"}, "what was timed is thrown away"
-
-
-def test_a_finished_run_of_the_recipe_tells_its_speed(
-    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_recipe()
-    command = ["train", str(recipe), "--set", "training.max_steps=2"]
-    assert run([*command, "--json"]) == 0
-    speed = json.loads(capsys.readouterr().out)["tokens_per_second"]
-    dry = ["train", str(recipe), "--dry-run", "--price-per-hour", "2"]
-    assert run([*dry, "--json"]) == 0
-    price = json.loads(capsys.readouterr().out)["price"]
-    assert price["run"]["tokens_per_second"] == speed
-    assert price["run"]["measured"].endswith("runs/tiny")
-    assert run(dry) == 0
-    out = capsys.readouterr().out
-    assert "at 2 an hour" in out and "one call at a time" in " ".join(out.split())
-    # Another rank is another speed.
-    assert run([*dry, "--json", "--set", "method.rank=8"]) == 0
-    found = json.loads(capsys.readouterr().out)["price"]["run"]
-    assert found["measured"] == "4 steps timed here"
-
-
-def test_a_price_goes_with_a_dry_run(
-    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["train", str(write_recipe()), "--price-per-hour", "1"]) == 2
-    assert "--price-per-hour goes with --dry-run" in capsys.readouterr().err
-
-
-def test_queries_are_judged_by_their_results(
-    tmp_path: Path, write_recipe: Callable[..., Path], prepared: Callable[..., dict[str, Any]]
-) -> None:
-    """A form that is kept and holds nothing right is not what prompting has to reach."""
-    table = "CREATE TABLE data (name, colour);\n\nQuestion: the colour of"
-    rows = [
-        {
-            "prompt": f"{table} kettle {n}?",
-            "completion": f"SELECT colour FROM data WHERE name = 'kettle {n}'",
-        }
-        for n in range(48)
-    ]
-    save(tmp_path, rows)
-    advice = prepared(write_recipe(), "--probe", "--shots", "2")["advice"]
-    assert advice["format"]["eval_format"] == {"type": "sql", "table": "prompt"}
-    assert list(advice["probe"]["decided_by"]) == ["format_rate", "execution_match"]
-    assert "and 0% same result (" in advice["sentences"][0]
+    assert prepare(recipe)["advice"] == before
 
 
 TABLE = "CREATE TABLE data (name, colour);"
-KETTLE = "SELECT colour FROM data WHERE name = 'kettle {}'"
 
 
 @pytest.mark.parametrize(
     ("before", "tables"),
     [
+        ([], True),
         ([("system", TABLE)], True),
         ([("user", TABLE), ("assistant", "Ask.")], True),
         # Words alone make no table.
         ([("user", "Let us create table tennis records."), ("assistant", "Ask.")], False),
     ],
 )
-def test_tables_are_found_in_any_turn(
+def test_queries_are_scored_by_their_results_where_a_turn_holds_tables(
     tmp_path: Path,
-    write_recipe: Callable[..., Path],
-    prepared: Callable[..., dict[str, Any]],
+    write_recipe: WriteRecipe,
+    prepare: Prepare,
     before: list[tuple[str, str]],
     tables: bool,
 ) -> None:
-    """`table: prompt` is recommended where, and only where, its judge finds them."""
+    """A form that is kept and holds nothing right is not what prompting has to reach."""
     rows = []
     for n in range(48):
-        turns = [*before, ("user", f"Of kettle {n}?"), ("assistant", KETTLE.format(n))]
+        asked = f"Of kettle {n}?" if before else f"{TABLE}\n\nQuestion: of kettle {n}?"
+        query = f"SELECT colour FROM data WHERE name = 'kettle {n}'"
+        turns = [*before, ("user", asked), ("assistant", query)]
         rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     save(tmp_path, rows)
-    advice = prepared(write_recipe(), "--probe", "--shots", "2")["advice"]
+    advice = prepare(write_recipe(), "--probe", "--shots", "2")["advice"]
     assert advice["format"]["eval_format"].get("table") == ("prompt" if tables else None)
-    assert ("execution_match" in advice["probe"]["few_shot"]) is tables
+    right = "execution_match" if tables else "sql_match"
+    assert list(advice["probe"]["decided_by"]) == ["format_rate", right]
+    if tables:
+        assert "and 0% same result (" in advice["sentences"][0]

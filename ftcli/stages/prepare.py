@@ -16,9 +16,10 @@ from ftcli.plan import make_plan, profile_of
 from ftcli.plan.arithmetic import require_hold
 from ftcli.prepared import Prepared, load_prepared, problems_file, read_problems
 from ftcli.shapes import model_source
-from ftcli.stages.advice import Given, advice_file, give_advice, probed
-from ftcli.stages.advice.pricing import Price, price_of
+from ftcli.stages.advice import give_advice, with_probe
+from ftcli.stages.advice.price import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
+from ftcli.stages.advice.record import Advice, advice_file
 from ftcli.stages.advice.rows import PreparedRows
 from ftcli.stages.job import Job
 from ftcli.stages.own_place import require_own_place
@@ -53,7 +54,7 @@ class PrepareResult:
     prepared: Prepared
     folder: Path
     preview: tuple[tuple[Piece, ...], ...]
-    given: Given
+    advice: Advice
     price: Price | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class PrepareResult:
             "fingerprint": p.fingerprint,
             "problems": [asdict(fault) for fault in read_problems(p, self.folder)],
             "folder": str(self.folder),
-            "advice": self.given.as_json(),
+            "advice": self.advice.as_json(),
             **({"price": self.price.as_json()} if self.price is not None else {}),
         }
 
@@ -102,15 +103,14 @@ def prepare_recipe(
         require_own_place(run, loaded)
     with run.lock(), loaded.blame():
         prepared = prepare(loaded, renderer, run.data, reporter)
-        rows = preview(run.data, renderer, wanted.preview_rows)
-        shown = tuple(tuple(pieces) for pieces in rows)
-        given = give_advice(loaded, renderer, prepared, run.data, reporter)
+        previewed = preview(run.data, renderer, wanted.preview_rows)
+        shown = tuple(tuple(pieces) for pieces in previewed)
+        rows = PreparedRows(run.data, prepared)
+        advice = give_advice(loaded, renderer, rows, reporter)
         if wanted.probe:
-            given = probed(
-                given, wanted.shots, loaded, renderer, PreparedRows(run.data, prepared), reporter
-            )
+            advice = with_probe(advice, wanted.shots, loaded, renderer, rows, reporter)
         price = _price(loaded, run, prepared, wanted, reporter)
-    return PrepareResult(loaded, prepared, run.data, shown, given, price)
+    return PrepareResult(loaded, prepared, run.data, shown, advice, price)
 
 
 def _price(
@@ -213,7 +213,7 @@ def rejected(prepared: Prepared, folder: Path | None) -> str:
 
 def advice_lines(result: PrepareResult) -> list[str]:
     """The verdict and what explains it, then the price."""
-    sentences = result.given.advice.sentences
+    sentences = result.advice.sentences
     lines = list(sentences[:SENTENCES_SHOWN])
     if (others := len(sentences) - SENTENCES_SHOWN) > 0:
         lines[-1] += f" ({others} more: {shown_path(advice_file(result.folder))})"

@@ -19,8 +19,9 @@ from ftcli.plan.arithmetic import lost_pulls
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
 from ftcli.stages.advice import give_advice
-from ftcli.stages.advice.pricing import Price, price_of
+from ftcli.stages.advice.price import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
+from ftcli.stages.advice.rows import PreparedRows
 from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run
@@ -118,7 +119,8 @@ def train_recipe(
             reporter.warn(moved)
         _require_weights(scene)
         job = _decide(scene, run, reporter)
-        give_advice(scene.loaded, scene.renderer, job.prepared, run.data, reporter)
+        rows = PreparedRows(run.data, job.prepared)
+        give_advice(scene.loaded, scene.renderer, rows, reporter)
         result = _train(job, stops, reporter)
 
     from ftcli.engine.device import free_memory

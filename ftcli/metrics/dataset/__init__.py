@@ -1,1 +1,1 @@
-"""What a set of rows is like: twins, contradictions, lengths, and the form of its answers."""
+"""What a set of rows is like, and the form that its answers share."""

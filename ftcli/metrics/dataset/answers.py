@@ -1,4 +1,4 @@
-"""The form that answers share: which one, how many have it, and the `eval.format` that sees it."""
+"""The form that answers share, how many have it, and the `eval.format` that measures it."""
 
 from __future__ import annotations
 
@@ -6,76 +6,63 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
-from ftcli.metrics.dataset.instruction import shared_beginning
-from ftcli.metrics.dataset.lines import SECTION, escaped, headings, line_form
+from ftcli.metrics.dataset.rows import shared_beginning
 
 Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length", "free text"]
 # In these a form is fixed; an opening or a length alone is a habit.
 FIXED: tuple[Kind, ...] = ("labels", "json", "sql", "lines", "sections")
 NEARLY_ALL, MOST = 0.9, 0.5
-MOST_LABELS, LONGEST_LABEL = 30, 60
-ROWS_PER_LABEL = 5
-NAMED_LABELS = 3
-# sqlglot takes about a millisecond for a query.
-PARSED_QUERIES = 300
+MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
+PARSED_QUERIES = 300  # sqlglot takes about a millisecond for a query
 QUERY = re.compile(
-    r"\s*(SELECT|WITH\s+\w+\s+AS|INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|"
+    r"(SELECT|WITH\s+\w+\s+AS|INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|"
     r"CREATE\s+(TABLE|VIEW|INDEX))\b",
     re.IGNORECASE,
 )
 SHORTEST_BAND = 5
+# What begins a line: a heading's marks, a bullet, a number, a label.
+MARK = re.compile(r"(#{1,6}|[-*•]|\d{1,2}[.)])(?= )|([^\W\d_][\w &/-]{0,39}:)(?=\s|$)")
+SECTION = re.compile(r"^(#{1,6} [^\n]{1,60}|[^\W\d_][\w &/-]{0,39}:)(?=\s|$)", re.MULTILINE)
+TEXT, BLANK, NUMBERED = "text", "", "1."
+REPEATED = (TEXT, NUMBERED, "-", "*", "•")
+MOST_LINES, MOST_RUNS = 30, 12
+SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
-
-@dataclass(frozen=True)
-class Opening:
-    """The word with which most answers begin."""
-
-    words: str
-    share: float
+Run = tuple[str, int]
+"""A kind of line, and how many of it follow each other (0: any number)."""
 
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """What answers have in common, and which share of those looked at."""
+    """What answers have in common."""
 
     kind: Kind
     share: float
-    """0 for free text."""
+    """Of the answers that were read; 0 for free text."""
     detail: str
-    wanted: Mapping[str, Any] | None
-    """The value of `eval.format` that measures it; none: no such format."""
-    opening: Opening | None = None
-
-    @property
-    def is_fixed(self) -> bool:
-        return self.kind in FIXED and self.share >= NEARLY_ALL
+    eval_format: Mapping[str, Any] | None
+    """The block of a recipe that measures the form; none: no block does."""
+    fixed: bool = False
 
 
-FREE = AnswerForm("free text", 0.0, "free text", None)
+Finder = Callable[[Sequence[str]], AnswerForm | None]
 
 
 def answer_form(answers: Sequence[str]) -> AnswerForm:
     """The first form that nearly all answers have, else the one that most of them have."""
     stripped = [answer.strip() for answer in answers]
-    if not stripped:
-        return FREE
-    opening = _first_word(stripped)
-    found: list[AnswerForm] = []
-    for look in LOOKS:
-        form = look(stripped)
+    best = AnswerForm("free text", 0.0, "free text", None)
+    for find in FORMS if stripped else ():
+        form = find(stripped)
         if form is not None and form.share >= NEARLY_ALL:
-            return _with(form, opening)
-        if form is not None and form.share >= MOST and form.kind in FIXED:
-            found.append(form)
-    best = max(found, key=lambda form: form.share, default=FREE)
-    return _with(best, opening)
-
-
-def _with(form: AnswerForm, opening: Opening) -> AnswerForm:
-    return AnswerForm(form.kind, form.share, form.detail, form.wanted, opening)
+            return replace(form, fixed=form.kind in FIXED)
+        if form is not None and form.kind in FIXED and form.share >= max(MOST, best.share):
+            best = form
+    return best
 
 
 def _labels(answers: Sequence[str]) -> AnswerForm | None:
@@ -88,52 +75,46 @@ def _labels(answers: Sequence[str]) -> AnswerForm | None:
     if any(len(label) > LONGEST_LABEL or "\n" in label for label in labels):
         return None
     share = sum(counts[label] for label in labels) / len(answers)
-    shown = ", ".join(
-        f"{label} {counts[label] / len(answers):.0%}" for label in labels[:NAMED_LABELS]
-    )
-    more = ", …" if len(labels) > NAMED_LABELS else ""
-    pattern = "|".join(escaped(label) for label in labels)
-    detail = f"one of {len(labels)} labels ({shown}{more})"
-    return AnswerForm("labels", share, detail, {"type": "regex", "pattern": pattern})
+    shown = [f"{label} {counts[label] / len(answers):.0%}" for label in labels[:NAMED_LABELS]]
+    more = ["…"] if len(labels) > NAMED_LABELS else []
+    detail = f"one of {len(labels)} labels ({', '.join(shown + more)})"
+    return AnswerForm("labels", share, detail, _regex("|".join(map(_escaped, labels))))
 
 
 def _json(answers: Sequence[str]) -> AnswerForm | None:
-    """Objects with the same keys, or objects, or JSON of another kind."""
-    values = [value for value in map(_json_value, answers) if value is not None]
-    keys = Counter(tuple(sorted(value)) for value in values if isinstance(value, dict))
-    if not values:
+    """Arrays, objects with the same keys, or any objects."""
+    values, rows = [_json_value(answer) for answer in answers], len(answers)
+    arrays = sum(isinstance(value, list) for value in values)
+    if arrays >= MOST * rows:
+        wanted = {"type": "json", "schema": {"type": "array"}}
+        return AnswerForm("json", arrays / rows, "a JSON array", wanted)
+    found = [value for value in values if isinstance(value, dict)]
+    if not found:
         return None
-    rows, objects = len(answers), sum(keys.values())
-    same, count = keys.most_common(1)[0] if keys else ((), 0)
-    if same and count >= max(MOST * rows, NEARLY_ALL * objects):
-        first = next(v for v in values if isinstance(v, dict) and tuple(sorted(v)) == same)
-        names = list(first)  # in the order in which the answers write them
+    kinds = Counter(frozenset(value) for value in found)
+    keys, count = kinds.most_common(1)[0]
+    if keys and count >= max(MOST * rows, NEARLY_ALL * len(found)):
+        names = list(next(value for value in found if value.keys() == keys))
         detail = f"a JSON object with the keys {', '.join(names)}"
         return AnswerForm("json", count / rows, detail, {"type": "json", "keys": names})
-    if objects >= MOST * rows:
-        detail = f"a JSON object ({len(keys)} different sets of keys)"
-        return AnswerForm("json", objects / rows, detail, {"type": "json"})
-    return AnswerForm("json", len(values) / rows, "JSON, most of it no object", None)
+    detail = f"a JSON object ({len(kinds)} different sets of keys)"
+    return AnswerForm("json", len(found) / rows, detail, {"type": "json"})
 
 
 def _json_value(answer: str) -> Any:
-    """An object or a list; none: it is neither."""
-    if answer[:1] not in ("{", "["):
-        return None
+    """An object or an array; none: it is neither."""
     try:
-        return json.loads(answer)
+        return json.loads(answer) if answer.startswith(("{", "[")) else None
     except (ValueError, RecursionError):
         return None
 
 
 def _sql(answers: Sequence[str]) -> AnswerForm | None:
-    step = -(-len(answers) // PARSED_QUERIES)
-    looked_at = answers[::step]
-    likely = [answer for answer in looked_at if QUERY.match(answer)]
-    if len(likely) < MOST * len(looked_at):
+    sample = answers[:: -(-len(answers) // PARSED_QUERIES)]
+    likely = [answer for answer in sample if QUERY.match(answer)]
+    if len(likely) < MOST * len(sample):
         return None
-    parsed = sum(map(_is_query, likely))
-    return AnswerForm("sql", parsed / len(looked_at), "SQL", {"type": "sql"})
+    return AnswerForm("sql", sum(map(_is_query, likely)) / len(sample), "SQL", {"type": "sql"})
 
 
 def _is_query(answer: str) -> bool:
@@ -147,26 +128,59 @@ def _is_query(answer: str) -> bool:
 
 
 def _lines(answers: Sequence[str]) -> AnswerForm | None:
-    found = line_form(answers, NEARLY_ALL)
-    if found is None:
+    """The same kinds of lines in the same order; their numbers where nearly all have those too."""
+    labels: Counter[str] = Counter()
+    for answer in answers:
+        marks = map(MARK.match, answer.split("\n", MOST_LINES))
+        labels.update({mark[2] for mark in marks if mark is not None and mark[2]})
+    common = {label for label, count in labels.items() if count > len(answers) / 2}
+    exact = Counter(tuple(_runs(answer, common)) for answer in answers)
+    form, count = exact.most_common(1)[0]
+    if count < NEARLY_ALL * len(answers):
+        loose: Counter[tuple[Run, ...]] = Counter()
+        for runs, rows in exact.items():
+            loose[tuple((kind, 0 if kind in REPEATED else n) for kind, n in runs)] += rows
+        form, count = loose.most_common(1)[0]
+    if all(kind in (TEXT, BLANK) for kind, _ in form) or len(form) > MOST_RUNS:
         return None
-    wanted = {"type": "regex", "pattern": found.pattern}
-    return AnswerForm("lines", found.share, f"lines {found.detail}", wanted)
+    shown = [kind if kind == TEXT else f"“{kind} …”" for kind, _ in form if kind != BLANK]
+    pattern = r"\n".join(map(_run_pattern, form))
+    return AnswerForm("lines", count / len(answers), f"lines {', '.join(shown)}", _regex(pattern))
+
+
+def _runs(answer: str, labels: set[str]) -> list[Run]:
+    def kind(line: str) -> str:
+        mark = MARK.match(line)
+        if mark is None or (mark[2] and mark[2] not in labels):
+            return TEXT if line.strip() else BLANK
+        return NUMBERED if mark[0][0].isdigit() else mark[0]
+
+    kinds = map(kind, answer.split("\n", MOST_LINES))
+    return [(each, len(list(same))) for each, same in groupby(kinds)]
+
+
+def _run_pattern(run: Run) -> str:
+    kind, count = run
+    if kind == BLANK:
+        return r"\n".join([r"[^\S\n]*"] * count)
+    begin = {TEXT: "", NUMBERED: r"\d+[.)] "}.get(kind, _escaped(kind))
+    if kind not in (TEXT, NUMBERED) and not kind.endswith(":"):
+        begin += " "
+    line = rf"{begin}[^\n]*" if kind.endswith(":") else rf"{begin}[^\n]+"
+    return line if count == 1 else rf"{line}(?:\n{line}){f'{{{count - 1}}}' if count else '*'}"
 
 
 def _sections(answers: Sequence[str]) -> AnswerForm | None:
-    """The same headings in the same order, whatever stands below them."""
-    names = headings(answers, NEARLY_ALL)
+    """The same headings or labels in the same order, whatever stands below them."""
+    each = [dict.fromkeys(mark[1] for mark in SECTION.finditer(answer)) for answer in answers]
+    counts = Counter(name for names in each for name in names)
+    common = {name for name, count in counts.items() if count >= NEARLY_ALL * len(answers)}
+    orders = Counter(tuple(name for name in names if name in common) for names in each)
+    names, count = orders.most_common(1)[0]
     if len(names) < 2:
         return None
-    share = sum(_has_sections(answer, names) for answer in answers) / len(answers)
-    detail = f"the sections {', '.join(names)}"
-    return AnswerForm("sections", share, detail, {"type": "text", "sections": names})
-
-
-def _has_sections(answer: str, names: Sequence[str]) -> bool:
-    found = [mark.group(1) for mark in SECTION.finditer(answer) if mark.group(1) in names]
-    return list(dict.fromkeys(found)) == list(names)
+    detail, wanted = f"the sections {', '.join(names)}", {"type": "text", "sections": list(names)}
+    return AnswerForm("sections", count / len(answers), detail, wanted)
 
 
 def _opening(answers: Sequence[str]) -> AnswerForm | None:
@@ -174,13 +188,8 @@ def _opening(answers: Sequence[str]) -> AnswerForm | None:
     if not words:
         return None
     share = sum(answer.startswith(words) for answer in answers) / len(answers)
-    pattern = rf"{escaped(words)}[\s\S]*"
-    return AnswerForm(
-        "opening",
-        share,
-        f"alike in beginning with “{words}”",
-        {"type": "regex", "pattern": pattern},
-    )
+    pattern = rf"{_escaped(words)}[\s\S]*"
+    return AnswerForm("opening", share, f"alike in beginning with “{words}”", _regex(pattern))
 
 
 def _length(answers: Sequence[str]) -> AnswerForm | None:
@@ -194,18 +203,13 @@ def _length(answers: Sequence[str]) -> AnswerForm | None:
     return AnswerForm("length", share, f"{low}–{high} words long", wanted)
 
 
-def _first_word(answers: Sequence[str]) -> Opening:
-    words = Counter(answer.split(maxsplit=1)[0] for answer in answers if answer)
-    word, count = words.most_common(1)[0] if words else ("", 0)
-    return Opening(word, count / len(answers))
+def _regex(pattern: str) -> dict[str, str]:
+    return {"type": "regex", "pattern": pattern}
 
 
-LOOKS: tuple[Callable[[Sequence[str]], AnswerForm | None], ...] = (
-    _labels,
-    _json,
-    _sql,
-    _lines,
-    _sections,
-    _opening,
-    _length,
-)
+def _escaped(text: str) -> str:
+    """A regular expression of the text itself; re.escape puts strokes before spaces too."""
+    return SPECIAL.sub(r"\\\g<0>", text)
+
+
+FORMS: tuple[Finder, ...] = (_labels, _json, _sql, _lines, _sections, _opening, _length)

@@ -1,36 +1,31 @@
-"""`prepare --probe`: what the base does with a few rows, with examples in its prompt and without.
-
-It is asked before any training, so that one sees what prompting alone would reach.
-"""
+"""`prepare --probe`: scores of the base on a few rows, with examples in its prompt and without."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import Reporter
 from ftcli.data.example import Message
 from ftcli.data.few_shot import Turns, choose_examples, few_shot
-from ftcli.disk import sha256_file
+from ftcli.disk import sha256_file, short_digest
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
-from ftcli.metrics.answer import Answer
 from ftcli.metrics.asking import question_of
 from ftcli.metrics.code import code_digest
+from ftcli.metrics.dataset.answers import AnswerForm
 from ftcli.metrics.format import format_files, format_scorer
 from ftcli.metrics.looking import look
 from ftcli.metrics.scorer import Scorer
 from ftcli.metrics.scores import mean_of, with_interval
 from ftcli.metrics.text import TextScorer
 from ftcli.prepared import Prepared, Split
-from ftcli.recipe import AnswerFormat
 from ftcli.shapes import model_source
-from ftcli.stages.advice.rows import PreparedRows
-from ftcli.stages.advice.statistics import read_format
+from ftcli.stages.advice.record import Probe
+from ftcli.stages.advice.rows import PreparedRows, read_format
 from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
@@ -44,12 +39,12 @@ RIGHT = ("execution_match", "sql_match", "field_accuracy")
 # Answers of these kinds are right or wrong, whatever form the recipe asks for.
 ONE_IS_RIGHT = ("labels", "sql")
 # Goes up when the same model and rows would be asked otherwise.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The rows that are asked, and those that stand before them as examples."""
+    """The rows that are asked, and the examples that may stand before them."""
 
     rows_from: Mapping[Split, int]
     """How many of the rows are of each split."""
@@ -57,7 +52,7 @@ class Asked:
     examples: tuple[Turns, ...]
 
     def prompt(self, row: Turns, shots: int) -> list[Message]:
-        """The turns before a row's answer, behind so many examples."""
+        """The turns before a row's answer, after so many examples."""
         return few_shot(row[:-1], None, self.examples[:shots])
 
 
@@ -78,12 +73,11 @@ def probe_key(loaded: Loaded, prepared: Prepared, shots: int) -> str:
         "code": code_digest(),
         "shots": shots,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(parts, 16)
 
 
 def choose_rows(rows: PreparedRows, shots: int, seed: int) -> Asked:
-    """Held-out rows, and as many training rows as there are fewer than ROWS of those; examples are
-    other training rows.
+    """Held-out rows, filled up to ROWS with training rows that are no examples.
 
     Raises DataError where rows are plain texts, which have no prompts, or none is left to ask.
     """
@@ -94,93 +88,63 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> Asked:
             "plain texts have no prompts to ask; leave --probe out",
             file=prepared.train_source,
         )
-    held_out: list[Split] = ["test", "validation"]
-    split = next((name for name in held_out if prepared.counts(name).rows), None)
-    asked = choose_examples(_turns(rows, split), ROWS, seed) if split is not None else []
-    chosen = choose_examples(_turns(rows, "train"), shots + ROWS - len(asked), seed)
+    splits: tuple[Split, ...] = ("test", "validation")
+    split = next((name for name in splits if prepared.counts(name).rows), splits[0])
+    asked = choose_examples((row.messages for row in rows.of(split)), ROWS, seed)
+    training = (row.messages for row in rows.of("train"))
+    chosen = choose_examples(training, shots + ROWS - len(asked), seed)
     examples, filling = chosen[:shots], chosen[shots:]
-    counts: dict[Split, int] = {"train": len(filling)}
-    if split is not None:
-        counts = {split: len(asked), **counts}
-    asked += filling
-    if not asked:
+    if not asked and not filling:
         raise DataError(
             "probe",
             f"{prepared.train.rows} training rows are all needed as examples, and none is held "
             "out to ask; lower --shots",
             file=prepared.train_source,
         )
+    counts: dict[Split, int] = {split: len(asked), "train": len(filling)}
     rows_from = {name: count for name, count in counts.items() if count}
-    return Asked(rows_from, tuple(asked), tuple(examples))
-
-
-def _turns(rows: PreparedRows, split: Split) -> Iterable[Turns]:
-    return (row.messages for row in rows.of(split))
+    return Asked(rows_from, (*asked, *filling), tuple(examples))
 
 
 def probe_base(
     loaded: Loaded,
     renderer: Renderer,
     rows: PreparedRows,
-    detected: Mapping[str, Any],
+    detected: AnswerForm | None,
     shots: int,
     reporter: Reporter,
-) -> dict[str, Any]:
+) -> Probe:
     """Scores of the base with and without examples; `detected`: the form that answers share.
 
     Raises FtcliError: nothing to ask, a model that cannot be opened, memory.
     """
-    asked = choose_rows(rows, shots, loaded.recipe.training.seed)
-    form = loaded.recipe.eval.format
-    if form is None and detected["fixed"]:
-        form = read_format(detected["eval_format"])
-    judges = _judges(form, loaded)
+    recipe = loaded.recipe
+    asked = choose_rows(rows, shots, recipe.training.seed)
+    form = recipe.eval.format
+    if form is None and detected is not None and detected.fixed:
+        form = read_format(detected.eval_format)
+    scorers: list[Scorer] = [TextScorer()]
+    if form is not None:
+        scorers.insert(0, format_scorer(form, loaded.base))
 
     from ftcli.engine.device import memory_in_words
     from ftcli.engine.untrained import load_untrained
 
     with memory_in_words("stop what else runs on it, or leave --probe out"):
         model = load_untrained(loaded, renderer)
-        used = fitting(model, asked, loaded.recipe.generation.max_new_tokens)
-        sides = {
-            name: _side(model, asked, count, loaded, judges, reporter)
-            for name, count in (("zero_shot", 0), ("few_shot", used))
-        }
-    return {
-        "key": probe_key(loaded, rows.prepared, shots),
-        "rows": len(asked.rows),
-        "data": " and ".join(asked.rows_from),
-        "rows_from": dict(asked.rows_from),
-        "shots": used,
-        "shots_asked": shots,
-        "format": form.model_dump(mode="json", exclude_defaults=True) if form is not None else None,
-        "format_from": _format_from(loaded, form),
-        "decided_by": _decided_by(sides["few_shot"], judges, detected["kind"]),
-        **sides,
-    }
-
-
-def _format_from(loaded: Loaded, form: AnswerFormat | None) -> str | None:
-    if form is None:
-        return None
-    return "recipe" if loaded.recipe.eval.format is not None else "answers"
-
-
-def _decided_by(scores: Mapping[str, Any], judges: Sequence[Scorer], kind: str) -> dict[str, str]:
-    """The scores, with their labels, that say together whether prompting does."""
-    kinds = {name: each for judge in judges for name, each in judge.kinds.items()}
-    names = [name for name in ("format_rate",) if name in scores]
-    right = next((name for name in RIGHT if name in scores), None)
-    if right is not None:
-        names.append(right)
-    elif not names or kind in ONE_IS_RIGHT:
-        names.append("exact_match")
-    return {name: kinds[name].label for name in names}
-
-
-def _judges(form: AnswerFormat | None, loaded: Loaded) -> list[Scorer]:
-    judges: list[Scorer] = [TextScorer()]
-    return [format_scorer(form, loaded.base), *judges] if form is not None else judges
+        used = fitting(model, asked, recipe.generation.max_new_tokens)
+        zero, few = (_scores(model, asked, count, loaded, scorers, reporter) for count in (0, used))
+    return Probe(
+        key=probe_key(loaded, rows.prepared, shots),
+        rows=len(asked.rows),
+        rows_from=asked.rows_from,
+        shots=used,
+        shots_asked=shots,
+        format=form.model_dump(mode="json", exclude_defaults=True) if form is not None else None,
+        decided_by=_decided_by(few, scorers, detected),
+        zero_shot=zero,
+        few_shot=few,
+    )
 
 
 def fitting(model: Model, asked: Asked, answer_tokens: int) -> int:
@@ -198,15 +162,15 @@ def fitting(model: Model, asked: Asked, answer_tokens: int) -> int:
     return shots
 
 
-def _side(
+def _scores(
     model: Model,
     asked: Asked,
     shots: int,
     loaded: Loaded,
-    judges: Sequence[Scorer],
+    scorers: Sequence[Scorer],
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Answers to all rows behind so many examples, and their scores."""
+    """Of the answers to all rows after so many examples."""
     from ftcli.engine.inference import answer_prompts, seed_sampling
     from ftcli.engine.untrained import ids_of
 
@@ -215,23 +179,32 @@ def _side(
     started = time.monotonic()
     with reporter.meter(f"probe, {shots} examples", len(prompts)) as meter:
         answers = answer_prompts(model, prompts, loaded.recipe.generation, meter.update)
-    seconds = time.monotonic() - started
-    tokens = sum(answer.tokens for answer in answers)
-    return {
-        **_scores(answers, asked.rows, judges),
-        "prompt_tokens": sum(map(len, prompts)) / len(prompts),
-        "answer_tokens": tokens / len(answers),
-        "tokens_per_second": tokens / seconds,
+    tokens = [answer.tokens for answer in answers]
+    speed = sum(tokens) / (time.monotonic() - started)
+    questions = [question_of(row, None) for row in asked.rows]
+    counts = {
+        "stop_rate": mean_of([answer.stopped for answer in answers]),
+        **look(scorers, answers, questions, lambda _: None).counts,
+        "answer_tokens": mean_of(tokens),
     }
-
-
-def _scores(
-    answers: Sequence[Answer], rows: Sequence[Turns], judges: Sequence[Scorer]
-) -> dict[str, Any]:
-    questions = [question_of(row, None) for row in rows]
-    looked = look(judges, answers, questions, lambda _: None)
-    counts = {"stop_rate": mean_of([answer.stopped for answer in answers]), **looked.counts}
-    scores: dict[str, Any] = {}
+    scores: dict[str, Any] = {
+        "prompt_tokens": fmean(map(len, prompts)),
+        "tokens_per_second": speed,
+    }
     for name, count in counts.items():
         scores |= with_interval(name, count.value, count.interval())
     return scores
+
+
+def _decided_by(
+    scores: Mapping[str, Any], scorers: Sequence[Scorer], detected: AnswerForm | None
+) -> dict[str, str]:
+    """The scores, with their labels, that say together whether prompting does."""
+    names = [name for name in ("format_rate",) if name in scores]
+    right = next((name for name in RIGHT if name in scores), None)
+    if right is not None:
+        names.append(right)
+    elif not names or (detected is not None and detected.kind in ONE_IS_RIGHT):
+        names.append("exact_match")
+    kinds = {name: kind for scorer in scorers for name, kind in scorer.kinds.items()}
+    return {name: kinds[name].label for name in names}

@@ -1,0 +1,158 @@
+"""What the statistics and the probe mean: a verdict, and sentences that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import yaml
+
+from ftcli.metrics.dataset.answers import AnswerForm
+from ftcli.metrics.dataset.rows import Contradictions, NearDuplicates
+from ftcli.prepared import IDEAL_ROWS, TOO_FEW_ROWS
+from ftcli.stages.advice.record import Advice, Instruction, Probe, Verdict
+
+# Prompting does where the lower ends of the scores' intervals reach this share of all calls.
+PROMPTING_DOES = 0.8
+# Below these shares a sentence is not worth its line.
+DUPLICATES_WORTH_SAYING, INSTRUCTION_WORTH_SAYING = 0.02, 0.2
+INSTRUCTION_TOKENS = 20
+LONGEST_FORMAT = 160  # characters; a longer block stands in advice.json alone
+# What answers of a kind do, where its detail is longer than a terminal is wide.
+SHORT = {
+    "json": "are JSON of one kind",
+    "sql": "are SQL",
+    "lines": "have the same kinds of lines",
+    "sections": "have the same sections",
+    "labels": "are one of a few labels",
+}
+
+
+def advise_on(found: Advice, *, format_is_set: bool) -> Advice:
+    """The same with a verdict and sentences, the most important first.
+
+    `format_is_set`: the recipe has an eval.format already.
+    """
+    verdict, first = _verdict(found)
+    sentences = [first, *_held_out(found.near_duplicates)]
+    if not format_is_set:
+        sentences += _format(found.format)
+    sentences += _contradictions(found.same_prompt_different_answers)
+    sentences += _duplicates(found.near_duplicates, found.format)
+    sentences += _instruction(found.instruction)
+    if found.rows < TOO_FEW_ROWS and found.probe is None:
+        sentences.append("What prompting reaches on them: the same command with --probe")
+    return found.model_copy(update={"verdict": verdict, "sentences": tuple(sentences)})
+
+
+def size_in_words(rows: int) -> str:
+    """Whether this many examples are worth a fine-tuning (MISSION: when to fine-tune)."""
+    low, high = IDEAL_ROWS
+    if rows < TOO_FEW_ROWS:
+        return f"{rows} rows are few: under {TOO_FEW_ROWS}, a good prompt usually does better."
+    if rows < low:
+        return f"{rows} rows are enough for a fixed format; {low}–{high:,} is the good range."
+    if rows <= high:
+        return f"Good size for fine-tuning ({low}–{high:,} rows is the good range)."
+    return f"{rows:,} rows are plenty; beyond {high:,}, cleaner rows help more than further ones."
+
+
+def _verdict(found: Advice) -> tuple[Verdict, str]:
+    size = size_in_words(found.rows)
+    verdict: Verdict = "prompt" if found.rows < TOO_FEW_ROWS else "fine-tune"
+    if found.probe is not None:
+        often, reached = _probed(found.probe)
+        return ("fine-tune if called often", reached) if often else (verdict, f"{reached}. {size}")
+    if found.rows < TOO_FEW_ROWS or found.format is None:
+        return verdict, size
+    if found.format.fixed:
+        return verdict, f"{size} {_habit(found.format)}."
+    return verdict, f"{size} These answers have none." if found.rows < IDEAL_ROWS[0] else size
+
+
+def _probed(probe: Probe) -> tuple[bool, str]:
+    """Whether prompting does, and `97% in the format (83–99%) on 30 rows`."""
+    scores = probe.few_shot
+    intervals = {name: scores[f"{name}_interval"] for name in probe.decided_by}
+    reached = " and ".join(
+        f"{scores[name]:.0%} {probe.decided_by[name]} ({low * 100:.0f}–{high:.0%})"
+        for name, (low, high) in intervals.items()
+    )
+    reached += f" on {probe.rows} rows"
+    if all(low >= PROMPTING_DOES for low, _ in intervals.values()):
+        return True, f"Prompting already reaches {reached}: fine-tune only if you call it often."
+    if all(scores[name] >= PROMPTING_DOES for name in intervals):
+        reached += f": too few to show that it reaches {PROMPTING_DOES:.0%}"
+    return False, f"Prompting with {_number(probe.shots, 'example', 'examples')} reaches {reached}"
+
+
+def _habit(form: AnswerForm) -> str:
+    """`All answers are SQL`, `92% of the answers are 37–59 words long`."""
+    answers = "All answers" if form.share == 1 else f"{form.share:.0%} of the answers"
+    return f"{answers} {SHORT.get(form.kind, f'are {form.detail}')}"
+
+
+def _held_out(found: NearDuplicates | None) -> Iterator[str]:
+    if found is not None and found.held_out.rows:
+        training, held_out, _ = found.held_out.pairs_shown[0]
+        yield (
+            f"{found.held_out.rows} of {found.held_out.rows_looked_at:,} held-out rows nearly "
+            f"equal a training row ({_place(held_out)} and {_place(training)}): the score will "
+            "flatter; take one of each out."
+        )
+
+
+def _format(form: AnswerForm | None) -> Iterator[str]:
+    if form is not None and form.eval_format is not None:
+        has = "To measure that form" if form.fixed else f"{_habit(form)}; to measure that"
+        text: str = yaml.safe_dump(
+            {"eval": {"format": dict(form.eval_format)}},
+            default_flow_style=True,
+            width=10_000,
+            sort_keys=False,
+            allow_unicode=True,
+        )
+        block = text.strip().removeprefix("{").removesuffix("}")  # one line, to be pasted
+        if len(block) > LONGEST_FORMAT:
+            block = "take the eval_format of advice.json"
+        yield f"{has}: {block}"
+
+
+def _contradictions(found: Contradictions | None) -> Iterator[str]:
+    if found is not None and found.prompts:
+        shown = " and ".join(map(_place, found.shown[0][:2]))
+        prompts = _number(found.prompts, "prompt has", "prompts have")
+        yield (
+            f"{prompts} several answers ({found.rows} rows, such as {shown}): where one alone "
+            "is right, mend the others."
+        )
+
+
+def _duplicates(found: NearDuplicates | None, form: AnswerForm | None) -> Iterator[str]:
+    if found is not None and found.share >= DUPLICATES_WORTH_SAYING:
+        first, second, _ = found.pairs_shown[0]
+        yield (
+            f"{found.share:.0%} of {found.rows_looked_at:,} training rows nearly equal another "
+            f"({_place(first)} and {_place(second)}): they teach little that is new."
+        )
+    if found and found.disagreeing and form is not None and form.kind == "labels":
+        rows = _number(found.disagreeing, "row has", "rows have")
+        yield f"{rows} another label than a nearly equal row: check whether both are right."
+
+
+def _instruction(found: Instruction | None) -> Iterator[str]:
+    if found is None or found.tokens < INSTRUCTION_TOKENS:
+        return
+    if found.share_of_rows >= INSTRUCTION_WORTH_SAYING:
+        yield (
+            f"The same {found.tokens} tokens begin every prompt ({found.share_of_prompts:.0%} of "
+            "it): a tuned model needs few of them; leave them out of rows and calls."
+        )
+
+
+def _place(origin: str) -> str:
+    """A row's file without its folders, and its line."""
+    return origin.rpartition("/")[2]
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
