@@ -125,7 +125,7 @@ class Answer(Result):
     """Of the row's own answer, summed, in nats."""
     loss_tokens: int
     prompt_tokens: int
-    counts: dict[str, tuple[float, float]]
+    counts: dict[str, tuple[float, float]] = {}
     """Name of a score → what this answer adds to its numerator and to its denominator."""
     findings: tuple[Finding, ...] = ()
 

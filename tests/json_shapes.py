@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ftcli.results import EvalResult
+
 COUNT = {"type": "integer", "minimum": 0}
 NUMBER = {"type": "number"}
 TEXT = {"type": "string"}
@@ -30,60 +32,18 @@ def measured(*names: str, kind: dict[str, Any]) -> dict[str, Any]:
 
 
 FAULT = record({"file": TEXT, "line": COUNT, "reason": TEXT})
-ANSWER = record({"text": TEXT, "tokens": COUNT, "stopped": {"type": "boolean"}})
 # Scores that the recipe or a file of the user's asks for stand beside those of every run.
-SIDE = record(
-    measured("loss", "perplexity", kind=NUMBER)
-    | measured("stop_rate", "rouge_l", "chrf", "exact_match", kind=SHARE)
-    | measured("answer_tokens", kind=NUMBER),
-    {"prompt_tokens": NUMBER, "tokens_per_second": {"type": ["number", "null"]}},
-) | {"additionalProperties": {"anyOf": [NUMBER, INTERVAL]}}
-KIND = record(
-    {
-        "label": TEXT,
-        "unit": {"enum": ["share", "value"]},
-        "better": {"enum": ["higher", "lower", None]},
-    },
-    {"own": {"const": True}},
-)
-WORDS = ["better", "worse", "no difference shown", "changed", "no change shown"]
-DIFFERENCE = record(
-    {
-        "difference": NUMBER,
-        "interval": INTERVAL,
-        "rows": COUNT,
-        "verdict": {"enum": WORDS},
-        "words": TEXT,
-        "rows_to_show": {"type": ["integer", "null"]},
-        "same": {"type": "boolean"},
-    }
-)
-DIFFERENCES = {"type": "object", "additionalProperties": DIFFERENCE}
-SHOWN = {"enum": ["worse", "better", "no difference shown", "too few"]}
-PERPLEXITY = record(
-    {
-        "name": TEXT,
-        "texts": COUNT,
-        "verdict": SHOWN,
-        "tokens": COUNT,
-        "before": NUMBER,
-        "after": NUMBER,
-        "change": NUMBER,
-    }
-    | {"change_interval": INTERVAL, "words": TEXT},
-    {"rows": COUNT},
-)
-BEHAVIOUR = record(
-    {"before": SHARE, "after": SHARE, "difference": NUMBER, "interval": INTERVAL}
-    | {"rows": COUNT, "verdict": SHOWN, "words": TEXT}
-)
-OF_REFERENCES = record({"value": SHARE, "interval": INTERVAL, "rows": COUNT, "words": TEXT})
-COUNTED = record({"rows": COUNT, "hits": {"type": "boolean"}})
-COUNTS = {"type": "object", "additionalProperties": COUNTED}
-FORGOTTEN = record(
-    {},
-    {"text": PERPLEXITY, "instructions": PERPLEXITY, "follows": BEHAVIOUR, "stops": BEHAVIOUR},
-)
+SIDE: dict[str, Any] = {"type": "object", "additionalProperties": {"anyOf": [NUMBER, INTERVAL]}}
+
+
+def evaluation() -> dict[str, Any]:
+    """What the result class says, and every side's scores by name."""
+    shape = EvalResult.model_json_schema(mode="serialization")
+    sides = {"run_dir": TEXT, "base": SIDE, "prompted": SIDE, "tuned": SIDE}
+    properties = shape["properties"] | sides
+    return {**shape, "properties": properties, "required": [*shape["required"], "tuned"]}
+
+
 VERDICTS = ["pass", "drift accepted", "nothing to merge"]
 EXACT = record(
     {"kl": NUMBER, "max_logit_difference": NUMBER, "limit": NUMBER}
@@ -247,42 +207,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "seconds": NUMBER,
         }
     ),
-    "eval": record(
-        {
-            "run_dir": TEXT,
-            "rows": COUNT,
-            "data": TEXT,
-            "rows_chose_checkpoint": {"type": "boolean"},
-            "rows_trained_on": {"type": ["integer", "null"], "minimum": 0},
-            "rows_in_validation": {"type": ["integer", "null"], "minimum": 0},
-            "tuned": SIDE,
-            "samples": {
-                "type": "array",
-                "items": record(
-                    {"prompt": TEXT, "reference": TEXT, "tuned": ANSWER, "file": TEXT}
-                    | {"line": COUNT},
-                    {"base": ANSWER, "prompted": ANSWER},
-                ),
-            },
-            "scores": {"type": "object", "additionalProperties": KIND},
-            "differences": record(
-                {}, {"tuned_vs_base": DIFFERENCES, "tuned_vs_prompted": DIFFERENCES}
-            ),
-            "answers": TEXT,
-            "evaluated": TEXT,
-            "flags": {"type": "array", "items": TEXT},
-            "looked_at": {"type": "object"},
-            "counted": record({"tuned": COUNTS}, {"base": COUNTS, "prompted": COUNTS}),
-        },
-        {
-            "base": SIDE,
-            "prompted": SIDE,
-            "instruction": TEXT,
-            "shots": COUNT,
-            "forgetting": FORGOTTEN,
-            "references": {"type": "object", "additionalProperties": OF_REFERENCES},
-        },
-    ),
+    "eval": evaluation(),
     "compare": record(
         {
             "folder": TEXT,

@@ -506,7 +506,7 @@ def test_the_rows_own_answers_stand_in_the_table(
 ) -> None:
     data = tmp_path / "held.jsonl"
     prompt = "Write.\n\nProduct: Torkel Bag\nColours: olive\nPockets: 3"
-    answers = ["A Torkel bag in olive, three pockets.", "Torkel, waterproof, 20 litres."]
+    answers = ["# Torkel Bag\nolive, 3", "Torkel, waterproof, 20 litres."]
     pairs = [{"prompt": prompt, "completion": answer} for answer in answers * 6]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     never = tmp_path / "never.txt"
@@ -515,7 +515,7 @@ def test_the_rows_own_answers_stand_in_the_table(
     flags = ["--data", str(data), "--no-forgetting"]
     flags += ["--set", f"eval.grounding={json.dumps(grounding)}"]
     found = ask(capsys, "eval", fresh, *flags)
-    for name, value in {"not_in_prompt": 0.5, "coverage": 4 / 6, "banned_phrases": 0.5}.items():
+    for name, value in {"not_in_prompt": 0.5, "coverage": 0.5, "banned_phrases": 0.5}.items():
         assert row_of(found, name)["your_answers"]["value"] == pytest.approx(value), name
     assert row_of(found, "not_in_prompt")["tuned_vs_base"]["verdict"] is None
     assert rows_of(fresh, found)[0]["facts"] == prompt.removeprefix("Write.\n\n")

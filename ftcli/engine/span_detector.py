@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
 from ftcli.engine.device import device_of
 from ftcli.engine.foreign import refuse_foreign_config, refuse_foreign_weights
@@ -38,16 +38,18 @@ class SpanDetector:
         refuse_foreign_config(source, None)
         refuse_foreign_weights(source, None)
         self._device = device_of(hardware)
+        config = AutoConfig.from_pretrained(source)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForTokenClassification.from_pretrained(source, dtype=torch.float32)
-        if model.config.num_labels != 2 or not self._tokenizer.is_fast:
+        classifies = any("TokenClassification" in name for name in config.architectures or ())
+        if not classifies or config.num_labels != 2 or not self._tokenizer.is_fast:
             raise ModelError(
                 "model",
                 f"eval.grounding.model: {model_id} is not a detector: expected a token classifier "
                 "with two labels (supported, unsupported) and a fast tokenizer",
             )
+        model = AutoModelForTokenClassification.from_pretrained(source, dtype=torch.float32)
         self._model = model.to(self._device).eval()
-        longest = getattr(model.config, "max_position_embeddings", LONGEST_TOKENS)
+        longest = getattr(config, "max_position_embeddings", LONGEST_TOKENS)
         self._longest_tokens = min(longest, LONGEST_TOKENS)
         self.cut = 0
         """Answers whose facts were longer than the model reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ftcli.metrics.intervals import (
@@ -14,7 +14,7 @@ from ftcli.metrics.intervals import (
     share_interval,
     swapped_p_value,
 )
-from ftcli.metrics.scorer import Better, ExampleResult, ScoreKind
+from ftcli.metrics.scorer import Better, ExampleResult, Question, Scorer
 
 # Fewer rows get no verdict: an interval of 5 skewed rows covers 89% (simulated). Where only some
 # rows count, intervals of fewer than 30 such rows were too narrow (simulated: 9.5% for 5%).
@@ -161,10 +161,39 @@ def percent(share: float) -> str:
     return shown
 
 
-def gathered(results: Sequence[ExampleResult], kinds: Mapping[str, ScoreKind]) -> dict[str, Counts]:
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """The answers of one side scored."""
+
+    results: Sequence[ExampleResult]
+    """Row by row, of all scorers together."""
+    counts: Mapping[str, Counts]
+
+
+def score_answers(
+    scorers: Sequence[Scorer],
+    answers: Sequence[str],
+    questions: Sequence[Question],
+    done: Callable[[int], None],
+) -> ScoredAnswers:
+    """Every answer by every scorer; `done` is called with the number of rows so far."""
+    results = []
+    for answer, question in zip(answers, questions, strict=True):
+        found = [scorer.score(answer, question) for scorer in scorers]
+        counts = {name: pair for each in found for name, pair in each.counts.items()}
+        findings = tuple(finding for each in found for finding in each.findings)
+        results.append(ExampleResult(counts, findings))
+        done(len(results))
+    # A scorer may know its scores only once it has seen every question.
+    return ScoredAnswers(
+        results, gathered(results, [name for each in scorers for name in each.kinds])
+    )
+
+
+def gathered(results: Sequence[ExampleResult], names: Iterable[str]) -> dict[str, Counts]:
     """Counts of each score; a score that a row does not name has nothing of that row."""
     found: dict[str, Counts] = {}
-    for name in kinds:
+    for name in names:
         rows = [result.counts.get(name, (0.0, 0.0)) for result in results]
         counts = Counts(tuple(row[0] for row in rows), tuple(row[1] for row in rows))
         if counts.n:

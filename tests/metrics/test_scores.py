@@ -13,7 +13,7 @@ from ftcli.metrics.intervals import (
     paired_share_interval,
     swapped_p_value,
 )
-from ftcli.metrics.scorer import ExampleResult, ScoreKind
+from ftcli.metrics.scorer import ExampleResult
 from ftcli.metrics.scores import (
     FEWEST_COUNTING_ROWS,
     FEWEST_ROWS,
@@ -198,9 +198,8 @@ def test_what_so_many_rows_show() -> None:
 
 
 def test_scores_that_some_rows_do_not_name() -> None:
-    kinds = {name: ScoreKind(name, "share", "higher") for name in ("a", "b", "c")}
     said = [ExampleResult({"a": (1, 1), "b": (1, 2)}), ExampleResult({"a": (0, 1)})]
-    found = gathered(said, kinds)
+    found = gathered(said, ["a", "b", "c"])
     assert set(found) == {"a", "b"}
     assert found["a"].value == 0.5
     assert (found["b"].value, found["b"].n) == (0.5, 1)

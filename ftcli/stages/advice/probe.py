@@ -18,9 +18,8 @@ from ftcli.metrics.asking import question_of
 from ftcli.metrics.code import code_digest
 from ftcli.metrics.dataset.answers import AnswerForm
 from ftcli.metrics.format import format_files, format_scorer
-from ftcli.metrics.looking import look
 from ftcli.metrics.scorer import Scorer
-from ftcli.metrics.scores import mean_of, with_interval
+from ftcli.metrics.scores import mean_of, score_answers
 from ftcli.metrics.text import TextScorer
 from ftcli.prepared import Prepared, Split
 from ftcli.shapes import model_source
@@ -182,9 +181,10 @@ def _scores(
     tokens = [answer.tokens for answer in answers]
     speed = sum(tokens) / (time.monotonic() - started)
     questions = [question_of(row, None) for row in asked.rows]
+    texts = [answer.text for answer in answers]
     counts = {
         "stop_rate": mean_of([answer.stopped for answer in answers]),
-        **look(scorers, answers, questions, lambda _: None).counts,
+        **score_answers(scorers, texts, questions, lambda _: None).counts,
         "answer_tokens": mean_of(tokens),
     }
     scores: dict[str, Any] = {
@@ -192,7 +192,7 @@ def _scores(
         "tokens_per_second": speed,
     }
     for name, count in counts.items():
-        scores |= with_interval(name, count.value, count.interval())
+        scores |= {name: count.value, f"{name}_interval": list(count.interval())}
     return scores
 
 

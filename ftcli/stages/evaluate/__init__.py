@@ -18,13 +18,14 @@ from ftcli.errors import Stopped
 from ftcli.locking import one_writer
 from ftcli.metrics.asking import question_of
 from ftcli.metrics.scorer import Question
+from ftcli.metrics.scores import ScoredAnswers
 from ftcli.prepared import Split
 from ftcli.results import SIDES, Answer, AnsweredRow, Call, EvalResult, Finding, Side
 from ftcli.stages.evaluate.asked import SHOTS, Asked
 from ftcli.stages.evaluate.judge import PREFERRED
 from ftcli.stages.evaluate.key import key_of
 from ftcli.stages.evaluate.rows import Row, held_out, read_rows, seen_of
-from ftcli.stages.evaluate.scorers import ScoredSide, Scorers
+from ftcli.stages.evaluate.scorers import Scorers
 from ftcli.stages.evaluate.seen import warn_of_seen
 from ftcli.stages.evaluate.sets import Sets, build_sets
 from ftcli.stages.evaluate.table import (
@@ -115,7 +116,7 @@ def _evaluate(
     questions = [question_of(row.messages, wanted.grounding) for row in rows]
     done = {side: every[side]["rows"] for side in SIDES if side in every}
     texts: dict[Side, list[str]] = {}
-    scored: dict[Side, ScoredSide] = {}
+    scored: dict[Side, ScoredAnswers] = {}
     for side, each in done.items():
         if each.answers:
             texts[side] = [answer.text for answer in each.answers]
@@ -193,7 +194,7 @@ def _answered_rows(
     rows: Sequence[Row],
     questions: Sequence[Question],
     done: Mapping[Side, Done],
-    scored: Mapping[Side, ScoredSide],
+    scored: Mapping[Side, ScoredAnswers],
 ) -> list[AnsweredRow]:
     """Every row with the answers of all sides; of plain texts only their losses."""
     found = []

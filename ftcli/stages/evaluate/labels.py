@@ -65,9 +65,7 @@ def agreement(labels: Sequence[Label], said: Sequence[bool | None], who: str) ->
     wrong = [each for label, each in known if not label]
     words = f"{who} agrees with {agreed} of {len(known)} of your labels ({low:.0%} to {high:.0%})"
     if wrong:
-        words += (
-            f"; of {len(wrong)} answers that you call unsupported it finds {wrong.count(False)}"
-        )
+        words += f"; it finds {wrong.count(False)} of {len(wrong)} that you call unsupported"
     if len(known) < FEWEST_LABELS:
         words += f"; label at least {FEWEST_LABELS}"
     return words

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,7 @@ from ftcli.metrics.format import FormatScorer, format_files, format_scorer
 from ftcli.metrics.grounding import GroundingScorer, facts_text, grounding_files
 from ftcli.metrics.grounding.facts import facts_of
 from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind, Scorer
-from ftcli.metrics.scores import Counts, gathered
+from ftcli.metrics.scores import Counts, ScoredAnswers, score_answers
 from ftcli.metrics.text import TextScorer
 from ftcli.results import Side
 from ftcli.stages.evaluate.asked import Asked
@@ -43,15 +42,6 @@ RESERVED = {
 NOT_CALIBRATED = "how often the {} is right on your task is not known: label 20 answers ({})"
 # Where so few of the rows' own answers have the form, a model cannot have learnt it from them.
 LEAST_IN_FORM = 0.5
-
-
-@dataclass(frozen=True)
-class ScoredSide:
-    """Every answer of one side scored."""
-
-    results: Sequence[ExampleResult]
-    """Row by row, of all scorers together."""
-    counts: Mapping[str, Counts]
 
 
 class Scorers:
@@ -96,12 +86,12 @@ class Scorers:
 
     def score(
         self, label: str, texts: Sequence[str], questions: Sequence[Question], reporter: Reporter
-    ) -> ScoredSide:
+    ) -> ScoredAnswers:
         """One side's answers. Raises FtcliError where a judge does not answer."""
         self._ask_judge(label, texts, questions, reporter)
         scorers = [*self._of_answers, TextScorer()]
         with reporter.meter(f"{label}: scores", len(texts)) as meter:
-            return _scored(scorers, texts, questions, meter.update)
+            return score_answers(scorers, texts, questions, meter.update)
 
     def your_answers(
         self, questions: Sequence[Question], reporter: Reporter
@@ -109,7 +99,7 @@ class Scorers:
         """The rows' own answers, by the scores that do not compare with them."""
         references = [question.reference for question in questions]
         self._ask_judge("your answers", references, questions, reporter)
-        return _scored(self._of_answers, references, questions, lambda _: None).counts
+        return score_answers(self._of_answers, references, questions, lambda _: None).counts
 
     def preferred(
         self,
@@ -234,21 +224,3 @@ def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:
         if turns:
             asked = [turn.content for turn in turns[:-1] if turn.role == "user"]
             yield "\n\n".join(asked), turns[-1].content
-
-
-def _scored(
-    scorers: Sequence[Scorer],
-    answers: Sequence[str],
-    questions: Sequence[Question],
-    done: Callable[[int], None],
-) -> ScoredSide:
-    results = []
-    for answer, question in zip(answers, questions, strict=True):
-        found = [scorer.score(answer, question) for scorer in scorers]
-        counts = {name: pair for each in found for name, pair in each.counts.items()}
-        findings = tuple(finding for each in found for finding in each.findings)
-        results.append(ExampleResult(counts, findings))
-        done(len(results))
-    # A scorer may know its scores only once it has seen every question.
-    kinds = {name: kind for scorer in scorers for name, kind in scorer.kinds.items()}
-    return ScoredSide(results, gathered(results, kinds))
