@@ -166,6 +166,8 @@ class EvalResult(Result):
     general_text: str | None = None
     general_instructions: str | None = None
     calls: dict[Side, Call] = {}
+    replay: str | None = None
+    """What the run was trained on besides the task's rows."""
     decides_by: str | None = None
     truth_measured_by: tuple[str, ...] = ()
     """Scores that say whether answers are right."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Container, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ftcli.data.example import DIGEST_BYTES, Example
@@ -18,6 +18,14 @@ from ftcli.data.reading import read_examples
 from ftcli.data.row import Reject
 from ftcli.errors import DataError
 from ftcli.recipe import Data, Replay
+from ftcli.recipe.data import BUILTIN
+
+BUILTIN_FILE = Path(__file__).with_name("builtin_replay.jsonl")
+
+
+def replay_file(source: str) -> str:
+    """Where the rows of a source are: a path, or a hub dataset id."""
+    return str(BUILTIN_FILE) if source == BUILTIN else source
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,10 @@ def replayed_examples(replay: Replay, base: Path) -> Iterator[Example | Reject]:
     Raises DataError as `read_examples`; where the hub was asked for it, with code `replay`.
     """
     try:
-        yield from read_examples(replay.source, Data(train=replay.source), base)
+        source = replay_file(replay.source)
+        for item in read_examples(source, Data(train=source), base):
+            # As the recipe names it: no path of an installation.
+            yield replace(item, origin=replace(item.origin, file=replay.source))
     except DataError as error:
         if error.code.startswith("hub_"):
             raise DataError("replay", error.message, file=error.file) from error

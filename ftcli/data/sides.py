@@ -11,7 +11,7 @@ from typing import Literal
 from ftcli.console import Meter, Reporter
 from ftcli.data.example import DIGEST_BYTES, Example, Origin
 from ftcli.data.reading import pinned_system, read_examples
-from ftcli.data.replay import Drawing, look_through
+from ftcli.data.replay import Drawing, look_through, replay_file
 from ftcli.data.split import Digests, Prompts, Side, Split, plan_split
 from ftcli.disk import sha256_file, short_digest
 from ftcli.errors import DataError
@@ -61,7 +61,7 @@ def files_of(data: Data) -> dict[str, str]:
     """Every file or data set that rows come from, by what it is for: also the replayed ones."""
     files = {str(source): file for source, file in sources_of(data).items()}
     if data.replay is not None:
-        files["replay"] = data.replay.source
+        files["replay"] = replay_file(data.replay.source)
     return files
 
 

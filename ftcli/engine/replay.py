@@ -16,6 +16,7 @@ from ftcli.engine.bulk import Item, encode_items
 from ftcli.engine.rendering import Encoded, Renderer
 from ftcli.errors import DataError
 from ftcli.prepared import LongestRow, Replayed
+from ftcli.recipe.data import BUILTIN
 
 NO_ROW = LongestRow("", 0, 0)
 # More rows are looked at ahead than are expected to do: each time too few is once more through all.
@@ -187,8 +188,8 @@ def replay_beside(task_rows: int, drawing: Drawing, max_length: int) -> Replay:
 
 
 def tell_few(found: Replayed, task_rows: int, reporter: Reporter) -> None:
-    """Warn where the source has fewer rows than its share asks for."""
-    if found.rows < found.wanted:
+    """Warn where the user's source has fewer rows than its share asks for."""
+    if found.rows < found.wanted and found.source != BUILTIN:
         share = found.rows / (found.rows + task_rows)
         reporter.warn(
             f"data.replay: {found.source} has {found.rows:,} rows to replay, and share "

@@ -22,6 +22,7 @@ from ftcli.loading.secrecy import secrets_of
 from ftcli.loading.wording import as_yaml, problems_of
 from ftcli.recipe import Recipe
 from ftcli.recipe.answer_format import with_paths
+from ftcli.recipe.data import BUILTIN
 from ftcli.recipe.evaluation import file_names
 from ftcli.recipe.grounding import with_files, with_labels
 from ftcli.templates import names_file
@@ -189,7 +190,7 @@ def resolved(loaded: Loaded) -> Recipe:
         for key, value in (("validation", recipe.data.validation), ("test", recipe.data.test))
         if isinstance(value, str)
     }
-    if (replay := recipe.data.replay) is not None:
+    if (replay := recipe.data.replay) is not None and replay.source != BUILTIN:
         fixed_paths["replay"] = replay.model_copy(update={"source": fixed(replay.source)})
     template = recipe.data.template
     if template is not None and names_file(template, loaded.base):

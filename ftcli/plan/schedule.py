@@ -19,11 +19,18 @@ SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the l
 
 
 def count_steps(recipe: Recipe, profile: Profile) -> tuple[Choice[int], float]:
-    """Optimizer steps, and the epochs they come to."""
+    """Optimizer steps, and the epochs they come to.
+
+    `max_steps` counts those of the task's rows: rows that are replayed add their own, so that as
+    many of the task are seen with them as without.
+    """
     training = recipe.training
     if training.max_steps is not None:
-        epochs = training.max_steps * training.batch_size / profile.rows
-        return Choice(training.max_steps, "training.max_steps"), epochs
+        steps, reason = training.max_steps, "training.max_steps"
+        if profile.replayed_rows:
+            steps = math.ceil(steps * profile.rows / (profile.rows - profile.replayed_rows))
+            reason += f": {training.max_steps} for the task's rows, the others for data.replay"
+        return Choice(steps, reason), steps * training.batch_size / profile.rows
     steps = max(1, math.ceil(round(profile.rows * training.epochs) / training.batch_size))
     reason = f"{profile.rows_in_words} × {training.epochs:g} epochs / {training.batch_size} a step"
     return Choice(steps, reason), training.epochs

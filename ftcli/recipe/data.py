@@ -31,14 +31,29 @@ def _share_count_or_file(value: object) -> object:
 HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
 
 
+# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl).
+BUILTIN = "builtin"
+
+
 class Replay(Section):
-    """General rows beside the task's, so that the model forgets less of what it could before."""
+    """General rows mixed into the task's, so that the model keeps what it could do before."""
 
     source: str
-    """Rows to draw from: a file in any format that is recognised by its columns, plain text too, or
-    a hub dataset id."""
+    """Rows to draw from: `builtin`, a file in any format that is recognised by its columns, plain
+    text too, or a hub dataset id."""
     share: Rate = 0.15
     """Share of the rows of an epoch that are replayed: 0.15 of 1,000 task rows are 176 more."""
+
+
+def _builtin(value: object) -> object:
+    """`replay: builtin` is short for its source."""
+    return {"source": BUILTIN} if value == BUILTIN else value
+
+
+ReplayOrName = Annotated[
+    Replay | None,
+    BeforeValidator(_builtin, json_schema_input_type=Replay | Literal["builtin"] | None),
+]
 
 
 class Data(Section):
@@ -60,8 +75,9 @@ class Data(Section):
     """For `columns`: the answer's column, or a template."""
     system: str | None = None
     """System prompt of every row: a text, or a template with `{column}`."""
-    replay: Replay | None = None
-    """General rows that are trained on beside the task's, and never held out; none: no such."""
+    replay: ReplayOrName = None
+    """General rows that are trained on with the task's, and never held out: `builtin` (320 general
+    instructions that come with ftcli), or a source of your own; none: the task's rows alone."""
     loss_on: Literal["answer", "last", "all"] = "answer"
     """Tokens trained on: every answer, the last answer only, or everything."""
     deduplicate: bool = True

@@ -43,7 +43,7 @@ class Training(Section):
     epochs: Annotated[float, Field(gt=0, le=10_000), NO_BOOLEAN] = 3.0
     """Passes over the training rows."""
     max_steps: PositiveCount | None = None
-    """Stop after this many optimizer steps, whatever `epochs` says."""
+    """Stop after this many optimizer steps, whatever `epochs` says; `data.replay` adds its own."""
     learning_rate: Literal["auto"] | Rate = "auto"
     """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "linear"

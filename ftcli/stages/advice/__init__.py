@@ -29,7 +29,7 @@ def give_advice(
         probe = found.probe
         if probe is not None and probe.key != probe_key(loaded, prepared, probe.shots_asked):
             found = found.model_copy(update={"probe": None})
-        advice = advise_on(found, format_is_set=loaded.recipe.eval.format is not None)
+        advice = _advised(loaded, found)
         if advice != kept:
             write_advice(advice, rows.folder)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
@@ -57,6 +57,15 @@ def with_probe(
         return advice
     probe = probe_base(loaded, renderer, rows, advice.format, shots, reporter)
     found = advice.model_copy(update={"probe": probe})
-    advice = advise_on(found, format_is_set=loaded.recipe.eval.format is not None)
+    advice = _advised(loaded, found)
     write_advice(advice, rows.folder)
     return advice
+
+
+def _advised(loaded: Loaded, found: Advice) -> Advice:
+    recipe = loaded.recipe
+    return advise_on(
+        found,
+        format_is_set=recipe.eval.format is not None,
+        replays=recipe.data.replay is not None,
+    )

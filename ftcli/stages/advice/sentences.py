@@ -27,15 +27,23 @@ SHORT = {
 }
 
 
-def advise_on(found: Advice, *, format_is_set: bool) -> Advice:
+REPLAY = (
+    "Rows of one task teach a model to do nothing else: data.replay: builtin mixes general "
+    "instructions in (docs/forgetting.md)."
+)
+
+
+def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
     """The same with a verdict and sentences, the most important first.
 
-    `format_is_set`: the recipe has an eval.format already.
+    `format_is_set`: the recipe has an eval.format already; `replays`: it has a data.replay.
     """
     verdict, first = _verdict(found)
     sentences = [first, *_held_out(found.near_duplicates)]
     if not format_is_set:
         sentences += _format(found.format)
+    if not replays and found.format is not None:
+        sentences.append(REPLAY)
     sentences += _contradictions(found.same_prompt_different_answers)
     sentences += _duplicates(found.near_duplicates, found.format)
     sentences += _instruction(found.instruction)

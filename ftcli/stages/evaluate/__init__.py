@@ -153,6 +153,7 @@ def _evaluate(
         forgetting=forgetting,
         general_text=sets.general.name if sets.general is not None and general else None,
         calls={side: _call(each) for side, each in done.items() if each.answers},
+        replay=replay.source if (replay := opened.loaded.recipe.data.replay) else None,
         decides_by=wanted.decides_by,
         truth_measured_by=tuple(
             row.name for row in scores if row.name in truth or (row.own and row.better)

@@ -116,6 +116,8 @@ def summary_of(result: EvalResult) -> list[str]:
             found.append(f"{_capital(name + _better_and_worse(result, other))}.")
     if result.calls and not result.truth_measured_by:
         found.append(f"{NOT_MEASURED}: read the answers below.")
+    if result.replay is None and any(is_much(row) for row in result.forgetting):
+        found.append("General ability was lost: train again with data.replay: builtin.")
     found += [f"{_capital(note)}." for note in result.notes]
     if any(row.unit == "share" for row in result.shown_rows) and "base" in result.sides:
         rows = f"{result.rows:,} row{'s show' if result.rows != 1 else ' shows'}"
@@ -127,7 +129,7 @@ def _better_and_worse(result: EvalResult, other: Side) -> str:
     parts = []
     for verdict in ("better", "worse"):
         if named := [row.label for row in _with_verdict(result, other, verdict)]:
-            parts.append(f"{verdict} in {listed(named)}")
+            parts.append(f"{verdict}: {listed(named)}")
     return "; ".join(parts) or "no difference is significant"
 
 
@@ -178,6 +180,8 @@ def _reasons(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
             continue
         before, after = value_of(row, row.base), value_of(row, row.tuned)
         yield f"Worse than the base in {row.label}: {before} → {after}"
+    if result.replay is None and any(is_much(row) for row in result.forgetting):
+        yield "General ability was lost: train again with data.replay: builtin (docs/forgetting.md)"
     if not result.forgetting:
         yield "Whether general ability was lost was not measured"
     if prompted := [row.label for row in _with_verdict(result, "prompted", "worse")]:
