@@ -17,7 +17,7 @@ from ftcli.metrics.dataset.instruction import shared_instruction
 from ftcli.metrics.dataset.lengths import Lengths
 from ftcli.metrics.dataset.row import DataRow
 from ftcli.metrics.dataset.twins import NearDuplicates, Pair, Twins
-from ftcli.metrics.format.prompt_tables import asked_tables
+from ftcli.metrics.format.made_databases import has_tables
 from ftcli.recipe import AnswerFormat, Evaluation
 from ftcli.stages.advice.rows import PreparedRows
 
@@ -133,7 +133,7 @@ def _asked_format(form: AnswerForm, sample: Sequence[DataRow]) -> dict[str, Any]
 
 def _declares_tables(row: DataRow) -> bool:
     """Whether the judge of queries will find tables in this row."""
-    return bool(asked_tables(question_of(row.messages, None)).tables)
+    return has_tables(question_of(row.messages, None).conversation)
 
 
 def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
