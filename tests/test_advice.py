@@ -243,7 +243,7 @@ def test_the_base_is_asked_with_examples_and_without(
     assert told["advice"]["verdict"] == "prompt"
     first = told["advice"]["sentences"][0]
     assert first.startswith(
-        "Prompting with 2 examples reaches 0% in the format (0–11%) on 30 rows."
+        "Prompting with 2 examples reaches 0% format valid (0–11%) on 30 rows."
     )
     assert prepared(recipe)["advice"]["probe"] == probe
     capsys.readouterr()
@@ -277,7 +277,7 @@ def test_prompting_that_does_is_told(
     assert told["advice"]["verdict"] == "fine-tune if called often"
     first = told["advice"]["sentences"][0]
     assert first == (
-        "Prompting already reaches 100% in the format (89–100%) on 30 rows: fine-tune only if you "
+        "Prompting already reaches 100% format valid (89–100%) on 30 rows: fine-tune only if you "
         "call it often."
     )
     assert told["advice"]["probe"]["format_from"] == "recipe"
@@ -294,7 +294,7 @@ def test_few_rows_do_not_show_that_prompting_does(
     assert told["probe"]["rows_from"] == {"test": 2, "train": 2}
     assert told["verdict"] == "prompt"
     assert told["sentences"][0].startswith(
-        "Prompting with 5 examples reaches 100% in the format (51–100%) on 4 rows: too few to show "
+        "Prompting with 5 examples reaches 100% format valid (51–100%) on 4 rows: too few to show "
         "that it reaches 80%. 9 rows are few"
     )
 

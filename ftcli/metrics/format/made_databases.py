@@ -70,8 +70,8 @@ def made_database(
 ) -> Database:
     """Each table with about 40 rows, always the same for the same arguments.
 
-    `literals`: column in lower case → operator and literal of the reference's comparisons with it.
-    Databases of three successive numbers hold other mutations.
+    `literals`: column in lower case → operator and literal of the reference's comparisons with it;
+    under "", those with a count. Databases of three successive numbers hold other mutations.
     """
     connection = in_memory()
     connection.execute("PRAGMA ignore_check_constraints=ON")
@@ -81,9 +81,10 @@ def made_database(
     mutated = MUTATED[number // 3 % 2]
     nulls = [None] * (number % 2 * 3)
     every = [literal for compared in literals.values() for _, literal in compared]
-    sizes = {n for n in every if isinstance(n, int) and 0 < n <= LARGEST_GROUP}
+    counted = {literal for _, literal in literals.get("", ())}
+    sizes = [n for n in range(1, LARGEST_GROUP + 1) if n in counted]
     # Rows, equal rows, and groups about as large as a HAVING wants them.
-    copies = [*[1] * ROWS, 2, *(size + more for size in sorted(sizes) for more in (-1, 0, 1))]
+    copies = [*[1] * ROWS, 2, *(size + more for size in sizes for more in (-1, 0, 1))]
     for table, columns in columns_of(connection).items():
         pools = []
         for name, kind, _ in columns:
@@ -99,9 +100,9 @@ def made_database(
         chance.shuffle(rows)
         keys = [index for index, (name, _, is_key) in enumerate(columns) if is_key]
         insert = f"INSERT INTO {quoted(table)} VALUES ({', '.join('?' * len(columns))})"
-        for number, row in enumerate(rows, 1):
+        for position, row in enumerate(rows, 1):
             if len(keys) == 1 and columns[keys[0]][0].lower() not in literals:
-                row[keys[0]] = number
+                row[keys[0]] = position
             # A row that a constraint refuses is left out.
             with suppress(*QUERY_ERRORS):
                 connection.execute(insert, row)
@@ -123,11 +124,12 @@ def _unused_values(name: str, kind: str, chance: Random) -> list[Value]:
 def fitting(operator: str, literal: Value) -> Value:
     """A value for which this comparison holds."""
     if isinstance(literal, int | float):
-        return literal + {">": 1, "<": -1, "<>": 1}.get(operator, 0)
+        return literal + {">": 1, "<": -1, "<>": 1, "!=": 1}.get(operator, 0)
     text = str(literal)
     if operator == "LIKE":
         return text.replace("%", "").replace("_", "x")
-    return {">": f"{text}m", "<": text[:-1], "<>": f"{text}x"}.get(operator, text)
+    other = f"{text}x"
+    return {">": other, "<": text[:-1], "<>": other, "!=": other}.get(operator, text)
 
 
 def neighbours(literal: Value) -> list[Value]:
@@ -137,6 +139,6 @@ def neighbours(literal: Value) -> list[Value]:
         near = [literal - 1, literal + 1, literal + 0.5, literal - 0.5, digits, -literal]
         return [literal, literal, literal, *near]
     text = str(literal).replace("%", "").replace("_", "x")
-    longer, cut, other = f"{text}x", text[:-1], f"{text[:1]}x{text[2:]}"
-    before, after = f"x {text}", f"{text} x"
-    return [text.upper(), longer, cut, before, text.lower(), other, text.title(), after, text]
+    case = [text, text.upper(), text.lower(), text.title()]
+    longer, cut, other = [f"{text}x", f"{text} x"], text[:-1], f"{text[:1]}x{text[2:]}"
+    return list(dict.fromkeys([*case, f"x {text}", *longer, cut, other]))

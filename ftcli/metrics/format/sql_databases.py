@@ -79,11 +79,11 @@ class Database:
 
     def run(self, query: str) -> Result:
         """The result of one query; never raises."""
-        calls = itertools.count()
+        calls, most_calls = itertools.count(), self._steps // STEPS_BETWEEN_CALLS
         ends = time.monotonic() + MOST_SECONDS
 
         def stop() -> bool:
-            return next(calls) >= self._steps // STEPS_BETWEEN_CALLS or time.monotonic() > ends
+            return next(calls) >= most_calls or time.monotonic() > ends
 
         self._connection.set_progress_handler(stop, STEPS_BETWEEN_CALLS)
         rows: list[tuple[Value, ...]] = []
@@ -145,7 +145,8 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
             with closing(sqlite3.connect(address, uri=True)) as source:
                 source.backup(connection)
         else:
-            _fill(connection, table_name, _columns(name, base), path.suffix in (".csv", ".tsv"))
+            is_text = data_suffix(name) in (".csv", ".tsv")
+            _fill(connection, table_name, _columns(name, base), is_text)
         if not columns_of(connection):
             raise _error(path, "holds no table")
     except OSError as error:
