@@ -242,9 +242,7 @@ def test_the_base_is_asked_with_examples_and_without(
     # A random model is never in the form.
     assert told["advice"]["verdict"] == "prompt"
     first = told["advice"]["sentences"][0]
-    assert first.startswith(
-        "Prompting with 2 examples reaches 0% format valid (0–11%) on 30 rows."
-    )
+    assert first.startswith("Prompting with 2 examples reaches 0% format valid (0–11%) on 30 rows.")
     assert prepared(recipe)["advice"]["probe"] == probe
     capsys.readouterr()
     assert run(["prepare", str(recipe), "--probe", "--shots", "2"]) == 0

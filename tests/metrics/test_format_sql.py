@@ -258,8 +258,8 @@ def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
         ("a.xml", b"<a/>", "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"),
         ("a.jsonl", b"", "holds no row"),
         ("a.jsonl", b'{"a": 1}\n{"a"}\n', "unreadable row"),
-        ("a.jsonl", b'{"a": 1, "A": 2}\n', "SQLite cannot hold it: duplicate column"),
-        ("a.db", b"SQLite format 3\x00" + b"x" * 200, "SQLite cannot hold it: "),
+        ("a.jsonl", b'{"a": 1, "A": 2}\n', "SQLite cannot read it: duplicate column"),
+        ("a.db", b"SQLite format 3\x00" + b"x" * 200, "SQLite cannot read it: "),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(

@@ -7,9 +7,11 @@ queries count as the same where they have the same result on each of several dat
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from random import Random
+from typing import TYPE_CHECKING
 
 from ftcli.metrics.format.sql_databases import (
     QUERY_ERRORS,
@@ -20,14 +22,21 @@ from ftcli.metrics.format.sql_databases import (
     quoted,
 )
 
+if TYPE_CHECKING:
+    from sqlglot import Token
+
 CREATE = re.compile(r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\b)", re.IGNORECASE)
 LONGEST_STATEMENT = 20_000
 MOST_TABLES = 30
 MOST_STEPS = 500_000
 ROWS = 40
-# Share of the values that are mutated: of the first databases, and of later ones.
-MUTATED = (0.3, 0.6)
+# Share of the values that are mutated: of three databases, of the next three, of the next.
+MUTATED = (0.4, 0.6, 0.85)
 LARGEST_GROUP = 20
+# SQLite's whole numbers have 8 bytes.
+LARGEST_NUMBER = 10**17
+Literals = Mapping[str, Sequence[tuple[str, Value]]]
+"""Column in lower case → operator and literal of each comparison with it; "": of a count."""
 
 
 def has_tables(text: str) -> bool:
@@ -54,31 +63,48 @@ def create_statements(text: str) -> list[str]:
     return accepted
 
 
-def column_names(statements: Sequence[str]) -> set[str]:
-    """Of all tables, in lower case."""
+def literals_of(tokens: Sequence[Token], statements: Sequence[str]) -> Literals:
+    """The literals of a query; each belongs to the nearest column before it, or else after it."""
+    from sqlglot import TokenType
+
     connection = in_memory()
     for statement in statements:
         connection.execute(statement)
-    return {name.lower() for table in columns_of(connection).values() for name, *_ in table}
+    names = {name.lower() for table in columns_of(connection).values() for name, *_ in table}
+    found: dict[str, list[tuple[str, Value]]] = defaultdict(list)
+    words = [token.text.lower() for token in tokens]
+    for index, token in enumerate(tokens):
+        if token.token_type not in (TokenType.STRING, TokenType.NUMBER):
+            continue
+        column = next((w for w in (*reversed(words[:index]), *words[index:]) if w in names), "")
+        value: Value = token.text
+        if token.token_type is TokenType.NUMBER:
+            with suppress(ValueError):
+                number = float(token.text)
+                if abs(number) < LARGEST_NUMBER:
+                    value = int(number) if token.text.isdecimal() else number
+        operator = words[index - 1]
+        if operator == "-" and isinstance(value, int | float):
+            value, operator = -value, words[index - 2]
+        if operator in ("limit", "offset") or "count" in words[max(index - 6, 0) : index]:
+            column = ""
+        found[column].append((operator.upper(), value))
+    return found
 
 
 def made_database(
-    statements: Sequence[str],
-    literals: Mapping[str, Sequence[tuple[str, Value]]],
-    seed: str,
-    number: int,
+    statements: Sequence[str], literals: Literals, seed: str, number: int
 ) -> Database:
     """Each table with about 40 rows, always the same for the same arguments.
 
-    `literals`: column in lower case → operator and literal of the reference's comparisons with it;
-    under "", those with a count. Databases of three successive numbers hold other mutations.
+    Databases of three successive numbers hold other mutations.
     """
     connection = in_memory()
     connection.execute("PRAGMA ignore_check_constraints=ON")
     for statement in statements:
         connection.execute(statement)
     chance = Random(f"{seed}\n{number}")
-    mutated = MUTATED[number // 3 % 2]
+    mutated = MUTATED[number // 3 % 3]
     nulls = [None] * (number % 2 * 3)
     every = [literal for compared in literals.values() for _, literal in compared]
     counted = {literal for _, literal in literals.get("", ())}
@@ -114,7 +140,7 @@ def _unused_values(name: str, kind: str, chance: Random) -> list[Value]:
     if name.lower() == "id" or name.lower().endswith("_id"):
         return list(range(1, chance.choice((5, 30))))
     # Few values make groups and ties, many make a single least and greatest row.
-    numbers = [chance.randint(1, 5000) for _ in range(chance.choice((6, 200)))]
+    numbers = [chance.randint(1, 5000) for _ in range(chance.choice((6, 200, 200)))]
     is_text = re.search("CHAR|CLOB|TEXT", kind, re.IGNORECASE) is not None
     if is_text or (not kind and chance.random() < 0.5):
         return [f"{number % 89} {name}" for number in numbers]

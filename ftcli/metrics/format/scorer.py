@@ -18,6 +18,11 @@ from ftcli.recipe.answer_format import PROMPT, Limits
 LONGEST_ANSWER = 200_000
 LONGEST_MESSAGE = 200
 MOST_LINES = 10_000
+PART_KINDS = {
+    "pattern_match": ScoreKind("matches the pattern", "share", "higher"),
+    "sections_present": ScoreKind("sections, in order", "share", "higher"),
+    "length_kept": ScoreKind("length within limits", "share", "higher"),
+}
 
 
 def format_scorer(wanted: AnswerFormat, base: Path) -> FormatScorer:
@@ -60,25 +65,15 @@ class FormatScorer:
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
         """Scores of single JSON fields are known once a reference with them has been scored."""
-        labels = {
-            "pattern_match": ("matches the pattern", self._pattern and self.wanted.asks_more),
-            "sections_present": ("sections, in order", self.wanted.sections),
-            "length_kept": ("length within limits", self._has_length),
+        wanted = self.wanted
+        parts = {
+            "pattern_match": isinstance(wanted, RegexFormat) and wanted.asks_more,
+            "sections_present": bool(wanted.sections),
+            "length_kept": bool(wanted.words or wanted.characters),
         }
         kinds = {"format_rate": ScoreKind("format valid", "share", "higher")}
         kinds |= self.content.kinds if self.content else {}
-        for name, (label, is_scored) in labels.items():
-            if is_scored:
-                kinds[name] = ScoreKind(label, "share", "higher")
-        return kinds
-
-    @property
-    def _pattern(self) -> str | None:
-        return self.wanted.pattern if isinstance(self.wanted, RegexFormat) else None
-
-    @property
-    def _has_length(self) -> bool:
-        return self.wanted.words is not None or self.wanted.characters is not None
+        return kinds | {name: PART_KINDS[name] for name, is_part in parts.items() if is_part}
 
     def score(self, answer: str, question: Question) -> ExampleResult:
         """Counts and findings; an answer that is too long or takes too long has nothing right."""
@@ -108,13 +103,13 @@ class FormatScorer:
 
     def _score(self, answer: str, question: Question) -> ExampleResult:
         results = []
-        if self._pattern is not None:
-            results.append(pattern_result(answer, self._pattern))
+        if isinstance(self.wanted, RegexFormat):
+            results.append(pattern_result(answer, self.wanted.pattern))
         if self.content is not None:
             results.append(self.content.score(answer, question))
         if self.wanted.sections:
             results.append(sections_result(answer, self.wanted.sections))
-        if self._has_length:
+        if self.wanted.words or self.wanted.characters:
             results.append(length_result(answer, self.wanted.words, self.wanted.characters))
         counts: dict[str, tuple[float, float]] = {}
         for result in results:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ftcli.metrics.format.made_databases import column_names, create_statements, made_database
+from ftcli.metrics.format.made_databases import create_statements, literals_of, made_database
 from ftcli.metrics.format.sql_databases import (
     MOST_STEPS,
     Database,
     Result,
-    Value,
     file_database,
     in_memory,
 )
@@ -29,8 +26,6 @@ if TYPE_CHECKING:
     from sqlglot.expressions import Expression
 
 LONGEST_QUERY = 20_000
-# SQLite's whole numbers have 8 bytes.
-LARGEST_NUMBER = 10**17
 # Databases that are kept, of those that are made: where the reference finds something.
 MADE_DATABASES = 9
 MOST_TRIES = 27
@@ -136,35 +131,6 @@ def spelt_alike(first: Query, second: Query, dialect: str) -> bool:
     return spelt[0] == spelt[1]
 
 
-def literals_of(query: Query, names: set[str]) -> dict[str, list[tuple[str, Value]]]:
-    """Column → operator and literal of each comparison with it.
-
-    A literal belongs to the nearest column before it, or else after it; `names`: the columns of
-    the tables, in lower case.
-    """
-    from sqlglot import TokenType
-
-    found: dict[str, list[tuple[str, Value]]] = defaultdict(list)
-    words = [token.text.lower() for token in query.tokens]
-    for index, token in enumerate(query.tokens):
-        if token.token_type not in (TokenType.STRING, TokenType.NUMBER):
-            continue
-        column = next((w for w in (*reversed(words[:index]), *words[index:]) if w in names), "")
-        value: Value = token.text
-        if token.token_type is TokenType.NUMBER:
-            with suppress(ValueError):
-                number = float(token.text)
-                if abs(number) < LARGEST_NUMBER:
-                    value = int(number) if token.text.isdecimal() else number
-        operator = words[index - 1]
-        if operator == "-" and isinstance(value, int | float):
-            value, operator = -value, words[index - 2]
-        if operator in ("limit", "offset") or "count" in words[max(index - 6, 0) : index]:
-            column = ""
-        found[column].append((operator.upper(), value))
-    return found
-
-
 @dataclass(frozen=True)
 class SqlScorer:
     """The whole answer is one query; where there are tables, its result is the reference's."""
@@ -217,30 +183,26 @@ class SqlScorer:
 
     def _databases(self, reference: Query, question: Question) -> tuple[Databases, str]:
         """Databases in which the reference finds something; without any, the reason."""
-        statements: Sequence[str] = ()
-        if self.database is None:
-            statements = create_statements(question.prompt)
-            statements = statements or create_statements(question.conversation)
-            if not statements:
-                return [], "its prompt holds no CREATE TABLE"
         kept: Databases = []
-        for database in self._candidates(reference, statements):
+        why = "its prompt holds no CREATE TABLE"
+        for database in self._candidates(reference, question):
             result = database.run(reference.text)
             if result.fault is not None and not kept:
                 return [], f"the reference does not run: {result.fault}"
+            why = "the reference finds nothing in the tables, as any wrong query might"
             if result.fault is None and not result.is_empty:
                 kept.append((database, result))
             if len(kept) == MADE_DATABASES:
                 break
-        empty = "the reference finds nothing in the tables, as any wrong query might"
-        return kept, "" if kept else empty
+        return kept, "" if kept else why
 
-    def _candidates(self, reference: Query, statements: Sequence[str]) -> Iterator[Database]:
+    def _candidates(self, reference: Query, question: Question) -> Iterator[Database]:
         if self.database is not None:
             yield self.database
             return
-        literals = literals_of(reference, column_names(statements))
-        for number in range(MOST_TRIES):
+        statements = create_statements(question.prompt) or create_statements(question.conversation)
+        literals = literals_of(reference.tokens, statements)
+        for number in range(MOST_TRIES if statements else 0):
             yield made_database(statements, literals, reference.text, number)
 
     def warnings(self) -> list[str]:

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ftcli.console import shown_path
 from ftcli.data.source import Reject, data_suffix, read_rows
@@ -152,7 +153,7 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
     except OSError as error:
         raise _error(path, f"cannot be read: {error.strerror}") from error
     except (sqlite3.Error, UnicodeEncodeError) as error:
-        raise _error(path, f"SQLite cannot hold it: {error}") from error
+        raise _error(path, f"SQLite cannot read it: {error}") from error
     except MemoryError as error:
         raise _error(path, f"more than the {MOST_BYTES:,} bytes that SQLite may take") from error
     return Database(connection, MOST_STEPS)
@@ -175,17 +176,13 @@ def _columns(name: str, base: Path) -> dict[str, list[Value]]:
     return {name: [_stored(row.get(name)) for row in rows] for name in names}
 
 
-def _stored(value: object) -> Value:
-    match value:
-        case None | str() | bytes():
-            return value
-        case int() if abs(value) < 2**63:
-            return int(value)
-        case int() | float():
-            return float(value)
-        case list() | dict():
-            return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
+def _stored(value: Any) -> Value:
+    if value is None or isinstance(value, str | bytes | float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else float(value)
+    is_nested = isinstance(value, list | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_nested else str(value)
 
 
 def _fill(
