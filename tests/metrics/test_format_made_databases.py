@@ -42,6 +42,12 @@ def same(answer: str, reference: str, prompt: str = SHOP) -> bool:
         ("no table", []),
         ("CREATE TABLE a (b", []),
         ("CREATE TABLE a ()", []),
+        (
+            "CREATE TABLE a AS SELECT * FROM (WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL "
+            "SELECT n + 1 FROM x) SELECT count(*) FROM x)",
+            [],
+        ),
+        ("CREATE TABLE `a`(b) AS SELECT 1", ["TABLE `a`(b)"]),
         ("create table if not exists a (b, c)\nquestion (so)", ["TABLE if not exists a (b, c)"]),
         ('CREATE TEMP TABLE "my table" ("a )", b)', ['TABLE "my table" ("a )", b)']),
         (

@@ -31,6 +31,7 @@ HOSTILE = {
     "depth": "SELECT " + "(" * 900 + "1" + ")" * 900,
     "open": "(" * 15_000,
     "brackets": "[" * 1_000_000,
+    "instr": "SELECT sum(instr(printf('%1000000d', a), printf('%500000d', a) || 'x')) FROM t",
     "loads": "SELECT load_extension('x')",
     "attaches": "ATTACH DATABASE 'evil.db' AS e",
     "vacuums": "VACUUM INTO 'evil.db'",
@@ -69,7 +70,7 @@ def test_a_query_gets_the_same_end_each_time() -> None:
 
 def test_a_query_takes_no_more_than_its_memory() -> None:
     """3 GB of values, within its steps."""
-    database = Database(in_memory(), 5_000_000)
+    database = Database(in_memory(), 5_000_000, longest=500_000)
     counted = "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x LIMIT 3500) "
     greedy = "SELECT count(*) FROM (SELECT DISTINCT printf('%900000d', n) FROM x)"
     before = peak_bytes()

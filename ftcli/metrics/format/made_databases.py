@@ -25,7 +25,12 @@ from ftcli.metrics.format.sql_databases import (
 if TYPE_CHECKING:
     from sqlglot import Token
 
-CREATE = re.compile(r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\b)", re.IGNORECASE)
+# A name and a bracket: CREATE TABLE … AS SELECT would run a query.
+CREATE = re.compile(
+    r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?"
+    r"""(?:"[^"]*"|`[^`]*`|\[[^\]]*\]|[\w.]+)\s*\()""",
+    re.IGNORECASE,
+)
 LONGEST_STATEMENT = 20_000
 MOST_TABLES = 30
 MOST_STEPS = 500_000

@@ -31,8 +31,9 @@ MOST_BYTES = 1_000_000_000
 MOST_FILE_ROWS = 500_000
 MOST_RESULT_ROWS = 10_000
 MOST_RESULT_BYTES = 2_000_000
+# Of what a query makes: one step of instr() takes the square of it.
+LONGEST_VALUE = 2_000
 LIMITS = {
-    sqlite3.SQLITE_LIMIT_LENGTH: 1_000_000,
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
     sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 500,
@@ -68,13 +69,17 @@ class Result:
 
 
 class Database:
-    """A filled connection that from here on only reads, each query for at most `steps`."""
+    """A filled connection that from here on only reads, each query for at most `steps`.
 
-    def __init__(self, connection: sqlite3.Connection, steps: int) -> None:
+    `longest`: characters of the longest value in it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, steps: int, longest: int = 0) -> None:
         self._connection = connection
         self._steps = steps
         for limit, most in LIMITS.items():
             connection.setlimit(limit, most)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(LONGEST_VALUE, 2 * longest))
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.set_authorizer(_authorize)
 
@@ -148,7 +153,12 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
         else:
             is_text = data_suffix(name) in (".csv", ".tsv")
             _fill(connection, table_name, _columns(name, base), is_text)
-        if not columns_of(connection):
+        longest = [0]
+        for table, columns in columns_of(connection).items():
+            lengths = ", ".join(f"max(length({quoted(column)}))" for column, *_ in columns)
+            found = connection.execute(f"SELECT {lengths} FROM {quoted(table)}").fetchone()
+            longest += [length or 0 for length in found]
+        if len(longest) == 1:
             raise _error(path, "holds no table")
     except OSError as error:
         raise _error(path, f"cannot be read: {error.strerror}") from error
@@ -156,7 +166,7 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
         raise _error(path, f"SQLite cannot read it: {error}") from error
     except MemoryError as error:
         raise _error(path, f"more than the {MOST_BYTES:,} bytes that SQLite may take") from error
-    return Database(connection, MOST_STEPS)
+    return Database(connection, MOST_STEPS, max(longest))
 
 
 def _columns(name: str, base: Path) -> dict[str, list[Value]]:
