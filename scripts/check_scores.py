@@ -1,11 +1,10 @@
 """The scores of an evaluation computed anew from its answers, and compared with those of ftcli.
 
     python scripts/check_scores.py runs/shop
-    python scripts/check_scores.py runs/shop --format '{"type": "json", "keys": ["name"]}'
     python scripts/check_scores.py runs/shop --model models/SmolLM2-135M-Instruct --rows 5
 
-Nothing of ftcli is imported, nor the libraries that it takes for its scores: ROUGE-L, chrF,
-repetition, JSON, SQL and the intervals follow their published definitions and docs/formats.md.
+Nothing of ftcli is imported: sums, differences, intervals and verdicts follow their published
+definitions. What each row counts for a score of its text (marked *) is ftcli's own.
 With --model, losses and greedy answers of the base are drawn anew too, by transformers alone, one
 row at a time in fp32. Exit 1 where something differs by more than it may.
 """
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from check_format import Form
 from check_intervals import (
     Interval,
     Resampled,
@@ -31,15 +29,15 @@ from check_intervals import (
     resampled_ratio,
     wilson,
 )
-from check_text import Counted, text_counts
 
+Counted = tuple[float, float]
+"""What one answer adds to the numerator and to the denominator of a score."""
 # Both sides sum the same doubles, perhaps in another order.
 EXACT = 1e-9
 TOLERANCES = {"chrf": 1e-6}
 # Fewer rows that count for both sides get no verdict (docs/evaluation.md).
 FEWEST_ROWS = 10
 OF_ANOTHER = "a score that is not computed here"
-NO_FORM = f"{OF_ANOTHER}; if it is one of a form, give --format"
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,10 @@ class Evaluation:
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = _arguments(arguments)
     evaluation = _read(asked.run, asked.key)
-    form = _form(asked, evaluation.report, evaluation.recipe)
-    sides = {name: _columns(evaluation, name, form) for name in evaluation.sides}
+    sides = {name: _columns(evaluation, name) for name in evaluation.sides}
     not_checked: dict[str, str] = {}
     tables = {
-        name: list(_side_checks(evaluation, name, columns, form, not_checked))
+        name: list(_side_checks(evaluation, name, columns, not_checked))
         for name, columns in sides.items()
     }
     for name, columns in sides.items():
@@ -127,7 +124,6 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("--key", help="which evaluation: a name in RUN/eval; else the newest")
-    parser.add_argument("--format", help="another eval.format: a YAML file, or written out")
     parser.add_argument("--model", type=Path, help="folder of the base model")
     parser.add_argument("--rows", type=int, default=5, help="rows that --model is asked")
     return parser.parse_args(arguments)
@@ -145,29 +141,14 @@ def _read(run: Path, key: str | None) -> Evaluation:
     return Evaluation(report, [json.loads(line) for line in answers.splitlines()], recipe)
 
 
-def _form(
-    asked: argparse.Namespace, report: Mapping[str, Any], recipe: Mapping[str, Any]
-) -> Form | None:
-    if asked.format is None:
-        looked_at = report.get("looked_at") or recipe.get("eval", {})
-        wanted = looked_at.get("format")
-        return Form(wanted, asked.run) if wanted else None
-    is_written = asked.format.lstrip().startswith("{")
-    text = asked.format if is_written else Path(asked.format).read_text(encoding="utf-8")
-    return Form(yaml.safe_load(text), Path() if is_written else Path(asked.format).parent)
-
-
-def _columns(evaluation: Evaluation, side: str, form: Form | None) -> Side:
+def _columns(evaluation: Evaluation, side: str) -> Side:
     """Every score that can be computed, row by row."""
     found = [row["sides"][side] for row in evaluation.rows]
     counts: list[dict[str, Counted]] = [
         {"loss": (each["loss"], float(each["loss_tokens"]))} for each in found
     ]
     if all("text" in each for each in found):
-        texts = [each["text"] for each in found]
-        forms = form.count(texts, evaluation.rows) if form else [{} for _ in texts]
-        for row, answer, own, formed in zip(evaluation.rows, found, counts, forms, strict=True):
-            own |= text_counts(answer["text"], row["reference"]) | formed
+        for answer, own in zip(found, counts, strict=True):
             own["stop_rate"] = (float(answer["stopped"]), 1.0)
             own["answer_tokens"] = (float(answer["tokens"]), 1.0)
     names = dict.fromkeys(name for row in counts for name in row)
@@ -179,7 +160,6 @@ def _side_checks(
     evaluation: Evaluation,
     side: str,
     columns: Side,
-    form: Form | None,
     not_checked: dict[str, str],
 ) -> Iterator[Check]:
     """Values and intervals; adds to the columns what only ftcli has counted."""
@@ -188,8 +168,7 @@ def _side_checks(
     for name in evaluation.report["scores"]:
         if name in columns or name not in said or name == "perplexity":
             continue
-        why = form.not_checked.get(name, OF_ANOTHER) if form else NO_FORM
-        not_checked[f"{name} *"] = why
+        not_checked[f"{name} *"] = OF_ANOTHER
         pairs = tuple(tuple(each["counts"][name]) for each in found)
         columns[name] = Column(pairs, is_own=False)
     for name, column in columns.items():

@@ -222,9 +222,7 @@ def test_the_base_is_asked_with_examples_and_without(
     # A random model is never in the form.
     assert shown["advice"]["verdict"] == "prompt"
     first = shown["advice"]["sentences"][0]
-    assert first.startswith(
-        "Prompting with 2 examples reaches 0% in the format (0–11%) on 30 rows."
-    )
+    assert first.startswith("Prompting with 2 examples reaches 0% format valid (0–11%) on 30 rows.")
     assert prepare(recipe)["advice"]["probe"] == probe
     capsys.readouterr()
     assert run(["prepare", str(recipe), "--probe", "--shots", "2"]) == 0
@@ -253,7 +251,7 @@ def test_prompting_that_does_changes_the_verdict(
     advice = prepare(write_recipe(eval=ANY_FORM), "--probe")["advice"]
     assert advice["verdict"] == "fine-tune if called often"
     assert advice["sentences"][0] == (
-        "Prompting already reaches 100% in the format (89–100%) on 30 rows: fine-tune only if you "
+        "Prompting already reaches 100% format valid (89–100%) on 30 rows: fine-tune only if you "
         "call it often."
     )
     assert advice["probe"]["format"] == ANY_FORM["format"]
@@ -269,7 +267,7 @@ def test_few_rows_do_not_show_that_prompting_does(
     assert advice["probe"]["rows_from"] == {"test": 2, "train": 2}
     assert advice["verdict"] == "prompt"
     assert advice["sentences"][0].startswith(
-        "Prompting with 5 examples reaches 100% in the format (51–100%) on 4 rows: too few to show "
+        "Prompting with 5 examples reaches 100% format valid (51–100%) on 4 rows: too few to show "
         "that it reaches 80%. 9 rows are few"
     )
 

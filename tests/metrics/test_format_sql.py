@@ -1,8 +1,11 @@
+"""SQL answers: one query, its spelling, and its result in the tables of a file."""
+
 from __future__ import annotations
 
 import json
 import logging
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from ftcli.errors import DataError
 from ftcli.metrics.format import format_files, format_scorer
-from ftcli.metrics.format.sandbox import Outcome
+from ftcli.metrics.format.sql_databases import Result
 from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.recipe import SqlFormat
 
@@ -32,15 +35,15 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judged(
+def scored(
     answer: str, reference: str = REFERENCE, base: Path = Path(), **form: Any
 ) -> ExampleResult:
-    judge = format_scorer(SqlFormat(type="sql", **form), base)
-    return judge.score(answer, Question("", reference, ""))
+    scorer = format_scorer(SqlFormat(type="sql", **form), base)
+    return scorer.score(answer, Question("", reference, ""))
 
 
 def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> ExampleResult:
-    return judged(answer, reference, shop, table="shop.jsonl", table_name="shop")
+    return scored(answer, reference, shop, table="shop.jsonl", table_name="shop")
 
 
 @pytest.mark.parametrize(
@@ -54,14 +57,14 @@ def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> ExampleResul
         # Columns that SQLite takes and sqlglot does not.
         "SELECT for FROM data WHERE against = '17'",
         'SELECT "order" FROM [my table]',
-        "SELECT hex(zeroblob(3))",
+        "SELECT hex(zeroblob(3)), ';'",
         "SELECT for FROM data; -- the semicolon ends it\n",
         "SELECT for FROM data WHERE a = 'x;y' ;; /* done */",
     ],
 )
 def test_one_query_is_valid(answer: str) -> None:
-    said = judged(answer)
-    assert said.counts["sql_valid"] == said.counts["format_rate"] == (1, 1), said.findings
+    result = scored(answer)
+    assert result.counts["sql_valid"] == result.counts["format_rate"] == (1, 1), result.findings
 
 
 @pytest.mark.parametrize(
@@ -74,14 +77,16 @@ def test_one_query_is_valid(answer: str) -> None:
         ("SELECT FROM x", "not SQL", 'near "FROM": syntax error'),
         ("FROM x SELECT a", "not SQL", 'near "FROM": syntax error'),
         ("SELECT 'a", "not SQL", "unrecognized token"),
-        ("SELECT 1; SELECT 2", "not a query", "2 statements"),
-        ("SELECT a FROM b; This lists every a of b.", "not a query", "text behind the query"),
-        ("SELECT a FROM b; -- so\nDone", "not a query", "2 statements"),
-        ("hello", "not a query", "COLUMN, where a SELECT is asked for"),
+        ("SELECT 1; SELECT 2", "not a query", "more than one statement"),
+        ("SELECT for FROM b; This lists every for of b.", "not a query", "more than one"),
+        ("SELECT a FROM b; -- so\nDone", "not a query", "more than one statement"),
+        ("hello", "not a query", "COLUMN, where a SELECT is wanted"),
+        ("VALUES (1)", "not a query", "VALUES"),
         ("DELETE FROM a", "not a query", "DELETE"),
         ("DROP TABLE a", "not a query", "DROP"),
         ("INSERT INTO a VALUES (1)", "not a query", "INSERT"),
         ("WITH x AS (SELECT 1) DELETE FROM a", "not a query", "DELETE"),
+        ("SELECT 1; DELETE FROM a", "not a query", "more than one statement"),
         ("CREATE TABLE a (b)", "not a query", "CREATE"),
         ("ATTACH 'x.db' AS x", "not a query", "ATTACH"),
         ("PRAGMA user_version = 3", "not a query", "PRAGMA"),
@@ -93,23 +98,17 @@ def test_one_query_is_valid(answer: str) -> None:
         ("SELECT 1 " + "-- " * 10_000, "not SQL", "more than 20,000 characters"),
     ],
 )
-def test_anything_else_is_not(answer: str, kind: str, message: str) -> None:
-    said = judged(answer)
-    assert said.counts["sql_valid"] == said.counts["format_rate"] == (0, 1)
-    assert said.counts["sql_match"] == (0, 1)
-    assert said.findings[0].kind == kind
-    assert message in said.findings[0].message
+def test_anything_else_is_not_valid(answer: str, kind: str, message: str) -> None:
+    result = scored(answer)
+    assert result.counts["sql_valid"] == result.counts["format_rate"] == (0, 1)
+    assert result.counts["sql_match"] == (0, 1)
+    assert result.findings[0].kind == kind
+    assert message in result.findings[0].message
 
 
-def test_the_place_of_a_fault_is_marked() -> None:
-    answer = "SELECT a\nFROM b WHERE ) c"
-    finding = judged(answer).findings[0]
-    assert answer[finding.start : finding.end] == ")"
-
-
-def test_the_parser_says_nothing_on_its_own(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_parser_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        judged("EXPLAIN SELECT 1", "VACUUM")
+        scored("EXPLAIN SELECT 1", "VACUUM")
     assert caplog.records == []
 
 
@@ -125,32 +124,32 @@ def test_the_parser_says_nothing_on_its_own(caplog: pytest.LogCaptureFixture) ->
     ],
 )
 def test_spelling_of_keywords_and_names_does_not_matter(answer: str, alike: bool) -> None:
-    assert judged(answer).counts["sql_match"] == (alike, 1)
+    assert scored(answer).counts["sql_match"] == (alike, 1)
 
 
 def test_what_only_sqlite_reads_is_compared_as_text() -> None:
     reference = "SELECT for FROM data WHERE against = 'A  b'"
-    assert judged("select  FOR from data where against = 'A  b';", reference).counts[
+    assert scored("select  FOR from data where against = 'A  b';", reference).counts[
         "sql_match"
     ] == (1, 1)
-    other = judged("SELECT for FROM data WHERE against = 'a b'", reference)
+    other = scored("SELECT for FROM data WHERE against = 'a b'", reference)
     assert other.counts["sql_match"] == (0, 1)
 
 
 def test_dialects_differ() -> None:
     answer = "SELECT TOP 3 a FROM b"
-    assert judged(answer, answer, dialect="tsql").counts["sql_match"] == (1, 1)
-    assert judged(answer, answer).counts["sql_valid"] == (0, 1)
+    assert scored(answer, answer, dialect="tsql").counts["sql_match"] == (1, 1)
+    assert scored(answer, answer).counts["sql_valid"] == (0, 1)
 
 
 def test_a_reference_that_is_no_query_counts_for_nothing(shop: Path) -> None:
-    said = on_shop(shop, "SELECT 1", "no query")
-    assert said.counts == {
+    result = on_shop(shop, "SELECT 1", "no query")
+    assert result.counts == {
         "format_rate": (1, 1),
         "sql_valid": (1, 1),
         "execution_tested": (0, 1),
     }
-    assert [finding.kind for finding in said.findings] == ["reference"]
+    assert [finding.kind for finding in result.findings] == ["reference"]
 
 
 @pytest.mark.parametrize(
@@ -166,10 +165,10 @@ def test_a_reference_that_is_no_query_counts_for_nothing(shop: Path) -> None:
     ],
 )
 def test_results_on_a_named_table_are_compared(shop: Path, answer: str, same: bool) -> None:
-    said = on_shop(shop, answer)
-    assert said.counts["execution_match"] == (same, 1)
-    assert said.counts["sql_runs"] == said.counts["execution_tested"] == (1, 1)
-    assert [f.kind for f in said.findings] == ([] if same else ["other result"])
+    result = on_shop(shop, answer)
+    assert result.counts["execution_match"] == (same, 1)
+    assert result.counts["sql_runs"] == result.counts["execution_tested"] == (1, 1)
+    assert [f.kind for f in result.findings] == ([] if same else ["other result"])
 
 
 def test_order_counts_where_the_reference_has_one(shop: Path) -> None:
@@ -182,33 +181,33 @@ def test_order_counts_where_the_reference_has_one(shop: Path) -> None:
 
 def test_how_often_a_row_is_found_counts(shop: Path) -> None:
     reference = "SELECT name FROM shop WHERE colour = 'red'"
-    said = on_shop(shop, "SELECT DISTINCT name FROM shop WHERE colour = 'red'", reference)
-    assert said.counts["execution_match"] == (0, 1)
+    result = on_shop(shop, "SELECT DISTINCT name FROM shop WHERE colour = 'red'", reference)
+    assert result.counts["execution_match"] == (0, 1)
 
 
 @pytest.mark.parametrize(
     ("reference", "why"),
     [
-        ("SELECT name FROM shop WHERE price > 1000", "finds nothing in the table"),
-        ("SELECT max(price) FROM shop WHERE price > 1000", "finds nothing in the table"),
+        ("SELECT name FROM shop WHERE price > 1000", "finds nothing in the tables"),
+        ("SELECT max(price) FROM shop WHERE price > 1000", "finds nothing in the tables"),
         ("SELECT nme FROM shop", "does not run: no such column: nme"),
         ("SELECT name FROM shops", "does not run: no such table: shops"),
     ],
 )
-def test_a_reference_that_tells_nothing_is_counted_apart(
+def test_a_reference_that_finds_nothing_is_not_counted(
     shop: Path, reference: str, why: str
 ) -> None:
-    said = on_shop(shop, reference, reference)
-    assert said.counts["execution_tested"] == (0, 1)
-    assert not {"sql_runs", "execution_match"} & set(said.counts)
-    assert why in said.findings[0].message
+    result = on_shop(shop, reference, reference)
+    assert result.counts["execution_tested"] == (0, 1)
+    assert not {"sql_runs", "execution_match"} & set(result.counts)
+    assert why in result.findings[0].message
 
 
 def test_an_answer_that_does_not_run_says_why(shop: Path) -> None:
-    said = on_shop(shop, "SELECT nme FROM shop")
-    assert said.counts["sql_valid"] == (1, 1)
-    assert said.counts["sql_runs"] == said.counts["execution_match"] == (0, 1)
-    assert said.findings[0].message == "no such column: nme"
+    result = on_shop(shop, "SELECT nme FROM shop")
+    assert result.counts["sql_valid"] == (1, 1)
+    assert result.counts["sql_runs"] == result.counts["execution_match"] == (0, 1)
+    assert result.findings[0].message == "no such column: nme"
 
 
 def test_a_table_may_come_in_several_kinds_of_file(shop: Path) -> None:
@@ -223,35 +222,44 @@ def test_a_table_may_come_in_several_kinds_of_file(shop: Path) -> None:
     for name in ("shop.jsonl", "shop.csv", "shop.parquet", "shop.db"):
         wanted = SqlFormat(type="sql", table=name, table_name="shop")
         assert format_files(wanted, shop) == [shop / name]
-        judge = format_scorer(wanted, shop)
-        for query, result in (
+        scorer = format_scorer(wanted, shop)
+        for query, matches in (
             (REFERENCE, True),
             ("SELECT name FROM shop WHERE colour = 'red' AND price > 2.5", False),
         ):
-            said = judge.score(query, Question("", REFERENCE, ""))
-            assert said.counts["execution_match"] == (result, 1), name
-        empty = judge.score(REFERENCE, Question("", "SELECT sum(price) FROM shop", ""))
+            result = scorer.score(query, Question("", REFERENCE, ""))
+            assert result.counts["execution_match"] == (matches, 1), name
+        empty = scorer.score(REFERENCE, Question("", "SELECT sum(price) FROM shop", ""))
         assert empty.counts["execution_match"] == (0, 1)
-        total = judge.score("SELECT 21.5", Question("", "SELECT sum(price) FROM shop", ""))
+        total = scorer.score("SELECT 21.5", Question("", "SELECT sum(price) FROM shop", ""))
         assert total.counts["execution_match"] == (1, 1), name
+
+
+def test_a_database_with_a_write_ahead_log_is_refused(tmp_path: Path) -> None:
+    """Its newest rows are in the log."""
+    with closing(sqlite3.connect(tmp_path / "a.db")) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE t (a)")
+        with pytest.raises(DataError, match="close the program that has it open"):
+            format_scorer(SqlFormat(type="sql", table="a.db"), tmp_path)
 
 
 def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("code,size\n007,1\n010,2\n", "utf-8")
     reference = "SELECT code FROM data WHERE code = '007' AND size = 1"
-    said = judged(reference, reference, tmp_path, table="a.csv")
-    assert said.counts["execution_tested"] == (1, 1)
+    result = scored(reference, reference, tmp_path, table="a.csv")
+    assert result.counts["execution_tested"] == (1, 1)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", None, "eval.format.table names this file, and there is none"),
+        ("a.jsonl", None, "cannot be read: No such file or directory"),
         ("a.xml", b"<a/>", "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"),
         ("a.jsonl", b"", "holds no row"),
-        ("a.jsonl", b'{"a": 1}\n{"a"}\n', "a row that cannot be read"),
-        ("a.jsonl", b'{"a": 1, "A": 2}\n', "no table of SQLite can hold it: duplicate column"),
-        ("a.db", b"SQLite format 3\x00" + b"x" * 200, "not readable as SQLite"),
+        ("a.jsonl", b'{"a": 1}\n{"a"}\n', "unreadable row"),
+        ("a.jsonl", b'{"a": 1, "A": 2}\n', "SQLite cannot read it: duplicate column"),
+        ("a.db", b"SQLite format 3\x00" + b"x" * 200, "SQLite cannot read it: "),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(
@@ -273,44 +281,43 @@ def test_a_database_file_is_neither_changed_nor_locked(tmp_path: Path) -> None:
         database.execute("INSERT INTO t VALUES (1)")
     database.close()
     before = file.read_bytes()
-    judge = format_scorer(SqlFormat(type="sql", table="a.db"), tmp_path)
+    scorer = format_scorer(SqlFormat(type="sql", table="a.db"), tmp_path)
     for answer in ("DELETE FROM t", "SELECT a FROM t", "DROP TABLE t", "UPDATE t SET a = 2"):
-        judge.score(answer, Question("", "SELECT a FROM t", ""))
-    still = judge.score("SELECT a FROM t", Question("", "SELECT a FROM t", ""))
+        scorer.score(answer, Question("", "SELECT a FROM t", ""))
+    still = scorer.score("SELECT a FROM t", Question("", "SELECT a FROM t", ""))
     assert still.counts["execution_match"] == (1, 1)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
 
 
-def test_results_are_the_same_but_for_last_digits() -> None:
-    one, other = Outcome(((0.1 + 0.2, "a"),)), Outcome(((0.3, "a"),))
-    assert one.same(other, ordered=True)
-    assert Outcome(((1,),)).same(Outcome(((1.0,),)), ordered=True)
-    assert not Outcome(((1,),)).same(Outcome((("1",),)), ordered=False)
-    assert not Outcome(fault="x").same(Outcome(fault="x"), ordered=False)
+def test_numbers_are_equal_to_9_digits() -> None:
+    assert Result(((0.1 + 0.2, "a"),)).equals(Result(((0.3, "a"),)), ordered=True)
+    assert Result(((1,),)).equals(Result(((1.0,),)), ordered=True)
+    assert not Result(((1,),)).equals(Result((("1",),)), ordered=False)
+    assert not Result(fault="x").equals(Result(fault="x"), ordered=False)
 
 
-def test_a_table_on_which_no_reference_tells_is_warned_of(shop: Path) -> None:
-    judge = format_scorer(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"), shop)
-    assert judge.warnings() == [], "nothing has been judged"
+def test_a_table_in_which_no_reference_finds_anything_is_warned_of(shop: Path) -> None:
+    scorer = format_scorer(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"), shop)
+    assert scorer.warnings() == [], "nothing has been scored"
     for price in range(3):
         wrong = f"SELECT title FROM books WHERE price > {price}"
         for _side in ("base", "tuned"):
-            judge.score(REFERENCE, Question("", wrong, ""))
-    [warning] = judge.warnings()
+            scorer.score(REFERENCE, Question("", wrong, ""))
+    [warning] = scorer.warnings()
     assert warning.startswith(
         "eval.format.table shop.jsonl: none of 3 references can be tested by its result, so that "
         "there is no execution_match; the first: the reference does not run: no such table: books"
     )
     assert warning.endswith("is it the right table, and is table_name what the queries call it?")
-    judge.score(REFERENCE, Question("", REFERENCE, ""))
-    assert judge.warnings() == [], "one reference tells"
+    scorer.score(REFERENCE, Question("", REFERENCE, ""))
+    assert scorer.warnings() == []
 
 
 def test_prompts_without_tables_are_warned_of() -> None:
-    judge = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
-    judge.score(REFERENCE, Question("Which are red?", REFERENCE, ""))
-    [warning] = judge.warnings()
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    scorer.score(REFERENCE, Question("Which are red?", REFERENCE, ""))
+    [warning] = scorer.warnings()
     assert "the one reference" in warning and "its prompt holds no CREATE TABLE" in warning
     plain = format_scorer(SqlFormat(type="sql"), Path())
     plain.score(REFERENCE, Question("", REFERENCE, ""))

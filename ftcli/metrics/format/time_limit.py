@@ -1,4 +1,4 @@
-"""An end to the work on one answer: expressions and schemas are the user's, answers anybody's."""
+"""A time limit for the score of one answer: patterns and schemas are the user's."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import contextmanager
 
 # Ordinary answers take a thousandth of it.
 SECONDS = 5.0
-# A library may swallow the first.
+# A library may swallow the first signal.
 SECONDS_BETWEEN = 1.0
 
 
 class TimeIsUp(BaseException):
-    """Beside Exception, so that no library takes it for one of its own."""
+    """Not an Exception, so that no library catches it."""
 
 
 @contextmanager
 def within(seconds: float = SECONDS) -> Iterator[None]:
     """Raise TimeIsUp after so many seconds of this process's own work.
 
-    Python's `re` looks for signals while it searches, and SQLite is asked now and then. Signals
-    reach the main thread alone, and Windows has none of this kind: elsewhere nothing is limited.
+    Python's `re` and SQLite's progress handler let signals through. Only the main thread receives
+    signals, and Windows has no such timer: there nothing is limited.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or not hasattr(signal, "setitimer"):

@@ -22,7 +22,7 @@ from ftcli.metrics.dataset.rows import (
     near_duplicates,
     shared_instruction,
 )
-from ftcli.metrics.format.prompt_tables import asked_tables
+from ftcli.metrics.format.made_databases import has_tables
 from ftcli.prepared import SPLITS, Prepared, Split, read_turns, row_batches
 from ftcli.recipe import AnswerFormat, Evaluation
 from ftcli.stages.advice.record import Advice, Instruction
@@ -115,7 +115,7 @@ def _format(sample: Sequence[DataRow]) -> AnswerForm:
 
 
 def _has_tables(row: DataRow) -> bool:
-    return bool(asked_tables(question_of(row.messages, None)).tables)
+    return has_tables(question_of(row.messages, None).conversation)
 
 
 def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:

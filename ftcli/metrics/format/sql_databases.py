@@ -1,0 +1,219 @@
+"""SQLite in memory for queries that anybody may have written, and the tables of a file in it.
+
+Limits are counts of steps, rows and bytes, so that a query has the same outcome on every machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import sqlite3
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcli.console import shown_path
+from ftcli.data.source import Reject, data_suffix, read_rows
+from ftcli.errors import DataError
+
+Value = str | int | float | bytes | None
+
+# A scan takes about 10 a row, a join of two tables of a thousand rows 5 million.
+MOST_STEPS = 30_000_000
+STEPS_BETWEEN_CALLS = 1000
+MOST_SECONDS = 10.0
+# Of SQLite in this process: all tables, intermediate results and sorts.
+MOST_BYTES = 1_000_000_000
+MOST_FILE_ROWS = 500_000
+MOST_RESULT_ROWS = 10_000
+MOST_RESULT_BYTES = 2_000_000
+# Of what a query makes: one step of instr() takes the square of it.
+LONGEST_VALUE = 2_000
+LIMITS = {
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 500,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 0,
+}
+READING = {sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE}
+REFUSED_FUNCTIONS = {"load_extension", "random", "randomblob", "zeroblob", "fts3_tokenizer"}
+# What sqlite3 raises for a query, whatever is wrong with it.
+QUERY_ERRORS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The rows of a query, or why it has none."""
+
+    rows: tuple[tuple[Value, ...], ...] = ()
+    fault: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """No row, or only NULL: the result of any query that finds nothing."""
+        return all(value is None for row in self.rows for value in row)
+
+    def equals(self, other: Result, *, ordered: bool) -> bool:
+        """The same rows, each as often; numbers to 9 digits, as sums depend on their order."""
+        if self.fault is not None or other.fault is not None:
+            return False
+        mine, theirs = (
+            [tuple(float(f"{v:.9g}") if isinstance(v, float) else v for v in row) for row in rows]
+            for rows in (self.rows, other.rows)
+        )
+        return mine == theirs if ordered else Counter(mine) == Counter(theirs)
+
+
+class Database:
+    """A filled connection that from here on only reads, each query for at most `steps`.
+
+    `longest`: characters of the longest value in it.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, steps: int, longest: int = 0) -> None:
+        self._connection = connection
+        self._steps = steps
+        for limit, most in LIMITS.items():
+            connection.setlimit(limit, most)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(LONGEST_VALUE, 2 * longest))
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.set_authorizer(_authorize)
+
+    def run(self, query: str) -> Result:
+        """The result of one query; never raises."""
+        calls, most_calls = itertools.count(), self._steps // STEPS_BETWEEN_CALLS
+        ends = time.monotonic() + MOST_SECONDS
+
+        def stop() -> bool:
+            return next(calls) >= most_calls or time.monotonic() > ends
+
+        self._connection.set_progress_handler(stop, STEPS_BETWEEN_CALLS)
+        rows: list[tuple[Value, ...]] = []
+        size = 0
+        try:
+            for row in self._connection.execute(query):
+                size += sum(len(v) if isinstance(v, str | bytes) else 8 for v in row)
+                if len(rows) == MOST_RESULT_ROWS or size > MOST_RESULT_BYTES:
+                    return Result(fault=f"more than {MOST_RESULT_ROWS:,} rows, or very long ones")
+                rows.append(row)
+        except QUERY_ERRORS as error:
+            limits = {"interrupted": "takes too many steps", "": "takes too much memory"}
+            return Result(fault=limits.get(str(error), str(error)))
+        return Result(tuple(rows))
+
+
+def _authorize(action: int, _: str | None, function: str | None, *__: str | None) -> int:
+    called = action == sqlite3.SQLITE_FUNCTION and (function or "").lower() not in REFUSED_FUNCTIONS
+    return sqlite3.SQLITE_OK if called or action in READING else sqlite3.SQLITE_DENY
+
+
+def in_memory() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute(f"PRAGMA hard_heap_limit={MOST_BYTES}")
+    return connection
+
+
+def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, bool]]]:
+    """Table → name, declared type and whether it is in the key, of each column."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = [name for (name,) in connection.execute(query)]
+    infos = [connection.execute(f"PRAGMA table_info({quoted(name)})") for name in tables]
+    found = [[(name, kind, bool(key)) for _, name, kind, *_, key in info] for info in infos]
+    return dict(zip(tables, found, strict=True))
+
+
+def quoted(name: str) -> str:
+    """A name as SQL reads it, whatever it holds."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def file_database(name: str, base: Path, table_name: str) -> Database:
+    """The rows of a file as the table `table_name`, or a copy of an SQLite file.
+
+    Raises DataError (`answer_table`, or what reading rows raises).
+    """
+    path = base / name
+    connection = in_memory()
+    try:
+        with path.open("rb") as file:
+            is_database = file.read(16) == b"SQLite format 3\x00"
+        log = path.with_name(f"{path.name}-wal")
+        if is_database and log.is_file() and log.stat().st_size:
+            raise _error(path, f"rows of it are in {log.name}; close the program that has it open")
+        if is_database:
+            # Immutable: no lock on the file.
+            address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+            with closing(sqlite3.connect(address, uri=True)) as source:
+                source.backup(connection)
+        else:
+            is_text = data_suffix(name) in (".csv", ".tsv")
+            _fill(connection, table_name, _columns(name, base), is_text)
+        longest = [0]
+        for table, columns in columns_of(connection).items():
+            lengths = ", ".join(f"max(length({quoted(column)}))" for column, *_ in columns)
+            found = connection.execute(f"SELECT {lengths} FROM {quoted(table)}").fetchone()
+            longest += [length or 0 for length in found]
+        if len(longest) == 1:
+            raise _error(path, "holds no table")
+    except OSError as error:
+        raise _error(path, f"cannot be read: {error.strerror}") from error
+    except (sqlite3.Error, UnicodeEncodeError) as error:
+        raise _error(path, f"SQLite cannot read it: {error}") from error
+    except MemoryError as error:
+        raise _error(path, f"more than the {MOST_BYTES:,} bytes that SQLite may take") from error
+    return Database(connection, MOST_STEPS, max(longest))
+
+
+def _columns(name: str, base: Path) -> dict[str, list[Value]]:
+    """Column → its values; lists and objects as JSON, dates as texts, true as 1."""
+    if data_suffix(name) is None:
+        what = "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"
+        raise _error(base / name, what)
+    rows = []
+    for row in itertools.islice(read_rows(name, base), MOST_FILE_ROWS + 1):
+        if isinstance(row, Reject):
+            raise _error(base / name, f"unreadable row: {row.reason}", row.origin.line)
+        rows.append(row.fields)
+    if not rows or len(rows) > MOST_FILE_ROWS:
+        raise _error(base / name, f"more than {MOST_FILE_ROWS:,} rows" if rows else "holds no row")
+
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [_stored(row.get(name)) for row in rows] for name in names}
+
+
+def _stored(value: Any) -> Value:
+    if value is None or isinstance(value, str | bytes | float):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else float(value)
+    is_nested = isinstance(value, list | dict)
+    return json.dumps(value, ensure_ascii=False, default=str) if is_nested else str(value)
+
+
+def _fill(
+    connection: sqlite3.Connection, table: str, columns: dict[str, list[Value]], only_texts: bool
+) -> None:
+    """Create the table; a column is NUMERIC where all values are numbers. 007 is a code."""
+    number = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?")
+    declared = []
+    for name, values in columns.items():
+        known = [value for value in values if value not in (None, "")]
+        kinds = {"TEXT" if isinstance(value, str) else "NUMERIC" for value in known}
+        if only_texts and known and all(number.fullmatch(str(value)) for value in known):
+            kinds = {"NUMERIC"}
+            columns[name] = [None if value == "" else value for value in values]
+        declared.append(f"{quoted(name)} {kinds.pop() if len(kinds) == 1 else ''}")
+    connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(declared)})")
+    insert = f"INSERT INTO {quoted(table)} VALUES ({', '.join('?' * len(columns))})"
+    connection.execute("BEGIN")
+    connection.executemany(insert, zip(*columns.values(), strict=True))
+    connection.execute("COMMIT")
+
+
+def _error(path: Path, message: str, line: int | None = None) -> DataError:
+    return DataError("answer_table", message, file=shown_path(path), line=line)

@@ -1,0 +1,253 @@
+"""Queries scored in databases that are made from the CREATE TABLE of their prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftcli.metrics.format import format_scorer
+from ftcli.metrics.format.made_databases import create_statements, has_tables, made_database
+from ftcli.metrics.scorer import ExampleResult, Question
+from ftcli.recipe import SqlFormat
+
+SHOP = "CREATE TABLE shop (id INTEGER PRIMARY KEY, name TEXT, price REAL, colour TEXT, seen);"
+TWO = """Answer with SQL.
+CREATE TABLE teams (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE players (
+    id INTEGER PRIMARY KEY, -- not ) the team's
+    team_id INTEGER REFERENCES teams(id),
+    name TEXT NOT NULL,
+    goals INTEGER CHECK (goals >= 0)
+);
+Question: who?"""
+
+
+def scored(answer: str, reference: str, prompt: str = SHOP) -> ExampleResult:
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    return scorer.score(answer, Question(prompt, reference, ""))
+
+
+def same(answer: str, reference: str, prompt: str = SHOP) -> bool:
+    counts = scored(answer, reference, prompt).counts
+    assert counts["execution_tested"] == (1, 1)
+    return counts["execution_match"] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "statements"),
+    [
+        ("no table", []),
+        ("CREATE TABLE a (b", []),
+        ("CREATE TABLE a ()", []),
+        (
+            "CREATE TABLE a AS SELECT * FROM (WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL "
+            "SELECT n + 1 FROM x) SELECT count(*) FROM x)",
+            [],
+        ),
+        ("CREATE TABLE `a`(b) AS SELECT 1", ["TABLE `a`(b)"]),
+        ("create table if not exists a (b, c)\nquestion (so)", ["TABLE if not exists a (b, c)"]),
+        ('CREATE TEMP TABLE "my table" ("a )", b)', ['TABLE "my table" ("a )", b)']),
+        (
+            "CREATE TABLE a (b); CREATE TABLE a (c); CREATE TABLE d (e VARCHAR(3))",
+            ["TABLE a (b)", "TABLE d (e VARCHAR(3))"],
+        ),
+        ("CREATE TABLE a (b FOREIGN nonsense (); CREATE TABLE d (e)", ["TABLE d (e)"]),
+    ],
+)
+def test_statements_that_sqlite_accepts_are_found(prompt: str, statements: list[str]) -> None:
+    found = [statement.removeprefix("CREATE ") for statement in create_statements(prompt)]
+    assert [each.replace("table if", "TABLE if") for each in found] == statements
+    assert has_tables(prompt) is bool(statements)
+
+
+def test_comments_and_constraints_belong_to_a_statement() -> None:
+    teams, players = create_statements(TWO)
+    assert teams.endswith("name TEXT)") and players.endswith("CHECK (goals >= 0)\n)")
+
+
+REFERENCE = "SELECT name FROM shop WHERE price > 20 AND colour = 'red'"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "select name from shop where colour = 'red' and price > 20",
+        "SELECT s.name FROM shop s WHERE 20 < s.price AND s.colour LIKE 'red' AND colour = 'red'",
+        "SELECT name FROM (SELECT * FROM shop WHERE price > 20) WHERE colour IN ('red')",
+    ],
+)
+def test_other_words_for_the_same_are_accepted(answer: str) -> None:
+    assert same(answer, REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "SELECT colour FROM shop WHERE price > 20 AND colour = 'red'",
+        "SELECT name FROM shop WHERE price >= 20 AND colour = 'red'",
+        "SELECT name FROM shop WHERE price > 21 AND colour = 'red'",
+        "SELECT name FROM shop WHERE price > 20 AND colour = 'Red'",
+        "SELECT name FROM shop WHERE price > 20 AND colour LIKE 'red'",
+        "SELECT name FROM shop WHERE price > 20 AND colour LIKE 'red%'",
+        "SELECT name FROM shop WHERE price > 20 AND name = 'red'",
+        "SELECT name FROM shop WHERE price > 20 OR colour = 'red'",
+        "SELECT name FROM shop WHERE colour = 'red'",
+        "SELECT DISTINCT name FROM shop WHERE price > 20 AND colour = 'red'",
+        "SELECT count(name) FROM shop WHERE price > 20 AND colour = 'red'",
+        "SELECT name FROM shop",
+        "SELECT name FROM shop WHERE 0",
+    ],
+)
+def test_near_misses_are_caught(answer: str) -> None:
+    assert not same(answer, REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("reference", "wrong"),
+    [
+        (
+            "SELECT count(*) FROM shop WHERE price > 5",
+            "SELECT count(seen) FROM shop WHERE price > 5",
+        ),
+        ("SELECT count(*) FROM shop", "SELECT count(DISTINCT name) FROM shop"),
+        ("SELECT max(price) FROM shop", "SELECT price FROM shop ORDER BY price LIMIT 1"),
+        ("SELECT sum(seen) FROM shop", "SELECT total(price) FROM shop"),
+        (
+            "SELECT colour FROM shop GROUP BY colour HAVING count(*) > 5",
+            "SELECT colour FROM shop GROUP BY colour HAVING count(*) >= 5",
+        ),
+        (
+            "SELECT name FROM shop WHERE seen BETWEEN 3 AND 8",
+            "SELECT name FROM shop WHERE seen > 3 AND seen < 8",
+        ),
+        (
+            "SELECT name FROM shop ORDER BY price",
+            "SELECT name FROM shop",
+        ),
+        (
+            "SELECT name FROM shop WHERE seen LIKE '2025-%'",
+            "SELECT name FROM shop WHERE seen LIKE '%2025%'",
+        ),
+        ("SELECT name FROM shop WHERE seen = 5", "SELECT name FROM shop WHERE seen = '5'"),
+    ],
+)
+def test_other_questions_are_caught(reference: str, wrong: str) -> None:
+    assert same(reference, reference)
+    assert not same(wrong, reference)
+
+
+def test_joins_find_rows() -> None:
+    reference = (
+        "SELECT p.name, t.name FROM players p JOIN teams t ON p.team_id = t.id WHERE p.goals > 10"
+    )
+    turned = "SELECT p.name, t.name FROM teams t, players p WHERE p.goals > 10 AND t.id = p.team_id"
+    assert same(turned, reference, TWO)
+    assert not same(reference.replace("JOIN", "LEFT JOIN"), reference, TWO)
+    assert not same(reference.replace("p.team_id = t.id", "p.id = t.id"), reference, TWO)
+
+
+@pytest.mark.parametrize(
+    ("reference", "prompt", "why"),
+    [
+        ("SELECT a FROM t", "What is a?", "its prompt holds no CREATE TABLE"),
+        ("SELECT a FROM shop", SHOP, "no such column: a"),
+        ("SELECT name FROM shop WHERE 1 = 2", SHOP, "finds nothing in the tables"),
+    ],
+)
+def test_a_row_that_cannot_be_tested_is_not_counted(reference: str, prompt: str, why: str) -> None:
+    result = scored(reference, reference, prompt)
+    assert result.counts["execution_tested"] == (0, 1)
+    assert "execution_match" not in result.counts
+    assert why in result.findings[0].message
+
+
+def test_the_same_reference_gets_the_same_databases() -> None:
+    def rows(number: int) -> object:
+        made = made_database(create_statements(TWO), {"goals": [(">", 3)]}, "seed", number)
+        return made.run("SELECT * FROM players").rows
+
+    assert rows(0) == rows(0) != rows(1)
+    assert len(rows(0)) > 20  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("literal", ["99999999999999999999", "1e999", "-5", "'%'", "''", "x'ff'"])
+def test_odd_literals_do_no_harm(literal: str) -> None:
+    reference = f"SELECT name FROM shop WHERE seen = {literal}"
+    counts = scored(reference, reference).counts
+    assert counts["execution_tested"][0] == 0 or counts["execution_match"] == (1, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=200))
+def test_any_prompt_is_read(text: str) -> None:
+    for prompt in (f"CREATE TABLE {text}", f"CREATE TABLE t ({text});"):
+        assert create_statements(prompt) == create_statements(prompt)
+
+
+STATIONS = "CREATE TABLE stations (id INTEGER PRIMARY KEY, name TEXT, line TEXT, opened INTEGER);"
+GIFTS = """CREATE TABLE donors (id INTEGER PRIMARY KEY, name TEXT);
+CREATE TABLE gifts (id INTEGER PRIMARY KEY, donor_id INTEGER, amount REAL, year INTEGER);"""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reference", "right", "wrong"),
+    [
+        (
+            STATIONS,
+            "SELECT MIN(opened) FROM stations WHERE line = 'blue'",
+            ["SELECT opened FROM stations WHERE line = 'blue' AND opened > 0 ORDER BY 1 LIMIT 1"],
+            [
+                "SELECT MIN(opened) FROM stations",
+                "SELECT MIN(opened) FROM stations WHERE line LIKE '%blue%'",
+                "SELECT MAX(opened) FROM stations WHERE line = 'blue'",
+            ],
+        ),
+        (
+            STATIONS,
+            "SELECT line, count(*) FROM stations GROUP BY line HAVING count(*) >= 4",
+            ["SELECT line, count(id) FROM stations GROUP BY line HAVING NOT count(*) < 4"],
+            [
+                "SELECT line, count(*) FROM stations GROUP BY line HAVING count(*) > 4",
+                "SELECT line, count(name) FROM stations GROUP BY line HAVING count(*) >= 4",
+                "SELECT line, count(*) FROM stations GROUP BY line",
+            ],
+        ),
+        (
+            GIFTS,
+            "SELECT name, SUM(amount) FROM donors d JOIN gifts g ON g.donor_id = d.id "
+            "WHERE year = 2023 GROUP BY d.id",
+            [
+                "SELECT (SELECT name FROM donors WHERE id = donor_id), SUM(amount) FROM gifts "
+                "WHERE year = 2023 AND donor_id IN (SELECT id FROM donors) GROUP BY donor_id",
+            ],
+            [
+                "SELECT name, SUM(amount) FROM donors d JOIN gifts g ON g.id = d.id "
+                "WHERE year = 2023 GROUP BY d.id",
+                "SELECT name, AVG(amount) FROM donors d JOIN gifts g ON g.donor_id = d.id "
+                "WHERE year = 2023 GROUP BY d.id",
+                "SELECT name, SUM(amount) FROM donors d LEFT JOIN gifts g ON g.donor_id = d.id "
+                "AND year = 2023 GROUP BY d.id",
+                "SELECT name, SUM(amount) FROM donors d JOIN gifts g ON g.donor_id = d.id "
+                "WHERE year >= 2023 GROUP BY d.id",
+            ],
+        ),
+        (
+            "CREATE TABLE data (for, against, venue)",
+            "SELECT for FROM data WHERE against = '17' AND venue = 'Home'",
+            ["SELECT for FROM (SELECT * FROM data WHERE venue IN ('Home')) WHERE '17' = against"],
+            [
+                "SELECT for FROM data WHERE against = '17'",
+                "SELECT for FROM data WHERE against = '17' OR venue = 'Home'",
+                "SELECT for FROM data WHERE against = '17' AND venue = 'home'",
+            ],
+        ),
+    ],
+)
+def test_right_and_wrong_queries_are_distinguished(
+    prompt: str, reference: str, right: list[str], wrong: list[str]
+) -> None:
+    assert all(same(query, reference, prompt) for query in right)
+    assert not any(same(query, reference, prompt) for query in wrong)
