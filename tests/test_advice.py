@@ -152,6 +152,9 @@ def test_replayed_rows_are_none_of_the_tasks(
     replay = {"source": "general.jsonl", "share": 0.3}
     with_replay = prepare(write_recipe("with_replay", data=data | {"replay": replay}))
     assert with_replay["replay_rows"] > 0
+    proposed = [s for s in alone["sentences"] if "data.replay: builtin" in s]
+    assert len(proposed) == 1
+    alone["sentences"].remove(proposed[0])
     assert with_replay["advice"] == alone
 
 
@@ -286,14 +289,18 @@ def test_the_lower_end_decides_whether_prompting_does(
     side = {"exact_match": right / 30, "exact_match_interval": [low, 0.994]}
     decided = {"exact_match": "exact match"}
     probe = Probe("", 30, {"test": 30}, 5, 5, None, decided, side, side)
-    advice = advise_on(Advice(fingerprint="", rows=600, probe=probe), format_is_set=True)
+    advice = advise_on(
+        Advice(fingerprint="", rows=600, probe=probe), format_is_set=True, replays=True
+    )
     assert advice.verdict == verdict
     assert words in advice.sentences[0]
 
 
 def test_a_long_format_stands_in_the_file_alone() -> None:
     form = AnswerForm("labels", 1.0, "", {"type": "regex", "pattern": "a" * 200}, fixed=True)
-    advice = advise_on(Advice(fingerprint="", rows=600, format=form), format_is_set=False)
+    advice = advise_on(
+        Advice(fingerprint="", rows=600, format=form), format_is_set=False, replays=True
+    )
     assert advice.sentences[1] == "To measure that form: take the eval_format of advice.json"
 
 

@@ -62,13 +62,12 @@ def test_rows_that_were_trained_on_are_counted_and_warned_of(
     found, said = evaluate(capsys, fresh, mixed)
     assert found == {
         "rows": 5,
-        "rows_chose_checkpoint": True,
         "rows_trained_on": 2,
         "rows_in_validation": 1,
     }
     warning = (
         f"warning: {mixed}: 2 of 5 rows ask what the run was trained on, 1 of 5 what chose its "
-        "checkpoint: they flatter it; take rows that it never saw"
+        "checkpoint: the tuned model looks better on them than it is; take rows that it never saw"
     )
     assert warning in said
     assert run(["eval", str(fresh), "--data", str(mixed), *FEW]) == 0
@@ -80,7 +79,7 @@ def test_new_rows_and_those_held_out_for_the_test(
 ) -> None:
     file = save(tmp_path / "new.jsonl", ["New?", *prompts_of(fresh, "test")[:2]])
     found, said = evaluate(capsys, fresh, file)
-    assert (found["rows_trained_on"], found["rows_chose_checkpoint"]) == (0, False)
+    assert (found["rows_trained_on"], found["rows_in_validation"]) == (0, 0)
     assert "warning" not in said
     held_out = ask(capsys, "eval", fresh, *FEW)
     assert (held_out["rows_trained_on"], held_out["rows_in_validation"]) == (0, 0)
@@ -97,7 +96,7 @@ def test_rows_of_validation_have_chosen_the_checkpoint(
     for leaks, trained_on in ((0, 0), (1, None)):
         (copy / "data" / "prepared.json").write_text(json.dumps(without | {"leaks": leaks}))
         found = ask(capsys, "eval", copy, *FEW)
-        assert (found["rows_chose_checkpoint"], found["rows_in_validation"]) == (True, 8)
+        assert found["rows_in_validation"] == 8
         assert found["rows_trained_on"] == trained_on
         (copy / "data" / "train.arrow").unlink(missing_ok=True)
         shutil.rmtree(copy / "eval")
@@ -121,7 +120,7 @@ def test_what_cannot_be_compared_is_said(
     file = save(tmp_path / "rows.jsonl", prompts_of(copy, "train")[:1])
     (copy / "data" / "train.arrow").unlink()
     found, said = evaluate(capsys, copy, file)
-    assert found["rows_trained_on"] is None and not found["rows_chose_checkpoint"]
+    assert found["rows_trained_on"] is None and found["rows_in_validation"] is None
     assert "whether these rows were trained on cannot be told: " in said
     assert "train.arrow: is gone" in said
 
@@ -207,5 +206,5 @@ def test_choosing_examples_makes_no_list_of_all_rows(
     told = tmp_path / "told.txt"
     told.write_text("List it.")
     found = ask(capsys, "eval", fresh, "--prompted", told, "--shots", "2", "--no-forgetting")
-    assert found["shots"] == 2 and found["prompted"]["prompt_tokens"] > 0
+    assert found["examples"] == 2 and found["prompted"]["prompt_tokens"] > 0
     assert read == ["test"], "the training rows are streamed"

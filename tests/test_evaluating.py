@@ -344,7 +344,7 @@ def test_a_recipe_that_names_a_run_is_read_as_it_stands(
 
     (tmp_path / "form.json").unlink()
     assert run(["eval", str(recipe), *asked]) == 1
-    assert f"{tmp_path}/form.json: eval.format.schema names" in capsys.readouterr().err
+    assert f"{tmp_path}/form.json: eval.format.schema: cannot be read" in capsys.readouterr().err
 
 
 def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,14 +53,13 @@ def test_scores_of_ones_own(
     rows = rows_of(fresh, found)
     texts = [row["sides"]["tuned"]["text"] for row in rows]
     assert found["tuned"]["length"] == pytest.approx(sum(map(len, texts)) / len(texts))
-    assert found["scores"]["begins_with_hash"]["unit"] == "share"
-    assert found["differences"]["tuned_vs_base"]["length"]["verdict"] in (
-        "changed",
-        "no change shown",
-    )
-    own = {name for name, kind in found["scores"].items() if kind.get("own")}
-    assert own == {"begins_with_hash", "length"}
-    assert "_length" not in found["scores"] and "HASH" not in found["scores"]
+    kinds = {row["name"]: row for row in found["scores"]}
+    assert kinds["begins_with_hash"]["unit"] == "share"
+    assert kinds["length"]["tuned_vs_base"]["verdict"] is None
+    assert kinds["length"]["your_answers"]["value"] > 0
+    assert {name for name, row in kinds.items() if row["own"]} == {"begins_with_hash", "length"}
+    assert found["truth_measured_by"] == ["begins_with_hash"]
+    assert "_length" not in kinds and "HASH" not in kinds
 
 
 UNITS = """
@@ -94,7 +93,7 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
     file = tmp_path / "mine.py"
     file.write_text(UNITS)
     found = ask(capsys, "eval", fresh, "--scores", file, "--no-forgetting")
-    units = {name: kind["unit"] for name, kind in found["scores"].items()}
+    units = {row["name"]: row["unit"] for row in found["scores"]}
     assert found["tuned"]["answer_tokens"] == found["tuned"]["lines"] == 1
     assert (units["names_it"], units["stop_rate"]) == ("share", "share")
     for name in ("lines", "mixed", "answer_tokens", "loss", "rouge_l"):
@@ -181,7 +180,7 @@ def test_what_a_score_prints_is_no_result(
     assert run(["eval", str(fresh), *flags]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["tuned"]["a"] == 1
-    assert (err.count("loaded\n"), err.count("called\n")) == (1, 2)
+    assert (err.count("loaded\n"), err.count("called\n")) == (1, 4)  # the rows' own answers too
 
 
 def test_a_relative_file_is_named_at_its_line(

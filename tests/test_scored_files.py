@@ -23,7 +23,7 @@ COMMANDS = [
 NAMED = {
     "eval.format.table": {"format": {"type": "sql", "table": "nosuch.csv"}},
     "eval.format.schema": {"format": {"type": "json", "schema": "nosuch.csv"}},
-    "eval.faithfulness.banned": {"faithfulness": {"banned": "nosuch.txt"}},
+    "eval.grounding.banned": {"grounding": {"banned": "nosuch.txt"}},
 }
 WriteRecipe = Callable[..., Path]
 
@@ -66,7 +66,7 @@ def line_of(recipe: Path, word: str) -> int:
         ),
         ({"format": {"type": "sql", "table": "a.csv"}}, "", "answer_table", "holds no row"),
         ({"format": {"type": "sql", "table": "a.pdf"}}, "x", "answer_table", "neither csv"),
-        ({"faithfulness": {"banned": "a.txt"}}, b"\xff", "banned_claims", "not UTF-8"),
+        ({"grounding": {"banned": "a.txt"}}, b"\xff", "banned_phrases", "not UTF-8"),
     ],
 )
 def test_what_is_in_them_is_looked_at_too(
@@ -91,7 +91,7 @@ def test_files_that_are_there_pass(write_recipe: WriteRecipe, tmp_path: Path) ->
     (tmp_path / "a.txt").write_text("cures everything\n")
     (tmp_path / "a.json").write_text('{"type": "object"}')
     for form in ({"type": "sql", "table": "a.csv"}, {"type": "json", "schema": "a.json"}):
-        section = {"format": form, "faithfulness": {"banned": "a.txt"}}
+        section = {"format": form, "grounding": {"banned": "a.txt"}}
         require_scored_files(load_recipe(write_recipe(eval=section)))
     require_scored_files(load_recipe(write_recipe(eval={"format": {"type": "sql"}})))
     prompt = {"format": {"type": "sql", "table": "prompt"}}
@@ -104,7 +104,7 @@ def test_files_that_are_there_pass(write_recipe: WriteRecipe, tmp_path: Path) ->
 FLAGS = {
     "eval.format.table": ("eval.format={type: sql, table: a.csv}", "a,b\n1,2\n"),
     "eval.format.schema": ("eval.format={type: json, schema: a.csv}", "{}"),
-    "eval.faithfulness.banned": ("eval.faithfulness.banned=a.txt", "cures\n"),
+    "eval.grounding.banned": ("eval.grounding.banned=a.txt", "cures\n"),
 }
 
 
@@ -130,7 +130,7 @@ def test_a_file_of_a_flag_is_where_the_user_stands(
 
 def named(recipe: Path, *flags: str) -> object:
     wanted = load_recipe(recipe, flags).recipe.eval.model_dump(mode="json")
-    form, facts = wanted["format"] or {}, wanted["faithfulness"] or {}
+    form, facts = wanted["format"] or {}, wanted["grounding"] or {}
     return form.get("table") or form.get("schema") or facts.get("banned")
 
 

@@ -127,7 +127,7 @@ def test_a_schema_in_a_file_is_like_one_in_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "line", "message"),
     [
-        (None, None, "cannot be read: No such file or directory"),
+        (None, None, "eval.format.schema: cannot be read: No such file or directory"),
         (b"\xff", None, "not JSON: 'utf-8' codec can't decode"),
         (b'{\n"type": \n}', 3, "not JSON: Expecting value"),
         (b"[]", None, "a JSON Schema is an object"),

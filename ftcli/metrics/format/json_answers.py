@@ -103,7 +103,7 @@ def json_scorer(wanted: JsonFormat, base: Path) -> JsonScorer:
             return JsonScorer((), schema_validator(schema))
         message = "a JSON Schema is an object"
     except OSError as error:
-        message = f"cannot be read: {error.strerror}"
+        message = f"eval.format.schema: cannot be read: {error.strerror}"
     except (ValueError, RecursionError) as error:
         message, line = f"not JSON: {error}", getattr(error, "lineno", None)
     except SchemaFaultError as fault:

@@ -161,7 +161,8 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
         if len(longest) == 1:
             raise _error(path, "holds no table")
     except OSError as error:
-        raise _error(path, f"cannot be read: {error.strerror}") from error
+        message = f"eval.format.table: cannot be read: {error.strerror}"
+        raise _error(path, message) from error
     except (sqlite3.Error, UnicodeEncodeError) as error:
         raise _error(path, f"SQLite cannot read it: {error}") from error
     except MemoryError as error:

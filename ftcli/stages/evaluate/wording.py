@@ -27,6 +27,7 @@ RIGHT_TARGET = 0.80
 # A general text one twentieth more perplexing is less than what quantising to 4 bits does.
 MUCH = 0.05
 NOT_MEASURED = "Whether the answers are true was not measured"
+REPLAY = "General ability was lost: train again with data.replay: builtin"
 Kind = Literal["ready", "check", "not better", "not ready", "not compared"]
 
 
@@ -116,8 +117,8 @@ def summary_of(result: EvalResult) -> list[str]:
             found.append(f"{_capital(name + _better_and_worse(result, other))}.")
     if result.calls and not result.truth_measured_by:
         found.append(f"{NOT_MEASURED}: read the answers below.")
-    if result.replay is None and any(is_much(row) for row in result.forgetting):
-        found.append("General ability was lost: train again with data.replay: builtin.")
+    if needs_replay(result):
+        found.append(f"{REPLAY}.")
     found += [f"{_capital(note)}." for note in result.notes]
     if any(row.unit == "share" for row in result.shown_rows) and "base" in result.sides:
         rows = f"{result.rows:,} row{'s show' if result.rows != 1 else ' shows'}"
@@ -175,21 +176,29 @@ def _reasons(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
     elif not result.truth_measured_by:
         yield f"{NOT_MEASURED}: read some of them, or measure it (docs/evaluation.md)"
     yield from _missed_targets(result)
-    for row in worse:
-        if row in result.forgetting and not is_much(row):
-            continue
-        before, after = value_of(row, row.base), value_of(row, row.tuned)
-        yield f"Worse than the base in {row.label}: {before} → {after}"
-    if result.replay is None and any(is_much(row) for row in result.forgetting):
-        yield "General ability was lost: train again with data.replay: builtin (docs/forgetting.md)"
-    if not result.forgetting:
-        yield "Whether general ability was lost was not measured"
+    yield from _lost(result, worse)
     if prompted := [row.label for row in _with_verdict(result, "prompted", "worse")]:
-        yield (f"The base with a prompt, which needs no training, is better in {listed(prompted)}")
+        yield f"The base with a prompt, which needs no training, is better: {listed(prompted)}"
     banned = result.row("banned_phrases")
     if banned is not None and banned.tuned is not None and banned.tuned.value > MUCH:
         yield f"{value_of(banned, banned.tuned)} of the answers have a banned phrase"
     yield from flattered(result)
+
+
+def _lost(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
+    for row in worse:
+        if row not in result.forgetting or is_much(row):
+            before, after = value_of(row, row.base), value_of(row, row.tuned)
+            yield f"Worse than the base: {row.label} {before} → {after}"
+    if not result.forgetting:
+        yield "Whether general ability was lost was not measured"
+    elif needs_replay(result):
+        yield f"{REPLAY} (docs/forgetting.md)"
+
+
+def needs_replay(result: EvalResult) -> bool:
+    """Whether general ability was lost that replay would have kept."""
+    return result.replay is None and any(is_much(row) for row in result.forgetting)
 
 
 def _missed_targets(result: EvalResult) -> Iterator[str]:
