@@ -1,11 +1,12 @@
-"""What the scores of `eval.grounding` find: one supported word of a held-out answer is changed.
+"""What the scores of `eval.grounding` find, for docs/evaluation.md.
 
-For each of the last rows of a data set one number, one name and one other word that the prompt has
-is replaced by one of the same kind from another row. Printed: the share that the scorer marks, and
-next to it the share of the untouched answers in which it marks anything. With --write the table
-goes into docs/evaluation.md, together with the agreement with answers labelled by hand.
+Changed words: for each held-out row of a data set one number, one name, one colour and one other
+word that its prompt has is replaced by one of the same kind from another row; next to the share
+that the scorer marks stands the share of the untouched answers in which it marks anything. Labelled
+answers: its agreement with labels by hand (scripts/labelled_answers.py).
 
-    python scripts/grounding.py --data shared/data [--write]
+    python scripts/grounding.py --data ../shared/data --output docs/data/grounding.json
+    python scripts/grounding.py --write            # docs/evaluation.md from the figures kept there
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from labelled_answers import LABELLED, agreement, overlaps
+
 from ftcli.metrics.grounding.vocabulary import Token, Vocabulary, tokens_in
 
 ROOT = Path(__file__).parents[1]
 SHOP = ROOT / "recipes" / "data" / "shop"
+PAGE, KEPT = ROOT / "docs" / "evaluation.md", ROOT / "docs" / "data" / "grounding.json"
+BEGIN, END = "<!-- begin: scripts/grounding.py -->", "<!-- end -->"
 # Name in the table → folder of --data.
 SETS = {
     "retail descriptions": "ecommerce_retail_demo",
@@ -31,11 +36,14 @@ SETS = {
 }
 HELD_OUT = 400
 KINDS = ("number", "name", "colour", "other word")
-COLOURS = (
-    "amber beige black blue bronze brown burgundy charcoal copper coral cream crimson emerald gold "
-    "gray green grey ivory khaki lavender lilac maroon mint mustard navy olive orange peach pink "
-    "purple red silver tan teal turquoise white yellow"
-).split()
+COLOURS = set(
+    re.findall(
+        r"\w+",
+        "amber beige black blue bronze brown burgundy charcoal copper coral cream crimson emerald "
+        "gold gray green grey ivory khaki lavender lilac maroon mint mustard navy olive orange "
+        "peach pink purple red silver tan teal turquoise white yellow",
+    )
+)
 Pair = tuple[str, str]
 
 
@@ -59,6 +67,18 @@ def supported(pair: Pair) -> list[Token]:
     return [t for t in tokens if re.search(rf"(?i)\b{re.escape(t.text)}\b", prompt)]
 
 
+def another(kind: str, token: Token, prompt: str, draw: random.Random, others: list[str]) -> str:
+    """A word of the same kind that the prompt does not have; empty where none is found."""
+    for _ in range(50):
+        if kind == "number":
+            new = re.sub(r"\d", lambda _: str(draw.randint(1, 9)), token.text)
+        else:
+            new = draw.choice(others or [token.text])
+        if new.casefold() not in prompt.casefold():
+            return new
+    return ""
+
+
 def measure(train: list[Pair], held_out: list[Pair]) -> tuple[dict[str, Counter[bool]], int]:
     """Kind → how often a changed word was marked, and how many untouched answers are."""
     vocabulary = Vocabulary.learn(train, "english")
@@ -77,18 +97,11 @@ def measure(train: list[Pair], held_out: list[Pair]) -> tuple[dict[str, Counter[
             by_kind[kind_of(token)].append(token)
         for kind, tokens in sorted(by_kind.items()):
             token = draw.choice(tokens)
-            for _ in range(50):
-                new = draw.choice(others[kind]) if others[kind] else token.text
-                if kind == "number":
-                    new = re.sub(r"\d", lambda _: str(draw.randint(1, 9)), token.text)
-                if new.casefold() not in prompt.casefold():
-                    break
-            else:
-                continue
-            changed = answer[: token.start] + new + answer[token.end :]
-            end = token.start + len(new)
-            findings = vocabulary.not_in(facts, changed)
-            marked[kind][any(f.start < end and token.start < f.end for f in findings)] += 1  # type: ignore[operator]
+            if new := another(kind, token, prompt, draw, others[kind]):
+                changed = answer[: token.start] + new + answer[token.end :]
+                span = token.start, token.start + len(new)
+                findings = vocabulary.not_in(facts, changed)
+                marked[kind][any(overlaps(finding, *span) for finding in findings)] += 1
     return marked, untouched
 
 
@@ -110,16 +123,82 @@ def figures(data: Path) -> list[dict[str, object]]:
     return found
 
 
+def labelled() -> list[dict[str, object]]:
+    """A row for each file of labels."""
+    found = []
+    for name in LABELLED:
+        each = agreement(name)
+        missing = each.missing
+        found.append(
+            {
+                "file": name,
+                "answers": each.answers,
+                "numbers found": each.recall("number"),
+                "numbers right": each.precision("number"),
+                "names found": each.recall("brand"),
+                "colours, materials found": each.recall("colour", "material"),
+                "facts found": (missing["right"], missing["right"] + missing["overlooked"]),
+                "facts right": (missing["right"], missing["right"] + missing["wrong"]),
+            }
+        )
+    return found
+
+
+def page(kept: dict[str, list[dict[str, object]]]) -> str:
+    """Two tables in Markdown."""
+    lines = ["| changed word, found | " + " | ".join(KINDS) + " | marked untouched |"]
+    lines.append("| --- |" + " ---: |" * (len(KINDS) + 1))
+    for row in kept["changed"]:
+        cells = [_cell(row[kind]) for kind in (*KINDS, "untouched")]
+        lines.append(f"| {row['set']} | {' | '.join(cells)} |")
+    total = [_sum([row[kind] for row in kept["changed"]]) for kind in (*KINDS, "untouched")]
+    lines.append(f"| all | {' | '.join(map(_cell, total))} |")
+    columns = [name for name in kept["labelled"][0] if name not in ("file", "answers")]
+    lines += ["", "| labelled answers | " + " | ".join(columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
+    for row in kept["labelled"]:
+        name = str(row["file"]).replace("_", " ")
+        cells = [_cell(row[column]) for column in columns]
+        lines.append(f"| {name} ({row['answers']}) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(pair: object) -> str:
+    """`0.98 of 301`."""
+    hits, of = pair  # type: ignore[misc]
+    return f"{hits / of:.2f} of {of}" if of else "–"
+
+
+def _sum(pairs: list[object]) -> list[int]:
+    return [sum(column) for column in zip(*pairs, strict=True)]  # type: ignore[call-overload]
+
+
+def write_page(kept: dict[str, list[dict[str, object]]]) -> str:
+    """docs/evaluation.md with its tables replaced."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{page(kept)}\n\n{END}{after}"
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    asked.add_argument("--data", type=Path, required=True)
-    asked.add_argument("--output", type=Path, help="JSON file of the figures")
+    asked.add_argument("--data", type=Path, help="folder of the public data sets")
+    asked.add_argument("--output", type=Path, default=KEPT)
+    asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
-    found = figures(options.data)
-    text = json.dumps(found, indent=1)
-    if options.output is not None:
-        options.output.write_text(f"{text}\n", encoding="utf-8")
-    sys.stdout.write(f"{text}\n")
+    if options.data is not None:
+        kept = {"changed": figures(options.data), "labelled": labelled()}
+        rows = (
+            ",\n".join(f"  {json.dumps(row)}" for row in kept[name])
+            for name in ("changed", "labelled")
+        )
+        changed, hand = rows
+        options.output.write_text(f'{{"changed": [\n{changed}\n], "labelled": [\n{hand}\n]}}\n')
+    kept = json.loads(options.output.read_text(encoding="utf-8"))
+    sys.stdout.write(f"{page(kept)}\n")
+    if options.write:
+        PAGE.write_text(write_page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,18 +9,20 @@ guide of five kinds of words: what is unsupported beyond them has no label.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ftcli.metrics.grounding.facts import facts_of, mentioned
 from ftcli.metrics.grounding.vocabulary import Vocabulary
+from ftcli.metrics.scorer import Finding
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = Path(__file__).parents[1]
+LABELS = ROOT / "tests" / "metrics" / "grounding"
 SHARED = ROOT.parent / "shared" / "data"
 SHOP = ROOT / "recipes" / "data" / "shop" / "train.jsonl"
 RETAIL = SHARED / "ecommerce_retail_demo" / "train.jsonl"
@@ -41,20 +43,24 @@ LABELLED: dict[str, Path | None] = {
 class Agreement:
     """Counts over the answers of one file."""
 
+    answers: int
     found: Counter[str]
     """Labels that a finding overlaps, by kind."""
     overlooked: Counter[str]
-    numbers_labelled: int
-    """Numbers marked that have a label."""
-    numbers: int
-    """Numbers marked."""
-    missing_right: int
-    missing_wrong: int
-    missing_overlooked: int
+    marked_right: Counter[str]
+    """Numbers, names and terms marked that have a label of any kind."""
+    marked: Counter[str]
+    missing: Counter[str]
+    """Facts not mentioned: `right`, `wrong`, `overlooked`."""
 
-    def recall(self, *kinds: str) -> float:
+    def recall(self, *kinds: str) -> tuple[int, int]:
+        """Labels found, of how many."""
         hits = sum(self.found[kind] for kind in kinds)
-        return hits / (hits + sum(self.overlooked[kind] for kind in kinds))
+        return hits, hits + sum(self.overlooked[kind] for kind in kinds)
+
+    def precision(self, *kinds: str) -> tuple[int, int]:
+        """Marks that have a label, of how many."""
+        return sum(self.marked_right[k] for k in kinds), sum(self.marked[k] for k in kinds)
 
 
 @cache
@@ -66,7 +72,7 @@ def pairs_in(path: Path) -> list[tuple[str, str]]:
 
 def cases(name: str) -> Iterator[dict[str, Any]]:
     rows = LABELLED[name]
-    for line in (HERE / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
         case = json.loads(line)
         if "facts" not in case:
             assert rows is not None
@@ -75,40 +81,40 @@ def cases(name: str) -> Iterator[dict[str, Any]]:
 
 
 def agreement(name: str) -> Agreement:
+    """Raises FileNotFoundError where the public rows that the labels name are absent."""
     rows = LABELLED[name]
     vocabulary = Vocabulary.learn(pairs_in(rows) if rows else [], "english")
-    found: Counter[str] = Counter()
-    overlooked: Counter[str] = Counter()
-    marked: Counter[bool] = Counter()
-    missing: Counter[str] = Counter()
+    total = Agreement(0, *(Counter() for _ in range(5)))
+    answers = 0
     for case in cases(name):
+        answers += 1
         answer, facts = case["answer"], case["facts"]
         findings = list(vocabulary.not_in(vocabulary.facts(facts), answer))
-        spans = [(label["kind"], *_span(answer, label["text"])) for label in case["invented"]]
-        for kind, start, end in spans:
-            hit = any(f.start < end and start < f.end for f in findings)  # type: ignore[operator]
-            (found if hit else overlooked)[kind] += 1
-        for each in findings:
-            if each.kind.startswith("number"):
-                marked[any(each.start < end and start < each.end for _, start, end in spans)] += 1  # type: ignore[operator]
+        labels = [(label["kind"], _spans(answer, label["text"])) for label in case["invented"]]
+        spans = [span for _, places in labels for span in places]
+        for kind, places in labels:
+            hit = any(overlaps(finding, *span) for finding in findings for span in places)
+            (total.found if hit else total.overlooked)[kind] += 1
+        for finding in findings:
+            kind = finding.kind.partition(" ")[0]
+            total.marked[kind] += 1
+            total.marked_right[kind] += any(overlaps(finding, *span) for span in spans)
         if case.get("missing") is not None:
             left_out = [f for f in facts_of(facts) if not mentioned(f, answer, vocabulary)]
             seen, wanted = Counter(f.value for f in left_out), Counter(case["missing"])
-            missing["right"] += (seen & wanted).total()
-            missing["wrong"] += (seen - wanted).total()
-            missing["overlooked"] += (wanted - seen).total()
-    return Agreement(
-        found,
-        overlooked,
-        marked[True],
-        marked.total(),
-        missing["right"],
-        missing["wrong"],
-        missing["overlooked"],
-    )
+            total.missing["right"] += (seen & wanted).total()
+            total.missing["wrong"] += (seen - wanted).total()
+            total.missing["overlooked"] += (wanted - seen).total()
+    return replace(total, answers=answers)
 
 
-def _span(answer: str, label: str) -> tuple[int, int]:
-    start = answer.casefold().find(label.casefold())
-    assert start >= 0, label
-    return start, start + len(label)
+def overlaps(finding: Finding, start: int, end: int) -> bool:
+    """Whether a finding touches these characters."""
+    assert finding.start is not None and finding.end is not None
+    return finding.start < end and start < finding.end
+
+
+def _spans(answer: str, label: str) -> list[tuple[int, int]]:
+    """Every place of a label's words: the same words twice have one label."""
+    found = re.finditer(re.escape(label.casefold()), answer.casefold())
+    return [(each.start(), each.end()) for each in found]
