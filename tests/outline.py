@@ -55,7 +55,8 @@ class Outline(HTMLParser):
 
 def outline(run: RunFolder) -> Outline:
     """Of the page of a run, which must be valid."""
-    found = Outline(write_report(run).read_text(encoding="utf-8"))
+    write_report(run)
+    found = Outline(run.report.read_text(encoding="utf-8"))
     assert found.faults == []
     ids = [each["id"] for _, each in found.elements if "id" in each]
     assert len(ids) == len(set(ids))

@@ -27,7 +27,9 @@ RIGHT_TARGET = 0.80
 # A general text one twentieth more perplexing is less than what quantising to 4 bits does.
 MUCH = 0.05
 NOT_MEASURED = "Whether the answers are true was not measured"
-Kind = Literal["ready", "check", "not better", "not ready", "not compared"]
+Kind = Literal[
+    "ready", "check", "not better", "not ready", "not compared", "not evaluated", "not finished"
+]
 
 
 @dataclass(frozen=True)
