@@ -280,7 +280,8 @@ def plan_record() -> PlanRecord:
         reserved_bytes=1_768_000_000,
         device_bytes=2_358_000_000,
         residuals=ResidualsRecord(
-            figure="card", group="lora", like_ours=True, runs=9, median_error=0.02, low=0.95, high=1.12
+            figure="card", group="lora", like_ours=True,
+            runs=9, median_error=0.02, low=0.95, high=1.12,
         ),
         uncovered=(),
         managed_bytes=0,

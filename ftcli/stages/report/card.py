@@ -135,5 +135,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _line(words: str) -> str:
-    """On one line; what would be taken for HTML is not."""
-    return " ".join(words.split()).replace("<", "&lt;")
+    """On one line, without secrets; what would be taken for HTML is not."""
+    return " ".join(masked(words).split()).replace("<", "&lt;")

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ConfigDict
 
 from ftcli.artifacts import RunFolder
 from ftcli.errors import FtcliError
 from ftcli.loading import PATH_KEYS, load_recipe
 from ftcli.prepared import Prepared, load_prepared, row_lengths
-from ftcli.results import EvalResult, PlanRecord, RunRecord
+from ftcli.results import EvalResult, PlanRecord, Result, RunRecord
 from ftcli.secrets import masker
 from ftcli.shapes import model_source
 from ftcli.stages.evaluate.wording import RunVerdict, verdict_of
@@ -113,8 +113,11 @@ class ReportFigures:
         return verdict_of(self.evaluation)
 
 
-class _Advice(BaseModel):
+class _Advice(Result):
     """What is read of data/advice.json."""
+
+    model_config = ConfigDict(extra="ignore")
+    remedy = "prepare again"
 
     sentences: tuple[str, ...] = ()
 
@@ -130,14 +133,13 @@ def read_figures(run: RunFolder) -> ReportFigures:
         try:
             return reader() if file.is_file() else None
         except FtcliError as error:
-            problems.append(f"{file.relative_to(run.path)}: {error.message}")
-        except ValidationError:
-            problems.append(f"{file.relative_to(run.path)}: cannot be read; prepare again")
+            what = error.message.replace(str(run.path), f"{run.path.parent.name}/{run.path.name}")
+            problems.append(f"{file.relative_to(run.path)}: {what}")
         return None
 
     recipe = read(run.recipe, lambda: load_recipe(run.recipe).recipe)
     advised = run.data / "advice.json"
-    advice = read(advised, lambda: _Advice.model_validate_json(advised.read_bytes())) or _Advice()
+    advice = read(advised, partial(_Advice.read, advised)) or _Advice()
     files = sorted(run.evaluations.glob("*.json"))
     results = [read(file, partial(EvalResult.read, file)) for file in files]
     evaluations = evaluations_in(run, [result for result in results if result is not None])
@@ -156,11 +158,11 @@ def read_figures(run: RunFolder) -> ReportFigures:
     found = ReportFigures(
         run=run,
         record=record,
-        plan=read(run.plan, lambda: PlanRecord.read(run.plan)),
+        plan=read(run.plan, partial(PlanRecord.read, run.plan)),
         recipe=recipe.model_dump(mode="json") if recipe is not None else {},
         hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
         base_digest=read(run.contract, run.base_fingerprint),
-        prepared=read(run.data / "prepared.json", lambda: load_prepared(run.data)),
+        prepared=read(run.data / "prepared.json", partial(load_prepared, run.data)),
         lengths=_lengths(run),
         advice=advice.sentences,
         evaluation=main,
