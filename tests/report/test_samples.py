@@ -9,6 +9,7 @@ import pytest
 from ftcli.results import Answer, AnsweredRow, EvalResult, Finding
 from ftcli.stages.report.figures import read_figures
 from ftcli.stages.report.samples import LONGEST_TEXT, MOST_ROWS, Samples, Tag, marked
+from tests.outline import outline
 from tests.reported import (
     ROWS,
     answer,
@@ -42,25 +43,24 @@ def test_what_was_found_is_marked_and_numbered() -> None:
     beyond = Finding(kind="too long", message="…", start=5, end=4000)
     found = (finding(text, "2 litres"), finding(text, "oak. Holds 2"), nowhere, beyond)
     shown = marked(text, found)
-    assert "".join(piece.text for piece in shown.pieces) == text
-    pieces = [(piece.text, piece.numbers) for piece in shown.pieces if piece.marked]
+    assert "".join(piece.text for piece in shown) == text
+    pieces = [(piece.text, piece.numbers) for piece in shown if piece.marked]
     assert pieces == [("oak. Holds ", ()), ("2", (2,)), (" litres", (1,))]
 
 
-def test_a_long_text_is_cut_and_says_by_how_much() -> None:
+def test_a_long_text_is_cut() -> None:
     late = Finding(kind="number", message="", start=999_000, end=999_009)
     shown = marked("x" * 1_000_000, (late,))
-    assert shown.characters == LONGEST_TEXT and shown.left_out == 1_000_000 - LONGEST_TEXT
+    assert [(piece.text, piece.marked) for piece in shown] == [("x" * LONGEST_TEXT, False)]
 
 
 def test_rows_are_tagged_by_what_the_tuned_model_did(tmp_path: Path) -> None:
     found = samples(tmp_path, usual_lines(36))
-    tags = {row.number: set(row.tags) for row in found.rows}
+    tags = {each.row.number: set(each.tags) for each in found.rows}
     assert tags[2] == {"better"}
     assert tags[6] == {"terms", "better"}
     assert tags[8] == {"format", "better"}  # not in the format, but it finishes
     assert (found.tags["terms"], found.tags["format"], found.tags["worse"]) == (8, 6, 0)
-    assert found.rows[5].place == "test.jsonl:6"
 
 
 def test_wrong_banned_unfinished_and_worse(tmp_path: Path) -> None:
@@ -86,7 +86,8 @@ def test_of_many_rows_those_with_a_finding_are_shown_first(tmp_path: Path) -> No
     found = samples(tmp_path, usual_lines(3000))
     assert found.total == 3000 and len(found.rows) == MOST_ROWS
     assert all({"format", "terms"} & set(row.tags) for row in found.rows)
-    assert [row.number for row in found.rows] == sorted(row.number for row in found.rows)
+    numbers = [each.row.number for each in found.rows]
+    assert numbers == sorted(numbers)
 
 
 def test_long_rows_leave_room_for_fewer(tmp_path: Path) -> None:
@@ -102,9 +103,11 @@ def test_a_secret_in_an_answer_is_shown_nowhere(
     text = "The key is s3cr3t-of-the-shop, of oak."
     tuned = answer(text, findings=(finding(text, "oak"),))
     line = usual_lines(1)[0].model_copy(update={"sides": {"tuned": tuned}})
-    (shown,) = samples(tmp_path, [line]).rows[0].answers
+    run = save_run(tmp_path)
+    save_evaluation(run, evaluation(rows=1, samples=(line,)), [line])
+    page = outline(run).text
     # Unmarked: the places are those of the text as it was.
-    assert [piece.text for piece in shown.text.pieces] == ["The key is ***, of oak."]
+    assert page.count("The key is ***, of oak.") == 2 and "s3cr3t" not in page
 
 
 def test_rows_to_read_are_shown_where_nothing_says_whether_they_are_true(tmp_path: Path) -> None:

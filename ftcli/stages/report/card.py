@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ftcli.results import EvalResult
 from ftcli.secrets import masked
 from ftcli.stages.evaluate.wording import NOT_MEASURED, summary_of
 from ftcli.stages.report import tables
-from ftcli.stages.report.figures import HELD_OUT, ReportFigures, name_alone, with_paths
+from ftcli.stages.report.figures import HELD_OUT, ReportFigures, name_alone, named
 from ftcli.stages.report.tables import Table
 
 # Scores of ours that the hub's list of metrics knows by another name.
@@ -24,7 +25,12 @@ HUB_METRICS = {"rouge_l": "rouge", "exact_match": "exact_match"}
 def model_card(figures: ReportFigures) -> str:
     """Markdown with the front matter that the hub reads. A card is published: of files outside of
     the recipe's folder it has the names alone."""
-    shown = with_paths(figures, name_alone)
+    found = figures.evaluation
+    shown = replace(
+        figures,
+        path=lambda path: name_alone(figures.path(path)),
+        evaluation=named(found, name_alone) if found is not None else None,
+    )
     whole = "".join(f"{line}\n" for line in (_front_matter(shown), *_body(shown)))
     # Halves of characters, which names of files may hold, can be written nowhere.
     return masked(whole).encode("utf-8", "replace").decode("utf-8")
@@ -81,7 +87,7 @@ def _body(figures: ReportFigures) -> Iterator[str]:
     yield from _evaluation(figures.evaluation)
     yield from _section(tables.training(figures))
     if figures.prepared is not None:
-        yield from _section(tables.splits(figures.prepared))
+        yield from _section(tables.splits(figures.prepared, figures.path))
         yield from _bulleted(figures.advice)
     yield from ("", "## Use", "", "In the folder of this card:", "", "```sh")
     yield 'ftcli generate . "a prompt like those it was trained on"'

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import ConfigDict
@@ -18,12 +18,12 @@ from ftcli.artifacts import RunFolder
 from ftcli.errors import FtcliError
 from ftcli.loading import PATH_KEYS, load_recipe
 from ftcli.prepared import Prepared, load_prepared, row_lengths
-from ftcli.results import EvalResult, PlanRecord, Result, RunRecord
-from ftcli.secrets import masker
+from ftcli.recipe import Recipe
+from ftcli.results import AnsweredRow, EvalResult, PlanRecord, Result, RunRecord
 from ftcli.shapes import model_source
 from ftcli.stages.evaluate.wording import RunVerdict, verdict_of
 from ftcli.stages.report.charts import Chart, charts_of
-from ftcli.stages.report.samples import Sample, Samples, sample_of, samples_in
+from ftcli.stages.report.samples import Samples, samples_in
 
 # `name` or `owner/name` (huggingface_hub.utils.validate_repo_id).
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -38,10 +38,11 @@ class ReportFigures:
     """A run as its page and its card show it; none or empty: not there."""
 
     run: RunFolder
+    path: Change
+    """How a path is said."""
     record: RunRecord
     plan: PlanRecord | None
-    recipe: Mapping[str, Any]
-    """Values of recipe.yaml by key."""
+    recipe: Recipe | None
     hub_base: str
     """The base's id on the hub; empty where it is a local folder."""
     base_digest: str | None
@@ -53,31 +54,35 @@ class ReportFigures:
     """The one that says most (`evaluations_in`)."""
     others: tuple[EvalResult, ...]
     samples: Samples | None
-    read_these: tuple[Sample, ...]
-    """A few rows to read, where nothing measured whether answers are true."""
     charts: tuple[Chart, ...]
     problems: tuple[str, ...]
     """Files that could not be read, each with what to do."""
 
     @property
     def name(self) -> str:
-        return str(self.recipe.get("name") or self.run.path.name)
+        return self.recipe.name if self.recipe else self.run.path.name
 
     @property
     def model(self) -> str:
-        return str(self.recipe["model"]["id"]) if self.recipe else ""
+        return self.path(self.recipe.model.id) if self.recipe else ""
 
     @property
     def method(self) -> str:
-        return str(self.recipe["method"]["mode"]) if self.recipe else ""
+        return self.recipe.method.mode if self.recipe else ""
 
     @property
     def recipe_text(self) -> str:
-        """YAML, every default written out."""
-        values = dict(self.recipe)
-        if not values:
+        """YAML, every default written out; empty without a recipe."""
+        if self.recipe is None:
             return ""
+        values = _with_paths(self.recipe.model_dump(mode="json"), self.path)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def read_these(self) -> tuple[AnsweredRow, ...]:
+        """A few rows to read, where nothing measured whether answers are true."""
+        found = self.evaluation
+        return found.samples if found is not None and not found.truth_measured_by else ()
 
     @property
     def when(self) -> str:
@@ -127,7 +132,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
     be read are left out and named."""
     record = run.record()
     problems: list[str] = []
-    told = told_from(record.recipe)
+    path = told_from(record.recipe)
 
     def read(file: Path, reader: Callable[[], T]) -> T | None:
         try:
@@ -142,24 +147,21 @@ def read_figures(run: RunFolder) -> ReportFigures:
     advice = read(advised, partial(_Advice.read, advised)) or _Advice()
     files = sorted(run.evaluations.glob("*.json"))
     results = [read(file, partial(EvalResult.read, file)) for file in files]
-    evaluations = evaluations_in(run, [result for result in results if result is not None])
+    evaluations = evaluations_in(run, [named(each, path) for each in results if each is not None])
     main = evaluations[0] if evaluations else None
-    mask = masker()
     samples = None
     if main is not None and main.calls:
         file = run.evaluations / main.answers
-        samples = samples_in(file, main, mask, told)
+        samples = samples_in(file, main) if file.is_file() else Samples((), 0)
         if samples.total < main.rows:
-            there = (
-                f"{samples.total:,} of {main.rows:,} rows are there; remove it and evaluate again"
-            )
-            problems.append(f"{file.relative_to(run.path)}: {there}")
-    unmeasured = main.samples if main is not None and not main.truth_measured_by else ()
-    found = ReportFigures(
+            there = f"{samples.total:,} of {main.rows:,} rows are there"
+            problems.append(f"{file.relative_to(run.path)}: {there}; remove it and evaluate again")
+    return ReportFigures(
         run=run,
+        path=path,
         record=record,
         plan=read(run.plan, partial(PlanRecord.read, run.plan)),
-        recipe=recipe.model_dump(mode="json") if recipe is not None else {},
+        recipe=recipe,
         hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
         base_digest=read(run.contract, run.base_fingerprint),
         prepared=read(run.data / "prepared.json", partial(load_prepared, run.data)),
@@ -168,11 +170,14 @@ def read_figures(run: RunFolder) -> ReportFigures:
         evaluation=main,
         others=evaluations[1:],
         samples=samples,
-        read_these=tuple(sample_of(row, main, mask, told) for row in unmeasured if main),
         charts=charts_of(run, problems),
-        problems=(),
+        problems=tuple(problems),  # after all that reads
     )
-    return replace(with_paths(found, told), problems=tuple(problems))
+
+
+def named(result: EvalResult, change: Change) -> EvalResult:
+    """With the name of its rows changed, where that is a path."""
+    return result.model_copy(update={"data": change(result.data)})
 
 
 def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult, ...]:
@@ -226,39 +231,9 @@ def name_alone(path: str) -> str:
     return os.path.basename(os.path.normpath(path)) if leads_out else path
 
 
-def with_paths(figures: ReportFigures, change: Change) -> ReportFigures:
-    """The figures with every path in them changed."""
-
-    def of(result: EvalResult) -> EvalResult:
-        prompt = change(result.instruction) if result.instruction else None
-        return result.model_copy(update={"data": change(result.data), "instruction": prompt})
-
-    prepared, found = figures.prepared, figures.evaluation
-    if prepared is not None:
-        replay = prepared.replay
-        prepared = replace(
-            prepared,
-            train_source=change(prepared.train_source),
-            longest=replace(prepared.longest, file=change(prepared.longest.file)),
-            problems=tuple(replace(p, file=change(p.file)) for p in prepared.problems),
-            replay=replace(replay, source=change(replay.source)) if replay else None,
-        )
-    return replace(
-        figures,
-        recipe=_in_recipe(figures.recipe, change),
-        prepared=prepared,
-        evaluation=of(found) if found is not None else None,
-        others=tuple(of(result) for result in figures.others),
-    )
-
-
-def _in_recipe(values: Mapping[str, Any], change: Change, section: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        place = f"{section}{key}"
-        if isinstance(value, dict):
-            found[key] = _in_recipe(value, change, f"{place}.")
-        else:
-            is_path = place in PATH_KEYS and isinstance(value, str)
-            found[key] = change(value) if is_path else value
-    return found
+def _with_paths(values: object, change: Change, place: str = "") -> object:
+    """A recipe's values by key, each path changed."""
+    if isinstance(values, dict):
+        places = {key: f"{place}.{key}".lstrip(".") for key in values}
+        return {key: _with_paths(each, change, places[key]) for key, each in values.items()}
+    return change(values) if place in PATH_KEYS and isinstance(values, str) else values

@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ftcli.results import Finding
 from ftcli.secrets import masker
 from ftcli.stages.evaluate.wording import summary_of
 from ftcli.stages.report import charts, tables
 from ftcli.stages.report.figures import ReportFigures
-from ftcli.stages.report.samples import TAGS
+from ftcli.stages.report.samples import LONGEST_TEXT, MOST_FINDINGS, TAGS, Piece, marked
 
 FOLDER = Path(__file__).parent
 # What a page must not hold as it is (HTML, "preprocessing the input stream"): control characters
@@ -31,6 +33,11 @@ def page(figures: ReportFigures) -> str:
     from markupsafe import Markup
 
     mask = masker()
+
+    def pieces(text: str, findings: Sequence[Finding] = ()) -> list[Piece]:
+        """A text with what was found in it marked: where a secret is masked, places are others."""
+        hidden = mask(text)
+        return marked(hidden, findings if hidden == text else ())
 
     def finalized(value: Any) -> Any:
         """Every value on its way into the page, without secrets; markup is our own."""
@@ -58,6 +65,9 @@ def page(figures: ReportFigures) -> str:
         palettes=charts,
         tables=tables,
         tags=TAGS,
+        longest=LONGEST_TEXT,
+        most_findings=MOST_FINDINGS,
+        pieces=pieces,
         summary_of=summary_of,
     )
 

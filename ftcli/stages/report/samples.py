@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
-from ftcli.results import SIDES, Answer, AnsweredRow, EvalResult, Finding, ScoreRow, Side
+from ftcli.results import Answer, AnsweredRow, EvalResult, Finding, ScoreRow
 
 # A browser on a phone stays quick with so many rows, and a page of some MB can be sent.
 MOST_ROWS, MOST_CHARACTERS = 500, 2_000_000
@@ -18,7 +18,6 @@ MOST_ROWS, MOST_CHARACTERS = 500, 2_000_000
 LONGEST_TEXT = 4000
 MOST_FINDINGS = 50
 
-Mask = Callable[[str], str]
 Tag = Literal["format", "terms", "banned", "wrong", "unfinished", "better", "worse"]
 TAGS: Mapping[Tag, str] = {
     "format": "failed the format",
@@ -32,55 +31,18 @@ TAGS: Mapping[Tag, str] = {
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of a text."""
-
-    text: str
-    marked: bool = False
-    numbers: tuple[int, ...] = ()
-    """Of the findings that end here, from 1."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """The beginning of a text."""
-
-    pieces: tuple[Piece, ...]
-    left_out: int
-    """Characters that are not shown."""
-
-    @property
-    def characters(self) -> int:
-        return sum(len(piece.text) for piece in self.pieces)
-
-
-@dataclass(frozen=True)
-class ShownAnswer:
-    """What one side answered."""
-
-    side: Side
-    text: Text
-    tokens: int
-    stopped: bool
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
 class Sample:
-    """One held-out row; `tags` say what the tuned model did."""
+    """One held-out row; the tags say what the tuned model did."""
 
-    number: int
-    place: str
-    prompt: Text
-    reference: Text
-    facts: Text | None
-    answers: tuple[ShownAnswer, ...]
+    row: AnsweredRow
     tags: tuple[Tag, ...]
 
     @property
     def characters(self) -> int:
-        texts = [self.prompt, self.reference, self.facts, *(each.text for each in self.answers)]
-        return sum(text.characters for text in texts if text is not None)
+        """Those that the page shows."""
+        texts = [self.row.prompt, self.row.reference, self.row.facts or ""]
+        texts += [answer.text for answer in self.row.sides.values()]
+        return sum(min(len(text), LONGEST_TEXT) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -94,29 +56,37 @@ class Samples:
     @property
     def tags(self) -> dict[Tag, int]:
         """How many of the shown rows have each."""
-        return {tag: sum(tag in row.tags for row in self.rows) for tag in TAGS}
+        return {tag: sum(tag in each.tags for each in self.rows) for tag in TAGS}
 
 
-def samples_in(file: Path, result: EvalResult, mask: Mask, told: Mask) -> Samples:
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a text."""
+
+    text: str
+    marked: bool = False
+    numbers: tuple[int, ...] = ()
+    """Of the findings that end here, from 1."""
+
+
+def samples_in(file: Path, result: EvalResult) -> Samples:
     """Of a file of answers; of many rows those with a finding, or worse, come first."""
     telling: list[Sample] = []
     others: list[Sample] = []
     total = 0
     for row in _rows(file):
         total += 1
-        sample = sample_of(row, result, mask, told)
+        sample = Sample(row, tuple(_tags(row, result)))
         kept = telling if set(sample.tags) - {"better"} else others
         if len(kept) < MOST_ROWS:
             kept.append(sample)
     first = [*telling, *others][:MOST_ROWS]
     room = itertools.accumulate(sample.characters for sample in first)
     shown = [sample for sample, used in zip(first, room, strict=True) if used <= MOST_CHARACTERS]
-    return Samples(tuple(sorted(shown, key=lambda sample: sample.number)), total)
+    return Samples(tuple(sorted(shown, key=lambda sample: sample.row.number)), total)
 
 
 def _rows(file: Path) -> Iterator[AnsweredRow]:
-    if not file.is_file():
-        return
     with file.open("rb") as lines:
         for line in lines:
             try:
@@ -125,34 +95,8 @@ def _rows(file: Path) -> Iterator[AnsweredRow]:
                 continue  # the page says how many rows are there
 
 
-def sample_of(row: AnsweredRow, result: EvalResult, mask: Mask, told: Mask) -> Sample:
-    """A row as the page shows it; `mask` hides secrets, `told` is a path as the page says it."""
-
-    def plain(text: str) -> Text:
-        return marked(mask(text), ())
-
-    answers = []
-    for side in SIDES:
-        if (answer := row.sides.get(side)) is None:
-            continue
-        text, findings = mask(answer.text), answer.findings[:MOST_FINDINGS]
-        # Places are those of the text as it was.
-        placed = findings if text == answer.text else ()
-        shown = marked(text, placed)
-        answers.append(ShownAnswer(side, shown, answer.tokens, answer.stopped, findings))
-    return Sample(
-        number=row.number,
-        place=f"{told(row.file)}:{row.line}",
-        prompt=plain(row.prompt),
-        reference=plain(row.reference),
-        facts=plain(row.facts) if row.facts is not None else None,
-        answers=tuple(answers),
-        tags=tuple(_tags(row, result)),
-    )
-
-
-def marked(text: str, findings: Sequence[Finding]) -> Text:
-    """The text from its beginning, in pieces that end where a finding begins or ends."""
+def marked(text: str, findings: Sequence[Finding] = ()) -> list[Piece]:
+    """The beginning of a text, in pieces that end where a finding begins or ends."""
     kept = text[:LONGEST_TEXT]
     spans = [
         (each.start, each.end, number)
@@ -165,12 +109,12 @@ def marked(text: str, findings: Sequence[Finding]) -> Text:
         here = [span for span in spans if span[0] <= start and end <= span[1]]
         numbers = tuple(number for _, last, number in here if last == end)
         pieces.append(Piece(kept[start:end], bool(here), numbers))
-    return Text(tuple(pieces), len(text) - len(kept))
+    return pieces
 
 
 def _tags(row: AnsweredRow, result: EvalResult) -> Iterator[Tag]:
     tuned = row.sides.get("tuned")
-    if tuned is None or not result.calls:
+    if tuned is None:
         return
     shares = [score for score in result.shown_rows if score.unit == "share" and score.better]
     truth = [score for score in shares if score.name in result.truth_measured_by]
@@ -205,8 +149,6 @@ def _change(row: ScoreRow, base: Answer, tuned: Answer) -> int:
         (before, of), (after, out_of) = (
             answer.counts.get(row.name, (0, 0)) for answer in (base, tuned)
         )
-        if not of or not out_of:
-            return 0
-        change = after / out_of - before / of
+        change = after / out_of - before / of if of and out_of else 0
     sign = (change > 0) - (change < 0)
     return sign if row.better == "higher" else -sign

@@ -9,7 +9,7 @@ from ftcli.console import duration, gigabytes, megabytes
 from ftcli.prepared import Prepared
 from ftcli.results import EvalResult, MemoryFigures, PlanRecord, ScoreRow, Side, TrainingResult
 from ftcli.stages.evaluate.wording import data_of, difference_of, rows_of, value_of, word_of
-from ftcli.stages.report.figures import ReportFigures
+from ftcli.stages.report.figures import Change, ReportFigures
 
 SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
 # Two figures that are not the same (`ftcli.engine.memory`): each says what it is.
@@ -106,17 +106,19 @@ def _training(found: TrainingResult, peak: str) -> Iterator[tuple[str, str]]:
         yield "size of the weights", megabytes(found.saved_bytes)
 
 
-def splits(p: Prepared) -> Table:
+def splits(p: Prepared, path: Change) -> Table:
     """Sizes of each split, and of what is replayed."""
     named = [("training", p.train), ("validation", p.validation), ("test", p.test)]
     rows = [(name, each.rows, each.tokens, each.trained_tokens) for name, each in named]
     if (r := p.replay) is not None:
-        rows.append((f"replayed, from {r.source}", r.rows, r.tokens, r.trained_tokens))
+        rows.append((f"replayed, from {path(r.source)}", r.rows, r.tokens, r.trained_tokens))
     cells = tuple((name, *(f"{size:,}" for size in sizes)) for name, *sizes in rows)
-    return Table(f"Splits of {p.train_source}", ("split", "rows", "tokens", "trained on"), cells)
+    return Table(
+        f"Splits of {path(p.train_source)}", ("split", "rows", "tokens", "trained on"), cells
+    )
 
 
-def rows_used(p: Prepared, lengths: Sequence[int]) -> Table:
+def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
     """What the rows became; `lengths`: tokens of each training row."""
     ordered, lost = sorted(lengths), f"{p.answer_tokens_lost:,}"
     usual = "–"
@@ -125,7 +127,7 @@ def rows_used(p: Prepared, lengths: Sequence[int]) -> Table:
         usual = f"half have up to {middle:,}, 95% up to {most:,}"
     if p.answer_tokens_lost:
         lost += f" ({p.answer_tokens_lost / p.answer_tokens:.1%}) in {p.rows_cut:,} rows"
-    longest = f"{p.longest.tokens:,} tokens ({p.longest.file}:{p.longest.line})"
+    longest = f"{p.longest.tokens:,} tokens ({path(p.longest.file)}:{p.longest.line})"
     return Table(
         "Data summary",
         (),
