@@ -16,13 +16,13 @@ from tests.reported import evaluation, plan_record, save_evaluation, save_run, u
 
 MISSING = {
     "eval": "Not evaluated yet: ftcli eval runs/shop",
-    "plan.json": "No plan is in the run.",
+    "plan.json": "Hashes",
     "metrics.jsonl": "No step was recorded",
     "data": "No prepared rows are in the run: ftcli prepare runs/shop",
     "speed.jsonl": "before clipping",
     "contract.json": "adapter_model.safetensors (sha256)",
     "recipe.yaml": "unknown model · unknown method",
-    "eval/answers": "No answers are there: ftcli eval runs/shop",
+    "eval/answers": "0 of 40 rows are there; remove it and evaluate again",
 }
 
 

@@ -119,7 +119,7 @@ def splits(p: Prepared, path: Change) -> Table:
 
 
 def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
-    """What the rows became; `lengths`: tokens of each training row."""
+    """Counts of the rows; `lengths`: tokens of each training row."""
     ordered, lost = sorted(lengths), f"{p.answer_tokens_lost:,}"
     usual = "–"
     if ordered:
@@ -129,7 +129,7 @@ def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
         lost += f" ({p.answer_tokens_lost / p.answer_tokens:.1%}) in {p.rows_cut:,} rows"
     longest = f"{p.longest.tokens:,} tokens ({path(p.longest.file)}:{p.longest.line})"
     return Table(
-        "Data summary",
+        "Rows",
         (),
         (
             ("rows read", f"{p.rows_read:,}"),
