@@ -145,7 +145,7 @@ def of_truth(tuned: Score) -> dict[str, Any]:
 
 
 def prompted(verdict: Verdict) -> tuple[ScoreRow, ...]:
-    """The scores with the base behind a prompt too, and the difference from it in the format."""
+    """The scores with the base with a prompt too, and the difference from it in the format."""
     against = {"prompted": score(0.5), "tuned_vs_prompted": difference(0.47, verdict)}
     return FORMAT.model_copy(update=against), *ROWS[1:]
 

@@ -35,7 +35,7 @@ def whole(tmp_path: Path) -> RunFolder:
         rows=40,
         scores=prompted("better"),
         samples=tuple(lines[:5]),
-        instruction="told.txt",
+        instruction="prompt.txt",
         examples=2,
     )
     save_evaluation(run, result, lines)

@@ -16,7 +16,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from ftcli.artifacts import RunFolder
 from ftcli.prepared import Fault, Replayed, load_prepared, save_prepared
 from ftcli.stages.report import write_report
-from ftcli.stages.report.figures import name_alone, told_from
+from ftcli.stages.report.figures import name_alone, shown_from
 from tests.reported import answer, evaluation, prompted, save_evaluation, save_run, usual_lines
 
 
@@ -142,24 +142,29 @@ def test_paths_around_the_recipe_are_seen_from_it(tmp_path: Path) -> None:
     lines = [line.model_copy(update=changes) for line in usual_lines(12)]
     result = evaluation(
         rows=12, data=str(tmp_path / "other.jsonl"), scores=prompted("better"),
-        instruction=str(tmp_path / "told.txt"), samples=tuple(lines[:5]),
+        instruction=str(tmp_path / "prompt.txt"), samples=tuple(lines[:5]),
     )  # fmt: skip
     save_evaluation(run, result, lines)
     with_data(run, str(tmp_path / "recipes"))
     assert str(tmp_path) not in card(run)
     page = html.unescape(run.report.read_text(encoding="utf-8"))
     assert own_text in page and str(tmp_path) not in page.replace(own_text, "")
-    for words in ("../other.jsonl:6", "12 rows of ../other.jsonl", "../told.txt", "(rows.jsonl:7)"):
+    for words in (
+        "../other.jsonl:6",
+        "12 rows of ../other.jsonl",
+        "../prompt.txt",
+        "(rows.jsonl:7)",
+    ):
         assert words in page, words
     assert "rows.jsonl:3 holds no prompt" in page
 
 
 def test_paths_of_other_places() -> None:
-    told = told_from("/home/ann/shop/recipes/a.yaml")
-    assert told("/home/ann/shop/rows.jsonl") == "../rows.jsonl"
-    assert told("/home/ann/shop-2/rows.jsonl") == "/home/ann/shop-2/rows.jsonl"
-    assert told("test") == "test" and told_from(None)("/a/b") == "/a/b"
-    assert told_from("/a.yaml")("/b.jsonl") == "/b.jsonl"
+    shown = shown_from("/home/ann/shop/recipes/a.yaml")
+    assert shown("/home/ann/shop/rows.jsonl") == "../rows.jsonl"
+    assert shown("/home/ann/shop-2/rows.jsonl") == "/home/ann/shop-2/rows.jsonl"
+    assert shown("test") == "test" and shown_from(None)("/a/b") == "/a/b"
+    assert shown_from("/a.yaml")("/b.jsonl") == "/b.jsonl"
     assert [name_alone(each) for each in ("/a/b", "../b", "b/c", "Qwen/Qwen2")] == [
         "b", "b", "b/c", "Qwen/Qwen2"
     ]  # fmt: skip

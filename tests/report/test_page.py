@@ -27,7 +27,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
         "Check before use Better in format valid, finished (EOS) and loss.",
         "Scores on 40 held-out rows (test)",
         "base with a prompt",
-        "The prompt of the base: told.txt, and 2 examples from the training rows.",
+        "The prompt of the base: prompt.txt, and 2 examples from the training rows.",
         "1 other evaluation of this run",
         "Whether the answers are true was not measured: read the answers below.",
         "Read these five",

@@ -174,7 +174,7 @@ def draw(chart: Chart, palette: Palette) -> str:
 def _plot(axes: Any, chart: Chart, palette: Palette) -> None:
     from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-    # The second curve is told from the first without colour too.
+    # Without colour too the second curve is another than the first.
     styles = zip(palette.curves, ("-", "--"), strict=True)
     for (name, points), (colour, line) in zip(chart.curves.items(), styles, strict=False):
         few = len(points) == 1 or (name == "validation" and len(points) <= FEW_POINTS)

@@ -109,8 +109,9 @@ class ReportFigures:
 
     def verdict(self, name: str) -> RunVerdict:
         """The verdict, with this name of the run in its commands."""
-        if self.record.state != "finished":
-            sentence = f"The training is not finished ({self.record.state}): ftcli train {name}"
+        state = self.record.state or "not begun"
+        if state != "finished":
+            sentence = f"The training is not finished ({state}): ftcli train {name}"
             return RunVerdict("not finished", "Not finished", sentence)
         if self.evaluation is None:
             sentence = f"Whether it is better than its base was not measured: ftcli eval {name}"
@@ -132,7 +133,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
     be read are left out and named."""
     record = run.record()
     problems: list[str] = []
-    path = told_from(record.recipe)
+    path = shown_from(record.recipe)
 
     def read(file: Path, reader: Callable[[], T]) -> T | None:
         try:
@@ -188,8 +189,8 @@ def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult,
 
     def says(each: EvalResult) -> tuple[object, ...]:
         compared, prompted = "base" in each.sides, "prompted" in each.sides
-        told = each.data in HELD_OUT, compared, each.rows, prompted, bool(each.forgetting)
-        return *told, each.key == last, each.finished
+        shown = each.data in HELD_OUT, compared, each.rows, prompted, bool(each.forgetting)
+        return *shown, each.key == last, each.finished
 
     return tuple(sorted(found, key=says, reverse=True))
 
@@ -210,18 +211,18 @@ def _lengths(run: RunFolder) -> tuple[int, ...]:
         return ()  # no Arrow file
 
 
-def told_from(recipe: str | None) -> Change:
+def shown_from(recipe: str | None) -> Change:
     """Paths below the folder above the recipe's, as seen from the recipe's own: whose home that is
     concerns nobody who reads the page. Others stay whole."""
     folder = os.path.dirname(recipe or "")
     above = os.path.dirname(folder)
     around = above if len(above) > 1 else folder
 
-    def told(path: str) -> str:
+    def shown(path: str) -> str:
         inside = len(around) > 1 and path.startswith(f"{around}{os.sep}")
         return os.path.relpath(path, folder) if inside else path
 
-    return told
+    return shown
 
 
 def name_alone(path: str) -> str:

@@ -71,18 +71,18 @@ class Piece:
 
 def samples_in(file: Path, result: EvalResult) -> Samples:
     """Of a file of answers; of many rows those with a finding, or worse, come first."""
-    telling: list[Sample] = []
+    first: list[Sample] = []
     others: list[Sample] = []
     total = 0
     for row in _rows(file):
         total += 1
         sample = Sample(row, tuple(_tags(row, result)))
-        kept = telling if set(sample.tags) - {"better"} else others
+        kept = first if set(sample.tags) - {"better"} else others
         if len(kept) < MOST_ROWS:
             kept.append(sample)
-    first = [*telling, *others][:MOST_ROWS]
-    room = itertools.accumulate(sample.characters for sample in first)
-    shown = [sample for sample, used in zip(first, room, strict=True) if used <= MOST_CHARACTERS]
+    chosen = [*first, *others][:MOST_ROWS]
+    room = itertools.accumulate(sample.characters for sample in chosen)
+    shown = [sample for sample, used in zip(chosen, room, strict=True) if used <= MOST_CHARACTERS]
     return Samples(tuple(sorted(shown, key=lambda sample: sample.row.number)), total)
 
 
