@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftcli.commands import command
-from ftcli.disk import write_json
+from ftcli.disk import write_text
 from ftcli.errors import FtcliError
 from ftcli.locking import one_writer
+from ftcli.results import RunRecord
 
 State = Literal["training", "stopped", "finished"]
 LOCK = ".lock"
@@ -121,6 +122,10 @@ class RunFolder:
                 file=str(self.manifest),
             ) from error
 
+    def record(self) -> RunRecord:
+        """run.json; raises FtcliError (`run_broken`) where it is damaged or not there."""
+        return RunRecord.read(self.manifest)
+
     @property
     def state(self) -> State | None:
         """What run.json says; none where no training has begun."""
@@ -132,10 +137,13 @@ class RunFolder:
         return self.adapter if self.adapter.is_dir() else self.model
 
     def update_manifest(self, **changes: object) -> dict[str, Any]:
-        """Write changed entries of run.json; the others stay."""
-        manifest = self.read_manifest() | changes
-        write_json(self.manifest, manifest)
-        return manifest
+        """Write changed entries of run.json; the others stay.
+
+        Raises FtcliError (`run_broken`) where they are not those of a RunRecord.
+        """
+        record = RunRecord.of(self.read_manifest() | changes, self.manifest)
+        write_text(self.manifest, f"{record.model_dump_json(indent=2, exclude_unset=True)}\n")
+        return record.model_dump(mode="json", exclude_unset=True)
 
     def require_contract(self) -> Path:
         """contract.json; raises FtcliError for a run that was trained without one."""

@@ -1,11 +1,14 @@
-"""What commands leave in a run folder and print with --json: one class for writer and readers."""
+"""What commands leave in a run folder and print with --json: one class for writer and readers.
+
+`run.json` is a RunRecord, `plan.json` a PlanRecord, `eval/<key>.json` an EvalResult.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,6 +25,8 @@ class Result(BaseModel):
     """A frozen record; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    code: ClassVar[str] = "result_damaged"
+    remedy: ClassVar[str] = "remove it and evaluate again"
 
     def write(self, file: Path) -> None:
         """Atomically, as indented JSON."""
@@ -29,13 +34,33 @@ class Result(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Raises FtcliError (`result_damaged`) where the file is not as ftcli writes it."""
+        """Raises FtcliError (`cls.code`) where the file is not as ftcli writes it."""
         try:
             return cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
-            first = str(error).partition("\n")[0]
-            message = f"not as ftcli {_version()} writes it ({first}); remove it and evaluate again"
-            raise FtcliError("result_damaged", message, file=str(file)) from error
+            raise cls._damaged(file, error) from error
+
+    @classmethod
+    def of(cls, values: object, file: Path) -> Self:
+        """The values that are to be written to a file; raises FtcliError (`cls.code`)."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise cls._damaged(file, error) from error
+
+    @classmethod
+    def _damaged(cls, file: Path, error: OSError | ValidationError) -> FtcliError:
+        message = f"not as ftcli {_version()} writes it ({_first(error)}); {cls.remedy}"
+        return FtcliError(cls.code, message, file=str(file))
+
+
+def _first(error: OSError | ValidationError) -> str:
+    """`scores.0.unit: Field required`."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def _version() -> str:
@@ -215,3 +240,169 @@ class EvalResult(Result):
                 if row.name == "loss":
                     yield "perplexity", math.exp(score.value)
                     yield "perplexity_interval", [math.exp(end) for end in score.interval]
+
+
+class HardwareRecord(Result):
+    """The machine of a training."""
+
+    name: str
+    memory_bytes: int | None = None
+
+
+class ReplayRecord(Result):
+    """An epoch's rows where some are replayed (`data.replay`)."""
+
+    source: str
+    task_rows: int
+    replay_rows: int
+    replay_tokens: int
+
+
+class MemoryFigures(Result):
+    """`memory` of run.json: bytes that the plan estimates, and those that the steps took.
+
+    A measurement is none where the device has no such figure or no step was taken.
+    """
+
+    device: Literal["cuda", "cpu", "mps"]
+    estimated_bytes: int
+    """Allocated by tensors; the interval is `low_bytes` to `high_bytes`."""
+    low_bytes: int
+    high_bytes: int
+    estimated_reserved_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    resident_bytes: int | None = None
+    validation_bytes: int | None = None
+    shape: dict[str, Any]
+    choices: dict[str, Any]
+
+
+class TrainingResult(Result):
+    """`result` of run.json, as `ftcli train --json` prints it."""
+
+    state: Literal["finished"] = "finished"
+    steps: int
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    first_eval_loss: float | None = None
+    best_step: int | None = None
+    tokens_per_second: float | None = None
+    trained_parameters: int | None = None
+    total_parameters: int | None = None
+    peak_memory_bytes: int | None = None
+    saved_bytes: int | None = None
+    stop_rate: float | None = None
+    """Share of a few answers that were finished (EOS), at the end of the training."""
+    stop_rate_rows: int = 0
+    training_seconds: float | None = None
+    seconds: float | None = None
+
+
+class FileMark(Result):
+    """By which a large file is known again without reading it."""
+
+    bytes: int
+    mtime_ns: int
+
+
+class RunRecord(Result):
+    """`run.json`. It is written in steps, so that a field may be missing: at the first step of the
+    training, at each checkpoint, when the memory was measured, and at the end."""
+
+    code: ClassVar[str] = "run_broken"
+    remedy: ClassVar[str] = "put it back from a copy, or train anew"
+
+    state: Literal["training", "stopped", "finished"] | None = None
+    run_id: str | None = None
+    recipe: str | None = None
+    parent: str | None = None
+    data: str | None = None
+    replay: ReplayRecord | None = None
+    seed: int | None = None
+    hardware: HardwareRecord | None = None
+    versions: dict[str, str] = {}
+    started: str | None = None
+    saved_step: int | None = None
+    """Of the newest checkpoint."""
+    memory: MemoryFigures | None = None
+    result: TrainingResult | None = None
+    weights: dict[str, str] | None = None
+    """File of the trained weights → sha256."""
+    weight_files: dict[str, FileMark] | None = None
+    finished: str | None = None
+
+
+class PlannedChoice(Result):
+    """A decision of the plan, and its reason."""
+
+    value: bool | int | float | str
+    reason: str
+
+
+class ResidualsRecord(Result):
+    """Measured ÷ estimated memory of runs of one kind."""
+
+    figure: str
+    group: str
+    like_ours: bool
+    runs: int
+    median_error: float
+    low: float
+    high: float
+
+
+class EstimateRecord(Result):
+    """Memory of a training step as it was planned (`ftcli.vram.Estimate`), in bytes."""
+
+    breakdown: dict[str, int]
+    """At the peak; all but `context` add up to `peak_bytes`."""
+    peak_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+    residuals: ResidualsRecord
+    uncovered: tuple[str, ...]
+    managed_bytes: int
+    peak_phase: str
+    phases: dict[str, int]
+    timeline: dict[str, dict[str, int]]
+    moments: dict[str, int]
+    trainable_parameters: int
+    total_parameters: int
+    fits: dict[str, bool]
+    surely_fits: dict[str, bool]
+    assumptions: dict[str, bool | int | float | str]
+
+
+class PlanRecord(Result):
+    """`plan.json`: what the recipe left open, decided."""
+
+    code: ClassVar[str] = "run_broken"
+    remedy: ClassVar[str] = "put it back from a copy, or train anew"
+
+    precision: PlannedChoice
+    weights_dtype: PlannedChoice
+    attention: PlannedChoice
+    optimizer: PlannedChoice
+    learning_rate: PlannedChoice
+    micro_batch: PlannedChoice
+    packing: PlannedChoice
+    shared_prefix: PlannedChoice | None = None
+    fused_lora: PlannedChoice | None = None
+    fused_norms: PlannedChoice
+    liger: PlannedChoice | None = None
+    dequantised: PlannedChoice | None = None
+    gradient_checkpointing: PlannedChoice
+    steps: PlannedChoice
+    eval_every: PlannedChoice
+    save_every: PlannedChoice
+    replay: PlannedChoice | None = None
+    hold: PlannedChoice | None = None
+    accumulation: int
+    warmup_steps: int
+    estimate: EstimateRecord
+
+    @property
+    def choices(self) -> dict[str, PlannedChoice]:
+        """The decisions by name, in the order in which they are shown."""
+        return {name: each for name, each in self if isinstance(each, PlannedChoice)}

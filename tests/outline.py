@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 from ftcli.artifacts import RunFolder
 from ftcli.stages.report import write_report
 
-VOID = {"meta", "link", "input", "br", "hr", "img"}
-SVG_LEAVES = {"path", "use", "rect", "circle", "line", "text", "g", "svg", "defs", "clippath"}
+VOID = {"meta", "link", "input", "br", "hr", "img", "source"}
 
 
 class Outline(HTMLParser):
@@ -34,7 +34,7 @@ class Outline(HTMLParser):
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in VOID | SVG_LEAVES:
+        if tag not in VOID:
             self.faults.append(f"<{tag}/> closes itself, which HTML does not know")
 
     def handle_endtag(self, tag: str) -> None:
@@ -50,12 +50,14 @@ class Outline(HTMLParser):
 
     @property
     def text(self) -> str:
-        return " ".join("".join(self.words).split())
+        """With a space between elements, but for punctuation."""
+        return re.sub(r" (?=[,.:;)])", "", " ".join(" ".join(self.words).split()))
 
 
 def outline(run: RunFolder) -> Outline:
     """Of the page of a run, which must be valid."""
-    found = Outline(write_report(run).read_text(encoding="utf-8"))
+    write_report(run)
+    found = Outline(run.report.read_text(encoding="utf-8"))
     assert found.faults == []
     ids = [each["id"] for _, each in found.elements if "id" in each]
     assert len(ids) == len(set(ids))

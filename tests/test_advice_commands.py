@@ -198,10 +198,9 @@ def test_what_a_training_ends_with_runs(project: Path, kept: tuple[Path, Path, s
 
 
 def test_the_commands_of_a_report_run_from_the_folder_that_holds_the_runs(project: Path) -> None:
-    steps = read_figures(run_of(DONE)).commands
     names = []
-    for step in steps:
-        words = shlex.split(step.command)[1:]
+    for typed, _ in read_figures(run_of(DONE)).commands:
+        words = shlex.split(typed)[1:]
         names.append(words[0])
         said(*words, code=0)
     assert names == ["train", "eval", "generate", "merge", "report"]

@@ -28,7 +28,7 @@ def report(
     from ftcli.stages.report import report_run
 
     found = report_run(run)
-    for problem in found.figures.problems:
+    for problem in found.problems:
         say(f"warning: {problem}", style="yellow")
     if json:
         result_json(found.as_json())
@@ -40,10 +40,11 @@ def report(
 
 def _show(found: ReportResult) -> None:
     verdict = found.verdict
+    words, mark, command = verdict.sentence.partition(": ftcli ")
     result(verdict.headline)
-    result(wrapped(verdict.words.removesuffix(f" {verdict.command}"), further=""))
-    if verdict.command:
-        result(f"  {verdict.command}")
+    result(wrapped(words + (":" if mark else ""), further=""))
+    if mark:
+        result(f"  ftcli {command}")
     for reason in verdict.reasons:
         result(wrapped(f"  - {reason}", further="    "))
     result(f"report  {shown_path(found.run.report)}")

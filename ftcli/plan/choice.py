@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from ftcli.hardware import Hardware
 from ftcli.prepared import Prepared
+from ftcli.results import PlanRecord
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision, WeightsDtype
 
@@ -132,11 +133,15 @@ class Plan:
     def _replayed(self) -> str:
         return "" if self.replay is None else f" · {self.replay.reason}"
 
-    def as_json(self) -> dict[str, Any]:
+    def record(self) -> PlanRecord:
         """plan.json: decisions with reasons, and the estimate."""
         plain = {"accumulation": self.accumulation, "warmup_steps": self.warmup_steps}
         decided = {name: asdict(choice) for name, choice in self.choices().items()}
-        return decided | plain | {"estimate": asdict(self.estimate)}
+        return PlanRecord.model_validate(decided | plain | {"estimate": asdict(self.estimate)})
+
+    def as_json(self) -> dict[str, Any]:
+        """As plan.json holds it; decisions that were not to be taken are left out."""
+        return self.record().model_dump(mode="json", exclude_none=True)
 
 
 def profile_of(prepared: Prepared) -> Profile:

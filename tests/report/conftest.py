@@ -9,12 +9,11 @@ import pytest
 
 from ftcli.artifacts import RunFolder
 from tests.reported import (
-    BASE,
     answer,
     evaluation,
+    prompted,
     save_evaluation,
     save_run,
-    side,
     usual_lines,
 )
 
@@ -26,17 +25,21 @@ def pictures() -> None:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> RunFolder:
-    """A run with everything: two other sides, findings, advice, a second evaluation."""
+    """A run with everything: all sides, findings, rows to read, advice, a second evaluation."""
     run = save_run(tmp_path)
-    lines = usual_lines(40)
-    for line in lines:
-        line["sides"]["prompted"] = answer("A prompted answer.")
-        line["facts"] = "facts of their own"
-    differences = evaluation()["differences"]
-    differences["tuned_vs_prompted"] = differences["tuned_vs_base"]
-    prompted = side(BASE, prompt_tokens=812.0)
-    save_evaluation(run, evaluation(rows=40, prompted=prompted, differences=differences), lines)
-    save_evaluation(run, evaluation(data="other.jsonl", rows=12), None, key="f" * 16)
-    advice = {"sentences": ["372 rows are enough for a fixed format."]}
+    lines = []
+    for line in usual_lines(40):
+        sides = {**line.sides, "prompted": answer("A prompted answer.")}
+        lines.append(line.model_copy(update={"sides": sides, "facts": "facts of their own"}))
+    result = evaluation(
+        rows=40,
+        scores=prompted("better"),
+        samples=tuple(lines[:5]),
+        instruction="prompt.txt",
+        examples=2,
+    )
+    save_evaluation(run, result, lines)
+    save_evaluation(run, evaluation(key="f" * 16, data="other.jsonl", rows=12))
+    advice = {"sentences": ["372 rows are enough for a fixed format."], "verdict": "enough"}
     (run.data / "advice.json").write_text(json.dumps(advice))
     return run

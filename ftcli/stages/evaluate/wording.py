@@ -28,7 +28,9 @@ RIGHT_TARGET = 0.80
 MUCH = 0.05
 NOT_MEASURED = "Whether the answers are true was not measured"
 REPLAY = "General ability was lost: train again with data.replay: builtin"
-Kind = Literal["ready", "check", "not better", "not ready", "not compared"]
+Kind = Literal[
+    "ready", "check", "not better", "not ready", "not compared", "not evaluated", "not finished"
+]
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def verdict_of(result: EvalResult) -> RunVerdict:
         return RunVerdict("not compared", "Not compared with its base", sentence)
     measured = f"Measured on {data_of(result)}."
     sentence = f"{_capital(_better_and_worse(result, 'base'))}. {measured}"
-    better = _with_verdict(result, "base", "better")
+    better = [row for row in _with_verdict(result, "base", "better") if row in result.scores]
     worse = _with_verdict(result, "base", "worse")
     decides = result.row(result.decides_by) if result.decides_by else None
     if decides is not None:

@@ -1,232 +1,240 @@
-"""Everything that the report and the model card show of a run, read once from its folder."""
+"""Everything that the page and the model card show of a run, read once from its folder."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import yaml
+from pydantic import ConfigDict
 
 from ftcli.artifacts import RunFolder
 from ftcli.errors import FtcliError
+from ftcli.loading import PATH_KEYS, load_recipe
 from ftcli.prepared import Prepared, load_prepared, row_lengths
+from ftcli.recipe import Recipe
+from ftcli.results import AnsweredRow, EvalResult, PlanRecord, Result, RunRecord
 from ftcli.shapes import model_source
-from ftcli.stages.report.curves import Chart, charts_of
-from ftcli.stages.report.elsewhere import Told, names_alone, portable, told_from
-from ftcli.stages.report.evaluations import Evaluation, evaluations_in
-from ftcli.stages.report.origin import (
-    DataFigures,
-    Decision,
-    MemoryFigures,
-    Pair,
-    advice_lines,
-    data_figures,
-    decisions_of,
-    hashes_of,
-    machine_of,
-    memory_figures,
-    training_pairs,
-    versions_of,
-)
-from ftcli.stages.report.plain import Plain, Reading, count, mapping, text
-from ftcli.stages.report.samples import Samples, first_samples, samples_of
-from ftcli.stages.report.verdict import Verdict, verdict_of
+from ftcli.stages.evaluate.wording import RunVerdict, verdict_of
+from ftcli.stages.report.charts import Chart, charts_of
+from ftcli.stages.report.samples import Samples, samples_in
 
-# A recipe is a page; a system prompt in it may be anything.
-LONGEST_RECIPE = 20_000
 # `name` or `owner/name` (huggingface_hub.utils.validate_repo_id).
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+HELD_OUT = ("test", "validation")
 
-
-@dataclass(frozen=True)
-class Step:
-    """A command, and what it does."""
-
-    command: str
-    what: str
+Change = Callable[[str], str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ReportFigures:
-    """A run as its report shows it. What is not there is none or empty."""
+    """A run as its page and its card show it; none or empty: not there."""
 
-    name: str
-    run: str
-    """How a command names it, from the folder that holds the folder of runs."""
-    model: str
-    """As the recipe names it."""
+    run: RunFolder
+    path: Change
+    """How a path is said."""
+    record: RunRecord
+    plan: PlanRecord | None
+    recipe: Recipe | None
     hub_base: str
     """The base's id on the hub; empty where it is a local folder."""
-    method: str
-    state: str
-    when: str
-    verdict: Verdict
-    evaluation: Evaluation | None
+    base_digest: str | None
+    prepared: Prepared | None
+    lengths: tuple[int, ...]
+    """Tokens of each training row."""
+    advice: tuple[str, ...]
+    evaluation: EvalResult | None
     """The one that says most (`evaluations_in`)."""
-    others: tuple[Evaluation, ...]
+    others: tuple[EvalResult, ...]
     samples: Samples | None
     charts: tuple[Chart, ...]
-    training: tuple[Pair, ...]
-    data: DataFigures | None
-    advice: tuple[str, ...]
-    memory: MemoryFigures | None
-    decisions: tuple[Decision, ...]
-    recipe: str
-    """YAML, every default written out; paths relative to the recipe's folder."""
-    published_recipe: str
-    """The same with the names alone of files that lie elsewhere."""
-    versions: tuple[Pair, ...]
-    machine: str
-    hashes: tuple[Pair, ...]
-    commands: tuple[Step, ...]
     problems: tuple[str, ...]
-    """Files of the run that could not be read."""
+    """Files that could not be read, each with what to do."""
 
     @property
-    def runs_folder(self) -> str:
-        """The folder of runs, from the one that holds it."""
-        return shlex.split(self.run)[0].rpartition("/")[0]
+    def name(self) -> str:
+        return self.recipe.name if self.recipe else self.run.path.name
 
-    def verdict_named(self, run: str) -> Verdict:
-        """The verdict with this name of the run in its commands."""
-        faults = self.samples.faults if self.samples is not None else None
-        return verdict_of(self.state, run, self.evaluation, faults)
+    @property
+    def model(self) -> str:
+        return self.path(self.recipe.model.id) if self.recipe else ""
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method.mode if self.recipe else ""
+
+    @property
+    def recipe_text(self) -> str:
+        """YAML, every default written out; empty without a recipe."""
+        if self.recipe is None:
+            return ""
+        values = _with_paths(self.recipe.model_dump(mode="json"), self.path)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def read_these(self) -> tuple[AnsweredRow, ...]:
+        """A few rows to read, where nothing measured whether answers are true."""
+        found = self.evaluation
+        return found.samples if found is not None and not found.truth_measured_by else ()
+
+    @property
+    def when(self) -> str:
+        """`2026-01-05 10:08`."""
+        return (self.record.finished or self.record.started or "")[:16].replace("T", " ")
+
+    @property
+    def command_name(self) -> str:
+        """How a command names the run, from the folder that holds the folder of runs."""
+        return shlex.quote(f"{self.run.path.parent.name}/{self.run.path.name}")
+
+    @property
+    def commands(self) -> tuple[tuple[str, str], ...]:
+        """Each with what it does."""
+        run = self.command_name
+        merge = ((f"ftcli merge {run}", "one stand-alone model"),)
+        return (
+            (f"ftcli train {run} --fresh", "train again, in a folder of its own"),
+            (f"ftcli eval {run}", "base and tuned on the held-out rows; this page anew"),
+            (f'ftcli generate {run} "…"', "ask the tuned model"),
+            *(merge if self.method in ("lora", "qlora") else ()),
+            (f"ftcli report {run}", "this page anew"),
+        )
+
+    def verdict(self, name: str) -> RunVerdict:
+        """The verdict, with this name of the run in its commands."""
+        state = self.record.state or "not begun"
+        if state != "finished":
+            sentence = f"The training is not finished ({state}): ftcli train {name}"
+            return RunVerdict("not finished", "Not finished", sentence)
+        if self.evaluation is None:
+            sentence = f"Whether it is better than its base was not measured: ftcli eval {name}"
+            return RunVerdict("not evaluated", "Not evaluated yet", sentence)
+        return verdict_of(self.evaluation)
+
+
+class _Advice(Result):
+    """What is read of data/advice.json."""
+
+    model_config = ConfigDict(extra="ignore")
+    remedy = "prepare again"
+
+    sentences: tuple[str, ...] = ()
 
 
 def read_figures(run: RunFolder) -> ReportFigures:
-    """Read a run folder; raises FtcliError where run.json cannot be read."""
-    manifest = run.read_manifest()
-    reading = Reading(run.path)
-    plan, contract = reading.object_in(run.plan), reading.object_in(run.contract)
-    raw = _recipe_values(reading.text_in(run.recipe), reading)
-    told = told_from(text(manifest.get("recipe")))
-    recipe = mapping(portable(raw, told))
-    prepared = _prepared(run, reading)
-    evaluations = tuple(each.told(told) for each in evaluations_in(run.evaluations, reading))
+    """Read a run folder; raises FtcliError where run.json cannot be read. Other files that cannot
+    be read are left out and named."""
+    record = run.record()
+    problems: list[str] = []
+    path = shown_from(record.recipe)
+
+    def read(file: Path, reader: Callable[[], T]) -> T | None:
+        try:
+            return reader() if file.is_file() else None
+        except FtcliError as error:
+            what = error.message.replace(str(run.path), f"{run.path.parent.name}/{run.path.name}")
+            problems.append(f"{file.relative_to(run.path)}: {what}")
+        return None
+
+    recipe = read(run.recipe, lambda: load_recipe(run.recipe).recipe)
+    advised = run.data / "advice.json"
+    advice = read(advised, partial(_Advice.read, advised)) or _Advice()
+    files = sorted(run.evaluations.glob("*.json"))
+    results = [read(file, partial(EvalResult.read, file)) for file in files]
+    evaluations = evaluations_in(run, [named(each, path) for each in results if each is not None])
     main = evaluations[0] if evaluations else None
-    samples = _samples(run, main, reading, told) if main is not None else None
-    if main is not None:
-        main = _completed(main, samples, reading, run)
-    name = text(recipe.get("name")) or run.path.name
-    command_name = shlex.quote(f"{run.path.parent.name}/{run.path.name}")
-    state = text(manifest.get("state"))
+    samples = None
+    if main is not None and main.calls:
+        file = run.evaluations / main.answers
+        samples = samples_in(file, main) if file.is_file() else Samples((), 0)
+        if samples.total < main.rows:
+            there = f"{samples.total:,} of {main.rows:,} rows are there"
+            problems.append(f"{file.relative_to(run.path)}: {there}; remove it and evaluate again")
     return ReportFigures(
-        name=name,
-        run=command_name,
-        model=text(mapping(recipe.get("model")).get("id")),
-        hub_base=_hub_base(mapping(raw.get("model")), run),
-        method=text(mapping(recipe.get("method")).get("mode")),
-        state=state,
-        when=_when(text(manifest.get("finished")) or text(manifest.get("started"))),
-        verdict=verdict_of(state, command_name, main, samples.faults if samples else None),
+        run=run,
+        path=path,
+        record=record,
+        plan=read(run.plan, partial(PlanRecord.read, run.plan)),
+        recipe=recipe,
+        hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
+        base_digest=read(run.contract, run.base_fingerprint),
+        prepared=read(run.data / "prepared.json", partial(load_prepared, run.data)),
+        lengths=_lengths(run),
+        advice=advice.sentences,
         evaluation=main,
         others=evaluations[1:],
         samples=samples,
-        charts=_charts(run, manifest, reading),
-        training=training_pairs(manifest),
-        data=data_figures(prepared, _lengths(run), told) if prepared is not None else None,
-        advice=advice_lines(reading.object_in(run.data / "advice.json")),
-        memory=memory_figures(plan, mapping(manifest.get("memory"))),
-        decisions=decisions_of(plan),
-        recipe=_written(recipe),
-        published_recipe=_written(names_alone(recipe)),
-        versions=versions_of(manifest),
-        machine=machine_of(manifest),
-        hashes=hashes_of(manifest, contract, prepared),
-        commands=_commands(command_name, recipe),
-        problems=tuple(reading.problems),
+        charts=charts_of(run, problems),
+        problems=tuple(problems),  # after all that reads
     )
 
 
-def _when(stamp: str) -> str:
-    """`2026-01-05 10:08`, as run.json keeps the time."""
-    return stamp[:16].replace("T", " ")
+def named(result: EvalResult, change: Change) -> EvalResult:
+    """With the name of its rows changed, where that is a path."""
+    return result.model_copy(update={"data": change(result.data)})
 
 
-def _recipe_values(written: str, reading: Reading) -> Mapping[str, object]:
-    try:
-        return mapping(yaml.safe_load(written))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = str(error).partition("\n")[0]
-        reading.problems.append(f"recipe.yaml: cannot be read ({first})")
-        return {}
+def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult, ...]:
+    """The one that says most first: of rows held out, with the base, of more rows, with a prompt,
+    with general ability; of those that say as much, what was asked for last."""
+    file = run.evaluated_last
+    last = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+
+    def says(each: EvalResult) -> tuple[object, ...]:
+        compared, prompted = "base" in each.sides, "prompted" in each.sides
+        shown = each.data in HELD_OUT, compared, each.rows, prompted, bool(each.forgetting)
+        return *shown, each.key == last, each.finished
+
+    return tuple(sorted(found, key=says, reverse=True))
 
 
-def _written(recipe: Plain) -> str:
-    if not recipe:
-        return ""
-    written = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
-    if len(written) <= LONGEST_RECIPE:
-        return written
-    return f"{written[:LONGEST_RECIPE]}\n# … {len(written) - LONGEST_RECIPE:,} more characters"
-
-
-def _hub_base(model: Plain, run: RunFolder) -> str:
+def _hub_base(model: str, run: RunFolder) -> str:
     """The hub id that the recipe's model stands for; empty for a folder, there or gone."""
     try:
-        found = model_source(text(model.get("id")), run.path)
+        found = model_source(model, run.path)
     except FtcliError:
         return ""
     return found if HUB_ID.fullmatch(found) else ""
 
 
-def _prepared(run: RunFolder, reading: Reading) -> Prepared | None:
+def _lengths(run: RunFolder) -> tuple[int, ...]:
     try:
-        return load_prepared(run.data)
-    except FtcliError as error:
-        reading.problems.append(f"data/prepared.json: {error.message}")
-        return None
-
-
-def _lengths(run: RunFolder) -> list[int]:
-    """Tokens of each training row; none where the file is no Arrow file."""
-    try:
-        return row_lengths(run.data, "train")
+        return tuple(row_lengths(run.data, "train"))
     except (OSError, ValueError, KeyError):
-        return []
+        return ()  # no Arrow file
 
 
-def _charts(run: RunFolder, manifest: Plain, reading: Reading) -> tuple[Chart, ...]:
-    records = list(reading.lines_in(run.metrics))
-    speeds = list(reading.lines_in(run.speed))
-    best = count(mapping(manifest.get("result")).get("best_step"))
-    return tuple(charts_of(records, speeds, best or None))
+def shown_from(recipe: str | None) -> Change:
+    """Paths below the folder above the recipe's, as seen from the recipe's own: whose home that is
+    concerns nobody who reads the page. Others stay whole."""
+    folder = os.path.dirname(recipe or "")
+    above = os.path.dirname(folder)
+    around = above if len(above) > 1 else folder
+
+    def shown(path: str) -> str:
+        inside = len(around) > 1 and path.startswith(f"{around}{os.sep}")
+        return os.path.relpath(path, folder) if inside else path
+
+    return shown
 
 
-def _samples(
-    run: RunFolder, evaluation: Evaluation, reading: Reading, told: Told
-) -> Samples | None:
-    """Of the file of all answers, which has the evaluation's name, or else of its first rows."""
-    answers = run.evaluations / "answers" / f"{evaluation.key}.jsonl"
-    shown = str(answers.relative_to(run.path))
-    found = samples_of(evaluation, reading.lines_in(answers), shown, told)
-    return found or first_samples(evaluation, f"eval/{evaluation.key}.json", told)
+def name_alone(path: str) -> str:
+    """The last part of a path that leads out of the recipe's folder: for a card, which is
+    published."""
+    leads_out = os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+    return os.path.basename(os.path.normpath(path)) if leads_out else path
 
 
-def _completed(
-    evaluation: Evaluation, samples: Samples | None, reading: Reading, run: RunFolder
-) -> Evaluation:
-    """With what the file of its rows tells, and what of it is gone."""
-    whole = 0
-    if samples is not None and samples.judged:
-        whole = samples.whole
-        evaluation = replace(evaluation, twins=samples.twins, labels=samples.labels)
-    if not evaluation.kept_answers or whole >= evaluation.rows:
-        return evaluation
-    file = run.evaluations / "answers" / f"{evaluation.key}.jsonl"
-    what = f"{whole:,} of {evaluation.rows:,} rows are there"
-    reading.note(file, what)
-    return replace(evaluation, missing=f"{file.relative_to(run.path)}: {what}")
-
-
-def _commands(run: str, recipe: Plain) -> tuple[Step, ...]:
-    steps = [
-        Step(f"ftcli train {run} --fresh", "train again, beside this run"),
-        Step(f"ftcli eval {run}", "base and tuned on the held-out rows; this page anew"),
-        Step(f'ftcli generate {run} "…"', "ask the tuned model"),
-    ]
-    if text(mapping(recipe.get("method")).get("mode")) in ("lora", "qlora"):
-        steps.append(Step(f"ftcli merge {run}", "one stand-alone model"))
-    return (*steps, Step(f"ftcli report {run}", "this page anew"))
+def _with_paths(values: object, change: Change, place: str = "") -> object:
+    """A recipe's values by key, each path changed."""
+    if isinstance(values, dict):
+        places = {key: f"{place}.{key}".lstrip(".") for key in values}
+        return {key: _with_paths(each, change, places[key]) for key, each in values.items()}
+    return change(values) if place in PATH_KEYS and isinstance(values, str) else values

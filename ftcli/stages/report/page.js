@@ -32,15 +32,6 @@
     for (const row of rows) if (!row.hidden) row.open = open;
   };
 
-  // A link from the list of failures opens its row, also one that the filter has hidden.
-  const follow = () => {
-    const row = document.getElementById(location.hash.slice(1));
-    if (!row || !row.classList.contains("sample")) return;
-    row.hidden = false;
-    row.open = true;
-    row.scrollIntoView();
-  };
-
   let waiting = 0;
   words.addEventListener("input", () => {
     clearTimeout(waiting);
@@ -49,8 +40,6 @@
   for (const box of boxes) box.addEventListener("change", show);
   document.getElementById("open-all").addEventListener("click", () => toggle(true));
   document.getElementById("close-all").addEventListener("click", () => toggle(false));
-  window.addEventListener("hashchange", follow);
   filter.hidden = false;
   show();
-  follow();
 })();

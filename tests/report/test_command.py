@@ -10,7 +10,7 @@ import pytest
 
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run as ftcli
-from tests.reported import evaluation, save_evaluation, save_run, usual_lines
+from tests.reported import evaluation, of_truth, save_evaluation, save_run, score
 
 Write = Callable[..., Path]
 
@@ -19,15 +19,18 @@ def test_the_command_writes_page_and_card_and_says_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = save_run(tmp_path)
-    save_evaluation(run, evaluation(), usual_lines(4) * 30)
+    save_evaluation(run, evaluation(**of_truth(score(0.9, 0.83, 0.94))))
     assert ftcli(["report", str(run.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert list(found) == [
+        "run_dir", "report", "card", "verdict", "headline", "words", "reasons"
+    ]  # fmt: skip
     assert found["report"] == str(run.report) and Path(found["card"]) == run.card
-    assert (found["verdict"], found["headline"]) == ("ship", "Ship it.")
+    assert (found["verdict"], found["headline"]) == ("ready", "Ready")
     assert run.report.is_file() and run.card.is_file()
     assert ftcli(["report", str(run.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Ship it." and lines[-1] == f"report  {run.report}"
+    assert lines[0] == "Ready" and lines[-1] == f"report  {run.report}"
 
 
 @pytest.mark.parametrize("columns", [60, 80])
@@ -38,7 +41,7 @@ def test_its_sentences_are_as_wide_as_the_terminal(
     columns: int,
 ) -> None:
     run = save_run(tmp_path)
-    save_evaluation(run, evaluation(rows_chose_checkpoint=True), usual_lines(4) * 30)
+    save_evaluation(run, evaluation(rows_in_validation=120))
     monkeypatch.setenv("COLUMNS", str(columns))
     assert ftcli(["report", str(run.path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -75,7 +78,14 @@ def test_files_that_cannot_be_read_are_told(
     run = save_run(tmp_path)
     run.plan.write_text("{")
     assert ftcli(["report", str(run.path)]) == 0
-    assert "warning: plan.json: cannot be read" in capsys.readouterr().err
+    found = capsys.readouterr()
+    assert "warning: plan.json: not as ftcli" in found.err and "train anew" in found.err
+    lines = found.out.splitlines()  # a command stands alone, to be pasted
+    assert lines[:3] == [
+        "Not evaluated yet",
+        "Whether it is better than its base was not measured:",
+        f"  ftcli eval {run.path}",
+    ]
     run.manifest.write_text("{")
     assert ftcli(["report", str(run.path)]) == 1
 
@@ -87,8 +97,8 @@ def test_a_training_ends_with_its_page(
     assert ftcli(["train", str(recipe), "--json"]) == 0
     run = RunFolder(Path(json.loads(capsys.readouterr().out)["run_dir"]))
     page = run.report.read_text(encoding="utf-8")
-    assert "Not evaluated yet." in page and "ftcli eval runs/tiny" in page
-    assert "Tokens a second: median" in page  # of the steps, as the training timed them
+    assert "Not evaluated yet" in page and "ftcli eval runs/tiny" in page
+    assert "<strong>Speed</strong> Speed " in page  # of the steps, as the training timed them
     steps = [json.loads(line) for line in run.speed.read_text().splitlines()]
     assert [each["step"] for each in steps] == list(range(1, 9))
     assert all(each["tokens"] > 0 and each["seconds"] >= 0 for each in steps)
