@@ -134,6 +134,7 @@ def evaluation(**changes: Any) -> EvalResult:
         "samples": (),
         "answers": f"answers/{changes.get('key', KEY)}.jsonl",
         "eval_config": {},
+        "replay": "builtin",
     }
     return EvalResult(**values | changes)
 

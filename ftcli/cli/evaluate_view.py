@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from ftcli.console import result, say, shown_path, table, width
 from ftcli.metrics.scores import FEWEST_ROWS
@@ -21,8 +23,6 @@ from ftcli.stages.evaluate.wording import (
 # Of each text of a sample; all of it is in the report.
 LINES_SHOWN = 8
 PROMPT_LINES = 10
-# Columns from which on a table shows a difference and its interval.
-WIDE = 100
 LABEL_COLUMNS = 24
 
 
@@ -54,57 +54,81 @@ def show(found: Evaluated) -> None:
     result(f"all rows side by side: {shown_path(shown)}")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How much of each difference a table shows, and how far apart its columns are."""
+
+    gap: int
+    whole: bool = True
+    """The difference and its interval; else the interval alone."""
+    rows: bool = True
+    """How many rows are better and worse."""
+
+    def heads(self) -> list[str]:
+        counted = "rows better / worse" if self.gap > 1 else "+ / −"
+        return ["difference (95%)", *([counted] if self.rows else []), ""]
+
+    def cells(self, row: ScoreRow, other: Side) -> list[str]:
+        """Difference, rows, verdict."""
+        found = row.against(other)
+        shown = difference_of(row, found)
+        if not self.whole:
+            shown = shown.partition("(")[2].removesuffix(")")
+        return [shown, *([rows_of(found)] if self.rows else []), word_of(row, found)]
+
+
+LAYOUTS = (Layout(3), Layout(2), Layout(1), Layout(1, whole=False), Layout(1, rows=False))
+NARROWEST = Layout(1, whole=False, rows=False)
+
+
+def _fitting(build: Callable[[Layout], tuple[list[str], list[list[str]]]]) -> None:
+    """Print the table in the first layout that the terminal is wide enough for."""
+    for layout in (*LAYOUTS, NARROWEST):
+        heads, rows = build(layout)
+        wide = sum(max(map(len, column)) for column in zip(heads, *rows, strict=True))
+        if layout is NARROWEST or 2 + wide + layout.gap * (len(heads) - 1) <= width():
+            numbers = [n for n, head in enumerate(heads) if n and head and head[0] != "d"]
+            table(heads, rows, numbers=numbers, gap=layout.gap)
+            return
+
+
 def _scores(found: EvalResult) -> None:
     sides = found.sides
     with_yours = any(row.your_answers for row in found.shown_rows)
     against: Side | None = "base" if "base" in sides else None
-    rows = []
-    for row in found.shown_rows:
-        cells = [_label(row), *(value_of(row, row.side(side)) for side in sides)]
-        if with_yours:
-            cells.insert(1, value_of(row, row.your_answers))
-        rows.append([*cells, *(_difference(row, against) if against else ())])
-    yours = ["your answers" if width() >= WIDE else "yours"] if with_yours else []
-    heads = [f"{found.rows:,} held-out rows", *yours, *sides]
-    numbers = list(range(1, len(heads)))
-    if against:
-        heads += _difference_heads()
-        numbers.append(len(heads) - 2)
-    table(heads, rows, numbers=numbers, gap=3 if width() >= WIDE else 1)
+
+    def build(layout: Layout) -> tuple[list[str], list[list[str]]]:
+        yours = ["your answers" if layout.gap > 2 else "yours"] if with_yours else []
+        heads = [f"{found.rows:,} held-out rows", *yours, *sides]
+        rows = []
+        for row in found.shown_rows:
+            own = [value_of(row, row.your_answers)] if with_yours else []
+            cells = [_label(row), *own, *(value_of(row, row.side(side)) for side in sides)]
+            rows.append([*cells, *(layout.cells(row, against) if against else ())])
+        return [*heads, *(layout.heads() if against else ())], rows
+
+    _fitting(build)
     if "prompted" in sides:
         result("")
         compared = [row for row in found.shown_rows if row.tuned_vs_prompted]
-        heads = ["tuned against prompted", *_difference_heads()]
-        table(
-            heads, [[_label(row), *_difference(row, "prompted")] for row in compared], numbers=[2]
+        _fitting(
+            lambda layout: (
+                ["tuned against prompted", *layout.heads()],
+                [[_label(row), *layout.cells(row, "prompted")] for row in compared],
+            )
         )
 
 
 def _general_ability(found: EvalResult) -> None:
-    rows = [
-        [row.label, value_of(row, row.base), value_of(row, row.tuned), *_difference(row, "base")]
-        for row in found.forgetting
-    ]
-    heads = ["general ability (forgetting)", "base", "tuned", *_difference_heads()]
-    table(heads, rows, numbers=[1, 2, 4], gap=3 if width() >= WIDE else 1)
+    def build(layout: Layout) -> tuple[list[str], list[list[str]]]:
+        cells = partial(layout.cells, other="base")
+        rows = [
+            [row.label, *(value_of(row, side) for side in (row.base, row.tuned)), *cells(row)]
+            for row in found.forgetting
+        ]
+        return ["general ability (forgetting)", "base", "tuned", *layout.heads()], rows
 
-
-def _difference_heads() -> list[str]:
-    wide = width() >= WIDE
-    return [
-        "difference (95%)" if wide else "difference 95%",
-        "rows better / worse" if wide else "+ / −",
-        "",
-    ]
-
-
-def _difference(row: ScoreRow, other: Side) -> list[str]:
-    """Difference with its interval, or where there is no room the interval; rows; verdict."""
-    found = row.against(other)
-    shown = difference_of(row, found)
-    if width() < WIDE:
-        shown = shown.partition("(")[2].removesuffix(")")
-    return [shown, rows_of(found), word_of(row, found)]
+    _fitting(build)
 
 
 def _label(row: ScoreRow) -> str:

@@ -24,7 +24,7 @@ from tests.reported import evaluation, hostile_run, save_evaluation, save_run
 def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
     found = outline(whole)
     for words in (
-        "Check before use Better in format valid, finished (EOS) and loss.",
+        "Check before use Better: format valid, finished (EOS) and loss.",
         "Scores on 40 held-out rows (test)",
         "base with a prompt",
         "The prompt of the base: prompt.txt, and 2 examples from the training rows.",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftcli.results import EvalResult, ScoreRow
-from ftcli.stages.evaluate.wording import NOT_MEASURED, verdict_of
+from ftcli.stages.evaluate.wording import NOT_MEASURED, summary_of, verdict_of
 from ftcli.stages.report.figures import read_figures
 from tests.reported import (
     FORMAT,
@@ -50,7 +50,7 @@ def test_better_right_and_nothing_lost_is_ready() -> None:
     found = verdict_of(measured())
     assert (found.kind, found.headline, found.reasons) == ("ready", "Ready", ())
     assert found.sentence == (
-        "Better in same result, format valid, finished (EOS) and loss. "
+        "Better: same result, format valid, finished (EOS) and loss. "
         "Measured on 120 held-out rows (test)."
     )
 
@@ -108,16 +108,16 @@ REASONS = {
     ),
     "worse": (
         measured(row("chrf", 0.5, score(0.4), "worse", unit="value", label="chrF")),
-        "Worse than the base in chrF: 0.50 → 0.40",
+        "Worse than the base: chrF 0.50 → 0.40",
     ),
-    "lost": (measured(forgetting=(LOST,)), "Worse than the base in text: 14.2 → 17.3"),
+    "lost": (measured(forgetting=(LOST,)), "Worse than the base: text 14.2 → 17.3"),
     "follows": (
-        measured(forgetting=(FOLLOWS,)), "Worse than the base in instructions followed: 80% → 50%"
+        measured(forgetting=(FOLLOWS,)), "Worse than the base: instructions followed 80% → 50%"
     ),
     "not forgotten": (measured(forgetting=()), "Whether general ability was lost was not measured"),
     "prompted": (
         measured(scores=(*of_truth(RIGHT)["scores"][:1], *prompted("worse"))),
-        "The base with a prompt, which needs no training, is better in format valid",
+        "The base with a prompt, which needs no training, is better: format valid",
     ),
     "banned": (
         measured(row("banned_phrases", 0.2, score(0.1), better="lower")),
@@ -141,7 +141,7 @@ def test_what_is_no_reason() -> None:
     length = row("answer_tokens", 101.0, score(72.0), None, unit="value", better=None)
     assert verdict_of(measured(few_banned, length)).kind == "ready"
     slightly = verdict_of(measured(forgetting=(LITTLE,)))
-    assert slightly.kind == "ready" and "worse in text" in slightly.sentence
+    assert slightly.kind == "ready" and "worse: text" in slightly.sentence
     assert verdict_of(measured(forgetting=GENERAL)).kind == "ready"
 
 
@@ -187,3 +187,13 @@ def test_the_evaluation_that_says_most_is_shown_whole(
     save_evaluation(run, evaluation(key="b", finished="2027-01-01"), [])
     found = read_figures(run)
     assert found.evaluation is not None and found.evaluation.key == "a"
+
+
+def test_a_run_without_replay_that_forgot_is_advised_to_replay() -> None:
+    advice = "General ability was lost: train again with data.replay: builtin"
+    for replay, advised in ((None, True), ("builtin", False)):
+        lost = measured(forgetting=(LOST,), replay=replay)
+        assert any(advice in reason for reason in verdict_of(lost).reasons) is advised
+        assert any(advice in line for line in summary_of(lost)) is advised
+    kept = measured(replay=None)
+    assert not any(advice in line for line in summary_of(kept))
