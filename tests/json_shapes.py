@@ -139,7 +139,7 @@ COMPARED = {
                 "name": TEXT,
                 "method": METHOD,
                 "learning_rate": NUMBER,
-                **dict.fromkeys(("four_bit", "chosen", "resumed"), {"type": "boolean"}),
+                **{key: {"type": "boolean"} for key in ("four_bit", "chosen", "resumed")},
                 "run_dir": TEXT,
                 "evaluation": TEXT,
                 "validation_loss": NUMBER_OR_NONE,

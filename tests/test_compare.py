@@ -272,6 +272,7 @@ def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
         (["--methods", ","], "flag", "--methods names none"),
         (["--learning-rates", "fast"], "flag", "expected numbers, as 1e-4,1e-3"),
         (["--learning-rates", "3"], "recipe", "must be below 1"),
+        (["--learning-rates", "0"], "recipe", "must be above 0"),
         (["--set", "data.test=0", "--set", "data.validation=0"], "recipe", "rows that no method"),
         (
             ["--learning-rates", "1e-3", "--set", "data.validation=0"],

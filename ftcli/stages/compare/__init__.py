@@ -52,16 +52,6 @@ from ftcli.stages.compare.wording import page
 __all__ = ["METHODS", "Asked", "compare_recipe"]
 
 PICTURE = "compare.png"
-# Of what `train --json` prints.
-OF_TRAINING = (
-    "steps",
-    "trained_parameters",
-    "total_parameters",
-    "peak_memory_bytes",
-    "tokens_per_second",
-    "saved_bytes",
-    "seconds",
-)
 # What a run's start and end differ by beyond the seconds it reports, when it had one sitting.
 CLOCK_SECONDS = 2.0
 
@@ -202,6 +192,7 @@ def _measure(cell: Cell, asked: Asked, children: Children) -> Measured:
         for side in sides
     }
     manifest = run.read_manifest()
+    of_training = trained.keys() & ComparedCell.model_fields.keys() - {"state", "run_dir"}
     measured = ComparedCell(
         name=cell.name,
         method=cell.method,
@@ -211,7 +202,7 @@ def _measure(cell: Cell, asked: Asked, children: Children) -> Measured:
         evaluation=key,
         validation_loss=trained["eval_loss"],
         scores=_scores(evaluation, "tuned"),
-        **{name: trained[name] for name in OF_TRAINING},
+        **{name: trained[name] for name in of_training},
         resumed=_was_resumed(manifest, trained["seconds"]),
     )
     return Measured(measured, evaluation, losses, manifest["data"])

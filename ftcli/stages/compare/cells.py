@@ -86,7 +86,7 @@ def cells_of(
     cells = []
     for method, rate in product(asked.methods, asked.learning_rates or (None,)):
         section: dict[str, object] = {"mode": method}
-        flags = [f"training.learning_rate={rate!r}"] if rate else []
+        flags = [] if rate is None else [f"training.learning_rate={rate!r}"]
         if method == own.mode or {method, own.mode} <= LOW_RANK:
             kept = own.model_dump(mode="json").items()
             section = {key: value for key, value in kept if key in known[method]} | section
@@ -95,7 +95,7 @@ def cells_of(
         flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
         flags += [override for override in of_methods if _path(override)[1] in known[method]]
         cell = resolved(load_recipe(recipe, [*others, *flags]))
-        name = f"{method}-{short_rate(rate)}" if rate else method
+        name = method if rate is None else f"{method}-{short_rate(rate)}"
         changes: dict[str, object] = {"name": f"{cell.name}-{name}", "output": str(folder / name)}
         if asked.steps is not None:
             changes["training"] = cell.training.model_copy(update={"max_steps": asked.steps})

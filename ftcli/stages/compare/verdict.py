@@ -50,16 +50,12 @@ def decide(
 
 def _best_rates(cells: Sequence[ComparedCell]) -> list[ComparedCell]:
     """Of each method the cell with the lowest validation loss: the held-out rows choose none."""
-    best: dict[str, ComparedCell] = {}
-    for cell in cells:
-        rival = best.setdefault(cell.method, cell)
-        if _validation(cell) < _validation(rival):
-            best[cell.method] = cell
-    return list(best.values())
 
+    def validation(cell: ComparedCell) -> float:
+        return math.inf if cell.validation_loss is None else cell.validation_loss
 
-def _validation(cell: ComparedCell) -> float:
-    return math.inf if cell.validation_loss is None else cell.validation_loss
+    methods = dict.fromkeys(cell.method for cell in cells)
+    return [min((c for c in cells if c.method == method), key=validation) for method in methods]
 
 
 def _pairs(losses: Mapping[str, Counts]) -> dict[tuple[str, str], Difference]:
