@@ -406,3 +406,91 @@ class PlanRecord(Result):
     def choices(self) -> dict[str, PlannedChoice]:
         """The decisions by name, in the order in which they are shown."""
         return {name: each for name, each in self if isinstance(each, PlannedChoice)}
+
+
+class ComparedBase(Result):
+    """The untrained model of a comparison."""
+
+    four_bit: bool
+    scores: dict[str, Score]
+    """By name, as those of a cell."""
+
+
+class ComparedCell(Result):
+    """One training of a comparison: a method at a learning rate."""
+
+    state: Literal["finished"] = "finished"
+    name: str
+    method: str
+    learning_rate: float
+    four_bit: bool
+    """Whether its base is held in 4 bits."""
+    run_dir: str
+    evaluation: str | None
+    """Key of its EvalResult."""
+    validation_loss: float | None
+    scores: dict[str, Score]
+    """Of the tuned model, by the names of its ScoreRows; `general_text` is a loss."""
+    steps: int
+    trained_parameters: int
+    total_parameters: int
+    peak_memory_bytes: int
+    tokens_per_second: float | None
+    saved_bytes: int
+    seconds: float
+    resumed: bool
+    """Whether the seconds are those of the last sitting alone."""
+    chosen: bool = False
+    """Whether it has the lowest validation loss of its method; the others have no differences."""
+    vs_base: Difference | None = None
+    """Held-out loss, less that of the base shown."""
+    vs_best: Difference | None = None
+    """Less that of the chosen cell with the lowest held-out loss; none: it is this one."""
+
+
+class FailedCell(Result):
+    """A training of a comparison without figures."""
+
+    state: Literal["failed"] = "failed"
+    name: str
+    method: str
+    code: str
+    reason: str
+
+
+class CompareResult(Result):
+    """`compare.json`."""
+
+    folder: str
+    recipe: str
+    model: str
+    steps: int | None
+    """Of every cell (`--steps`); none: the recipe's own length."""
+    seed: int
+    data: str
+    """`test` or `validation`."""
+    rows: int
+    general_text: str | None
+    """Its name."""
+    base: ComparedBase
+    cells: tuple[ComparedCell | FailedCell, ...]
+    """In the order asked for."""
+    take: str | None
+    """Name of a cell; none: no method is better than the base."""
+    among: tuple[str, ...]
+    """Cells that are not significantly worse than the best, which is the first."""
+    verdict: str
+    """The same in sentences."""
+
+    @property
+    def finished(self) -> tuple[ComparedCell, ...]:
+        return tuple(cell for cell in self.cells if isinstance(cell, ComparedCell))
+
+    @property
+    def failed(self) -> tuple[FailedCell, ...]:
+        return tuple(cell for cell in self.cells if isinstance(cell, FailedCell))
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether a method was trained at several learning rates."""
+        return len({cell.method for cell in self.cells}) < len(self.cells)

@@ -1,81 +1,107 @@
-"""Cells of a comparison made by hand, for tests that judge and show them."""
+"""Comparisons made by hand, and `ftcli compare` within the process of a test."""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ftcli.metrics.intervals import ratio_interval
-from ftcli.metrics.likelihood import Scored
-from ftcli.stages.compare.record import BaseRecord, CellRecord, FailedCell, Side
-from ftcli.stages.compare.result import Budget, Comparison
-from ftcli.stages.compare.verdict import judge
+import pytest
 
-TOKENS = tuple(20 + row % 5 for row in range(30))
+from ftcli.cli import run
+from ftcli.metrics.scores import Counts
+from ftcli.results import ComparedBase, ComparedCell, CompareResult, FailedCell, Score
+from ftcli.stages.compare.children import Children
+from ftcli.stages.compare.verdict import Decision, decide
 
-
-def scored(loss: float, wobble: float = 0.0, rows: int = 30) -> Scored:
-    """Rows of very different losses whose mean is `loss`, every other one off by `wobble`."""
-    tokens = TOKENS[:rows]
-    losses = [
-        (loss + math.sin(row) + wobble * (-1) ** row) * count for row, count in enumerate(tokens)
-    ]
-    return Scored(tuple(losses), tokens)
+Made = tuple[ComparedCell, Counts]
 
 
-def side(rows: Scored, perplexity: float) -> Side:
-    scores: dict[str, Any] = {"stop_rate": 1.0, "rouge_l": 0.5, "format_rate": 0.9}
-    scores |= {"loss": rows.loss, "loss_interval": list(ratio_interval(rows.losses, rows.tokens))}
-    passages = Scored((math.log(perplexity) * 100, math.log(perplexity) * 50), (100, 50))
-    return Side(scores, rows, passages)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands of a comparison start no process: torch is loaded once."""
+
+    from ftcli.engine import sandbox
+
+    def run_here(children: Children, words: Sequence[str]) -> tuple[int, str]:
+        sandbox._ceiling.was_old()  # it is read again: a training has grown the process
+        out = io.StringIO()
+        with redirect_stdout(out):
+            code = run(words)
+        return code, out.getvalue()
+
+    monkeypatch.setattr(Children, "run", run_here)
 
 
-def cell(method: str, rows: Scored, **changes: Any) -> CellRecord:
-    rate = changes.pop("rate", 1e-3)
-    training = {
+def losses(loss: float, wobble: float = 0.0, rows: int = 30) -> Counts:
+    """Rows of very different losses whose mean is near `loss`, every other one off by `wobble`."""
+    tokens = [20 + row % 5 for row in range(rows)]
+    return Counts(
+        tuple((loss + math.sin(r) + wobble * (-1) ** r) * n for r, n in enumerate(tokens)),
+        tuple(float(n) for n in tokens),
+    )
+
+
+def scores(of: Counts, perplexity: float) -> dict[str, Score]:
+    shares = {"format_rate": 0.9, "stop_rate": 1.0}
+    return {
+        "loss": Score(value=of.value, interval=of.interval(), n=of.n),
+        "general_text": Score(value=math.log(perplexity), interval=(1.0, 4.0), n=25),
+        **{name: Score(value=v, interval=(0.8, 1.0), n=of.n) for name, v in shares.items()},
+    }
+
+
+def made(method: str, of: Counts, **changes: Any) -> Made:
+    rate = changes.pop("learning_rate", 1e-3)
+    values = {
+        "name": f"{method}-{rate:g}",
+        "method": method,
+        "learning_rate": rate,
+        "four_bit": method == "qlora",
+        "run_dir": method,
+        "evaluation": "key",
+        "validation_loss": 1.0,
+        "scores": scores(of, 21.0),
         "steps": 60,
-        "train_loss": 1.0,
-        "eval_loss": 1.0,
         "trained_parameters": 1_000_000,
         "total_parameters": 100_000_000,
         "peak_memory_bytes": 2_000_000_000,
         "tokens_per_second": 800.0,
         "saved_bytes": 20_000_000,
-        "training_seconds": 50.0,
         "seconds": 60.0,
+        "resumed": False,
     }
-    return CellRecord(
-        mark="m",
-        name=f"{method}-{rate:g}",
-        method=method,
-        four_bit=method == "qlora",
-        learning_rate=rate,
-        run_dir=method,
-        held_out="test",
-        training=training | changes,
-        machine="a card",
-        resumed=False,
-        one_process=False,
-        tuned=side(rows, 21.0),
+    return ComparedCell.model_validate(values | changes), of
+
+
+def decided(*cells: Made, base: Counts | None = None) -> Decision:
+    return decide(
+        [cell for cell, _ in cells],
+        {cell.name: of for cell, of in cells},
+        base or losses(3.0, rows=cells[0][1].n),
+        seed=42,
     )
 
 
-BASE = BaseRecord("b", four_bit=False, side=side(scored(3.0), 20.0))
-
-
-def comparison(folder: Path, *cells: CellRecord | FailedCell, **changes: Any) -> Comparison:
-    finished = [cell for cell in cells if isinstance(cell, CellRecord)]
-    values: dict[str, Any] = {
-        "folder": folder,
-        "recipe": folder / "shop.yaml",
+def comparison(
+    folder: Path, *cells: Made, failed: Sequence[FailedCell] = (), **changes: Any
+) -> CompareResult:
+    decision = decided(*cells)
+    values = {
+        "folder": str(folder),
+        "recipe": str(folder / "shop.yaml"),
         "model": "small",
-        "budget": Budget("steps", 60),
+        "steps": 60,
         "seed": 42,
+        "data": "test",
+        "rows": cells[0][1].n,
         "general_text": "built-in",
-        "base": BASE,
-        "cells": cells,
-        "kept": (),
-        "verdict": judge(finished, BASE),
+        "base": ComparedBase(four_bit=False, scores=scores(losses(3.0), 20.0)),
+        "cells": (*failed, *decision.cells),
+        "take": decision.take,
+        "among": decision.among,
+        "verdict": decision.text,
     }
-    return Comparison(**values | changes)
+    return CompareResult.model_validate(values | changes)

@@ -75,9 +75,22 @@ SUGGESTION = record(
 SWEEP_ROW = record({"value": COUNT, "fits": {"type": ["boolean", "null"]}} | FIGURES)
 
 METHOD = {"enum": ["full", "lora", "qlora", "adapter", "prefix", "prompt"]}
-FORGETTING = record(
-    {"before": NUMBER, "after": NUMBER, "change": NUMBER, "change_interval": INTERVAL}
+NUMBER_OR_NONE = {"type": ["number", "null"]}
+SCORES = {
+    "type": "object",
+    "additionalProperties": record({"value": NUMBER, "interval": INTERVAL, "n": COUNT}),
+    "required": ["loss", "general_text"],
+}
+LOSS_DIFFERENCE = record(
+    {
+        "value": NUMBER,
+        "interval": INTERVAL,
+        **dict.fromkeys(("n", "rows_better", "rows_worse"), COUNT),
+        "p_value": SHARE,
+        "verdict": {"enum": ["better", "worse", "not significant", "too few rows"]},
+    }
 )
+LOSS_DIFFERENCE_OR_NONE = {"oneOf": [LOSS_DIFFERENCE, {"type": "null"}]}
 COMPARED = {
     "oneOf": [
         record(
@@ -86,30 +99,22 @@ COMPARED = {
                 "name": TEXT,
                 "method": METHOD,
                 "learning_rate": NUMBER,
-                "best_rate": {"type": "boolean"},
+                **{key: {"type": "boolean"} for key in ("four_bit", "chosen", "resumed")},
                 "run_dir": TEXT,
-                "validation_loss": {"type": ["number", "null"]},
-                "scores": SIDE,
-                "general_perplexity": NUMBER,
-                "forgetting": {"oneOf": [FORGETTING, {"type": "null"}]},
-                "train_loss": {"type": ["number", "null"]},
+                "evaluation": TEXT,
+                "validation_loss": NUMBER_OR_NONE,
+                "scores": SCORES,
+                "vs_base": LOSS_DIFFERENCE_OR_NONE,
+                "vs_best": LOSS_DIFFERENCE_OR_NONE,
                 **dict.fromkeys(("steps", "trained_parameters", "total_parameters"), COUNT),
                 **dict.fromkeys(("peak_memory_bytes", "saved_bytes"), COUNT),
-                **dict.fromkeys(("tokens_per_second", "training_seconds", "seconds"), NUMBER),
-                "machine": TEXT,
-                "resumed": {"type": "boolean"},
-                "one_process": {"type": "boolean"},
+                "tokens_per_second": NUMBER_OR_NONE,
+                "seconds": NUMBER,
             }
         ),
         record(
-            {
-                "state": {"const": "failed"},
-                "name": TEXT,
-                "method": METHOD,
-                "learning_rate": {"type": ["number", "null"]},
-                "code": TEXT,
-                "reason": TEXT,
-            }
+            {"state": {"const": "failed"}, "name": TEXT, "method": METHOD}
+            | {"code": TEXT, "reason": TEXT}
         ),
     ]
 }
@@ -210,41 +215,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "eval": evaluation(),
     "compare": record(
         {
-            "folder": TEXT,
-            "recipe": TEXT,
-            "model": TEXT,
-            "budget": record(
-                {
-                    "kind": {"enum": ["steps", "seconds", "recipe"]},
-                    "value": {"type": ["number", "null"]},
-                }
-            ),
-            "seed": COUNT,
-            "held_out": {"enum": ["test", "validation"]},
-            "rows": COUNT,
-            "general_text": TEXT,
-            "base": {
-                "oneOf": [
-                    record(
-                        {
-                            "four_bit": {"type": "boolean"},
-                            "scores": SIDE,
-                            "general_perplexity": NUMBER,
-                        }
-                    ),
-                    {"type": "null"},
-                ]
-            },
+            **dict.fromkeys(("folder", "recipe", "model", "verdict"), TEXT),
+            "steps": {"type": ["integer", "null"]},
+            **dict.fromkeys(("seed", "rows"), COUNT),
+            "data": {"enum": ["test", "validation"]},
+            "general_text": NAME_OR_NONE,
+            "base": record({"four_bit": {"type": "boolean"}, "scores": SCORES}),
             "cells": {"type": "array", "items": COMPARED},
-            "kept": {"type": "array", "items": TEXT},
-            "verdict": record(
-                {
-                    "take": {"type": ["string", "null"]},
-                    "among": {"type": "array", "items": TEXT},
-                    "text": TEXT,
-                }
-            ),
-            "picture": TEXT,
+            "take": NAME_OR_NONE,
+            "among": {"type": "array", "items": TEXT},
         }
     ),
     "merge": record(

@@ -16,6 +16,7 @@ import pytest
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.stages.report.figures import read_figures
+from tests.compared import in_this_process
 from tests.conftest import save_recipe, save_rows
 from tests.test_training import stop_at
 
@@ -137,9 +138,11 @@ def inexact_merge() -> str:
 
 
 def another_comparison() -> str:
-    flags = ("--methods", "lora", "--one-process", "--steps")
-    said("compare", f"{NEW}.yaml", *flags, "1", code=0)
-    return said("compare", f"{NEW}.yaml", *flags, "2", code=1)
+    flags = ("--methods", "lora", "--steps")
+    with pytest.MonkeyPatch.context() as patch:
+        in_this_process(patch)
+        said("compare", f"{NEW}.yaml", *flags, "1", code=0)
+        return said("compare", f"{NEW}.yaml", *flags, "2", code=1)
 
 
 RATE = ("--set", "training.learning_rate=5e-4")

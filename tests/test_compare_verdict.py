@@ -1,125 +1,121 @@
-"""Which method a comparison says to take, from records made by hand; and how that is shown."""
+"""Which method a comparison says to take, from losses made by hand; and how that is shown."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from ftcli.stages.compare.page import page
+from ftcli.results import CompareResult, FailedCell
 from ftcli.stages.compare.picture import draw
-from ftcli.stages.compare.record import BaseRecord, FailedCell
-from ftcli.stages.compare.verdict import best_rates, judge
-from ftcli.stages.compare.work import was_resumed
-from tests.compared import BASE, cell, comparison, scored, side
+from ftcli.stages.compare.wording import page
+from tests.compared import comparison, decided, losses, made
 
 
-def test_the_clearly_best_is_taken_with_its_margin() -> None:
-    found = judge([cell("full", scored(1.5)), cell("lora", scored(1.4))], BASE)
+def test_the_best_is_taken_with_its_margin_and_the_seed() -> None:
+    found = decided(made("full", losses(1.5)), made("lora", losses(1.4)))
     assert found.take == "lora-0.001" and found.among == ("lora-0.001",)
-    assert "below that of full at 1e-3, the next, by 0.100 (95% interval 0.100 to" in found.text
-    assert "60 steps" in found.text
+    assert "with this seed (42) its held-out loss of" in found.text
+    assert "that of full at 1e-3, the next, is worse by 0.100 (95% interval 0.100 to" in found.text
+    assert "60 steps" in found.text and "another seed" in found.text
+    full, lora = found.cells
+    assert full.vs_best is not None and full.vs_best.verdict == "worse"
+    assert lora.vs_best is None and lora.vs_base is not None and lora.vs_base.verdict == "better"
+    assert (lora.vs_base.rows_better, lora.vs_base.rows_worse) == (30, 0)
 
 
-def test_of_those_that_cannot_be_told_apart_the_lightest_is_taken() -> None:
-    near = cell("adapter", scored(1.41, wobble=0.5), trained_parameters=5_000)
-    lora = cell("lora", scored(1.40))
-    far = cell("prompt", scored(2.5), trained_parameters=10)
-    found = judge([far, near, lora], BASE)
+def test_of_those_that_are_not_significantly_worse_the_lightest_is_taken() -> None:
+    near = made("adapter", losses(1.41, wobble=0.5), trained_parameters=5_000)
+    far = made("prompt", losses(2.5), trained_parameters=10)
+    found = decided(far, near, made("lora", losses(1.40)))
     assert found.take == "adapter-0.001"
     assert found.among == ("lora-0.001", "adapter-0.001")
-    assert "cannot be told apart by their held-out loss on 30 rows" in found.text
+    assert "adapter at 1e-3 is not significantly worse than lora at 1e-3" in found.text
     assert "5,000 trained parameters" in found.text and "prompt" not in found.text
 
 
 def test_of_equal_size_the_one_that_takes_less_memory_is_the_lightest() -> None:
-    lora = cell("lora", scored(1.40, wobble=0.5))
-    qlora = cell("qlora", scored(1.40), peak_memory_bytes=1_000_000_000)
-    assert judge([lora, qlora], BASE).take == "qlora-0.001"
+    lora = made("lora", losses(1.40, wobble=0.5))
+    qlora = made("qlora", losses(1.40), peak_memory_bytes=1_000_000_000)
+    assert decided(lora, qlora).take == "qlora-0.001"
 
 
 def test_a_method_that_does_not_beat_the_base_is_not_taken_for_its_lightness() -> None:
-    base = BaseRecord("b", four_bit=False, side=side(scored(1.5), 20.0))
-    idle = cell("prompt", scored(1.45, wobble=0.9), trained_parameters=10)
-    found = judge([cell("lora", scored(1.4)), idle], base)
+    idle = made("prompt", losses(1.45, wobble=0.9), trained_parameters=10)
+    found = decided(made("lora", losses(1.4)), idle, base=losses(1.5))
     assert found.among == ("lora-0.001", "prompt-0.001") and found.take == "lora-0.001"
 
 
 def test_none_is_taken_where_none_beats_the_base() -> None:
-    found = judge([cell("lora", scored(2.99, wobble=0.5))], BASE)
+    found = decided(made("lora", losses(2.99, wobble=0.5)))
     assert found.take is None
-    assert "not below the base on these 30 rows by more than chance gives" in found.text
-    assert "train for longer than 60 steps" in found.text
+    assert "no method is significantly better than the base on 30 rows" in found.text
+    assert "Train for longer than 60 steps" in found.text
 
 
-def test_few_rows_tell_nothing_apart() -> None:
-    base = BaseRecord("b", four_bit=False, side=side(scored(3.0, rows=9), 20.0))
-    found = judge([cell("lora", scored(1.4, rows=9)), cell("full", scored(1.9, rows=9))], base)
+def test_few_rows_have_no_verdict() -> None:
+    found = decided(made("lora", losses(1.4, rows=9)), made("full", losses(1.9, rows=9)))
     assert found.take is None and len(found.among) == 2
-    assert "9 held-out rows tell nothing apart; hold out at least 10 (data.test)" in found.text
+    assert "9 held-out rows are too few for a verdict; hold out at least 10" in found.text
 
 
-def test_one_method_alone_is_judged_by_the_base() -> None:
-    found = judge([cell("lora", scored(1.4))], BASE)
+def test_one_method_alone_is_compared_with_the_base() -> None:
+    found = decided(made("lora", losses(1.4)))
     assert found.take == "lora-0.001"
-    assert "below the base's by 1.600" in found.text
-    assert judge([cell("lora", scored(1.4))], None).take == "lora-0.001"
+    assert "better than the base's, by 1.600 (95% interval 1.600 to 1.600" in found.text
+
+
+def test_verdicts_are_corrected_for_the_number_of_methods() -> None:
+    lora, near = made("lora", losses(1.4)), made("adapter", losses(1.6, wobble=0.4))
+    alone = decided(lora, near).cells[1].vs_best
+    assert alone is not None and alone.verdict == "worse" and 0.01 < alone.p_value < 0.05
+    others = [made(m, losses(1.6, wobble=0.5)) for m in ("full", "prefix", "prompt")]
+    among_five = decided(lora, near, *others).cells[1].vs_best
+    assert among_five is not None and among_five.p_value == alone.p_value
+    assert among_five.verdict == "not significant"
 
 
 def test_validation_chooses_the_rate_though_the_held_out_loss_says_otherwise() -> None:
-    slow = cell("lora", scored(1.2), rate=1e-4, eval_loss=1.3)
-    fast = cell("lora", scored(1.5), rate=1e-2, eval_loss=1.1)
-    full = cell("full", scored(1.4), rate=1e-4, eval_loss=2.0)
-    assert best_rates([slow, fast, full]) == (fast, full)
-    assert judge([slow, fast, full], BASE).take == "full-0.0001"
+    slow = made("lora", losses(1.2), learning_rate=1e-4, validation_loss=1.3)
+    fast = made("lora", losses(1.5), learning_rate=1e-2, validation_loss=1.1)
+    full = made("full", losses(1.4), learning_rate=1e-4, validation_loss=2.0)
+    found = decided(slow, fast, full)
+    assert [cell.chosen for cell in found.cells] == [False, True, True]
+    assert found.cells[0].vs_base is None and found.take == "full-0.0001"
 
 
 def test_the_page_has_every_figure_and_every_reason(tmp_path: Path) -> None:
-    failed = FailedCell("full", "full", None, "memory", "one row needs 60 GB,\nand there is 24")
-    lora = cell("lora", scored(1.4), rate=2e-4)
-    text = page(comparison(tmp_path, failed, lora))
-    assert "| lora | 2e-4 | 1." in text and "20.0 → 21.0 +5.0%" in text
-    assert "1.0 M (1.00%)" in text and "2.0 GB | 800 | 20 MB | 1 min 00 s |" in text
-    assert "- full: one row needs 60 GB, and there is 24" in text
-    assert "![held-out loss against trained parameters](compare.png)" in text
+    reason = "one row needs 60 GB,\nand there is 24"
+    failed = FailedCell(name="full", method="full", code="memory", reason=reason)
+    found = comparison(tmp_path, made("lora", losses(1.4), learning_rate=2e-4), failed=[failed])
+    text = page(found, "compare.png")
+    assert "| base |  | 3." in text and "| 90% | 100% | 20.0 |" in text
+    assert "| lora | 2e-4 | 1." in text and "| +5.0% | 1.0 M | 2.0 GB | 800 | 20 MB |" in text
+    assert "- full failed: one row needs 60 GB, and there is 24" in text
+    assert found.verdict in text and "](compare.png)" in text
     assert "30 held-out rows (test), 60 steps each, seed 42" in text
+    assert "no interval holds what another seed of the training would change" in text
 
 
 def test_notes_say_what_a_figure_is_not(tmp_path: Path) -> None:
-    lora = replace(cell("lora", scored(1.4)), held_out="validation", resumed=True, one_process=True)
-    full = replace(cell("full", scored(1.5)), machine="another card")
-    notes = "\n".join(comparison(tmp_path, lora, full).notes())
-    for words in ("chose the checkpoints", "≥ stopped", "≤ several cells", "several machines"):
-        assert words in notes
-    assert "4 bits" not in notes
-    assert "≥ 1 min 00 s" in page(comparison(tmp_path, lora)) and "≤ 2.0 GB" in page(
-        comparison(tmp_path, lora)
-    )
+    grid = [
+        made("lora", losses(1.4), learning_rate=rate, validation_loss=rate, resumed=True)
+        for rate in (1e-4, 1e-3)
+    ]
+    text = page(comparison(tmp_path, *grid, data="validation", steps=None), "compare.png")
+    for words in ("chose the checkpoints", "- ≥ stopped", "- * the rate", "recipe's own length"):
+        assert words in text
+    assert "≥ 1 min 00 s" in text and "| 1e-4 * |" in text and "| 1e-3 |" in text
+    assert "4 bits" not in text
 
 
-def test_a_base_in_4_bits_beside_one_in_16_is_said_to_be_rounded(tmp_path: Path) -> None:
-    lora, qlora = cell("lora", scored(1.4)), cell("qlora", scored(1.5))
-    both = comparison(tmp_path, lora, qlora)
-    assert f"forgetting of {qlora.name} is against the base in 16" in "\n".join(both.notes())
-    alone = comparison(tmp_path, qlora, base=replace(BASE, four_bit=True))
-    assert "4 bits" not in "\n".join(alone.notes())
+def test_a_base_in_16_bits_and_a_method_in_4_are_said_to_differ(tmp_path: Path) -> None:
+    both = comparison(tmp_path, made("lora", losses(1.4)), made("qlora", losses(1.5)))
+    assert "general text of qlora-0.001: from the base in 16 bits" in page(both, "x")
 
 
-def test_the_picture_is_drawn_of_a_grid_and_of_one_point(tmp_path: Path) -> None:
-    grid = [cell("lora", scored(1.4), rate=rate, eval_loss=rate) for rate in (1e-4, 1e-3)]
-    small = cell("prompt", scored(2.0), trained_parameters=11_520)
-    for name, cells in (("many.png", [*grid, small]), ("one.png", [small])):
-        draw(comparison(tmp_path, *cells), tmp_path / name)
-        content = (tmp_path / name).read_bytes()
-        assert content.startswith(b"\x89PNG") and content.endswith(b"IEND\xaeB`\x82")
-
-
-@pytest.mark.parametrize(("finished", "resumed"), [("12:01:01", False), ("12:05:00", True)])
-def test_a_run_that_took_longer_than_it_reports_was_resumed(finished: str, resumed: bool) -> None:
-    manifest = {
-        "started": "2025-01-01T12:00:00+0100",
-        "finished": f"2025-01-01T{finished}+0100",
-        "result": {"seconds": 60.5},
-    }
-    assert was_resumed(manifest) is resumed
+def test_the_picture_is_drawn_and_what_is_written_is_read_again(tmp_path: Path) -> None:
+    grid = [made("lora", losses(1.4), learning_rate=rate) for rate in (1e-4, 1e-3)]
+    found = comparison(tmp_path, *grid, made("prompt", losses(2.0), trained_parameters=11_520))
+    draw(found, tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    found.write(tmp_path / "compare.json")
+    assert CompareResult.read(tmp_path / "compare.json") == found

@@ -14,7 +14,6 @@ from torch import nn
 from ftcli.cli import run
 from ftcli.console import Terminal
 from ftcli.engine import building, timing, trained, untrained
-from ftcli.stages.compare.work import Task, perform
 from ftcli.stages.train import train_recipe
 
 TRAINING = {"max_steps": 2, "batch_size": 4}
@@ -76,21 +75,6 @@ class Held:
             self._seen[f"{name}: {part}"] = weakref.ref(module)
         for part, weight in network.named_parameters():
             self._seen[f"{name}: {part}"] = weakref.ref(weight)
-
-
-@pytest.mark.parametrize("mode", ["lora", "qlora"])
-def test_a_comparison_s_cell_holds_one_model_at_a_time(
-    mode: str,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    recipe = write_recipe(method={"mode": mode, "rank": 4}, training=TRAINING)
-    held = Held(monkeypatch)
-    task = Task("cell", str(recipe), str(tmp_path / "none"), limit=2, with_base=True)
-    perform(task, Terminal())
-    assert held.loaded == [f"model {number}" for number in range(4)]
-    assert held.still_there == []
 
 
 def test_an_evaluation_of_a_4_bit_run_holds_one_model_at_a_time(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result, result_json
+from ftcli.console import Terminal, result_json
 from ftcli.errors import UsageError
 
 
@@ -23,10 +23,6 @@ def compare(
     steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Optimizer steps of every method.")
     ] = None,
-    seconds: Annotated[
-        float | None,
-        typer.Option(metavar="S", min=1, help="Training time of every method instead, about."),
-    ] = None,
     learning_rates: Annotated[
         str | None,
         typer.Option(metavar="X,Y,…", help="Try each with every method; validation rows choose."),
@@ -38,45 +34,34 @@ def compare(
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Evaluate on the first N held-out rows.")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over in a new folder beside the old one.")
-    ] = False,
-    one_process: Annotated[
-        bool,
-        typer.Option("--one-process", help="Quicker to start; peaks of memory then run together."),
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder.")] = False,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Train several methods alike, and say which to take for this data.
 
-    The same rows, seed, evaluation and budget: that of --steps or --seconds, or the recipe's own
-    length. A learning rate in the recipe is that of its own method; the others take their defaults.
-    What is finished is not run again; Ctrl-C stops, and the same command goes on. Writes
-    compare.json, compare.md and compare.png into <output>-compare.
+    The same rows, seed, evaluation and length: that of --steps, or the recipe's own. A learning
+    rate in the recipe is that of its own method; the others take their defaults. What is finished
+    is not run again; Ctrl-C stops, and the same command goes on. Writes compare.json, compare.md
+    and compare.png into <output>-compare.
     """
-    from ftcli.cli.compare_view import comparison_lines
+    from ftcli.cli.compare_view import show
     from ftcli.stages.compare import Asked, compare_recipe
 
-    if steps is not None and seconds is not None:
-        raise UsageError("flag", "--steps and --seconds are two budgets; give one")
     asked = Asked(
         methods=_listed(methods),
         learning_rates=_rates(learning_rates),
         steps=steps,
-        seconds=seconds,
         general_text=general_text,
         limit=limit,
         fresh=fresh,
-        one_process=one_process,
     )
     found = compare_recipe(recipe, overrides or (), asked, Terminal())
     if json:
-        result_json(found.as_json())
-        return
-    for line in comparison_lines(found):
-        result(line)
+        result_json(found.model_dump(mode="json"))
+    else:
+        show(found)
 
 
 def _listed(text: str) -> tuple[str, ...]:
@@ -84,7 +69,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _rates(text: str | None) -> tuple[float, ...]:
-    """Each rate once; the recipe's schema judges them."""
+    """Each rate once; the recipe's schema checks them."""
     try:
         return tuple(dict.fromkeys(float(part) for part in _listed(text or "")))
     except ValueError as error:

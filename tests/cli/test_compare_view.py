@@ -6,85 +6,81 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.cli import compare_view
-from ftcli.cli.compare_view import comparison_lines
-from ftcli.stages.compare.record import FailedCell
-from ftcli.stages.compare.result import Comparison
-from tests.compared import cell, comparison, scored
+from ftcli.cli.compare_view import show
+from ftcli.results import CompareResult, FailedCell
+from tests.compared import comparison, losses, made
 
 MEMORY = "one row of 1024 tokens needs 60.1 GB, and NVIDIA RTX 4090 has 22.9 GB free; take lora"
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Comparison:
+def found(tmp_path: Path) -> CompareResult:
     """Figures as wide as they come."""
-    parts = {
+    parts: dict[str, dict[str, object]] = {
         "lora": {"trained_parameters": 4_884_480, "tokens_per_second": 12_345.6},
-        "qlora": {"trained_parameters": 4_884_480, "seconds": 7_384.0},
-        "adapter": {"trained_parameters": 8_890_560, "peak_memory_bytes": 12_345_678_901},
+        "qlora": {"trained_parameters": 134_515_008, "seconds": 7_384.0},
+        "adapter": {"peak_memory_bytes": 12_345_678_901, "seconds": 601.0},
         "prompt": {"trained_parameters": 11_520, "saved_bytes": 52_000},
     }
     cells = [
-        cell(name, scored(1.0 + place / 10), rate=2e-4, total_parameters=134_515_008, **changes)
+        made(name, losses(1.0 + place / 10), learning_rate=2e-4, **changes)
         for place, (name, changes) in enumerate(parts.items())
     ]
-    failed = FailedCell("full", "full", None, "memory", MEMORY)
-    return comparison(tmp_path, failed, *cells)
+    failed = FailedCell(name="full", method="full", code="memory", reason=MEMORY)
+    return comparison(tmp_path, *cells, failed=[failed])
 
 
-def lines(found: Comparison, columns: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(compare_view, "width", lambda: columns)
-    return list(comparison_lines(found))
-
-
-def heading(shown: list[str]) -> list[str]:
-    return next(line for line in shown if line.startswith("  method")).split()
-
-
-@pytest.mark.parametrize("columns", [60, 80, 100, 120, 160])
-def test_no_line_is_longer_than_the_terminal_is_wide(
-    found: Comparison, columns: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = lines(found, columns, monkeypatch)
-    paths = [line for line in shown if str(found.folder) in line]
-    assert max(len(line) for line in shown if line not in paths) <= columns
-    for name in ("base", "lora", "qlora", "adapter", "prompt", "full: not trained:"):
+def lines(
+    found: CompareResult,
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    show(found)
+    shown = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in shown if found.folder not in line) <= columns
+    for name in ("base", "lora", "qlora", "adapter", "prompt", "full failed:"):
         assert sum(line.startswith(f"  {name}") for line in shown) == 1
+    text = " ".join(" ".join(shown).split())
+    assert f"full failed: {MEMORY}" in text
+    assert text.index("Take lora at 2e-4") > text.index("held-out rows (test)")
+    assert found.verdict in text
+    return shown
 
 
-def test_a_wide_terminal_has_everything(found: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "\n".join(lines(found, 160, monkeypatch))
-    for figure in ("held-out loss", "20.0 → 21.0 +5.0%", "4.9 M (3.63%)", "12,346", "2 h 03 min"):
+def test_120_columns_have_everything(
+    found: CompareResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = lines(found, 120, monkeypatch, capsys)
+    heads = next(line for line in shown if line.startswith("  method"))
+    for head in ("loss", "format", "EOS", "general", "tokens/s", "file"):
+        assert head in heads
+    text = "\n".join(shown)
+    assert "1.039 (0." in text
+    for figure in ("+5.0%", "4.9 M", "12,346", "2 h 03 min", "12.3 GB", "52 kB"):
         assert figure in text
 
 
-def test_eighty_columns_keep_quality_cost_and_forgetting(
-    found: Comparison, monkeypatch: pytest.MonkeyPatch
+def test_80_columns_keep_quality_cost_and_forgetting(
+    found: CompareResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = lines(found, 80, monkeypatch)
-    names = heading(shown)
-    assert names[:7] == ["method", "rate", "loss", "form", "stops", "ROUGE", "forgot"]
-    assert {"trained", "peak"} <= set(names)
+    shown = lines(found, 80, monkeypatch, capsys)
+    heads = next(line for line in shown if line.startswith("  method")).split()
+    names = ["method", "rate", "loss", "format", "EOS", "general", "trained", "peak", "time"]
+    assert heads == names
     row = next(line for line in shown if line.startswith("  lora "))
     assert "+5.0%" in row and "4.9 M" in row
 
 
-def test_reasons_are_told_whole_and_the_verdict_comes_last(
-    found: Comparison, monkeypatch: pytest.MonkeyPatch
+def test_a_mark_stands_at_the_chosen_rate_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = lines(found, 80, monkeypatch)
-    text = " ".join(" ".join(shown).split())
-    assert f"full: not trained: {MEMORY}" in text
-    assert text.index("Take lora at 2e-4") > text.index("held-out rows (test)")
-    assert found.verdict.text in text
-
-
-def test_a_grid_has_a_mark_at_the_best_rate_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow = cell("lora", scored(1.4), rate=1e-4, eval_loss=1.4)
-    fast = cell("lora", scored(1.2), rate=1e-2, eval_loss=1.2)
-    shown = lines(comparison(tmp_path, slow, fast), 120, monkeypatch)
-    assert [line.split()[2] == "*" for line in shown if line.startswith("  lora")] == [False, True]
-    alone = lines(comparison(tmp_path, fast), 120, monkeypatch)
-    assert "*" not in "\n".join(alone)
+    monkeypatch.setenv("COLUMNS", "80")
+    slow = made("lora", losses(1.4), learning_rate=1e-4, validation_loss=1.4)
+    fast = made("lora", losses(1.2), learning_rate=1e-2, validation_loss=1.2)
+    show(comparison(tmp_path, slow, fast))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  lora")]
+    assert ["*" in row for row in rows] == [False, True]
+    show(comparison(tmp_path, fast))
+    assert "*" not in capsys.readouterr().out

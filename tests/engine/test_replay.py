@@ -351,17 +351,6 @@ def test_the_dry_run_shows_both(
     assert plan["steps"]["reason"] == "32 task + 8 replay rows × 1 epochs / 4 a step"
 
 
-def test_cells_of_a_comparison_share_them(prepare: Prepare, general: Path, tmp_path: Path) -> None:
-    from ftcli.artifacts import RunFolder
-    from ftcli.prepared import damaged_files
-    from ftcli.stages.compare.work import share_data
-
-    found, prepared, _ = prepare(replay=replaying())
-    cell = RunFolder(tmp_path / "cell")
-    share_data(RunFolder(Path(found["folder"]).parent), cell)
-    assert load_prepared(cell.data) == prepared and not damaged_files(prepared, cell.data)
-
-
 @pytest.mark.slow
 def test_a_rehearsal_walks_with_replayed_rows(
     write_recipe: Callable[..., Path], general: Path, capsys: pytest.CaptureFixture[str]

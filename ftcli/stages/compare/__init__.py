@@ -1,75 +1,105 @@
-"""`ftcli compare`: the same rows, seed, evaluation and budget for several methods, in one table."""
+"""`ftcli compare`: `train` and `eval` for each method and rate, and one table of what they found.
+
+Run folders are the cache: `train` trains no finished run again, `eval` makes no stored evaluation
+again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from ftcli.artifacts import RunFolder, numbered
-from ftcli.commands import command, set_flags
+from ftcli.commands import command, set_flags, shown_path
 from ftcli.console import Reporter
-from ftcli.disk import write_json, write_text
+from ftcli.disk import write_text
 from ftcli.errors import FtcliError, Stopped, UsageError
-from ftcli.loading import Loaded, load_recipe
-from ftcli.metrics.general_text import GeneralText, general_text
+from ftcli.loading import Loaded, dump_recipe, load_recipe
+from ftcli.metrics.general_text import general_text
+from ftcli.metrics.scores import Counts
+from ftcli.prepared import load_prepared
+from ftcli.recipe import holds_4_bits
+from ftcli.results import (
+    AnsweredRow,
+    ComparedBase,
+    ComparedCell,
+    CompareResult,
+    EvalResult,
+    FailedCell,
+    Score,
+    Side,
+)
 from ftcli.shapes import find_shape
 from ftcli.stages.compare.cells import (
     METHODS,
     Asked,
+    Cell,
     cells_of,
     require_methods,
     short_rate,
     split_overrides,
 )
-from ftcli.stages.compare.page import page
+from ftcli.stages.compare.children import Children
 from ftcli.stages.compare.picture import draw
-from ftcli.stages.compare.process import Worker
-from ftcli.stages.compare.record import CellRecord, FailedCell
-from ftcli.stages.compare.result import Budget, Comparison
-from ftcli.stages.compare.running import Outcome, Setting, run_cells
-from ftcli.stages.compare.verdict import judge
+from ftcli.stages.compare.verdict import decide
+from ftcli.stages.compare.wording import page
 
-__all__ = ["METHODS", "Asked", "Comparison", "compare_recipe"]
+__all__ = ["METHODS", "Asked", "compare_recipe"]
+
+PICTURE = "compare.png"
+# What a run's start and end differ by beyond the seconds it reports, when it had one sitting.
+CLOCK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell, its evaluation, and the loss and tokens of each held-out row."""
+
+    cell: ComparedCell
+    evaluation: EvalResult
+    losses: Mapping[Side, Counts]
+    data: str
+    """Fingerprint of the prepared rows."""
 
 
 def compare_recipe(
     recipe: Path, overrides: Sequence[str], asked: Asked, reporter: Reporter
-) -> Comparison:
+) -> CompareResult:
     """Train and evaluate what is not finished, and write the comparison into its folder.
 
-    Raises FtcliError: where nothing could be trained, too; Stopped on a signal.
+    Raises FtcliError, also where nothing could be trained; Stopped on a signal.
     """
     asked = replace(asked, methods=require_methods(asked.methods))
-    of_methods, others = split_overrides(overrides)
-    loaded = load_recipe(recipe, others)
+    loaded = load_recipe(recipe, split_overrides(overrides)[1])
     _require_held_out(loaded, asked)
     with loaded.blame():
         find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
-    text = general_text(asked.general_text)
-    folder = comparison_folder(loaded.output, fresh=asked.fresh)
-    cells = cells_of(loaded, asked, of_methods, folder)
-    worker = Worker(one_process=asked.one_process, reporter=reporter)
+    general_text(asked.general_text)  # one that cannot be read is an error before any training
+    folder = _folder(loaded.output, fresh=asked.fresh)
+    cells = cells_of(recipe, overrides, asked, folder)
     again = _command(recipe, overrides, asked)
-    setting = Setting(loaded, asked, folder, text, worker, reporter, again)
+    children = Children()
+    found: dict[str, Measured | FailedCell] = {}
     try:
-        with RunFolder(folder).lock(), worker.signals():
-            found = _comparison(setting, run_cells(setting, cells))
+        with RunFolder(folder).lock(), children.signals():
+            # Changed rows or weights of the base are an error of a finished run: those come first.
+            for cell in sorted(cells, key=lambda cell: cell.run.state != "finished"):
+                reporter.note(f"{cell.name} ({len(found) + 1} of {len(cells)})")
+                _share_data(cells, cell)
+                found[cell.name] = _attempt(cell, asked, children, again, reporter)
+            result = _result(loaded, asked, folder, [found[cell.name] for cell in cells], again)
+            result.write(folder / "compare.json")
+            write_text(folder / "compare.md", page(result, PICTURE))
+            draw(result, folder / PICTURE)
     except Stopped as stopped:
-        raise Stopped(
-            f"stopped; what is finished is kept, and the rest goes on with: {again}",
-            stopped.exit_code - 128,
-        ) from stopped
-    return found
-
-
-def comparison_folder(output: Path, *, fresh: bool) -> Path:
-    """The newest of `<output>-compare`, `-compare-2` …, or the next one."""
-    first = output.with_name(f"{output.name}-compare")
-    there = [path for path in numbered(first) if path.exists()]
-    if not there:
-        return first
-    return first.with_name(f"{first.name}-{len(there) + 1}") if fresh else there[-1]
+        message = f"stopped; what is finished is kept, and the rest goes on with: {again}"
+        raise Stopped(message, stopped.exit_code - 128) from stopped
+    return result
 
 
 def _require_held_out(loaded: Loaded, asked: Asked) -> None:
@@ -91,62 +121,152 @@ def _require_held_out(loaded: Loaded, asked: Asked) -> None:
         )
 
 
-def _comparison(setting: Setting, outcome: Outcome) -> Comparison:
-    """Scorer and write; raises FtcliError where there is nothing to judge."""
-    finished = [cell for cell in outcome.cells if isinstance(cell, CellRecord)]
-    if not finished:
-        raise FtcliError("compare_failed", _nothing(outcome))
-    recipe = setting.loaded.recipe
-    found = Comparison(
-        folder=setting.folder,
-        recipe=setting.loaded.path,
-        model=recipe.model.id,
-        budget=_budget(setting.asked),
-        seed=recipe.training.seed,
-        general_text=_text_in_words(setting.text),
-        base=outcome.base,
-        cells=outcome.cells,
-        kept=outcome.kept,
-        verdict=judge(finished, outcome.base),
-    )
-    write_json(setting.folder / "compare.json", found.as_json())
-    draw(found, found.picture)
-    write_text(setting.folder / "compare.md", page(found))
-    return found
-
-
-def _nothing(outcome: Outcome) -> str:
-    failed = [cell for cell in outcome.cells if isinstance(cell, FailedCell)]
-    reasons = "\n  ".join(f"{cell.name}: {cell.reason}" for cell in failed)
-    return f"none of the methods could be trained:\n  {reasons}"
-
-
-def _budget(asked: Asked) -> Budget:
-    if asked.steps is not None:
-        return Budget("steps", asked.steps)
-    if asked.seconds is not None:
-        return Budget("seconds", asked.seconds)
-    return Budget("recipe", None)
-
-
-def _text_in_words(text: GeneralText) -> str:
-    count, words = len(text.passages), sum(len(passage.split()) for passage in text.passages)
-    passages = "1 passage" if count == 1 else f"{count} passages"
-    return f"{text.name}, {passages}, {words:,} words"
+def _folder(output: Path, *, fresh: bool) -> Path:
+    """The newest of `<output>-compare`, `-compare-2` …, or the next one."""
+    first = output.with_name(f"{output.name}-compare")
+    there = [path for path in numbered(first) if path.exists()]
+    if not there:
+        return first
+    return first.with_name(f"{first.name}-{len(there) + 1}") if fresh else there[-1]
 
 
 def _command(recipe: Path, overrides: Sequence[str], asked: Asked) -> str:
     """The command that goes on; --fresh would not."""
-    words = ["--methods", ",".join(asked.methods)] if asked.methods != METHODS else []
-    rates = ",".join(short_rate(rate) for rate in asked.learning_rates)
     given = {
-        "--learning-rates": rates or None,
+        "--methods": ",".join(asked.methods) if asked.methods != METHODS else None,
+        "--learning-rates": ",".join(map(short_rate, asked.learning_rates)) or None,
         "--steps": asked.steps,
-        "--seconds": f"{asked.seconds:g}" if asked.seconds is not None else None,
         "--general-text": asked.general_text,
         "--limit": asked.limit,
     }
-    for flag, value in given.items():
-        words += [flag, str(value)] if value is not None else []
-    words += ["--one-process"] if asked.one_process else []
-    return command("compare", recipe, *words, *set_flags(overrides))
+    flags = [word for name, value in given.items() if value for word in (name, str(value))]
+    return command("compare", recipe, *flags, *set_flags(overrides))
+
+
+def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
+    """Give a new run the rows of another as links; `train` prepares them where they do not suit."""
+    there = [other.run.data for other in cells if load_prepared(other.run.data) is not None]
+    if not there or cell.run.data.exists():
+        return
+    try:
+        shutil.copytree(there[0], cell.run.data, copy_function=os.link)
+    except OSError:  # a file system without links
+        shutil.rmtree(cell.run.data, ignore_errors=True)
+
+
+def _attempt(
+    cell: Cell, asked: Asked, children: Children, again: str, reporter: Reporter
+) -> Measured | FailedCell:
+    """Train and evaluate one cell; raises FtcliError where the fault is that of all cells."""
+    try:
+        return _measure(cell, asked, children)
+    except Stopped:
+        raise
+    except FtcliError as error:
+        if error.code == "recipe_changed":
+            changed = [line.strip() for line in error.message.splitlines() if " → " in line]
+            raise _begun_otherwise(cell.run.path.parent, changed, again) from error
+        if error.code.startswith("data_"):
+            raise
+        reporter.warn(f"{cell.name} failed")
+        return FailedCell(name=cell.name, method=cell.method, code=error.code, reason=error.message)
+
+
+def _measure(cell: Cell, asked: Asked, children: Children) -> Measured:
+    write_text(cell.file, dump_recipe(cell.recipe))
+    trained = children.ask("train", str(cell.file))
+    flags = ["--general-text", str(asked.general_text)] if asked.general_text else []
+    flags += ["--limit", str(asked.limit)] if asked.limit else []
+    # By its recipe, so that what an answer is scored by may change without another training.
+    key = children.ask("eval", str(cell.file), *flags)["key"]
+    run = RunFolder(Path(trained["run_dir"]))
+    evaluation = EvalResult.read(run.evaluation(key))
+    lines = (run.evaluations / evaluation.answers).read_text(encoding="utf-8").split("\n")
+    rows = [AnsweredRow.model_validate_json(line) for line in lines if line]
+    sides: tuple[Side, ...] = ("base", "tuned")
+    losses = {
+        side: Counts(
+            tuple(row.sides[side].loss for row in rows),
+            tuple(float(row.sides[side].loss_tokens) for row in rows),
+        )
+        for side in sides
+    }
+    manifest = run.read_manifest()
+    of_training = trained.keys() & ComparedCell.model_fields.keys() - {"state", "run_dir"}
+    measured = ComparedCell(
+        name=cell.name,
+        method=cell.method,
+        learning_rate=float(run.planned("learning_rate")),
+        four_bit=holds_4_bits(cell.recipe.method),
+        run_dir=str(run.path),
+        evaluation=key,
+        validation_loss=trained["eval_loss"],
+        scores=_scores(evaluation, "tuned"),
+        **{name: trained[name] for name in of_training},
+        resumed=_was_resumed(manifest, trained["seconds"]),
+    )
+    return Measured(measured, evaluation, losses, manifest["data"])
+
+
+def _scores(evaluation: EvalResult, side: Side) -> dict[str, Score]:
+    found = {row.name: row.side(side) for row in evaluation.every_row}
+    return {name: score for name, score in found.items() if score is not None}
+
+
+def _was_resumed(manifest: Mapping[str, Any], seconds: float) -> bool:
+    """Whether a run had several sittings: it took longer than its last one, by its clock."""
+    started, finished = (datetime.fromisoformat(manifest[k]) for k in ("started", "finished"))
+    return (finished - started).total_seconds() > seconds + CLOCK_SECONDS
+
+
+def _begun_otherwise(folder: Path, changed: Sequence[str], again: str) -> FtcliError:
+    return FtcliError(
+        "recipe_changed",
+        f"{shown_path(folder)} was begun with another recipe or other flags:\n  "
+        + "\n  ".join(changed)
+        + f"\nchange it back to go on, or start over in a new folder:\n  {again} --fresh",
+    )
+
+
+def _result(
+    loaded: Loaded,
+    asked: Asked,
+    folder: Path,
+    found: Sequence[Measured | FailedCell],
+    again: str,
+) -> CompareResult:
+    finished = [each for each in found if isinstance(each, Measured)]
+    if not finished:
+        failed = [each for each in found if isinstance(each, FailedCell)]
+        reasons = "".join(f"\n  {cell.name}: {cell.reason}" for cell in failed)
+        raise FtcliError("compare_failed", f"none of the methods could be trained:{reasons}")
+    marks = list(dict.fromkeys(each.data for each in finished))
+    if len(marks) > 1:  # they were changed while the cells were trained
+        raise _begun_otherwise(folder, [f"data: {' → '.join(marks)} (rows or tokenizer)"], again)
+    # A base in 16 bits is the one to compare with, where a method holds it so.
+    first = min(finished, key=lambda each: each.cell.four_bit)
+    seed = loaded.recipe.training.seed
+    decision = decide(
+        [each.cell for each in finished],
+        {each.cell.name: each.losses["tuned"] for each in finished},
+        first.losses["base"],
+        seed,
+    )
+    decided = {cell.name: cell for cell in decision.cells}
+    return CompareResult(
+        folder=str(folder),
+        recipe=str(loaded.path),
+        model=loaded.recipe.model.id,
+        steps=asked.steps,
+        seed=seed,
+        data=first.evaluation.data,
+        rows=first.evaluation.rows,
+        general_text=first.evaluation.general_text,
+        base=ComparedBase(four_bit=first.cell.four_bit, scores=_scores(first.evaluation, "base")),
+        cells=tuple(
+            decided[each.cell.name] if isinstance(each, Measured) else each for each in found
+        ),
+        take=decision.take,
+        among=decision.among,
+        verdict=decision.text,
+    )

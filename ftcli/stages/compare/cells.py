@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from ftcli.artifacts import RunFolder
-from ftcli.errors import RecipeError, UsageError, did_you_mean
-from ftcli.loading import Loaded, resolved
-from ftcli.loading.nodes import Found, in_order, override_value
-from ftcli.loading.wording import problems_of
-from ftcli.recipe import METHOD_CLASSES, Recipe, holds_4_bits
+from ftcli.errors import UsageError, did_you_mean
+from ftcli.loading import load_recipe, resolved
+from ftcli.recipe import METHOD_CLASSES, Recipe
 
 METHODS = tuple(METHOD_CLASSES)
 # One update, over a 16-bit or a 4-bit base: keys and rate of one are those of the other.
-LOW_RANK = ("lora", "qlora")
+LOW_RANK = {"lora", "qlora"}
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the flags of `ftcli compare` say; without steps and seconds the recipe's own epochs."""
+    """What the flags of `ftcli compare` say; without steps the recipe's own length."""
 
     methods: tuple[str, ...] = METHODS
     learning_rates: tuple[float, ...] = ()
     steps: int | None = None
-    seconds: float | None = None
     general_text: Path | None = None
     limit: int | None = None
     fresh: bool = False
-    one_process: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,17 +44,8 @@ class Cell:
 
     @property
     def file(self) -> Path:
-        """Where its recipe is written, beside its run folder."""
+        """Where its recipe is written, next to its run folder."""
         return self.run.path.with_name(f"{self.name}.yaml")
-
-    @property
-    def four_bit(self) -> bool:
-        return holds_4_bits(self.recipe.method)
-
-    def lasting(self, steps: int) -> Cell:
-        """The same training over this many optimizer steps."""
-        training = self.recipe.training.model_copy(update={"max_steps": steps})
-        return replace(self, recipe=self.recipe.model_copy(update={"training": training}))
 
 
 def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
@@ -78,89 +63,55 @@ def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides of the method's keys, and those of all else; raises UsageError."""
-    of_methods = [o for o in overrides if _path(o)[0] == "method"]
+    """The overrides of keys of the methods, and those of all else; raises UsageError."""
+    of_methods = [override for override in overrides if _path(override)[0] == "method"]
     for override in of_methods:
-        if len(_path(override)) < 2 or _path(override)[1] == "mode":
+        if ".".join(_path(override)[1:]) in ("", "mode"):
             raise UsageError(
                 "flag",
                 f"--set {override}: --methods names the methods to compare; of a method's keys, "
                 "one at a time can be set (method.rank=8), for every method that has it",
             )
-    return of_methods, [o for o in overrides if o not in of_methods]
+    return of_methods, [override for override in overrides if override not in of_methods]
 
 
 def cells_of(
-    loaded: Loaded, asked: Asked, of_methods: Sequence[str], folder: Path
+    recipe: Path, overrides: Sequence[str], asked: Asked, folder: Path
 ) -> tuple[Cell, ...]:
-    """A cell for each method and rate; raises RecipeError and UsageError before any work."""
-    _require_known_keys(of_methods, asked.methods)
-    recipe = resolved(loaded)
-    found = [
-        _cell(recipe, loaded, method, rate, of_methods)
-        for method in asked.methods
-        for rate in asked.learning_rates or (None,)
-    ]
-    return tuple(_placed(cell, asked.steps, folder) for cell in found)
+    """A cell for each method and rate, its run in `folder`; raises RecipeError and UsageError."""
+    of_methods, others = split_overrides(overrides)
+    own = load_recipe(recipe, others).recipe.method
+    known = {method: METHOD_CLASSES[method].model_fields for method in asked.methods}
+    _require_known([_path(override)[1] for override in of_methods], known)
+    cells = []
+    for method, rate in product(asked.methods, asked.learning_rates or (None,)):
+        section: dict[str, object] = {"mode": method}
+        flags = [] if rate is None else [f"training.learning_rate={rate!r}"]
+        if method == own.mode or {method, own.mode} <= LOW_RANK:
+            kept = own.model_dump(mode="json").items()
+            section = {key: value for key, value in kept if key in known[method]} | section
+        else:  # the recipe's rate is that of its own method
+            flags = flags or ["training.learning_rate=auto"]
+        flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
+        flags += [override for override in of_methods if _path(override)[1] in known[method]]
+        cell = resolved(load_recipe(recipe, [*others, *flags]))
+        name = method if rate is None else f"{method}-{short_rate(rate)}"
+        changes: dict[str, object] = {"name": f"{cell.name}-{name}", "output": str(folder / name)}
+        if asked.steps is not None:
+            changes["training"] = cell.training.model_copy(update={"max_steps": asked.steps})
+        cells.append(Cell(name, method, cell.model_copy(update=changes)))
+    return tuple(cells)
 
 
-def _require_known_keys(of_methods: Sequence[str], methods: Sequence[str]) -> None:
-    known = {key: None for method in methods for key in METHOD_CLASSES[method].model_fields}
-    for override in of_methods:
-        key = _path(override)[1]
-        if key not in known:
+def _require_known(keys: Sequence[str], known: Mapping[str, Collection[str]]) -> None:
+    every = {key for each in known.values() for key in each}
+    for key in keys:
+        if key not in every:
             raise UsageError(
                 "flag",
-                f"--set {override}: none of the methods compared ({', '.join(methods)}) has the "
-                f"key {key}{did_you_mean(key, known)}",
+                f"--set method.{key}: none of the methods compared ({', '.join(known)}) has this "
+                f"key{did_you_mean(key, every)}",
             )
-
-
-def _cell(
-    recipe: Recipe, loaded: Loaded, method: str, rate: float | None, of_methods: Sequence[str]
-) -> Cell:
-    values = copy.deepcopy(recipe.model_dump(mode="json"))
-    found = Found(loaded.shown_path())
-    values["method"] = _method_values(recipe, method)
-    for override in of_methods:
-        if _path(override)[1] in METHOD_CLASSES[method].model_fields:
-            override_value(values, override, found)
-    if rate is not None:
-        values["training"]["learning_rate"] = rate
-        found.overridden["training", "learning_rate"] = f"--learning-rates {rate:g}"
-    elif not _related(recipe, method):
-        values["training"]["learning_rate"] = "auto"
-    name = method if rate is None else f"{method}-{short_rate(rate)}"
-    return Cell(name, method, _judged(values, found))
-
-
-def _method_values(recipe: Recipe, method: str) -> dict[str, Any]:
-    """The recipe's own keys for its own method and that method's sibling; else defaults alone."""
-    own = recipe.method.model_dump(mode="json") if _related(recipe, method) else {}
-    known = METHOD_CLASSES[method].model_fields
-    return {key: value for key, value in own.items() if key in known} | {"mode": method}
-
-
-def _related(recipe: Recipe, method: str) -> bool:
-    mode = recipe.method.mode
-    return method == mode or {method, mode} <= set(LOW_RANK)
-
-
-def _judged(values: dict[str, Any], found: Found) -> Recipe:
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        problems = [*found.problems, *problems_of(error, values, found)]
-        raise RecipeError(in_order(problems)) from error
-    if found.problems:
-        raise RecipeError(in_order(found.problems))
-    return recipe
-
-
-def _placed(cell: Cell, steps: int | None, folder: Path) -> Cell:
-    changes = {"name": f"{cell.recipe.name}-{cell.name}", "output": str(folder / cell.name)}
-    placed = replace(cell, recipe=cell.recipe.model_copy(update=changes))
-    return placed if steps is None else placed.lasting(steps)
 
 
 def short_rate(rate: float) -> str:
@@ -172,9 +123,3 @@ def short_rate(rate: float) -> str:
 def _path(override: str) -> list[str]:
     """`method.rank=8` → [method, rank]."""
     return override.partition("=")[0].strip().split(".")
-
-
-def by_method(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
-    """Each method with its cells, in their order."""
-    for method in dict.fromkeys(cell.method for cell in cells):
-        yield method, [cell for cell in cells if cell.method == method]
