@@ -43,7 +43,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python scripts/build_vram_docs.py
 	$(BIN)/python scripts/build_methods_docs.py
 	$(BIN)/python scripts/build_compare_docs.py
-	$(BIN)/python scripts/forgetting_figure.py
+	$(BIN)/python scripts/forgetting.py --write
 
 results: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo "which data? make results DATA=folder" >&2; exit 2; }

@@ -25,8 +25,8 @@ class Result(BaseModel):
     """A frozen record; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    code: ClassVar[str] = "result_damaged"
-    remedy: ClassVar[str] = "remove it and evaluate again"
+    error_code: ClassVar[str] = "result_damaged"
+    error_remedy: ClassVar[str] = "remove it and evaluate again"
 
     def write(self, file: Path) -> None:
         """Atomically, as indented JSON."""
@@ -34,7 +34,7 @@ class Result(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Raises FtcliError (`cls.code`) where the file is not as ftcli writes it."""
+        """Raises FtcliError (`cls.error_code`) where the file is not as ftcli writes it."""
         try:
             return cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
@@ -42,7 +42,7 @@ class Result(BaseModel):
 
     @classmethod
     def of(cls, values: object, file: Path) -> Self:
-        """The values that are to be written to a file; raises FtcliError (`cls.code`)."""
+        """The values that are to be written to a file; raises FtcliError (`cls.error_code`)."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -50,8 +50,8 @@ class Result(BaseModel):
 
     @classmethod
     def _damaged(cls, file: Path, error: OSError | ValidationError) -> FtcliError:
-        message = f"not as ftcli {_version()} writes it ({_first(error)}); {cls.remedy}"
-        return FtcliError(cls.code, message, file=str(file))
+        message = f"not as ftcli {_version()} writes it ({_first(error)}); {cls.error_remedy}"
+        return FtcliError(cls.error_code, message, file=str(file))
 
 
 def _first(error: OSError | ValidationError) -> str:
@@ -310,8 +310,8 @@ class RunRecord(Result):
     """`run.json`. It is written in steps, so that a field may be missing: at the first step of the
     training, at each checkpoint, when the memory was measured, and at the end."""
 
-    code: ClassVar[str] = "run_broken"
-    remedy: ClassVar[str] = "put it back from a copy, or train anew"
+    error_code: ClassVar[str] = "run_broken"
+    error_remedy: ClassVar[str] = "put it back from a copy, or train anew"
 
     state: Literal["training", "stopped", "finished"] | None = None
     run_id: str | None = None
@@ -377,8 +377,8 @@ class EstimateRecord(Result):
 class PlanRecord(Result):
     """`plan.json`: what the recipe left open, decided."""
 
-    code: ClassVar[str] = "run_broken"
-    remedy: ClassVar[str] = "put it back from a copy, or train anew"
+    error_code: ClassVar[str] = "run_broken"
+    error_remedy: ClassVar[str] = "put it back from a copy, or train anew"
 
     precision: PlannedChoice
     weights_dtype: PlannedChoice

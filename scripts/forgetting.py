@@ -1,161 +1,224 @@
-"""What full fine-tuning forgets, and what data.replay and training.hold save of it.
+"""What a training forgets and what keeps it: the demo's recipe and public retail rows, by seed.
 
-    python scripts/forgetting.py --model models/SmolLM2-135M-Instruct --data shop.jsonl \
-        --general wiki.jsonl c4.jsonl
+Each training is `ftcli train` and `ftcli eval` of a whole recipe; finished ones are kept in the
+output file, so that the study can be interrupted. With --write docs/forgetting.md gets its table
+and its figure from the file.
 
-Every cell is a recipe that `ftcli train` runs; ftcli's own functions measure it: the loss of the
-task's validation and test rows, how many answers end by themselves, and the perplexity of general
-text that nothing was trained on. Of several --rates, short probes choose the one at which full
-fine-tuning forgets (--rise); cells with replayed rows take as many steps more as they need to see
-as many rows of the task. What is finished is kept in --work: the same command goes on.
+    python scripts/forgetting.py --model models/SmolLM2-135M-Instruct --data ../shared/data
+    python scripts/forgetting.py --write
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import math
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from forgetting_cells import Cell, General, measured, scored, split_general
-from forgetting_figure import draw, table
+import yaml
+from kept_rows import append, read
 
-from ftcli.disk import write_json
-from ftcli.metrics.likelihood import difference
-
-# Of the perplexity that a replayed run must save, and of the task loss that it may cost.
-LEAST_SAVED, MOST_COST = 0.5, 0.03
-
-
-def main() -> int:
-    asked = _arguments()
-    work: Path = asked.work
-    general = split_general(asked)
-    rate, probes = _choose_rate(asked, general)
-    found: dict[str, Any] = {}
-    for cell in _cells(asked):
-        found[cell.name] = measured(cell, asked, cell.rate or rate, asked.steps, general)
-        write_json(work / "so_far.json", found)
-    result = _result(asked, found, rate, probes, general)
-    write_json(asked.output, result)
-    draw(result, asked.figure)
-    print(table(result))
-    return 0
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "ecommerce-lora.yaml"
+PAGE, KEPT = ROOT / "docs" / "forgetting.md", ROOT / "docs" / "data" / "forgetting.csv"
+FIGURE = ROOT / "docs" / "figures" / "forgetting.svg"
+BEGIN, END = "<!-- begin: scripts/forgetting.py -->", "<!-- end -->"
+SEEDS = (42, 43, 44)
+# Task → rows of the data set for training, and behind them held-out ones; none: the demo's own.
+TASKS: dict[str, tuple[int, int] | None] = {"demo": None, "retail": (512, 60)}
+# Variant → what of the recipe is changed.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no replay": {"data": {"replay": None}},
+    "builtin": {"data": {"replay": "builtin"}},
+}
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+@dataclass(frozen=True)
+class Training:
+    """One training and what it came to; the base's own figures have the variant `base`."""
+
+    task: str
+    variant: str
+    seed: str
+    loss: str = ""
+    """Held-out, of the task."""
+    format_valid: str = ""
+    finished: str = ""
+    followed: str = ""
+    """Of 40 unrelated instructions."""
+    instructions_perplexity: str = ""
+    instructions_finished: str = ""
+    text_perplexity: str = ""
+    worse: str = ""
+    """General abilities that are significantly worse than the base's (Holm)."""
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    asked.add_argument("--model", type=Path)
+    asked.add_argument("--data", type=Path, help="folder of the data sets")
+    asked.add_argument("--output", type=Path, default=KEPT)
+    asked.add_argument("--write", action="store_true")
+    options = asked.parse_args()
+    if options.model is not None:
+        done = {(row.task, row.variant, row.seed) for row in read(options.output, Training)}
+        for task, seed, variant in itertools.product(TASKS, SEEDS, VARIANTS):
+            if (task, variant, str(seed)) not in done:
+                for found in measured(task, variant, seed, options):
+                    if (found.task, found.variant, found.seed) not in done:
+                        append(options.output, found)
+                        sys.stdout.write(f"{' '.join(asdict(found).values())}\n")
+                        done.add((found.task, found.variant, found.seed))
+    if options.write:
+        rows = read(options.output, Training)
+        PAGE.write_text(page(rows), encoding="utf-8")
+        draw(rows, FIGURE)
+
+
+def measured(task: str, variant: str, seed: int, options: argparse.Namespace) -> Iterator[Training]:
+    """The training, and the base that it is compared with."""
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe["model"]["id"] = str(options.model.absolute())
+        recipe["output"] = str(folder / "run")
+        recipe["training"]["seed"] = seed
+        for key in ("train", "test"):
+            recipe["data"][key] = str((RECIPE.parent / recipe["data"][key]).resolve())
+        if (rows := TASKS[task]) is not None:
+            source = options.data / "ecommerce_retail_demo" / "train.jsonl"
+            lines = source.read_text(encoding="utf-8").splitlines(keepends=True)[: sum(rows)]
+            (folder / "train.jsonl").write_text("".join(lines[: rows[0]]), encoding="utf-8")
+            (folder / "test.jsonl").write_text("".join(lines[rows[0] :]), encoding="utf-8")
+            recipe["data"] = {"train": "train.jsonl", "test": "test.jsonl", "validation": 16}
+            recipe["training"]["max_steps"] = (rows[0] - 16) // recipe["training"]["batch_size"]
+            del recipe["eval"]
+        for section, changes in VARIANTS[variant].items():
+            recipe[section] |= changes
+        file = folder / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        _ftcli("train", str(file))
+        found = _ftcli("eval", recipe["output"])
+    yield _row(task, "base", "", found, "base")
+    yield _row(task, variant, str(seed), found, "tuned")
+
+
+def _ftcli(*words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "ftcli", *words, "--json"],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
     )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--name", help="of the model, in the figures; none: as its folder")
-    parser.add_argument("--data", type=Path, required=True, help="rows of the task")
-    parser.add_argument("--general", type=Path, nargs="+", required=True, help="rows with a text")
-    parser.add_argument("--output", type=Path, default=Path("docs/data/forgetting.json"))
-    parser.add_argument("--figure", type=Path, default=Path("docs/figures/forgetting.svg"))
-    parser.add_argument("--work", type=Path, default=Path("bench/forgetting"))
-    parser.add_argument("--steps", type=int, default=72)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-length", type=int, default=192)
-    parser.add_argument("--validation", type=int, default=60, help="rows of the task")
-    parser.add_argument("--test", type=int, default=200, help="rows of the task")
-    parser.add_argument("--answers", type=int, default=40, help="test rows that are answered")
-    parser.add_argument("--measured-tokens", type=int, default=60_000)
-    parser.add_argument("--rise", type=float, default=0.2, help="of the general perplexity")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 2e-4, 4e-4, 6e-4, 8e-4])
-    parser.add_argument("--probe-steps", type=int, default=20)
-    parser.add_argument("--lora-rate", type=float, default=8e-4)
-    parser.add_argument("--shares", type=float, nargs="*", default=[0.1, 0.2])
-    parser.add_argument("--holds", type=float, nargs="*", default=[2.0, 6.0])
-    return parser.parse_args()
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
-def _cells(asked: argparse.Namespace) -> Iterator[Cell]:
-    yield Cell("full")
-    for share in asked.shares:
-        yield Cell(f"full + replay {share:.0%}", replay=share)
-    for hold in asked.holds:
-        yield Cell(f"full + hold {hold:g}", hold=hold)
-    yield Cell("LoRA", mode="lora", rate=asked.lora_rate)
+def _row(task: str, variant: str, seed: str, found: dict[str, Any], side: str) -> Training:
+    general = {row["name"]: row for row in found["forgetting"]}
+    scores = found[side]
+
+    def of(name: str) -> str:
+        value = general[name][side]["value"]
+        is_loss = general[name]["unit"] == "perplexity"
+        return f"{math.exp(value) if is_loss else value:.4f}"
+
+    worse = [
+        name
+        for name, row in general.items()
+        if side == "tuned" and row["tuned_vs_base"]["verdict"] == "worse"
+    ]
+    return Training(
+        task,
+        variant,
+        seed,
+        loss=f"{scores['loss']:.4f}",
+        format_valid=f"{scores['format_rate']:.4f}" if "format_rate" in scores else "",
+        finished=f"{scores['stop_rate']:.4f}",
+        followed=of("instructions_followed"),
+        instructions_perplexity=of("instructions"),
+        instructions_finished=of("instructions_finished"),
+        text_perplexity=of("general_text"),
+        worse=" ".join(worse),
+    )
 
 
-# The learning rate
+COLUMNS = {
+    "loss": "task loss",
+    "format_valid": "format valid",
+    "followed": "instructions followed",
+    "instructions_perplexity": "instructions, perplexity",
+    "instructions_finished": "instructions finished",
+    "text_perplexity": "general text, perplexity",
+}
+SHARES = {"format_valid", "followed", "instructions_finished"}
 
 
-def _choose_rate(
-    asked: argparse.Namespace, general: General
-) -> tuple[float, list[dict[str, float]]]:
-    """The least of --rates at which the whole run forgets by --rise, beginning with the first of
-    which a short probe forgets half as much; else the greatest. One rate needs no probe."""
-    probes: list[dict[str, float]] = []
-    if len(asked.rates) == 1:
-        return asked.rates[0], probes
-    few = replace(general, measured=general.measured[:: max(1, len(general.measured) // 40)])
-    quick = argparse.Namespace(**vars(asked) | {"answers": 1})
-    for rate in asked.rates:
-        probe = measured(Cell(f"probe {rate:g}"), quick, rate, asked.probe_steps, few)
-        probes.append({"learning_rate": rate, "steps": asked.probe_steps, "rise": _rise(probe)})
-        last = rate == asked.rates[-1]
-        if probes[-1]["rise"] < asked.rise / 2 and not last:
-            continue
-        whole = measured(Cell("full"), asked, rate, asked.steps, general)
-        if _rise(whole) >= asked.rise or last:
-            return rate, probes
-    raise AssertionError("the last rate returns")
+def page(rows: Sequence[Training]) -> str:
+    """docs/forgetting.md with its table replaced."""
+    lines = [f"| training | {' | '.join(COLUMNS.values())} | significantly worse |"]
+    lines.append("| --- |" + " ---: |" * len(COLUMNS) + " --- |")
+    for task, variant in itertools.product(TASKS, ("base", *VARIANTS)):
+        of_variant = [row for row in rows if (row.task, row.variant) == (task, variant)]
+        for row in of_variant:
+            name = f"{task}, {variant}" + (f", seed {row.seed}" if row.seed else "")
+            cells = [_cell(column, getattr(row, column)) for column in COLUMNS]
+            worse = row.worse.replace("_", " ").replace(" instructions", ", instructions")
+            lines.append(f"| {name} | {' | '.join(cells)} | {worse} |")
+        if len(of_variant) > 1:
+            cells = [_cell(column, _mean(of_variant, column)) for column in COLUMNS]
+            lines.append(f"| **{task}, {variant}, mean** | {' | '.join(cells)} | |")
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    picture = "![General ability after a training](figures/forgetting.svg)"
+    table = "\n".join(lines)
+    return f"{before}{BEGIN}\n\n{picture}\n\n{table}\n\n{END}{after}"
 
 
-def _rise(cell: Mapping[str, Any]) -> float:
-    return float(cell["general"]["change"])
+def _mean(rows: Sequence[Training], column: str) -> str:
+    values = [getattr(row, column) for row in rows]
+    return str(mean(map(float, values))) if all(values) else ""
 
 
-# What it shows
+def _cell(column: str, value: str) -> str:
+    if not value:
+        return ""
+    return f"{float(value):.0%}" if column in SHARES else f"{float(value):.3g}"
 
 
-def _result(
-    asked: argparse.Namespace,
-    found: dict[str, Any],
-    rate: float,
-    probes: list[dict[str, float]],
-    general: General,
-) -> dict[str, Any]:
-    full = found["full"]
-    cells = [_against(cell, full) for cell in found.values()]
-    return {
-        "model": asked.name or asked.model.name,
-        "task_rows": "/".join(asked.data.absolute().parts[-2:]),
-        "general_files": [file.name for file in asked.general],
-        "general_tokens": full["general"]["tokens"],
-        "general_digest": general.digest,
-        "validation_rows": asked.validation,
-        "test_rows": asked.test,
-        "answered_rows": asked.answers,
-        "learning_rate": rate,
-        "probes": probes,
-        "base": {**full["base"], "perplexity": full["general"]["before"]},
-        "rise_asked_for": asked.rise,
-        "cells": cells,
-    }
+def draw(rows: Sequence[Training], file: Path) -> None:
+    """A panel for each ability: a dot a seed, and the base as a line."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-
-def _against(cell: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell beside full fine-tuning: what of the rise is left, and what it costs the task."""
-    gap = difference(scored(full["rows"]), scored(cell["rows"]))
-    low, high = gap.interval
-    left = cell["general"]["change"] / full["general"]["change"]
-    validation = cell["validation_loss"] / full["validation_loss"] - 1
-    test = gap.value / full["test_loss"]
-    return {
-        **{name: value for name, value in cell.items() if name not in ("rows", "base")},
-        "rise_left": left,
-        "validation_loss_change": validation,
-        "test_loss_change": test,
-        "test_loss_change_interval": [low / full["test_loss"], high / full["test_loss"]],
-        "halves_the_rise": left <= LEAST_SAVED,
-        "within_3_percent": max(validation, test) <= MOST_COST,
-    }
+    abilities = ("followed", "instructions_perplexity", "text_perplexity")
+    with matplotlib.rc_context({"svg.hashsalt": "ftcli", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(8, 2.8), layout="constrained")
+        for axes, ability in zip(figure.subplots(1, len(abilities)), abilities, strict=True):
+            places = list(itertools.product(TASKS, VARIANTS))
+            base = [float(getattr(row, ability)) for row in rows if row.variant == "base"]
+            axes.axhline(base[0], color="#777777", linewidth=1, linestyle="--", label="base")
+            for place, (task, variant) in enumerate(places):
+                found = [r for r in rows if (r.task, r.variant) == (task, variant)]
+                values = [float(getattr(row, ability)) for row in found]
+                colour = "#b4432f" if variant == "no replay" else "#2f6db4"
+                axes.plot([place] * len(values), values, "o", color=colour, markersize=5)
+            labels = [f"{task}\n{variant}" for task, variant in places]
+            axes.set_xticks(range(len(places)), labels, fontsize=7)
+            axes.set_title(COLUMNS[ability], fontsize=9)
+            axes.set_ylim(bottom=0)
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(file, metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,6 +18,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import cast
 
 from labelled_answers import LABELLED, agreement, overlaps
 
@@ -165,12 +166,13 @@ def page(kept: dict[str, list[dict[str, object]]]) -> str:
 
 def _cell(pair: object) -> str:
     """`0.98 of 301`."""
-    hits, of = pair  # type: ignore[misc]
+    hits, of = cast(tuple[int, int], pair)
     return f"{hits / of:.2f} of {of}" if of else "–"
 
 
 def _sum(pairs: list[object]) -> list[int]:
-    return [sum(column) for column in zip(*pairs, strict=True)]  # type: ignore[call-overload]
+    both = [cast(tuple[int, int], pair) for pair in pairs]
+    return [sum(hits for hits, _ in both), sum(of for _, of in both)]
 
 
 def write_page(kept: dict[str, list[dict[str, object]]]) -> str:

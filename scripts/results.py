@@ -13,20 +13,20 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import results_page
+from ftcli.results import EvalResult, Result, RunRecord, ScoreRow
+from ftcli.stages.evaluate.wording import difference_of, interval_of, summary_of, value_of, word_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"
+NOTE = "<!-- written by scripts/results.py -->"
 HELD_OUT, VALIDATION, BATCH = 60, 32, 8
-# Of all sets, so that what the base does behind general instructions is asked once.
+# Of all sets, so that the base answers the general instructions once.
 ANSWER_TOKENS = 128
-# Not how long it took: that is another question than how good it is, and other work ran beside.
-TRAINING = ("steps", "saved_bytes", "eval_loss", "first_eval_loss")
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"method": {"mode": "lora", "rank": 16, "alpha": 32}, "learning_rate": 1e-3},
     "full": {"method": {"mode": "full"}, "learning_rate": 2e-4},
@@ -49,7 +49,7 @@ RECORD = {
 
 @dataclass(frozen=True)
 class Rows:
-    """One set of rows: how it is trained on, asked for in a long prompt, and looked at."""
+    """One set of rows: how it is trained on, prompted, and scored."""
 
     name: str
     folder: str
@@ -60,7 +60,7 @@ class Rows:
     shots: int
     headline: tuple[str, ...]
     """The scores that stand in the index."""
-    look: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
     """`eval:` of the recipe."""
 
 
@@ -77,7 +77,7 @@ SETS = (
         ),
         shots=5,
         headline=("stop_rate", "coverage"),
-        look={"faithfulness": {"ignore": ["Category", "Type", "Price"]}},
+        scores={"grounding": {"optional": ["Category", "Type", "Price"]}},
     ),
     Rows(
         "catalog",
@@ -92,7 +92,7 @@ SETS = (
         ),
         shots=5,
         headline=("stop_rate", "json_conforming", "field_f1"),
-        look={"format": {"type": "json", "schema": RECORD}},
+        scores={"format": {"type": "json", "schema": RECORD}},
     ),
     Rows(
         "sql",
@@ -107,7 +107,7 @@ SETS = (
         ),
         shots=5,
         headline=("stop_rate", "sql_valid", "execution_match"),
-        look={"format": {"type": "sql", "table": "prompt"}},
+        scores={"format": {"type": "sql", "table": "prompt"}},
     ),
 )
 
@@ -136,12 +136,11 @@ class Cell:
                 "validation": VALIDATION,
                 "test": HELD_OUT,
                 "max_length": self.rows.max_length,
+                "replay": "builtin",
             },
             "training": {
                 "max_steps": self.rows.steps,
                 "learning_rate": chosen["learning_rate"],
-                "scheduler": "cosine",
-                "warmup_ratio": 0.03,
                 "batch_size": BATCH,
                 "eval_steps": max(1, self.rows.steps // 2),
                 "keep_checkpoints": 1,
@@ -166,77 +165,122 @@ def cells(work: Path, names: Sequence[str]) -> Iterator[Cell]:
                 yield Cell(rows, method, work)
 
 
-def evaluate(cell: Cell, run: Path) -> dict[str, Any]:
-    """Base, prompted base and tuned; the second method finds what the base did beside the first."""
-    told = cell.work / f"{cell.rows.name}.txt"
-    told.write_text(cell.rows.instruction + "\n", encoding="utf-8")
-    return ftcli(
-        *("eval", run, "--prompted", told, "--shots", cell.rows.shots),
-        *("--set", f"eval={json.dumps(cell.rows.look)}"),
+class Figures(Result):
+    """What is kept of one method on one set of rows."""
+
+    model: str
+    learning_rate: float
+    run: RunRecord
+    evaluation: EvalResult
+
+
+def measured(cell: Cell, model: str) -> Figures:
+    """Train and evaluate; the second method finds what the base did in the first one's folder."""
+    instruction = cell.work / f"{cell.rows.name}.txt"
+    instruction.write_text(f"{cell.rows.instruction}\n", encoding="utf-8")
+    run = Path(ftcli("train", cell.recipe)["run_dir"])
+    found = ftcli(
+        *("eval", run, "--prompted", instruction, "--shots", cell.rows.shots),
+        *("--set", f"eval={json.dumps(cell.rows.scores)}"),
     )
-
-
-def figures(
-    cell: Cell, model: str, trained: Mapping[str, Any], found: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What goes into the repository: figures alone, nothing of the rows."""
-    run = json.loads((Path(trained["run_dir"]) / "run.json").read_text(encoding="utf-8"))
-    kept = ("rows", "shots", "base", "prompted", "tuned", "scores", "differences", "forgetting")
-    return {
-        "method": cell.method,
-        "model": model,
-        "learning_rate": METHODS[cell.method]["learning_rate"],
-        "batch_size": BATCH,
-        "hardware": run["hardware"],
-        "versions": run["versions"],
-        "training": {name: trained[name] for name in TRAINING},
-        **{name: found[name] for name in kept},
-        **({"references": found["references"]} if "references" in found else {}),
-    }
+    evaluation = EvalResult.read(run / "eval" / f"{found['key']}.json")
+    record = RunRecord.read(run / "run.json")
+    # Of the rows nothing, of the machine no path.
+    nowhere = {"recipe": None, "weights": None, "weight_files": None, "memory": None}
+    return Figures(
+        model=model,
+        learning_rate=METHODS[cell.method]["learning_rate"],
+        run=record.model_copy(update=nowhere),
+        evaluation=evaluation.model_copy(
+            update={"samples": (), "instruction": instruction.name, "flags": ()}
+        ),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--name", help="what the pages call the model; none: as its folder")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--only", nargs="+", default=[rows.name for rows in SETS])
-    parser.add_argument("--train", action="store_true", help="train, and evaluate later")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Any]] = {}
     for cell in cells(asked.work, asked.only):
         cell.write(asked.model.absolute(), asked.data.absolute())
-        print(f"{cell.rows.name}, {cell.method}", flush=True)
-        trained = ftcli("train", cell.recipe)
-        if not asked.train:
-            report = evaluate(cell, Path(trained["run_dir"]))
-            methods = found.setdefault(cell.rows.name, {})
-            name = asked.name or asked.model.name
-            methods[cell.method] = figures(cell, name, trained, report)
-            if len(methods) == len(METHODS):
-                save(cell.rows.name, methods)
-
-
-def save(name: str, methods: Mapping[str, Any]) -> None:
-    """The figures of one set, and the pages of all that are kept."""
-    PAGES.mkdir(parents=True, exist_ok=True)
-    file = PAGES / f"{name}.json"
-    file.write_text(json.dumps(methods, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for page, text in pages().items():
-        (PAGES / page).write_text(text, encoding="utf-8")
+        sys.stderr.write(f"{cell.rows.name}, {cell.method}\n")
+        measured(cell, asked.model.name).write(PAGES / f"{cell.rows.name}-{cell.method}.json")
+    for name, text in pages().items():
+        (PAGES / name).write_text(text, encoding="utf-8")
 
 
 def pages() -> dict[str, str]:
     """Name → text of a page for each set whose figures are kept, and of the index."""
-    found, sets = {}, []
+    found = {}
+    heads = ["rows", "score", "your answers", "base", "prompted base"]
+    index = [NOTE, "# Results on real rows", "", row([*heads, *(f"tuned, {m}" for m in METHODS)])]
+    index.append(row(["---"] * (len(heads) + len(METHODS))))
     for rows in SETS:
-        if (file := PAGES / f"{rows.name}.json").is_file():
-            methods = json.loads(file.read_text(encoding="utf-8"))
-            found[f"{rows.name}.md"] = results_page.page(rows.title, methods)
-            sets.append((rows.title, rows.name, rows.headline, methods))
-    return found | {"README.md": results_page.index(sets)}
+        files = {method: PAGES / f"{rows.name}-{method}.json" for method in METHODS}
+        if not all(file.is_file() for file in files.values()):
+            continue
+        methods = {method: Figures.read(file) for method, file in files.items()}
+        found[f"{rows.name}.md"] = page(rows, methods)
+        where = f"[{rows.title}]({rows.name}.md)"
+        for name in rows.headline:
+            each = [figures.evaluation.row(name) for figures in methods.values()]
+            first = each[0]
+            assert first is not None
+            cells = [value_of(first, first.your_answers), value_of(first, first.base)]
+            cells.append(value_of(first, first.prompted))
+            cells += [value_of(score, score.tuned) for score in each if score is not None]
+            index.append(row([where, first.label, *cells]))
+            where = ""
+    index += ["", "`make results DATA=...` makes them from the folder of the data."]
+    return found | {"README.md": "\n".join([*index, ""])}
+
+
+def page(rows: Rows, methods: dict[str, Figures]) -> str:
+    first = next(iter(methods.values()))
+    hardware = first.run.hardware
+    lines = [
+        NOTE,
+        f"# {rows.title}",
+        "",
+        f"{first.model} on {hardware.name if hardware else 'an unknown machine'}: "
+        f"{first.evaluation.rows} held-out rows, {rows.steps} steps of {BATCH} rows of the task, and "
+        "general instructions (`replay: builtin`). The prompted base has an instruction and "
+        f"{first.evaluation.examples} training rows before each row. Intervals are of 95%; "
+        "verdicts hold together for all scores of a method (Holm).",
+    ]
+    for method, figures in methods.items():
+        found, trained = figures.evaluation, figures.run.result
+        assert trained is not None
+        lines += ["", f"## {method}, learning rate {figures.learning_rate:g}", ""]
+        heads = ["score", "your answers", "base", "prompted base", "tuned", "against base", ""]
+        heads += ["against prompted", ""]
+        lines += [row(heads), row(["---"] * len(heads))]
+        lines += [score_row(each) for each in found.shown_rows + found.forgetting]
+        lines += ["", *summary_of(found), ""]
+        lines.append(
+            f"{trained.steps} steps; validation loss {trained.first_eval_loss:.3f} → "
+            f"{trained.eval_loss:.3f}; file {(trained.saved_bytes or 0) / 1e6:,.0f} MB."
+        )
+    return "\n".join([*lines, ""])
+
+
+def score_row(found: ScoreRow) -> str:
+    tuned = value_of(found, found.tuned)
+    if found.tuned is not None:
+        tuned += f" ({interval_of(found, found.tuned)})"
+    cells = [found.label, value_of(found, found.your_answers), value_of(found, found.base)]
+    cells += [value_of(found, found.prompted), tuned]
+    for against in (found.tuned_vs_base, found.tuned_vs_prompted):
+        cells += [difference_of(found, against), word_of(found, against)]
+    return row(cells)
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

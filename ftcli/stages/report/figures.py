@@ -123,7 +123,7 @@ class _Advice(Result):
     """What is read of data/advice.json."""
 
     model_config = ConfigDict(extra="ignore")
-    remedy = "prepare again"
+    error_remedy = "prepare again"
 
     sentences: tuple[str, ...] = ()
 
