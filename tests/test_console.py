@@ -132,11 +132,6 @@ def test_columns_start_at_one_place(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_a_row_too_short_is_a_fault() -> None:
-    with pytest.raises((ValueError, IndexError)):
-        table(["a", "b"], [["1"]])
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

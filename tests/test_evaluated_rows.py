@@ -206,5 +206,5 @@ def test_choosing_examples_makes_no_list_of_all_rows(
     told = tmp_path / "told.txt"
     told.write_text("List it.")
     found = ask(capsys, "eval", fresh, "--prompted", told, "--shots", "2", "--no-forgetting")
-    assert found["examples"] == 2 and found["prompted"]["prompt_tokens"] > 0
+    assert found["examples"] == 2 and found["calls"]["prompted"]["prompt_tokens"] > 0
     assert read == ["test"], "the training rows are streamed"

@@ -351,7 +351,7 @@ def test_logits_of_one_tile_exist_at_once(
         loss_module._HeadLoss.apply(hidden, weight, None, targets, 1.0, softcap)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     in_use = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    assert in_use.max() / (tile * positions) == pytest.approx(bytes_per_logit, rel=0.05)
+    assert in_use.max() / (tile * positions) == pytest.approx(bytes_per_logit, rel=0.07)
 
 
 # Models whose logits are made in another way

@@ -70,7 +70,7 @@ class Judged:
 
 
 @pytest.fixture
-def score() -> Judged:
+def judge() -> Judged:
     return Judged()
 
 

@@ -19,7 +19,7 @@ from ftcli.commands import command, set_flags, shown_path
 from ftcli.console import Reporter
 from ftcli.disk import write_text
 from ftcli.errors import FtcliError, Stopped, UsageError
-from ftcli.loading import Loaded, dump_recipe, load_recipe
+from ftcli.loading import Loaded, differences, dump_recipe, load_recipe
 from ftcli.metrics.general_text import general_text
 from ftcli.metrics.scores import Counts
 from ftcli.prepared import load_prepared
@@ -48,6 +48,7 @@ from ftcli.stages.compare.children import Children
 from ftcli.stages.compare.picture import draw
 from ftcli.stages.compare.verdict import decide
 from ftcli.stages.compare.wording import page
+from ftcli.stages.opening import FREE_KEYS
 
 __all__ = ["METHODS", "Asked", "compare_recipe"]
 
@@ -88,6 +89,8 @@ def compare_recipe(
     try:
         with RunFolder(folder).lock(), children.signals():
             # Changed rows or weights of the base are an error of a finished run: those come first.
+            for cell in cells:
+                _require_as_begun(cell, again)
             for cell in sorted(cells, key=lambda cell: cell.run.state != "finished"):
                 reporter.note(f"{cell.name} ({len(found) + 1} of {len(cells)})")
                 _share_data(cells, cell)
@@ -143,6 +146,15 @@ def _command(recipe: Path, overrides: Sequence[str], asked: Asked) -> str:
     return command("compare", recipe, *flags, *set_flags(overrides))
 
 
+def _require_as_begun(cell: Cell, again: str) -> None:
+    """Raises FtcliError (`recipe_changed`) where the run was begun with another recipe: said here
+    once, and not by `train`, which would advise on the run alone."""
+    if cell.run.state is not None:
+        begun = load_recipe(cell.run.recipe).recipe
+        if changed := differences(begun, cell.recipe, FREE_KEYS):
+            raise _begun_otherwise(cell.run.path.parent, changed, again)
+
+
 def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
     """Give a new run the rows of another as links; `train` prepares them where they do not suit."""
     there = [other.run.data for other in cells if load_prepared(other.run.data) is not None]
@@ -163,7 +175,7 @@ def _attempt(
     except Stopped:
         raise
     except FtcliError as error:
-        if error.code == "recipe_changed":
+        if error.code == "recipe_changed":  # of the rows or of the base
             changed = [line.strip() for line in error.message.splitlines() if " → " in line]
             raise _begun_otherwise(cell.run.path.parent, changed, again) from error
         if error.code.startswith("data_"):
