@@ -65,12 +65,16 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     asked.add_argument("--model", type=Path)
     asked.add_argument("--data", type=Path, help="folder of the data sets")
+    asked.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    asked.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    asked.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     asked.add_argument("--output", type=Path, default=KEPT)
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
     if options.model is not None:
         done = {(row.task, row.variant, row.seed) for row in read(options.output, Training)}
-        for task, seed, variant in itertools.product(TASKS, SEEDS, VARIANTS):
+        wanted = itertools.product(options.tasks, options.seeds, options.variants)
+        for task, seed, variant in wanted:
             if (task, variant, str(seed)) not in done:
                 for found in measured(task, variant, seed, options):
                     if (found.task, found.variant, found.seed) not in done:

@@ -31,8 +31,9 @@ def _share_count_or_file(value: object) -> object:
 HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
 
 
-# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl).
-BUILTIN = "builtin"
+# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the share at
+# which they keep all that is measured for less than a fifth more time (docs/forgetting.md).
+BUILTIN, BUILTIN_SHARE = "builtin", 0.125
 
 
 class Replay(Section):
@@ -47,7 +48,7 @@ class Replay(Section):
 
 def _builtin(value: object) -> object:
     """`replay: builtin` is short for its source."""
-    return {"source": BUILTIN} if value == BUILTIN else value
+    return {"source": BUILTIN, "share": BUILTIN_SHARE} if value == BUILTIN else value
 
 
 ReplayOrName = Annotated[
