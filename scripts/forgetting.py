@@ -159,9 +159,9 @@ COLUMNS = {
     "loss": "task loss",
     "format_valid": "format valid",
     "followed": "instructions followed",
-    "instructions_perplexity": "instructions, perplexity",
+    "instructions_perplexity": "instructions perplexity",
     "instructions_finished": "instructions finished",
-    "text_perplexity": "general text, perplexity",
+    "text_perplexity": "general text perplexity",
 }
 SHARES = {"format_valid", "followed", "instructions_finished"}
 

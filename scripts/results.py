@@ -247,8 +247,8 @@ def page(rows: Rows, methods: dict[str, Figures]) -> str:
         f"# {rows.title}",
         "",
         f"{first.model} on {hardware.name if hardware else 'an unknown machine'}: "
-        f"{first.evaluation.rows} held-out rows, {rows.steps} steps of {BATCH} rows of the task, and "
-        "general instructions (`replay: builtin`). The prompted base has an instruction and "
+        f"{first.evaluation.rows} held-out rows, {rows.steps} steps of {BATCH} rows of the task "
+        "and general instructions (`replay: builtin`). The prompted base has an instruction and "
         f"{first.evaluation.examples} training rows before each row. Intervals are of 95%; "
         "verdicts hold together for all scores of a method (Holm).",
     ]

@@ -110,7 +110,7 @@ GENERAL = (
         2.65,
         score(2.67),
         "not significant",
-        label="general text, perplexity",
+        label="general text perplexity",
         unit="perplexity",
         better="lower",
     ),

@@ -388,7 +388,7 @@ def test_what_a_person_reads(
     assert "8 held-out rows (test) are too few for a verdict: 10 at least." in out
     assert lines[-1].startswith("all rows side by side: ")
     assert max(map(len, lines[:-1])) <= columns
-    assert "general ability (forgetting)" in out and "general text, perplexity" in out
+    assert "general ability (forgetting)" in out and "general text perplexity" in out
     assert "Whether the answers are true was not measured" in out
     assert sum(line.startswith("prompt  ") for line in lines) == 5
 

@@ -66,15 +66,15 @@ class Layout:
 
     def heads(self) -> list[str]:
         counted = "rows better / worse" if self.gap > 1 else "+ / −"
-        return ["difference (95%)", *([counted] if self.rows else []), ""]
+        return ["", "difference (95%)", *([counted] if self.rows else [])]
 
     def cells(self, row: ScoreRow, other: Side) -> list[str]:
-        """Difference, rows, verdict."""
+        """Verdict, difference, rows."""
         found = row.against(other)
         shown = difference_of(row, found)
         if not self.whole:
             shown = shown.partition("(")[2].removesuffix(")")
-        return [shown, *([rows_of(found)] if self.rows else []), word_of(row, found)]
+        return [word_of(row, found), shown, *([rows_of(found)] if self.rows else [])]
 
 
 LAYOUTS = (Layout(3), Layout(2), Layout(1), Layout(1, whole=False), Layout(1, rows=False))

@@ -47,7 +47,7 @@ def test_the_verdicts_of_the_table_and_of_the_sentence_are_one(shown: Shown) -> 
     for each in result.shown_rows:
         (line,) = [line for line in lines if line.strip().startswith(f"{each.label}  ")]
         assert each.tuned_vs_base is not None
-        assert line.endswith(each.tuned_vs_base.verdict or ")")
+        assert f"   {each.tuned_vs_base.verdict or ''}   " in line
     sentence = next(line for line in lines if line.startswith("Better: "))
     better = [e.label for e in result.every_row if e.tuned_vs_base.verdict == "better"]  # type: ignore[union-attr]
     assert all(label in sentence for label in better)

@@ -47,11 +47,10 @@ class GroundingScorer:
     def score(self, answer: str, question: Question) -> ExampleResult:
         answer, facts = answer[:LONGEST], question.facts[:LONGEST]
         allowed = [span for phrase in self._allowed for span in self._places(phrase, answer)]
-        findings = [
-            finding
-            for finding in self._vocabulary.not_in(self._vocabulary.facts(facts), answer)
-            if not any(_overlap(finding, span) for span in allowed)
-        ]
+        found = self._vocabulary.not_in(self._vocabulary.facts(facts), answer)
+        marked = [each for each in found if not any(_overlap(each, span) for span in allowed)]
+        # Each word once, where it stands first.
+        findings = list({each.message: each for each in reversed(marked)}.values())[::-1]
         counts = {"not_in_prompt": (float(bool(findings)), 1.0)}
         if items := facts_of(facts, self._optional):
             left_out = [fact for fact in items if not mentioned(fact, answer, self._vocabulary)]

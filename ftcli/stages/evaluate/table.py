@@ -16,8 +16,8 @@ from ftcli.stages.evaluate.work import Done
 LOSS = ScoreKind("loss", "value", "lower")
 FINISHED = ScoreKind("finished (EOS)", "share", "higher")
 LENGTH = ScoreKind("tokens per answer", "value", None)
-TEXT = ScoreKind("general text, perplexity", "perplexity", "lower")
-INSTRUCTIONS = ScoreKind("instructions, perplexity", "perplexity", "lower")
+TEXT = ScoreKind("general text perplexity", "perplexity", "lower")
+INSTRUCTIONS = ScoreKind("instructions perplexity", "perplexity", "lower")
 FOLLOWED = ScoreKind("instructions followed", "share", "higher")
 INSTRUCTIONS_FINISHED = ScoreKind("instructions finished (EOS)", "share", "higher")
 # In the JSON alone: ROUGE-L says the same as chrF, exact match something of labels only, and

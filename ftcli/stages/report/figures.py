@@ -146,7 +146,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
     recipe = read(run.recipe, lambda: load_recipe(run.recipe).recipe)
     advised = run.data / "advice.json"
     advice = read(advised, partial(_Advice.read, advised)) or _Advice()
-    files = sorted(run.evaluations.glob("*.json"))
+    files = sorted(run.evaluations.glob("[!.]*.json"))  # the lock has a dot
     results = [read(file, partial(EvalResult.read, file)) for file in files]
     evaluations = evaluations_in(run, [named(each, path) for each in results if each is not None])
     main = evaluations[0] if evaluations else None

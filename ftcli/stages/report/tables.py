@@ -17,7 +17,7 @@ RESIDENT = "taken of the machine's memory in the steps, beyond what was held bef
 PROCESS_PEAK = "peak of the whole process, libraries and loading included"
 CARD_PEAK = "most that tensors held on the card, loading included"
 SMALLEST_SHARE = 0.005
-DIFFERENCE = ("difference (95%)", "rows better / worse", "verdict")
+DIFFERENCE = ("verdict", "difference (95%)", "rows better / worse")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def forgetting(result: EvalResult) -> Table:
 
 def _difference(row: ScoreRow, other: Side) -> tuple[str, ...]:
     found = row.against(other)
-    return difference_of(row, found), rows_of(found), word_of(row, found)
+    return word_of(row, found), difference_of(row, found), rows_of(found)
 
 
 def calls(result: EvalResult) -> Table:
