@@ -46,14 +46,16 @@ class Replay(Section):
     """Share of the rows of an epoch that are replayed: 0.15 of 1,000 task rows are 176 more."""
 
 
-def _builtin(value: object) -> object:
-    """`replay: builtin` is short for its source."""
-    return {"source": BUILTIN, "share": BUILTIN_SHARE} if value == BUILTIN else value
+def _source_alone(value: object) -> object:
+    """`replay: builtin` and `replay: general.jsonl` are short for their source."""
+    if value == BUILTIN:
+        return {"source": BUILTIN, "share": BUILTIN_SHARE}
+    return {"source": value} if isinstance(value, str) else value
 
 
-ReplayOrName = Annotated[
+ReplayOrSource = Annotated[
     Replay | None,
-    BeforeValidator(_builtin, json_schema_input_type=Replay | Literal["builtin"] | None),
+    BeforeValidator(_source_alone, json_schema_input_type=Replay | str | None),
 ]
 
 
@@ -76,9 +78,10 @@ class Data(Section):
     """For `columns`: the answer's column, or a template."""
     system: str | None = None
     """System prompt of every row: a text, or a template with `{column}`."""
-    replay: ReplayOrName = None
+    replay: ReplayOrSource = None
     """General rows that are trained on with the task's, and never held out: `builtin` (320 general
-    instructions that come with ftcli), or a source of your own; none: the task's rows alone."""
+    instructions that come with ftcli, at a share of 0.125), or a source of your own; none: the
+    task's rows alone."""
     loss_on: Literal["answer", "last", "all"] = "answer"
     """Tokens trained on: every answer, the last answer only, or everything."""
     deduplicate: bool = True

@@ -57,10 +57,10 @@ class Token:
 
 
 def tokens_in(text: str) -> list[Token]:
-    markers = [(found.start(), found.end()) for found in LIST_MARKER.finditer(text)]
+    markers = {place for each in LIST_MARKER.finditer(text) for place in range(*each.span())}
     found = []
     for each in TOKEN.finditer(text):
-        if not any(start <= each.start() < end for start, end in markers):
+        if each.start() not in markers:
             before = text[max(0, each.start() - 8) : each.start()]
             starts = SENTENCE_START.search(before) is not None
             found.append(Token(each[0], each.start(), each.end(), starts))
