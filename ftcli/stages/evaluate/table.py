@@ -24,6 +24,8 @@ INSTRUCTIONS_FINISHED = ScoreKind("instructions finished (EOS)", "share", "highe
 # repetition is a warning.
 HIDDEN = {"chrf", "repetition", "answer_tokens"}
 OF_LABELS = "exact_match"
+# They compare with the row's own answer, which is right by them.
+OF_REFERENCE = {"sql_match", "execution_match", "execution_tested", "field_f1", "field_accuracy"}
 # A greater share of repeated groups of words is a warning.
 MOST_REPEATED = 0.05
 # Scores that say whether an answer is right.
@@ -84,7 +86,8 @@ def task_scores(
         for name, score in counts.get(side, {}).items():
             rows[name].sides[side] = score
     for name, row in rows.items():
-        row.your_answers = your_answers.get(name)
+        if name.partition(".")[0] not in OF_REFERENCE:
+            row.your_answers = your_answers.get(name)
         row.own = getattr(row.kind, "own", False)
         row.shown = name not in HIDDEN and (name != OF_LABELS or labels)
         if name == "rouge_l" and (labels or any(truth in rows for truth in TRUTH)):
