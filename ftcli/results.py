@@ -189,7 +189,6 @@ class EvalResult(Result):
     forgetting: tuple[ScoreRow, ...] = ()
     """General ability before and after."""
     general_text: str | None = None
-    general_instructions: str | None = None
     calls: dict[Side, Call] = {}
     replay: str | None = None
     """What the run was trained on besides the task's rows."""

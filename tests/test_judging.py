@@ -230,6 +230,12 @@ def test_the_judge_stands_in_the_table_with_its_calibration(
     assert rows["judge_preferred"]["tuned"]["value"] == 0.5
     assert found["truth_measured_by"] == ["judge_supported"]
     assert any("agrees with 20 of 20 of your labels" in note for note in found["notes"])
+    # Other labels are another calibration, and ask for no answer or verdict twice.
+    asked = len(server.bodies)
+    labels.write_text('{"prompt": "p", "answer": "a", "supported": false}\n' * 20)
+    again = ask(capsys, "eval", trained, *flags)
+    assert any("agrees with 0 of 20 of your labels" in note for note in again["notes"])
+    assert len(server.bodies) == asked
     # 8 answers a side, those of the rows, 8 pairs, 1 label; equal ones are asked once.
     assert len(server.bodies) <= 8 * 4 + 1
     assert run(["eval", str(trained), *flags]) == 0

@@ -24,6 +24,11 @@ class Label:
     supported: bool
 
 
+def labels_files(name: str | None, base: Path) -> list[Path]:
+    """Changed labels are another calibration: an evaluation is known again by them."""
+    return [base / name] if name is not None else []
+
+
 def read_labels(name: str, base: Path, facts: Callable[[str], str]) -> list[Label]:
     """JSON lines of `prompt`, `answer`, `supported` (true or false); `facts`: of a prompt.
 

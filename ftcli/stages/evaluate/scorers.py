@@ -22,7 +22,7 @@ from ftcli.results import Side
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.custom import CustomScorer, custom_scorer
 from ftcli.stages.evaluate.judge import JudgeScorer
-from ftcli.stages.evaluate.labels import agreement, read_labels
+from ftcli.stages.evaluate.labels import agreement, labels_files, read_labels
 from ftcli.stages.evaluate.streamed import turns_of
 from ftcli.stages.opening import OpenRun
 
@@ -66,10 +66,12 @@ class Scorers:
         if wanted.grounding is not None:
             self.files += grounding_files(wanted.grounding, base)
             self._of_answers.append(GroundingScorer(wanted.grounding, base, training_pairs(opened)))
+            self.files += labels_files(wanted.grounding.labels, base)
             if wanted.grounding.model is not None:
                 self._detector = DetectorScorer(opened, wanted.grounding.model)
                 self._of_answers.append(self._detector)
         if wanted.judge is not None:
+            self.files += labels_files(wanted.judge.labels, base)
             self._judge = JudgeScorer(wanted.judge, opened.run.evaluations)
             self._of_answers.append(self._judge)
         if asked.scores is not None:

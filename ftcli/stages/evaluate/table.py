@@ -69,12 +69,9 @@ def task_scores(
 ) -> list[Measured]:
     """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
     found = {name: Measured(name, kind) for name, kind in kinds.items()}
-    before = [
-        name for name in found if name not in ("exact_match", "rouge_l", "chrf", "repetition")
-    ]
     answered = any(each.answers for each in done.values())
     stops = {"stop_rate": Measured("stop_rate", FINISHED)} if answered else {}
-    first = {name: found[name] for name in before if name.startswith("format_rate")}
+    first = {name: row for name, row in found.items() if name == "format_rate"}
     rows = {**first, **stops, **found, "loss": Measured("loss", LOSS)}
     if answered:
         rows["answer_tokens"] = Measured("answer_tokens", LENGTH)
