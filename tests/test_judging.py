@@ -176,6 +176,23 @@ def test_replies_without_a_verdict(serve: Any, tmp_path: Path) -> None:
         verdicts(judge, *[f"answer {n}" for n in range(12)])
 
 
+def test_what_is_kept_survives_odd_quotes_and_a_kill(serve: Any, tmp_path: Path) -> None:
+    replies = {"grey cup": '{"supported": false, "quote": "a\u2028b"}'}
+    replies["teal cup"] = '{"supported": false, "quote": null}'
+    server = serve(
+        lambda body: (200, replies["grey cup" if "grey cup" in str(body) else "teal cup"], {})
+    )
+    judge = scorer(server, tmp_path)
+    assert verdicts(judge, "grey cup", "teal cup") == [False, False]
+    (finding,) = judge.score("teal cup", QUESTION).findings
+    assert finding.message == "no words were quoted"
+    (file,) = tmp_path.rglob("*.jsonl")
+    with file.open("ab") as kept:
+        kept.write('{"key": "é'.encode()[:-1])
+    server.reply = lambda _: (500, "", {})
+    assert verdicts(scorer(server, tmp_path), "grey cup", "teal cup") == [False, False]
+
+
 def test_pairs_are_asked_in_either_order(serve: Any, tmp_path: Path) -> None:
     """A judge that always takes A says nothing: each side wins about half."""
     judge = scorer(serve(lambda _: (200, '{"better": "A"}', {})), tmp_path)

@@ -116,7 +116,7 @@ class JudgeScorer:
         if verdict:
             return ExampleResult({"judge_supported": (1.0, 1.0)})
         found = self._verdicts[self.supported_request(answer, question).key] or {}
-        quote = str(found.get("quote", ""))
+        quote = str(found.get("quote") or "")
         start = answer.find(quote) if quote else -1
         place = (start, start + len(quote)) if start >= 0 else (None, None)
         finding = Finding("not supported (judge)", quote or "no words were quoted", *place)
@@ -203,7 +203,8 @@ def _kept(file: Path) -> dict[str, dict[str, Any] | None]:
     """Verdicts of earlier requests; a line that a kill has cut is left out."""
     found: dict[str, dict[str, Any] | None] = {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: a quote may hold U+2028. A kill may have cut a character.
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         return found
     for line in lines:
