@@ -554,7 +554,9 @@ def test_the_score_that_decides_has_to_be_there(
 ) -> None:
     flags = ["eval", str(fresh), "--no-forgetting"]
     assert run([*flags, "--set", "eval.decides_by=formt_rate"]) == 2
-    assert "eval.decides_by: no score 'formt_rate'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "eval.decides_by: no score 'formt_rate'" in said
+    assert "rows, loss" not in said  # before anything is computed
     assert ask(capsys, *flags, "--set", "eval.decides_by=loss")["decides_by"] == "loss"
 
 

@@ -76,6 +76,10 @@ def evaluate_run(
         reporter.note(f"note: the training stays as it was: {change}")
     split = held_out(opened, asked.data)
     scorers = Scorers(opened, asked)
+    decides_by = opened.loaded.recipe.eval.decides_by
+    # The fields of JSON answers are known only when a reference has been read.
+    if decides_by is not None and not decides_by.startswith("field_f1."):
+        require_known(decides_by, scorers.possible)
     key = key_of(opened, asked, split, scorers.files)
     stored = opened.run.evaluation(key)
     # What a file of scores imports or reads may have changed: its scores are always counted again.
@@ -129,7 +133,7 @@ def _evaluate(
     if "base" in texts:
         pairs = scorers.preferred(texts["base"], texts["tuned"], questions, reporter)
         measured += [Measured("judge_preferred", PREFERRED, dict(pairs))] if pairs else []
-    require_known(wanted.decides_by, measured)
+    require_known(wanted.decides_by, {row.name: row.kind for row in measured})
     general: list[Measured] = []
     if "base" in every and asked.forgetting:
         general = forgetting_scores(sets, every["base"], every["tuned"])

@@ -20,10 +20,11 @@ from ftcli.metrics.scores import Counts, ScoredAnswers, score_answers
 from ftcli.metrics.text import TextScorer
 from ftcli.results import Side
 from ftcli.stages.evaluate.asked import Asked
-from ftcli.stages.evaluate.custom import CustomScorer, custom_scorer
-from ftcli.stages.evaluate.judge import JudgeScorer
+from ftcli.stages.evaluate.custom import custom_scorer
+from ftcli.stages.evaluate.judge import PREFERRED, JudgeScorer
 from ftcli.stages.evaluate.labels import agreement, labels_files, read_labels
 from ftcli.stages.evaluate.streamed import turns_of
+from ftcli.stages.evaluate.table import FINISHED, LOSS
 from ftcli.stages.opening import OpenRun
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ class Scorers:
         self._detector: DetectorScorer | None = None
         self._judge: JudgeScorer | None = None
         self._base = base
-        self.own: CustomScorer | None = None
         self.files: list[Path] = []
         """What the scores depend on besides recipe and answers."""
         if wanted.format is not None:
@@ -75,8 +75,7 @@ class Scorers:
             self._judge = JudgeScorer(wanted.judge, opened.run.evaluations)
             self._of_answers.append(self._judge)
         if asked.scores is not None:
-            self.own = custom_scorer(asked.scores, {*self.kinds, *RESERVED})
-            self._of_answers.append(self.own)
+            self._of_answers.append(custom_scorer(asked.scores, {*self.kinds, *RESERVED}))
 
     @property
     def kinds(self) -> dict[str, ScoreKind]:
@@ -84,6 +83,14 @@ class Scorers:
         found: dict[str, ScoreKind] = {}
         for scorer in (*self._of_answers, TextScorer()):
             found |= scorer.kinds
+        return found
+
+    @property
+    def possible(self) -> dict[str, ScoreKind]:
+        """What this evaluation may show of the held-out rows, before anything is answered."""
+        found = {"stop_rate": FINISHED, **self.kinds, "loss": LOSS}
+        if self._wanted.judge is not None and self._wanted.judge.pairwise:
+            found["judge_preferred"] = PREFERRED
         return found
 
     def score(

@@ -138,9 +138,9 @@ def _by_passage(scored: Scored, passages: Sequence[int]) -> Counts:
     return Counts(tuple(losses.values()), tuple(tokens.values()))
 
 
-def require_known(decides_by: str | None, scores: Sequence[Measured]) -> None:
+def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> None:
     """Raises UsageError where no score of this evaluation has the name that decides."""
-    names = [row.name for row in scores if row.kind.better is not None]
+    names = [name for name, kind in kinds.items() if kind.better is not None]
     if decides_by is not None and decides_by not in names:
         hint = did_you_mean(decides_by, names)
         raise UsageError(
