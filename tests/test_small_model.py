@@ -106,11 +106,6 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     assert scores["tuned"]["loss"] < scores["base"]["loss"] - 0.2
     answer = ask(capsys, "generate", folder, "Product: Mug\nColour: red", "--max-new-tokens", "8")
     assert answer["completion"].strip()
-    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    if mode == "qlora" and plan["precision"]["value"] == "bf16":
-        # Known: training rounds the dequantised weights to bf16 and the comparison in fp32 does
-        # not, so that the merge is refused on machines that train in bf16.
-        return
     merged = ask(capsys, "merge", folder)
     assert merged["verdict"] == "pass"
 

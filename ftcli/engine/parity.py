@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -97,8 +99,8 @@ def computing_in(
 ) -> Iterator[None]:
     """Let each part of a model compute in this type, its weights widened only meanwhile.
 
-    No more than one copy of the weights is held, in their own type. 4-bit weights stay as they
-    are; bitsandbytes dequantises them to the type that it computes in.
+    No more than one copy of the weights is held, in their own type; 4-bit weights stay as they
+    are.
     """
     if parts is None:
         parts = [Part(module, dtype) for module in parts_of(network)]
@@ -112,14 +114,32 @@ def computing_in(
     ]
     if network.config._attn_implementation == "flash_attention_2":
         network.set_attn_implementation("sdpa")  # flash takes 16-bit tensors only
-    for module in network.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.compute_dtype = dtype
+    # PEFT's layer, which holds that of bitsandbytes, has its name.
+    four_bit = [
+        each
+        for each in network.modules()
+        if type(each).__name__ == "Linear4bit" and not isinstance(each, BaseTunerLayer)
+    ]
+    for module in four_bit:
+        module.forward = partial(_as_trained, module, dtype)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for module in four_bit:
+            del module.forward
+
+
+def _as_trained(layer: Any, dtype: torch.dtype, inputs: Tensor) -> Tensor:
+    """A 4-bit layer whose weights are rounded to the type that training computed in, then widened.
+
+    bitsandbytes 0.50 dequantises to the type of the inputs: in fp32 to weights never trained with.
+    """
+    from bitsandbytes.functional import dequantize_4bit  # looks for CUDA, slowly
+
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(dtype)
+    return F.linear(inputs.to(dtype), weight, layer.bias)
 
 
 @contextmanager

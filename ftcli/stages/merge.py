@@ -208,15 +208,15 @@ def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -
         whole = merging.merged(None)
         beside = merging.unmerged() if original else reference.predictions
         exact = exactness_of(parity(beside, whole), compared_in)
-        _require_exact(folder, exact, "base + adapter", opened)
+        _require_exact(exact, "base + adapter", opened)
         drift = drift_of(parity(reference.predictions, whole)) if original else None
-        _require_no_drift(folder, drift, wish, reporter)
+        _require_no_drift(drift, wish, opened, reporter)
         chosen = _choose_type(merging, merge.types, whole)
         _warn_of_overflow(chosen.dtype, merging, reporter)
         merging.write(chosen.dtype, folder)
         found = merging.read_back(folder)
     written = exactness_of(parity(chosen.predictions, found), compared_in)
-    _require_exact(folder, written, "what was measured before it was written", opened)
+    _require_exact(written, "what was measured before it was written", opened)
     return {
         "verdict": PASS if drift is None or drift.passes else DRIFT,
         **figures_of(parity(reference.predictions, found)),
@@ -277,18 +277,18 @@ def _warn_of_overflow(dtype: str, merging: Merging, reporter: Reporter) -> None:
         reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
 
 
-def _require_exact(folder: Path, found: Exactness, of_what: str, opened: OpenRun) -> None:
+def _require_exact(found: Exactness, of_what: str, opened: OpenRun) -> None:
     if not found.passes:
         raise ModelError(
             "merge_differs",
-            f"{folder}: not written, because the merged model is not {of_what}: largest logit "
-            f"difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
+            f"{opened.run.path}: not merged, because the merged model is not {of_what}: largest "
+            f"logit difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
             f"{found.kl:.2g}; use the adapter beside the base: {_ask(opened)}",
         )
 
 
 def _require_no_drift(
-    folder: Path, found: Drift | None, wish: MergeWish, reporter: Reporter
+    found: Drift | None, wish: MergeWish, opened: OpenRun, reporter: Reporter
 ) -> None:
     if found is None:
         return
@@ -296,8 +296,8 @@ def _require_no_drift(
     if not found.passes and not (wish.accept_drift and isfinite(found.kl)):
         raise ModelError(
             "merge_differs",
-            f"{folder}: not written, because the model on the original base is not the one that "
-            f"was trained: KL {found.kl:.2g} (at most {HIGHEST_DRIFT:g}); take --onto "
+            f"{opened.run.path}: not merged, because the model on the original base is not the "
+            f"one that was trained: KL {found.kl:.2g} (at most {HIGHEST_DRIFT:g}); take --onto "
             "dequantized, or keep this one with --accept-drift",
         )
 
