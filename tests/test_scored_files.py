@@ -134,6 +134,28 @@ def named(recipe: Path, *flags: str) -> object:
     return form.get("table") or form.get("schema") or facts.get("banned")
 
 
+def test_the_folder_of_a_detector_is_where_the_user_stands(
+    write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "detectors" / "mine").mkdir(parents=True)
+    (tmp_path / "recipes").mkdir()
+    recipe = write_recipe().rename(tmp_path / "recipes" / "tiny.yaml")
+    by_recipe = tmp_path / "recipes" / "by-recipe.yaml"
+    by_recipe.write_text(f"{recipe.read_text()}eval:\n  grounding:\n    model: detectors/mine\n")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def detector(recipe: Path, *flags: str) -> str | None:
+        grounding = load_recipe(recipe, flags).recipe.eval.grounding
+        return grounding.model if grounding is not None else None
+
+    here = str(tmp_path / "here" / "detectors" / "mine")
+    assert detector(recipe, "eval.grounding.model=detectors/mine") == here
+    assert detector(recipe, "eval.grounding={model: detectors/mine}") == here
+    hub_id = "KRLabsOrg/lettucedect-base-modernbert-en-v1"
+    assert detector(recipe, f"eval.grounding.model={hub_id}") == hub_id
+    assert detector(by_recipe) == "detectors/mine", "of the recipe: relative to the recipe"
+
+
 def test_a_file_of_the_recipe_stays_relative_to_it(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,7 +148,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def _files_of_flags(recipe: Recipe, base: Path, found: Found) -> Recipe:
-    """The recipe with the files that `--set` names in `eval`, as seen from where the user stands.
+    """The recipe with the files that `--set` names in `eval`, as seen from where the user stands,
+    and so with the folder of a detector.
 
     `ftcli eval RUN` reads the recipe of the run folder, beside which no user's file lies.
     """
@@ -163,6 +164,11 @@ def _files_of_flags(recipe: Recipe, base: Path, found: Found) -> Recipe:
             places = dict.fromkeys(str(folder) for folder in (here, base))
             message = f"{named.key}: no such file; looked for in {' and in '.join(places)}"
             raise DataError(named.code, message, file=flag)
+    detector = recipe.eval.grounding.model if recipe.eval.grounding is not None else None
+    of_flag = found.flag_of(("eval", "grounding", "model")) is not None
+    # A hub id is no folder here, and stays.
+    if detector is not None and of_flag and (here / detector).is_dir():
+        of_flags.add(detector)
     if not of_flags:
         return recipe
 
