@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ftcli.errors import MachineError
 
@@ -49,6 +50,23 @@ def append_json(path: Path, value: Mapping[str, object]) -> None:
     """Add one line to a JSON-lines file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The object of each line, none of a missing file; a line that a kill has cut is left out."""
+    try:
+        # A kill may have cut a character.
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    # Not `splitlines`: a text may hold U+2028 and others, which would end a line there.
+    for line in text.split("\n"):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -164,6 +166,52 @@ def test_a_server_that_refuses_is_named_and_what_it_said_is_kept(
     server.reply = lambda _: (500, "", {})
     with pytest.raises(MachineError, match="5 times"):
         verdicts(scorer(server, tmp_path), "another")
+
+
+SERVER_DELAY_SECONDS = 100.0
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ends_by", ["interrupt", "interrupt while it waits", "refusal"])
+def test_what_ends_the_judging_waits_for_no_reply(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_by: str
+) -> None:
+    """Three requests are in flight; the verdict that had arrived is kept."""
+    gone = threading.Event()
+    monkeypatch.setattr(judging.time, "sleep", lambda _: gone.wait(SERVER_DELAY_SECONDS))
+
+    def reply(body: dict[str, Any]) -> Reply:
+        if "olive" in str(body["messages"][1]["content"]).partition("Answer:")[2]:
+            return by_colour(body)
+        if ends_by == "interrupt while it waits":
+            return 503, "", {}
+        if ends_by == "refusal" and "refused" in str(body):
+            return 401, "", {}
+        gone.wait(SERVER_DELAY_SECONDS)
+        return by_colour(body)
+
+    def done(number: int) -> None:
+        if number and ends_by != "refusal":
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+
+    server = serve(reply)
+    judge = scorer(server, tmp_path)
+    texts = ["olive", "grey", "teal", "refused"]
+    earlier = signal.signal(signal.SIGALRM, interrupt)
+    started = time.monotonic()
+    try:
+        with pytest.raises(MachineError if ends_by == "refusal" else KeyboardInterrupt):
+            judge.prepare([judge.supported_request(each, QUESTION) for each in texts], done)
+        assert time.monotonic() - started < SERVER_DELAY_SECONDS / 4
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+        gone.set()
+    if ends_by != "refusal":
+        assert scorer(server, tmp_path).verdict("olive", QUESTION) is True
 
 
 def test_replies_without_a_verdict(serve: Any, tmp_path: Path) -> None:

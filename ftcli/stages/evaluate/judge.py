@@ -15,16 +15,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from ftcli.disk import append_json
+from ftcli.disk import append_json, read_json_lines
 from ftcli.errors import MachineError
 from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.recipe.grounding import Judge
 
+Verdict = dict[str, Any]
 SUPPORTED = ScoreKind("supported (judge)", "share", "higher")
 PREFERRED = ScoreKind("preferred (judge)", "share", "higher")
 VERDICTS = "judge.jsonl"
@@ -66,7 +67,9 @@ class JudgeScorer:
         """`folder`: where verdicts are kept, as `judge.jsonl`."""
         self._wanted = wanted
         self._file = folder / VERDICTS
-        self._verdicts = _kept(self._file)
+        self._verdicts: dict[str, Verdict | None] = {
+            line["key"]: line["verdict"] for line in read_json_lines(self._file)
+        }
         self.without_verdict = 0
         """Answers whose verdict could not be read."""
 
@@ -80,20 +83,16 @@ class JudgeScorer:
         have = len(requests) - len(missing)
         done(have)
         refused = 0
-        with ThreadPoolExecutor(self._wanted.parallel) as pool:
-            running = {pool.submit(self._ask, each): key for key, each in missing.items()}
-            try:
-                for number, future in enumerate(as_completed(running), start=1):
-                    found = future.result()
-                    refused = 0 if found else refused + 1
-                    if refused > MOST_REFUSALS_IN_A_ROW:
-                        raise self._error("replies without the JSON object that it is asked for")
-                    self._verdicts[running[future]] = found
-                    append_json(self._file, {"key": running[future], "verdict": found})
-                    done(have + number)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        # Whatever ends the block does not wait for requests in flight: the threads are daemons.
+        with ThreadPool(self._wanted.parallel) as pool:
+            replies = pool.imap_unordered(self._ask, missing.values())
+            for number, (request, verdict) in enumerate(replies, start=1):
+                refused = 0 if verdict else refused + 1
+                if refused > MOST_REFUSALS_IN_A_ROW:
+                    raise self._error("replies without the JSON object that it is asked for")
+                self._verdicts[request.key] = verdict
+                append_json(self._file, {"key": request.key, "verdict": verdict})
+                done(have + number)
 
     def supported_request(self, answer: str, question: Question) -> Request:
         system = TASK.format(rubric=self._wanted.rubric)
@@ -135,20 +134,10 @@ class JudgeScorer:
             return None
         return 0.5 if better == "TIE" else float((better == "A") == tuned_is_a)
 
-    def _ask(self, request: Request) -> dict[str, Any] | None:
-        """The server's verdict; none where it twice replies without one."""
-        for _ in range(2):
-            text = self._reply(request)
-            found = OBJECT.search(text)
-            try:
-                verdict = json.loads(found[0]) if found else None
-            except ValueError:
-                verdict = None
-            if isinstance(verdict, dict) and (
-                isinstance(verdict.get("supported"), bool) or "better" in verdict
-            ):
-                return verdict
-        return None
+    def _ask(self, request: Request) -> tuple[Request, Verdict | None]:
+        """With the server's verdict; none where it twice replies without one."""
+        first = _read_verdict(self._reply(request))
+        return request, first or _read_verdict(self._reply(request))
 
     def _reply(self, request: Request) -> str:
         body = {
@@ -191,26 +180,23 @@ class JudgeScorer:
         )
 
 
+def _read_verdict(reply: str) -> Verdict | None:
+    """The JSON object in a reply, whatever words stand around it."""
+    found = OBJECT.search(reply)
+    try:
+        verdict = json.loads(found[0]) if found else None
+    except ValueError:
+        return None
+    if isinstance(verdict, dict) and (
+        isinstance(verdict.get("supported"), bool) or "better" in verdict
+    ):
+        return verdict
+    return None
+
+
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
     """Seconds that the server asks to wait (RFC 9110, section 10.2.3)."""
     try:
         return min(float(error.headers.get("Retry-After", "")), LONGEST_WAIT_SECONDS)
     except ValueError:
         return None
-
-
-def _kept(file: Path) -> dict[str, dict[str, Any] | None]:
-    """Verdicts of earlier requests; a line that a kill has cut is left out."""
-    found: dict[str, dict[str, Any] | None] = {}
-    try:
-        # Not `splitlines`: a quote may hold U+2028. A kill may have cut a character.
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-    except FileNotFoundError:
-        return found
-    for line in lines:
-        try:
-            kept = json.loads(line)
-            found[kept["key"]] = kept["verdict"]
-        except (ValueError, LookupError, TypeError):
-            continue
-    return found
