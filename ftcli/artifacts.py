@@ -23,7 +23,7 @@ from ftcli.commands import command
 from ftcli.disk import write_text
 from ftcli.errors import FtcliError
 from ftcli.locking import one_writer
-from ftcli.results import RunRecord
+from ftcli.training_records import RunRecord
 
 State = Literal["training", "stopped", "finished"]
 LOCK = ".lock"

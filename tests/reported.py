@@ -17,19 +17,21 @@ from ftcli.results import (
     AnsweredRow,
     Call,
     Difference,
-    EstimateRecord,
     EvalResult,
     Finding,
+    Score,
+    ScoreRow,
+    Verdict,
+)
+from ftcli.training_records import (
+    EstimateRecord,
     HardwareRecord,
     MemoryFigures,
     PlannedChoice,
     PlanRecord,
     ResidualsRecord,
     RunRecord,
-    Score,
-    ScoreRow,
     TrainingResult,
-    Verdict,
 )
 from tests.conftest import pair, prepared_data
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from ftcli.hardware import Hardware
 from ftcli.prepared import Prepared
-from ftcli.results import PlanRecord
+from ftcli.training_records import PlanRecord
 from ftcli.vram import Choices, Estimate
 from ftcli.vram.choices import Attention, Optimizer, Precision, WeightsDtype
 

@@ -9,8 +9,8 @@ import pytest
 
 from ftcli.artifacts import RunFolder
 from ftcli.errors import FtcliError
-from ftcli.results import PlanRecord
 from ftcli.stages.report.figures import read_figures
+from ftcli.training_records import PlanRecord
 from tests.outline import outline
 from tests.reported import evaluation, plan_record, save_evaluation, save_run, usual_lines
 

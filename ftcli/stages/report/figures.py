@@ -19,11 +19,12 @@ from ftcli.errors import FtcliError
 from ftcli.loading import PATH_KEYS, load_recipe
 from ftcli.prepared import Prepared, load_prepared, row_lengths
 from ftcli.recipe import Recipe
-from ftcli.results import AnsweredRow, EvalResult, PlanRecord, Result, RunRecord
+from ftcli.results import AnsweredRow, EvalResult, Result
 from ftcli.shapes import model_source
 from ftcli.stages.evaluate.wording import RunVerdict, verdict_of
 from ftcli.stages.report.charts import Chart, charts_of
 from ftcli.stages.report.samples import Samples, samples_in
+from ftcli.training_records import PlanRecord, RunRecord
 
 # `name` or `owner/name` (huggingface_hub.utils.validate_repo_id).
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ftcli.console import duration, gigabytes, megabytes
 from ftcli.prepared import Prepared
-from ftcli.results import EvalResult, MemoryFigures, PlanRecord, ScoreRow, Side, TrainingResult
+from ftcli.results import EvalResult, ScoreRow, Side
 from ftcli.stages.evaluate.wording import data_of, difference_of, rows_of, value_of, word_of
 from ftcli.stages.report.figures import Change, ReportFigures
+from ftcli.training_records import MemoryFigures, PlanRecord, TrainingResult
 
 SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
 # Two figures that are not the same (`ftcli.engine.memory`): each says what it is.
