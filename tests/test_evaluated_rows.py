@@ -10,8 +10,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.engine.rows import read_split
-from ftcli.stages.evaluate.streamed import rows_of as streamed_rows
-from ftcli.stages.evaluate.streamed import turns_of
+from ftcli.stages.evaluate.rows import stream_rows, stream_turns
 from ftcli.stages.opening import open_run
 from tests.conftest import pair, save_recipe
 from tests.evaluated import finished_run, unevaluated
@@ -161,9 +160,9 @@ def test_plain_texts_are_compared_by_what_is_trained_on(
 def test_training_rows_are_streamed_as_they_stand(trained: Path) -> None:
     opened = open_run(trained)
     whole = read_split(trained / "data", "train").to_pylist()
-    found = list(streamed_rows(opened, "train"))
+    found = list(stream_rows(opened, "train"))
     assert [ids.as_py() for _, ids in found] == [row["input_ids"] for row in whole]
-    turns = [[[turn.role, turn.content] for turn in each] for each in turns_of(opened, "train")]
+    turns = [[[turn.role, turn.content] for turn in each] for each in stream_turns(opened, "train")]
     assert turns == [json.loads(row["messages"]) for row in whole]
 
 

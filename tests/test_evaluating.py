@@ -156,7 +156,7 @@ def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
 def test_an_evaluation_that_was_stopped_goes_on(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, kept_lines: int
 ) -> None:
-    from ftcli.stages.evaluate.kept import Kept
+    from ftcli.stages.evaluate.work import Done
 
     asked = Asked(with_base=False, forgetting=False, rows_at_once=2)
     whole = evaluate_run(fresh, (), asked, Terminal())
@@ -166,7 +166,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
         other.unlink()
     file.write_text("".join(lines[:kept_lines]) + '{"losses": [[0, 1')
     added: list[int] = []
-    monkeypatch.setattr(Kept, "_add", _counting(Kept._add, added))
+    monkeypatch.setattr(Done, "add", _counting(Done.add, added))
     again = evaluate_run(fresh, (), asked, Terminal())
     assert not again.stored
     assert len(added) == len(lines) - kept_lines
@@ -415,16 +415,18 @@ def test_a_run_on_plain_texts(
 
 def test_an_answer_with_a_line_separator_is_kept(tmp_path: Path) -> None:
     from ftcli.metrics.answer import Answer
-    from ftcli.stages.evaluate.kept import Kept
+    from ftcli.stages.evaluate.work import Done
 
     file = tmp_path / "kept.jsonl"
-    first = Kept(file)
     strange = [Answer("a\u2028b\x85c\u2029", 3, True), Answer('d\n"e', 2, False)]
-    first.add_answers([0, 1], strange, 0.5)
-    first.add_losses([0], [(1.5, 3)])
-    again = Kept(file)
-    assert again.texts(2) == strange and again.losses == {0: (1.5, 3)}
-    assert Kept(file).seconds == 0.5
+    rows = [[row, each.text, each.tokens, each.stopped] for row, each in enumerate(strange)]
+    Done(file).add({"answers": rows, "seconds": 0.5})
+    with file.open("ab") as cut:
+        cut.write('{"losses": [[0, "é'.encode()[:-1])
+    Done(file).add({"losses": [[0, 1.5, 3]]})
+    again = Done(file)
+    assert again.answers == strange and again.losses_by_row == {0: (1.5, 3)}
+    assert again.seconds == 0.5
 
 
 def test_sampled_answers_are_drawn_the_same_again(

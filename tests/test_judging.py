@@ -20,7 +20,7 @@ from ftcli.metrics.scorer import Question
 from ftcli.recipe.grounding import Judge
 from ftcli.stages.evaluate import judge as judging
 from ftcli.stages.evaluate.judge import JudgeScorer
-from ftcli.stages.evaluate.labels import Label, agreement, read_labels
+from ftcli.stages.evaluate.calibration import Label, agreement, read_labels
 from tests.evaluated import finished_run, unevaluated
 from tests.test_end_to_end import ask
 
@@ -251,22 +251,24 @@ def test_pairs_are_asked_in_either_order(serve: Any, tmp_path: Path) -> None:
 
 
 def test_labels_and_agreement(tmp_path: Path) -> None:
-    (tmp_path / "labels.jsonl").write_text(
+    file = tmp_path / "labels.jsonl"
+    file.write_text(
         '{"prompt": "p", "answer": "a", "supported": true}\n\n'
         '{"prompt": "p", "answer": "b", "supported": false}\n'
     )
-    labels = read_labels("labels.jsonl", tmp_path, str.upper)
-    assert [each.question.facts for each in labels] == ["P", "P"]
-    words = agreement(labels, [True, True], "the judge")
+    labels = read_labels(file)
+    words = agreement("judge", labels, [True, True])
     assert words.startswith("the judge agrees with 1 of 2 of your labels (")
     assert "it finds 0 of 1 that you call unsupported; label at least 20" in words
-    many = [Label(QUESTION, "", True)] * 20
-    assert (
-        agreement(many, [True] * 20, "it") == "it agrees with 20 of 20 of your labels (84% to 100%)"
+    many = [Label(prompt="", answer="", supported=True)] * 20
+    assert agreement("detector", many, [True] * 20) == (
+        "the detector agrees with 20 of 20 of your labels (84% to 100%)"
     )
-    (tmp_path / "labels.jsonl").write_text('{"prompt": "p", "answer": "a", "supported": "yes"}\n')
-    with pytest.raises(DataError, match=r'expected \{"prompt"'):
-        read_labels("labels.jsonl", tmp_path, str)
+    for wrong in ('{"prompt": "p", "answer": "a", "supported": "yes"}\n', '{"prompt": "p"}', "[]"):
+        file.write_text(f'{{"prompt": "p", "answer": "a", "supported": true}}\n{wrong}')
+        with pytest.raises(DataError, match=r'expected \{"prompt"') as caught:
+            read_labels(file)
+        assert caught.value.line == 2
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,17 @@
-"""What the command line asks of an evaluation."""
+"""What the command line asks of an evaluation, and by what the same question is known again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from ftcli.disk import sha256_file, short_digest
+from ftcli.metrics.code import code_digest
+from ftcli.prepared import Split
+from ftcli.recipe.evaluation import file_names
+from ftcli.stages.evaluate.work import VERSION
+from ftcli.stages.opening import OpenRun
 
 # Enough to show a format, and few enough for a context of 2,048 tokens.
 SHOTS = 5
@@ -12,7 +19,7 @@ SHOTS = 5
 
 @dataclass(frozen=True)
 class Asked:
-    """Which rows, which models, and what else is looked at."""
+    """Which rows, which models, and what else is measured."""
 
     data: Path | None = None
     """Rows instead of the held-out ones."""
@@ -30,10 +37,11 @@ class Asked:
     general_instructions: Path | None = None
     """Instructions instead of the built-in ones."""
     rows_at_once: int | None = None
-    """Rows answered at once; none: as many as fill the machine."""
+    """Rows answered in one batch; none: as many as fill the machine."""
 
-    def flags(self, overrides: Sequence[str]) -> list[str]:
-        """What it asks beyond a plain `ftcli eval RUN`, without the folders of its files."""
+    @property
+    def files(self) -> dict[str, Path]:
+        """By the flag that names each."""
         files = {
             "data": self.data,
             "prompted": self.prompted,
@@ -41,11 +49,39 @@ class Asked:
             "general-text": self.general_text,
             "general-instructions": self.general_instructions,
         }
-        found = [f"--{name} {file.name}" for name, file in files.items() if file is not None]
+        return {flag: file for flag, file in files.items() if file is not None}
+
+    def flags(self, opened: OpenRun) -> Iterator[str]:
+        """What it asks beyond a plain `ftcli eval RUN`, without the folders of its files."""
+        yield from (f"--{flag} {file.name}" for flag, file in self.files.items())
         if self.prompted is not None:
-            found.append(f"--shots {self.shots}")
+            yield f"--shots {self.shots}"
         if self.limit is not None:
-            found.append(f"--limit {self.limit}")
-        found += [] if self.with_base else ["--no-base"]
-        found += [] if self.forgetting else ["--no-forgetting"]
-        return [*found, *(f"--set {each}" for each in overrides)]
+            yield f"--limit {self.limit}"
+        if not self.with_base:
+            yield "--no-base"
+        if not self.forgetting:
+            yield "--no-forgetting"
+        yield from (f"--set {override}" for override in opened.loaded.overrides)
+        yield from (f"{section}: of the recipe" for section in opened.read_anew)
+
+
+def key_of(opened: OpenRun, asked: Asked, split: Split) -> str:
+    """16 hex digits of everything that the scores depend on."""
+    recipe, base = opened.loaded.recipe, opened.loaded.base
+    files = [*asked.files.values(), *(base / each.name for each in file_names(recipe.eval))]
+    parts = {
+        "weights": opened.run.read_manifest()["weights"],
+        "data": opened.prepared.fingerprint,
+        "split": split if asked.data is None else "file",
+        "asked": {name: str(value) for name, value in vars(asked).items()},
+        "files": [sha256_file(file) if file.is_file() else None for file in files],
+        "generation": recipe.generation.model_dump(),
+        "eval": recipe.eval.model_dump(mode="json"),
+        "keys": recipe.data.model_dump(mode="json"),
+        "model": recipe.model.model_dump(),
+        "seed": recipe.training.seed,
+        # Another version counts again, from the same answers.
+        "code": [code_digest(), VERSION],
+    }
+    return short_digest(parts, 16)

@@ -14,7 +14,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -75,7 +75,13 @@ class JudgeScorer:
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
-        return {"judge_supported": SUPPORTED}
+        kinds = {"judge_supported": SUPPORTED}
+        return kinds | {"judge_preferred": PREFERRED} if self.compares else kinds
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is also asked which of base and tuned answer is better."""
+        return self._wanted.pairwise
 
     def prepare(self, requests: Sequence[Request], done: Callable[[int], None]) -> None:
         """Fetch the verdicts that are missing; raises MachineError (`judge_unreachable`)."""
@@ -125,6 +131,11 @@ class JudgeScorer:
         """Whether the answer is supported; none where the server has not said."""
         found = self._verdicts.get(self.supported_request(answer, question).key)
         return bool(found["supported"]) if found and "supported" in found else None
+
+    def notes(self) -> Iterator[str]:
+        """Below the table."""
+        if self.without_verdict:
+            yield f"the judge gave no verdict on {self.without_verdict} answers"
 
     def preferred(self, base: str, tuned: str, question: Question) -> float | None:
         """1 where the tuned answer is preferred, 0 where the base's is, 0.5 of a tie."""

@@ -1,20 +1,23 @@
-"""Which rows an evaluation is on, and what is asked in each of them."""
+"""Which rows an evaluation is on, how they are read, and which of them the run has seen."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ftcli.commands import command
 from ftcli.console import Reporter
+from ftcli.data.example import Example, Message, Origin
 from ftcli.errors import DataError
-from ftcli.prepared import RowsOf, Split, read_turns
-from ftcli.stages.evaluate.seen import question_digest, seen_fields, seen_in, warn_of_seen
-from ftcli.stages.evaluate.streamed import Turns, require_whole
+from ftcli.prepared import RowsOf, Split, damaged_files, read_turns, row_batches, split_file
 from ftcli.stages.opening import OpenRun
+
+Turns = tuple[Message, ...]
+NOWHERE = Origin("", 0)
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,6 @@ class Row:
     messages: Turns
     file: str
     line: int
-    seen: tuple[RowsOf, ...] | None = ()
-    """Which rows of the run ask the same, of those that were trained on (`train`, `replay`) or have
-    chosen the checkpoint (`validation`); none: it cannot be told."""
 
     @property
     def prompt(self) -> Turns:
@@ -37,13 +37,14 @@ class Row:
         return self.messages[:-1]
 
     @property
-    def reference(self) -> str:
-        return self.messages[-1].content if self.messages else ""
-
-    @property
     def scored(self) -> Mapping[str, Sequence[int]]:
         """As the engine scores it."""
         return {"input_ids": self.input_ids, "labels": self.labels}
+
+
+def row_of(values: Mapping[str, Any]) -> Row:
+    """A prepared row as it stands on disk."""
+    return Row(**{**values, "messages": read_turns(values["messages"])})
 
 
 def held_out(opened: OpenRun, data: Path | None) -> Split:
@@ -61,55 +62,22 @@ def held_out(opened: OpenRun, data: Path | None) -> Split:
 def read_rows(
     opened: OpenRun, data: Path | None, split: Split, limit: int | None, reporter: Reporter
 ) -> tuple[Row, ...]:
-    """The rows of a split, or of a file in the run's own format; raises DataError.
-
-    Of a file it is looked up which of its rows the run was trained on.
-    """
+    """The rows of a split, or of a file in the run's own format; raises DataError."""
     from ftcli.engine.encode import encode_file
+    from ftcli.engine.rows import read_split
 
     if data is None:
-        rows = split_rows(opened, split)
+        require_whole(opened, split)
+        found: Iterable[Mapping[str, Any]] = read_split(opened.run.data, split).to_pylist()
     else:
         source = str(data.absolute())
         found = encode_file(source, opened.loaded, opened.run, opened.prepared, reporter)
-        rows = tuple(map(_row, found))
+    rows = tuple(map(row_of, found))
     if opened.loaded.recipe.data.loss_on == "all":
         rows = tuple(map(_answer_alone, rows))
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
-    rows = rows[:limit]
-    if data is not None or opened.prepared.leaks:
-        rows = _looked_up(opened, rows, reporter)
-        fields = seen_of(rows, None if data else split)
-        warn_of_seen(len(rows), str(data or split), **fields, reporter=reporter)
-    # Else they are held out, and ask nothing that any other row of the run asks.
-    return rows
-
-
-def _looked_up(opened: OpenRun, rows: tuple[Row, ...], reporter: Reporter) -> tuple[Row, ...]:
-    """The rows, each with where else in the run the same is asked."""
-    questions = [question_digest(row.messages, row.input_ids) for row in rows]
-    found = seen_in(opened, questions, reporter)
-    return tuple(replace(row, seen=seen) for row, seen in zip(rows, found, strict=True))
-
-
-def seen_of(rows: Sequence[Row], split: Split | None) -> dict[str, int | None]:
-    """How many rows the run was trained on, and how many chose its checkpoint.
-
-    `split`: the one whose rows they are; none: they are of a file.
-    """
-    fields = seen_fields([row.seen for row in rows])
-    if split == "validation":
-        fields["rows_in_validation"] = len(rows)
-    return fields
-
-
-def split_rows(opened: OpenRun, split: Split) -> tuple[Row, ...]:
-    """Prepared rows of a run, proven; raises DataError (`data_damaged`)."""
-    from ftcli.engine.rows import read_split
-
-    require_whole(opened, split)
-    return tuple(map(_row, read_split(opened.run.data, split).to_pylist()))
+    return rows[:limit]
 
 
 def _answer_alone(row: Row) -> Row:
@@ -120,21 +88,105 @@ def _answer_alone(row: Row) -> Row:
     return replace(row, labels=[IGNORED] * start + list(row.labels[start:]))
 
 
-def _row(values: Mapping[str, Any]) -> Row:
-    return Row(
-        values["input_ids"],
-        values["labels"],
-        values["prompt_tokens"],
-        read_turns(values["messages"]),
-        values["file"],
-        values["line"],
-    )
+@dataclass(frozen=True)
+class SeenRows:
+    """Rows of an evaluation that make the tuned model look better than it is; none: not known."""
+
+    rows_trained_on: int | None
+    """They ask what a training row or a replayed one asks."""
+    rows_in_validation: int | None
+    """They have chosen the checkpoint."""
+
+    def warn(self, data: str, rows: int, reporter: Reporter) -> None:
+        """`data`: where the rows are from; the split of validation itself is no surprise."""
+        parts = []
+        if self.rows_trained_on:
+            parts.append(f"{self.rows_trained_on} of {rows} rows ask what the run was trained on")
+        if data != "validation" and self.rows_in_validation:
+            parts.append(f"{self.rows_in_validation} of {rows} what chose its checkpoint")
+        if parts:
+            reporter.warn(
+                f"{data}: {', '.join(parts)}: the tuned model looks better on them than it is; "
+                "take rows that it never saw"
+            )
 
 
-def digest_of(rows: Sequence[Row], prompts: Sequence[Sequence[int]]) -> str:
-    """16 hex digits of everything a model is given."""
-    found = hashlib.sha256()
-    for row in rows:
-        found.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
-    found.update(json.dumps([list(prompt) for prompt in prompts]).encode())
-    return found.hexdigest()[:16]
+def find_seen(
+    opened: OpenRun, rows: Sequence[Row], split: Split | None, reporter: Reporter
+) -> SeenRows:
+    """`split`: whose rows they are; none: they are of a file.
+
+    Nothing is known of all where a file of the run's rows is gone or damaged, and a warning.
+    """
+    trained_on: int | None = 0
+    in_validation: int | None = 0
+    # Held-out rows ask nothing that any other row of the run asks, unless the recipe allowed it.
+    if split is None or opened.prepared.leaks:
+        digests = [question_digest(row.messages, row.input_ids) for row in rows]
+        try:
+            trained = _asked_in(opened, ("train", "replay"), set(digests))
+            validated = _asked_in(opened, ("validation",), set(digests))
+            trained_on = sum(digest in trained for digest in digests)
+            in_validation = sum(digest in validated for digest in digests)
+        except DataError as error:
+            reporter.warn(f"whether these rows were trained on cannot be told: {error}")
+            trained_on = in_validation = None
+    return SeenRows(trained_on, len(rows) if split == "validation" else in_validation)
+
+
+def question_digest(turns: Turns, input_ids: Iterable[int]) -> bytes:
+    """Equal where the same is asked, under whatever system turn; of a plain text, where it is
+    equal as far as it is trained on."""
+    if turns:
+        return Example(turns, NOWHERE).question_digest()
+    return hashlib.sha256(array("i", input_ids).tobytes()).digest()
+
+
+def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> set[bytes]:
+    """Which of the questions the run's rows ask too, read row by row."""
+    return {
+        digest
+        for split in splits
+        if split in opened.prepared.row_files
+        for turns, ids in stream_rows(opened, split)
+        if (digest := question_digest(turns, () if turns else ids.as_py())) in wanted
+    }
+
+
+def require_whole(opened: OpenRun, split: RowsOf) -> None:
+    """Raise DataError (`data_damaged`) where a file of rows is not as it was written."""
+    for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
+        raise DataError(
+            "data_damaged",
+            f"{what}, so that it proves nothing; put it back, or write it again, while data and "
+            f"model are as they were: {command('prepare', opened.run.path)}",
+            file=str(file),
+        )
+
+
+def stream_turns(opened: OpenRun, split: RowsOf) -> Iterator[Turns]:
+    """The turns of each row; raises DataError (`data_damaged`)."""
+    return (turns for turns, _ in stream_rows(opened, split))
+
+
+def stream_rows(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
+    """The turns of each row and its token ids, an Arrow list; of a large split no list is made.
+
+    Raises DataError (`data_damaged`).
+    """
+    import pyarrow as pa
+
+    require_whole(opened, split)
+    try:
+        for batch in row_batches(opened.run.data, split):
+            # Files of before digests were kept prove nothing, and Arrow follows their offsets.
+            batch.validate(full=True)
+            ids = batch.column("input_ids")
+            for index, turns in enumerate(batch.column("messages").to_pylist()):
+                yield read_turns(turns), ids[index]
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            "data_damaged",
+            f"not as ftcli prepare has written it ({error})",
+            file=str(split_file(opened.run.data, split)),
+        ) from error

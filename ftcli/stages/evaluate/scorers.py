@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -12,19 +13,17 @@ from typing import TYPE_CHECKING
 
 from ftcli.console import Reporter
 from ftcli.errors import did_you_mean
-from ftcli.metrics.format import FormatScorer, format_files, format_scorer
-from ftcli.metrics.grounding import GroundingScorer, facts_text, grounding_files
+from ftcli.metrics.format import FormatScorer, format_scorer
+from ftcli.metrics.grounding import GroundingScorer, facts_text
 from ftcli.metrics.grounding.facts import facts_of
 from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind, Scorer
-from ftcli.metrics.scores import Counts, ScoredAnswers, score_answers
+from ftcli.metrics.scores import Counts, score_answers
 from ftcli.metrics.text import TextScorer
 from ftcli.results import Side
-from ftcli.stages.evaluate.asked import Asked
-from ftcli.stages.evaluate.custom import custom_scorer
-from ftcli.stages.evaluate.judge import PREFERRED, JudgeScorer
-from ftcli.stages.evaluate.labels import agreement, labels_files, read_labels
-from ftcli.stages.evaluate.streamed import turns_of
-from ftcli.stages.evaluate.table import FINISHED, LOSS
+from ftcli.stages.evaluate.calibration import CheckerName, agreement, read_labels
+from ftcli.stages.evaluate.custom import CustomScorer, custom_scorer
+from ftcli.stages.evaluate.judge import JudgeScorer
+from ftcli.stages.evaluate.rows import stream_turns
 from ftcli.stages.opening import OpenRun
 
 if TYPE_CHECKING:
@@ -40,42 +39,57 @@ RESERVED = {
     "prompt_tokens",
     "tokens_per_second",
 }
-NOT_CALIBRATED = "how often the {} is right on your task is not known: label 20 answers ({})"
+# A greater share of repeated groups of words is said below the table.
+MOST_REPEATED = 0.05
 # Where so few of the rows' own answers have the form, a model cannot have learnt it from them.
 LEAST_IN_FORM = 0.5
+
+
+@dataclass(frozen=True)
+class ScoredSides:
+    """The answers of all sides scored, and the rows' own; of plain texts nothing."""
+
+    results: Mapping[Side, Sequence[ExampleResult]] = field(default_factory=dict)
+    counts: Mapping[Side, Mapping[str, Counts]] = field(default_factory=dict)
+    your_answers: Mapping[str, Counts] = field(default_factory=dict)
+    """By the scores that do not compare with them."""
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
 
 
 class Scorers:
     """Every scorer of one evaluation."""
 
-    def __init__(self, opened: OpenRun, asked: Asked) -> None:
-        """Raises FtcliError where what the recipe or a flag names cannot be used."""
+    def __init__(self, opened: OpenRun, scores: Path | None, reporter: Reporter) -> None:
+        """`scores`: a file of the user's own. Raises FtcliError where what the recipe or a flag
+        names cannot be used."""
         wanted, base = opened.loaded.recipe.eval, opened.loaded.base
+        self._wanted, self._reporter = wanted, reporter
         self._form: FormatScorer | None = None
-        self._wanted = wanted
-        self._of_answers: list[Scorer] = []
-        self._detector: DetectorScorer | None = None
         self._judge: JudgeScorer | None = None
-        self._base = base
-        self.files: list[Path] = []
-        """What the scores depend on besides recipe and answers."""
+        self._checkers: dict[CheckerName, tuple[DetectorScorer | JudgeScorer, Path | None]] = {}
+        """Each with the file of the user's labels that its agreement is measured by."""
+        self._custom: CustomScorer | None = None
+        self._of_answers: list[Scorer] = []
+        """Without the scores that compare with the rows' own answers."""
         if wanted.format is not None:
-            self.files += format_files(wanted.format, base)
             self._form = format_scorer(wanted.format, base)
             self._of_answers.append(self._form)
         if wanted.grounding is not None:
-            self.files += grounding_files(wanted.grounding, base)
             self._of_answers.append(GroundingScorer(wanted.grounding, base, training_pairs(opened)))
-            self.files += labels_files(wanted.grounding.labels, base)
             if wanted.grounding.model is not None:
-                self._detector = DetectorScorer(opened, wanted.grounding.model)
-                self._of_answers.append(self._detector)
+                detector = DetectorScorer(opened, wanted.grounding.model)
+                self._of_answers.append(detector)
+                labels = wanted.grounding.labels
+                self._checkers["detector"] = (detector, base / labels if labels else None)
         if wanted.judge is not None:
-            self.files += labels_files(wanted.judge.labels, base)
             self._judge = JudgeScorer(wanted.judge, opened.run.evaluations)
             self._of_answers.append(self._judge)
-        if asked.scores is not None:
-            self._of_answers.append(custom_scorer(asked.scores, {*self.kinds, *RESERVED}))
+            labels = wanted.judge.labels
+            self._checkers["judge"] = (self._judge, base / labels if labels else None)
+        if scores is not None:
+            self._custom = custom_scorer(scores, {*self.kinds, *RESERVED})
+            self._of_answers.append(self._custom)
 
     @property
     def kinds(self) -> dict[str, ScoreKind]:
@@ -86,85 +100,72 @@ class Scorers:
         return found
 
     @property
-    def possible(self) -> dict[str, ScoreKind]:
-        """What this evaluation may show of the held-out rows, before anything is answered."""
-        found = {"stop_rate": FINISHED, **self.kinds, "loss": LOSS}
-        if self._wanted.judge is not None and self._wanted.judge.pairwise:
-            found["judge_preferred"] = PREFERRED
-        return found
+    def own(self) -> set[str]:
+        """Scores of the user's own file."""
+        return set(self._custom.kinds) if self._custom is not None else set()
 
-    def score(
-        self, label: str, texts: Sequence[str], questions: Sequence[Question], reporter: Reporter
-    ) -> ScoredAnswers:
-        """One side's answers. Raises FtcliError where a judge does not answer."""
-        self._ask_judge(label, texts, questions, reporter)
-        scorers = [*self._of_answers, TextScorer()]
-        with reporter.meter(f"{label}: scores", len(texts)) as meter:
-            return score_answers(scorers, texts, questions, meter.update)
+    def score(self, texts: Mapping[Side, Sequence[str]], asked: Sequence[Question]) -> ScoredSides:
+        """Every answer of every side. Raises FtcliError where a judge does not answer."""
+        if not texts:
+            return ScoredSides()
+        results: dict[Side, Sequence[ExampleResult]] = {}
+        counts: dict[Side, dict[str, Counts]] = {}
+        for side, answers in texts.items():
+            self._ask_judge(side, answers, asked)
+            with self._reporter.meter(f"{side}: scores", len(answers)) as meter:
+                scorers = [*self._of_answers, TextScorer()]
+                scored = score_answers(scorers, answers, asked, meter.update)
+            results[side], counts[side] = scored.results, dict(scored.counts)
+        references = [question.reference for question in asked]
+        self._ask_judge("your answers", references, asked)
+        own = score_answers(self._of_answers, references, asked, lambda _: None).counts
+        if self._judge is not None and self._judge.compares and "base" in texts:
+            base, tuned = self._preferred(self._judge, texts["base"], texts["tuned"], asked)
+            counts["base"]["judge_preferred"] = base
+            counts["tuned"]["judge_preferred"] = tuned
+        for warning in self._warnings(asked, own):
+            self._reporter.warn(warning)
+        notes = (*_repetition(counts["tuned"]), *self._calibrations())
+        return ScoredSides(results, counts, own, notes)
 
-    def your_answers(
-        self, questions: Sequence[Question], reporter: Reporter
-    ) -> Mapping[str, Counts]:
-        """The rows' own answers, by the scores that do not compare with them."""
-        references = [question.reference for question in questions]
-        self._ask_judge("your answers", references, questions, reporter)
-        return score_answers(self._of_answers, references, questions, lambda _: None).counts
+    def _ask_judge(self, label: str, texts: Sequence[str], asked: Sequence[Question]) -> None:
+        if (judge := self._judge) is not None:
+            pairs = zip(texts, asked, strict=True)
+            with self._reporter.meter(f"judge: {label}", len(texts)) as meter:
+                judge.prepare([judge.supported_request(*pair) for pair in pairs], meter.update)
 
-    def preferred(
+    def _preferred(
         self,
+        judge: JudgeScorer,
         base: Sequence[str],
         tuned: Sequence[str],
-        questions: Sequence[Question],
-        reporter: Reporter,
-    ) -> dict[Side, Counts]:
-        """How often the judge prefers each side's answer, where the recipe asks it to compare."""
-        judge = self._judge
-        if judge is None or self._wanted.judge is None or not self._wanted.judge.pairwise:
-            return {}
-        pairs = list(zip(base, tuned, questions, strict=True))
-        with reporter.meter("judge: pairs", len(pairs)) as meter:
+        asked: Sequence[Question],
+    ) -> tuple[Counts, Counts]:
+        """How often the judge prefers the base's answers, and the tuned model's."""
+        pairs = list(zip(base, tuned, asked, strict=True))
+        with self._reporter.meter("judge: pairs", len(pairs)) as meter:
             judge.prepare([judge.pair_request(*pair)[0] for pair in pairs], meter.update)
         wins = [judge.preferred(*pair) for pair in pairs]
         counted = tuple(float(win is not None) for win in wins)
         ours = tuple(1 - win if win is not None else 0.0 for win in wins)
         theirs = tuple(win if win is not None else 0.0 for win in wins)
-        return {"base": Counts(ours, counted), "tuned": Counts(theirs, counted)}
+        return Counts(ours, counted), Counts(theirs, counted)
 
-    def calibration(self, reporter: Reporter) -> Iterator[str]:
+    def _calibrations(self) -> Iterator[str]:
         """How often detector and judge agree with the user's own labels, in words."""
-        grounding, wanted = self._wanted.grounding, self._wanted.judge
-        facts = partial(facts_text, grounding)
-        if self._detector is not None and grounding is not None:
-            if grounding.labels is not None:
-                labels = read_labels(grounding.labels, self._base, facts)
-                found = [not self._detector.spans(e.answer, e.question) for e in labels]
-                yield agreement(labels, found, "the detector")
-            else:
-                yield NOT_CALIBRATED.format("detector", "eval.grounding.labels")
-            if self._detector.cut:
-                yield f"the detector did not read all facts of {self._detector.cut} answers"
-        if self._judge is not None and wanted is not None:
-            if wanted.labels is not None:
-                labels = read_labels(wanted.labels, self._base, facts)
-                answers = [each.answer for each in labels]
-                questions = [each.question for each in labels]
-                self._ask_judge("your labels", answers, questions, reporter)
-                pairs = zip(answers, questions, strict=True)
-                yield agreement(labels, [self._judge.verdict(*p) for p in pairs], "the judge")
-            else:
-                yield NOT_CALIBRATED.format("judge", "eval.judge.labels")
-            if self._judge.without_verdict:
-                yield f"the judge gave no verdict on {self._judge.without_verdict} answers"
+        for name, (checker, file) in self._checkers.items():
+            labels = read_labels(file) if file is not None else []
+            answers = [label.answer for label in labels]
+            facts = [facts_text(self._wanted.grounding, label.prompt) for label in labels]
+            pairs = zip(labels, facts, strict=True)
+            asked = [Question(label.prompt, "", text) for label, text in pairs]
+            if checker is self._judge:
+                self._ask_judge("your labels", answers, asked)
+            verdicts = [checker.verdict(*pair) for pair in zip(answers, asked, strict=True)]
+            yield agreement(name, labels, verdicts)
+            yield from checker.notes()
 
-    def _ask_judge(
-        self, label: str, texts: Sequence[str], questions: Sequence[Question], reporter: Reporter
-    ) -> None:
-        if (judge := self._judge) is not None:
-            pairs = zip(texts, questions, strict=True)
-            with reporter.meter(f"judge: {label}", len(texts)) as meter:
-                judge.prepare([judge.supported_request(*pair) for pair in pairs], meter.update)
-
-    def warnings(self, questions: Sequence[Question], own: Mapping[str, Counts]) -> Iterator[str]:
+    def _warnings(self, asked: Sequence[Question], own: Mapping[str, Counts]) -> Iterator[str]:
         """Settings of `eval` that nothing in the rows answers to, and scores that cannot be had."""
         if self._form is not None:
             yield from self._form.warnings()
@@ -178,18 +179,27 @@ class Scorers:
             unfound = sum(
                 question.prompt in question.facts
                 and re.search(grounding.facts, question.facts) is None
-                for question in questions
+                for question in asked
             )
             if unfound:
                 yield (
-                    f"eval.grounding.facts: found nothing in {unfound} of {len(questions)} "
+                    f"eval.grounding.facts: found nothing in {unfound} of {len(asked)} "
                     "prompts, whose facts are the whole prompt"
                 )
-        keys = {fact.key for question in questions for fact in facts_of(question.facts)}
+        keys = {fact.key for question in asked for fact in facts_of(question.facts)}
         for name in grounding.optional:
             if name.casefold() not in {key.casefold() for key in keys}:
                 hint = did_you_mean(name, keys)
                 yield f"eval.grounding.optional: no row has a fact {name!r}{hint}"
+
+
+def _repetition(tuned: Mapping[str, Counts]) -> Iterator[str]:
+    score = tuned.get("repetition")
+    if score is not None and score.value > MOST_REPEATED:
+        yield (
+            f"the tuned model repeats itself: {score.value:.0%} of its groups of four words "
+            "stood before in the same answer"
+        )
 
 
 class DetectorScorer:
@@ -211,25 +221,26 @@ class DetectorScorer:
         loaded = self._opened.loaded
         return SpanDetector(self._model_id, loaded.base, hardware_for(loaded))
 
-    @property
-    def cut(self) -> int:
-        """Answers whose facts were longer than the detector reads."""
-        return self._model.cut
-
-    def spans(self, answer: str, question: Question) -> list[tuple[int, int]]:
-        return self._model.spans(answer, question.facts)
-
     def score(self, answer: str, question: Question) -> ExampleResult:
         found = [
             Finding("not supported (detector)", f"“{answer[start:end]}”", start, end)
-            for start, end in self.spans(answer, question)
+            for start, end in self._model.spans(answer, question.facts)
         ]
         return ExampleResult({"spans_supported": (float(not found), 1.0)}, tuple(found))
+
+    def verdict(self, answer: str, question: Question) -> bool:
+        """Whether the answer is supported."""
+        return not self._model.spans(answer, question.facts)
+
+    def notes(self) -> Iterator[str]:
+        """Below the table."""
+        if self._model.cut:
+            yield f"the detector did not read all facts of {self._model.cut} answers"
 
 
 def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:
     """Prompts (all user turns) and answers of the first training rows."""
-    for turns in islice(turns_of(opened, "train"), VOCABULARY_ROWS):
+    for turns in islice(stream_turns(opened, "train"), VOCABULARY_ROWS):
         if turns:
             asked = [turn.content for turn in turns[:-1] if turn.role == "user"]
             yield "\n\n".join(asked), turns[-1].content

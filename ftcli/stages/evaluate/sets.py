@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.console import Reporter
 from ftcli.data.few_shot import choose_examples, few_shot
 from ftcli.errors import DataError, UsageError
 from ftcli.metrics.general_instructions import Instruction, general_instructions
-from ftcli.metrics.general_text import GeneralText, general_text
+from ftcli.metrics.general_text import general_text
 from ftcli.recipe import Generation
 from ftcli.stages.evaluate.asked import Asked
-from ftcli.stages.evaluate.rows import Row
-from ftcli.stages.evaluate.streamed import turns_of
+from ftcli.stages.evaluate.rows import Row, row_of, stream_turns
 from ftcli.stages.evaluate.work import RowSet, tokens_of
 from ftcli.stages.opening import OpenRun
 
@@ -28,15 +28,16 @@ GREEDY = Generation(max_new_tokens=INSTRUCTION_TOKENS)
 
 @dataclass(frozen=True)
 class Sets:
-    """Everything that is to be scored and answered, and what the general sets are."""
+    """Everything that is to be scored and answered."""
 
     rows: RowSet
-    prompted: RowSet | None
+    prompted: RowSet | None = None
     """The same rows behind an instruction and examples."""
-    text: RowSet | None
-    instructions: RowSet | None
-    general: GeneralText | None
-    asked_of_all: tuple[Instruction, ...]
+    text: RowSet | None = None
+    text_name: str | None = None
+    instructions: RowSet | None = None
+    checks: tuple[Instruction, ...] = ()
+    """One for each row of `instructions`."""
 
 
 def build_sets(
@@ -49,29 +50,33 @@ def build_sets(
     """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
     from ftcli.vram.moments import ANSWERED_ROWS
 
-    settings = opened.loaded.recipe.generation
     at_once = asked.rows_at_once or ANSWERED_ROWS
-    prompt_ids = contract.renderer.prompt_ids
     plain = opened.prepared.plain_text
+    prompt_ids = contract.renderer.prompt_ids
     prompts = () if plain else tokens_of([prompt_ids(list(row.prompt)) for row in rows])
-    held_out = RowSet("rows", rows, prompts, settings, at_once)
-    prompted = None
-    if asked.prompted is not None and asked.with_base:
-        prompted = _prompted(opened, asked, held_out, contract)
-    text, instructions = None, None
-    general: GeneralText | None = None
-    wanted: tuple[Instruction, ...] = ()
-    if asked.forgetting and asked.with_base:
+    held_out = RowSet("rows", rows, prompts, opened.loaded.recipe.generation, at_once)
+    sets = Sets(held_out)
+    if not asked.with_base:
+        return sets
+    if asked.prompted is not None:
+        instruction = _read_instruction(asked.prompted)
+        prompted = _prompted(opened, instruction, asked.shots, held_out, contract)
+        sets = replace(sets, prompted=prompted)
+    if asked.forgetting:
         general = general_text(asked.general_text)
-        text = _text_set(contract, general)
-        if not plain:
-            wanted = general_instructions(asked.general_instructions, opened.loaded.base)
-            instructions, wanted = _instruction_set(contract, wanted, reporter)
-    return Sets(held_out, prompted, text, instructions, general, wanted)
+        text = _text_set(contract, general.passages, general.name)
+        sets = replace(sets, text=text, text_name=general.name)
+    if asked.forgetting and not plain:
+        wanted = general_instructions(asked.general_instructions, opened.loaded.base)
+        instructions, checks = _instruction_set(contract, wanted, reporter)
+        sets = replace(sets, instructions=instructions, checks=checks)
+    return sets
 
 
-def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptContract) -> RowSet:
-    """The rows as somebody would ask them who does not tune: told what to do, and shown how."""
+def _prompted(
+    opened: OpenRun, instruction: str, shots: int, plain: RowSet, contract: PromptContract
+) -> RowSet:
+    """The rows as somebody would ask them who does not tune: with an instruction and examples."""
     from ftcli.engine.rendering import RowFault
     from ftcli.engine.untrained import ids_of
 
@@ -79,16 +84,15 @@ def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptCont
         raise UsageError(
             "flag", "--prompted: the run was trained on plain texts, which nobody prompts"
         )
-    instruction = _instruction(asked)
     seed = opened.loaded.recipe.training.seed
-    examples = choose_examples(turns_of(opened, "train"), asked.shots, seed)
+    examples = choose_examples(stream_turns(opened, "train"), shots, seed)
     asked_of_base = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:
         prompts = tokens_of([ids_of(contract.renderer, turns) for turns in asked_of_base])
     except RowFault as fault:
         raise DataError(
             "prompted",
-            f"--prompted: instruction and {asked.shots} examples cannot be rendered: {fault}; try "
+            f"--prompted: instruction and {shots} examples cannot be rendered: {fault}; try "
             "--shots 0",
         ) from fault
     rows = tuple(_behind(*pair) for pair in zip(plain.rows, prompts, strict=True))
@@ -96,9 +100,7 @@ def _prompted(opened: OpenRun, asked: Asked, plain: RowSet, contract: PromptCont
     return replace(plain, label="rows, prompted", rows=rows, prompts=prompts, advice=advice)
 
 
-def _instruction(asked: Asked) -> str:
-    file = asked.prompted
-    assert file is not None
+def _read_instruction(file: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError as error:
@@ -125,13 +127,13 @@ def _behind(row: Row, prompt: Sequence[int]) -> Row:
     )
 
 
-def _text_set(contract: PromptContract, general: GeneralText) -> RowSet:
+def _text_set(contract: PromptContract, passages: Sequence[str], name: str) -> RowSet:
     """Passages, long ones in pieces; `line` is the number of the passage."""
     from ftcli.engine.plain_text import passage_rows
 
     rows = tuple(
-        Row(row["input_ids"], row["labels"], 0, (), general.name, number)
-        for number, passage in enumerate(general.passages, start=1)
+        Row(row["input_ids"], row["labels"], 0, (), name, number)
+        for number, passage in enumerate(passages, start=1)
         for row in passage_rows(contract.renderer, [passage])
     )
     return RowSet("general text", rows, (), GREEDY, 1)
@@ -142,31 +144,19 @@ def _instruction_set(
 ) -> tuple[RowSet | None, tuple[Instruction, ...]]:
     """Instructions that the template can render: one that demands a system turn takes none."""
     from ftcli.engine.rendering import RowFault
+    from ftcli.engine.rows import record
     from ftcli.vram.moments import ANSWERED_ROWS
 
     rows, kept, reason = [], [], ""
     for each in wanted:
         try:
-            found = contract.renderer.encode(each.example)
+            rows.append(row_of(record(contract.renderer.encode(each.example), each.example)))
+            kept.append(each)
         except RowFault as fault:
             reason = str(fault)
-            continue
-        place = each.example.origin
-        rows.append(
-            Row(
-                found.input_ids,
-                found.labels,
-                found.prompt_tokens,
-                each.example.messages,
-                place.file,
-                place.line,
-            )
-        )
-        kept.append(each)
     if len(kept) < len(wanted):
         reporter.warn(f"{len(wanted) - len(kept)} general instructions are left out: {reason}")
     if not rows:
         return None, ()
     prompts = tokens_of([row.input_ids[: row.prompt_tokens] for row in rows])
-    settings = GREEDY
-    return RowSet("instructions", tuple(rows), prompts, settings, ANSWERED_ROWS), tuple(kept)
+    return RowSet("instructions", tuple(rows), prompts, GREEDY, ANSWERED_ROWS), tuple(kept)

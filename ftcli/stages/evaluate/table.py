@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ftcli.errors import UsageError, did_you_mean
-from ftcli.metrics.likelihood import Scored
 from ftcli.metrics.scorer import ScoreKind
 from ftcli.metrics.scores import LEVEL, Comparison, Counts, compare, holm, mean_of, verdict_of
 from ftcli.results import SIDES, Difference, Score, ScoreRow, Side
+from ftcli.stages.evaluate.scorers import ScoredSides, Scorers
 from ftcli.stages.evaluate.sets import Sets
 from ftcli.stages.evaluate.work import Done
 
@@ -26,17 +26,11 @@ HIDDEN = {"chrf", "repetition", "answer_tokens"}
 OF_LABELS = "exact_match"
 # They compare with the row's own answer, which is right by them.
 OF_REFERENCE = {"sql_match", "execution_match", "execution_tested", "field_f1", "field_accuracy"}
-# A greater share of repeated groups of words is a warning.
-MOST_REPEATED = 0.05
 # Scores that say whether an answer is right.
-TRUTH = (
-    "judge_supported",
-    "spans_supported",
-    "execution_match",
-    "sql_match",
-    "field_f1",
-    "field_accuracy",
-)
+TRUTH = {"judge_supported", "spans_supported", "execution_match", "sql_match", "field_f1"}
+TRUTH |= {"field_accuracy"}
+# Answers are labels where they are at most so many, short, and each of them stands often.
+MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL = 20, 60, 3
 
 
 @dataclass
@@ -51,91 +45,100 @@ class Measured:
     own: bool = False
 
     def comparison(self, other: Side) -> Comparison | None:
+        """The tuned model less another side; none where they cannot be compared."""
         ours, theirs = self.sides.get(other), self.sides.get("tuned")
-        if ours is None or theirs is None or other == "tuned":
+        if ours is None or theirs is None:
             return None
         if self.name == "loss" and ours.denominators != theirs.denominators:
             return None  # a long prompt holds the earlier answers of a conversation
         return compare(ours, theirs)
 
 
+def are_labels(references: Sequence[str]) -> bool:
+    """Whether all of the rows' own answers are a few short ones, so that one alone is right."""
+    found = {reference.strip() for reference in references}
+    short = all(text and "\n" not in text and len(text) <= LONGEST_LABEL for text in found)
+    return short and len(found) <= min(MOST_LABELS, len(references) / ROWS_PER_LABEL)
+
+
+def possible_kinds(kinds: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
+    """What may be shown of the held-out rows: scores of answers, and what needs no scorer."""
+    form = {name: kind for name, kind in kinds.items() if name == "format_rate"}
+    return {**form, "stop_rate": FINISHED, **kinds, "loss": LOSS}
+
+
+def truth_of(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, ...]:
+    """Scores that say whether answers are right, the user's own among them."""
+    truth = {*TRUTH, OF_LABELS} if labels else TRUTH
+    return tuple(row.name for row in rows if row.name in truth or (row.own and row.better))
+
+
 def task_scores(
-    done: Mapping[Side, Done],
-    counts: Mapping[Side, Mapping[str, Counts]],
-    kinds: Mapping[str, ScoreKind],
-    your_answers: Mapping[str, Counts],
-    *,
-    labels: bool,
+    done: Mapping[Side, Done], scored: ScoredSides, scorers: Scorers, *, labels: bool
 ) -> list[Measured]:
     """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
-    found = {name: Measured(name, kind) for name, kind in kinds.items()}
-    answered = any(each.answers for each in done.values())
-    stops = {"stop_rate": Measured("stop_rate", FINISHED)} if answered else {}
-    first = {name: row for name, row in found.items() if name == "format_rate"}
-    rows = {**first, **stops, **found, "loss": Measured("loss", LOSS)}
-    if answered:
-        rows["answer_tokens"] = Measured("answer_tokens", LENGTH)
-    for side, each in done.items():
-        rows["loss"].sides[side] = loss_counts(each.scored)
-        if each.answers:
-            rows["stop_rate"].sides[side] = mean_of([answer.stopped for answer in each.answers])
-            rows["answer_tokens"].sides[side] = mean_of([a.tokens for a in each.answers])
-        for name, score in counts.get(side, {}).items():
-            rows[name].sides[side] = score
-    for name, row in rows.items():
+    every, own = {"loss": LOSS}, scorers.own
+    if scored.counts:
+        every = {**possible_kinds(scorers.kinds), "answer_tokens": LENGTH}
+    found = []
+    for name, kind in every.items():
+        row = Measured(name, kind, own=name in own)
+        for side, each in done.items():
+            if (score := _score_of(name, each, scored.counts.get(side, {}))) is not None:
+                row.sides[side] = score
         if name.partition(".")[0] not in OF_REFERENCE:
-            row.your_answers = your_answers.get(name)
-        row.own = getattr(row.kind, "own", False)
+            row.your_answers = scored.your_answers.get(name)
         row.shown = name not in HIDDEN and (name != OF_LABELS or labels)
-        if name == "rouge_l" and (labels or any(truth in rows for truth in TRUTH)):
+        if name == "rouge_l" and (labels or TRUTH & every.keys()):
             row.shown = False
-    return [row for row in rows.values() if row.sides]
+        found.append(row)
+    return [row for row in found if row.sides]
 
 
-def loss_counts(scored: Scored) -> Counts:
-    return Counts(scored.losses, tuple(float(tokens) for tokens in scored.tokens))
+def _score_of(name: str, done: Done, counts: Mapping[str, Counts]) -> Counts | None:
+    match name:
+        case "loss":
+            return done.losses
+        case "stop_rate":
+            return mean_of([answer.stopped for answer in done.answers])
+        case "answer_tokens":
+            return mean_of([answer.tokens for answer in done.answers])
+        case _:
+            return counts.get(name)
 
 
-def forgetting_scores(
-    sets: Sets, before: Mapping[str, Done], after: Mapping[str, Done]
-) -> list[Measured]:
+def forgetting_scores(sets: Sets, done: Mapping[Side, Mapping[str, Done]]) -> list[Measured]:
     """General ability of base and tuned model, by the sets `text` and `instructions`."""
-    sides: dict[Side, Mapping[str, Done]] = {"base": before, "tuned": after}
-    found: list[Measured] = []
-    if sets.text is not None:
-        passages = [row.line for row in sets.text.rows]
-        text = Measured("general_text", TEXT)
-        for side, done in sides.items():
-            text.sides[side] = _by_passage(done["text"].scored, passages)
-        found.append(text)
-    if sets.instructions is not None:
-        loss = Measured("instructions", INSTRUCTIONS)
-        followed = Measured("instructions_followed", FOLLOWED)
-        finished = Measured("instructions_finished", INSTRUCTIONS_FINISHED)
-        for side, done in sides.items():
-            answered = done["instructions"]
-            loss.sides[side] = loss_counts(answered.scored)
-            finished.sides[side] = mean_of([answer.stopped for answer in answered.answers])
-            pairs = zip(sets.asked_of_all, answered.answers, strict=True)
-            checked = [each.is_followed_by(answer.text) for each, answer in pairs]
+    text = Measured("general_text", TEXT)
+    loss = Measured("instructions", INSTRUCTIONS)
+    followed = Measured("instructions_followed", FOLLOWED)
+    finished = Measured("instructions_finished", INSTRUCTIONS_FINISHED)
+    for side, by_set in done.items():
+        if sets.text is not None and "text" in by_set:
+            passages = [row.line for row in sets.text.rows]
+            text.sides[side] = _by_passage(by_set["text"].losses, passages)
+        if each := by_set.get("instructions"):
+            loss.sides[side] = each.losses
+            finished.sides[side] = mean_of([answer.stopped for answer in each.answers])
+            pairs = zip(sets.checks, each.answers, strict=True)
+            checked = [check.is_followed_by(answer.text) for check, answer in pairs]
             counts = Counts(
                 tuple(float(bool(each)) for each in checked),
                 tuple(float(each is not None) for each in checked),
             )
             if counts.n:
                 followed.sides[side] = counts
-        found += [loss, *([followed] if followed.sides else []), finished]
-    return found
+    return [row for row in (text, loss, followed, finished) if row.sides]
 
 
-def _by_passage(scored: Scored, passages: Sequence[int]) -> Counts:
+def _by_passage(losses: Counts, passages: Sequence[int]) -> Counts:
     """Pieces of one text are not independent rows."""
-    losses: dict[int, float] = {}
-    tokens: dict[int, float] = {}
-    for passage, loss, count in zip(passages, scored.losses, scored.tokens, strict=True):
-        losses[passage] = losses.get(passage, 0.0) + loss
-        tokens[passage] = tokens.get(passage, 0.0) + count
-    return Counts(tuple(losses.values()), tuple(tokens.values()))
+    sums = dict.fromkeys(passages, (0.0, 0.0))
+    pieces = zip(passages, losses.numerators, losses.denominators, strict=True)
+    for passage, loss, tokens in pieces:
+        before = sums[passage]
+        sums[passage] = (before[0] + loss, before[1] + tokens)
+    return Counts(tuple(loss for loss, _ in sums.values()), tuple(n for _, n in sums.values()))
 
 
 def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> None:
@@ -157,51 +160,52 @@ def rows_of(
 
     The score that decides is tested alone, as one that was named before.
     """
-    verdicts: dict[tuple[str, Side], Difference] = {}
-    others: tuple[Side, ...] = ("base", "prompted")
-    for other in others:
-        every = [(row, row.comparison(other)) for row in (*scores, *forgetting)]
-        found = [(row, each) for row, each in every if each is not None]
-        tested = [
-            (row, each) for row, each in found if row.shown and row.kind.better and not each.too_few
-        ]
-        alone = {row.name: each for row, each in tested if row.name == decides_by}
-        corrected = [(row.name, each) for row, each in tested if row.name not in alone]
-        significant = dict(
-            zip(
-                [name for name, _ in corrected],
-                holm([each.p_value for _, each in corrected]),
-                strict=True,
-            )
-        )
-        significant |= {name: each.p_value <= LEVEL for name, each in alone.items()}
-        for row, each in found:
-            holds = significant.get(row.name, False)
-            verdicts[row.name, other] = _difference(row, each, significant=holds)
-    return (
-        tuple(_row(row, verdicts) for row in scores),
-        tuple(_row(row, verdicts) for row in forgetting),
-    )
+    every = (*scores, *forgetting)
+    base = _differences(every, "base", decides_by)
+    prompted = _differences(every, "prompted", decides_by)
+    rows = [_row(each, base.get(each.name), prompted.get(each.name)) for each in every]
+    return tuple(rows[: len(scores)]), tuple(rows[len(scores) :])
+
+
+def _differences(
+    rows: Sequence[Measured], other: Side, decides_by: str | None
+) -> dict[str, Difference]:
+    """By the name of the score."""
+    compared = [(row, each) for row in rows if (each := row.comparison(other)) is not None]
+    p_values = {
+        row.name: each.p_value
+        for row, each in compared
+        if row.shown and row.kind.better is not None and not each.too_few
+    }
+    alone = {decides_by: p_values.pop(decides_by) <= LEVEL} if decides_by in p_values else {}
+    significant = alone | dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {
+        row.name: _difference(row, each, significant=significant.get(row.name, False))
+        for row, each in compared
+    }
 
 
 def _difference(row: Measured, found: Comparison, *, significant: bool) -> Difference:
     better = row.kind.better
-    higher_is_better = better == "higher"
-    ups, downs = found.rows_higher, found.rows_lower
-    judged = better is not None and row.shown
+    rows_better, rows_worse, verdict = None, None, None
+    if better is not None:
+        rows_better, rows_worse = found.rows_higher, found.rows_lower
+        if better == "lower":
+            rows_better, rows_worse = rows_worse, rows_better
+        if row.shown:
+            verdict = verdict_of(found, better, significant=significant)
     return Difference(
         value=found.difference,
         interval=found.interval,
         n=found.n,
-        rows_better=(ups if higher_is_better else downs) if better else None,
-        rows_worse=(downs if higher_is_better else ups) if better else None,
+        rows_better=rows_better,
+        rows_worse=rows_worse,
         p_value=found.p_value,
-        verdict=verdict_of(found, better, significant=significant) if better and judged else None,
+        verdict=verdict,
     )
 
 
-def _row(row: Measured, verdicts: Mapping[tuple[str, Side], Difference]) -> ScoreRow:
-    sides = {side: _score(row.sides[side]) for side in SIDES if side in row.sides}
+def _row(row: Measured, base: Difference | None, prompted: Difference | None) -> ScoreRow:
     return ScoreRow(
         name=row.name,
         label=row.kind.label,
@@ -210,9 +214,9 @@ def _row(row: Measured, verdicts: Mapping[tuple[str, Side], Difference]) -> Scor
         shown=row.shown,
         own=row.own,
         your_answers=_score(row.your_answers) if row.your_answers is not None else None,
-        **sides,
-        tuned_vs_base=verdicts.get((row.name, "base")),
-        tuned_vs_prompted=verdicts.get((row.name, "prompted")),
+        **{side: _score(row.sides[side]) for side in SIDES if side in row.sides},
+        tuned_vs_base=base,
+        tuned_vs_prompted=prompted,
     )
 
 

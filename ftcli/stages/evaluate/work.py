@@ -6,21 +6,20 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.console import Reporter
-from ftcli.disk import write_text
+from ftcli.disk import append_json, read_json_lines, short_digest, write_text
 from ftcli.errors import DataError, ModelError
 from ftcli.metrics.answer import Answer
-from ftcli.metrics.likelihood import Scored
+from ftcli.metrics.scores import Counts
 from ftcli.recipe import Generation, holds_4_bits
-from ftcli.stages.evaluate.kept import Kept
-from ftcli.stages.evaluate.rows import Row, digest_of
+from ftcli.stages.evaluate.rows import Row
 from ftcli.stages.opening import OpenRun
 
 if TYPE_CHECKING:
@@ -48,24 +47,67 @@ class RowSet:
     """What to do where prompt and answer do not fit into the model's context; none: tried."""
 
     def digest(self) -> str:
-        return digest_of(self.rows, self.prompts)
+        """16 hex digits of everything that a model is given."""
+        found = hashlib.sha256()
+        for row in self.rows:
+            found.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
+        found.update(json.dumps(self.prompts).encode())
+        return found.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
 class Done:
-    """What a model did with a set, in the rows' order."""
+    """What one model did with a set of rows, on disk with a line for each batch.
 
-    scored: Scored
-    answers: tuple[Answer, ...]
-    seconds: float
-    """What the answers took."""
-    prompt_tokens: tuple[int, ...]
+    The file's name is a digest of the weights, the rows and the settings: a stopped evaluation
+    continues, and every other one that would draw the same answers has them. A changed
+    `eval.format` is scored without a model.
+    """
+
+    def __init__(self, file: Path, prompt_tokens: Sequence[int] = ()) -> None:
+        """`prompt_tokens`: of each row that is answered."""
+        self.prompt_tokens = prompt_tokens
+        self.losses_by_row: dict[int, tuple[float, int]] = {}
+        """Summed loss (nats) and labelled tokens."""
+        self.answers_by_row: dict[int, Answer] = {}
+        self.seconds = 0.0
+        """What the answers took."""
+        self._file = file
+        for line in read_json_lines(file):
+            self._take(line)
+        if file.is_file() and not file.read_bytes().endswith(b"\n"):
+            with file.open("ab") as cut_by_a_kill:
+                cut_by_a_kill.write(b"\n")
+
+    @property
+    def losses(self) -> Counts:
+        """In the rows' order: loss by labelled token."""
+        pairs = [pair for _, pair in sorted(self.losses_by_row.items())]
+        return Counts(tuple(loss for loss, _ in pairs), tuple(float(tokens) for _, tokens in pairs))
+
+    @property
+    def answers(self) -> list[Answer]:
+        """In the rows' order; none of plain texts."""
+        return [self.answers_by_row[row] for row in sorted(self.answers_by_row)]
 
     @property
     def tokens_per_second(self) -> float | None:
         """Generated tokens by the time that prompts and answers took together."""
         tokens = sum(answer.tokens for answer in self.answers)
         return tokens / self.seconds if self.seconds else None
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """`losses`: row, summed loss (nats), labelled tokens; `answers`: row and the answer's
+        fields; `seconds`: what the answers took."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        append_json(self._file, line)
+        self._take(line)
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        for row, loss, tokens in line.get("losses", ()):
+            self.losses_by_row[row] = (loss, tokens)
+        for row, *fields in line.get("answers", ()):
+            self.answers_by_row[row] = Answer(*fields)
+        self.seconds += line.get("seconds", 0.0)
 
 
 class Worker:
@@ -92,17 +134,13 @@ class Worker:
         file = self._file(wanted)
         if self._name == "base" and not file.is_file():
             self._take_from_a_run_beside(file)
-        kept = Kept(file)
-        if len(kept.losses) < len(wanted.rows):
-            self._require_context(wanted)
-        count = len(wanted.rows)
+        done = Done(file, [len(prompt) for prompt in wanted.prompts])
+        if wanted.advice is not None and len(done.losses_by_row) < len(wanted.rows):
+            self._require_context(wanted, wanted.advice)
         label = f"{self._name}: {wanted.label}"
-        self._score(wanted, kept, f"{label}, loss")
-        if wanted.prompts:
-            self._answer(wanted, kept, f"{label}, answers")
-        answers = tuple(kept.texts(count)) if wanted.prompts else ()
-        lengths = tuple(len(prompt) for prompt in wanted.prompts)
-        return Done(kept.scored(count), answers, kept.seconds, lengths)
+        self._score(wanted, done, f"{label}, loss")
+        self._answer(wanted, done, f"{label}, answers")
+        return done
 
     @cached_property
     def model(self) -> Model:
@@ -112,51 +150,53 @@ class Worker:
         self.was_needed = True
         return load(self._opened.loaded, self._opened.run, self._opened.prepared)
 
-    def _score(self, wanted: RowSet, kept: Kept, label: str) -> None:
+    def _score(self, wanted: RowSet, done: Done, label: str) -> None:
         from ftcli.engine.inference import score_batch, scored_together
 
-        missing = [row for row in range(len(wanted.rows)) if row not in kept.losses]
+        missing = [row for row in range(len(wanted.rows)) if row not in done.losses_by_row]
         with self._reporter.meter(label, len(wanted.rows)) as meter:
             to_do = [wanted.rows[row].scored for row in missing]
             for places in scored_together(self.model, to_do) if missing else ():
                 batch = [missing[place] for place in places]
                 rows = [wanted.rows[row] for row in batch]
-                scored = score_batch(self.model, [row.scored for row in rows])
-                _require_numbers(rows, scored)
-                kept.add_losses(batch, scored)
-                meter.update(len(kept.losses))
+                losses = score_batch(self.model, [row.scored for row in rows])
+                _require_numbers(rows, losses)
+                done.add({"losses": [[at, *pair] for at, pair in zip(batch, losses, strict=True)]})
+                meter.update(len(done.losses_by_row))
 
-    def _answer(self, wanted: RowSet, kept: Kept, label: str) -> None:
+    def _answer(self, wanted: RowSet, done: Done, label: str) -> None:
         from ftcli.engine.inference import answer_batch, answered_together, seed_sampling
 
-        if len(kept.answers) == len(wanted.rows):
+        if len(done.answers_by_row) == len(wanted.prompts):
             return
-        # Batches are those of the whole set: who stands beside a row may tip a near tie.
+        # Batches are those of the whole set: which rows stand together may tip a near tie.
         batches = answered_together(
             self.model, wanted.prompts, wanted.settings, wanted.rows_at_once
         )
-        missing = [batch for batch in batches if not kept.answers.keys() >= set(batch)]
         with self._reporter.meter(label, len(wanted.rows)) as meter:
-            for batch in missing:
+            for batch in batches:
+                if done.answers_by_row.keys() >= set(batch):
+                    continue
                 started = time.monotonic()
                 prompts = [wanted.prompts[row] for row in batch]
                 seed_sampling(self._opened.loaded.recipe.training.seed + batch[0])
                 answers = answer_batch(self.model, prompts, wanted.settings)
-                kept.add_answers(batch, answers, time.monotonic() - started)
-                meter.update(len(kept.answers))
+                seconds = time.monotonic() - started
+                fields = [astuple(answer) for answer in answers]
+                lines = [[row, *each] for row, each in zip(batch, fields, strict=True)]
+                done.add({"answers": lines, "seconds": seconds})
+                meter.update(len(done.answers_by_row))
 
-    def _require_context(self, wanted: RowSet) -> None:
+    def _require_context(self, wanted: RowSet, advice: str) -> None:
         from ftcli.engine.inference import context_tokens
 
-        if wanted.advice is None:
-            return
         longest = max(map(len, wanted.prompts))
         answer, context = wanted.settings.max_new_tokens, context_tokens(self.model)
         if context is not None and longest + answer > context:
             raise DataError(
                 "prompt_too_long",
                 f"{wanted.label}: prompts of up to {longest:,} tokens and answers of up to "
-                f"{answer:,} are more than the model's context of {context:,}; {wanted.advice}",
+                f"{answer:,} are more than the model's context of {context:,}; {advice}",
             )
 
     def _file(self, wanted: RowSet) -> Path:
@@ -180,8 +220,7 @@ class Worker:
             "rows_at_once": wanted.rows_at_once,
             "seed": opened.loaded.recipe.training.seed if wanted.settings.temperature else None,
         }
-        name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        return opened.run.evaluations / WORK / f"{self._name}-{name}.jsonl"
+        return opened.run.evaluations / WORK / f"{self._name}-{short_digest(parts, 16)}.jsonl"
 
     def _base(self) -> dict[str, Any]:
         """Weights and config of the base that the run began with; none where they are not known."""
@@ -201,8 +240,8 @@ class Worker:
                 write_text(file, known.read_text(encoding="utf-8", errors="replace"))
 
 
-def _require_numbers(rows: Sequence[Row], scored: Sequence[tuple[float, int]]) -> None:
-    for row, (loss, _) in zip(rows, scored, strict=True):
+def _require_numbers(rows: Sequence[Row], losses: Sequence[tuple[float, int]]) -> None:
+    for row, (loss, _) in zip(rows, losses, strict=True):
         if not math.isfinite(loss):
             raise ModelError(
                 "loss_not_finite",
