@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -132,12 +133,15 @@ class Call(Result):
     tokens_per_second: float | None
 
 
-class Finding(Result):
-    """Something wrong with one answer, at characters [start, end) of it; none: in no one place."""
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with one answer."""
 
     kind: str
+    """`number not in the prompt`, `banned phrase`, `not JSON`, …"""
     message: str
     start: int | None = None
+    """Characters [start, end) of the answer that prove it; none: it is in no one place."""
     end: int | None = None
 
 

@@ -19,8 +19,8 @@ from ftcli.errors import DataError, MachineError
 from ftcli.metrics.scorer import Question
 from ftcli.recipe.grounding import Judge
 from ftcli.stages.evaluate import judge as judging
-from ftcli.stages.evaluate.judge import JudgeScorer
 from ftcli.stages.evaluate.calibration import Label, agreement, read_labels
+from ftcli.stages.evaluate.judge import JudgeScorer
 from tests.evaluated import finished_run, unevaluated
 from tests.test_end_to_end import ask
 

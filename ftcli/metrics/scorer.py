@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ftcli.results import Finding as Finding
+
 Better = Literal["higher", "lower"]
 # A share is shown in percent, a value with two decimals, a perplexity as the exponential of a loss.
 Unit = Literal["share", "value", "perplexity"]
@@ -37,18 +39,6 @@ class Question:
     """What an answer may state: all user turns, or the part of them that the recipe names."""
     conversation: str = ""
     """All turns before the answer, the system turn among them; empty: the prompt is all."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with one answer."""
-
-    kind: str
-    """`number not in the prompt`, `banned phrase`, `not JSON`, …"""
-    message: str
-    start: int | None = None
-    """Characters [start, end) of the answer that prove it; none: it is in no one place."""
-    end: int | None = None
 
 
 @dataclass(frozen=True)

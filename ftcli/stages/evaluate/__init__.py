@@ -19,7 +19,7 @@ from ftcli.locking import one_writer
 from ftcli.metrics.asking import question_of
 from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.prepared import Split
-from ftcli.results import Answer, AnsweredRow, Call, EvalResult, Finding, Side
+from ftcli.results import Answer, AnsweredRow, Call, EvalResult, Side
 from ftcli.stages.evaluate.asked import SHOTS, Asked, key_of
 from ftcli.stages.evaluate.rows import Row, SeenRows, find_seen, held_out, read_rows
 from ftcli.stages.evaluate.scorers import Scorers
@@ -231,7 +231,7 @@ def _answer(done: Done, row: int, results: Sequence[ExampleResult] | None) -> An
         **losses,
         prompt_tokens=done.prompt_tokens[row],
         counts=dict(results[row].counts),
-        findings=tuple(Finding(**asdict(finding)) for finding in results[row].findings),
+        findings=results[row].findings,
     )
 
 

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ftcli.console import shown_path
 from ftcli.errors import DataError
+from ftcli.metrics.grounding import facts_text
 from ftcli.metrics.intervals import share_interval
+from ftcli.metrics.scorer import Question
+from ftcli.recipe.grounding import Grounding
 
 FEWEST_LABELS = 20
 CheckerName = Literal["detector", "judge"]
@@ -26,9 +29,14 @@ class Label(BaseModel):
     answer: str
     supported: bool
 
+    def question(self, grounding: Grounding | None) -> Question:
+        return Question(self.prompt, "", facts_text(grounding, self.prompt))
 
-def read_labels(file: Path) -> list[Label]:
-    """JSON lines; raises DataError (`labels`)."""
+
+def read_labels(file: Path | None) -> list[Label]:
+    """JSON lines; none of no file. Raises DataError (`labels`)."""
+    if file is None:
+        return []
     try:
         # Not `splitlines`: an answer may hold U+2028.
         lines = file.read_text(encoding="utf-8").split("\n")

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
 
@@ -23,15 +24,14 @@ SIGNATURE = f"({', '.join(ARGUMENTS)}) -> float"
 RAISED = (Exception, SystemExit)
 
 
+@dataclass
 class CustomScorer:
     """Calls each function of the file for each answer."""
 
-    def __init__(self, file: Path, functions: Mapping[str, Score]) -> None:
-        self._file = file
-        self._functions = functions
-        self._are_bool = dict.fromkeys(functions, True)
-        """Name → whether all that the function has returned so far is true or false."""
-        self._called = False
+    file: Path
+    functions: Mapping[str, Score]
+    are_bool: dict[str, bool] = field(default_factory=dict)
+    """Name → whether all that the function has returned so far is true or false."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
@@ -40,27 +40,26 @@ class CustomScorer:
         return {
             name: ScoreKind(
                 name.replace("_", " "),
-                "share" if self._called and self._are_bool[name] else "value",
+                "share" if self.are_bool.get(name) else "value",
                 getattr(function, "better", "higher"),
             )
-            for name, function in self._functions.items()
+            for name, function in self.functions.items()
         }
 
     def score(self, answer: str, question: Question) -> ExampleResult:
         """Raises DataError (`score_failed`) where a function raises or returns no number."""
-        self._called = True
         return ExampleResult(
-            {name: (self._value(name, answer, question), 1.0) for name in self._functions}
+            {name: (self._value(name, answer, question), 1.0) for name in self.functions}
         )
 
     def _value(self, name: str, answer: str, question: Question) -> float:
-        function = self._functions[name]
+        function = self.functions[name]
         line = _first_line(function)
         try:
             with redirect_stdout(sys.stderr):  # stdout is the result's
                 returned = function(question.prompt, answer, question.reference, question.facts)
         except RAISED as error:
-            line = _line_of(error, self._file) or line
+            line = _line_of(error, self.file) or line
             raise self._failed(name, answer, f"raised {_named(error)}", line) from error
         value = _number(returned)
         if value is None:
@@ -69,13 +68,13 @@ class CustomScorer:
             raise self._failed(name, answer, what, line)
         # Those of numpy are not Python's.
         is_bool = isinstance(returned, bool) or str(getattr(returned, "dtype", "")) == "bool"
-        self._are_bool[name] &= is_bool
+        self.are_bool[name] = self.are_bool.get(name, True) and is_bool
         return value
 
     def _failed(self, name: str, answer: str, what: str, line: int) -> DataError:
         shown = answer if len(answer) <= 60 else f"{answer[:60]}…"
         message = f"{name} {what}, for the answer {shown!r}"
-        return DataError("score_failed", message, file=str(self._file), line=line)
+        return DataError("score_failed", message, file=str(self.file), line=line)
 
 
 def custom_scorer(file: Path, taken: Collection[str]) -> CustomScorer:

@@ -11,7 +11,8 @@ from ftcli.errors import UsageError, did_you_mean
 from ftcli.results import EvalResult, ScoreRow
 from ftcli.stages.evaluate.wording import value_of
 
-LIMIT = re.compile(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*([-+\d.eE]+%?)\s*")
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+LIMIT = re.compile(rf"\s*([\w.]+)\s*(>=|<=|>|<)\s*({NUMBER})(%?)\s*")
 WORD = re.compile(r"\s*([\w.]+)\s*:\s*(better|not-worse)\s*")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -49,11 +50,8 @@ def requirements(asked: Sequence[str]) -> list[Requirement]:
     found = []
     for text in asked:
         if limit := LIMIT.fullmatch(text):
-            name, sign, number = limit.groups()
-            try:
-                value = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
-            except ValueError:
-                raise UsageError("flag", f"--require {text}: {number!r} is not a number") from None
+            name, sign, number, percent = limit.groups()
+            value = float(number) / (100 if percent else 1)
             found.append(Requirement(text, name, sign, value))
         elif word := WORD.fullmatch(text):
             found.append(Requirement(text, word[1], word[2]))
@@ -69,20 +67,15 @@ def requirements(asked: Sequence[str]) -> list[Requirement]:
 def failures(wanted: Sequence[Requirement], result: EvalResult) -> Iterator[str]:
     """Requirements that do not hold; raises UsageError for a score that was not measured."""
     for each in wanted:
-        if why := each.failure(_row(each, result)):
+        # The score of this name, or the one whose name begins with it (`format`: format_rate).
+        near = [row for row in result.every_row if row.name.startswith(each.score)]
+        row = result.row(each.score) or (near[0] if len(near) == 1 else None)
+        if row is None:
+            names = [row.name for row in result.every_row]
+            raise UsageError(
+                "flag",
+                f"--require {each.text}: no score {each.score!r}"
+                f"{did_you_mean(each.score, names)}; this evaluation has {', '.join(names)}",
+            )
+        if why := each.failure(row):
             yield f"--require {each.text}: {why}"
-
-
-def _row(wanted: Requirement, result: EvalResult) -> ScoreRow:
-    """The score of this name, or the one whose name begins with it (`format`: format_rate)."""
-    names = [row.name for row in result.every_row]
-    near = [name for name in names if name.startswith(wanted.score)]
-    name = wanted.score if wanted.score in names else near[0] if len(near) == 1 else ""
-    row = result.row(name)
-    if row is None:
-        raise UsageError(
-            "flag",
-            f"--require {wanted.text}: no score {wanted.score!r}"
-            f"{did_you_mean(wanted.score, names)}; this evaluation has {', '.join(names)}",
-        )
-    return row

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ftcli.console import Reporter
 from ftcli.errors import did_you_mean
 from ftcli.metrics.format import FormatScorer, format_scorer
-from ftcli.metrics.grounding import GroundingScorer, facts_text
+from ftcli.metrics.grounding import GroundingScorer
 from ftcli.metrics.grounding.facts import facts_of
 from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind, Scorer
 from ftcli.metrics.scores import Counts, score_answers
@@ -120,9 +120,10 @@ class Scorers:
         self._ask_judge("your answers", references, asked)
         own = score_answers(self._of_answers, references, asked, lambda _: None).counts
         if self._judge is not None and self._judge.compares and "base" in texts:
-            base, tuned = self._preferred(self._judge, texts["base"], texts["tuned"], asked)
-            counts["base"]["judge_preferred"] = base
-            counts["tuned"]["judge_preferred"] = tuned
+            pairs = list(zip(texts["base"], texts["tuned"], asked, strict=True))
+            for side, wins in self._preferred(self._judge, pairs).items():
+                if wins.n:
+                    counts[side]["judge_preferred"] = wins
         for warning in self._warnings(asked, own):
             self._reporter.warn(warning)
         notes = (*_repetition(counts["tuned"]), *self._calibrations())
@@ -131,34 +132,28 @@ class Scorers:
     def _ask_judge(self, label: str, texts: Sequence[str], asked: Sequence[Question]) -> None:
         if (judge := self._judge) is not None:
             pairs = zip(texts, asked, strict=True)
-            with self._reporter.meter(f"judge: {label}", len(texts)) as meter:
-                judge.prepare([judge.supported_request(*pair) for pair in pairs], meter.update)
+            requests = [judge.supported_request(*pair) for pair in pairs]
+            with self._reporter.meter(f"judge: {label}", len(requests)) as meter:
+                judge.prepare(requests, meter.update)
 
     def _preferred(
-        self,
-        judge: JudgeScorer,
-        base: Sequence[str],
-        tuned: Sequence[str],
-        asked: Sequence[Question],
-    ) -> tuple[Counts, Counts]:
-        """How often the judge prefers the base's answers, and the tuned model's."""
-        pairs = list(zip(base, tuned, asked, strict=True))
+        self, judge: JudgeScorer, pairs: Sequence[tuple[str, str, Question]]
+    ) -> dict[Side, Counts]:
+        """How often the judge prefers the first answer of a pair, the base's, or the second."""
         with self._reporter.meter("judge: pairs", len(pairs)) as meter:
             judge.prepare([judge.pair_request(*pair)[0] for pair in pairs], meter.update)
         wins = [judge.preferred(*pair) for pair in pairs]
         counted = tuple(float(win is not None) for win in wins)
-        ours = tuple(1 - win if win is not None else 0.0 for win in wins)
-        theirs = tuple(win if win is not None else 0.0 for win in wins)
-        return Counts(ours, counted), Counts(theirs, counted)
+        tuned = tuple(win or 0.0 for win in wins)
+        base = tuple(all_of - part for all_of, part in zip(counted, tuned, strict=True))
+        return {"base": Counts(base, counted), "tuned": Counts(tuned, counted)}
 
     def _calibrations(self) -> Iterator[str]:
         """How often detector and judge agree with the user's own labels, in words."""
         for name, (checker, file) in self._checkers.items():
-            labels = read_labels(file) if file is not None else []
+            labels = read_labels(file)
             answers = [label.answer for label in labels]
-            facts = [facts_text(self._wanted.grounding, label.prompt) for label in labels]
-            pairs = zip(labels, facts, strict=True)
-            asked = [Question(label.prompt, "", text) for label, text in pairs]
+            asked = [label.question(self._wanted.grounding) for label in labels]
             if checker is self._judge:
                 self._ask_judge("your labels", answers, asked)
             verdicts = [checker.verdict(*pair) for pair in zip(answers, asked, strict=True)]
@@ -202,6 +197,7 @@ def _repetition(tuned: Mapping[str, Counts]) -> Iterator[str]:
         )
 
 
+@dataclass
 class DetectorScorer:
     """Counts answers in which the detector marks no span."""
 
@@ -209,17 +205,16 @@ class DetectorScorer:
         {"spans_supported": ScoreKind("supported (detector)", "share", "higher")}
     )
 
-    def __init__(self, opened: OpenRun, model_id: str) -> None:
-        self._opened = opened
-        self._model_id = model_id
+    opened: OpenRun
+    model_id: str
 
     @cached_property
     def _model(self) -> SpanDetector:
         from ftcli.engine.device import hardware_for
         from ftcli.engine.span_detector import SpanDetector
 
-        loaded = self._opened.loaded
-        return SpanDetector(self._model_id, loaded.base, hardware_for(loaded))
+        loaded = self.opened.loaded
+        return SpanDetector(self.model_id, loaded.base, hardware_for(loaded))
 
     def score(self, answer: str, question: Question) -> ExampleResult:
         found = [

@@ -15,7 +15,7 @@ from ftcli.metrics.general_text import general_text
 from ftcli.recipe import Generation
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.rows import Row, row_of, stream_turns
-from ftcli.stages.evaluate.work import RowSet, tokens_of
+from ftcli.stages.evaluate.work import RowSet
 from ftcli.stages.opening import OpenRun
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def build_sets(
     at_once = asked.rows_at_once or ANSWERED_ROWS
     plain = opened.prepared.plain_text
     prompt_ids = contract.renderer.prompt_ids
-    prompts = () if plain else tokens_of([prompt_ids(list(row.prompt)) for row in rows])
+    prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
     held_out = RowSet("rows", rows, prompts, opened.loaded.recipe.generation, at_once)
     sets = Sets(held_out)
     if not asked.with_base:
@@ -88,7 +88,7 @@ def _prompted(
     examples = choose_examples(stream_turns(opened, "train"), shots, seed)
     asked_of_base = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:
-        prompts = tokens_of([ids_of(contract.renderer, turns) for turns in asked_of_base])
+        prompts = [ids_of(contract.renderer, turns) for turns in asked_of_base]
     except RowFault as fault:
         raise DataError(
             "prompted",
@@ -158,5 +158,5 @@ def _instruction_set(
         reporter.warn(f"{len(wanted) - len(kept)} general instructions are left out: {reason}")
     if not rows:
         return None, ()
-    prompts = tokens_of([row.input_ids[: row.prompt_tokens] for row in rows])
+    prompts = [row.input_ids[: row.prompt_tokens] for row in rows]
     return RowSet("instructions", tuple(rows), prompts, GREEDY, ANSWERED_ROWS), tuple(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ftcli.errors import UsageError, did_you_mean
 from ftcli.metrics.scorer import ScoreKind
@@ -77,34 +77,26 @@ def task_scores(
     done: Mapping[Side, Done], scored: ScoredSides, scorers: Scorers, *, labels: bool
 ) -> list[Measured]:
     """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
-    every, own = {"loss": LOSS}, scorers.own
+    kinds = {"loss": LOSS}
     if scored.counts:
-        every = {**possible_kinds(scorers.kinds), "answer_tokens": LENGTH}
-    found = []
-    for name, kind in every.items():
-        row = Measured(name, kind, own=name in own)
-        for side, each in done.items():
-            if (score := _score_of(name, each, scored.counts.get(side, {}))) is not None:
-                row.sides[side] = score
+        kinds = {**possible_kinds(scorers.kinds), "answer_tokens": LENGTH}
+    counts: dict[Side, dict[str, Counts]] = {}
+    for side, each in done.items():
+        counts[side] = {"loss": each.losses, **scored.counts.get(side, {})}
+        if answers := each.answers:
+            counts[side]["stop_rate"] = mean_of([answer.stopped for answer in answers])
+            counts[side]["answer_tokens"] = mean_of([answer.tokens for answer in answers])
+    rows = []
+    for name, kind in kinds.items():
+        sides = {side: each[name] for side, each in counts.items() if name in each}
+        row = Measured(name, kind, sides, own=name in scorers.own)
         if name.partition(".")[0] not in OF_REFERENCE:
             row.your_answers = scored.your_answers.get(name)
         row.shown = name not in HIDDEN and (name != OF_LABELS or labels)
-        if name == "rouge_l" and (labels or TRUTH & every.keys()):
+        if name == "rouge_l" and (labels or TRUTH & kinds.keys()):
             row.shown = False
-        found.append(row)
-    return [row for row in found if row.sides]
-
-
-def _score_of(name: str, done: Done, counts: Mapping[str, Counts]) -> Counts | None:
-    match name:
-        case "loss":
-            return done.losses
-        case "stop_rate":
-            return mean_of([answer.stopped for answer in done.answers])
-        case "answer_tokens":
-            return mean_of([answer.tokens for answer in done.answers])
-        case _:
-            return counts.get(name)
+        rows.append(row)
+    return [row for row in rows if row.sides]
 
 
 def forgetting_scores(sets: Sets, done: Mapping[Side, Mapping[str, Done]]) -> list[Measured]:
@@ -187,30 +179,26 @@ def _differences(
 
 def _difference(row: Measured, found: Comparison, *, significant: bool) -> Difference:
     better = row.kind.better
-    rows_better, rows_worse, verdict = None, None, None
-    if better is not None:
-        rows_better, rows_worse = found.rows_higher, found.rows_lower
-        if better == "lower":
-            rows_better, rows_worse = rows_worse, rows_better
-        if row.shown:
-            verdict = verdict_of(found, better, significant=significant)
+    rows_better, rows_worse = found.rows_higher, found.rows_lower
+    if better == "lower":
+        rows_better, rows_worse = rows_worse, rows_better
     return Difference(
         value=found.difference,
         interval=found.interval,
         n=found.n,
-        rows_better=rows_better,
-        rows_worse=rows_worse,
+        rows_better=rows_better if better else None,
+        rows_worse=rows_worse if better else None,
         p_value=found.p_value,
-        verdict=verdict,
+        verdict=verdict_of(found, better, significant=significant)
+        if better and row.shown
+        else None,
     )
 
 
 def _row(row: Measured, base: Difference | None, prompted: Difference | None) -> ScoreRow:
     return ScoreRow(
         name=row.name,
-        label=row.kind.label,
-        unit=row.kind.unit,
-        better=row.kind.better,
+        **asdict(row.kind),
         shown=row.shown,
         own=row.own,
         your_answers=_score(row.your_answers) if row.your_answers is not None else None,

@@ -46,9 +46,7 @@ class RunVerdict:
 
 def value_of(row: ScoreRow, score: Score | None) -> str:
     """`97%`, `1.77`; of a perplexity the exponential of its loss; `–` where there is none."""
-    if score is None:
-        return "–"
-    return _number(row, score.value)
+    return "–" if score is None else _number(row, score.value)
 
 
 def interval_of(row: ScoreRow, score: Score) -> str:
@@ -160,9 +158,7 @@ def verdict_of(result: EvalResult) -> RunVerdict:
     decides = result.row(result.decides_by) if result.decides_by else None
     if decides is not None:
         better = [row for row in better if row is decides]
-        if decides in worse:
-            return RunVerdict("not ready", "Not ready", sentence)
-    if worse and not better:
+    if decides in worse or (worse and not better):
         return RunVerdict("not ready", "Not ready", sentence)
     if not better:
         return RunVerdict("not better", "Not shown to be better", sentence)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 VERSION = 4
 WORK = "work"
 ModelName = Literal["base", "tuned"]
-Prompts = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class RowSet:
     label: str
     """As the progress bar names it."""
     rows: tuple[Row, ...]
-    prompts: Prompts
+    prompts: Sequence[Sequence[int]]
     """Token ids, one prompt a row; none: the rows are scored alone."""
     settings: Generation
     rows_at_once: int
@@ -51,7 +50,7 @@ class RowSet:
         found = hashlib.sha256()
         for row in self.rows:
             found.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
-        found.update(json.dumps(self.prompts).encode())
+        found.update(json.dumps([list(prompt) for prompt in self.prompts]).encode())
         return found.hexdigest()[:16]
 
 
@@ -110,34 +109,27 @@ class Done:
         self.seconds += line.get("seconds", 0.0)
 
 
+@dataclass
 class Worker:
     """A run's base or its tuned model, opened only when something is not known yet."""
 
-    def __init__(
-        self,
-        opened: OpenRun,
-        contract: PromptContract,
-        name: ModelName,
-        held_as: str,
-        reporter: Reporter,
-    ) -> None:
-        """`held_as`: type and machine, by which losses and answers differ in their last digits."""
-        self._opened = opened
-        self._contract = contract
-        self._name = name
-        self._held_as = held_as
-        self._reporter = reporter
-        self.was_needed = False
+    opened: OpenRun
+    contract: PromptContract
+    name: ModelName
+    held_as: str
+    """Type and machine, by which losses and answers differ in their last digits."""
+    reporter: Reporter
+    was_needed: bool = False
 
     def do(self, wanted: RowSet) -> Done:
         """Score and answer what earlier evaluations have not; raises FtcliError."""
         file = self._file(wanted)
-        if self._name == "base" and not file.is_file():
+        if self.name == "base" and not file.is_file():
             self._take_from_a_run_beside(file)
         done = Done(file, [len(prompt) for prompt in wanted.prompts])
         if wanted.advice is not None and len(done.losses_by_row) < len(wanted.rows):
             self._require_context(wanted, wanted.advice)
-        label = f"{self._name}: {wanted.label}"
+        label = f"{self.name}: {wanted.label}"
         self._score(wanted, done, f"{label}, loss")
         self._answer(wanted, done, f"{label}, answers")
         return done
@@ -146,15 +138,15 @@ class Worker:
     def model(self) -> Model:
         from ftcli.engine.trained import load_base_model, load_tuned_model
 
-        load = {"base": load_base_model, "tuned": load_tuned_model}[self._name]
+        load = {"base": load_base_model, "tuned": load_tuned_model}[self.name]
         self.was_needed = True
-        return load(self._opened.loaded, self._opened.run, self._opened.prepared)
+        return load(self.opened.loaded, self.opened.run, self.opened.prepared)
 
     def _score(self, wanted: RowSet, done: Done, label: str) -> None:
         from ftcli.engine.inference import score_batch, scored_together
 
         missing = [row for row in range(len(wanted.rows)) if row not in done.losses_by_row]
-        with self._reporter.meter(label, len(wanted.rows)) as meter:
+        with self.reporter.meter(label, len(wanted.rows)) as meter:
             to_do = [wanted.rows[row].scored for row in missing]
             for places in scored_together(self.model, to_do) if missing else ():
                 batch = [missing[place] for place in places]
@@ -173,13 +165,13 @@ class Worker:
         batches = answered_together(
             self.model, wanted.prompts, wanted.settings, wanted.rows_at_once
         )
-        with self._reporter.meter(label, len(wanted.rows)) as meter:
+        with self.reporter.meter(label, len(wanted.rows)) as meter:
             for batch in batches:
                 if done.answers_by_row.keys() >= set(batch):
                     continue
                 started = time.monotonic()
                 prompts = [wanted.prompts[row] for row in batch]
-                seed_sampling(self._opened.loaded.recipe.training.seed + batch[0])
+                seed_sampling(self.opened.loaded.recipe.training.seed + batch[0])
                 answers = answer_batch(self.model, prompts, wanted.settings)
                 seconds = time.monotonic() - started
                 fields = [astuple(answer) for answer in answers]
@@ -201,18 +193,18 @@ class Worker:
 
     def _file(self, wanted: RowSet) -> Path:
         """Where the work on these rows is kept: another name when anything would change it."""
-        opened, method = self._opened, self._opened.loaded.recipe.method
+        opened, method = self.opened, self.opened.loaded.recipe.method
         of_the_model = self._base()
-        if self._name == "tuned":
+        if self.name == "tuned":
             of_the_model = {"weights": opened.run.read_manifest()["weights"], "mode": method.mode}
         parts = {
             "version": VERSION,
             **of_the_model,
             "four_bit": holds_4_bits(method),
             "double": method.model_dump().get("double_quantization"),
-            "stop_ids": self._contract.stop_ids,
-            "pad_id": self._contract.pad_id,
-            "held_as": self._held_as,
+            "stop_ids": self.contract.stop_ids,
+            "pad_id": self.contract.pad_id,
+            "held_as": self.held_as,
             "attention": opened.run.planned("attention"),
             "fast": opened.loaded.recipe.training.fast,
             "rows": wanted.digest(),
@@ -220,18 +212,18 @@ class Worker:
             "rows_at_once": wanted.rows_at_once,
             "seed": opened.loaded.recipe.training.seed if wanted.settings.temperature else None,
         }
-        return opened.run.evaluations / WORK / f"{self._name}-{short_digest(parts, 16)}.jsonl"
+        return opened.run.evaluations / WORK / f"{self.name}-{short_digest(parts, 16)}.jsonl"
 
     def _base(self) -> dict[str, Any]:
         """Weights and config of the base that the run began with; none where they are not known."""
         from ftcli.engine.contract import load_contract
 
-        contract = load_contract(self._opened.run)
+        contract = load_contract(self.opened.run)
         return {"weights": contract.base, "config": contract.config}
 
     def _take_from_a_run_beside(self, file: Path) -> None:
         """Another run of the same base, machine and rows may know already what the base does."""
-        run = self._opened.run
+        run = self.opened.run
         if None in self._base().values():
             return
         beside = run.path.parent.glob(f"*/{run.evaluations.name}/{WORK}/{file.name}")
@@ -250,7 +242,3 @@ def _require_numbers(rows: Sequence[Row], losses: Sequence[tuple[float, int]]) -
                 file=row.file,
                 line=row.line,
             )
-
-
-def tokens_of(prompts: Sequence[Sequence[int]]) -> Prompts:
-    return tuple(tuple(prompt) for prompt in prompts)
