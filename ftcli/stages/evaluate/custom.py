@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
 import reprlib
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping
@@ -104,18 +104,12 @@ def _run(file: Path, name: str) -> Mapping[str, object]:
     """What a file holds once it was run as a module of this name."""
     if not file.is_file():
         raise DataError("data_missing", "no such file", file=str(file))
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError("scores", f"--scores {file}: expected a Python file (.py)")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their own module up
     try:
         with redirect_stdout(sys.stderr):
-            spec.loader.exec_module(module)
+            return runpy.run_path(str(file), run_name=name)
     except RAISED as error:
         reason, line = f"does not run: {_named(error)}", _line_of(error, file)
         raise DataError("score_failed", reason, file=str(file), line=line) from error
-    return vars(module)
 
 
 def _fault(name: str, function: Callable[..., object]) -> str | None:
