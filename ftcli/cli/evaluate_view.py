@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from ftcli.console import result, say, shown_path, table, width
 from ftcli.metrics.scores import FEWEST_ROWS
@@ -23,7 +22,8 @@ from ftcli.stages.evaluate.wording import (
 # Of each text of a sample; all of it is in the report.
 LINES_SHOWN = 8
 PROMPT_LINES = 10
-LABEL_COLUMNS = 24
+# The longest of our own labels.
+LABEL_COLUMNS = 27
 
 
 def show(found: Evaluated) -> None:
@@ -35,10 +35,7 @@ def show(found: Evaluated) -> None:
         say(
             "note: these rows chose the checkpoint; hold others out with data.test for a fair score"
         )
-    _scores(evaluated)
-    if evaluated.forgetting:
-        result("")
-        _general_ability(evaluated)
+    _tables(evaluated)
     result("")
     for sentence in summary_of(evaluated):
         result(textwrap.fill(sentence, width(), break_long_words=False))
@@ -52,6 +49,19 @@ def show(found: Evaluated) -> None:
     run = found.run
     shown = run.report if run.report.is_file() else run.evaluations / evaluated.answers
     result(f"all rows side by side: {shown_path(shown)}")
+
+
+def _tables(evaluated: EvalResult) -> None:
+    rows, sides = evaluated.shown_rows, evaluated.sides
+    with_yours = any(row.your_answers for row in rows)
+    base: Side | None = "base" if "base" in sides else None
+    _table(f"{evaluated.rows:,} held-out rows", rows, sides, base, your_answers=with_yours)
+    if compared := [row for row in rows if row.tuned_vs_prompted]:
+        result("")
+        _table("tuned against prompted", compared, (), "prompted")
+    if evaluated.forgetting:
+        result("")
+        _table("general ability (forgetting)", evaluated.forgetting, ("base", "tuned"), "base")
 
 
 @dataclass(frozen=True)
@@ -77,58 +87,38 @@ class Layout:
         return [word_of(row, found), shown, *([rows_of(found)] if self.rows else [])]
 
 
-LAYOUTS = (Layout(3), Layout(2), Layout(1), Layout(1, whole=False), Layout(1, rows=False))
-NARROWEST = Layout(1, whole=False, rows=False)
+LAYOUTS = (
+    Layout(3),
+    Layout(2),
+    Layout(1),
+    Layout(1, whole=False),
+    Layout(1, rows=False),
+    Layout(1, whole=False, rows=False),
+)
 
 
-def _fitting(build: Callable[[Layout], tuple[list[str], list[list[str]]]]) -> None:
-    """Print the table in the first layout that the terminal is wide enough for."""
-    for layout in (*LAYOUTS, NARROWEST):
-        heads, rows = build(layout)
-        wide = sum(max(map(len, column)) for column in zip(heads, *rows, strict=True))
-        if layout is NARROWEST or 2 + wide + layout.gap * (len(heads) - 1) <= width():
+def _table(
+    title: str,
+    rows: Sequence[ScoreRow],
+    sides: Sequence[Side],
+    against: Side | None,
+    *,
+    your_answers: bool = False,
+) -> None:
+    """Scores of these sides, and the tuned model less another, in the first layout that fits."""
+    for layout in LAYOUTS:
+        yours = ["your answers" if layout.gap > 2 else "yours"] if your_answers else []
+        heads = [title, *yours, *sides, *(layout.heads() if against else ())]
+        lines = []
+        for row in rows:
+            scores = [*([row.your_answers] if your_answers else []), *map(row.side, sides)]
+            compared = layout.cells(row, against) if against else []
+            lines.append([_label(row), *(value_of(row, each) for each in scores), *compared])
+        wide = sum(max(map(len, column)) for column in zip(heads, *lines, strict=True))
+        if layout is LAYOUTS[-1] or 2 + wide + layout.gap * (len(heads) - 1) <= width():
             numbers = [n for n, head in enumerate(heads) if n and head and head[0] != "d"]
-            table(heads, rows, numbers=numbers, gap=layout.gap)
+            table(heads, lines, numbers=numbers, gap=layout.gap)
             return
-
-
-def _scores(found: EvalResult) -> None:
-    sides = found.sides
-    with_yours = any(row.your_answers for row in found.shown_rows)
-    against: Side | None = "base" if "base" in sides else None
-
-    def build(layout: Layout) -> tuple[list[str], list[list[str]]]:
-        yours = ["your answers" if layout.gap > 2 else "yours"] if with_yours else []
-        heads = [f"{found.rows:,} held-out rows", *yours, *sides]
-        rows = []
-        for row in found.shown_rows:
-            own = [value_of(row, row.your_answers)] if with_yours else []
-            cells = [_label(row), *own, *(value_of(row, row.side(side)) for side in sides)]
-            rows.append([*cells, *(layout.cells(row, against) if against else ())])
-        return [*heads, *(layout.heads() if against else ())], rows
-
-    _fitting(build)
-    if "prompted" in sides:
-        result("")
-        compared = [row for row in found.shown_rows if row.tuned_vs_prompted]
-        _fitting(
-            lambda layout: (
-                ["tuned against prompted", *layout.heads()],
-                [[_label(row), *layout.cells(row, "prompted")] for row in compared],
-            )
-        )
-
-
-def _general_ability(found: EvalResult) -> None:
-    def build(layout: Layout) -> tuple[list[str], list[list[str]]]:
-        cells = partial(layout.cells, other="base")
-        rows = [
-            [row.label, *(value_of(row, side) for side in (row.base, row.tuned)), *cells(row)]
-            for row in found.forgetting
-        ]
-        return ["general ability (forgetting)", "base", "tuned", *layout.heads()], rows
-
-    _fitting(build)
 
 
 def _label(row: ScoreRow) -> str:
