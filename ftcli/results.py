@@ -215,10 +215,6 @@ class EvalResult(Result):
         """Those that were measured."""
         return tuple(side for side in SIDES if any(row.side(side) for row in self.scores))
 
-    @property
-    def rows_chose_checkpoint(self) -> bool:
-        return bool(self.rows_in_validation)
-
     def row(self, name: str) -> ScoreRow | None:
         """The score of this name, general ability too."""
         return next((row for row in self.every_row if row.name == name), None)

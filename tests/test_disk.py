@@ -17,6 +17,7 @@ from ftcli.disk import (
     folder_bytes,
     free_bytes,
     is_full,
+    read_json_lines,
     require_space,
     sha256_file,
     whole_folder,
@@ -43,6 +44,16 @@ def test_json_keeps_its_letters(tmp_path: Path) -> None:
     append_json(tmp_path / "a.jsonl", {"loss": 1.5})
     append_json(tmp_path / "a.jsonl", {"text": "一"})
     assert (tmp_path / "a.jsonl").read_text("utf-8") == '{"loss": 1.5}\n{"text": "一"}\n'
+
+
+def test_json_lines_are_read_without_what_a_kill_has_cut(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    assert list(read_json_lines(file)) == []
+    append_json(file, {"text": "a\u2028b"})
+    with file.open("ab") as cut:
+        cut.write('{"text": "é'.encode()[:-1] + b"\n[1]\n\n")
+    append_json(file, {"text": "c"})
+    assert list(read_json_lines(file)) == [{"text": "a\u2028b"}, {"text": "c"}]
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:

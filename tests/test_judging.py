@@ -310,6 +310,17 @@ def test_the_judge_stands_in_the_table_with_its_calibration(
     assert "supported (judge)" in out and "was not measured" not in out
 
 
+def test_a_judge_that_prefers_no_answer_has_no_score_of_pairs(
+    trained: Path, serve: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    neither, supported = '{"better": "neither"}', '{"supported": true, "quote": ""}'
+    server = serve(lambda body: (200, neither if "Answer A" in str(body) else supported, {}))
+    wanted = {"url": server.url, "model": "m", "pairwise": True}
+    flags = ["--no-forgetting", "--set", f"eval.judge={json.dumps(wanted)}"]
+    names = [row["name"] for row in ask(capsys, "eval", unevaluated(trained), *flags)["scores"]]
+    assert "judge_supported" in names and "judge_preferred" not in names
+
+
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A random token classifier with two labels, as LettuceDetect's are."""

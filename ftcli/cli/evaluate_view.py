@@ -31,7 +31,7 @@ def show(found: Evaluated) -> None:
     evaluated = found.result
     if found.stored:
         say("evaluated before; the same scores again")
-    if evaluated.rows_chose_checkpoint:
+    if evaluated.rows_in_validation:
         say(
             "note: these rows chose the checkpoint; hold others out with data.test for a fair score"
         )
