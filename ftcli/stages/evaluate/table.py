@@ -109,10 +109,11 @@ def forgetting_scores(sets: Sets, done: Mapping[Side, Mapping[str, Done]]) -> li
         if sets.text is not None and "text" in by_set:
             passages = [row.line for row in sets.text.rows]
             text.sides[side] = _by_passage(by_set["text"].losses, passages)
-        if each := by_set.get("instructions"):
-            loss.sides[side] = each.losses
-            finished.sides[side] = mean_of([answer.stopped for answer in each.answers])
-            pairs = zip(sets.checks, each.answers, strict=True)
+        if instructed := by_set.get("instructions"):
+            answers = instructed.answers
+            loss.sides[side] = instructed.losses
+            finished.sides[side] = mean_of([answer.stopped for answer in answers])
+            pairs = zip(sets.checks, answers, strict=True)
             checked = [check.is_followed_by(answer.text) for check, answer in pairs]
             counts = Counts(
                 tuple(float(bool(each)) for each in checked),
