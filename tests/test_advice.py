@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from ftcli.cli import run
-from ftcli.metrics.dataset.answers import AnswerForm
-from ftcli.stages.advice.record import Advice, Probe
+from ftcli.stages.advice.record import Advice, AnswerForm, Probe
 from ftcli.stages.advice.sentences import advise_on
 from tests.conftest import pair
 
@@ -180,7 +179,7 @@ def test_near_duplicates_are_searched_in_whole_batches_of_many_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Lengths and contradictions are of all rows."""
-    monkeypatch.setattr("ftcli.stages.advice.rows.COMPARED_ROWS", 600)
+    monkeypatch.setattr("ftcli.stages.advice.statistics.COMPARED_ROWS", 600)
     save(tmp_path, [pair(number) for number in range(1500)])
     data = {"train": "rows.jsonl", "validation": 0, "max_length": 256}
     advice = prepare(write_recipe(data=data))["advice"]

@@ -20,7 +20,7 @@ from ftcli.stages.advice import give_advice, with_probe
 from ftcli.stages.advice.price import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
 from ftcli.stages.advice.record import Advice, advice_file
-from ftcli.stages.advice.rows import PreparedRows
+from ftcli.stages.advice.statistics import PreparedRows
 from ftcli.stages.job import Job
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.scene import look

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from ftcli.console import Reporter
 from ftcli.loading import Loaded
 from ftcli.stages.advice.probe import probe_base, probe_key
-from ftcli.stages.advice.record import Advice, read_advice, write_advice
-from ftcli.stages.advice.rows import PreparedRows, statistics_of
+from ftcli.stages.advice.record import Advice, read_advice
 from ftcli.stages.advice.sentences import advise_on, size_in_words
+from ftcli.stages.advice.statistics import PreparedRows, statistics_of
 
 if TYPE_CHECKING:
     from ftcli.engine.rendering import Renderer
@@ -29,15 +29,12 @@ def give_advice(
         probe = found.probe
         if probe is not None and probe.key != probe_key(loaded, prepared, probe.shots_asked):
             found = found.model_copy(update={"probe": None})
-        advice = _advised(loaded, found)
-        if advice != kept:
-            write_advice(advice, rows.folder)
+        return _advised(loaded, found, kept, rows)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
         reporter.warn(f"no advice on these rows: {type(error).__name__}: {error}")
         count = prepared.rows_accepted
         size = size_in_words(count)
         return Advice(fingerprint=prepared.fingerprint, rows=count, sentences=(size,))
-    return advice
 
 
 def with_probe(
@@ -56,16 +53,14 @@ def with_probe(
     if same or advice.lengths is None:
         return advice
     probe = probe_base(loaded, renderer, rows, advice.format, shots, reporter)
-    found = advice.model_copy(update={"probe": probe})
-    advice = _advised(loaded, found)
-    write_advice(advice, rows.folder)
-    return advice
+    return _advised(loaded, advice.model_copy(update={"probe": probe}), advice, rows)
 
 
-def _advised(loaded: Loaded, found: Advice) -> Advice:
+def _advised(loaded: Loaded, found: Advice, kept: Advice | None, rows: PreparedRows) -> Advice:
+    """With its verdict; written where that is not what was kept."""
     recipe = loaded.recipe
-    return advise_on(
-        found,
-        format_is_set=recipe.eval.format is not None,
-        replays=recipe.data.replay is not None,
-    )
+    has_format, replays = recipe.eval.format is not None, recipe.data.replay is not None
+    advice = advise_on(found, format_is_set=has_format, replays=replays)
+    if advice != kept:
+        advice.write(rows.folder)
+    return advice

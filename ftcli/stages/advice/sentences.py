@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
-from ftcli.metrics.dataset.answers import AnswerForm
-from ftcli.metrics.dataset.rows import Contradictions, NearDuplicates
 from ftcli.prepared import IDEAL_ROWS, TOO_FEW_ROWS
-from ftcli.stages.advice.record import Advice, Instruction, Probe, Verdict
+from ftcli.stages.advice.record import Advice, AnswerForm, Instruction, Probe, Verdict
 
 # Prompting does where the lower ends of the scores' intervals reach this share of all calls.
 PROMPTING_DOES = 0.8
@@ -25,8 +24,6 @@ SHORT = {
     "sections": "have the same sections",
     "labels": "are one of a few labels",
 }
-
-
 REPLAY = (
     "Rows of one task teach a model to do nothing else: data.replay: builtin mixes general "
     "instructions in (docs/forgetting.md)."
@@ -39,14 +36,13 @@ def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
     `format_is_set`: the recipe has an eval.format already; `replays`: it has a data.replay.
     """
     verdict, first = _verdict(found)
-    sentences = [first, *_held_out(found.near_duplicates)]
-    if not format_is_set:
-        sentences += _format(found.format)
-    if not replays and found.format is not None:
+    sentences = [first, *_held_out(found)]
+    form = found.format
+    if not format_is_set and form is not None and form.eval_format is not None:
+        sentences.append(_to_measure(form, form.eval_format))
+    if not replays and form is not None:
         sentences.append(REPLAY)
-    sentences += _contradictions(found.same_prompt_different_answers)
-    sentences += _duplicates(found.near_duplicates, found.format)
-    sentences += _instruction(found.instruction)
+    sentences += [*_faults_of_rows(found), *_instruction(found.instruction)]
     if found.rows < TOO_FEW_ROWS and found.probe is None:
         sentences.append("What prompting reaches on them: the same command with --probe")
     return found.model_copy(update={"verdict": verdict, "sentences": tuple(sentences)})
@@ -99,51 +95,51 @@ def _habit(form: AnswerForm) -> str:
     return f"{answers} {SHORT.get(form.kind, f'are {form.detail}')}"
 
 
-def _held_out(found: NearDuplicates | None) -> Iterator[str]:
-    if found is not None and found.held_out.rows:
-        training, held_out, _ = found.held_out.pairs_shown[0]
+def _to_measure(form: AnswerForm, eval_format: Mapping[str, Any]) -> str:
+    """With the block for the recipe in one line, to be pasted."""
+    has = "To measure that form" if form.fixed else f"{_habit(form)}; to measure that"
+    text: str = yaml.safe_dump(
+        {"eval": {"format": dict(eval_format)}},
+        default_flow_style=True,
+        width=10_000,
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    block = text.strip().removeprefix("{").removesuffix("}")
+    if len(block) > LONGEST_FORMAT:
+        block = "take the eval_format of advice.json"
+    return f"{has}: {block}"
+
+
+def _held_out(found: Advice) -> Iterator[str]:
+    held_out = found.near_duplicates.held_out if found.near_duplicates else None
+    if held_out is not None and held_out.rows:
+        training, other, _ = held_out.pairs_shown[0]
         yield (
-            f"{found.held_out.rows} of {found.held_out.rows_looked_at:,} held-out rows nearly "
-            f"equal a training row ({_place(held_out)} and {_place(training)}): the score will "
-            "flatter; take one of each out."
+            f"{held_out.rows} of {held_out.rows_looked_at:,} held-out rows nearly equal a training "
+            f"row ({_place(other)} and {_place(training)}): the score will flatter; take one of "
+            "each out."
         )
 
 
-def _format(form: AnswerForm | None) -> Iterator[str]:
-    if form is not None and form.eval_format is not None:
-        has = "To measure that form" if form.fixed else f"{_habit(form)}; to measure that"
-        text: str = yaml.safe_dump(
-            {"eval": {"format": dict(form.eval_format)}},
-            default_flow_style=True,
-            width=10_000,
-            sort_keys=False,
-            allow_unicode=True,
-        )
-        block = text.strip().removeprefix("{").removesuffix("}")  # one line, to be pasted
-        if len(block) > LONGEST_FORMAT:
-            block = "take the eval_format of advice.json"
-        yield f"{has}: {block}"
-
-
-def _contradictions(found: Contradictions | None) -> Iterator[str]:
-    if found is not None and found.prompts:
-        shown = " and ".join(map(_place, found.shown[0][:2]))
-        prompts = _number(found.prompts, "prompt has", "prompts have")
+def _faults_of_rows(found: Advice) -> Iterator[str]:
+    """Contradictions, near duplicates, and labels that differ among these."""
+    same, near = found.same_prompt_different_answers, found.near_duplicates
+    if same is not None and same.prompts:
+        shown = " and ".join(map(_place, same.shown[0][:2]))
+        prompts = _number(same.prompts, "prompt has", "prompts have")
         yield (
-            f"{prompts} several answers ({found.rows} rows, such as {shown}): where one alone "
-            "is right, mend the others."
+            f"{prompts} several answers ({same.rows} rows, such as {shown}): where one alone is "
+            "right, mend the others."
         )
-
-
-def _duplicates(found: NearDuplicates | None, form: AnswerForm | None) -> Iterator[str]:
-    if found is not None and found.share >= DUPLICATES_WORTH_SAYING:
-        first, second, _ = found.pairs_shown[0]
+    if near is not None and near.share >= DUPLICATES_WORTH_SAYING:
+        first, second, _ = near.pairs_shown[0]
         yield (
-            f"{found.share:.0%} of {found.rows_looked_at:,} training rows nearly equal another "
+            f"{near.share:.0%} of {near.rows_looked_at:,} training rows nearly equal another "
             f"({_place(first)} and {_place(second)}): they teach little that is new."
         )
-    if found and found.disagreeing and form is not None and form.kind == "labels":
-        rows = _number(found.disagreeing, "row has", "rows have")
+    if near and near.disagreeing and found.format is not None and found.format.kind == "labels":
+        rows = _number(near.disagreeing, "row has", "rows have")
         yield f"{rows} another label than a nearly equal row: check whether both are right."
 
 
