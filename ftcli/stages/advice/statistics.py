@@ -17,7 +17,7 @@ from zlib import crc32
 from ftcli.console import Reporter
 from ftcli.data.example import Message, Origin
 from ftcli.metrics.asking import question_of
-from ftcli.metrics.format.made_databases import has_tables
+from ftcli.metrics.format.sql_databases import has_tables
 from ftcli.metrics.text import UNSPACED
 from ftcli.prepared import SPLITS, Prepared, Split, read_turns, row_batches
 from ftcli.stages.advice.answer_form import ALIKE, answer_form, read_format, shared_beginning
