@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from ftcli.cli import run
+from ftcli.stages.advice.advising import advise_on
 from ftcli.stages.advice.record import Advice, AnswerForm, Probe
-from ftcli.stages.advice.sentences import advise_on
 from tests.conftest import pair
 
 Prepare = Callable[..., dict[str, Any]]
@@ -85,7 +85,7 @@ def test_rows_are_prepared_without_advice_where_it_fails(
     def fail(*_: object) -> None:
         raise RuntimeError("no such statistics")
 
-    monkeypatch.setattr("ftcli.stages.advice.statistics_of", fail)
+    monkeypatch.setattr("ftcli.stages.advice.advising.statistics_of", fail)
     assert run(["prepare", str(write_recipe())]) == 0
     out, err = capsys.readouterr()
     assert "warning: no advice on these rows: RuntimeError: no such statistics" in err

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ftcli.metrics.format.sql_answers import read_query
 from ftcli.recipe import AnswerFormat, Evaluation
 from ftcli.stages.advice.record import AnswerForm, Kind
 
@@ -23,12 +24,8 @@ NEARLY_ALL, MOST = 0.9, 0.5
 # So many prompts begin alike; the others may be mistakes.
 ALIKE = 0.95
 MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
-PARSED_QUERIES = 300  # sqlglot takes about a millisecond for a query
-QUERY = re.compile(
-    r"(SELECT|WITH\s+\w+\s+AS|INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|"
-    r"CREATE\s+(TABLE|VIEW|INDEX))\b",
-    re.IGNORECASE,
-)
+PARSED_QUERIES = 300  # each takes a few milliseconds
+QUERY = re.compile(r"(SELECT|WITH)\b", re.IGNORECASE)
 SHORTEST_BAND = 5
 # What begins a line: a heading's marks, a bullet, a number, a label.
 MARK = re.compile(r"(#{1,6}|[-*•]|\d{1,2}[.)])(?= )|([^\W\d_][\w &/-]{0,39}:)(?=\s|$)")
@@ -128,17 +125,8 @@ def _sql(answers: Sequence[str]) -> AnswerForm | None:
     likely = [answer for answer in sample if QUERY.match(answer)]
     if len(likely) < MOST * len(sample):
         return None
-    return AnswerForm("sql", sum(map(_is_query, likely)) / len(sample), "SQL", {"type": "sql"})
-
-
-def _is_query(answer: str) -> bool:
-    import sqlglot
-    from sqlglot.errors import SqlglotError
-
-    try:
-        return sqlglot.parse_one(answer, dialect="sqlite") is not None
-    except (SqlglotError, RecursionError, ValueError):
-        return False
+    queries = sum(read_query(answer, "sqlite").fault is None for answer in likely)
+    return AnswerForm("sql", queries / len(sample), "SQL", {"type": "sql"})
 
 
 def _lines(answers: Sequence[str]) -> AnswerForm | None:
@@ -150,11 +138,8 @@ def _lines(answers: Sequence[str]) -> AnswerForm | None:
     runs = [tuple(_runs(each, common)) for each in lines]
     form, count = Counter(runs).most_common(1)[0]
     if count < NEARLY_ALL * len(answers):
-        any_number = (
-            tuple((kind, 0 if kind in REPEATED else length) for kind, length in each)
-            for each in runs
-        )
-        form, count = Counter(any_number).most_common(1)[0]
+        loose = (tuple((kind, 0 if kind in REPEATED else n) for kind, n in each) for each in runs)
+        form, count = Counter(loose).most_common(1)[0]
     if all(kind in (TEXT, BLANK) for kind, _ in form) or len(form) > MOST_RUNS:
         return None
     shown = [kind if kind == TEXT else f"“{kind} …”" for kind, _ in form if kind != BLANK]

@@ -115,11 +115,10 @@ def price_of(job: Job, per_hour: float, shots: int, reporter: Reporter) -> Price
     seen = job.plan.steps.value * job.recipe.training.batch_size
     tokens = round(seen * rows.tokens / rows.rows)
     speed, measured = _earlier_speed(job) or _measured_speed(job, reporter)
-    with_calls = shots and not job.prepared.plain_text
-    calls = _timed_calls(job, shots, reporter) if with_calls else None
     seconds = tokens / speed
-    cost = RunCost(tokens, speed, measured, seconds, seconds / 3600 * per_hour)
-    return Price(per_hour, cost, calls)
+    run = RunCost(tokens, speed, measured, seconds, seconds / 3600 * per_hour)
+    with_calls = shots and not job.prepared.plain_text
+    return Price(per_hour, run, _timed_calls(job, shots, reporter) if with_calls else None)
 
 
 def _earlier_speed(job: Job) -> tuple[float, str] | None:
@@ -148,15 +147,8 @@ def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
 
     scene, training = job.scene, job.recipe.training.model_copy(update={"report_to": []})
     recipe = job.recipe.model_copy(update={"training": training})
-    setup = Setup(
-        recipe,
-        scene.source,
-        scene.hardware,
-        job.plan,
-        job.prepared,
-        scene.renderer,
-        job.parent_adapter,
-    )
+    parts = (job.plan, job.prepared, scene.renderer, job.parent_adapter)
+    setup = Setup(recipe, scene.source, scene.hardware, *parts)
     reporter.note(f"timing {UNTIMED_STEPS + TIMED_STEPS} steps, which are thrown away")
     logs = job.run.path / "logs"
     there = logs.is_dir()
@@ -165,8 +157,8 @@ def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
             found = measure_speed(setup, job.run)
         free_memory()
     finally:
-        if not there and logs.is_dir():
-            shutil.rmtree(logs)  # Trainer makes a folder for trackers
+        if not there:
+            shutil.rmtree(logs, ignore_errors=True)  # Trainer makes a folder for trackers
     return found.tokens_per_second, f"{TIMED_STEPS} steps timed here"
 
 

@@ -1,14 +1,29 @@
-"""What the statistics and the probe mean: a verdict, and sentences that explain it."""
+"""Is fine-tuning the right thing for these rows? Statistics and a probe of the base, a verdict and
+sentences that explain it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ftcli.console import Reporter
+from ftcli.loading import Loaded
 from ftcli.prepared import IDEAL_ROWS, TOO_FEW_ROWS
-from ftcli.stages.advice.record import Advice, AnswerForm, Instruction, Probe, Verdict
+from ftcli.stages.advice.probe import probe_base, probe_key
+from ftcli.stages.advice.record import (
+    Advice,
+    AnswerForm,
+    Instruction,
+    Probe,
+    Verdict,
+    read_advice,
+)
+from ftcli.stages.advice.statistics import PreparedRows, statistics_of
+
+if TYPE_CHECKING:
+    from ftcli.engine.rendering import Renderer
 
 # Prompting does where the lower ends of the scores' intervals reach this share of all calls.
 PROMPTING_DOES = 0.8
@@ -28,6 +43,58 @@ REPLAY = (
     "Rows of one task teach a model to do nothing else: data.replay: builtin mixes general "
     "instructions in (docs/forgetting.md)."
 )
+
+
+def give_advice(
+    loaded: Loaded, renderer: Renderer, rows: PreparedRows, reporter: Reporter
+) -> Advice:
+    """Advice on a preparation: read where it was kept, else made and kept.
+
+    A preparation never fails for want of advice: a warning says what went wrong.
+    """
+    prepared = rows.prepared
+    try:
+        kept = read_advice(rows.folder, prepared.fingerprint)
+        found = kept or statistics_of(rows, renderer, reporter)
+        probe = found.probe
+        if probe is not None and probe.key != probe_key(loaded, prepared, probe.shots_asked):
+            found = found.model_copy(update={"probe": None})
+        return _concluded(loaded, found, kept, rows)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
+        reporter.warn(f"no advice on these rows: {type(error).__name__}: {error}")
+        count = prepared.rows_accepted
+        size = size_in_words(count)
+        return Advice(fingerprint=prepared.fingerprint, rows=count, sentences=(size,))
+
+
+def with_probe(
+    advice: Advice,
+    shots: int,
+    loaded: Loaded,
+    renderer: Renderer,
+    rows: PreparedRows,
+    reporter: Reporter,
+) -> Advice:
+    """The advice with scores of the base, which is asked unless the advice has the same scores.
+
+    Raises FtcliError as `probe_base`.
+    """
+    same = advice.probe is not None and advice.probe.shots_asked == shots
+    if same or advice.lengths is None:
+        return advice
+    probe = probe_base(loaded, renderer, rows, advice.format, shots, reporter)
+    found = advice.model_copy(update={"probe": probe})
+    return _concluded(loaded, found, advice, rows)
+
+
+def _concluded(loaded: Loaded, found: Advice, kept: Advice | None, rows: PreparedRows) -> Advice:
+    """With its verdict; written where that is not what was kept."""
+    recipe = loaded.recipe
+    has_format, replays = recipe.eval.format is not None, recipe.data.replay is not None
+    advice = advise_on(found, format_is_set=has_format, replays=replays)
+    if advice != kept:
+        advice.write(rows.folder)
+    return advice
 
 
 def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
@@ -61,16 +128,18 @@ def size_in_words(rows: int) -> str:
 
 
 def _verdict(found: Advice) -> tuple[Verdict, str]:
-    size = size_in_words(found.rows)
-    verdict: Verdict = "prompt" if found.rows < TOO_FEW_ROWS else "fine-tune"
+    """And the first sentence."""
+    size, few = size_in_words(found.rows), found.rows < TOO_FEW_ROWS
+    verdict: Verdict = "prompt" if few else "fine-tune"
+    form = found.format
     if found.probe is not None:
         often, reached = _probed(found.probe)
         return ("fine-tune if called often", reached) if often else (verdict, f"{reached}. {size}")
-    if found.rows < TOO_FEW_ROWS or found.format is None:
-        return verdict, size
-    if found.format.fixed:
-        return verdict, f"{size} {_habit(found.format)}."
-    return verdict, f"{size} These answers have none." if found.rows < IDEAL_ROWS[0] else size
+    if not few and form is not None and form.fixed:
+        size = f"{size} {_habit(form)}."
+    elif not few and form is not None and found.rows < IDEAL_ROWS[0]:
+        size = f"{size} These answers have none."
+    return verdict, size
 
 
 def _probed(probe: Probe) -> tuple[bool, str]:
