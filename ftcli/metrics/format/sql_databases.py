@@ -59,8 +59,7 @@ CREATE = re.compile(r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\b)", re.IGNORECA
 LONGEST_STATEMENT = 20_000
 MOST_TABLES = 30
 MADE_STEPS = 500_000  # a query takes at most so many in made tables
-# Of each row: equal rows show what DISTINCT and counts do.
-COPIES = (*[1] * 40, 2, 3, 4, 5, 6)
+ROWS, LARGEST_GROUP = 40, 20
 # Share of the values that are mutated: of a third of the databases each.
 MUTATED = (0.4, 0.6, 0.85)
 # SQLite's whole numbers have 8 bytes.
@@ -281,6 +280,10 @@ def made_database(statements: Sequence[str], reference: Sequence[Token], number:
     names = {name.lower() for columns in tables.values() for name, *_ in columns}
     compared = _literals(reference, names)
     every = [literal for own in compared.values() for _, literal in own]
+    # Rows, equal rows, and groups about as large as a HAVING may want them.
+    counts = {literal for _, literal in compared.get("", ())}
+    sizes = [size for size in range(1, LARGEST_GROUP + 1) if size in counts]
+    copies = [*[1] * ROWS, 2, *(size + more for size in sizes for more in (-1, 0, 1))]
     for table, columns in tables.items():
         pools: list[tuple[list[Value], list[Value]]] = []
         is_numbered = sum(is_key for *_, is_key in columns) == 1
@@ -294,7 +297,7 @@ def made_database(statements: Sequence[str], reference: Sequence[Token], number:
             others = [*near, *unused[:8], *every, None]
             pools.append(([fitting(*each) for each in own] or unused, others))
         insert = f"INSERT INTO {quoted(table)} VALUES ({', '.join('?' * len(columns))})"
-        for count in COPIES:
+        for count in copies:
             row = [chance.choice(pool[chance.random() < mutated]) for pool in pools]
             for _ in range(count):
                 # A row that a constraint refuses is left out.
@@ -304,7 +307,7 @@ def made_database(statements: Sequence[str], reference: Sequence[Token], number:
 
 
 def _literals(tokens: Sequence[Token], names: set[str]) -> dict[str, list[tuple[str, Literal]]]:
-    """Name of a column → operator and literal of each comparison with it; "": of no column.
+    """Name of a column → operator and literal of each comparison with it; "": of a count.
 
     A literal belongs to the nearest column before it.
     """
@@ -313,13 +316,12 @@ def _literals(tokens: Sequence[Token], names: set[str]) -> dict[str, list[tuple[
     found: dict[str, list[tuple[str, Literal]]] = defaultdict(list)
     column, words = "", ["", ""]
     for token in tokens:
-        word = token.text.lower()
-        if token.token_type is TokenType.STRING:
-            found[column].append((words[-1], token.text))
-        elif token.token_type is TokenType.NUMBER:
-            is_negative = words[-1] == "-"
-            number = _number(f"-{word}" if is_negative else word)
-            found[column].append((words[-2 if is_negative else -1], number))
+        word, is_number = token.text.lower(), token.token_type is TokenType.NUMBER
+        if is_number or token.token_type is TokenType.STRING:
+            is_negative = is_number and words[-1] == "-"
+            value = _number(f"-{word}" if is_negative else word) if is_number else token.text
+            of_count = "count" in words[-6:] or words[-1] in ("limit", "offset")
+            found["" if of_count else column].append((words[-2 if is_negative else -1], value))
         elif word in names:
             column = word
         words.append(word)
