@@ -165,7 +165,7 @@ def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
 def _timed_calls(job: Job, shots: int, reporter: Reporter) -> Calls:
     """A few rows asked one by one, after examples and without."""
     from ftcli.engine.device import memory_in_words
-    from ftcli.engine.untrained import ids_of, load_untrained, time_calls
+    from ftcli.engine.untrained import load_untrained, time_calls
 
     loaded, rows = job.scene.loaded, PreparedRows(job.run.data, job.prepared)
     asked = choose_rows(rows, shots, loaded.recipe.training.seed)
@@ -175,10 +175,7 @@ def _timed_calls(job: Job, shots: int, reporter: Reporter) -> Calls:
         model = load_untrained(loaded, job.scene.renderer)
         used = fitting(model, asked, round(answer_tokens))
         renderer = model.contract.renderer
-        kinds = [
-            [ids_of(renderer, asked.prompt(row, count)) for row in asked.rows[:TIMED_CALLS]]
-            for count in (used, 0)
-        ]
+        kinds = [asked.prompts(renderer, count)[:TIMED_CALLS] for count in (used, 0)]
         found = time_calls(model, kinds)
     long, short = (
         Call(fmean(map(len, prompts)), seconds + answer_tokens * found.seconds_per_answer_token)

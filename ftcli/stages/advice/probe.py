@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import Reporter
-from ftcli.data.example import Message
 from ftcli.data.few_shot import Turns, choose_examples, few_shot
 from ftcli.disk import sha256_file, short_digest
 from ftcli.errors import DataError
@@ -50,9 +49,12 @@ class Asked:
     rows: tuple[Turns, ...]
     examples: tuple[Turns, ...]
 
-    def prompt(self, row: Turns, shots: int) -> list[Message]:
-        """The turns before a row's answer, after so many examples."""
-        return few_shot(row[:-1], None, self.examples[:shots])
+    def prompts(self, renderer: Renderer, shots: int) -> list[list[int]]:
+        """Ids of the turns before each row's answer, after so many examples."""
+        from ftcli.engine.untrained import ids_of
+
+        shown = self.examples[:shots]
+        return [ids_of(renderer, few_shot(row[:-1], None, shown)) for row in self.rows]
 
 
 def probe_key(loaded: Loaded, prepared: Prepared, shots: int) -> str:
@@ -144,12 +146,10 @@ def probe_base(
 def fitting(model: Model, asked: Asked, answer_tokens: int) -> int:
     """As many of the examples as leave room for every question and its answer."""
     from ftcli.engine.inference import context_tokens
-    from ftcli.engine.untrained import ids_of
 
-    context, renderer = context_tokens(model), model.contract.renderer
-    shots = len(asked.examples)
+    context, shots = context_tokens(model), len(asked.examples)
     while context is not None and shots:
-        longest = max(len(ids_of(renderer, asked.prompt(row, shots))) for row in asked.rows)
+        longest = max(map(len, asked.prompts(model.contract.renderer, shots)))
         if longest + answer_tokens <= context:
             break
         shots -= 1
@@ -166,10 +166,8 @@ def _scores(
 ) -> dict[str, Any]:
     """Of the answers to all rows after so many examples."""
     from ftcli.engine.inference import answer_prompts, seed_sampling
-    from ftcli.engine.untrained import ids_of
 
-    recipe = loaded.recipe
-    prompts = [ids_of(model.contract.renderer, asked.prompt(row, shots)) for row in asked.rows]
+    recipe, prompts = loaded.recipe, asked.prompts(model.contract.renderer, shots)
     seed_sampling(recipe.training.seed)
     started = time.monotonic()
     with reporter.meter(f"probe, {shots} examples", len(prompts)) as meter:
