@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from ftcli.cli import run
-from ftcli.metrics.dataset.answers import AnswerForm
-from ftcli.stages.advice.record import Advice, Probe
-from ftcli.stages.advice.sentences import advise_on
+from ftcli.stages.advice.advising import advise_on
+from ftcli.stages.advice.record import Advice, AnswerForm, Probe
 from tests.conftest import pair
 
 Prepare = Callable[..., dict[str, Any]]
@@ -86,7 +85,7 @@ def test_rows_are_prepared_without_advice_where_it_fails(
     def fail(*_: object) -> None:
         raise RuntimeError("no such statistics")
 
-    monkeypatch.setattr("ftcli.stages.advice.statistics_of", fail)
+    monkeypatch.setattr("ftcli.stages.advice.advising.statistics_of", fail)
     assert run(["prepare", str(write_recipe())]) == 0
     out, err = capsys.readouterr()
     assert "warning: no advice on these rows: RuntimeError: no such statistics" in err
@@ -180,7 +179,7 @@ def test_near_duplicates_are_searched_in_whole_batches_of_many_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Lengths and contradictions are of all rows."""
-    monkeypatch.setattr("ftcli.stages.advice.rows.COMPARED_ROWS", 600)
+    monkeypatch.setattr("ftcli.stages.advice.statistics.COMPARED_ROWS", 600)
     save(tmp_path, [pair(number) for number in range(1500)])
     data = {"train": "rows.jsonl", "validation": 0, "max_length": 256}
     advice = prepare(write_recipe(data=data))["advice"]

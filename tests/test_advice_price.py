@@ -10,7 +10,7 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.stages.advice.price import Call, Calls, Price
+from ftcli.stages.advice.price import Call, Calls, Price, RunCost
 from tests.json_shapes import SHAPES
 
 
@@ -28,13 +28,12 @@ def test_the_shorter_prompt_pays_with_the_time_it_saves(
     tokens: int, long: float, short: float, calls: int | None
 ) -> None:
     timed = Calls(5, 50, Call(1792, long), Call(256, short))
-    priced = Price(0.4, tokens, 2000, "timed", timed)
+    ran = RunCost(tokens, 2000, "timed", tokens / 2000, 0.4)
+    priced = Price(0.4, ran, timed)
     assert priced.calls_to_pay_back == calls
-    assert priced.seconds == tokens / 2000
-    assert priced.cost == pytest.approx(0.4, rel=0.01)
     paid = "after about 2,400 calls" if calls else "saves no time here"
     assert paid in priced.sentences()[2]
-    without = Price(0.4, tokens, 2000, "timed", None)
+    without = Price(0.4, ran, None)
     assert without.calls_to_pay_back is None and len(without.sentences()) == 1
 
 

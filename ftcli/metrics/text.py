@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -48,22 +47,19 @@ def _chrf() -> Any:
     return CHRF()
 
 
-def rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """F-measure of the longest common subsequence of words (Lin 2004), each pair."""
-    pairs = zip(answers, references, strict=True)
-    return [_rouge().score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs]
+def rouge_l(answer: str, reference: str) -> float:
+    """F-measure of the longest common subsequence of words (Lin 2004)."""
+    return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
 
 
-def chrf(answers: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Character n-gram F-score (Popović 2015), each pair."""
-    pairs = zip(answers, references, strict=True)
-    return [_chrf().sentence_score(answer, [ref]).score / 100 for answer, ref in pairs]
+def chrf(answer: str, reference: str) -> float:
+    """Character n-gram F-score (Popović 2015)."""
+    return float(_chrf().sentence_score(answer, [reference]).score / 100)
 
 
-def exact_match(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+def exact_match(answer: str, reference: str) -> float:
     """1 where the two are equal but for white space at the ends."""
-    pairs = zip(answers, references, strict=True)
-    return [float(answer.strip() == reference.strip()) for answer, reference in pairs]
+    return float(answer.strip() == reference.strip())
 
 
 # Words of one group: longer ones stand twice only where a text goes round in circles.
@@ -93,8 +89,7 @@ class TextScorer:
     )
 
     def score(self, answer: str, question: Question) -> ExampleResult:
-        pair = [answer], [question.reference]
         measures = {"exact_match": exact_match, "rouge_l": rouge_l, "chrf": chrf}
-        counts = {name: (measure(*pair)[0], 1.0) for name, measure in measures.items()}
+        counts = {name: (find(answer, question.reference), 1.0) for name, find in measures.items()}
         repeated, groups = repetition(answer)
         return ExampleResult({**counts, "repetition": (float(repeated), float(groups))})

@@ -16,11 +16,11 @@ from ftcli.plan import make_plan, profile_of
 from ftcli.plan.arithmetic import require_hold
 from ftcli.prepared import Prepared, load_prepared, problems_file, read_problems
 from ftcli.shapes import model_source
-from ftcli.stages.advice import give_advice, with_probe
+from ftcli.stages.advice.advising import give_advice, with_probe
 from ftcli.stages.advice.price import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
 from ftcli.stages.advice.record import Advice, advice_file
-from ftcli.stages.advice.rows import PreparedRows
+from ftcli.stages.advice.statistics import PreparedRows
 from ftcli.stages.job import Job
 from ftcli.stages.own_place import require_own_place
 from ftcli.stages.scene import look

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
-from ftcli.metrics.format import require_format_files
+from ftcli.metrics.format import format_scorer
 from ftcli.metrics.grounding import GroundingScorer
 from ftcli.recipe.evaluation import file_names
 
@@ -20,7 +20,7 @@ def require_scored_files(loaded: Loaded) -> None:
         raise error
     wanted = loaded.recipe.eval
     if wanted.format is not None:
-        require_format_files(wanted.format, loaded.base)
+        format_scorer(wanted.format, loaded.base)
     if wanted.grounding is not None:
         GroundingScorer(wanted.grounding, loaded.base, ())
 

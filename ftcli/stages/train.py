@@ -18,10 +18,10 @@ from ftcli.plan import Plan, make_plan, profile_of
 from ftcli.plan.arithmetic import lost_pulls
 from ftcli.prepared import Prepared
 from ftcli.recipe import Full, Recipe
-from ftcli.stages.advice import give_advice
+from ftcli.stages.advice.advising import give_advice
 from ftcli.stages.advice.price import Price, price_of
 from ftcli.stages.advice.probe import SHOTS
-from ftcli.stages.advice.rows import PreparedRows
+from ftcli.stages.advice.statistics import PreparedRows
 from ftcli.stages.beside import tokenizer_bytes
 from ftcli.stages.job import Job
 from ftcli.stages.opening import open_run

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlglot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcli.metrics.format import format_scorer
-from ftcli.metrics.format.made_databases import create_statements, has_tables, made_database
+from ftcli.metrics.format.sql_databases import create_statements, has_tables, made_database
 from ftcli.metrics.scorer import ExampleResult, Question
 from ftcli.recipe import SqlFormat
 
@@ -165,8 +166,10 @@ def test_a_row_that_cannot_be_tested_is_not_counted(reference: str, prompt: str,
 
 
 def test_the_same_reference_gets_the_same_databases() -> None:
+    reference = sqlglot.tokenize("SELECT name FROM players WHERE goals > 3", read="sqlite")
+
     def rows(number: int) -> object:
-        made = made_database(create_statements(TWO), {"goals": [(">", 3)]}, "seed", number)
+        made = made_database(create_statements(TWO), reference, number)
         return made.run("SELECT * FROM players").rows
 
     assert rows(0) == rows(0) != rows(1)

@@ -46,17 +46,13 @@ class JsonScorer:
         return {name: ScoreKind(label, "share", "higher") for name, label in labels.items()}
 
     def score(self, answer: str, question: Question) -> ExampleResult:
-        findings: list[Finding] = []
         found: dict[str, object] = {}
         try:
             value = read_json(answer)
-        except (ValueError, RecursionError) as error:
-            valid = False
-            findings.append(_not_json(answer, error))
-        else:
+            found, findings = dict(fields_of(value)), list(self._faults(value))
             valid = True
-            found = dict(fields_of(value))
-            findings += self._faults(value)
+        except (ValueError, RecursionError) as error:
+            findings, valid = [_not_json(answer, error)], False
         counts = {"format_rate": (float(not findings), 1.0), "json_valid": (float(valid), 1.0)}
         if self.keys or self.validator is not None:
             counts["json_conforming"] = counts["format_rate"]

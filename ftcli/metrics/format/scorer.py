@@ -50,11 +50,6 @@ def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
             return []
 
 
-def require_format_files(wanted: AnswerFormat, base: Path) -> None:
-    """Raise DataError as `format_scorer` does."""
-    format_scorer(wanted, base)
-
-
 @dataclass(frozen=True)
 class FormatScorer:
     """Scores answers by the parts of a format; `format_rate`: all parts are valid."""

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ftcli.metrics.format.made_databases import create_statements, literals_of, made_database
 from ftcli.metrics.format.sql_databases import (
     MOST_STEPS,
     Database,
     Result,
+    create_statements,
     file_database,
     in_memory,
+    made_database,
 )
 from ftcli.metrics.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.recipe import SqlFormat
@@ -34,6 +35,7 @@ SYNTAX_ERRORS = (
     *("syntax error", "incomplete input", "unrecognized token", "one statement"),
     *("parser stack overflow", "null character", "surrogates"),
 )
+SYNONYMS = {"==": "=", "<>": "!="}
 Databases = list[tuple[Database, Result]]
 """Each with the result of the reference."""
 
@@ -54,6 +56,18 @@ class Query:
             return re.search(r"\border\s+by\b", self.text, re.IGNORECASE) is not None
         return self.tree.args.get("order") is not None
 
+    @property
+    def spelling(self) -> list[tuple[bool, str]]:
+        """Equal where only the case of keywords and names, quotes of names, white space and
+        comments differ."""
+        from sqlglot import TokenType
+
+        found = []
+        for token in self.tokens:
+            is_string, word = token.token_type is TokenType.STRING, token.text.lower()
+            found.append((is_string, token.text if is_string else SYNONYMS.get(word, word)))
+        return found
+
 
 def read_query(text: str, dialect: str) -> Query:
     """The whole text as one query.
@@ -68,34 +82,37 @@ def read_query(text: str, dialect: str) -> Query:
     # sqlglot warns of statements that it does not parse any further.
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     if text.lstrip().startswith("```"):
-        message = "in a code fence: a script that runs the answer fails on it"
-        return Query(text, fault=Finding("not SQL", message))
+        return _no_query(text, "in a code fence: a script that runs the answer fails on it")
     if len(text) > LONGEST_QUERY:
-        return Query(text, fault=Finding("not SQL", f"more than {LONGEST_QUERY:,} characters"))
+        return _no_query(text, f"more than {LONGEST_QUERY:,} characters")
     tokens: list[Token] = []
     try:
         tokens = sqlglot.tokenize(text, read=dialect)
         while tokens and tokens[-1].token_type is TokenType.SEMICOLON:
             tokens.pop()
         if not tokens:
-            return Query(text, fault=Finding("not SQL", "empty"))
+            return _no_query(text, "empty")
         text = text[: tokens[-1].end + 1]
         if any(token.token_type is TokenType.SEMICOLON for token in tokens):
             return Query(text, fault=Finding("not a query", "more than one statement"))
         tree = cast("Expression", sqlglot.parse_one(text, dialect=dialect))
     # sqlglot raises the others for texts that are no SQL.
     except (SqlglotError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as e:
-        fault = Finding("not SQL", (str(e) or type(e).__name__).splitlines()[0])
+        failed = _no_query(text, (str(e) or type(e).__name__).splitlines()[0])
         if dialect != "sqlite":
-            return Query(text, fault=fault)
+            return failed
         is_select = bool(tokens) and tokens[0].text.upper() in ("SELECT", "WITH")
-        return Query(text, tokens, fault=_sqlite_fault(text) or (None if is_select else fault))
-    return Query(text, tokens, tree, _kind_fault(tree) or _sqlite_fault(text, dialect))
+        fault = _sqlite_fault(text) or (None if is_select else failed.fault)
+        return Query(text, tokens, fault=fault)
+    fault = _kind_fault(tree) or (_sqlite_fault(text) if dialect == "sqlite" else None)
+    return Query(text, tokens, tree, fault)
 
 
-def _sqlite_fault(text: str, dialect: str = "sqlite") -> Finding | None:
-    if dialect != "sqlite":
-        return None
+def _no_query(text: str, why: str) -> Query:
+    return Query(text, fault=Finding("not SQL", why))
+
+
+def _sqlite_fault(text: str) -> Finding | None:
     message = Database(in_memory(), MOST_STEPS).run(f"EXPLAIN {text}").fault or ""
     is_syntax = any(words in message for words in SYNTAX_ERRORS)
     return Finding("not SQL", message) if is_syntax else None
@@ -110,25 +127,6 @@ def _kind_fault(tree: Expression) -> Finding | None:
     writing = query.find(expressions.DML, expressions.Create, expressions.Command, expressions.Into)
     what = f"writes ({type(writing).__name__.upper()})"
     return None if writing is None else Finding("not a query", what)
-
-
-def spelt_alike(first: Query, second: Query, dialect: str) -> bool:
-    """Equal apart from case of keywords and names, quotes of names, white space and comments."""
-    from sqlglot import TokenType
-    from sqlglot.expressions import Identifier
-    from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
-
-    spelt: list[object] = []
-    for query in (first, second):
-        if first.tree is None or second.tree is None or query.tree is None:
-            texts = ((t.text, t.token_type is TokenType.STRING) for t in query.tokens)
-            spelt.append([text if is_string else text.lower() for text, is_string in texts])
-            continue
-        normal = normalize_identifiers(query.tree.copy(), dialect=dialect)
-        for identifier in normal.find_all(Identifier):
-            identifier.set("quoted", False)
-        spelt.append(normal.sql(dialect=dialect, comments=False))
-    return spelt[0] == spelt[1]
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ class SqlScorer:
             why = f"the reference is not a query ({reference.fault.message}): not counted"
             findings.append(Finding("reference", why))
         else:
-            alike = query.fault is None and spelt_alike(query, reference, self.dialect)
+            alike = query.fault is None and query.spelling == reference.spelling
             counts["sql_match"] = (float(alike), 1.0)
             if self.table is not None:
                 databases, why = self._databases(reference, question)
@@ -201,9 +199,8 @@ class SqlScorer:
             yield self.database
             return
         statements = create_statements(question.prompt) or create_statements(question.conversation)
-        literals = literals_of(reference.tokens, statements)
         for number in range(MOST_TRIES if statements else 0):
-            yield made_database(statements, literals, reference.text, number)
+            yield made_database(statements, reference.tokens, number)
 
     def warnings(self) -> list[str]:
         """That no row could be tested by its result, and why the first one could not."""

@@ -1,6 +1,11 @@
-"""SQLite in memory for queries that anybody may have written, and the tables of a file in it.
+"""SQLite in memory for queries that anybody may have written, with the tables of a file or with
+tables made for one row.
 
 Limits are counts of steps, rows and bytes, so that a query has the same outcome on every machine.
+
+Made tables have the columns of the prompt's CREATE TABLE and rows near the reference's literals,
+after Zhong, Yu and Klein 2020, "Semantic Evaluation for Text-to-SQL with Distilled Test Suites":
+queries count as the same where they have the same result in each of several databases.
 """
 
 from __future__ import annotations
@@ -10,15 +15,20 @@ import json
 import re
 import sqlite3
 import time
-from collections import Counter
-from contextlib import closing
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from ftcli.console import shown_path
 from ftcli.data.source import Reject, data_suffix, read_rows
 from ftcli.errors import DataError
+
+if TYPE_CHECKING:
+    from sqlglot import Token
 
 Value = str | int | float | bytes | None
 
@@ -29,6 +39,7 @@ MOST_SECONDS = 10.0
 # Of SQLite in this process: all tables, intermediate results and sorts.
 MOST_BYTES = 1_000_000_000
 MOST_FILE_ROWS = 500_000
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?")
 MOST_RESULT_ROWS = 10_000
 MOST_RESULT_BYTES = 2_000_000
 # Of what a query makes: one step of instr() takes the square of it.
@@ -43,6 +54,17 @@ READING = {sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE}
 REFUSED_FUNCTIONS = {"load_extension", "random", "randomblob", "zeroblob", "fts3_tokenizer"}
 # What sqlite3 raises for a query, whatever is wrong with it.
 QUERY_ERRORS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
+
+CREATE = re.compile(r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\b)", re.IGNORECASE)
+LONGEST_STATEMENT = 20_000
+MOST_TABLES = 30
+MADE_STEPS = 500_000  # a query takes at most so many in made tables
+ROWS, LARGEST_GROUP = 40, 20
+# Share of the values that are mutated: of a third of the databases each.
+MUTATED = (0.4, 0.6, 0.85)
+# SQLite's whole numbers have 8 bytes.
+LARGEST_NUMBER = 10**17
+Literal = str | int | float
 
 
 @dataclass(frozen=True)
@@ -137,22 +159,14 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
 
     Raises DataError (`answer_table`, or what reading rows raises).
     """
-    path = base / name
-    connection = in_memory()
+    path, connection = base / name, in_memory()
     try:
         with path.open("rb") as file:
             is_database = file.read(16) == b"SQLite format 3\x00"
-        log = path.with_name(f"{path.name}-wal")
-        if is_database and log.is_file() and log.stat().st_size:
-            raise _error(path, f"rows of it are in {log.name}; close the program that has it open")
         if is_database:
-            # Immutable: no lock on the file.
-            address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-            with closing(sqlite3.connect(address, uri=True)) as source:
-                source.backup(connection)
+            _copy(path, connection)
         else:
-            is_text = data_suffix(name) in (".csv", ".tsv")
-            _fill(connection, table_name, _columns(name, base), is_text)
+            _fill(connection, table_name, _columns(name, base), data_suffix(name))
         longest = [0]
         for table, columns in columns_of(connection).items():
             lengths = ", ".join(f"max(length({quoted(column)}))" for column, *_ in columns)
@@ -170,6 +184,16 @@ def file_database(name: str, base: Path, table_name: str) -> Database:
     return Database(connection, MOST_STEPS, max(longest))
 
 
+def _copy(path: Path, connection: sqlite3.Connection) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    if log.is_file() and log.stat().st_size:
+        raise _error(path, f"rows of it are in {log.name}; close the program that has it open")
+    # Immutable: no lock on the file.
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    with closing(sqlite3.connect(address, uri=True)) as source:
+        source.backup(connection)
+
+
 def _columns(name: str, base: Path) -> dict[str, list[Value]]:
     """Column → its values; lists and objects as JSON, dates as texts, true as 1."""
     if data_suffix(name) is None:
@@ -182,30 +206,27 @@ def _columns(name: str, base: Path) -> dict[str, list[Value]]:
         rows.append(row.fields)
     if not rows or len(rows) > MOST_FILE_ROWS:
         raise _error(base / name, f"more than {MOST_FILE_ROWS:,} rows" if rows else "holds no row")
-
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [_stored(row.get(name)) for row in rows] for name in names}
 
 
 def _stored(value: Any) -> Value:
-    if value is None or isinstance(value, str | bytes | float):
-        return value
     if isinstance(value, int):
         return value if abs(value) < 2**63 else float(value)
-    is_nested = isinstance(value, list | dict)
-    return json.dumps(value, ensure_ascii=False, default=str) if is_nested else str(value)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value if value is None or isinstance(value, str | bytes | float) else str(value)
 
 
 def _fill(
-    connection: sqlite3.Connection, table: str, columns: dict[str, list[Value]], only_texts: bool
+    connection: sqlite3.Connection, table: str, columns: dict[str, list[Value]], suffix: str | None
 ) -> None:
     """Create the table; a column is NUMERIC where all values are numbers. 007 is a code."""
-    number = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?")
     declared = []
     for name, values in columns.items():
         known = [value for value in values if value not in (None, "")]
         kinds = {"TEXT" if isinstance(value, str) else "NUMERIC" for value in known}
-        if only_texts and known and all(number.fullmatch(str(value)) for value in known):
+        if suffix in (".csv", ".tsv") and known and all(NUMBER.fullmatch(str(v)) for v in known):
             kinds = {"NUMERIC"}
             columns[name] = [None if value == "" else value for value in values]
         declared.append(f"{quoted(name)} {kinds.pop() if len(kinds) == 1 else ''}")
@@ -218,3 +239,134 @@ def _fill(
 
 def _error(path: Path, message: str, line: int | None = None) -> DataError:
     return DataError("answer_table", message, file=shown_path(path), line=line)
+
+
+def has_tables(text: str) -> bool:
+    """Whether a text holds a CREATE TABLE that SQLite accepts."""
+    return bool(create_statements(text))
+
+
+def create_statements(text: str) -> list[str]:
+    """The CREATE TABLE statements of a text, each up to where SQLite finds it complete."""
+    connection, accepted = in_memory(), []
+    # CREATE TABLE … AS SELECT would run a query.
+    connection.set_authorizer(
+        lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_SELECT else 0
+    )
+    for start in itertools.islice(CREATE.finditer(text), MOST_TABLES):
+        rest = text[start.end() : start.end() + LONGEST_STATEMENT]
+        for bracket in re.finditer(r"\)", rest):
+            statement = f"CREATE {rest[: bracket.end()]}"
+            try:
+                connection.execute(statement)
+            except QUERY_ERRORS as error:
+                if "incomplete input" in str(error) or "unrecognized token" in str(error):
+                    continue
+            else:
+                accepted.append(statement)
+            break
+    return accepted
+
+
+def made_database(statements: Sequence[str], reference: Sequence[Token], number: int) -> Database:
+    """Tables whose rows have the reference's literals, values near them, and others; always the
+    same for the same arguments."""
+    connection = in_memory()
+    for statement in statements:
+        connection.execute(statement)
+    connection.execute("PRAGMA ignore_check_constraints=ON")
+    chance = Random(f"{[token.text for token in reference]} {number}")
+    mutated, tables = MUTATED[number % len(MUTATED)], columns_of(connection)
+    names = {name.lower() for columns in tables.values() for name, *_ in columns}
+    compared = _literals(reference, names)
+    every = [literal for own in compared.values() for _, literal in own]
+    # Rows, equal rows, and groups about as large as a HAVING may want them.
+    counts = {literal for _, literal in compared.get("", ())}
+    sizes = [size for size in range(1, LARGEST_GROUP + 1) if size in counts]
+    copies = [*[1] * ROWS, 2, *(size + more for size in sizes for more in (-1, 0, 1))]
+    for table, columns in tables.items():
+        pools: list[tuple[list[Value], list[Value]]] = []
+        is_numbered = sum(is_key for *_, is_key in columns) == 1
+        for name, kind, is_key in columns:
+            own = compared.get(name.lower(), ())
+            if is_numbered and is_key and kind.upper() == "INTEGER" and not own:
+                pools.append(([None], [None]))  # SQLite numbers the rows
+                continue
+            unused = _unused_values(name, kind, chance)
+            near = [value for _, literal in own for value in neighbours(literal)] * 10
+            others = [*near, *unused[:8], *every, None]
+            pools.append(([fitting(*each) for each in own] or unused, others))
+        insert = f"INSERT INTO {quoted(table)} VALUES ({', '.join('?' * len(columns))})"
+        for count in copies:
+            row = [chance.choice(pool[chance.random() < mutated]) for pool in pools]
+            for _ in range(count):
+                # A row that a constraint refuses is left out.
+                with suppress(*QUERY_ERRORS):
+                    connection.execute(insert, row)
+    return Database(connection, MADE_STEPS)
+
+
+def _literals(tokens: Sequence[Token], names: set[str]) -> dict[str, list[tuple[str, Literal]]]:
+    """Name of a column → operator and literal of each comparison with it; "": of a count.
+
+    A literal belongs to the nearest column before it.
+    """
+    from sqlglot import TokenType
+
+    found: dict[str, list[tuple[str, Literal]]] = defaultdict(list)
+    column, words = "", ["", ""]
+    for token in tokens:
+        word, is_number = token.text.lower(), token.token_type is TokenType.NUMBER
+        if is_number or token.token_type is TokenType.STRING:
+            is_negative = is_number and words[-1] == "-"
+            value = _number(f"-{word}" if is_negative else word) if is_number else token.text
+            of_count = "count" in words[-6:] or words[-1] in ("limit", "offset")
+            found["" if of_count else column].append((words[-2 if is_negative else -1], value))
+        elif word in names:
+            column = word
+        words.append(word)
+    return found
+
+
+def _number(text: str) -> Literal:
+    with suppress(ValueError):
+        number = float(text)
+        if abs(number) < LARGEST_NUMBER:
+            return int(number) if number.is_integer() and "." not in text else number
+    return text
+
+
+def _unused_values(name: str, kind: str, chance: Random) -> list[Value]:
+    """Values that the reference does not name, and that several rows have."""
+    if re.search(r"(^|_)id$", name, re.IGNORECASE):
+        return list(range(1, chance.choice((5, 30))))
+    # Few values make groups and ties, many make a single least and greatest row.
+    numbers = [chance.randint(1, 5000) for _ in range(chance.choice((6, 200, 200)))]
+    is_text = re.search("CHAR|CLOB|TEXT", kind, re.IGNORECASE) is not None
+    if is_text or (not kind and chance.random() < 0.5):
+        return [f"{number % 89} {name}" for number in numbers]
+    return list(numbers)
+
+
+def fitting(operator: str, literal: Literal) -> Value:
+    """A value for which this comparison holds."""
+    if isinstance(literal, int | float):
+        return literal + {">": 1, "<": -1, "<>": 1, "!=": 1}.get(operator, 0)
+    if operator == "like":
+        return _plain(literal)
+    return f"{literal}x" if operator in (">", "<>", "!=") else literal
+
+
+def neighbours(literal: Literal) -> list[Value]:
+    """The literal, and values that a query with a small mistake in it would find."""
+    if isinstance(literal, int | float):
+        longer = float(f"{literal}7") if isinstance(literal, float) else literal * 10 + 7
+        return [literal, literal - 1, literal + 1, literal + 0.5, literal - 0.5, longer, -literal]
+    text = _plain(literal)
+    case = [text, text.upper(), text.lower(), text.title()]
+    return [*case, f"x {text}", f"{text}x", f"{text} x", text[:-1], f"{text[:1]}x{text[2:]}"]
+
+
+def _plain(pattern: Literal) -> str:
+    """A text that a LIKE with this pattern finds."""
+    return str(pattern).replace("%", "").replace("_", "x")

@@ -13,7 +13,7 @@ from ftcli.console import Reporter, duration, shown_path
 from ftcli.errors import FtcliError
 from ftcli.loading import differences, load_recipe, resolved
 from ftcli.stages.advice.probe import choose_rows, fitting
-from ftcli.stages.advice.rows import PreparedRows
+from ftcli.stages.advice.statistics import PreparedRows
 from ftcli.stages.job import Job
 from ftcli.stages.opening import FREE_KEYS
 
@@ -49,25 +49,26 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Price:
-    """What the optimizer steps of a run take and cost, and what its calls take."""
+class RunCost:
+    """What the optimizer steps of a run take and cost."""
 
-    per_hour: float
     tokens: int
     tokens_per_second: float
     measured: str
     """Where the speed is known from."""
-    calls: Calls | None
+    seconds: float
+    cost: float
+    """In the currency of the price."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run takes and costs, and what calls take."""
+
+    per_hour: float
+    run: RunCost
+    call: Calls | None
     """None: rows have no prompts."""
-
-    @property
-    def seconds(self) -> float:
-        return self.tokens / self.tokens_per_second
-
-    @property
-    def cost(self) -> float:
-        """In the currency of the price."""
-        return self.seconds / 3600 * self.per_hour
 
     @property
     def calls_to_pay_back(self) -> int | None:
@@ -75,57 +76,49 @@ class Price:
 
         The price of an hour plays no part, as long as both are on one machine.
         """
-        saved = self.calls.long.seconds - self.calls.short.seconds if self.calls else 0.0
-        return math.ceil(self.seconds / saved) if saved > 0 else None
+        saved = self.call.long.seconds - self.call.short.seconds if self.call else 0.0
+        return math.ceil(self.run.seconds / saved) if saved > 0 else None
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "per_hour": self.per_hour,
-            "run": {
-                "tokens": self.tokens,
-                "tokens_per_second": self.tokens_per_second,
-                "measured": self.measured,
-                "seconds": self.seconds,
-                "cost": self.cost,
-            },
-            "call": asdict(self.calls) if self.calls else None,
-            "calls_to_pay_back": self.calls_to_pay_back,
-            "sentences": self.sentences(),
-        }
+        paid = {"calls_to_pay_back": self.calls_to_pay_back, "sentences": self.sentences()}
+        return asdict(self) | paid
 
     def sentences(self) -> list[str]:
         """The figures in words: the run, a call, the break-even."""
-        cost = f"{self.cost:,.2f}" if self.cost >= 0.1 else f"{self.cost:.2g}"
-        run = (
-            f"The run: {self.tokens:,} tokens at {self.tokens_per_second:,.0f} a second "
-            f"({self.measured}): {duration(self.seconds)}, {cost} at {self.per_hour:g} an hour; "
+        run, call = self.run, self.call
+        cost = f"{run.cost:,.2f}" if run.cost >= 0.1 else f"{run.cost:.2g}"
+        of_run = (
+            f"The run: {run.tokens:,} tokens at {run.tokens_per_second:,.0f} a second "
+            f"({run.measured}): {duration(run.seconds)}, {cost} at {self.per_hour:g} an hour; "
             "validations and loading come on top."
         )
-        if self.calls is None:
-            return [run]
-        long, short = self.calls.long, self.calls.short
-        call = (
-            f"A call with {self.calls.shots} examples: {long.prompt_tokens:,.0f} prompt tokens, "
+        if call is None:
+            return [of_run]
+        long, short = call.long, call.short
+        of_call = (
+            f"A call with {call.shots} examples: {long.prompt_tokens:,.0f} prompt tokens, "
             f"{_seconds(long.seconds)}; as the tuned model is asked: {short.prompt_tokens:,.0f}, "
             f"{_seconds(short.seconds)} (one call at a time on this machine, answers of "
-            f"{self.calls.answer_tokens:.0f} tokens)."
+            f"{call.answer_tokens:.0f} tokens)."
         )
         count = self.calls_to_pay_back
         if count is None:
-            return [run, call, "The shorter prompt saves no time here: it does not pay."]
+            return [of_run, of_call, "The shorter prompt saves no time here: it does not pay."]
         about = round(count, min(0, 2 - len(str(count))))  # two digits: no more is known
         paid = f"The shorter prompt has paid for the run after about {about:,} calls."
-        return [run, call, paid]
+        return [of_run, of_call, paid]
 
 
 def price_of(job: Job, per_hour: float, shots: int, reporter: Reporter) -> Price:
     """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
     rows = job.prepared.trained_on
-    tokens = job.plan.steps.value * job.recipe.training.batch_size * rows.tokens / rows.rows
+    seen = job.plan.steps.value * job.recipe.training.batch_size
+    tokens = round(seen * rows.tokens / rows.rows)
     speed, measured = _earlier_speed(job) or _measured_speed(job, reporter)
+    seconds = tokens / speed
+    run = RunCost(tokens, speed, measured, seconds, seconds / 3600 * per_hour)
     with_calls = shots and not job.prepared.plain_text
-    calls = _timed_calls(job, shots, reporter) if with_calls else None
-    return Price(per_hour, round(tokens), speed, measured, calls)
+    return Price(per_hour, run, _timed_calls(job, shots, reporter) if with_calls else None)
 
 
 def _earlier_speed(job: Job) -> tuple[float, str] | None:
@@ -154,15 +147,8 @@ def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
 
     scene, training = job.scene, job.recipe.training.model_copy(update={"report_to": []})
     recipe = job.recipe.model_copy(update={"training": training})
-    setup = Setup(
-        recipe,
-        scene.source,
-        scene.hardware,
-        job.plan,
-        job.prepared,
-        scene.renderer,
-        job.parent_adapter,
-    )
+    parts = (job.plan, job.prepared, scene.renderer, job.parent_adapter)
+    setup = Setup(recipe, scene.source, scene.hardware, *parts)
     reporter.note(f"timing {UNTIMED_STEPS + TIMED_STEPS} steps, which are thrown away")
     logs = job.run.path / "logs"
     there = logs.is_dir()
@@ -171,15 +157,15 @@ def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
             found = measure_speed(setup, job.run)
         free_memory()
     finally:
-        if not there and logs.is_dir():
-            shutil.rmtree(logs)  # Trainer makes a folder for trackers
+        if not there:
+            shutil.rmtree(logs, ignore_errors=True)  # Trainer makes a folder for trackers
     return found.tokens_per_second, f"{TIMED_STEPS} steps timed here"
 
 
 def _timed_calls(job: Job, shots: int, reporter: Reporter) -> Calls:
     """A few rows asked one by one, after examples and without."""
     from ftcli.engine.device import memory_in_words
-    from ftcli.engine.untrained import ids_of, load_untrained, time_calls
+    from ftcli.engine.untrained import load_untrained, time_calls
 
     loaded, rows = job.scene.loaded, PreparedRows(job.run.data, job.prepared)
     asked = choose_rows(rows, shots, loaded.recipe.training.seed)
@@ -189,10 +175,7 @@ def _timed_calls(job: Job, shots: int, reporter: Reporter) -> Calls:
         model = load_untrained(loaded, job.scene.renderer)
         used = fitting(model, asked, round(answer_tokens))
         renderer = model.contract.renderer
-        kinds = [
-            [ids_of(renderer, asked.prompt(row, count)) for row in asked.rows[:TIMED_CALLS]]
-            for count in (used, 0)
-        ]
+        kinds = [asked.prompts(renderer, count)[:TIMED_CALLS] for count in (used, 0)]
         found = time_calls(model, kinds)
     long, short = (
         Call(fmean(map(len, prompts)), seconds + answer_tokens * found.seconds_per_answer_token)

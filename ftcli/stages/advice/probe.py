@@ -9,22 +9,21 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import Reporter
-from ftcli.data.example import Message
 from ftcli.data.few_shot import Turns, choose_examples, few_shot
 from ftcli.disk import sha256_file, short_digest
 from ftcli.errors import DataError
 from ftcli.loading import Loaded
 from ftcli.metrics.asking import question_of
 from ftcli.metrics.code import code_digest
-from ftcli.metrics.dataset.answers import AnswerForm
 from ftcli.metrics.format import format_files, format_scorer
 from ftcli.metrics.scorer import Scorer
 from ftcli.metrics.scores import mean_of, score_answers
 from ftcli.metrics.text import TextScorer
 from ftcli.prepared import Prepared, Split
 from ftcli.shapes import model_source
-from ftcli.stages.advice.record import Probe
-from ftcli.stages.advice.rows import PreparedRows, read_format
+from ftcli.stages.advice.answer_form import read_format
+from ftcli.stages.advice.record import AnswerForm, Probe
+from ftcli.stages.advice.statistics import PreparedRows
 from ftcli.weights import base_fingerprint
 
 if TYPE_CHECKING:
@@ -50,9 +49,12 @@ class Asked:
     rows: tuple[Turns, ...]
     examples: tuple[Turns, ...]
 
-    def prompt(self, row: Turns, shots: int) -> list[Message]:
-        """The turns before a row's answer, after so many examples."""
-        return few_shot(row[:-1], None, self.examples[:shots])
+    def prompts(self, renderer: Renderer, shots: int) -> list[list[int]]:
+        """Ids of the turns before each row's answer, after so many examples."""
+        from ftcli.engine.untrained import ids_of
+
+        shown = self.examples[:shots]
+        return [ids_of(renderer, few_shot(row[:-1], None, shown)) for row in self.rows]
 
 
 def probe_key(loaded: Loaded, prepared: Prepared, shots: int) -> str:
@@ -82,25 +84,20 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> Asked:
     """
     prepared = rows.prepared
     if prepared.plain_text:
-        raise DataError(
-            "probe",
-            "plain texts have no prompts to ask; leave --probe out",
-            file=prepared.train_source,
-        )
-    splits: tuple[Split, ...] = ("test", "validation")
-    split = next((name for name in splits if prepared.counts(name).rows), splits[0])
-    asked = choose_examples((row.messages for row in rows.of(split)), ROWS, seed)
+        reason = "plain texts have no prompts to ask; leave --probe out"
+        raise DataError("probe", reason, file=prepared.train_source)
+    held_out: Split = "test" if prepared.test.rows or not prepared.validation.rows else "validation"
+    asked = choose_examples((row.messages for row in rows.of(held_out)), ROWS, seed)
     training = (row.messages for row in rows.of("train"))
     chosen = choose_examples(training, shots + ROWS - len(asked), seed)
     examples, filling = chosen[:shots], chosen[shots:]
     if not asked and not filling:
-        raise DataError(
-            "probe",
+        reason = (
             f"{prepared.train.rows} training rows are all needed as examples, and none is held "
-            "out to ask; lower --shots",
-            file=prepared.train_source,
+            "out to ask; lower --shots"
         )
-    counts: dict[Split, int] = {split: len(asked), "train": len(filling)}
+        raise DataError("probe", reason, file=prepared.train_source)
+    counts: dict[Split, int] = {held_out: len(asked), "train": len(filling)}
     rows_from = {name: count for name, count in counts.items() if count}
     return Asked(rows_from, (*asked, *filling), tuple(examples))
 
@@ -149,12 +146,10 @@ def probe_base(
 def fitting(model: Model, asked: Asked, answer_tokens: int) -> int:
     """As many of the examples as leave room for every question and its answer."""
     from ftcli.engine.inference import context_tokens
-    from ftcli.engine.untrained import ids_of
 
-    context, renderer = context_tokens(model), model.contract.renderer
-    shots = len(asked.examples)
+    context, shots = context_tokens(model), len(asked.examples)
     while context is not None and shots:
-        longest = max(len(ids_of(renderer, asked.prompt(row, shots))) for row in asked.rows)
+        longest = max(map(len, asked.prompts(model.contract.renderer, shots)))
         if longest + answer_tokens <= context:
             break
         shots -= 1
@@ -171,25 +166,24 @@ def _scores(
 ) -> dict[str, Any]:
     """Of the answers to all rows after so many examples."""
     from ftcli.engine.inference import answer_prompts, seed_sampling
-    from ftcli.engine.untrained import ids_of
 
-    prompts = [ids_of(model.contract.renderer, asked.prompt(row, shots)) for row in asked.rows]
-    seed_sampling(loaded.recipe.training.seed)
+    recipe, prompts = loaded.recipe, asked.prompts(model.contract.renderer, shots)
+    seed_sampling(recipe.training.seed)
     started = time.monotonic()
     with reporter.meter(f"probe, {shots} examples", len(prompts)) as meter:
-        answers = answer_prompts(model, prompts, loaded.recipe.generation, meter.update)
+        answers = answer_prompts(model, prompts, recipe.generation, meter.update)
+    seconds = time.monotonic() - started
     tokens = [answer.tokens for answer in answers]
-    speed = sum(tokens) / (time.monotonic() - started)
     questions = [question_of(row, None) for row in asked.rows]
-    texts = [answer.text for answer in answers]
+    scored = score_answers(scorers, [answer.text for answer in answers], questions, lambda _: None)
     counts = {
         "stop_rate": mean_of([answer.stopped for answer in answers]),
-        **score_answers(scorers, texts, questions, lambda _: None).counts,
+        **scored.counts,
         "answer_tokens": mean_of(tokens),
     }
     scores: dict[str, Any] = {
         "prompt_tokens": fmean(map(len, prompts)),
-        "tokens_per_second": speed,
+        "tokens_per_second": sum(tokens) / seconds,
     }
     for name, count in counts.items():
         scores |= {name: count.value, f"{name}_interval": list(count.interval())}

@@ -10,11 +10,81 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ftcli.disk import write_json
-from ftcli.metrics.dataset.answers import AnswerForm
-from ftcli.metrics.dataset.rows import Contradictions, Lengths, NearDuplicates
 from ftcli.prepared import Split
 
+Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length", "free text"]
 Verdict = Literal["prompt", "fine-tune", "fine-tune if called often"]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that nearly equal a training row; rows are named `file:line`."""
+
+    rows: int
+    rows_looked_at: int
+    pairs_shown: tuple[tuple[str, str, float], ...]
+    """The earlier row, the later one, and their Jaccard similarity."""
+
+
+@dataclass(frozen=True)
+class NearDuplicates(Duplicates):
+    """Those of the training rows, and of held-out rows."""
+
+    share: float
+    held_out: Duplicates
+    disagreeing: int
+    """Near duplicates with another short answer."""
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """What answers have in common."""
+
+    kind: Kind
+    share: float
+    """Of the answers that were read; 0 for free text."""
+    detail: str
+    eval_format: Mapping[str, Any] | None
+    """The block of a recipe that measures the form; none: no block does."""
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
+class Contradictions:
+    """Prompts that are equal but for case and white space, with answers that are not."""
+
+    prompts: int
+    rows: int
+    shown: tuple[tuple[str, ...], ...]
+    """`file:line` of a few rows with different answers, of the first such prompts."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Tokens: half of the rows have no more than the median, nine of ten no more than p90."""
+
+    median: int
+    p90: int
+    max: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rows from each edge up to the next; the last edge is above every row."""
+
+    edges: tuple[int, ...]
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of all rows, in tokens."""
+
+    prompt: Spread
+    answer: Spread
+    histogram: Histogram
 
 
 @dataclass(frozen=True)
@@ -67,6 +137,10 @@ class Advice(BaseModel):
         """Fields of advice.json as `prepare --json` shows them."""
         return self.model_dump(mode="json", exclude={"version", "fingerprint"})
 
+    def write(self, folder: Path) -> None:
+        """Into the folder of the prepared rows."""
+        write_json(advice_file(folder), self.model_dump(mode="json"))
+
 
 def advice_file(folder: Path) -> Path:
     """Where the advice stands in a data folder."""
@@ -80,8 +154,3 @@ def read_advice(folder: Path, fingerprint: str) -> Advice | None:
     except (OSError, ValidationError):
         return None
     return kept if kept.fingerprint == fingerprint else None
-
-
-def write_advice(advice: Advice, folder: Path) -> None:
-    """Write it to the folder of the prepared rows."""
-    write_json(advice_file(folder), advice.model_dump(mode="json"))

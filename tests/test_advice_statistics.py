@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.data.example import Message, Origin
-from ftcli.metrics.dataset.rows import (
+from ftcli.stages.advice.answer_form import shared_beginning
+from ftcli.stages.advice.record import Contradictions, NearDuplicates
+from ftcli.stages.advice.statistics import (
     SIMILAR,
-    Contradictions,
     DataRow,
-    NearDuplicates,
     contradictions,
     lengths,
     near_duplicates,
-    shared_beginning,
     shared_instruction,
 )
 

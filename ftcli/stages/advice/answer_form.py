@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Any, Literal
+from os.path import commonprefix
+from typing import Any
 
-from ftcli.metrics.dataset.rows import shared_beginning
+from pydantic import ValidationError
 
-Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length", "free text"]
+from ftcli.metrics.format.sql_answers import read_query
+from ftcli.recipe import AnswerFormat, Evaluation
+from ftcli.stages.advice.record import AnswerForm, Kind
+
 # In these a form is fixed; an opening or a length alone is a habit.
 FIXED: tuple[Kind, ...] = ("labels", "json", "sql", "lines", "sections")
 NEARLY_ALL, MOST = 0.9, 0.5
+# So many prompts begin alike; the others may be mistakes.
+ALIKE = 0.95
 MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
-PARSED_QUERIES = 300  # sqlglot takes about a millisecond for a query
-QUERY = re.compile(
-    r"(SELECT|WITH\s+\w+\s+AS|INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|"
-    r"CREATE\s+(TABLE|VIEW|INDEX))\b",
-    re.IGNORECASE,
-)
+PARSED_QUERIES = 300  # each takes a few milliseconds
+QUERY = re.compile(r"(SELECT|WITH)\b", re.IGNORECASE)
 SHORTEST_BAND = 5
 # What begins a line: a heading's marks, a bullet, a number, a label.
 MARK = re.compile(r"(#{1,6}|[-*•]|\d{1,2}[.)])(?= )|([^\W\d_][\w &/-]{0,39}:)(?=\s|$)")
@@ -34,22 +37,6 @@ SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 Run = tuple[str, int]
 """A kind of line, and how many of it follow each other (0: any number)."""
-
-
-@dataclass(frozen=True)
-class AnswerForm:
-    """What answers have in common."""
-
-    kind: Kind
-    share: float
-    """Of the answers that were read; 0 for free text."""
-    detail: str
-    eval_format: Mapping[str, Any] | None
-    """The block of a recipe that measures the form; none: no block does."""
-    fixed: bool = False
-
-
-Finder = Callable[[Sequence[str]], AnswerForm | None]
 
 
 def answer_form(answers: Sequence[str]) -> AnswerForm:
@@ -65,19 +52,43 @@ def answer_form(answers: Sequence[str]) -> AnswerForm:
     return best
 
 
+def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
+    """The value of `eval.format`; none where no recipe may ask for it."""
+    try:
+        return Evaluation.model_validate({"format": wanted}).format
+    except ValidationError:
+        return None
+
+
+def shared_beginning(texts: Sequence[str], alike: float = ALIKE) -> str:
+    """The longest text of whole lines, or of whole words, with which so many of the texts begin.
+
+    Nothing where it would be the whole of them: then it is the question and no instruction.
+    """
+    # Of texts in order, those that begin alike are neighbours.
+    ordered, apart = sorted(texts), math.ceil(alike * len(texts)) - 1
+    pairs = zip(ordered, ordered[max(apart, 0) :], strict=False)
+    found = max(map(commonprefix, pairs), key=len, default="")
+    if sum(text.strip() == found.strip() for text in texts) > len(texts) / 2:
+        return ""
+    # After the last whole line stands the name of the row's first field; of the last word the
+    # texts may share the first letters only.
+    whole = re.match(r"[\s\S]*\n|[\s\S]*\s\Z|[\s\S]*(?=\s)", found)
+    return whole.group() if whole else ""
+
+
 def _labels(answers: Sequence[str]) -> AnswerForm | None:
     """Few different answers, each of them short and often given."""
-    counts = Counter(answers)
-    often = max(2, len(answers) // 200)
+    counts, rows = Counter(answers), len(answers)
+    often = max(2, rows // 200)
     labels = [text for text, count in counts.most_common(MOST_LABELS) if count >= often]
-    if len(labels) < 2 or len(labels) * ROWS_PER_LABEL > len(answers):
+    too_long = any(len(label) > LONGEST_LABEL or "\n" in label for label in labels)
+    if len(labels) < 2 or len(labels) * ROWS_PER_LABEL > rows or too_long:
         return None
-    if any(len(label) > LONGEST_LABEL or "\n" in label for label in labels):
-        return None
-    share = sum(counts[label] for label in labels) / len(answers)
-    shown = [f"{label} {counts[label] / len(answers):.0%}" for label in labels[:NAMED_LABELS]]
+    shown = [f"{label} {counts[label] / rows:.0%}" for label in labels[:NAMED_LABELS]]
     more = ["…"] if len(labels) > NAMED_LABELS else []
     detail = f"one of {len(labels)} labels ({', '.join(shown + more)})"
+    share = sum(counts[label] for label in labels) / rows
     return AnswerForm("labels", share, detail, _regex("|".join(map(_escaped, labels))))
 
 
@@ -110,37 +121,25 @@ def _json_value(answer: str) -> Any:
 
 
 def _sql(answers: Sequence[str]) -> AnswerForm | None:
-    sample = answers[:: -(-len(answers) // PARSED_QUERIES)]
+    sample = answers[:: math.ceil(len(answers) / PARSED_QUERIES)]
     likely = [answer for answer in sample if QUERY.match(answer)]
     if len(likely) < MOST * len(sample):
         return None
-    return AnswerForm("sql", sum(map(_is_query, likely)) / len(sample), "SQL", {"type": "sql"})
-
-
-def _is_query(answer: str) -> bool:
-    import sqlglot
-    from sqlglot.errors import SqlglotError
-
-    try:
-        return sqlglot.parse_one(answer, dialect="sqlite") is not None
-    except (SqlglotError, RecursionError, ValueError):
-        return False
+    queries = sum(read_query(answer, "sqlite").fault is None for answer in likely)
+    return AnswerForm("sql", queries / len(sample), "SQL", {"type": "sql"})
 
 
 def _lines(answers: Sequence[str]) -> AnswerForm | None:
     """The same kinds of lines in the same order; their numbers where nearly all have those too."""
-    labels: Counter[str] = Counter()
-    for answer in answers:
-        marks = map(MARK.match, answer.split("\n", MOST_LINES))
-        labels.update({mark[2] for mark in marks if mark is not None and mark[2]})
-    common = {label for label, count in labels.items() if count > len(answers) / 2}
-    exact = Counter(tuple(_runs(answer, common)) for answer in answers)
-    form, count = exact.most_common(1)[0]
+    lines = [answer.split("\n", MOST_LINES) for answer in answers]
+    marks = [{mark[2] for mark in map(MARK.match, each) if mark} for each in lines]
+    counts = Counter(label for labels in marks for label in labels if label)
+    common = {label for label, count in counts.items() if count > len(answers) / 2}
+    runs = [tuple(_runs(each, common)) for each in lines]
+    form, count = Counter(runs).most_common(1)[0]
     if count < NEARLY_ALL * len(answers):
-        loose: Counter[tuple[Run, ...]] = Counter()
-        for runs, rows in exact.items():
-            loose[tuple((kind, 0 if kind in REPEATED else n) for kind, n in runs)] += rows
-        form, count = loose.most_common(1)[0]
+        loose = (tuple((kind, 0 if kind in REPEATED else n) for kind, n in each) for each in runs)
+        form, count = Counter(loose).most_common(1)[0]
     if all(kind in (TEXT, BLANK) for kind, _ in form) or len(form) > MOST_RUNS:
         return None
     shown = [kind if kind == TEXT else f"“{kind} …”" for kind, _ in form if kind != BLANK]
@@ -148,15 +147,14 @@ def _lines(answers: Sequence[str]) -> AnswerForm | None:
     return AnswerForm("lines", count / len(answers), f"lines {', '.join(shown)}", _regex(pattern))
 
 
-def _runs(answer: str, labels: set[str]) -> list[Run]:
+def _runs(lines: Sequence[str], labels: set[str]) -> list[Run]:
     def kind(line: str) -> str:
         mark = MARK.match(line)
         if mark is None or (mark[2] and mark[2] not in labels):
             return TEXT if line.strip() else BLANK
         return NUMBERED if mark[0][0].isdigit() else mark[0]
 
-    kinds = map(kind, answer.split("\n", MOST_LINES))
-    return [(each, len(list(same))) for each, same in groupby(kinds)]
+    return [(each, len(list(same))) for each, same in groupby(map(kind, lines))]
 
 
 def _run_pattern(run: Run) -> str:
@@ -164,9 +162,10 @@ def _run_pattern(run: Run) -> str:
     if kind == BLANK:
         return r"\n".join([r"[^\S\n]*"] * count)
     begin = {TEXT: "", NUMBERED: r"\d+[.)] "}.get(kind, _escaped(kind))
-    if kind not in (TEXT, NUMBERED) and not kind.endswith(":"):
-        begin += " "
-    line = rf"{begin}[^\n]*" if kind.endswith(":") else rf"{begin}[^\n]+"
+    if kind.endswith(":"):
+        line = rf"{begin}[^\n]*"
+    else:
+        line = rf"{begin}{'' if kind in (TEXT, NUMBERED) else ' '}[^\n]+"
     return line if count == 1 else rf"{line}(?:\n{line}){f'{{{count - 1}}}' if count else '*'}"
 
 
@@ -212,4 +211,6 @@ def _escaped(text: str) -> str:
     return SPECIAL.sub(r"\\\g<0>", text)
 
 
-FORMS: tuple[Finder, ...] = (_labels, _json, _sql, _lines, _sections, _opening, _length)
+FORMS: tuple[Callable[[Sequence[str]], AnswerForm | None], ...] = (
+    *(_labels, _json, _sql, _lines, _sections, _opening, _length),
+)

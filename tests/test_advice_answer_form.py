@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.metrics.dataset.answers import AnswerForm, answer_form
 from ftcli.metrics.format import format_scorer
 from ftcli.metrics.scorer import Question
 from ftcli.recipe import Evaluation
+from ftcli.stages.advice.answer_form import answer_form
+from ftcli.stages.advice.record import AnswerForm
 
 NAMES = ("kettle", "lamp", "chair", "drum", "scarf", "spade", "kite", "mug", "desk", "rug")
 

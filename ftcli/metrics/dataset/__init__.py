@@ -1,1 +1,0 @@
-"""What a set of rows is like, and the form that its answers share."""
