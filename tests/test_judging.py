@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import signal
 import threading
 import time
@@ -374,6 +375,21 @@ def test_the_detector_marks_spans_of_the_report(
     assert {"spans_supported", "not_in_prompt"} <= set(rows)
     assert found["truth_measured_by"] == ["spans_supported"]
     assert any("how often the detector is right" in note for note in found["notes"])
+
+
+def test_another_detector_in_the_same_folder_is_another_evaluation(
+    trained: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(detector, tmp_path / "detector"))
+    flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {folder}}}"]
+    first = ask(capsys, "eval", unevaluated(trained), *flags)["key"]
+    assert ask(capsys, "eval", trained, *flags)["key"] == first
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert ask(capsys, "eval", trained, *flags)["key"] != first
 
 
 def test_a_model_that_is_no_detector(trained: Path, tiny_model: Path, capsys: Any) -> None:

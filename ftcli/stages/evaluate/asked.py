@@ -10,8 +10,11 @@ from ftcli.disk import sha256_file, short_digest
 from ftcli.metrics.code import code_digest
 from ftcli.prepared import Split
 from ftcli.recipe.evaluation import file_names
+from ftcli.recipe.grounding import Grounding
+from ftcli.shapes import model_source
 from ftcli.stages.evaluate.work import VERSION
 from ftcli.stages.opening import OpenRun
+from ftcli.weights import base_fingerprint
 
 # Enough to show a format, and few enough for a context of 2,048 tokens.
 SHOTS = 5
@@ -76,6 +79,7 @@ def key_of(opened: OpenRun, asked: Asked, split: Split) -> str:
         "split": split if asked.data is None else "file",
         "asked": {name: str(value) for name, value in vars(asked).items()},
         "files": [sha256_file(file) if file.is_file() else None for file in files],
+        "detector": _detector_weights(recipe.eval.grounding, base),
         "generation": recipe.generation.model_dump(),
         "eval": recipe.eval.model_dump(mode="json"),
         "keys": recipe.data.model_dump(mode="json"),
@@ -85,3 +89,11 @@ def key_of(opened: OpenRun, asked: Asked, split: Split) -> str:
         "code": [code_digest(), VERSION],
     }
     return short_digest(parts, 16)
+
+
+def _detector_weights(wanted: Grounding | None, base: Path) -> str | None:
+    """Of a folder; a hub id says by itself which they are."""
+    if wanted is None or wanted.model is None:
+        return None
+    source = model_source(wanted.model, base)
+    return base_fingerprint(source) if Path(source).is_dir() else None
