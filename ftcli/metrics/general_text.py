@@ -35,7 +35,7 @@ def general_text(file: Path | None) -> GeneralText:
     if file is not None and data_suffix(file.name):
         passages = _texts(file)
     else:
-        passages = _passages(_read(file or OWN_TEXT))
+        passages = _passages(read_text(file or OWN_TEXT))
     if not passages:
         raise DataError("data_empty", "holds no passage of text", file=str(file))
     digest = hashlib.sha256("\n\n".join(passages).encode()).hexdigest()[:16]
@@ -54,18 +54,17 @@ def _texts(file: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Of a file that a flag names; raises DataError."""
     try:
         return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError("data_missing", "no such file", file=str(file)) from error
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); give a text file, or rows with a `text`"
-        raise DataError("data_missing", reason, file=str(file)) from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            "data_encoding", "not UTF-8 text; save it as UTF-8", file=str(file)
-        ) from error
+        reason = "not UTF-8 text; save it as UTF-8"
+        raise DataError("data_encoding", reason, file=str(file)) from error
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else f"cannot be read ({error.strerror})"
+        raise DataError("data_missing", reason, file=str(file)) from error
 
 
 def _passages(text: str) -> tuple[str, ...]:

@@ -84,11 +84,6 @@ def _overlap(finding: Finding, span: tuple[int, int]) -> bool:
     return finding.start < span[1] and span[0] < finding.end
 
 
-def grounding_files(wanted: Grounding, base: Path) -> list[Path]:
-    """Files that the scores depend on besides the answers."""
-    return [base / wanted.banned] if isinstance(wanted.banned, str) else []
-
-
 def facts_text(wanted: Grounding | None, prompt: str) -> str:
     """The facts in all user turns of a row: what the recipe's expression finds, else all of it.
 

@@ -11,7 +11,7 @@ from ftcli.console import Reporter
 from ftcli.data.few_shot import choose_examples, few_shot
 from ftcli.errors import DataError, UsageError
 from ftcli.metrics.general_instructions import Instruction, general_instructions
-from ftcli.metrics.general_text import general_text
+from ftcli.metrics.general_text import general_text, read_text
 from ftcli.recipe import Generation
 from ftcli.stages.evaluate.asked import Asked
 from ftcli.stages.evaluate.rows import Row, row_of, stream_turns
@@ -101,15 +101,7 @@ def _prompted(
 
 
 def _read_instruction(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError as error:
-        raise DataError("data_missing", "no such file", file=str(file)) from error
-    except UnicodeDecodeError as error:
-        reason = "not UTF-8 text; save it as UTF-8"
-        raise DataError("data_encoding", reason, file=str(file)) from error
-    except OSError as error:
-        raise DataError("data_missing", f"cannot be read: {error}", file=str(file)) from error
+    text = read_text(file).strip()
     if not text:
         raise DataError("data_empty", "holds no instruction", file=str(file))
     return text
