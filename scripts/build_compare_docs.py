@@ -14,8 +14,7 @@ from build_vram_docs import filled, settle
 
 from ftcli.console import megabytes
 from ftcli.results import ComparedCell, CompareResult
-from ftcli.stages.compare.picture import draw
-from ftcli.stages.compare.wording import body
+from ftcli.stages.compare.page import body, draw
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEMPLATE, PAGE = DOCS / "compare.template.md", DOCS / "compare.md"
