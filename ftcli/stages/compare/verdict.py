@@ -79,13 +79,13 @@ def _pairs(losses: Mapping[str, Counts]) -> dict[tuple[str, str], Difference]:
     significant = holm([each.p_value for each in found.values()])
     return {
         pair: Difference(
+            verdict=verdict_of(each, "lower", significant=holds),
+            p_value=each.p_value,
             value=each.difference,
             interval=each.interval,
             n=each.n,
             rows_better=each.rows_lower,
             rows_worse=each.rows_higher,
-            p_value=each.p_value,
-            verdict=verdict_of(each, "lower", significant=holds),
         )
         for (pair, each), holds in zip(found.items(), significant, strict=True)
     }

@@ -79,11 +79,6 @@ class ReportFigures:
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
     @property
-    def when(self) -> str:
-        """`2026-01-05 10:08`."""
-        return (self.record.finished or self.record.started or "")[:16].replace("T", " ")
-
-    @property
     def command_name(self) -> str:
         """How a command names the run, from the folder that holds the folder of runs."""
         return shlex.quote(f"{self.run.path.parent.name}/{self.run.path.name}")
