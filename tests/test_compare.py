@@ -340,6 +340,7 @@ def instead_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         ("kill -9 $$", "killed (signal 9), as a system does that runs out of memory"),
         ("kill -11 $$", "crashed (signal 11)"),
         ("exit 1", "ended with code 1"),
+        ("exit 2", "ended with code 2"),
     ],
 )
 def test_a_crash_is_an_error_of_its_own_command(

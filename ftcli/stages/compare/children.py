@@ -24,13 +24,15 @@ from ftcli.stopping import SIGNALS
 
 # What a run's start and end differ by beyond the seconds it reports, when it was not resumed.
 CLOCK_SECONDS = 2.0
+# A process that was stopped by one of them ends with its number, as a code or as a signal.
+STOPPED = {code: number for number in SIGNALS for code in (-number, 128 + number)}
 
 
 def ask(*words: str) -> dict[str, Any]:
     """What `ftcli WORDS --json` prints; raises its error as FtcliError, Stopped on a signal."""
     code, out = run([*words, "--json"])
-    if (number := abs(code) % 128) in SIGNALS:  # a shell has 128 + number, Python -number
-        raise Stopped("stopped", number)
+    if code in STOPPED:
+        raise Stopped("stopped", STOPPED[code])
     try:
         found: dict[str, Any] = json.loads(out)
     except ValueError as error:
