@@ -107,17 +107,16 @@ def notes(found: CompareResult) -> Iterator[str]:
 
 def page(found: CompareResult, picture: str) -> str:
     """compare.md; `picture`: address of the picture from there."""
-    return f"# {headline(found)}\n\n{body(found, picture)}"
-
-
-def body(found: CompareResult, picture: str) -> str:
-    """The page without its heading."""
     rows = rows_of(found)
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    listed = "\n".join(f"- {note}" for note in notes(found))
-    shown = f"![held-out loss and trained parameters]({picture})"
-    return f"{found.verdict}\n\n{table}\n\n{listed}\n\n{shown}\n"
+    parts = (
+        f"# {headline(found)}",
+        found.verdict,
+        "\n".join(f"| {' | '.join(cells)} |" for cells in lines),
+        "\n".join(f"- {note}" for note in notes(found)),
+        f"![held-out loss and trained parameters]({picture})\n",
+    )
+    return "\n\n".join(parts)
 
 
 def draw(found: CompareResult, file: Path) -> None:

@@ -28,7 +28,10 @@ def decide(
     cells: Sequence[ComparedCell], losses: Mapping[str, Counts], base: Counts, seed: int
 ) -> Decision:
     """`losses`: of each cell's name the summed loss and the tokens of each held-out row."""
-    chosen = sorted(_best_rates(cells), key=lambda cell: losses[cell.name].value)
+    # Of each method the rate with the lowest validation loss: the held-out rows choose none.
+    lowest_last = sorted(cells, key=lambda cell: cell.validation_loss or 0.0, reverse=True)
+    best_rates = {cell.method: cell for cell in lowest_last}.values()
+    chosen = sorted(best_rates, key=lambda cell: losses[cell.name].value)
     names = [cell.name for cell in chosen]
     pairs = _pairs({BASE: base} | {name: losses[name] for name in names})
     judged = {
@@ -56,18 +59,6 @@ def decide(
         tuple(cell.name for cell in (best, *equal)),
         _text(take, best, others, equal, seed),
     )
-
-
-def _best_rates(cells: Sequence[ComparedCell]) -> list[ComparedCell]:
-    """Of each method the cell with the lowest validation loss: the held-out rows choose none."""
-    methods = dict.fromkeys(cell.method for cell in cells)
-    return [
-        min(
-            (cell for cell in cells if cell.method == method),
-            key=lambda cell: cell.validation_loss or 0.0,  # without validation rows there is one
-        )
-        for method in methods
-    ]
 
 
 def _pairs(losses: Mapping[str, Counts]) -> dict[tuple[str, str], Difference]:
@@ -119,16 +110,12 @@ def _text(
             f"({loss}), on {gain.n} rows; of those that are better than the base, {named(take)} "
             f"is the lightest ({take.trained_parameters:,} trained parameters)"
         )
-    elif others:
-        why = (
-            f"its held-out loss of {loss} is better than that of every other method; that of "
-            f"{named(others[0])}, the next, is worse by {_shown(others[0].vs_best)}"
-        )
     else:
-        why = (
-            f"its held-out loss of {loss} is better than the base's, by {_shown(gain, -1)}; no "
-            "other method was trained"
-        )
+        than = f"the base's, by {_shown(gain, -1)}; no other method was trained"
+        if others:
+            next_best, gap = named(others[0]), _shown(others[0].vs_best)
+            than = f"that of every other method; that of {next_best}, the next, is worse by {gap}"
+        why = f"its held-out loss of {loss} is better than {than}"
     return (
         f"Take {named(take)}: with this seed ({seed}) {why}. This holds for "
         f"{_steps([best, *others])} at these learning rates; a longer training, other rates or "

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ftcli.console import megabytes
 from ftcli.results import Finding
 from ftcli.secrets import masker
 from ftcli.stages.evaluate.wording import summary_of
@@ -65,6 +66,7 @@ def page(figures: ReportFigures) -> str:
         tables=tables,
         pieces=pieces,
         summary_of=summary_of,
+        megabytes=megabytes,
     )
 
 

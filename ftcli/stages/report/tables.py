@@ -16,7 +16,6 @@ SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt",
 RESIDENT = "taken of the machine's memory in the steps, beyond what was held before the model"
 PROCESS_PEAK = "peak of the whole process, libraries and loading included"
 CARD_PEAK = "most that tensors held on the card, loading included"
-SMALLEST_SHARE = 0.005
 DIFFERENCE = ("verdict", "difference (95%)", "rows better / worse")
 
 
@@ -59,16 +58,6 @@ def _scores(
         shown = (value_of(row, value) for value in values)
         cells.append((row.label, *shown, *(difference if compared else ())))
     return Table(title, (*heads, *(DIFFERENCE if compared else ())), tuple(cells))
-
-
-def calls(result: EvalResult) -> Table:
-    """What one call takes."""
-    heads = ("model", "prompt tokens", "answer tokens", "tokens per second")
-    rows = []
-    for side, call in result.calls.items():
-        figures = call.prompt_tokens, call.answer_tokens, call.tokens_per_second
-        rows.append((SIDE_NAMES[side], *(f"{each:,.0f}" if each else "–" for each in figures)))
-    return Table("One call, on the machine of the evaluation", heads, tuple(rows))
 
 
 def training(figures: ReportFigures) -> Table:
@@ -151,18 +140,6 @@ def memory(plan: PlanRecord, found: MemoryFigures) -> Table:
             rows.append((what, interval, gigabytes(measured), f"{where} the interval ({change})"))
     heads = ("memory", "planned (interval)", "measured", "verdict")
     return Table("Planned and measured", heads, tuple(rows))
-
-
-def planned_parts(plan: PlanRecord) -> Table:
-    """What the plan holds at the peak of a step."""
-    peak, parts = plan.estimate.peak_bytes, plan.estimate.breakdown
-    rows = tuple(
-        (name, megabytes(size), f"{size / peak:.0%}")
-        for name, size in parts.items()
-        if name != "context" and size >= SMALLEST_SHARE * peak
-    )
-    title = f"Planned at the peak ({plan.estimate.peak_phase}): {gigabytes(peak)}"
-    return Table(title, ("part", "size", "share"), rows)
 
 
 def decisions(plan: PlanRecord) -> Table:
