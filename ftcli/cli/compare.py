@@ -66,9 +66,17 @@ def compare(
     from ftcli.stages.compare import compare_recipe
     from ftcli.stages.compare.cells import Asked, require_methods
 
-    named, rates = require_methods(_listed(methods)), _rates(learning_rates)
-    asked = Asked(named, rates, steps, general_text, limit, fresh)
-    found = compare_recipe(recipe, overrides or (), asked, Terminal())
+    asked = Asked(
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        methods=require_methods(_listed(methods)),
+        learning_rates=_rates(learning_rates),
+        steps=steps,
+        general_text=general_text,
+        limit=limit,
+        fresh=fresh,
+    )
+    found = compare_recipe(asked, Terminal())
     if json:
         result_json(found.model_dump(mode="json"))
     else:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder, numbered
-from ftcli.commands import command, set_flags, shown_path
+from ftcli.commands import shown_path
 from ftcli.console import Reporter
 from ftcli.disk import write_text
 from ftcli.errors import FtcliError, Stopped, UsageError
@@ -21,7 +21,7 @@ from ftcli.metrics.general_text import general_text
 from ftcli.prepared import load_prepared
 from ftcli.results import ComparedBase, CompareResult, FailedCell
 from ftcli.shapes import find_shape
-from ftcli.stages.compare.cells import METHODS, Asked, Cell, cells_of, short_rate, split_overrides
+from ftcli.stages.compare.cells import Asked, Cell, cells_of, split_overrides
 from ftcli.stages.compare.children import Measured, measure, scores_of
 from ftcli.stages.compare.page import draw, page
 from ftcli.stages.compare.verdict import decide
@@ -30,38 +30,35 @@ from ftcli.stages.opening import FREE_KEYS
 PICTURE = "compare.png"
 
 
-def compare_recipe(
-    recipe: Path, overrides: Sequence[str], asked: Asked, reporter: Reporter
-) -> CompareResult:
+def compare_recipe(asked: Asked, reporter: Reporter) -> CompareResult:
     """Train and evaluate what is not finished, and write the comparison into its folder.
 
     Raises FtcliError, also where nothing could be trained; Stopped on a signal.
     """
-    loaded = load_recipe(recipe, split_overrides(overrides)[1])
+    loaded = load_recipe(asked.recipe, split_overrides(asked.overrides)[1])
     _require_held_out(loaded, asked)
     with loaded.blame():
         find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
     general_text(asked.general_text)  # one that cannot be read is an error before any training
     folder = _folder(loaded.output, fresh=asked.fresh)
-    cells = cells_of(recipe, overrides, asked, folder)
-    again = _command(recipe, overrides, asked)
+    cells = cells_of(asked, folder)
     found: dict[str, Measured | FailedCell] = {}
     try:
         with RunFolder(folder).lock():
             # Changed rows or weights of the base are an error of a finished run: those come first.
             for cell in cells:
-                _require_as_begun(cell, again)
+                _require_as_begun(cell, asked)
             for cell in sorted(cells, key=lambda cell: cell.run.state != "finished"):
                 reporter.note(f"{cell.name} ({len(found) + 1} of {len(cells)})")
                 _share_data(cells, cell)
-                found[cell.name] = _attempt(cell, asked, again, reporter)
+                found[cell.name] = _attempt(cell, asked, reporter)
             ordered = {cell.name: found[cell.name] for cell in cells}
-            result = _result(loaded, asked, folder, ordered, again)
+            result = _result(loaded, asked, folder, ordered)
             result.write(folder / "compare.json")
             write_text(folder / "compare.md", page(result, PICTURE))
             draw(result, folder / PICTURE)
     except Stopped as stopped:
-        message = f"stopped; what is finished is kept, and the rest goes on with: {again}"
+        message = f"stopped; what is finished is kept, and the rest goes on with: {asked.again}"
         raise Stopped(message, stopped.exit_code - 128) from stopped
     return result
 
@@ -91,34 +88,21 @@ def _folder(output: Path, *, fresh: bool) -> Path:
     return first.with_name(f"{first.name}-{len(there) + 1}") if fresh else there[-1]
 
 
-def _command(recipe: Path, overrides: Sequence[str], asked: Asked) -> str:
-    """The command that goes on; --fresh would not."""
-    given = {
-        "--methods": ",".join(asked.methods) if asked.methods != METHODS else None,
-        "--learning-rates": ",".join(map(short_rate, asked.learning_rates)) or None,
-        "--steps": asked.steps,
-        "--general-text": asked.general_text,
-        "--limit": asked.limit,
-    }
-    flags = [word for name, value in given.items() if value for word in (name, str(value))]
-    return command("compare", recipe, *flags, *set_flags(overrides))
-
-
-def _require_as_begun(cell: Cell, again: str) -> None:
+def _require_as_begun(cell: Cell, asked: Asked) -> None:
     """Raises FtcliError (`recipe_changed`) where the run was begun with another recipe: said here
     once, and not by `train`, which would advise on the run alone."""
     if cell.run.state is not None:
         begun = load_recipe(cell.run.recipe).recipe
         if changed := differences(begun, cell.recipe, FREE_KEYS):
-            raise _begun_otherwise(cell.run.path.parent, changed, again)
+            raise _begun_otherwise(cell.run.path.parent, changed, asked)
 
 
-def _begun_otherwise(folder: Path, changed: Sequence[str], again: str) -> FtcliError:
+def _begun_otherwise(folder: Path, changed: Sequence[str], asked: Asked) -> FtcliError:
     return FtcliError(
         "recipe_changed",
         f"{shown_path(folder)} was begun with another recipe or other flags:\n  "
         + "\n  ".join(changed)
-        + f"\nchange it back to go on, or start over in a new folder:\n  {again} --fresh",
+        + f"\nchange it back to go on, or start over in a new folder:\n  {asked.again} --fresh",
     )
 
 
@@ -133,7 +117,7 @@ def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
         shutil.rmtree(cell.run.data, ignore_errors=True)
 
 
-def _attempt(cell: Cell, asked: Asked, again: str, reporter: Reporter) -> Measured | FailedCell:
+def _attempt(cell: Cell, asked: Asked, reporter: Reporter) -> Measured | FailedCell:
     """Train and evaluate one cell; raises FtcliError where the fault is that of all cells."""
     try:
         return measure(cell, asked)
@@ -142,7 +126,7 @@ def _attempt(cell: Cell, asked: Asked, again: str, reporter: Reporter) -> Measur
     except FtcliError as error:
         if error.code == "recipe_changed":  # of the rows or of the base
             changed = [line.strip() for line in error.message.splitlines() if " → " in line]
-            raise _begun_otherwise(cell.run.path.parent, changed, again) from error
+            raise _begun_otherwise(cell.run.path.parent, changed, asked) from error
         if error.code.startswith("data_"):
             raise
         reporter.warn(f"{cell.name} failed")
@@ -150,11 +134,7 @@ def _attempt(cell: Cell, asked: Asked, again: str, reporter: Reporter) -> Measur
 
 
 def _result(
-    loaded: Loaded,
-    asked: Asked,
-    folder: Path,
-    found: Mapping[str, Measured | FailedCell],
-    again: str,
+    loaded: Loaded, asked: Asked, folder: Path, found: Mapping[str, Measured | FailedCell]
 ) -> CompareResult:
     finished = [each for each in found.values() if isinstance(each, Measured)]
     failed = [each for each in found.values() if isinstance(each, FailedCell)]
@@ -163,7 +143,7 @@ def _result(
         raise FtcliError("compare_failed", f"none of the methods could be trained:{reasons}")
     marks = list(dict.fromkeys(str(each.data) for each in finished))
     if len(marks) > 1:  # they were changed while the cells were trained
-        raise _begun_otherwise(folder, [f"data: {' → '.join(marks)} (rows or tokenizer)"], again)
+        raise _begun_otherwise(folder, [f"data: {' → '.join(marks)} (rows or tokenizer)"], asked)
     # A base in 16 bits is the one to compare with, where a method holds it so.
     first = min(finished, key=lambda each: each.cell.four_bit)
     seed, evaluation = loaded.recipe.training.seed, first.evaluation

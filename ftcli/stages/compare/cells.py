@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command, set_flags
 from ftcli.errors import UsageError, did_you_mean
 from ftcli.loading import load_recipe, resolved
 from ftcli.recipe import METHOD_CLASSES, Recipe
@@ -21,14 +22,29 @@ LOW_RANK = {"lora", "qlora"}
 
 @dataclass(frozen=True)
 class Asked:
-    """What the flags of `ftcli compare` say; without steps the recipe's own length."""
+    """What the command line of `ftcli compare` says; without steps the recipe's own length."""
 
+    recipe: Path
+    overrides: tuple[str, ...] = ()
     methods: tuple[str, ...] = METHODS
     learning_rates: tuple[float, ...] = ()
     steps: int | None = None
     general_text: Path | None = None
     limit: int | None = None
     fresh: bool = False
+
+    @property
+    def again(self) -> str:
+        """The command that goes on; --fresh would not."""
+        given = {
+            "--methods": ",".join(self.methods) if self.methods != METHODS else None,
+            "--learning-rates": ",".join(map(short_rate, self.learning_rates)),
+            "--steps": self.steps,
+            "--general-text": self.general_text,
+            "--limit": self.limit,
+        }
+        flags = [word for name, value in given.items() if value for word in (name, str(value))]
+        return command("compare", self.recipe, *flags, *set_flags(self.overrides))
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,10 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], li
     return of_methods, others
 
 
-def cells_of(
-    recipe: Path, overrides: Sequence[str], asked: Asked, folder: Path
-) -> tuple[Cell, ...]:
+def cells_of(asked: Asked, folder: Path) -> tuple[Cell, ...]:
     """A cell for each method and rate, its run in `folder`; raises RecipeError and UsageError."""
-    of_methods, others = split_overrides(overrides)
-    own = load_recipe(recipe, others).recipe.method
+    of_methods, others = split_overrides(asked.overrides)
+    own = load_recipe(asked.recipe, others).recipe.method
     known = {method: METHOD_CLASSES[method].model_fields for method in asked.methods}
     every = {key for fields in known.values() for key in fields}
     for key, override in of_methods:
@@ -103,7 +117,7 @@ def cells_of(
             flags = flags or ["training.learning_rate=auto"]
         flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
         flags += [override for key, override in of_methods if key in known[method]]
-        cell = resolved(load_recipe(recipe, [*others, *flags]))
+        cell = resolved(load_recipe(asked.recipe, [*others, *flags]))
         name = method if rate is None else f"{method}-{short_rate(rate)}"
         changes: dict[str, object] = {"name": f"{cell.name}-{name}", "output": str(folder / name)}
         if asked.steps is not None:
