@@ -14,8 +14,8 @@ from build_vram_docs import filled, settle
 
 from ftcli.console import megabytes
 from ftcli.results import ComparedCell, CompareResult
-from ftcli.stages.compare.picture import draw
-from ftcli.stages.compare.wording import body
+from ftcli.stages.compare.page import draw
+from ftcli.stages.compare.page import page as compare_page
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEMPLATE, PAGE = DOCS / "compare.template.md", DOCS / "compare.md"
@@ -28,7 +28,7 @@ def main(check: bool) -> int:
 
 
 def page() -> str:
-    tables = {name: body(kept(name), picture(name)).rstrip() for name in NAMES}
+    tables = {name: body(name) for name in NAMES}
     # Files are as large on any data.
     saved = {cell.method: cell.saved_bytes for cell in kept(NAMES[0]).finished}
     sizes = {
@@ -37,6 +37,11 @@ def page() -> str:
         "prompt_file": megabytes(saved["prompt"]),
     }
     return filled(TEMPLATE.read_text(encoding="utf-8"), {"note": NOTE, **tables, **sizes})
+
+
+def body(name: str) -> str:
+    """compare.md without its heading."""
+    return compare_page(kept(name), picture(name)).partition("\n\n")[2].rstrip()
 
 
 def data_file(name: str) -> Path:

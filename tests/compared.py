@@ -14,7 +14,7 @@ import pytest
 from ftcli.cli import run
 from ftcli.metrics.scores import Counts
 from ftcli.results import ComparedBase, ComparedCell, CompareResult, FailedCell, Score
-from ftcli.stages.compare.children import Children
+from ftcli.stages.compare import children
 from ftcli.stages.compare.verdict import Decision, decide
 
 Made = tuple[ComparedCell, Counts]
@@ -25,14 +25,14 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from ftcli.engine import sandbox
 
-    def run_here(children: Children, words: Sequence[str]) -> tuple[int, str]:
+    def run_here(words: Sequence[str]) -> tuple[int, str]:
         sandbox._ceiling.was_old()  # it is read again: a training has grown the process
         out = io.StringIO()
         with redirect_stdout(out):
             code = run(words)
         return code, out.getvalue()
 
-    monkeypatch.setattr(Children, "run", run_here)
+    monkeypatch.setattr(children, "run", run_here)
 
 
 def losses(loss: float, wobble: float = 0.0, rows: int = 30) -> Counts:

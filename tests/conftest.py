@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pictures() -> Iterator[None]:
     """Hundreds of tiny runs write a report that no test opens: only tests/report draws pictures."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ftcli.stages.report.charts.draw", lambda chart, palette: "<svg/>")
+        patched.setattr("ftcli.stages.report.charts.draw", lambda chart: "<svg/>")
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import json
 import re
@@ -15,7 +16,6 @@ import pytest
 
 from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.stages.report.figures import read_figures
 from tests.compared import in_this_process
 from tests.conftest import save_recipe, save_rows
 from tests.test_training import stop_at
@@ -202,7 +202,8 @@ def test_what_a_training_ends_with_runs(project: Path, kept: tuple[Path, Path, s
 
 def test_the_commands_of_a_report_run_from_the_folder_that_holds_the_runs(project: Path) -> None:
     names = []
-    for typed, _ in read_figures(run_of(DONE)).commands:
+    page = html.unescape(run_of(DONE).report.read_text(encoding="utf-8"))
+    for typed in re.findall("<dt><code>(ftcli .*?)</code></dt>", page):
         words = shlex.split(typed)[1:]
         names.append(words[0])
         said(*words, code=0)

@@ -21,7 +21,7 @@ from ftcli.disk import sha256_file
 from ftcli.errors import MachineError, Stopped
 from ftcli.results import CompareResult
 from ftcli.stages.compare.cells import METHODS
-from ftcli.stages.compare.children import Children
+from ftcli.stages.compare.children import ask as ask_ftcli
 from tests.compared import in_this_process
 from tests.conftest import save_recipe, save_rows, save_tiny_model
 from tests.json_shapes import SHAPES
@@ -340,6 +340,7 @@ def instead_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
         ("kill -9 $$", "killed (signal 9), as a system does that runs out of memory"),
         ("kill -11 $$", "crashed (signal 11)"),
         ("exit 1", "ended with code 1"),
+        ("exit 2", "ended with code 2"),
     ],
 )
 def test_a_crash_is_an_error_of_its_own_command(
@@ -347,12 +348,12 @@ def test_a_crash_is_an_error_of_its_own_command(
 ) -> None:
     instead_of_python(script)
     with pytest.raises(MachineError) as caught:
-        Children().ask("train")
+        ask_ftcli("train")
     assert caught.value.code == "crashed" and words in caught.value.message
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_command_and_stops_what_would_follow(
+def test_a_signal_reaches_the_command(
     tmp_path: Path, instead_of_python: Callable[[str], None], number: signal.Signals
 ) -> None:
     instead_of_python(
@@ -365,16 +366,27 @@ def test_a_signal_reaches_the_command_and_stops_what_would_follow(
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    children = Children()
-    with children.signals():
-        sender = Thread(target=send)
-        sender.start()
-        with pytest.raises(Stopped) as caught:
-            children.ask("train")
-        sender.join()
-        assert caught.value.exit_code == 128 + number
-        (tmp_path / "begun").unlink()
-        with pytest.raises(Stopped):
-            children.ask("eval")
-        assert not (tmp_path / "begun").exists(), "the next command is not begun"
+    sender = Thread(target=send)
+    sender.start()
+    with pytest.raises(Stopped) as caught:
+        ask_ftcli("train")
+    sender.join()
+    assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is earlier
+
+
+def test_a_command_that_ends_well_after_a_signal_is_the_last_one(
+    tmp_path: Path, instead_of_python: Callable[[str], None]
+) -> None:
+    instead_of_python("trap 'echo {}; exit 0' INT; touch begun; while :; do sleep 0.02; done")
+
+    def send() -> None:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = Thread(target=send)
+    sender.start()
+    with pytest.raises(Stopped):
+        ask_ftcli("train")
+    sender.join()

@@ -37,7 +37,7 @@ def cells(
     path = folder / "shop.yaml"
     path.write_text(yaml.safe_dump(recipe))
     (folder / "rows.jsonl").write_text("{}\n")
-    found = cells_of(path, overrides, Asked(**asked), folder / "cells")
+    found = cells_of(Asked(path, overrides, **asked), folder / "cells")
     return {cell.name: cell for cell in found}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ftcli.results import CompareResult, FailedCell
-from ftcli.stages.compare.picture import draw
-from ftcli.stages.compare.wording import page
+from ftcli.stages.compare.page import draw, page
 from tests.compared import comparison, decided, losses, made
 
 

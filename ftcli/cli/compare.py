@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result_json
+from ftcli.console import Terminal, result, result_json, shown_path, table, width, wrapped
 from ftcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ftcli.results import CompareResult
+
+# Columns from which on a table shows everything.
+WIDE = 110
+ONLY_WIDE = ("tokens/s", "file size")
+SHORT = {
+    "learning rate": "rate",
+    "held-out loss": "loss",
+    "format valid": "format",
+    "finished (EOS)": "EOS",
+    "general text": "general",
+    "trained parameters": "trained",
+    "peak memory": "peak",
+    "file size": "file",
+}
 
 
 def compare(
@@ -46,18 +63,20 @@ def compare(
     is not run again; Ctrl-C stops, and the same command goes on. Writes compare.json, compare.md
     and compare.png into <output>-compare.
     """
-    from ftcli.cli.compare_view import show
-    from ftcli.stages.compare import Asked, compare_recipe
+    from ftcli.stages.compare import compare_recipe
+    from ftcli.stages.compare.cells import Asked, require_methods
 
     asked = Asked(
-        methods=_listed(methods),
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        methods=require_methods(_listed(methods)),
         learning_rates=_rates(learning_rates),
         steps=steps,
         general_text=general_text,
         limit=limit,
         fresh=fresh,
     )
-    found = compare_recipe(recipe, overrides or (), asked, Terminal())
+    found = compare_recipe(asked, Terminal())
     if json:
         result_json(found.model_dump(mode="json"))
     else:
@@ -73,6 +92,26 @@ def _rates(text: str | None) -> tuple[float, ...]:
     try:
         return tuple(dict.fromkeys(float(part) for part in _listed(text or "")))
     except ValueError as error:
-        raise UsageError(
-            "flag", f"--learning-rates {text}: expected numbers, as 1e-4,1e-3"
-        ) from error
+        message = f"--learning-rates {text}: expected numbers, as 1e-4,1e-3"
+        raise UsageError("flag", message) from error
+
+
+def show(found: CompareResult) -> None:
+    """A comparison as a person reads it: one table, its notes, and the verdict."""
+    from ftcli.stages.compare.page import headline, notes, rows_of
+
+    result(wrapped(headline(found), ""))
+    rows = rows_of(found)
+    heads = list(rows[0])
+    if width() < WIDE:
+        heads = [head for head in heads if head not in ONLY_WIDE]
+        for row in rows:
+            row["held-out loss"] = row["held-out loss"].partition(" ")[0]
+    shown = [[row[head] for head in heads] for row in rows]
+    table([SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=2)
+    for note in notes(found):
+        result(wrapped(f"  {note}", "    "))
+    places = f"all figures: {shown_path(Path(found.folder))}/compare.md, .json and .png"
+    for paragraph in (found.verdict, places):
+        result("")
+        result(wrapped(paragraph, ""))

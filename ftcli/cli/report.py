@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,8 @@ from ftcli.cli import options
 from ftcli.console import result, result_json, say, shown_path, wrapped
 
 if TYPE_CHECKING:
-    from ftcli.stages.report import ReportResult
+    from ftcli.artifacts import RunFolder
+    from ftcli.stages.evaluate.wording import RunVerdict
 
 
 def report(
@@ -28,18 +30,28 @@ def report(
     from ftcli.stages.report import report_run
 
     found = report_run(run)
+    verdict = found.verdict(shlex.quote(shown_path(found.run.path)))
     for problem in found.problems:
         say(f"warning: {problem}", style="yellow")
     if json:
-        result_json(found.as_json())
+        result_json(
+            {
+                "run_dir": str(found.run.path),
+                "report": str(found.run.report),
+                "card": str(found.run.card),
+                "verdict": verdict.kind,
+                "headline": verdict.headline,
+                "words": verdict.sentence,
+                "reasons": list(verdict.reasons),
+            }
+        )
     else:
-        _show(found)
+        _show(found.run, verdict)
     if open_page:
         _open(found.run.report)
 
 
-def _show(found: ReportResult) -> None:
-    verdict = found.verdict
+def _show(run: RunFolder, verdict: RunVerdict) -> None:
     words, mark, command = verdict.sentence.partition(": ftcli ")
     result(verdict.headline)
     result(wrapped(words + (":" if mark else ""), further=""))
@@ -47,7 +59,7 @@ def _show(found: ReportResult) -> None:
         result(f"  ftcli {command}")
     for reason in verdict.reasons:
         result(wrapped(f"  - {reason}", further="    "))
-    result(f"report  {shown_path(found.run.report)}")
+    result(f"report  {shown_path(run.report)}")
 
 
 def _open(page: Path) -> None:

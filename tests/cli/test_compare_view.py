@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.cli.compare_view import show
+from ftcli.cli.compare import show
 from ftcli.results import CompareResult, FailedCell
 from tests.compared import comparison, losses, made
 

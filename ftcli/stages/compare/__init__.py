@@ -9,119 +9,74 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ftcli.artifacts import RunFolder, numbered
-from ftcli.commands import command, set_flags, shown_path
+from ftcli.commands import shown_path
 from ftcli.console import Reporter
 from ftcli.disk import write_text
 from ftcli.errors import FtcliError, Stopped, UsageError
-from ftcli.loading import Loaded, differences, dump_recipe, load_recipe
+from ftcli.loading import Loaded, differences, load_recipe
 from ftcli.metrics.general_text import general_text
-from ftcli.metrics.scores import Counts
 from ftcli.prepared import load_prepared
-from ftcli.recipe import holds_4_bits
-from ftcli.results import (
-    AnsweredRow,
-    ComparedBase,
-    ComparedCell,
-    CompareResult,
-    EvalResult,
-    FailedCell,
-    Score,
-    Side,
-)
+from ftcli.results import ComparedBase, CompareResult, FailedCell
 from ftcli.shapes import find_shape
-from ftcli.stages.compare.cells import (
-    METHODS,
-    Asked,
-    Cell,
-    cells_of,
-    require_methods,
-    short_rate,
-    split_overrides,
-)
-from ftcli.stages.compare.children import Children
-from ftcli.stages.compare.picture import draw
+from ftcli.stages.compare.cells import Asked, Cell, cells_of, split_overrides
+from ftcli.stages.compare.children import Measured, measure, scores_of
+from ftcli.stages.compare.page import draw, page
 from ftcli.stages.compare.verdict import decide
-from ftcli.stages.compare.wording import page
 from ftcli.stages.opening import FREE_KEYS
 
-__all__ = ["METHODS", "Asked", "compare_recipe"]
-
 PICTURE = "compare.png"
-# What a run's start and end differ by beyond the seconds it reports, when it had one sitting.
-CLOCK_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A finished cell, its evaluation, and the loss and tokens of each held-out row."""
-
-    cell: ComparedCell
-    evaluation: EvalResult
-    losses: Mapping[Side, Counts]
-    data: str
-    """Fingerprint of the prepared rows."""
-
-
-def compare_recipe(
-    recipe: Path, overrides: Sequence[str], asked: Asked, reporter: Reporter
-) -> CompareResult:
+def compare_recipe(asked: Asked, reporter: Reporter) -> CompareResult:
     """Train and evaluate what is not finished, and write the comparison into its folder.
 
     Raises FtcliError, also where nothing could be trained; Stopped on a signal.
     """
-    asked = replace(asked, methods=require_methods(asked.methods))
-    loaded = load_recipe(recipe, split_overrides(overrides)[1])
+    loaded = load_recipe(asked.recipe, split_overrides(asked.overrides)[1])
     _require_held_out(loaded, asked)
     with loaded.blame():
         find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
     general_text(asked.general_text)  # one that cannot be read is an error before any training
     folder = _folder(loaded.output, fresh=asked.fresh)
-    cells = cells_of(recipe, overrides, asked, folder)
-    again = _command(recipe, overrides, asked)
-    children = Children()
+    cells = cells_of(asked, folder)
     found: dict[str, Measured | FailedCell] = {}
     try:
-        with RunFolder(folder).lock(), children.signals():
+        with RunFolder(folder).lock():
             # Changed rows or weights of the base are an error of a finished run: those come first.
             for cell in cells:
-                _require_as_begun(cell, again)
+                _require_as_begun(cell, asked)
             for cell in sorted(cells, key=lambda cell: cell.run.state != "finished"):
                 reporter.note(f"{cell.name} ({len(found) + 1} of {len(cells)})")
                 _share_data(cells, cell)
-                found[cell.name] = _attempt(cell, asked, children, again, reporter)
-            result = _result(loaded, asked, folder, [found[cell.name] for cell in cells], again)
+                found[cell.name] = _attempt(cell, asked, reporter)
+            ordered = {cell.name: found[cell.name] for cell in cells}
+            result = _result(loaded, asked, folder, ordered)
             result.write(folder / "compare.json")
             write_text(folder / "compare.md", page(result, PICTURE))
             draw(result, folder / PICTURE)
     except Stopped as stopped:
-        message = f"stopped; what is finished is kept, and the rest goes on with: {again}"
+        message = f"stopped; what is finished is kept, and the rest goes on with: {asked.again}"
         raise Stopped(message, stopped.exit_code - 128) from stopped
     return result
 
 
 def _require_held_out(loaded: Loaded, asked: Asked) -> None:
-    data = loaded.recipe.data
+    data, (file, line) = loaded.recipe.data, loaded.place("data.test")
     if data.validation == 0 and asked.learning_rates:
-        raise UsageError(
-            "flag",
+        message = (
             "--learning-rates: the best rate is chosen by validation rows, and data.validation is "
-            "0; hold some out",
+            "0; hold some out"
         )
+        raise UsageError("flag", message)
     if data.validation == 0 and data.test == 0:
-        file, line = loaded.place("data.test")
-        raise UsageError(
-            "recipe",
+        message = (
             "data.test: found 0, and data.validation is 0 too; a comparison needs rows that no "
-            "method is trained on: hold some out (data.test: 0.1)",
-            file=file,
-            line=line,
+            "method is trained on: hold some out (data.test: 0.1)"
         )
+        raise UsageError("recipe", message, file=file, line=line)
 
 
 def _folder(output: Path, *, fresh: bool) -> Path:
@@ -133,26 +88,22 @@ def _folder(output: Path, *, fresh: bool) -> Path:
     return first.with_name(f"{first.name}-{len(there) + 1}") if fresh else there[-1]
 
 
-def _command(recipe: Path, overrides: Sequence[str], asked: Asked) -> str:
-    """The command that goes on; --fresh would not."""
-    given = {
-        "--methods": ",".join(asked.methods) if asked.methods != METHODS else None,
-        "--learning-rates": ",".join(map(short_rate, asked.learning_rates)) or None,
-        "--steps": asked.steps,
-        "--general-text": asked.general_text,
-        "--limit": asked.limit,
-    }
-    flags = [word for name, value in given.items() if value for word in (name, str(value))]
-    return command("compare", recipe, *flags, *set_flags(overrides))
-
-
-def _require_as_begun(cell: Cell, again: str) -> None:
+def _require_as_begun(cell: Cell, asked: Asked) -> None:
     """Raises FtcliError (`recipe_changed`) where the run was begun with another recipe: said here
     once, and not by `train`, which would advise on the run alone."""
     if cell.run.state is not None:
         begun = load_recipe(cell.run.recipe).recipe
         if changed := differences(begun, cell.recipe, FREE_KEYS):
-            raise _begun_otherwise(cell.run.path.parent, changed, again)
+            raise _begun_otherwise(cell.run.path.parent, changed, asked)
+
+
+def _begun_otherwise(folder: Path, changed: Sequence[str], asked: Asked) -> FtcliError:
+    return FtcliError(
+        "recipe_changed",
+        f"{shown_path(folder)} was begun with another recipe or other flags:\n  "
+        + "\n  ".join(changed)
+        + f"\nchange it back to go on, or start over in a new folder:\n  {asked.again} --fresh",
+    )
 
 
 def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
@@ -166,118 +117,50 @@ def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
         shutil.rmtree(cell.run.data, ignore_errors=True)
 
 
-def _attempt(
-    cell: Cell, asked: Asked, children: Children, again: str, reporter: Reporter
-) -> Measured | FailedCell:
+def _attempt(cell: Cell, asked: Asked, reporter: Reporter) -> Measured | FailedCell:
     """Train and evaluate one cell; raises FtcliError where the fault is that of all cells."""
     try:
-        return _measure(cell, asked, children)
+        return measure(cell, asked)
     except Stopped:
         raise
     except FtcliError as error:
         if error.code == "recipe_changed":  # of the rows or of the base
             changed = [line.strip() for line in error.message.splitlines() if " → " in line]
-            raise _begun_otherwise(cell.run.path.parent, changed, again) from error
+            raise _begun_otherwise(cell.run.path.parent, changed, asked) from error
         if error.code.startswith("data_"):
             raise
         reporter.warn(f"{cell.name} failed")
         return FailedCell(name=cell.name, method=cell.method, code=error.code, reason=error.message)
 
 
-def _measure(cell: Cell, asked: Asked, children: Children) -> Measured:
-    write_text(cell.file, dump_recipe(cell.recipe))
-    trained = children.ask("train", str(cell.file))
-    flags = ["--general-text", str(asked.general_text)] if asked.general_text else []
-    flags += ["--limit", str(asked.limit)] if asked.limit else []
-    # By its recipe, so that what an answer is scored by may change without another training.
-    key = children.ask("eval", str(cell.file), *flags)["key"]
-    run = RunFolder(Path(trained["run_dir"]))
-    evaluation = EvalResult.read(run.evaluation(key))
-    lines = (run.evaluations / evaluation.answers).read_text(encoding="utf-8").split("\n")
-    rows = [AnsweredRow.model_validate_json(line) for line in lines if line]
-    sides: tuple[Side, ...] = ("base", "tuned")
-    losses = {
-        side: Counts(
-            tuple(row.sides[side].loss for row in rows),
-            tuple(float(row.sides[side].loss_tokens) for row in rows),
-        )
-        for side in sides
-    }
-    manifest = run.read_manifest()
-    of_training = trained.keys() & ComparedCell.model_fields.keys() - {"state", "run_dir"}
-    measured = ComparedCell(
-        name=cell.name,
-        method=cell.method,
-        learning_rate=float(run.planned("learning_rate")),
-        four_bit=holds_4_bits(cell.recipe.method),
-        run_dir=str(run.path),
-        evaluation=key,
-        validation_loss=trained["eval_loss"],
-        scores=_scores(evaluation, "tuned"),
-        **{name: trained[name] for name in of_training},
-        resumed=_was_resumed(manifest, trained["seconds"]),
-    )
-    return Measured(measured, evaluation, losses, manifest["data"])
-
-
-def _scores(evaluation: EvalResult, side: Side) -> dict[str, Score]:
-    found = {row.name: row.side(side) for row in evaluation.every_row}
-    return {name: score for name, score in found.items() if score is not None}
-
-
-def _was_resumed(manifest: Mapping[str, Any], seconds: float) -> bool:
-    """Whether a run had several sittings: it took longer than its last one, by its clock."""
-    started, finished = (datetime.fromisoformat(manifest[k]) for k in ("started", "finished"))
-    return (finished - started).total_seconds() > seconds + CLOCK_SECONDS
-
-
-def _begun_otherwise(folder: Path, changed: Sequence[str], again: str) -> FtcliError:
-    return FtcliError(
-        "recipe_changed",
-        f"{shown_path(folder)} was begun with another recipe or other flags:\n  "
-        + "\n  ".join(changed)
-        + f"\nchange it back to go on, or start over in a new folder:\n  {again} --fresh",
-    )
-
-
 def _result(
-    loaded: Loaded,
-    asked: Asked,
-    folder: Path,
-    found: Sequence[Measured | FailedCell],
-    again: str,
+    loaded: Loaded, asked: Asked, folder: Path, found: Mapping[str, Measured | FailedCell]
 ) -> CompareResult:
-    finished = [each for each in found if isinstance(each, Measured)]
+    finished = [each for each in found.values() if isinstance(each, Measured)]
+    failed = [each for each in found.values() if isinstance(each, FailedCell)]
     if not finished:
-        failed = [each for each in found if isinstance(each, FailedCell)]
         reasons = "".join(f"\n  {cell.name}: {cell.reason}" for cell in failed)
         raise FtcliError("compare_failed", f"none of the methods could be trained:{reasons}")
-    marks = list(dict.fromkeys(each.data for each in finished))
+    marks = list(dict.fromkeys(str(each.data) for each in finished))
     if len(marks) > 1:  # they were changed while the cells were trained
-        raise _begun_otherwise(folder, [f"data: {' → '.join(marks)} (rows or tokenizer)"], again)
+        raise _begun_otherwise(folder, [f"data: {' → '.join(marks)} (rows or tokenizer)"], asked)
     # A base in 16 bits is the one to compare with, where a method holds it so.
     first = min(finished, key=lambda each: each.cell.four_bit)
-    seed = loaded.recipe.training.seed
-    decision = decide(
-        [each.cell for each in finished],
-        {each.cell.name: each.losses["tuned"] for each in finished},
-        first.losses["base"],
-        seed,
-    )
-    decided = {cell.name: cell for cell in decision.cells}
+    seed, evaluation = loaded.recipe.training.seed, first.evaluation
+    losses = {each.cell.name: each.losses["tuned"] for each in finished}
+    decision = decide([each.cell for each in finished], losses, first.losses["base"], seed)
+    cells = {cell.name: cell for cell in decision.cells}
     return CompareResult(
         folder=str(folder),
         recipe=str(loaded.path),
         model=loaded.recipe.model.id,
         steps=asked.steps,
         seed=seed,
-        data=first.evaluation.data,
-        rows=first.evaluation.rows,
-        general_text=first.evaluation.general_text,
-        base=ComparedBase(four_bit=first.cell.four_bit, scores=_scores(first.evaluation, "base")),
-        cells=tuple(
-            decided[each.cell.name] if isinstance(each, Measured) else each for each in found
-        ),
+        data=evaluation.data,
+        rows=evaluation.rows,
+        general_text=evaluation.general_text,
+        base=ComparedBase(four_bit=first.cell.four_bit, scores=scores_of(evaluation, "base")),
+        cells=tuple(cells.get(name, each) for name, each in found.items()),
         take=decision.take,
         among=decision.among,
         verdict=decision.text,

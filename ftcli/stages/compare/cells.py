@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from ftcli.artifacts import RunFolder
+from ftcli.commands import command, set_flags
 from ftcli.errors import UsageError, did_you_mean
 from ftcli.loading import load_recipe, resolved
 from ftcli.recipe import METHOD_CLASSES, Recipe
+from ftcli.results import ComparedCell
 
 METHODS = tuple(METHOD_CLASSES)
 # One update, over a 16-bit or a 4-bit base: keys and rate of one are those of the other.
@@ -20,14 +22,29 @@ LOW_RANK = {"lora", "qlora"}
 
 @dataclass(frozen=True)
 class Asked:
-    """What the flags of `ftcli compare` say; without steps the recipe's own length."""
+    """What the command line of `ftcli compare` says; without steps the recipe's own length."""
 
+    recipe: Path
+    overrides: tuple[str, ...] = ()
     methods: tuple[str, ...] = METHODS
     learning_rates: tuple[float, ...] = ()
     steps: int | None = None
     general_text: Path | None = None
     limit: int | None = None
     fresh: bool = False
+
+    @property
+    def again(self) -> str:
+        """The command that goes on; --fresh would not."""
+        given = {
+            "--methods": ",".join(self.methods) if self.methods != METHODS else None,
+            "--learning-rates": ",".join(map(short_rate, self.learning_rates)),
+            "--steps": self.steps,
+            "--general-text": self.general_text,
+            "--limit": self.limit,
+        }
+        flags = [word for name, value in given.items() if value for word in (name, str(value))]
+        return command("compare", self.recipe, *flags, *set_flags(self.overrides))
 
 
 @dataclass(frozen=True)
@@ -50,39 +67,45 @@ class Cell:
 
 def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
     """The methods named, each once; raises UsageError where one is not known."""
+    known = f"there is {', '.join(METHODS)}"
     for name in methods:
         if name not in METHODS:
-            raise UsageError(
-                "method_unknown",
-                f"--methods: no method {name!r}{did_you_mean(name, METHODS)} "
-                f"(there is {', '.join(METHODS)})",
-            )
+            hint = did_you_mean(name, METHODS)
+            raise UsageError("method_unknown", f"--methods: no method {name!r}{hint} ({known})")
     if not methods:
-        raise UsageError("flag", f"--methods names none; there is {', '.join(METHODS)}")
+        raise UsageError("flag", f"--methods names none; {known}")
     return tuple(dict.fromkeys(methods))
 
 
-def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides of keys of the methods, and those of all else; raises UsageError."""
-    of_methods = [override for override in overrides if _path(override)[0] == "method"]
-    for override in of_methods:
-        if ".".join(_path(override)[1:]) in ("", "mode"):
+def split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Overrides of the methods' keys, each behind its key, and those of all else; raises
+    UsageError."""
+    of_methods, others = [], []
+    for override in overrides:
+        section, *keys = override.partition("=")[0].strip().split(".")
+        if section != "method":
+            others.append(override)
+        elif keys in ([], ["mode"]):
             raise UsageError(
                 "flag",
                 f"--set {override}: --methods names the methods to compare; of a method's keys, "
                 "one at a time can be set (method.rank=8), for every method that has it",
             )
-    return of_methods, [override for override in overrides if override not in of_methods]
+        else:
+            of_methods.append((keys[0], override))
+    return of_methods, others
 
 
-def cells_of(
-    recipe: Path, overrides: Sequence[str], asked: Asked, folder: Path
-) -> tuple[Cell, ...]:
+def cells_of(asked: Asked, folder: Path) -> tuple[Cell, ...]:
     """A cell for each method and rate, its run in `folder`; raises RecipeError and UsageError."""
-    of_methods, others = split_overrides(overrides)
-    own = load_recipe(recipe, others).recipe.method
+    of_methods, others = split_overrides(asked.overrides)
+    own = load_recipe(asked.recipe, others).recipe.method
     known = {method: METHOD_CLASSES[method].model_fields for method in asked.methods}
-    _require_known([_path(override)[1] for override in of_methods], known)
+    every = {key for fields in known.values() for key in fields}
+    for key, override in of_methods:
+        if key not in every:
+            hint = f"(of {', '.join(known)}) has method.{key}{did_you_mean(key, every)}"
+            raise UsageError("flag", f"--set {override}: no method compared {hint}")
     cells = []
     for method, rate in product(asked.methods, asked.learning_rates or (None,)):
         section: dict[str, object] = {"mode": method}
@@ -93,8 +116,8 @@ def cells_of(
         else:  # the recipe's rate is that of its own method
             flags = flags or ["training.learning_rate=auto"]
         flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
-        flags += [override for override in of_methods if _path(override)[1] in known[method]]
-        cell = resolved(load_recipe(recipe, [*others, *flags]))
+        flags += [override for key, override in of_methods if key in known[method]]
+        cell = resolved(load_recipe(asked.recipe, [*others, *flags]))
         name = method if rate is None else f"{method}-{short_rate(rate)}"
         changes: dict[str, object] = {"name": f"{cell.name}-{name}", "output": str(folder / name)}
         if asked.steps is not None:
@@ -103,23 +126,12 @@ def cells_of(
     return tuple(cells)
 
 
-def _require_known(keys: Sequence[str], known: Mapping[str, Collection[str]]) -> None:
-    every = {key for each in known.values() for key in each}
-    for key in keys:
-        if key not in every:
-            raise UsageError(
-                "flag",
-                f"--set method.{key}: none of the methods compared ({', '.join(known)}) has this "
-                f"key{did_you_mean(key, every)}",
-            )
+def named(cell: ComparedCell) -> str:
+    """`lora at 2e-4`."""
+    return f"{cell.method} at {short_rate(cell.learning_rate)}"
 
 
 def short_rate(rate: float) -> str:
     """`2e-4`: short, and one word a rate, for names of folders and for tables."""
     mantissa, _, exponent = f"{rate:e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def _path(override: str) -> list[str]:
-    """`method.rank=8` → [method, rank]."""
-    return override.partition("=")[0].strip().split(".")

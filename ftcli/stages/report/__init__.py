@@ -5,52 +5,24 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ftcli.artifacts import RunFolder
-from ftcli.commands import command, shown_path
+from ftcli.commands import command
 from ftcli.console import Reporter
 from ftcli.disk import write_text
 
 if TYPE_CHECKING:  # an evaluation, whose words the report shows, ends with a report
-    from ftcli.stages.evaluate.wording import RunVerdict
     from ftcli.stages.report.figures import ReportFigures
 
 
-@dataclass(frozen=True)
-class ReportResult:
-    """What `ftcli report` has written."""
-
-    run: RunFolder
-    verdict: RunVerdict
-    """That of the page, with the run's name as the user types it."""
-    problems: tuple[str, ...]
-    """Files that could not be read, each with what to do."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "run_dir": str(self.run.path),
-            "report": str(self.run.report),
-            "card": str(self.run.card),
-            "verdict": self.verdict.kind,
-            "headline": self.verdict.headline,
-            "words": self.verdict.sentence,
-            "reasons": list(self.verdict.reasons),
-        }
-
-
-def report_run(path: Path) -> ReportResult:
+def report_run(path: Path) -> ReportFigures:
     """Write report and model card of the run at `path`, or of the newest finished one of the
     recipe there; raises FtcliError."""
     from ftcli.stages.opening import run_at
 
-    run = run_at(path)
-    figures = write_report(run)
-    verdict = figures.verdict(shlex.quote(shown_path(run.path)))
-    return ReportResult(run, verdict, figures.problems)
+    return write_report(run_at(path))
 
 
 def write_report(run: RunFolder) -> ReportFigures:

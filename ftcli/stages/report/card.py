@@ -116,7 +116,7 @@ def _body(figures: ReportFigures) -> Iterator[str]:
 def _evaluation(found: EvalResult | None) -> Iterator[str]:
     if found is None:
         return
-    for table in (tables.scores(found), tables.against_prompted(found), tables.forgetting(found)):
+    for table in tables.scores(found):
         yield from _section(table)
     yield from ("", "Intervals are of 95%.")
     sentences = (each for each in summary_of(found) if not each.startswith(NOT_MEASURED))

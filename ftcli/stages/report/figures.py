@@ -19,7 +19,7 @@ from ftcli.errors import FtcliError
 from ftcli.loading import PATH_KEYS, load_recipe
 from ftcli.prepared import Prepared, load_prepared, row_lengths
 from ftcli.recipe import Recipe
-from ftcli.results import AnsweredRow, EvalResult, Result
+from ftcli.results import EvalResult, Result
 from ftcli.shapes import model_source
 from ftcli.stages.evaluate.wording import RunVerdict, verdict_of
 from ftcli.stages.report.charts import Chart, charts_of
@@ -80,33 +80,9 @@ class ReportFigures:
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
     @property
-    def read_these(self) -> tuple[AnsweredRow, ...]:
-        """A few rows to read, where nothing measured whether answers are true."""
-        found = self.evaluation
-        return found.samples if found is not None and not found.truth_measured_by else ()
-
-    @property
-    def when(self) -> str:
-        """`2026-01-05 10:08`."""
-        return (self.record.finished or self.record.started or "")[:16].replace("T", " ")
-
-    @property
     def command_name(self) -> str:
         """How a command names the run, from the folder that holds the folder of runs."""
         return shlex.quote(f"{self.run.path.parent.name}/{self.run.path.name}")
-
-    @property
-    def commands(self) -> tuple[tuple[str, str], ...]:
-        """Each with what it does."""
-        run = self.command_name
-        merge = ((f"ftcli merge {run}", "one stand-alone model"),)
-        return (
-            (f"ftcli train {run} --fresh", "train again, in a folder of its own"),
-            (f"ftcli eval {run}", "base and tuned on the held-out rows; this page anew"),
-            (f'ftcli generate {run} "…"', "ask the tuned model"),
-            *(merge if self.method in ("lora", "qlora") else ()),
-            (f"ftcli report {run}", "this page anew"),
-        )
 
     def verdict(self, name: str) -> RunVerdict:
         """The verdict, with this name of the run in its commands."""
@@ -153,11 +129,10 @@ def read_figures(run: RunFolder) -> ReportFigures:
     main = evaluations[0] if evaluations else None
     samples = None
     if main is not None and main.calls:
-        file = run.evaluations / main.answers
-        samples = samples_in(file, main) if file.is_file() else Samples((), 0)
+        samples = samples_in(run.evaluations / main.answers, main)
         if samples.total < main.rows:
             there = f"{samples.total:,} of {main.rows:,} rows are there"
-            problems.append(f"{file.relative_to(run.path)}: {there}; remove it and evaluate again")
+            problems.append(f"eval/{main.answers}: {there}; remove it and evaluate again")
     return ReportFigures(
         run=run,
         path=path,

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ftcli.console import megabytes
 from ftcli.results import Finding
 from ftcli.secrets import masker
 from ftcli.stages.evaluate.wording import summary_of
-from ftcli.stages.report import charts, tables
+from ftcli.stages.report import charts, samples, tables
 from ftcli.stages.report.figures import ReportFigures
-from ftcli.stages.report.samples import LONGEST_TEXT, MOST_FINDINGS, TAGS, Piece, marked
 
 FOLDER = Path(__file__).parent
 # What a page must not hold as it is (HTML, "preprocessing the input stream"): control characters
 # are shown as their pictures, halves of characters and non-characters as U+FFFD.
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-NO_CHARACTER = re.compile("[\x80-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+CLEAR = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+NO_CHARACTERS = (range(0x80, 0xA0), range(0xD800, 0xE000), range(0xFDD0, 0xFDF0), (0xFFFE, 0xFFFF))
+CLEAR |= {code: 0xFFFD for codes in NO_CHARACTERS for code in codes}
 
 
 def page(figures: ReportFigures) -> str:
@@ -34,15 +34,15 @@ def page(figures: ReportFigures) -> str:
 
     mask = masker()
 
-    def pieces(text: str, findings: Sequence[Finding] = ()) -> list[Piece]:
+    def pieces(text: str, findings: Sequence[Finding] = ()) -> list[samples.Piece]:
         """A text with what was found in it marked: where a secret is masked, places are others."""
         hidden = mask(text)
-        return marked(hidden, findings if hidden == text else ())
+        return samples.marked(hidden, findings if hidden == text else ())
 
     def finalized(value: Any) -> Any:
         """Every value on its way into the page, without secrets; markup is our own."""
         is_text = isinstance(value, str) and not isinstance(value, Markup)
-        return clear(mask(value)) if is_text else value
+        return mask(value).translate(CLEAR) if is_text else value
 
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
@@ -53,38 +53,26 @@ def page(figures: ReportFigures) -> str:
         lstrip_blocks=True,
     )
     style, script = (
-        Markup((FOLDER / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")
+        (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )
     return environment.get_template("page.html.jinja").render(
         figures=figures,
         verdict=figures.verdict(figures.command_name),
-        style=style,
-        script=script,
+        style=Markup(style),
+        script=Markup(script),
         hash_of=_hash,
         picture=_picture,
-        palettes=charts,
+        samples=samples,
         tables=tables,
-        tags=TAGS,
-        longest=LONGEST_TEXT,
-        most_findings=MOST_FINDINGS,
         pieces=pieces,
         summary_of=summary_of,
+        megabytes=megabytes,
     )
 
 
-def clear(text: str) -> str:
-    """A text without what a page cannot hold."""
-    return NO_CHARACTER.sub("\ufffd", CONTROL.sub(_control_picture, text))
-
-
-def _control_picture(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return "\u2421" if code == 0x7F else chr(0x2400 + code)
-
-
-def _picture(chart: charts.Chart, palette: charts.Palette) -> str:
+def _picture(chart: charts.Chart) -> str:
     """A chart as an address of an image."""
-    svg = charts.draw(chart, palette).encode("utf-8")
+    svg = charts.draw(chart).encode("utf-8")
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
 
 

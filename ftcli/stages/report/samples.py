@@ -10,13 +10,12 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ftcli.results import Answer, AnsweredRow, EvalResult, Finding, ScoreRow
+from ftcli.results import Answer, AnsweredRow, EvalResult, Finding
 
-# A browser on a phone stays quick with so many rows, and a page of some MB can be sent.
-MOST_ROWS, MOST_CHARACTERS = 500, 2_000_000
-# Of one text; a page of product copy has half of it.
+# A browser on a phone stays quick with so many rows.
+MOST_ROWS = 500
+# Characters of one text; a page of product copy has half of it.
 LONGEST_TEXT = 4000
-MOST_FINDINGS = 50
 
 Tag = Literal["format", "terms", "banned", "wrong", "unfinished", "better", "worse"]
 TAGS: Mapping[Tag, str] = {
@@ -36,13 +35,6 @@ class Sample:
 
     row: AnsweredRow
     tags: tuple[Tag, ...]
-
-    @property
-    def characters(self) -> int:
-        """Those that the page shows."""
-        texts = [self.row.prompt, self.row.reference, self.row.facts or ""]
-        texts += [answer.text for answer in self.row.sides.values()]
-        return sum(min(len(text), LONGEST_TEXT) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -80,13 +72,13 @@ def samples_in(file: Path, result: EvalResult) -> Samples:
         kept = first if set(sample.tags) - {"better"} else others
         if len(kept) < MOST_ROWS:
             kept.append(sample)
-    chosen = [*first, *others][:MOST_ROWS]
-    room = itertools.accumulate(sample.characters for sample in chosen)
-    shown = [sample for sample, used in zip(chosen, room, strict=True) if used <= MOST_CHARACTERS]
+    shown = [*first, *others][:MOST_ROWS]
     return Samples(tuple(sorted(shown, key=lambda sample: sample.row.number)), total)
 
 
 def _rows(file: Path) -> Iterator[AnsweredRow]:
+    if not file.is_file():
+        return
     with file.open("rb") as lines:
         for line in lines:
             try:
@@ -113,42 +105,33 @@ def marked(text: str, findings: Sequence[Finding] = ()) -> list[Piece]:
 
 
 def _tags(row: AnsweredRow, result: EvalResult) -> Iterator[Tag]:
-    tuned = row.sides.get("tuned")
+    tuned, base = row.sides.get("tuned"), row.sides.get("base")
     if tuned is None:
         return
     shares = [score for score in result.shown_rows if score.unit == "share" and score.better]
-    truth = [score for score in shares if score.name in result.truth_measured_by]
-    tags: dict[Tag, bool] = {
-        "format": _misses(tuned, "format_rate"),
-        "terms": _adds(tuned, "not_in_prompt"),
-        "banned": _adds(tuned, "banned_phrases"),
-        "wrong": any(_misses(tuned, each.name) for each in truth if each.better == "higher"),
-        "unfinished": not tuned.stopped,
-    }
-    yield from (tag for tag, holds in tags.items() if holds)
-    base = row.sides.get("base")
-    changes = {_change(score, base, tuned) for score in shares} if base is not None else set()
-    if len(changes - {0}) == 1:
-        yield "better" if 1 in changes else "worse"
+    after, before = _values(tuned), _values(base) if base is not None else {}
+    truth = [each.name for each in shares if each.better == "higher"]
+    if after.get("format_rate", 1) < 1:
+        yield "format"
+    if after.get("not_in_prompt", 0) > 0:
+        yield "terms"
+    if after.get("banned_phrases", 0) > 0:
+        yield "banned"
+    if any(after.get(name, 1) < 1 for name in truth if name in result.truth_measured_by):
+        yield "wrong"
+    if not tuned.stopped:
+        yield "unfinished"
+    gains = [
+        (after[each.name] - before[each.name]) * (1 if each.better == "higher" else -1)
+        for each in shares
+        if each.name in after and each.name in before
+    ]
+    signs = {gain > 0 for gain in gains if gain}
+    if len(signs) == 1:
+        yield "better" if True in signs else "worse"
 
 
-def _adds(answer: Answer, name: str) -> bool:
-    return answer.counts.get(name, (0, 0))[0] > 0
-
-
-def _misses(answer: Answer, name: str) -> bool:
-    top, bottom = answer.counts.get(name, (0, 0))
-    return top < bottom
-
-
-def _change(row: ScoreRow, base: Answer, tuned: Answer) -> int:
-    """1: the tuned answer is better in this score, -1: worse, 0: neither, or not comparable."""
-    if row.name == "stop_rate":
-        change = float(tuned.stopped - base.stopped)
-    else:
-        (before, of), (after, out_of) = (
-            answer.counts.get(row.name, (0, 0)) for answer in (base, tuned)
-        )
-        change = after / out_of - before / of if of and out_of else 0
-    sign = (change > 0) - (change < 0)
-    return sign if row.better == "higher" else -sign
+def _values(answer: Answer) -> dict[str, float]:
+    """Name of a score → that of this answer alone."""
+    counts = {name: top / bottom for name, (top, bottom) in answer.counts.items() if bottom}
+    return counts | {"stop_rate": float(answer.stopped)}
