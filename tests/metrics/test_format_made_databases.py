@@ -254,3 +254,15 @@ def test_right_and_wrong_queries_are_distinguished(
 ) -> None:
     assert all(same(query, reference, prompt) for query in right)
     assert not any(same(query, reference, prompt) for query in wrong)
+
+
+def test_counts_of_groups_are_told_apart_up_to_twenty() -> None:
+    query = "SELECT colour FROM shop GROUP BY colour HAVING count(*) {} {}"
+    missed = []
+    for count in range(2, 21):
+        for right, wrong in ((">", ">="), (">=", ">"), ("=", ">="), ("<", "<=")):
+            reference = query.format(right, count)
+            assert same(reference, reference)
+            if same(query.format(wrong, count), reference):
+                missed.append((right, count))
+    assert len(missed) <= 2, missed
