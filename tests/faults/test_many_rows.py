@@ -17,6 +17,9 @@ import yaml
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 1.5e9
 MILLION = 1_000_000
+# Among more rows no more are compared for near duplicates (20,000 at most): from here on memory
+# grows by the row.
+FEW = 25_000
 # Of 1,000 rows in each case: what cannot be used, and what comes twice.
 BAD_EVERY, AGAIN_EVERY = 500, 100
 # Linux counts in kilobytes, and that of the largest child; so each run has a parent of its own.
@@ -79,9 +82,9 @@ def prepared(home: Path, model: Path, rows: int) -> Seen:
 def test_a_million_rows_take_little_memory(
     tmp_path: Path, tiny_model: Path, complete: bool, observed: Callable[[str], None]
 ) -> None:
-    """In the short version 50,000 rows, and what a million would take by their growth."""
-    few = prepared(tmp_path, tiny_model, 5000)
-    rows = MILLION if complete else 50_000
+    """In the short version 100,000 rows, and what a million would take by their growth."""
+    few = prepared(tmp_path, tiny_model, FEW)
+    rows = MILLION if complete else 100_000
     many = prepared(tmp_path, tiny_model, rows)
     told, bad, again = many.told, rows // BAD_EVERY, rows // AGAIN_EVERY
     assert told["rows_read"] == rows
@@ -94,10 +97,10 @@ def test_a_million_rows_take_little_memory(
     ]
     lines = [line for line in many.progress if line.startswith(("read", "prepare"))]
     assert any(line.endswith("rows/s") for line in lines)
-    growth = (many.peak_bytes - few.peak_bytes) / (rows - 5000)
+    growth = (many.peak_bytes - few.peak_bytes) / (rows - FEW)
     of_a_million = many.peak_bytes + growth * (MILLION - rows)
     assert of_a_million < MOST_BYTES
-    rate = (rows - 5000) / (many.seconds - few.seconds)
+    rate = (rows - FEW) / (many.seconds - few.seconds)
     observed(
         f"{rows:,} rows: {many.peak_bytes / 1e9:.2f} GB at most ({growth * 1000 / 1e6:.2f} MB a "
         f"thousand rows), {rate:,.0f} rows/s"
