@@ -1,5 +1,6 @@
 # make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
-# make test: install what the tests need, and run them all.
+# make test: install what the tests need, and run the quick ones: one of each proof, in minutes.
+# make test-all: the long ones too, and all that is injected (docs/guarantees.md says which is where).
 # They hide a GPU; what only a GPU can show: .venv/bin/python -m pytest -m gpu.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
 # make results DATA=...: base, prompted base and tuned models on real rows (docs/results/).
@@ -16,12 +17,16 @@ MODEL := models/SmolLM2-135M-Instruct
 # the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test faults check lint docs results bench clean
+.PHONY: demo test test-all faults check lint docs results bench clean
 
 demo: $(VENV)/.demo
 	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
 
 test: lint
+	$(BIN)/python scripts/small_model.py $(MODEL)
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(PYTEST) -rfE -m "not slow and not gpu"
+
+test-all: lint
 	$(BIN)/python scripts/small_model.py $(MODEL)
 	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(PYTEST) -rfEs -p tests.faults.report --faults-table
 

@@ -172,9 +172,13 @@ SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "a rehearsal": (lambda: said("train", f"{NEW}.yaml", "--rehearse", code=0), 1),
     "an unknown flag": (lambda: said("eval", "--nosuch", code=2), 1),
 }
+QUICK = ("eval of a stopped run", "another recipe on a finished run", "no data", "an unknown flag")
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize(
+    "situation",
+    [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in SITUATIONS],
+)
 def test_what_is_advised_runs(project: Path, situation: str) -> None:
     provoke, count = SITUATIONS[situation]
     text = provoke()

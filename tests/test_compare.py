@@ -144,6 +144,7 @@ def test_what_is_finished_is_not_run_again(recipe: Path, tmp_path: Path, capsys:
     assert "full (2 of 2)" in err and "step " not in err and both.verdict in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_the_base_of_four_bit_methods_alone_is_held_as_they_hold_it(
     recipe: Path, capsys: Capture
 ) -> None:
@@ -151,6 +152,7 @@ def test_the_base_of_four_bit_methods_alone_is_held_as_they_hold_it(
     assert not ask(capsys, recipe, "--methods", "qlora,lora", "--steps", "2").base.four_bit
 
 
+@pytest.mark.slow
 def test_other_scoring_is_another_evaluation_and_no_other_training(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -164,6 +166,7 @@ def test_other_scoring_is_another_evaluation_and_no_other_training(
     assert not changed_files(tmp_path / "runs/tiny-compare/lora/adapter", before)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_never_mixed_with_another(
     recipe: Path, rows_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_comparison_is_never_mixed_with_another(
     assert ask(capsys, recipe, "--methods", "lora", "--steps", "2").folder == fresh.folder
 
 
+@pytest.mark.slow
 def test_another_base_under_the_same_name_is_refused(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -224,6 +228,7 @@ def test_validation_chooses_the_rate_of_each_method(recipe: Path, capsys: Captur
         assert [cell.name for cell in cells if cell.chosen] == [best.name]
 
 
+@pytest.mark.slow
 def test_a_general_text_of_ones_own(recipe: Path, tmp_path: Path, capsys: Capture) -> None:
     flags = ("--methods", "lora", "--steps", "2")
     other = tmp_path / "other.txt"

@@ -33,7 +33,7 @@ HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
 
 # The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the share at
 # which they keep all that is measured for less than a fifth more time (docs/forgetting.md).
-BUILTIN, BUILTIN_SHARE = "builtin", 0.125
+BUILTIN, BUILTIN_SHARE = "builtin", 0.1
 
 
 class Replay(Section):
@@ -80,7 +80,7 @@ class Data(Section):
     """System prompt of every row: a text, or a template with `{column}`."""
     replay: ReplayOrSource = None
     """General rows that are trained on with the task's, and never held out: `builtin` (320 general
-    instructions that come with ftcli, at a share of 0.125), or a source of your own; none: the
+    instructions that come with ftcli, at a share of 0.1), or a source of your own; none: the
     task's rows alone."""
     loss_on: Literal["answer", "last", "all"] = "answer"
     """Tokens trained on: every answer, the last answer only, or everything."""

@@ -64,7 +64,6 @@ def learn(
     return answers
 
 
-@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_eight_of_eight_stop_where_the_pad_token_is_the_end_token(
     learn: Learn, observed: Callable[[str], None]

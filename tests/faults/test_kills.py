@@ -48,6 +48,14 @@ def killed(folder: Path, kills: int, recipes: list[Path]) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.fault(1)
+def test_kill_9_at_one_moment(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (run,) = killed(tmp_path, 1, [write_recipe(method=METHODS["lora"], training=TRAINING)]).values()
+    (moment,) = run["moments"]
+    assert (run["code"], moment["code"], moment["killed"]) == (0, 0, True)
+    assert moment["weights"] == run["weights"]
+
+
 @pytest.mark.slow
 @pytest.mark.fault(1)
 def test_kill_9_at_random_moments(

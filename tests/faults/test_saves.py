@@ -69,9 +69,11 @@ def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -
     monkeypatch.setattr(FtcliTrainer, "_save_checkpoint", save)
 
 
-@pytest.mark.slow
 @pytest.mark.fault(1)
-@pytest.mark.parametrize("mode", ["lora", "full", "qlora"])
+@pytest.mark.parametrize(
+    "mode",
+    ["lora", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("full", "qlora"))],
+)
 def test_a_kill_at_every_file_operation_of_a_save(
     mode: str,
     write_recipe: Write,

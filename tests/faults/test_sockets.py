@@ -32,7 +32,6 @@ def all_commands(folder: Path) -> list[list[str]]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.fault(30, 31)
 @pytest.mark.skipif(not can_be_sealed(), reason="needs seccomp (Linux on x86-64 or arm64)")
 def test_no_command_opens_a_socket_for_a_local_folder(
