@@ -71,10 +71,10 @@ def test_memory_that_runs_out_halves_the_tokens(
 ) -> None:
     import torch
 
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
     from ftcli.engine.batches import Batch
 
-    original, seen = trainer.summed_loss, []
+    original, seen = losses.summed_loss, []
 
     def short(model: Any, batch: Batch) -> Any:
         seen.append(batch.input_ids.numel())
@@ -82,7 +82,7 @@ def test_memory_that_runs_out_halves_the_tokens(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(model, batch)
 
-    monkeypatch.setattr(trainer, "summed_loss", short)
+    monkeypatch.setattr(losses, "summed_loss", short)
     recipe = write_recipe(training=TRAINING | {"epochs": 1, "packing": 160})
     assert run(["train", str(recipe)]) == 0
     said = capsys.readouterr().err

@@ -93,16 +93,16 @@ def test_a_point_trains_rows_of_its_very_length(
     import torch
     from measure_point import measure_recipe
 
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    shapes, original = set(), trainer.summed_loss
+    shapes, original = set(), losses.summed_loss
 
     def watched(model: object, batch: Batch) -> torch.Tensor:
         rows, tokens = batch.input_ids.shape
         shapes.add((rows, tokens, batch.labelled == rows * (tokens - 1)))
         return original(model, batch)
 
-    monkeypatch.setattr(trainer, "summed_loss", watched)
+    monkeypatch.setattr(losses, "summed_loss", watched)
     point = vram_points.Point("llama-3.2-1b", family, 32, 2, checkpointing=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     measure_vram.make_model(TINY, tmp_path / "model", device)

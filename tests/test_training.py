@@ -244,15 +244,15 @@ def test_pure_bf16_holds_its_weights_in_16_bits(
 ) -> None:
     import torch
 
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, seen = trainer.summed_loss, set()
+    original, seen = losses.summed_loss, set()
 
     def watched(model: Any, *arguments: Any) -> Any:
         seen.update(p.dtype for p in model.parameters())
         return original(model, *arguments)
 
-    monkeypatch.setattr(trainer, "summed_loss", watched)
+    monkeypatch.setattr(losses, "summed_loss", watched)
     training = {"max_steps": 1, "batch_size": 4, "precision": "pure-bf16"}
     assert train(write_recipe(method={"mode": "full"}, training=training)) == 0
     assert seen == {torch.bfloat16}
@@ -288,9 +288,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, calls = trainer.summed_loss, []
+    original, calls = losses.summed_loss, []
 
     def broken(*arguments: Any) -> Any:
         calls.append(1)
@@ -298,7 +298,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
         # The first call is that of the longest batch, before the first step.
         return loss * float("nan") if len(calls) == 4 else loss
 
-    monkeypatch.setattr(trainer, "summed_loss", broken)
+    monkeypatch.setattr(losses, "summed_loss", broken)
     assert train(write_recipe()) == 1
     assert "the loss became nan in step 3" in capsys.readouterr().err
 

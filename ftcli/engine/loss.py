@@ -8,6 +8,10 @@ right, so padding changes nothing, and attention kernels are faster without a ma
 
 from __future__ import annotations
 
+from functools import wraps
+from types import MethodType
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -78,6 +82,23 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     counts = torch.bincount(batch.rows, minlength=batch.row_count)
     each = torch.cat([*losses, hidden.new_empty(0, dtype=torch.float32)])
     return torch.stack([part.sum() for part in each.split(counts.tolist())]), counts
+
+
+def give_loss(model: PreTrainedModel) -> None:
+    """Have the model's forward take the fields of a Batch, and return their summed loss.
+
+    What wraps the model (DDP, FSDP2, compile) then sees one ordinary forward, and hooks it as such.
+    Any other call is the model's own.
+    """
+    own = model.forward
+
+    @wraps(getattr(own, "__func__", own))  # generate reads the names of its arguments
+    def forward(self: PreTrainedModel, *arguments: Any, **inputs: Any) -> Any:
+        if "targets" in inputs:
+            return summed_loss(self, Batch(**inputs))
+        return own(*arguments, **inputs)
+
+    model.forward = MethodType(forward, model)
 
 
 def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -35,7 +35,7 @@ from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.hold import Hold
 from ftcli.engine.kernels.attention import attention_for
 from ftcli.engine.laying import laying_of
-from ftcli.engine.loss import row_losses, summed_loss
+from ftcli.engine.loss import give_loss, row_losses
 from ftcli.engine.methods import trained_weights_untouched
 from ftcli.engine.micro_batch import MicroBatch
 from ftcli.engine.randomness import RandomState, random_state, restore_random_state
@@ -141,6 +141,7 @@ class FtcliTrainer(SFTTrainer):
         self.checkpoint_bytes = 0
         self.checkpoint_seconds = 0.0
         self._before_step: RandomState | None = None
+        give_loss(model)
         with trained_weights_untouched(model):
             super().__init__(
                 model=model,
@@ -177,8 +178,9 @@ class FtcliTrainer(SFTTrainer):
         model.train()
         self._before_step = random_state()
         where = f"step {self.state.global_step + 1}"
+        own = inputs[self.args.process_index :: self.args.world_size]
         return self.micro_batch.do(
-            lambda rows: self.gradients_of(self.divide(inputs, rows), where),
+            lambda rows: self.gradients_of(self.divide(own, rows), where),
             self.forget_gradients,
             where,
         )
@@ -197,21 +199,29 @@ class FtcliTrainer(SFTTrainer):
         Where `of` names weights, theirs alone: the backward pass ends where they are. Raises
         FtcliError (`loss_not_finite`), in which `where` says what the micro-batches are of.
         """
-        rows = self.data.train
+        rows, model, device = self.data.train, self.model_wrapped, self.args.device
         laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
-        labelled = sum(batch.labelled for batch in laid)
+        labelled = self._sum_of_all(torch.tensor(sum(batch.labelled for batch in laid)))
         losses = []
         with self._casts_kept(len(laid)):
-            for batch in laid:
+            for number, batch in enumerate(laid, start=1):
+                is_last = number == len(laid)
+                synced = nullcontext() if is_last else self.accelerator.no_sync(model)
                 # Checkpointing runs layers again in the backward pass.
-                with attention_for(self.model, batch.layout):
+                with synced, attention_for(self.model, batch.layout):
                     with self.compute_loss_context_manager():
-                        loss = summed_loss(self.model, batch.to(self.args.device)) / labelled
-                    with torch.autocast(self.args.device.type, enabled=False):
-                        self.accelerator.backward(loss, inputs=of)
+                        loss = model(**vars(batch.to(device))) / labelled
+                    with torch.autocast(device.type, enabled=False):
+                        # DDP takes the mean of all processes' gradients.
+                        self.accelerator.backward(loss * self.args.world_size, inputs=of)
                 losses.append(loss.detach())
         require_finite_loss(losses, batches, rows, where)
-        return torch.stack(losses).sum()
+        return self._sum_of_all(torch.stack(losses).sum())
+
+    def _sum_of_all(self, figure: Tensor) -> Tensor:
+        """Of all processes."""
+        found: Tensor = self.accelerator.reduce(figure.to(self.args.device), reduction="sum")
+        return found
 
     def _casts_kept(self, micro_batches: int) -> AbstractContextManager[Any]:
         """Where autocast keeps its casts of trained weights for all micro-batches of a step: it

@@ -137,13 +137,13 @@ def test_the_end_is_trained_on_where_it_pads_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fault 11: as the trainer sees its batches, with pad = end of text."""
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
     base = Path(shutil.copytree(tiny_model, tmp_path / "padded"))
     config = json.loads((base / "tokenizer_config.json").read_text())
     config["pad_token"] = config["eos_token"]
     (base / "tokenizer_config.json").write_text(json.dumps(config))
-    original, seen = trainer.summed_loss, []
+    original, seen = losses.summed_loss, []
 
     def watched(model: Any, batch: Batch) -> Any:
         labels = torch.full_like(batch.input_ids, IGNORED)
@@ -151,7 +151,7 @@ def test_the_end_is_trained_on_where_it_pads_too(
         seen.append((batch.input_ids.clone(), labels))
         return original(model, batch)
 
-    monkeypatch.setattr(trainer, "summed_loss", watched)
+    monkeypatch.setattr(losses, "summed_loss", watched)
     rows = [{"prompt": f"mug {n}", "completion": "red " * (n + 1)} for n in range(4)]
     (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = write_recipe(

@@ -268,7 +268,7 @@ def test_a_further_run_is_held_at_its_parent_s_weights(
 def test_rows_at_once_and_a_step_done_again_change_nothing(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
     pulls: list[int] = []
     original = Hold._pull
@@ -281,7 +281,7 @@ def test_rows_at_once_and_a_step_done_again_change_nothing(
         pulls.clear()
     runs = tmp_path / "runs"
     assert distance(weights(runs / "by-1"), weights(runs / "by-4")) < 1e-4
-    loss, calls = trainer.summed_loss, []
+    loss, calls = losses.summed_loss, []
 
     def short_of_memory(*arguments: Any) -> Any:
         calls.append(1)
@@ -289,7 +289,7 @@ def test_rows_at_once_and_a_step_done_again_change_nothing(
             raise MemoryError
         return loss(*arguments)
 
-    monkeypatch.setattr(trainer, "summed_loss", short_of_memory)
+    monkeypatch.setattr(losses, "summed_loss", short_of_memory)
     training = {**FP32, "micro_batch_size": 4, **held(100)}
     assert train(write_recipe("again", method=METHODS["full"], training=training)) == 0
     assert len(pulls) == 8

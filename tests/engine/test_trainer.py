@@ -20,9 +20,9 @@ def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
 ) -> None:
     import torch
 
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, seen = trainer.summed_loss, []
+    original, seen = losses.summed_loss, []
 
     def watched(model: Any, *arguments: Any) -> Any:
         layer = model.get_base_model() if mode != "full" else model
@@ -34,7 +34,7 @@ def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
         assert trained == {torch.float32}
         return loss
 
-    monkeypatch.setattr(trainer, "summed_loss", watched)
+    monkeypatch.setattr(losses, "summed_loss", watched)
     recipe = write_recipe(
         method={"mode": mode}, training={"max_steps": 1, "batch_size": 4, "precision": "bf16"}
     )
@@ -49,15 +49,15 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of each row of an epoch, every label, whatever its length."""
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, seen = trainer.summed_loss, []
+    original, seen = losses.summed_loss, []
 
     def watched(model: Any, batch: Batch) -> Any:
         seen.append((batch.input_ids.shape[1], batch.labelled))
         return original(model, batch)
 
-    monkeypatch.setattr(trainer, "summed_loss", watched)
+    monkeypatch.setattr(losses, "summed_loss", watched)
     texts = (f"{number} " + "kettle, " * 200 * number for number in (1, 2, 3))
     rows_file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     data = {"train": rows_file.name, "format": "text", "validation": 0, "max_length": 8192}

@@ -81,10 +81,10 @@ def test_with_the_end_token_masked_out_they_do_not(
     learn: Learn, observed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the test above is there to find: labels masked wherever the pad token stands."""
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
     stop = tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")
-    original, masked = trainer.summed_loss, []
+    original, masked = losses.summed_loss, []
 
     def without_ends(model: Any, batch: Batch) -> Any:
         kept = batch.targets != stop
@@ -92,7 +92,7 @@ def test_with_the_end_token_masked_out_they_do_not(
         parts = {name: getattr(batch, name)[kept] for name in ("sources", "targets", "rows")}
         return original(model, replace(batch, **parts))
 
-    monkeypatch.setattr(trainer, "summed_loss", without_ends)
+    monkeypatch.setattr(losses, "summed_loss", without_ends)
     stopped = sum(answer["stopped"] for answer in learn())
     assert set(masked) == {8}
     assert stopped < 8

@@ -146,9 +146,9 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The loss is finite, and its slope is not: √x at 0."""
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, calls = trainer.summed_loss, []
+    original, calls = losses.summed_loss, []
 
     def steep(*arguments: Any) -> Any:
         calls.append(1)
@@ -156,7 +156,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
         # One call for the longest batch, then two a step.
         return loss + torch.sqrt(loss - loss.detach()) if len(calls) == 5 else loss
 
-    monkeypatch.setattr(trainer, "summed_loss", steep)
+    monkeypatch.setattr(losses, "summed_loss", steep)
     data = {"train": "rows.jsonl", "validation": 0, "shuffle": False, "max_length": 256}
     recipe = write_recipe(data=data, training=TRAINING | {"precision": precision})
     message = failed(recipe, capsys)

@@ -42,9 +42,9 @@ def fail_backward(
 
     Behind the second of two layers, where some gradients have been added up and others have not.
     """
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, seen = trainer.summed_loss, []
+    original, seen = losses.summed_loss, []
 
     def watched(model: Any, batch: Batch) -> torch.Tensor:
         seen.append((len(seen) + 1, batch.row_count))
@@ -61,7 +61,7 @@ def fail_backward(
         finally:
             hook.remove()
 
-    monkeypatch.setattr(trainer, "summed_loss", watched)
+    monkeypatch.setattr(losses, "summed_loss", watched)
     return seen
 
 
@@ -142,9 +142,9 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": rows_file.name, "validation": 0, "shuffle": False, "max_length": 400}
     recipe = write_recipe(data=data, training=TRAINING | {"packing": False})
-    from ftcli.engine import trainer
+    from ftcli.engine import loss as losses
 
-    original, lengths = trainer.summed_loss, []
+    original, lengths = losses.summed_loss, []
 
     def short(model: Any, batch: Batch) -> torch.Tensor:
         lengths.append(batch.input_ids.shape)
@@ -152,7 +152,7 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
             raise ON_A_CARD
         return original(model, batch)
 
-    monkeypatch.setattr(trainer, "summed_loss", short)
+    monkeypatch.setattr(losses, "summed_loss", short)
     assert train(recipe) == 0
     said = capsys.readouterr().err
     assert said.index("out of memory in the longest batch: micro-batch 2 → 1") < said.index(

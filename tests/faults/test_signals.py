@@ -35,7 +35,7 @@ TRAINING = {
 }
 # Where the signal comes, and the function that is running then.
 MOMENTS = {
-    "a step": ("ftcli.engine.trainer", "summed_loss"),
+    "a step": ("ftcli.engine.loss", "summed_loss"),
     "a validation": ("ftcli.engine.trainer", "row_losses"),
     "a save": ("ftcli.engine.checkpoints", "save_resumable"),
 }
@@ -274,9 +274,9 @@ from ftcli.cli import run
 from ftcli.stages.resuming import drop_leftovers
 from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import Watcher
-from ftcli.engine import trainer
+from ftcli.engine import loss as losses
 
-original, calls = trainer.summed_loss, []
+original, calls = losses.summed_loss, []
 
 def slow(*arguments):
     calls.append(1)
@@ -287,7 +287,7 @@ def slow(*arguments):
         print("second survived", flush=True)
     return original(*arguments)
 
-trainer.summed_loss = slow
+losses.summed_loss = slow
 sys.exit(run(["train", sys.argv[1]]))
 """
 
