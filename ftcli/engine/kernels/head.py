@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ftcli.vram.head import HEAD_TILE_TOKENS
 
@@ -31,7 +30,9 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] → fp32 logits [n, vocab]."""
-        logits = F.linear(hidden, self.weight.to(hidden.dtype), self.bias).float()
+        logits = product(hidden, self.weight.to(hidden.dtype).T).float()
+        if self.bias is not None:
+            logits += self.bias
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:
@@ -89,8 +90,8 @@ class _Chunk:
     gradients: Gradients | None
     largest: Tensor = field(init=False)
     """Logit."""
-    total: Tensor = field(init=False)
-    """Of the exponentials of logits less the largest."""
+    others: Tensor = field(init=False)
+    """Sum of the exponentials of logits less the largest, without the target's."""
     wanted: Tensor = field(init=False)
     """Logit of the target, of the first m positions."""
     summed: Tensor | None = field(init=False, default=None)
@@ -100,7 +101,7 @@ class _Chunk:
 
     def __post_init__(self) -> None:
         numbers = self.inputs.new_zeros((len(self.inputs), 1), dtype=torch.float32)
-        self.largest, self.total = torch.full_like(numbers, -torch.inf), numbers
+        self.largest, self.others = torch.full_like(numbers, -torch.inf), numbers
         self.wanted = numbers[: len(self.targets)].clone()
         if self.gradients is not None and self.gradients.hidden is not None:
             self.summed = torch.zeros_like(self.inputs, dtype=torch.float32)
@@ -113,7 +114,8 @@ class _Chunk:
         largest = torch.maximum(self.largest, logits.amax(dim=1, keepdim=True))
         shrunk = torch.exp(self.largest - largest)
         shares = logits.sub_(largest).exp_()
-        self.total.mul_(shrunk).add_(shares.sum(dim=1, keepdim=True))
+        self._leave_out_target(shares, part.start)
+        self.others.mul_(shrunk).add_(shares.sum(dim=1, keepdim=True))
         self.largest = largest
         if self.gradients is None:
             return
@@ -122,26 +124,39 @@ class _Chunk:
             del slope  # or it would wait beside the product
         cast = shares.to(self.inputs.dtype)
         if self.summed is not None:
-            self.summed.mul_(shrunk).add_(cast @ head.weight.to(cast.dtype))
+            self.summed.mul_(shrunk).add_(product(cast, head.weight.to(cast.dtype)))
         if self.gradients.of_head:
             self.kept.append((part, cast, largest))
 
     def _note_wanted(self, logits: Tensor, start: int) -> None:
-        places = (self.targets - start)[:, None]
-        inside = (places >= 0) & (places < logits.shape[1])
-        found = logits[: len(places)].gather(1, places.clamp(0, logits.shape[1] - 1))
+        found, _, inside = self._of_targets(logits, start)
         self.wanted = torch.where(inside, found, self.wanted)
+
+    def _leave_out_target(self, exponentials: Tensor, start: int) -> None:
+        """`finish` adds it in fp32: where the model is sure it nearly cancels against the one hot,
+        and 16 bits would have rounded it first."""
+        found, places, inside = self._of_targets(exponentials, start)
+        exponentials[: len(places)].scatter_(1, places, found.masked_fill(inside, 0))
+
+    def _of_targets(self, tile: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """[m, 1]: what a tile holds of each target, its place there, and whether it is inside."""
+        places = (self.targets - start)[:, None]
+        inside = (places >= 0) & (places < tile.shape[1])
+        places = places.clamp(0, tile.shape[1] - 1)
+        return tile[: len(places)].gather(1, places), places, inside
 
     def finish(self) -> Tensor:
         """Losses [m], all gradients in place."""
         real = len(self.targets)
-        losses = (self.total.log() + self.largest)[:real] - self.wanted
+        total = self.others.clone()
+        total[:real] += torch.exp(self.wanted - self.largest[:real])
+        losses = (total.log() + self.largest)[:real] - self.wanted
         if self.gradients is not None:
             # d loss / d logits = softmax - one hot; behind the targets there is no loss
-            factor = self.head.scale / self.total
+            factor = self.head.scale / total
             factor[real:] = 0
             slope = self.head.slope(self.wanted)
-            of_target = torch.full_like(self.wanted, self.head.scale)
+            of_target = (factor * self.others)[:real]  # one hot - softmax
             of_target = of_target if slope is None else of_target * slope
             self._to_hidden(factor, of_target)
             self._to_head(factor, of_target)
@@ -162,7 +177,7 @@ class _Chunk:
         for part, shares, largest in self.kept:
             factors = factor * torch.exp(largest - self.largest)
             if weight is not None:
-                weight[part] += shares.T @ (self.inputs * factors).to(shares.dtype)
+                weight[part] += product(shares.T, (self.inputs * factors).to(shares.dtype))
             if bias is not None:
                 bias[part] += (factors.T @ shares.float())[0]
         targets, places = self.targets.unique(return_inverse=True)
@@ -171,6 +186,16 @@ class _Chunk:
             weight[targets] -= _summed(wanted, places, len(targets)).to(weight.dtype)
         if bias is not None:
             bias[targets] -= _summed(of_target[:, 0], places, len(targets)).to(bias.dtype)
+
+
+def product(one: Tensor, other: Tensor) -> Tensor:
+    """[n, k] times [k, m], added up in fp32 and on a card left there; a CPU rounds 16 bits.
+
+    torch 2.13 has no such product on a CPU, where one in fp32 takes three times as long.
+    """
+    if one.is_cuda and one.dtype != torch.float32:
+        return torch.mm(one, other, out_dtype=torch.float32)
+    return one @ other
 
 
 def _summed(values: Tensor, places: Tensor, count: int) -> Tensor:
