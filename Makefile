@@ -1,6 +1,6 @@
 # make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
 # make test: install what the tests need, and run the quick ones: one of each proof, in minutes.
-# make test-all: the long ones too, and all that is injected (docs/guarantees.md says which is where).
+# make test-all: the long ones too, which vary what the quick ones prove.
 # They hide a GPU; what only a GPU can show: .venv/bin/python -m pytest -m gpu.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
 # make results DATA=...: base, prompted base and tuned models on real rows (docs/results/).

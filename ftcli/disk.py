@@ -47,9 +47,13 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def append_json(path: Path, value: Mapping[str, object]) -> None:
-    """Add one line to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Add one line to a JSON-lines file; a line that a kill has cut is ended first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

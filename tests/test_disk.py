@@ -177,3 +177,15 @@ def test_one_of_two_is_whole_while_a_folder_is_replaced(
         assert [path.name for path in place.iterdir()] == ["step-2"]
         found = (place / "step-2" / "weights").read_text()
         assert found == ("new" if kills_at == 3 else "old")
+
+
+def test_what_is_added_after_a_cut_line_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "kept.jsonl"
+    append_json(file, {"first": "é"})
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole + whole[:length])
+        append_json(file, {"next": 1})
+        found = [line for line in read_json_lines(file) if line != {"first": "é"}]
+        assert found == [{"next": 1}]
+        assert file.read_bytes().startswith(whole)

@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_said(
     (copy / "data" / "train.arrow").unlink()
     found, said = evaluate(capsys, copy, file)
     assert found["rows_trained_on"] is None and found["rows_in_validation"] is None
-    assert "whether these rows were trained on cannot be told: " in said
+    assert "whether these rows were trained on is not known: " in said
     assert "train.arrow: is gone" in said
 
 

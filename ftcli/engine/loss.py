@@ -84,8 +84,8 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.stack([part.sum() for part in each.split(counts.tolist())]), counts
 
 
-def give_loss(model: PreTrainedModel) -> None:
-    """Have the model's forward take the fields of a Batch, and return their summed loss.
+def add_loss_to_forward(model: PreTrainedModel) -> None:
+    """Let the model's forward take the fields of a Batch, too, and return their summed loss.
 
     What wraps the model (DDP, FSDP2, compile) then sees one ordinary forward, and hooks it as such.
     Any other call is the model's own.

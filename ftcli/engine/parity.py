@@ -114,7 +114,7 @@ def computing_in(
     ]
     if network.config._attn_implementation == "flash_attention_2":
         network.set_attn_implementation("sdpa")  # flash takes 16-bit tensors only
-    # PEFT's layer, which holds that of bitsandbytes, has its name.
+    # PEFT's wrapper of bitsandbytes' layer has the same class name.
     four_bit = [
         each
         for each in network.modules()

@@ -35,7 +35,7 @@ from ftcli.engine.finite import gradient_not_finite, require_finite_loss
 from ftcli.engine.hold import Hold
 from ftcli.engine.kernels.attention import attention_for
 from ftcli.engine.laying import laying_of
-from ftcli.engine.loss import give_loss, row_losses
+from ftcli.engine.loss import add_loss_to_forward, row_losses
 from ftcli.engine.methods import trained_weights_untouched
 from ftcli.engine.micro_batch import MicroBatch
 from ftcli.engine.randomness import RandomState, random_state, restore_random_state
@@ -141,7 +141,7 @@ class FtcliTrainer(SFTTrainer):
         self.checkpoint_bytes = 0
         self.checkpoint_seconds = 0.0
         self._before_step: RandomState | None = None
-        give_loss(model)
+        add_loss_to_forward(model)
         with trained_weights_untouched(model):
             super().__init__(
                 model=model,

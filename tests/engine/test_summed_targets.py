@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ftcli.engine import loss as loss_module
@@ -63,3 +64,29 @@ def test_a_head_in_16_bits_adds_up_a_frequent_target_in_fp32(
     for name in ("weight", "bias"):
         expected, value = getattr(exact, name)[7], getattr(rounded, name)[7]
         torch.testing.assert_close(value.float(), expected, rtol=0.02, atol=0)
+
+
+def test_where_the_model_is_sure_16_bits_round_no_more_than_plain_ones() -> None:
+    """There the target's share nearly cancels against the one hot."""
+    torch.manual_seed(0)
+    weight = (torch.randn(3000, 256) / 8).bfloat16()
+    targets = torch.randint(len(weight), (200,))
+    hidden = (5 * weight[targets]).bfloat16()  # of the others few have a logit as large
+
+    def plain(kind: torch.dtype) -> torch.Tensor:
+        given = hidden.to(kind).requires_grad_()
+        logits = (given @ weight.to(kind).T).to(torch.promote_types(kind, torch.float32))
+        F.cross_entropy(logits, targets, reduction="sum").backward()
+        assert given.grad is not None
+        return given.grad.double()
+
+    exact = plain(torch.float64)
+    ours = torch.empty_like(hidden)
+    whole, into = Head(weight, None, 1.0, None), Gradients(ours, None, None)
+    losses = cross_entropy(whole, hidden, targets, into)
+    assert losses.median() < 0.05
+
+    def error(found: torch.Tensor) -> float:
+        return float((found.double() - exact).norm() / exact.norm())
+
+    assert error(ours) < 1.1 * error(plain(torch.bfloat16))

@@ -78,7 +78,7 @@ def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Overrides of the methods' keys, each behind its key, and those of all else; raises
+    """Overrides of the methods' keys, each under its key, and those of all else; raises
     UsageError."""
     of_methods, others = [], []
     for override in overrides:

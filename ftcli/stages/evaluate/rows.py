@@ -129,7 +129,7 @@ def find_seen(
             trained_on = sum(digest in trained for digest in digests)
             in_validation = sum(digest in validated for digest in digests)
         except DataError as error:
-            reporter.warn(f"whether these rows were trained on cannot be told: {error}")
+            reporter.warn(f"whether these rows were trained on is not known: {error}")
             trained_on = in_validation = None
     return SeenRows(trained_on, len(rows) if split == "validation" else in_validation)
 
