@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from ftcli.data.example import Message
-from ftcli.engine.decoding import decode
+from ftcli.engine.decoding import generate_ids
 from ftcli.engine.device import device_of, find_hardware, use_whole_machine
-from ftcli.engine.inference import Model, PromptContract, answered_together
+from ftcli.engine.inference import Model, PromptContract, answer_batches
 from ftcli.engine.model import load_tokenizer
 from ftcli.engine.rendering import Renderer
 from ftcli.recipe import Generation
@@ -65,7 +65,7 @@ def main() -> None:
     found = {"tokens_per_second": speeds, "ratios": ratios, "median_ratio": median(ratios)}
     found |= {"prompts": len(prompts), "prompt_tokens": sum(map(len, prompts))}
     found |= {"their_rows": min(arguments.their_rows, len(prompts))}
-    found |= {"our_rows": max(map(len, answered_together(model, prompts, settings)))}
+    found |= {"our_rows": max(map(len, answer_batches(model, prompts, settings)))}
     found |= {"instruction_tokens": arguments.instruction, "machine": this_machine()}
     found |= {"answer_tokens": {name: sum(map(len, ids)) for name, ids in answers.items()}}
     if not arguments.unchecked:
@@ -99,9 +99,15 @@ def _prompts(model: Model, file: Path, count: int, instruction: int) -> Ids:
 
 def _ours(model: Model, prompts: Ids, settings: Generation) -> Ids:
     answers: dict[int, list[int]] = {}
-    for batch in answered_together(model, prompts, settings):
+    for batch in answer_batches(model, prompts, settings):
         some = [prompts[place] for place in batch]
-        ids = decode(model.network.eval(), some, settings, model.contract.stop_ids)
+        ids = generate_ids(
+            model.network.eval(),
+            some,
+            model.contract.stop_ids,
+            settings.max_new_tokens,
+            {"do_sample": False, **_ends(model)},
+        )
         answers |= dict(zip(batch, ids, strict=True))
     return [answers[place] for place in range(len(prompts))]
 
@@ -119,11 +125,15 @@ def _theirs(model: Model, prompts: Ids, settings: Generation, rows: int) -> Ids:
             attention_mask=torch.tensor(mask, device=model.device),
             max_new_tokens=settings.max_new_tokens,
             do_sample=False,
-            eos_token_id=list(stops),
-            pad_token_id=model.contract.pad_id,
+            **_ends(model),
         )
         found += [_ended(row, stops) for row in output[:, longest:].tolist()]
     return found
+
+
+def _ends(model: Model) -> dict[str, Any]:
+    stops, pad_id = model.contract.stop_ids, model.contract.pad_id
+    return {"eos_token_id": list(stops), "pad_token_id": pad_id}
 
 
 def _ended(ids: list[int], stops: Sequence[int]) -> list[int]:

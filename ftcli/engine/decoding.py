@@ -1,235 +1,160 @@
-"""Answers to prompts, token by token: what prompts begin with is computed once, who has ended goes.
+"""Answers of many prompts by transformers' `generate`.
 
-The plain path is `generate` of transformers, which gives the same greedy answers (fp32) and is
-taken for the models that `decodes` refuses.
+Three things are left to us: which prompts are answered in one batch, that what a batch begins with
+is prefilled once, and that rows which have ended leave it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
-    LogitsProcessorList,
+    DynamicLayer,
     PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from ftcli.engine.kernels.lora import settled
+from ftcli.engine.device import free_bytes
 from ftcli.engine.model import shape_of
-from ftcli.engine.shared_cache import (
-    NOWHERE,
-    RowCache,
-    View,
-    beginning_of,
-    shared_cache_attention,
-)
-from ftcli.engine.together import Room, common_start
-from ftcli.engine.virtual import causal_model, virtual_tokens
-from ftcli.recipe import Generation
-from ftcli.shapes.interface import DECODED_TYPES
-from ftcli.vram.moments import LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
+from ftcli.engine.packing import SHARED_TOKENS, common_tokens
+from ftcli.engine.virtual import causal_model, generation_inputs, virtual_tokens
+from ftcli.vram.moments import LEAST_CACHE_TOKENS, cache_tokens
 
-# What a base's generation_config may say without changing our answers: our own settings go before
-# it, or it is about other things.
-HARMLESS = {
-    *("transformers_version", "_from_model_config", "bos_token_id", "eos_token_id"),
-    *("pad_token_id", "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"),
-    *("max_length", "max_new_tokens", "use_cache", "cache_implementation"),
-    *("output_attentions", "output_hidden_states", "return_dict_in_generate"),
-}
-# What rows begin with is copied into each of them where all copies have so many tokens at most:
-# reading it apart from the rest takes a layer as long as reading so many (measured on a CPU).
-COPIED_TOKENS = 1024
+# A share of the rows that have to end before `generate` is called again without them.
+ENDED = 0.25
 
 
-def decodes(model: PreTrainedModel) -> bool:
-    """Whether the loop of this file gives a model's answers."""
-    shape = shape_of(model)
-    config = causal_model(model).generation_config
-    return (
-        shape is not None
-        and shape.model_type in DECODED_TYPES
-        and not shape.stretched_positions
-        and not virtual_tokens(model)
-        and (config is None or config.to_diff_dict().keys() <= HARMLESS)
-    )
+def answered_together(
+    prompts: Sequence[Sequence[int]], new_tokens: int, rows: int, cache_tokens: int
+) -> Iterator[list[int]]:
+    """Places of prompts in batches, all of them once, the longest first.
+
+    A batch has at most so many rows, and so many tokens of cache with answers of full length.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]), reverse=True)
+    while order:
+        longest = len(prompts[order[0]]) + new_tokens
+        count = max(1, min(rows, cache_tokens // longest))
+        batches = math.ceil(len(order) / count)
+        count = math.ceil(len(order) / batches)  # no small rest
+        yield order[:count]
+        order = order[count:]
 
 
-def room_of(model: PreTrainedModel, rows: int) -> Room:
-    """At most so many rows, and cache in proportion to the weights (ftcli.vram.moments)."""
-    shape = shape_of(model)
-    if shape is None:
-        return Room(rows, LEAST_CACHE_TOKENS)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    size = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
-    return Room(rows, cache_tokens(weights, size) - COPIED_TOKENS)
-
-
-def decode(
+@torch.no_grad()
+def generate_ids(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    settings: Generation,
     stop_ids: Sequence[int],
+    max_new_tokens: int,
+    arguments: Mapping[str, Any],
 ) -> list[list[int]]:
-    """New tokens after each prompt, the one that ended it among them, for a model that `decodes`.
+    """New token ids after each prompt, up to the one that ended it.
 
-    Draws from torch's own random numbers where there is a temperature.
+    `arguments`: of `generate`; it draws from torch's own random numbers where they sample.
     """
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
-    with torch.no_grad(), settled(model):
-        rows = _Rows(causal_model(model), [prompts[row] for row in order], settings, stop_ids)
-        answers = dict(zip(order, rows.answer(), strict=True))
-    return [answers[row] for row in range(len(prompts))]
+    network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
+    inputs = _begin(model, prompts)
+    drops_rows = _layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    answers: list[list[int]] = [[] for _ in prompts]
+    standing = list(range(len(prompts)))
+    done = 0
+    while True:
+        start = inputs["input_ids"].shape[1]
+        some_ended = StoppingCriteriaList([_SomeEnded(stops, start)])
+        output: Any = network.generate(
+            **inputs,
+            **arguments,
+            max_new_tokens=max_new_tokens - done,
+            stopping_criteria=some_ended if drops_rows else None,
+            return_dict_in_generate=True,
+        )
+        ids, cache = output.sequences, output.cache
+        for row, new in zip(standing, ids[:, start:].tolist(), strict=True):
+            answers[row] += new
+        done += ids.shape[1] - start
+        has_ended = torch.isin(ids[:, start:], stops).any(dim=1)
+        stay = (~has_ended).nonzero()[:, 0]
+        if done == max_new_tokens or not len(stay):
+            return [_up_to(answer, stop_ids) for answer in answers]
+        standing = [standing[place] for place in stay.tolist()]
+        cache.batch_select_indices(stay)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - start), value=1)
+        inputs = {"input_ids": ids[stay], "attention_mask": mask[stay], "cache": cache}
 
 
-class _Rows:
-    """Rows of a batch, the longest first; a row that has ended gives its place to the last one."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        settings: Generation,
-        stop_ids: Sequence[int],
-    ) -> None:
-        self.model = model
-        self.stop_ids = frozenset(stop_ids)
-        self.most = settings.max_new_tokens
-        self.processors = _processors(settings)
-        self.samples = settings.temperature > 0
-        self.shared = common_start(prompts)
-        self.longest = len(prompts[0])
-        self.lengths = [len(prompt) for prompt in prompts]
-        self.ids, self.positions = _laid(prompts, self.most, model.device)
-        # A short row's columns begin with what stands before all rows already.
-        own = self.positions[:, self.shared :]
-        own = own.masked_fill(own < self.shared, NOWHERE)
-        copied = self.shared if len(prompts) * self.shared <= COPIED_TOKENS else 0
-        copies = torch.arange(copied, device=own.device).expand(len(own), -1)
-        self.positions = torch.cat((copies, own), dim=1)
-        self.first = self.shared - copied
-        """The column that is the cache's first."""
-        self.cache = RowCache(*self.positions.shape)
-        self.answers: list[list[int]] = [[] for _ in prompts]
-        self.beginning: list[tuple[Tensor, Tensor]] = []
-
-    def answer(self) -> list[list[int]]:
-        """Tokens after each prompt."""
-        if self.shared:
-            self._prefill_beginning()
-        standing = list(range(len(self.answers)))
-        with shared_cache_attention(self.model):
-            logits = self._prefill()
-            if self.cache.copied:
-                self.beginning = []
-            for end in range(self.longest, self.longest + self.most):
-                tokens = self._choose(logits, end)
-                for row, token in zip(standing, tokens.tolist(), strict=True):
-                    self.answers[row].append(token)
-                standing = self._drop_ended(standing, end)
-                if not standing or end + 1 == self.longest + self.most:
-                    break
-                logits = self._forward(slice(0, len(standing)), slice(self.first, end + 1), 1)
-        return self.answers
-
-    def _prefill_beginning(self) -> None:
-        """What all rows begin with, by the model's own attention."""
-        cache = DynamicCache()  # without a config it keeps what is before a window
-        ids = self.ids[-1:, self.longest - self.lengths[-1] :][:, : self.shared]
-        self.model.base_model(input_ids=ids, cache=cache, use_cache=True)
-        self.beginning = beginning_of(cache)
-        if self.first < self.shared:
-            rows, columns = self.positions.shape
-            self.cache = RowCache(rows, columns, self.beginning)
-
-    def _prefill(self) -> Tensor:
-        """Logits after each prompt: some rows at once, those of like length."""
-        found, start = [], 0
-        while start < len(self.lengths):
-            own = self.lengths[start] - self.shared
-            end = min(len(self.lengths), start + max(1, PREFILLED_TOKENS // own))
-            columns = slice(self.longest - own, self.longest)
-            found.append(self._forward(slice(start, end), columns, own))
-            start = end
-        return torch.cat(found)
-
-    def _forward(self, rows: slice, seen: slice, count: int) -> Tensor:
-        """Logits [rows, vocab] after the last column seen, whose last `count` are new."""
-        new = slice(seen.stop - count, seen.stop)
-        own = slice(seen.start - self.first, seen.stop - self.first)
-        keys = self.positions[rows, own]
-        queries = keys[:, -count:]
-        self.cache.rows, self.cache.columns = rows, own
-        # An index copies what it takes; of a slice the head would make a product for each row, with
-        # a copy of its weights for each.
-        kept = 1 if count == 1 else torch.tensor([count - 1])
-        logits: Tensor = self.model(
-            input_ids=self.ids[rows, new],
-            position_ids=queries.masked_fill(queries == NOWHERE, 0),
-            cache=self.cache,
-            use_cache=True,
-            logits_to_keep=kept,
-            view=View(self.beginning, queries, keys),
-        ).logits[:, -1]
-        return logits.float()
-
-    def _choose(self, logits: Tensor, end: int) -> Tensor:
-        """The next token of each row [rows], put into column `end` of the ids."""
-        scores = self.processors(self.ids[: len(logits), :end], logits)
-        if self.samples:
-            tokens = torch.multinomial(scores.softmax(dim=-1), 1)[:, 0]
-        else:
-            tokens = scores.argmax(dim=-1)
-        self.ids[: len(logits), end] = tokens
-        return tokens
-
-    def _drop_ended(self, standing: list[int], end: int) -> list[int]:
-        """Which rows go on, in their places."""
-        ends = [self.answers[row][-1] in self.stop_ids for row in standing]
-        count = len(standing) - sum(ends)
-        targets = [place for place in range(count) if ends[place]]
-        if targets:
-            sources = [place for place in range(count, len(ends)) if not ends[place]]
-            moved = [torch.tensor(some, device=self.ids.device) for some in (sources, targets)]
-            self.cache.move(*moved)
-            for tensor in (self.ids, self.positions):
-                tensor[moved[1]] = tensor[moved[0]]
-            for source, target in zip(sources, targets, strict=True):
-                standing[target] = standing[source]
-        return standing[:count]
+def cache_tokens_of(model: PreTrainedModel) -> int:
+    """Tokens of cache at once: as many as half of the free memory holds, and no more than make a
+    step read as much as the weights, which would make steps slower than it makes them fewer."""
+    shape = shape_of(model)
+    if shape is None:
+        return LEAST_CACHE_TOKENS
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    one = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
+    return min(cache_tokens(weights, one), max(1, free_bytes(model.device) // 2 // one))
 
 
-def _laid(
-    prompts: Sequence[Sequence[int]], new_tokens: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ids and positions [rows, longest + new] of prompts filled up on the left.
+class _SomeEnded(StoppingCriteria):
+    """Ends a call of `generate` as soon as enough of its rows have ended."""
 
-    What fills up has the row's own first token, which a repetition penalty knows already.
+    def __init__(self, stops: Tensor, start: int) -> None:
+        self._stops = stops
+        self._start = start
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        ended = torch.isin(input_ids[:, self._start :], self._stops).any(dim=1)
+        return (ended.sum() >= ENDED * len(ended)).expand(len(ended))
+
+
+def _begin(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Of `generate`: prompts behind what all of them begin with, which stands in the cache."""
+    shared = common_start(prompts)
+    network = causal_model(model)
+    # A window counts the padding behind what is shared.
+    if not shared or virtual_tokens(model) or _layers(network) != {DynamicLayer}:
+        ids, mask = _padded(prompts, 0)
+        return generation_inputs(model, ids.to(model.device), mask.to(model.device))
+    ids, mask = (each.to(model.device) for each in _padded(prompts, shared))
+    cache = DynamicCache(config=network.config)
+    network.base_model(input_ids=ids[:1, :shared], cache=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(prompts))
+    return {"input_ids": ids, "attention_mask": mask, "cache": cache}
+
+
+def _layers(model: PreTrainedModel) -> set[type]:
+    """Kinds of layers of the cache that `generate` makes for a model."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with, of which each keeps its last; 0 where few."""
+    rows = [list(prompt) for prompt in prompts]
+    common = min(common_tokens(min(rows), max(rows)), min(map(len, rows)) - 1)
+    return common if len(rows) > 1 and common >= SHARED_TOKENS else 0
+
+
+def _padded(prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, longest]; padding stands behind the first `shared` tokens.
+
+    A row is padded with its own first token, which the mask hides and which a repetition penalty
+    knows already; the pad token may be the one that ends answers.
     """
     longest = max(map(len, prompts))
-    rows = [[p[0]] * (longest - len(p)) + list(p) + [0] * new_tokens for p in prompts]
-    filled = torch.tensor([[longest - len(prompt)] for prompt in prompts])
-    positions = torch.arange(longest + new_tokens) - filled
-    positions = positions.masked_fill(positions < 0, NOWHERE)
-    return torch.tensor(rows).to(device), positions.to(device)
+    ids, mask = [], []
+    for prompt in prompts:
+        padding = longest - len(prompt)
+        ids.append([*prompt[:shared], *[prompt[0]] * padding, *prompt[shared:]])
+        mask.append([1] * shared + [0] * padding + [1] * (len(prompt) - shared))
+    return torch.tensor(ids), torch.tensor(mask)
 
 
-def _processors(settings: Generation) -> LogitsProcessorList:
-    """transformers' own, in the order of its `generate`."""
-    found = LogitsProcessorList()
-    if settings.repetition_penalty != 1:
-        found.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-    if settings.temperature > 0:
-        if settings.temperature != 1:
-            found.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k:
-            found.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p < 1:
-            found.append(TopPLogitsWarper(settings.top_p))
-    return found
+def _up_to(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    end = next((place for place, each in enumerate(ids, start=1) if each in stop_ids), len(ids))
+    return ids[:end]

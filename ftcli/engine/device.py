@@ -89,6 +89,14 @@ def find_hardware(device: Device) -> Hardware:
     )
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now, what torch has reserved and does not use among it."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    return _memory()[1]
+
+
 def _gpu_is_hidden() -> bool:
     """Whether the user has hidden every GPU from CUDA (CUDA programming guide)."""
     return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")

@@ -17,16 +17,15 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ftcli.engine.batches import Row, length_batches
-from ftcli.engine.decoding import decode, decodes, room_of
+from ftcli.engine.decoding import answered_together, cache_tokens_of, generate_ids
 from ftcli.engine.device import is_out_of_memory
 from ftcli.engine.laying import Laying, Padded, laying_of_network
 from ftcli.engine.loss import row_losses
 from ftcli.engine.rendering import Renderer
-from ftcli.engine.together import together
 from ftcli.engine.virtual import causal_model, generation_inputs
 from ftcli.metrics.answer import Answer
 from ftcli.recipe import Generation
-from ftcli.vram.moments import ANSWERED_ROWS, GENERATED_ROWS
+from ftcli.vram.moments import ANSWERED_ROWS
 
 Moved = Callable[[int], None]
 
@@ -116,24 +115,22 @@ def answer_prompts(
 ) -> list[Answer]:
     """Answers to tokenised prompts, batch by batch, in the prompts' own order."""
     answers: dict[int, Answer] = {}
-    for batch in answered_together(model, prompts, settings, rows_at_once):
+    for batch in answer_batches(model, prompts, settings, rows_at_once):
         texts = answer_batch(model, [prompts[index] for index in batch], settings)
         answers |= dict(zip(batch, texts, strict=True))
         moved(len(answers))
     return [answers[index] for index in range(len(prompts))]
 
 
-def answered_together(
+def answer_batches(
     model: Model,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
     rows_at_once: int = ANSWERED_ROWS,
 ) -> list[list[int]]:
     """Places of prompts in batches for `answer_batch`: all of them once."""
-    if not (model.fast and decodes(model.network)):
-        most = min(rows_at_once, GENERATED_ROWS)
-        return list(length_batches([len(prompt) for prompt in prompts], most))
-    return together(prompts, settings.max_new_tokens, room_of(model.network, rows_at_once))
+    cache_tokens = cache_tokens_of(model.network)
+    return list(answered_together(prompts, settings.max_new_tokens, rows_at_once, cache_tokens))
 
 
 def answer_batch(
@@ -154,26 +151,14 @@ def answer_batch(
 def _answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
-    network = model.network.eval()
-    if model.fast and decodes(network):
-        rows = decode(network, prompts, settings, model.contract.stop_ids)
-    else:
-        rows = _generated(model, prompts, settings)
-    return [_answer(model, row) for row in rows]
-
-
-def _generated(
-    model: Model, prompts: Sequence[Sequence[int]], settings: Generation
-) -> list[list[int]]:
-    """The plain path: rows padded on the left, until the last of them has ended."""
-    ids, mask = _left_padded(prompts)
-    with torch.no_grad():
-        inputs = generation_inputs(model.network, ids.to(model.device), mask.to(model.device))
-        output = causal_model(model.network).generate(
-            **inputs, **_generate_arguments(model, settings)
-        )
-    found: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
-    return found
+    found = generate_ids(
+        model.network.eval(),
+        prompts,
+        model.contract.stop_ids,
+        settings.max_new_tokens,
+        _generate_arguments(model, settings),
+    )
+    return [_answer(model, row) for row in found]
 
 
 def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:
@@ -217,6 +202,7 @@ def _generate_into(
             causal_model(model.network.eval()).generate(
                 **generation_inputs(model.network, ids, torch.ones_like(ids)),
                 streamer=streamer,
+                max_new_tokens=settings.max_new_tokens,
                 **_generate_arguments(model, settings),
             )
     except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
@@ -236,7 +222,6 @@ def generation_config(
 def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
     """Our words in transformers' (GenerationConfig); 0 as temperature is greedy."""
     arguments: dict[str, Any] = {
-        "max_new_tokens": settings.max_new_tokens,
         "repetition_penalty": settings.repetition_penalty,
         "eos_token_id": list(model.contract.stop_ids),
         "pad_token_id": model.contract.pad_id,
@@ -249,15 +234,6 @@ def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
             "top_k": settings.top_k,
         }
     return arguments
-
-
-def _left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Ids and mask [rows, longest]. A row is padded with its own first token, which the mask hides
-    and which a repetition penalty knows already; the pad token may be the one that ends answers."""
-    longest = max(len(prompt) for prompt in prompts)
-    rows = [[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    lengths = torch.tensor([[longest - len(prompt)] for prompt in prompts])
-    return torch.tensor(rows), (torch.arange(longest) >= lengths).long()
 
 
 def _answer(model: Model, ids: Sequence[int]) -> Answer:

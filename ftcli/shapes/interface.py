@@ -6,5 +6,3 @@ from __future__ import annotations
 PACKED_TYPES = frozenset(
     ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
 )
-# Answers come from our own loop: proven equal to `generate` (tests/engine/test_decoding.py).
-DECODED_TYPES = PACKED_TYPES | {"gpt_neox"}

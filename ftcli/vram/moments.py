@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ftcli.shapes import Shape
-from ftcli.shapes.interface import DECODED_TYPES
 from ftcli.vram.choices import FROZEN_MODES, Choices
 from ftcli.vram.copies import dequantised_bytes, largest_matrix
 from ftcli.vram.head import head_bytes
@@ -14,10 +13,6 @@ from ftcli.vram.step import CUBLAS_BYTES
 
 # Rows at once in ftcli.engine.inference, and ftcli.recipe's default length of an answer.
 ANSWERED_ROWS = 64
-# With transformers' `generate`, where rows stay until the last of them has ended.
-GENERATED_ROWS = 32
-# Tokens of prompts that our own loop reads at once.
-PREFILLED_TOKENS = 1024
 ANSWER_TOKENS = 256
 # Tokens of cache that are little beside any model: 0.75 GB of SmolLM2-135M's in fp32.
 LEAST_CACHE_TOKENS = 16_384
@@ -50,22 +45,11 @@ def answering_bytes(shape: Shape, choices: Choices) -> int:
     # fp32 logits of the last position of each row, and the copy that a token is drawn from.
     logits = 2 * 4 * rows * shape.vocab
     model = static.total_bytes - static.optimizer - static.hold
-    read = answered
-    if _decoded(shape, choices):  # prompts are read so many tokens at once, or one by one
-        read = replace(answered, micro_batch=1, seq_len=max(PREFILLED_TOKENS, tokens))
-    return model + cache_bytes(shape, answered) + _forward_bytes(shape, read) + logits
-
-
-def _decoded(shape: Shape, choices: Choices) -> bool:
-    """Answers come from ftcli.engine.decoding, not from transformers' `generate`."""
-    own = shape.model_type in DECODED_TYPES and not shape.stretched_positions
-    return own and choices.mode not in ("prefix", "prompt")
+    return model + cache_bytes(shape, answered) + _forward_bytes(shape, answered) + logits
 
 
 def answered_rows(shape: Shape, choices: Choices) -> int:
     """How many prompts of full length are answered at once."""
-    if not _decoded(shape, choices):
-        return GENERATED_ROWS
     one = replace(choices, micro_batch=1, seq_len=1)
     room = cache_tokens(weights_bytes(shape, choices), cache_bytes(shape, one))
     return min(ANSWERED_ROWS, max(1, room // (choices.seq_len + ANSWER_TOKENS)))

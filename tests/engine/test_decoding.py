@@ -1,25 +1,31 @@
-"""Answers of our loop are those of transformers' generate, row by row; it does less for them."""
+"""Answers in batches are those that transformers' `generate` gives to each prompt alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 
-from ftcli.engine import decoding, inference, shared_cache
-from ftcli.engine.decoding import decode, decodes, room_of
+from ftcli.engine import decoding, inference
+from ftcli.engine.decoding import answered_together, cache_tokens_of, generate_ids
 from ftcli.engine.inference import Model, PromptContract, answer_batch, answer_prompts
 from ftcli.engine.methods import attach
 from ftcli.engine.rendering import Renderer
-from ftcli.engine.shared_cache import RowCache
-from ftcli.engine.together import Room
 from ftcli.engine.virtual import causal_model
 from ftcli.recipe import Generation, Prefix
-from ftcli.shapes.interface import DECODED_TYPES
 from ftcli.vram import moments
 from tests.engine import architectures
 from tests.engine.families import chatml
@@ -45,20 +51,6 @@ def own(length: int, seed: int) -> list[int]:
 
 # All begin alike, one is nothing else, one is much longer than the others, two are the same.
 PROMPTS = [BEGINNING + own(length, length) for length in (3, 7, 0, 30, 7, 1)]
-
-
-@pytest.fixture(autouse=True)
-def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prompts are prefilled in several parts, and attended to in several blocks; fresh memory holds
-    what it likes."""
-
-    def empty(cache: RowCache, states: torch.Tensor) -> torch.Tensor:
-        return original(cache, states).fill_(torch.nan)
-
-    original = RowCache._empty
-    monkeypatch.setattr(RowCache, "_empty", empty)
-    monkeypatch.setattr(decoding, "PREFILLED_TOKENS", 16)
-    monkeypatch.setattr(shared_cache, "QUERIES", 8)
 
 
 def model_of(name: str) -> PreTrainedModel:
@@ -91,6 +83,17 @@ def generated(model: PreTrainedModel, prompt: Sequence[int], settings: Generatio
     return found
 
 
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
+    stops: Sequence[int],
+) -> list[list[int]]:
+    contract = PromptContract(Renderer(chatml().tokenizer), tuple(stops), pad_id=0)
+    arguments = inference._generate_arguments(Model(model, contract), settings)
+    return generate_ids(model, prompts, stops, settings.max_new_tokens, arguments)
+
+
 def cut(answer: list[int], stop: int) -> list[int]:
     return answer[: answer.index(stop) + 1] if stop in answer else answer
 
@@ -101,7 +104,6 @@ def assert_same(
     settings: Generation = SETTINGS,
 ) -> list[list[int]]:
     """Also where an answer ends early, for a token that some answers have and others have not."""
-    assert decodes(model)
     whole = [generated(model, prompt, settings) for prompt in prompts]
     stop = whole[0][min(4, len(whole[0]) - 1)]
     expected = [cut(answer, stop) for answer in whole]
@@ -109,24 +111,15 @@ def assert_same(
     return expected
 
 
-@pytest.mark.parametrize("copied", [0, 1024])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_answers_are_those_of_generate(
-    name: str, penalty: float, copied: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "COPIED_TOKENS", copied)
+def test_answers_are_those_of_generate(name: str, penalty: float) -> None:
     settings = Generation(max_new_tokens=12, repetition_penalty=penalty)
     found = assert_same(model_of(name), settings=settings)
     assert len({tuple(answer) for answer in found}) > 3
     assert len({len(answer) for answer in found}) > 1
 
 
-def test_every_type_is_tried() -> None:
-    assert {name.split()[0] for name in FAMILIES} == DECODED_TYPES
-
-
-@pytest.mark.parametrize("copied", [0, 1024])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
 @pytest.mark.parametrize(
     "prompts",
@@ -139,10 +132,7 @@ def test_every_type_is_tried() -> None:
     ],
     ids=["one", "the same", "nothing alike", "one token", "one is not alike"],
 )
-def test_whatever_the_prompts_have_in_common(
-    name: str, prompts: list[list[int]], copied: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "COPIED_TOKENS", copied)
+def test_whatever_the_prompts_have_in_common(name: str, prompts: list[list[int]]) -> None:
     assert_same(model_of(name), prompts)
 
 
@@ -194,25 +184,21 @@ def test_what_prompts_begin_with_is_read_once() -> None:
     prompts = [BEGINNING + own(4, seed) for seed in range(8)]
     with tokens_seen(model) as seen:
         decode(model, prompts, Generation(max_new_tokens=3), [0])
-    assert seen == [len(BEGINNING), 16, 16, 8, 8]
+    assert seen == [len(BEGINNING), 8 * 4, 8, 8]
 
 
-def test_who_has_ended_is_read_no_more() -> None:
+def test_rows_that_have_ended_leave_the_batch() -> None:
     model = model_of("llama")
     whole = decode(model, PROMPTS, SETTINGS, [0])
-    stop = whole[0][4]
+    stops = [0, whole[0][2], whole[1][4], whole[3][6]]
     with tokens_seen(model) as seen:
-        found = decode(model, PROMPTS, SETTINGS, [0, stop])
+        found = decode(model, PROMPTS, SETTINGS, stops)
     steps = max(map(len, found)) - 1
     standing = [sum(len(answer) > step + 1 for answer in found) for step in range(steps)]
-    assert seen[-steps:] == standing and standing[0] > standing[-1] > 0
-
-
-def test_the_model_attends_as_before_behind_an_answer() -> None:
-    model = model_of("llama")
-    before = model.config._attn_implementation
-    decode(model, PROMPTS, SETTINGS, [0])
-    assert model.config._attn_implementation == before == "sdpa"
+    read = seen[-steps:]
+    assert read[0] == len(PROMPTS) > read[-1]
+    for count, rows in zip(standing, read, strict=True):
+        assert rows >= count > (1 - decoding.ENDED) * rows
 
 
 # Sampling
@@ -248,18 +234,17 @@ def test_draws_are_spread_as_generate_spreads_them() -> None:
 # Where the room ends
 
 
-def test_room_grows_with_the_model() -> None:
-    small = model_of("llama")
-    copies = decoding.COPIED_TOKENS
-    assert room_of(small, 7) == Room(7, moments.LEAST_CACHE_TOKENS - copies)
-    held = sum(p.numel() * p.element_size() for p in small.parameters())
-    by_token = sum(t.numel() * t.element_size() for t in cache_of(small, 1))
-    assert by_token < held
-    moments.LEAST_CACHE_TOKENS, before = 0, moments.LEAST_CACHE_TOKENS
-    try:
-        assert room_of(small, 7).tokens == held // by_token - copies
-    finally:
-        moments.LEAST_CACHE_TOKENS = before
+def test_the_cache_grows_with_the_model_and_with_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = model_of("llama")
+    assert cache_tokens_of(model) == moments.LEAST_CACHE_TOKENS
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    by_token = sum(t.numel() * t.element_size() for t in cache_of(model, 1))
+    monkeypatch.setattr(moments, "LEAST_CACHE_TOKENS", 0)
+    assert cache_tokens_of(model) == held // by_token
+    monkeypatch.setattr(decoding, "free_bytes", lambda _: 20 * by_token)
+    assert cache_tokens_of(model) == 10
 
 
 def cache_of(model: PreTrainedModel, tokens: int) -> list[torch.Tensor]:
@@ -268,7 +253,36 @@ def cache_of(model: PreTrainedModel, tokens: int) -> list[torch.Tensor]:
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 
-# Where the loop is not taken
+def batches_of(prompts: Sequence[Sequence[int]], rows: int, tokens: int) -> list[list[int]]:
+    found = list(answered_together(prompts, 10, rows, tokens))
+    assert sorted(place for batch in found for place in batch) == list(range(len(prompts)))
+    lengths = [len(prompts[place]) for batch in found for place in batch]
+    assert all(a >= b for a, b in pairwise(lengths))
+    return found
+
+
+def test_batches_have_as_many_rows_as_there_is_room_for() -> None:
+    prompts = [own(length, length) for length in range(5, 25)]
+    assert [len(batch) for batch in batches_of(prompts, 64, 10_000)] == [20]
+    assert [len(batch) for batch in batches_of(prompts, 15, 10_000)] == [10, 10]
+    for batch in batches_of(prompts, 64, 170):
+        assert len(batch) * (len(prompts[batch[0]]) + 10) <= 170
+    assert [len(batch) for batch in batches_of(prompts, 64, 1)] == [1] * 20
+
+
+# Other models
+
+
+def mamba() -> PreTrainedModel:
+    torch.manual_seed(2)
+    config = MambaConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, state_size=8)
+    return MambaForCausalLM(config)
+
+
+def lfm2() -> PreTrainedModel:
+    torch.manual_seed(2)
+    config = Lfm2Config(**SIZES, layer_types=["conv", "full_attention"])
+    return Lfm2ForCausalLM(config)
 
 
 def _contract() -> PromptContract:
@@ -280,30 +294,28 @@ def _contract() -> PromptContract:
     [
         lambda: falcon(max_position_embeddings=256),
         lambda: attach(model_of("llama"), Prefix(mode="prefix", virtual_tokens=4), 1),
+        mamba,
+        lfm2,
     ],
-    ids=["another type", "virtual tokens"],
+    ids=["falcon", "virtual tokens", "a recurrent one", "convolutions between"],
 )
-def test_other_models_are_answered_by_transformers(build: Callable[[], PreTrainedModel]) -> None:
+def test_batches_of_other_models(build: Callable[[], PreTrainedModel]) -> None:
     network = build().eval()
-    assert not decodes(network)
     model = Model(network, _contract())
     found = answer_prompts(model, PROMPTS, SETTINGS, lambda _: None)
     assert found == [answer_batch(model, [prompt], SETTINGS)[0] for prompt in PROMPTS]
     assert len({answer.text for answer in found}) > 1
 
 
-def test_what_else_a_base_wants_of_its_answers_is_left_to_transformers() -> None:
+def test_what_else_a_base_wants_of_its_answers_is_done() -> None:
+    """Our settings go before a base's generation_config; the rest of it holds."""
     model = model_of("llama")
     model.generation_config.top_p, model.generation_config.do_sample = 0.9, True
-    assert decodes(model)  # the recipe's settings go before these
-    model.generation_config.no_repeat_ngram_size = 2
-    assert not decodes(model)
-
-
-def test_stretched_positions_are_left_to_transformers() -> None:
-    model = model_of("llama")
-    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert not decodes(model)
+    found = assert_same(model)
+    model.generation_config.no_repeat_ngram_size = 1
+    for answer in assert_same(model):
+        assert len(set(answer)) == len(answer)
+    assert found != assert_same(model)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
@@ -316,9 +328,9 @@ def test_fewer_rows_where_memory_lacks(error: Exception, monkeypatch: pytest.Mon
         tried.append(len(prompts))
         if len(prompts) > 2:
             raise error
-        return decode(network, prompts, *rest)
+        return generate_ids(network, prompts, *rest)
 
-    monkeypatch.setattr(inference, "decode", scarce)
+    monkeypatch.setattr(inference, "generate_ids", scarce)
     assert answer_batch(model, PROMPTS, SETTINGS) == expected
     assert tried == [6, 3, 1, 2, 3, 1, 2]
 
@@ -327,6 +339,6 @@ def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*_: Any) -> list[list[int]]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(inference, "decode", broken)
+    monkeypatch.setattr(inference, "generate_ids", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         answer_batch(Model(model_of("llama"), _contract()), PROMPTS, SETTINGS)

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from ftcli.engine.batches import packed, padded
 from ftcli.engine.kernels.attention import attend, attention_for
 from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
-from ftcli.engine.kernels.lora import fuse_lora, settled
+from ftcli.engine.kernels.lora import fuse_lora
 from ftcli.engine.kernels.norm import fuse_norms
 from ftcli.engine.kernels.slots import layout_of
 from ftcli.engine.laying import Packed, Padded, laying_of_network
@@ -199,27 +199,6 @@ def test_what_a_node_answers_can_be_added_to_in_place() -> None:
     expected = gradient()
     fuse_lora(model)
     torch.testing.assert_close(gradient(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_what_a_node_multiplies_by_is_settled_while_it_answers_and_no_longer() -> None:
-    model = attach(llama().to(torch.bfloat16), lora(), seed=1)
-    shake(model)
-    fuse_lora(model)
-    ids = torch.arange(1, 13)[None]
-
-    def doubled() -> Tensor:
-        """Logits behind a change of the updates."""
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:
-                weight *= 2
-        found: Tensor = model(input_ids=ids).logits
-        return found
-
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        first = model(input_ids=ids).logits
-        with settled(model):
-            assert torch.equal(doubled(), first)
-        assert not torch.equal(doubled(), first)
 
 
 def logits_of_base(model: Any, ids: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ again and keep more for the backward pass. The same products here add up in plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -69,40 +67,6 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
         return _answer(hidden, weight.T, bias, down.T, up.T, scale)
     found: Tensor = _LowRank.apply(hidden.flatten(0, -2), weight, bias, down, up, scale)
     return found.view(*hidden.shape[:-1], -1)  # not in the node: Falcon adds to it in place
-
-
-@contextmanager
-def settled(model: nn.Module) -> Iterator[None]:
-    """Have the nodes look up and cast once what they multiply by, for as long as nothing changes
-    it and no gradient is wanted: each time takes as long as the products of a few tokens."""
-    nodes = [m for m in model.modules() if isinstance(m, LoraLayer) and "forward" in m.__dict__]
-    before = [layer.forward for layer in nodes]
-    for layer in nodes:
-        layer.forward = _settled(layer)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(nodes, before, strict=True):
-            layer.forward = forward
-
-
-def _settled(layer: Any) -> Callable[..., Tensor]:
-    """The node's forward for tokens of the type that it computes in, and for others as before."""
-    base, name, before = layer.base_layer, layer.active_adapters[0], layer.forward
-    down, up = layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach()
-    weight = kept_weight(base) if is_four_bit(base) else base.weight
-    kind = autocast_type(down) or down.dtype
-    if weight is None or layer.disable_adapters or layer.merged or weight.dtype != kind:
-        return before
-    bias = None if base.bias is None else base.bias.to(kind)
-    factors = (weight.T, bias, down.to(kind).T, up.to(kind).T, layer.scaling[name])
-
-    def forward(hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        if hidden.dtype != kind or arguments or keywords:
-            return before(hidden, *arguments, **keywords)
-        return _answer(hidden, *factors)
-
-    return forward
 
 
 def _answer(

@@ -154,14 +154,12 @@ class Worker:
                 meter.update(len(done.losses_by_row))
 
     def _answer(self, wanted: RowSet, done: Done, label: str) -> None:
-        from ftcli.engine.inference import answer_batch, answered_together, seed_sampling
+        from ftcli.engine.inference import answer_batch, answer_batches, seed_sampling
 
         if len(done.answers_by_row) == len(wanted.prompts):
             return
         # Batches are those of the whole set: which rows stand together may tip a near tie.
-        batches = answered_together(
-            self.model, wanted.prompts, wanted.settings, wanted.rows_at_once
-        )
+        batches = answer_batches(self.model, wanted.prompts, wanted.settings, wanted.rows_at_once)
         with self.reporter.meter(label, len(wanted.rows)) as meter:
             for batch in batches:
                 if done.answers_by_row.keys() >= set(batch):
