@@ -25,7 +25,7 @@ from ftcli.engine.device import free_bytes
 from ftcli.engine.model import shape_of
 from ftcli.engine.packing import SHARED_TOKENS, common_tokens
 from ftcli.engine.virtual import causal_model, generation_inputs, virtual_tokens
-from ftcli.vram.moments import LEAST_CACHE_TOKENS, cache_tokens
+from ftcli.vram.moments import LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
 
 # A share of the rows that have to end before `generate` is called again without them.
 ENDED = 0.25
@@ -62,7 +62,9 @@ def generate_ids(
     """
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _begin(model, prompts)
-    drops_rows = _layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    plain_cache = _layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    # A state space's cache can neither lose rows nor, in many models, go on with several tokens.
+    chunk = max(1, PREFILLED_TOKENS // len(prompts)) if plain_cache else None
     answers: list[list[int]] = [[] for _ in prompts]
     standing = list(range(len(prompts)))
     done = 0
@@ -73,7 +75,8 @@ def generate_ids(
             **inputs,
             **arguments,
             max_new_tokens=max_new_tokens - done,
-            stopping_criteria=some_ended if drops_rows else None,
+            prefill_chunk_size=chunk,
+            stopping_criteria=some_ended if plain_cache else None,
             return_dict_in_generate=True,
         )
         ids, cache = output.sequences, output.cache

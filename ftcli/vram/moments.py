@@ -13,6 +13,8 @@ from ftcli.vram.step import CUBLAS_BYTES
 
 # Rows at once in ftcli.engine.inference, and ftcli.recipe's default length of an answer.
 ANSWERED_ROWS = 64
+# Tokens of prompts that are read at once, so that reading them needs little memory.
+PREFILLED_TOKENS = 1024
 ANSWER_TOKENS = 256
 # Tokens of cache that are little beside any model: 0.75 GB of SmolLM2-135M's in fp32.
 LEAST_CACHE_TOKENS = 16_384
@@ -45,7 +47,8 @@ def answering_bytes(shape: Shape, choices: Choices) -> int:
     # fp32 logits of the last position of each row, and the copy that a token is drawn from.
     logits = 2 * 4 * rows * shape.vocab
     model = static.total_bytes - static.optimizer - static.hold
-    return model + cache_bytes(shape, answered) + _forward_bytes(shape, answered) + logits
+    read = replace(answered, micro_batch=1, seq_len=min(PREFILLED_TOKENS, rows * tokens))
+    return model + cache_bytes(shape, answered) + _forward_bytes(shape, read) + logits
 
 
 def answered_rows(shape: Shape, choices: Choices) -> int:

@@ -44,6 +44,11 @@ SETTINGS = Generation(max_new_tokens=12)
 BEGINNING = list(range(11, 25))
 
 
+@pytest.fixture(autouse=True)
+def _prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "PREFILLED_TOKENS", 30)
+
+
 def own(length: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(30, 97, (length,), generator=generator).tolist()
@@ -184,7 +189,7 @@ def test_what_prompts_begin_with_is_read_once() -> None:
     prompts = [BEGINNING + own(4, seed) for seed in range(8)]
     with tokens_seen(model) as seen:
         decode(model, prompts, Generation(max_new_tokens=3), [0])
-    assert seen == [len(BEGINNING), 8 * 4, 8, 8]
+    assert seen == [len(BEGINNING), 8 * 3, 8, 8, 8]
 
 
 def test_rows_that_have_ended_leave_the_batch() -> None:
