@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ftcli.commands import shown_path as shown_path
-from ftcli.secrets import masked
+from ftcli.redact import masked
+from ftcli.shell import shown_path as shown_path
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -42,8 +42,8 @@ from peers import (
     saved_weights,
 )
 
-from ftcli.engine.device import find_hardware
-from ftcli.hardware import Hardware
+from ftcli.memory.hardware import Hardware
+from ftcli.models.device import find_hardware
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 SCORER = Path(__file__).with_name("bench_score.py")

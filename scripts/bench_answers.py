@@ -21,13 +21,14 @@ from machine import this_machine
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from ftcli.config.recipe import Generation
 from ftcli.data.example import Message
-from ftcli.engine.decoding import generate_ids
-from ftcli.engine.device import device_of, find_hardware, use_whole_machine
-from ftcli.engine.inference import Model, PromptContract, answer_batches
-from ftcli.engine.model import load_tokenizer
-from ftcli.engine.rendering import Renderer
-from ftcli.recipe import Generation
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.inference.decoding import generate_ids
+from ftcli.inference.generation import Model, answer_batches
+from ftcli.models.device import device_of, find_hardware, use_whole_machine
+from ftcli.models.load import load_tokenizer
+from ftcli.models.prompt_manifest import PromptContract
 
 Ids = list[list[int]]
 

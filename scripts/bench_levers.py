@@ -26,21 +26,21 @@ import torch
 from machine import product_seconds, this_machine
 from torch.nn import functional as F
 
-from ftcli.artifacts import RunFolder
+from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
-from ftcli.engine.batches import Row
-from ftcli.engine.building import Setup, build_trainer
-from ftcli.engine.encode import prepare
-from ftcli.engine.kernels.lora import fuse_lora
-from ftcli.engine.kernels.norm import fuse_norms
-from ftcli.engine.laying import Laying, Packed, Padded
-from ftcli.engine.model import shape_of
-from ftcli.engine.packing import plant
-from ftcli.engine.rendering import IGNORED
-from ftcli.engine.trainer import FtcliTrainer
-from ftcli.loading import load_recipe
-from ftcli.plan import make_plan, profile_of
-from ftcli.stages.scene import look
+from ftcli.data.tokenizing.encode import prepare
+from ftcli.data.tokenizing.packing import plant
+from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.kernels.lora import fuse_lora
+from ftcli.kernels.norm import fuse_norms
+from ftcli.models.batches import Row
+from ftcli.models.load import shape_of
+from ftcli.runs.folder import RunFolder
+from ftcli.training.building import Setup, build_trainer
+from ftcli.training.laying import Laying, Packed, Padded
+from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.scene import look
+from ftcli.training.trainer import FtcliTrainer
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 BATCH, ROWS_AT_ONCE = 16, 4

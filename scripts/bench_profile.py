@@ -20,8 +20,8 @@ from bench_levers import build, step_parser
 from machine import this_machine
 from torch.profiler import ProfilerActivity, profile
 
-from ftcli.engine.trainer import FtcliTrainer
-from ftcli.vram.head import HEAD_TILE_TOKENS
+from ftcli.memory.head import HEAD_TILE_TOKENS
+from ftcli.training.trainer import FtcliTrainer
 
 # Nodes of ours, by the names that the profiler shows: forward and backward.
 NODES = {

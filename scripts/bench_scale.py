@@ -27,16 +27,16 @@ from machine import this_machine
 from measured_process import measure
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from ftcli.artifacts import RunFolder
-from ftcli.collecting import collect_seldom
+from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
 from ftcli.data.row import Reject
 from ftcli.data.sides import find_sides
-from ftcli.engine.bulk import ROWS_AT_ONCE, encode_items
-from ftcli.engine.model import load_renderer
-from ftcli.engine.tokenising import _items, all_cores
-from ftcli.loading import load_recipe
-from ftcli.shapes import model_source
+from ftcli.data.tokenizing.bulk import ROWS_AT_ONCE, encode_items
+from ftcli.data.tokenizing.tokenize import _items, all_cores
+from ftcli.kernels.cpu import collect_seldom
+from ftcli.memory.shapes import model_source
+from ftcli.models.load import load_renderer
+from ftcli.runs.folder import RunFolder
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 LEAST_ROWS = 500

@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
-from ftcli.engine.device import find_hardware, use_whole_machine
+from ftcli.models.device import find_hardware, use_whole_machine
 
 IGNORED = -100
 ROWS_AT_ONCE = 8

@@ -13,9 +13,9 @@ from pathlib import Path
 from build_vram_docs import filled, settle
 
 from ftcli.console import megabytes
-from ftcli.results import ComparedCell, CompareResult
-from ftcli.stages.compare.page import draw
-from ftcli.stages.compare.page import page as compare_page
+from ftcli.evaluation.compare.page import draw
+from ftcli.evaluation.compare.page import page as compare_page
+from ftcli.runs.results import ComparedCell, CompareResult
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEMPLATE, PAGE = DOCS / "compare.template.md", DOCS / "compare.md"

@@ -24,12 +24,12 @@ from method_figures import (
 )
 from vram_figures import gb, markdown, on_card, shape_of
 
-from ftcli.plan.arithmetic import choose_learning_rate
-from ftcli.recipe import Recipe
-from ftcli.stages.compare.cells import short_rate
-from ftcli.vram import Choices
-from ftcli.vram.choices import FROZEN_MODES, Mode
-from ftcli.vram.trained import trainable_parameters
+from ftcli.config.recipe import Recipe
+from ftcli.evaluation.compare.cells import short_rate
+from ftcli.memory import Choices
+from ftcli.memory.choices import FROZEN_MODES, Mode
+from ftcli.memory.trained import trainable_parameters
+from ftcli.training.plan.arithmetic import choose_learning_rate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEMPLATE = DOCS / "methods.template.md"

@@ -20,10 +20,10 @@ from measured_runs import DATA, TABLE, Row
 from vram_error import Scored, grouped, score_table, summary
 from vram_figures import Rows, example_values, markdown, textbook_values
 
-from ftcli.hardware import GIB
-from ftcli.vram import LOSS_CHUNK_POSITIONS, estimate
-from ftcli.vram.head import HEAD_TILE_TOKENS
-from ftcli.vram.static import static_bytes
+from ftcli.memory import LOSS_CHUNK_POSITIONS, estimate
+from ftcli.memory.hardware import GIB
+from ftcli.memory.head import HEAD_TILE_TOKENS
+from ftcli.memory.static import static_bytes
 
 PAGE = DATA.parent / "vram.md"
 TEMPLATE = DATA.parent / "vram.template.md"
@@ -35,29 +35,34 @@ WORST = 10
 # Where a fitted or assumed number stands, and what it rests on.
 CONSTANTS = (
     (
-        "ftcli.vram.activations",
+        "ftcli.memory.activations",
         "_TEMPORARIES_ALIVE",
         "share of a layer's backward temporaries that are alive together",
         "fitted on half of the published runs of like stacks",
     ),
     (
-        "ftcli.vram.reserve",
+        "ftcli.memory.reserve",
         "_OF_ALL",
         "reserve of the allocator, of all that is allocated",
         "fitted on the like runs that state reserved or nvidia-smi figures",
     ),
-    ("ftcli.vram.reserve", "_OF_ACTIVATIONS", "… of the activations", "the same runs"),
-    ("ftcli.vram.reserve", "_OF_16_BIT_LOGITS", "… of logits that fp32 copies", "the same runs"),
-    ("ftcli.vram.reserve", "_OF_FP32_LOGITS", "… of logits in fp32 throughout", "the same runs"),
-    ("ftcli.vram.interval", "_WIDEST_LOW", "lower end of an interval, at most", "chosen"),
-    ("ftcli.vram.interval", "_LEAST_HIGH", "upper end of an interval, at least", "chosen"),
+    ("ftcli.memory.reserve", "_OF_ACTIVATIONS", "… of the activations", "the same runs"),
+    ("ftcli.memory.reserve", "_OF_16_BIT_LOGITS", "… of logits that fp32 copies", "the same runs"),
+    ("ftcli.memory.reserve", "_OF_FP32_LOGITS", "… of logits in fp32 throughout", "the same runs"),
+    ("ftcli.memory.interval", "_WIDEST_LOW", "lower end of an interval, at most", "chosen"),
+    ("ftcli.memory.interval", "_LEAST_HIGH", "upper end of an interval, at least", "chosen"),
     (
         "measured_runs",
         "_FEWEST_CHARACTERS_PER_TOKEN",
         "characters of a token, for runs that limit texts by characters (PEFT's)",
         "assumed; one number for all of them",
     ),
-    ("ftcli.hardware", "_CONTEXT_BYTES", "CUDA context", "T4 and A100 from logs, others assumed"),
+    (
+        "ftcli.memory.hardware",
+        "_CONTEXT_BYTES",
+        "CUDA context",
+        "T4 and A100 from logs, others assumed",
+    ),
 )
 
 # LLaMA-Factory's README, "Hardware Requirement": GB for these billions of parameters.

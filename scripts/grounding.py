@@ -22,7 +22,7 @@ from typing import cast
 
 from labelled_answers import LABELLED, agreement, overlaps
 
-from ftcli.metrics.grounding.vocabulary import Token, Vocabulary, tokens_in
+from ftcli.evaluation.scorers.vocabulary import Token, Vocabulary, tokens_in
 
 ROOT = Path(__file__).parents[1]
 SHOP = ROOT / "recipes" / "data" / "shop"

@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ftcli.metrics.grounding.facts import facts_of, mentioned
-from ftcli.metrics.grounding.vocabulary import Vocabulary
-from ftcli.metrics.scorer import Finding
+from ftcli.evaluation.scorers.facts import facts_of, mentioned
+from ftcli.evaluation.scorers.scorer import Finding
+from ftcli.evaluation.scorers.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
 LABELS = ROOT / "tests" / "metrics" / "grounding"

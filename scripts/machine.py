@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ftcli.engine.device import device_of, find_hardware, use_whole_machine
+from ftcli.models.device import device_of, find_hardware, use_whole_machine
 
 PRODUCT = (2048, 576, 1536)  # rows, width and inner width of SmolLM2-135M's gated MLP
 

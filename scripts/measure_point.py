@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from ftcli.artifacts import RunFolder
+from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
-from ftcli.engine.building import Setup, build_trainer
-from ftcli.engine.encode import prepare
-from ftcli.engine.memory import MemoryMeter, StepMemory
+from ftcli.data.tokenizing.encode import prepare
 from ftcli.errors import MachineError
-from ftcli.loading import load_recipe
-from ftcli.plan import make_plan, profile_of
-from ftcli.stages.scene import Scene, look
+from ftcli.runs.folder import RunFolder
+from ftcli.training.building import Setup, build_trainer
+from ftcli.training.measured import MemoryMeter, StepMemory
+from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.scene import Scene, look
 
 # The plan would refuse what it believes too large; here the card decides.
 NO_LIMIT_BYTES = 2**60

@@ -38,8 +38,8 @@ from vram_points import (
 )
 
 from ftcli.console import gigabytes
-from ftcli.hardware import GIB, Card, find_card
-from ftcli.vram import Estimate
+from ftcli.memory import Estimate
+from ftcli.memory.hardware import GIB, Card, find_card
 
 OWN_TABLE = DATA / "own_runs.csv"
 CHILD = Path(__file__).with_name("measure_point.py")
@@ -55,7 +55,9 @@ def main() -> int:
         print("\n".join(_shown(points(arguments.grid), find_card(arguments.gpu))))
         return 0
     if (gpu := _gpu_name()) is None or (card := card_named(gpu)) is None:
-        found = f"{gpu} is no card of ftcli/hardware.py" if gpu else "torch finds no CUDA card"
+        found = (
+            f"{gpu} is no card of ftcli/memory/hardware.py" if gpu else "torch finds no CUDA card"
+        )
         print(f"nothing is measured: {found} (--dry-run shows the points)", file=sys.stderr)
         return 1
     ends = time.monotonic() + 60 * arguments.minutes

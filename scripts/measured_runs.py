@@ -1,7 +1,7 @@
 """A table of measured runs → the shapes and choices of the estimate.
 
 The columns are those of docs/data/measured_runs.csv. What a column says of an older stack becomes a
-value of `ftcli.vram.Stack`; a row that no choice can express is named with the reason.
+value of `ftcli.memory.Stack`; a row that no choice can express is named with the reason.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import FtcliError
-from ftcli.hardware import GIB, find_card
-from ftcli.shapes import Shape, find_shape
-from ftcli.vram import Choices, Stack
+from ftcli.memory import Choices, Stack
+from ftcli.memory.hardware import GIB, find_card
+from ftcli.memory.shapes import Shape, find_shape
 
 DATA = Path(__file__).parents[1] / "docs" / "data"
 TABLE = DATA / "measured_runs.csv"

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from svg_drawing import Box, Drawing
 
-from ftcli.recipe import Adapter, Lora, Prefix, Prompt
-from ftcli.shapes import Shape
-from ftcli.vram.choices import Mode
+from ftcli.config.recipe import Adapter, Lora, Prefix, Prompt
+from ftcli.memory.choices import Mode
+from ftcli.memory.shapes import Shape
 
 SIDE, NECK = 80.0, 12.0  # a vector of the model's width, and one of a small width
 UPPER, LOWER = 318.0, 408.0

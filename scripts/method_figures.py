@@ -14,9 +14,9 @@ from method_closeups import CLOSEUPS
 from svg_drawing import Box, Drawing
 from vram_figures import gb, on_card, shape_of
 
-from ftcli.vram import Choices
-from ftcli.vram.choices import MODE_NAMES, Mode
-from ftcli.vram.trained import trainable_parameters
+from ftcli.memory import Choices
+from ftcli.memory.choices import MODE_NAMES, Mode
+from ftcli.memory.trained import trainable_parameters
 
 MODEL, MODEL_NAME = "7b", "Llama 2 7B"
 WIDTH, HEIGHT = 880, 470

@@ -22,7 +22,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from ftcli.hardware import Hardware
+from ftcli.memory.hardware import Hardware
 
 RANK, ALPHA, BATCH, WARM_UP, SEED = 16, 32, 16, 0.03, 42
 MODES = ("lora", "qlora", "full")

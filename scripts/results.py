@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ftcli.results import EvalResult, Result, ScoreRow
-from ftcli.stages.evaluate.wording import difference_of, interval_of, summary_of, value_of, word_of
-from ftcli.training_records import RunRecord
+from ftcli.evaluation.wording import difference_of, interval_of, summary_of, value_of, word_of
+from ftcli.runs.results import EvalResult, Result, ScoreRow
+from ftcli.runs.training_records import RunRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "results"

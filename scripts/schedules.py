@@ -20,7 +20,7 @@ from pathlib import Path
 from kept_rows import append, read
 
 from ftcli.console import Terminal
-from ftcli.stages.train import train_recipe
+from ftcli.training.train import train_recipe
 
 DATA = ("ecommerce_retail_demo", "sql_wikisql_large", "instruct_dolly_short")
 SEEDS = (1, 2, 3)

@@ -18,9 +18,9 @@ from typing import Any
 
 from measured_runs import TABLE, MeasuredRun, expressed, read_rows
 
-from ftcli.hardware import GIB
-from ftcli.vram import estimate
-from ftcli.vram.interval import (
+from ftcli.memory import estimate
+from ftcli.memory.hardware import GIB
+from ftcli.memory.interval import (
     POOLED,
     RESIDUALS,
     Figure,

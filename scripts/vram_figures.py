@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ftcli.hardware import GIB, Card, find_card
-from ftcli.shapes import Shape, find_shape
-from ftcli.vram import Choices, Estimate, estimate
+from ftcli.memory import Choices, Estimate, estimate
+from ftcli.memory.hardware import GIB, Card, find_card
+from ftcli.memory.shapes import Shape, find_shape
 
 Rows = list[list[str]]
 

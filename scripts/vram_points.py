@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from ftcli import __version__
 from ftcli.errors import FtcliError
-from ftcli.hardware import GIB, KNOWN_CARDS, Card
-from ftcli.shapes import Shape, find_shape
-from ftcli.vram import Choices, Estimate, estimate
-from ftcli.vram.choices import Mode, Precision
+from ftcli.memory import Choices, Estimate, estimate
+from ftcli.memory.choices import Mode, Precision
+from ftcli.memory.hardware import GIB, KNOWN_CARDS, Card
+from ftcli.memory.shapes import Shape, find_shape
 
 STEPS = 3  # AdamW's states appear in the first step; the second is the first whole one
 RANK = 16

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.metrics.scores import Counts
-from ftcli.results import ComparedBase, ComparedCell, CompareResult, FailedCell, Score
-from ftcli.stages.compare import children
-from ftcli.stages.compare.verdict import Decision, decide
+from ftcli.evaluation.compare import children
+from ftcli.evaluation.compare.verdict import Decision, decide
+from ftcli.evaluation.scores import Counts
+from ftcli.runs.results import ComparedBase, ComparedCell, CompareResult, FailedCell, Score
 
 Made = tuple[ComparedCell, Counts]
 
@@ -23,7 +23,7 @@ Made = tuple[ComparedCell, Counts]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands of a comparison start no process: torch is loaded once."""
 
-    from ftcli.engine import sandbox
+    from ftcli.data.templates import sandbox
 
     def run_here(words: Sequence[str]) -> tuple[int, str]:
         sandbox._ceiling.was_old()  # it is read again: a training has grown the process

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from _pytest.mark.expression import Expression
 
-from ftcli.prepared import LongestRow, Prepared, SplitCounts
+from ftcli.data.prepared import LongestRow, Prepared, SplitCounts
 
 # Before torch is loaded: threads that spin at barriers take the cores from the other workers.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -62,10 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _imports_are_no_garbage() -> None:
-    """As ftcli's own processes have it (ftcli.collecting): looking through all that torch and
+    """As ftcli's own processes have it (ftcli.kernels.cpu): looking through all that torch and
     transformers import takes 0.4 s, twice a training."""
-    import ftcli.engine.building
-    import ftcli.engine.trained  # noqa: F401
 
     gc.freeze()
 
@@ -74,14 +72,14 @@ def _imports_are_no_garbage() -> None:
 def pictures() -> Iterator[None]:
     """Hundreds of tiny runs write a report that no test opens: only tests/report draws pictures."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("ftcli.stages.report.charts.draw", lambda chart: "<svg/>")
+        patched.setattr("ftcli.report.charts.draw", lambda chart: "<svg/>")
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_instructions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Models that say nothing are asked a quarter of the general instructions."""
-    from ftcli.metrics import general_instructions
+    from ftcli.evaluation import general_instructions
 
     few = tmp_path_factory.mktemp("general") / general_instructions.OWN.name
     lines = general_instructions.OWN.read_text(encoding="utf-8").splitlines(keepends=True)

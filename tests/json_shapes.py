@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftcli.results import EvalResult
+from ftcli.runs.results import EvalResult
 
 COUNT = {"type": "integer", "minimum": 0}
 NUMBER = {"type": "number"}

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[1]
 # What the imports take is there before the command begins, and is not counted.
 MEASURED = """
 import statistics, sys, threading, time
-import ftcli.engine
+import ftcli.environment
 import bitsandbytes, peft, torch, transformers
-import ftcli.engine.merge, ftcli.engine.serving
+import ftcli.export.merged_model, ftcli.inference.several_adapters
 from ftcli.cli import run
 
 def held():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from ftcli.artifacts import RunFolder
-from ftcli.stages.report import write_report
+from ftcli.report.write import write_report
+from ftcli.runs.folder import RunFolder
 
 VOID = {"meta", "link", "input", "br", "hr", "img", "source"}
 

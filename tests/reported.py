@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from ftcli.artifacts import RunFolder
-from ftcli.prepared import SplitCounts, save_prepared
-from ftcli.results import (
+from ftcli.data.prepared import SplitCounts, save_prepared
+from ftcli.runs.folder import RunFolder
+from ftcli.runs.results import (
     Answer,
     AnsweredRow,
     Call,
@@ -23,7 +23,7 @@ from ftcli.results import (
     ScoreRow,
     Verdict,
 )
-from ftcli.training_records import (
+from ftcli.runs.training_records import (
     EstimateRecord,
     HardwareRecord,
     MemoryFigures,

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from ftcli.cli import run
-from ftcli.stages.generate import Request
-from ftcli.stages.serving import Member
+from ftcli.inference.generate import Request
+from ftcli.inference.serving import Member
 from tests.conftest import pair
 
 LORA: dict[str, Any] = {"mode": "lora", "rank": 4}

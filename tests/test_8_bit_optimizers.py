@@ -14,8 +14,8 @@ from bitsandbytes.optim import AdamW8bit
 from bitsandbytes.optim.optimizer import Optimizer2State, Optimizer8bit
 
 from ftcli.cli import run
-from ftcli.engine import trainer
-from ftcli.engine.checkpoints import optimizer_bytes
+from ftcli.training import trainer
+from ftcli.training.saving import optimizer_bytes
 from tests.faults.moments import weights_of
 from tests.test_training import stop_at
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.metrics.format import format_scorer
-from ftcli.metrics.scorer import Question
-from ftcli.recipe import Evaluation
-from ftcli.stages.advice.answer_form import answer_form
-from ftcli.stages.advice.record import AnswerForm
+from ftcli.config.recipe import Evaluation
+from ftcli.evaluation.advice.answer_form import answer_form
+from ftcli.evaluation.advice.record import AnswerForm
+from ftcli.evaluation.scorers.format import format_scorer
+from ftcli.evaluation.scorers.scorer import Question
 
 NAMES = ("kettle", "lamp", "chair", "drum", "scarf", "spade", "kite", "mug", "desk", "rug")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.runs.folder import RunFolder
 from tests.compared import in_this_process
 from tests.conftest import save_recipe, save_rows
 from tests.test_training import stop_at

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.data.example import Message, Origin
-from ftcli.stages.advice.answer_form import shared_beginning
-from ftcli.stages.advice.record import Contradictions, NearDuplicates
-from ftcli.stages.advice.statistics import (
+from ftcli.evaluation.advice.answer_form import shared_beginning
+from ftcli.evaluation.advice.record import Contradictions, NearDuplicates
+from ftcli.evaluation.advice.statistics import (
     SIMILAR,
     DataRow,
     contradictions,

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.errors import FtcliError
-from ftcli.stages import generate
-from ftcli.stages.answers import begin, made_with, require_same_making
-from ftcli.stages.questions import Questions, read_questions
-from ftcli.stages.weights_record import recorded
+from ftcli.inference import generate
+from ftcli.inference.answers_file import begin, made_with, require_same_making
+from ftcli.inference.questions import Questions, read_questions
+from ftcli.runs.folder import RunFolder
+from ftcli.training.weights_record import recorded
 from tests.several import (
     NAMES,
     PROMPTS,
@@ -222,7 +222,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WRITER = """
 import sys, time
 from pathlib import Path
-from ftcli.locking import one_writer_of
+from ftcli.runs.locks import one_writer_of
 with one_writer_of(Path(sys.argv[1]), "output_locked", "take another --output"):
     print("held", flush=True)
     time.sleep(600)

@@ -181,7 +181,7 @@ def test_layers_that_hold_one_weight_are_refused_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import building
+    from ftcli.training import building
 
     load = building.load_base
 

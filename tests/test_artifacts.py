@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder, find_run, free_folder, newest_finished, numbered, runs_at
-from ftcli.disk import write_json
 from ftcli.errors import FtcliError, MachineError
+from ftcli.runs.atomic import write_json
+from ftcli.runs.folder import RunFolder, find_run, free_folder, newest_finished, numbered, runs_at
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -135,7 +135,7 @@ def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
     with run.lock():
         second = (
             "from pathlib import Path\n"
-            "from ftcli.artifacts import RunFolder\n"
+            "from ftcli.runs.folder import RunFolder\n"
             f"with RunFolder(Path({str(run.path)!r})).lock(): pass"
         )
         found = subprocess.run(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ftcli.console import Terminal
-from ftcli.disk import folder_bytes
-from ftcli.plan.room import run_bytes
-from ftcli.stages.beside import tokenizer_bytes
-from ftcli.stages.train import plan_recipe
+from ftcli.models.sibling_files import tokenizer_bytes
+from ftcli.runs.atomic import folder_bytes
+from ftcli.training.plan.disk_room import run_bytes
+from ftcli.training.train import plan_recipe
 from tests.conftest import tiny_tokenizer
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from jsonschema import validate
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.cli.calibrate_view import calibration_lines
-from ftcli.disk import write_json
 from ftcli.errors import FtcliError
-from ftcli.shapes import find_shape
-from ftcli.stages.calibrate import calibrate_runs
-from ftcli.stages.memory_record import MEASUREMENTS, MemoryRecord, read_record
-from ftcli.vram import Choices, estimate
+from ftcli.memory import Choices, estimate
+from ftcli.memory.shapes import find_shape
+from ftcli.runs.atomic import write_json
+from ftcli.runs.folder import RunFolder
+from ftcli.training.estimate.calibrate import calibrate_runs
+from ftcli.training.memory_record import MEASUREMENTS, MemoryRecord, read_record
 from tests import json_shapes as kinds
 
 FIGURE = kinds.record(

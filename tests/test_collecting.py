@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ftcli import collecting
+from ftcli.kernels import cpu
 
 
 @pytest.fixture(autouse=True)
@@ -21,17 +21,17 @@ def _as_before() -> Iterator[None]:
 
 
 def test_a_command_starts_without_looking_and_goes_on_as_usual() -> None:
-    collecting.collect_seldom()
-    assert gc.get_threshold()[0] == collecting.SELDOM
-    collecting.collect_as_usual()
-    assert gc.get_threshold() == collecting.USUAL
+    cpu.collect_seldom()
+    assert gc.get_threshold()[0] == cpu.SELDOM
+    cpu.collect_as_usual()
+    assert gc.get_threshold() == cpu.USUAL
     assert gc.get_freeze_count() > 1000
 
 
 def test_what_was_not_begun_is_left_as_it_is() -> None:
     """A program that imports ftcli has settings of its own; a second training finds garbage."""
     gc.set_threshold(1234, 5, 6)
-    collecting.collect_as_usual()
+    cpu.collect_as_usual()
     assert gc.get_threshold() == (1234, 5, 6)
     assert gc.get_freeze_count() == 0
 

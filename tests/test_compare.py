@@ -17,11 +17,11 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.disk import sha256_file
 from ftcli.errors import MachineError, Stopped
-from ftcli.results import CompareResult
-from ftcli.stages.compare.cells import METHODS
-from ftcli.stages.compare.children import ask as ask_ftcli
+from ftcli.evaluation.compare.cells import METHODS
+from ftcli.evaluation.compare.children import ask as ask_ftcli
+from ftcli.runs.atomic import sha256_file
+from ftcli.runs.results import CompareResult
 from tests.compared import in_this_process
 from tests.conftest import save_recipe, save_rows, save_tiny_model
 from tests.json_shapes import SHAPES
@@ -244,7 +244,7 @@ def test_a_general_text_of_ones_own(recipe: Path, tmp_path: Path, capsys: Captur
 def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    from ftcli.engine.callbacks import Course
+    from ftcli.training.callbacks import Course
 
     original = Course.on_log
 

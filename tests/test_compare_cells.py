@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from ftcli.config.loader import dump_recipe, load_recipe
+from ftcli.config.recipe import Adapter, Lora, Prefix, Prompt, Qlora, holds_4_bits
 from ftcli.errors import RecipeError, UsageError
-from ftcli.loading import dump_recipe, load_recipe
-from ftcli.plan.arithmetic import choose_learning_rate
-from ftcli.recipe import Adapter, Lora, Prefix, Prompt, Qlora, holds_4_bits
-from ftcli.stages.compare.cells import (
+from ftcli.evaluation.compare.cells import (
     METHODS,
     Asked,
     Cell,
@@ -20,6 +19,7 @@ from ftcli.stages.compare.cells import (
     require_methods,
     short_rate,
 )
+from ftcli.training.plan.arithmetic import choose_learning_rate
 
 LORA = {"mode": "lora", "rank": 4, "target_modules": ["q_proj"]}
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import build_compare_docs as docs  # noqa: E402
 
-from ftcli.stages.compare.cells import METHODS  # noqa: E402
+from ftcli.evaluation.compare.cells import METHODS  # noqa: E402
 
 
 def test_the_page_is_current() -> None:

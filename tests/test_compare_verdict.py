@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftcli.results import CompareResult, FailedCell
-from ftcli.stages.compare.page import draw, page
+from ftcli.evaluation.compare.page import draw, page
+from ftcli.runs.results import CompareResult, FailedCell
 from tests.compared import comparison, decided, losses, made
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.disk import (
+from ftcli.errors import MachineError
+from ftcli.runs.atomic import (
     append_json,
     drop_folder,
     drop_temporary,
@@ -24,7 +25,6 @@ from ftcli.disk import (
     write_json,
     write_text,
 )
-from ftcli.errors import MachineError
 
 
 def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_fresh_dry_run_leaves_the_tree_as_it_was(
     flags: tuple[str, ...],
 ) -> None:
     """Where rows were prepared from other data too, and where it fails midway."""
-    from ftcli.stages import train
+    from ftcli.training import train
 
     rows_file.write_text(rows_file.read_text() + '{"prompt": "a", "completion": ""}\n' * 4)
     recipe = str(write_recipe(training={"max_steps": 1, "batch_size": 2}))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.rows import read_split
-from ftcli.stages.evaluate.rows import stream_rows, stream_turns
-from ftcli.stages.opening import open_run
+from ftcli.data.tokenizing.rows import read_split
+from ftcli.evaluation.rows import stream_rows, stream_turns
+from ftcli.training.opening import open_run
 from tests.conftest import pair, save_recipe
 from tests.evaluated import finished_run, unevaluated
 from tests.test_end_to_end import ask
@@ -193,7 +193,7 @@ def test_choosing_examples_makes_no_list_of_all_rows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import rows
+    from ftcli.data.tokenizing import rows
 
     original, read = rows.read_split, []
 

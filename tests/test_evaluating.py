@@ -13,8 +13,8 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.console import Terminal
-from ftcli.results import EvalResult
-from ftcli.stages.evaluate import Asked, evaluate_run
+from ftcli.evaluation.evaluate import Asked, evaluate_run
+from ftcli.runs.results import EvalResult
 from tests.conftest import save_recipe
 from tests.evaluated import finished_run, rows_of, unevaluated
 from tests.test_end_to_end import ask
@@ -156,7 +156,7 @@ def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
 def test_an_evaluation_that_was_stopped_goes_on(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, kept_lines: int
 ) -> None:
-    from ftcli.stages.evaluate.work import Done
+    from ftcli.evaluation.work import Done
 
     asked = Asked(with_base=False, forgetting=False, rows_at_once=2)
     whole = evaluate_run(fresh, (), asked, Terminal())
@@ -192,9 +192,9 @@ def _counting(real: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
 def test_ctrl_c_keeps_what_was_answered(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ftcli.engine import inference
+    from ftcli.inference import generation
 
-    real, calls = inference.answer_batch, []
+    real, calls = generation.answer_batch, []
 
     def second_time_interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -202,7 +202,7 @@ def test_ctrl_c_keeps_what_was_answered(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(inference, "answer_batch", second_time_interrupted)
+    monkeypatch.setattr(generation, "answer_batch", second_time_interrupted)
     flags = ["eval", str(fresh), "--rows-at-once", "4", "--no-base"]
     assert run(flags) == 130
     assert "the same command goes on" in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_ctrl_c_keeps_what_was_answered(
 def test_another_format_is_scored_without_a_model(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import trained as engine
+    from ftcli.inference import trained as engine
 
     asked = Asked(limit=4, forgetting=False)
     first = evaluate_run(fresh, (), asked, Terminal())
@@ -239,7 +239,7 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import trained as engine
+    from ftcli.inference import trained as engine
 
     lora = tmp_path / "runs" / "tiny"
     shutil.copytree(trained, lora)
@@ -274,7 +274,7 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
 def test_a_base_in_four_bits_is_another(
     trained: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import trained as engine
+    from ftcli.inference import trained as engine
 
     shutil.copytree(trained, tmp_path / "runs" / "tiny")
     shutil.copy(trained.parents[1] / "rows.jsonl", tmp_path)
@@ -295,7 +295,7 @@ def test_a_base_in_four_bits_is_another(
 def test_a_base_that_is_not_known_is_asked_anew(
     part: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import trained as engine
+    from ftcli.inference import trained as engine
 
     runs = [tmp_path / "runs" / name for name in ("one", "other")]
     for folder in runs:
@@ -414,8 +414,8 @@ def test_a_run_on_plain_texts(
 
 
 def test_an_answer_with_a_line_separator_is_kept(tmp_path: Path) -> None:
-    from ftcli.metrics.answer import Answer
-    from ftcli.stages.evaluate.work import Done
+    from ftcli.evaluation.work import Done
+    from ftcli.inference.answer import Answer
 
     file = tmp_path / "kept.jsonl"
     strange = [Answer("a\u2028b\x85c\u2029", 3, True), Answer('d\n"e', 2, False)]
@@ -449,9 +449,11 @@ def test_sampled_answers_are_drawn_the_same_again(
 def test_a_loss_that_is_no_number_ends_it(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ftcli.engine import inference
+    from ftcli.inference import generation
 
-    monkeypatch.setattr(inference, "score_batch", lambda _, rows: [(float("nan"), 3) for _ in rows])
+    monkeypatch.setattr(
+        generation, "score_batch", lambda _, rows: [(float("nan"), 3) for _ in rows]
+    )
     assert run(["eval", str(fresh), "--no-base"]) == 1
     err = capsys.readouterr().err
     assert "rows.jsonl:" in err and "the loss of this row is nan" in err

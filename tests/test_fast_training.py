@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.runs.folder import RunFolder
 
 TRAINING = {
     "epochs": 2,
@@ -71,8 +71,8 @@ def test_memory_that_runs_out_halves_the_tokens(
 ) -> None:
     import torch
 
-    from ftcli.engine import loss as losses
-    from ftcli.engine.batches import Batch
+    from ftcli.models import loss as losses
+    from ftcli.models.batches import Batch
 
     original, seen = losses.summed_loss, []
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from ftcli.errors import ModelError
-from ftcli.fit.asked import Asked, options_of
-from ftcli.fit.bound import estimate_on, fits
-from ftcli.fit.changes import steps
-from ftcli.fit.search import CARD_TOKENS
-from ftcli.fit.solver import SMALLER_MODELS, Fitted, fit, instead
-from ftcli.hardware import KNOWN_CARDS, card_of_size, find_card
-from ftcli.shapes import find_shape
-from ftcli.vram import Choices
+from ftcli.memory import Choices
+from ftcli.memory.fit.asked import Asked, options_of
+from ftcli.memory.fit.bound import estimate_on, fits
+from ftcli.memory.fit.changes import steps
+from ftcli.memory.fit.search import CARD_TOKENS
+from ftcli.memory.fit.solver import SMALLER_MODELS, Fitted, fit, instead
+from ftcli.memory.hardware import KNOWN_CARDS, card_of_size, find_card
+from ftcli.memory.shapes import find_shape
 
 CARD_24GB = find_card("24GB").hardware
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.errors import UsageError
-from ftcli.fit.bound import estimate_on, fits
-from ftcli.fit.limits import MOST, largest, size_named, sizes_of, sweep, with_size
-from ftcli.hardware import find_card
-from ftcli.shapes import Shape, find_shape
-from ftcli.vram import Choices, estimate
+from ftcli.memory import Choices, estimate
+from ftcli.memory.fit.bound import estimate_on, fits
+from ftcli.memory.fit.limits import MOST, largest, size_named, sizes_of, sweep, with_size
+from ftcli.memory.hardware import find_card
+from ftcli.memory.shapes import Shape, find_shape
 
 CARD = find_card("4090").hardware
 SHAPES = st.sampled_from(

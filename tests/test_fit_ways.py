@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
-from ftcli.fit.asked import Asked
-from ftcli.fit.bound import estimate_on, fits
-from ftcli.fit.search import CARD_TOKENS
-from ftcli.fit.solver import fit
-from ftcli.hardware import GIB, Hardware, card_of_size
-from ftcli.loading import Loaded, load_recipe
-from ftcli.plan import Profile, make_plan
-from ftcli.shapes import Shape
-from ftcli.stages.estimate_recipe import asked_of_recipe
-from ftcli.stages.writing import write_recipe
-from ftcli.vram import Choices
+from ftcli.config.loader import Loaded, load_recipe
+from ftcli.memory import Choices
+from ftcli.memory.fit.asked import Asked
+from ftcli.memory.fit.bound import estimate_on, fits
+from ftcli.memory.fit.search import CARD_TOKENS
+from ftcli.memory.fit.solver import fit
+from ftcli.memory.hardware import GIB, Hardware, card_of_size
+from ftcli.memory.shapes import Shape
+from ftcli.training.estimate.of_recipe import asked_of_recipe
+from ftcli.training.estimate.writing import write_recipe
+from ftcli.training.plan.plan import Profile, make_plan
 
 FROZEN = ("adapter", "prefix", "prompt")
 MODELS = ("smollm2-135m", "0.5b", "1b", "3b", "7b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b")

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from ftcli.cli import run
-from ftcli.hardware import context_bytes
-from ftcli.stages.calibrate import CalibratedRun, calibrate_runs
+from ftcli.memory.hardware import context_bytes
+from ftcli.training.estimate.calibrate import CalibratedRun, calibrate_runs
 from tests.engine.architectures import FAMILIES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -131,9 +131,9 @@ def test_a_card_s_levers_give_the_loss_and_the_gradients_of_padded_rows(
 ) -> None:
     import torch
 
-    from ftcli.engine.batches import packed
-    from ftcli.engine.kernels.lora import fuse_lora
-    from ftcli.engine.kernels.norm import fuse_norms
+    from ftcli.kernels.lora import fuse_lora
+    from ftcli.kernels.norm import fuse_norms
+    from ftcli.models.batches import packed
     from tests.engine.test_packed_families import assert_same, model_of, plain, rows, through
 
     # What other families have compiled counts towards torch's limit, past which it runs unfused.
@@ -152,10 +152,10 @@ def test_liger_gives_the_loss_and_the_gradients_of_transformers(
     name: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("liger_kernel")
-    from ftcli.engine.batches import padded
-    from ftcli.engine.kernels.liger import take_liger
-    from ftcli.engine.kernels.norm import fuse_norms
-    from ftcli.engine.virtual import causal_model
+    from ftcli.kernels.liger import take_liger
+    from ftcli.kernels.norm import fuse_norms
+    from ftcli.models.batches import padded
+    from ftcli.models.virtual_tokens import causal_model
     from tests.engine.test_packed_families import assert_same, model_of, plain, rows, through
 
     model = model_of(name, method).to("cuda")
@@ -267,5 +267,5 @@ def test_the_context_is_that_of_the_table() -> None:
     known = context_bytes(torch.cuda.get_device_capability(0))
     # Drivers differ by a few percent; a table that is too low says "fits" where it does not.
     assert 0.5 * known <= measured <= 1.1 * known, (
-        f"ftcli/hardware.py says {known / MIB:.0f} MiB, measured {measured / MIB:.0f} MiB"
+        f"ftcli/memory/hardware.py says {known / MIB:.0f} MiB, measured {measured / MIB:.0f} MiB"
     )

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ftcli.errors import UsageError
-from ftcli.hardware import GIB, KNOWN_CARDS, context_bytes, find_card
+from ftcli.memory.hardware import GIB, KNOWN_CARDS, context_bytes, find_card
 from tests.conftest import wants_gpu
 
 

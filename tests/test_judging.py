@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
+from ftcli.config.grounding import Judge
 from ftcli.errors import DataError, MachineError
-from ftcli.metrics.scorer import Question
-from ftcli.recipe.grounding import Judge
-from ftcli.stages.evaluate import judge as judging
-from ftcli.stages.evaluate.calibration import Label, agreement, read_labels
-from ftcli.stages.evaluate.judge import JudgeScorer
+from ftcli.evaluation import judge as judging
+from ftcli.evaluation.calibration import Label, agreement, read_labels
+from ftcli.evaluation.judge import JudgeScorer
+from ftcli.evaluation.scorers.scorer import Question
 from tests.evaluated import finished_run, unevaluated
 from tests.test_end_to_end import ask
 
@@ -348,8 +348,8 @@ def detector(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path
 def test_spans_are_words_of_the_answer(detector: Path) -> None:
     import torch
 
-    from ftcli.engine.device import find_hardware
-    from ftcli.engine.span_detector import SpanDetector
+    from ftcli.evaluation.scorers.span_detector import SpanDetector
+    from ftcli.models.device import find_hardware
 
     found = SpanDetector(str(detector), Path(), find_hardware("cpu"))
     answer, facts = "A teal cup, made in Rome.", "Colour: olive"

@@ -15,8 +15,8 @@ import measure_vram  # noqa: E402
 import vram_error  # noqa: E402
 import vram_points  # noqa: E402
 
-from ftcli.engine.batches import Batch  # noqa: E402
-from ftcli.hardware import find_card  # noqa: E402
+from ftcli.memory.hardware import find_card  # noqa: E402
+from ftcli.models.batches import Batch  # noqa: E402
 
 H100 = find_card("H100")
 TINY = {
@@ -93,7 +93,7 @@ def test_a_point_trains_rows_of_its_very_length(
     import torch
     from measure_point import measure_recipe
 
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     shapes, original = set(), losses.summed_loss
 

@@ -15,10 +15,10 @@ import yaml
 from jsonschema import validate
 from transformers import AutoModelForCausalLM
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.disk import sha256_file
 from ftcli.errors import ModelError
+from ftcli.runs.atomic import sha256_file
+from ftcli.runs.folder import RunFolder
 from tests.conftest import pair, save_tiny_model
 from tests.json_shapes import SHAPES
 
@@ -148,7 +148,7 @@ def home_16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers round away less than thirty: KL 8e-4 in bf16, 1e-5 in fp16."""
-    monkeypatch.setattr("ftcli.stages.verdict.SHOWS", 1e-4)
+    monkeypatch.setattr("ftcli.export.verdict.SHOWS", 1e-4)
 
 
 @pytest.mark.usefixtures("strict")
@@ -171,7 +171,7 @@ def test_auto_takes_the_smallest_type_that_costs_nothing_that_shows(
 def test_weights_beyond_fp16_are_kept_in_fp32(
     merge: Ask, home_16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import fold
+    from ftcli.export import fold
 
     def refuse(weight: Any, stored: Any) -> None:
         if str(stored) == "torch.float16":
@@ -192,7 +192,7 @@ def test_weights_beyond_fp16_are_kept_in_fp32(
 def test_a_model_that_fp16_arithmetic_cannot_compute_is_not_stored_in_fp16(
     merge: Ask, home_16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftcli.stages.verdict.FURTHEST_IN_FP16", 0.5)
+    monkeypatch.setattr("ftcli.export.verdict.FURTHEST_IN_FP16", 0.5)
     found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
     reached = "; activations of the model reach "
     assert found["dtype"] == "float32" and reached in found["dtype_reason"]
@@ -303,7 +303,7 @@ def test_4_bit_weights_rounded_otherwise_are_found_out(
     merge: Ask, qlora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the original base is: the difference is that of 4 bits."""
-    from ftcli.engine import fold
+    from ftcli.export import fold
 
     monkeypatch.setattr(fold, "NF4_BLOCK", 256)
     error = merge(qlora, "--output", tmp_path / "one", code=1)["error"]
@@ -314,7 +314,7 @@ def test_4_bit_weights_rounded_otherwise_are_found_out(
 def test_a_model_that_is_no_number_is_found_out(
     merge: Ask, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import merge as engine
+    from ftcli.export import merged_model as engine
 
     def broken(*arguments: Any) -> Any:
         model = original(*arguments)
@@ -347,7 +347,7 @@ def test_a_stopped_merge_leaves_nothing(
     code: int,
     phase: str,
 ) -> None:
-    from ftcli.engine import merge as engine
+    from ftcli.export import merged_model as engine
 
     def stopped(*arguments: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -364,7 +364,7 @@ def test_a_stopped_merge_leaves_nothing(
 def test_a_folder_filled_in_the_meantime_is_kept(
     merge: Ask, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import merge as engine
+    from ftcli.export import merged_model as engine
 
     def filled(*arguments: Any) -> Any:
         (tmp_path / "one").mkdir()

@@ -22,8 +22,8 @@ import build_methods_docs as docs  # noqa: E402
 from method_figures import HEIGHT, MODES, WIDTH, figures_of, in_words, share  # noqa: E402
 from svg_drawing import DARK, LIGHT, RULES, Drawing, style  # noqa: E402
 
-from ftcli.recipe import Method, Recipe  # noqa: E402
-from ftcli.vram.choices import Mode  # noqa: E402
+from ftcli.config.recipe import Method, Recipe  # noqa: E402
+from ftcli.memory.choices import Mode  # noqa: E402
 from tests.test_overfitting import BY_HEART  # noqa: E402
 from tests.test_small_model import MARGINS  # noqa: E402
 
@@ -226,7 +226,7 @@ def test_the_counts_are_those_of_peft_on_the_small_model(mode: Mode, small_model
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ftcli.engine.methods import attach
+    from ftcli.models.methods import attach
 
     with torch.device("meta"):  # sizes without weights
         base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model))
@@ -241,7 +241,7 @@ def test_the_counts_are_those_of_peft_on_the_small_model(mode: Mode, small_model
 def test_a_prefix_begins_near_the_base_and_lora_at_it(
     small_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import methods
+    from ftcli.models import methods
 
     base, lora, prefix = (first_loss(small_model, mode) for mode in ("full", "lora", "prefix"))
     monkeypatch.setattr(methods, "begin_as", lambda *_: None)
@@ -257,8 +257,8 @@ def first_loss(folder: Path, mode: Mode) -> float:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ftcli.engine.methods import attach
-    from ftcli.engine.virtual import backbone_inputs, causal_model
+    from ftcli.models.methods import attach
+    from ftcli.models.virtual_tokens import backbone_inputs, causal_model
 
     text = (
         "The kettle is made of brushed steel and holds one and a half litres. It boils water in "

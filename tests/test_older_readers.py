@@ -27,8 +27,8 @@ from transformers import (
 )
 
 from ftcli.cli import run
-from ftcli.engine.older_readers import write_for_older_readers
-from ftcli.shapes.families import FAMILIES
+from ftcli.memory.shapes.families import FAMILIES
+from ftcli.models.older_readers import write_for_older_readers
 from tests.conftest import pair, save_rows, save_tiny_model, tiny_tokenizer
 from tests.engine.architectures import SIZES
 

@@ -13,15 +13,16 @@ from torch import nn
 
 from ftcli.cli import run
 from ftcli.console import Terminal
-from ftcli.engine import building, timing, trained, untrained
-from ftcli.stages.train import train_recipe
+from ftcli.inference import trained, untrained
+from ftcli.training import building, timing
+from ftcli.training.train import train_recipe
 
 TRAINING = {"max_steps": 2, "batch_size": 4}
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_collected_by_chance() -> Iterator[None]:
-    """As in a command, which begins with a high threshold (ftcli.collecting)."""
+    """As in a command, which begins with a high threshold (ftcli.kernels.cpu)."""
     gc.collect()
     gc.disable()
     yield

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder
-from ftcli.disk import write_json
 from ftcli.errors import FtcliError
-from ftcli.stages import weights_record
-from ftcli.stages.opening import run_at
-from ftcli.stages.weights_record import recorded, require_unchanged_weights
+from ftcli.runs.atomic import write_json
+from ftcli.runs.folder import RunFolder
+from ftcli.training import weights_record
+from ftcli.training.opening import run_at
+from ftcli.training.weights_record import recorded, require_unchanged_weights
 
 
 def reason(path: Path) -> str:

@@ -83,13 +83,13 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where every number is 1, as lengths may be, ours and the user's."""
-    from ftcli.engine import inference
-    from ftcli.metrics.answer import Answer
+    from ftcli.inference import generation
+    from ftcli.inference.answer import Answer
 
     def one_token(model: object, prompts: list[object], *_: object) -> list[Answer]:
         return [Answer("A", 1, True) for _ in prompts]
 
-    monkeypatch.setattr(inference, "answer_batch", one_token)
+    monkeypatch.setattr(generation, "answer_batch", one_token)
     file = tmp_path / "mine.py"
     file.write_text(UNITS)
     found = ask(capsys, "eval", fresh, "--scores", file, "--no-forgetting")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import performance_page as page  # noqa: E402
 
-from ftcli.plan import Plan  # noqa: E402
+from ftcli.training.plan.plan import Plan  # noqa: E402
 
 TEXT = page.PAGE.read_text(encoding="utf-8")
 

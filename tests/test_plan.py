@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcli.config.recipe import Recipe
 from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
-from ftcli.hardware import Hardware, find_card
-from ftcli.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of
-from ftcli.recipe import Recipe
-from ftcli.shapes import find_shape
-from ftcli.vram import Choices, estimate
+from ftcli.memory import Choices, estimate
+from ftcli.memory.hardware import Hardware, find_card
+from ftcli.memory.shapes import find_shape
+from ftcli.training.plan.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of
 from tests.conftest import prepared_data
 
 GB = 10**9

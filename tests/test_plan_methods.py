@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
+from ftcli.config.recipe import Recipe
 from ftcli.errors import MachineError, ModelError, UsageError
-from ftcli.hardware import Hardware
-from ftcli.plan import Choice, make_plan, require_machine, require_possible, vram_method
-from ftcli.recipe import Recipe
-from ftcli.shapes import find_shape
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import find_shape
+from ftcli.training.plan.plan import (
+    Choice,
+    make_plan,
+    require_machine,
+    require_possible,
+    vram_method,
+)
 from tests.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, recipe
 
 

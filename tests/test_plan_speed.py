@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from ftcli.errors import UsageError
-from ftcli.fit.search import CARD_TOKENS
-from ftcli.hardware import CARD_KERNELS
-from ftcli.plan import Plan, make_plan
-from ftcli.shapes import shape_from_config
-from ftcli.vram import estimate
-from ftcli.vram.activations import KEPT_KEYS, layers_bytes
+from ftcli.memory import estimate
+from ftcli.memory.activations import KEPT_KEYS, layers_bytes
+from ftcli.memory.fit.search import CARD_TOKENS
+from ftcli.memory.hardware import CARD_KERNELS
+from ftcli.memory.shapes import shape_from_config
+from ftcli.training.plan.plan import Plan, make_plan
 from tests.test_plan import GB, PROFILE, SMALL, card, cpu, recipe
 
 LLAMA: dict[str, Any] = {

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.errors import FtcliError
-from ftcli.prepared import (
+from ftcli.data.prepared import (
     SPLITS,
     Fault,
     LongestRow,
@@ -17,6 +16,7 @@ from ftcli.prepared import (
     save_prepared,
     split_file,
 )
+from ftcli.errors import FtcliError
 from tests.conftest import prepared_data
 
 PREPARED = prepared_data(

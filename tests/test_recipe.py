@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ftcli.recipe import Data, Full, JsonFormat, Lora, Qlora, Recipe, RegexFormat, Section, Training
+from ftcli.config.recipe import (
+    Data,
+    Full,
+    JsonFormat,
+    Lora,
+    Qlora,
+    Recipe,
+    RegexFormat,
+    Section,
+    Training,
+)
 
 SMALLEST: dict[str, Any] = {
     "name": "shop",

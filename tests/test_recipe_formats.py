@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import sqlglot
 
+from ftcli.config.answer_format import Dialect
+from ftcli.config.loader import dump_recipe, load_recipe, resolved
+from ftcli.config.recipe import JsonFormat, RegexFormat, SqlFormat, TextFormat
 from ftcli.errors import RecipeError
-from ftcli.loading import dump_recipe, load_recipe, resolved
-from ftcli.recipe import JsonFormat, RegexFormat, SqlFormat, TextFormat
-from ftcli.recipe.answer_format import Dialect
 
 HEAD = """\
 name: shop

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from ftcli.config.loader import Loaded, load_recipe
 from ftcli.data.example import Example
 from ftcli.data.reading import read_examples
 from ftcli.errors import MachineError
-from ftcli.hardware import Hardware, find_card
-from ftcli.loading import Loaded, load_recipe
-from ftcli.metrics.format import format_scorer
-from ftcli.metrics.scorer import Question
-from ftcli.plan import Profile, make_plan
-from ftcli.shapes import Shape, find_shape
+from ftcli.evaluation.scorers.format import format_scorer
+from ftcli.evaluation.scorers.scorer import Question
+from ftcli.memory.hardware import Hardware, find_card
+from ftcli.memory.shapes import Shape, find_shape
+from ftcli.training.plan.plan import Profile, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))

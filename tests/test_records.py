@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ftcli.records import Records
+from ftcli.runs.metrics_log import Records
 
 
 def test_a_run_goes_on_with_the_lines_of_its_checkpoint(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from ftcli.config.loader import load_recipe
+from ftcli.config.rewriting import changed, moved, rewritten
 from ftcli.errors import FtcliError, UsageError
-from ftcli.loading import load_recipe
-from ftcli.loading.rewriting import changed, moved, rewritten
-from ftcli.stages.writing import write_recipe
+from ftcli.training.estimate.writing import write_recipe
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "ecommerce-lora.yaml"
 RECIPE = """\

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
+from ftcli.config.loader import load_recipe
 from ftcli.errors import DataError
-from ftcli.loading import load_recipe
-from ftcli.stages.scored_files import require_scored_files
+from ftcli.training.scored_files import require_scored_files
 
 COMMANDS = [
     ["prepare"],

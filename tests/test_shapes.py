@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ftcli.errors import ModelError, UsageError
-from ftcli.shapes import (
+from ftcli.memory import Choices
+from ftcli.memory.shapes import (
     Shape,
     Targets,
     find_shape,
@@ -15,8 +16,7 @@ from ftcli.shapes import (
     model_source,
     shape_from_config,
 )
-from ftcli.vram import Choices
-from ftcli.vram.trained import trainable_parameters
+from ftcli.memory.trained import trainable_parameters
 
 HERE = Path()
 

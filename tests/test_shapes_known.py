@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ftcli.shapes import known, shape_from_config
-from ftcli.shapes.families import FAMILIES
+from ftcli.memory.shapes import known, shape_from_config
+from ftcli.memory.shapes.families import FAMILIES
 
 FILE: dict[str, Any] = json.loads(
     Path(known.__file__).with_name("known_models.json").read_text(encoding="utf-8")

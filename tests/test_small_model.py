@@ -11,7 +11,7 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.vram.choices import Mode
+from ftcli.memory.choices import Mode
 from tests.engine.models import collate
 from tests.json_shapes import SHAPES
 from tests.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
@@ -42,11 +42,11 @@ def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> fl
     """Of the untrained base on the validation rows that all methods below are judged by."""
     import torch
 
-    from ftcli.engine.batches import of_tensors
-    from ftcli.engine.loss import row_losses
-    from ftcli.engine.model import load_base
-    from ftcli.engine.rows import read_split
-    from ftcli.recipe import Model
+    from ftcli.config.recipe import Model
+    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.models.batches import of_tensors
+    from ftcli.models.load import load_base
+    from ftcli.models.loss import row_losses
 
     folder = tmp_path_factory.mktemp("base") / "run"
     flags = overrides(small_model, folder)
@@ -112,12 +112,12 @@ def test_a_shipped_recipe_runs_on_the_small_model(
 def test_our_loss_is_that_of_transformers(small_model: Path) -> None:
     import torch
 
+    from ftcli.config.recipe import Model
     from ftcli.data.example import Example, Message, Origin
-    from ftcli.engine.batches import of_tensors
-    from ftcli.engine.loss import row_losses
-    from ftcli.engine.model import load_base, load_tokenizer
-    from ftcli.engine.rendering import Renderer
-    from ftcli.recipe import Model
+    from ftcli.data.tokenizing.rendering import Renderer
+    from ftcli.models.batches import of_tensors
+    from ftcli.models.load import load_base, load_tokenizer
+    from ftcli.models.loss import row_losses
 
     renderer = Renderer(load_tokenizer(str(small_model)))
     rows = [

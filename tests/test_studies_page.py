@@ -11,7 +11,7 @@ import kept_rows
 import schedules
 import studies_page
 
-from ftcli.recipe.training import Training
+from ftcli.config.training import Training
 
 TEXT = studies_page.PAGE.read_text(encoding="utf-8")
 

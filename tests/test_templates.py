@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from ftcli import templates
+from ftcli.config import chat_template
+from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named, names_file
 from ftcli.errors import DataError
-from ftcli.templates import DEFAULT, ENDS, Template, find_template, named, names_file
 
 INLINE = ("{{ messages[0].content }}", "{% for m in messages %}{% endfor %}", "a\n{{ b }}\n")
 
 
 def test_every_name_has_its_file_and_no_file_is_without_a_name() -> None:
-    folder = Path(templates.__file__).parent
+    folder = Path(chat_template.__file__).with_name("chat_templates")
     assert DEFAULT in ENDS
     assert {file.stem for file in folder.glob("*.jinja")} == set(ENDS)
     for name, end in ENDS.items():

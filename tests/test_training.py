@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.disk import sha256_file
+from ftcli.runs.atomic import sha256_file
 from tests.conftest import CHATML
 
 WITH_DROPOUT = {"mode": "lora", "rank": 4, "dropout": 0.1}
@@ -30,7 +30,7 @@ def train(recipe: Path, *flags: str) -> int:
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """Send the signal while this step is logged."""
-    from ftcli.engine.callbacks import Course
+    from ftcli.training.callbacks import Course
 
     original = Course.on_log
 
@@ -244,7 +244,7 @@ def test_pure_bf16_holds_its_weights_in_16_bits(
 ) -> None:
     import torch
 
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, seen = losses.summed_loss, set()
 
@@ -288,7 +288,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, calls = losses.summed_loss, []
 
@@ -328,7 +328,7 @@ def test_early_stopping_keeps_the_best(write_recipe: Callable[..., Path], tmp_pa
 def test_two_writers_are_refused(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ftcli.artifacts import RunFolder
+    from ftcli.runs.folder import RunFolder
 
     recipe = write_recipe()
     with RunFolder(tmp_path / "runs" / "tiny").lock():

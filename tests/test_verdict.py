@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ftcli.engine.parity import Parity
-from ftcli.stages.verdict import SHOWS, Drift, cost_of, exactness_of, reason_of
+from ftcli.export.parity import Parity
+from ftcli.export.verdict import SHOWS, Drift, cost_of, exactness_of, reason_of
 
 ROWS = 16
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.errors import ModelError
-from ftcli.shapes import Shape, find_shape
-from ftcli.vram import Choices, Stack, estimate, textbook
-from ftcli.vram.trained import trainable_parameters, trained_tensors
+from ftcli.memory import Choices, Stack, estimate, textbook
+from ftcli.memory.shapes import Shape, find_shape
+from ftcli.memory.trained import trainable_parameters, trained_tensors
 
 LLAMA_7B = find_shape("7b", Path())
 

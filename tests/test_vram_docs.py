@@ -18,7 +18,7 @@ from build_vram_docs import CAUSES, PAGE, filled, page, rules_table, worst  # no
 from measured_runs import TABLE, read_rows  # noqa: E402
 from vram_error import Scored, score_table  # noqa: E402
 
-from ftcli.hardware import find_card  # noqa: E402
+from ftcli.memory.hardware import find_card  # noqa: E402
 
 FIX = "make docs"
 

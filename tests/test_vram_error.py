@@ -15,7 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 import vram_error  # noqa: E402
 from measured_runs import TABLE, read_rows  # noqa: E402
 
-from ftcli.vram.interval import RESIDUALS, residuals  # noqa: E402
+from ftcli.memory.interval import RESIDUALS, residuals  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ftcli.errors import ModelError
-from ftcli.weights import PIECE_BYTES, base_fingerprint, refuse_pickles, weight_files
+from ftcli.models.fingerprint import PIECE_BYTES, base_fingerprint, refuse_pickles, weight_files
 
 Tensors = Mapping[str, bytes]
 LARGE = 40 * PIECE_BYTES

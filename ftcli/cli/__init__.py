@@ -15,11 +15,11 @@ import typer
 
 from ftcli import __version__
 from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema, train
-from ftcli.collecting import collect_seldom, leave_it_to_the_system
 from ftcli.console import result, result_json, say
-from ftcli.disk import is_full
 from ftcli.errors import FtcliError, MachineError
-from ftcli.secrets import masked
+from ftcli.kernels.cpu import collect_seldom, leave_it_to_the_system
+from ftcli.redact import masked
+from ftcli.runs.atomic import is_full
 
 P = ParamSpec("P")
 

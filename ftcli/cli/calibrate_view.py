@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator
 
 from ftcli.console import megabytes, shown_path, width
-from ftcli.stages.calibrate import CalibratedRun, CalibrationResult, Figure
-from ftcli.vram.choices import MODE_NAMES
+from ftcli.memory.choices import MODE_NAMES
+from ftcli.training.estimate.calibrate import CalibratedRun, CalibrationResult, Figure
 
 ON_A_CPU = (
     "resident: of the machine's memory, above what the process held before the model was there; "

@@ -12,7 +12,7 @@ from ftcli.console import Terminal, result, result_json, shown_path, table, widt
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftcli.results import CompareResult
+    from ftcli.runs.results import CompareResult
 
 # Columns from which on a table shows everything.
 WIDE = 110
@@ -63,8 +63,8 @@ def compare(
     is not run again; Ctrl-C stops, and the same command goes on. Writes compare.json, compare.md
     and compare.png into <output>-compare.
     """
-    from ftcli.stages.compare import compare_recipe
-    from ftcli.stages.compare.cells import Asked, require_methods
+    from ftcli.evaluation.compare.cells import Asked, require_methods
+    from ftcli.evaluation.compare.compare import compare_recipe
 
     asked = Asked(
         recipe=recipe,
@@ -98,7 +98,7 @@ def _rates(text: str | None) -> tuple[float, ...]:
 
 def show(found: CompareResult) -> None:
     """A comparison as a person reads it: one table, its notes, and the verdict."""
-    from ftcli.stages.compare.page import headline, notes, rows_of
+    from ftcli.evaluation.compare.page import headline, notes, rows_of
 
     result(wrapped(headline(found), ""))
     rows = rows_of(found)

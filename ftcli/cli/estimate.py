@@ -121,7 +121,7 @@ def estimate_vram(
     (micro-batch, checkpointing) is taken at its smallest.
     """
     from ftcli.cli.estimate_view import estimate_lines
-    from ftcli.stages.estimate import Question, estimate_memory
+    from ftcli.training.estimate.estimate import Question, estimate_memory
 
     flags = {
         "mode": mode,
@@ -170,7 +170,7 @@ def estimate_vram(
 
 def _calibrate(runs: list[Path], json: bool) -> None:
     from ftcli.cli.calibrate_view import calibration_lines
-    from ftcli.stages.calibrate import calibrate_runs
+    from ftcli.training.estimate.calibrate import calibrate_runs
 
     found = calibrate_runs(runs)
     if json:

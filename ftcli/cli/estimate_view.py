@@ -8,12 +8,12 @@ from typing import assert_never
 
 from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
 from ftcli.console import gigabytes, megabytes, width
-from ftcli.hardware import Hardware
-from ftcli.plan.memory import NO_CHECKPOINTING
-from ftcli.stages.estimate_result import EstimateResult
-from ftcli.vram import Choices, Estimate
-from ftcli.vram.choices import MODE_NAMES
-from ftcli.vram.moments import ANSWERED_ROWS
+from ftcli.memory import Choices, Estimate
+from ftcli.memory.choices import MODE_NAMES
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.phases import ANSWERED_ROWS
+from ftcli.training.estimate.result import EstimateResult
+from ftcli.training.plan.memory import NO_CHECKPOINTING
 
 LABELS = {
     "weights": "weights",

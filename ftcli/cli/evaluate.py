@@ -70,8 +70,8 @@ def evaluate(
     """
     from ftcli.cli.evaluate_view import show
     from ftcli.errors import UsageError
-    from ftcli.stages.evaluate import SHOTS, Asked, evaluate_run
-    from ftcli.stages.evaluate.require import failures, requirements
+    from ftcli.evaluation.evaluate import SHOTS, Asked, evaluate_run
+    from ftcli.evaluation.require import failures, requirements
 
     if scores is not None and len(scores) > 1:
         raise UsageError(

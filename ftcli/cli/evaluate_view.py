@@ -7,17 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ftcli.console import result, say, shown_path, table, width
-from ftcli.metrics.scores import FEWEST_ROWS
-from ftcli.results import Answer, AnsweredRow, EvalResult, ScoreRow, Side
-from ftcli.stages.evaluate import Evaluated
-from ftcli.stages.evaluate.wording import (
-    data_of,
-    difference_of,
-    rows_of,
-    summary_of,
-    value_of,
-    word_of,
-)
+from ftcli.evaluation.evaluate import Evaluated
+from ftcli.evaluation.scores import FEWEST_ROWS
+from ftcli.evaluation.wording import data_of, difference_of, rows_of, summary_of, value_of, word_of
+from ftcli.runs.results import Answer, AnsweredRow, EvalResult, ScoreRow, Side
 
 # Of each text of a sample; all of it is in the report.
 LINES_SHOWN = 8

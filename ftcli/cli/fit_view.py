@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ftcli.console import gigabytes, shown_path, width
-from ftcli.fit.limits import MOST, Limit, Sweep, SweepRow
-from ftcli.fit.solver import Fitted, Instead
-from ftcli.hardware import Hardware
-from ftcli.stages.estimate_result import FitResult
-from ftcli.vram import Estimate
+from ftcli.memory import Estimate
+from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
+from ftcli.memory.fit.solver import Fitted, Instead
+from ftcli.memory.hardware import Hardware
+from ftcli.training.estimate.result import FitResult
 
 
 def fit_lines(found: FitResult, hardware: Hardware, written: Path | None) -> Iterator[str]:

@@ -13,7 +13,7 @@ from ftcli.console import Terminal, result, result_json, say, shown_path, stream
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftcli.stages.generate import Request
+    from ftcli.inference.generate import Request
 
 
 def generate(
@@ -61,7 +61,7 @@ def generate(
     Uses the training's template, system prompt and stop tokens. Several adapters share one base in
     memory.
     """
-    from ftcli.stages.generate import Request
+    from ftcli.inference.generate import Request
 
     flags = {
         "temperature": temperature,
@@ -91,7 +91,7 @@ def _standard_input() -> str:
 
 
 def _answer_one(request: Request, prompt: str, json: bool) -> None:
-    from ftcli.stages.generate import open_generator
+    from ftcli.inference.generate import open_generator
 
     generator = open_generator(request)
     pieces = []
@@ -108,7 +108,7 @@ def _answer_one(request: Request, prompt: str, json: bool) -> None:
 def _answer_file(
     request: Request, prompt: str | None, source: Path, output: Path | None, json: bool
 ) -> None:
-    from ftcli.stages.generate import answer_file
+    from ftcli.inference.generate import answer_file
 
     if prompt is not None or output is None:
         raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")

@@ -11,7 +11,7 @@ from ftcli.cli import options
 from ftcli.console import Terminal, megabytes, result, result_json, shown_path, wrapped
 
 if TYPE_CHECKING:
-    from ftcli.stages.merge import MergeResult
+    from ftcli.export.merge import MergeResult
 
 
 def merge(
@@ -44,7 +44,7 @@ def merge(
     The sum is compared with base and adapter on held-out rows, before its weights are rounded:
     where they differ, nothing is written. What the stored type costs is said.
     """
-    from ftcli.stages.merge import MergeWish, merge_run
+    from ftcli.export.merge import MergeWish, merge_run
 
     wish = MergeWish(onto, dtype, accept_drift)
     found = merge_run(run, overrides or (), output=output, wish=wish, reporter=Terminal())

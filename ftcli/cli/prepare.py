@@ -11,7 +11,7 @@ from ftcli.console import Terminal, colours, result, result_json, wrapped
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftcli.stages.prepare import Piece
+    from ftcli.training.prepare import Piece
 
 
 TRAINED, OTHER, END = "\x1b[32m", "\x1b[2m", "\x1b[0m"
@@ -44,7 +44,7 @@ def prepare(
     Every row that is not used is counted, and named with file, line and reason. Ends with advice:
     is fine-tuning the right thing for these rows?
     """
-    from ftcli.stages.prepare import SHOTS, Wanted, advice_lines, prepare_recipe, summary
+    from ftcli.training.prepare import SHOTS, Wanted, advice_lines, prepare_recipe, summary
 
     if shots is not None and not probe and price_per_hour is None:
         raise UsageError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftcli.commands import command, set_flags, shown_path
 from ftcli.console import duration, result
+from ftcli.shell import command, set_flags, shown_path
 
 if TYPE_CHECKING:
-    from ftcli.stages.rehearse import Rehearsal
+    from ftcli.cli.smoke.smoke import Rehearsal
 
 
 def show_rehearsal(found: Rehearsal) -> None:

@@ -12,8 +12,8 @@ from ftcli.cli import options
 from ftcli.console import result, result_json, say, shown_path, wrapped
 
 if TYPE_CHECKING:
-    from ftcli.artifacts import RunFolder
-    from ftcli.stages.evaluate.wording import RunVerdict
+    from ftcli.evaluation.wording import RunVerdict
+    from ftcli.runs.folder import RunFolder
 
 
 def report(
@@ -27,7 +27,7 @@ def report(
     One file without network, and the model card from the same figures. Training and evaluation
     write both by themselves.
     """
-    from ftcli.stages.report import report_run
+    from ftcli.report.write import report_run
 
     found = report_run(run)
     verdict = found.verdict(shlex.quote(shown_path(found.run.path)))

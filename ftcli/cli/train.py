@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftcli.cli import options
-from ftcli.commands import command
 from ftcli.console import (
     Reporter,
     Terminal,
@@ -22,9 +21,10 @@ from ftcli.console import (
     wrapped,
 )
 from ftcli.errors import UsageError
+from ftcli.shell import command
 
 if TYPE_CHECKING:
-    from ftcli.stages.train import DryRun, TrainResult
+    from ftcli.training.train import DryRun, TrainResult
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     Prepares the data if needed, plans, trains, and keeps the best and the last weights. Ctrl-C
     ends the run after its step; the same command goes on.
     """
-    from ftcli.stages.train import plan_recipe, train_recipe
+    from ftcli.training.train import plan_recipe, train_recipe
 
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
@@ -112,7 +112,7 @@ def _require_rehearsable(
 
 def _rehearse(recipe: Path, overrides: Sequence[str], reporter: Reporter, json: bool) -> None:
     from ftcli.cli.rehearse_view import show_rehearsal
-    from ftcli.stages.rehearse import rehearse_recipe
+    from ftcli.cli.smoke.smoke import rehearse_recipe
 
     found = rehearse_recipe(recipe, overrides, reporter)
     if json:

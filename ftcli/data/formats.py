@@ -12,19 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from functools import lru_cache
 from itertools import chain
 
+from ftcli.config.recipe import Data
 from ftcli.data.example import Example, Message
 from ftcli.data.json_rows import Number, json_kind
 from ftcli.data.row import Reject, Row
-from ftcli.data.turns import (
-    TURN_KEYS,
-    RowError,
-    check_order,
-    checked_text,
-    filled_text,
-    read_turns,
-)
+from ftcli.data.turns import TURN_KEYS, RowError, check_order, checked_text, filled_text, read_turns
 from ftcli.errors import DataError, did_you_mean
-from ftcli.recipe import Data
 
 Fields = Mapping[str, object]
 Content = tuple[Message, ...] | str

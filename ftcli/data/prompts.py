@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ftcli.config.recipe import Data
 from ftcli.data.example import Message, Origin
 from ftcli.data.formats import CONVERSATION_COLUMNS, PAIRS
 from ftcli.data.lines import lines_of
@@ -16,7 +17,6 @@ from ftcli.data.row import Reject, Row
 from ftcli.data.source import read_file, read_rows
 from ftcli.data.table_rows import bad_byte
 from ftcli.errors import DataError
-from ftcli.recipe import Data
 
 # Stands where the answer will be, so that the training's own readers can check the row.
 PLACEHOLDER = "…"

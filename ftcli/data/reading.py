@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from ftcli.config.recipe import Data
 from ftcli.data.example import Example
 from ftcli.data.formats import pin_system, recognise, refuse_unsupported, to_example
 from ftcli.data.row import Reject, Row
 from ftcli.data.source import read_rows
 from ftcli.errors import DataError
-from ftcli.recipe import Data
 
 # In these the user has named what is trained on, so columns beside it do not matter.
 CHOSEN_BY_USER = ("columns", "text")

@@ -13,12 +13,12 @@ from collections.abc import Callable, Container, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ftcli.config.data import BUILTIN
+from ftcli.config.recipe import Data, Replay
 from ftcli.data.example import DIGEST_BYTES, Example
 from ftcli.data.reading import read_examples
 from ftcli.data.row import Reject
 from ftcli.errors import DataError
-from ftcli.recipe import Data, Replay
-from ftcli.recipe.data import BUILTIN
 
 BUILTIN_FILE = Path(__file__).with_name("builtin_replay.jsonl")
 

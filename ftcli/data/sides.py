@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ftcli.config.recipe import Data
 from ftcli.console import Meter, Reporter
 from ftcli.data.example import DIGEST_BYTES, Example, Origin
 from ftcli.data.reading import pinned_system, read_examples
 from ftcli.data.replay import Drawing, look_through, replay_file
 from ftcli.data.split import Digests, Prompts, Side, Split, plan_split
-from ftcli.disk import sha256_file, short_digest
 from ftcli.errors import DataError
-from ftcli.recipe import Data
+from ftcli.runs.atomic import sha256_file, short_digest
 
 Source = Literal["train", "validation", "test"]
 SOURCES: tuple[Source, ...] = ("train", "validation", "test")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli.compare import show
-from ftcli.results import CompareResult, FailedCell
+from ftcli.runs.results import CompareResult, FailedCell
 from tests.compared import comparison, losses, made
 
 MEMORY = "one row of 1024 tokens needs 60.1 GB, and NVIDIA RTX 4090 has 22.9 GB free; take lora"

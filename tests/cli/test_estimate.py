@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.recipe import Adapter, Lora, Prefix, Prompt, Qlora
-from ftcli.vram import Choices
+from ftcli.config.recipe import Adapter, Lora, Prefix, Prompt, Qlora
+from ftcli.memory import Choices
 
 RECIPE = """\
 name: shop

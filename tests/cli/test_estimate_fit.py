@@ -11,12 +11,12 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.engine import device
-from ftcli.hardware import Hardware, find_card
-from ftcli.loading import load_recipe
-from ftcli.plan import make_plan, profile_of
-from ftcli.prepared import LongestRow, save_prepared, split_file
-from ftcli.shapes import find_shape
+from ftcli.config.loader import load_recipe
+from ftcli.data.prepared import LongestRow, save_prepared, split_file
+from ftcli.memory.hardware import Hardware, find_card
+from ftcli.memory.shapes import find_shape
+from ftcli.models import device
+from ftcli.training.plan.plan import make_plan, profile_of
 from tests.conftest import prepared_data
 from tests.json_shapes import SHAPES
 

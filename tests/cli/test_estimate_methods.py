@@ -10,12 +10,12 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.hardware import find_card
-from ftcli.loading import load_recipe
-from ftcli.plan import make_plan, profile_of
-from ftcli.prepared import LongestRow
-from ftcli.recipe import Adapter, Lora, Method, Prefix, Prompt
-from ftcli.shapes import find_shape
+from ftcli.config.loader import load_recipe
+from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt
+from ftcli.data.prepared import LongestRow
+from ftcli.memory.hardware import find_card
+from ftcli.memory.shapes import find_shape
+from ftcli.training.plan.plan import make_plan, profile_of
 from tests.conftest import prepared_data
 from tests.json_shapes import SHAPES
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import evaluate_view
-from ftcli.results import EvalResult
-from ftcli.stages.evaluate import Evaluated
+from ftcli.evaluation.evaluate import Evaluated
+from ftcli.runs.results import EvalResult
 from tests.reported import evaluation, prompted, row, save_run, score, usual_lines
 
 Shown = Callable[..., list[str]]

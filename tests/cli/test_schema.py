@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from ftcli.cli import run
-from ftcli.recipe import Recipe
+from ftcli.config.recipe import Recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").rglob("*.y*ml"))
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ftcli.cli import app, run
+from ftcli.config.recipe import Recipe
 from ftcli.errors import DataError, Stopped
-from ftcli.recipe import Recipe
-from ftcli.stages import estimate
+from ftcli.training.estimate import estimate
 from tests.loading.shop import SHOP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -351,5 +351,5 @@ def test_what_needs_no_training_runs_without_unix(arguments: list[str], here: Pa
 
 def test_what_measures_memory_is_imported_without_unix() -> None:
     # psutil imports it where the system has it.
-    code = "import psutil, sys; sys.modules['resource'] = None; import ftcli.engine.memory"
+    code = "import psutil, sys; sys.modules['resource'] = None; import ftcli.training.measured"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)

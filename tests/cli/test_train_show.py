@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.hardware import Hardware
-from ftcli.loading import load_recipe
-from ftcli.plan import Profile, make_plan
-from ftcli.shapes import find_shape
-from ftcli.stages import train as command
-from ftcli.stages.train import DryRun, TrainResult
+from ftcli.config.loader import load_recipe
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import find_shape
+from ftcli.runs.folder import RunFolder
+from ftcli.training import train as command
+from ftcli.training.plan.plan import Profile, make_plan
+from ftcli.training.train import DryRun, TrainResult
 from tests.conftest import prepared_data
 
 RECIPE = """\

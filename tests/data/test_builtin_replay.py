@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
+from ftcli.config.data import BUILTIN_SHARE
+from ftcli.config.loader import load_recipe, resolved
 from ftcli.data.replay import BUILTIN_FILE
-from ftcli.loading import load_recipe, resolved
-from ftcli.metrics.general_instructions import OWN
-from ftcli.recipe.data import BUILTIN_SHARE
+from ftcli.evaluation.general_instructions import OWN
 
 WriteRecipe = Callable[..., Path]
 ROWS = [json.loads(line) for line in BUILTIN_FILE.read_text(encoding="utf-8").splitlines()]

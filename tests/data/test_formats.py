@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from ftcli.config.recipe import Data
 from ftcli.data.example import Example, Message, Origin
 from ftcli.data.formats import FORMATS, fill, pin_system, recognise, to_example
 from ftcli.data.row import Reject, Row
 from ftcli.errors import DataError
-from ftcli.recipe import Data
 
 ORIGIN = Origin("shop.jsonl", 7)
 

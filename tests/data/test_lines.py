@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ftcli.config.recipe import Data
 from ftcli.data import json_rows, lines, table_rows
 from ftcli.data.lines import lines_of
 from ftcli.data.prompts import read_prompts
 from ftcli.data.source import read_rows
 from ftcli.errors import DataError
-from ftcli.recipe import Data
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ftcli.config.recipe import Data
 from ftcli.data.prompts import Question, read_prompts
-from ftcli.recipe import Data
 
 
 def prompts(tmp_path: Path, name: str, text: str, **keys: Any) -> list[list[tuple[str, str]]]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from ftcli.config.recipe import Data
 from ftcli.data.example import Example, Message
 from ftcli.data.reading import format_of, read_examples
 from ftcli.data.row import Reject
 from ftcli.errors import DataError
-from ftcli.recipe import Data
 
 
 def write_jsonl(folder: Path, *rows: object) -> None:

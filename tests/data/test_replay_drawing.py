@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ftcli.config.recipe import Replay
 from ftcli.data import replay as module
 from ftcli.data.example import Example, Message, Origin
 from ftcli.data.replay import Drawing, look_through
 from ftcli.data.row import Reject
-from ftcli.recipe import Replay
 
 SEED = 7
 

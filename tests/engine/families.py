@@ -23,7 +23,7 @@ from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ftcli.data.example import Example, Message, Origin
-from ftcli.engine.rendering import IGNORED, Encoded, Renderer, RowFault
+from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer, RowFault
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -27,10 +27,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ftcli.engine.batches import of_tensors
-from ftcli.engine.loss import summed_loss
-from ftcli.engine.rendering import IGNORED
-from ftcli.recipe import Lora
+from ftcli.config.recipe import Lora
+from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.models.batches import of_tensors
+from ftcli.models.loss import summed_loss
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

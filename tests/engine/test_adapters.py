@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ftcli.engine import adapters
-from ftcli.engine.adapters import open_adapter
-from ftcli.engine.methods import attach
 from ftcli.errors import ModelError
+from ftcli.models import adapters
+from ftcli.models.adapters import open_adapter
+from ftcli.models.methods import attach
 from tests.engine.models import LINEAR, SIZES, llama, logits, lora, rename_on_loading, shake
 
 

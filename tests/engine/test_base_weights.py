@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ftcli.engine import base_weights
-from ftcli.engine.base_weights import require_weights
 from ftcli.errors import ModelError
-from ftcli.shapes import find_shape
+from ftcli.memory.shapes import find_shape
+from ftcli.models import base_weights
+from ftcli.models.base_weights import require_weights
 from tests.conftest import save_tiny_model
 
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.engine.batches import length_batches, packed, padded
-from ftcli.engine.packing import plant
-from ftcli.engine.rendering import IGNORED
+from ftcli.data.tokenizing.packing import plant
+from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.models.batches import length_batches, packed, padded
 
 
 def test_rows_are_padded_on_the_right_and_padding_is_not_trained_on() -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from ftcli.engine.adapters import open_adapter, save_weights
-from ftcli.engine.bottleneck import BottleneckLayer
-from ftcli.engine.methods import attach, quantization
-from ftcli.recipe import Adapter
+from ftcli.config.recipe import Adapter
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.bottleneck import BottleneckLayer
+from ftcli.models.methods import attach, quantization
 from tests.engine.models import IDS, llama, logits, loss_of, qwen2, reload_in_4_bits
 
 

@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from ftcli.data.example import Example
 from ftcli.data.row import Reject
-from ftcli.engine import bulk
-from ftcli.engine.bulk import encode_items, encode_many
-from ftcli.engine.rendering import Encoded, Renderer, RowFault
+from ftcli.data.tokenizing import bulk
+from ftcli.data.tokenizing.bulk import encode_items, encode_many
+from ftcli.data.tokenizing.rendering import Encoded, Renderer, RowFault
 from tests.engine.families import CORPUS
 
 

@@ -16,15 +16,15 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.engine import contract as contract_module
-from ftcli.engine.contract import load_contract, proven_base
-from ftcli.engine.rows import read_split
+from ftcli.config.chat_template import named
+from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import FtcliError
-from ftcli.stages.opening import open_run
-from ftcli.templates import named
-from ftcli.weights import base_fingerprint
+from ftcli.models import prompt_manifest as contract_module
+from ftcli.models.fingerprint import base_fingerprint
+from ftcli.models.prompt_manifest import load_contract, proven_base
+from ftcli.runs.folder import RunFolder
+from ftcli.training.opening import open_run
 from tests.conftest import CHATML, pair
 from tests.several import flip_a_bit
 
@@ -127,10 +127,10 @@ def test_prompts_in_use_are_those_of_the_training(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch, observed: Callable[[str], None]
 ) -> None:
     """Fault 13, with the default system prompt of the template."""
-    from ftcli.engine import inference
+    from ftcli.inference import generation
 
     seen: list[list[int]] = []
-    original, decode = inference.generation_inputs, inference.decode
+    original, decode = generation.generation_inputs, generation.decode
 
     def decoded(model: Any, prompts: Any, *rest: Any) -> Any:
         seen.extend(list(prompt) for prompt in prompts)
@@ -140,8 +140,8 @@ def test_prompts_in_use_are_those_of_the_training(
         seen.extend(row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))
         return original(model, ids, mask)
 
-    monkeypatch.setattr(inference, "decode", decoded)
-    monkeypatch.setattr(inference, "generation_inputs", inputs)
+    monkeypatch.setattr(generation, "decode", decoded)
+    monkeypatch.setattr(generation, "generation_inputs", inputs)
     rows = read_split(place / "runs" / "lora" / "data", "test").to_pylist()
     wanted = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     questions = [json.loads(row["messages"])[0][1] for row in rows]
@@ -162,7 +162,7 @@ def test_prompts_in_use_are_those_of_the_training(
 
 
 def open_tokenizer(place: Path, name: str = "lora") -> Any:
-    from ftcli.engine.model import load_tokenizer
+    from ftcli.models.load import load_tokenizer
 
     return load_tokenizer(str(RunFolder(place / "runs" / name).trained()))
 
@@ -283,7 +283,9 @@ def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 20."""
-    from ftcli.engine import building, merge, trained
+    from ftcli.export import merged_model
+    from ftcli.inference import trained
+    from ftcli.training import building
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the base was loaded")
@@ -292,7 +294,7 @@ def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
     other_weights(place / "base")
     new = base_fingerprint("base")
     assert old is not None and new is not None and old != new
-    for module in (building, merge, trained):
+    for module in (building, merged_model, trained):
         monkeypatch.setattr(module, "load_base", never)
     (message,) = refusals(ask)
     line = f"  weights of the base ({place}/base): {old[:12]} → {new[:12]}"
@@ -536,7 +538,7 @@ def test_a_run_without_recorded_weights_opens_as_before(name: str, place: Path, 
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcli.engine.callbacks import Course
+    from ftcli.training.callbacks import Course
 
     original = Course.on_log
 

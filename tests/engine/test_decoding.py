@@ -19,14 +19,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftcli.engine import decoding, inference
-from ftcli.engine.decoding import answered_together, cache_tokens_of, generate_ids
-from ftcli.engine.inference import Model, PromptContract, answer_batch, answer_prompts
-from ftcli.engine.methods import attach
-from ftcli.engine.rendering import Renderer
-from ftcli.engine.virtual import causal_model
-from ftcli.recipe import Generation, Prefix
-from ftcli.vram import moments
+from ftcli.config.recipe import Generation, Prefix
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.inference import decoding, generation
+from ftcli.inference.decoding import answered_together, cache_tokens_of, generate_ids
+from ftcli.inference.generation import Model, answer_batch, answer_prompts
+from ftcli.memory import phases
+from ftcli.models.methods import attach
+from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.virtual_tokens import causal_model
 from tests.engine import architectures
 from tests.engine.families import chatml
 from tests.engine.models import falcon, lora, shake
@@ -95,7 +96,7 @@ def decode(
     stops: Sequence[int],
 ) -> list[list[int]]:
     contract = PromptContract(Renderer(chatml().tokenizer), tuple(stops), pad_id=0)
-    arguments = inference._generate_arguments(Model(model, contract), settings)
+    arguments = generation._generate_arguments(Model(model, contract), settings)
     return generate_ids(model, prompts, stops, settings.max_new_tokens, arguments)
 
 
@@ -243,10 +244,10 @@ def test_the_cache_grows_with_the_model_and_with_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = model_of("llama")
-    assert cache_tokens_of(model) == moments.LEAST_CACHE_TOKENS
+    assert cache_tokens_of(model) == phases.LEAST_CACHE_TOKENS
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     by_token = sum(t.numel() * t.element_size() for t in cache_of(model, 1))
-    monkeypatch.setattr(moments, "LEAST_CACHE_TOKENS", 0)
+    monkeypatch.setattr(phases, "LEAST_CACHE_TOKENS", 0)
     assert cache_tokens_of(model) == held // by_token
     monkeypatch.setattr(decoding, "free_bytes", lambda _: 20 * by_token)
     assert cache_tokens_of(model) == 10
@@ -335,7 +336,7 @@ def test_fewer_rows_where_memory_lacks(error: Exception, monkeypatch: pytest.Mon
             raise error
         return generate_ids(network, prompts, *rest)
 
-    monkeypatch.setattr(inference, "generate_ids", scarce)
+    monkeypatch.setattr(generation, "generate_ids", scarce)
     assert answer_batch(model, PROMPTS, SETTINGS) == expected
     assert tried == [6, 3, 1, 2, 3, 1, 2]
 
@@ -344,6 +345,6 @@ def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(*_: Any) -> list[list[int]]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(inference, "generate_ids", broken)
+    monkeypatch.setattr(generation, "generate_ids", broken)
     with pytest.raises(RuntimeError, match="illegal"):
         answer_batch(Model(model_of("llama"), _contract()), PROMPTS, SETTINGS)

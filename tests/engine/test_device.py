@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import ftcli.engine.merge
-import ftcli.engine.training  # noqa: F401 - what is heavy looks for a GPU while it is imported
+import ftcli.export.merged_model
+import ftcli.training.loop  # noqa: F401 - what is heavy looks for a GPU while it is imported
 from ftcli.cli import run
-from ftcli.engine import device
-from ftcli.engine.device import find_hardware, is_out_of_memory
 from ftcli.errors import MachineError
+from ftcli.models import device
+from ftcli.models.device import find_hardware, is_out_of_memory
 from tests.out_of_memory import OUT_OF_MEMORY
 
 LISTED = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-8f1c)"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.rows import read_split
-from ftcli.prepared import load_prepared
+from ftcli.data.prepared import load_prepared
+from ftcli.data.tokenizing.rows import read_split
 from tests.conftest import pair, save_tiny_model
 
 

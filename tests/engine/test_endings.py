@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.data.example import Example, Origin
-from ftcli.disk import sha256_file
-from ftcli.engine.batches import Batch, padded
-from ftcli.engine.endings import require_ends
-from ftcli.engine.rendering import IGNORED, Encoded, Renderer
-from ftcli.engine.rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
+from ftcli.data.prepared import Prepared, load_prepared, save_prepared, split_digests, split_file
+from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer
+from ftcli.data.tokenizing.rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
 from ftcli.errors import DataError
-from ftcli.prepared import Prepared, load_prepared, save_prepared, split_digests, split_file
+from ftcli.inference.endings import require_ends
+from ftcli.models.batches import Batch, padded
+from ftcli.runs.atomic import sha256_file
+from ftcli.runs.folder import RunFolder
 from tests.conftest import prepared_data, tiny_tokenizer
 from tests.out_of_memory import OUT_OF_MEMORY
 
@@ -137,7 +137,7 @@ def test_the_end_is_trained_on_where_it_pads_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Fault 11: as the trainer sees its batches, with pad = end of text."""
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     base = Path(shutil.copytree(tiny_model, tmp_path / "padded"))
     config = json.loads((base / "tokenizer_config.json").read_text())
@@ -196,7 +196,7 @@ def test_measuring_leaves_the_trained_weights_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftcli.engine import endings
+    from ftcli.inference import endings
 
     original, before = endings.answer_prompts, {}
     folder = tmp_path / "runs" / "tiny"
@@ -231,8 +231,8 @@ def test_the_rate_is_of_validation_rows_or_else_of_training_rows(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftcli.engine import endings
-    from ftcli.engine.inference import Answer
+    from ftcli.inference import endings
+    from ftcli.inference.generation import Answer
 
     asked: list[tuple[list[list[int]], int]] = []
 
@@ -265,7 +265,7 @@ def test_a_card_without_room_for_answers_loses_no_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import endings
+    from ftcli.inference import endings
 
     def full(*_: object) -> None:
         raise error

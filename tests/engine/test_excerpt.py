@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.excerpt import write_excerpt
-from ftcli.engine.rows import read_split
-from ftcli.prepared import (
+from ftcli.data.prepared import (
     Prepared,
     Split,
     SplitCounts,
@@ -20,6 +18,8 @@ from ftcli.prepared import (
     load_prepared,
     row_lengths,
 )
+from ftcli.data.tokenizing.rows import read_split
+from ftcli.training.smoke.excerpt import write_excerpt
 
 ASKED: dict[Split, int] = {"train": 6, "validation": 3, "test": 2}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
-from ftcli.engine import loss
-from ftcli.engine.batches import Batch, packed
-from ftcli.engine.kernels import flex
-from ftcli.engine.kernels.slots import Layout
-from ftcli.engine.loss import row_losses
-from ftcli.engine.packing import Forest, plant
+from ftcli.data.tokenizing.packing import Forest, plant
+from ftcli.kernels import flex
+from ftcli.kernels.slots import Layout
+from ftcli.models import loss
+from ftcli.models.batches import Batch, packed
+from ftcli.models.loss import row_losses
 from tests.engine.architectures import FAMILIES
 from tests.engine.test_packed_families import assert_scored_alone, model_of, rows
 

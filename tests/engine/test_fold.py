@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ftcli.config.recipe import Qlora
 from ftcli.console import Terminal
-from ftcli.engine.adapters import open_adapter, save_weights
-from ftcli.engine.fold import (
+from ftcli.errors import ModelError
+from ftcli.export.fold import (
     FourBits,
     add_update,
     as_quantised,
@@ -21,11 +22,10 @@ from ftcli.engine.fold import (
     layers_to_fold,
     without_adapter,
 )
-from ftcli.engine.methods import attach, quantization
-from ftcli.engine.targets import shared_weight
-from ftcli.engine.virtual import causal_model
-from ftcli.errors import ModelError
-from ftcli.recipe import Qlora
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.methods import attach, quantization
+from ftcli.models.targets import shared_weight
+from ftcli.models.virtual_tokens import causal_model
 from tests.engine.models import SIZES, llama, logits, lora, phi3, shake
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftcli.engine.hold import STARTS, Hold
+from ftcli.training.l2_sp import STARTS, Hold
 from tests.test_training import stop_at, train
 
 RATE, STRENGTH = 0.05, 3.0
@@ -142,7 +142,7 @@ def test_a_step_that_fp16_leaves_out_pulls_nothing(kind: str) -> None:
 def test_starting_weights_are_kept_as_they_are_stored_where_that_is_exact(
     stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import hold as module
+    from ftcli.training import l2_sp as module
 
     monkeypatch.setattr(module, "HOLD_PIECE_ELEMENTS", 7)  # pieces of one row
     model = layer().to(stored).float()
@@ -268,7 +268,7 @@ def test_a_further_run_is_held_at_its_parent_s_weights(
 def test_rows_at_once_and_a_step_done_again_change_nothing(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     pulls: list[int] = []
     original = Hold._pull

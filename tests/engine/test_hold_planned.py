@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ftcli.cli import run
-from ftcli.engine.hold import Hold
-from ftcli.engine.methods import attach
-from ftcli.engine.model import load_base
-from ftcli.plan.arithmetic import BF16_ROUNDS_BELOW
-from ftcli.recipe import Model, Recipe
-from ftcli.shapes import find_shape
-from ftcli.vram import Choices, estimate
-from ftcli.vram.trained import hold_bytes
+from ftcli.config.recipe import Model, Recipe
+from ftcli.memory import Choices, estimate
+from ftcli.memory.shapes import find_shape
+from ftcli.memory.trained import hold_bytes
+from ftcli.models.load import load_base
+from ftcli.models.methods import attach
+from ftcli.training.l2_sp import Hold
+from ftcli.training.plan.arithmetic import BF16_ROUNDS_BELOW
 from tests.conftest import save_tiny_model
 from tests.engine.test_hold import FP32, METHODS, RATE, STRENGTH, held
 from tests.test_training import adapter_digest, train
@@ -27,8 +27,8 @@ from tests.test_training import adapter_digest, train
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path) -> None:
-    from ftcli.engine.methods import quantization
-    from ftcli.plan import vram_method
+    from ftcli.models.methods import quantization
+    from ftcli.training.plan.plan import vram_method
 
     base = save_tiny_model(tmp_path / "tiny", head_dim=16)
     if stored == "bfloat16":
@@ -156,8 +156,8 @@ def test_pure_bf16_warns_that_pulls_are_lost(
 def test_an_adapter_s_start_has_its_room_on_the_disk(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from ftcli.disk import folder_bytes
-    from ftcli.plan.room import checkpoint_bytes
+    from ftcli.runs.atomic import folder_bytes
+    from ftcli.training.plan.disk_room import checkpoint_bytes
     from tests.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
 
     sizes = {}

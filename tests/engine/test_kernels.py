@@ -15,18 +15,18 @@ from torch.testing import assert_close
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ftcli.engine.batches import packed, padded
-from ftcli.engine.kernels.attention import attend, attention_for
-from ftcli.engine.kernels.dequantised import is_four_bit, keep_dequantised
-from ftcli.engine.kernels.lora import fuse_lora
-from ftcli.engine.kernels.norm import fuse_norms
-from ftcli.engine.kernels.slots import layout_of
-from ftcli.engine.laying import Packed, Padded, laying_of_network
-from ftcli.engine.loss import summed_loss
-from ftcli.engine.methods import attach, quantization
-from ftcli.engine.packing import SHARED_TOKENS, divide, plant, usually_shared
-from ftcli.engine.virtual import causal_model
-from ftcli.recipe import Prompt, Qlora
+from ftcli.config.recipe import Prompt, Qlora
+from ftcli.data.tokenizing.packing import SHARED_TOKENS, divide, plant, usually_shared
+from ftcli.kernels.attention import attend, attention_for
+from ftcli.kernels.dequantised import is_four_bit, keep_dequantised
+from ftcli.kernels.lora import fuse_lora
+from ftcli.kernels.norm import fuse_norms
+from ftcli.kernels.slots import layout_of
+from ftcli.models.batches import packed, padded
+from ftcli.models.loss import summed_loss
+from ftcli.models.methods import attach, quantization
+from ftcli.models.virtual_tokens import causal_model
+from ftcli.training.laying import Packed, Padded, laying_of_network
 from tests.engine.models import falcon, llama, lora, reload_in_4_bits, shake
 from tests.engine.test_packed_families import assert_same, model_of, rows, through
 

@@ -11,9 +11,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from ftcli.engine.adapters import open_adapter, save_weights
-from ftcli.engine.methods import attach
-from ftcli.recipe import Lora
+from ftcli.config.recipe import Lora
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.methods import attach
 from tests.engine.models import (
     IDS,
     LINEAR,

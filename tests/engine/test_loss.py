@@ -26,15 +26,15 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from ftcli.engine import loss as loss_module
-from ftcli.engine.batches import of_tensors
-from ftcli.engine.kernels import head as head_module
-from ftcli.engine.loss import require_known_head, row_losses, summed_loss
-from ftcli.engine.methods import attach
-from ftcli.engine.rendering import IGNORED
+from ftcli.config.recipe import Lora
+from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import ModelError
-from ftcli.recipe import Lora
-from ftcli.vram import head as head_bytes
+from ftcli.kernels import head as head_module
+from ftcli.memory import head as head_bytes
+from ftcli.models import loss as loss_module
+from ftcli.models.batches import of_tensors
+from ftcli.models.loss import require_known_head, row_losses, summed_loss
+from ftcli.models.methods import attach
 from tests.engine.models import collate
 
 SIZES = {
@@ -341,7 +341,7 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
 def test_logits_of_one_tile_exist_at_once(
     softcap: float | None, bytes_per_logit: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ftcli.vram.head bills for them."""
+    """What ftcli.memory.head bills for them."""
     vocab, tile, positions = 10_000, 3000, 256
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
     monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", tile)

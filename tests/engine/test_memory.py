@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcli.engine import memory
-from ftcli.engine.device import find_hardware
-from ftcli.engine.memory import MemoryMeter, Peak
+from ftcli.models.device import find_hardware
+from ftcli.training import measured
+from ftcli.training.measured import MemoryMeter, Peak
 
 MIB = 2**20
 TENSOR_BYTES = 64 * MIB
@@ -52,9 +52,9 @@ def test_without_a_reset_a_peak_counts_only_above_that_of_the_beginning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     peaks = iter([100, 100, 100, 300, 300])
-    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
-    monkeypatch.setattr(memory, "_resident_bytes", lambda: 80)
-    monkeypatch.setattr(memory, "_peak_resident_bytes", lambda: next(peaks))
+    monkeypatch.setattr(measured, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(measured, "_resident_bytes", lambda: 80)
+    monkeypatch.setattr(measured, "_peak_resident_bytes", lambda: next(peaks))
     meter = MemoryMeter(find_hardware("auto"))
     meter.reset()
     assert meter.peak() == Peak(), "the peak is that of what came before"

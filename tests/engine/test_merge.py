@@ -17,15 +17,15 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ftcli.config.recipe import Lora, LoraKeys, Qlora
 from ftcli.console import Terminal
-from ftcli.engine.adapters import open_adapter, save_weights
-from ftcli.engine.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
-from ftcli.engine.methods import attach, quantization
-from ftcli.engine.parity import Part, Prediction, largest_activation, parity, predictions_of
-from ftcli.engine.rendering import IGNORED
+from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import ModelError
-from ftcli.recipe import Lora, LoraKeys, Qlora
-from ftcli.stages.verdict import Exactness, RoundingCost, cost_of, exactness_of
+from ftcli.export.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
+from ftcli.export.parity import Part, Prediction, largest_activation, parity, predictions_of
+from ftcli.export.verdict import Exactness, RoundingCost, cost_of, exactness_of
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.methods import attach, quantization
 from tests.engine.models import SIZES, gpt_neox, llama, phi3, qwen2, shake
 
 CPU = torch.device("cpu")
@@ -280,7 +280,7 @@ def test_every_planted_fault_is_found_before_rounding(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftcli.engine import fold as engine
+    from ftcli.export import fold as engine
 
     method = kind(mode=kind.__name__.lower(), rank=4)
     layers = plant(monkeypatch)

@@ -16,21 +16,21 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftcli.engine.adapters import open_adapter, save_weights
-from ftcli.engine.batches import of_tensors
-from ftcli.engine.fold import FourBits, nf4_round_trip
-from ftcli.engine.loss import row_losses, summed_loss
-from ftcli.engine.methods import (
+from ftcli.config.recipe import Full, Method, Model, Qlora
+from ftcli.errors import ModelError
+from ftcli.export.fold import FourBits, nf4_round_trip
+from ftcli.memory.shapes import shape_from_config
+from ftcli.memory.shapes.families import FAMILIES
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.batches import of_tensors
+from ftcli.models.load import load_base
+from ftcli.models.loss import row_losses, summed_loss
+from ftcli.models.methods import (
     attach,
     keep_training_exact,
     quantization,
     trained_weights_untouched,
 )
-from ftcli.engine.model import load_base
-from ftcli.errors import ModelError
-from ftcli.recipe import Full, Method, Model, Qlora
-from ftcli.shapes import shape_from_config
-from ftcli.shapes.families import FAMILIES
 from tests.engine.models import IDS, LINEAR, SIZES, falcon, llama, logits, lora, shake
 
 # LoRA

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ftcli.engine.batches import TOKENS_ROUNDED, Batch, packed, padded
-from ftcli.engine.kernels import attention, slots
-from ftcli.engine.kernels.attention import attention_for
-from ftcli.engine.kernels.lora import fuse_lora
-from ftcli.engine.kernels.norm import fuse_norms
-from ftcli.engine.loss import row_losses, summed_loss
-from ftcli.engine.methods import attach
-from ftcli.engine.rendering import IGNORED
-from ftcli.recipe import Adapter, Full, Lora, Method
-from ftcli.shapes.interface import PACKED_TYPES
+from ftcli.config.recipe import Adapter, Full, Lora, Method
+from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.kernels import attention, slots
+from ftcli.kernels.attention import attention_for
+from ftcli.kernels.lora import fuse_lora
+from ftcli.kernels.norm import fuse_norms
+from ftcli.memory.shapes.interface import PACKED_TYPES
+from ftcli.models.batches import TOKENS_ROUNDED, Batch, packed, padded
+from ftcli.models.loss import row_losses, summed_loss
+from ftcli.models.methods import attach
 from tests.engine.architectures import FAMILIES, SIZES
 from tests.engine.models import collate, shake
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ftcli.engine.methods import attach, quantization
-from ftcli.engine.parity import Parity, Prediction, computing_in, parity, predictions_of
-from ftcli.recipe import Lora, Qlora
+from ftcli.config.recipe import Lora, Qlora
+from ftcli.export.parity import Parity, Prediction, computing_in, parity, predictions_of
+from ftcli.models.methods import attach, quantization
 from tests.engine.models import IDS, llama, logits, lora, reload_in_4_bits, shake
 
 

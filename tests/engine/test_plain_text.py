@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcli.engine import plain_text
-from ftcli.engine.inference import Model, PromptContract, score_rows
-from ftcli.engine.plain_text import passage_rows
-from ftcli.engine.rendering import IGNORED, Renderer
+from ftcli.data.tokenizing import plain_text
+from ftcli.data.tokenizing.plain_text import passage_rows
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer
+from ftcli.inference.generation import Model, score_rows
+from ftcli.models.prompt_manifest import PromptContract
 
 
 @pytest.fixture

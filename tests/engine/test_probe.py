@@ -14,11 +14,11 @@ import pytest
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ftcli.engine import probe
-from ftcli.engine.kernels.attention import kept_products
-from ftcli.engine.probe import WHERE
-from ftcli.engine.trainer import FtcliTrainer
-from ftcli.plan import Plan
+from ftcli.kernels.attention import kept_products
+from ftcli.training import preflight
+from ftcli.training.plan.plan import Plan
+from ftcli.training.preflight import WHERE
+from ftcli.training.trainer import FtcliTrainer
 from tests.conftest import save_tiny_model
 from tests.test_training import train
 
@@ -63,7 +63,7 @@ def test_the_check_holds_as_much_at_once_as_a_whole_pass(
         return original(trainer, batches, where, of)
 
     monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
-    monkeypatch.setattr(probe, "LITTLE", 1)  # whatever the gradients of a tiny model count for
+    monkeypatch.setattr(preflight, "LITTLE", 1)  # whatever the gradients of a tiny model count for
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS)
     training = {
         "max_steps": 1,
@@ -128,7 +128,7 @@ def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
     """Its gradients are no small part of what it takes, though few are there at its peak; and the
     states, which the first step makes, are there in all that follow."""
     original, ends, held = FtcliTrainer.gradients_of, [], []
-    make_room = probe._room_for_states
+    make_room = preflight._room_for_states
 
     def room(trainer: FtcliTrainer, plan: Plan) -> Tensor | None:
         found = make_room(trainer, plan)
@@ -145,7 +145,7 @@ def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
         return original(trainer, batches, where, **of)
 
     monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
-    monkeypatch.setattr(probe, "_room_for_states", room)
+    monkeypatch.setattr(preflight, "_room_for_states", room)
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS, intermediate_size=1024)
     model, training = {"id": str(tmp_path / "tiny")}, {"max_steps": 1, "batch_size": 4}
     assert train(write_recipe(model=model, method={"mode": "full"}, training=training)) == 0

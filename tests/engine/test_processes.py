@@ -20,13 +20,13 @@ from pathlib import Path
 
 import torch
 
-from ftcli.artifacts import RunFolder
+from ftcli.runs.folder import RunFolder
 from ftcli.console import Terminal
-from ftcli.engine.building import Setup, build_trainer
-from ftcli.engine.encode import prepare
-from ftcli.loading import load_recipe
-from ftcli.plan import make_plan, profile_of
-from ftcli.stages.scene import look
+from ftcli.training.building import Setup, build_trainer
+from ftcli.data.tokenizing.encode import prepare
+from ftcli.config.loader import load_recipe
+from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.scene import look
 
 recipe, run, found = (Path(word) for word in sys.argv[1:])
 scene = look(load_recipe(recipe), None)

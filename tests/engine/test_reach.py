@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from ftcli.engine.reach import Reach, reach_of
+from ftcli.training.smoke.reach import Reach, reach_of
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
 SCALED = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}

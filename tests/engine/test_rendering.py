@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ftcli.data.example import Example, Message, Origin
-from ftcli.engine.rendering import IGNORED, Renderer, RowFault
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer, RowFault
 from ftcli.errors import ModelError
 
 # White space that tokenizers join with what the template writes beside it.

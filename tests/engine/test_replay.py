@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from ftcli import recipe as recipes
 from ftcli.cli import run
+from ftcli.config import recipe as recipes
 from ftcli.data import replay as replay_data
-from ftcli.engine.rendering import Renderer
-from ftcli.engine.replay import Replay
-from ftcli.engine.rows import read_split
+from ftcli.data.prepared import PART_NAMES, Prepared, load_prepared
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.data.tokenizing.replay_rows import Replay
+from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError
-from ftcli.prepared import PART_NAMES, Prepared, load_prepared
 from tests.conftest import pair
 from tests.test_training import adapter_digest, stop_at, train
 
@@ -118,7 +118,7 @@ def test_a_recipe_without_keeps_the_fingerprint_of_before(
     prepare: Prepare, general: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it was computed when there was no such key."""
-    from ftcli.engine import encode
+    from ftcli.data.tokenizing import encode
 
     seen = []
     original = encode.short_digest

@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ftcli.config.recipe import Generation
 from ftcli.data.example import Message
-from ftcli.engine.inference import Answer, Model, PromptContract, answer_prompts
-from ftcli.engine.model import load_tokenizer
-from ftcli.engine.rendering import Renderer
-from ftcli.recipe import Generation
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.inference.generation import Answer, Model, answer_prompts
+from ftcli.models.load import load_tokenizer
+from ftcli.models.prompt_manifest import PromptContract
 from tests.conftest import COLOURS, THINGS
 
 SETTINGS = Generation(max_new_tokens=32)

@@ -16,9 +16,9 @@ import pytest
 from families import BUILDERS
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from ftcli.engine import limits, sandbox, watch
-from ftcli.engine.limits import LimitError
-from ftcli.engine.sandbox import render
+from ftcli.data.templates import limits, sandbox, watch
+from ftcli.data.templates.limits import LimitError
+from ftcli.data.templates.sandbox import render
 
 GIVEN = {"messages": [{"role": "user", "content": "hello"}], "x": "aaaa", "ten": 10, "none": []}
 BIG = "{% set b = 'a' * 100000 %}"

@@ -16,7 +16,7 @@ WITHOUT_VALIDATION = ("--set", "data.validation=0")
 @pytest.fixture
 def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps at which checkpoints are saved, each after the other."""
-    from ftcli.engine.trainer import FtcliTrainer
+    from ftcli.training.trainer import FtcliTrainer
 
     original, steps = FtcliTrainer._save_checkpoint, []
 
@@ -38,7 +38,7 @@ def test_a_save_that_takes_much_of_the_time_is_left_out(
     write_recipe: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftcli.engine import callbacks
+    from ftcli.training import callbacks
 
     monkeypatch.setattr(callbacks, "SAVE_SHARE", share)
     recipe = write_recipe(training=STEPS)
@@ -49,7 +49,7 @@ def test_a_save_that_takes_much_of_the_time_is_left_out(
 def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
     saved_steps: list[int], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import callbacks
+    from ftcli.training import callbacks
 
     monkeypatch.setattr(callbacks, "SAVE_SHARE", 0.0)
     recipe = write_recipe(training=STEPS | {"save_steps": 1})
@@ -60,7 +60,7 @@ def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
 def test_the_best_weights_are_saved_whatever_it_takes(
     saved_steps: list[int], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import callbacks
+    from ftcli.training import callbacks
 
     monkeypatch.setattr(callbacks, "SAVE_SHARE", 0.0)
     better = {"learning_rate": "1e-2", "eval_steps": 2}

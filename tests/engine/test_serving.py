@@ -10,11 +10,10 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from ftcli.engine.adapters import open_adapter, save_weights
-from ftcli.engine.inference import Model, PromptContract
-from ftcli.engine.methods import attach, quantization
-from ftcli.engine.rendering import Renderer
-from ftcli.engine.serving import (
+from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.inference.generation import Model
+from ftcli.inference.several_adapters import (
     AdapterSet,
     adapter_set,
     batches_by_name,
@@ -22,7 +21,9 @@ from ftcli.engine.serving import (
     with_adapter,
     with_sum,
 )
-from ftcli.recipe import Adapter, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.methods import attach, quantization
+from ftcli.models.prompt_manifest import PromptContract
 from tests.engine.families import chatml
 from tests.engine.models import llama, logits, reload_in_4_bits
 

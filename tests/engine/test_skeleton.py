@@ -10,12 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ftcli.data.example import Message
-from ftcli.engine import rendering
-from ftcli.engine.layout import Layout
-from ftcli.engine.marked import MarkedTemplate, mark
-from ftcli.engine.rendering import Renderer, RowFault
-from ftcli.engine.sandbox import render
-from ftcli.engine.skeleton import Skeletons
+from ftcli.data.templates.marked import MarkedTemplate, mark
+from ftcli.data.templates.sandbox import render
+from ftcli.data.templates.skeleton import Skeletons
+from ftcli.data.tokenizing import rendering
+from ftcli.data.tokenizing.layout import Layout
+from ftcli.data.tokenizing.rendering import Renderer, RowFault
 
 PIECES = (
     *(

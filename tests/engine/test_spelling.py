@@ -21,7 +21,7 @@ from families import (
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ftcli.engine.rendering import Renderer
+from ftcli.data.tokenizing.rendering import Renderer
 
 
 def test_control_tokens_in_contents_are_text(family: Family) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ftcli.engine import loss as loss_module
-from ftcli.engine.batches import Batch, of_tensors
-from ftcli.engine.kernels.head import Gradients, Head, cross_entropy
-from ftcli.engine.loss import summed_loss
+from ftcli.kernels.head import Gradients, Head, cross_entropy
+from ftcli.models import loss as loss_module
+from ftcli.models.batches import Batch, of_tensors
+from ftcli.models.loss import summed_loss
 from tests.engine.test_loss import gradients, llama
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedModel
 
-from ftcli.engine.methods import attach
-from ftcli.engine.targets import adapter_targets, linear_names, names_of_ends
+from ftcli.models.methods import attach
+from ftcli.models.targets import adapter_targets, linear_names, names_of_ends
 from tests.engine.models import falcon, gpt_neox, llama, lora, phi3
 
 

@@ -22,13 +22,13 @@ from families import (
 from test_rendering import AWKWARD
 from transformers import PreTrainedTokenizerBase
 
+from ftcli.config.chat_template import ENDS, Template, named
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
-from ftcli.engine.rendering import Renderer
-from ftcli.engine.template import choose_template, lay_template
+from ftcli.data.templates.template import choose_template, lay_template
+from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError
-from ftcli.loading import Loaded
-from ftcli.recipe import Recipe
-from ftcli.templates import ENDS, Template, named
 
 SYSTEM = chat("system: Be brief.", "Which chair?", "The leather one.", "Hue?", "Brown.")
 # What SYSTEM becomes, up to the end of its last answer; <s> and </s> begin and end texts.

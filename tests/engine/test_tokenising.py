@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from ftcli.data.prepared import RowsOf
 from ftcli.data.sides import Sides
-from ftcli.engine import encode
-from ftcli.engine.packing import SHARED_TOKENS
-from ftcli.engine.rows import read_split
+from ftcli.data.tokenizing import encode
+from ftcli.data.tokenizing.packing import SHARED_TOKENS
+from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError
-from ftcli.prepared import RowsOf
 from tests.conftest import pair
 from tests.faults.bench import Bench, bench_in
 

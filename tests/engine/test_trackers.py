@@ -178,7 +178,7 @@ def test_a_tracker_that_cannot_begin_is_named(
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_all_of_them_are_passed_on(name: str, tmp_path: Path) -> None:
-    from ftcli.engine.trainer import sft_config
+    from ftcli.training.trainer import sft_config
     from tests.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
 
     asked = recipe(training={"report_to": [name]})
@@ -197,7 +197,7 @@ def test_missing_packages_are_named_before_anything_is_opened(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.stages import scene
+    from ftcli.training import scene
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.batches import Batch
+from ftcli.models.batches import Batch
 
 
 @pytest.mark.fault(33)
@@ -20,7 +20,7 @@ def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
 ) -> None:
     import torch
 
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, seen = losses.summed_loss, []
 
@@ -49,7 +49,7 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of each row of an epoch, every label, whatever its length."""
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, seen = losses.summed_loss, []
 

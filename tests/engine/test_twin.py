@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ftcli.engine.twin import HEADS, HIDDEN, LAYERS, build_twin, tiny_config
-from ftcli.recipe import Recipe
-from ftcli.shapes import shape_from_config
-from ftcli.shapes.families import FAMILIES
+from ftcli.config.recipe import Recipe
+from ftcli.memory.shapes import shape_from_config
+from ftcli.memory.shapes.families import FAMILIES
+from ftcli.training.smoke.tiny_model import HEADS, HIDDEN, LAYERS, build_twin, tiny_config
 from tests.conftest import tiny_tokenizer
 from tests.vram.counting import BY_FAMILY
 

@@ -9,8 +9,8 @@ import pytest
 
 from ftcli.data.example import Message
 from ftcli.data.few_shot import few_shot
-from ftcli.engine.rendering import Renderer, RowFault
-from ftcli.engine.untrained import ids_of, time_calls
+from ftcli.data.tokenizing.rendering import Renderer, RowFault
+from ftcli.inference.untrained import ids_of, time_calls
 from tests.conftest import tiny_tokenizer
 from tests.engine.families import TEMPLATES
 
@@ -53,7 +53,8 @@ def test_other_faults_stay_faults() -> None:
 def test_calls_are_timed(tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from ftcli.engine.inference import Model, PromptContract
+    from ftcli.inference.generation import Model
+    from ftcli.models.prompt_manifest import PromptContract
 
     network: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     model = Model(network, PromptContract(renderer(), (2,), 0))

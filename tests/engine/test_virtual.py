@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftcli.engine.adapters import load_encoder, open_adapter, save_resumable, save_weights
-from ftcli.engine.batches import of_tensors
-from ftcli.engine.inference import Model, PromptContract, answer_batch, stream_answer
-from ftcli.engine.loss import row_losses, summed_loss
-from ftcli.engine.methods import attach, quantization
-from ftcli.engine.rendering import IGNORED, Renderer
-from ftcli.engine.virtual import virtual_tokens
+from ftcli.config.recipe import Generation, Prefix, Prompt
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer
 from ftcli.errors import ModelError
-from ftcli.recipe import Generation, Prefix, Prompt
+from ftcli.inference.generation import Model, answer_batch, stream_answer
+from ftcli.models.adapters import load_encoder, open_adapter, save_resumable, save_weights
+from ftcli.models.batches import of_tensors
+from ftcli.models.loss import row_losses, summed_loss
+from ftcli.models.methods import attach, quantization
+from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.virtual_tokens import virtual_tokens
 from tests.engine.families import chatml
 from tests.engine.models import IDS, collate, llama, logits, loss_of, qwen2, reload_in_4_bits
 

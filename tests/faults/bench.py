@@ -9,14 +9,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Recipe
 from ftcli.console import Terminal
-from ftcli.engine.encode import prepare
-from ftcli.engine.model import load_renderer
-from ftcli.engine.rendering import IGNORED, Renderer
-from ftcli.engine.rows import read_split
-from ftcli.loading import Loaded
-from ftcli.prepared import SPLITS, Prepared, read_problems
-from ftcli.recipe import Recipe
+from ftcli.data.prepared import SPLITS, Prepared, read_problems
+from ftcli.data.tokenizing.encode import prepare
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer
+from ftcli.data.tokenizing.rows import read_split
+from ftcli.models.load import load_renderer
 
 Turns = list[list[str]]
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from ftcli.cli import run
-from ftcli.disk import sha256_file
+from ftcli.runs.atomic import sha256_file
 
 
 def start(recipe: Path, log: Path) -> int:
@@ -64,10 +64,10 @@ def kill_and_go_on(recipe: Path, run_folder: Path, after: float, log: Path) -> d
 
 
 def main(folder: Path, kills: int, recipes: list[Path]) -> None:
-    import ftcli.engine.building
-    import ftcli.engine.encode
-    import ftcli.engine.endings
-    import ftcli.engine.training  # noqa: F401
+    import ftcli.data.tokenizing.encode
+    import ftcli.inference.endings
+    import ftcli.training.building
+    import ftcli.training.loop  # noqa: F401
 
     chance = random.Random(20)
     found = {}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.batches import Batch
+from ftcli.models.batches import Batch
 from tests.conftest import COLOURS, THINGS, tiny_tokenizer
 
 Learn = Callable[[], list[dict[str, Any]]]
@@ -81,7 +81,7 @@ def test_with_the_end_token_masked_out_they_do_not(
     learn: Learn, observed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the test above is there to find: labels masked wherever the pad token stands."""
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     stop = tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")
     original, masked = losses.summed_loss, []

@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 from families import BUILDERS, FORGED, Family, chat, family_named
 
 from ftcli.cli import run
+from ftcli.config.recipe import Data
 from ftcli.data.example import Example, Origin
 from ftcli.data.formats import to_example
 from ftcli.data.row import Row
-from ftcli.engine import inference
-from ftcli.engine.bulk import encode_many
-from ftcli.engine.rendering import Encoded, RowFault
-from ftcli.engine.rows import read_split
-from ftcli.recipe import Data
+from ftcli.data.tokenizing.bulk import encode_many
+from ftcli.data.tokenizing.rendering import Encoded, RowFault
+from ftcli.data.tokenizing.rows import read_split
+from ftcli.inference import generation
 from tests.faults.bench import Bench, bench_in
 
 pytestmark = pytest.mark.fault(28)
@@ -169,7 +169,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """The prompts that the model is given, as ids."""
     seen: list[list[int]] = []
-    whole, streamed = inference._answer_batch, inference.stream_answer
+    whole, streamed = generation._answer_batch, generation.stream_answer
 
     def batch(model: Any, prompts: Any, settings: Any) -> Any:
         seen.extend(list(prompt) for prompt in prompts)
@@ -179,8 +179,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
         seen.append(list(prompt))
         return streamed(model, prompt, settings)
 
-    monkeypatch.setattr(inference, "_answer_batch", batch)
-    monkeypatch.setattr(inference, "stream_answer", stream)
+    monkeypatch.setattr(generation, "_answer_batch", batch)
+    monkeypatch.setattr(generation, "stream_answer", stream)
     yield seen
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine import limits
+from ftcli.data.templates import limits
 from tests.conftest import CHATML, save_recipe, save_rows
 from tests.faults.attacks import Attack, change_json, copied
 

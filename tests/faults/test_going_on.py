@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
 from ftcli.errors import FtcliError
+from ftcli.runs.folder import RunFolder
 from tests.conftest import CHATML, save_tiny_model
 from tests.faults.moments import weights_of
 from tests.test_training import stop_at
@@ -133,11 +133,11 @@ def test_a_rule_of_this_version_may_not_change_the_order(
     stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The seeds, the rows and the recipe are the same; the code orders them otherwise."""
-    from ftcli.engine import training_data
+    from ftcli.training import rows
 
-    original = training_data.run_rows
+    original = rows.run_rows
     with monkeypatch.context() as patch:
-        patch.setattr(training_data, "run_rows", lambda *a, **k: list(reversed(original(*a, **k))))
+        patch.setattr(rows, "run_rows", lambda *a, **k: list(reversed(original(*a, **k))))
         capsys.readouterr()
         assert train(stopped, "--json") == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "order_changed"
@@ -147,7 +147,7 @@ def test_a_rule_of_this_version_may_not_change_the_order(
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ftcli.artifacts import RunFolder
+from ftcli.runs.folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(600)
@@ -232,7 +232,7 @@ def test_a_path_may_be_spelt_otherwise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Other spellings of recipe, rows and base; by the run's folder and by its own recipe."""
-    from ftcli.stages import train as stage
+    from ftcli.training import train as stage
 
     below, link = tmp_path / "below", tmp_path / "link"
     below.mkdir()
@@ -278,7 +278,7 @@ def test_begin_again_says_how_it_began(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import encode
+    from ftcli.data.tokenizing import encode
 
     recipe = write_recipe("first")
     assert train(recipe) == 0

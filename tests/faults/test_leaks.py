@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcli.cli import run
-from ftcli.engine.rows import read_split
+from ftcli.data.prepared import SPLITS
+from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError
-from ftcli.prepared import SPLITS
 from tests.faults.bench import Bench, bench_in
 
 pytestmark = pytest.mark.fault(27)

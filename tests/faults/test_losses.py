@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.runs.folder import RunFolder
 from tests.conftest import COLOURS, save_tiny_model
 
 Observed = Callable[[str], None]
@@ -86,7 +86,7 @@ def expected_losses(home: Path, folder: RunFolder, method: str) -> tuple[float, 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from ftcli.engine.rows import read_split
+    from ftcli.data.tokenizing.rows import read_split
 
     rows = read_split(folder.data, "validation").to_pylist()
     lengths = [len(row["input_ids"]) for row in rows]
@@ -110,7 +110,7 @@ def test_a_loss_is_that_of_its_tokens_at_any_batch_size(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import inference
+    from ftcli.inference import generation
 
     method = {"mode": mode} | ({"rank": 4} if mode == "lora" else {})
     differences: dict[str, list[float]] = {"validation": [], "eval": []}
@@ -121,7 +121,7 @@ def test_a_loss_is_that_of_its_tokens_at_any_batch_size(
         result = folder.read_manifest()["result"]
         told = (result["first_eval_loss"], result["eval_loss"])
         differences["validation"] += [abs(a - b) for a, b in zip(told, wanted, strict=True)]
-        monkeypatch.setattr(inference, "SCORED_ROWS", size)
+        monkeypatch.setattr(generation, "SCORED_ROWS", size)
         shutil.rmtree(folder.evaluations, ignore_errors=True)
         capsys.readouterr()
         assert run(["eval", str(folder.path), "--data", str(home / "held.jsonl"), "--json"]) == 0

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ftcli.cli import run
-from ftcli.engine import loss as loss_module
-from ftcli.engine.batches import of_tensors, packed
-from ftcli.engine.loss import head_of, row_losses
-from ftcli.engine.methods import attach
-from ftcli.engine.rendering import IGNORED
-from ftcli.engine.virtual import causal_model
-from ftcli.recipe import Full, Lora, Method, Prefix, Prompt
+from ftcli.config.recipe import Full, Lora, Method, Prefix, Prompt
+from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.models import loss as loss_module
+from ftcli.models.batches import of_tensors, packed
+from ftcli.models.loss import head_of, row_losses
+from ftcli.models.methods import attach
+from ftcli.models.virtual_tokens import causal_model
 from tests.engine.architectures import FAMILIES as PACKED
 from tests.engine.models import SIZES, collate
 from tests.engine.test_packed_families import model_of

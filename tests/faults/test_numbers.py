@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ftcli.artifacts import RunFolder
-from ftcli.checkpoints import newest_whole
 from ftcli.cli import run
+from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.folder import RunFolder
 from tests.conftest import pair, save_tiny_model
 
 Observed = Callable[[str], None]
@@ -146,7 +146,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The loss is finite, and its slope is not: √x at 0."""
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, calls = losses.summed_loss, []
 

@@ -10,7 +10,7 @@ from tokenizers import processors
 from transformers import AddedToken
 
 from ftcli.data.example import Example, Origin
-from ftcli.engine.rendering import Renderer
+from ftcli.data.tokenizing.rendering import Renderer
 from tests.engine.families import BUILDERS, Family, chat, count_controls, runs
 
 CONVERSATIONS = (

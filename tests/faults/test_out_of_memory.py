@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from ftcli.artifacts import RunFolder
-from ftcli.checkpoints import newest_whole
 from ftcli.cli import run
-from ftcli.engine.batches import Batch
+from ftcli.models.batches import Batch
+from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.folder import RunFolder
 from tests.conftest import pair
 from tests.test_training import stop_at
 
@@ -42,7 +42,7 @@ def fail_backward(
 
     Behind the second of two layers, where some gradients have been added up and others have not.
     """
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, seen = losses.summed_loss, []
 
@@ -142,7 +142,7 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
     rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": rows_file.name, "validation": 0, "shuffle": False, "max_length": 400}
     recipe = write_recipe(data=data, training=TRAINING | {"packing": False})
-    from ftcli.engine import loss as losses
+    from ftcli.models import loss as losses
 
     original, lengths = losses.summed_loss, []
 
@@ -193,7 +193,7 @@ def test_a_validation_goes_on_with_half_the_rows(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import trainer
+    from ftcli.training import trainer
 
     original, calls = trainer.row_losses, []
 

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from ftcli.cli import run
-from ftcli.engine.rows import read_split
-from ftcli.prepared import SPLITS, damaged_files, load_prepared
+from ftcli.data.prepared import SPLITS, damaged_files, load_prepared
+from ftcli.data.tokenizing.rows import read_split
 from tests.conftest import save_recipe, save_rows
 from tests.faults.moments import weights_of
 from tests.test_training import stop_at

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcli.cli import run
+from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.nodes import MOST_PROBLEMS
 from ftcli.errors import RecipeError, UsageError
-from ftcli.loading import Loaded, load_recipe
-from ftcli.loading.nodes import MOST_PROBLEMS
 
 SHOP: dict[str, Any] = {
     "name": "shop",

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.prepared import load_prepared
+from ftcli.data.prepared import load_prepared
+from ftcli.runs.folder import RunFolder
 from tests.conftest import TINY, pair
 
 pytestmark = pytest.mark.slow
@@ -182,8 +182,8 @@ def test_the_small_models_recipe_passes(
 def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
     write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import building
-    from ftcli.stages.rehearse import twin
+    from ftcli.cli.smoke import stages
+    from ftcli.training import building
 
     models: list[weakref.ref[Any]] = []
     alive: dict[str, int] = {}
@@ -200,7 +200,7 @@ def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
         return ""
 
     monkeypatch.setattr(building, "build_trainer", counted)
-    monkeypatch.setattr(twin, "_evaluate", evaluating)
+    monkeypatch.setattr(stages, "_evaluate", evaluating)
     assert run(["train", str(write_recipe()), "--rehearse"]) == 0
     assert alive == {"sitting 1": 0, "sitting 2": 0, "eval": 0}
 
@@ -365,7 +365,7 @@ def test_a_template_that_refuses_every_row(
 def test_a_machine_with_too_little_memory(
     write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.engine import device
+    from ftcli.models import device
 
     small = replace(device.find_hardware("auto"), free_bytes=1_000_000)
     monkeypatch.setattr(device, "find_hardware", lambda _: small)
@@ -385,16 +385,16 @@ def test_a_merge_that_is_not_what_was_trained(
     write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What only the last legs can see; a head with its sign turned while it is written."""
-    from ftcli.engine import merge
+    from ftcli.export import merged_model
 
-    right = merge.fold
+    right = merged_model.fold
 
     def wrong(adapted: Any, *rest: Any) -> Any:
         merged = right(adapted, *rest)
         merged.get_output_embeddings().weight.data *= -1
         return merged
 
-    monkeypatch.setattr(merge, "fold", wrong)
+    monkeypatch.setattr(merged_model, "fold", wrong)
     said = finds(write_recipe(), "merge")
     assert "not merged, because the merged model is not what was measured before it was" in said
 
@@ -407,7 +407,7 @@ def test_a_signal_of_the_user_ends_it_and_nothing_stays(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftcli.stages.rehearse import twin, walk
+    from ftcli.cli.smoke import stages, walk
 
     def interrupt(*_: object, **__: object) -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:  # a second one would kill
@@ -416,7 +416,7 @@ def test_a_signal_of_the_user_ends_it_and_nothing_stays(
     if where == "a step":
         monkeypatch.setattr(walk.StoppingUser, "__call__", interrupt)
     else:
-        monkeypatch.setattr(twin, "evaluate_run", interrupt)
+        monkeypatch.setattr(stages, "evaluate_run", interrupt)
     assert run(["train", str(write_recipe()), "--rehearse"]) == 130
     assert capsys.readouterr().err.endswith(
         "rehearsal stopped; of it no more than the prepared data stays\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.disk import sha256_file
+from ftcli.runs.atomic import sha256_file
 
 Observed = Callable[[str], None]
 

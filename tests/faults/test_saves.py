@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import RunFolder
-from ftcli.checkpoints import newest_whole
 from ftcli.cli import run
 from ftcli.errors import FtcliError
+from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.folder import RunFolder
 from tests.faults.disk_states import FailingCall, Watcher
 from tests.faults.moments import weights_of
 
@@ -55,7 +55,7 @@ def whole(write_recipe: Write, tmp_path: Path) -> str:
 
 def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -> None:
     """Watch the saves of these steps."""
-    from ftcli.engine.trainer import FtcliTrainer
+    from ftcli.training.trainer import FtcliTrainer
 
     original = FtcliTrainer._save_checkpoint
 
@@ -250,7 +250,7 @@ def test_a_save_that_fails_at_any_write_leaves_the_older_ones_whole(
     complete: bool,
 ) -> None:
     """Like SQLite's tests: let the n-th call fail, for every n (for every ninth in short)."""
-    from ftcli.engine.trainer import FtcliTrainer
+    from ftcli.training.trainer import FtcliTrainer
 
     every = 1 if complete else 9
 
@@ -330,7 +330,7 @@ def test_a_disk_that_is_really_full(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    from ftcli import disk
+    from ftcli.runs import atomic
     from tests.test_training import stop_at
 
     recipe = write_recipe(method=METHOD, training=TRAINING, output=str(small_disk / "run"))
@@ -347,7 +347,7 @@ def test_a_disk_that_is_really_full(
     before = json.loads(capsys.readouterr().out)["error"]
     assert before["code"] == "disk_full" and "needs" in before["message"]
     with monkeypatch.context() as patch:  # another program takes the room behind our back
-        patch.setattr(disk, "free_bytes", lambda _: 10**12)
+        patch.setattr(atomic, "free_bytes", lambda _: 10**12)
         assert train(recipe, "--json") == 1
     during = json.loads(capsys.readouterr().out)["error"]
     assert during["code"] == "disk_full" and "is full" in during["message"]

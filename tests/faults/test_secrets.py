@@ -54,7 +54,7 @@ def __getattr__(name):
 MEDDLING = """
 import os, signal
 from ftcli import console
-from ftcli.stages import evaluate
+from ftcli.evaluation import evaluate
 told = console._PlainLines.update
 def update(self, done, figures=""):
     told(self, done, figures)

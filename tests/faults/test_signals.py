@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from ftcli.artifacts import RunFolder
-from ftcli.checkpoints import newest_whole
 from ftcli.cli import run
-from ftcli.stages.resuming import drop_leftovers
+from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.folder import RunFolder
+from ftcli.training.resuming import drop_leftovers
 from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import Watcher
 from tests.faults.moments import weights_of
@@ -35,9 +35,9 @@ TRAINING = {
 }
 # Where the signal comes, and the function that is running then.
 MOMENTS = {
-    "a step": ("ftcli.engine.loss", "summed_loss"),
-    "a validation": ("ftcli.engine.trainer", "row_losses"),
-    "a save": ("ftcli.engine.checkpoints", "save_resumable"),
+    "a step": ("ftcli.models.loss", "summed_loss"),
+    "a validation": ("ftcli.training.trainer", "row_losses"),
+    "a save": ("ftcli.training.saving", "save_resumable"),
 }
 
 
@@ -107,7 +107,7 @@ def test_a_signal_costs_nothing(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    import ftcli.engine.training  # noqa: F401
+    import ftcli.training.loop  # noqa: F401
 
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
     folder = RunFolder(tmp_path / "runs" / "shop")
@@ -135,7 +135,7 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
     observed: Observed,
 ) -> None:
     """The validation that is made up for is saved over the only checkpoint there is."""
-    from ftcli.engine import training
+    from ftcli.training import loop
 
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
     folder = RunFolder(tmp_path / "runs" / "shop")
@@ -144,14 +144,14 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
         assert train(recipe) == 130
     assert folder.steps_saved() == [2]
     watcher = Watcher(folder.path, tmp_path / "states")
-    original = training._make_up
+    original = loop._make_up
 
     def watched(*arguments: Any) -> None:
         with watcher.watching():
             original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_make_up", watched)
+        patch.setattr(loop, "_make_up", watched)
         assert train(recipe) == 0
     run_id = folder.read_manifest()["run_id"]
     outcomes: dict[bool, Path] = {}
@@ -189,7 +189,7 @@ def test_a_validation_that_comes_to_nothing_changes_no_random_state(
 ) -> None:
     import torch
 
-    from ftcli.engine import trainer
+    from ftcli.training import trainer
 
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
     original, calls = trainer.row_losses, []
@@ -217,7 +217,7 @@ def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
     """The signal comes in the validation at which patience ends."""
     # Steps too small to change anything: the second validation is no better than the first.
     still = TRAINING | {"learning_rate": 1e-12, "optimizer": "sgd", "early_stopping_patience": 1}
-    import ftcli.engine.training  # noqa: F401
+    import ftcli.training.loop  # noqa: F401
 
     assert train(write_recipe("whole", training=still)) == 0
     recipe = write_recipe("shop", training=still)
@@ -244,7 +244,9 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.engine import building, encode, endings
+    from ftcli.data.tokenizing import encode
+    from ftcli.inference import endings
+    from ftcli.training import building
 
     places = {
         "the rows": (encode, "_prepared"),
@@ -271,10 +273,10 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
 SECOND = """
 import os, signal, sys
 from ftcli.cli import run
-from ftcli.stages.resuming import drop_leftovers
+from ftcli.training.resuming import drop_leftovers
 from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import Watcher
-from ftcli.engine import loss as losses
+from ftcli.environment import loss as losses
 
 original, calls = losses.summed_loss, []
 

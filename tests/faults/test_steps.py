@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
-from ftcli.disk import sha256_file
-from ftcli.engine import building
+from ftcli.runs.atomic import sha256_file
+from ftcli.runs.folder import RunFolder
+from ftcli.training import building
 from tests.conftest import save_tiny_model
 from tests.test_end_to_end import METHODS
 

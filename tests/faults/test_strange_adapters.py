@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run
+from ftcli.runs.folder import RunFolder
 from tests.conftest import pair, save_tiny_model
 
 Observed = Callable[[str], None]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ftcli.config.loader import Loaded, load_recipe
 from ftcli.errors import UsageError
-from ftcli.loading import Loaded, load_recipe
 
 # Line 1 is the name, 3 the model's id, 5 the mode, 7 the training rows.
 SHOP = """\

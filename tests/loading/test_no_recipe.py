@@ -9,11 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftcli.config.loader import Loaded
+from ftcli.config.nodes import MOST_VALUES
 from ftcli.errors import FtcliError
-from ftcli.loading import (
-    Loaded,
-)
-from ftcli.loading.nodes import MOST_VALUES
 from tests.loading.shop import SHOP, fault, load, method, more
 
 # What is no recipe

@@ -10,14 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcli.loading import (
-    Loaded,
-    differences,
-    dump_recipe,
-    load_recipe,
-    resolved,
-)
-from ftcli.recipe import Recipe
+from ftcli.config.loader import Loaded, differences, dump_recipe, load_recipe, resolved
+from ftcli.config.recipe import Recipe
 from tests.loading.shop import SHOP, load, more
 
 # Round trip

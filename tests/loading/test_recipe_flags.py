@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ftcli.config.loader import load_recipe
+from ftcli.config.recipe import Lora
 from ftcli.errors import FtcliError
-from ftcli.loading import (
-    load_recipe,
-)
-from ftcli.recipe import Lora
 from tests.loading.shop import SHOP, fault, load, method, more
 
 # The file

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.loading import (
-    load_recipe,
-)
-from ftcli.recipe import Lora
+from ftcli.config.loader import load_recipe
+from ftcli.config.recipe import Lora
 from tests.loading.shop import SHOP, fault, load, method, more
 
 # What is read

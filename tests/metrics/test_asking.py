@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from ftcli.config.recipe import SqlFormat
 from ftcli.data.example import Message, Role
-from ftcli.metrics.asking import question_of
-from ftcli.metrics.format import format_scorer
-from ftcli.recipe import SqlFormat
+from ftcli.evaluation.scorers.asking import question_of
+from ftcli.evaluation.scorers.format import format_scorer
 
 TABLE = "CREATE TABLE shop (id INTEGER PRIMARY KEY, name TEXT, price REAL);"
 REFERENCE = "SELECT name FROM shop WHERE price > 20"

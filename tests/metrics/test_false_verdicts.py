@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ftcli.metrics.scorer import ScoreKind
-from ftcli.metrics.scores import Counts
-from ftcli.stages.evaluate.table import Measured, rows_of
+from ftcli.evaluation.scorers.scorer import ScoreKind
+from ftcli.evaluation.scores import Counts
+from ftcli.evaluation.table import Measured, rows_of
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_scores.json").read_text())
 DRAWS = 500
@@ -48,8 +48,8 @@ def test_at_most_one_in_twenty_evaluations_of_nothing_has_a_verdict(
 ) -> None:
     # Fewer swaps for each p value than in use: they decide nothing about its mean. Intervals are
     # no part of a verdict.
-    monkeypatch.setattr("ftcli.metrics.intervals.SWAPS", 999)
-    monkeypatch.setattr("ftcli.metrics.intervals.RESAMPLES", 10)
+    monkeypatch.setattr("ftcli.evaluation.intervals.SWAPS", 999)
+    monkeypatch.setattr("ftcli.evaluation.intervals.RESAMPLES", 10)
     swap = random.Random(20)
     names = list(RECORDED)
     assert len(names) >= 9

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcli.config.recipe import JsonFormat
 from ftcli.errors import DataError
-from ftcli.metrics.format import format_files, format_scorer
-from ftcli.metrics.scorer import ExampleResult, Question
-from ftcli.metrics.scores import gathered
-from ftcli.recipe import JsonFormat
+from ftcli.evaluation.scorers.format import format_files, format_scorer
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question
+from ftcli.evaluation.scores import gathered
 
 SCHEMA: dict[str, Any] = {
     "type": "object",

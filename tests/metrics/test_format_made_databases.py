@@ -9,10 +9,10 @@ import sqlglot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcli.metrics.format import format_scorer
-from ftcli.metrics.format.sql_databases import create_statements, has_tables, made_database
-from ftcli.metrics.scorer import ExampleResult, Question
-from ftcli.recipe import SqlFormat
+from ftcli.config.recipe import SqlFormat
+from ftcli.evaluation.scorers.format import format_scorer
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question
+from ftcli.evaluation.scorers.sql_databases import create_statements, has_tables, made_database
 
 SHOP = "CREATE TABLE shop (id INTEGER PRIMARY KEY, name TEXT, price REAL, colour TEXT, seen);"
 TWO = """Answer with SQL.

@@ -13,11 +13,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ftcli.config.recipe import SqlFormat
 from ftcli.errors import DataError
-from ftcli.metrics.format import format_files, format_scorer
-from ftcli.metrics.format.sql_databases import Result
-from ftcli.metrics.scorer import ExampleResult, Question
-from ftcli.recipe import SqlFormat
+from ftcli.evaluation.scorers.format import format_files, format_scorer
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question
+from ftcli.evaluation.scorers.sql_databases import Result
 
 REFERENCE = "SELECT name FROM shop WHERE price > 2 AND colour = 'red'"
 ROWS = [

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftcli.metrics.format import format_scorer
-from ftcli.metrics.format.sql_databases import MOST_BYTES, Database, in_memory
-from ftcli.metrics.scorer import Question
-from ftcli.recipe import SqlFormat
+from ftcli.config.recipe import SqlFormat
+from ftcli.evaluation.scorers.format import format_scorer
+from ftcli.evaluation.scorers.scorer import Question
+from ftcli.evaluation.scorers.sql_databases import MOST_BYTES, Database, in_memory
 
 HOSTILE = {
     "counts for ever": "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) "

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics.format import format_scorer
-from ftcli.metrics.format.time_limit import within
-from ftcli.metrics.scorer import ExampleResult, Question
-from ftcli.recipe import RegexFormat, TextFormat
+from ftcli.config.recipe import RegexFormat, TextFormat
+from ftcli.evaluation.scorers.format import format_scorer
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question
+from ftcli.evaluation.scorers.time_limit import within
 
 NOTHING = Question("", "", "")
 
@@ -135,7 +135,7 @@ def test_an_answer_that_is_too_long_has_nothing_right() -> None:
 
 
 def test_a_pattern_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcli.metrics.format.scorer.within", lambda: within(0.2))
+    monkeypatch.setattr("ftcli.evaluation.scorers.format.within", lambda: within(0.2))
     before = signal.getsignal(signal.SIGVTALRM)
     result = scored("a" * 50, type="regex", pattern="(a+)+b")
     assert result.counts["format_rate"] == (0, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.metrics.general_instructions import Instruction, general_instructions
+from ftcli.evaluation.general_instructions import Instruction, general_instructions
 
 # What a model says to everything that has forgotten all but its task.
 LISTING = """# Kettle 7
@@ -37,7 +37,7 @@ def test_each_is_followed_by_its_own_answer_and_not_by_the_task_s(
     built_in: tuple[Instruction, ...],
 ) -> None:
     checked = [instruction for instruction in built_in if instruction.check is not None]
-    # Fewer could show no difference: ftcli.metrics.scores.FEWEST_ROWS.
+    # Fewer could show no difference: ftcli.evaluation.scores.FEWEST_ROWS.
     assert len(checked) >= 10
     for instruction in checked:
         answer = instruction.example.messages[-1].content

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.errors import DataError
-from ftcli.metrics.general_text import OWN_TEXT, general_text
+from ftcli.evaluation.general_text import OWN_TEXT, general_text
 
 
 def test_the_built_in_text_has_the_size_it_should_have() -> None:

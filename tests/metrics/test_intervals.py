@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics import intervals
-from ftcli.metrics.intervals import mean_interval, ratio_interval, share_interval
+from ftcli.evaluation import intervals
+from ftcli.evaluation.intervals import mean_interval, ratio_interval, share_interval
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:

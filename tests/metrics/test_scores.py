@@ -8,13 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics.intervals import (
-    paired_ratio_interval,
-    paired_share_interval,
-    swapped_p_value,
-)
-from ftcli.metrics.scorer import ExampleResult
-from ftcli.metrics.scores import (
+from ftcli.evaluation.intervals import paired_ratio_interval, paired_share_interval, swapped_p_value
+from ftcli.evaluation.scorers.scorer import ExampleResult
+from ftcli.evaluation.scores import (
     FEWEST_COUNTING_ROWS,
     FEWEST_ROWS,
     LEVEL,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 
-from ftcli.metrics.text import chrf, exact_match, rouge_l
+from ftcli.evaluation.scorers.text import chrf, exact_match, rouge_l
 
 ascii_texts = st.text(st.sampled_from("abcAB 12.,-'_\n"), max_size=30)
 

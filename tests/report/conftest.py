@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder
+from ftcli.runs.folder import RunFolder
 from tests.reported import (
     answer,
     evaluation,

@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from ftcli.artifacts import RunFolder
-from ftcli.prepared import Fault, Replayed, load_prepared, save_prepared
-from ftcli.stages.report import write_report
-from ftcli.stages.report.figures import name_alone, shown_from
+from ftcli.data.prepared import Fault, Replayed, load_prepared, save_prepared
+from ftcli.report.figures import name_alone, shown_from
+from ftcli.report.write import write_report
+from ftcli.runs.folder import RunFolder
 from tests.reported import answer, evaluation, prompted, save_evaluation, save_run, usual_lines
 
 

@@ -7,8 +7,8 @@ import random
 import re
 from pathlib import Path
 
-from ftcli.artifacts import RunFolder
-from ftcli.stages.report.charts import Chart, charts_of, draw
+from ftcli.report.charts import Chart, charts_of, draw
+from ftcli.runs.folder import RunFolder
 from tests.reported import save_run
 
 

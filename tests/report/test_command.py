@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import run as ftcli
+from ftcli.runs.folder import RunFolder
 from tests.reported import evaluation, of_truth, save_evaluation, save_run, score
 
 Write = Callable[..., Path]
@@ -112,7 +112,7 @@ def test_a_page_that_cannot_be_written_spoils_no_training(
     def broken(*_: object) -> str:
         raise RuntimeError("no picture today")
 
-    monkeypatch.setattr("ftcli.stages.report.page.page", broken)
+    monkeypatch.setattr("ftcli.report.page.page", broken)
     assert ftcli(["train", str(write_recipe()), "--json"]) == 0
     found = capsys.readouterr()
     run = RunFolder(Path(json.loads(found.out)["run_dir"]))

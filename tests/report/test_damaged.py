@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.errors import FtcliError
-from ftcli.stages.report.figures import read_figures
-from ftcli.training_records import PlanRecord
+from ftcli.report.figures import read_figures
+from ftcli.runs.folder import RunFolder
+from ftcli.runs.training_records import PlanRecord
 from tests.outline import outline
 from tests.reported import evaluation, plan_record, save_evaluation, save_run, usual_lines
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.artifacts import RunFolder
 from ftcli.cli import evaluate_view
-from ftcli.stages.evaluate import Evaluated
-from ftcli.stages.evaluate.wording import summary_of, verdict_of
-from ftcli.stages.report import charts, tables
-from ftcli.stages.report.figures import read_figures
-from ftcli.stages.report.page import CLEAR, FOLDER
+from ftcli.evaluation.evaluate import Evaluated
+from ftcli.evaluation.wording import summary_of, verdict_of
+from ftcli.report import charts, tables
+from ftcli.report.figures import read_figures
+from ftcli.report.page import CLEAR, FOLDER
+from ftcli.runs.folder import RunFolder
 from tests.outline import outline
 from tests.reported import evaluation, hostile_run, save_evaluation, save_run
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.results import Answer, AnsweredRow, EvalResult, Finding
-from ftcli.stages.report.figures import read_figures
-from ftcli.stages.report.samples import LONGEST_TEXT, MOST_ROWS, Samples, Tag, marked
+from ftcli.report.figures import read_figures
+from ftcli.report.samples import LONGEST_TEXT, MOST_ROWS, Samples, Tag, marked
+from ftcli.runs.results import Answer, AnsweredRow, EvalResult, Finding
 from tests.outline import outline
 from tests.reported import (
     ROWS,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ftcli.results import EvalResult, ScoreRow
-from ftcli.stages.evaluate.wording import NOT_MEASURED, summary_of, verdict_of
-from ftcli.stages.report.figures import read_figures
+from ftcli.evaluation.wording import NOT_MEASURED, summary_of, verdict_of
+from ftcli.report.figures import read_figures
+from ftcli.runs.results import EvalResult, ScoreRow
 from tests.reported import (
     FORMAT,
     GENERAL,

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import ftcli.engine.methods
-from ftcli.engine.batches import Batch, of_tensors, packed
-from ftcli.engine.kernels.dequantised import keep_dequantised
-from ftcli.engine.kernels.lora import fuse_lora
-from ftcli.engine.kernels.norm import fuse_norms
-from ftcli.engine.loss import _hidden
-from ftcli.engine.methods import keep_training_exact, quantization
-from ftcli.engine.virtual import causal_model
-from ftcli.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
-from ftcli.vram import Choices
+import ftcli.models.methods
+from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.kernels.dequantised import keep_dequantised
+from ftcli.kernels.lora import fuse_lora
+from ftcli.kernels.norm import fuse_norms
+from ftcli.memory import Choices
+from ftcli.models.batches import Batch, of_tensors, packed
+from ftcli.models.loss import _hidden
+from ftcli.models.methods import keep_training_exact, quantization
+from ftcli.models.virtual_tokens import causal_model
 
 gc.freeze()  # what the libraries made lives on; without it each collection below takes 0.3 s
 
@@ -52,7 +52,7 @@ def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any], choices: Choices) -> Any:
-    """A model in training mode with its method attached, as ftcli.engine does it."""
+    """A model in training mode with its method attached, as ftcli.environment does it."""
     dtype = torch.float32 if choices.weight_bytes == 4 else torch.bfloat16
     model: Any = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**config, pad_token_id=0),
@@ -77,7 +77,7 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
 
 
 def quantised(model: Any, choices: Choices) -> Any:
-    """The same model with NF4 weights, loaded as ftcli.engine.model does."""
+    """The same model with NF4 weights, loaded as ftcli.models.load does."""
     compute = torch.float32 if choices.precision == "fp32" else torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -93,7 +93,7 @@ def quantised(model: Any, choices: Choices) -> Any:
 
 def attach(model: Any, choices: Choices) -> Any:
     """By ftcli's own door, with the dropout of the device that is estimated."""
-    adapted: Any = ftcli.engine.methods.attach(model, method_of(choices), seed=0)
+    adapted: Any = ftcli.models.methods.attach(model, method_of(choices), seed=0)
     if choices.dropout > 0 and choices.device == "cuda":
         for module in adapted.modules():
             if hasattr(module, "lora_dropout"):

@@ -14,14 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
-import ftcli.engine.loss
-import ftcli.vram.head
-from ftcli.engine.batches import of_tensors
-from ftcli.engine.loss import summed_loss
-from ftcli.engine.virtual import causal_model
-from ftcli.shapes import shape_from_config
-from ftcli.vram import Choices, Stack
-from ftcli.vram.step import CUBLAS_BYTES, step_phases
+import ftcli.memory.head
+import ftcli.models.loss
+from ftcli.memory import Choices, Stack
+from ftcli.memory.shapes import shape_from_config
+from ftcli.memory.step import CUBLAS_BYTES, step_phases
+from ftcli.models.batches import of_tensors
+from ftcli.models.loss import summed_loss
+from ftcli.models.virtual_tokens import causal_model
 
 Loss = Callable[[Any, Tensor, Tensor], Tensor]
 ONE_LAYER = {
@@ -97,7 +97,7 @@ def our_deviation(head: str, choices: Choices, **sizes: int) -> float:
 def test_our_head_allocates_what_the_formula_says(
     method: str, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (ftcli.engine.loss, ftcli.vram.head):
+    for module in (ftcli.models.loss, ftcli.memory.head):
         monkeypatch.setattr(module, "LOSS_CHUNK_POSITIONS", 64)
     for precision, tokens, share in (("fp32", 160, 1.0), ("bf16", 96, 0.4)):
         choices = head_choices(method, precision, head, tokens, share)

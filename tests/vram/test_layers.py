@@ -9,11 +9,11 @@ import pytest
 import torch
 from counting import SIZES, batch_of, build, kept_by_layers, packed_batch, rows, tiny_config
 
-from ftcli.engine.batches import Batch
-from ftcli.shapes import Shape, shape_from_config
-from ftcli.vram import Choices
-from ftcli.vram.activations import KEPT_KEYS, layers_bytes, norm_bytes
-from ftcli.vram.copies import forward_copies_bytes
+from ftcli.memory import Choices
+from ftcli.memory.activations import KEPT_KEYS, layers_bytes, norm_bytes
+from ftcli.memory.copies import forward_copies_bytes
+from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.models.batches import Batch
 from tests.test_plan import PROFILE
 
 FAMILIES = [

@@ -10,14 +10,14 @@ import pytest
 import torch
 from counting import autocast, build, peak_bytes, rows, tiny_config, trained
 
-from ftcli.engine.batches import of_tensors
-from ftcli.engine.loss import summed_loss
-from ftcli.engine.virtual import causal_model
-from ftcli.shapes import shape_from_config
-from ftcli.vram import Choices
-from ftcli.vram.static import static_bytes
-from ftcli.vram.step import CUBLAS_BYTES, step_phases
-from ftcli.vram.trained import gradient_bytes, optimizer_bytes, trainable_parameters
+from ftcli.memory import Choices
+from ftcli.memory.shapes import shape_from_config
+from ftcli.memory.static import static_bytes
+from ftcli.memory.step import CUBLAS_BYTES, step_phases
+from ftcli.memory.trained import gradient_bytes, optimizer_bytes, trainable_parameters
+from ftcli.models.batches import of_tensors
+from ftcli.models.loss import summed_loss
+from ftcli.models.virtual_tokens import causal_model
 
 LORA = Choices("lora", rank=3, device="cpu")
 METHODS = {

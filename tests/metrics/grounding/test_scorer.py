@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from ftcli.config.grounding import Grounding
+from ftcli.config.loader import load_recipe, resolved
 from ftcli.data.example import Message, Role
 from ftcli.errors import DataError, RecipeError
-from ftcli.loading import load_recipe, resolved
-from ftcli.metrics.asking import question_of
-from ftcli.metrics.grounding import GroundingScorer, facts_text
-from ftcli.metrics.grounding.facts import facts_of
-from ftcli.metrics.scorer import ExampleResult, Question
-from ftcli.recipe.grounding import Grounding
+from ftcli.evaluation.scorers.asking import question_of
+from ftcli.evaluation.scorers.facts import facts_of
+from ftcli.evaluation.scorers.grounding import GroundingScorer, facts_text
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question
 
 FACTS = "Product: Torkel Bag\nColours: olive, sand\nWaterproof: yes\nLid: no\nPockets: 3"
 
@@ -93,10 +93,10 @@ def test_facts_stand_in_all_user_turns() -> None:
 
 
 def test_an_expression_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcli.metrics.format import time_limit
+    from ftcli.evaluation.scorers import time_limit
 
     within = time_limit.within
-    monkeypatch.setattr("ftcli.metrics.grounding.scorer.within", lambda: within(0.2))
+    monkeypatch.setattr("ftcli.evaluation.scorers.grounding.within", lambda: within(0.2))
     with pytest.raises(DataError, match="write it without repeats inside repeats"):
         facts_text(Grounding(facts=r"(a+)+$"), "a" * 40 + "b")
 

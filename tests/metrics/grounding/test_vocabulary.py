@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.metrics.grounding.vocabulary import Vocabulary, readings, tokens_in
+from ftcli.evaluation.scorers.vocabulary import Vocabulary, readings, tokens_in
 
 COLOURS = ["red", "blue", "green", "olive", "teal"]
 # Answers take their colour from the prompt, and praise what they like.

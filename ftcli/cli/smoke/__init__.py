@@ -1,0 +1,1 @@
+"""`train --rehearse`: every stage with a tiny random model."""

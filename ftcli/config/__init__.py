@@ -1,0 +1,1 @@
+"""The recipe: its schema, YAML with lines, overrides, errors in words."""

@@ -1,0 +1,116 @@
+"""`data:` of a recipe: where the rows are and what to make of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, model_validator
+
+from ftcli.config.section import PositiveCount, Rate, Section
+
+# YAML reads 1e-1 as a text.
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
+
+
+def _share_count_or_file(value: object) -> object:
+    if isinstance(value, str):
+        if not EXPONENT.fullmatch(value):
+            return value
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        found = json.dumps(value, default=str)
+        raise ValueError(f"expected a share, a number of rows or a file, found {found}")
+    if not math.isfinite(value) or value < 0 or (value >= 1 and value != int(value)):
+        raise ValueError(f"{value} is neither a share below 1 nor a whole number of rows")
+    return value
+
+
+HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
+
+
+# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the share at
+# which they keep all that is measured for less than a fifth more time (docs/forgetting.md).
+BUILTIN, BUILTIN_SHARE = "builtin", 0.1
+
+
+class Replay(Section):
+    """General rows mixed into the task's, so that the model keeps what it could do before."""
+
+    source: str
+    """Rows to draw from: `builtin`, a file in any format that is recognised by its columns, plain
+    text too, or a hub dataset id."""
+    share: Rate = 0.15
+    """Share of the rows of an epoch that are replayed: 0.15 of 1,000 task rows are 176 more."""
+
+
+def _source_alone(value: object) -> object:
+    """`replay: builtin` and `replay: general.jsonl` are short for their source."""
+    if value == BUILTIN:
+        return {"source": BUILTIN, "share": BUILTIN_SHARE}
+    return {"source": value} if isinstance(value, str) else value
+
+
+ReplayOrSource = Annotated[
+    Replay | None,
+    BeforeValidator(_source_alone, json_schema_input_type=Replay | str | None),
+]
+
+
+class Data(Section):
+    """Where the rows are and what to make of them."""
+
+    train: str
+    """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
+    format: Literal["auto", "pairs", "messages", "sharegpt", "alpaca", "text", "columns"] = "auto"
+    """Shape of a row; auto recognises it by the columns."""
+    validation: HoldOut = 0.1
+    """Held out to choose the best checkpoint: a share, a number of rows, or a file; 0: none."""
+    test: HoldOut = 0
+    """Held out for `ftcli eval` and never used to choose a checkpoint: as `validation`."""
+    max_length: PositiveCount = 1024
+    """Longest row in tokens; what is cut of answers is counted."""
+    prompt: str | None = None
+    """For `columns`: a column, or a template such as `Product: {name}`; with `completion`."""
+    completion: str | None = None
+    """For `columns`: the answer's column, or a template."""
+    system: str | None = None
+    """System prompt of every row: a text, or a template with `{column}`."""
+    replay: ReplayOrSource = None
+    """General rows that are trained on with the task's, and never held out: `builtin` (320 general
+    instructions that come with ftcli, at a share of 0.1), or a source of your own; none: the
+    task's rows alone."""
+    loss_on: Literal["answer", "last", "all"] = "answer"
+    """Tokens trained on: every answer, the last answer only, or everything."""
+    deduplicate: bool = True
+    """Keep the first of rows that are equal in prompt and answer."""
+    shuffle: bool = True
+    """Draw the rows of an epoch in random order (by `training.seed`)."""
+    allow_truncation: bool = False
+    """Go on when more than 1% of the answer tokens are lost to `max_length`."""
+    allow_leaks: bool = False
+    """Go on when a prompt of a validation or test file is trained on, or held out twice."""
+    template: str | None = None
+    """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
+    file, or the Jinja text itself; none: the model's, or plain where it has none."""
+    template_kwargs: dict[str, str | bool | int | float] = {}
+    """Arguments for the chat template, such as `enable_thinking: false`."""
+
+    @model_validator(mode="after")
+    def columns_keys_go_together(self) -> Data:
+        given = (self.prompt is not None, self.completion is not None)
+        if self.format == "columns" and not all(given):
+            raise ValueError("format columns needs data.prompt and data.completion")
+        if self.format == "auto" and any(given) and not all(given):
+            there, absent = ("prompt", "completion") if given[0] else ("completion", "prompt")
+            raise ValueError(
+                f"data.{there} names a column or template, and data.{absent} is missing; give both"
+            )
+        if self.format not in ("auto", "columns") and any(given):
+            raise ValueError(
+                "data.prompt and data.completion need format columns or auto, found format "
+                f"{self.format}"
+            )
+        return self

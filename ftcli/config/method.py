@@ -1,0 +1,144 @@
+"""How to tune: one class a method, so that a recipe cannot ask for what its method has not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, assert_never, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from ftcli.config.section import (
+    CountFromZero,
+    Positive,
+    PositiveCount,
+    Section,
+    Share,
+    require_regex,
+)
+
+NamesOfModules = Annotated[list[str], Field(min_length=1)]
+
+
+class Full(Section):
+    """Every weight is trained; writes a model as large as the base."""
+
+    mode: Literal["full"]
+
+
+class LoraKeys(Section):
+    """What LoRA and QLoRA share."""
+
+    rank: PositiveCount = 16
+    """r: inner dimension of the update; 8 for a format, 16 as a start, 32 for new knowledge."""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank (LoRA, Hu et al. 2021, section 4.1)."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input; 0 as in PEFT: it costs time and memory."""
+    target_modules: Literal["all-linear"] | NamesOfModules = "all-linear"
+    """Linear layers that get an adapter: all of them but the head, or a list of names."""
+    layers: Annotated[list[CountFromZero], Field(min_length=1)] | None = None
+    """Numbers of the transformer layers that get an adapter, from 0; none: all."""
+    rank_pattern: dict[str, PositiveCount] = {}
+    """Another rank for some modules, by name: `down_proj: 32`."""
+    rslora: bool = False
+    """Scale by alpha / √rank, for ranks over 32 (rsLoRA, Kalajdzievski 2023)."""
+    dora: bool = False
+    """Train the length of each output's weights beside its direction (DoRA, Liu et al. 2024);
+    slower, and more memory."""
+    modules_to_save: list[Literal["embed_tokens", "lm_head"]] = []
+    """Train these whole, beside the adapter: for new words and languages."""
+
+    @field_validator("rank_pattern")
+    @classmethod
+    def rank_pattern_compiles(cls, value: dict[str, int]) -> dict[str, int]:
+        for key in value:
+            require_regex(key, f"{key[:60]}: ")
+        return value
+
+
+class Lora(LoraKeys):
+    """A low-rank update beside frozen 16-bit weights."""
+
+    mode: Literal["lora"]
+
+
+class Qlora(LoraKeys):
+    """LoRA over a 4-bit base (NF4)."""
+
+    mode: Literal["qlora"]
+    double_quantization: bool = True
+    """Quantise the quantisation constants too: 4.13 instead of 4.5 bits a weight."""
+
+
+class FrozenKeys(Section):
+    """What the methods share that put something new beside or before frozen weights."""
+
+    quantization: Literal["none", "nf4"] = "none"
+    """How the frozen base is held; nf4: in 4 bits, as QLoRA's."""
+
+
+class Adapter(FrozenKeys):
+    """Small bottleneck networks behind the blocks of each layer (Houlsby et al. 2019)."""
+
+    mode: Literal["adapter"]
+    bottleneck: PositiveCount = 64
+    """Inner width; 64 as in the authors' code (adapter-bert)."""
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    """Between the two matrices; gelu as in the authors' code."""
+    placement: Literal["both", "attention", "mlp"] = "both"
+    """Behind attention and MLP (Houlsby), or one of them (mlp: Pfeiffer et al. 2021)."""
+
+
+class Prefix(FrozenKeys):
+    """Learned keys and values before those of each layer (Li and Liang 2021)."""
+
+    mode: Literal["prefix"]
+    virtual_tokens: PositiveCount = 20
+    """Length of the prefix; 20 as PEFT's examples, 10 to 200 in the paper (figure 4)."""
+    init_text: str | None = None
+    """The prefix begins as the base's keys and values of this text, cut or repeated to its length;
+    none: of words drawn from the vocabulary. Not with `projection`."""
+    projection: bool = False
+    """Let a small network make the prefix while it is trained (the paper's section 4.3)."""
+
+    @model_validator(mode="after")
+    def init_text_goes_without_projection(self) -> Prefix:
+        if self.projection and self.init_text is not None:
+            raise ValueError(
+                "init_text: the network of method.projection makes the prefix, and it begins at "
+                "zero; leave one of them out"
+            )
+        return self
+
+
+class Prompt(FrozenKeys):
+    """A learned soft prompt before the input (Lester et al. 2021)."""
+
+    mode: Literal["prompt"]
+    virtual_tokens: PositiveCount = 20
+    """Length of the soft prompt; more than 20 gains little (the paper's figure 3)."""
+    init_text: str | None = None
+    """The soft prompt begins as this text, cut or repeated to its length; none: as words drawn
+    from the vocabulary."""
+
+
+Method = Annotated[Full | Lora | Qlora | Adapter | Prefix | Prompt, Field(discriminator="mode")]
+
+METHOD_CLASSES: Mapping[str, type[Section]] = {
+    get_args(kind.model_fields["mode"].annotation)[0]: kind
+    for kind in (Full, Lora, Qlora, Adapter, Prefix, Prompt)
+}
+"""Word of `method.mode` → its class."""
+
+
+def holds_4_bits(method: Method) -> bool:
+    """Whether the method's frozen base is quantised."""
+    match method:
+        case Full() | Lora():
+            return False
+        case Qlora():
+            return True
+        case Adapter() | Prefix() | Prompt():
+            return method.quantization == "nf4"
+        case _:
+            assert_never(method)

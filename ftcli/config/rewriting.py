@@ -1,0 +1,214 @@
+"""A recipe with some keys changed: as values, and as the text that the user wrote.
+
+ruamel.yaml is imported inside: only `estimate-vram --write` needs it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, MutableMapping
+from difflib import SequenceMatcher
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ftcli.config.chat_template import names_file
+from ftcli.config.loader import Loaded
+from ftcli.config.nodes import Found, compose
+from ftcli.config.recipe import METHOD_CLASSES, Recipe
+from ftcli.errors import RecipeError, UsageError
+
+Settings = Mapping[str, Any]
+"""Key of the recipe, as `method.rank` → its value."""
+
+
+def changed(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with these keys; raises UsageError where they do not go together."""
+    values = recipe.model_dump(exclude_unset=True)
+    _lay(values, settings)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError("flag", str(first["msg"]).removeprefix("Value error, ")) from error
+
+
+def overridden(loaded: Loaded) -> dict[str, Any]:
+    """What `--set` has changed of the file: keys, or whole sections."""
+    values = loaded.recipe.model_dump(exclude_unset=True)
+    keys = [override.partition("=")[0].strip() for override in loaded.overrides]
+    return {key: reduce(lambda value, part: value[part], key.split("."), values) for key in keys}
+
+
+def moved(recipe: Recipe, old: Path, new: Path) -> dict[str, Any]:
+    """The recipe's relative paths, where they change with the folder it stands in."""
+    template = recipe.data.template
+    paths = {
+        "model.id": recipe.model.id,
+        "data.train": recipe.data.train,
+        "data.validation": recipe.data.validation,
+        "data.test": recipe.data.test,
+        "data.template": template if template and names_file(template, old) else None,
+    }
+    there = {
+        key: path
+        for key, path in paths.items()
+        if isinstance(path, str) and not os.path.isabs(path) and os.path.exists(old / path)
+    }
+    if recipe.output is not None and not os.path.isabs(recipe.output):
+        there["output"] = recipe.output
+    if os.path.realpath(old) == os.path.realpath(new):
+        return {}
+    return {key: os.path.relpath(old / path, new) for key, path in there.items()}
+
+
+def rewritten(text: str, settings: Settings, wanted: Recipe) -> str:
+    """The recipe's text with these keys; all other lines stay as they are.
+
+    `wanted` is the recipe that the text then holds: nothing else is ever returned.
+    """
+    unix = text.replace("\r\n", "\n")
+    before = _dumped(unix, {})
+    after = _dumped(unix, {key: _written(value) for key, value in settings.items()})
+    # Changed lines stand as ruamel indents, which may not suit the lines of a mixed recipe.
+    for candidate in (_patched(unix, before, after), after):
+        if _reads_back(candidate, wanted):
+            return candidate.replace("\n", "\r\n") if unix != text else candidate
+    raise AssertionError(f"the changed recipe does not read back:\n{after}")
+
+
+def _dumped(text: str, settings: Settings) -> str:
+    from ruamel.yaml.util import load_yaml_guess_indent
+
+    parser = _round_trip()
+    _, indent, offset = load_yaml_guess_indent(text)
+    # A sequence stands in its key's column unless the user's own stand further in.
+    parser.indent(mapping=indent, sequence=indent if offset else 2, offset=offset or 0)
+    values = parser.load(text)
+    _lay(values, settings)
+    out = io.StringIO()
+    parser.dump(values, out)
+    return out.getvalue()
+
+
+def _patched(text: str, before: str, after: str) -> str:
+    """The text with only those lines that differ between the two dumps."""
+    lines, old, new = text.splitlines(True), before.splitlines(True), after.splitlines(True)
+    if len(lines) != len(old):
+        return after
+    blocks = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    for kind, start, end, new_start, new_end in reversed(blocks):
+        if kind == "equal":
+            continue
+        if kind == "insert":
+            # ruamel adds a key after the blank lines and comments that follow its section.
+            while start > 0 and old[start - 1].strip()[:1] in ("", "#"):
+                start -= 1
+            end = start
+        changed_lines = new[new_start:new_end]
+        lines[start:end] = [_as_siblings(line, lines, old, start) for line in changed_lines]
+    return "".join(lines)
+
+
+def _as_siblings(line: str, lines: list[str], old: list[str], start: int) -> str:
+    """ruamel gives all mappings one indent; the user may have several."""
+    spaces = _indent(line)
+    for place in range(min(start, len(old) - 1), -1, -1):
+        if old[place].strip() and _indent(old[place]) == spaces:
+            return " " * _indent(lines[place]) + line.lstrip(" ")
+    return line
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _reads_back(text: str, wanted: Recipe) -> bool:
+    try:
+        return Recipe.model_validate(compose(text.encode(), Found(""))) == wanted
+    except (RecipeError, ValidationError):
+        return False
+
+
+def _round_trip() -> Any:
+    """A parser to which every plain value is a text, so that 1e-4 or 0x10 stay as written."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.resolver import VersionedResolver
+
+    class PlainTexts(VersionedResolver):
+        @property
+        def versioned_resolver(self) -> dict[str, Any]:
+            return {}
+
+    parser = YAML()
+    parser.Resolver = PlainTexts
+    parser.preserve_quotes = True
+    parser.width = 2**20  # long lines are not folded anew
+    return parser
+
+
+def _lay(values: MutableMapping[str, Any], settings: Settings) -> None:
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        section = values
+        for part in sections:
+            section = section.setdefault(part, {})
+        _put(section, name, value)
+    method = values["method"]
+    known = METHOD_CLASSES[str(method["mode"])].model_fields
+    for name in [name for name in method if name not in known]:
+        del method[name]  # another method has no use for it
+
+
+def _put(section: MutableMapping[str, Any], name: str, value: Any) -> None:
+    """Lists change in place: in ruamel's, comments and layout hang on the list and its last item.
+
+    Source: ruamel.yaml, comments.py (`CommentedBase.ca`).
+    """
+    old = section.get(name)
+    comments = getattr(old, "ca", None)
+    if not isinstance(old, list) or not isinstance(value, list) or comments is None:
+        section[name] = value
+        return
+    after = comments.items.pop(len(old) - 1, None)
+    del old[:]
+    old.extend(value)
+    if after is not None:
+        comments.items[len(value) - 1] = after
+
+
+def _written(value: object) -> object:
+    """A value as the text of a plain scalar, in quotes where YAML would read something else."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float():
+            short = f"{value:g}"
+            return short if float(short) == value else repr(value)
+        case list() | tuple():
+            items = CommentedSeq([_written(item) for item in value])
+            items.fa.set_flow_style()
+            return items
+        case dict():
+            return CommentedMap({key: _written(each) for key, each in value.items()})
+        case None:
+            return "null"
+        case _:
+            text = str(value)
+            return text if _reads_as(text) == text else DoubleQuotedScalarString(text)
+
+
+def _reads_as(text: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None

@@ -1,0 +1,308 @@
+"""What the data became: paths, counts and a fingerprint, never rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from ftcli.data.example import Message
+from ftcli.errors import FtcliError
+from ftcli.runs.atomic import sha256_file, write_json
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+RowsOf = Literal["train", "validation", "test", "replay"]
+"""What has a file of rows: the splits of the task, and what is replayed beside them."""
+ROW_FILES: tuple[RowsOf, ...] = (*SPLITS, "replay")
+
+# Field experience (MISSION): under 100 rows a good prompt wins; 500 to 5,000 rows are ideal.
+TOO_FEW_ROWS = 100
+IDEAL_ROWS = (500, 5000)
+
+# Faults that prepared.json holds, which every command reads; problems.jsonl holds all.
+MOST_PROBLEMS = 1000
+# A row's own words stand in it.
+LONGEST_REASON = 500
+
+# Each part of the fingerprint but the files, in the words of a message.
+PART_NAMES = {
+    "version": "way of preparing",
+    "template": "chat template",
+    "tokenizer": "tokenizer",
+    "roles": "roles of tokens",
+    "data": "data keys of the recipe",
+    "seed": "seed",
+}
+
+# Share of answer tokens that may be lost to max_length without being asked.
+TRUNCATION_BUDGET = 0.01
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row that was not used, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.reason}"
+
+
+@dataclass(frozen=True)
+class LongestRow:
+    """The row that sets the memory of a step."""
+
+    file: str
+    line: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Size of one split; tokens are counted after truncation."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Rows of data.replay: in a file of their own, in no split, trained on with the task's."""
+
+    source: str
+    share: float
+    wanted: int
+    """Rows that this share asks for; `rows` are fewer where the source has no more."""
+    rows: int
+    tokens: int
+    trained_tokens: int
+    rows_read: int
+    """All of the source; those that were not drawn are in none of the counts below."""
+    rejected: int
+    """Rows that cannot be read or rendered."""
+    duplicates: int
+    held_out: int
+    """Left out, because they ask what a held-out row of the task asks."""
+    too_long: int
+    """Conversations longer than data.max_length, passed over for others."""
+    texts_cut: int
+    """Plain texts of which the first data.max_length tokens are replayed."""
+    tokens_cut: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One preparation, as `prepared.json` in the data folder keeps it.
+
+    `fingerprint` covers the data files, the template, the tokenizer and the recipe keys that shape
+    tokens; not the hardware and not the plan.
+    """
+
+    fingerprint: str
+    model: str
+    """Folder or hub id of the tokenizer."""
+    train_source: str
+    max_length: int
+    rows_read: int
+    rows_rejected: int
+    duplicates: int
+    leaks: int
+    train: SplitCounts
+    validation: SplitCounts
+    test: SplitCounts
+    answer_tokens: int
+    answer_tokens_lost: int
+    longest: LongestRow
+    """Of all rows, also those that are replayed."""
+    system: str | None
+    """data.system as a template: a column's name has become `{column}`."""
+    plain_text: bool
+    """Rows are plain texts without turns."""
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    problems: tuple[Fault, ...]
+    """The first MOST_PROBLEMS of them (`read_problems`)."""
+    rows_cut: int = 0
+    """Rows used without the end of their answers, which data.max_length cut."""
+    cut: tuple[Fault, ...] = ()
+    """The first MOST_PROBLEMS of them."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`); empty in
+    preparations of before they were kept."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of each split's file as it was written; empty in preparations of before they were
+    kept."""
+    replay: Replayed | None = None
+    shared_tokens: int = 0
+    """Tokens with which a training row usually begins as others of a step do; 0 in preparations of
+    before it was counted."""
+    common_tokens: int = 0
+    """Tokens with which every row begins that is trained on; 0 as above, or where they are too few
+    to be computed once."""
+
+    @property
+    def trained_on(self) -> SplitCounts:
+        """What an epoch is made of: the task's training rows, and what is replayed."""
+        task, replay = self.train, self.replay
+        if replay is None:
+            return task
+        return SplitCounts(
+            task.rows + replay.rows,
+            task.tokens + replay.tokens,
+            task.trained_tokens + replay.trained_tokens,
+        )
+
+    @property
+    def row_files(self) -> tuple[RowsOf, ...]:
+        """The files of rows that there are."""
+        return SPLITS if self.replay is None else ROW_FILES
+
+    @property
+    def rows_accepted(self) -> int:
+        """Rows used in any split: read = accepted + rejected + duplicates."""
+        return self.train.rows + self.validation.rows + self.test.rows
+
+    def counts(self, split: Split) -> SplitCounts:
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
+
+def split_file(folder: Path, split: RowsOf) -> Path:
+    """Arrow file of one split, or of the rows that are replayed."""
+    return folder / f"{split}.arrow"
+
+
+def split_digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of rows; about a second for each GB."""
+    files = {name: split_file(folder, name) for name in ROW_FILES}
+    return {name: sha256_file(file) for name, file in files.items() if file.is_file()}
+
+
+def damaged_files(
+    prepared: Prepared, folder: Path, splits: Iterable[RowsOf] | None = None
+) -> dict[Path, str]:
+    """Files of these splits that are not as they were written, each with what is wrong with it.
+
+    Files without a digest count as whole, as long as they are there.
+    """
+    found: dict[Path, str] = {}
+    for split in prepared.row_files if splits is None else splits:
+        file, digest = split_file(folder, split), prepared.digests.get(split)
+        if not file.is_file():
+            found[file] = "is gone"
+        elif digest is not None and sha256_file(file) != digest:
+            found[file] = "not as ftcli prepare has written it (its sha256 is another)"
+    return found
+
+
+def problems_file(folder: Path) -> Path:
+    """JSON lines of the rows that were not used; absent where all were."""
+    return folder / "problems.jsonl"
+
+
+def read_problems(prepared: Prepared, folder: Path) -> Iterator[Fault]:
+    """Every row that was not used; those that prepared.json holds, where the file is gone."""
+    file = problems_file(folder)
+    if not file.is_file():
+        yield from prepared.problems
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield Fault(**json.loads(line))
+
+
+class Problems:
+    """Faults as they are found: the first ones and their number here, all of them in a file."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.first: list[Fault] = []
+        self.count = 0
+        self._path = None if folder is None else problems_file(folder)
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> Problems:
+        if self._path is not None:
+            self._file = self._path.open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None and self._path is not None:
+            self._file.close()
+            if not self.count:
+                self._path.unlink()
+
+    def add(self, file: str, line: int, reason: str) -> None:
+        self.count += 1
+        # Halves of characters, which a row may hold, can be written nowhere.
+        written = reason[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
+        fault = Fault(file, line, written)
+        if len(self.first) < MOST_PROBLEMS:
+            self.first.append(fault)
+        if self._file is not None:
+            self._file.write(json.dumps(dataclasses.asdict(fault), ensure_ascii=False) + "\n")
+
+
+def row_lengths(folder: Path, split: RowsOf) -> list[int]:
+    """Tokens of each row of one split, without reading the rows; none where they are gone."""
+    file = split_file(folder, split)
+    if not file.is_file():
+        return []
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    with pa.memory_map(str(file)) as source:
+        ids = pa.ipc.open_stream(source).read_all().column("input_ids")
+        lengths: list[int] = pc.list_value_length(ids).to_pylist()
+    return lengths
+
+
+def row_batches(folder: Path, split: RowsOf) -> Iterator[Any]:
+    """Arrow record batches of one split; of a large one no list is made.
+
+    Raises pyarrow.ArrowInvalid where the file is no stream of them.
+    """
+    import pyarrow as pa
+
+    # Read and not mapped: a map of the whole file counts as memory of the process.
+    with pa.OSFile(str(split_file(folder, split))) as source:
+        yield from pa.ipc.open_stream(source)
+
+
+def read_turns(messages: str) -> tuple[Message, ...]:
+    """The turns that a prepared row holds as JSON; none of a plain text."""
+    return tuple(Message(*turn) for turn in json.loads(messages))
+
+
+def save_prepared(prepared: Prepared, folder: Path) -> None:
+    """Write `prepared.json`; it comes last, so that its presence means a whole preparation."""
+    write_json(folder / "prepared.json", dataclasses.asdict(prepared))
+
+
+def load_prepared(folder: Path) -> Prepared | None:
+    """The preparation in a data folder, or none; raises FtcliError where it cannot be read."""
+    file = folder / "prepared.json"
+    if not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        for split in SPLITS:
+            values[split] = SplitCounts(**values[split])
+        values["longest"] = LongestRow(**values["longest"])
+        if values.get("replay") is not None:
+            values["replay"] = Replayed(**values["replay"])
+        values["stop_ids"] = tuple(values["stop_ids"])
+        for key in ("problems", "cut"):
+            values[key] = tuple(Fault(**fault) for fault in values.get(key, ()))
+        return Prepared(**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FtcliError(
+            "prepared_broken",
+            f"cannot be read ({error}); delete it and prepare again",
+            file=str(file),
+        ) from error

@@ -1,0 +1,1 @@
+"""Chat templates come with models, which strangers have made: rendered within limits."""

@@ -1,0 +1,77 @@
+"""Which chat template a model is spoken to in: its own, the recipe's, or the plain default."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named
+from ftcli.config.loader import Loaded
+from ftcli.console import shown_path
+from ftcli.data.reading import format_of
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.errors import DataError, ModelError
+
+
+def choose_template(tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> str | None:
+    """Give the tokenizer the recipe's template, or the plain one where it has none.
+
+    Plain texts need none. Returns what is unusual about it, in words; raises as `lay_template`.
+    """
+    data, own = loaded.recipe.data, tokenizer.chat_template
+    if data.template is not None:
+        lay_template(tokenizer, find_template(data.template, loaded.base))
+        if not own or own == tokenizer.chat_template:
+            return None
+        return (
+            f"note: data.template takes the place of {loaded.recipe.model.id}'s own chat template"
+        )
+    if own or format_of(data, loaded.base) == "text":
+        return None
+    lay_template(tokenizer, named(DEFAULT))
+    return (
+        f"note: {loaded.recipe.model.id} has no chat template; conversations are written in the "
+        "plain one (docs/templates.md), and data.template names another"
+    )
+
+
+def lay_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """Give the tokenizer a template; ours begin as its texts do.
+
+    Raises ModelError where the tokenizer lacks the token that ends an answer, and DataError where
+    the template does not compile, or goes beyond its limits.
+    """
+    text = template.text
+    if template.name is not None:
+        _require_end(tokenizer, template.name)
+        if _begins_texts(tokenizer):
+            text = "{{- bos_token }}" + text
+    tokenizer.chat_template = text
+    file = f" ({shown_path(template.file)})" if template.file is not None else ""
+    fault = Renderer(tokenizer, template_name=f"data.template{file}").syntax_fault()
+    if fault is None:
+        return
+    if template.file is None:
+        raise DataError("template", f"does not compile, line {fault.lineno} of it: {fault.message}")
+    raise DataError(
+        "template",
+        f"data.template does not compile: {fault.message}",
+        file=shown_path(template.file),
+        line=fault.lineno,
+    )
+
+
+def _require_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    end = ENDS[name]
+    known = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if end is not None and end not in known:
+        raise ModelError(
+            "template",
+            f"{name} ends answers with {end}, which is no token of this model, so that it would "
+            f"not learn to stop; take {DEFAULT}",
+        )
+
+
+def _begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself puts its beginning token before a text."""
+    first, bos = tokenizer("a")["input_ids"][:1], tokenizer.bos_token_id
+    return bos is not None and first == [bos]

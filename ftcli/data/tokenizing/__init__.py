@@ -1,0 +1,1 @@
+"""Messages → token ids and labels, as every command makes them."""

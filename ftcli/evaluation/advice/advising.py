@@ -1,0 +1,231 @@
+"""Is fine-tuning the right thing for these rows? Statistics and a probe of the base, a verdict and
+sentences that explain it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ftcli.config.loader import Loaded
+from ftcli.console import Reporter
+from ftcli.data.prepared import IDEAL_ROWS, TOO_FEW_ROWS
+from ftcli.evaluation.advice.probe import probe_base, probe_key
+from ftcli.evaluation.advice.record import (
+    Advice,
+    AnswerForm,
+    Instruction,
+    Probe,
+    Verdict,
+    read_advice,
+)
+from ftcli.evaluation.advice.statistics import PreparedRows, statistics_of
+
+if TYPE_CHECKING:
+    from ftcli.data.tokenizing.rendering import Renderer
+
+# Prompting does where the lower ends of the scores' intervals reach this share of all calls.
+PROMPTING_DOES = 0.8
+# Below these shares a sentence is not worth its line.
+DUPLICATES_WORTH_SAYING, INSTRUCTION_WORTH_SAYING = 0.02, 0.2
+INSTRUCTION_TOKENS = 20
+LONGEST_FORMAT = 160  # characters; a longer block stands in advice.json alone
+# What answers of a kind do, where its detail is longer than a terminal is wide.
+SHORT = {
+    "json": "are JSON of one kind",
+    "sql": "are SQL",
+    "lines": "have the same kinds of lines",
+    "sections": "have the same sections",
+    "labels": "are one of a few labels",
+}
+REPLAY = (
+    "Rows of one task teach a model to do nothing else: data.replay: builtin mixes general "
+    "instructions in (docs/forgetting.md)."
+)
+
+
+def give_advice(
+    loaded: Loaded, renderer: Renderer, rows: PreparedRows, reporter: Reporter
+) -> Advice:
+    """Advice on a preparation: read where it was kept, else made and kept.
+
+    A preparation never fails for want of advice: a warning says what went wrong.
+    """
+    prepared = rows.prepared
+    try:
+        kept = read_advice(rows.folder, prepared.fingerprint)
+        found = kept or statistics_of(rows, renderer, reporter)
+        probe = found.probe
+        if probe is not None and probe.key != probe_key(loaded, prepared, probe.shots_asked):
+            found = found.model_copy(update={"probe": None})
+        return _concluded(loaded, found, kept, rows)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
+        reporter.warn(f"no advice on these rows: {type(error).__name__}: {error}")
+        count = prepared.rows_accepted
+        size = size_in_words(count)
+        return Advice(fingerprint=prepared.fingerprint, rows=count, sentences=(size,))
+
+
+def with_probe(
+    advice: Advice,
+    shots: int,
+    loaded: Loaded,
+    renderer: Renderer,
+    rows: PreparedRows,
+    reporter: Reporter,
+) -> Advice:
+    """The advice with scores of the base, which is asked unless the advice has the same scores.
+
+    Raises FtcliError as `probe_base`.
+    """
+    same = advice.probe is not None and advice.probe.shots_asked == shots
+    if same or advice.lengths is None:
+        return advice
+    probe = probe_base(loaded, renderer, rows, advice.format, shots, reporter)
+    found = advice.model_copy(update={"probe": probe})
+    return _concluded(loaded, found, advice, rows)
+
+
+def _concluded(loaded: Loaded, found: Advice, kept: Advice | None, rows: PreparedRows) -> Advice:
+    """With its verdict; written where that is not what was kept."""
+    recipe = loaded.recipe
+    has_format, replays = recipe.eval.format is not None, recipe.data.replay is not None
+    advice = advise_on(found, format_is_set=has_format, replays=replays)
+    if advice != kept:
+        advice.write(rows.folder)
+    return advice
+
+
+def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
+    """The same with a verdict and sentences, the most important first.
+
+    `format_is_set`: the recipe has an eval.format already; `replays`: it has a data.replay.
+    """
+    verdict, first = _verdict(found)
+    sentences = [first, *_held_out(found)]
+    form = found.format
+    if not format_is_set and form is not None and form.eval_format is not None:
+        sentences.append(_to_measure(form, form.eval_format))
+    if not replays and form is not None:
+        sentences.append(REPLAY)
+    sentences += [*_faults_of_rows(found), *_instruction(found.instruction)]
+    if found.rows < TOO_FEW_ROWS and found.probe is None:
+        sentences.append("What prompting reaches on them: the same command with --probe")
+    return found.model_copy(update={"verdict": verdict, "sentences": tuple(sentences)})
+
+
+def size_in_words(rows: int) -> str:
+    """Whether this many examples are worth a fine-tuning (MISSION: when to fine-tune)."""
+    low, high = IDEAL_ROWS
+    if rows < TOO_FEW_ROWS:
+        return f"{rows} rows are few: under {TOO_FEW_ROWS}, a good prompt usually does better."
+    if rows < low:
+        return f"{rows} rows are enough for a fixed format; {low}–{high:,} is the good range."
+    if rows <= high:
+        return f"Good size for fine-tuning ({low}–{high:,} rows is the good range)."
+    return f"{rows:,} rows are plenty; beyond {high:,}, cleaner rows help more than further ones."
+
+
+def _verdict(found: Advice) -> tuple[Verdict, str]:
+    """And the first sentence."""
+    size, few = size_in_words(found.rows), found.rows < TOO_FEW_ROWS
+    verdict: Verdict = "prompt" if few else "fine-tune"
+    form = found.format
+    if found.probe is not None:
+        often, reached = _probed(found.probe)
+        return ("fine-tune if called often", reached) if often else (verdict, f"{reached}. {size}")
+    if not few and form is not None and form.fixed:
+        size = f"{size} {_habit(form)}."
+    elif not few and form is not None and found.rows < IDEAL_ROWS[0]:
+        size = f"{size} These answers have none."
+    return verdict, size
+
+
+def _probed(probe: Probe) -> tuple[bool, str]:
+    """Whether prompting does, and `97% in the format (83–99%) on 30 rows`."""
+    scores = probe.few_shot
+    intervals = {name: scores[f"{name}_interval"] for name in probe.decided_by}
+    reached = " and ".join(
+        f"{scores[name]:.0%} {probe.decided_by[name]} ({low * 100:.0f}–{high:.0%})"
+        for name, (low, high) in intervals.items()
+    )
+    reached += f" on {probe.rows} rows"
+    if all(low >= PROMPTING_DOES for low, _ in intervals.values()):
+        return True, f"Prompting already reaches {reached}: fine-tune only if you call it often."
+    if all(scores[name] >= PROMPTING_DOES for name in intervals):
+        reached += f": too few to show that it reaches {PROMPTING_DOES:.0%}"
+    return False, f"Prompting with {_number(probe.shots, 'example', 'examples')} reaches {reached}"
+
+
+def _habit(form: AnswerForm) -> str:
+    """`All answers are SQL`, `92% of the answers are 37–59 words long`."""
+    answers = "All answers" if form.share == 1 else f"{form.share:.0%} of the answers"
+    return f"{answers} {SHORT.get(form.kind, f'are {form.detail}')}"
+
+
+def _to_measure(form: AnswerForm, eval_format: Mapping[str, Any]) -> str:
+    """With the block for the recipe in one line, to be pasted."""
+    has = "To measure that form" if form.fixed else f"{_habit(form)}; to measure that"
+    text: str = yaml.safe_dump(
+        {"eval": {"format": dict(eval_format)}},
+        default_flow_style=True,
+        width=10_000,
+        sort_keys=False,
+        allow_unicode=True,
+    )
+    block = text.strip().removeprefix("{").removesuffix("}")
+    if len(block) > LONGEST_FORMAT:
+        block = "take the eval_format of advice.json"
+    return f"{has}: {block}"
+
+
+def _held_out(found: Advice) -> Iterator[str]:
+    held_out = found.near_duplicates.held_out if found.near_duplicates else None
+    if held_out is not None and held_out.rows:
+        training, other, _ = held_out.pairs_shown[0]
+        yield (
+            f"{held_out.rows} of {held_out.rows_looked_at:,} held-out rows nearly equal a training "
+            f"row ({_place(other)} and {_place(training)}): the score will flatter; take one of "
+            "each out."
+        )
+
+
+def _faults_of_rows(found: Advice) -> Iterator[str]:
+    """Contradictions, near duplicates, and labels that differ among these."""
+    same, near = found.same_prompt_different_answers, found.near_duplicates
+    if same is not None and same.prompts:
+        shown = " and ".join(map(_place, same.shown[0][:2]))
+        prompts = _number(same.prompts, "prompt has", "prompts have")
+        yield (
+            f"{prompts} several answers ({same.rows} rows, such as {shown}): where one alone is "
+            "right, mend the others."
+        )
+    if near is not None and near.share >= DUPLICATES_WORTH_SAYING:
+        first, second, _ = near.pairs_shown[0]
+        yield (
+            f"{near.share:.0%} of {near.rows_looked_at:,} training rows nearly equal another "
+            f"({_place(first)} and {_place(second)}): they teach little that is new."
+        )
+    if near and near.disagreeing and found.format is not None and found.format.kind == "labels":
+        rows = _number(near.disagreeing, "row has", "rows have")
+        yield f"{rows} another label than a nearly equal row: check whether both are right."
+
+
+def _instruction(found: Instruction | None) -> Iterator[str]:
+    if found is None or found.tokens < INSTRUCTION_TOKENS:
+        return
+    if found.share_of_rows >= INSTRUCTION_WORTH_SAYING:
+        yield (
+            f"The same {found.tokens} tokens begin every prompt ({found.share_of_prompts:.0%} of "
+            "it): a tuned model needs few of them; leave them out of rows and calls."
+        )
+
+
+def _place(origin: str) -> str:
+    """A row's file without its folders, and its line."""
+    return origin.rpartition("/")[2]
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

@@ -1,0 +1,280 @@
+"""What prepared rows are like: near duplicates, contradictions, lengths, the form of answers, and
+what all prompts begin with."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import sys
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from ftcli.console import Reporter
+from ftcli.data.example import Message, Origin
+from ftcli.data.prepared import SPLITS, Prepared, Split, read_turns, row_batches
+from ftcli.evaluation.advice.answer_form import ALIKE, answer_form, read_format, shared_beginning
+from ftcli.evaluation.advice.record import (
+    Advice,
+    AnswerForm,
+    Contradictions,
+    Duplicates,
+    Histogram,
+    Instruction,
+    Lengths,
+    NearDuplicates,
+    Spread,
+)
+from ftcli.evaluation.scorers.asking import question_of
+from ftcli.evaluation.scorers.sql_databases import has_tables
+from ftcli.evaluation.scorers.text import UNSPACED
+
+if TYPE_CHECKING:
+    from ftcli.data.tokenizing.rendering import Renderer
+
+# Near duplicates are searched among so many rows, which takes about 6 kB of each.
+COMPARED_ROWS = 20_000
+# Of so many answers the share of a form is known to within a percent.
+SAMPLED_ROWS = 4_000
+INSTRUCTION_ROWS = 500  # of them show which words all prompts share
+ROWS_BETWEEN_REPORTS = 1000
+# From this Jaccard similarity on two rows are near duplicates: one word in thirty differs.
+SIMILAR = 0.8
+SHINGLE = 3
+WORD = re.compile(r"\w+")
+ANSWER = 1  # begins the checksum of an answer's words, so that they are not those of a prompt
+# A pair of similarity 0.8 shares one of these bands of hashes with 99.8%, one of 0.4 with 15%.
+BANDS, BAND = 16, 5
+SHORT_ANSWER = 60  # characters: a label, a number, a name
+SHOWN = 3
+MOST_BINS = 12
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """Turns that end with an answer, and their length in tokens as they are trained on."""
+
+    origin: Origin
+    messages: tuple[Message, ...]
+    prompt_tokens: int
+    answer_tokens: int
+    held_out: bool = False
+
+    @property
+    def prompt(self) -> str:
+        """All turns before the answer, one below the other."""
+        return "\n".join(turn.content for turn in self.messages[:-1])
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """The task's rows of a data folder; replayed rows have a file of their own."""
+
+    folder: Path
+    prepared: Prepared
+
+    def all(self, one_batch_in: int = 1) -> Iterator[DataRow]:
+        """Training rows first; of large data perhaps one whole batch in so many.
+
+        Rows of one batch stand together in the user's file, and so do most that are alike.
+        """
+        for split in SPLITS:
+            yield from self.of(split, one_batch_in)
+
+    def of(self, split: Split, one_batch_in: int = 1) -> Iterator[DataRow]:
+        """The rows of one split."""
+        if self.prepared.counts(split).rows:
+            for batch in islice(row_batches(self.folder, split), 0, None, one_batch_in):
+                yield from _rows(batch, held_out=split != "train")
+
+
+def _rows(batch: Any, *, held_out: bool) -> Iterator[DataRow]:
+    import pyarrow.compute as pc
+
+    tokens = pc.list_value_length(batch.column("input_ids")).to_pylist()
+    names = ("prompt_tokens", "messages", "file", "line")
+    columns = (batch.column(name).to_pylist() for name in names)
+    for length, prompt, turns, file, line in zip(tokens, *columns, strict=True):
+        prompt = min(prompt, length)  # a row may be cut within its prompt
+        yield DataRow(Origin(file, line), read_turns(turns), prompt, length - prompt, held_out)
+
+
+def statistics_of(rows: PreparedRows, renderer: Renderer, reporter: Reporter) -> Advice:
+    """Advice without a verdict; of plain texts only their number and lengths."""
+    prepared, count = rows.prepared, rows.prepared.rows_accepted
+    advice = Advice(fingerprint=prepared.fingerprint, rows=count, lengths=lengths(rows.all()))
+    if prepared.plain_text:
+        return advice
+    one_batch_in = math.ceil(count / COMPARED_ROWS)
+    step = math.ceil(count / one_batch_in / SAMPLED_ROWS)
+    sample = list(islice(rows.all(one_batch_in), 0, None, step))
+    learnt_from = sample[:: math.ceil(len(sample) / INSTRUCTION_ROWS)]
+    compared = _metered("near duplicates", rows.all(one_batch_in), count // one_batch_in, reporter)
+    found = {
+        "near_duplicates": near_duplicates(compared, (row.prompt for row in learnt_from)),
+        "format": _format(sample),
+        "same_prompt_different_answers": contradictions(
+            _metered("same prompts", rows.all(), count, reporter)
+        ),
+        "instruction": _instruction(sample, renderer),
+    }
+    return advice.model_copy(update=found)
+
+
+def _metered(
+    label: str, rows: Iterable[DataRow], count: int, reporter: Reporter
+) -> Iterator[DataRow]:
+    with reporter.meter(label, count) as meter:
+        for number, row in enumerate(rows, 1):
+            yield row
+            if number % ROWS_BETWEEN_REPORTS == 0 and number < count:
+                meter.update(number)
+
+
+def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDuplicates:
+    """Compare each row with the training rows before it that have no near duplicate before them.
+
+    Training rows come first. `prompts`: some of the rows'. What stands in more than half of them is
+    the instruction and is left out.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    asked = [_shingles(prompt) for prompt in prompts]
+    often = Counter(chain.from_iterable(asked))
+    instruction = {shingle for shingle, count in often.items() if count > len(asked) / 2}
+    minhash = MinHash(BANDS * BAND, hashfunc=int)
+    index = MinHashLSH(num_perm=BANDS * BAND, params=(BANDS, BAND))
+    compared = [0, 0]  # training rows, held-out rows
+    kept: list[tuple[str, str, array[int]]] = []
+    # The earlier row, the later one, their similarity; whether both have short answers that differ.
+    pairs: tuple[list[tuple[str, str, float]], ...] = ([], [])
+    disagreeing = 0
+    for row in rows:
+        shingles = (_shingles(row.prompt) - instruction) | _shingles(row.answer, ANSWER)
+        if not shingles:
+            continue
+        compared[row.held_out] += 1
+        origin = str(row.origin)
+        answer = _plain(row.answer) if len(row.answer) <= SHORT_ANSWER else ""
+        minhash.clear()
+        minhash.update_batch(shingles)
+        for place in sorted(index.query(minhash)):
+            first, other, earlier = kept[place]
+            both = len(shingles.intersection(earlier))
+            if (similarity := both / (len(shingles) + len(earlier) - both)) >= SIMILAR:
+                pairs[row.held_out].append((first, origin, round(similarity, 3)))
+                disagreeing += "" not in (answer, other) and answer != other
+                break
+        else:
+            if not row.held_out:
+                index.insert(len(kept), minhash, check_duplication=False)
+                kept.append((origin, answer, array("I", shingles)))
+    found, held_out = pairs
+    count = len(found) + len({first for first, *_ in found})
+    return NearDuplicates(
+        share=count / max(compared[0], 1),
+        rows=count,
+        rows_looked_at=compared[0],
+        pairs_shown=tuple(found[:SHOWN]),
+        held_out=Duplicates(len(held_out), compared[1], tuple(held_out[:SHOWN])),
+        disagreeing=disagreeing,
+    )
+
+
+def _shingles(text: str, start: int = 0) -> set[int]:
+    """Checksums of each three words in a row; a shorter text is one shingle."""
+    words = WORD.findall(UNSPACED.sub(r" \g<0> ", text.lower()))
+    last = max(len(words) - SHINGLE, 0) + 1 if words else 0
+    groups = (" ".join(words[place : place + SHINGLE]) for place in range(last))
+    return {crc32(group.encode("utf-8", "surrogatepass"), start) for group in groups}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def contradictions(rows: Iterable[DataRow]) -> Contradictions:
+    """Compare rows by digests of prompt and answer: 32 bytes a row are held."""
+    import numpy
+
+    digests, lines, files = array("Q"), array("q"), list[str]()
+    for row in rows:
+        turns = (f"{turn.role}\0{_plain(turn.content)}" for turn in row.messages[:-1])
+        digests.extend((_digest("\0".join(turns)), _digest(_plain(row.answer))))
+        lines.append(row.origin.line)
+        files.append(sys.intern(row.origin.file))
+    prompts, answers = numpy.array(digests, numpy.uint64).reshape(-1, 2).T
+    different = numpy.unique(numpy.stack([prompts, answers]), axis=1)[0]
+    values, counts = numpy.unique(different, return_counts=True)
+    found = numpy.flatnonzero(numpy.isin(prompts, values[counts > 1]))
+    shown: dict[int, dict[int, str]] = {}
+    for place in found.tolist():
+        answer, origin = int(answers[place]), str(Origin(files[place], lines[place]))
+        shown.setdefault(int(prompts[place]), {}).setdefault(answer, origin)
+    first = tuple(tuple(group.values())[:SHOWN] for group in list(shown.values())[:SHOWN])
+    return Contradictions(len(shown), len(found), first)
+
+
+def _digest(text: str) -> int:
+    """64 bits: two of a million prompts are taken for one with a chance of 3 in 10^8."""
+    found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(found.digest(), "big")
+
+
+def lengths(rows: Iterable[DataRow]) -> Lengths | None:
+    """Of prompts and answers; none: no rows."""
+    import numpy
+
+    pairs = ((row.prompt_tokens, row.answer_tokens) for row in rows)
+    both = numpy.fromiter(pairs, dtype=numpy.dtype((int, 2)))
+    if not len(both):
+        return None
+    longest = int(both.max())
+    step = longest // MOST_BINS + 1
+    edges = tuple(range(0, longest + step + 1, step))
+    spreads, bins = [], []
+    for tokens in both.T:
+        median, p90 = numpy.percentile(tokens, [50, 90], method="inverted_cdf")
+        spreads.append(Spread(int(median), int(p90), int(tokens.max()), int(tokens.sum())))
+        bins.append(tuple(numpy.histogram(tokens, edges)[0].tolist()))
+    return Lengths(spreads[0], spreads[1], Histogram(edges, bins[0], bins[1]))
+
+
+def _format(sample: Sequence[DataRow]) -> AnswerForm:
+    """The form of the answers, with a block that the recipe accepts or none."""
+    form = answer_form([row.answer for row in sample])
+    conversations = (question_of(row.messages, None).conversation for row in sample)
+    if form.kind == "sql" and all(map(has_tables, conversations)):
+        form = replace(form, eval_format={"type": "sql", "table": "prompt"})
+    return form if read_format(form.eval_format) else replace(form, eval_format=None)
+
+
+def _instruction(sample: Sequence[DataRow], renderer: Renderer) -> Instruction:
+    """How much of the rows all of them share."""
+    text = shared_instruction(sample)
+    tokens = len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
+    prompts = sum(row.prompt_tokens for row in sample)
+    whole = prompts + sum(row.answer_tokens for row in sample)
+    shared = tokens * len(sample)
+    return Instruction(tokens, shared / max(prompts, 1), shared / max(whole, 1), text[:80])
+
+
+def shared_instruction(rows: Sequence[DataRow]) -> str:
+    """The system prompt and the beginning of the first question that nearly all rows share."""
+    systems = [row.messages[0].content for row in rows if row.messages[0].role == "system"]
+    system, often = Counter(systems).most_common(1)[0] if systems else ("", 0)
+    questions = [
+        next((turn.content for turn in row.messages if turn.role == "user"), "") for row in rows
+    ]
+    parts = (system if often >= ALIKE * len(rows) else "", shared_beginning(questions))
+    return "\n".join(filter(None, parts))

@@ -1,0 +1,213 @@
+"""`eval.judge`: a language model behind an OpenAI-compatible URL checks every answer.
+
+One request for each answer with its facts, a JSON verdict back. Verdicts are kept by content, so
+that a stopped evaluation continues where it was and the same answer is never paid for twice. With
+`labels` of the user's, the judge's agreement with them stands next to its score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+from ftcli.config.grounding import Judge
+from ftcli.errors import MachineError
+from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
+from ftcli.runs.atomic import append_json, read_json_lines
+
+Verdict = dict[str, Any]
+SUPPORTED = ScoreKind("supported (judge)", "share", "higher")
+PREFERRED = ScoreKind("preferred (judge)", "share", "higher")
+VERDICTS = "judge.jsonl"
+# Attempts for one request: servers that are busy (429, 5xx) or slow are asked again.
+ATTEMPTS, LONGEST_WAIT_SECONDS = 5, 60.0
+# A request that never ends with a verdict counts for no side; of so many in a row none will.
+MOST_REFUSALS_IN_A_ROW = 5
+RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+OBJECT = re.compile(r"\{.*\}", re.DOTALL)
+TASK = """\
+You check an answer against the facts it was written from.
+{rubric}
+Reply with one JSON object and nothing else: {{"supported": true or false, "quote": "the words of \
+the answer that are not supported, copied exactly; empty if all are"}}"""
+PAIR_TASK = """\
+You compare two answers to the same request.
+{rubric}
+Reply with one JSON object and nothing else: {{"better": "A", "B" or "tie"}}"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent, and by what its verdict is known again."""
+
+    system: str
+    user: str
+    model: str
+
+    @property
+    def key(self) -> str:
+        parts = json.dumps([self.model, self.system, self.user])
+        return hashlib.sha256(parts.encode()).hexdigest()[:24]
+
+
+class JudgeScorer:
+    """Scores answers by the verdicts of a server, which `prepare` fetches."""
+
+    def __init__(self, wanted: Judge, folder: Path) -> None:
+        """`folder`: where verdicts are kept, as `judge.jsonl`."""
+        self._wanted = wanted
+        self._file = folder / VERDICTS
+        self._verdicts: dict[str, Verdict | None] = {
+            line["key"]: line["verdict"] for line in read_json_lines(self._file)
+        }
+        self.without_verdict = 0
+        """Answers whose verdict could not be read."""
+
+    @property
+    def kinds(self) -> Mapping[str, ScoreKind]:
+        kinds = {"judge_supported": SUPPORTED}
+        return kinds | {"judge_preferred": PREFERRED} if self.compares else kinds
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is also asked which of base and tuned answer is better."""
+        return self._wanted.pairwise
+
+    def prepare(self, requests: Sequence[Request], done: Callable[[int], None]) -> None:
+        """Fetch the verdicts that are missing; raises MachineError (`judge_unreachable`)."""
+        missing = {each.key: each for each in requests if each.key not in self._verdicts}
+        have = len(requests) - len(missing)
+        done(have)
+        refused = 0
+        # Whatever ends the block does not wait for requests in flight: the threads are daemons.
+        with ThreadPool(self._wanted.parallel) as pool:
+            replies = pool.imap_unordered(self._ask, missing.values())
+            for number, (request, verdict) in enumerate(replies, start=1):
+                refused = 0 if verdict else refused + 1
+                if refused > MOST_REFUSALS_IN_A_ROW:
+                    raise self._error("replies without the JSON object that it is asked for")
+                self._verdicts[request.key] = verdict
+                append_json(self._file, {"key": request.key, "verdict": verdict})
+                done(have + number)
+
+    def supported_request(self, answer: str, question: Question) -> Request:
+        system = TASK.format(rubric=self._wanted.rubric)
+        user = f"Facts:\n{question.facts}\n\nAnswer:\n{answer}"
+        return Request(system, user, self._wanted.model)
+
+    def pair_request(self, base: str, tuned: str, question: Question) -> tuple[Request, bool]:
+        """And whether the tuned answer is A: the order is drawn by their content."""
+        first = hashlib.sha256(f"{base}\n{tuned}".encode()).digest()[0] % 2 == 0
+        one, other = (tuned, base) if first else (base, tuned)
+        system = PAIR_TASK.format(rubric=self._wanted.rubric)
+        user = f"Request:\n{question.prompt}\n\nAnswer A:\n{one}\n\nAnswer B:\n{other}"
+        return Request(system, user, self._wanted.model), first
+
+    def score(self, answer: str, question: Question) -> ExampleResult:
+        verdict = self.verdict(answer, question)
+        if verdict is None:
+            self.without_verdict += 1
+            return ExampleResult({})
+        if verdict:
+            return ExampleResult({"judge_supported": (1.0, 1.0)})
+        found = self._verdicts[self.supported_request(answer, question).key] or {}
+        quote = str(found.get("quote") or "")
+        start = answer.find(quote) if quote else -1
+        place = (start, start + len(quote)) if start >= 0 else (None, None)
+        finding = Finding("not supported (judge)", quote or "no words were quoted", *place)
+        return ExampleResult({"judge_supported": (0.0, 1.0)}, (finding,))
+
+    def verdict(self, answer: str, question: Question) -> bool | None:
+        """Whether the answer is supported; none where the server has not said."""
+        found = self._verdicts.get(self.supported_request(answer, question).key)
+        return bool(found["supported"]) if found and "supported" in found else None
+
+    def notes(self) -> Iterator[str]:
+        """Below the table."""
+        if self.without_verdict:
+            yield f"the judge gave no verdict on {self.without_verdict} answers"
+
+    def preferred(self, base: str, tuned: str, question: Question) -> float | None:
+        """1 where the tuned answer is preferred, 0 where the base's is, 0.5 of a tie."""
+        request, tuned_is_a = self.pair_request(base, tuned, question)
+        better = str((self._verdicts.get(request.key) or {}).get("better", "")).strip().upper()
+        if better not in ("A", "B", "TIE"):
+            return None
+        return 0.5 if better == "TIE" else float((better == "A") == tuned_is_a)
+
+    def _ask(self, request: Request) -> tuple[Request, Verdict | None]:
+        """With the server's verdict; none where it twice replies without one."""
+        first = _read_verdict(self._reply(request))
+        return request, first or _read_verdict(self._reply(request))
+
+    def _reply(self, request: Request) -> str:
+        body = {
+            "model": request.model,
+            "temperature": 0,
+            "messages": [
+                {"role": "system", "content": request.system},
+                {"role": "user", "content": request.user},
+            ],
+        }
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self._wanted.api_key_env):
+            headers["Authorization"] = f"Bearer {key}"
+        url = f"{self._wanted.url.rstrip('/')}/chat/completions"
+        asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        why = ""
+        for attempt in range(ATTEMPTS):
+            wait = min(2.0**attempt, LONGEST_WAIT_SECONDS)
+            try:
+                timeout = self._wanted.timeout_seconds
+                with urllib.request.urlopen(asked, timeout=timeout) as response:
+                    found = json.loads(response.read())
+                    return str(found["choices"][0]["message"]["content"])
+            except urllib.error.HTTPError as error:
+                why = f"answered {error.code} {error.reason}"
+                if error.code not in RETRIED:
+                    raise self._error(why) from error
+                wait = _retry_after(error) or wait
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                why = f"cannot be used ({error})"
+            if attempt < ATTEMPTS - 1:
+                time.sleep(wait)
+        raise self._error(f"{why}, {ATTEMPTS} times")
+
+    def _error(self, why: str) -> MachineError:
+        return MachineError(
+            "judge_unreachable",
+            f"eval.judge: {self._wanted.url} {why}; verdicts so far are kept, and the same command "
+            "continues",
+        )
+
+
+def _read_verdict(reply: str) -> Verdict | None:
+    """The JSON object in a reply, whatever words stand around it."""
+    found = OBJECT.search(reply)
+    try:
+        verdict = json.loads(found[0]) if found else None
+    except ValueError:
+        return None
+    if isinstance(verdict, dict) and (
+        isinstance(verdict.get("supported"), bool) or "better" in verdict
+    ):
+        return verdict
+    return None
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float | None:
+    """Seconds that the server asks to wait (RFC 9110, section 10.2.3)."""
+    try:
+        return min(float(error.headers.get("Retry-After", "")), LONGEST_WAIT_SECONDS)
+    except ValueError:
+        return None

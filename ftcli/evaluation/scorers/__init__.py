@@ -1,0 +1,1 @@
+"""What an answer is worth: one class for each kind of score."""

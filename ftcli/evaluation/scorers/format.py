@@ -1,0 +1,175 @@
+"""The scorer of `eval.format`, and the parts of a format that any text may have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ftcli.config.answer_format import PROMPT, Limits
+from ftcli.config.recipe import AnswerFormat, JsonFormat, RegexFormat, SqlFormat
+from ftcli.evaluation.scorers.json_answers import JsonScorer, json_scorer
+from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
+from ftcli.evaluation.scorers.sql_answers import SqlScorer, sql_scorer
+from ftcli.evaluation.scorers.time_limit import SECONDS, TimeIsUp, within
+
+# A context of 32,000 tokens holds about as much.
+LONGEST_ANSWER = 200_000
+LONGEST_MESSAGE = 200
+MOST_LINES = 10_000
+PART_KINDS = {
+    "pattern_match": ScoreKind("matches the pattern", "share", "higher"),
+    "sections_present": ScoreKind("sections, in order", "share", "higher"),
+    "length_kept": ScoreKind("length within limits", "share", "higher"),
+}
+
+
+def format_scorer(wanted: AnswerFormat, base: Path) -> FormatScorer:
+    """The scorer of a recipe's format; the recipe's paths are relative to the folder `base`.
+
+    Raises DataError (`answer_schema`, `answer_table`) for a file that the format names.
+    """
+    match wanted:
+        case JsonFormat():
+            return FormatScorer(wanted, json_scorer(wanted, base))
+        case SqlFormat():
+            return FormatScorer(wanted, sql_scorer(wanted, base))
+        case _:
+            return FormatScorer(wanted, None)
+
+
+def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
+    """Files that the scores depend on besides the answers."""
+    match wanted:
+        case JsonFormat(schema=str(name)):
+            return [base / name]
+        case SqlFormat(table=str(name)) if name != PROMPT:
+            return [base / name]
+        case _:
+            return []
+
+
+@dataclass(frozen=True)
+class FormatScorer:
+    """Scores answers by the parts of a format; `format_rate`: all parts are valid."""
+
+    wanted: AnswerFormat
+    content: JsonScorer | SqlScorer | None
+
+    @property
+    def kinds(self) -> Mapping[str, ScoreKind]:
+        """Scores of single JSON fields are known once a reference with them has been scored."""
+        wanted = self.wanted
+        parts = {
+            "pattern_match": isinstance(wanted, RegexFormat) and wanted.asks_more,
+            "sections_present": bool(wanted.sections),
+            "length_kept": bool(wanted.words or wanted.characters),
+        }
+        kinds = {"format_rate": ScoreKind("format valid", "share", "higher")}
+        kinds |= self.content.kinds if self.content else {}
+        return kinds | {name: PART_KINDS[name] for name, is_part in parts.items() if is_part}
+
+    def score(self, answer: str, question: Question) -> ExampleResult:
+        """Counts and findings; an answer that is too long or takes too long has nothing right."""
+        why = f"more than {LONGEST_ANSWER:,} characters"
+        try:
+            if len(answer) <= LONGEST_ANSWER:
+                with within():
+                    return self._score(answer, question)
+        except TimeIsUp:
+            why = f"took more than {SECONDS:.0f} s"
+        except RecursionError:
+            why = "nested too deeply"
+        finding = Finding("not looked at", why)
+        try:
+            with within():
+                counts = self._score("", question).counts
+        except (TimeIsUp, RecursionError):
+            return ExampleResult({"format_rate": (0.0, 1.0)}, (finding,))
+        # Scores of the reference alone keep their numerators.
+        kept = {name for name, kind in self.kinds.items() if kind.better is None}
+        zero = {name: (0.0, total) for name, (_, total) in counts.items() if name not in kept}
+        return ExampleResult({**counts, **zero}, (finding,))
+
+    def warnings(self) -> list[str]:
+        """What the user should know once every answer has been scored; mostly nothing."""
+        return self.content.warnings() if isinstance(self.content, SqlScorer) else []
+
+    def _score(self, answer: str, question: Question) -> ExampleResult:
+        results = []
+        if isinstance(self.wanted, RegexFormat):
+            results.append(pattern_result(answer, self.wanted.pattern))
+        if self.content is not None:
+            results.append(self.content.score(answer, question))
+        if self.wanted.sections:
+            results.append(sections_result(answer, self.wanted.sections))
+        if self.wanted.words or self.wanted.characters:
+            results.append(length_result(answer, self.wanted.words, self.wanted.characters))
+        counts: dict[str, tuple[float, float]] = {}
+        for result in results:
+            counts |= result.counts
+        # Each part counts its own `format_rate`.
+        counts["format_rate"] = min(result.counts["format_rate"] for result in results)
+        findings = [finding for result in results for finding in result.findings]
+        short = [replace(each, message=each.message[:LONGEST_MESSAGE]) for each in findings]
+        return ExampleResult(counts, tuple(short))
+
+
+def pattern_result(answer: str, pattern: str) -> ExampleResult:
+    """Whether the whole answer, without white space at either end, matches the pattern."""
+    valid = re.fullmatch(pattern, answer.strip()) is not None
+    counts = dict.fromkeys(("format_rate", "pattern_match"), (float(valid), 1.0))
+    if valid:
+        return ExampleResult(counts)
+    found = re.search(pattern, answer)
+    message = "the answer does not match the pattern"
+    if found is not None and found.group():
+        message = f"the pattern matches only a part of the answer: {found.group()}"
+    return ExampleResult(counts, (Finding("pattern", message),))
+
+
+def sections_result(answer: str, sections: Sequence[str]) -> ExampleResult:
+    """Sections that begin lines in order ÷ sections.
+
+    Where the text of a section ends in a letter or digit, its line must not go on with one.
+    """
+    starts = [
+        re.compile(re.escape(section) + (r"(?![^\W_])" if section[-1].isalnum() else ""))
+        for section in sections
+    ]
+    anywhere: set[int] = set()
+    # Item n: the most of the first n sections that begin lines in order.
+    in_order: list[tuple[int, ...]] = [()] * (len(sections) + 1)
+    for line in answer.split("\n", MOST_LINES)[:MOST_LINES]:
+        begun = [index for index, start in enumerate(starts) if start.match(line)]
+        anywhere.update(begun)
+        for index in reversed(begun):
+            longer = (*in_order[index], index)
+            in_order[index + 1] = max(in_order[index + 1], longer, key=len)
+        for index in range(len(sections)) if begun else ():
+            in_order[index + 1] = max(in_order[index + 1], in_order[index], key=len)
+    findings = tuple(
+        Finding("section", f"{section}: {'out of order' if index in anywhere else 'missing'}")
+        for index, section in enumerate(sections)
+        if index not in in_order[-1]
+    )
+    present = (float(len(in_order[-1])), float(len(sections)))
+    counts = {"format_rate": (float(not findings), 1.0), "sections_present": present}
+    return ExampleResult(counts, findings)
+
+
+def length_result(answer: str, words: Limits | None, characters: Limits | None) -> ExampleResult:
+    """Whether the words (split at white space) and characters are within their limits."""
+    findings: list[Finding] = []
+    for unit, found, limits in (
+        ("words", len(answer.split()), words),
+        ("characters", len(answer.strip()), characters),
+    ):
+        low, high = (limits.min, limits.max) if limits else (None, None)
+        if low is not None and found < low:
+            findings.append(Finding("too short", f"{found} {unit}, at least {low} wanted"))
+        if high is not None and found > high:
+            findings.append(Finding("too long", f"{found} {unit}, at most {high} wanted"))
+    kept = (float(not findings), 1.0)
+    return ExampleResult({"format_rate": kept, "length_kept": kept}, tuple(findings))

@@ -1,0 +1,213 @@
+"""The scores of all sides as the rows of one table, with verdicts that hold together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from ftcli.errors import UsageError, did_you_mean
+from ftcli.evaluation.recipe_scorers import ScoredSides, Scorers
+from ftcli.evaluation.scorers.scorer import ScoreKind
+from ftcli.evaluation.scores import LEVEL, Comparison, Counts, compare, holm, mean_of, verdict_of
+from ftcli.evaluation.sets import Sets
+from ftcli.evaluation.work import Done
+from ftcli.runs.results import SIDES, Difference, Score, ScoreRow, Side
+
+LOSS = ScoreKind("loss", "value", "lower")
+FINISHED = ScoreKind("finished (EOS)", "share", "higher")
+LENGTH = ScoreKind("tokens per answer", "value", None)
+TEXT = ScoreKind("general text perplexity", "perplexity", "lower")
+INSTRUCTIONS = ScoreKind("instructions perplexity", "perplexity", "lower")
+FOLLOWED = ScoreKind("instructions followed", "share", "higher")
+INSTRUCTIONS_FINISHED = ScoreKind("instructions finished (EOS)", "share", "higher")
+# In the JSON alone: ROUGE-L says the same as chrF, exact match something of labels only, and
+# repetition is a warning.
+HIDDEN = {"chrf", "repetition", "answer_tokens"}
+OF_LABELS = "exact_match"
+# They compare with the row's own answer, which is right by them.
+OF_REFERENCE = {"sql_match", "execution_match", "execution_tested", "field_f1", "field_accuracy"}
+# Scores that say whether an answer is right.
+TRUTH = {"judge_supported", "spans_supported", "execution_match", "sql_match", "field_f1"}
+TRUTH |= {"field_accuracy"}
+# Answers are labels where they are at most so many, short, and each of them stands often.
+MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL = 20, 60, 3
+
+
+@dataclass
+class Measured:
+    """One score of all sides, before it is a row."""
+
+    name: str
+    kind: ScoreKind
+    sides: dict[Side, Counts] = field(default_factory=dict)
+    your_answers: Counts | None = None
+    shown: bool = True
+    own: bool = False
+
+    def comparison(self, other: Side) -> Comparison | None:
+        """The tuned model less another side; none where they cannot be compared."""
+        ours, theirs = self.sides.get(other), self.sides.get("tuned")
+        if ours is None or theirs is None:
+            return None
+        if self.name == "loss" and ours.denominators != theirs.denominators:
+            return None  # a long prompt holds the earlier answers of a conversation
+        return compare(ours, theirs)
+
+
+def are_labels(references: Sequence[str]) -> bool:
+    """Whether all of the rows' own answers are a few short ones, so that one alone is right."""
+    found = {reference.strip() for reference in references}
+    short = all(text and "\n" not in text and len(text) <= LONGEST_LABEL for text in found)
+    return short and len(found) <= min(MOST_LABELS, len(references) / ROWS_PER_LABEL)
+
+
+def possible_kinds(kinds: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
+    """What may be shown of the held-out rows: scores of answers, and what needs no scorer."""
+    form = {name: kind for name, kind in kinds.items() if name == "format_rate"}
+    return {**form, "stop_rate": FINISHED, **kinds, "loss": LOSS}
+
+
+def truth_of(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, ...]:
+    """Scores that say whether answers are right, the user's own among them."""
+    truth = {*TRUTH, OF_LABELS} if labels else TRUTH
+    return tuple(row.name for row in rows if row.name in truth or (row.own and row.better))
+
+
+def task_scores(
+    done: Mapping[Side, Done], scored: ScoredSides, scorers: Scorers, *, labels: bool
+) -> list[Measured]:
+    """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
+    kinds = {"loss": LOSS}
+    if scored.counts:
+        kinds = {**possible_kinds(scorers.kinds), "answer_tokens": LENGTH}
+    counts: dict[Side, dict[str, Counts]] = {}
+    for side, each in done.items():
+        counts[side] = {"loss": each.losses, **scored.counts.get(side, {})}
+        if answers := each.answers:
+            counts[side]["stop_rate"] = mean_of([answer.stopped for answer in answers])
+            counts[side]["answer_tokens"] = mean_of([answer.tokens for answer in answers])
+    rows = []
+    for name, kind in kinds.items():
+        sides = {side: each[name] for side, each in counts.items() if name in each}
+        row = Measured(name, kind, sides, own=name in scorers.own)
+        if name.partition(".")[0] not in OF_REFERENCE:
+            row.your_answers = scored.your_answers.get(name)
+        row.shown = name not in HIDDEN and (name != OF_LABELS or labels)
+        if name == "rouge_l" and (labels or TRUTH & kinds.keys()):
+            row.shown = False
+        rows.append(row)
+    return [row for row in rows if row.sides]
+
+
+def forgetting_scores(sets: Sets, done: Mapping[Side, Mapping[str, Done]]) -> list[Measured]:
+    """General ability of base and tuned model, by the sets `text` and `instructions`."""
+    text = Measured("general_text", TEXT)
+    loss = Measured("instructions", INSTRUCTIONS)
+    followed = Measured("instructions_followed", FOLLOWED)
+    finished = Measured("instructions_finished", INSTRUCTIONS_FINISHED)
+    for side, by_set in done.items():
+        if sets.text is not None and "text" in by_set:
+            passages = [row.line for row in sets.text.rows]
+            text.sides[side] = _by_passage(by_set["text"].losses, passages)
+        if instructed := by_set.get("instructions"):
+            answers = instructed.answers
+            loss.sides[side] = instructed.losses
+            finished.sides[side] = mean_of([answer.stopped for answer in answers])
+            pairs = zip(sets.checks, answers, strict=True)
+            checked = [check.is_followed_by(answer.text) for check, answer in pairs]
+            counts = Counts(
+                tuple(float(bool(each)) for each in checked),
+                tuple(float(each is not None) for each in checked),
+            )
+            if counts.n:
+                followed.sides[side] = counts
+    return [row for row in (text, loss, followed, finished) if row.sides]
+
+
+def _by_passage(losses: Counts, passages: Sequence[int]) -> Counts:
+    """Pieces of one text are not independent rows."""
+    sums = dict.fromkeys(passages, (0.0, 0.0))
+    pieces = zip(passages, losses.numerators, losses.denominators, strict=True)
+    for passage, loss, tokens in pieces:
+        before = sums[passage]
+        sums[passage] = (before[0] + loss, before[1] + tokens)
+    return Counts(tuple(loss for loss, _ in sums.values()), tuple(n for _, n in sums.values()))
+
+
+def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> None:
+    """Raises UsageError where no score of this evaluation has the name that decides."""
+    names = [name for name, kind in kinds.items() if kind.better is not None]
+    if decides_by is not None and decides_by not in names:
+        hint = did_you_mean(decides_by, names)
+        raise UsageError(
+            "recipe",
+            f"eval.decides_by: no score {decides_by!r}{hint}; this evaluation has "
+            f"{', '.join(names)}",
+        )
+
+
+def rows_of(
+    scores: Sequence[Measured], forgetting: Sequence[Measured], decides_by: str | None
+) -> tuple[tuple[ScoreRow, ...], tuple[ScoreRow, ...]]:
+    """Rows with their verdicts: over all that are shown together a false one has a chance of 5%.
+
+    The score that decides is tested alone, as one that was named before.
+    """
+    every = (*scores, *forgetting)
+    base = _differences(every, "base", decides_by)
+    prompted = _differences(every, "prompted", decides_by)
+    rows = [_row(each, base.get(each.name), prompted.get(each.name)) for each in every]
+    return tuple(rows[: len(scores)]), tuple(rows[len(scores) :])
+
+
+def _differences(
+    rows: Sequence[Measured], other: Side, decides_by: str | None
+) -> dict[str, Difference]:
+    """By the name of the score."""
+    compared = [(row, each) for row in rows if (each := row.comparison(other)) is not None]
+    p_values = {
+        row.name: each.p_value
+        for row, each in compared
+        if row.shown and row.kind.better is not None and not each.too_few
+    }
+    alone = {decides_by: p_values.pop(decides_by) <= LEVEL} if decides_by in p_values else {}
+    significant = alone | dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {
+        row.name: _difference(row, each, significant=significant.get(row.name, False))
+        for row, each in compared
+    }
+
+
+def _difference(row: Measured, found: Comparison, *, significant: bool) -> Difference:
+    better = row.kind.better
+    rows_better, rows_worse = found.rows_higher, found.rows_lower
+    if better == "lower":
+        rows_better, rows_worse = rows_worse, rows_better
+    return Difference(
+        value=found.difference,
+        interval=found.interval,
+        n=found.n,
+        rows_better=rows_better if better else None,
+        rows_worse=rows_worse if better else None,
+        p_value=found.p_value,
+        verdict=verdict_of(found, better, significant=significant)
+        if better and row.shown
+        else None,
+    )
+
+
+def _row(row: Measured, base: Difference | None, prompted: Difference | None) -> ScoreRow:
+    return ScoreRow(
+        name=row.name,
+        **asdict(row.kind),
+        shown=row.shown,
+        own=row.own,
+        your_answers=_score(row.your_answers) if row.your_answers is not None else None,
+        **{side: _score(row.sides[side]) for side in SIDES if side in row.sides},
+        tuned_vs_base=base,
+        tuned_vs_prompted=prompted,
+    )
+
+
+def _score(counts: Counts) -> Score:
+    return Score(value=counts.value, interval=counts.interval(), n=counts.n)

@@ -1,0 +1,241 @@
+"""An evaluation in words: the cells of its table and the verdict, alike in terminal, report, card.
+
+The verdict, the first rule that holds:
+
+1. the score that decides (`eval.decides_by`) is worse, or some are worse and none is better: not
+   ready;
+2. none is better: not shown to be better;
+3. a reason to check: check before use;
+4. else: ready.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ftcli.evaluation.intervals import share_interval
+from ftcli.evaluation.scores import percent, smallest_points
+from ftcli.runs.results import Difference, EvalResult, Score, ScoreRow, Side
+
+# Targets of our own, for the lower end of the interval: one answer in twenty that never ends, one
+# in ten that a program cannot read, or one in five that is wrong, is found by the first users.
+TARGETS = {"stop_rate": 0.95, "format_rate": 0.90}
+RIGHT_TARGET = 0.80
+# A general text one twentieth more perplexing is less than what quantising to 4 bits does.
+MUCH = 0.05
+NOT_MEASURED = "Whether the answers are true was not measured"
+REPLAY = "General ability was lost: train again with data.replay: builtin"
+Kind = Literal[
+    "ready", "check", "not better", "not ready", "not compared", "not evaluated", "not finished"
+]
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    """What can be said of a tuned model."""
+
+    kind: Kind
+    headline: str
+    sentence: str
+    reasons: tuple[str, ...] = ()
+    """What to check, a sentence each."""
+
+
+def value_of(row: ScoreRow, score: Score | None) -> str:
+    """`97%`, `1.77`; of a perplexity the exponential of its loss; `–` where there is none."""
+    return "–" if score is None else _number(row, score.value)
+
+
+def interval_of(row: ScoreRow, score: Score) -> str:
+    """`89 to 99%`."""
+    low, high = (_number(row, end) for end in score.interval)
+    return f"{low.removesuffix('%')} to {high}"
+
+
+def _number(row: ScoreRow, value: float) -> str:
+    if row.unit == "share":
+        return percent(value)
+    shown = math.exp(value) if row.unit == "perplexity" else value
+    return f"{shown:,.{0 if abs(shown) >= 100 else 1 if abs(shown) >= 10 else 2}f}"
+
+
+def difference_of(row: ScoreRow, found: Difference | None) -> str:
+    """`+93 (82 to 97)` in points of a share; of a perplexity its change in percent."""
+    if found is None:
+        return ""
+    value, *ends = (_signed(row, each) for each in (found.value, *found.interval))
+    return f"{value} ({' to '.join(ends)})"
+
+
+def _signed(row: ScoreRow, value: float) -> str:
+    if row.unit == "perplexity":
+        return f"{_with_sign(100 * math.expm1(value), 0)}%"
+    return _with_sign(100 * value, 0) if row.unit == "share" else _with_sign(value, 2)
+
+
+def _with_sign(value: float, decimals: int) -> str:
+    shown = f"{value:+.{decimals}f}".replace("-", "−")
+    return shown if float(shown.replace("−", "-")) else shown[1:]
+
+
+def rows_of(found: Difference | None) -> str:
+    """`56 / 0`: rows better and worse."""
+    if found is None or found.rows_better is None:
+        return ""
+    return f"{found.rows_better} / {found.rows_worse}"
+
+
+def word_of(row: ScoreRow, found: Difference | None) -> str:
+    """`better`, `worse`, `not significant`; of general ability `slightly worse` below 5%."""
+    if found is None or found.verdict is None:
+        return ""
+    if found.rows_better == found.rows_worse == 0:
+        return "no row differs"
+    if found.verdict == "worse" and row.unit == "perplexity" and not is_much(row):
+        return "slightly worse"
+    return found.verdict
+
+
+def is_much(row: ScoreRow) -> bool:
+    """Whether general ability is worse by more than a twentieth."""
+    found = row.tuned_vs_base
+    if found is None or found.verdict != "worse":
+        return False
+    lost = math.expm1(found.value) if row.unit == "perplexity" else -found.value
+    return lost > MUCH
+
+
+def summary_of(result: EvalResult) -> list[str]:
+    """Sentences below the table, in the terminal and on the page."""
+    found = []
+    for other in ("base", "prompted"):
+        if other in result.sides:
+            name = "" if other == "base" else "against the base with a prompt: "
+            found.append(f"{_capital(name + _better_and_worse(result, other))}.")
+    if result.calls and not result.truth_measured_by:
+        found.append(f"{NOT_MEASURED}: read the answers below.")
+    if needs_replay(result):
+        found.append(f"{REPLAY}.")
+    found += [f"{_capital(note)}." for note in result.notes]
+    if any(row.unit == "share" for row in result.shown_rows) and "base" in result.sides:
+        rows = f"{result.rows:,} row{'s show' if result.rows != 1 else ' shows'}"
+        found.append(f"{rows} differences in shares from {smallest_points(result.rows)} points on.")
+    return found
+
+
+def _better_and_worse(result: EvalResult, other: Side) -> str:
+    parts = []
+    for verdict in ("better", "worse"):
+        if named := [row.label for row in _with_verdict(result, other, verdict)]:
+            parts.append(f"{verdict}: {listed(named)}")
+    return "; ".join(parts) or "no difference is significant"
+
+
+def _with_verdict(result: EvalResult, other: Side, verdict: str) -> list[ScoreRow]:
+    rows = result.shown_rows + (result.forgetting if other == "base" else ())
+    pairs = [(row, row.against(other)) for row in rows]
+    return [row for row, found in pairs if found is not None and found.verdict == verdict]
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def verdict_of(result: EvalResult) -> RunVerdict:
+    """Ready to be used, by the rules at the top of this file."""
+    if "base" not in result.sides:
+        sentence = f"Its own scores were measured on {data_of(result)}, those of the base were not."
+        return RunVerdict("not compared", "Not compared with its base", sentence)
+    measured = f"Measured on {data_of(result)}."
+    sentence = f"{_capital(_better_and_worse(result, 'base'))}. {measured}"
+    better = [row for row in _with_verdict(result, "base", "better") if row in result.scores]
+    worse = _with_verdict(result, "base", "worse")
+    decides = result.row(result.decides_by) if result.decides_by else None
+    if decides is not None:
+        better = [row for row in better if row is decides]
+    if decides in worse or (worse and not better):
+        return RunVerdict("not ready", "Not ready", sentence)
+    if not better:
+        return RunVerdict("not better", "Not shown to be better", sentence)
+    reasons = tuple(_reasons(result, worse))
+    if reasons:
+        return RunVerdict("check", "Check before use", sentence, reasons)
+    return RunVerdict("ready", "Ready", sentence)
+
+
+def _reasons(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
+    if not result.calls:
+        yield "No answer was measured: the rows are plain texts"
+    elif not result.truth_measured_by:
+        yield f"{NOT_MEASURED}: read some of them, or measure it (docs/evaluation.md)"
+    yield from _missed_targets(result)
+    yield from _lost(result, worse)
+    if prompted := [row.label for row in _with_verdict(result, "prompted", "worse")]:
+        yield f"The base with a prompt, which needs no training, is better: {listed(prompted)}"
+    banned = result.row("banned_phrases")
+    if banned is not None and banned.tuned is not None and banned.tuned.value > MUCH:
+        yield f"{value_of(banned, banned.tuned)} of the answers have a banned phrase"
+    yield from flattered(result)
+
+
+def _lost(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
+    for row in worse:
+        if row not in result.forgetting or is_much(row):
+            before, after = value_of(row, row.base), value_of(row, row.tuned)
+            yield f"Worse than the base: {row.label} {before} → {after}"
+    if not result.forgetting:
+        yield "Whether general ability was lost was not measured"
+    elif needs_replay(result):
+        yield f"{REPLAY} (docs/forgetting.md)"
+
+
+def needs_replay(result: EvalResult) -> bool:
+    """Whether general ability was lost that replay would have kept."""
+    return result.replay is None and any(is_much(row) for row in result.forgetting)
+
+
+def _missed_targets(result: EvalResult) -> Iterator[str]:
+    targets = dict(TARGETS)
+    targets |= dict.fromkeys(result.truth_measured_by[:1], RIGHT_TARGET)
+    for name, target in targets.items():
+        row = result.row(name)
+        if row is None or row.tuned is None or row.unit != "share":
+            continue
+        low = row.tuned.interval[0]
+        if low == row.tuned.interval[1]:  # all rows alike: resampling sees no variance
+            hits = round(min(max(row.tuned.value, 0), 1) * row.tuned.n)
+            low = share_interval(hits, row.tuned.n)[0]
+        if low < target:
+            short = "below" if row.tuned.value < target else "not shown to reach"
+            shown = f"{value_of(row, row.tuned)} ({interval_of(row, row.tuned)})"
+            yield f"{_capital(row.label)}: {shown} is {short} the target of {target:.0%}"
+
+
+def flattered(result: EvalResult) -> Iterator[str]:
+    """What makes the tuned model look better on these rows than it is."""
+    remedy = "hold others out (data.test), or name some (ftcli eval --data FILE)"
+    if result.rows_trained_on:
+        yield f"{_part(result, result.rows_trained_on)} ask what the run was trained on: {remedy}"
+    if result.rows_in_validation:
+        yield f"{_part(result, result.rows_in_validation)} chose the checkpoint: {remedy}"
+
+
+def _part(result: EvalResult, rows: int) -> str:
+    return "These rows" if rows >= result.rows else f"{rows:,} of {result.rows:,} rows"
+
+
+def data_of(result: EvalResult) -> str:
+    """`60 held-out rows (test)`."""
+    rows = f"row{'s' if result.rows != 1 else ''}"
+    if result.data in ("test", "validation"):
+        return f"{result.rows:,} held-out {rows} ({result.data})"
+    return f"{result.rows:,} {rows} of {result.data}"
+
+
+def _capital(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"

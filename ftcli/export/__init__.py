@@ -1,0 +1,1 @@
+"""One stand-alone model from base and adapter, proven equal to them."""

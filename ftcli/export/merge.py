@@ -1,0 +1,318 @@
+"""`ftcli merge`: one stand-alone model, proven equal to base and adapter before it is there."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, assert_never
+
+from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.console import Reporter
+from ftcli.data.prepared import SPLITS
+from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
+from ftcli.export.verdict import (
+    DRIFT,
+    HIGHEST_DRIFT,
+    PASS,
+    Drift,
+    Exactness,
+    RoundingCost,
+    cost_of,
+    drift_of,
+    exactness_of,
+    figures_of,
+    overflow_of,
+    reason_of,
+)
+from ftcli.memory.shapes import model_source
+from ftcli.runs.atomic import folder_bytes, whole_folder, write_json
+from ftcli.shell import command
+from ftcli.training.opening import OpenRun, open_run
+
+if TYPE_CHECKING:
+    from ftcli.export.merged_model import Merging
+    from ftcli.export.parity import Prediction
+
+Onto = Literal["dequantized", "original"]
+REPORT = "merge_report.json"
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+# Words for types in which an update would be rounded away.
+TOO_COARSE = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")
+ROWS_COMPARED = 16
+# Their logits are held in memory: 1,024 × 152,000 fp32 logits are 0.6 GB.
+TOKENS_COMPARED = 1024
+
+
+@dataclass(frozen=True)
+class MergeWish:
+    """What the command line asks for; raises UsageError where it contradicts itself."""
+
+    onto: Onto = "dequantized"
+    dtype: str = "auto"
+    accept_drift: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype in TOO_COARSE:
+            raise UsageError(
+                "flag",
+                f"--dtype {self.dtype}: a merge is not quantised again: the update is smaller than "
+                "the steps between such weights and is rounded away (measured in 4 bits: KL 2.45, "
+                "where no adapter at all gives 2.14); merge into 16 bits, or use the adapter "
+                "beside the 4-bit base (ftcli generate)",
+            )
+        if self.dtype not in DTYPES:
+            raise UsageError("flag", f"--dtype {self.dtype}: takes {', '.join(DTYPES)}")
+        if self.accept_drift and self.onto != "original":
+            raise UsageError("flag", "--accept-drift goes with --onto original")
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """Where the stand-alone model is; `merged` is false where the run is one already."""
+
+    folder: Path
+    report: dict[str, Any]
+    merged: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {"output": str(self.folder), **self.report}
+
+
+def merge_run(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    output: Path | None,
+    wish: MergeWish,
+    reporter: Reporter,
+) -> MergeResult:
+    """Merge a finished LoRA or QLoRA run; raises ModelError, and writes nothing, where the proof
+    fails."""
+    opened = open_run(path, overrides)
+    if isinstance(opened.loaded.recipe.method, Full):
+        report = {"verdict": "nothing to merge", "bytes": folder_bytes(opened.run.model)}
+        return MergeResult(opened.run.model, report, merged=False)
+    _require_linear(opened, wish)
+    folder = (output or opened.run.path / "merged").absolute()
+    _require_own_place(folder, opened)
+    with _no_trace(folder), whole_folder(folder) as temporary:
+        report = _merge(opened, temporary, wish, reporter)
+        write_json(temporary / REPORT, report)
+        _require_free(folder)  # a merge takes minutes, and whole_folder replaces what is there
+    return MergeResult(folder, report, merged=True)
+
+
+def _ask(opened: OpenRun) -> str:
+    """The command that uses an adapter as it is."""
+    return command("generate", opened.run.path, "…")
+
+
+def _require_linear(opened: OpenRun, wish: MergeWish) -> None:
+    """Raise UsageError for methods whose effect no weight can hold."""
+    method: Method = opened.loaded.recipe.method
+    match method:
+        case Full() | Qlora():
+            return
+        case Lora():
+            if wish.onto == "original":
+                raise UsageError(
+                    "flag", "--onto original: only a QLoRA run has a quantised base beside it"
+                )
+        case Adapter():
+            raise UsageError(
+                "method",
+                "method.mode: adapter has no merge: its network is not linear, and no weight of "
+                f"the base can hold it; use it beside the base ({_ask(opened)}, or plain PEFT "
+                "after `import ftcli.models.bottleneck`), or train lora",
+            )
+        case Prefix() | Prompt():
+            raise UsageError(
+                "method",
+                f"method.mode: {method.mode} has no merge: its virtual tokens stand before the "
+                "input, and no weight of the base can hold them; use it beside the base "
+                f"({_ask(opened)}, or plain PEFT), or train lora",
+            )
+        case _:
+            assert_never(method)
+
+
+def _require_own_place(folder: Path, opened: OpenRun) -> None:
+    """Raise FtcliError where a merge would write into the base, the run or anything that exists."""
+    model, run = opened.loaded.recipe.model, opened.run
+    base = Path(model_source(model.id, opened.loaded.base))
+    inside = {"the base": base} if base.is_dir() else {}
+    inside |= {"the run's adapter": run.adapter, "the run's checkpoints": run.checkpoints}
+    inside |= {"the run's data": run.data}
+    target = folder.resolve()
+    for whose, path in inside.items():
+        if target.is_relative_to(path.resolve()):
+            raise _taken(f"{folder} lies in {whose} ({path}), which a merge never touches")
+    if target == run.path.resolve():
+        raise _taken(f"{folder} is the run itself, which a merge never touches")
+    _require_free(folder)
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise _taken(f"{folder} exists and is not overwritten")
+
+
+def _taken(what: str) -> FtcliError:
+    return FtcliError("output_taken", f"{what}; name another folder with --output")
+
+
+@contextmanager
+def _no_trace(folder: Path) -> Iterator[None]:
+    """Leave no new folder behind when the block fails or is stopped, by SIGTERM too."""
+    new = [parent for parent in folder.parents if not parent.exists()]
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped("stopped; nothing was written", number)
+
+    main = threading.current_thread() is threading.main_thread()
+    earlier = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except BaseException:
+        for parent in new:  # the nearest first
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, earlier)
+
+
+def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -> dict[str, Any]:
+    """Write the model where the merge is exact, and say what its type costs. Raises ModelError."""
+    from ftcli.export.fold import dtype_name
+    from ftcli.export.merged_model import Merging, plan_merge, reference_of
+    from ftcli.export.parity import parity
+    from ftcli.models.device import memory_in_words
+
+    rows = _rows(opened)
+    original = wish.onto == "original"
+    with memory_in_words("stop what else runs on it"):
+        merge = plan_merge(
+            opened.loaded, opened.run, opened.prepared, wish.dtype, onto_original=original
+        )
+        compared_in = dtype_name(merge.compared_in)
+        reference = reference_of(merge, rows, reporter)
+        merging = Merging(merge, reference, rows, reporter)
+        whole = merging.merged(None)
+        beside = merging.unmerged() if original else reference.predictions
+        exact = exactness_of(parity(beside, whole), compared_in)
+        _require_exact(exact, "base + adapter", opened)
+        drift = drift_of(parity(reference.predictions, whole)) if original else None
+        _require_no_drift(drift, wish, opened, reporter)
+        chosen = _choose_type(merging, merge.types, whole)
+        _warn_of_overflow(chosen.dtype, merging, reporter)
+        merging.write(chosen.dtype, folder)
+        found = merging.read_back(folder)
+    written = exactness_of(parity(chosen.predictions, found), compared_in)
+    _require_exact(written, "what was measured before it was written", opened)
+    return {
+        "verdict": PASS if drift is None or drift.passes else DRIFT,
+        **figures_of(parity(reference.predictions, found)),
+        "exact": asdict(exact),
+        "rounding": chosen.costs[-1].as_json(),
+        "other_types": [cost.as_json() for cost in chosen.costs[:-1]],
+        "largest_activation": merging.largest_activation,
+        "drift": asdict(drift) if drift is not None else None,
+        "onto": wish.onto if merge.quantised else "base",
+        "rows": len(rows),
+        "dtype": chosen.dtype,
+        "dtype_reason": reason_of(chosen.costs, chosen.passed_over, asked=wish.dtype != "auto"),
+        "bytes": folder_bytes(folder),
+    }
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A type to store, what the model predicts in it, and what came of the types before it."""
+
+    dtype: str
+    predictions: list[Prediction]
+    costs: list[RoundingCost]
+    """Of each type tried; this one's is the last."""
+    passed_over: list[str]
+    """What is wrong with the types that were not tried."""
+
+
+def _choose_type(merging: Merging, types: Sequence[str], whole: list[Prediction]) -> _Chosen:
+    """The first type that costs nothing that shows, or the last."""
+    from ftcli.export.parity import parity
+
+    costs: list[RoundingCost] = []
+    passed_over: list[str] = []
+    for stored in types:
+        # The type of the base's files is how the base is used, whatever it computes.
+        overflow = overflow_of(stored, merging.largest_activation) if stored != types[0] else None
+        if overflow is not None:
+            passed_over.append(overflow)
+            continue
+        last = stored == types[-1]
+        try:
+            found = whole if stored == "float32" else merging.merged(stored)
+        except ModelError as error:
+            if error.code == "merge_range" and not last:
+                passed_over.append(f"a weight is beyond what {stored} holds")
+                continue
+            raise
+        costs.append(cost_of(parity(whole, found), stored))
+        if last or not costs[-1].shows:
+            break
+    return _Chosen(stored, found, costs, passed_over)
+
+
+def _warn_of_overflow(dtype: str, merging: Merging, reporter: Reporter) -> None:
+    overflow = overflow_of(dtype, merging.largest_activation)
+    if overflow is not None:
+        reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
+
+
+def _require_exact(found: Exactness, of_what: str, opened: OpenRun) -> None:
+    if not found.passes:
+        raise ModelError(
+            "merge_differs",
+            f"{opened.run.path}: not merged, because the merged model is not {of_what}: largest "
+            f"logit difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
+            f"{found.kl:.2g}; use the adapter beside the base: {_ask(opened)}",
+        )
+
+
+def _require_no_drift(
+    found: Drift | None, wish: MergeWish, opened: OpenRun, reporter: Reporter
+) -> None:
+    if found is None:
+        return
+    reporter.note(found.in_words())
+    if not found.passes and not (wish.accept_drift and isfinite(found.kl)):
+        raise ModelError(
+            "merge_differs",
+            f"{opened.run.path}: not merged, because the model on the original base is not the "
+            f"one that was trained: KL {found.kl:.2g} (at most {HIGHEST_DRIFT:g}); take --onto "
+            "dequantized, or keep this one with --accept-drift",
+        )
+
+
+def _rows(opened: OpenRun) -> list[dict[str, Any]]:
+    """Held-out rows where there are any: the adapter matters most on what it was made for."""
+    from ftcli.data.tokenizing.rows import read_split
+
+    splits = [s for s in reversed(SPLITS) if opened.prepared.counts(s).rows]
+    table = read_split(opened.run.data, splits[0])
+    rows: list[dict[str, Any]] = []
+    tokens = 0
+    for row in table.slice(0, ROWS_COMPARED).to_pylist():
+        tokens += sum(label >= 0 for label in row["labels"])
+        if rows and tokens > TOKENS_COMPARED:
+            break
+        rows.append(row)
+    return rows

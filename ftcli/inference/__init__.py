@@ -1,0 +1,1 @@
+"""Open what was trained; score rows, answer prompts."""

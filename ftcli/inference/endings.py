@@ -1,0 +1,106 @@
+"""Whether answers end: proven in the labels before a training, measured on the model behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ftcli.console import Reporter
+from ftcli.data.prepared import Prepared, RowsOf, Split
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.data.tokenizing.rows import read_split
+from ftcli.errors import DataError
+from ftcli.inference.generation import Model, answer_prompts
+from ftcli.models.device import is_out_of_memory
+from ftcli.models.prompt_manifest import PromptContract
+from ftcli.training.building import Setup
+from ftcli.training.trainer import FtcliTrainer
+
+TRAINED_ON: tuple[RowsOf, ...] = ("train", "validation", "replay")
+# How many rows are named in an error.
+NAMED = 3
+# A few answers tell "always" from "never", which is what goes wrong.
+ANSWERED = 8
+# A model that has learnt to stop writes about as much as the longest answer it was shown.
+ROOM = 1.25
+
+
+@dataclass(frozen=True)
+class StopRate:
+    """Share of greedy answers that the trained model ended itself; none where none was asked."""
+
+    stop_rate: float | None
+    stop_rate_rows: int
+
+
+def require_ends(folder: Path, prepared: Prepared, renderer: Renderer) -> None:
+    """Prove that every row ends, in its labels, with a token that stops an answer.
+
+    Rows as long as max_length may be cut, and prove nothing. Raises DataError naming the first.
+    """
+    for split in (split for split in TRAINED_ON if split in prepared.row_files):
+        endless = _endless(read_split(folder, split), prepared)
+        if not endless.num_rows:
+            continue
+        first, *others = endless.slice(0, NAMED).to_pylist()
+        stops = " or ".join(repr(renderer.tokenizer.decode([i])) for i in prepared.stop_ids)
+        also = "".join(f", {row['file']}:{row['line']}" for row in others)
+        raise DataError(
+            "end_token",
+            f"of {endless.num_rows} {split} rows, this one first{also}, the labels do not end with "
+            f"{stops}, so that the model would not learn to stop; name another data.template, or "
+            f"delete {folder} where it was changed",
+            file=first["file"],
+            line=first["line"],
+        )
+
+
+def _endless(rows: pa.Table, prepared: Prepared) -> pa.Table:
+    """Origins of the rows that are not cut and whose last label stops nothing."""
+    stops = pa.array(prepared.stop_ids, pa.int32())
+    masks = []
+    for labels in rows.column("labels").chunks:
+        last = labels.values.take(pc.subtract(labels.offsets.slice(1), 1))
+        cut = pc.equal(pc.list_value_length(labels), prepared.max_length)
+        masks.append(pc.invert(pc.or_(pc.is_in(last, value_set=stops), cut)))
+    return rows.select(["file", "line"]).filter(pa.chunked_array(masks, pa.bool_()))
+
+
+def measure_stop_rate(trainer: FtcliTrainer, setup: Setup, reporter: Reporter) -> StopRate:
+    """Greedy answers of the trained model to a few validation rows, or else training rows.
+
+    An answer has ROOM times the tokens of the longest one in these rows to end in, and no more than
+    generation.max_new_tokens. Plain texts have no answers.
+    """
+    prepared, generation = setup.prepared, setup.recipe.generation
+    rows = [] if prepared.plain_text else _whole_rows(trainer.run.data, prepared)
+    if not rows:
+        return StopRate(None, 0)
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    longest = max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
+    limit = min(math.ceil(ROOM * longest), generation.max_new_tokens)
+    greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
+    contract = PromptContract(setup.renderer, prepared.stop_ids, prepared.pad_id)
+    model = Model(trainer.model, contract, setup.recipe.training.fast is not False)
+    arithmetic = trainer.compute_loss_context_manager()  # whatever types the weights are held in
+    try:
+        with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:
+            answers = answer_prompts(model, prompts, greedy, meter.update)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reporter.note("note: no memory is left to measure the stop rate; ftcli eval measures it")
+        return StopRate(None, 0)
+    return StopRate(sum(answer.stopped for answer in answers) / len(answers), len(answers))
+
+
+def _whole_rows(folder: Path, prepared: Prepared) -> list[dict[str, Any]]:
+    """The first rows that are not cut within their prompt, which loss_on: all allows."""
+    split: Split = "validation" if prepared.validation.rows else "train"
+    rows = read_split(folder, split).select(["input_ids", "prompt_tokens"]).slice(0, ANSWERED)
+    return [row for row in rows.to_pylist() if len(row["input_ids"]) > row["prompt_tokens"]]

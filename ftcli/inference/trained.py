@@ -1,0 +1,99 @@
+"""Open what a run has trained, for eval, merge and generate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
+from ftcli.data.prepared import Prepared
+from ftcli.inference.generation import Model
+from ftcli.kernels.cpu import collect_as_usual
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import model_source
+from ftcli.models.adapters import open_adapter
+from ftcli.models.device import device_of, hardware_for, use_whole_machine
+from ftcli.models.load import compute_dtype, load_base
+from ftcli.models.methods import quantization
+from ftcli.models.prompt_manifest import contract_of, proven_base
+from ftcli.runs.folder import RunFolder
+
+
+def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
+    """The base that the run started from, with the run's tokenizer and template."""
+    contract, hardware = contract_of(loaded, run, prepared), _hardware(loaded)
+    base = _base(loaded, run, hardware, inference_dtype(run, hardware))
+    return Model(base, contract, loaded.recipe.training.fast is not False)
+
+
+def load_tuned_model(
+    loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: torch.dtype | None = None
+) -> Model:
+    """The trained model: the base with the run's adapter, or the run's own model."""
+    contract, hardware = contract_of(loaded, run, prepared), _hardware(loaded)
+    dtype = dtype or inference_dtype(run, hardware)
+    match loaded.recipe.method:
+        case Full():
+            network: Any = _network(loaded, run, str(run.model), hardware, dtype, None)
+        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
+            network = open_adapter(_base(loaded, run, hardware, dtype), run.adapter)
+        case _:
+            assert_never(loaded.recipe.method)
+    return Model(network, contract, loaded.recipe.training.fast is not False)
+
+
+def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
+    """The training's arithmetic, or fp32 where 16 bits are emulated."""
+    if hardware.kind == "cpu" and not hardware.fast_bf16:
+        return torch.float32
+    return compute_dtype(run.planned("precision"))
+
+
+def held_as(loaded: Loaded, run: RunFolder) -> str:
+    """Type and machine in which the run's models answer here: `torch.bfloat16 on NVIDIA …`."""
+    hardware = hardware_for(loaded)
+    return f"{inference_dtype(run, hardware)} on {hardware.name}"
+
+
+def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
+    """Token ids of prompts, exactly as the training rows began."""
+    return [model.contract.renderer.prompt_ids(list(turns)) for turns in messages]
+
+
+def _hardware(loaded: Loaded) -> Hardware:
+    collect_as_usual()  # all that is heavy has been imported, and no model is there
+    hardware = hardware_for(loaded)
+    use_whole_machine(hardware)
+    return hardware
+
+
+def _base(loaded: Loaded, run: RunFolder, hardware: Hardware, dtype: torch.dtype) -> Any:
+    """The base as the run held it; raises FtcliError where it is not the one of the training."""
+    model = loaded.recipe.model
+    source = model_source(model.id, loaded.base)
+    quantized = quantization(loaded.recipe.method, dtype)
+    with proven_base([run], source, model.revision):
+        return _network(loaded, run, source, hardware, dtype, quantized)
+
+
+def _network(
+    loaded: Loaded,
+    run: RunFolder,
+    source: str,
+    hardware: Hardware,
+    dtype: torch.dtype,
+    quantized: BitsAndBytesConfig | None,
+) -> Any:
+    attention = run.planned("attention")
+    return load_base(
+        source,
+        loaded.recipe.model,
+        dtype=dtype,
+        attention="sdpa" if attention == "flash" and hardware.kind == "cpu" else attention,
+        device=device_of(hardware),
+        quantization=quantized,
+    )

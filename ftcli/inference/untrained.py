@@ -1,0 +1,108 @@
+"""A recipe's base as it answers before any training, and how long its calls take here."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from ftcli.config.loader import Loaded
+from ftcli.data.example import Message
+from ftcli.data.few_shot import without_system
+from ftcli.data.tokenizing.rendering import Renderer, RowFault
+from ftcli.inference.generation import Model
+from ftcli.memory.shapes import find_shape, model_source
+from ftcli.models.base_weights import require_weights
+from ftcli.models.device import device_of, hardware_for, use_whole_machine
+from ftcli.models.load import compute_dtype, load_base
+from ftcli.models.methods import quantization
+from ftcli.models.prompt_manifest import PromptContract
+from ftcli.training.plan.arithmetic import choose_attention, choose_precision
+
+TIMED_TOKENS = 17
+"""The first comes with the prompt; the others are timed."""
+LEAST_SECONDS = 1e-6
+
+
+def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
+    """The base as a training of this recipe would hold it; raises ModelError, MachineError."""
+    recipe, model = loaded.recipe, loaded.recipe.model
+    source = model_source(model.id, loaded.base)
+    shape = find_shape(model.id, loaded.base, model.revision)
+    hardware = hardware_for(loaded)
+    use_whole_machine(hardware)
+    require_weights(source, model.revision, shape)
+    dtype = compute_dtype(choose_precision(recipe, hardware).value)
+    network = load_base(
+        source,
+        model,
+        dtype=dtype,
+        attention=choose_attention(recipe, shape, hardware).value,
+        device=device_of(hardware),
+        quantization=quantization(recipe.method, dtype),
+    )
+    return Model(network, PromptContract(renderer, renderer.stop_ids, renderer.pad_id))
+
+
+def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:
+    """Ids of a prompt; a system turn that the template refuses stands in the first user turn.
+
+    Raises RowFault.
+    """
+    try:
+        return renderer.prompt_ids(messages)
+    except RowFault:
+        if not messages or messages[0].role != "system":
+            raise
+    return renderer.prompt_ids(without_system(messages))
+
+
+@dataclass(frozen=True)
+class CallSpeed:
+    """Calls one at a time: medians over the prompts of a kind, and over all answers."""
+
+    prompt_seconds: tuple[float, ...]
+    """One for each kind of prompt."""
+    seconds_per_answer_token: float
+
+
+def time_calls(model: Model, kinds: Sequence[Sequence[Sequence[int]]]) -> CallSpeed:
+    """Ask prompts of several kinds in turn, so that what else the machine does falls on all.
+
+    How fast an answer is written is taken to be the same behind each kind: what a longer context
+    adds to a token is less than such a short timing can tell.
+    """
+    network = model.network.eval()
+    for prompts in kinds:
+        _answer(network, prompts[0], model.device)  # untimed: kernels are chosen here
+    firsts: list[list[float]] = [[] for _ in kinds]
+    others: list[float] = []
+    for turn in zip(*kinds, strict=True):
+        for place, prompt in enumerate(turn):
+            first = _answer(network, prompt, model.device)
+            whole = _answer(network, prompt, model.device, tokens=TIMED_TOKENS)
+            firsts[place].append(first)
+            others.append(max(whole - first, LEAST_SECONDS) / (TIMED_TOKENS - 1))
+    prompt_seconds = tuple(statistics.median(each) for each in firsts)
+    return CallSpeed(prompt_seconds, statistics.median(others))
+
+
+def _answer(network: Any, prompt: Sequence[int], device: torch.device, tokens: int = 1) -> float:
+    """Seconds that a greedy answer of exactly so many tokens takes."""
+    ids = torch.tensor([list(prompt)], device=device)
+    settings = GenerationConfig(
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    started = time.monotonic()
+    with torch.no_grad():
+        network.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+        )
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - started

@@ -1,0 +1,63 @@
+"""Attention over packed rows on a card: torch's flex attention, as transformers calls it.
+
+A forest stands in such an order that the tokens of a segment are seen from themselves on up to
+the last token of what continues it, and from nowhere else: one number a key says who sees it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ftcli.environment import wants_compiler
+from ftcli.kernels.autocast import autocast_type
+from ftcli.kernels.slots import Layout
+from ftcli.kernels.switch import attention_named
+
+NAME = "ftcli_flex"
+
+
+def through_flex(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Have the model's layers take the attention of this file, which wants a `layout`."""
+    wants_compiler()
+    return attention_named(model, NAME)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: Layout,
+    sliding_window: int | None = None,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
+    kind = autocast_type(query) or value.dtype
+    flex = ALL_ATTENTION_FUNCTIONS["flex_attention"]
+    mask = layout.made_once(("flex", sliding_window), lambda: _mask(layout, sliding_window))
+    tensors = (tensor.to(kind) for tensor in (query, key, value))
+    attended, _ = flex(module, *tensors, mask, **keywords)
+    return attended, None
+
+
+AttentionInterface.register(NAME, attend)
+
+
+def _mask(layout: Layout, window: int | None) -> BlockMask:
+    until, positions = layout.seen_until, layout.positions
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        found = (key <= query) & (query < until[key])
+        return found if window is None else found & (positions[query] - positions[key] < window)
+
+    tokens = len(until)
+    return create_block_mask(sees, None, None, tokens, tokens, device=until.device)

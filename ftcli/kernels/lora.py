@@ -1,0 +1,114 @@
+"""A frozen weight and its low-rank update as one node of autograd.
+
+PEFT makes five of it (two products, dropout, a factor, a sum), which read and write the outputs
+again and keep more for the backward pass. The same products here add up in place.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ftcli.kernels.autocast import autocast_type
+from ftcli.kernels.dequantised import is_four_bit, kept_weight
+
+
+def fuse_lora(model: nn.Module) -> int:
+    """Give each LoRA layer that can take it one node; returns how many those are.
+
+    A layer is left as it is where it has dropout, DoRA or a bias of its own, or a base that is
+    neither a plain linear layer nor one of 4 bits; of the latter, one that keeps its dequantised
+    weight is one node.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    fused = [layer for layer in layers if _is_plain(layer)]
+    for layer in fused:
+        layer.forward = partial(_forward, layer, layer.forward)
+    return len(fused)
+
+
+def _is_plain(layer: Any) -> bool:
+    base = layer.base_layer
+    if len(layer.active_adapters) != 1 or (type(base) is not nn.Linear and not is_four_bit(base)):
+        return False
+    name = layer.active_adapters[0]
+    return (
+        name in layer.lora_A
+        and name not in layer.lora_variant
+        and isinstance(layer.lora_dropout[name], nn.Identity)
+        and layer.lora_B[name].bias is None
+        and not layer.fan_in_fan_out
+    )
+
+
+def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    """The layer's forward; PEFT's own where it is switched off, merged, or of mixed types."""
+    base, name = layer.base_layer, layer.active_adapters[0]
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    weight = kept_weight(base) if is_four_bit(base) else base.weight
+    if weight is None or layer.disable_adapters or layer.merged or arguments or keywords:
+        return plainly(hidden, *arguments, **keywords)
+    cast_to = autocast_type(hidden)
+    kind = cast_to or hidden.dtype
+    if cast_to is None:
+        mixed = not kind == weight.dtype == down.dtype
+    else:
+        mixed = is_four_bit(base) and not kind == hidden.dtype == weight.dtype
+    if mixed:
+        return plainly(hidden, *arguments, **keywords)
+    bias = None if base.bias is None else base.bias.to(kind)
+    hidden, weight, down, up = (part.to(kind) for part in (hidden, weight, down, up))
+    scale = layer.scaling[name]
+    if not torch.is_grad_enabled():
+        return _answer(hidden, weight.T, bias, down.T, up.T, scale)
+    found: Tensor = _LowRank.apply(hidden.flatten(0, -2), weight, bias, down, up, scale)
+    return found.view(*hidden.shape[:-1], -1)  # not in the node: Falcon adds to it in place
+
+
+def _answer(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> Tensor:
+    """[..., in] → [..., out], without a node of autograd; factors as in `_product`."""
+    answered, _ = _product(hidden.flatten(0, -2), weight, bias, down, up, scale)
+    return answered.view(*hidden.shape[:-1], -1)
+
+
+def _product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """[n, in] → [n, out], and what A makes of the rows [n, rank].
+
+    The factors are on their side, as rows are multiplied by them: [in, out], [in, rank], [rank,
+    out].
+    """
+    inner = torch.mm(rows, down)
+    found = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
+    return found.addmm_(inner, up, alpha=scale), inner
+
+
+class _LowRank(torch.autograd.Function):
+    """x → x Wᵀ + b + scale · x Aᵀ Bᵀ, where W and b are frozen.
+
+    Shapes: x [n, in], W [out, in], A [rank, in], B [out, rank]; all of one type.
+    """
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias, down, up, scale):  # type: ignore[no-untyped-def]
+        found, inner = _product(rows, weight.T, bias, down.T, up.T, scale)
+        ctx.save_for_backward(rows, weight, down, up, inner)
+        ctx.scale = scale
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        rows, weight, down, up, inner = ctx.saved_tensors
+        inner_grad = (gradient @ up).mul_(ctx.scale)
+        rows_grad = None
+        if ctx.needs_input_grad[0]:
+            rows_grad = (gradient @ weight).addmm_(inner_grad, down)
+        up_grad = (inner.T @ gradient).mul_(ctx.scale).T  # faster on a CPU than gradient.T @ inner
+        return rows_grad, None, None, inner_grad.T @ rows, up_grad, None

@@ -1,0 +1,146 @@
+"""Peak memory of one training step: the greatest of its moments, item by item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ftcli.memory.choices import Choices
+from ftcli.memory.covered import uncovered, widened
+from ftcli.memory.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
+from ftcli.memory.head import LOSS_CHUNK_POSITIONS
+from ftcli.memory.interval import Residuals, residuals_of
+from ftcli.memory.phases import moments
+from ftcli.memory.reserve import reserved_bytes
+from ftcli.memory.shapes import Shape
+from ftcli.memory.static import Static, static_bytes
+from ftcli.memory.step import Phase, step_phases
+from ftcli.memory.trained import trainable_parameters
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Memory of one training step."""
+
+    breakdown: dict[str, int]
+    """Bytes at the peak; all but `context` add up to `peak_bytes`."""
+    peak_bytes: int
+    """Allocated by tensors: torch.cuda.max_memory_allocated."""
+    reserved_bytes: int
+    """Held by torch's caching allocator: torch.cuda.max_memory_reserved."""
+    device_bytes: int
+    """What nvidia-smi shows: reserved and the CUDA context."""
+    residuals: Residuals
+    """How far measured runs of this kind lay from their estimates."""
+    uncovered: tuple[str, ...]
+    """What no measured run of a like stack covers: each kind widens the interval."""
+    managed_bytes: int
+    """Optimizer states in managed memory, in none of the figures above: they use what is free on
+    the card and leave it for the host's memory when it fills up."""
+    peak_phase: str
+    phases: dict[str, int]
+    """Allocated bytes at each moment of the step, in its order."""
+    timeline: dict[str, dict[str, int]]
+    """The items of each moment; static ones are in all of them."""
+    moments: dict[str, int]
+    """Allocated bytes outside the step: validation, answers, and the merge on the CPU."""
+    trainable_parameters: int
+    total_parameters: int
+    fits: dict[str, bool]
+    """By `device_bytes`, as COMMANDS has it."""
+    surely_fits: dict[str, bool]
+    """By the upper end of the interval, as `train` and --fit decide."""
+    assumptions: dict[str, str | int | float | bool]
+
+    @property
+    def rests_on(self) -> str:
+        """What the interval rests on, in one line."""
+        none = f"; no run covers {' or '.join(self.uncovered)}" if self.uncovered else ""
+        return self.residuals.rests_on + none
+
+    @property
+    def low_bytes(self) -> int:
+        """Lower end of the interval around `device_bytes`."""
+        return round(self.residuals.low * self.device_bytes)
+
+    @property
+    def high_bytes(self) -> int:
+        """Upper end of it."""
+        return round(self.residuals.high * self.device_bytes)
+
+
+def estimate(
+    shape: Shape, choices: Choices, capability: ComputeCapability | None = None
+) -> Estimate:
+    """Peak memory of training `shape` as chosen, on a card of this CUDA capability.
+
+    Without one the context is the largest known.
+
+    Raises ModelError (`target_modules`).
+    """
+    if shape.capped_scores and choices.attention == "sdpa":
+        # transformers refuses sdpa for such a model.
+        choices = replace(choices, attention="eager")
+    static = static_bytes(shape, choices)
+    phases = step_phases(shape, choices)
+    allocated = {name: static.total_bytes + phase.total_bytes for name, phase in phases.items()}
+    peak_phase = max(allocated, key=allocated.__getitem__)
+    reserved = max(reserved_bytes(static.total_bytes, phase, choices) for phase in phases.values())
+    context = context_bytes(capability)
+    residuals = widened(residuals_of(choices, "card"), shape, choices)
+    return Estimate(
+        breakdown=_items(static, phases[peak_phase]) | {"context": context},
+        peak_bytes=allocated[peak_phase],
+        reserved_bytes=reserved,
+        device_bytes=reserved + context,
+        residuals=residuals,
+        uncovered=uncovered(shape, choices),
+        managed_bytes=static.managed,
+        peak_phase=peak_phase,
+        phases=allocated,
+        timeline={name: _items(static, phase) for name, phase in phases.items()},
+        moments=moments(shape, choices),
+        trainable_parameters=trainable_parameters(shape, choices),
+        total_parameters=shape.parameters,
+        fits={known.name: card_fits(reserved, known) for known in KNOWN_CARDS},
+        surely_fits={
+            known.name: residuals.high * (reserved + known.context_bytes) <= known.usable_bytes
+            for known in KNOWN_CARDS
+        },
+        assumptions=_assumptions(choices),
+    )
+
+
+def card_fits(reserved_bytes: int, card: Card) -> bool:
+    return reserved_bytes + card.context_bytes <= card.usable_bytes
+
+
+def _items(static: Static, phase: Phase) -> dict[str, int]:
+    """Item by item; `hold` only where a recipe asks for it."""
+    held = {"hold": static.hold} if static.hold else {}
+    return {
+        "weights": static.weights,
+        "quantization": static.quantization,
+        "adapter": static.adapter,
+        "gradients": phase.gradients,
+        "optimizer": static.optimizer,
+        **held,
+        "activations": phase.activations,
+        "logits": phase.logits,
+        "workspace": phase.workspace,
+    }
+
+
+def _assumptions(choices: Choices) -> dict[str, str | int | float | bool]:
+    return {
+        "sequence": f"every row of the micro-batch fills {choices.seq_len} tokens",
+        "labelled_share": choices.labelled_share,
+        "loss_chunk_positions": LOSS_CHUNK_POSITIONS
+        if choices.loss == "chunked"
+        else choices.tokens,
+        "attention": choices.attention,
+        "attention_mask": choices.mask,
+        "weight_bytes": choices.weight_bytes,
+        "adapter_bytes": choices.stack.adapter_bytes,
+        "optimizer_kernel": "foreach" if choices.stack.foreach_optimizer else "fused",
+        "display_bytes": DISPLAY_BYTES,
+    }

@@ -1,0 +1,158 @@
+"""What `estimate-vram --fit` is asked, and which changes of it may be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ftcli.errors import ModelError
+from ftcli.memory import Choices
+from ftcli.memory.choices import FROZEN_MODES, Attention, Mode, Optimizer
+from ftcli.memory.fit.search import CARD_TOKENS, Options, useful_micro_batches
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import Shape, Targets
+
+T = TypeVar("T")
+
+# From the method that learns most to the one that needs least.
+METHODS: tuple[Mode, ...] = ("full", "lora", "qlora")
+OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
+# The least rank in the LoRA paper's tables that is more than a curiosity (Hu et al. 2021, 7.2).
+LEAST_RANK = 4
+# Lengths are multiples of this: numbers that people read, and that tensor cores like.
+LENGTH_STEP = 64
+# Rows any shorter hold no prompt with its answer.
+LEAST_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training as asked for, and what of it is open."""
+
+    shape: Shape
+    choices: Choices
+    """What is open stands at its smallest."""
+    batch_rows: int
+    """Rows of an optimizer step, which stay as they are."""
+    open_micro_batch: bool = False
+    open_checkpointing: bool = False
+    alpha: float | None = None
+    """LoRA's alpha, where a recipe holds one: it goes down with the rank."""
+    rslora: bool = False
+    """The update is scaled by alpha / √rank."""
+    share_longer: Callable[[int], float] | None = None
+    """Share of the rows that are longer than so many tokens; None where no rows are known."""
+
+    @property
+    def open_choices(self) -> tuple[str, ...]:
+        """In words, what is left to the plan."""
+        names = {
+            "micro-batch": self.open_micro_batch,
+            "gradient checkpointing": self.open_checkpointing,
+        }
+        return tuple(name for name, is_open in names.items() if is_open)
+
+
+def require_mode(mode: Mode, shape: Shape) -> None:
+    """Raise ModelError where the method would leave part of the model out in silence."""
+    if shape.experts > 1 and mode != "full":
+        raise ModelError(
+            "method_refused",
+            f"{shape.name} is a mixture of experts, whose experts are 3-D tensors: 4 bits pass "
+            f"over them, and ftcli has not proven {mode} on them; take method.mode: full, or a "
+            "dense model",
+        )
+
+
+def options_of(asked: Asked, hardware: Hardware) -> Options:
+    """As asked first, then every change that `ftcli train` carries out on this card."""
+    choices = asked.choices
+    return Options(
+        seq_len=_lengths(choices.seq_len),
+        rank=_ranks(choices),
+        mode=_modes(asked),
+        four_bit_base=_bases(choices),
+        targets=_targets(asked.shape, choices),
+        optimizer=_from(OPTIMIZERS, choices.optimizer),
+        attention=_attentions(asked.shape, choices.attention),
+        gradient_checkpointing=_checkpointing(asked),
+        micro_batch=_micro_batches(asked, hardware),
+        batch_rows=asked.batch_rows,
+        most_tokens=CARD_TOKENS if asked.open_micro_batch else None,
+    )
+
+
+def _lengths(asked: int) -> tuple[int, ...]:
+    longest = (asked - 1) // LENGTH_STEP * LENGTH_STEP
+    return (asked, *range(longest, LEAST_LENGTH - 1, -LENGTH_STEP))
+
+
+def _checkpointing(asked: Asked) -> tuple[bool, ...]:
+    choices = asked.choices
+    if choices.mode == "prefix":
+        return (False,)  # plan.memory says why
+    fixed = choices.gradient_checkpointing and not asked.open_checkpointing
+    return (True,) if fixed else (False, True)
+
+
+def _ranks(choices: Choices) -> tuple[int, ...]:
+    """Lower ones where one alpha goes with all of them."""
+    ranks = [choices.rank]
+    if choices.mode in FROZEN_MODES or choices.rank_pattern:
+        return tuple(ranks)
+    while ranks[-1] // 2 >= LEAST_RANK:
+        ranks.append(ranks[-1] // 2)
+    return tuple(ranks)
+
+
+def _modes(asked: Asked) -> tuple[Mode, ...]:
+    if asked.shape.experts > 1:
+        return (asked.choices.mode,)  # require_mode
+    methods = _from(METHODS, asked.choices.mode)
+    if asked.choices.precision == "fp32" and asked.choices.mode != "qlora":
+        # QLoRA computes in 16 bits (stages.contradictions).
+        return tuple(mode for mode in methods if mode != "qlora")
+    return methods
+
+
+def _bases(choices: Choices) -> tuple[bool, ...]:
+    """A frozen base in 4 bits, whose products are computed in 16 bits on a card, as QLoRA's."""
+    as_asked = choices.mode not in FROZEN_MODES or choices.precision == "fp32"
+    return (choices.four_bit_base,) if as_asked or choices.four_bit_base else (False, True)
+
+
+def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
+    """As asked; attention alone; queries and values alone: each a part of the one before.
+
+    Modules with a rank of their own stay: a rank for what is not adapted is an error.
+    """
+    if shape.experts > 1 or choices.mode in FROZEN_MODES or choices.rank_pattern:
+        return (choices.targets,)
+    queries, output = shape.layout.queries, shape.layout.output
+    tried: list[Targets] = [choices.targets]
+    for fewer in ((*queries, output), (queries[0], queries[-1]) if len(queries) > 1 else queries):
+        if set(fewer) < set(shape.target_modules(tried[-1])):
+            tried.append(fewer)
+    return tuple(tried)
+
+
+def _attentions(shape: Shape, asked: Attention) -> tuple[Attention, ...]:
+    """Not flash: its package may be missing, and it saves nothing that sdpa does not, except for
+    a model that caps its scores."""
+    if asked == "eager" and not shape.capped_scores:
+        return ("eager", "sdpa")
+    return (asked,)
+
+
+def _micro_batches(asked: Asked, hardware: Hardware) -> tuple[int, ...]:
+    useful = useful_micro_batches(asked.batch_rows, hardware)
+    if asked.open_micro_batch:
+        return useful
+    rows = asked.choices.micro_batch
+    return (rows, *(fewer for fewer in useful if fewer < rows))
+
+
+def _from(ordered: tuple[T, ...], asked: T) -> tuple[T, ...]:
+    """`asked` and what comes after it; alone where it is none of them."""
+    return ordered[ordered.index(asked) :] if asked in ordered else (asked,)

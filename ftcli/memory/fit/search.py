@@ -1,0 +1,164 @@
+"""The cheapest way to train that fits: one search for `train` and for `estimate-vram --fit`."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from ftcli.memory import Choices
+from ftcli.memory.choices import Attention, Mode, Optimizer
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import Targets
+
+Fits = Callable[[Choices], bool]
+
+# On a CPU four rows already keep the matrix units busy; more rows only add padding.
+CPU_MICRO_BATCH = 4
+# Packed rows keep them busy with so many tokens; with half as many a step of an adapter takes 9%
+# more, and one of full fine-tuning, whose states have no memory to spare, 6%.
+CPU_TOKENS = 2048
+FULL_CPU_TOKENS = 1024
+# On a card beyond this many tokens at once the products are as fast as they get.
+CARD_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be taken of each choice, the cheapest first.
+
+    The fields stand in the order of their cost, the dearest first: the cost of a way is the tuple
+    of its places in them, so that a step in one field costs more than all steps in those below.
+    """
+
+    seq_len: tuple[int, ...]
+    rank: tuple[int, ...]
+    mode: tuple[Mode, ...]
+    four_bit_base: tuple[bool, ...]
+    targets: tuple[Targets, ...]
+    optimizer: tuple[Optimizer, ...]
+    attention: tuple[Attention, ...]
+    gradient_checkpointing: tuple[bool, ...]
+    micro_batch: tuple[int, ...]
+    """The last is the smallest."""
+    batch_rows: int
+    """Rows of an optimizer step: micro-batch × accumulation, whatever the micro-batch."""
+    most_tokens: int | None = None
+    """Micro-batches of more tokens gain nothing; None: as many as it takes."""
+
+    def micro_batches(self, seq_len: int) -> tuple[int, ...]:
+        if self.most_tokens is None:
+            return self.micro_batch
+        most = self.most_tokens // seq_len
+        return tuple(rows for rows in self.micro_batch if rows <= most) or self.micro_batch[-1:]
+
+
+def useful_micro_batches(batch_rows: int, hardware: Hardware) -> tuple[int, ...]:
+    """Divisors of the batch size worth trying, the largest first."""
+    most = batch_rows if hardware.kind == "cuda" else min(batch_rows, CPU_MICRO_BATCH)
+    return tuple(rows for rows in range(most, 0, -1) if batch_rows % rows == 0)
+
+
+def cheapest(base: Choices, options: Options, fits: Fits) -> Choices | None:
+    """The way of least cost that fits; None where none does.
+
+    Exact, and quicker than trying all: more tokens, rows or rank never take less memory
+    (tests/test_fit_limits.py), which nothing promises of the other choices.
+    """
+    tokens = _first(options.seq_len, lambda tokens: some_way_fits(base, options, tokens, fits))
+    if tokens is None:
+        return None
+
+    def rank_fits(rank: int) -> bool:
+        return some_way_fits(base, replace(options, rank=(rank,)), tokens, fits)
+
+    rank = _first(options.rank, rank_fits)
+    assert rank is not None  # some_way_fits has found the least to fit
+    return next(_fitting(base, replace(options, rank=(rank,)), tokens, fits))
+
+
+def _first(values: tuple[int, ...], holds: Callable[[int], bool]) -> int | None:
+    """The first value that holds, where all after one that does hold too."""
+    if holds(values[0]):
+        return values[0]
+    place = bisect_left(values, True, lo=1, key=holds)
+    return values[place] if place < len(values) else None
+
+
+def some_way_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
+    """Whether any way fits at this length, tried from the leanest on: such is found soonest."""
+    leanest_first = replace(
+        options,
+        rank=options.rank[-1:],
+        mode=options.mode[::-1],
+        four_bit_base=options.four_bit_base[::-1],
+        targets=options.targets[::-1],
+        optimizer=options.optimizer[::-1],
+        attention=options.attention[::-1],
+        gradient_checkpointing=options.gradient_checkpointing[::-1],
+    )
+    return next(_fitting(base, leanest_first, seq_len, fits), None) is not None
+
+
+def leanest(base: Choices, options: Options) -> Choices:
+    """The last resort in every choice."""
+    return _with_rows(
+        replace(
+            base,
+            seq_len=options.seq_len[-1],
+            rank=options.rank[-1],
+            mode=options.mode[-1],
+            four_bit_base=options.four_bit_base[-1],
+            targets=options.targets[-1],
+            optimizer=options.optimizer[-1],
+            attention=options.attention[-1],
+            gradient_checkpointing=options.gradient_checkpointing[-1],
+        ),
+        options,
+        options.micro_batch[-1],
+    )
+
+
+def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Iterator[Choices]:
+    """Ways that fit at this length, in the order of the options."""
+    ways = product(
+        options.rank, options.mode, options.four_bit_base, options.targets, options.optimizer
+    )
+    for rank, mode, four_bit_base, targets, optimizer in ways:
+        if mode == "full" and (rank, targets) != (options.rank[0], options.targets[0]):
+            continue  # neither is anything to it: it has been tried
+        for attention, checkpointing in product(options.attention, options.gradient_checkpointing):
+            way = replace(
+                base,
+                seq_len=seq_len,
+                rank=rank,
+                mode=mode,
+                four_bit_base=four_bit_base,
+                targets=targets,
+                optimizer=optimizer,
+                attention=attention,
+                gradient_checkpointing=checkpointing,
+            )
+            found = _most_rows(way, options, fits)
+            if found is not None:
+                yield found
+
+
+def _most_rows(way: Choices, options: Options, fits: Fits) -> Choices | None:
+    """The way with its largest micro-batch that fits.
+
+    Without accumulation gradients are not held through the next forward pass, so a whole batch
+    may fit where a part does not; among parts, fewer rows never take more.
+    """
+    whole, *parts = options.micro_batches(way.seq_len)
+    if fits(_with_rows(way, options, whole)):
+        return _with_rows(way, options, whole)
+    if not parts or not fits(_with_rows(way, options, parts[-1])):
+        return None
+    return next(found for rows in parts if fits(found := _with_rows(way, options, rows)))
+
+
+def _with_rows(way: Choices, options: Options, rows: int) -> Choices:
+    accumulation = max(1, options.batch_rows // rows)
+    return replace(way, micro_batch=rows, gradient_accumulation=accumulation)

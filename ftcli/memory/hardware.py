@@ -1,0 +1,184 @@
+"""What a machine has for training: the one at hand, and graphics cards known by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ftcli.errors import UsageError, did_you_mean
+
+GIB = 2**30
+
+ComputeCapability = tuple[int, int]
+
+# torch's wheels with CUDA bring the first on Linux, `ftcli[cuda]` the second.
+CARD_KERNELS = ("triton", "liger_kernel")
+
+# CUDA programming guide, table of arithmetic by compute capability: bf16 since Ampere.
+FIRST_WITH_BF16: ComputeCapability = (8, 0)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine that a plan is made for; `ftcli.models.device` asks torch for it."""
+
+    kind: Literal["cuda", "cpu", "mps"]
+    name: str
+    memory_bytes: int
+    """Memory of the card, or of the machine where there is none."""
+    free_bytes: int
+    compute_capability: ComputeCapability | None
+    """None without CUDA."""
+    fast_bf16: bool
+    """bf16 runs on matrix units of its own, not through fp32."""
+    cores: int
+    """0 where nothing is known of the machine around a card."""
+    kernels: frozenset[str] = frozenset()
+    """Those packages of CARD_KERNELS that are installed beside a card."""
+
+    @property
+    def title(self) -> str:
+        """`NVIDIA GeForce RTX 4090`, or `CPU (AMD EPYC)`."""
+        named = self.kind == "cuda" or self.name == "CPU"
+        return self.name if named else f"CPU ({self.name})"
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a training may take as nvidia-smi shows it: of a card, with its CUDA context."""
+        own = context_bytes(self.compute_capability) if self.kind == "cuda" else 0
+        return self.free_bytes + own
+
+
+# What a CUDA process takes before its first tensor: nvidia-smi minus torch's reserved memory.
+_CONTEXT_BYTES: dict[ComputeCapability, int] = {
+    (7, 0): int(0.30 * GIB),  # V100: assumed
+    (7, 5): int(0.14 * GIB),  # T4: 141 MiB over 79 runs of fitcheck
+    (8, 0): int(0.55 * GIB),  # A100: 0.50 to 0.55, gaps in the memory logs of axolotl
+    (8, 6): int(0.45 * GIB),  # A10, RTX 30: assumed
+    (8, 9): int(0.45 * GIB),  # L4, RTX 40: assumed
+    (9, 0): int(0.55 * GIB),  # H100, H200: assumed equal to the A100
+    (12, 0): int(0.55 * GIB),  # RTX 50: assumed equal to the largest
+}
+_UNKNOWN_CONTEXT_BYTES = max(_CONTEXT_BYTES.values())
+
+
+def context_bytes(capability: ComputeCapability | None) -> int:
+    """Bytes of a CUDA context on a card of this capability; the largest known for others."""
+    if capability is None:
+        return _UNKNOWN_CONTEXT_BYTES
+    return _CONTEXT_BYTES.get(capability, _UNKNOWN_CONTEXT_BYTES)
+
+
+# A desktop session takes 0.3 to 1 GiB of the card that drives the display; the middle is assumed.
+DISPLAY_BYTES = GIB // 2
+
+# Of a card's memory CUDA shows 97% (8 GiB cards) to 99% (80 GiB), the rest is the driver's.
+_VISIBLE_SHARE = 0.98
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card as it is sold."""
+
+    model: str
+    sold_gib: float
+    visible_gib: float
+    """Total capacity as torch's out-of-memory messages state it."""
+    compute_capability: ComputeCapability | None
+    drives_display: bool
+    """A desktop card is taken to show a desktop too; a data-centre card is not."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.sold_gib:g}GB"
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.sold_gib * GIB)
+
+    @property
+    def usable_bytes(self) -> int:
+        """What is left for training, its CUDA context included."""
+        display_bytes = DISPLAY_BYTES if self.drives_display else 0
+        return int(self.visible_gib * GIB) - display_bytes
+
+    @property
+    def context_bytes(self) -> int:
+        return context_bytes(self.compute_capability)
+
+    @property
+    def hardware(self) -> Hardware:
+        """A machine with this card, on which only the display and the context take memory.
+
+        A card known only by its size is taken to have bf16, as all since 2020 do.
+        """
+        capability = self.compute_capability
+        return Hardware(
+            kind="cuda",
+            name=self.name,
+            memory_bytes=self.memory_bytes,
+            free_bytes=self.usable_bytes - self.context_bytes,
+            compute_capability=capability,
+            fast_bf16=capability is None or capability >= FIRST_WITH_BF16,
+            cores=0,
+            kernels=frozenset({"triton"}),
+        )
+
+
+# No card is smaller or larger: such a size is a slip (`4090gb`).
+_LEAST_GIB, _MOST_GIB = 2, 512
+
+# Where a model exists in two sizes the smaller stands first: its plain name means that one.
+KNOWN_CARDS: tuple[Card, ...] = (
+    Card("RTX 3060", 12, 11.76, (8, 6), True),
+    Card("RTX 3070", 8, 7.78, (8, 6), True),
+    Card("RTX 3080", 10, 9.77, (8, 6), True),
+    Card("RTX 3080", 12, 11.76, (8, 6), True),
+    Card("RTX 3090", 24, 23.69, (8, 6), True),
+    Card("RTX 4060 Ti", 16, 15.70, (8, 9), True),
+    Card("RTX 4070", 12, 11.73, (8, 9), True),
+    Card("RTX 4080", 16, 15.69, (8, 9), True),
+    Card("RTX 4090", 24, 23.64, (8, 9), True),
+    Card("RTX 5090", 32, 31.36, (12, 0), True),
+    Card("T4", 16, 14.56, (7, 5), False),
+    Card("V100", 16, 15.77, (7, 0), False),
+    Card("V100", 32, 31.73, (7, 0), False),
+    Card("A10", 24, 22.04, (8, 6), False),
+    Card("A10G", 24, 22.04, (8, 6), False),
+    Card("L4", 24, 22.03, (8, 9), False),
+    Card("A100", 40, 39.38, (8, 0), False),
+    Card("A100", 80, 79.15, (8, 0), False),
+    Card("H100", 80, 79.10, (9, 0), False),
+    Card("H200", 141, 139.80, (9, 0), False),
+)
+
+
+def find_card(wanted: str) -> Card:
+    """The card that `4090`, `rtx 4090`, `A100 80GB` or a plain size such as `24GB` means.
+
+    A plain size is a desktop card of that many GiB. Raises UsageError (`gpu_unknown`).
+    """
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*gi?b?\s*", wanted, re.IGNORECASE)
+    if size and _LEAST_GIB <= float(size.group(1)) <= _MOST_GIB:
+        return card_of_size(float(size.group(1)))
+    key = _key(wanted)
+    for card in KNOWN_CARDS:
+        if key in (_key(card.model), _key(card.name)):
+            return card
+    keys = [_key(card.model) for card in KNOWN_CARDS]
+    raise UsageError(
+        "gpu_unknown",
+        f"no card {wanted!r} is known{did_you_mean(key, keys)}; known: "
+        f"{', '.join(card.name for card in KNOWN_CARDS)}, or a size in GiB such as 24GB",
+    )
+
+
+def card_of_size(gib: float) -> Card:
+    """A desktop card known only by its size in GiB."""
+    return Card("card of", gib, _VISIBLE_SHARE * gib, None, drives_display=True)
+
+
+def _key(name: str) -> str:
+    """`NVIDIA GeForce RTX 4090` → `4090`."""
+    return re.sub(r"nvidia|geforce|rtx|tesla|[\s_-]", "", name.lower())

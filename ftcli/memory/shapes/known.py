@@ -1,0 +1,176 @@
+"""Model names → shapes and sources. Well-known models answer from a table, without network."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ftcli.errors import ModelError, UsageError
+from ftcli.hub import hub_file
+from ftcli.memory.shapes.config import shape_from_config
+from ftcli.memory.shapes.shape import Shape
+
+_SIZE = re.compile(r"\d+(\.\d+)?b")
+"""An alias that is a size alone, such as 7b or 0.5b."""
+
+
+@dataclass(frozen=True)
+class _KnownModels:
+    hub_ids: dict[str, str]
+    """Short name → hub id."""
+    configs: dict[str, dict[str, object]]
+    """Hub id → the part of its config.json that gives its shape."""
+
+
+@cache
+def _known_models() -> _KnownModels:
+    text = Path(__file__).with_name("known_models.json").read_text(encoding="utf-8")
+    models = json.loads(text)["models"]
+    return _KnownModels(
+        hub_ids={name: hub_id for model in models for name, hub_id in model["hub_ids"].items()},
+        configs={
+            hub_id: model["config"] for model in models for hub_id in model["hub_ids"].values()
+        },
+    )
+
+
+def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
+    """The shape of a local folder, a config.json, an alias, or a model of the hub.
+
+    `base` is the folder that relative paths start from. Known models answer without network,
+    whatever the revision: a published model keeps its sizes. Raises UsageError (`model_unknown`)
+    and ModelError (`model_missing`, `config_unreadable`, those of `shape_from_config` and of
+    `hub_file`).
+    """
+    if not model_id.strip():
+        raise _unknown(model_id)
+    local = _local(model_id, base)
+    config_file = local / "config.json" if os.path.isdir(local) else local
+    if os.path.isfile(config_file):
+        return shape_from_config(_read_config(config_file), name=model_id)
+    known = _known_models()
+    hub_id = known.hub_ids.get(model_id.lower(), _as_known(model_id))
+    _require_no_namesake(hub_id, base)
+    if hub_id in known.configs:
+        return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
+    if os.path.isdir(local):
+        raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
+    if _looks_like_path(model_id):
+        raise _missing(local)
+    if "/" not in model_id:
+        raise _unknown(model_id)
+    config = _read_config(_hub_config(model_id, revision))
+    return shape_from_config(config, name=model_id, hub_id=model_id)
+
+
+def _missing(local: Path) -> ModelError:
+    fault = "is not a model's folder" if os.path.lexists(local) else "does not exist"
+    return ModelError("model_missing", f"{os.path.normpath(local)} {fault}")
+
+
+def _as_known(model_id: str) -> str:
+    """A known hub id however its letters are written; else as it stands."""
+    same = (known for known in _known_models().configs if known.lower() == model_id.lower())
+    return next(same, model_id)
+
+
+def _hub_config(model_id: str, revision: str | None) -> Path:
+    try:
+        return hub_file(model_id, "config.json", revision=revision)
+    except ModelError as error:
+        near = _near(model_id, _known_models().configs)
+        if not near:
+            raise
+        raise ModelError(error.code, f"{error.message}{near}") from error
+
+
+def hub_id_of(alias: str) -> str:
+    """Hub id of a short name such as `smollm2-135m`; raises UsageError (`model_unknown`)."""
+    hub_id = _known_models().hub_ids.get(alias.lower())
+    if hub_id is None:
+        raise _unknown(alias)
+    return hub_id
+
+
+def _unknown(model_id: str) -> UsageError:
+    aliases = _known_models().hub_ids
+    sizes = sorted((alias for alias in aliases if _SIZE.fullmatch(alias)), key=_billions)
+    return UsageError(
+        "model_unknown",
+        f"no model {model_id!r}: neither a local folder, an alias nor a hub id (owner/name)"
+        f"{_near(model_id.lower(), aliases)}; a size is one of {', '.join(sizes)}, a name is the "
+        "hub's in small letters, such as qwen2.5-7b-instruct; any other model answers to its hub "
+        "id, its folder or its config.json",
+    )
+
+
+def _billions(size: str) -> float:
+    return float(size[:-1])
+
+
+def _near(word: str, aliases: Iterable[str]) -> str:
+    """`; did you mean gemma-2-9b, glm-4-9b or yi-9b?`: names that hold the word, else near ones."""
+    holding = [alias for alias in aliases if word and word in alias]
+    near = holding[:3] or difflib.get_close_matches(word, list(aliases), n=3, cutoff=0.6)
+    if not near:
+        return ""
+    *others, last = near
+    return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"
+
+
+def _looks_like_path(model_id: str) -> bool:
+    starts_as_path = model_id.startswith((".", "/", "~"))
+    return (
+        starts_as_path or model_id.count("/") > 1 or "\\" in model_id or model_id.endswith(".json")
+    )
+
+
+def _read_config(file: Path) -> dict[str, object]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "config_unreadable", f"not a model's config.json: {error}", file=str(file)
+        ) from error
+    if not isinstance(config, dict):
+        raise ModelError("config_unreadable", "not a JSON object", file=str(file))
+    return config
+
+
+def model_source(model_id: str, base: Path) -> str:
+    """Where transformers finds the model: an absolute folder, or a hub id.
+
+    Raises ModelError (`model_missing`) where a path leads to no folder, and for a hub id that is
+    also a folder of the working directory.
+    """
+    local = _local(model_id, base)
+    if os.path.isdir(local):
+        return str(local)
+    if _looks_like_path(model_id):
+        raise _missing(local)
+    source = _known_models().hub_ids.get(model_id.lower(), model_id)
+    _require_no_namesake(source, base)
+    return source
+
+
+def _require_no_namesake(hub_id: str, base: Path) -> None:
+    """transformers and tokenizers take a folder of the working directory before a hub id."""
+    if os.path.isdir(hub_id):
+        there = Path(os.path.relpath(hub_id, base)).as_posix()
+        start = os.path.relpath(base)
+        raise ModelError(
+            "model_missing",
+            f"{hub_id} is a folder here, but paths of a recipe start at its own folder ({start}); "
+            f"if you mean the folder, write {there}; if the hub's model, run this elsewhere",
+        )
+
+
+def _local(model_id: str, base: Path) -> Path:
+    # pathlib raises where there is no such user, and in is_dir where a name is too long.
+    return base / os.path.expanduser(model_id)

@@ -1,0 +1,265 @@
+"""Which tensors a method trains: their sizes, and what their gradients and states take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+from ftcli.errors import ModelError, did_you_mean
+from ftcli.memory.adapted import adapted
+from ftcli.memory.choices import Choices
+from ftcli.memory.shapes import Shape
+
+# bitsandbytes 0.50, optim/optimizer.py: two 8-bit states, each with one fp32 absmax for 256
+# (blocksize); smaller tensors stay fp32 (min_8bit_size), larger ones are paged (get_state_buffer).
+_STATE_8BIT_BYTES = 2 + 2 * 4 / 256
+_STATE_FP32_BYTES = 8
+_SMALLEST_8BIT_ELEMENTS = 4096
+_SMALLEST_PAGED_ELEMENTS = 100_000
+
+# Starting weights that ftcli.training.l2_sp casts at once: 16 MB of fp32.
+HOLD_PIECE_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Some trained tensors of one size."""
+
+    elements: int
+    count: int
+    element_bytes: int
+    embedding: bool = False
+    """It is the weight of an nn.Embedding."""
+
+    @property
+    def total_elements(self) -> int:
+        return self.elements * self.count
+
+    @property
+    def total_bytes(self) -> int:
+        return self.total_elements * self.element_bytes
+
+
+def trained_tensors(shape: Shape, choices: Choices) -> Iterator[Tensors]:
+    """Every trained tensor.
+
+    Raises ModelError: `target_modules`, `layers`, `rank_pattern`, `modules_to_save`.
+    """
+    if choices.mode == "full":
+        yield from _full_tensors(shape, choices.weight_bytes)
+        return
+    each = choices.stack.adapter_bytes
+    if choices.stack.trained_parameters is not None:
+        yield Tensors(choices.stack.trained_parameters, 1, each)
+    else:
+        yield from _method_tensors(shape, choices, each)
+    yield from _saved_modules(shape, choices)
+
+
+def trainable_parameters(shape: Shape, choices: Choices) -> int:
+    return sum(tensors.total_elements for tensors in trained_tensors(shape, choices))
+
+
+def adapter_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of what a method adds to the base model."""
+    if choices.mode == "full":
+        return 0
+    return gradient_bytes(shape, choices)
+
+
+def gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of all gradients: each has the type of its weight."""
+    return sum(tensors.total_bytes for tensors in trained_tensors(shape, choices))
+
+
+def hold_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the starting weights that training.hold keeps beside the trained ones: of a full
+    training in the type of the model's files, of an adapter in its own (ftcli.training.l2_sp)."""
+    if not choices.hold:
+        return 0
+    if choices.mode == "full":
+        return shape.parameters * min(choices.weight_bytes, shape.stored_bytes)
+    return gradient_bytes(shape, choices)
+
+
+def hold_piece_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the piece of them that a step casts to the type of the trained weights."""
+    cast = choices.hold and choices.mode == "full" and shape.stored_bytes < choices.weight_bytes
+    return choices.weight_bytes * HOLD_PIECE_ELEMENTS if cast else 0
+
+
+def trains_embeddings(shape: Shape, choices: Choices) -> bool:
+    """Where the head is the embedding matrix, either name trains the one matrix that both are
+    (engine.methods, ensure_weight_tying)."""
+    saved = choices.modules_to_save
+    return choices.mode == "full" or "embed_tokens" in saved or (shape.tied and "lm_head" in saved)
+
+
+def trains_head(shape: Shape, choices: Choices) -> bool:
+    saved = choices.modules_to_save
+    return choices.mode == "full" or "lm_head" in saved or (shape.tied and "embed_tokens" in saved)
+
+
+def saved_bytes(choices: Choices) -> int:
+    """Bytes of one weight of a module trained whole beside an adapter."""
+    return choices.stack.saved_bytes or choices.weight_bytes
+
+
+def head_weight_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of one weight of the head."""
+    saved = choices.mode != "full" and trains_head(shape, choices)
+    return saved_bytes(choices) if saved else choices.weight_bytes
+
+
+def head_gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the head's gradient, which exists before that of any layer."""
+    if not trains_head(shape, choices):
+        return 0
+    return shape.vocab * shape.hidden * head_weight_bytes(shape, choices)
+
+
+def embedding_gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the embeddings' gradient, which comes after those of all layers."""
+    if not trains_embeddings(shape, choices):
+        return 0
+    each = choices.weight_bytes if choices.mode == "full" else saved_bytes(choices)
+    return shape.vocab * shape.hidden * each
+
+
+def optimizer_bytes(shape: Shape, choices: Choices) -> tuple[int, int]:
+    """Bytes of the optimizer's states: (in the card's own memory, in managed memory)."""
+    match choices.optimizer:
+        case "sgd":
+            return 0, 0
+        case "adamw":
+            return 2 * gradient_bytes(shape, choices), 0
+        case "adamw-8bit" | "paged-adamw-8bit":
+            return _states_8bit(shape, choices)
+        case _:
+            assert_never(choices.optimizer)
+
+
+def _full_tensors(shape: Shape, each: int) -> Iterator[Tensors]:
+    for inputs, outputs in shape.linear_modules().values():
+        yield Tensors(inputs * outputs, shape.layers, each)
+    for elements in shape.expert_tensors().values():
+        yield Tensors(elements, shape.layers, each)
+    matrix = shape.vocab * shape.hidden
+    yield Tensors(matrix, 1, each, embedding=True)
+    if not shape.tied:
+        yield Tensors(matrix, 1, each)
+    for elements in shape.layer_vectors():
+        yield Tensors(elements, shape.layers, each)
+    outside = shape.vector_parameters - shape.layers * sum(shape.layer_vectors())
+    yield Tensors(outside, 1, each)
+
+
+def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    match choices.mode:
+        case "lora" | "qlora":
+            yield from _lora_tensors(shape, choices, each)
+        case "adapter":
+            count = shape.layers * adapters_per_layer(choices)
+            matrix = choices.bottleneck * shape.hidden
+            yield Tensors(matrix, 2 * count, each)
+            yield Tensors(choices.bottleneck, count, each)
+            yield Tensors(shape.hidden, count, each)
+        case "prefix":
+            yield from _prefix_tensors(shape, choices, each)
+        case "prompt":
+            yield Tensors(choices.virtual_tokens * shape.hidden, 1, each, embedding=True)
+        case "full":
+            raise AssertionError("full training has no tensors of its own")
+        case _:
+            assert_never(choices.mode)
+
+
+def _lora_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    for updates, layers in adapted(shape, choices).kinds:
+        for update in updates:
+            yield Tensors(update.rank * update.inputs, layers, each)
+            yield Tensors(update.rank * update.outputs, layers, each)
+            if choices.dora:
+                yield Tensors(update.outputs, layers, each)
+    if experts_adapted(shape, choices):
+        yield from expert_tensors(shape, choices, each)
+
+
+def experts_adapted(shape: Shape, choices: Choices) -> bool:
+    """Whether LoRA reaches stacked experts: peft 0.21 counts them and their router among all
+    linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING), but where
+    layers are chosen, modules are named instead (engine.targets)."""
+    stacked = shape.experts > 1 and not choices.stack.linear_experts
+    unnamed = choices.targets == "all-linear" and choices.layers is None
+    return stacked and choices.has_lora and unnamed
+
+
+def expert_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    """A and B of the router, and of all experts together: gate and up are one tensor with twice
+    the rank (_MOE_FUSED_TARGETS)."""
+    rank, hidden, inner = choices.rank, shape.hidden, shape.intermediate
+    ranks, fused = rank * shape.experts, shape.mlp_matrices - 1
+    sizes = [rank * hidden, rank * shape.experts]
+    sizes += [fused * ranks * hidden, fused * ranks * fused * inner, ranks * inner, ranks * hidden]
+    for elements in sizes:
+        yield Tensors(elements, shape.layers, each)
+
+
+def adapters_per_layer(choices: Choices) -> int:
+    return 2 if choices.placement == "both" else 1
+
+
+def _prefix_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors]:
+    """peft 0.21, tuners/prefix_tuning/model.py: keys and values of every layer, or the network
+    that makes them, whose inner width is that of the keys (utils/other.py)."""
+    width = shape.kv_width
+    states = 2 * shape.layers * width
+    if not choices.projection:
+        yield Tensors(choices.virtual_tokens * states, 1, each, embedding=True)
+        return
+    yield Tensors(choices.virtual_tokens * width, 1, each, embedding=True)
+    yield Tensors(width * width, 1, each)
+    yield Tensors(width, 1, each)
+    yield Tensors(width * states, 1, each)
+    yield Tensors(states, 1, each)
+
+
+def _saved_modules(shape: Shape, choices: Choices) -> Iterator[Tensors]:
+    """Copies of whole modules (peft, ModulesToSaveWrapper), and of the head's bias."""
+    for name in choices.modules_to_save:
+        if name not in ("embed_tokens", "lm_head"):
+            raise ModelError(
+                "target_modules",
+                f"modules_to_save: {name!r} cannot be sized"
+                f"{did_you_mean(name, ['embed_tokens', 'lm_head'])}; known: embed_tokens, lm_head",
+            )
+    if choices.modules_to_save and shape.tied and shape.head_bias:
+        raise ModelError(
+            "modules_to_save",
+            "head and embeddings are one matrix here, and the head has a bias, which PEFT drops "
+            "where it ties them; leave modules_to_save out",
+        )
+    each, matrix = saved_bytes(choices), shape.vocab * shape.hidden
+    if trains_embeddings(shape, choices):
+        yield Tensors(matrix, 1, each, embedding=True)
+    if trains_head(shape, choices):
+        if not shape.tied:
+            yield Tensors(matrix, 1, each)
+        if shape.head_bias:
+            yield Tensors(shape.vocab, 1, each)
+
+
+def _states_8bit(shape: Shape, choices: Choices) -> tuple[int, int]:
+    paged = choices.optimizer == "paged-adamw-8bit"
+    on_card = managed = 0.0
+    for tensors in trained_tensors(shape, choices):
+        # transformers 5.24, trainer.py create_optimizer: embeddings keep fp32 states.
+        fp32 = tensors.embedding or tensors.elements < _SMALLEST_8BIT_ELEMENTS
+        each = _STATE_FP32_BYTES if fp32 else _STATE_8BIT_BYTES
+        size = tensors.total_elements * each
+        if paged and tensors.elements >= _SMALLEST_PAGED_ELEMENTS:
+            managed += size
+        else:
+            on_card += size
+    return round(on_card), round(managed)

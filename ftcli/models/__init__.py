@@ -1,0 +1,1 @@
+"""Open a base, attach a method, keep adapters; what a stranger made is looked at first."""

@@ -1,0 +1,260 @@
+"""Ask the machine what there is → Hardware."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Device
+from ftcli.errors import MachineError
+from ftcli.memory.hardware import CARD_KERNELS, Hardware
+
+# bf16 products run in hardware with these; without them they are emulated, several times slower
+# than fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
+FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
+
+# What else than torch's OutOfMemoryError says that memory is out.
+NO_MEMORY = (
+    "allocate memory",  # c10/core/impl/alloc_cpu.cpp
+    "CUDA error: out of memory",  # torch.AcceleratorError: of CUDA itself, past torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",  # ATen/cuda/Exceptions.cpp
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # a full GPU has no room for cuBLAS's handle
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "Triton Error [CUDA]: out of memory",  # a kernel is loaded
+)
+
+# malloc.h of glibc
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+# What of an NVIDIA driver and its GPUs can be seen without torch.
+NVIDIA_GPUS, NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
+NVIDIA_SMI_SECONDS = 10
+
+
+def hardware_for(loaded: Loaded) -> Hardware:
+    """The device that this recipe's model uses here; raises MachineError at its key."""
+    with loaded.blame():
+        try:
+            return find_hardware(loaded.recipe.model.device)
+        except MachineError as error:
+            error.message += "; model.device: cpu takes the CPU instead"
+            raise
+
+
+def find_hardware(device: Device) -> Hardware:
+    """What `model.device` means here: a GPU that torch can use, or the CPU.
+
+    Raises MachineError (`no_cuda`) where `auto` finds an NVIDIA GPU that torch cannot use: a
+    training would take days on the CPU, and nothing would say why.
+    """
+    if device == "auto" and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        free, total = torch.cuda.mem_get_info(0)
+        return Hardware(
+            kind="cuda",
+            name=properties.name,
+            memory_bytes=total,
+            free_bytes=free,
+            compute_capability=(properties.major, properties.minor),
+            fast_bf16=properties.major >= 8,
+            cores=os.cpu_count() or 1,
+            kernels=frozenset(name for name in CARD_KERNELS if find_spec(name) is not None),
+        )
+    if device == "auto" and not _gpu_is_hidden() and _has_nvidia_gpu():
+        raise MachineError(
+            "no_cuda",
+            f"torch cannot use the NVIDIA GPU of this machine: {_why_no_cuda()}",
+        )
+    total, free = _memory()
+    return Hardware(
+        kind="cpu",
+        name=_cpu_name(),
+        memory_bytes=total,
+        free_bytes=free,
+        compute_capability=None,
+        fast_bf16=bool(FAST_BF16_FLAGS & _cpu_flags()),
+        cores=_cores(),
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now, what torch has reserved and does not use among it."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    return _memory()[1]
+
+
+def _gpu_is_hidden() -> bool:
+    """Whether the user has hidden every GPU from CUDA (CUDA programming guide)."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether there is an NVIDIA GPU, as its driver says; WSL has nvidia-smi alone."""
+    if any(NVIDIA_GPUS.glob("*")) or any(NVIDIA_DEVICES.glob("nvidia[0-9]*")):
+        return True
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return False
+    try:
+        found = subprocess.run([command, "-L"], capture_output=True, timeout=NVIDIA_SMI_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return found.returncode == 0 and found.stdout.startswith(b"GPU ")
+
+
+def _why_no_cuda() -> str:
+    """The reason and the remedy."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        public = torch.__version__.partition("+")[0]
+        # The index has a CUDA build for this kind of machine alone.
+        usual = platform.system() == "Linux" and platform.machine() == "x86_64"
+        install = f"pip install --force-reinstall torch=={public}" if usual else "see pytorch.org"
+        return f"torch {torch.__version__} is built without CUDA; install a CUDA build ({install})"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        words = " ".join(str(error).split()).partition(" Please ")[0].rstrip(".")
+    else:
+        words = "it finds none"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = f" (CUDA_VISIBLE_DEVICES is {visible})" if visible is not None else ""
+    return (
+        f"{words}{shown}; this build is for CUDA {torch.version.cuda}: update the NVIDIA driver, "
+        "or give the container its GPUs (docker run --gpus all)"
+    )
+
+
+def use_whole_machine(hardware: Hardware) -> None:
+    """Give torch the cores this process may use, and let it keep the memory it has touched.
+
+    Launchers often leave one thread. And glibc gives large tensors back to the system at once, so
+    that every operation faults fresh pages in: 20% to 25% of a forward pass on a virtual machine.
+    """
+    if hardware.kind == "cpu":
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(hardware.cores)
+        _keep_freed_memory()
+
+
+@contextmanager
+def memory_in_words(advice: str) -> Iterator[None]:
+    """Raise MachineError where torch runs out of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = torch.cuda.get_device_name() if uses_gpu() else "this machine"
+        raise MachineError("memory", f"{where} is out of memory: {advice}") from error
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU: one that is there may have been left alone."""
+    return torch.cuda.is_initialized()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator has said no: torch's on a GPU or a CPU, CUDA's own, or Python's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
+
+
+def free_memory() -> None:
+    """Free what a command has done with, on the GPU too, before it loads the next model.
+
+    Trainers, callbacks and 4-bit layers refer to one another in circles, which only a collection
+    frees.
+    """
+    gc.collect()
+    give_back_freed_memory()
+    torch.cuda.empty_cache()
+
+
+def give_back_freed_memory() -> None:
+    """Undo the second half of `use_whole_machine`, where tensors are replaced and memory is short.
+
+    Kept memory has holes: weights that were replaced one by one left 1.5 times their size.
+    """
+    _set_malloc(mmap_max=65_536, trim_threshold=128 * 2**10, top_pad=128 * 2**10)  # its defaults
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _keep_freed_memory() -> None:
+    """No mmap for large blocks, never trim the heap, grow it in large pieces."""
+    _set_malloc(mmap_max=0, trim_threshold=-1, top_pad=256 * 2**20)
+
+
+def _set_malloc(*, mmap_max: int, trim_threshold: int, top_pad: int) -> None:
+    """mallopt(3), where the C library is glibc."""
+    if (libc := _glibc()) is not None:
+        for option, value in (
+            (M_MMAP_MAX, mmap_max),
+            (M_TRIM_THRESHOLD, trim_threshold),
+            (M_TOP_PAD, top_pad),
+        ):
+            libc.mallopt(option, value)
+
+
+def _glibc() -> Any | None:
+    import ctypes
+
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def device_of(hardware: Hardware) -> torch.device:
+    """torch's name for the hardware."""
+    return torch.device("cuda", 0) if hardware.kind == "cuda" else torch.device("cpu")
+
+
+def _cores() -> int:
+    """Cores this process may use: its affinity, within the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores or 1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control groups, or no quota ("max")
+        return cores or 1
+
+
+def _memory() -> tuple[int, int]:
+    """Total and available bytes of memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return int(memory.total), int(memory.available)
+
+
+def _cpu_info(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _cpu_name() -> str:
+    return _cpu_info("model name") or "CPU"
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpu_info("flags") or _cpu_info("Features")).split())

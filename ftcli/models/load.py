@@ -1,0 +1,164 @@
+"""Load tokenizer and base as planned, with every way of failing put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Data, Model
+from ftcli.data.templates.template import choose_template
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.errors import ModelError
+from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.models.loss import require_known_head
+from ftcli.models.methods import keep_training_exact
+from ftcli.models.untrusted import (
+    opening,
+    refuse_foreign_config,
+    refuse_foreign_tokenizer,
+    refuse_foreign_weights,
+)
+from ftcli.models.virtual_tokens import causal_model
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+
+
+def load_renderer(loaded: Loaded, source: str) -> Renderer:
+    """Tokenizer and chat template of the recipe's model; raises ModelError, also where its weights
+    could never be opened."""
+    recipe = loaded.recipe
+    refuse_foreign_weights(source, recipe.model.revision)
+    tokenizer = load_tokenizer(source, recipe.model.revision)
+    note = choose_template(tokenizer, loaded)
+    return renderer_of(tokenizer, recipe.data, note)
+
+
+def shape_of(network: PreTrainedModel) -> Shape | None:
+    """The shape of a network, below its adapter; None where ftcli knows no sizes of its kind."""
+    try:
+        return shape_from_config(causal_model(network).config.get_text_config().to_dict())
+    except ModelError:
+        return None
+
+
+def renderer_of(
+    tokenizer: PreTrainedTokenizerBase, data: Data, note: str | None = None
+) -> Renderer:
+    """A renderer that does with this tokenizer what the recipe's data section asks for."""
+    own = f"the chat template of {tokenizer.name_or_path}"
+    name = "data.template" if data.template is not None else own
+    return Renderer(tokenizer, data.loss_on, tuple(data.template_kwargs.items()), note, name)
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or the hub; raises ModelError. Runs no code of either."""
+    refuse_foreign_config(source, revision)
+    refuse_foreign_tokenizer(source, revision)
+    with opening(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
+        fast = tokenizer.is_fast
+    if not fast:
+        raise ModelError(
+            "tokenizer", f"{source}: its tokenizer has no fast version, which finds the answers"
+        )
+    return tokenizer
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The type in which products are computed."""
+    return DTYPES["bf16" if precision == "pure-bf16" else precision]
+
+
+def open_config(source: str, revision: str | None) -> PreTrainedConfig:
+    """The base's config.json; raises ModelError. Runs no code of the repository."""
+    refuse_foreign_config(source, revision)
+    with opening(source, "config.json"):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+
+
+def load_base(
+    source: str,
+    model: Model,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    quantization: BitsAndBytesConfig | None = None,
+) -> PreTrainedModel:
+    """The base model in evaluation mode, from safetensors; raises ModelError.
+
+    Runs no code of the repository.
+    """
+    extra: dict[str, Any] = {}
+    if quantization is not None:
+        extra["quantization_config"] = quantization
+        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to any GPU there is
+    if device.type == "cuda":
+        extra["device_map"] = {"": device}
+    refuse_foreign_config(source, model.revision)
+    refuse_foreign_weights(source, model.revision)
+    quantised = quantization is not None
+    plain = quantised and open_config(source, model.revision).model_type == "falcon"
+    with opening(source, "model"), _plain_linear() if plain else nullcontext():
+        base = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=model.revision,
+            dtype=dtype,
+            attn_implementation=ATTENTION[attention],
+            use_safetensors=True,
+            trust_remote_code=False,
+            **extra,
+        )
+    if quantised:
+        _require_quantised(base, source)
+    base.config.use_cache = True
+    keep_training_exact(base)
+    with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
+        require_known_head(base)  # flash attention takes 16-bit tensors only
+    return base
+
+
+@contextmanager
+def _plain_linear() -> Iterator[None]:
+    """Falcon's linear layers as torch's own: they compute the same, and transformers 5.24 quantises
+    no subclass (integrations/bitsandbytes.py, replace_with_bnb_linear)."""
+    falcon: Any = import_module("transformers.models.falcon.modeling_falcon")
+    own, falcon.FalconLinear = falcon.FalconLinear, nn.Linear
+    try:
+        yield
+    finally:
+        falcon.FalconLinear = own
+
+
+def _require_quantised(network: PreTrainedModel, source: str) -> None:
+    """Raise ModelError where layers that are counted in 4 bits are not in 4 bits."""
+    shape = shape_of(network)
+    if shape is None:
+        return
+    layers = [each for each in network.modules() if type(each).__name__ == "Linear4bit"]
+    found = sum(each.in_features * each.out_features for each in layers)
+    if found != shape.linear_parameters:
+        raise ModelError(
+            "method_refused",
+            f"{source}: {found:,} of {shape.linear_parameters:,} weights of its layers are in 4 "
+            "bits, which is not what is estimated; train it without 4 bits (method.mode: lora; "
+            "method.quantization: none)",
+        )

@@ -1,0 +1,168 @@
+"""Cross entropy at labelled positions only, without the logits of a whole batch in memory.
+
+The backbone runs on every token; the head runs on the positions that carry a label, a chunk at a
+time, and each chunk's gradient is computed in the forward pass while its logits are still there.
+Padded rows are padded on the right and no attention mask is passed: causal attention never looks
+right, so padding changes nothing, and attention kernels are faster without a mask.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from ftcli.errors import ModelError
+from ftcli.kernels.attention import packed_attention
+from ftcli.kernels.autocast import autocast_type
+from ftcli.kernels.head import Gradients, Head, cross_entropy
+from ftcli.memory.head import LOSS_CHUNK_POSITIONS, positions_of
+from ftcli.models.batches import Batch, of_tensors
+from ftcli.models.virtual_tokens import backbone_inputs, causal_model, virtual_tokens
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The head of a causal language model, with what its config does to the logits.
+
+    Names of the config keys: transformers 5.24, modeling files of Gemma 2, Cohere, Granite.
+    """
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    if scale is None:
+        scale = 1.0 if divisor is None else 1.0 / divisor
+    output = model.get_output_embeddings()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(output.weight, getattr(output, "bias", None), float(scale), softcap)
+
+
+def require_known_head(model: PreTrainedModel) -> None:
+    """Raise ModelError where a model makes its logits otherwise than `head_of` believes.
+
+    For a model in evaluation mode: dropout would make two passes differ.
+    """
+    ids = torch.arange(1, 5, device=model.device)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        try:
+            difference = head_of(model).logits(_hidden(model, of_tensors(ids, ids))) - expected
+        except AttributeError:  # no backbone of its own
+            difference = expected
+    # 16-bit heads are rounded at different places.
+    if difference.abs().max() > 0.02 * expected.abs().max():
+        raise ModelError(
+            "model",
+            f"{type(model).__name__} makes its logits by more than a product, a scale and a "
+            "softcap; its loss would be wrong, so it can be neither trained nor scored",
+        )
+
+
+def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed negative log-likelihood and number of labelled tokens of each row, without gradient.
+
+    Returns two [rows] tensors (fp32 and int64).
+    """
+    with torch.no_grad():
+        hidden = _hidden(model, batch).flatten(0, 1)
+        head = head_of(causal_model(model))
+        losses = [
+            cross_entropy(head, hidden[places], targets)
+            for places, targets in zip(
+                _filled_up(batch.sources).split(LOSS_CHUNK_POSITIONS),
+                batch.targets.split(LOSS_CHUNK_POSITIONS),
+                strict=True,
+            )
+        ]
+    counts = torch.bincount(batch.rows, minlength=batch.row_count)
+    each = torch.cat([*losses, hidden.new_empty(0, dtype=torch.float32)])
+    return torch.stack([part.sum() for part in each.split(counts.tolist())]), counts
+
+
+def add_loss_to_forward(model: PreTrainedModel) -> None:
+    """Let the model's forward take the fields of a Batch, too, and return their summed loss.
+
+    What wraps the model (DDP, FSDP2, compile) then sees one ordinary forward, and hooks it as such.
+    Any other call is the model's own.
+    """
+    own = model.forward
+
+    @wraps(getattr(own, "__func__", own))  # generate reads the names of its arguments
+    def forward(self: PreTrainedModel, *arguments: Any, **inputs: Any) -> Any:
+        if "targets" in inputs:
+            return summed_loss(self, Batch(**inputs))
+        return own(*arguments, **inputs)
+
+    model.forward = MethodType(forward, model)
+
+
+def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
+    hidden = _hidden(model, batch).flatten(0, 1)
+    # the gradient of an index is added up in any order on two threads, that of a selection is not
+    hidden = hidden.index_select(0, _filled_up(batch.sources))
+    hidden = hidden.to(autocast_type(hidden) or hidden.dtype)
+    head = head_of(causal_model(model))
+    loss: Tensor = _HeadLoss.apply(
+        hidden, head.weight, head.bias, batch.targets, head.scale, head.softcap
+    )
+    return loss
+
+
+def _filled_up(places: Tensor) -> Tensor:
+    """[labels] → [positions of all chunks]; what is filled up is any place, and has no loss."""
+    return F.pad(places, (0, positions_of(len(places)) - len(places)))
+
+
+def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """[rows, tokens, hidden] of the ids, without the virtual tokens that stand before them."""
+    backbone = causal_model(model).base_model
+    if batch.layout is None:
+        inputs = backbone_inputs(model, batch.input_ids)
+        hidden: Tensor = backbone(**inputs).last_hidden_state
+        return hidden[:, -batch.input_ids.shape[1] :]
+    assert not virtual_tokens(model)
+    with packed_attention(model):
+        packed: Tensor = backbone(
+            input_ids=batch.input_ids,
+            position_ids=batch.positions,
+            layout=batch.layout,
+            use_cache=False,
+        ).last_hidden_state
+    return packed
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Head product and cross entropy of chunks, gradients kept instead of logits.
+
+    Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or none, targets [n or fewer]:
+    of what is filled up behind them there is no loss.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, scale, softcap):  # type: ignore[no-untyped-def]
+        head = Head(weight, bias, scale, softcap)
+        wants = ctx.needs_input_grad[:3]
+        total = torch.zeros((), device=hidden.device)
+        hidden_grad = torch.empty_like(hidden) if wants[0] else None
+        weight_grad = torch.zeros_like(weight) if wants[1] else None
+        bias_grad = torch.zeros_like(bias) if wants[2] else None
+        for start in range(0, len(hidden), LOSS_CHUNK_POSITIONS):
+            part = slice(start, start + LOSS_CHUNK_POSITIONS)
+            own = None if hidden_grad is None else hidden_grad[part]
+            gradients = Gradients(own, weight_grad, bias_grad) if any(wants) else None
+            total += cross_entropy(head, hidden[part], targets[part], gradients).sum()
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
+        # in place: they are nobody else's, and the weight's is as large as the weight
+        scaled = [None if g is None else g.mul_(upstream) for g in ctx.saved_tensors]
+        return (*scaled, None, None, None)

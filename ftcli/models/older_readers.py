@@ -1,0 +1,74 @@
+"""Saved folders that readers of transformers 4's format understand, too.
+
+transformers 5 writes rotary positions, the type of weights and the tokenizer's class under names of
+its own. Those who look for the names before it take a default without a word: transformers 4.57
+reads a rotary base of 10,000, and so do converters that read config.json themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ftcli.runs.atomic import write_json
+
+Keys = dict[str, Any]
+
+
+def write_for_older_readers(folder: Path) -> None:
+    """Add the older names to config.json and tokenizer_config.json, where the folder has them."""
+    for name, older in (("config.json", _model_keys), ("tokenizer_config.json", _tokenizer_keys)):
+        file = folder / name
+        if file.is_file():
+            write_json(file, older(json.loads(file.read_text(encoding="utf-8"))))
+
+
+def _model_keys(config: Keys) -> Keys:
+    names = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
+    renamed = {older: config[name] for name, older in names.items() if name in config}
+    return config | renamed | _rotary_keys(config)
+
+
+def _rotary_keys(config: Keys) -> Keys:
+    """`rope_parameters`, maybe by kind of layer, under the names of transformers 4.57's configs."""
+    rotary: Keys = config.get("rope_parameters") or {}
+    whole: Keys = rotary.get("full_attention", rotary)
+    if "rope_theta" not in whole:
+        return {}
+    found = {"rope_theta": whole["rope_theta"]}
+    if "sliding_attention" in rotary:
+        found["rope_local_base_freq"] = rotary["sliding_attention"]["rope_theta"]
+    if (share := whole.get("partial_rotary_factor")) is not None:
+        found["partial_rotary_factor"] = share
+    if config["model_type"] == "gpt_neox":
+        found |= {"rotary_emb_base": whole["rope_theta"], "rotary_pct": share}
+    return found | _scaling_keys(whole, config["model_type"])
+
+
+def _scaling_keys(rotary: Mapping[str, Any], model_type: str) -> Keys:
+    kind = rotary["rope_type"]
+    if kind == "default":
+        return {}
+    if model_type == "phi3":  # its config takes these three keys and no other
+        return {
+            "rope_scaling": {
+                "type": kind,
+                **{name: rotary[name] for name in ("short_factor", "long_factor")},
+            },
+            "original_max_position_embeddings": rotary["original_max_position_embeddings"],
+        }
+    beside = ("rope_theta", "partial_rotary_factor")
+    return {"rope_scaling": {key: value for key, value in rotary.items() if key not in beside}}
+
+
+def _tokenizer_keys(config: Keys) -> Keys:
+    """tokenizer.json says how a text is split; transformers 4's own classes may add tokens."""
+    if config.get("backend") == "tokenizers":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # That class would return token_type_ids, which no causal model takes.
+        config.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    return config

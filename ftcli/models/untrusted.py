@@ -1,0 +1,166 @@
+"""A stranger's model folder, looked at before transformers opens it; nothing in it is run.
+
+transformers follows what the JSON files of a model name: classes, other files, adapters, code. What
+is not plain is refused here in words. `trust_remote_code` is False wherever a model is opened, and
+no flag changes it: an architecture that ftcli can size is one of transformers' own, and a fast
+tokenizer is data.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from ftcli.errors import FtcliError, ModelError
+from ftcli.hub import hub_error, hub_file, hub_files
+from ftcli.models.device import is_out_of_memory
+from ftcli.models.fingerprint import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
+
+# Keys of config.json that send transformers 5.24 to other files or let it change its own classes.
+REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")
+ADAPTER = "adapter_config.json"
+# Tokenizers that are data.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+
+
+def refuse_foreign_weights(source: str, revision: str | None) -> None:
+    """Raise ModelError where the files of a model hold weights that ftcli does not open."""
+    names = _names(source, revision)
+    if ADAPTER in names and "config.json" in names:
+        raise ModelError(
+            "model",
+            f"{source}: holds an adapter beside the model ({ADAPTER}), which transformers would "
+            "lay over its weights unasked; take it out",
+        )
+    refuse_pickles(source, names)
+    if WHOLE not in names and INDEX in names:
+        index = _file(source, INDEX, revision)
+        if index is not None:
+            shard_files(index)
+
+
+def refuse_foreign_config(source: str, revision: str | None) -> None:
+    """Raise ModelError where config.json leads away from the folder's own files."""
+    config = _json(source, "config.json", revision)
+    strange = [key for key in REFUSED_KEYS if config.get(key) is not None]
+    if strange:
+        raise ModelError(
+            "model",
+            f"{source}: its config.json has {strange[0]}, which makes transformers read other "
+            "files than those that ftcli has looked at; take the key out",
+        )
+    _require_tokenizer_class(source, config.get("tokenizer_class"))
+
+
+def refuse_foreign_tokenizer(source: str, revision: str | None) -> None:
+    """Raise ModelError where a tokenizer is code of its repository, or no tokenizer at all."""
+    config = _json(source, "tokenizer_config.json", revision)
+    if "auto_map" in config and not any(_file(source, name, revision) for name in VOCABULARIES):
+        raise _is_code(source, "tokenizer")
+    _require_tokenizer_class(source, config.get("tokenizer_class"))
+
+
+def _require_tokenizer_class(source: str, name: object) -> None:
+    """transformers takes any of its classes that the file names, and some of them ask for code."""
+    if name is None:
+        return
+    if isinstance(name, str):
+        stem = name.removesuffix("Fast")
+        found = [tokenizer_class_from_name(each) for each in (name, stem, f"{stem}Fast")]
+        if all(_is_tokenizer(each) for each in found if each is not None):
+            return
+    raise ModelError(
+        "tokenizer", f"{source}: its tokenizer_class is {name!r}, which is no tokenizer"
+    )
+
+
+def _is_tokenizer(found: object) -> bool:
+    """Or what stands for one whose package is missing (transformers.utils.DummyObject)."""
+    own = isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
+    return own or hasattr(found, "_backends")
+
+
+@contextmanager
+def opening(source: str, what: str, code: str = "model") -> Iterator[None]:
+    """Put into words whatever a library raises over a stranger's files; raises ModelError."""
+    try:
+        yield
+    except BaseException as error:
+        # tokenizers raises no narrower Exception, and a panic in Rust (pyo3) is none at all.
+        of_files = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not of_files or isinstance(error, FtcliError) or is_out_of_memory(error):
+            raise
+        raise _in_words(error, source, what, code) from error
+
+
+def _in_words(error: BaseException, source: str, what: str, code: str) -> ModelError:
+    cause = error.__cause__
+    if not Path(source).exists() and isinstance(cause, Exception):
+        found = hub_error(cause, source, "model")
+        if isinstance(found, ModelError) and found.code != "hub_unreachable":
+            return found
+    if "trust_remote_code" in str(error):
+        return _is_code(source, what)
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(code, f"{source}: the {what} cannot be opened: {first}")
+
+
+def _is_code(source: str, what: str) -> ModelError:
+    return ModelError(
+        "model",
+        f"{source}: its {what} is code of its own (auto_map), and ftcli runs no code of a model; "
+        "take one that transformers has a class for",
+    )
+
+
+def _names(source: str, revision: str | None) -> frozenset[str]:
+    """The files of a model: of its folder, of its repository, or of what is cached of that."""
+    if os.path.isdir(source):
+        return frozenset(os.listdir(source))
+    try:
+        return _listed(source, revision)
+    except ModelError:  # the hub does not answer
+        folder = model_folder(source, revision)
+        return frozenset(os.listdir(folder)) if folder is not None else frozenset()
+
+
+@functools.cache
+def _listed(source: str, revision: str | None) -> frozenset[str]:
+    return frozenset(hub_files(source, revision=revision, repo_type="model"))
+
+
+def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
+    """An object of a model's folder or repository; nothing where there is no such file."""
+    path = _file(source, name, revision)
+    return {} if path is None else json_object(path, "model")
+
+
+def json_object(path: Path, code: str) -> dict[str, Any]:
+    """What a stranger's file holds; raises ModelError (`code`) for anything but one JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(code, f"cannot be read: {error}", file=str(path)) from error
+    if not isinstance(values, dict):
+        raise ModelError(code, "is not a JSON object", file=str(path))
+    return values
+
+
+def _file(source: str, name: str, revision: str | None) -> Path | None:
+    if os.path.isdir(source):
+        path = Path(source, name)
+        return path if path.is_file() else None
+    try:
+        return hub_file(source, name, revision=revision)
+    except ModelError as error:
+        if error.code in ("hub_not_found", "hub_unreachable"):
+            return None
+        raise

@@ -1,0 +1,216 @@
+"""Everything that the page and the model card show of a run, read once from its folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import ConfigDict
+
+from ftcli.config.loader import PATH_KEYS, load_recipe
+from ftcli.config.recipe import Recipe
+from ftcli.data.prepared import Prepared, load_prepared, row_lengths
+from ftcli.errors import FtcliError
+from ftcli.evaluation.wording import RunVerdict, verdict_of
+from ftcli.memory.shapes import model_source
+from ftcli.report.charts import Chart, charts_of
+from ftcli.report.samples import Samples, samples_in
+from ftcli.runs.folder import RunFolder
+from ftcli.runs.results import EvalResult, Result
+from ftcli.runs.training_records import PlanRecord, RunRecord
+
+# `name` or `owner/name` (huggingface_hub.utils.validate_repo_id).
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+HELD_OUT = ("test", "validation")
+
+Change = Callable[[str], str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ReportFigures:
+    """A run as its page and its card show it; none or empty: not there."""
+
+    run: RunFolder
+    path: Change
+    """How a path is said."""
+    record: RunRecord
+    plan: PlanRecord | None
+    recipe: Recipe | None
+    hub_base: str
+    """The base's id on the hub; empty where it is a local folder."""
+    base_digest: str | None
+    prepared: Prepared | None
+    lengths: tuple[int, ...]
+    """Tokens of each training row."""
+    advice: tuple[str, ...]
+    evaluation: EvalResult | None
+    """The one that says most (`evaluations_in`)."""
+    others: tuple[EvalResult, ...]
+    samples: Samples | None
+    charts: tuple[Chart, ...]
+    problems: tuple[str, ...]
+    """Files that could not be read, each with what to do."""
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name if self.recipe else self.run.path.name
+
+    @property
+    def model(self) -> str:
+        return self.path(self.recipe.model.id) if self.recipe else ""
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method.mode if self.recipe else ""
+
+    @property
+    def recipe_text(self) -> str:
+        """YAML, every default written out; empty without a recipe."""
+        if self.recipe is None:
+            return ""
+        values = _with_paths(self.recipe.model_dump(mode="json"), self.path)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+    @property
+    def command_name(self) -> str:
+        """How a command names the run, from the folder that holds the folder of runs."""
+        return shlex.quote(f"{self.run.path.parent.name}/{self.run.path.name}")
+
+    def verdict(self, name: str) -> RunVerdict:
+        """The verdict, with this name of the run in its commands."""
+        state = self.record.state or "not begun"
+        if state != "finished":
+            sentence = f"The training is not finished ({state}): ftcli train {name}"
+            return RunVerdict("not finished", "Not finished", sentence)
+        if self.evaluation is None:
+            sentence = f"Whether it is better than its base was not measured: ftcli eval {name}"
+            return RunVerdict("not evaluated", "Not evaluated yet", sentence)
+        return verdict_of(self.evaluation)
+
+
+class _Advice(Result):
+    """What is read of data/advice.json."""
+
+    model_config = ConfigDict(extra="ignore")
+    error_remedy = "prepare again"
+
+    sentences: tuple[str, ...] = ()
+
+
+def read_figures(run: RunFolder) -> ReportFigures:
+    """Read a run folder; raises FtcliError where run.json cannot be read. Other files that cannot
+    be read are left out and named."""
+    record = run.record()
+    problems: list[str] = []
+    path = shown_from(record.recipe)
+
+    def read(file: Path, reader: Callable[[], T]) -> T | None:
+        try:
+            return reader() if file.is_file() else None
+        except FtcliError as error:
+            what = error.message.replace(str(run.path), f"{run.path.parent.name}/{run.path.name}")
+            problems.append(f"{file.relative_to(run.path)}: {what}")
+        return None
+
+    recipe = read(run.recipe, lambda: load_recipe(run.recipe).recipe)
+    advised = run.data / "advice.json"
+    advice = read(advised, partial(_Advice.read, advised)) or _Advice()
+    files = sorted(run.evaluations.glob("[!.]*.json"))  # the lock has a dot
+    results = [read(file, partial(EvalResult.read, file)) for file in files]
+    evaluations = evaluations_in(run, [named(each, path) for each in results if each is not None])
+    main = evaluations[0] if evaluations else None
+    samples = None
+    if main is not None and main.calls:
+        samples = samples_in(run.evaluations / main.answers, main)
+        if samples.total < main.rows:
+            there = f"{samples.total:,} of {main.rows:,} rows are there"
+            problems.append(f"eval/{main.answers}: {there}; remove it and evaluate again")
+    return ReportFigures(
+        run=run,
+        path=path,
+        record=record,
+        plan=read(run.plan, partial(PlanRecord.read, run.plan)),
+        recipe=recipe,
+        hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
+        base_digest=read(run.contract, run.base_fingerprint),
+        prepared=read(run.data / "prepared.json", partial(load_prepared, run.data)),
+        lengths=_lengths(run),
+        advice=advice.sentences,
+        evaluation=main,
+        others=evaluations[1:],
+        samples=samples,
+        charts=charts_of(run, problems),
+        problems=tuple(problems),  # after all that reads
+    )
+
+
+def named(result: EvalResult, change: Change) -> EvalResult:
+    """With the name of its rows changed, where that is a path."""
+    return result.model_copy(update={"data": change(result.data)})
+
+
+def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult, ...]:
+    """The one that says most first: of rows held out, with the base, of more rows, with a prompt,
+    with general ability; of those that say as much, what was asked for last."""
+    file = run.evaluated_last
+    last = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+
+    def says(each: EvalResult) -> tuple[object, ...]:
+        compared, prompted = "base" in each.sides, "prompted" in each.sides
+        shown = each.data in HELD_OUT, compared, each.rows, prompted, bool(each.forgetting)
+        return *shown, each.key == last, each.finished
+
+    return tuple(sorted(found, key=says, reverse=True))
+
+
+def _hub_base(model: str, run: RunFolder) -> str:
+    """The hub id that the recipe's model stands for; empty for a folder, there or gone."""
+    try:
+        found = model_source(model, run.path)
+    except FtcliError:
+        return ""
+    return found if HUB_ID.fullmatch(found) else ""
+
+
+def _lengths(run: RunFolder) -> tuple[int, ...]:
+    try:
+        return tuple(row_lengths(run.data, "train"))
+    except (OSError, ValueError, KeyError):
+        return ()  # no Arrow file
+
+
+def shown_from(recipe: str | None) -> Change:
+    """Paths below the folder above the recipe's, as seen from the recipe's own: whose home that is
+    concerns nobody who reads the page. Others stay whole."""
+    folder = os.path.dirname(recipe or "")
+    above = os.path.dirname(folder)
+    around = above if len(above) > 1 else folder
+
+    def shown(path: str) -> str:
+        inside = len(around) > 1 and path.startswith(f"{around}{os.sep}")
+        return os.path.relpath(path, folder) if inside else path
+
+    return shown
+
+
+def name_alone(path: str) -> str:
+    """The last part of a path that leads out of the recipe's folder: for a card, which is
+    published."""
+    leads_out = os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
+    return os.path.basename(os.path.normpath(path)) if leads_out else path
+
+
+def _with_paths(values: object, change: Change, place: str = "") -> object:
+    """A recipe's values by key, each path changed."""
+    if isinstance(values, dict):
+        places = {key: f"{place}.{key}".lstrip(".") for key in values}
+        return {key: _with_paths(each, change, places[key]) for key, each in values.items()}
+    return change(values) if place in PATH_KEYS and isinstance(values, str) else values

@@ -1,0 +1,82 @@
+"""The page: a template filled with a run's figures, with its style, script and pictures inside.
+
+Whatever a model wrote stays text: every value is escaped, and the page's own policy lets nothing
+run or load but the one style sheet and the one script whose hashes it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ftcli.console import megabytes
+from ftcli.evaluation.wording import summary_of
+from ftcli.redact import masker
+from ftcli.report import charts, samples, tables
+from ftcli.report.figures import ReportFigures
+from ftcli.runs.results import Finding
+
+FOLDER = Path(__file__).parent
+# What a page must not hold as it is (HTML, "preprocessing the input stream"): control characters
+# are shown as their pictures, halves of characters and non-characters as U+FFFD.
+CLEAR = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
+NO_CHARACTERS = (range(0x80, 0xA0), range(0xD800, 0xE000), range(0xFDD0, 0xFDF0), (0xFFFE, 0xFFFF))
+CLEAR |= {code: 0xFFFD for codes in NO_CHARACTERS for code in codes}
+
+
+def page(figures: ReportFigures) -> str:
+    """HTML; the same figures give the same text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    mask = masker()
+
+    def pieces(text: str, findings: Sequence[Finding] = ()) -> list[samples.Piece]:
+        """A text with what was found in it marked: where a secret is masked, places are others."""
+        hidden = mask(text)
+        return samples.marked(hidden, findings if hidden == text else ())
+
+    def finalized(value: Any) -> Any:
+        """Every value on its way into the page, without secrets; markup is our own."""
+        is_text = isinstance(value, str) and not isinstance(value, Markup)
+        return mask(value).translate(CLEAR) if is_text else value
+
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalized,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (
+        (FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
+    return environment.get_template("page.html.jinja").render(
+        figures=figures,
+        verdict=figures.verdict(figures.command_name),
+        style=Markup(style),
+        script=Markup(script),
+        hash_of=_hash,
+        picture=_picture,
+        samples=samples,
+        tables=tables,
+        pieces=pieces,
+        summary_of=summary_of,
+        megabytes=megabytes,
+    )
+
+
+def _picture(chart: charts.Chart) -> str:
+    """A chart as an address of an image."""
+    svg = charts.draw(chart).encode("utf-8")
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
+
+
+def _hash(text: str) -> str:
+    """As a Content-Security-Policy names what may stand inline."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"

@@ -1,0 +1,171 @@
+"""The tables of a run, alike on page and card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ftcli.console import duration, gigabytes, megabytes
+from ftcli.data.prepared import Prepared
+from ftcli.evaluation.wording import data_of, difference_of, rows_of, value_of, word_of
+from ftcli.report.figures import Change, ReportFigures
+from ftcli.runs.results import EvalResult, ScoreRow, Side
+from ftcli.runs.training_records import MemoryFigures, PlanRecord
+
+SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
+# Two figures that are not the same (`ftcli.training.measured`): each says what it is.
+RESIDENT = "taken of the machine's memory in the steps, beyond what was held before the model"
+PROCESS_PEAK = "peak of the whole process, libraries and loading included"
+CARD_PEAK = "most that tensors held on the card, loading included"
+DIFFERENCE = ("verdict", "difference (95%)", "rows better / worse")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Its cells in words; the first of a row names it."""
+
+    title: str
+    heads: tuple[str, ...]
+    """Empty: names and values."""
+    rows: tuple[tuple[str, ...], ...]
+
+
+def scores(result: EvalResult) -> list[Table]:
+    """The scores shown, those against the base with a prompt, and general ability before and
+    after, as far as they were measured."""
+    shown = result.shown_rows
+    prompted = [row for row in shown if row.tuned_vs_prompted]
+    found = (
+        _scores(f"Scores on {data_of(result)}", shown, result.sides),
+        _scores("Tuned against the base with a prompt", prompted, (), "prompted"),
+        _scores("General ability (forgetting)", result.forgetting, ("base", "tuned")),
+    )
+    return [table for table in found if table.rows]
+
+
+def _scores(
+    title: str, rows: Sequence[ScoreRow], sides: Sequence[Side], other: Side = "base"
+) -> Table:
+    """Your answers and each side, as far as they are there, and tuned against the other."""
+    yours = any(row.your_answers for row in rows) and bool(sides)
+    compared = any(row.against(other) for row in rows)
+    heads = ["score", *(["your answers"] if yours else []), *(SIDE_NAMES[side] for side in sides)]
+    cells = []
+    for row in rows:
+        values = [row.your_answers] if yours else []
+        values += [row.side(side) for side in sides]
+        found = row.against(other)
+        difference = word_of(row, found), difference_of(row, found), rows_of(found)
+        shown = (value_of(row, value) for value in values)
+        cells.append((row.label, *shown, *(difference if compared else ())))
+    return Table(title, (*heads, *(DIFFERENCE if compared else ())), tuple(cells))
+
+
+def training(figures: ReportFigures) -> Table:
+    """What the training came to."""
+    return Table("Training", (), tuple(_training(figures)))
+
+
+def _training(figures: ReportFigures) -> Iterator[tuple[str, str]]:
+    found, memory = figures.record.result, figures.record.memory
+    if found is None:
+        return
+    yield "steps", f"{found.steps:,}"
+    loss = "not measured (no validation rows)"
+    if found.eval_loss is not None:
+        first = f"{found.first_eval_loss:.3f} → " if found.first_eval_loss is not None else ""
+        best = f" (best: step {found.best_step})" if found.best_step is not None else ""
+        loss = f"{first}{found.eval_loss:.3f}{best}"
+    yield "validation loss", loss
+    trained, total = found.trained_parameters, found.total_parameters
+    if trained and total:
+        yield "trained parameters", f"{trained:,} of {total:,} ({trained / total:.2%})"
+    if found.seconds is not None:
+        yield "time", duration(found.seconds)
+    if found.tokens_per_second:
+        yield "speed", f"{found.tokens_per_second:,.0f} tokens/s"
+    if found.peak_memory_bytes:
+        on_card = memory is not None and memory.device == "cuda"
+        yield CARD_PEAK if on_card else PROCESS_PEAK, gigabytes(found.peak_memory_bytes)
+    if found.saved_bytes:
+        yield "size of the weights", megabytes(found.saved_bytes)
+
+
+def splits(p: Prepared, path: Change) -> Table:
+    """Sizes of each split, and of what is replayed."""
+    parts = [("training", p.train), ("validation", p.validation), ("test", p.test)]
+    sizes = [(name, each.rows, each.tokens, each.trained_tokens) for name, each in parts]
+    if (r := p.replay) is not None:
+        sizes.append((f"replayed, from {path(r.source)}", r.rows, r.tokens, r.trained_tokens))
+    rows = tuple((name, *(f"{size:,}" for size in others)) for name, *others in sizes)
+    heads = ("split", "rows", "tokens", "trained on")
+    return Table(f"Splits of {path(p.train_source)}", heads, rows)
+
+
+def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
+    """Counts of the rows; `lengths`: tokens of each training row."""
+    ordered, lost, usual = sorted(lengths), f"{p.answer_tokens_lost:,}", "–"
+    if ordered:
+        middle, most = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
+        usual = f"half have up to {middle:,}, 95% up to {most:,}"
+    if p.answer_tokens_lost:
+        lost += f" ({p.answer_tokens_lost / p.answer_tokens:.1%}) in {p.rows_cut:,} rows"
+    rows = (
+        ("rows read", f"{p.rows_read:,}"),
+        ("used", f"{p.rows_accepted:,}"),
+        ("rejected", f"{p.rows_rejected:,}"),
+        ("duplicates", f"{p.duplicates:,}"),
+        ("held-out prompts that other splits hold too", f"{p.leaks:,}"),
+        ("tokens of a training row", usual),
+        ("longest row", f"{p.longest.tokens:,} tokens ({path(p.longest.file)}:{p.longest.line})"),
+        ("answer tokens lost to max_length", lost),
+    )
+    return Table("Rows", (), rows)
+
+
+def memory(plan: PlanRecord, found: MemoryFigures) -> Table:
+    """Planned with its interval, and measured in the steps."""
+    card, reserved = plan.estimate.residuals, found.estimated_reserved_bytes
+    of_card = (reserved, card.low * reserved, card.high * reserved)
+    tensors = (found.estimated_bytes, found.low_bytes, found.high_bytes)
+    rows = []
+    for what, (planned, low, high), measured in (
+        ("held by tensors", tensors, found.allocated_bytes),
+        ("held by the card's allocator", of_card, found.reserved_bytes),
+        (RESIDENT, of_card, found.resident_bytes),
+    ):
+        if planned and measured:
+            where = "below" if measured < low else "above" if measured > high else "within"
+            change = f"{100 * (measured / planned - 1):+.0f}%".replace("-", "−")
+            interval = f"{gigabytes(planned)} ({low / 1e9:.1f} to {high / 1e9:.1f})"
+            rows.append((what, interval, gigabytes(measured), f"{where} the interval ({change})"))
+    heads = ("memory", "planned (interval)", "measured", "verdict")
+    return Table("Planned and measured", heads, tuple(rows))
+
+
+def decisions(plan: PlanRecord) -> Table:
+    """What the recipe left open, decided."""
+    rows = []
+    for name, choice in plan.choices.items():
+        value = f"{choice.value:g}" if isinstance(choice.value, float) else str(choice.value)
+        rows.append((name.replace("_", " "), value, choice.reason))
+    return Table("Plan, with its reasons", ("choice", "value", "reason"), tuple(rows))
+
+
+def versions(figures: ReportFigures) -> Table:
+    """Python, ftcli, the libraries, and the machine."""
+    machine, rows = figures.record.hardware, list(figures.record.versions.items())
+    if machine is not None:
+        size = f", {gigabytes(machine.memory_bytes)}" if machine.memory_bytes else ""
+        rows.append(("hardware", f"{machine.name}{size}"))
+    return Table("Versions and hardware", (), tuple(rows))
+
+
+def hashes(figures: ReportFigures) -> Table:
+    """By which run, data, base and weights are known again."""
+    record, prepared = figures.record, figures.prepared
+    found = [("run", record.run_id), ("data", record.data), ("base weights", figures.base_digest)]
+    found += [(f"{name} (sha256)", digest) for name, digest in (record.weights or {}).items()]
+    digests = prepared.digests if prepared is not None else {}
+    found += [(f"{split} rows (sha256)", digest) for split, digest in digests.items()]
+    return Table("Hashes", (), tuple((name, value) for name, value in found if value))

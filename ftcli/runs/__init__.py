@@ -1,0 +1,1 @@
+"""The run folder: names, files that are whole or not there, locks, checkpoints, results."""

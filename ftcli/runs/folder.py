@@ -1,0 +1,261 @@
+"""The run folder: its names, its lock, and how a run is found again.
+
+runs/<name>/
+  recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
+  plan.json       what was decided, and why  data/        tokenised splits
+  contract.json   base, template, prompts    metrics.jsonl
+  checkpoints/    step-N, resumable          speed.jsonl  tokens and seconds of each step
+  adapter/ or model/                         README.md    model card
+  eval/           scores and answers         report.html  all of it, to read
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ftcli.errors import FtcliError
+from ftcli.runs.atomic import write_text
+from ftcli.runs.locks import one_writer
+from ftcli.runs.training_records import RunRecord
+from ftcli.shell import command
+
+State = Literal["training", "stopped", "finished"]
+LOCK = ".lock"
+LAST_EVALUATION = "last"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names inside one run folder; nothing is read or written by asking for a name."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def contract(self) -> Path:
+        return self.path / "contract.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def speed(self) -> Path:
+        return self.path / "speed.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def evaluated_last(self) -> Path:
+        """Holds the key of the evaluation that was asked for last."""
+        return self.evaluations / LAST_EVALUATION
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
+
+    def evaluation(self, key: str) -> Path:
+        """Scores of one evaluation."""
+        return self.evaluations / f"{key}.json"
+
+    def answers(self, key: str) -> Path:
+        """Its rows with all answers, JSON lines."""
+        return self.evaluations / "answers" / f"{key}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"
+
+    def steps_saved(self) -> list[int]:
+        """Steps of the checkpoints on disk, ascending."""
+        names = (path.name for path in self.checkpoints.glob("step-*"))
+        return sorted(int(n.removeprefix("step-")) for n in names if n[5:].isdigit())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """run.json, or nothing where no training has begun."""
+        if not self.manifest.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise FtcliError(
+                "run_broken",
+                f"is not a JSON object ({error}); the run cannot be read",
+                file=str(self.manifest),
+            ) from error
+
+    def record(self) -> RunRecord:
+        """run.json; raises FtcliError (`run_broken`) where it is damaged or not there."""
+        return RunRecord.read(self.manifest)
+
+    @property
+    def state(self) -> State | None:
+        """What run.json says; none where no training has begun."""
+        state: State | None = self.read_manifest().get("state")
+        return state
+
+    def trained(self) -> Path:
+        """Folder of the trained weights: `adapter/` or `model/`."""
+        return self.adapter if self.adapter.is_dir() else self.model
+
+    def update_manifest(self, **changes: object) -> dict[str, Any]:
+        """Write changed entries of run.json; the others stay.
+
+        Raises FtcliError (`run_broken`) where they are not those of a RunRecord.
+        """
+        record = RunRecord.of(self.read_manifest() | changes, self.manifest)
+        write_text(self.manifest, f"{record.model_dump_json(indent=2, exclude_unset=True)}\n")
+        return record.model_dump(mode="json", exclude_unset=True)
+
+    def require_contract(self) -> Path:
+        """contract.json; raises FtcliError for a run that was trained without one."""
+        if not self.contract.is_file():
+            raise FtcliError(
+                "contract_missing",
+                f"{self.path} has no {self.contract.name}, by which its base and its prompts are "
+                f"known; train it anew: {command('train', self.path, '--fresh')}",
+            )
+        return self.contract
+
+    def base_fingerprint(self) -> str | None:
+        """Of the weights that the run began with; none where they could not be found then.
+
+        Raises FtcliError.
+        """
+        file = self.require_contract()
+        try:
+            base: str | None = json.loads(file.read_text(encoding="utf-8"))["base"]
+            return base
+        except (ValueError, KeyError, TypeError) as error:
+            raise unreadable_contract(file, error) from error
+
+    def planned(self, name: str, missing: str | None = None) -> str:
+        """A decision of plan.json; `missing` where a version before it planned none. Raises
+        FtcliError."""
+        try:
+            plan = json.loads(self.plan.read_text(encoding="utf-8"))
+            if missing is not None and name not in plan:
+                return missing
+            return str(plan[name]["value"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise FtcliError(
+                "run_broken", f"its {name} cannot be read ({error!r})", file=str(self.plan)
+            ) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One writer at a time; the lock frees itself when its holder ends, however it ends.
+
+        Raises MachineError (`run_locked`) naming the holder, without waiting for it.
+        """
+        held, advice = False, "give another folder with --set output=…"
+        try:
+            with one_writer(self.path / LOCK, self.path, "run_locked", advice):
+                held = True
+                yield
+        finally:
+            if held:
+                self._drop_if_unused()
+
+    def _drop_if_unused(self) -> None:
+        """Nothing was written: leave no trace of the lock, nor of folders made for it."""
+        if [file.name for file in self.path.iterdir()] == [LOCK]:
+            (self.path / LOCK).unlink()
+            self.path.rmdir()
+
+
+def unreadable_contract(file: Path, error: Exception) -> FtcliError:
+    """What to say of a contract.json that is not as a training writes it."""
+    return FtcliError(
+        "contract_broken",
+        f"cannot be read ({error!r}); put back the file as the training wrote it, or train anew: "
+        f"{command('train', file.parent, '--fresh')}",
+        file=str(file),
+    )
+
+
+def find_run(path: Path) -> RunFolder | None:
+    """The run folder at `path`, if it is one."""
+    return RunFolder(path.absolute()) if os.path.isfile(path / "run.json") else None
+
+
+def run_above(path: Path) -> RunFolder | None:
+    """The run that a folder is a part of, as `adapter/` or `checkpoints/step-N/`."""
+    parents = Path(os.path.abspath(path)).parents[:2]
+    return next((run for parent in parents if (run := find_run(parent)) is not None), None)
+
+
+def newest_finished(output: Path, begin: str) -> RunFolder:
+    """The newest finished run among `output`, `output-2`, …; raises FtcliError, which names the
+    command that makes one: that which begins it, or goes on with the newest."""
+    runs = runs_at(output)
+    finished = [run for run in runs if run.state == "finished"]
+    if finished:
+        return finished[-1]
+    if not runs:
+        raise FtcliError("run_missing", f"{output}: it has not been trained; first: {begin}")
+    raise FtcliError(
+        "run_missing",
+        f"{output}: its run is not finished ({runs[-1].state}); first: "
+        f"{command('train', runs[-1].path)}",
+    )
+
+
+def numbered(output: Path) -> Iterator[Path]:
+    """`output`, `output-2`, `output-3` …, as far as they exist without a gap."""
+    yield output
+    number = 2
+    while (path := output.with_name(f"{output.name}-{number}")).exists():
+        yield path
+        number += 1
+
+
+def runs_at(output: Path) -> list[RunFolder]:
+    """The trainings at `output`, `output-2` …, oldest first."""
+    return [RunFolder(path) for path in numbered(output) if (path / "run.json").is_file()]
+
+
+def free_folder(output: Path) -> RunFolder:
+    """The first of `output`, `output-2` … in which no training has begun."""
+    for path in numbered(output):
+        if not (path / "run.json").is_file():
+            return RunFolder(path)
+    return RunFolder(output.with_name(f"{output.name}-{len(list(numbered(output))) + 1}"))

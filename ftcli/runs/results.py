@@ -1,0 +1,330 @@
+"""What evaluations and comparisons leave and print with --json: one class for writer and readers.
+
+`eval/<key>.json` is an EvalResult, `compare.json` a CompareResult. What a training leaves stands in
+`training_records.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ftcli.errors import FtcliError
+from ftcli.runs.atomic import write_text
+
+Side = Literal["base", "prompted", "tuned"]
+SIDES: tuple[Side, ...] = ("base", "prompted", "tuned")
+Verdict = Literal["better", "worse", "not significant", "too few rows"]
+Interval = tuple[float, float]
+
+
+class Result(BaseModel):
+    """A frozen record; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    error_code: ClassVar[str] = "result_damaged"
+    error_remedy: ClassVar[str] = "remove it and evaluate again"
+
+    def write(self, file: Path) -> None:
+        """Atomically, as indented JSON."""
+        write_text(file, f"{self.model_dump_json(indent=2)}\n")
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Raises FtcliError (`cls.error_code`) where the file is not as ftcli writes it."""
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise cls._damaged(file, error) from error
+
+    @classmethod
+    def of(cls, values: object, file: Path) -> Self:
+        """The values that are to be written to a file; raises FtcliError (`cls.error_code`)."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise cls._damaged(file, error) from error
+
+    @classmethod
+    def _damaged(cls, file: Path, error: OSError | ValidationError) -> FtcliError:
+        message = f"not as ftcli {_version()} writes it ({_first(error)}); {cls.error_remedy}"
+        return FtcliError(cls.error_code, message, file=str(file))
+
+
+def _first(error: OSError | ValidationError) -> str:
+    """`scores.0.unit: Field required`."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def _version() -> str:
+    from ftcli import __version__
+
+    return __version__
+
+
+class Score(Result):
+    """One score of one side."""
+
+    value: float
+    interval: Interval
+    """Of 95%."""
+    n: int
+    """Rows that count."""
+
+
+class Difference(Result):
+    """The tuned model less another side, over the same rows."""
+
+    value: float
+    interval: Interval
+    """Of 95%, paired; of this score alone."""
+    n: int
+    rows_better: int | None
+    rows_worse: int | None
+    """None where neither way is better."""
+    p_value: float
+    verdict: Verdict | None
+    """Corrected for all scores shown (Holm); none where neither way is better."""
+
+
+class ScoreRow(Result):
+    """One score of every side: a row of the table."""
+
+    name: str
+    label: str
+    unit: Literal["share", "value", "perplexity"]
+    """A perplexity is kept as the loss whose exponential it is."""
+    better: Literal["higher", "lower"] | None
+    shown: bool = True
+    """Whether the tables show it; the others are in the JSON alone."""
+    own: bool = False
+    """A score of the user's (`--scores`)."""
+    your_answers: Score | None = None
+    """Of the rows' own answers, where they can have this score."""
+    base: Score | None = None
+    prompted: Score | None = None
+    tuned: Score | None = None
+    tuned_vs_base: Difference | None = None
+    tuned_vs_prompted: Difference | None = None
+
+    def side(self, name: Side) -> Score | None:
+        score: Score | None = getattr(self, name)
+        return score
+
+    def against(self, other: Side) -> Difference | None:
+        found: Difference | None = getattr(self, f"tuned_vs_{other}", None)
+        return found
+
+
+class Call(Result):
+    """What answering one row takes."""
+
+    prompt_tokens: float
+    answer_tokens: float
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with one answer."""
+
+    kind: str
+    """`number not in the prompt`, `banned phrase`, `not JSON`, …"""
+    message: str
+    start: int | None = None
+    """Characters [start, end) of the answer that prove it; none: it is in no one place."""
+    end: int | None = None
+
+
+class Answer(Result):
+    """What one side answered."""
+
+    text: str
+    tokens: int
+    stopped: bool
+    loss: float
+    """Of the row's own answer, summed, in nats."""
+    loss_tokens: int
+    prompt_tokens: int
+    counts: dict[str, tuple[float, float]] = {}
+    """Name of a score → what this answer adds to its numerator and to its denominator."""
+    findings: tuple[Finding, ...] = ()
+
+
+class AnsweredRow(Result):
+    """A held-out row and all answers to it: a line of `eval/answers/<key>.jsonl`."""
+
+    number: int
+    """From 1, in the order of the evaluation."""
+    file: str
+    line: int
+    prompt: str
+    reference: str
+    facts: str | None = None
+    """Where they are not the prompt."""
+    sides: dict[Side, Answer]
+
+
+class EvalResult(Result):
+    """`eval/<key>.json`."""
+
+    key: str
+    finished: str
+    rows: int
+    data: str
+    """`test`, `validation`, or the file of `--data`."""
+    rows_trained_on: int | None
+    """Rows that ask what the run was trained on; none: it cannot be found out."""
+    rows_in_validation: int | None
+    """Rows that chose the checkpoint."""
+    instruction: str | None = None
+    """The file of `--prompted`."""
+    examples: int = 0
+    """Training rows before each row of the prompted base."""
+    scores: tuple[ScoreRow, ...]
+    forgetting: tuple[ScoreRow, ...] = ()
+    """General ability before and after."""
+    general_text: str | None = None
+    calls: dict[Side, Call] = {}
+    replay: str | None = None
+    """What the run was trained on besides the task's rows."""
+    decides_by: str | None = None
+    truth_measured_by: tuple[str, ...] = ()
+    """Scores that say whether answers are right."""
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
+    samples: tuple[AnsweredRow, ...]
+    """A few rows to read, drawn by a hash."""
+    answers: str
+    """File of all rows, from `eval/`; empty for plain texts."""
+    eval_config: dict[str, Any]
+    flags: tuple[str, ...] = ()
+    """What was asked beyond a plain `ftcli eval RUN`."""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Those that were measured."""
+        return tuple(side for side in SIDES if any(row.side(side) for row in self.scores))
+
+    def row(self, name: str) -> ScoreRow | None:
+        """The score of this name, general ability too."""
+        return next((row for row in self.every_row if row.name == name), None)
+
+    @property
+    def every_row(self) -> tuple[ScoreRow, ...]:
+        return self.scores + self.forgetting
+
+    @property
+    def shown_rows(self) -> tuple[ScoreRow, ...]:
+        return tuple(row for row in self.scores if row.shown)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`: with every side's scores by name, as `loss` and `loss_interval`."""
+        flat: dict[str, Any] = {side: dict(self._flat(side)) for side in self.sides}
+        return {**self.model_dump(mode="json"), **flat}
+
+    def _flat(self, side: Side) -> Iterator[tuple[str, Any]]:
+        for row in self.scores:
+            if (score := row.side(side)) is not None:
+                yield row.name, score.value
+                yield f"{row.name}_interval", list(score.interval)
+                if row.name == "loss":
+                    yield "perplexity", math.exp(score.value)
+                    yield "perplexity_interval", [math.exp(end) for end in score.interval]
+
+
+class ComparedBase(Result):
+    """The untrained model of a comparison."""
+
+    four_bit: bool
+    scores: dict[str, Score]
+    """By name, as those of a cell."""
+
+
+class ComparedCell(Result):
+    """One training of a comparison: a method at a learning rate."""
+
+    state: Literal["finished"] = "finished"
+    name: str
+    method: str
+    learning_rate: float
+    four_bit: bool
+    """Whether its base is held in 4 bits."""
+    run_dir: str
+    evaluation: str | None
+    """Key of its EvalResult."""
+    validation_loss: float | None
+    scores: dict[str, Score]
+    """Of the tuned model, by the names of its ScoreRows; `general_text` is a loss."""
+    steps: int
+    trained_parameters: int
+    total_parameters: int
+    peak_memory_bytes: int
+    tokens_per_second: float | None
+    saved_bytes: int
+    seconds: float
+    resumed: bool
+    """Whether the seconds are those of the last sitting alone."""
+    chosen: bool = False
+    """Whether it has the lowest validation loss of its method; the others have no differences."""
+    vs_base: Difference | None = None
+    """Held-out loss, less that of the base shown."""
+    vs_best: Difference | None = None
+    """Less that of the chosen cell with the lowest held-out loss; none: it is this one."""
+
+
+class FailedCell(Result):
+    """A training of a comparison without figures."""
+
+    state: Literal["failed"] = "failed"
+    name: str
+    method: str
+    code: str
+    reason: str
+
+
+class CompareResult(Result):
+    """`compare.json`."""
+
+    folder: str
+    recipe: str
+    model: str
+    steps: int | None
+    """Of every cell (`--steps`); none: the recipe's own length."""
+    seed: int
+    data: str
+    """`test` or `validation`."""
+    rows: int
+    general_text: str | None
+    """Its name."""
+    base: ComparedBase
+    cells: tuple[ComparedCell | FailedCell, ...]
+    """In the order asked for."""
+    take: str | None
+    """Name of a cell; none: no method is better than the base."""
+    among: tuple[str, ...]
+    """Cells that are not significantly worse than the best, which is the first."""
+    verdict: str
+    """The same in sentences."""
+
+    @property
+    def finished(self) -> tuple[ComparedCell, ...]:
+        return tuple(cell for cell in self.cells if isinstance(cell, ComparedCell))
+
+    @property
+    def failed(self) -> tuple[FailedCell, ...]:
+        return tuple(cell for cell in self.cells if isinstance(cell, FailedCell))
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether a method was trained at several learning rates."""
+        return len({cell.method for cell in self.cells}) < len(self.cells)

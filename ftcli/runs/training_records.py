@@ -1,0 +1,176 @@
+"""What a training leaves: `run.json` is a RunRecord, `plan.json` a PlanRecord."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ftcli.runs.results import Result
+
+
+class TrainingRecord(Result):
+    """A file without which a run cannot be used."""
+
+    error_code: ClassVar[str] = "run_broken"
+    error_remedy: ClassVar[str] = "put it back from a copy, or train anew"
+
+
+class HardwareRecord(Result):
+    """The machine of a training."""
+
+    name: str
+    memory_bytes: int | None = None
+
+
+class ReplayRecord(Result):
+    """An epoch's rows where some are replayed (`data.replay`)."""
+
+    source: str
+    task_rows: int
+    replay_rows: int
+    replay_tokens: int
+
+
+class MemoryFigures(Result):
+    """`memory` of run.json: bytes that the plan estimates, and those that the steps took.
+
+    A measurement is none where the device has no such figure or no step was taken.
+    """
+
+    device: Literal["cuda", "cpu", "mps"]
+    estimated_bytes: int
+    """Allocated by tensors; the interval is `low_bytes` to `high_bytes`."""
+    low_bytes: int
+    high_bytes: int
+    estimated_reserved_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    resident_bytes: int | None = None
+    validation_bytes: int | None = None
+    shape: dict[str, Any]
+    choices: dict[str, Any]
+
+
+class TrainingResult(Result):
+    """`result` of run.json, as `ftcli train --json` prints it."""
+
+    state: Literal["finished"] = "finished"
+    steps: int
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    first_eval_loss: float | None = None
+    best_step: int | None = None
+    tokens_per_second: float | None = None
+    trained_parameters: int | None = None
+    total_parameters: int | None = None
+    peak_memory_bytes: int | None = None
+    saved_bytes: int | None = None
+    stop_rate: float | None = None
+    """Share of a few answers that were finished (EOS), at the end of the training."""
+    stop_rate_rows: int = 0
+    training_seconds: float | None = None
+    seconds: float | None = None
+
+
+class FileMark(Result):
+    """By which a large file is known again without reading it."""
+
+    bytes: int
+    mtime_ns: int
+
+
+class RunRecord(TrainingRecord):
+    """`run.json`. It is written in steps, so that a field may be missing: at the first step of the
+    training, at each checkpoint, when the memory was measured, and at the end."""
+
+    state: Literal["training", "stopped", "finished"] | None = None
+    run_id: str | None = None
+    recipe: str | None = None
+    parent: str | None = None
+    data: str | None = None
+    replay: ReplayRecord | None = None
+    seed: int | None = None
+    hardware: HardwareRecord | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str | None = None
+    saved_step: int | None = None
+    """Of the newest checkpoint."""
+    memory: MemoryFigures | None = None
+    result: TrainingResult | None = None
+    weights: dict[str, str] | None = None
+    """File of the trained weights → sha256."""
+    weight_files: dict[str, FileMark] | None = None
+    finished: str | None = None
+
+
+class PlannedChoice(Result):
+    """A decision of the plan, and its reason."""
+
+    value: bool | int | float | str
+    reason: str
+
+
+class ResidualsRecord(Result):
+    """Measured ÷ estimated memory of runs of one kind."""
+
+    figure: str
+    group: str
+    like_ours: bool
+    runs: int
+    median_error: float
+    low: float
+    high: float
+
+
+class EstimateRecord(Result):
+    """Memory of a training step as it was planned (`ftcli.memory.Estimate`), in bytes."""
+
+    breakdown: dict[str, int]
+    """At the peak; all but `context` add up to `peak_bytes`."""
+    peak_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+    residuals: ResidualsRecord
+    uncovered: tuple[str, ...]
+    managed_bytes: int
+    peak_phase: str
+    phases: dict[str, int]
+    timeline: dict[str, dict[str, int]]
+    moments: dict[str, int]
+    trainable_parameters: int
+    total_parameters: int
+    fits: dict[str, bool]
+    surely_fits: dict[str, bool]
+    assumptions: dict[str, bool | int | float | str]
+
+
+class PlanRecord(TrainingRecord):
+    """`plan.json`: what the recipe left open, decided."""
+
+    precision: PlannedChoice
+    weights_dtype: PlannedChoice
+    attention: PlannedChoice
+    optimizer: PlannedChoice
+    learning_rate: PlannedChoice
+    micro_batch: PlannedChoice
+    packing: PlannedChoice
+    shared_prefix: PlannedChoice | None = None
+    fused_lora: PlannedChoice | None = None
+    fused_norms: PlannedChoice
+    liger: PlannedChoice | None = None
+    dequantised: PlannedChoice | None = None
+    gradient_checkpointing: PlannedChoice
+    steps: PlannedChoice
+    eval_every: PlannedChoice
+    save_every: PlannedChoice
+    replay: PlannedChoice | None = None
+    hold: PlannedChoice | None = None
+    accumulation: int
+    warmup_steps: int
+    estimate: EstimateRecord
+
+    @property
+    def choices(self) -> dict[str, PlannedChoice]:
+        """The decisions by name, in the order in which they are shown."""
+        return {name: each for name, each in self if isinstance(each, PlannedChoice)}

@@ -1,0 +1,1 @@
+"""What `ftcli estimate-vram` answers."""

@@ -1,0 +1,96 @@
+"""Flags of `estimate-vram` that cannot be meant together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ftcli.errors import UsageError
+from ftcli.memory import Choices
+from ftcli.memory.choices import MODE_NAMES, Mode
+from ftcli.memory.fit.limits import Size
+from ftcli.training.plan.memory import NO_CHECKPOINTING
+
+LORA: tuple[Mode, ...] = ("lora", "qlora")
+
+# Field of Choices → the modes in which its flag says anything, and what it is.
+_ONLY_IN: dict[str, tuple[tuple[Mode, ...], str]] = {
+    "rank": (LORA, "the inner width of LoRA's update"),
+    "targets": (LORA, "the modules that get a LoRA update"),
+    "dora": (LORA, "a kind of LoRA with a trained magnitude"),
+    "modules_to_save": (LORA, "modules trained whole beside LoRA's update"),
+    "bottleneck": (("adapter",), "the inner width of a bottleneck adapter"),
+    "placement": (("adapter",), "the blocks that get a bottleneck adapter"),
+    "virtual_tokens": (("prefix", "prompt"), "the number of trained positions"),
+    "projection": (("prefix",), "the network that a prefix may come out of"),
+}
+# Mode and whether a 4-bit base is asked for → what is wrong with that.
+_BASES: dict[tuple[Mode, bool], str] = {
+    ("full", True): "--four-bit-base: 4-bit weights cannot be trained: take --mode qlora",
+    ("lora", True): "--four-bit-base: LoRA on a 4-bit base is a mode: take --mode qlora",
+    ("qlora", False): "--no-four-bit-base: QLoRA on a 16-bit base is a mode: take --mode lora",
+}
+
+
+def require_consistent(given: Mapping[str, Any], choices: Choices) -> None:
+    """Raise UsageError (`flag`) with every flag given that the choices have no use for."""
+    found = [*_unused(given, choices.mode), *_impossible(given, choices)]
+    if found:
+        raise UsageError("flag", "\n".join(found))
+
+
+def _unused(given: Mapping[str, Any], mode: Mode) -> Iterator[str]:
+    for name, (modes, what) in _ONLY_IN.items():
+        if given.get(name) and mode not in modes:
+            wanted = " or ".join(f"--mode {each}" for each in modes)
+            flag = f"--{name.replace('_', '-')}"
+            yield f"{flag}: {what}, and {MODE_NAMES[mode]} has none: leave it out, or take {wanted}"
+
+
+def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
+    if given.get("targets") == ():
+        yield "--targets: no module is named: take all-linear, or names such as q_proj,v_proj"
+    if "four_bit_base" in given and (choices.mode, given["four_bit_base"]) in _BASES:
+        yield _BASES[choices.mode, given["four_bit_base"]]
+    asked = {"mode", "precision", "four_bit_base"} & set(given)
+    if asked and choices.quantization == "nf4" and choices.precision == "fp32":
+        yield _computes_in_16_bits(choices)
+    if given.get("gradient_checkpointing") and choices.mode == "prefix":
+        yield f"--gradient-checkpointing: {NO_CHECKPOINTING}: take --no-gradient-checkpointing"
+
+
+def _computes_in_16_bits(choices: Choices) -> str:
+    """The head and what is trained keep their type; the linear layers are 4-bit in any case."""
+    name, instead = MODE_NAMES[choices.mode], "--no-four-bit-base"
+    if choices.mode == "qlora":
+        instead = "--mode lora"
+    else:
+        name += " with --four-bit-base"
+    return (
+        f"--precision fp32: {name} holds the base in 4 bits and dequantises it to the 16-bit type "
+        "it computes in, with what it trains in fp32: take --precision bf16 (fp16 on cards before "
+        f"RTX 30), or {instead} for fp32 weights"
+    )
+
+
+def require_size(size: Size, choices: Choices, flag: str) -> None:
+    """Raise UsageError where the size is none of this mode's."""
+    if size == "rank" and choices.mode not in LORA:
+        raise UsageError(
+            "flag", f"{flag} rank: {MODE_NAMES[choices.mode]} has none: take --mode lora"
+        )
+
+
+def require_trainable(choices: Choices, flag: str) -> None:
+    """Raise UsageError where `ftcli train` carries nothing of the kind out."""
+    beyond = {
+        "--loss full": choices.loss == "full",
+        "--packing": choices.packing,
+    }
+    named = [name for name, is_beyond in beyond.items() if is_beyond]
+    if named:
+        raise UsageError(
+            "flag",
+            f"{flag} proposes what `ftcli train` carries out, and {', '.join(named)} is estimated "
+            "by formula alone: leave it out; --max and --sweep take it",
+        )

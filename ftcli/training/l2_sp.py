@@ -1,0 +1,90 @@
+"""training.hold: trained weights are pulled to where they began, beside what the optimizer does.
+
+L2-SP (Li, Grandvalet and Davoine 2018) adds strength / 2 · ‖w - start‖² to the loss. We take it out
+of the gradient, as AdamW takes weight decay (Loshchilov and Hutter 2019), for the same reason: Adam
+divides a gradient by its size, so that the weights which move most would be held least. Apart from
+it, clipping, loss and gradient norm stay those of the data. With SGD both are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftcli.memory.trained import HOLD_PIECE_ELEMENTS
+
+STARTS = "start.safetensors"
+
+
+class Hold:
+    """The weights as they were when the hold was made, which the same weights are pulled to."""
+
+    def __init__(self, model: nn.Module, strength: float, stored: torch.dtype | None) -> None:
+        """`stored` is the type of the files that the weights came from, where they came from any:
+        starting weights are kept in it, unless that would change one."""
+        self.strength = strength
+        self.from_files = stored is not None
+        self._starts = {name: _kept(weight, stored) for name, weight in _trained(model)}
+
+    @property
+    def bytes(self) -> int:
+        """What the starting weights take beside the model."""
+        return sum(start.numel() * start.element_size() for start in self._starts.values())
+
+    def attach(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Pull before each step that this optimizer really takes, by its learning rate then."""
+        starts = {weight: self._starts[name] for name, weight in _trained(model)}
+        optimizer.register_step_pre_hook(lambda stepping, *_: self._pull(stepping, starts))
+
+    def save(self, folder: Path) -> None:
+        """Keep what no file holds: an adapter's start was drawn, or another run's."""
+        if not self.from_files:
+            starts = {name: start.contiguous() for name, start in self._starts.items()}
+            save_file(starts, folder / STARTS, metadata={"format": "pt"})
+
+    def take_up(self, folder: Path) -> None:
+        """Go on with the start that a checkpoint keeps, if it keeps one."""
+        file = folder / STARTS
+        if file.is_file():
+            for name, start in load_file(file).items():
+                self._starts[name].copy_(start)
+
+    @torch.no_grad()
+    def _pull(self, optimizer: Optimizer, starts: Mapping[Tensor, Tensor]) -> None:
+        # fp16: a fused optimizer is called for a step that it leaves out (torch/amp/grad_scaler.py)
+        overflow: Any = getattr(optimizer, "found_inf", None)
+        if overflow is not None and bool(overflow):
+            return
+        for group in optimizer.param_groups:
+            share = float(group["lr"]) * self.strength
+            for weight in group["params"]:
+                for piece, start in _pieces(weight, starts[weight]):
+                    piece.lerp_(start.to(piece.dtype), share)
+
+
+def _trained(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every trained weight once, also where two modules share one."""
+    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+
+
+def _kept(weight: Tensor, stored: torch.dtype | None) -> Tensor:
+    start = weight.detach()
+    if stored is not None and stored.itemsize < start.dtype.itemsize:
+        narrow = start.to(stored)
+        if torch.equal(narrow.to(start.dtype), start):
+            return narrow
+    return start.clone()
+
+
+def _pieces(weight: Tensor, start: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both in pieces where one has to be cast: a copy of the whole embeddings would be seen."""
+    if weight.dtype == start.dtype:
+        return iter([(weight, start)])
+    rows = max(1, HOLD_PIECE_ELEMENTS * len(weight) // weight.numel())
+    return zip(weight.split(rows), start.split(rows), strict=True)

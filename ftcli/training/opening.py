@@ -1,0 +1,152 @@
+"""From what the user typed, a run folder or its recipe, to the run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ftcli.config.loader import Loaded, differences, load_recipe, resolved
+from ftcli.config.recipe import Recipe
+from ftcli.data.prepared import Prepared, load_prepared
+from ftcli.errors import FtcliError, did_you_mean
+from ftcli.memory.shapes import model_source
+from ftcli.runs.folder import RunFolder, find_run, newest_finished, run_above
+from ftcli.shell import command, set_flags, shown_path
+from ftcli.training.weights_record import require_unchanged_weights
+
+# Keys that may change between the parts of one training: they shape no token and no weight.
+FREE_KEYS = {
+    "name",
+    "output",
+    "generation",
+    "eval",
+    "training.report_to",
+    "training.micro_batch_size",
+    "training.keep_checkpoints",
+    "training.eval_steps",
+    "training.save_steps",
+    "training.early_stopping_patience",
+}
+# Of these, what is read anew where a finished run is named by its recipe.
+READ_ANEW = ("generation", "eval")
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A finished run with its resolved recipe and its prepared data."""
+
+    run: RunFolder
+    loaded: Loaded
+    prepared: Prepared
+    read_anew: tuple[str, ...] = ()
+    """Sections that the recipe which named the run has otherwise by now."""
+    unheeded: tuple[str, ...] = ()
+    """What is asked otherwise than it was trained, as `training.epochs: 1 → 2`."""
+
+
+def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
+    """The run at `path`, in whatever state, or the newest finished one of the recipe there.
+
+    Raises FtcliError (`run_missing`).
+    """
+    if (run := find_run(path)) is not None:
+        return run
+    if os.path.isdir(path):
+        raise FtcliError("run_missing", _no_run(path))
+    if not os.path.lexists(path):
+        message = f"neither a run nor a recipe is there{_near(path)}"
+        raise FtcliError("run_missing", message, file=shown_path(path))
+    begin = command("train", path, *set_flags(overrides))
+    return newest_finished(load_recipe(path, overrides).output, begin)
+
+
+def _near(path: Path) -> str:
+    """A run or a recipe beside it whose name is like the one asked for."""
+    try:
+        beside = list(path.parent.iterdir())
+    except OSError:
+        return ""
+    known = [p.name for p in beside if p.suffix in (".yaml", ".yml") or find_run(p) is not None]
+    return did_you_mean(path.name, known)
+
+
+def _no_run(folder: Path) -> str:
+    shown = shown_path(folder)
+    if (above := run_above(folder)) is not None:
+        part, run = _part(os.path.basename(os.path.abspath(folder))), shown_path(above.path)
+        return f"{shown} is {part} of the run {run}; give the run itself: {run}"
+    known = (("config.json", "a model"), ("adapter_config.json", "an adapter"))
+    found = [(file, kind) for file, kind in known if (folder / file).is_file()]
+    what = "not a run: it has no run.json"
+    if found:
+        file, kind = found[0]
+        what = f"{kind}, not a run: it has {file} and no run.json"
+    return f"{shown} is {what}; give the folder that ftcli train has filled, or its recipe"
+
+
+def _part(name: str) -> str:
+    """What a folder inside a run is."""
+    if name.startswith("step-"):
+        return "a checkpoint"
+    named = {"adapter": "adapter", "model": "trained model", "merged": "merged model"}
+    return f"the {named[name]}" if name in named else "a part"
+
+
+def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
+    """The finished run at `path`, or the newest finished one of the recipe at `path`.
+
+    Overrides are laid over the run's resolved recipe; how it answers and what is looked at
+    (READ_ANEW) is taken from the recipe at `path` as it stands now. Raises FtcliError, also where
+    the trained weights are not as the training wrote them.
+    """
+    run = run_at(path, overrides)
+    if run.state != "finished":
+        raise FtcliError(
+            "run_unfinished",
+            f"{path} is not finished ({run.state}); go on: {command('train', run.path)}",
+        )
+    run.require_contract()
+    prepared = load_prepared(run.data)
+    if prepared is None:
+        raise FtcliError(
+            "run_broken",
+            f"{run.data} holds no prepared data; prepare them again: "
+            f"{command('prepare', run.path)}",
+        )
+    require_unchanged_weights(run)
+    trained, by_recipe = load_recipe(run.recipe), find_run(path) is None
+    now = load_recipe(path if by_recipe else run.recipe, overrides)
+    asked, began = resolved(now), trained.recipe
+    changed = [name for name in READ_ANEW if getattr(asked, name) != getattr(began, name)]
+    # Another seed draws other answers. Base and data have proofs of their own.
+    unheeded = differences(began, asked, FREE_KEYS | {"training.seed", "model", "data"})
+    loaded = _as_trained(now, asked, trained) if by_recipe else now
+    read_anew = tuple(changed) if by_recipe else ()
+    return OpenRun(run, loaded, prepared, read_anew, tuple(unheeded))
+
+
+def _as_trained(now: Loaded, asked: Recipe, trained: Loaded) -> Loaded:
+    """The recipe of a training, with READ_ANEW as `asked` has it."""
+    keys = {override: override.partition("=")[0].strip() for override in now.overrides}
+    of_training = [each for each, key in keys.items() if key.partition(".")[0] not in READ_ANEW]
+    recipe = load_recipe(trained.path, of_training).recipe
+    recipe = recipe.model_copy(update={name: getattr(asked, name) for name in READ_ANEW})
+    return replace(now, recipe=recipe)
+
+
+def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
+    """Prove a run whose figures are told again though no model is loaded.
+
+    Raises FtcliError (`contract_broken`) where template, tokenizer or base are others by now; the
+    base of a whole model counts where its figures stand beside.
+    """
+    from ftcli.models.prompt_manifest import contract_of, proven_base
+
+    contract_of(opened.loaded, opened.run, opened.prepared)
+    if with_base:
+        model = opened.loaded.recipe.model
+        source = model_source(model.id, opened.loaded.base)
+        with proven_base([opened.run], source, model.revision):
+            pass

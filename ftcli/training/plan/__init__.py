@@ -1,0 +1,1 @@
+"""Recipe, sizes, data and machine → every choice, with its reason."""

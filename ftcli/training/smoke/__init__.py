@@ -1,0 +1,1 @@
+"""A tiny random model of the same architecture, and a few rows."""

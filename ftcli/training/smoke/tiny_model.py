@@ -1,0 +1,179 @@
+"""A tiny random twin of a model: of the same type, with the same tokenizer and names of modules.
+
+What goes by names, kinds of layers, token ids or context is the original's. Small are the widths,
+and the number of layers where none is named by its number, so that a training takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ftcli.config.recipe import LoraKeys, Method, Recipe
+from ftcli.errors import ModelError
+from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.models.fingerprint import model_folder
+from ftcli.models.load import open_config
+from ftcli.runs.atomic import write_json
+
+CONFIG = "config.json"
+
+# NF4 rounds in blocks of 64 weights (bitsandbytes 0.50, functional.py), so no row is shorter.
+HIDDEN = 64
+# Kinds of layers take turns, each sixth at most being another (Gemma 3).
+LAYERS = 8
+HEADS = 4
+INNER = 128
+# Length of what is common to all embeddings, whose own are 0.16 long (0.02 × √64).
+PREFERENCE = 2.0
+EXPERTS, ACTIVE_EXPERTS = 4, 2
+
+# What a tokenizer and its way of answering are read from (transformers 5.24).
+TOKENIZER_FILES = (
+    "tokenizer*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+)
+# Keys of config.json that a twin does not take over: it is not quantised, and has no code.
+LEFT_OUT = ("quantization_config", "auto_map")
+
+
+def build_twin(source: str, recipe: Recipe, folder: Path) -> Shape:
+    """Write a twin of the recipe's model into `folder`, in the type of the original's files.
+
+    Of the original only config.json and the tokenizer's files are needed. Raises ModelError.
+    """
+    revision = recipe.model.revision
+    original = open_config(source, revision)
+    there = model_folder(source, revision)
+    if there is None:  # its config.json was read just now
+        raise ModelError("model", f"{source}: its files are not kept on this machine")
+    values = json.loads((there / CONFIG).read_text(encoding="utf-8"))
+    values = tiny_config(values, original, all_layers=_names_layers(recipe.method))
+    config = type(original).from_dict(dict(values))
+    torch.manual_seed(recipe.training.seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=original.dtype or torch.float32)
+    _prefer_one_token(model)
+    model.save_pretrained(folder)
+    # As the original's keys are called: transformers writes some under other names.
+    write_json(folder / CONFIG, values)
+    _copy_tokenizer(there, folder)
+    return shape_from_config(values, name=source)
+
+
+def _prefer_one_token(model: PreTrainedModel) -> None:
+    """Let every state point one way, and one token's row of the head too.
+
+    To a random model all tokens are nearly level, so that the rounding of a merge changes which is
+    first; of a trained one it changes nothing.
+    """
+    inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    way = torch.randn(inputs.shape[1])
+    way *= PREFERENCE / way.norm()
+    with torch.no_grad():
+        inputs += way.to(inputs.dtype)
+        outputs[len(outputs) // 2] += way.to(outputs.dtype)
+
+
+def _names_layers(method: Method) -> bool:
+    """Whether a key of the method means layers by their numbers."""
+    if not isinstance(method, LoraKeys):
+        return False
+    targets = [] if isinstance(method.target_modules, str) else method.target_modules
+    # `fc1` is meant here too, which costs no more than time.
+    numbered = any(re.search(r"\d", name) for name in (*targets, *method.rank_pattern))
+    return numbered or method.layers is not None
+
+
+def tiny_config(
+    values: Mapping[str, Any], original: PreTrainedConfig, *, all_layers: bool
+) -> dict[str, Any]:
+    """A config.json with small widths, and few layers where none is named by its number.
+
+    `original` is what transformers makes of `values`. Raises ModelError for types that ftcli does
+    not know.
+    """
+    shape = shape_from_config(values, name=original.model_type)
+    sizes, known = _sizes(shape), original.to_dict()
+    # A key that this type has not, or whose value it works out, stays away.
+    wanted = {key: n for key, n in sizes.items() if values.get(key, known.get(key)) is not None}
+    kept = {key: value for key, value in values.items() if key not in LEFT_OUT}
+    for key in ("rope_parameters", "rope_scaling"):
+        if isinstance(rope := values.get(key), Mapping):
+            share = values.get("partial_rotary_factor", 1.0)
+            kept[key] = _tiny_rope(rope, sizes["head_dim"], share)
+    if not all_layers and shape.layers > LAYERS and _repeats(known, shape.layers):
+        lists = {k: v[:LAYERS] for k, v in values.items() if _is_by_layer(v, shape.layers)}
+        wanted |= {"num_hidden_layers": LAYERS, **lists}
+    return {**kept, **wanted}
+
+
+def _is_by_layer(value: object, layers: int) -> bool:
+    return isinstance(value, list) and len(value) == layers
+
+
+def _repeats(known: Mapping[str, Any], layers: int) -> bool:
+    """Whether the first layers are of every kind that there is."""
+    by_layer = [value for value in known.values() if _is_by_layer(value, layers)]
+    return all(set(value[:LAYERS]) == set(value) for value in by_layer)
+
+
+def _sizes(shape: Shape) -> dict[str, int]:
+    """Small widths that keep what depends on their ratios: grouped heads, heads that are wider or
+    narrower together than the hidden states, several experts."""
+    heads_are_narrow = shape.query_width < shape.hidden
+    heads_are_wide = shape.query_width > shape.hidden
+    grouped = 1 if shape.kv_heads == 1 else HEADS // 2
+    kv_heads = HEADS if shape.kv_heads == shape.heads else grouped
+    experts = min(shape.experts, EXPERTS)
+    return {
+        "hidden_size": 2 * HIDDEN if heads_are_narrow else HIDDEN,
+        "num_attention_heads": HEADS,
+        "head_dim": HIDDEN // HEADS * (2 if heads_are_wide else 1),
+        "num_key_value_heads": kv_heads,
+        "num_kv_heads": kv_heads,
+        "intermediate_size": INNER,
+        "ffn_hidden_size": INNER,
+        "moe_intermediate_size": INNER,
+        "num_local_experts": experts,
+        "num_experts": experts,
+        "num_experts_per_tok": min(shape.active_experts, ACTIVE_EXPERTS),
+    }
+
+
+def _tiny_rope(values: Mapping[str, Any], head_dim: int, share: float) -> dict[str, Any]:
+    """Rotation by the same rule; factors that stand for each frequency are as many as are left.
+
+    `share` of a head is rotated, if the rule does not say another.
+    """
+    rotated = int(head_dim * values.get("partial_rotary_factor", share))
+
+    def tiny(value: Any) -> Any:
+        if isinstance(value, Mapping):  # a rule for each kind of layer (Gemma 3)
+            return _tiny_rope(value, head_dim, share)
+        return value[: math.ceil(rotated / 2)] if isinstance(value, list) else value
+
+    return {key: tiny(value) for key, value in values.items()}
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for pattern in TOKENIZER_FILES:
+        for file in filter(Path.is_file, source.glob(pattern)):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
