@@ -22,7 +22,7 @@ from ftcli.evaluation.scorers.scorer import Finding
 from ftcli.evaluation.scorers.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[1]
-LABELS = ROOT / "tests" / "metrics" / "grounding"
+LABELS = ROOT / "tests" / "evaluation" / "grounding"
 SHARED = ROOT.parent / "shared" / "data"
 SHOP = ROOT / "recipes" / "data" / "shop" / "train.jsonl"
 RETAIL = SHARED / "ecommerce_retail_demo" / "train.jsonl"

@@ -89,6 +89,25 @@ def few_instructions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+# Rooms whose tests build tiny models themselves.
+ONE_THREAD = {"data", "models", "kernels", "training", "inference", "export"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Models this small wait for threads more than they compute."""
+    if request.path.parent.name not in ONE_THREAD:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def observed(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Says in a short phrase what a test saw; docs/faults.md shows it beside what is required."""

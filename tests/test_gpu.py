@@ -15,7 +15,7 @@ import yaml
 from ftcli.cli import run
 from ftcli.memory.hardware import context_bytes
 from ftcli.training.estimate.calibrate import CalibratedRun, calibrate_runs
-from tests.engine.architectures import FAMILIES
+from tests.architectures import FAMILIES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -134,7 +134,7 @@ def test_a_card_s_levers_give_the_loss_and_the_gradients_of_padded_rows(
     from ftcli.kernels.lora import fuse_lora
     from ftcli.kernels.norm import fuse_norms
     from ftcli.models.batches import packed
-    from tests.engine.test_packed_families import assert_same, model_of, plain, rows, through
+    from tests.kernels.test_packed_families import assert_same, model_of, plain, rows, through
 
     # What other families have compiled counts towards torch's limit, past which it runs unfused.
     torch._dynamo.reset()
@@ -156,7 +156,7 @@ def test_liger_gives_the_loss_and_the_gradients_of_transformers(
     from ftcli.kernels.norm import fuse_norms
     from ftcli.models.batches import padded
     from ftcli.models.virtual_tokens import causal_model
-    from tests.engine.test_packed_families import assert_same, model_of, plain, rows, through
+    from tests.kernels.test_packed_families import assert_same, model_of, plain, rows, through
 
     model = model_of(name, method).to("cuda")
     expected = plain(model)
@@ -193,7 +193,7 @@ def test_8_bit_states_resume_as_what_they_were(
     """bitsandbytes pages the states of weights of 100,000 numbers and more."""
     from bitsandbytes.optim.optimizer import Optimizer2State
 
-    from tests.test_training import stop_at
+    from tests.commands.test_training import stop_at
 
     training = {"optimizer": optimizer, "max_steps": 4, "learning_rate": 1e-4}
     for name in ("whole", "stopped"):

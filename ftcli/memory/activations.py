@@ -1,6 +1,6 @@
 """What the layers keep between forward and backward, in bytes.
 
-Items and sizes are counted on transformers 5.24 and peft 0.21 by tests/vram (tiny models on CPU),
+Items and sizes are counted on transformers 5.24 and peft 0.21 by tests/memory (tiny models on CPU),
 unless another origin stands beside them.
 """
 

@@ -1,6 +1,6 @@
 """Copies of weights that come and go: cast by autocast, dequantised, or summed by an adapter.
 
-Counted by tests/vram on CPU, in transformers 5.24 and peft 0.21.
+Counted by tests/memory on CPU, in transformers 5.24 and peft 0.21.
 """
 
 from __future__ import annotations

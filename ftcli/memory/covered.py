@@ -11,7 +11,7 @@ from ftcli.memory.shapes import Shape
 # The longest row of docs/data/measured_runs.csv.
 LONGEST_MEASURED_TOKENS = 8192
 
-# Model types whose layers tests/vram counts within 2%, or whose runs the table holds.
+# Model types whose layers tests/memory counts within 2%, or whose runs the table holds.
 _COUNTED_TYPES = {
     *("llama", "mistral", "ministral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "phi3", "smollm3"),
     *("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "granite", "arcee"),

@@ -28,7 +28,7 @@ _BYTES_PER_CAPPED_LOGIT = 12
 def head_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the last norm, the logits, their loss and the gradient it hands to the layers.
 
-    Counted by tests/vram, the chunked losses to 2%.
+    Counted by tests/memory, the chunked losses to 2%.
     """
     fused = choices.stack.fused_loss_bytes_per_hidden
     if fused is not None:

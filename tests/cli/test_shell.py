@@ -14,7 +14,7 @@ from ftcli.cli import app, run
 from ftcli.config.recipe import Recipe
 from ftcli.errors import DataError, Stopped
 from ftcli.training.estimate import estimate
-from tests.loading.shop import SHOP
+from tests.config.shop import SHOP
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [

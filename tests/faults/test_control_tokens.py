@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,10 +15,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-
-from families import BUILDERS, FORGED, Family, chat, family_named
-
 from ftcli.cli import run
 from ftcli.config.recipe import Data
 from ftcli.data.example import Example, Origin
@@ -29,6 +24,7 @@ from ftcli.data.tokenizing.bulk import encode_many
 from ftcli.data.tokenizing.rendering import Encoded, RowFault
 from ftcli.data.tokenizing.rows import read_split
 from ftcli.inference import generation
+from tests.families import BUILDERS, FORGED, Family, chat, family_named
 from tests.faults.bench import Bench, bench_in
 
 pytestmark = pytest.mark.fault(28)

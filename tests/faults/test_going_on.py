@@ -19,9 +19,9 @@ import yaml
 from ftcli.cli import run
 from ftcli.errors import FtcliError
 from ftcli.runs.folder import RunFolder
+from tests.commands.test_training import stop_at
 from tests.conftest import CHATML, save_tiny_model
 from tests.faults.moments import weights_of
-from tests.test_training import stop_at
 
 Observed = Callable[[str], None]
 TRAINING = {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4}

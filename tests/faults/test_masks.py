@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.families import BUILDERS, chat, family_named, runs, trained_text
+from tests.families import BUILDERS, chat, family_named, runs, trained_text
 
 PIECES = (
     *("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<end_of_turn>", "</s>", "[INST]", "<bos>"),

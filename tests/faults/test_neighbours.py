@@ -19,9 +19,9 @@ from ftcli.models.batches import of_tensors, packed
 from ftcli.models.loss import head_of, row_losses
 from ftcli.models.methods import attach
 from ftcli.models.virtual_tokens import causal_model
-from tests.engine.architectures import FAMILIES as PACKED
-from tests.engine.models import SIZES, collate
-from tests.engine.test_packed_families import model_of
+from tests.architectures import FAMILIES as PACKED
+from tests.kernels.test_packed_families import model_of
+from tests.tiny_models import SIZES, collate
 
 Observed = Callable[[str], None]
 METHODS: dict[str, Method] = {

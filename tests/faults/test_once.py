@@ -11,7 +11,7 @@ from transformers import AddedToken
 
 from ftcli.data.example import Example, Origin
 from ftcli.data.tokenizing.rendering import Renderer
-from tests.engine.families import BUILDERS, Family, chat, count_controls, runs
+from tests.families import BUILDERS, Family, chat, count_controls, runs
 
 CONVERSATIONS = (
     ("Which?", "The chair."),

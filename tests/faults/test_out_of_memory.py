@@ -14,8 +14,8 @@ from ftcli.cli import run
 from ftcli.models.batches import Batch
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
+from tests.commands.test_training import stop_at
 from tests.conftest import pair
-from tests.test_training import stop_at
 
 Observed = Callable[[str], None]
 TRAINING = {

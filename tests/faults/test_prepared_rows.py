@@ -14,9 +14,9 @@ import pytest
 from ftcli.cli import run
 from ftcli.data.prepared import SPLITS, damaged_files, load_prepared
 from ftcli.data.tokenizing.rows import read_split
+from tests.commands.test_training import stop_at
 from tests.conftest import save_recipe, save_rows
 from tests.faults.moments import weights_of
-from tests.test_training import stop_at
 
 pytestmark = pytest.mark.slow
 

@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    from tests.test_training import stop_at
+    from tests.commands.test_training import stop_at
 
     recipe = write_recipe("hurt", method=METHOD, training=TRAINING)
     with monkeypatch.context() as patch:
@@ -186,7 +186,7 @@ def test_no_whole_checkpoint_is_no_new_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from tests.test_training import stop_at
+    from tests.commands.test_training import stop_at
 
     recipe = write_recipe(method=METHOD, training=TRAINING)
     with monkeypatch.context() as patch:
@@ -215,7 +215,7 @@ def test_a_checkpoint_of_another_run_is_an_error(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    from tests.test_training import stop_at
+    from tests.commands.test_training import stop_at
 
     recipe = write_recipe("stopped", method=METHOD, training=TRAINING)
     with monkeypatch.context() as patch:
@@ -331,7 +331,7 @@ def test_a_disk_that_is_really_full(
     observed: Observed,
 ) -> None:
     from ftcli.runs import atomic
-    from tests.test_training import stop_at
+    from tests.commands.test_training import stop_at
 
     recipe = write_recipe(method=METHOD, training=TRAINING, output=str(small_disk / "run"))
     folder = RunFolder(small_disk / "run")

@@ -19,8 +19,8 @@ from ftcli.cli import run
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
 from ftcli.training import building
+from tests.commands.test_end_to_end import METHODS
 from tests.conftest import save_tiny_model
-from tests.test_end_to_end import METHODS
 
 Observed = Callable[[str], None]
 Weights = dict[str, Tensor]

@@ -83,7 +83,7 @@ def with_size(choices: Choices, size: Size, value: int) -> Choices:
 
 
 def largest(shape: Shape, choices: Choices, size: Size, hardware: Hardware) -> Limit:
-    """By bisection: more of a size never takes less (tests/test_vram.py)."""
+    """By bisection: more of a size never takes less (tests/memory/test_vram.py)."""
 
     def too_large(value: int) -> bool:
         return not fits(estimate_on(shape, with_size(choices, size, value), hardware), hardware)

@@ -64,7 +64,7 @@ def cheapest(base: Choices, options: Options, fits: Fits) -> Choices | None:
     """The way of least cost that fits; None where none does.
 
     Exact, and quicker than trying all: more tokens, rows or rank never take less memory
-    (tests/test_fit_limits.py), which nothing promises of the other choices.
+    (tests/memory/test_fit_limits.py), which nothing promises of the other choices.
     """
     tokens = _first(options.seq_len, lambda tokens: some_way_fits(base, options, tokens, fits))
     if tokens is None:

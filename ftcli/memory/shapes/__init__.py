@@ -1,6 +1,6 @@
 """Sizes of a language model: what `config.json` says, and the parameter counts that follow.
 
-The counts are those of the model that transformers builds; tests/test_shapes.py compares them.
+The counts are those of the model that transformers builds; tests/memory/test_shapes.py.
 """
 
 from ftcli.memory.shapes.config import shape_from_config

@@ -1,0 +1,192 @@
+"""The real small model goes through the same commands as the tiny one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from jsonschema import validate
+
+from ftcli.cli import run
+from ftcli.memory.choices import Mode
+from tests.commands.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
+from tests.json_shapes import SHAPES
+from tests.tiny_models import collate
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+SHORT = ("training.max_steps=8", "training.batch_size=4", "training.eval_steps=4")
+SMALL = ("data.validation=4", "generation.max_new_tokens=24")
+# Method → its learning rate, and by how much held-out loss lies below the base's after eight steps
+# of four rows; docs/methods.md states both.
+MARGINS: dict[Mode, tuple[float | Literal["auto"], float]] = {
+    "full": ("auto", 0.2),
+    "lora": (2e-3, 0.5),
+    "qlora": (2e-3, 0.3),
+    "adapter": ("auto", 0.8),
+    "prefix": ("auto", 0.1),
+    "prompt": ("auto", 0.1),
+}
+BEGIN_AT_THE_BASE = ("full", "lora", "adapter")
+
+
+def overrides(model: Path, output: Path, *more: str) -> list[str]:
+    pairs = [f"model.id={model}", f"output={output}", *SHORT, *SMALL, *more]
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+@pytest.fixture(scope="module")
+def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Of the untrained base on the validation rows that all methods below are judged by."""
+    import torch
+
+    from ftcli.config.recipe import Model
+    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.models.batches import of_tensors
+    from ftcli.models.load import load_base
+    from ftcli.models.loss import row_losses
+
+    folder = tmp_path_factory.mktemp("base") / "run"
+    flags = overrides(small_model, folder)
+    assert run(["prepare", str(RECIPES / "ecommerce-lora.yaml"), *flags]) == 0
+    base = load_base(
+        str(small_model),
+        Model(id="small"),
+        dtype=torch.float32,
+        attention="sdpa",
+        device=torch.device("cpu"),
+    )
+    batch = collate(read_split(folder / "data", "validation").to_pylist(), 0)
+    with torch.no_grad():
+        losses, tokens = row_losses(base, of_tensors(batch["input_ids"], batch["labels"]))
+    return float(losses.sum() / tokens.sum())
+
+
+def learnt(mode: Mode, trained: dict[str, Any], base_loss: float) -> None:
+    """Check the margin, on the very rows of the base's loss."""
+    if mode in BEGIN_AT_THE_BASE:
+        assert trained["first_eval_loss"] == pytest.approx(base_loss, abs=0.02)
+    assert trained["eval_loss"] < base_loss - MARGINS[mode][1]
+
+
+@pytest.mark.parametrize("mode", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
+def test_a_shipped_recipe_runs_on_the_small_model(
+    mode: Mode,
+    base_loss: float,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = overrides(small_model, tmp_path / "run", f"training.learning_rate={MARGINS[mode][0]}")
+    path = RECIPES / f"ecommerce-{mode}.yaml"
+    prepared = ask(capsys, "prepare", path, "--preview", "1", *flags)
+    trained_on = "".join(text for text, trained in prepared["preview"][0] if trained)
+    assert trained_on.startswith("# ") and trained_on.endswith(" EUR<|im_end|>")
+    assert prepared["test_rows"] == 60
+
+    trained = ask(capsys, "train", path, *flags)
+    learnt(mode, trained, base_loss)
+    assert trained["total_parameters"] == 134_515_008
+    folder = Path(trained["run_dir"])
+    # Eight steps of the task's rows, and one for the general ones that the recipe replays; the
+    # last two checkpoints stay.
+    kept = {f"checkpoints/step-{s}/{n}" for s in (8, 9) for n in ADAPTER | STATE}
+    kept |= {"data/replay.arrow"}
+    kept |= {f"adapter/{n}" for n in ADAPTER | TOKENIZER}
+    kept |= {f"data/{n}" for n in ("prepared.json", "advice.json", "test.arrow", "train.arrow")}
+    kept |= {"data/validation.arrow", "README.md", "metrics.jsonl", "plan.json"}
+    kept |= {"report.html", "speed.jsonl"}
+    assert files_below(folder) - {".lock"} == kept | {"contract.json", "recipe.yaml", "run.json"}
+
+    scores = ask(capsys, "eval", folder, "--limit", "4")
+    assert scores["tuned"]["loss"] < scores["base"]["loss"] - 0.2
+    answer = ask(capsys, "generate", folder, "Product: Mug\nColour: red", "--max-new-tokens", "8")
+    assert answer["completion"].strip()
+    merged = ask(capsys, "merge", folder)
+    assert merged["verdict"] == "pass"
+
+
+@pytest.mark.slow
+def test_our_loss_is_that_of_transformers(small_model: Path) -> None:
+    import torch
+
+    from ftcli.config.recipe import Model
+    from ftcli.data.example import Example, Message, Origin
+    from ftcli.data.tokenizing.rendering import Renderer
+    from ftcli.models.batches import of_tensors
+    from ftcli.models.load import load_base, load_tokenizer
+    from ftcli.models.loss import row_losses
+
+    renderer = Renderer(load_tokenizer(str(small_model)))
+    rows = [
+        renderer.encode(Example((Message("user", q), Message("assistant", a)), Origin("test", 1)))
+        for q, a in (("What is a kettle?", "A pot for boiling water."), ("Colour?", "Red."))
+    ]
+    base = load_base(
+        str(small_model),
+        Model(id="small"),
+        dtype=torch.float32,
+        attention="sdpa",
+        device=torch.device("cpu"),
+    )
+    batch = collate([{"input_ids": r.input_ids, "labels": r.labels} for r in rows], 0)
+    losses, tokens = row_losses(base, of_tensors(batch["input_ids"], batch["labels"]))
+    for row, loss, count in zip(rows, losses, tokens, strict=True):
+        one = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
+        with torch.no_grad():
+            reference = base(**one).loss
+        assert loss.item() / int(count) == pytest.approx(reference.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_demo_goes_on_from_a_finished_run(
+    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = overrides(small_model, tmp_path / "run")
+    recipe = RECIPES / "ecommerce-lora.yaml"
+    assert run(["train", str(recipe), *flags, "--set", "training.max_steps=1"]) == 0
+    capsys.readouterr()
+    assert run(["train", str(recipe), *flags, "--set", "training.max_steps=1", "--json"]) == 0
+    validate(json.loads(capsys.readouterr().out), SHAPES["train"])
+
+
+@pytest.mark.slow
+def test_full_training_moves_every_weight(
+    write_recipe: Callable[..., Path],
+    small_model: Path,
+    rows_file: Path,
+    tmp_path: Path,
+) -> None:
+    """At 2e-5, weights held in bf16 would mostly stay where they are."""
+    from safetensors.torch import load_file
+
+    recipe = write_recipe(
+        model={"id": str(small_model)},
+        method={"mode": "full"},
+        data={"train": rows_file.name, "validation": 0},
+        training={"max_steps": 1, "batch_size": 2, "warmup_ratio": 0},
+    )
+    assert run(["train", str(recipe)]) == 0
+    before = load_file(small_model / "model.safetensors")
+    after = load_file(tmp_path / "runs" / "tiny" / "model" / "model.safetensors")
+    name = "model.layers.10.mlp.down_proj.weight"
+    moved = (before[name] != after[name]).float().mean().item()
+    assert moved > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "adapter", "prefix", "prompt"])
+def test_every_other_method_learns_the_demo_data(
+    mode: Mode,
+    base_loss: float,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [f"training.learning_rate={MARGINS[mode][0]}", f"method={{mode: {mode}}}"]
+    words += ["training.eval_steps=8", "data.replay=null"]
+    flags = overrides(small_model, tmp_path / "run", *words)
+    trained = ask(capsys, "train", RECIPES / "ecommerce-lora.yaml", *flags)
+    learnt(mode, trained, base_loss)

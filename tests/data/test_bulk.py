@@ -1,0 +1,185 @@
+"""Rows encoded many at once are the rows encoded one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_rendering import contents
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+
+from ftcli.data.example import Example
+from ftcli.data.row import Reject
+from ftcli.data.tokenizing import bulk
+from ftcli.data.tokenizing.bulk import encode_items, encode_many
+from ftcli.data.tokenizing.rendering import Encoded, Renderer, RowFault
+from tests.families import CORPUS, FORGED, Family, chat, family_named, plain, qwen3, wrapped
+
+
+def one_by_one(renderer: Renderer, examples: list[Example]) -> list[Encoded | str]:
+    return [shown(bulk._or_fault(partial(renderer.encode, example))) for example in examples]
+
+
+def shown(row: Encoded | RowFault) -> Encoded | str:
+    return row.message if isinstance(row, RowFault) else row
+
+
+def word_level(name: str, turn: str) -> Family:
+    """Every unknown word is the same token, so that equal ids do not mean equal texts."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", "<|end|>"], show_progress=False)
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    tokenizer.add_special_tokens([AddedToken("<|end|>", normalized=False)])
+    fast = wrapped(tokenizer, "plain", bos=None, eos="<|end|>")
+    header, footer = turn.split("…")
+    fast.chat_template = (
+        "{% for m in messages %}{% set header = m.role + ':' %}" + header + "{{ m.content }}"
+        "" + footer + "{% endfor %}{% if add_generation_prompt %}{% set header = 'assistant:' %}"
+        "" + header + "{% endif %}"
+    )
+    return Family(name, fast, str, "<|end|>", ("<|end|>",))
+
+
+NAMED = ("chatml", "llama3", "qwen3", "gemma", "mistral")
+FAMILIES = {
+    **{name: family_named(name) for name in NAMED},
+    "plain": plain(),
+    "qwen3 thinking": qwen3(thinking=True),
+    "word level": word_level("word level", "{{ header }}…\n"),
+    "word level behind control": word_level("behind control", "{{ header }}…<|end|>"),
+}
+conversation = st.lists(contents, min_size=2, max_size=6).map(lambda turns: turns[len(turns) % 2 :])
+system = st.none() | contents
+texts = st.builds(lambda text: Example((), chat("a").origin, text=text), contents)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@given(
+    rows=st.lists(st.tuples(system, conversation), max_size=4),
+    plain_texts=st.lists(texts, max_size=2),
+    loss_on=st.sampled_from(["answer", "last", "all"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_are_those_of_one_by_one(
+    name: str,
+    rows: list[tuple[str | None, list[str]]],
+    plain_texts: list[Example],
+    loss_on: str,
+) -> None:
+    examples = [
+        chat(*([f"system: {system}"] if system is not None else []), *turns)
+        for system, turns in rows
+    ]
+    examples += plain_texts
+    alone = one_by_one(FAMILIES[name].renderer(loss_on), examples)
+    assert [shown(row) for row in encode_many(FAMILIES[name].renderer(loss_on), examples)] == alone
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_prompts_are_not_encoded_again_behind_a_control_token(name: str) -> None:
+    renderer = FAMILIES[name].renderer()
+    laid = renderer.lay_out(chat("Which?", "The chair.").messages)
+    border, speller = laid.answers[-1].start, renderer.speller
+    (whole,) = speller.encodings([laid.text])
+    prompt_tokens = len(speller.tokens(laid.prompt))
+    assert speller.tokens_before(border, laid.text, whole) == prompt_tokens
+    if speller.by_bytes:
+        assert speller.ids_before(border, laid.text, whole.ids) == prompt_tokens
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@given(question=st.text(max_size=6), answer=st.text(min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_ids_alone_tell_the_prompt_where_tokens_are_bytes(
+    name: str, question: str, answer: str
+) -> None:
+    renderer = FAMILIES[name].renderer()
+    speller = renderer.speller
+    try:
+        laid = renderer.lay_out(chat(question, answer).messages)
+    except RowFault:
+        return
+    if not speller.by_bytes or laid.forged:
+        return
+    (ids,) = speller.ids([laid.text])
+    assert ids == [token.id for token in speller.tokens(laid.text)]
+    found = speller.ids_before(laid.answers[-1].start, laid.text, ids)
+    assert found is None or ids[:found] == [token.id for token in speller.tokens(laid.prompt)]
+
+
+def test_which_tokenizers_are_of_bytes() -> None:
+    known = {name: family.renderer().speller.by_bytes for name, family in FAMILIES.items()}
+    assert known["chatml"] and known["llama3"]
+    assert not known["gemma"] and not known["mistral"]
+
+
+def test_a_tokens_way_into_the_answer_is_seen() -> None:
+    """Line feeds of prompt and answer are one token together, and two apart."""
+    renderer = FAMILIES["chatml"].renderer()
+    laid = renderer.lay_out(chat("Which?", "\nThe chair.").messages)
+    border, speller = laid.answers[-1].start, renderer.speller
+    (whole,) = speller.encodings([laid.text])
+    assert whole.token_to_chars(whole.char_to_token(border - 1))[1] > border
+    assert speller.tokens_before(border, laid.text, whole) is None
+
+
+def test_an_answer_is_not_taken_for_what_the_template_writes_before_it() -> None:
+    """An empty thinking block comes first, and begins as the second answer does."""
+    examples = [chat("Which?", "The chair."), chat("Which?", "<")]
+    rows = [shown(row) for row in encode_many(FAMILIES["qwen3 thinking"].renderer(), examples)]
+    fresh = [FAMILIES["qwen3 thinking"].renderer().encode(example) for example in examples]
+    assert rows == fresh
+    assert "</think>" in FAMILIES["qwen3"].tokenizer.decode(fresh[1].input_ids)
+
+
+def test_a_template_with_users_words_before_the_answer_fills_no_memory() -> None:
+    chatml = FAMILIES["chatml"]
+    renderer = replace(chatml.renderer(), tokenizer=family_with("<|im_start|>{{ m.content }}\n"))
+    examples = [chat(f"{number}", "a") for number in range(300)]
+    rows = [shown(row) for row in encode_many(renderer, examples)]
+    assert rows == one_by_one(renderer, examples)
+    assert 0 < len(renderer.speller._tails) < len(examples)
+
+
+def family_with(turn: str) -> object:
+    fast = wrapped(
+        Tokenizer.from_str(FAMILIES["chatml"].tokenizer.backend_tokenizer.to_str()),
+        "chatml",
+        bos=None,
+        eos="<|im_end|>",
+    )
+    fast.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}" + turn + "{% else %}"
+        "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    return fast
+
+
+def test_rows_that_cannot_be_rendered_stand_in_their_place() -> None:
+    family = FAMILIES["gemma"]
+    bad = chat("system: Be brief.", "Which?", "The chair.")
+    good, forged = chat("Which?", "The chair."), chat(FORGED, "The chair.")
+    unread = Reject(bad.origin, "not JSON")
+    items = [(good, "train"), unread, (bad, "test"), (forged, "validation"), (good, "test")]
+    found = list(encode_items(iter(items), family.renderer()))
+    assert [item if isinstance(item, Reject) else item[:2] for item in found] == [
+        (good, "train"),
+        unread,
+        Reject(bad.origin, "the chat template refuses it: System role not supported"),
+        (forged, "validation"),
+        (good, "test"),
+    ]
+
+
+def test_batches_hold_little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "CHARACTERS_AT_ONCE", 10)
+    long, short = chat("a" * 20, "b"), chat("a", "b")
+    batches = bulk._batches((row, "train") for row in [short, short, long, long, short])
+    assert [len(batch) for batch in batches] == [3, 1, 1]
+    monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 2)
+    batches = bulk._batches((row, "train") for row in [short] * 5)
+    assert [len(batch) for batch in batches] == [2, 2, 1]

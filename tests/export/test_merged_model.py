@@ -1,0 +1,337 @@
+"""Folded, saved, read back: every model and every kind of LoRA is what base + adapter was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    PreTrainedModel,
+)
+
+from ftcli.config.recipe import Lora, LoraKeys, Qlora
+from ftcli.console import Terminal
+from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.errors import ModelError
+from ftcli.export.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
+from ftcli.export.parity import Part, Prediction, largest_activation, parity, predictions_of
+from ftcli.export.verdict import Exactness, RoundingCost, cost_of, exactness_of
+from ftcli.models.adapters import open_adapter, save_weights
+from ftcli.models.methods import attach, quantization
+from tests.tiny_models import SIZES, gpt_neox, llama, phi3, qwen2, shake
+
+CPU = torch.device("cpu")
+ROWS = [list(range(1, 25)), list(range(30, 70))]
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def gemma2() -> PreTrainedModel:
+    """Tied, scaled embeddings; scores and logits pass through a tanh."""
+    sizes = {"head_dim": 16, "query_pre_attn_scalar": 16, "bos_token_id": 1, "eos_token_id": 2}
+    config = Gemma2Config(**SIZES | sizes, attn_implementation="eager")
+    return Gemma2ForCausalLM(config).eval()
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama, tied": lambda: llama(tie_word_embeddings=True),
+    "llama, untied": lambda: llama(tie_word_embeddings=False),
+    "qwen2, biases": qwen2,
+    "phi3, fused": phi3,
+    "gemma2": gemma2,
+    "gpt_neox, embed_in": gpt_neox,
+}
+EXTRAS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "layers": {"layers": [1]},
+    "rank_pattern": {"rank_pattern": {"o_proj": 8, "layers.0.mlp.down_proj": 2}},
+    "dropout": {"dropout": 0.5},
+    "embeddings": {"modules_to_save": ["embed_tokens"]},
+    "head": {"modules_to_save": ["lm_head"]},
+    "both ends": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "ranks and rslora": {"rslora": True, "rank_pattern": {"o_proj": 8, "down_proj": 2}},
+    "dora and head": {"dora": True, "rslora": True, "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    yield
+    capsys.readouterr()
+
+
+def trained_adapter(base: PreTrainedModel, method: LoraKeys, folder: Path) -> None:
+    """An adapter whose every weight has moved, as after a training, on disk."""
+    adapted = attach(base, method, seed=0)
+    moved = 0
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad:
+            spread = 0.02 if "modules_to_save" in name else 0.1
+            parameter.data.add_(torch.randn(parameter.shape) * spread)
+            moved += 1
+    assert moved
+    save_weights(adapted, folder)
+
+
+def said(
+    model: PreTrainedModel, dtype: torch.dtype, parts: Sequence[Part] | None = None
+) -> list[Prediction]:
+    rows = [{"input_ids": row, "labels": [IGNORED, *row[1:]]} for row in ROWS]
+    return list(predictions_of(model, rows, 0, dtype, parts))
+
+
+def opened(folder: Path, dtype: torch.dtype, method: LoraKeys, *, whole: bool) -> PreTrainedModel:
+    config = None if whole else quantization(method, torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, quantization_config=config, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `ftcli merge` measures: the sum, the file against it, and what rounding costs."""
+
+    exact: Exactness
+    written: Exactness
+    cost: RoundingCost
+
+
+def certificate(
+    base: PreTrainedModel,
+    method: LoraKeys,
+    folder: Path,
+    wanted: torch.dtype,
+    held: torch.dtype = torch.float32,
+) -> Certificate:
+    """Train (as it were), merge, save and read back; compare as `ftcli merge` does."""
+    base.to(held).save_pretrained(folder / "base")
+    trained_adapter(opened(folder / "base", held, method, whole=False), method, folder / "adapter")
+    arithmetic = torch.float64 if isinstance(method, Lora) else torch.float32
+
+    trained = open_adapter(opened(folder / "base", held, method, whole=False), folder / "adapter")
+    reference = said(trained, arithmetic)
+    names = four_bit_layers(trained)
+    before = said(opened(folder / "base", held, method, whole=True), arithmetic)
+    assert parity(before, reference).kl > 0.05, "the adapter does something"
+
+    adapted = open_adapter(opened(folder / "base", held, method, whole=True), folder / "adapter")
+    four_bits = None
+    if isinstance(method, Qlora):
+        four_bits = FourBits(names, method.double_quantization, held, CPU)
+    whole, rounded = (
+        said(adapted, arithmetic, merged_parts(adapted, arithmetic, stored, four_bits))
+        for stored in (None, wanted)
+    )
+    fold(adapted, wanted, four_bits, Terminal()).save_pretrained(folder / "merged")
+    alone = AutoModelForCausalLM.from_pretrained(folder / "merged", attn_implementation="eager")
+    assert alone.dtype == wanted
+    compared_in = dtype_name(arithmetic)
+    return Certificate(
+        exactness_of(parity(reference, whole), compared_in),
+        exactness_of(parity(rounded, said(alone, arithmetic)), compared_in),
+        cost_of(parity(whole, rounded), dtype_name(wanted)),
+    )
+
+
+def require_same(found: Certificate) -> None:
+    """Exact, and written as measured; a random model is rounded with more harm than a real one."""
+    assert found.exact.passes and found.written.passes, found
+    assert found.cost.kl <= (0.0 if found.cost.dtype == "float32" else 1e-3), found
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("model", MODELS)
+def test_lora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
+    method = Lora(mode="lora", rank=4)
+    found = certificate(MODELS[model](), method, tmp_path, TYPES[dtype])
+    require_same(found)
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_qlora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
+    method = Qlora(mode="qlora", rank=4)
+    found = certificate(MODELS[model](), method, tmp_path, TYPES[dtype])
+    require_same(found)
+
+
+@pytest.mark.fault(8, 9)
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("qlora", "bfloat16")]
+)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_every_extra(extra: str, tied: bool, mode: str, dtype: str, tmp_path: Path) -> None:
+    kind = {"lora": Lora, "qlora": Qlora}[mode]
+    method = kind(mode=mode, rank=4, **EXTRAS[extra])
+    base = llama(tie_word_embeddings=tied)
+    found = certificate(base, method, tmp_path, TYPES[dtype])
+    require_same(found)
+
+
+@pytest.mark.parametrize("mode", ["lora", "qlora"])
+@pytest.mark.parametrize("model", ["phi3, fused", "gpt_neox, embed_in"])
+def test_layers_and_ends_of_models_with_other_names(model: str, mode: str, tmp_path: Path) -> None:
+    kind = {"lora": Lora, "qlora": Qlora}[mode]
+    method = kind(mode=mode, rank=4, layers=[1], modules_to_save=["embed_tokens"])
+    found = certificate(MODELS[model](), method, tmp_path, torch.float32)
+    require_same(found)
+
+
+@pytest.mark.fault(9)
+@pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
+@pytest.mark.parametrize("extra", ["plain", "dora", "embeddings", "head"])
+@pytest.mark.parametrize("model", ["llama, tied", "gemma2"])
+def test_a_base_held_in_16_bits(model: str, extra: str, wanted: str, tmp_path: Path) -> None:
+    method = Lora(mode="lora", rank=4, **EXTRAS[extra])
+    found = certificate(MODELS[model](), method, tmp_path, TYPES[wanted], torch.bfloat16)
+    require_same(found)
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("double", [True, False])
+def test_double_quantization_is_the_trainings(double: bool, tmp_path: Path) -> None:
+    method = Qlora(mode="qlora", rank=4, double_quantization=double)
+    found = certificate(llama(), method, tmp_path, torch.float32)
+    assert found.exact.max_logit_difference < 1e-3, "the very weights, but for the order of sums"
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("model", ["llama, tied", "gemma2"])
+def test_a_4_bit_base_trained_in_16_bits(model: str, tmp_path: Path) -> None:
+    """Training rounds what it dequantises to its own type; so does the comparison in fp32."""
+    method = Qlora(mode="qlora", rank=4)
+    found = certificate(MODELS[model](), method, tmp_path, torch.float32, torch.bfloat16)
+    assert found.exact.max_logit_difference < 1e-3
+    require_same(found)
+
+
+@pytest.mark.fault(9)
+def test_a_head_trained_alone_beside_tied_embeddings_is_not_tied_again(tmp_path: Path) -> None:
+    """As plain PEFT trains it, which copies one end only."""
+    from peft import LoraConfig, get_peft_model
+
+    base = llama(tie_word_embeddings=True)
+    base.save_pretrained(tmp_path / "base")
+    config = LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"]
+    )
+    adapted = get_peft_model(base, config)
+    adapted.get_base_model().lm_head.modules_to_save["default"].weight.data.mul_(-1)
+    expected = said(adapted, torch.float32)
+    fold(adapted, torch.float32, None, Terminal()).save_pretrained(tmp_path / "merged")
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert parity(expected, said(alone, torch.float32)).kl < 1e-9
+    assert not alone.config.tie_word_embeddings
+
+
+# Faults of a merge, planted
+
+
+def lose_adapters(_: pytest.MonkeyPatch) -> Callable[..., Any]:
+    return lambda layers: [(name, layer) for name, layer in layers if False]
+
+
+def lose_one_layer(_: pytest.MonkeyPatch) -> Callable[..., Any]:
+    return lambda layers: layers[:5] + layers[6:]
+
+
+def change_update(patched: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
+    from peft.tuners.lora import Linear
+
+    whole = Linear.get_delta_weight
+    patched.setattr(Linear, "get_delta_weight", lambda *arguments: change(whole(*arguments)))
+
+
+def scale_twice(patched: pytest.MonkeyPatch) -> None:
+    change_update(patched, lambda update: 2 * update)
+
+
+def transpose(patched: pytest.MonkeyPatch) -> None:
+    """Where the sizes allow it."""
+    change_update(patched, lambda u: u.T.contiguous() if u.shape[0] == u.shape[1] else u)
+
+
+def round_update(patched: pytest.MonkeyPatch) -> None:
+    """As PEFT adds to a 16-bit weight."""
+    change_update(patched, lambda update: update.bfloat16().to(update.dtype))
+
+
+@pytest.mark.fault(8, 9)
+@pytest.mark.parametrize("kind", [Lora, Qlora])
+@pytest.mark.parametrize(
+    "plant", [lose_adapters, lose_one_layer, scale_twice, transpose, round_update]
+)
+def test_every_planted_fault_is_found_before_rounding(
+    plant: Callable[[pytest.MonkeyPatch], Any],
+    kind: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ftcli.export import fold as engine
+
+    method = kind(mode=kind.__name__.lower(), rank=4)
+    layers = plant(monkeypatch)
+    if layers is not None:
+        whole = engine.layers_to_fold
+        monkeypatch.setattr(engine, "layers_to_fold", lambda *found: layers(whole(*found)))
+    found = certificate(llama(), method, tmp_path, torch.bfloat16)
+    assert not found.exact.passes, found.exact
+
+
+@pytest.mark.fault(9)
+def test_a_fault_that_comes_with_writing_is_found(tmp_path: Path) -> None:
+    """What is read back is held against what was measured before."""
+    base = llama()
+    adapted = attach(base, Lora(mode="lora", rank=4), seed=0)
+    shake(adapted)
+    rounded = said(adapted, torch.float64, merged_parts(adapted, torch.float64, None, None))
+    merged = fold(adapted, torch.float32, None, Terminal())
+    assert exactness_of(parity(rounded, said(merged, torch.float64)), "float64").passes
+    merged.model.layers[1].mlp.up_proj.weight.data[3, 5] += 0.1
+    assert not exactness_of(parity(rounded, said(merged, torch.float64)), "float64").passes
+
+
+def test_measuring_leaves_base_and_adapter_as_they_are() -> None:
+    adapted = attach(llama(), Lora(mode="lora", rank=4, dora=True), seed=0)
+    shake(adapted)
+    before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
+    first = said(adapted, torch.float64)
+    said(adapted, torch.float64, merged_parts(adapted, torch.float64, torch.float16, None))
+    assert all(torch.equal(before[name], weight) for name, weight in adapted.state_dict().items())
+    assert parity(first, said(adapted, torch.float64)).max_logit_difference == 0.0
+
+
+def test_a_weight_that_fp16_cannot_hold_is_named() -> None:
+    adapted = attach(llama(), Lora(mode="lora", rank=4), seed=0)
+    norm: nn.Parameter = adapted.get_base_model().model.norm.weight
+    norm.data[0] = 1e5
+    with pytest.raises(
+        ModelError, match="a weight of 1e\\+05 is beyond what float16 holds"
+    ) as error:
+        said(adapted, torch.float64, merged_parts(adapted, torch.float64, torch.float16, None))
+    assert error.value.code == "merge_range"
+    assert norm.data[0] == 1e5, "and it is as it was"
+
+
+def test_the_largest_activation_is_that_of_any_layer() -> None:
+    model = llama().double()
+    model.model.layers[1].mlp.up_proj.weight.data[3] *= 1e7
+    with torch.no_grad(), largest_activation(model) as largest:
+        output = model(torch.tensor([ROWS[0]]), output_hidden_states=True)
+    inside = largest()
+    assert inside > 1e4 and inside > output.logits.abs().max()
+    model(torch.tensor([ROWS[1]]))
+    assert largest() == inside, "it looks no longer"

@@ -1,0 +1,302 @@
+"""Levers one by one: where each is taken, where it is left, and that it is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ftcli.config.recipe import Prompt, Qlora
+from ftcli.data.tokenizing.packing import SHARED_TOKENS, divide, plant, usually_shared
+from ftcli.kernels.attention import attend, attention_for
+from ftcli.kernels.dequantised import is_four_bit, keep_dequantised
+from ftcli.kernels.lora import fuse_lora
+from ftcli.kernels.norm import fuse_norms
+from ftcli.kernels.slots import layout_of
+from ftcli.models.batches import packed, padded
+from ftcli.models.loss import summed_loss
+from ftcli.models.methods import attach, quantization
+from ftcli.models.virtual_tokens import causal_model
+from ftcli.training.laying import Packed, Padded, laying_of_network
+from tests.kernels.test_packed_families import assert_same, model_of, rows, through
+from tests.tiny_models import falcon, llama, lora, reload_in_4_bits, shake
+
+# Dequantised weights
+
+
+def in_4_bits(folder: Path, kind: torch.dtype) -> Any:
+    method = Qlora(mode="qlora", rank=4)
+    base = reload_in_4_bits(
+        llama(max_position_embeddings=256).to(kind), folder, quantization(method, kind)
+    )
+    model = attach(base, method, seed=1)
+    shake(model)
+    return model.train()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_kept_weights_are_those_that_bitsandbytes_makes_each_time(
+    kind: torch.dtype, tmp_path: Path
+) -> None:
+    model = in_4_bits(tmp_path, kind)
+    ids = torch.arange(1, 25)[None]
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16)
+    with torch.no_grad(), mixed:
+        expected = model(input_ids=ids).logits
+    layers = [layer for layer in model.modules() if is_four_bit(layer)]
+    assert keep_dequantised(model) == sum(
+        layer.in_features * layer.out_features * kind.itemsize for layer in layers
+    )
+    with torch.no_grad(), mixed:
+        assert torch.equal(model(input_ids=ids).logits, expected)
+    assert not any("kept" in name for name in model.state_dict())
+
+
+def test_qlora_with_all_levers_is_qlora_without(tmp_path: Path) -> None:
+    model = in_4_bits(tmp_path, torch.float32)
+    expected = through(model, padded(rows(), 0))
+    assert_same(through(model, packed(rows(), share=True)), expected)
+    unfused = fuse_lora(model)
+    assert_same(through(model, padded(rows(), 0)), expected)
+    keep_dequantised(model)
+    assert unfused == 14
+    assert_same(through(model, packed(rows(), share=True)), expected)
+
+
+# One node
+
+
+@pytest.mark.parametrize(
+    ("keys", "fused"),
+    [
+        ({}, 21),
+        ({"dropout": 0.1}, 0),
+        ({"dora": True}, 0),
+        ({"rslora": True}, 21),
+        ({"rank_pattern": {"q_proj": 2}}, 21),
+        ({"layers": [0]}, 7),
+    ],
+)
+def test_only_plain_layers_become_one_node(keys: dict[str, Any], fused: int) -> None:
+    model = attach(llama(num_hidden_layers=3, max_position_embeddings=256), lora(**keys), seed=1)
+    shake(model)
+    expected = through(model.eval(), padded(rows(), 0))
+    assert fuse_lora(model) == fused
+    assert_same(through(model, padded(rows(), 0)), expected)
+
+
+# Attention
+
+
+def test_a_long_row_in_16_bits_is_as_exact_as_through_torch_s_kernel() -> None:
+    """A sum over many blocks in 16 bits would round each time."""
+    torch.manual_seed(4)
+    tokens = 1024
+    layout = layout_of(plant([list(range(tokens))], share=False))
+    heads = [torch.randn(1, count, tokens, 32) for count in (3, 1, 1)]
+    wanted = torch.randn(1, tokens, 3, 32)
+
+    def gradients(kind: torch.dtype, *, ours: bool) -> tuple[Tensor, ...]:
+        query, key, value = (tensor.to(kind).requires_grad_() for tensor in heads)
+        if ours:
+            attended, _ = attend(nn.Identity(), query, key, value, None, layout=layout)
+        else:
+            attended = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=True
+            ).transpose(1, 2)
+        return torch.autograd.grad(attended, (query, key, value), wanted.to(kind))
+
+    exact = gradients(torch.float32, ours=False)
+    assert_close(gradients(torch.float32, ours=True), exact, rtol=1e-4, atol=1e-5)
+    theirs, found = (gradients(torch.bfloat16, ours=ours) for ours in (False, True))
+    for true, their, our in zip(exact[1:], theirs[1:], found[1:], strict=True):
+        assert (our - true).norm() < 1.1 * (their - true).norm()
+
+
+# Norms
+
+
+class HalfRMSNorm(LlamaRMSNorm):
+    """By its name and its attributes one of theirs."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 0.5 * super().forward(hidden)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [LlamaRMSNorm, GemmaRMSNorm])
+def test_a_norm_as_one_node_has_the_gradients_of_nine(norm: Any, kind: torch.dtype) -> None:
+    torch.manual_seed(2)
+    plain, fused, exact = (norm(48) for _ in range(3))
+    weight, hidden, wanted = torch.randn(48), 3 * torch.randn(5, 7, 48), torch.randn(5, 7, 48)
+    found = []
+    for module, type_ in ((plain, kind), (fused, kind), (exact, torch.float32)):
+        module.weight.data = weight.clone()
+        module.to(type_)
+        if module is fused:
+            assert fuse_norms(module) == 1
+        inputs = hidden.to(type_).requires_grad_()
+        output = module(inputs)
+        of_input, of_weight = torch.autograd.grad(
+            output, (inputs, module.weight), wanted.to(output.dtype)
+        )
+        output = output.detach()
+        assert (of_input.dtype, of_weight.dtype) == (type_, type_)
+        found.append([tensor.float() for tensor in (output, of_input, of_weight)])
+    for theirs, ours, true in zip(*found, strict=True):
+        within = 1.5 * float((theirs - true).abs().max()) + 1e-6 * float(true.abs().max())
+        assert float((ours - true).abs().max()) <= within
+
+
+def test_a_norm_with_numbers_of_its_own_is_left() -> None:
+    before = torch.get_rng_state()
+    model = nn.ModuleList([HalfRMSNorm(8), LlamaRMSNorm(8), nn.LayerNorm(8)])
+    assert fuse_norms(model) == 1
+    assert "forward" not in vars(model[0]) and "forward" in vars(model[1])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
+    model = attach(llama(), lora(), seed=1)
+    shake(model)
+    fuse_lora(model)
+    ids = torch.arange(1, 13)[None]
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            found: Tensor = model(input_ids=ids).logits
+        return found
+
+    tuned = logits()
+    with model.disable_adapter():
+        base = logits()
+    assert torch.equal(base, logits_of_base(model, ids)) and not torch.allclose(base, tuned)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(), tuned, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_node_answers_can_be_added_to_in_place() -> None:
+    """As Falcon adds the attention to the MLP."""
+    model = attach(llama(), lora(), seed=1)
+    shake(model)
+    hidden = torch.randn(2, 5, 64)
+
+    def gradient() -> Tensor:
+        inputs = hidden.clone().requires_grad_()
+        found = causal_model(model).model.layers[0].self_attn.q_proj(inputs)
+        found += 1
+        return torch.autograd.grad(found.square().sum(), inputs)[0]
+
+    expected = gradient()
+    fuse_lora(model)
+    torch.testing.assert_close(gradient(), expected, rtol=1e-4, atol=1e-5)
+
+
+def logits_of_base(model: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = llama_like(model)(input_ids=ids).logits
+    return found
+
+
+def llama_like(model: Any) -> Any:
+    """The same base without an adapter."""
+    base = llama()
+    weights = model.get_base_model().state_dict()
+    plain = {
+        name.replace(".base_layer", ""): weight
+        for name, weight in weights.items()
+        if "lora_" not in name
+    }
+    base.load_state_dict(plain)
+    return base
+
+
+def test_one_node_keeps_less_for_the_backward_pass() -> None:
+    model = model_of("llama", "lora")
+
+    def kept() -> int:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16),
+            attention_for(model, None),
+        ):
+            summed_loss(model, padded(rows(), 0))
+        return sum(sizes.values())
+
+    before = kept()
+    fuse_lora(model)
+    assert kept() < before
+
+
+# Division of a step
+
+IDS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1, max_size=20)
+
+
+@given(IDS, st.integers(0, 30), st.integers(1, 120), st.integers(1, 20), st.booleans())
+def test_micro_batches_hold_every_row_once_within_tokens_and_rows(
+    ids: list[list[int]], prefix: int, tokens: int, most: int, share: bool
+) -> None:
+    texts = [[9] * prefix + row for row in ids]
+    parts = divide(texts, tokens, most, share=share)
+    assert sorted(row for part in parts for row in part) == list(range(len(texts)))
+    for part in parts:
+        found = plant([texts[row] for row in part], share=share).tokens
+        # What is too short to be shared is counted as shared while rows are divided.
+        assert len(part) == 1 or found <= tokens + (SHARED_TOKENS * len(part) if share else 0)
+        assert len(part) <= most
+
+
+def test_parts_are_even_and_like_rows_stay_together() -> None:
+    rows_of_ten = [[place] * 10 for place in range(10)]
+    assert [len(part) for part in divide(rows_of_ten, 90, 99, share=True)] == [5, 5]
+    one, other = [1] * 50, [2] * 50
+    mixed = [[*start, last] for last in (3, 4, 5) for start in (one, other)]
+    assert sorted(map(sorted, divide(mixed, 60, 99, share=True))) == [[0, 2, 4], [1, 3, 5]]
+    assert len(divide(mixed, 60, 99, share=False)) == 6
+
+
+@pytest.mark.parametrize("common", [0, 50])
+def test_half_the_rows_of_a_micro_batch_have_room_for_what_they_begin_with(common: int) -> None:
+    rows_alike = [[*[9] * common, *[place] * 10] for place in range(8)]
+    tokens = common + 8 * 10
+    laying = Packed(tokens, 8, share=True, common_tokens=common)
+    for most in (8, 4, 2, 1):
+        assert [len(part) for part in laying.divide(rows_alike, most)] == [most] * (8 // most)
+        assert laying.first(rows_alike, most) == most
+
+
+def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
+    prompts = [[7] * 100 + [place] * 5 for place in range(32)]
+    assert usually_shared(prompts) == 100
+    assert usually_shared([[place] * 5 for place in range(32)]) == 0
+    assert usually_shared(prompts[:1]) == 0 == usually_shared([])
+
+
+# Scoring
+
+
+def test_scoring_packs_where_the_model_can() -> None:
+    ids = [row["input_ids"] for row in rows()]
+    assert laying_of_network(llama(), ids, 0) == Packed(2048, None, share=True)
+    assert laying_of_network(falcon(), ids, 0) == Padded(0)
+    virtual = attach(llama(), Prompt(mode="prompt", virtual_tokens=4), seed=1)
+    assert laying_of_network(virtual, ids, 0) == Padded(0)
+    long = [[7] * 900 + row for row in ids]
+    assert laying_of_network(llama(), long, 0).tokens >= 4 * 900

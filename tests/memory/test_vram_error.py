@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import vram_error  # noqa: E402
+from measured_runs import TABLE, read_rows  # noqa: E402
+
+from ftcli.memory.interval import RESIDUALS, residuals  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return vram_error.report(TABLE)
+
+
+def test_every_row_is_scored_or_named(found: dict[str, Any]) -> None:
+    named = [row["row_id"] for row in found["per_row"] + found["left_out"]]
+    assert sorted(named) == sorted(row["row_id"] for row in read_rows(TABLE))
+    assert len(found["left_out"]) <= 5
+
+
+def test_runs_of_like_stacks_are_met(found: dict[str, Any]) -> None:
+    like_ours = found["same_stack"]
+    assert like_ours["rows"] >= 90
+    assert like_ours["median"] <= 0.015
+    assert like_ours["p90"] <= 0.09
+    assert like_ours["coverage"] >= 0.85
+    assert like_ours["median_width"] <= 0.35
+    assert abs(like_ours["bias"]) < 0.01
+
+
+def test_runs_of_all_stacks_are_met(found: dict[str, Any]) -> None:
+    assert found["median"] <= 0.04
+    assert found["per_measure"]["allocated"]["median"] <= 0.015
+
+
+def test_no_run_is_underestimated_without_its_interval_saying_so(found: dict[str, Any]) -> None:
+    for row in found["per_row"]:
+        if row["estimate_gib"] < 0.9 * row["measured_gib"]:
+            assert row["high_gib"] >= row["measured_gib"], row
+
+
+def test_the_residuals_that_ship_are_those_of_the_table() -> None:
+    assert RESIDUALS.read_text(encoding="utf-8") == vram_error.residuals_text(TABLE)
+
+
+def test_intervals_hold_for_runs_they_were_not_made_from() -> None:
+    """Every second like run gives the interval, the others are inside it."""
+    scored = [each for each in vram_error.score_table(TABLE)[0] if each.like_ours]
+    for half in (0, 1):
+        made_from, held_back = scored[half::2], scored[1 - half :: 2]
+        covered = 0
+        for figure in ("allocated", "card"):
+            kind = residuals(
+                figure,  # type: ignore[arg-type]
+                "all",
+                like_ours=True,
+                ratios=[each.ratio for each in made_from if each.figure == figure],
+            )
+            covered += sum(
+                kind.low <= each.ratio <= kind.high for each in held_back if each.figure == figure
+            )
+        assert covered / len(held_back) >= 0.85
+
+
+def test_a_row_without_words_for_it_is_named_with_the_reason(tmp_path: Path) -> None:
+    rows = read_rows(TABLE)[:3]
+    rows[0]["optimizer"] = "muon"
+    rows[1]["model"] = "no-such-model"
+    table = tmp_path / "table.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    command = [sys.executable, str(SCRIPTS / "vram_error.py"), str(table), "--json"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    report = json.loads(output)
+    assert report["rows"] == 1
+    reasons = {row["row_id"]: row["reason"] for row in report["left_out"]}
+    assert "muon" in reasons[rows[0]["row_id"]]
+    assert "no-such-model" in reasons[rows[1]["row_id"]]

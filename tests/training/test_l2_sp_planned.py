@@ -1,0 +1,172 @@
+"""What is said of a hold before the training: its memory, its limits, its room on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ftcli.cli import run
+from ftcli.config.recipe import Model, Recipe
+from ftcli.memory import Choices, estimate
+from ftcli.memory.shapes import find_shape
+from ftcli.memory.trained import hold_bytes
+from ftcli.models.load import load_base
+from ftcli.models.methods import attach
+from ftcli.training.l2_sp import Hold
+from ftcli.training.plan.arithmetic import BF16_ROUNDS_BELOW
+from tests.commands.test_training import adapter_digest, train
+from tests.conftest import save_tiny_model
+from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, held
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path) -> None:
+    from ftcli.models.methods import quantization
+    from ftcli.training.plan.plan import vram_method
+
+    base = save_tiny_model(tmp_path / "tiny", head_dim=16)
+    if stored == "bfloat16":
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+        model.save_pretrained(base)
+    recipe = Recipe.model_validate(
+        {"name": "a", "model": {"id": str(base)}, "method": METHODS[name], "data": {"train": "r"}}
+    )
+    model = load_base(
+        str(base),
+        Model(id=str(base)),
+        dtype=torch.float32,
+        attention="sdpa",
+        device=torch.device("cpu"),
+        quantization=quantization(recipe.method, torch.float32),
+    )
+    files = getattr(torch, stored) if name == "full" else None
+    found = Hold(attach(model, recipe.method, seed=0), STRENGTH, files)
+    shape = find_shape(str(base), tmp_path)
+    choices = Choices(**vram_method(recipe.method), precision="fp32", hold=True)
+    assert found.bytes == hold_bytes(shape, choices) > 0
+    with_hold = estimate(shape, choices)
+    without = estimate(shape, Choices(**vram_method(recipe.method), precision="fp32"))
+    assert with_hold.breakdown["hold"] == found.bytes and "hold" not in without.breakdown
+    parts = {name: size for name, size in with_hold.breakdown.items() if name != "context"}
+    assert sum(parts.values()) == with_hold.peak_bytes >= without.peak_bytes + found.bytes
+
+
+def test_a_7b_in_16_bits_holds_two_bytes_a_weight() -> None:
+    shape = find_shape("7b", Path())
+    for precision in ("bf16", "pure-bf16"):
+        found = estimate(shape, Choices("full", precision=precision, hold=True))
+        assert found.breakdown["hold"] == 2 * 6_738_415_616
+
+
+def test_all_of_the_way_back_is_refused_before_any_row_is_read(
+    write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows_file.unlink()
+    recipe = write_recipe(training={"learning_rate": "1e-3", **held(1000)})
+    commands = (["prepare"], ["train"], ["train", "--dry-run"], ["estimate-vram"])
+    for name, *flags in commands:
+        assert run([name, str(recipe), *flags]) == 2
+        said = capsys.readouterr().err
+        assert "tiny.yaml:" in said and "training: each step takes learning_rate × hold" in said
+        assert "0.001 × 1000 = 1 here" in said and "well below 1000" in said
+    # LoRA's own learning rate, which the plan gives.
+    flags = ["--set", "training.learning_rate=auto", "--set", "training.hold.strength=5000"]
+    for name, *more in commands[:3]:
+        assert run([name, str(recipe), *flags, *more]) == 2
+        said = capsys.readouterr().err
+        assert "--set training.hold.strength=5000: training.hold.strength: each step" in said
+        assert "0.0002 × 5000 = 1 here" in said
+
+
+def test_a_number_alone_is_refused_with_what_is_expected(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(write_recipe(training={"hold": 100}))]) == 2
+    assert "training.hold: expected a section of keys and values, found 100" in (
+        capsys.readouterr().err
+    )
+
+
+def test_plan_and_estimate_show_it_with_its_memory(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(method=METHODS["full"], training={**FP32, **held(100)})
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "hold 100.0 a step takes up to 10.00% of the way back to the start" in said
+    assert "our hook before the optimizer's step" in said
+    assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert run(["estimate-vram", str(recipe), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    held_bytes = found["breakdown"]["hold"]
+    assert held_bytes == plan["estimate"]["breakdown"]["hold"] == 4 * found["total_parameters"]
+    assert run(["estimate-vram", "--model", "7b", "--json"]) == 0
+    assert "hold" not in json.loads(capsys.readouterr().out)["breakdown"]
+
+
+@pytest.mark.parametrize("pull", [0.001, 0.01, 0.1])
+def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: float) -> None:
+    """Where fp32 comes a share of the way back in each step, bf16 stays where it is."""
+    least = BF16_ROUNDS_BELOW / pull
+    for dtype, away, is_lost in (
+        (torch.bfloat16, 0.9 * least, True),
+        (torch.bfloat16, 8 * least, False),
+        (torch.float32, 0.9 * least, False),
+    ):
+        model = nn.Linear(64, 64, bias=False).to(dtype)
+        with torch.no_grad():
+            model.weight.copy_(torch.linspace(1, 2, 4096).view(64, 64))
+        hold = Hold(model, pull / RATE, None)
+        optimizer = torch.optim.SGD(model.parameters(), RATE)
+        hold.attach(optimizer, model)
+        with torch.no_grad():  # so far away, measured by what the weight is then
+            model.weight.div_(1 - away)
+            moved = model.weight.clone()
+        for _ in range(5):
+            model.weight.grad = torch.zeros_like(model.weight)
+            optimizer.step()
+        assert torch.equal(model.weight, moved) == is_lost, (dtype, away)
+
+
+def test_pure_bf16_warns_that_pulls_are_lost(
+    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "pulls this small round to nothing until a weight is 0.02 of its own size away"
+    pure = {**FP32, "precision": "pure-bf16", "max_steps": 1, **held(100)}
+    recipe = write_recipe(method=METHODS["full"], training=pure)
+    assert run(["train", str(recipe), "--dry-run"]) == 0
+    assert words in " ".join(capsys.readouterr().out.split())
+    assert run(["train", str(recipe)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert words in said and "take training.precision: bf16, which counts every pull" in said
+    kept = write_recipe("kept", method=METHODS["full"], training={**FP32, **held(100)})
+    assert run(["train", str(kept), "--dry-run"]) == 0
+    assert "round to nothing" not in capsys.readouterr().out
+
+
+def test_an_adapter_s_start_has_its_room_on_the_disk(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    from ftcli.runs.atomic import folder_bytes
+    from ftcli.training.plan.disk_room import checkpoint_bytes
+    from tests.training.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
+
+    sizes = {}
+    for strength in (0, 100):
+        plan = make_plan(recipe(training=held(strength)), SMALL, PROFILE, cpu())
+        sizes[strength] = checkpoint_bytes(plan)
+    assert sizes[100] - sizes[0] == 4 * plan.estimate.trainable_parameters
+    assert train(write_recipe("held", training={**FP32, **held(100)})) == 0
+    assert train(write_recipe("free", training=FP32)) == 0
+    runs = tmp_path / "runs"
+    kept, free = (folder_bytes(runs / name / "checkpoints") for name in ("held", "free"))
+    assert kept > free and adapter_digest(runs / "held") != adapter_digest(runs / "free")

@@ -1,0 +1,221 @@
+"""What a method's own keys decide: its words in the estimate, its base, its checkpointing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftcli.config.recipe import Recipe
+from ftcli.errors import MachineError, ModelError, UsageError
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import find_shape
+from ftcli.training.plan.plan import (
+    Choice,
+    make_plan,
+    require_machine,
+    require_possible,
+    vram_method,
+)
+from tests.training.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, recipe
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"layers": [0, 30, 31]}, "smollm2-135m has no layer 30, 31: they are 0 to 29"),
+        (
+            {"rank_pattern": {"q_prj": 8}},
+            "no module gets its rank from 'q_prj'; did you mean q_proj?; a key is the end of a "
+            "name among q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, and the "
+            "first key that matches counts",
+        ),
+        (
+            {"rank_pattern": {"proj": 8, ".*_proj": 4, "q_proj": 2}},
+            "no module gets its rank from 'proj'; did you mean v_proj?, 'q_proj'; a key is",
+        ),
+        (
+            {"rank_pattern": {"down_proj": 8}, "target_modules": ["q_proj"]},
+            "no module gets its rank from 'down_proj'",
+        ),
+        (
+            {"target_modules": ["q_proj", "v_porj"]},
+            "smollm2-135m has no linear layer 'v_porj'; did you mean v_proj?; it has q_proj, ",
+        ),
+        ({"target_modules": ["mlp"]}, "smollm2-135m has no linear layer 'mlp'; it has q_proj, "),
+        ({"target_modules": ["mlp.q_proj"]}, "no linear layer is called mlp.q_proj"),
+        (
+            {"target_modules": ["q_proj", "lm_head"]},
+            "lm_head cannot take an adapter: the loss is computed from its weight directly; "
+            "modules_to_save trains it whole",
+        ),
+        (
+            {"target_modules": ["o_proj", "layers.2.mlp.up_proj"], "layers": [0, 1]},
+            "no linear layer in layers 0, 1 is called layers.2.mlp.up_proj",
+        ),
+    ],
+)
+def test_layers_and_ranks_that_reach_nothing_are_refused(
+    keys: dict[str, Any], message: str
+) -> None:
+    for prove in (
+        lambda wanted: require_possible(wanted, SMALL),
+        lambda wanted: make_plan(wanted, SMALL, PROFILE, card()),
+    ):
+        with pytest.raises(ModelError) as caught:
+            prove(recipe(method=keys))
+        assert str(caught.value).startswith(message)
+
+
+def test_fused_matrices_are_called_by_their_own_names() -> None:
+    with pytest.raises(ModelError, match="no linear layer 'q_proj'; did you mean qkv_proj"):
+        require_possible(
+            recipe(method={"target_modules": ["q_proj"]}), find_shape("phi-3-mini", Path())
+        )
+
+
+def test_tied_ends_with_a_bias_are_not_trained_whole() -> None:
+    """PEFT's copy of a tied head has no bias."""
+    ends = recipe(method={"modules_to_save": ["embed_tokens"]})
+    phi = find_shape("phi-2", Path())
+    require_possible(ends, phi)
+    with pytest.raises(ModelError, match="which PEFT drops where it ties them") as caught:
+        require_possible(ends, replace(phi, tied=True))
+    assert caught.value.code == "modules_to_save"
+    require_possible(recipe(), replace(phi, tied=True))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hardware"),
+    [
+        (recipe("full", model={"dtype": "bf16"}), card()),
+        (recipe(training={"precision": "fp16"}), cpu()),
+        (recipe(model={"attention": "flash"}), cpu()),
+        (recipe(training={"optimizer": "adamw-8bit"}), cpu()),
+    ],
+)
+def test_what_no_rows_can_change_is_refused_without_them(
+    wanted: Recipe, hardware: Hardware
+) -> None:
+    messages = []
+    for prove in (
+        lambda: require_machine(wanted, SMALL, hardware),
+        lambda: make_plan(wanted, SMALL, PROFILE, hardware),
+    ):
+        with pytest.raises((MachineError, UsageError)) as caught:
+            prove()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    require_machine(recipe(), SMALL, hardware)
+
+
+def test_a_rank_s_key_must_be_a_pattern() -> None:
+    with pytest.raises(ValueError, match=r"\[: not a regular expression: unterminated"):
+        recipe(method={"rank_pattern": {"[": 8}})
+
+
+def test_the_method_in_the_words_of_the_estimate() -> None:
+    lora = {"rank": 8, "dropout": 0.1, "target_modules": ["q_proj", "o_proj"], "layers": [2, 0, 2]}
+    lora |= {
+        "rank_pattern": {"q_proj": 4, "_proj": 2},
+        "dora": True,
+        "modules_to_save": ["lm_head"],
+    }
+    assert vram_method(recipe("lora", method=lora).method) == {
+        "mode": "lora",
+        "rank": 8,
+        "dropout": 0.1,
+        "targets": ("q_proj", "o_proj"),
+        "layers": (0, 2),
+        "rank_pattern": (("q_proj", 4), ("_proj", 2)),
+        "dora": True,
+        "modules_to_save": ("lm_head",),
+    }
+    assert vram_method(recipe("qlora").method) == {
+        "mode": "qlora",
+        "rank": 16,
+        "dropout": 0.0,
+        "targets": "all-linear",
+        "layers": None,
+        "rank_pattern": (),
+        "dora": False,
+        "modules_to_save": (),
+        "double_quantization": True,
+    }
+    assert vram_method(recipe("full").method) == {"mode": "full"}
+    adapter = recipe("adapter", method={"bottleneck": 8, "placement": "mlp"})
+    assert vram_method(adapter.method) == {
+        "mode": "adapter",
+        "four_bit_base": False,
+        "bottleneck": 8,
+        "placement": "mlp",
+    }
+    prefix = recipe("prefix", method={"projection": True, "quantization": "nf4"})
+    assert vram_method(prefix.method) == {
+        "mode": "prefix",
+        "four_bit_base": True,
+        "virtual_tokens": 20,
+        "projection": True,
+    }
+    prompt = recipe("prompt", method={"virtual_tokens": 5})
+    assert vram_method(prompt.method) == {
+        "mode": "prompt",
+        "four_bit_base": False,
+        "virtual_tokens": 5,
+    }
+
+
+@pytest.mark.parametrize("mode", MODES[3:])
+def test_a_base_in_4_bits_is_estimated_as_qlora_s(mode: str) -> None:
+    quantised = recipe(mode, method={"quantization": "nf4"})
+    qlora, found = (
+        make_plan(each, LARGE, PROFILE, card()).estimate for each in (recipe("qlora"), quantised)
+    )
+    for item in ("weights", "quantization"):
+        assert found.breakdown[item] == qlora.breakdown[item]
+    fp32 = recipe(mode, method={"quantization": "nf4"}, training={"precision": "fp32"})
+    by_qlora = recipe("qlora", training={"precision": "fp32"})
+    plans = [make_plan(each, SMALL, PROFILE, card()) for each in (fp32, by_qlora)]
+    assert plans[0].precision == plans[1].precision
+    assert plans[0].estimate.breakdown["weights"] == plans[1].estimate.breakdown["weights"]
+
+
+@pytest.mark.parametrize("hardware", [cpu(), card()], ids=["cpu", "4090"])
+@pytest.mark.parametrize("asked", ["auto", False])
+def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hardware) -> None:
+    wanted = recipe("prefix", training={"gradient_checkpointing": asked})
+    plan = make_plan(wanted, SMALL, PROFILE, hardware)
+    assert plan.gradient_checkpointing == Choice(
+        False,
+        "keys and values of a prefix stand in the cache, which a layer that is computed again "
+        "would fill twice",
+    )
+    assert not plan.estimated.gradient_checkpointing
+    # Not even where memory asks for it.
+    long = replace(PROFILE, longest_tokens=8192)
+    with pytest.raises(MachineError) as caught:
+        make_plan(wanted, LARGE, long, card_with(16))
+    assert "take method.quantization: nf4" in str(caught.value)
+    assert "gradient_checkpointing" not in str(caught.value)
+    asked_prompt = recipe("prompt", training={"gradient_checkpointing": "auto"})
+    assert make_plan(asked_prompt, LARGE, long, card_with(22)).gradient_checkpointing.value
+
+
+def test_checkpointing_asked_for_a_prefix_is_refused() -> None:
+    wanted = recipe("prefix", training={"gradient_checkpointing": True})
+    with pytest.raises(UsageError) as caught:
+        require_possible(wanted, SMALL)
+    assert (caught.value.code, caught.value.exit_code) == ("gradient_checkpointing", 2)
+    assert str(caught.value) == (
+        "training.gradient_checkpointing: keys and values of a prefix stand in the cache, which a "
+        "layer that is computed again would fill twice; leave it to auto"
+    )
+
+
+@pytest.mark.parametrize("mode", MODES[3:])
+def test_where_4_bits_do_not_fit_either_qlora_is_named(mode: str) -> None:
+    with pytest.raises(MachineError, match=r"; take method\.mode: qlora, lower data"):
+        make_plan(recipe(mode, method={"quantization": "nf4"}), LARGE, PROFILE, card_with(2))

@@ -1,0 +1,285 @@
+"""Which levers a plan takes, and the reason where one is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ftcli.errors import UsageError
+from ftcli.memory import estimate
+from ftcli.memory.activations import KEPT_KEYS, layers_bytes
+from ftcli.memory.fit.search import CARD_TOKENS
+from ftcli.memory.hardware import CARD_KERNELS
+from ftcli.memory.shapes import shape_from_config
+from ftcli.training.plan.plan import Plan, make_plan
+from tests.training.test_plan import GB, PROFILE, SMALL, card, cpu, recipe
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "vocab_size": 97,
+}
+
+
+def plan_of(mode: str = "lora", **sections: Any) -> Plan:
+    return make_plan(recipe(mode, **sections), SMALL, PROFILE, cpu())
+
+
+@pytest.mark.parametrize(
+    ("mode", "sections", "reason"),
+    [
+        ("lora", {"training": {"fast": False}}, "training.fast: false"),
+        ("lora", {"training": {"packing": False}}, "set in the recipe"),
+        ("prefix", {}, "virtual tokens stand before each row by itself"),
+        ("prompt", {}, "virtual tokens stand before each row by itself"),
+        ("lora", {"training": {"neftune_noise_alpha": 5}}, "NEFTune measures its noise by the"),
+        ("lora", {"model": {"attention": "eager"}}, "model.attention: eager is set in the recipe"),
+    ],
+)
+def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> None:
+    plan = plan_of(mode, **sections)
+    assert plan.packing.value == 0 and plan.packing.reason.startswith(reason)
+    assert plan.shared_prefix is None and not plan.estimated.packed_rows
+    assert "packed" not in plan.headline()
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "gpt_neox", "rotary_pct": 1.0}, "not proven for gpt_neox"),
+        ({"attention_dropout": 0.1}, "the model drops attention weights or hidden states"),
+        ({"resid_pdrop": 0.1}, "the model drops attention weights or hidden states"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotates positions by the"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rotates positions"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, None),
+    ],
+)
+def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str | None) -> None:
+    shape = shape_from_config(LLAMA | config)
+    packing = make_plan(recipe(), shape, PROFILE, cpu()).packing
+    assert bool(packing.value) == (reason is None)
+    assert reason is None or reason in packing.reason
+
+
+def test_packed_rows_have_an_attention_of_their_own_which_the_plan_says() -> None:
+    packed = make_plan(recipe(), SMALL, PROFILE, cpu()).attention
+    padded = make_plan(recipe(training={"packing": False}), SMALL, PROFILE, cpu()).attention
+    assert packed.value == padded.value == "sdpa"
+    assert packed.reason.startswith(padded.reason) and "packed rows" in packed.reason
+    assert "packed" not in padded.reason
+
+
+def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
+    plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
+    levers = (plan.packing, plan.fused_lora, plan.fused_norms, plan.liger, plan.dequantised)
+    assert not any(choice.value for choice in levers if choice is not None)
+    for choice in levers[:-1]:
+        assert choice is not None and "only training.fast: all takes it" in choice.reason
+    with pytest.raises(UsageError, match=r"only training\.fast: all takes it"):
+        make_plan(recipe(training={"packing": True}), SMALL, PROFILE, card())
+
+
+def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **sections: Any) -> Plan:
+    hardware = replace(card(), kernels=frozenset(kernels))
+    training = {"fast": "all"} | sections.pop("training", {})
+    return make_plan(recipe(mode, training=training, **sections), SMALL, PROFILE, hardware)
+
+
+def test_a_card_takes_every_lever_that_is_asked_for() -> None:
+    plan = on_card()
+    assert plan.packing.value == 16 * PROFILE.longest_tokens, "a whole step has fewer than enough"
+    levers = (plan.shared_prefix, plan.fused_lora, plan.fused_norms, plan.liger)
+    assert all(choice is not None and choice.value for choice in levers)
+    of_4_bits = on_card("qlora")
+    assert of_4_bits.packing.value and of_4_bits.fused_lora is not None
+    assert not of_4_bits.fused_lora.value and not of_4_bits.estimated.keeps_dequantised
+    off = on_card(training={"fast": False})
+    assert not off.packing.value and off.liger is not None and not off.liger.value
+
+
+def test_a_card_without_a_lever_s_package_says_so() -> None:
+    without = on_card(kernels=("triton",))
+    assert without.packing.value and without.fused_norms.value
+    assert without.liger is not None and not without.liger.value
+    assert "pip install liger-kernel" in without.liger.reason
+    assert not without.estimated.liger
+    bare = on_card(kernels=())
+    assert bare.packing.reason == "torch's flex attention needs triton, which is not installed"
+    assert plan_of().liger is None, "nothing of it where there is no card"
+
+
+def test_an_old_card_pads() -> None:
+    hardware = replace(card("T4"), kernels=frozenset(CARD_KERNELS))
+    plan = make_plan(recipe(training={"fast": "all"}), SMALL, PROFILE, hardware)
+    assert not plan.packing.value and "of the year 2020 or later" in plan.packing.reason
+
+
+def test_the_estimate_of_a_card_knows_its_levers() -> None:
+    """Flex attention keeps its output, as torch's other kernels do; Liger's gate keeps less."""
+    found = on_card().estimated
+    on_cpu = replace(found, device="cpu")
+    shares = 2 * SMALL.layers * SMALL.heads * KEPT_KEYS * found.tokens
+    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, on_cpu) - shares
+    assert layers_bytes(SMALL, found) < layers_bytes(SMALL, replace(found, liger=False))
+    unpacked = replace(found, packed_rows=False)
+    even = shape_from_config(LLAMA | {"num_key_value_heads": 2})
+    assert layers_bytes(even, found) == layers_bytes(even, unpacked)
+    assert SMALL.heads == 9, "for which keys and values are copied"
+    assert layers_bytes(SMALL, found) > layers_bytes(SMALL, unpacked)
+
+
+@pytest.mark.parametrize("asked", [True, 512])
+def test_packing_that_is_insisted_on_is_refused_where_it_cannot_be(asked: object) -> None:
+    with pytest.raises(UsageError, match="virtual tokens"):
+        plan_of("prefix", training={"packing": asked})
+    assert plan_of(training={"packing": asked}).packing.value >= 512
+
+
+def test_tokens_of_a_micro_batch() -> None:
+    """Enough for the longest row, as many as keep the cores busy, more for a long prefix."""
+    assert plan_of().packing.value == 2048
+    assert plan_of("full").packing.value == 1024
+    long = replace(PROFILE, longest_tokens=3000)
+    assert make_plan(recipe(), SMALL, long, cpu()).packing.value == 3000
+    shared = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
+    assert make_plan(recipe(), SMALL, shared, cpu()).packing.value == 4000
+    few = replace(PROFILE, longest_tokens=40)
+    small = recipe(training={"batch_size": 4})
+    assert make_plan(small, SMALL, few, cpu()).packing.value == 4 * 40, "all of a step"
+    assert plan_of(training={"packing": 700}).packing.value == 700
+    assert plan_of(training={"packing": 100}).packing.value == PROFILE.longest_tokens
+    by_rows = plan_of(training={"micro_batch_size": 4})
+    assert (by_rows.micro_batch.value, by_rows.packing.value) == (4, 4 * PROFILE.longest_tokens)
+    both = plan_of(training={"micro_batch_size": 4, "packing": 600})
+    assert (both.micro_batch.value, both.packing.value) == (4, 600)
+    assert both.packing.reason == "set in the recipe"
+    few, many = (plan_of(training={"packing": tokens}).packing for tokens in (10, 10**6))
+    assert few.value == PROFILE.longest_tokens
+    assert few.reason == "10 set in the recipe; the longest row has more"
+    assert many.value < 10**6
+    assert many.reason == "1000000 set in the recipe; a step, or memory, has no more"
+
+
+def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
+    unlike = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
+    alike = replace(unlike, common_tokens=1000)
+    four = recipe(training={"batch_size": 4})
+    before, plan = (make_plan(four, SMALL, profile, cpu()) for profile in (unlike, alike))
+    assert before.packing.value == 4000
+    assert plan.packing.value == 1000 + 4 * 300 == plan.estimated.tokens
+    assert plan.estimate.peak_bytes < 0.8 * before.estimate.peak_bytes
+    assert plan.shared_prefix is not None
+    assert plan.shared_prefix.reason.endswith("all rows have 1,000 tokens in common")
+    assert plan.estimated.labelled_tokens == 4 * 1300 * PROFILE.labelled_share
+
+    plan = make_plan(recipe(), SMALL, alike, cpu())
+    assert (plan.packing.value, plan.estimated.gradient_accumulation) == (4000, 2)
+    by_rows = make_plan(recipe(training={"micro_batch_size": 2}), SMALL, alike, cpu())
+    assert by_rows.packing.value == 1000 + 2 * 300
+
+    levers = recipe(training={"fast": "all"})
+    packed = make_plan(levers, SMALL, alike, card()).packing
+    assert packed.value == 1000 + 16 * 300, "though 16 of them apart would be too many"
+    assert make_plan(levers, SMALL, unlike, card()).packing.value == CARD_TOKENS < 16 * 1300
+
+    for unshared in ({"method": {"dropout": 0.1}}, {"training": {"fast": False}}):
+        found = [make_plan(recipe(**unshared), SMALL, of, cpu()) for of in (unlike, alike)]
+        assert found[0] == found[1]
+
+
+def test_rows_alike_have_room_where_others_have_none() -> None:
+    unlike = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
+    alike = replace(unlike, common_tokens=1000)
+    four = recipe(training={"batch_size": 4, "gradient_checkpointing": False})
+    enough = make_plan(four, SMALL, alike, cpu()).estimate.peak_bytes
+    tight = cpu(1.25 * enough / GB)
+    assert make_plan(four, SMALL, alike, tight).packing.value == 2200
+    assert make_plan(four, SMALL, unlike, tight).packing.value < 2200
+
+
+def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> None:
+    roomy = plan_of("qlora")
+    assert roomy.dequantised is not None and roomy.dequantised.value
+    kept = roomy.estimate.breakdown["weights"]
+    tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(0.7))
+    assert tight.dequantised is not None and not tight.dequantised.value
+    assert "no room" in tight.dequantised.reason
+    assert tight.fused_lora is not None and not tight.fused_lora.value
+    assert tight.gradient_checkpointing.value and not roomy.gradient_checkpointing.value
+    linear = SMALL.linear_parameters
+    assert kept - tight.estimate.breakdown["weights"] == 4 * linear
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ({"dora": True}, "DoRA divides by the norm"),
+        ({"dropout": 0.1}, "dropout stands between"),
+    ],
+)
+def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -> None:
+    plan = plan_of(method=method)
+    assert plan.fused_lora is not None and not plan.fused_lora.value
+    assert plan.fused_lora.reason.startswith(reason)
+    assert plan.packing.value
+    assert plan.shared_prefix is not None
+    assert plan.shared_prefix.value == ("dropout" not in method)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"training": {"precision": "pure-bf16"}},
+        {"training": {"precision": "fp32"}, "model": {"dtype": "bf16"}},
+    ],
+)
+def test_lora_over_16_bit_weights_without_autocast_stays_as_peft_has_it(sections: Any) -> None:
+    plan = plan_of(**sections)
+    assert plan.fused_lora is not None and not plan.fused_lora.value
+    assert plan.fused_lora.reason.startswith("without autocast PEFT casts")
+    assert plan.packing.value and not plan.estimated.fused_lora
+
+
+def test_what_short_rows_keep_is_estimated_by_the_longest_of_them() -> None:
+    short, long = replace(PROFILE, longest_tokens=40), replace(PROFILE, longest_tokens=200)
+    plans = [make_plan(recipe(training={"packing": 400}), SMALL, of, cpu()) for of in (short, long)]
+    assert [plan.estimated.longest_row for plan in plans] == [40, 200]
+    assert [plan.packing.value for plan in plans] == [400, 400]
+    kept = [plan.estimate.timeline["end of forward"]["activations"] for plan in plans]
+    each = plans[0].estimated.compute_bytes
+    assert kept[1] - kept[0] == 400 * (208 - 48) * SMALL.heads * each * SMALL.layers
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fast", "reason"),
+    [
+        ("llama", True, "each norm is one node"),
+        ("olmo2", True, "not proven for olmo2"),
+        ("llama", False, "training.fast: false"),
+    ],
+)
+def test_norms_are_one_node_where_that_is_proven(model_type: str, fast: bool, reason: str) -> None:
+    shape = shape_from_config(LLAMA | {"model_type": model_type})
+    plan = make_plan(recipe(training={"fast": fast}), shape, PROFILE, cpu())
+    assert plan.fused_norms.reason.startswith(reason)
+    assert plan.fused_norms.value == plan.estimated.fused_norms == (reason[:4] == "each")
+
+
+def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
+    mixed = cpu(fast_bf16=True)
+    plan = make_plan(recipe(), SMALL, PROFILE, mixed)
+    plain = make_plan(recipe(training={"fast": False}), SMALL, PROFILE, mixed)
+    levers = ("packed_rows", "fused_lora", "fused_norms")
+    for lever in levers:
+        assert getattr(plan.estimated, lever) and not getattr(plain.estimated, lever)
+        without = estimate(SMALL, replace(plan.estimated, **{lever: False}))
+        more, less = plan.estimate.peak_bytes, without.peak_bytes
+        assert more > less if lever == "packed_rows" else more < less, "shares are kept"
+    assert plan.headline().startswith(
+        "CPU (a CPU) · bf16 · 16 rows a step, packed to 2,048 tokens · "
+    )

@@ -1,0 +1,168 @@
+"""A twin is the model in all that goes by name, and small in all else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ftcli.config.recipe import Recipe
+from ftcli.memory.shapes import shape_from_config
+from ftcli.memory.shapes.families import FAMILIES
+from ftcli.training.smoke.tiny_model import HEADS, HIDDEN, LAYERS, build_twin, tiny_config
+from tests.conftest import tiny_tokenizer
+from tests.memory.counting import BY_FAMILY
+
+LARGE: dict[str, Any] = {
+    "num_hidden_layers": 12,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 400,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "bos_token_id": None,
+}
+
+
+def large(family: str, **changes: Any) -> dict[str, Any]:
+    """A config.json with the widths of a small real model."""
+    values = {"model_type": family, **LARGE, **BY_FAMILY.get(family, {})} | changes
+    if family == "falcon":  # works it out
+        del values["head_dim"]
+    return values
+
+
+def tiny(values: dict[str, Any], *, all_layers: bool = False) -> dict[str, Any]:
+    return tiny_config(values, AutoConfig.for_model(**values), all_layers=all_layers)
+
+
+def skeleton(values: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+
+
+def names(model: Any) -> set[tuple[str, str]]:
+    """Modules by name without the numbers of their layers, and what each is."""
+    found = set()
+    for name, module in model.named_modules():
+        parts = [part for part in name.split(".") if not part.isdigit()]
+        found.add((".".join(parts), type(module).__name__))
+    return found
+
+
+def recipe(**method: Any) -> Recipe:
+    values = {"mode": "lora", **method}
+    return Recipe.model_validate(
+        {"name": "a", "model": {"id": "m"}, "method": values, "data": {"train": "rows.jsonl"}}
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_twin_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
+    original = large(family, tie_word_embeddings=tied)
+    twin = tiny(original)
+    assert names(skeleton(twin)) == names(skeleton(original))
+    ours, theirs = (shape_from_config(values, name=family) for values in (twin, original))
+    assert list(ours.linear_modules()) == list(theirs.linear_modules())
+    for name in ("vocab", "tied", "model_type", "head", "qk_norm", "sliding_window"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert (ours.layers, ours.hidden, ours.heads) == (LAYERS, HIDDEN, HEADS)
+    assert (ours.windowed_layers > 0) == (theirs.windowed_layers > 0)
+    assert (ours.windowed_layers < ours.layers) == (theirs.windowed_layers < theirs.layers)
+    assert (ours.kv_heads == ours.heads) == (theirs.kv_heads == theirs.heads)
+    count = sum(parameter.numel() for parameter in skeleton(twin).parameters())
+    assert count == ours.parameters
+    for key in ("max_position_embeddings", "rope_parameters"):
+        assert twin.get(key) == original.get(key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "widths"),
+    [
+        ({}, (HIDDEN, 4, 2, 16)),
+        ({"num_key_value_heads": 12}, (HIDDEN, 4, 4, 16)),
+        ({"num_key_value_heads": 1}, (HIDDEN, 4, 1, 16)),
+        ({"head_dim": 128}, (HIDDEN, 4, 2, 32)),
+        ({"head_dim": 32}, (2 * HIDDEN, 4, 2, 16)),
+    ],
+    ids=["grouped", "each its own", "one for all", "wide heads", "narrow heads"],
+)
+def test_what_hangs_on_ratios_stays(changes: dict[str, int], widths: tuple[int, ...]) -> None:
+    found = tiny(large("qwen3", **changes))
+    keys = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    assert tuple(found[key] for key in keys) == widths
+
+
+def test_layers_are_all_there_where_one_of_a_kind_comes_late() -> None:
+    late = ["full_attention"] * 10 + ["sliding_attention"] * 2
+    mixed = ["sliding_attention", "full_attention"] * 6
+    for kinds, layers in ((late, 12), (mixed, LAYERS)):
+        found = tiny(large("gemma2", layer_types=kinds))
+        assert (found["num_hidden_layers"], found["layer_types"]) == (layers, kinds[:layers])
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 10}
+    assert tiny(large("qwen2", **window))["num_hidden_layers"] == 12
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_factors_for_each_frequency_become_as_few_as_the_frequencies(key: str) -> None:
+    """Of a head of 16 numbers 12 are rotated, two by two."""
+    rule = {"rope_type": "longrope", "short_factor": [1.0] * 24, "long_factor": [2.0] * 24}
+    rule |= {"original_max_position_embeddings": 2048}
+    rule |= {"rope_theta": 10_000.0} if key == "rope_parameters" else {}
+    found = tiny(large("phi3", partial_rotary_factor=0.75, **{key: rule}))
+    assert (len(found[key]["short_factor"]), len(found[key]["long_factor"])) == (6, 6)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**found))
+    assert model(input_ids=torch.arange(1, 9)[None]).logits.isfinite().all()
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """A model's folder without its weights."""
+    folder = tmp_path / "original"
+    tiny_tokenizer().save_pretrained(folder)
+    extra = {"dtype": "bfloat16", "auto_map": {"AutoModel": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(large("llama") | extra))
+    (folder / "generation_config.json").write_text('{"max_length": 77}')
+    (folder / "evil.py").write_text("raise SystemExit")
+    return folder
+
+
+def test_a_twin_is_built_without_the_weights(original: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    shape = build_twin(str(original), recipe(), twin)
+    assert (shape.layers, shape.hidden, shape.vocab) == (LAYERS, HIDDEN, 400)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (twin / name).read_bytes() == (original / name).read_bytes()
+    assert json.loads((twin / "generation_config.json").read_text()) == {"max_length": 77}
+    assert not (twin / "evil.py").exists()
+    assert "auto_map" not in json.loads((twin / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(twin, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    # Whatever it reads, one token is clearly the first: no rounding changes that.
+    first, second = model(input_ids=torch.arange(3, 99)[None]).logits[0].topk(2).values.T
+    assert (first - second).min() > 2
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        ({}, LAYERS),
+        ({"rank_pattern": {"down_proj": 8}}, LAYERS),
+        ({"layers": [11]}, 12),
+        ({"rank_pattern": {r"layers\.11\.mlp\.down_proj": 8}}, 12),
+        ({"target_modules": ["q_proj", "model.layers.10.mlp.down_proj"]}, 12),
+    ],
+)
+def test_layers_that_the_recipe_names_are_there(
+    method: dict[str, Any], layers: int, original: Path, tmp_path: Path
+) -> None:
+    assert build_twin(str(original), recipe(**method), tmp_path / "twin").layers == layers
