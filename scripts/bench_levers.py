@@ -26,7 +26,7 @@ import torch
 from machine import product_seconds, this_machine
 from torch.nn import functional as F
 
-from ftcli.config.loader import load_recipe
+from ftcli.config.loader import load_recipe, resolved
 from ftcli.console import Terminal
 from ftcli.data.tokenizing.encode import prepare
 from ftcli.data.tokenizing.packing import plant
@@ -36,10 +36,10 @@ from ftcli.kernels.norm import fuse_norms
 from ftcli.models.batches import Row
 from ftcli.models.load import shape_of
 from ftcli.runs.folder import RunFolder
-from ftcli.training.building import Setup, build_trainer
+from ftcli.training.building import build_trainer
+from ftcli.training.job import TrainJob, open_model
 from ftcli.training.laying import Laying, Packed, Padded
 from ftcli.training.plan.plan import make_plan, profile_of
-from ftcli.training.scene import look
 from ftcli.training.trainer import FtcliTrainer
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
@@ -107,12 +107,13 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
         "training": {"epochs": 1, "batch_size": BATCH, "fast": "all"},
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe))
-    scene = look(load_recipe(work / "recipe.yaml"), None)
+    loaded = load_recipe(work / "recipe.yaml")
+    model = open_model(loaded)
     run = RunFolder(work / "run")
-    prepared = prepare(scene.loaded, scene.renderer, run.data, Terminal())
-    plan = make_plan(scene.loaded.recipe, scene.shape, profile_of(prepared), scene.hardware)
-    setup = Setup(scene.loaded.recipe, scene.source, scene.hardware, plan, prepared, scene.renderer)
-    trainer = build_trainer(setup, run)
+    prepared = prepare(loaded, model.renderer, run.data, Terminal())
+    plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
+    job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+    trainer = build_trainer(job)
     trainer.model.train()
     return trainer
 

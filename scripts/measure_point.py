@@ -16,15 +16,15 @@ from pathlib import Path
 
 import torch
 
-from ftcli.config.loader import load_recipe
+from ftcli.config.loader import Loaded, load_recipe, resolved
 from ftcli.console import Terminal
 from ftcli.data.tokenizing.encode import prepare
 from ftcli.errors import MachineError
 from ftcli.runs.folder import RunFolder
-from ftcli.training.building import Setup, build_trainer
+from ftcli.training.building import build_trainer
+from ftcli.training.job import TrainJob, open_model
 from ftcli.training.measured import MemoryMeter, StepMemory
 from ftcli.training.plan.plan import make_plan, profile_of
-from ftcli.training.scene import Scene, look
 
 # The plan would refuse what it believes too large; here the card decides.
 NO_LIMIT_BYTES = 2**60
@@ -34,8 +34,7 @@ def measure_recipe(recipe: Path) -> dict[str, int | None]:
     """Peaks of the recipe's steps, and what the CUDA context takes."""
     idle_bytes = card_bytes()
     context_bytes = context_taken_bytes(idle_bytes)
-    scene = look(load_recipe(recipe), None)
-    trained, memory = _train(scene, RunFolder(recipe.parent / "run"))
+    trained, memory = _train(load_recipe(recipe), RunFolder(recipe.parent / "run"))
     return {
         "allocated_bytes": memory.steps.allocated_bytes,
         "reserved_bytes": memory.steps.reserved_bytes,
@@ -47,15 +46,15 @@ def measure_recipe(recipe: Path) -> dict[str, int | None]:
     }
 
 
-def _train(scene: Scene, run: RunFolder) -> tuple[int, StepMemory]:
+def _train(loaded: Loaded, run: RunFolder) -> tuple[int, StepMemory]:
     """The trainer as `ftcli train` builds it; without the course of a run, which would save."""
-    recipe = scene.loaded.recipe
-    prepared = prepare(scene.loaded, scene.renderer, run.data, Terminal())
-    hardware = replace(scene.hardware, free_bytes=NO_LIMIT_BYTES)
-    plan = make_plan(recipe, scene.shape, profile_of(prepared), hardware)
+    model = open_model(loaded)
+    prepared = prepare(loaded, model.renderer, run.data, Terminal())
+    hardware = replace(model.hardware, free_bytes=NO_LIMIT_BYTES)
+    plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), hardware)
     memory = StepMemory(MemoryMeter(hardware))
-    setup = Setup(recipe, scene.source, hardware, plan, prepared, scene.renderer)
-    trainer = build_trainer(setup, run)
+    job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+    trainer = build_trainer(job)
     trainer.add_callback(memory)
     trainer.train()
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

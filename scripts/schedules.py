@@ -19,8 +19,8 @@ from pathlib import Path
 
 from kept_rows import append, read
 
+from ftcli.cli.train import train_recipe
 from ftcli.console import Terminal
-from ftcli.training.train import train_recipe
 
 DATA = ("ecommerce_retail_demo", "sql_wikisql_large", "instruct_dolly_short")
 SEEDS = (1, 2, 3)
@@ -130,7 +130,7 @@ def _train(wanted: Training, model: Path, data: Path) -> Training:
             "generation: {max_new_tokens: 1}\n",
             encoding="utf-8",
         )
-        found = train_recipe(recipe, (), fresh=False, parent=None, reporter=Terminal())
+        found = train_recipe(recipe, (), fresh=False, init_from=None, reporter=Terminal())
         losses = _eval_losses(found.run.metrics)
         steps = found.report["steps"]
     values = {"steps": str(steps), "first_loss": f"{losses[0]:.4f}", "loss": f"{losses[steps]:.4f}"}

@@ -1,20 +1,81 @@
-"""`ftcli prepare RECIPE`."""
+"""`ftcli prepare RECIPE`: data in → cleaned, split, tokenised, with every fault named; advice."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, colours, result, result_json, wrapped
+from ftcli.console import Reporter, Terminal, colours, result, result_json, shown_path, wrapped
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftcli.training.prepare import Piece
+    from ftcli.config.loader import Loaded
+    from ftcli.data.prepared import Prepared
+    from ftcli.data.tokenizing.rendering import Renderer
+    from ftcli.evaluation.advice.price import Price
+    from ftcli.evaluation.advice.record import Advice
+    from ftcli.runs.folder import RunFolder
 
+Piece = tuple[str, bool]
 
 TRAINED, OTHER, END = "\x1b[32m", "\x1b[2m", "\x1b[0m"
+# Sentences of advice for a terminal; advice.json holds all.
+SENTENCES_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What is asked for besides the rows."""
+
+    preview_rows: int
+    probe: bool
+    """Ask the base itself."""
+    shots: int
+    """Examples in its prompt."""
+    price_per_hour: float | None
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """The preparation, and the previewed rows as (text, trained on) pieces."""
+
+    loaded: Loaded
+    prepared: Prepared
+    folder: Path
+    preview: tuple[tuple[Piece, ...], ...]
+    advice: Advice
+    price: Price | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields of COMMANDS: names that scripts rely on."""
+        from ftcli.data.prepared import read_problems
+
+        p = self.prepared
+        return {
+            "rows_read": p.rows_read,
+            "rows_accepted": p.rows_accepted,
+            "rows_rejected": p.rows_rejected,
+            "duplicates": p.duplicates,
+            "leaks": p.leaks,
+            "train_rows": p.train.rows,
+            "validation_rows": p.validation.rows,
+            "test_rows": p.test.rows,
+            "train_tokens": p.train.tokens,
+            "trained_tokens": p.train.trained_tokens,
+            "answer_tokens_lost": p.answer_tokens_lost,
+            **_replayed(p),
+            "longest_row": asdict(p.longest),
+            "fingerprint": p.fingerprint,
+            "problems": [asdict(fault) for fault in read_problems(p, self.folder)],
+            "folder": str(self.folder),
+            "advice": self.advice.as_json(),
+            **({"price": self.price.as_json()} if self.price is not None else {}),
+        }
 
 
 def prepare(
@@ -44,7 +105,7 @@ def prepare(
     Every row that is not used is counted, and named with file, line and reason. Ends with advice:
     is fine-tuning the right thing for these rows?
     """
-    from ftcli.training.prepare import SHOTS, Wanted, advice_lines, prepare_recipe, summary
+    from ftcli.evaluation.advice.probe import SHOTS
 
     if shots is not None and not probe and price_per_hour is None:
         raise UsageError(
@@ -52,8 +113,8 @@ def prepare(
             "--shots says how many examples --probe and --price-per-hour put in a prompt; give one "
             "of them too",
         )
-    wanted = Wanted(preview, probe, SHOTS if shots is None else shots, price_per_hour)
-    found = prepare_recipe(recipe, overrides or (), wanted, Terminal())
+    asked = PrepareOptions(preview, probe, SHOTS if shots is None else shots, price_per_hour)
+    found = prepare_recipe(recipe, overrides or (), asked, Terminal())
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})
         return
@@ -62,10 +123,177 @@ def prepare(
         result("")
     if found.preview and not colours():
         result("⟦…⟧ is trained on, the rest is given.\n")
-    for line in summary(found):
+    for line in _summary(found):
         result(wrapped(line))
-    for line in advice_lines(found):
+    for line in _advice_lines(found):
         result(wrapped(line))
+
+
+def prepare_recipe(
+    recipe: Path, overrides: Sequence[str], asked: PrepareOptions, reporter: Reporter
+) -> PrepareResult:
+    """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
+    from ftcli.config.loader import load_recipe
+    from ftcli.evaluation.advice.advising import give_advice, with_probe
+    from ftcli.evaluation.advice.statistics import PreparedRows
+    from ftcli.evaluation.scored_files import require_scored_files
+    from ftcli.hub import require_reachable
+    from ftcli.memory.shapes import model_source
+    from ftcli.runs.folder import find_run
+    from ftcli.training.job import require_own_folder
+    from ftcli.training.plan.arithmetic import require_hold
+
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
+    require_scored_files(loaded)
+    with loaded.blame():
+        require_hold(loaded.recipe)
+
+    from ftcli.data.tokenizing.encode import prepare, preview
+    from ftcli.models.load import load_renderer
+
+    with loaded.blame():
+        source = model_source(loaded.recipe.model.id, loaded.base)
+        require_reachable(source, loaded.recipe.model.revision)
+        renderer = load_renderer(loaded, source)
+    run = data_folder(loaded, renderer, named)
+    with loaded.blame():
+        require_own_folder(run, loaded)
+    with run.lock(), loaded.blame():
+        prepared = prepare(loaded, renderer, run.data, reporter)
+        previewed = preview(run.data, renderer, asked.preview_rows)
+        shown = tuple(tuple(pieces) for pieces in previewed)
+        rows = PreparedRows(run.data, prepared)
+        advice = give_advice(loaded, renderer, rows, reporter)
+        if asked.probe:
+            advice = with_probe(advice, asked.shots, loaded, renderer, rows, reporter)
+        price = _price(loaded, run, prepared, asked, reporter)
+    return PrepareResult(loaded, prepared, run.data, shown, advice, price)
+
+
+def _price(
+    loaded: Loaded, run: RunFolder, prepared: Prepared, asked: PrepareOptions, reporter: Reporter
+) -> Price | None:
+    """Of the training that these rows are for; raises FtcliError as its plan does."""
+    if asked.price_per_hour is None:
+        return None
+    from ftcli.config.loader import resolved
+    from ftcli.evaluation.advice.price import price_of
+    from ftcli.training.job import TrainJob, open_model, require_trackers
+    from ftcli.training.plan.plan import make_plan, profile_of
+
+    require_trackers(loaded.recipe)
+    model = open_model(loaded)
+    plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
+    job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+    return price_of(job, loaded, asked.price_per_hour, asked.shots, reporter)
+
+
+def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = None) -> RunFolder:
+    """Where to prepare: never over other data of a training that has begun.
+
+    The run that the user has `named` gets its own data back where they are gone.
+    """
+    from ftcli.data.prepared import load_prepared
+    from ftcli.data.tokenizing.encode import fingerprint
+    from ftcli.runs.folder import free_folder, runs_at
+
+    mark = fingerprint(loaded, renderer)
+    if named is not None and named.read_manifest().get("data") == mark:
+        return named
+    for run in runs_at(loaded.output):
+        earlier = load_prepared(run.data)
+        if earlier is not None and earlier.fingerprint == mark:
+            return run
+    return free_folder(loaded.output)
+
+
+def _replayed(prepared: Prepared) -> dict[str, Any]:
+    """Rows of data.replay, which no other count holds."""
+    found = prepared.replay
+    if found is None:
+        return {"replay_rows": 0, "replay_tokens": 0, "replay_source": None}
+    return {
+        "replay_rows": found.rows,
+        "replay_tokens": found.tokens,
+        "replay_source": found.source,
+    }
+
+
+def _replay_line(prepared: Prepared) -> Iterator[str]:
+    """How much of an epoch is replayed, by rows and by what is trained on."""
+    found = prepared.replay
+    if found is None:
+        return
+    every = prepared.trained_on
+    left_out = {
+        "asked in a held-out row too": found.held_out,
+        "conversations longer than data.max_length": found.too_long,
+    }
+    told = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)
+    cut = f"; {found.texts_cut} texts cut to {prepared.max_length}" if found.texts_cut else ""
+    yield (
+        f"  replay      {found.rows} rows from {found.source}: {found.rows / every.rows:.0%} of "
+        f"the rows, {found.trained_tokens / every.trained_tokens:.0%} of the tokens trained on"
+        f"{cut}{told}"
+    )
+
+
+def _summary(result: PrepareResult) -> list[str]:
+    """What a person reads, line by line."""
+    from ftcli.data.sides import sources_of
+
+    p = result.prepared
+    held = "".join(
+        f", {counts.rows} {name}"
+        for name, counts in (("validation", p.validation), ("test", p.test))
+        if counts.rows
+    )
+    files = " + ".join(sources_of(result.loaded.recipe.data).values())
+    lines = [f"{files}: {p.rows_read} rows → {p.train.rows} train{held}"]
+    if p.problems:
+        lines.append(f"  rejected    {p.rows_rejected}   {rejected_rows(p, result.folder)}")
+    if p.duplicates:
+        lines.append(f"  duplicates  {p.duplicates}   kept the first of each")
+    if p.leaks:
+        lines.append(
+            f"  leaks       {p.leaks}   held-out prompts that stand elsewhere too (allowed)"
+        )
+    mean, trained = p.train.tokens / p.train.rows, p.train.trained_tokens / p.train.rows
+    lines.append(
+        f"  tokens      {mean:.0f} a row (longest {p.longest.tokens}, {p.longest.file}:"
+        f"{p.longest.line}), {trained:.0f} trained on; {p.answer_tokens_lost} answer tokens lost"
+    )
+    lines += _replay_line(p)
+    asked = result.loaded.output
+    if result.folder.parent != asked:
+        lines.append(
+            f"  written to  {shown_path(result.folder)}, as {shown_path(asked)} holds another run"
+        )
+    return lines
+
+
+def rejected_rows(prepared: Prepared, folder: Path | None) -> str:
+    """The first rows that are not used, each with the reason, and where the others are named, in
+    a folder that stays."""
+    from ftcli.data.prepared import problems_file
+
+    named = " · ".join(str(fault) for fault in prepared.problems[:3])
+    others = prepared.rows_rejected - 3
+    where = f": {shown_path(problems_file(folder))}" if folder is not None else ""
+    return named + (f" · {others} more{where}" if others > 0 else "")
+
+
+def _advice_lines(result: PrepareResult) -> list[str]:
+    """The verdict and what explains it, then the price."""
+    from ftcli.evaluation.advice.record import advice_file
+
+    sentences = result.advice.sentences
+    lines = list(sentences[:SENTENCES_SHOWN])
+    if (others := len(sentences) - SENTENCES_SHOWN) > 0:
+        lines[-1] += f" ({others} more: {shown_path(advice_file(result.folder))})"
+    if result.price is not None:
+        lines += result.price.sentences()
+    return lines
 
 
 def rendered(row: tuple[Piece, ...], coloured: bool) -> str:

@@ -1,30 +1,62 @@
-"""`ftcli train RECIPE`."""
+"""`ftcli train RECIPE`: prepare the data, advise, plan, train, sample answers, report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import (
-    Reporter,
-    Terminal,
-    duration,
-    gigabytes,
-    megabytes,
-    result,
-    result_json,
-    shown_path,
-    wrapped,
-)
+from ftcli.console import Reporter, Terminal, result_json
 from ftcli.errors import UsageError
-from ftcli.shell import command
 
 if TYPE_CHECKING:
-    from ftcli.training.train import DryRun, TrainResult
+    from ftcli.config.loader import Loaded
+    from ftcli.config.recipe import Recipe
+    from ftcli.evaluation.advice.price import Price
+    from ftcli.runs.folder import RunFolder
+    from ftcli.runs.signals import StopSignals
+    from ftcli.training.job import BaseModel, TrainJob
+    from ftcli.training.opening import OpenRun
+    from ftcli.training.plan.plan import Plan
+
+# Begins the name of the folder in which a fresh run is planned.
+TEMPORARY = ".tmp-dry-run-"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `ftcli train` ends with."""
+
+    run: RunFolder
+    report: dict[str, Any]
+    again: str | None = None
+    """The command that trains the same in a new folder, where the run was already finished."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"run_dir": str(self.run.path), "trained": self.again is None, **self.report}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan that is not carried out."""
+
+    recipe: Recipe
+    run: RunFolder
+    plan: Plan
+    library_names: Mapping[str, str]
+    """Our name of a decision → where it goes in the libraries."""
+    price: Price | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        names = dict(self.library_names)
+        found = {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
+        return found | ({"price": self.price.as_json()} if self.price is not None else {})
 
 
 def train(
@@ -58,7 +90,7 @@ def train(
     Prepares the data if needed, plans, trains, and keeps the best and the last weights. Ctrl-C
     ends the run after its step; the same command goes on.
     """
-    from ftcli.training.train import plan_recipe, train_recipe
+    from ftcli.cli.train_view import show_plan, show_result
 
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
@@ -73,7 +105,7 @@ def train(
         plan = plan_recipe(
             recipe,
             overrides or (),
-            parent=from_run,
+            init_from=from_run,
             reporter=reporter,
             fresh=fresh,
             price_per_hour=price_per_hour,
@@ -81,13 +113,15 @@ def train(
         if json:
             result_json(plan.as_json())
         else:
-            _show_plan(plan)
+            show_plan(plan)
         return
-    found = train_recipe(recipe, overrides or (), fresh=fresh, parent=from_run, reporter=reporter)
+    found = train_recipe(
+        recipe, overrides or (), fresh=fresh, init_from=from_run, reporter=reporter
+    )
     if json:
         result_json(found.as_json())
     else:
-        _show(found)
+        show_result(found)
 
 
 def _require_rehearsable(
@@ -121,61 +155,205 @@ def _rehearse(recipe: Path, overrides: Sequence[str], reporter: Reporter, json: 
         show_rehearsal(found)
 
 
-def _show(found: TrainResult) -> None:
-    report, path = found.report, shown_path(found.run.path)
-    if found.again is not None:
-        result(f"{path} is finished; nothing is left to do (again, beside it: {found.again})")
-    loss = "not measured"
-    if report["eval_loss"] is not None:
-        first = report["first_eval_loss"]
-        before = f"{first:.2f} → " if first is not None else ""
-        loss = f"{before}{report['eval_loss']:.2f} (best: step {report['best_step']})"
-    result(
-        f"done   {duration(report['seconds'])} · validation loss {loss}{_stops(report)} · "
-        f"peak {gigabytes(report['peak_memory_bytes'])} · {megabytes(report['saved_bytes'])}"
+def train_recipe(
+    recipe: Path,
+    overrides: Sequence[str],
+    *,
+    fresh: bool,
+    init_from: Path | None,
+    reporter: Reporter,
+) -> Trained:
+    """Train, resume, or say that the run is finished. Raises FtcliError; Stopped on a signal.
+
+    `recipe` may be a run folder: that run resumes, or with `fresh` its recipe is trained again.
+    """
+    from ftcli.config.loader import load_recipe
+    from ftcli.evaluation.advice.advising import give_advice
+    from ftcli.evaluation.advice.statistics import PreparedRows
+    from ftcli.runs.folder import find_run
+    from ftcli.runs.signals import StopSignals
+    from ftcli.training.job import require_own_folder
+    from ftcli.training.opening import open_run
+    from ftcli.training.resuming import (
+        Command,
+        drop_leftovers,
+        in_words,
+        require_as_finished,
+        require_unchanged,
+        warn_of_other_machine,
     )
-    result(f"       {path}")
-    result(f"next   {command('eval', found.run.path)}")
+
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
+    run = _choose_run(loaded, named, fresh=fresh or init_from is not None)
+    given = Command(recipe, overrides, fresh, init_from)
+    if run.state == "finished":
+        require_as_finished(run, loaded, given.again(run))
+        return Trained(run, run.read_manifest()["result"], again=given.again(run))
+    begun_from: str | None = (named or run).read_manifest().get("parent")
+    source = init_from or (Path(begun_from) if begun_from is not None else None)
+    opened = open_run(source) if source is not None else None
+    with loaded.blame():
+        require_own_folder(run, loaded, opened)
+    stops = StopSignals(reporter.note)
+    with run.lock(), loaded.blame(), stops.caught(), in_words(given, run, stops):
+        drop_leftovers(run)
+        loaded, model = open_recipe(loaded, opened)
+        for change in require_unchanged(run, loaded, model.renderer, given.again(run)):
+            reporter.note(f"note: changed since the run began, and allowed: {change}")
+        warn_of_other_machine(run, model.hardware, reporter)
+        _require_weights(model)
+        job = _prepare_and_plan(loaded, model, run, opened, reporter)
+        give_advice(loaded, model.renderer, PreparedRows(run.data, job.dataset), reporter)
+        _train_and_report(job, stops, reporter)
+
+    from ftcli.models.device import free_memory
+
+    free_memory()  # nothing refers to the model and the optimizer's states any more
+    return Trained(run, run.read_manifest()["result"])
 
 
-def _stops(report: dict[str, Any]) -> str:
-    """How many of a few answers the trained model ended itself, where it was asked for any."""
-    if report.get("stop_rate") is None:
-        return ""
-    rows = report["stop_rate_rows"]
-    return f" · stops {round(report['stop_rate'] * rows)} of {rows}"
+def plan_recipe(
+    recipe: Path,
+    overrides: Sequence[str],
+    *,
+    init_from: Path | None,
+    reporter: Reporter,
+    fresh: bool = False,
+    price_per_hour: float | None = None,
+) -> DryRun:
+    """Prepare and plan, and go no further; with a price, time a few steps and calls.
+
+    A fresh run takes over nothing of an earlier one, and nothing of its plan stays on the disk.
+    """
+    from ftcli.cli.prepare import data_folder
+    from ftcli.config.loader import load_recipe
+    from ftcli.evaluation.advice.price import price_of
+    from ftcli.evaluation.advice.probe import SHOTS
+    from ftcli.runs.folder import find_run, free_folder
+    from ftcli.training.job import require_own_folder
+    from ftcli.training.opening import open_run
+
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
+    with loaded.blame():
+        opened = open_run(init_from) if init_from is not None else None
+        new = fresh or opened is not None
+        loaded, model = open_recipe(loaded, opened)
+        run = free_folder(loaded.output) if new else data_folder(loaded, model.renderer, named)
+        require_own_folder(run, loaded, opened)
+        with _planned_in(run, temporary=new) as folder:
+            job = _prepare_and_plan(loaded, model, folder, opened, reporter, stays=not new)
+            price = None
+            if price_per_hour is not None:
+                price = price_of(job, loaded, price_per_hour, SHOTS, reporter)
+
+    from ftcli.models import methods
+    from ftcli.training import trainer
+
+    names = {**methods.THEIR_NAMES, **trainer.THEIR_NAMES}
+    return DryRun(loaded.recipe, run, job.plan, names, price)
 
 
-def _show_plan(plan: DryRun) -> None:
-    found = plan.plan
-    result(f"plan for {plan.hardware.name} ({gigabytes(plan.hardware.free_bytes)} free)")
-    choices = found.choices()
-    values = {name: _in_words(name, choice.value) for name, choice in choices.items()}
-    name_width, value_width = (max(map(len, words)) for words in (values, values.values()))
-    indent = " " * (name_width + value_width + 6)
-    for name, choice in choices.items():
-        start = f"  {name.replace('_', ' '):<{name_width}}  {values[name]:<{value_width}}  "
-        result(wrapped(start + choice.reason, indent))
-        result(wrapped(f"{indent}→ {plan.their_names[name]}", f"{indent}  "))
-    for key, value in plan.loaded.recipe.method:
-        if key in plan.their_names:
-            result(f"  method.{key} {value} → {plan.their_names[key]}")
-    result(f"  {found.rows_in_words()}")
-    items = dict(found.estimate.breakdown)
-    context = items.pop("context")
-    parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items.items() if size >= 5e7)
-    beside = f"; CUDA context {gigabytes(context)}" if plan.hardware.kind == "cuda" else ""
-    peak = gigabytes(found.estimate.peak_bytes)
-    result(wrapped(f"memory {peak} at the peak: {parts}{beside}"))
-    if plan.price is not None:
-        for sentence in plan.price.sentences():
-            result(wrapped(sentence))
+def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:
+    """The run that was named, or the newest of the recipe, or a new folder."""
+    from ftcli.runs.folder import free_folder, runs_at
+
+    if fresh:
+        return free_folder(loaded.output)
+    if named is not None:
+        return named
+    runs = runs_at(loaded.output)
+    return runs[-1] if runs else free_folder(loaded.output)
 
 
-def _in_words(name: str, value: object) -> str:
-    """What was decided, as it is shown."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "packing":
-        return f"{value:,} tokens" if value else "no"
-    return str(value)
+def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, BaseModel]:
+    """The recipe with the base it starts from, and that base; no weights are loaded.
+
+    Raises FtcliError for all that can be known before a row is read.
+    """
+    from ftcli.evaluation.scored_files import require_scored_files
+    from ftcli.training.job import open_model, require_trackers, starting_from
+
+    require_trackers(loaded.recipe)
+    require_scored_files(loaded)
+    loaded = starting_from(loaded, init_from)
+    return loaded, open_model(loaded)
+
+
+def _require_weights(model: BaseModel) -> None:
+    """Raise ModelError where weights are missing: transformers would begin with random ones."""
+    from ftcli.models.base_weights import require_weights
+
+    require_weights(model.source, model.revision, model.shape)
+
+
+@contextmanager
+def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
+    """Where the rows of a plan are prepared: in the run, or in a folder that does not stay."""
+    from ftcli.training.job import temporary_run
+
+    if temporary:
+        with temporary_run(run.path, TEMPORARY) as folder:
+            yield folder
+        return
+    with run.lock():
+        yield run
+
+
+def _prepare_and_plan(
+    loaded: Loaded,
+    model: BaseModel,
+    run: RunFolder,
+    init_from: OpenRun | None,
+    reporter: Reporter,
+    *,
+    stays: bool = True,
+) -> TrainJob:
+    from ftcli.cli.prepare import rejected_rows
+    from ftcli.config.loader import resolved
+    from ftcli.data.tokenizing.encode import prepare
+    from ftcli.inference.endings import require_ends
+    from ftcli.training.job import TrainJob
+    from ftcli.training.plan.plan import make_plan, profile_of
+
+    dataset = prepare(loaded, model.renderer, run.data, reporter)
+    require_ends(run.data, dataset, model.renderer)
+    if dataset.problems:
+        used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
+        reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
+    recipe = _as_begun(loaded.recipe, run)
+    plan = make_plan(recipe, model.shape, profile_of(dataset), model.hardware)
+    return TrainJob(resolved(loaded), loaded.path, model, dataset, plan, run, init_from)
+
+
+def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
+    """What was planned when the run began stays, whatever memory is free today.
+
+    Rows at once may be set again: they shape no gradient. Raises FtcliError where plan.json is
+    gone.
+    """
+    if not run.read_manifest():
+        return recipe
+    kept: dict[str, object] = {
+        "precision": run.planned("precision"),
+        "optimizer": run.planned("optimizer"),
+        "gradient_checkpointing": run.planned("gradient_checkpointing") == "True",
+    }
+    packed = int(run.planned("packing", "0"))
+    if isinstance(recipe.training.packing, bool | str):
+        kept["packing"] = packed or False
+    if recipe.training.micro_batch_size == "auto":
+        kept["micro_batch_size"] = int(run.planned("micro_batch"))
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
+
+
+def _train_and_report(job: TrainJob, stops: StopSignals, reporter: Reporter) -> None:
+    from ftcli.inference.endings import measure_stop_rate
+    from ftcli.report.write import report_or_say
+    from ftcli.training.run_record import finish_run
+    from ftcli.training.train import train as train_job
+
+    started = time.monotonic()
+    trained = train_job(job, stops, reporter)
+    stop_rate = measure_stop_rate(trained.trainer, job, reporter)
+    finish_run(job, trained, asdict(stop_rate), time.monotonic() - started)
+    report_or_say(job.run, reporter)

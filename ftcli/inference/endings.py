@@ -18,7 +18,7 @@ from ftcli.errors import DataError
 from ftcli.inference.generation import Model, answer_prompts
 from ftcli.models.device import is_out_of_memory
 from ftcli.models.prompt_manifest import PromptContract
-from ftcli.training.building import Setup
+from ftcli.training.job import TrainJob
 from ftcli.training.trainer import FtcliTrainer
 
 TRAINED_ON: tuple[RowsOf, ...] = ("train", "validation", "replay")
@@ -71,22 +71,23 @@ def _endless(rows: pa.Table, prepared: Prepared) -> pa.Table:
     return rows.select(["file", "line"]).filter(pa.chunked_array(masks, pa.bool_()))
 
 
-def measure_stop_rate(trainer: FtcliTrainer, setup: Setup, reporter: Reporter) -> StopRate:
+def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) -> StopRate:
     """Greedy answers of the trained model to a few validation rows, or else training rows.
 
     An answer has ROOM times the tokens of the longest one in these rows to end in, and no more than
     generation.max_new_tokens. Plain texts have no answers.
     """
-    prepared, generation = setup.prepared, setup.recipe.generation
-    rows = [] if prepared.plain_text else _whole_rows(trainer.run.data, prepared)
+    prepared, recipe = job.dataset, job.recipe
+    generation = recipe.generation
+    rows = [] if prepared.plain_text else _whole_rows(job.run.data, prepared)
     if not rows:
         return StopRate(None, 0)
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     longest = max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
     limit = min(math.ceil(ROOM * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
-    contract = PromptContract(setup.renderer, prepared.stop_ids, prepared.pad_id)
-    model = Model(trainer.model, contract, setup.recipe.training.fast is not False)
+    contract = PromptContract(job.model.renderer, prepared.stop_ids, prepared.pad_id)
+    model = Model(trainer.model, contract, recipe.training.fast is not False)
     arithmetic = trainer.compute_loss_context_manager()  # whatever types the weights are held in
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:

@@ -20,7 +20,7 @@ from ftcli.training.plan.schedule import SAVE_SHARE
 RECORDED = {"loss", "learning_rate", "grad_norm"}
 
 
-class Beginning(TrainerCallback):
+class BeforeFirstStep(TrainerCallback):
     """Does something once, when everything is in its place and before the first step."""
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Beginning(TrainerCallback):
         self._work()
 
 
-class Course(TrainerCallback):
+class ScheduleCallback(TrainerCallback):
     """Decides after each step whether to validate, save or stop, and keeps the run's records."""
 
     def __init__(

@@ -1,42 +1,197 @@
-"""A training, decided: what it starts from, where it goes, its rows and its plan."""
+"""A training job: recipe, base model, dataset, plan and run; what is checked before it begins."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ftcli.config.recipe import Prefix, Recipe
+from ftcli.config.loader import Loaded, differences, resolved
+from ftcli.config.recipe import Full, Prefix, Recipe
 from ftcli.data.prepared import Prepared
+from ftcli.errors import FtcliError, MachineError, UsageError
+from ftcli.hub import require_reachable
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import Shape, find_shape, model_source
 from ftcli.runs.checkpoints import require_whole
 from ftcli.runs.folder import RunFolder
-from ftcli.training.plan.plan import Plan
-from ftcli.training.scene import Scene
+from ftcli.training.opening import OpenRun
+from ftcli.training.plan.plan import Plan, require_machine, require_possible
+
+if TYPE_CHECKING:
+    from ftcli.data.tokenizing.rendering import Renderer
 
 
 @dataclass(frozen=True)
-class Job:
+class BaseModel:
+    """The model that a run starts from, its tokenizer, and the machine that trains it."""
+
+    source: str
+    """Folder or hub id."""
+    revision: str | None
+    shape: Shape
+    renderer: Renderer
+    hardware: Hardware
+
+
+@dataclass(frozen=True)
+class TrainJob:
     """Everything a training needs, decided."""
 
-    scene: Scene
-    run: RunFolder
-    prepared: Prepared
+    recipe: Recipe
+    """With absolute paths."""
+    recipe_file: Path
+    """Where the user wrote it."""
+    model: BaseModel
+    dataset: Prepared
     plan: Plan
+    run: RunFolder
+    init_from: OpenRun | None = None
+    """The run whose trained weights this one starts from."""
 
     @property
-    def recipe(self) -> Recipe:
-        return self.scene.loaded.recipe
+    def init_adapter(self) -> Path | None:
+        """Folder of the adapter weights to start from.
 
-    @property
-    def parent_adapter(self) -> Path | None:
-        """Where the weights of another run's adapter are; a prefix goes on by the network that
-        makes it, which its checkpoints hold."""
-        parent = self.scene.parent
-        if parent is None or not parent.run.adapter.is_dir():
+        A prefix made by a network continues with that network, which only checkpoints hold.
+        """
+        source = self.init_from
+        if source is None or not source.run.adapter.is_dir():
             return None
-        method = parent.loaded.recipe.method
+        method = source.loaded.recipe.method
         if isinstance(method, Prefix) and method.projection:
-            manifest, steps = parent.run.read_manifest(), parent.run.steps_saved()
+            manifest, steps = source.run.read_manifest(), source.run.steps_saved()
             if steps:
                 step = manifest["result"]["best_step"] or steps[-1]
-                return require_whole(parent.run, step, manifest["run_id"])
-        return parent.run.adapter
+                return require_whole(source.run, step, manifest["run_id"])
+        return source.run.adapter
+
+
+def starting_from(loaded: Loaded, init_from: OpenRun | None) -> Loaded:
+    """The recipe with the base it starts from: a run of full training lends its model.
+
+    Raises UsageError (`from_run`) where another run's adapter does not fit.
+    """
+    if init_from is None:
+        return loaded
+    if isinstance(init_from.loaded.recipe.method, Full):
+        changes = {"id": str(init_from.run.model), "revision": None}
+        model = loaded.recipe.model.model_copy(update=changes)
+        return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}))
+    _require_same_adapter(loaded, init_from)
+    return loaded
+
+
+def _require_same_adapter(loaded: Loaded, init_from: OpenRun) -> None:
+    old, new = init_from.loaded.recipe, resolved(loaded)
+    if isinstance(new.method, Full):
+        raise UsageError(
+            "from_run",
+            f"--from {init_from.run.path}: it holds an adapter, and method.mode is full; "
+            "merge it first and name the merged folder in model.id",
+        )
+    free = {"method.dropout", "method.init_text"}  # neither changes what an adapter is
+    changed = [
+        difference
+        for difference in differences(old, new, free, loaded.base)
+        if difference.startswith(("method.", "model.id:"))
+    ]
+    if changed:
+        raise UsageError(
+            "from_run",
+            f"--from {init_from.run.path}: its adapter does not suit the recipe: "
+            f"{'; '.join(changed)}",
+        )
+
+
+def open_model(loaded: Loaded) -> BaseModel:
+    """Find model, tokenizer and machine; no weights are loaded.
+
+    Raises ModelError, MachineError and UsageError for what recipe, model and machine alone prove
+    impossible.
+    """
+    model = loaded.recipe.model
+    source = model_source(model.id, loaded.base)
+    shape = find_shape(model.id, loaded.base, model.revision)
+    require_possible(loaded.recipe, shape)
+    require_reachable(source, model.revision)
+
+    from ftcli.models.device import hardware_for, use_whole_machine
+    from ftcli.models.load import load_renderer
+
+    hardware = hardware_for(loaded)
+    require_machine(loaded.recipe, shape, hardware)
+    use_whole_machine(hardware)
+    return BaseModel(source, model.revision, shape, load_renderer(loaded, source), hardware)
+
+
+def require_trackers(recipe: Recipe) -> None:
+    """Raise MachineError (`tracker`) naming every package that is missing."""
+    missing = [n for n in dict.fromkeys(recipe.training.report_to) if not _is_installed(n)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise MachineError(
+            "tracker",
+            f"{' and '.join(missing)} {verb} not installed: pip install {' '.join(missing)}",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    """A folder of that name, which some trackers leave behind, is no package."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def require_own_folder(run: RunFolder, loaded: Loaded, init_from: OpenRun | None = None) -> None:
+    """Raise FtcliError (`output_base`) where a run would write into what it starts from.
+
+    Call it before anything is written, the lock too. Raises ModelError where a base is missing.
+    """
+    bases = [Path(model_source(loaded.recipe.model.id, loaded.base))]
+    if init_from is not None:
+        bases.append(init_from.run.trained())
+    folder = run.path.resolve()
+    for base in (path.resolve() for path in bases if path.is_dir()):
+        if folder == base:
+            how = "is the base itself"
+        elif folder.is_relative_to(base):
+            how = f"lies in the base ({base})"
+        elif base.is_relative_to(folder):
+            how = f"holds the base ({base})"
+        else:
+            continue
+        raise FtcliError(
+            "output_base",
+            f"{run.path} {how}, which a run never writes to; name a folder beside it",
+        )
+
+
+@contextmanager
+def temporary_run(output: Path, prefix: str) -> Iterator[RunFolder]:
+    """A run folder next to `output`, on the same disk, that is deleted when the block ends."""
+    folder = output.with_name(f"{prefix}{output.name}")
+    new = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        with RunFolder(folder).lock():
+            _clear(folder)  # of a process that was killed
+            try:
+                yield RunFolder(folder)
+            finally:
+                _clear(folder)
+    finally:
+        for parent in new:  # the nearest first
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Delete everything but the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif not path.name.startswith(".lock"):
+            path.unlink()

@@ -1,4 +1,4 @@
-"""Where a run stands: what it goes on from, what it needs, and what is said when it ends early."""
+"""Resume a run: what may not change, which checkpoint to load, what to say at an early end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,39 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ftcli.config.chat_template import find_template, names_file
+from ftcli.config.loader import Loaded, differences, load_recipe, resolved
+from ftcli.config.recipe import Recipe
 from ftcli.console import Reporter
+from ftcli.data.prepared import PART_NAMES, load_prepared
+from ftcli.data.sides import files_of, rows_parts, source_digests
 from ftcli.errors import FtcliError, MachineError, Stopped
-from ftcli.runs.atomic import drop_temporary, folder_bytes, free_bytes, is_full, require_space
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import model_source
+from ftcli.models.fingerprint import base_fingerprint
+from ftcli.runs.atomic import (
+    drop_temporary,
+    folder_bytes,
+    free_bytes,
+    is_full,
+    require_space,
+    short_digest,
+)
 from ftcli.runs.checkpoints import Checkpoint, newest_whole
 from ftcli.runs.folder import RunFolder, find_run
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command, set_flags, shown_path
+from ftcli.training.opening import FREE_KEYS
 from ftcli.training.plan.disk_room import checkpoint_bytes, run_bytes
 from ftcli.training.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from ftcli.data.tokenizing.rendering import Renderer
+
+# Keys that say how long a run is.
+LENGTH_KEYS = ("training.epochs:", "training.max_steps:")
 
 # Errors that end a run in its middle: what they say goes on with where it stands.
 ON_THE_WAY = {"loss_not_finite", "memory", "disk_full"}
@@ -40,7 +63,7 @@ class Command:
     def begin_again(self) -> str:
         return self._from(self.parent, fresh=self.fresh)
 
-    def beside(self, run: RunFolder) -> str:
+    def again(self, run: RunFolder) -> str:
         """Trains the same in a new folder, from where the run began."""
         begun_from: str | None = run.read_manifest().get("parent")
         return self._from(self.parent or (Path(begun_from) if begun_from else None), fresh=True)
@@ -49,6 +72,122 @@ class Command:
         flags: list[str | Path] = ["--from", parent] if parent is not None else []
         flags += ["--fresh"] if fresh else []
         return command("train", self.path, *set_flags(self.overrides), *flags)
+
+
+# What may not change
+
+
+def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again: str) -> list[str]:
+    """A stopped run resumes only with what it began with.
+
+    Returns the allowed changes, as `key: old → new`. Raises FtcliError (`recipe_changed`) with all
+    other changes, and the command `again` that trains the recipe in a new folder.
+    """
+    from ftcli.data.tokenizing.encode import fingerprint
+
+    manifest = run.read_manifest()
+    if not manifest:
+        return []
+    began, now, base = load_recipe(run.recipe).recipe, resolved(loaded), loaded.base
+    changed = differences(began, now, FREE_KEYS, base)
+    mark = fingerprint(loaded, renderer)
+    if manifest["data"] != mark and not changed:
+        changed = _other_parts(run, loaded, renderer) or [f"data: {manifest['data']} → {mark}"]
+    if changed:
+        what = "was begun with another recipe"
+        ways = f"change it back to go on, or start over beside it:\n  {again}"
+        raise _changed(run, what, changed, ways + _for_more(run, loaded, changed))
+    return differences(began, now, frozenset(), base)
+
+
+def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
+    """A finished run answers only for what it was trained with.
+
+    Looks at nothing that needs a tokenizer, and passes over data and a base that are gone. Raises
+    FtcliError (`recipe_changed`) as `require_unchanged`.
+    """
+    began, free = load_recipe(run.recipe).recipe, FREE_KEYS
+    parent: str | None = run.read_manifest().get("parent")
+    if parent is not None and began.model.id == str(RunFolder(Path(parent)).model):
+        free = free | {"model.id", "model.revision"}  # its parent's model took the base's place
+    keys = differences(began, resolved(loaded), free, loaded.base)
+    changed = keys or [*_changed_sources(run, began), *_changed_base(run, began)]
+    if changed:
+        shown = command("train", run.path)
+        back = f"to see its result:\n  {shown}" if keys else "change it back to see its result"
+        ways = f"{back}\nto train this recipe beside it:\n  {again}"
+        raise _changed(run, "is finished, and was trained with another recipe", changed, ways)
+
+
+def _changed_sources(run: RunFolder, began: Recipe) -> Iterator[str]:
+    """Files of rows, and of a template, that are there with other contents."""
+    data, here = began.data, run.path
+    prepared = load_prepared(run.data)
+    before = prepared.parts if prepared is not None else {}
+    sources = files_of(data)
+    digests = source_digests(data, here)
+    now = rows_parts({role: mark for role, mark in digests.items() if mark != sources[role]})
+    if data.template is not None and names_file(data.template, here):
+        text = find_template(data.template, here).text
+        now[PART_NAMES["template"]] = short_digest(text, 8)
+    for name, mark in now.items():
+        if before.get(name, mark) != mark:
+            yield f"{name}: {before[name]} → {mark}"
+
+
+def _changed_base(run: RunFolder, began: Recipe) -> Iterator[str]:
+    """The weights of the base, where they are on this machine."""
+    before, model = run.base_fingerprint(), began.model
+    try:
+        now = base_fingerprint(model_source(model.id, run.path), model.revision)
+    except FtcliError:
+        return  # what is gone or damaged cannot be compared
+    if before is not None and now is not None and now != before:
+        yield f"weights of the base: {before[:8]} → {now[:8]}"
+
+
+def warn_of_other_machine(run: RunFolder, now: Hardware, reporter: Reporter) -> None:
+    """Say that a run resumes on another machine than it began on."""
+    began = run.read_manifest().get("hardware")
+    if began is not None and began["name"] != now.name:
+        reporter.warn(
+            f"the run began on {began['name']} and goes on on {now.title}: at another speed, and "
+            "not to the same last digits; Ctrl-C stops it"
+        )
+
+
+def _other_parts(run: RunFolder, loaded: Loaded, renderer: Renderer) -> list[str]:
+    """Which of the things that shape the tokens are others, as `template: digest → digest`."""
+    from ftcli.data.tokenizing.encode import fingerprint_parts
+
+    prepared = load_prepared(run.data)
+    before = prepared.parts if prepared is not None else {}
+    now = fingerprint_parts(loaded, renderer)
+    return [
+        f"{name}: {before[name]} → {now.get(name, 'none')}"
+        for name in before
+        if before[name] != now.get(name)
+    ]
+
+
+def _changed(run: RunFolder, what: str, changed: list[str], ways: str) -> FtcliError:
+    lines = "".join(f"\n  {line}" for line in changed)
+    free = f"these may change: {', '.join(sorted(FREE_KEYS))}"
+    return FtcliError("recipe_changed", f"{shown_path(run.path)} {what}:{lines}\n{ways}\n{free}")
+
+
+def _for_more(run: RunFolder, loaded: Loaded, changed: list[str]) -> str:
+    """What to do where a run is to become longer or shorter."""
+    if not any(line.startswith(LENGTH_KEYS) for line in changed):
+        return ""
+    more = command("train", loaded.path, *set_flags(loaded.overrides), "--from", run.path)
+    return (
+        "\nThe length of a run shapes its learning rates from the first step: let it end as it "
+        f"began, then, for more:\n  {more}"
+    )
+
+
+# Where a run resumes, and how it ends early
 
 
 def drop_leftovers(run: RunFolder) -> None:

@@ -6,43 +6,49 @@ import platform
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli import __version__
-from ftcli.config.loader import dump_recipe, resolved
-from ftcli.data.prepared import Prepared
-from ftcli.errors import ModelError
+from ftcli.config.loader import dump_recipe
+from ftcli.errors import FtcliError, ModelError
+from ftcli.memory import Choices
+from ftcli.memory.interval import residuals_of
+from ftcli.memory.shapes import Shape
 from ftcli.runs.atomic import write_json, write_text
-from ftcli.training.job import Job
-from ftcli.training.memory_record import memory_record
-from ftcli.training.weights_record import recorded
+from ftcli.training.opening import weight_digests
 
 if TYPE_CHECKING:
-    from ftcli.training.loop import Outcome
+    from ftcli.training.job import TrainJob
     from ftcli.training.measured import StepMemory
+    from ftcli.training.train import TrainResult
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+MEASUREMENTS = ("allocated_bytes", "reserved_bytes", "resident_bytes", "validation_bytes")
 
 
-def begin(job: Job) -> None:
+def begin_run(job: TrainJob) -> None:
     """Write what the run is before its first step, so that it can be resumed."""
-    run = job.run
+    run, hardware, replay = job.run, job.model.hardware, job.dataset.replay
     if run.read_manifest():
         run.update_manifest(state="training")
         return
-    scene = job.scene
-    write_text(run.recipe, dump_recipe(resolved(scene.loaded)))
+    write_text(run.recipe, dump_recipe(job.recipe))
     write_json(run.plan, job.plan.as_json())
+    replayed: dict[str, Any] = {}
+    if replay is not None:
+        counts = {"task_rows": job.dataset.train.rows, "replay_rows": replay.rows}
+        replayed = {"source": replay.source, **counts, "replay_tokens": replay.tokens}
     run.update_manifest(
         state="training",
         run_id=uuid.uuid4().hex,
-        recipe=str(scene.loaded.path.absolute()),
-        parent=str(scene.parent.run.path) if scene.parent else None,
-        data=job.prepared.fingerprint,
-        **_replayed(job.prepared),
+        recipe=str(job.recipe_file.absolute()),
+        parent=str(job.init_from.run.path) if job.init_from else None,
+        data=job.dataset.fingerprint,
+        **({"replay": replayed} if replayed else {}),
         seed=job.recipe.training.seed,
-        hardware={"name": scene.hardware.name, "memory_bytes": scene.hardware.memory_bytes},
+        hardware={"name": hardware.name, "memory_bytes": hardware.memory_bytes},
         versions={
             "ftcli": __version__,
             "python": platform.python_version(),
@@ -52,49 +58,110 @@ def begin(job: Job) -> None:
     )
 
 
-def _replayed(prepared: Prepared) -> dict[str, Any]:
-    """What an epoch is made of, where it is not the task's rows alone."""
-    found = prepared.replay
-    if found is None:
-        return {}
-    counts = {"task_rows": prepared.train.rows, "replay_rows": found.rows}
-    return {"replay": {"source": found.source, **counts, "replay_tokens": found.tokens}}
+def finish_run(
+    job: TrainJob, result: TrainResult, stop_rate: Mapping[str, Any], seconds: float
+) -> None:
+    """Write the result and that the run is finished; `stop_rate` and `seconds` are part of it.
+
+    Raises ModelError where no weights were saved.
+    """
+    run, folder = job.run, job.run.trained()
+    weights = weight_digests(folder)
+    if not any(name.endswith(".safetensors") for name in weights["weights"]):
+        raise ModelError("save", f"{folder} holds no weights after saving")
+    run.update_manifest(
+        state="finished",
+        result={
+            "state": "finished",
+            "steps": result.steps,
+            "train_loss": result.train_loss,
+            "eval_loss": result.eval_loss,
+            "first_eval_loss": result.first_eval_loss,
+            "best_step": result.best_step,
+            "tokens_per_second": result.tokens_per_second,
+            "total_parameters": job.model.shape.parameters,
+            # The weights alone: the tokenizer next to them is that of the base.
+            "saved_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
+            "training_seconds": result.training_seconds,
+            "trained_parameters": result.trainable_parameters,
+            "peak_memory_bytes": result.peak_memory_bytes,
+            **stop_rate,
+            "seconds": seconds,
+        },
+        **weights,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
 
 
-def record_memory(job: Job, measured: StepMemory) -> None:
-    """Estimated and measured, side by side in run.json; of several sittings the greatest."""
-    record = memory_record(job.scene, job.plan, measured)
+def record_memory(job: TrainJob, measured: StepMemory) -> None:
+    """Write the plan's estimate and what was measured; of several processes the greatest."""
+    plan, steps = job.plan, measured.steps
+    residuals, peak_bytes = residuals_of(plan.estimated, "allocated"), plan.estimate.peak_bytes
+    record = MemoryRecord(
+        device=job.model.hardware.kind,
+        estimated_bytes=peak_bytes,
+        low_bytes=round(residuals.low * peak_bytes),
+        high_bytes=round(residuals.high * peak_bytes),
+        estimated_reserved_bytes=plan.estimate.reserved_bytes,
+        allocated_bytes=steps.allocated_bytes,
+        reserved_bytes=steps.reserved_bytes,
+        resident_bytes=steps.resident_bytes,
+        validation_bytes=measured.validations.allocated_bytes,
+        shape=job.model.shape,
+        choices=plan.estimated,
+    )
     earlier = job.run.read_manifest().get("memory", {})
     job.run.update_manifest(memory=record.or_greater(earlier).as_json())
 
 
-def report_of(job: Job, outcome: Outcome, figures: Mapping[str, int]) -> dict[str, Any]:
-    """What the training came to, as `ftcli train --json` prints it."""
-    return {
-        "state": "finished",
-        "steps": outcome.steps,
-        "train_loss": outcome.train_loss,
-        "eval_loss": outcome.eval_loss,
-        "first_eval_loss": outcome.first_eval_loss,
-        "best_step": outcome.best_step,
-        "tokens_per_second": outcome.tokens_per_second,
-        "total_parameters": job.scene.shape.parameters,
-        # The weights alone: the tokenizer beside them is that of the base.
-        "saved_bytes": sum(f.stat().st_size for f in job.run.trained().glob("*.safetensors")),
-        "training_seconds": outcome.seconds,
-        **figures,
-    }
+@dataclass(frozen=True)
+class MemoryRecord:
+    """Bytes of a training's steps; None where the device has no such figure or no step was taken.
+
+    Estimates are those of the plan; `shape` and `choices` are all that a later one needs.
+    """
+
+    device: Literal["cuda", "cpu", "mps"]
+    estimated_bytes: int
+    """Allocated by tensors, with the interval of such figures: `low_bytes` to `high_bytes`."""
+    low_bytes: int
+    high_bytes: int
+    estimated_reserved_bytes: int
+    """Held by the caching allocator of a card."""
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    resident_bytes: int | None
+    """Of the machine's memory, above what the process held before the model was there."""
+    validation_bytes: int | None
+    """Allocated on a card while rows were scored in the middle of the training; none on a CPU,
+    where a step's freed memory stays with the process."""
+    shape: Shape
+    choices: Choices
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def or_greater(self, earlier: Mapping[str, Any]) -> MemoryRecord:
+        """With the greater of the measurements of two processes of one run, on the same device."""
+        if earlier.get("device") != self.device:
+            return self
+        pairs = {name: (getattr(self, name), earlier.get(name)) for name in MEASUREMENTS}
+        greater = {name: max(pair, key=lambda size: size or 0) for name, pair in pairs.items()}
+        return replace(self, **greater)
 
 
-def end(job: Job, report: dict[str, Any]) -> None:
-    """The run is finished; raises ModelError where no weights were saved."""
-    run = job.run
-    weights = recorded(run.trained())
-    if not any(name.endswith(".safetensors") for name in weights["weights"]):
-        raise ModelError("save", f"{run.trained()} holds no weights after saving")
-    run.update_manifest(
-        state="finished",
-        result=report,
-        **weights,
-        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )
+def read_record(plain: object, file: str) -> MemoryRecord:
+    """The record that `as_json` wrote into `file`; raises FtcliError (`run_broken`)."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        record = TypeAdapter(MemoryRecord).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise FtcliError(
+            "run_broken",
+            f"memory.{where}: {first['msg']}; another version of ftcli wrote it; train again",
+            file=file,
+        ) from error
+    return record

@@ -10,8 +10,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftcli.models.device import uses_gpu
-from ftcli.runs.folder import RunFolder
-from ftcli.training.building import Setup, build_trainer
+from ftcli.training.building import build_trainer
+from ftcli.training.job import TrainJob
 from ftcli.training.plan.plan import Choice
 
 # The first steps fill caches and choose kernels, and are not timed.
@@ -49,18 +49,18 @@ class StepClock(TrainerCallback):
         self.seconds = now - self._started
 
 
-def measure_speed(setup: Setup, run: RunFolder) -> Speed:
-    """Take a few steps of this training on the data in `run`, without a validation or a save."""
-    plan = setup.plan
+def measure_speed(job: TrainJob) -> Speed:
+    """Take a few steps of this training on the prepared rows, without a validation or a save."""
+    plan = job.plan
     steps = UNTIMED_STEPS + TIMED_STEPS
-    enough = steps * setup.recipe.training.batch_size / setup.prepared.trained_on.rows
+    enough = steps * job.recipe.training.batch_size / job.dataset.trained_on.rows
     short = replace(
         plan,
         steps=Choice(steps, "to be timed"),
         epochs=max(plan.epochs, enough),
         warmup_steps=0,
     )
-    trainer = build_trainer(replace(setup, plan=short), run)
+    trainer = build_trainer(replace(job, plan=short))
     clock = StepClock()
     trainer.add_callback(clock)
     trainer.train()

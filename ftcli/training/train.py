@@ -1,46 +1,36 @@
-"""`ftcli train`: prepare if needed, plan, check, train, save."""
+"""Train a job: build the trainer, take its steps from where the run stands, save the weights."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from ftcli.config.loader import Loaded, load_recipe
-from ftcli.config.recipe import Full, Recipe
+from transformers import TrainerState
+
+from ftcli.config.recipe import Full
 from ftcli.console import Reporter
-from ftcli.data.prepared import Prepared
-from ftcli.evaluation.advice.advising import give_advice
-from ftcli.evaluation.advice.price import Price, price_of
-from ftcli.evaluation.advice.probe import SHOTS
-from ftcli.evaluation.advice.statistics import PreparedRows
-from ftcli.memory.hardware import Hardware
+from ftcli.errors import FtcliError
+from ftcli.models.device import is_out_of_memory, memory_in_words
+from ftcli.models.prompt_manifest import base_at, proven_base, settle_contract
 from ftcli.models.sibling_files import tokenizer_bytes
-from ftcli.report.write import report_or_say
 from ftcli.runs.atomic import whole_folder
-from ftcli.runs.folder import RunFolder, find_run, free_folder, runs_at
+from ftcli.runs.checkpoints import Checkpoint, require_whole
 from ftcli.runs.signals import StopSignals
-from ftcli.training.job import Job
-from ftcli.training.opening import open_run
-from ftcli.training.own_place import own_folder, require_own_place
+from ftcli.shell import command
+from ftcli.training.building import build_trainer, save_trained
+from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback
+from ftcli.training.finite import NotFiniteError
+from ftcli.training.job import TrainJob
+from ftcli.training.measured import MemoryMeter, StepMemory
 from ftcli.training.plan.arithmetic import lost_pulls
-from ftcli.training.plan.plan import Plan, make_plan, profile_of
-from ftcli.training.prepare import data_folder, rejected
-from ftcli.training.resuming import Command, drop_leftovers, in_words, require_room, resume_point
-from ftcli.training.run_record import begin, end, record_memory, report_of
-from ftcli.training.scene import Scene, look, other_machine, require_as_finished, require_unchanged
+from ftcli.training.preflight import check_longest
+from ftcli.training.resuming import require_room, resume_point
+from ftcli.training.run_record import begin_run, record_memory
+from ftcli.training.saving import RECORDS, STATE
+from ftcli.training.trackers import settle_trackers
+from ftcli.training.trainer import FtcliTrainer
 
-if TYPE_CHECKING:
-    from ftcli.training.building import Setup
-    from ftcli.training.loop import Outcome
-    from ftcli.training.measured import StepMemory
-    from ftcli.training.trainer import FtcliTrainer
-
-# Begins the name of the folder in which a fresh run is planned.
-TEMPORARY = ".tmp-dry-run-"
 # Fewer rows at once were tried already.
 NO_MEMORY = (
     "one row is too much; stop what else runs on it and go on, or start over beside it (--fresh) "
@@ -50,271 +40,237 @@ NO_MEMORY = (
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `ftcli train` ends with."""
+    """What a training came to; losses are per label token."""
 
-    run: RunFolder
-    report: dict[str, Any]
-    again: str | None = None
-    """Where nothing was left to do: the command that trains the same in a new folder."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {"run_dir": str(self.run.path), "trained": self.again is None, **self.report}
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """A resolved plan that is not carried out."""
-
-    loaded: Loaded
-    run: RunFolder
-    plan: Plan
-    prepared: Prepared
-    hardware: Hardware
-    their_names: Mapping[str, str]
-    """Our name of a decision → where it goes in the libraries below."""
-    price: Price | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        names = dict(self.their_names)
-        found = {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
-        return found | ({"price": self.price.as_json()} if self.price is not None else {})
+    trainer: FtcliTrainer
+    """With the trained model, still in memory."""
+    steps: int
+    train_loss: float | None
+    first_eval_loss: float | None
+    eval_loss: float | None
+    best_step: int | None
+    tokens_per_second: float
+    training_seconds: float
+    trainable_parameters: int
+    peak_memory_bytes: int
 
 
-def train_recipe(
-    recipe: Path,
-    overrides: Sequence[str],
-    *,
-    fresh: bool,
-    parent: Path | None,
-    reporter: Reporter,
-) -> TrainResult:
-    """Train, resume, or say that nothing is left to do. Raises FtcliError; Stopped on a signal.
+class _NothingLeftError(Exception):
+    """The deferred validation is the one at which the run ends."""
 
-    `recipe` may be the folder of a run: that run goes on, or its recipe is trained anew.
+
+def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
+    """Train to the last step or an early stop, from the newest checkpoint, and save the weights.
+
+    The best weights are saved where rows are validated. Where a step fails (NaN or infinite loss,
+    no memory for one row) a checkpoint of the step before is saved and the error is raised. Raises
+    KeyboardInterrupt after a signal, once a checkpoint is saved.
     """
-    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
-    run = _choose_run(loaded, named, fresh=fresh or parent is not None)
-    given = Command(recipe, overrides, fresh, parent)
-    if run.state == "finished":
-        require_as_finished(run, loaded, given.beside(run))
-        return TrainResult(run, run.read_manifest()["result"], again=given.beside(run))
-    begun_from: str | None = (named or run).read_manifest().get("parent")
-    ancestor = parent or (Path(begun_from) if begun_from is not None else None)
-    opened = open_run(ancestor) if ancestor is not None else None
-    with loaded.blame():
-        require_own_place(run, loaded, opened)
-    stops = StopSignals(reporter.note)
-    with run.lock(), loaded.blame(), stops.caught(), in_words(given, run, stops):
-        drop_leftovers(run)
-        scene = look(loaded, opened)
-        for allowed in require_unchanged(run, scene, given.beside(run)):
-            reporter.note(f"note: changed since the run began, and allowed: {allowed}")
-        if moved := other_machine(run, scene):
-            reporter.warn(moved)
-        _require_weights(scene)
-        job = _decide(scene, run, reporter)
-        rows = PreparedRows(run.data, job.prepared)
-        give_advice(scene.loaded, scene.renderer, rows, reporter)
-        result = _train(job, stops, reporter)
-
-    from ftcli.models.device import free_memory
-
-    free_memory()  # the model and the optimizer's states have no name any more
-    return result
-
-
-def _require_weights(scene: Scene) -> None:
-    """Raise ModelError where weights are missing: transformers would begin with random ones."""
-    from ftcli.models.base_weights import require_weights
-
-    require_weights(scene.source, scene.loaded.recipe.model.revision, scene.shape)
-
-
-def plan_recipe(
-    recipe: Path,
-    overrides: Sequence[str],
-    *,
-    parent: Path | None,
-    reporter: Reporter,
-    fresh: bool = False,
-    price_per_hour: float | None = None,
-) -> DryRun:
-    """Prepare and plan, and go no further; with a price, time a few steps and calls.
-
-    A fresh run takes over nothing of an earlier one, and nothing of its plan stays on the disk.
-    """
-    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
-    with loaded.blame():
-        scene = look(loaded, open_run(parent) if parent is not None else None)
-        new = fresh or parent is not None
-        output, mark = loaded.output, scene.fingerprint
-        run = free_folder(output) if new else data_folder(output, mark, named)
-        require_own_place(run, loaded, scene.parent)
-        with _planned_in(run, passing=new) as folder:
-            job = _decide(scene, folder, reporter, stays=not new)
-            price = None
-            if price_per_hour is not None:
-                price = price_of(job, price_per_hour, SHOTS, reporter)
-
-    from ftcli.models import methods
-    from ftcli.training import trainer
-
-    names = {**methods.THEIR_NAMES, **trainer.THEIR_NAMES}
-    return DryRun(loaded, run, job.plan, job.prepared, scene.hardware, names, price)
-
-
-@contextmanager
-def _planned_in(run: RunFolder, *, passing: bool) -> Iterator[RunFolder]:
-    """Where the rows of a plan are prepared: in the run, or in a folder that does not stay."""
-    if not passing:
-        with run.lock():
-            yield run
-        return
-    with own_folder(run.path, TEMPORARY) as folder:
-        yield RunFolder(folder)
-
-
-def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:
-    """The run that was named, or the newest of the recipe, or a new folder."""
-    if fresh:
-        return free_folder(loaded.output)
-    if named is not None:
-        return named
-    runs = runs_at(loaded.output)
-    return runs[-1] if runs else free_folder(loaded.output)
-
-
-def _decide(scene: Scene, run: RunFolder, reporter: Reporter, *, stays: bool = True) -> Job:
-    from ftcli.data.tokenizing.encode import prepare
-    from ftcli.inference.endings import require_ends
-
-    prepared = prepare(scene.loaded, scene.renderer, run.data, reporter)
-    require_ends(run.data, prepared, scene.renderer)
-    if prepared.problems:
-        used = f"{prepared.rows_rejected} of {prepared.rows_read} rows are not used"
-        reporter.warn(f"{used}: {rejected(prepared, run.data if stays else None)}")
-    recipe = _as_begun(scene.loaded.recipe, run)
-    plan = make_plan(recipe, scene.shape, profile_of(prepared), scene.hardware)
-    return Job(scene, run, prepared, plan)
-
-
-def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
-    """What was planned when the run began stays, whatever memory is free today.
-
-    Rows at once may be set anew: they shape no gradient. Raises FtcliError where plan.json is gone.
-    """
-    if not run.read_manifest():
-        return recipe
-    kept: dict[str, object] = {
-        "precision": run.planned("precision"),
-        "optimizer": run.planned("optimizer"),
-        "gradient_checkpointing": run.planned("gradient_checkpointing") == "True",
-    }
-    packed = int(run.planned("packing", "0"))
-    if isinstance(recipe.training.packing, bool | str):
-        kept["packing"] = packed or False
-    if recipe.training.micro_batch_size == "auto":
-        kept["micro_batch_size"] = int(run.planned("micro_batch"))
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
-
-
-def _train(job: Job, stops: StopSignals, reporter: Reporter) -> TrainResult:
-    started = time.monotonic()
-    run, plan, recipe = job.run, job.plan, job.recipe
-    _announce(job, reporter)
+    run, recipe, plan = job.run, job.recipe, job.plan
+    reporter.note(f"plan   {plan.headline()}")
+    _warn_of_pure_bf16(job, reporter)
     checkpoint = resume_point(run, reporter)
-    scene = job.scene
-    beside = tokenizer_bytes(scene.source, recipe.model.revision)
-    require_room(run, plan, recipe.training.keep_checkpoints, beside)
-
-    from ftcli.models.device import memory_in_words
-    from ftcli.training.building import Setup
-    from ftcli.training.loop import Start, train
-    from ftcli.training.measured import MemoryMeter, StepMemory
-
-    setup = Setup(
-        recipe,
-        scene.source,
-        scene.hardware,
-        plan,
-        job.prepared,
-        scene.renderer,
-        job.parent_adapter,
-    )
-    memory = StepMemory(MemoryMeter(scene.hardware))
+    beside_bytes = tokenizer_bytes(job.model.source, job.model.revision)
+    require_room(run, plan, recipe.training.keep_checkpoints, beside_bytes)
+    memory = StepMemory(MemoryMeter(plan.hardware))
     with memory_in_words(NO_MEMORY):
-        trainer = _build(job, setup)
-        start = Start(checkpoint, stops)
-        outcome = train(trainer, recipe.training, plan, start, memory, reporter)
+        trainer = _build(job)
+        schedule = _take_steps(job, trainer, checkpoint, stops, memory, reporter)
     record_memory(job, memory)
-    if outcome.signal_number is not None:
+    if stops.number is not None:
         raise KeyboardInterrupt
-    report = _save(job, setup, trainer, outcome, memory, reporter)
-    end(job, report | {"seconds": time.monotonic() - started})
-    report_or_say(run, reporter)
-    return TrainResult(run, run.read_manifest()["result"])
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    with whole_folder(run.model if isinstance(recipe.method, Full) else run.adapter) as temporary:
+        save_trained(trainer, job, temporary)
+    _delete_if_empty(run.path / "logs")
+    state, evals = trainer.state, dict(trainer.records.eval_losses())
+    return TrainResult(
+        trainer=trainer,
+        steps=state.global_step,
+        train_loss=trainer.records.train_loss(),
+        first_eval_loss=evals.get(0),
+        eval_loss=state.best_metric,
+        best_step=state.best_global_step,
+        tokens_per_second=schedule.tokens_per_second(),
+        training_seconds=schedule.seconds(),
+        trainable_parameters=trainable,
+        peak_memory_bytes=memory.process_peak_bytes(),
+    )
 
 
-def _save(
-    job: Job,
-    setup: Setup,
-    trainer: FtcliTrainer,
-    outcome: Outcome,
-    memory: StepMemory,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Save what was trained, and say what came of it."""
-    from ftcli.inference.endings import measure_stop_rate
-    from ftcli.training.building import save_trained
-
-    run = job.run
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    target = run.model if isinstance(job.recipe.method, Full) else run.adapter
-    with whole_folder(target) as temporary:
-        save_trained(trainer, setup, temporary)
-    _drop_if_empty(run.path / "logs")
-    figures = {"trained_parameters": trained, "peak_memory_bytes": memory.process_peak_bytes()}
-    return report_of(job, outcome, figures) | asdict(measure_stop_rate(trainer, setup, reporter))
-
-
-def _build(job: Job, setup: Setup) -> FtcliTrainer:
-    """The trainer, on the base that this run and its parent began with; a new run begins here."""
-    from ftcli.models.prompt_manifest import base_at, proven_base, settle_contract
-    from ftcli.training.building import build_trainer
-
-    run, scene = job.run, job.scene
-    begun, revision = bool(run.read_manifest()), scene.loaded.recipe.model.revision
-    bound = [run] if begun and run.contract.is_file() else []
-    if scene.parent is not None and job.parent_adapter is not None:
-        bound.append(scene.parent.run)
-    with proven_base(bound, scene.source, revision):
-        begin(job)
-        trainer = build_trainer(setup, run)
-    base = base_at(scene.source, revision)
-    settle_contract(run, scene.renderer, job.prepared, base, begun=begun)
-    return trainer
-
-
-def _announce(job: Job, reporter: Reporter) -> None:
-    reporter.note(f"plan   {job.plan.headline()}")
-    if job.plan.precision.value == "pure-bf16":
-        reporter.warn(
-            "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
-            "nothing; training.precision: bf16 keeps them"
-        )
-        _announce_lost_pulls(job, reporter)
-
-
-def _announce_lost_pulls(job: Job, reporter: Reporter) -> None:
-    if job.plan.hold is not None:
-        pull = job.plan.learning_rate.value * job.plan.hold.value
+def _warn_of_pure_bf16(job: TrainJob, reporter: Reporter) -> None:
+    plan = job.plan
+    if plan.precision.value != "pure-bf16":
+        return
+    reporter.warn(
+        "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
+        "nothing; training.precision: bf16 keeps them"
+    )
+    if plan.hold is not None:
+        pull = plan.learning_rate.value * plan.hold.value
         reporter.warn(
             f"training.hold: {lost_pulls(pull)}, so that it holds next to nothing; take "
             "training.precision: bf16, which counts every pull"
         )
 
 
-def _drop_if_empty(folder: Path) -> None:
+def _build(job: TrainJob) -> FtcliTrainer:
+    """The trainer, on the base that this run and its parent began with; a new run begins here."""
+    run, model, init_from = job.run, job.model, job.init_from
+    begun = bool(run.read_manifest())
+    bound = [run] if begun and run.contract.is_file() else []
+    if init_from is not None and job.init_adapter is not None:
+        bound.append(init_from.run)
+    with proven_base(bound, model.source, model.revision):
+        begin_run(job)
+        trainer = build_trainer(job)
+    base = base_at(model.source, model.revision)
+    settle_contract(run, model.renderer, job.dataset, base, begun=begun)
+    return trainer
+
+
+def _take_steps(
+    job: TrainJob,
+    trainer: FtcliTrainer,
+    checkpoint: Checkpoint | None,
+    stops: StopSignals,
+    memory: StepMemory,
+    reporter: Reporter,
+) -> ScheduleCallback:
+    """Train from the checkpoint to the end; the model then holds the best weights."""
+    records = trainer.records
+    records.begin(checkpoint.folder / RECORDS if checkpoint is not None else None)
+    schedule = ScheduleCallback(
+        job.recipe.training,
+        job.plan,
+        trainer.data.windows,
+        records,
+        stops,
+        validates=trainer.data.validation is not None,
+        save_seconds=lambda: trainer.checkpoint_seconds,
+    )
+    trainer.stops = stops
+    for batch in (trainer.micro_batch, trainer.validation_batch):
+        batch.note = reporter.note
+    if checkpoint is not None:
+        _load_position(trainer, checkpoint)
+
+    with reporter.meter("step", job.plan.steps.value) as schedule.meter:
+        if checkpoint is not None and schedule.is_over(checkpoint.position.step):
+            trainer._load_from_checkpoint(str(checkpoint.folder))
+            trainer.state = TrainerState.load_from_json(str(checkpoint.folder / STATE))
+        else:
+            begin = partial(_before_first_step, trainer, schedule, checkpoint, memory, reporter)
+            step = checkpoint.position.step if checkpoint is not None else 0
+            trackers, logs = trainer.callback_handler.callbacks, job.run.path / "logs"
+            settle_trackers(trackers, logs, step, trainer.data.windows)
+            for callback in (memory, BeforeFirstStep(begin), schedule):
+                trainer.add_callback(callback)
+            _run_trainer(trainer, checkpoint, stops)
+    if stops.number is None:
+        _load_best(trainer, reporter)
+    return schedule
+
+
+def _load_position(trainer: FtcliTrainer, checkpoint: Checkpoint) -> None:
+    position = checkpoint.position
+    if position.order != trainer.data.order_digest():
+        raise FtcliError(
+            "order_changed",
+            "this version of ftcli takes the rows in another order than the one that began the "
+            f"run ({trainer.data.order_digest()}, it was {position.order}); go on with that "
+            f"version, or start over beside it: {command('train', trainer.run.path, '--fresh')}",
+        )
+    # Memory may have run out since the plan; a recipe may ask for fewer rows than then.
+    planned = trainer.micro_batch.rows
+    trainer.micro_batch.rows = min(planned, position.micro_batch)
+    trainer.validation_batch.rows = min(planned, position.validation_rows)
+
+
+def _before_first_step(
+    trainer: FtcliTrainer,
+    schedule: ScheduleCallback,
+    checkpoint: Checkpoint | None,
+    memory: StepMemory,
+    reporter: Reporter,
+) -> None:
+    """A signal ends the run at once until this is done, and from then on after its step."""
+    if checkpoint is not None:
+        # Trainer does so at its first batch, and what is saved before then would be wrong.
+        trainer._load_rng_state(str(checkpoint.folder))
+    check_longest(trainer, schedule.plan, memory, reporter)
+    if checkpoint is not None:
+        _require_best(trainer, reporter)
+        _validate_deferred(trainer, schedule)
+    elif schedule.validates:
+        _validate_first(trainer)
+    schedule.stops.patient = True
+
+
+def _validate_first(trainer: FtcliTrainer) -> None:
+    loss = trainer.validation_loss()
+    trainer.records.add({"step": 0, "eval_loss": loss})
+    trainer.tell_trackers({"eval_loss": loss})
+
+
+def _validate_deferred(trainer: FtcliTrainer, schedule: ScheduleCallback) -> None:
+    """Do the validation that a stop cut short, and save what it decides."""
+    step = trainer.state.global_step
+    if not schedule.is_due(step) or trainer.records.has_eval(step):
+        return
+    trainer.evaluate()
+    if trainer.control.should_save:
+        trainer._save_checkpoint(trainer.model, None)
+    if schedule.is_over(step):
+        raise _NothingLeftError
+
+
+def _run_trainer(trainer: FtcliTrainer, checkpoint: Checkpoint | None, stops: StopSignals) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    except _NothingLeftError:
+        pass
+    except (NotFiniteError, RuntimeError, MemoryError) as error:
+        if isinstance(error, NotFiniteError) or is_out_of_memory(error):
+            step = trainer.state.global_step
+            if step and not trainer.run.checkpoint(step).is_dir():
+                trainer.back_to_step_start()
+                trainer._save_checkpoint(trainer.model, None)
+        raise
+    finally:
+        stops.patient = False
+
+
+def _require_best(trainer: FtcliTrainer, reporter: Reporter) -> None:
+    """Forget the best step so far where its weights are no longer whole."""
+    state = trainer.state
+    if state.best_global_step is not None and (lost := _lost(trainer, state.best_global_step)):
+        reporter.warn(f"{lost}; the best of the steps to come takes its place")
+        state.best_metric = state.best_global_step = None
+
+
+def _load_best(trainer: FtcliTrainer, reporter: Reporter) -> None:
+    state = trainer.state
+    if state.best_global_step in (None, state.global_step):
+        return
+    if lost := _lost(trainer, state.best_global_step):
+        reporter.warn(f"{lost}; the weights of the last step take its place")
+        state.best_global_step = state.global_step
+        state.best_metric = dict(trainer.records.eval_losses()).get(state.global_step)
+        return
+    trainer._load_from_checkpoint(str(trainer.run.checkpoint(state.best_global_step)))
+
+
+def _lost(trainer: FtcliTrainer, step: int) -> str | None:
+    """What is wrong with the checkpoint of the best step, if anything is."""
+    try:
+        require_whole(trainer.run, step, trainer.run.read_manifest()["run_id"])
+    except FtcliError as error:
+        return f"the best weights so far are lost: {error}"
+    return None
+
+
+def _delete_if_empty(folder: Path) -> None:
     """Trainer makes a folder for trackers, whether there are any or not."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

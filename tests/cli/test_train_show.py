@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
+from ftcli.cli import train as command
+from ftcli.cli.train import DryRun, Trained
 from ftcli.config.loader import load_recipe
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
 from ftcli.runs.folder import RunFolder
-from ftcli.training import train as command
 from ftcli.training.plan.plan import Profile, make_plan
-from ftcli.training.train import DryRun, TrainResult
-from tests.conftest import prepared_data
 
 RECIPE = """\
 name: shop
@@ -56,11 +55,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def trains_to(monkeypatch: pytest.MonkeyPatch, result: TrainResult) -> list[dict[str, Any]]:
+def trains_to(monkeypatch: pytest.MonkeyPatch, result: Trained) -> list[dict[str, Any]]:
     """Let the stage give this result; the list collects what it was asked."""
     asked: list[dict[str, Any]] = []
 
-    def stage(recipe: Path, overrides: list[str], **flags: Any) -> TrainResult:
+    def stage(recipe: Path, overrides: list[str], **flags: Any) -> Trained:
         flags.pop("reporter")
         asked.append({"recipe": recipe, "overrides": overrides, **flags})
         return result
@@ -72,7 +71,7 @@ def trains_to(monkeypatch: pytest.MonkeyPatch, result: TrainResult) -> list[dict
 def test_a_person_reads_time_loss_and_what_comes_next(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
-    trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT))
+    trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT))
     assert run(["train", "shop.yaml"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -97,7 +96,7 @@ def test_what_was_not_measured_is_not_shown(
     losses: dict[str, Any],
     text: str,
 ) -> None:
-    trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT | losses))
+    trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT | losses))
     assert run(["train", "shop.yaml"]) == 0
     assert f" · {text} · " in capsys.readouterr().out
 
@@ -105,7 +104,7 @@ def test_what_was_not_measured_is_not_shown(
 def test_a_finished_run_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
-    found = TrainResult(
+    found = Trained(
         RunFolder(here / "runs" / "shop"), REPORT, again="ftcli train shop.yaml --fresh"
     )
     trains_to(monkeypatch, found)
@@ -121,7 +120,7 @@ def test_a_finished_run_says_so(
 def test_json_is_the_report_with_its_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
-    trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT))
+    trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT))
     assert run(["train", "shop.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -137,16 +136,16 @@ def test_json_is_the_report_with_its_run(
         ([], {}),
         (["--resume"], {}),
         (["--fresh"], {"fresh": True}),
-        (["--from", "runs/a"], {"parent": Path("runs/a")}),
+        (["--from", "runs/a"], {"init_from": Path("runs/a")}),
         (["--set", "a=1", "--set", "b=2"], {"overrides": ["a=1", "b=2"]}),
     ],
 )
 def test_flags_reach_the_stage(
     monkeypatch: pytest.MonkeyPatch, here: Path, flags: list[str], asked: dict[str, Any]
 ) -> None:
-    seen = trains_to(monkeypatch, TrainResult(RunFolder(here / "runs" / "shop"), REPORT))
+    seen = trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT))
     assert run(["train", "shop.yaml", *flags]) == 0
-    bare = {"recipe": Path("shop.yaml"), "overrides": (), "fresh": False, "parent": None}
+    bare = {"recipe": Path("shop.yaml"), "overrides": (), "fresh": False, "init_from": None}
     assert seen == [bare | asked]
 
 
@@ -162,15 +161,8 @@ def dry(here: Path) -> DryRun:
     hardware = Hardware("cpu", "two cores", 16 * 10**9, 12 * 10**9, None, False, 2)
     profile = Profile(340, 70_000, 300, 0.4, 5000)
     plan = make_plan(loaded.recipe, find_shape("smollm2-135m", here), profile, hardware)
-    prepared = prepared_data()
-    return DryRun(
-        loaded,
-        RunFolder(here / "runs" / "shop"),
-        plan,
-        prepared,
-        hardware,
-        dict.fromkeys(plan.choices(), "SFTConfig"),
-    )
+    names = dict.fromkeys(plan.choices(), "SFTConfig")
+    return DryRun(loaded.recipe, RunFolder(here / "runs" / "shop"), plan, names)
 
 
 def test_a_dry_run_shows_every_choice_with_its_reason(

@@ -21,7 +21,7 @@ from ftcli.inference import generate
 from ftcli.inference.answers_file import begin, made_with, require_same_making
 from ftcli.inference.questions import Questions, read_questions
 from ftcli.runs.folder import RunFolder
-from ftcli.training.weights_record import recorded
+from ftcli.training.opening import weight_digests
 from tests.several import (
     NAMES,
     PROMPTS,
@@ -158,7 +158,7 @@ def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -
     hot = ("generation.temperature=1",)
     other = copy_of(runs / "sql", tmp_path / "other")
     flip_a_bit(other / "adapter" / "adapter_model.safetensors")
-    RunFolder(other).update_manifest(**recorded(other / "adapter"))
+    RunFolder(other).update_manifest(**weight_digests(other / "adapter"))
     output = tmp_path / "out.jsonl"
 
     def taken(begun: Any, made: Any) -> str:

@@ -244,9 +244,9 @@ def test_a_general_text_of_ones_own(recipe: Path, tmp_path: Path, capsys: Captur
 def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    from ftcli.training.callbacks import Course
+    from ftcli.training.callbacks import ScheduleCallback
 
-    original = Course.on_log
+    original = ScheduleCallback.on_log
 
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
         original(self, args, state, control, logs=logs, **rest)
@@ -255,7 +255,7 @@ def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
 
     flags = ("--methods", "lora,full", "--steps", "6", "--set", "training.seed=7")
     with monkeypatch.context() as patch:
-        patch.setattr(Course, "on_log", on_log)
+        patch.setattr(ScheduleCallback, "on_log", on_log)
         assert compare(recipe, *flags) == 130
     err = capsys.readouterr().err
     command = f"--steps 6 --general-text {tmp_path}/text.txt --set training.seed=7"

@@ -12,10 +12,10 @@ import pytest
 from torch import nn
 
 from ftcli.cli import run
+from ftcli.cli.train import train_recipe
 from ftcli.console import Terminal
 from ftcli.inference import trained, untrained
-from ftcli.training import building, timing
-from ftcli.training.train import train_recipe
+from ftcli.training import timing, train
 
 TRAINING = {"max_steps": 2, "batch_size": 4}
 
@@ -38,13 +38,13 @@ class Held:
         self.still_there: list[str] = []
         for module in (trained, untrained):
             monkeypatch.setattr(module, "load_base", self._loading(module.load_base))
-        save = building.save_trained
+        save = train.save_trained
 
         def saved(trainer: Any, *rest: Any) -> None:
             self._see_trainer(trainer)
             save(trainer, *rest)
 
-        monkeypatch.setattr(building, "save_trained", saved)
+        monkeypatch.setattr(train, "save_trained", saved)
         build = timing.build_trainer
 
         def built(*arguments: Any) -> Any:
@@ -82,7 +82,7 @@ def test_an_evaluation_of_a_4_bit_run_holds_one_model_at_a_time(
     write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(method={"mode": "qlora", "rank": 4}, training=TRAINING)
-    train_recipe(recipe, (), fresh=False, parent=None, reporter=Terminal())
+    train_recipe(recipe, (), fresh=False, init_from=None, reporter=Terminal())
     held = Held(monkeypatch)
     assert run(["eval", str(recipe), "--limit", "2", "--no-forgetting"]) == 0
     assert len(held.loaded) == 2 and held.still_there == []

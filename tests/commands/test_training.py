@@ -30,16 +30,16 @@ def train(recipe: Path, *flags: str) -> int:
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
     """Send the signal while this step is logged."""
-    from ftcli.training.callbacks import Course
+    from ftcli.training.callbacks import ScheduleCallback
 
-    original = Course.on_log
+    original = ScheduleCallback.on_log
 
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
         original(self, args, state, control, logs=logs, **rest)
         if state.global_step == step and "loss" in logs:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Course, "on_log", on_log)
+    monkeypatch.setattr(ScheduleCallback, "on_log", on_log)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

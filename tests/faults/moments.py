@@ -66,8 +66,7 @@ def kill_and_go_on(recipe: Path, run_folder: Path, after: float, log: Path) -> d
 def main(folder: Path, kills: int, recipes: list[Path]) -> None:
     import ftcli.data.tokenizing.encode
     import ftcli.inference.endings
-    import ftcli.training.building
-    import ftcli.training.loop  # noqa: F401
+    import ftcli.training.train  # noqa: F401
 
     chance = random.Random(20)
     found = {}

@@ -232,7 +232,7 @@ def test_a_path_may_be_spelt_otherwise(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Other spellings of recipe, rows and base; by the run's folder and by its own recipe."""
-    from ftcli.training import train as stage
+    from ftcli.cli import train as stage
 
     below, link = tmp_path / "below", tmp_path / "link"
     below.mkdir()

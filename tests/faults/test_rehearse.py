@@ -183,11 +183,11 @@ def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
     write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ftcli.cli.smoke import stages
-    from ftcli.training import building
+    from ftcli.training import train as training
 
     models: list[weakref.ref[Any]] = []
     alive: dict[str, int] = {}
-    build = building.build_trainer
+    build = training.build_trainer
 
     def counted(*args: Any) -> Any:
         alive[f"sitting {len(models) + 1}"] = sum(model() is not None for model in models)
@@ -199,7 +199,7 @@ def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
         alive["eval"] = sum(model() is not None for model in models)
         return ""
 
-    monkeypatch.setattr(building, "build_trainer", counted)
+    monkeypatch.setattr(training, "build_trainer", counted)
     monkeypatch.setattr(stages, "_evaluate", evaluating)
     assert run(["train", str(write_recipe()), "--rehearse"]) == 0
     assert alive == {"sitting 1": 0, "sitting 2": 0, "eval": 0}

@@ -107,7 +107,7 @@ def test_a_signal_costs_nothing(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    import ftcli.training.loop  # noqa: F401
+    import ftcli.training.train  # noqa: F401
 
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
     folder = RunFolder(tmp_path / "runs" / "shop")
@@ -135,7 +135,7 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
     observed: Observed,
 ) -> None:
     """The validation that is made up for is saved over the only checkpoint there is."""
-    from ftcli.training import loop
+    from ftcli.training import train as training
 
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
     folder = RunFolder(tmp_path / "runs" / "shop")
@@ -144,14 +144,14 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
         assert train(recipe) == 130
     assert folder.steps_saved() == [2]
     watcher = Watcher(folder.path, tmp_path / "states")
-    original = loop._make_up
+    original = training._validate_deferred
 
     def watched(*arguments: Any) -> None:
         with watcher.watching():
             original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_make_up", watched)
+        patch.setattr(training, "_validate_deferred", watched)
         assert train(recipe) == 0
     run_id = folder.read_manifest()["run_id"]
     outcomes: dict[bool, Path] = {}
@@ -217,7 +217,7 @@ def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
     """The signal comes in the validation at which patience ends."""
     # Steps too small to change anything: the second validation is no better than the first.
     still = TRAINING | {"learning_rate": 1e-12, "optimizer": "sgd", "early_stopping_patience": 1}
-    import ftcli.training.loop  # noqa: F401
+    import ftcli.training.train  # noqa: F401
 
     assert train(write_recipe("whole", training=still)) == 0
     recipe = write_recipe("shop", training=still)

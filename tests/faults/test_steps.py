@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from ftcli.cli import run
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
-from ftcli.training import building
+from ftcli.training import train as training
 from tests.commands.test_end_to_end import METHODS
 from tests.conftest import save_tiny_model
 
@@ -53,7 +53,7 @@ def trained_weights(model: Any) -> Weights:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Watched]:
     """Train a recipe and give what was seen of its steps."""
-    build, save = building.build_trainer, building.save_trained
+    build, save = training.build_trainer, training.save_trained
 
     def train(recipe: Path) -> Watched:
         seen = Watched()
@@ -68,8 +68,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Watched]:
             seen.after = trained_weights(trainer.model)
             save(trainer, *arguments)
 
-        monkeypatch.setattr(building, "build_trainer", built)
-        monkeypatch.setattr(building, "save_trained", saved)
+        monkeypatch.setattr(training, "build_trainer", built)
+        monkeypatch.setattr(training, "save_trained", saved)
         assert run(["train", str(recipe)]) == 0
         return seen
 

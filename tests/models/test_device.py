@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ftcli.export.merged_model
-import ftcli.training.loop  # noqa: F401 - what is heavy looks for a GPU while it is imported
+import ftcli.training.train  # noqa: F401 - what is heavy looks for a GPU while it is imported
 from ftcli.cli import run
 from ftcli.errors import MachineError
 from ftcli.models import device

@@ -538,16 +538,16 @@ def test_a_run_without_recorded_weights_opens_as_before(name: str, place: Path, 
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcli.training.callbacks import Course
+    from ftcli.training.callbacks import ScheduleCallback
 
-    original = Course.on_log
+    original = ScheduleCallback.on_log
 
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
         original(self, args, state, control, logs=logs, **rest)
         if state.global_step == step and "loss" in logs:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Course, "on_log", on_log)
+    monkeypatch.setattr(ScheduleCallback, "on_log", on_log)
 
 
 def test_a_run_goes_on_only_on_its_own_base_and_keeps_its_contract(

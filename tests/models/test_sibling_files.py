@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from ftcli.cli.train import plan_recipe
 from ftcli.console import Terminal
 from ftcli.models.sibling_files import tokenizer_bytes
 from ftcli.runs.atomic import folder_bytes
 from ftcli.training.plan.disk_room import run_bytes
-from ftcli.training.train import plan_recipe
 from tests.conftest import tiny_tokenizer
 
 
@@ -58,5 +58,5 @@ def test_weights_and_pictures_are_not_counted(tiny_model: Path, tmp_path: Path) 
 def test_what_lies_beside_the_weights_is_part_of_a_run(
     write_recipe: Callable[..., Path],
 ) -> None:
-    plan = plan_recipe(write_recipe(), (), parent=None, reporter=Terminal()).plan
+    plan = plan_recipe(write_recipe(), (), init_from=None, reporter=Terminal()).plan
     assert run_bytes(plan, 2, beside_bytes=3_500_000) == run_bytes(plan, 2) + 3_500_000

@@ -21,7 +21,7 @@ from ftcli.memory.shapes import find_shape
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder
 from ftcli.training.estimate.calibrate import calibrate_runs
-from ftcli.training.memory_record import MEASUREMENTS, MemoryRecord, read_record
+from ftcli.training.run_record import MEASUREMENTS, MemoryRecord, read_record
 from tests import json_shapes as kinds
 
 FIGURE = kinds.record(

@@ -10,9 +10,8 @@ import pytest
 from ftcli.errors import FtcliError
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder
-from ftcli.training import weights_record
-from ftcli.training.opening import run_at
-from ftcli.training.weights_record import recorded, require_unchanged_weights
+from ftcli.training import opening
+from ftcli.training.opening import require_unchanged_weights, run_at, weight_digests
 
 
 def reason(path: Path) -> str:
@@ -68,7 +67,7 @@ def finished(run: RunFolder, folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True)
     for name in names:
         (folder / name).write_bytes(name.encode())
-    run.update_manifest(state="finished", **recorded(folder))
+    run.update_manifest(state="finished", **weight_digests(folder))
 
 
 def changed(run: RunFolder) -> FtcliError:
@@ -83,13 +82,13 @@ def test_a_whole_model_is_read_only_where_size_or_date_is_another(
 ) -> None:
     run, read = RunFolder(tmp_path / "shop"), list[str]()
     finished(run, run.model, ["model-1.safetensors", "model-2.safetensors"])
-    original = weights_record.sha256_file
+    original = opening.sha256_file
 
     def counted(file: Path) -> str:
         read.append(file.name)
         return original(file)
 
-    monkeypatch.setattr(weights_record, "sha256_file", counted)
+    monkeypatch.setattr(opening, "sha256_file", counted)
     require_unchanged_weights(run)
     assert read == []
     file = run.model / "model-2.safetensors"

@@ -22,19 +22,19 @@ import torch
 
 from ftcli.runs.folder import RunFolder
 from ftcli.console import Terminal
-from ftcli.training.building import Setup, build_trainer
+from ftcli.training.building import build_trainer
 from ftcli.data.tokenizing.encode import prepare
-from ftcli.config.loader import load_recipe
+from ftcli.config.loader import load_recipe, resolved
 from ftcli.training.plan.plan import make_plan, profile_of
-from ftcli.training.scene import look
+from ftcli.training.job import TrainJob, open_model
 
 recipe, run, found = (Path(word) for word in sys.argv[1:])
-scene = look(load_recipe(recipe), None)
-loaded = scene.loaded
-prepared = prepare(loaded, scene.renderer, run / "data", Terminal())
-plan = make_plan(loaded.recipe, scene.shape, profile_of(prepared), scene.hardware)
-setup = Setup(loaded.recipe, scene.source, scene.hardware, plan, prepared, scene.renderer)
-trainer = build_trainer(setup, RunFolder(run))
+loaded = load_recipe(recipe)
+model = open_model(loaded)
+prepared = prepare(loaded, model.renderer, run / "data", Terminal())
+plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
+job = TrainJob(resolved(loaded), recipe, model, prepared, plan, RunFolder(run))
+trainer = build_trainer(job)
 prepare_model = trainer.accelerator.prepare
 trainer.model_wrapped, optimizer = prepare_model(trainer.model, trainer.create_optimizer())
 weights = {name: w for name, w in trainer.model.named_parameters() if w.requires_grad}

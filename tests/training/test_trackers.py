@@ -197,12 +197,12 @@ def test_missing_packages_are_named_before_anything_is_opened(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.training import scene
+    from ftcli.training import job
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "wandb").mkdir()  # as wandb leaves one behind, which Python takes for a package
-    monkeypatch.setattr(scene, "find_shape", lambda *_: pytest.fail("the model was looked at"))
+    monkeypatch.setattr(job, "find_shape", lambda *_: pytest.fail("the model was looked at"))
     recipe = write_recipe(training=tracking("mlflow", "tensorboard", "wandb"))
     assert run(["train", str(recipe), *flags]) == 1
     said = capsys.readouterr().err

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ftcli.cli.prepare import data_folder
 from ftcli.cli.smoke.stages import Real, rehearse_twin
 from ftcli.cli.smoke.walk import TEMPORARY, Leg, Walk, stoppable
+from ftcli.cli.train import open_recipe
 from ftcli.config.loader import Loaded, load_recipe
 from ftcli.config.recipe import LoraKeys
 from ftcli.console import Reporter, megabytes
@@ -21,12 +23,10 @@ from ftcli.data.prepared import SPLITS, Prepared
 from ftcli.models.sibling_files import tokenizer_bytes
 from ftcli.runs.atomic import free_bytes
 from ftcli.runs.folder import RunFolder
-from ftcli.training.own_place import own_folder, require_own_place
+from ftcli.training.job import BaseModel, require_own_folder, temporary_run
 from ftcli.training.plan.disk_room import run_bytes
 from ftcli.training.plan.plan import Plan, make_plan, profile_of
-from ftcli.training.prepare import data_folder
 from ftcli.training.resuming import require_room
-from ftcli.training.scene import Scene, look
 
 
 @dataclass(frozen=True)
@@ -56,51 +56,51 @@ def rehearse_recipe(recipe: Path, overrides: Sequence[str], reporter: Reporter) 
     started = walk.started
     with walk.named(), stoppable(reporter):
         loaded = load_recipe(recipe, overrides)
-        require_own_place(RunFolder(loaded.output), loaded)
-        with own_folder(loaded.output, TEMPORARY) as folder:
+        require_own_folder(RunFolder(loaded.output), loaded)
+        with temporary_run(loaded.output, TEMPORARY) as folder:
             real = _look_prepare_plan(loaded, walk)
-            rehearse_twin(real, folder, walk)
+            rehearse_twin(real, folder.path, walk)
     seconds = time.monotonic() - started
     return Rehearsal(loaded, real.run.data, real.plan, tuple(walk.legs), seconds)
 
 
 def _look_prepare_plan(loaded: Loaded, walk: Walk) -> Real:
     with loaded.blame():
-        scene = look(loaded, None)
-        walk.passed("look", _looked(scene))
-        run = data_folder(loaded.output, scene.fingerprint)
+        _, model = open_recipe(loaded, None)
+        walk.passed("look", _looked(model))
+        run = data_folder(loaded, model.renderer)
         with run.lock():
-            prepared = _prepare(scene, run, walk.reporter)
+            prepared = _prepare(loaded, model, run, walk.reporter)
         walk.passed("prepare", _prepared(prepared))
-        plan = make_plan(loaded.recipe, scene.shape, profile_of(prepared), scene.hardware)
+        plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
         keep = loaded.recipe.training.keep_checkpoints
-        beside = tokenizer_bytes(scene.source, loaded.recipe.model.revision)
+        beside = tokenizer_bytes(model.source, model.revision)
         require_room(run, plan, keep, beside)
         saved = run_bytes(plan, keep, beside)
-        _warn_of_merge(scene, run, saved, walk.reporter)
+        _warn_of_merge(loaded, model, run, saved, walk.reporter)
         walk.passed("plan", f"{plan.headline()}; {megabytes(saved)} to be saved")
-    return Real(scene, run, prepared, plan)
+    return Real(loaded, model, run, prepared, plan)
 
 
-def _looked(scene: Scene) -> str:
+def _looked(model: BaseModel) -> str:
     from ftcli.models.base_weights import require_weights
 
-    weights = require_weights(scene.source, scene.loaded.recipe.model.revision, scene.shape)
-    return f"{scene.shape.model_type} on {scene.hardware.name}; {weights}"
+    weights = require_weights(model.source, model.revision, model.shape)
+    return f"{model.shape.model_type} on {model.hardware.name}; {weights}"
 
 
-def _prepare(scene: Scene, run: RunFolder, reporter: Reporter) -> Prepared:
+def _prepare(loaded: Loaded, model: BaseModel, run: RunFolder, reporter: Reporter) -> Prepared:
     """The data as the real training finds them, each row within what the model reads."""
     from ftcli.data.tokenizing.encode import prepare
     from ftcli.inference.endings import require_ends
     from ftcli.models.load import open_config
     from ftcli.training.smoke.reach import reach_of, require_within_reach
 
-    recipe = scene.loaded.recipe
-    prepared = prepare(scene.loaded, scene.renderer, run.data, reporter)
-    require_ends(run.data, prepared, scene.renderer)
-    reach = reach_of(open_config(scene.source, recipe.model.revision))
-    require_within_reach(run.data, prepared, scene.renderer, recipe, reach)
+    recipe = loaded.recipe
+    prepared = prepare(loaded, model.renderer, run.data, reporter)
+    require_ends(run.data, prepared, model.renderer)
+    reach = reach_of(open_config(model.source, recipe.model.revision))
+    require_within_reach(run.data, prepared, model.renderer, recipe, reach)
     return prepared
 
 
@@ -113,10 +113,12 @@ def _prepared(prepared: Prepared) -> str:
     )
 
 
-def _warn_of_merge(scene: Scene, run: RunFolder, saved: int, reporter: Reporter) -> None:
-    if not isinstance(scene.loaded.recipe.method, LoraKeys):
+def _warn_of_merge(
+    loaded: Loaded, model: BaseModel, run: RunFolder, saved: int, reporter: Reporter
+) -> None:
+    if not isinstance(loaded.recipe.method, LoraKeys):
         return
-    merged, left = 2 * scene.shape.parameters, free_bytes(run.path) - saved
+    merged, left = 2 * model.shape.parameters, free_bytes(run.path) - saved
     if left < merged:
         reporter.warn(
             f"a merge will take {megabytes(merged)}, and of the disk {megabytes(left)} are left "

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.cli.smoke.walk import Quiet, StoppingUser, Walk
+from ftcli.cli.train import train_recipe
+from ftcli.config.loader import Loaded
 from ftcli.config.recipe import FrozenKeys, Full
 from ftcli.console import Reporter, megabytes
 from ftcli.data.example import Message
@@ -18,10 +20,9 @@ from ftcli.evaluation.evaluate import Asked, evaluate_run
 from ftcli.export.merge import MergeWish, merge_run
 from ftcli.inference.generate import Request, open_generator
 from ftcli.runs.folder import RunFolder
+from ftcli.training.job import BaseModel
 from ftcli.training.opening import OpenRun, open_run
 from ftcli.training.plan.plan import Plan
-from ftcli.training.scene import Scene
-from ftcli.training.train import train_recipe
 
 STEPS = 4
 # The step at which the twin's training gets a SIGTERM, as from a user who stops it.
@@ -41,7 +42,8 @@ LOCAL_TRACKERS = ("tensorboard",)
 class Real:
     """What is to be rehearsed: the recipe with its model and machine, its data and its plan."""
 
-    scene: Scene
+    loaded: Loaded
+    model: BaseModel
     run: RunFolder
     prepared: Prepared
     plan: Plan
@@ -64,7 +66,7 @@ def rehearse_twin(real: Real, folder: Path, walk: Walk) -> None:
     twin, run = folder / "twin", RunFolder(folder / "run")
     batch = _batch(real)
     walk.passed("twin", _build(real, twin, run, batch))
-    overrides = (*real.scene.loaded.overrides, *_changes(real, twin, run, batch))
+    overrides = (*real.loaded.overrides, *_changes(real, twin, run, batch))
     _train(real, run, overrides, batch, walk)
     opened, quiet = open_run(run.path), Quiet(walk.reporter)
     walk.passed("eval", _evaluate(opened, quiet))
@@ -86,7 +88,7 @@ def _build(real: Real, folder: Path, run: RunFolder, batch: _Batch) -> str:
     from ftcli.training.smoke.excerpt import write_excerpt
     from ftcli.training.smoke.tiny_model import build_twin
 
-    shape = build_twin(real.scene.source, real.scene.loaded.recipe, folder)
+    shape = build_twin(real.model.source, real.loaded.recipe, folder)
     rows: dict[Split, int] = dict.fromkeys(SPLITS, HELD_OUT_ROWS)
     rows["train"] = STEPS * batch.size
     write_excerpt(real.run.data, real.prepared, run.data, rows, longest=batch.size)
@@ -95,7 +97,7 @@ def _build(real: Real, folder: Path, run: RunFolder, batch: _Batch) -> str:
 
 def _changes(real: Real, twin: Path, run: RunFolder, batch: _Batch) -> Iterator[str]:
     """Keys of the recipe that are others for the twin, as `--set` takes them."""
-    recipe, plan = real.scene.loaded.recipe, real.plan
+    recipe, plan = real.loaded.recipe, real.plan
     trackers = [name for name in recipe.training.report_to if name in LOCAL_TRACKERS]
     changed = {
         "model.id": str(twin),
@@ -120,18 +122,18 @@ def _changes(real: Real, twin: Path, run: RunFolder, batch: _Batch) -> Iterator[
 
 def _train(real: Real, run: RunFolder, overrides: Sequence[str], batch: _Batch, walk: Walk) -> None:
     """Train until the signal, and go on from there, both by the same command."""
-    path, quiet = real.scene.loaded.path, Quiet(walk.reporter)
+    path, quiet = real.loaded.path, Quiet(walk.reporter)
     first = f"{batch.rows} × {batch.accumulation} rows, {real.prepared.longest.tokens} tokens"
     watched = Quiet(walk.reporter, StoppingUser(walk, first, STOPPED_AT))
     try:
-        train_recipe(path, overrides, fresh=False, parent=None, reporter=watched)
+        train_recipe(path, overrides, fresh=False, init_from=None, reporter=watched)
     except Stopped as stopped:
         if stopped.exit_code != 128 + signal.SIGTERM or not run.steps_saved():
             raise
     _free()
     step = run.steps_saved()[-1]
     walk.passed("train", f"validated, saved, stopped by SIGTERM behind step {step}")
-    report = train_recipe(path, overrides, fresh=False, parent=None, reporter=quiet).report
+    report = train_recipe(path, overrides, fresh=False, init_from=None, reporter=quiet).report
     _free()
     kept = f"{run.trained().name} saved ({megabytes(report['saved_bytes'])})"
     walk.passed("resume", f"from step {step} to {report['steps']}; {kept}")

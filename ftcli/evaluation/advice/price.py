@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ftcli.config.loader import differences, load_recipe, resolved
+from ftcli.config.loader import Loaded, differences, load_recipe
 from ftcli.console import Reporter, duration, shown_path
 from ftcli.errors import FtcliError
 from ftcli.evaluation.advice.probe import choose_rows, fitting
 from ftcli.evaluation.advice.statistics import PreparedRows
 from ftcli.runs.folder import runs_at
-from ftcli.training.job import Job
+from ftcli.training.job import TrainJob
 from ftcli.training.opening import FREE_KEYS
 
 # What may differ between two runs that are as fast as each other.
@@ -109,23 +110,27 @@ class Price:
         return [of_run, of_call, paid]
 
 
-def price_of(job: Job, per_hour: float, shots: int, reporter: Reporter) -> Price:
+def price_of(
+    job: TrainJob, loaded: Loaded, per_hour: float, shots: int, reporter: Reporter
+) -> Price:
     """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
-    rows = job.prepared.trained_on
+    rows = job.dataset.trained_on
     seen = job.plan.steps.value * job.recipe.training.batch_size
     tokens = round(seen * rows.tokens / rows.rows)
     speed, measured = _earlier_speed(job) or _measured_speed(job, reporter)
     seconds = tokens / speed
     run = RunCost(tokens, speed, measured, seconds, seconds / 3600 * per_hour)
-    with_calls = shots and not job.prepared.plain_text
-    return Price(per_hour, run, _timed_calls(job, shots, reporter) if with_calls else None)
+    calls = None
+    if shots and not job.dataset.plain_text:
+        calls = _timed_calls(job, loaded, shots, reporter)
+    return Price(per_hour, run, calls)
 
 
-def _earlier_speed(job: Job) -> tuple[float, str] | None:
+def _earlier_speed(job: TrainJob) -> tuple[float, str] | None:
     """Tokens a second of the newest finished run of the same recipe on the same machine."""
-    scene = job.scene
-    wanted = ("finished", scene.hardware.name, scene.fingerprint)
-    for run in reversed(runs_at(scene.loaded.output)):
+    wanted = ("finished", job.model.hardware.name, job.dataset.fingerprint)
+    assert job.recipe.output is not None, "the recipe's paths are absolute"
+    for run in reversed(runs_at(Path(job.recipe.output))):
         try:
             manifest = run.read_manifest()
             speed = float(manifest["result"]["tokens_per_second"])
@@ -133,28 +138,25 @@ def _earlier_speed(job: Job) -> tuple[float, str] | None:
             recipe = load_recipe(run.recipe).recipe
         except (FtcliError, KeyError, TypeError, ValueError):
             continue  # a run that cannot be read says nothing
-        same = found == wanted and not differences(recipe, resolved(scene.loaded), SPEED_KEYS)
+        same = found == wanted and not differences(recipe, job.recipe, SPEED_KEYS)
         if speed and same:
             return speed, f"measured by {shown_path(run.path)}"
     return None
 
 
-def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
+def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
     """Of a few steps that are thrown away."""
     from ftcli.models.device import free_memory, memory_in_words
-    from ftcli.training.building import Setup
     from ftcli.training.timing import TIMED_STEPS, UNTIMED_STEPS, measure_speed
 
-    scene, training = job.scene, job.recipe.training.model_copy(update={"report_to": []})
-    recipe = job.recipe.model_copy(update={"training": training})
-    parts = (job.plan, job.prepared, scene.renderer, job.parent_adapter)
-    setup = Setup(recipe, scene.source, scene.hardware, *parts)
+    training = job.recipe.training.model_copy(update={"report_to": []})
+    silent = replace(job, recipe=job.recipe.model_copy(update={"training": training}))
     reporter.note(f"timing {UNTIMED_STEPS + TIMED_STEPS} steps, which are thrown away")
     logs = job.run.path / "logs"
     there = logs.is_dir()
     try:
         with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
-            found = measure_speed(setup, job.run)
+            found = measure_speed(silent)
         free_memory()
     finally:
         if not there:
@@ -162,17 +164,17 @@ def _measured_speed(job: Job, reporter: Reporter) -> tuple[float, str]:
     return found.tokens_per_second, f"{TIMED_STEPS} steps timed here"
 
 
-def _timed_calls(job: Job, shots: int, reporter: Reporter) -> Calls:
+def _timed_calls(job: TrainJob, loaded: Loaded, shots: int, reporter: Reporter) -> Calls:
     """A few rows asked one by one, after examples and without."""
     from ftcli.inference.untrained import load_untrained, time_calls
     from ftcli.models.device import memory_in_words
 
-    loaded, rows = job.scene.loaded, PreparedRows(job.run.data, job.prepared)
+    rows = PreparedRows(job.run.data, job.dataset)
     asked = choose_rows(rows, shots, loaded.recipe.training.seed)
     reporter.note("timing a few calls of the base")
-    answer_tokens = sum(row.answer_tokens for row in rows.all()) / job.prepared.rows_accepted
+    answer_tokens = sum(row.answer_tokens for row in rows.all()) / job.dataset.rows_accepted
     with memory_in_words("stop what else runs on it"):
-        model = load_untrained(loaded, job.scene.renderer)
+        model = load_untrained(loaded, job.model.renderer)
         used = fitting(model, asked, round(answer_tokens))
         renderer = model.contract.renderer
         kinds = [asked.prompts(renderer, count)[:TIMED_CALLS] for count in (used, 0)]

@@ -13,8 +13,8 @@ from ftcli.memory import estimate
 from ftcli.memory.interval import Residuals, residuals_of
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import command
-from ftcli.training.memory_record import MemoryRecord, read_record
 from ftcli.training.opening import run_at
+from ftcli.training.run_record import MemoryRecord, read_record
 
 Measure = Literal["allocated", "reserved", "resident"]
 

@@ -1,4 +1,4 @@
-"""Files that only the evaluation needs, looked at before there is anything to evaluate."""
+"""Check the files that only `ftcli eval` needs, before anything long begins."""
 
 from __future__ import annotations
 

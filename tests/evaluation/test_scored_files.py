@@ -12,7 +12,7 @@ import pytest
 from ftcli.cli import run
 from ftcli.config.loader import load_recipe
 from ftcli.errors import DataError
-from ftcli.training.scored_files import require_scored_files
+from ftcli.evaluation.scored_files import require_scored_files
 
 COMMANDS = [
     ["prepare"],
