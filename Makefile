@@ -1,10 +1,10 @@
 # make demo: install, fetch a small model, prepare → estimate → train → eval → generate.
-# make test: install what the tests need, and run the quick ones: one of each proof, in minutes.
-# make test-all: the long ones too, which vary what the quick ones prove.
-# They hide a GPU; what only a GPU can show: .venv/bin/python -m pytest -m gpu.
+# make quick: lint, types, layers and the tests that need no torch: less than a minute.
+# make check: the same with all quick tests; make test: with the small model too, one of each proof.
+# make test-all: the long tests too, which vary what the quick ones prove.
+# They hide a GPU; what only a GPU can show, and its speed and memory: make card.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
-# make results DATA=...: base, prompted base and tuned models on real rows (docs/results/).
-# make bench: speed, measured; docs/performance.md is written from it (BENCH=--only levers, ...).
+# make bench: speed, measured; docs/performance.md is written from it (BENCH="--only levers", ...).
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,9 +15,11 @@ BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # A file's tests stay in one process, since they share what was trained for them; files are begun in
 # the order of tests/conftest.py.
+# Folders whose quick tests load no torch.
+QUICK := tests/config tests/runs tests/pages tests/test_errors.py tests/test_console.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all faults check lint docs results bench clean
+.PHONY: demo quick check lint test test-all faults card docs bench clean
 
 demo: $(VENV)/.demo
 	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
@@ -32,7 +34,10 @@ test-all: lint
 
 faults: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/python scripts/faults.py $(FAULTS)
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/python -m scripts.faults $(FAULTS)
+
+quick: lint
+	$(BIN)/python -m pytest -n 0 -m "not slow and not gpu" $(QUICK)
 
 check: lint
 	$(PYTEST) -m "not slow and not gpu"
@@ -43,21 +48,21 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.dev
-	$(BIN)/python scripts/build_docs.py
-	$(BIN)/python scripts/build_vram_docs.py
-	$(BIN)/python scripts/build_methods_docs.py
-	$(BIN)/python scripts/build_compare_docs.py
-	$(BIN)/python scripts/forgetting.py --write
-
-results: $(VENV)/.dev
-	@test -n "$(DATA)" || { echo "which data? make results DATA=folder" >&2; exit 2; }
+card: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	$(BIN)/python scripts/results.py --model $(MODEL) --data $(DATA)
+	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m scripts.measure_vram
+	$(BIN)/python -m scripts.bench_levers --model $(MODEL)
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m scripts.build_shop_data
+	$(BIN)/python -m scripts.build_docs
+	$(BIN)/python -m scripts.vram_error --write
+	$(BIN)/python -m scripts.bench --write
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
-	$(BIN)/python scripts/performance.py --model $(MODEL) $(BENCH)
+	$(BIN)/python -m scripts.bench --model $(MODEL) $(BENCH)
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,303 +1,330 @@
-"""Time ftcli against other trainers, from command to saved weights, interleaved.
+"""Measure the speed of docs/performance.md; print its tables, and write them there.
 
-Absolute times depend on the machine and on what else runs there; the median ratio of runs made in
-turn does not. Settings of all sides: scripts/peers.py; their environments: scripts/bench_peers.py.
+    python -m scripts.bench --model models/SmolLM2-135M-Instruct
+    python -m scripts.bench --model … --data rows.jsonl --only levers peers --rows 512
+    python -m scripts.bench --write      # the page from docs/data/performance, nothing is measured
 
-    python scripts/bench.py --model models/SmolLM2-135M-Instruct
-    python scripts/bench.py --model … --against ftcli-plain
-    python scripts/bench.py --model … --data … --rows 512 --modes lora qlora full \\
-        --against trl-defaults trl-defaults-threads llamafactory-best \\
-        --once trl-defaults trl-defaults-threads --json bench/result.json
+One program after the other, since each wants the whole machine. Rows are {"prompt", "completion"}.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from bench_peers import programs_of, versions
-from machine import this_machine
-from measured_process import Measured, measure
-from peers import (
-    ALPHA,
-    BATCH,
-    MODES,
-    OFFLINE,
-    RANK,
-    SEED,
-    SIDES,
-    WARM_UP,
-    Command,
-    Job,
-    Side,
-    saved_weights,
+from scripts.bench_peers import GB, MODES
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "recipes" / "data" / "shop" / "train.jsonl"
+PAGE, FOUND = ROOT / "docs" / "performance.md", ROOT / "docs" / "data" / "performance"
+END = "<!-- end -->"
+# Words, which are about as many tokens, before each prompt: the case of a long system prompt.
+INSTRUCTION = 1000
+# Flags of bench_answers: 8 prompts in `generate`, as many as ours, a long system prompt.
+ANSWERED: tuple[tuple[str, ...], ...] = (
+    (),
+    ("--their-rows", "60", "--unchecked"),
+    ("--instruction", str(INSTRUCTION), "--prompts", "16", "--unchecked"),
 )
-
-from ftcli.memory.hardware import Hardware
-from ftcli.models.device import find_hardware
-
-SHIPPED = Path("recipes/data/shop/train.jsonl")
-SCORER = Path(__file__).with_name("bench_score.py")
-GB = 10**9
-LIMIT_SECONDS = 900  # bf16 that a CPU emulates would not end in an hour
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All runs of one side in one mode."""
-
-    mode: str
-    side: str
-    runs: tuple[Measured, ...]
-    ratios: tuple[float, ...]
-    """Its seconds / those of ftcli in the same turn."""
-    loss: float | None
-    """Held-out, of what its last run saved."""
+Found = Mapping[str, Any]
 
 
 def main() -> None:
     arguments = _arguments()
-    hardware = find_hardware("auto")
-    work = Path("bench").absolute()
-    train, held_out = _split(arguments.data, arguments.rows, arguments.held_out, work / "data")
-    sides = {"ftcli": OWN["ftcli"]} | {name: (OWN | SIDES)[name] for name in arguments.against}
-    environments = {name: versions(_programs(side)) for name, side in sides.items()}
-    outcomes: list[Outcome] = []
-    for mode in arguments.modes:
-        jobs = {
-            name: Job(
-                model=arguments.model.absolute(),
-                rows=train,
-                mode=mode,
-                precision=arguments.precision,
-                hardware=hardware,
-                folder=work / f"{mode}-{name}",
-            )
-            for name, side in sides.items()
-            if mode in side.modes
-        }
-        if held_out is not None:
-            base = _score(next(iter(jobs.values())), None, held_out)
-            outcomes.append(Outcome(mode, "(the base)", (), (), base))
-        outcomes += _compare(jobs, sides, arguments, held_out)
-        if arguments.json:  # a mode that fails loses no other's figures
-            _write(arguments, outcomes, environments)
-    _print(arguments, hardware, outcomes, environments)
+    FOUND.mkdir(exist_ok=True)
+    for part in () if arguments.write else arguments.only:
+        MEASURES[part](arguments)
+        print(f"{part}\n\n{table_of(part)}\n", flush=True)
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=SHIPPED, help="JSONL of prompt, completion")
-    parser.add_argument("--rows", type=int, default=32, help="trained on: the first of the file")
-    parser.add_argument("--held-out", type=int, default=32, help="scored: the last; 0: none")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct")
+    parser.add_argument("--data", type=Path, default=SHIPPED)
+    parser.add_argument("--write", action="store_true", help="only write the page")
+    parser.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    parser.add_argument("--steps", type=int, default=3, help="steps of each optimisation")
+    parser.add_argument("--rows", type=int, default=256, help="rows that the peers train on")
+    parser.add_argument("--held-out", type=int, default=128, help="rows that all are scored on")
+    parser.add_argument("--limit", type=int, default=1800, help="seconds of one run of a peer")
     parser.add_argument("--modes", choices=MODES, nargs="+", default=["lora"])
-    others = ["ftcli-plain", *SIDES]
-    parser.add_argument("--against", choices=others, nargs="+", default=["trl-defaults"])
-    parser.add_argument("--runs", type=int, default=3)
-    once = "of them: run in the first turn alone (a quarter of an hour each)"
-    parser.add_argument("--once", choices=others, nargs="+", default=[], help=once)
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
-    parser.add_argument("--limit", type=int, default=LIMIT_SECONDS, help="seconds, of one run")
-    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--against", nargs="+", default=["trl-best", "trl-defaults"])
+    once = "of those: in the first turn alone"
+    parser.add_argument("--once", nargs="+", default=["trl-defaults"], help=once)
+    parser.add_argument("--turns", type=int, default=3)
     return parser.parse_args()
 
 
-def _split(source: Path, rows: int, held_out: int, target: Path) -> tuple[Path, Path | None]:
-    """The first and the last rows, as {"prompt", "completion"} and nothing else."""
-    pairs = [json.loads(line) for line in source.read_text().splitlines()]
-    if rows + held_out > len(pairs):
-        raise SystemExit(f"{source} has {len(pairs)} rows, not {rows} and {held_out} others")
-    target.mkdir(parents=True, exist_ok=True)
-    chosen = {"train": pairs[:rows], "held-out": pairs[len(pairs) - held_out :]}
-    for name, part in chosen.items():
-        with (target / f"{name}.jsonl").open("w") as file:
-            for pair in part:
-                kept = {key: pair[key] for key in ("prompt", "completion")}
-                file.write(json.dumps(kept) + "\n")
-    return target / "train.jsonl", target / "held-out.jsonl" if held_out else None
+# Measuring
 
 
-def _compare(
-    jobs: dict[str, Job], sides: dict[str, Side], arguments: argparse.Namespace, rows: Path | None
-) -> list[Outcome]:
-    """ftcli and the others in turn, as often as asked; who passes the limit has no other turn."""
-    runs: dict[str, list[Measured]] = {name: [] for name in jobs}
-    for turn in range(arguments.runs):
-        for name, job in jobs.items():
-            if (turn and name in arguments.once) or any(run.stopped for run in runs[name]):
-                continue
-            runs[name].append(_run(job, sides[name], arguments.limit))
-            said = f"{job.mode} {name} {runs[name][-1].seconds:.1f} s"
-            print(said, file=sys.stderr, flush=True)
-    outcomes = []
-    for name, job in jobs.items():
-        pairs = zip(runs["ftcli"], runs[name], strict=False)
-        ratios = tuple(other.seconds / own.seconds for own, other in pairs if not own.stopped)
-        loss = None
-        if rows is not None and not any(run.stopped for run in runs[name]):
-            _call(sides[name].convert(job, _programs(sides[name])), job)
-            loss = _score(job, saved_weights(job), rows)
-        outcomes.append(Outcome(job.mode, name, tuple(runs[name]), ratios, loss))
-        if job.mode == "full":  # models with their optimizers: 2 to 4 GB a side
-            shutil.rmtree(job.out, ignore_errors=True)
-    return outcomes
+def _keep(part: str, found: Found, kind: Callable[[Found], object]) -> None:
+    """In the place of what its kind had before; other kinds stay, with their machine."""
+    file = FOUND / f"{part}.json"
+    before = json.loads(file.read_text("utf-8"))["measured"] if file.is_file() else []
+    kept = {kind(each): each for each in [*before, found]}
+    file.write_text(json.dumps({"measured": list(kept.values())}, indent=2) + "\n", "utf-8")
 
 
-def _run(job: Job, side: Side, limit_seconds: int) -> Measured:
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
-    programs = _programs(side)
-    _call(side.prepare(job, programs), job)
-    command = side.command(job, programs)
-    log = job.folder / "log"
-    measured = measure(command.words, _environment(command, job), log, limit_seconds)
-    if not measured.stopped:
-        saved_weights(job)
-    return measured
+def _measure_levers(arguments: argparse.Namespace) -> None:
+    common = ["--model", str(arguments.model), "--data", str(arguments.data)]
+    for mode in arguments.modes:
+        ways = [["--mode", mode, "--steps", str(arguments.steps)]]
+        if mode == "lora":
+            few = ["--ways", "plain", "norms", "--steps", "1"]
+            ways.append(["--mode", mode, "--instruction", str(INSTRUCTION), *few])
+        for way in ways:
+            found = _printed("bench_levers", *common, *way)
+            _keep("levers", found, lambda each: (each["mode"], each["instruction_words"]))
 
 
-def _environment(command: Command, job: Job) -> dict[str, str]:
-    """Nothing is left from an earlier run: a user's rows are new."""
-    caches = {"HF_HOME": str(job.folder / "cache")}
-    return dict(os.environ) | OFFLINE | caches | command.environment
+def _measure_answers(arguments: argparse.Namespace) -> None:
+    common = [str(arguments.model), str(arguments.data), "--turns", str(arguments.turns)]
+    for way in ANSWERED:
+        found = _printed("bench_answers", *common, *way)
+        _keep("answers", found, lambda each: (each["instruction_tokens"], each["their_rows"]))
 
 
-def _call(commands: list[Command], job: Job) -> None:
-    for command in commands:
-        with (job.folder / "log").open("a") as log:
-            environment = _environment(command, job)
-            subprocess.run(command.words, env=environment, stdout=log, stderr=log, check=True)
+def _measure_start(arguments: argparse.Namespace) -> None:
+    words = ["--model", str(arguments.model), "--turns", str(arguments.turns)]
+    text = json.dumps(_printed("bench_start", *words), indent=2)
+    (FOUND / "start.json").write_text(f"{text}\n", "utf-8")
 
 
-def _programs(side: Side) -> Path:
-    if side.environment == "ftcli":
-        return Path(sys.executable).parent
-    return programs_of(side.environment)
+def _measure_peers(arguments: argparse.Namespace) -> None:
+    """Each kind of training by itself: with TRL's defaults on one thread it takes up to an hour."""
+    words = ["--model", str(arguments.model), "--data", str(arguments.data)]
+    words += ["--rows", str(arguments.rows), "--runs", str(arguments.turns)]
+    words += ["--held-out", str(arguments.held_out), "--limit", str(arguments.limit)]
+    words += ["--against", *arguments.against]
+    words += ["--once", *arguments.once] if arguments.once else []
+    for mode in arguments.modes:
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            asked = [*words, "--modes", mode, "--json", str(result)]
+            command = [sys.executable, "-m", "scripts.bench_peers", *asked]
+            subprocess.run(command, cwd=ROOT, check=True)
+            found = json.loads(result.read_text("utf-8"))
+        _keep("peers", found, lambda each: each["settings"]["modes"][0])
 
 
-def _ftcli(job: Job, programs: Path) -> Command:
-    return _with_recipe(job, programs, fast=True)
+MEASURES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "levers": _measure_levers,
+    "answers": _measure_answers,
+    "start": _measure_start,
+    "peers": _measure_peers,
+}
 
 
-def _ftcli_plain(job: Job, programs: Path) -> Command:
-    """Without levers: transformers' and PEFT's own forward on padded rows."""
-    return _with_recipe(job, programs, fast=False)
-
-
-def _with_recipe(job: Job, programs: Path, *, fast: bool) -> Command:
-    method: dict[str, object] = {"mode": job.mode}
-    if job.mode != "full":
-        method |= {"rank": RANK, "alpha": ALPHA}
-    training: dict[str, object] = {
-        "epochs": 1,
-        "learning_rate": job.learning_rate,
-        "batch_size": BATCH,
-        "scheduler": "cosine",
-        "warmup_ratio": WARM_UP,
-        "precision": job.precision,
-        "seed": SEED,
-        "fast": "all" if fast else False,
-    }
-    # the others train on equal rows, too
-    data = {"train": str(job.rows), "validation": 0, "shuffle": False, "deduplicate": False}
-    recipe = job.folder / "recipe.yaml"
-    recipe.write_text(
-        json.dumps(
-            {
-                "name": "bench",
-                "model": {"id": str(job.model)},
-                "method": method,
-                "data": data,
-                "training": training,
-                "output": str(job.out),
-            }
-        )
+def _printed(script: str, *words: str) -> dict[str, Any]:
+    """What a script prints as JSON; what it says of its progress passes through."""
+    program = [sys.executable, "-m", f"scripts.{script}"]
+    done = subprocess.run(
+        [*program, *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
-    return Command([str(programs / "ftcli"), "train", str(recipe)])
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return found
 
 
-OWN = {"ftcli": Side("ftcli", _ftcli), "ftcli-plain": Side("ftcli", _ftcli_plain)}
+# The page
 
 
-def _score(job: Job, saved: Path | None, rows: Path) -> float:
-    words = [sys.executable, str(SCORER), str(job.model), str(rows), "--mode", job.mode]
-    words += ["--saved", str(saved)] if saved else []
-    environment = dict(os.environ) | OFFLINE
-    run = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(run.stdout)["loss"])
+def page(text: str) -> str:
+    """The page with its marked parts made anew, each from its own file, if it is there."""
+    for name in TABLES:
+        if not (FOUND / f"{name}.json").is_file():
+            continue
+        begin = f"<!-- begin: {name} -->"
+        if begin not in text:
+            raise SystemExit(f"{PAGE.name} has no place for {name}: {begin}")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n\n{table_of(name)}\n\n{END}{rest.partition(END)[2]}"
+    return text
 
 
-def _print(
-    arguments: argparse.Namespace,
-    hardware: Hardware,
-    outcomes: Sequence[Outcome],
-    environments: dict[str, dict[str, str]],
-) -> None:
-    print(
-        f"{hardware.name}, {hardware.cores} cores, {hardware.memory_bytes / GB:.0f} GB, bf16 "
-        f"{'in hardware' if hardware.fast_bf16 else 'emulated'}; {arguments.rows} rows, "
-        f"precision {arguments.precision}\n"
+def table_of(name: str) -> str:
+    """A part of the page, from its file."""
+    return TABLES[name](json.loads((FOUND / f"{name}.json").read_text("utf-8")))
+
+
+def levers(found: Found) -> str:
+    """One row for each lever, one column for each kind of training."""
+    kinds = {_kind(each): each for each in found["measured"]}
+    names = list(dict.fromkeys(name for each in kinds.values() for name in each["seconds_a_step"]))
+    table = [f"| | {' | '.join(kinds)} |", f"|{' --- |' * (len(kinds) + 1)}"]
+    for name in names:
+        cells = " | ".join(_lever(each, name) for each in kinds.values())
+        table.append(f"| {WORDS[name]} | {cells} |")
+    shares = {
+        "products with the base's weights": "share_of_limit",
+        "those with A and B and of the attention, too": "share_of_limit_of_all_products",
+    }
+    for words, name in shares.items():
+        cells = " | ".join(f"{k[name]:.0%} of {k['limit_tflops']:.2f}" for k in kinds.values())
+        table.append(f"| {words}, of the machine's TFLOP/s | {cells} |")
+    worst = max(max(each["largest_loss_difference"].values()) for each in kinds.values())
+    steps = ", ".join(f"{name}: {each['steps']}" for name, each in kinds.items())
+    below = (
+        f"Medians of seconds of an optimizer step in {_precision(found)}, and of how many times "
+        f"faster it is than the plain path's on the same rows (steps: {steps}), on "
+        f"{_machines(found['measured'])}. A step's loss differs from that of the plain path by "
+        f"{worst:.1e} at most."
     )
-    print("| mode | trainer | seconds, median | seconds / ftcli's: median (range) | ", end="")
-    print("peak memory, GB | held-out loss |\n| --- | --- | --- | --- | --- | --- |")
-    for outcome in outcomes:
-        print(f"| {' | '.join(_cells(outcome))} |")
-    print()
-    for name, found in environments.items():
-        print(f"- {name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
+    return "\n".join(table) + f"\n\n{below}"
 
 
-def _write(
-    arguments: argparse.Namespace,
-    outcomes: Sequence[Outcome],
-    environments: dict[str, dict[str, str]],
-) -> None:
-    settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-    settings |= {"model": arguments.model.name, "data": "/".join(arguments.data.parts[-2:])}
-    whole = {
-        "machine": this_machine(),
-        "settings": settings,
-        "versions": environments,
-        "outcomes": [_record(outcome) for outcome in outcomes],
-    }
-    arguments.json.write_text(json.dumps(whole, indent=2) + "\n")
+WORDS = {
+    "plain": "transformers and PEFT, padded rows, logits of all tokens",
+    "loss on labels": "the loss only where there are labels",
+    "packed": "rows without padding",
+    "shared prefix": "what rows begin with computed once",
+    "one node": "one node for a weight and its update",
+    "norms": "one node for each norm",
+}
 
 
-def _cells(outcome: Outcome) -> list[str]:
-    loss = "–" if outcome.loss is None else f"{outcome.loss:.4f}"
-    if not outcome.runs:
-        return [outcome.mode, outcome.side, "–", "–", "–", loss]
-    over = "over " if any(run.stopped for run in outcome.runs) else ""
-    seconds = statistics.median(run.seconds for run in outcome.runs)
-    ratio = f"{over}{statistics.median(outcome.ratios):.2f}" if outcome.ratios else "–"
-    if len(outcome.ratios) > 1:
-        ratio += f" ({min(outcome.ratios):.2f} to {max(outcome.ratios):.2f})"
-    peak = max(run.peak_bytes for run in outcome.runs) / GB
-    return [outcome.mode, outcome.side, f"{over}{seconds:.1f}", ratio, f"{peak:.2f}", loss]
+def _kind(each: Found) -> str:
+    name = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}[each["mode"]]
+    words = each.get("instruction_words")
+    return f"{name}, {words:,} words before each prompt" if words else name
 
 
-def _record(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "mode": outcome.mode,
-        "side": outcome.side,
-        "seconds": [run.seconds for run in outcome.runs],
-        "peak_bytes": [run.peak_bytes for run in outcome.runs],
-        "stopped": [run.stopped for run in outcome.runs],
-        "ratios": list(outcome.ratios),
-        "held_out_loss": outcome.loss,
-    }
+def _machines(measured: Sequence[Found]) -> str:
+    """The machines of some figures, each told once: `AMD EPYC, 2 cores, 0.37 to 0.39 TFLOP/s …`;
+    apart from them those whose speed was not measured."""
+    speeds: dict[str, list[float]] = {}
+    for machine in (each["machine"] for each in measured):
+        name = f"{machine['name']}, {machine['cores']} cores"
+        if "product_tflops" in machine:
+            found = speeds.setdefault(f"{name}, {{}} TFLOP/s in products of {machine['type']}", [])
+            found.append(machine["product_tflops"])
+        else:
+            speeds.setdefault(f"{name} of unknown speed", [])
+    return " and ".join(
+        name.format(_range(found)) if found else name for name, found in speeds.items()
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _lever(each: Found, name: str) -> str:
+    if name not in each["seconds_a_step"]:
+        return "–"
+    seconds, times = each["seconds_a_step"][name], each["times_faster_than_plain"][name]
+    return f"{seconds:.2f}" if name == "plain" else f"{seconds:.2f} ({times:.2f} ×)"
+
+
+def _precision(found: Found) -> str:
+    named = {each["precision"] for each in found["measured"]}
+    return "fp32" if named == {"no"} else " and ".join(sorted(named))
+
+
+def peers(found: Found) -> str:
+    """As scripts/bench.py prints it; each kind of training was measured by itself."""
+    head = (
+        "| | trainer | seconds | times as long as ftcli | peak memory, GB | held-out loss |\n"
+        "| --- | --- | --- | --- | --- | --- |"
+    )
+    measured = found["measured"]
+    rows = [f"| {' | '.join(_peer(each))} |" for one in measured for each in one["outcomes"]]
+    ran = "\n".join(f"- {_measured(one)}" for one in measured)
+    sides: dict[str, list[str]] = {}
+    for name, each in {n: v for one in measured for n, v in one["versions"].items()}.items():
+        told = ", ".join(f"{package} {version}" for package, version in each.items())
+        sides.setdefault(told, []).append(name)
+    listed = "\n".join(f"- {', '.join(names)}: {told}" for told, names in sides.items())
+    below = f"One epoch, from command to saved weights:\n\n{ran}\n\nVersions:\n\n{listed}"
+    return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+def _measured(one: Found) -> str:
+    """What was run, how often, and on which machine."""
+    settings = one["settings"]
+    turns = "one turn" if settings["runs"] == 1 else f"{settings['runs']} turns"
+    once = [name for name in settings.get("once", ()) if name in one["versions"]]
+    if settings["runs"] > 1 and once:
+        turns += f" ({', '.join(once)}: one)"
+    return (
+        f"{', '.join(settings['modes'])}: {settings['rows']} rows of {settings['data']}, {turns} "
+        f"on {_machines([one])}"
+    )
+
+
+def _peer(each: Found) -> list[str]:
+    loss = "–" if each["held_out_loss"] is None else f"{each['held_out_loss']:.4f}"
+    if not each["seconds"]:
+        return [each["mode"], each["side"], "–", "–", "–", loss]
+    over = "over " if any(each["stopped"]) else ""
+    ratios, seconds = sorted(each["ratios"]), sorted(each["seconds"])
+    ratio = f"{over}{median(ratios):.2f}" if ratios else "–"
+    if len(ratios) > 1:
+        ratio += f" ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    peak = max(each["peak_bytes"]) / GB
+    return [each["mode"], each["side"], f"{over}{median(seconds):.0f}", ratio, f"{peak:.1f}", loss]
+
+
+def start(found: Found) -> str:
+    """Seconds from command to a moment, and how often the bare import fits in."""
+    seconds, ratios = found["seconds"], found["times_the_import"]
+    rows = [f"| `import torch, transformers, trl, peft` | {seconds['import']:.1f} | |"]
+    for name, words in MOMENTS.items():
+        rows.append(f"| {words} | {seconds[name]:.1f} | {ratios[name]:.2f} × |")
+    head = "| | seconds | of the import |\n| --- | --- | --- |"
+    below = f"Medians of {len(found['turns']['import'])} turns on {_machines([found])}."
+    return "\n".join([head, *rows]) + f"\n\n{below}"
+
+
+MOMENTS = {
+    "plan": "`ftcli train` to its plan",
+    "first step": "`ftcli train` to its first step, the longest batch tried before",
+}
+
+
+def answers(found: Found) -> str:
+    """Tokens a second of both sides, without and with an instruction before each prompt."""
+    head = (
+        "| | `generate`: prompts at once, tokens/s | ftcli: prompts at once, tokens/s | | the same "
+        "tokens as one by one |\n| --- | --- | --- | --- | --- |"
+    )
+    measured = found["measured"]
+    rows = [f"| {' | '.join(_answer(each))} |" for each in measured]
+    counts = sorted({len(each["ratios"]) for each in measured})
+    turns = " and ".join(map(str, counts))
+    return "\n".join([head, *rows]) + f"\n\nMedians of {turns} turns on {_machines(measured)}."
+
+
+def _answer(each: Found) -> list[str]:
+    words = each["instruction_tokens"]
+    told = f", {words:,} tokens before each" if words else ""
+    speeds = {name: median(values) for name, values in each["tokens_per_second"].items()}
+    same = each["prompts"] - len(each.get("ftcli_differs", ()))
+    checked = f"{same} of {each['prompts']}" if "ftcli_differs" in each else "not asked"
+    return [
+        f"{each['prompts']} prompts{told}",
+        f"{each['their_rows']}: {speeds['transformers']:,.0f}",
+        f"{each['our_rows']}: {speeds['ftcli']:,.0f}",
+        f"{each['median_ratio']:.2f} ×",
+        checked,
+    ]
+
+
+TABLES: dict[str, Callable[[Found], str]] = {
+    "levers": levers,
+    "answers": answers,
+    "start": start,
+    "peers": peers,
+}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tokens a second of our answers beside `generate` of transformers at a fixed batch with padding.
 
-    python scripts/bench_answers.py MODEL ROWS --turns 3 --instruction 1000
+    python -m scripts.bench_answers MODEL ROWS --turns 3 --instruction 1000
 
 Prompts are the last rows of the file, in its order for transformers; greedy, in fp32. Both sides
 take turns. Each of our answers is held against the one that transformers gives at batch 1.
@@ -17,7 +17,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from machine import this_machine
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -29,6 +28,7 @@ from ftcli.inference.generation import Model, answer_batches
 from ftcli.models.device import device_of, find_hardware, use_whole_machine
 from ftcli.models.load import load_tokenizer
 from ftcli.models.prompt_manifest import PromptContract
+from scripts.machine import this_machine
 
 Ids = list[list[int]]
 

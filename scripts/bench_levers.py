@@ -1,8 +1,8 @@
 """Time an optimizer step with one lever after the other, in turn, and say what share of the
 machine's matrix products it uses.
 
-    python scripts/bench_levers.py --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
-    python scripts/bench_levers.py --model … --instruction 1000
+    python -m scripts.bench_levers --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
+    python -m scripts.bench_levers --model … --instruction 1000
 
 Rows are {"prompt", "completion"}. `--instruction` puts so many words, the same ones, before each.
 Prints JSON: the median over steps of each way's seconds by those of the plain path, the largest
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import product_seconds, this_machine
 from torch.nn import functional as F
 
 from ftcli.config.loader import load_recipe, resolved
@@ -41,6 +40,7 @@ from ftcli.training.job import TrainJob, open_model
 from ftcli.training.laying import Laying, Packed, Padded
 from ftcli.training.plan.plan import make_plan, profile_of
 from ftcli.training.trainer import FtcliTrainer
+from scripts.machine import product_seconds, this_machine
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 BATCH, ROWS_AT_ONCE = 16, 4

@@ -1,6 +1,6 @@
 """Held-out loss of what a side of the bench saved, by nothing but transformers, PEFT and torch.
 
-    python scripts/bench_score.py MODEL ROWS --mode lora --saved FILE
+    python -m scripts.bench_score MODEL ROWS --mode lora --saved FILE
 
 One scorer for all sides: rows padded on the right, fp32 arithmetic, cross entropy on the tokens of
 answers and their end tokens, by token. QLoRA's adapters are scored over the 4-bit base.

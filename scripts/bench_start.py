@@ -1,6 +1,6 @@
 """How long `ftcli train` takes to its first step, beside the bare import of what it stands on.
 
-    python scripts/bench_start.py --model models/SmolLM2-135M-Instruct [--turns 5]
+    python -m scripts.bench_start --model models/SmolLM2-135M-Instruct [--turns 5]
 
 The rows are prepared already, as they are at every start but the first. Both sides take turns,
 each a new program. Prints JSON: seconds of the import as a program of its own; seconds of ftcli to
@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import this_machine
-from peers import OFFLINE
+from scripts.bench_peers import OFFLINE
+from scripts.machine import this_machine
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "data" / "shop" / "train.jsonl"
 BARE = "import torch, transformers, trl, peft"

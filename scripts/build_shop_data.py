@@ -1,6 +1,6 @@
 """Render recipes/data/shop/products.jsonl into train.jsonl and test.jsonl.
 
-Run it after every change to products.jsonl:  python scripts/build_shop_data.py
+Run it after every change to products.jsonl:  python -m scripts.build_shop_data
 The same records always give the same two files.
 """
 

@@ -1,6 +1,6 @@
 """Measure one training: load, attach and train with ftcli's engine, three steps, and print bytes.
 
-    python scripts/measure_point.py RECIPE
+    python -m scripts.measure_point RECIPE
 
 scripts/measure_vram.py starts it in a process of its own, so that a lack of memory ends one point.
 """

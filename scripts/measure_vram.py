@@ -1,6 +1,6 @@
 """Measure a grid of trainings on this machine's card, into the project's own table.
 
-    python scripts/measure_vram.py --grid small|full [--dry-run]
+    python -m scripts.measure_vram --grid small|full [--dry-run]
 
 Models are made from configurations with random weights: nothing is downloaded. Points that the
 table has already from this card and stack are passed over, so the command can be repeated;
@@ -23,8 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measured_runs import DATA, TABLE, Row, read_rows
-from vram_points import (
+
+from ftcli.console import gigabytes
+from ftcli.memory import Estimate
+from ftcli.memory.hardware import GIB, Card, find_card
+from scripts.measured_runs import DATA, TABLE, Row, read_rows
+from scripts.vram_points import (
     GRIDS,
     Point,
     card_named,
@@ -37,12 +41,8 @@ from vram_points import (
     table_rows,
 )
 
-from ftcli.console import gigabytes
-from ftcli.memory import Estimate
-from ftcli.memory.hardware import GIB, Card, find_card
-
 OWN_TABLE = DATA / "own_runs.csv"
-CHILD = Path(__file__).with_name("measure_point.py")
+ROOT = Path(__file__).parents[1]
 POINT_SECONDS = 600
 # Room for the longest sequence of the grid; it changes no memory, as positions are rotated.
 POSITIONS = 32_768
@@ -160,9 +160,16 @@ def write_point(point: Point, model: Path, folder: Path) -> Path:
 
 def run_point(point: Point, model: Path, folder: Path) -> dict[str, int] | str:
     """What the child measured, or why it measured nothing."""
-    command = [sys.executable, str(CHILD), str(write_point(point, model, folder))]
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.measure_point",
+        str(write_point(point, model, folder)),
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=POINT_SECONDS)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=POINT_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return f"not done after {POINT_SECONDS} s"
     if done.returncode == 0:

@@ -1,6 +1,7 @@
 """Score the memory estimate against a table of measured runs.
 
-    python scripts/vram_error.py docs/data/measured_runs.csv [--json] [--write-residuals]
+    python -m scripts.vram_error docs/data/measured_runs.csv [--json] [--write-residuals]
+    python -m scripts.vram_error --write     # the tables of the error in docs/vram.md
 
 The figure that is compared is the one that `measure` names. Rows that the estimate has no words for
 are listed with the reason.
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measured_runs import TABLE, MeasuredRun, expressed, read_rows
-
 from ftcli.memory import estimate
 from ftcli.memory.hardware import GIB
 from ftcli.memory.interval import (
@@ -30,6 +29,11 @@ from ftcli.memory.interval import (
     residuals,
     residuals_of,
 )
+from scripts.measured_runs import DATA, TABLE, MeasuredRun, Row, expressed, read_rows
+
+PAGE, CAUSES = DATA.parent / "vram.md", DATA / "causes.json"
+END = "<!-- end -->"
+WORST = 10  # rows furthest off, each with its cause
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _row_report(each: Scored) -> dict[str, Any]:
 
 
 def residuals_of_table(table: Path) -> list[Residuals]:
-    """What ftcli/vram/residuals.json holds: every kind of run with how far its runs lay."""
+    """What ftcli/memory/residuals.json holds: every kind of run with how far its runs lay."""
     scored, _ = score_table(table)
     kinds: dict[tuple[Figure, str, bool], list[float]] = {}
     for each in scored:
@@ -168,7 +172,11 @@ def main() -> None:
     parser.add_argument("table", type=Path, nargs="?", default=TABLE)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--write-residuals", action="store_true", help=f"rewrite {RESIDUALS.name}")
+    parser.add_argument("--write", action="store_true", help=f"the tables of {PAGE.name}")
     arguments = parser.parse_args()
+    if arguments.write:
+        PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+        return
     if arguments.write_residuals:
         RESIDUALS.write_text(residuals_text(arguments.table), encoding="utf-8")
         return
@@ -187,6 +195,86 @@ def _text(found: dict[str, Any]) -> str:
         lines.append(f"{name[:32]:32}{each['rows']:5}{shares}")
     lines += [f"left out: row {each['row_id']}: {each['reason']}" for each in found["left_out"]]
     return "\n".join(lines)
+
+
+# docs/vram.md
+
+
+def page(text: str) -> str:
+    """The page with its two tables made anew."""
+    scored, left_out = score_table(TABLE)
+    assert not left_out, left_out
+    for name, table in (("errors", error_table(scored)), ("worst", worst_table(scored))):
+        before, _, rest = text.partition(f"<!-- begin: {name} -->")
+        text = f"{before}<!-- begin: {name} -->\n\n{table}\n\n{END}{rest.partition(END)[2]}"
+    return text
+
+
+def _markdown(head: Sequence[str], marks: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, marks, *rows))
+
+
+def error_table(scored: Sequence[Scored]) -> str:
+    like = [each for each in scored if each.like_ours]
+    rows = [_error_row("**all**", summary(scored)), _error_row("**like stack**", summary(like))]
+    keys: dict[str, Callable[[Scored], str]] = {
+        "method": lambda each: each.run.row["method"],
+        "figure": lambda each: each.run.measure,
+        "source": source_of,
+    }
+    for name, key in keys.items():
+        for group, found in grouped(scored, key).items():
+            rows.append(_error_row(f"{name}: {group}", found))
+        if name == "method":
+            rows += [
+                _error_row(f"like stack, {name}: {group}", found)
+                for group, found in grouped(like, key).items()
+            ]
+    head = ["", "rows", "median", "9 in 10", "bias", "inside", "width"]
+    return _markdown(head, ["---", *["---:"] * 6], rows)
+
+
+def _share(number: float) -> str:
+    return f"{number:.1%}".replace("-0.0%", "0.0%")
+
+
+def source_of(each: Scored) -> str:
+    """Owner and name of the repository, or the package."""
+    first, _, rest = each.run.row["source"].partition(" ")
+    return rest.split(" ")[0] if first == "PyPI" else first
+
+
+def _error_row(name: str, found: dict[str, Any]) -> list[str]:
+    keys = ("median", "p90", "bias", "coverage", "median_width")
+    return [name, str(found["rows"]), *(_share(found[key]) for key in keys)]
+
+
+def worst(scored: Sequence[Scored]) -> list[Scored]:
+    return sorted(scored, key=lambda each: -abs(each.error))[:WORST]
+
+
+def worst_table(scored: Sequence[Scored]) -> str:
+    """The rows furthest off, each with its cause; raises KeyError where none is known."""
+    known = json.loads(CAUSES.read_text(encoding="utf-8"))
+    rows: list[list[str]] = []
+    first: dict[str, str] = {}
+    for each in worst(scored):
+        row_id = each.run.row["row_id"]
+        key = known["rows"][row_id]
+        cause = f"as row {first[key]}" if key in first else known["causes"][key]
+        first.setdefault(key, row_id)
+        sizes = f"{each.run.measured_bytes / GIB:.1f} | {each.estimated_bytes / GIB:.1f}"
+        rows.append([row_id, _what(each.run.row), sizes, f"{each.error:+.0%}", cause])
+    head = ["row", "what", "measured, GiB | estimate", "off", "cause"]
+    return _markdown(head, ["---:", "---", "---:", "---:", "---:", "---"], rows)
+
+
+def _what(row: Row) -> str:
+    source = row["source"].split(" ")[0].split("/")[-1]
+    bits = "" if row["weights_dtype"] == "bf16" else f" {row['weights_dtype']}"
+    words = row["targets"].split(" ")
+    method = words[0] if row["method"] == "adapter" and len(words) > 1 else row["method"]
+    return f"{source}: {row['model']} {method}{bits}, {row['micro_batch']} × {row['seq_len']}"
 
 
 if __name__ == "__main__":

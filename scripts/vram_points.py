@@ -1,6 +1,6 @@
 """What scripts/measure_vram.py measures: points of a grid, their estimates, recipes and table rows.
 
-adapter, prefix and prompt tuning are missing: ftcli's engine cannot train them yet.
+adapter, prefix and prompt tuning are not in the grid.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def card_named(name: str) -> Card | None:
 
 def config_of(model: str) -> dict[str, Any]:
     """The part of the known model's config.json that gives its shape."""
-    text = (Path(__file__).parents[1] / "ftcli/shapes/known_models.json").read_text("utf-8")
+    text = (Path(__file__).parents[1] / "ftcli/memory/shapes/known_models.json").read_text("utf-8")
     for known in json.loads(text)["models"]:
         if model in known["hub_ids"]:
             return dict(known["config"])
-    raise FtcliError("model_unknown", f"{model} is no short name of ftcli/shapes/known_models.json")
+    raise FtcliError("model_unknown", f"{model} is no short name of known_models.json")
 
 
 def recipe_of(point: Point, model: Path, rows: Path) -> dict[str, Any]:

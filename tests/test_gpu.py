@@ -15,12 +15,10 @@ import yaml
 from ftcli.cli import run
 from ftcli.memory.hardware import context_bytes
 from ftcli.training.estimate.calibrate import CalibratedRun, calibrate_runs
+from scripts import measure_vram
 from tests.architectures import FAMILIES
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import measure_vram  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 MIB = 2**20
 STATES = ("state1", "state2")  # of a weight, in bitsandbytes' optimizers
@@ -260,9 +258,9 @@ def test_the_context_is_that_of_the_table() -> None:
     """Measured as the table was made: nvidia-smi minus the reserve, after one element."""
     import torch
 
-    code = "import measure_point as m; print(m.context_taken_bytes(m.card_bytes()))"
+    code = "import scripts.measure_point as m; print(m.context_taken_bytes(m.card_bytes()))"
     command = [sys.executable, "-c", code]
-    output = subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=True)
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     measured = int(output.stdout.splitlines()[-1])
     known = context_bytes(torch.cuda.get_device_capability(0))
     # Drivers differ by a few percent; a table that is too low says "fits" where it does not.

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-from grounding import measure, pairs_in
-from labelled_answers import LABELLED, RETAIL, SHARED, SHOP, agreement
+from tests.evaluation.labelled_answers import (
+    LABELLED,
+    RETAIL,
+    SHARED,
+    SHOP,
+    agreement,
+    changed_words,
+    pairs_in,
+)
 
 
 def needs(*paths: Path | None) -> pytest.MarkDecorator:
@@ -54,7 +58,7 @@ def test_colours_and_materials_are_learnt_from_the_rows() -> None:
 
 
 def test_changed_words_of_the_shop() -> None:
-    marked, untouched = measure(pairs_in(SHOP), pairs_in(SHOP.with_name("test.jsonl")))
+    marked, untouched = changed_words(pairs_in(SHOP), pairs_in(SHOP.with_name("test.jsonl")))
     assert marked["number"][True] / marked["number"].total() >= 0.95
     assert marked["name"][True] / marked["name"].total() >= 0.8
     assert untouched <= 12  # of 60
@@ -66,7 +70,7 @@ def test_changed_words_of_the_shop() -> None:
 )
 def test_changed_words_of_public_rows(folder: str, names: float) -> None:
     pairs = pairs_in(SHARED / folder / "train.jsonl")
-    marked, untouched = measure(pairs[:-300], pairs[-300:])
+    marked, untouched = changed_words(pairs[:-300], pairs[-300:])
     assert marked["number"][True] >= 0.95 * marked["number"].total()
     assert marked["name"][True] >= names * marked["name"].total()
     assert untouched <= 0.25 * 300

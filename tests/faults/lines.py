@@ -23,12 +23,6 @@ class Test:
         reason = re.sub(r"/[^\s'\"]*/pytest-\d+/", "…/", self.reason)
         return f"{self.name.rpartition('/')[2]}: {reason:.160}"
 
-    @property
-    def function(self) -> tuple[str, str]:
-        """File and function, without the parameters."""
-        file, _, name = self.name.partition("::")
-        return file, name.split("[")[0]
-
 
 def told_once(phrases: Sequence[str]) -> list[str]:
     """`full: the same`, `lora: the same` → `full, lora: the same`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from scripts import faults as script
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFTEST = "from tests.conftest import complete, observed, pytest_collection_modifyitems\n"
@@ -42,16 +43,6 @@ def test_that_breaks_at_its_end(broken): ...
 """
 
 
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("faults_script", ROOT / "scripts" / "faults.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for annotations
-    spec.loader.exec_module(module)
-    return module
-
-
 def report_of(folder: Path, text: str, *flags: str) -> dict[str, Any]:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(text)
@@ -79,7 +70,7 @@ def report_of(folder: Path, text: str, *flags: str) -> dict[str, Any]:
     [(), pytest.param(("-n", "2", "--dist", "load"), marks=pytest.mark.slow)],
     ids=["alone", "workers"],
 )
-def test_outcomes_and_what_was_seen(flags: tuple[str, ...], tmp_path: Path, script: Any) -> None:
+def test_outcomes_and_what_was_seen(flags: tuple[str, ...], tmp_path: Path) -> None:
     report = report_of(tmp_path, TESTS, *flags)
     assert report["broken"] == []
     lines = {line.number: line for line in script.lines_of(report)}
@@ -98,16 +89,13 @@ def test_outcomes_and_what_was_seen(flags: tuple[str, ...], tmp_path: Path, scri
     assert "2 failed, 1 not run" in counts
     page = script.page(list(lines.values()), counts)
     assert r"arithmetic \| broke" in page
-    assert "- 1: [test_it.py](../test_it.py) `test_that_holds`\n" in page
 
 
 def test_what_cannot_be_collected_is_named(tmp_path: Path) -> None:
     assert report_of(tmp_path, "import nothing_of_the_kind\n")["broken"] == ["test_it.py"]
 
 
-def test_a_pipe_gets_one_line_a_fault(
-    tmp_path: Path, script: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pipe_gets_one_line_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = script.lines_of(report_of(tmp_path, TESTS))
     capsys.readouterr()
     script.show(lines)

@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+from ftcli.memory.hardware import find_card
+from ftcli.models.batches import Batch
+from scripts import measure_vram, vram_error, vram_points
 
-import measure_vram  # noqa: E402
-import vram_error  # noqa: E402
-import vram_points  # noqa: E402
-
-from ftcli.memory.hardware import find_card  # noqa: E402
-from ftcli.models.batches import Batch  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 H100 = find_card("H100")
 TINY = {
@@ -91,9 +87,9 @@ def test_a_point_trains_rows_of_its_very_length(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
-    from measure_point import measure_recipe
 
     from ftcli.models import loss as losses
+    from scripts.measure_point import measure_recipe
 
     shapes, original = set(), losses.summed_loss
 
@@ -114,10 +110,12 @@ def test_a_point_trains_rows_of_its_very_length(
 
 
 def test_without_a_card_it_says_so_and_still_shows_the_points() -> None:
-    command = [sys.executable, str(SCRIPTS / "measure_vram.py")]
-    shown = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "scripts.measure_vram"]
+    shown = subprocess.run(
+        [*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "of 36 points may fit H100 80GB" in shown.stdout
     hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
-    refused = subprocess.run(command, capture_output=True, text=True, env=hidden)
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=hidden)
     assert refused.returncode == 1
     assert "torch finds no CUDA card" in refused.stderr

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
+from ftcli.memory.interval import RESIDUALS, residuals
+from scripts import vram_error
+from scripts.measured_runs import TABLE, read_rows
 
-import vram_error  # noqa: E402
-from measured_runs import TABLE, read_rows  # noqa: E402
-
-from ftcli.memory.interval import RESIDUALS, residuals  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +80,8 @@ def test_a_row_without_words_for_it_is_named_with_the_reason(tmp_path: Path) -> 
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    command = [sys.executable, str(SCRIPTS / "vram_error.py"), str(table), "--json"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, "-m", "scripts.vram_error", str(table), "--json"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     report = json.loads(output)
     assert report["rows"] == 1
     reasons = {row["row_id"]: row["reason"] for row in report["left_out"]}

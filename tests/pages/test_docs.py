@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from ftcli.cli import run
+from scripts.build_docs import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("prepare", "estimate-vram", "train", "eval", "report", "merge", "generate", "compare")
 
 
-def build_docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "scripts/build_docs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_generated_pages_are_current() -> None:
-    for name, text in build_docs().pages().items():
+    for name, text in pages().items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text, f"{name}: make docs"
 
 

@@ -1,4 +1,4 @@
-"""How often the scorer agrees with answers labelled by hand.
+"""How often the scorer agrees with answers labelled by hand, and finds words that were changed.
 
 Each line of a file has an answer, its facts (or the line of a public data set that has them), and
 in `invented` the numbers, names, colours, materials and sizes that the facts do not give, in
@@ -9,8 +9,9 @@ guide of five kinds of words: what is unsupported beyond them has no label.
 from __future__ import annotations
 
 import json
+import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,10 +20,10 @@ from typing import Any
 
 from ftcli.evaluation.scorers.facts import facts_of, mentioned
 from ftcli.evaluation.scorers.scorer import Finding
-from ftcli.evaluation.scorers.vocabulary import Vocabulary
+from ftcli.evaluation.scorers.vocabulary import Token, Vocabulary, tokens_in
 
-ROOT = Path(__file__).parents[1]
-LABELS = ROOT / "tests" / "evaluation" / "grounding"
+ROOT = Path(__file__).parents[2]
+LABELS = Path(__file__).with_name("grounding")
 SHARED = ROOT.parent / "shared" / "data"
 SHOP = ROOT / "recipes" / "data" / "shop" / "train.jsonl"
 RETAIL = SHARED / "ecommerce_retail_demo" / "train.jsonl"
@@ -118,3 +119,59 @@ def _spans(answer: str, label: str) -> list[tuple[int, int]]:
     """Every place of a label's words: the same words twice have one label."""
     found = re.finditer(re.escape(label.casefold()), answer.casefold())
     return [(each.start(), each.end()) for each in found]
+
+
+# Changed words
+
+
+def kind_of(token: Token) -> str:
+    if token.has_digits:
+        return "number"
+    return "name" if token.is_capitalised and not token.starts_sentence else "other word"
+
+
+def supported(pair: tuple[str, str]) -> list[Token]:
+    """Tokens of the answer that its prompt has, letter by letter."""
+    prompt, answer = pair
+    tokens = [token for token in tokens_in(answer) if len(token.text) > 2 or token.has_digits]
+    return [t for t in tokens if re.search(rf"(?i)\b{re.escape(t.text)}\b", prompt)]
+
+
+def another(kind: str, token: Token, prompt: str, draw: random.Random, others: list[str]) -> str:
+    """A word of the same kind that the prompt does not have; empty where none is found."""
+    for _ in range(50):
+        if kind == "number":
+            new = re.sub(r"\d", lambda _: str(draw.randint(1, 9)), token.text)
+        else:
+            new = draw.choice(others or [token.text])
+        if new.casefold() not in prompt.casefold():
+            return new
+    return ""
+
+
+def changed_words(
+    train: list[tuple[str, str]], held_out: list[tuple[str, str]]
+) -> tuple[dict[str, Counter[bool]], int]:
+    """Kind → how often a changed word was marked, and how many untouched answers are."""
+    vocabulary = Vocabulary.learn(train, "english")
+    draw = random.Random(1)
+    others: dict[str, list[str]] = defaultdict(list)
+    for pair in train:
+        for token in supported(pair):
+            others[kind_of(token)].append(token.text)
+    marked: dict[str, Counter[bool]] = defaultdict(Counter)
+    untouched = 0
+    for prompt, answer in held_out:
+        facts = vocabulary.facts(prompt)
+        untouched += any(vocabulary.not_in(facts, answer))
+        by_kind: dict[str, list[Token]] = defaultdict(list)
+        for token in supported((prompt, answer)):
+            by_kind[kind_of(token)].append(token)
+        for kind, tokens in sorted(by_kind.items()):
+            token = draw.choice(tokens)
+            if new := another(kind, token, prompt, draw, others[kind]):
+                changed = answer[: token.start] + new + answer[token.end :]
+                span = token.start, token.start + len(new)
+                findings = vocabulary.not_in(facts, changed)
+                marked[kind][any(overlaps(finding, *span) for finding in findings)] += 1
+    return marked, untouched
