@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: command reference, recipe keys, JSON Schema.
+"""Write the generated pages of docs/: commands, recipe keys, what runs each proof.
 
 python -m scripts.build_docs [--check]    # --check: exit 1 where a page is not current
 """
@@ -15,9 +15,19 @@ from pathlib import Path
 from ftcli.cli import app, run
 from ftcli.config.recipe import Recipe
 from ftcli.config.schema import json_schema, key_lines
+from scripts.tiers import with_tiers
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NOTE = "<!-- written by make docs -->\n"
+EXIT_CODES = """| exit code | when |
+| --- | --- |
+| 0 | done |
+| 1 | what files, model or machine show: no such recipe, folder, model or rows; rows that \
+cannot be used; no memory or disk; a score that `--require` asks for and that does not hold |
+| 2 | what the words alone show: a flag, a `--set`, a key or value of the recipe, an alias |
+| 70 | a bug of ftcli |
+| 130, 143 | stopped by Ctrl-C (SIGINT) or SIGTERM; the same command resumes |
+"""
 
 
 def main(check: bool) -> int:
@@ -38,6 +48,7 @@ def pages() -> dict[str, str]:
         "commands.md": _commands(),
         "recipe.md": _recipe(),
         "recipe.schema.json": json_schema() + "\n",
+        "guarantees.md": with_tiers((DOCS / "guarantees.md").read_text(encoding="utf-8")),
     }
 
 
@@ -47,7 +58,7 @@ def _current(name: str, text: str) -> bool:
 
 
 def _commands() -> str:
-    parts = [f"{NOTE}# Commands\n"]
+    parts = [f"{NOTE}# Commands\n", EXIT_CODES]
     for name in command_names():
         parts.append(f"## ftcli {name}\n\n```\n{_help(name)}```\n")
     return "\n".join(parts)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ftcli.export.parity import Parity
 
 # A sum rounded once to fp32, seen through all layers: an order above what sound merges show in
-# either arithmetic (docs/benchmarks.md), and below what a thousandth of an update does.
+# either arithmetic (docs/results.md), and below what a thousandth of an update does.
 FURTHEST_LOGIT = {"float64": 1e-3, "float32": 1e-2}
 # Nats a token from which on a stored type costs something that shows: a tenth of a percent of
 # perplexity. Of bf16 on a small model KL says 3e-2, fp16 1e-6.
