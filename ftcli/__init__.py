@@ -3,4 +3,4 @@
 from ftcli import environment  # before any library reads its variables
 
 __all__ = ["environment"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

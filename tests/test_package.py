@@ -1,4 +1,4 @@
-"""What the package says of itself: its licence comes with it, and no address is made up."""
+"""What is installed: the licence, every data file, the command; no address is made up."""
 
 from __future__ import annotations
 
@@ -7,33 +7,58 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
+
+from ftcli import __version__
 
 ROOT = Path(__file__).parents[1]
 # The text as apache.org publishes it (LICENSE-2.0.txt), of which Debian keeps the same bytes.
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 
 
+def built(folder: Path, package: Path, hook: str) -> Path:
+    """What a hook of setuptools makes of the package in a copy of the project."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(
+        package, folder / "ftcli", ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
+    )
+    (folder / "built").mkdir()
+    code = f"import setuptools.build_meta as b; print(b.{hook}('built'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return folder / "built" / done.stdout.splitlines()[-1]
+
+
 def test_the_licence_is_the_whole_text_and_part_of_what_is_installed(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
-    kept = [name for name in ("pyproject.toml", "README.md", "LICENSE") if (ROOT / name).exists()]
-    for name in kept:
-        shutil.copy(ROOT / name, tmp_path)
-    for folder in ("ftcli", "built"):
-        (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "ftcli/__init__.py", tmp_path / "ftcli")
-    build = "import setuptools.build_meta as b; print(b.prepare_metadata_for_build_wheel('built'))"
-    done = subprocess.run(
-        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    built = tmp_path / "built" / done.stdout.splitlines()[-1]
-    said = HeaderParser().parsestr((built / "METADATA").read_text(encoding="utf-8"))
+    package = tmp_path / "package"
+    package.mkdir()
+    shutil.copy(ROOT / "ftcli/__init__.py", package)
+    (tmp_path / "copy").mkdir()
+    found = built(tmp_path / "copy", package, "prepare_metadata_for_build_wheel")
+    said = HeaderParser().parsestr((found / "METADATA").read_text(encoding="utf-8"))
     assert (said["License-Expression"], said.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
-    text = (built / "licenses" / "LICENSE").read_bytes()
+    assert said["Version"] == __version__
+    text = (found / "licenses" / "LICENSE").read_bytes()
     assert hashlib.sha256(text).hexdigest() == APACHE_2
+
+
+@pytest.mark.slow
+def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    with zipfile.ZipFile(built(tmp_path, ROOT / "ftcli", "build_wheel")) as wheel:
+        names = {name for name in wheel.namelist() if name.startswith("ftcli/")}
+        (entry,) = (name for name in wheel.namelist() if name.endswith("/entry_points.txt"))
+        assert wheel.read(entry).decode().split("\n")[1] == "ftcli = ftcli.cli:main"
+    files = {file.relative_to(tmp_path).as_posix() for file in (tmp_path / "ftcli").rglob("*.*")}
+    assert names == files
+    assert {"ftcli/py.typed", "ftcli/memory/shapes/known_models.json"} <= names
 
 
 def test_no_address_is_named_that_does_not_exist() -> None:
@@ -47,3 +72,7 @@ def test_no_address_is_named_that_does_not_exist() -> None:
 def test_the_readme_leads_to(name: str) -> None:
     assert f"]({name})" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert (ROOT / name).stat().st_size > 0
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
