@@ -23,8 +23,7 @@ from transformers.utils import logging
 from ftcli.config.recipe import Generation
 from ftcli.data.example import Message
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.inference.decoding import generate_ids
-from ftcli.inference.generation import Model, answer_batches
+from ftcli.inference.generation import Model, answer_batches, generate_ids
 from ftcli.models.device import device_of, find_hardware, use_whole_machine
 from ftcli.models.load import load_tokenizer
 from ftcli.models.prompt_manifest import PromptContract

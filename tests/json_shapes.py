@@ -246,7 +246,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
     "generate": {
         "oneOf": [
-            record({"prompt": TEXT, "completion": TEXT}),
+            record({"prompt": TEXT, "answer": TEXT, "stopped": {"type": "boolean"}}),
             record({"output": TEXT, "rows": COUNT, "answered_before": COUNT, "rejected": {}}),
         ]
     },

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from ftcli.cli import run
-from ftcli.inference.generate import Request
-from ftcli.inference.serving import Member
+from ftcli.inference.generate import GenerateOptions
+from ftcli.inference.several_adapters import Member
 from tests.conftest import pair
 
 LORA: dict[str, Any] = {"mode": "lora", "rank": 4}
@@ -62,7 +62,7 @@ def answered(arguments: list[Any], source: Path, output: Path) -> list[dict[str,
 
 
 def members(runs: Path, *flags: str, first: str = "shop", **more: Any) -> tuple[Member, ...]:
-    return Request(runs / first, adapters=flags, **more).open()
+    return GenerateOptions(runs / first, adapters=flags, **more).open()
 
 
 def copy_of(run_folder: Path, folder: Path, **planned: str) -> Path:

@@ -13,7 +13,28 @@ from ftcli.console import Terminal, result, result_json, say, shown_path, stream
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftcli.inference.generate import Request
+    from ftcli.inference.generate import GenerateOptions
+
+InputFile = Annotated[
+    Path | None,
+    typer.Option("--input", metavar="FILE", help="Prompts: jsonl, csv, txt (one a line)."),
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The rows of --input with their answers, jsonl or csv; FILE.from.json beside it says "
+        "what made them.",
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=RUN",
+        help="One more adapter on the same base, or a sum: mix=shop:0.7+sql:0.3; repeatable.",
+    ),
+]
 
 
 def generate(
@@ -21,25 +42,9 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="None: standard input.")
     ] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option("--input", metavar="FILE", help="Prompts: jsonl, csv, txt (one a line)."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Answers to --input, jsonl; FILE.from.json beside it says what made them.",
-        ),
-    ] = None,
-    adapters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapter",
-            metavar="NAME=RUN",
-            help="One more adapter on the same base, or a sum: mix=shop:0.7+sql:0.3; repeatable.",
-        ),
-    ] = None,
+    input_file: InputFile = None,
+    output: OutputFile = None,
+    adapters: Adapters = None,
     use: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Who answers; none: RUN. Rows may name an `adapter`."),
@@ -61,7 +66,7 @@ def generate(
     Uses the training's template, system prompt and stop tokens. Several adapters share one base in
     memory.
     """
-    from ftcli.inference.generate import Request
+    from ftcli.inference.generate import GenerateOptions
 
     flags = {
         "temperature": temperature,
@@ -72,13 +77,13 @@ def generate(
     }
     given = [f"generation.{name}={value}" for name, value in flags.items() if value is not None]
     changes = (*(overrides or ()), *given)
-    request = Request(run, changes, tuple(adapters or ()), use, seed)
+    asked = GenerateOptions(run, changes, tuple(adapters or ()), use, seed)
     if input_file is not None:
-        _answer_file(request, prompt, input_file, output, json)
-        return
-    if output is not None:
+        _answer_file(asked, prompt, input_file, output, json)
+    elif output is not None:
         raise UsageError("flag", "--output goes with --input")
-    _answer_one(request, prompt if prompt is not None else _standard_input(), json)
+    else:
+        _answer_one(asked, prompt if prompt is not None else _standard_input(), json)
 
 
 def _standard_input() -> str:
@@ -90,33 +95,32 @@ def _standard_input() -> str:
     return text
 
 
-def _answer_one(request: Request, prompt: str, json: bool) -> None:
+def _answer_one(asked: GenerateOptions, prompt: str, json: bool) -> None:
     from ftcli.inference.generate import open_generator
 
-    generator = open_generator(request)
-    pieces = []
-    for piece in generator.answer(prompt, request.use):
-        pieces.append(piece)
-        if not json:
-            stream(piece)
+    generator = open_generator(asked)
     if json:
-        result_json({"prompt": prompt, "completion": "".join(pieces)})
-    else:
-        stream("\n")
+        answer = generator.answer(prompt, asked.use)
+        result_json({"prompt": prompt, "answer": answer.text, "stopped": answer.stopped})
+        return
+    for piece in generator.stream(prompt, asked.use):
+        stream(piece)
+    stream("\n")
 
 
 def _answer_file(
-    request: Request, prompt: str | None, source: Path, output: Path | None, json: bool
+    asked: GenerateOptions, prompt: str | None, source: Path, output: Path | None, json: bool
 ) -> None:
     from ftcli.inference.generate import answer_file
 
     if prompt is not None or output is None:
         raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
-    found = answer_file(request, source=source, output=output, reporter=Terminal())
+    found = answer_file(asked, source=source, output=output, reporter=Terminal())
     for reject in found.rejected:
         say(f"left out {reject}")
     if json:
         result_json(found.as_json())
         return
+    answers = "1 answer" if found.rows == 1 else f"{found.rows} answers"
     before = f", {found.answered_before} of them before" if found.answered_before else ""
-    result(f"{found.rows} answers in {shown_path(found.output)}{before}")
+    result(f"{answers} in {shown_path(found.output)}{before}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ def merge(
         Literal["dequantized", "original"],
         typer.Option(help="QLoRA: the base as it was trained on, or the original one."),
     ] = "dequantized",
-    # A plain text: the stage says why a merge is not quantised again.
+    # A plain text: MergeOptions says why a merge is not quantised again.
     dtype: Annotated[
         str,
         typer.Option(
@@ -44,10 +45,10 @@ def merge(
     The sum is compared with base and adapter on held-out rows, before its weights are rounded:
     where they differ, nothing is written. What the stored type costs is said.
     """
-    from ftcli.export.merge import MergeWish, merge_run
+    from ftcli.export.merge import MergeOptions, merge_run
 
-    wish = MergeWish(onto, dtype, accept_drift)
-    found = merge_run(run, overrides or (), output=output, wish=wish, reporter=Terminal())
+    asked = MergeOptions(onto, dtype, accept_drift)
+    found = merge_run(run, overrides or (), output=output, options=asked, reporter=Terminal())
     if json:
         result_json(found.as_json())
     else:
@@ -56,34 +57,34 @@ def merge(
 
 def _show(found: MergeResult) -> None:
     path, report = shown_path(found.folder), found.report
-    if not found.merged:
+    if found.merged:
+        result(f"merged {path} ({report['dtype']}, {megabytes(report['bytes'])})")
+        for line in _lines(report):
+            result(wrapped(f"       {line}", " " * 7))
+    else:
         result(f"nothing to merge: {path} is a stand-alone model already")
-        return
-    result(f"merged {path} ({report['dtype']}, {megabytes(report['bytes'])})")
-    for line in _lines(report):
-        result(wrapped(f"       {line}", " " * 7))
+    result(f"next   vllm serve {shlex.quote(path)}")
+    result(f'       or AutoModelForCausalLM.from_pretrained("{path}")')
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
     exact, drift, dtype = report["exact"], report["drift"], report["dtype"]
+    rows = "1 row" if report["rows"] == 1 else f"{report['rows']} rows"
     first = (
         f"exact before rounding (KL {exact['kl']:.1e}, largest logit difference "
         f"{exact['max_logit_difference']:.1e}, in {exact['compared_in']}; {report['tokens']} "
-        f"tokens of {report['rows']} rows)"
+        f"tokens of {rows})"
     )
     if dtype != "float32":
-        first += f"; stored as {dtype}: {_rounding(report['rounding'])}"
+        cost = report["rounding"]
+        low, high = cost["loss_difference_interval"]
+        first += (
+            f"; stored as {dtype}: loss {cost['loss_before']:.4f} → {cost['loss']:.4f} (95% "
+            f"interval of the difference {low:+.4f} to {high:+.4f}), KL {cost['kl']:.1e}, same "
+            f"first token {cost['top1_agreement']:.1%}"
+        )
     lines = [first, f"{dtype}: {report['dtype_reason']}"]
     if drift is not None:
         kept = "" if report["verdict"] == "pass" else "; accepted"
         lines.append(f"not the model that was trained on 4 bits: KL {drift['kl']:.2g}{kept}")
     return lines
-
-
-def _rounding(cost: dict[str, Any]) -> str:
-    low, high = cost["loss_difference_interval"]
-    return (
-        f"loss {cost['loss_before']:.4f} → {cost['loss']:.4f} (95% interval of the difference "
-        f"{low:+.4f} to {high:+.4f}), KL {cost['kl']:.1e}, same first token "
-        f"{cost['top1_agreement']:.1%}"
-    )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,42 +21,33 @@ from ftcli.errors import DataError
 PLACEHOLDER = "…"
 
 
-@dataclass(frozen=True)
-class Question:
-    """Turns that wait for an answer, and where they stand."""
-
-    origin: Origin
-    messages: tuple[Message, ...]
-
-
-def every_row(_: Row) -> bool:
-    return True
+def read_prompt_rows(source: str, base: Path) -> Iterator[Row | Reject]:
+    """Records of a data file, or of a text file: its lines, as the column `prompt`."""
+    if not _is_text(source):
+        return read_rows(source, base)
+    if not (base / source).is_file():
+        raise DataError("data_missing", "no such file", file=source)
+    return read_file(base / source, _read_text, source)
 
 
-def read_prompts(
-    source: str, data: Data, base: Path, wanted_row: Callable[[Row], bool] = every_row
-) -> Iterator[Question | Reject]:
-    """Prompts of a data file in the training's format, or of a text file, one a line.
+def to_prompts(
+    rows: Iterable[Row], data: Data, source: str
+) -> Iterator[tuple[Message, ...] | Reject]:
+    """The turns before the answer of each row, in the training's format."""
+    if _is_text(source):
+        data = data.model_copy(update={"format": "pairs", "prompt": None, "completion": None})
+    elif data.prompt is not None and data.completion is not None:
+        data = data.model_copy(update={"completion": PLACEHOLDER})
+    for item in read_rows_as_examples((_with_placeholder(row, data) for row in rows), data):
+        yield item if isinstance(item, Reject) else item.prompt
 
-    Rows that are not wanted are passed over; records that cannot be read are rejects in any case.
-    """
-    if source.removesuffix(".gz").endswith(".txt"):
-        if not (base / source).is_file():
-            raise DataError("data_missing", "no such file", file=source)
-        rows = read_file(base / source, _read_text, source)
-        wanted = data.model_copy(update={"format": "pairs"})
-    else:
-        rows = (_answerable(row, data) for row in read_rows(source, base))
-        wanted = data
-        if data.prompt is not None and data.completion is not None:
-            wanted = data.model_copy(update={"completion": PLACEHOLDER})
-    chosen = (row for row in rows if isinstance(row, Reject) or wanted_row(row))
-    for item in read_rows_as_examples(chosen, wanted):
-        yield item if isinstance(item, Reject) else Question(item.origin, item.prompt)
+
+def _is_text(source: str) -> bool:
+    return source.removesuffix(".gz").endswith(".txt")
 
 
 def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
-    """A prompt a line; blank lines are none."""
+    """A prompt a line; blank lines are left out."""
     with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines_of(lines, file), 1):
             origin, prompt = Origin(file, number), line.rstrip("\n")
@@ -65,13 +55,11 @@ def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
             if bad:
                 yield Reject(origin, bad)
             elif prompt.strip():
-                yield Row(origin, {"prompt": prompt, "completion": PLACEHOLDER})
+                yield Row(origin, {"prompt": prompt})
 
 
-def _answerable(row: Row | Reject, data: Data) -> Row | Reject:
+def _with_placeholder(row: Row, data: Data) -> Row:
     """The row with a placeholder for its answer, whether it has one or not."""
-    if isinstance(row, Reject):
-        return row
     fields = dict(row.fields)
     if data.prompt is not None and data.completion is not None:
         return Row(row.origin, fields | {PLACEHOLDER: PLACEHOLDER})

@@ -1,4 +1,4 @@
-"""`ftcli merge`: one stand-alone model, proven equal to base and adapter before it is there."""
+"""`ftcli merge`: one stand-alone model, proven equal to base + adapter before it is written."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
-from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
 from ftcli.console import Reporter
 from ftcli.data.prepared import SPLITS
 from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
 from ftcli.export.verdict import (
     DRIFT,
-    HIGHEST_DRIFT,
+    MAX_DRIFT,
     PASS,
     Drift,
     Exactness,
     RoundingCost,
     cost_of,
-    drift_of,
+    dtype_reason,
     exactness_of,
-    figures_of,
     overflow_of,
-    reason_of,
 )
 from ftcli.memory.shapes import model_source
 from ftcli.runs.atomic import folder_bytes, whole_folder, write_json
@@ -36,24 +34,23 @@ from ftcli.shell import command
 from ftcli.training.opening import OpenRun, open_run
 
 if TYPE_CHECKING:
-    from ftcli.export.merged_model import Merging
+    from ftcli.export.merged_model import Merger
     from ftcli.export.parity import Prediction
 
-Onto = Literal["dequantized", "original"]
 REPORT = "merge_report.json"
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 # Words for types in which an update would be rounded away.
 TOO_COARSE = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")
 ROWS_COMPARED = 16
-# Their logits are held in memory: 1,024 × 152,000 fp32 logits are 0.6 GB.
+# Their logits stay in memory: 1,024 × 152,000 fp32 logits are 0.6 GB.
 TOKENS_COMPARED = 1024
 
 
 @dataclass(frozen=True)
-class MergeWish:
-    """What the command line asks for; raises UsageError where it contradicts itself."""
+class MergeOptions:
+    """Flags of the command; raises UsageError for those that contradict one another."""
 
-    onto: Onto = "dequantized"
+    onto: Literal["dequantized", "original"] = "dequantized"
     dtype: str = "auto"
     accept_drift: bool = False
 
@@ -74,7 +71,7 @@ class MergeWish:
 
 @dataclass(frozen=True)
 class MergeResult:
-    """Where the stand-alone model is; `merged` is false where the run is one already."""
+    """Where the stand-alone model is; `merged` is false if the run is one already."""
 
     folder: Path
     report: dict[str, Any]
@@ -89,38 +86,40 @@ def merge_run(
     overrides: Sequence[str],
     *,
     output: Path | None,
-    wish: MergeWish,
+    options: MergeOptions,
     reporter: Reporter,
 ) -> MergeResult:
-    """Merge a finished LoRA or QLoRA run; raises ModelError, and writes nothing, where the proof
-    fails."""
+    """Merge a finished LoRA or QLoRA run.
+
+    Raises ModelError, and writes nothing, if the merged model is not base + adapter.
+    """
     opened = open_run(path, overrides)
     if isinstance(opened.loaded.recipe.method, Full):
         report = {"verdict": "nothing to merge", "bytes": folder_bytes(opened.run.model)}
         return MergeResult(opened.run.model, report, merged=False)
-    _require_linear(opened, wish)
+    _require_linear(opened, options)
     folder = (output or opened.run.path / "merged").absolute()
     _require_own_place(folder, opened)
     with _no_trace(folder), whole_folder(folder) as temporary:
-        report = _merge(opened, temporary, wish, reporter)
+        report = _merge(opened, temporary, options, reporter)
         write_json(temporary / REPORT, report)
         _require_free(folder)  # a merge takes minutes, and whole_folder replaces what is there
     return MergeResult(folder, report, merged=True)
 
 
-def _ask(opened: OpenRun) -> str:
+def _use_adapter(opened: OpenRun) -> str:
     """The command that uses an adapter as it is."""
     return command("generate", opened.run.path, "…")
 
 
-def _require_linear(opened: OpenRun, wish: MergeWish) -> None:
-    """Raise UsageError for methods whose effect no weight can hold."""
-    method: Method = opened.loaded.recipe.method
+def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
+    """Raise UsageError for methods whose effect cannot be added to a weight."""
+    method = opened.loaded.recipe.method
     match method:
         case Full() | Qlora():
             return
         case Lora():
-            if wish.onto == "original":
+            if options.onto == "original":
                 raise UsageError(
                     "flag", "--onto original: only a QLoRA run has a quantised base beside it"
                 )
@@ -128,22 +127,22 @@ def _require_linear(opened: OpenRun, wish: MergeWish) -> None:
             raise UsageError(
                 "method",
                 "method.mode: adapter has no merge: its network is not linear, and no weight of "
-                f"the base can hold it; use it beside the base ({_ask(opened)}, or plain PEFT "
-                "after `import ftcli.models.bottleneck`), or train lora",
+                f"the base can hold it; use it beside the base ({_use_adapter(opened)}, or plain "
+                "PEFT after `import ftcli.models.bottleneck`), or train lora",
             )
         case Prefix() | Prompt():
             raise UsageError(
                 "method",
                 f"method.mode: {method.mode} has no merge: its virtual tokens stand before the "
                 "input, and no weight of the base can hold them; use it beside the base "
-                f"({_ask(opened)}, or plain PEFT), or train lora",
+                f"({_use_adapter(opened)}, or plain PEFT), or train lora",
             )
         case _:
             assert_never(method)
 
 
 def _require_own_place(folder: Path, opened: OpenRun) -> None:
-    """Raise FtcliError where a merge would write into the base, the run or anything that exists."""
+    """Raise FtcliError for an output in the base, in the run's own folders, or that exists."""
     model, run = opened.loaded.recipe.model, opened.run
     base = Path(model_source(model.id, opened.loaded.base))
     inside = {"the base": base} if base.is_dir() else {}
@@ -169,7 +168,7 @@ def _taken(what: str) -> FtcliError:
 
 @contextmanager
 def _no_trace(folder: Path) -> Iterator[None]:
-    """Leave no new folder behind when the block fails or is stopped, by SIGTERM too."""
+    """Remove new parent folders if the block fails or is stopped, by SIGTERM too."""
     new = [parent for parent in folder.parents if not parent.exists()]
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -189,77 +188,85 @@ def _no_trace(folder: Path) -> Iterator[None]:
             signal.signal(signal.SIGTERM, earlier)
 
 
-def _merge(opened: OpenRun, folder: Path, wish: MergeWish, reporter: Reporter) -> dict[str, Any]:
-    """Write the model where the merge is exact, and say what its type costs. Raises ModelError."""
-    from ftcli.export.fold import dtype_name
-    from ftcli.export.merged_model import Merging, plan_merge, reference_of
+def _merge(
+    opened: OpenRun, folder: Path, options: MergeOptions, reporter: Reporter
+) -> dict[str, Any]:
+    """Write the merged model; return its report. Raises ModelError if the merge is not exact."""
+    from ftcli.export.merged_model import Merger, dtype_name
     from ftcli.export.parity import parity
     from ftcli.models.device import memory_in_words
 
     rows = _rows(opened)
-    original = wish.onto == "original"
+    original = options.onto == "original"
     with memory_in_words("stop what else runs on it"):
-        merge = plan_merge(
-            opened.loaded, opened.run, opened.prepared, wish.dtype, onto_original=original
-        )
-        compared_in = dtype_name(merge.compared_in)
-        reference = reference_of(merge, rows, reporter)
-        merging = Merging(merge, reference, rows, reporter)
-        whole = merging.merged(None)
-        beside = merging.unmerged() if original else reference.predictions
-        exact = exactness_of(parity(beside, whole), compared_in)
+        merger = Merger(opened, rows, reporter)
+        compared_in = dtype_name(merger.compared_in)
+        trained = merger.measure_trained()
+        merger.open_base(original=original)
+        whole = merger.merged(None)
+        exact = exactness_of(parity(merger.unmerged() if original else trained, whole), compared_in)
         _require_exact(exact, "base + adapter", opened)
-        drift = drift_of(parity(reference.predictions, whole)) if original else None
-        _require_no_drift(drift, wish, opened, reporter)
-        chosen = _choose_type(merging, merge.types, whole)
-        _warn_of_overflow(chosen.dtype, merging, reporter)
-        merging.write(chosen.dtype, folder)
-        found = merging.read_back(folder)
-    written = exactness_of(parity(chosen.predictions, found), compared_in)
-    _require_exact(written, "what was measured before it was written", opened)
+        drift = None
+        if original:
+            found = parity(trained, whole)
+            drift = Drift(found.kl, found.top1_agreement)
+            reporter.note(drift.in_words())
+            _require_no_drift(drift, options, opened)
+        chosen = _choose_type(merger, merger.types_to_try(options.dtype), whole)
+        if overflow := overflow_of(chosen.dtype, merger.largest_activation):
+            reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
+        merger.write(chosen.dtype, folder)
+        written = merger.read_back(folder)
+    read_back = exactness_of(parity(chosen.predictions, written), compared_in)
+    _require_exact(read_back, "what was measured before it was written", opened)
+    found = parity(trained, written)
+    asked = options.dtype != "auto"
     return {
         "verdict": PASS if drift is None or drift.passes else DRIFT,
-        **figures_of(parity(reference.predictions, found)),
+        "kl": found.kl,
+        "top1_agreement": found.top1_agreement,
+        "max_logit_difference": found.max_logit_difference,
+        "tokens": found.tokens,
         "exact": asdict(exact),
         "rounding": chosen.costs[-1].as_json(),
         "other_types": [cost.as_json() for cost in chosen.costs[:-1]],
-        "largest_activation": merging.largest_activation,
+        "largest_activation": merger.largest_activation,
         "drift": asdict(drift) if drift is not None else None,
-        "onto": wish.onto if merge.quantised else "base",
+        "onto": options.onto if isinstance(opened.loaded.recipe.method, Qlora) else "base",
         "rows": len(rows),
         "dtype": chosen.dtype,
-        "dtype_reason": reason_of(chosen.costs, chosen.passed_over, asked=wish.dtype != "auto"),
+        "dtype_reason": "as asked" if asked else dtype_reason(chosen.costs, chosen.passed_over),
         "bytes": folder_bytes(folder),
     }
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """A type to store, what the model predicts in it, and what came of the types before it."""
+class _StoredType:
+    """The type to store, the model's predictions in it, and what was found of other types."""
 
     dtype: str
     predictions: list[Prediction]
     costs: list[RoundingCost]
-    """Of each type tried; this one's is the last."""
+    """Of each type tried; the last is that of `dtype`."""
     passed_over: list[str]
-    """What is wrong with the types that were not tried."""
+    """Why other types were not tried."""
 
 
-def _choose_type(merging: Merging, types: Sequence[str], whole: list[Prediction]) -> _Chosen:
+def _choose_type(merger: Merger, types: Sequence[str], whole: list[Prediction]) -> _StoredType:
     """The first type that costs nothing that shows, or the last."""
     from ftcli.export.parity import parity
 
     costs: list[RoundingCost] = []
     passed_over: list[str] = []
     for stored in types:
-        # The type of the base's files is how the base is used, whatever it computes.
-        overflow = overflow_of(stored, merging.largest_activation) if stored != types[0] else None
+        # The base is used in the type of its files, whatever numbers it computes.
+        overflow = overflow_of(stored, merger.largest_activation) if stored != types[0] else None
         if overflow is not None:
             passed_over.append(overflow)
             continue
         last = stored == types[-1]
         try:
-            found = whole if stored == "float32" else merging.merged(stored)
+            found = whole if stored == "float32" else merger.merged(stored)
         except ModelError as error:
             if error.code == "merge_range" and not last:
                 passed_over.append(f"a weight is beyond what {stored} holds")
@@ -268,13 +275,7 @@ def _choose_type(merging: Merging, types: Sequence[str], whole: list[Prediction]
         costs.append(cost_of(parity(whole, found), stored))
         if last or not costs[-1].shows:
             break
-    return _Chosen(stored, found, costs, passed_over)
-
-
-def _warn_of_overflow(dtype: str, merging: Merging, reporter: Reporter) -> None:
-    overflow = overflow_of(dtype, merging.largest_activation)
-    if overflow is not None:
-        reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
+    return _StoredType(stored, found, costs, passed_over)
 
 
 def _require_exact(found: Exactness, of_what: str, opened: OpenRun) -> None:
@@ -283,34 +284,28 @@ def _require_exact(found: Exactness, of_what: str, opened: OpenRun) -> None:
             "merge_differs",
             f"{opened.run.path}: not merged, because the merged model is not {of_what}: largest "
             f"logit difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
-            f"{found.kl:.2g}; use the adapter beside the base: {_ask(opened)}",
+            f"{found.kl:.2g}; use the adapter beside the base: {_use_adapter(opened)}",
         )
 
 
-def _require_no_drift(
-    found: Drift | None, wish: MergeWish, opened: OpenRun, reporter: Reporter
-) -> None:
-    if found is None:
-        return
-    reporter.note(found.in_words())
-    if not found.passes and not (wish.accept_drift and isfinite(found.kl)):
+def _require_no_drift(found: Drift, options: MergeOptions, opened: OpenRun) -> None:
+    if not found.passes and not (options.accept_drift and isfinite(found.kl)):
         raise ModelError(
             "merge_differs",
             f"{opened.run.path}: not merged, because the model on the original base is not the "
-            f"one that was trained: KL {found.kl:.2g} (at most {HIGHEST_DRIFT:g}); take --onto "
+            f"one that was trained: KL {found.kl:.2g} (at most {MAX_DRIFT:g}); take --onto "
             "dequantized, or keep this one with --accept-drift",
         )
 
 
 def _rows(opened: OpenRun) -> list[dict[str, Any]]:
-    """Held-out rows where there are any: the adapter matters most on what it was made for."""
+    """The rows to compare on: held-out rows if there are any."""
     from ftcli.data.tokenizing.rows import read_split
 
-    splits = [s for s in reversed(SPLITS) if opened.prepared.counts(s).rows]
-    table = read_split(opened.run.data, splits[0])
+    split = next(s for s in reversed(SPLITS) if opened.prepared.counts(s).rows)
     rows: list[dict[str, Any]] = []
     tokens = 0
-    for row in table.slice(0, ROWS_COMPARED).to_pylist():
+    for row in read_split(opened.run.data, split).slice(0, ROWS_COMPARED).to_pylist():
         tokens += sum(label >= 0 for label in row["labels"])
         if rows and tokens > TOKENS_COMPARED:
             break

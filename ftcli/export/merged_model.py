@@ -1,230 +1,334 @@
-"""One stand-alone model from a run: what it was trained as, what is written, what is read back.
+"""Merge a run's adapter into its base: measure the merged model, write it, read it back.
 
-The three hold a copy of the weights one after the other, never two at once.
+The trained model, the merged model and the model read back are in memory one after the other,
+never two at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Qlora
 from ftcli.console import Reporter
-from ftcli.data.prepared import Prepared
 from ftcli.errors import ModelError
-from ftcli.export.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
-from ftcli.export.parity import Part, Prediction, Rows, largest_activation, predictions_of
+from ftcli.export.parity import Part, Prediction, Rows, largest_activation, parts_of, predictions_of
 from ftcli.inference.trained import load_tuned_model
 from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory, hardware_for
 from ftcli.models.load import DTYPES, load_base, open_config
 from ftcli.models.older_readers import write_for_older_readers
-from ftcli.models.prompt_manifest import PromptContract, generation_config
-from ftcli.runs.folder import RunFolder
+from ftcli.models.prompt_manifest import generation_config
+from ftcli.models.targets import shared_weight
+from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command
+from ftcli.training.opening import OpenRun
 
-TYPES = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
-# As the hub's own models are cut: a part fits any file system, and is read on its own.
+# Weights that share a scale: the default of bitsandbytes and transformers, which training uses.
+NF4_BLOCK = 64
+# Files are cut as on the hub: a part fits any file system.
 SHARD = "5GB"
-# A model on a card needs room beside its weights: one of them widened, and the logits of a row.
-ROOM_BESIDE = 1.2
+# A model on a GPU needs room besides its weights: one widened weight, and the logits of a row.
+ROOM_FACTOR = 1.2
 
 
-@dataclass(frozen=True)
-class Merge:
-    """What is merged: a run's adapter, onto which weights, into which type."""
-
-    loaded: Loaded
-    run: RunFolder
-    prepared: Prepared
-    types: tuple[str, ...]
-    """Types to store the weights in, the first choice first; `bfloat16`."""
-    trained: torch.dtype
-    """Type in which the training held the base, and from which it quantised."""
-    held: torch.dtype
-    """Narrowest type that holds those weights exactly: that of the files where it is narrower."""
-    onto_original: bool
-
-    @property
-    def source(self) -> str:
-        return model_source(self.loaded.recipe.model.id, self.loaded.base)
-
-    @property
-    def quantised(self) -> bool:
-        """Whether the adapter was trained on a 4-bit base."""
-        return isinstance(self.loaded.recipe.method, Qlora)
-
-    @property
-    def compared_in(self) -> torch.dtype:
-        """4-bit layers compute in fp32 at most, and cards are slow in fp64."""
-        fine = not self.quantised and hardware_for(self.loaded).kind == "cpu"
-        return torch.float64 if fine else torch.float32
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Base and adapter as they were trained: what they predict, and which layers were in 4 bits."""
-
-    predictions: list[Prediction]
-    contract: PromptContract
-    four_bit_layers: frozenset[str]
+STORED_TYPES = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
 
 
-def plan_merge(
-    loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: str, *, onto_original: bool
-) -> Merge:
-    """Decide the types: for `auto` that of the base's files, then fp16, then fp32.
+class Merger:
+    """A run's merge, step by step: `measure_trained` first, then the others in their order."""
 
-    fp16 has three bits more than bf16 behind the point, and no more bytes. Raises ModelError.
-    """
-    model = loaded.recipe.model
-    source = model_source(model.id, loaded.base)
-    config = open_config(source, model.revision)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            "merge_quantized",
-            f"{source}: its files hold quantised weights, in which an update would be rounded "
-            f"away; use the adapter as it is ({command('generate', run.path, '…')}), or train on "
-            "the unquantised model",
-        )
-    files = config.dtype if config.dtype in DTYPES.values() else torch.float32
-    trained = DTYPES[run.planned("weights_dtype")]
-    choices = (files, torch.float16, torch.float32) if dtype == "auto" else (DTYPES[dtype],)
-    first_fp32 = choices.index(torch.float32) + 1 if torch.float32 in choices else None
-    return Merge(
-        loaded=loaded,
-        run=run,
-        prepared=prepared,
-        types=tuple(dict.fromkeys(map(dtype_name, choices[:first_fp32]))),
-        trained=trained,
-        held=files if trained == torch.float32 else trained,
-        onto_original=onto_original,
-    )
-
-
-def reference_of(merge: Merge, rows: Rows, reporter: Reporter) -> Reference:
-    """What base and adapter say as they were trained, the base in 4 bits where it was."""
-    dtype = merge.trained if merge.quantised else merge.held
-    model = load_tuned_model(merge.loaded, merge.run, merge.prepared, dtype)
-    layers = four_bit_layers(model.network)
-    found = predictions_of(model.network, rows, model.contract.pad_id, merge.compared_in)
-    predictions = _counted(found, "base + adapter", len(rows), reporter)
-    return Reference(predictions, model.contract, layers)
-
-
-class Merging:
-    """The base with the adapter on it, and what it predicts once it is merged."""
-
-    def __init__(self, merge: Merge, reference: Reference, rows: Rows, reporter: Reporter) -> None:
-        free_memory()
-        self._merge, self._rows, self._reporter = merge, rows, reporter
-        self._contract = reference.contract
-        self._four_bits = _four_bits(merge, reference)
-        self._adapted = self._open()
+    def __init__(self, opened: OpenRun, rows: Rows, reporter: Reporter) -> None:
+        """Raises ModelError for a base whose files are quantised."""
+        self._opened, self._rows, self._reporter = opened, rows, reporter
+        self._recipe = opened.loaded.recipe
+        self._source = model_source(self._recipe.model.id, opened.loaded.base)
+        self._hardware = hardware_for(opened.loaded)
+        config = open_config(self._source, self._recipe.model.revision)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ModelError(
+                "merge_quantized",
+                f"{self._source}: its files hold quantised weights, in which an update would be "
+                "rounded away; use the adapter as it is "
+                f"({command('generate', opened.run.path, '…')}), or train on the unquantised model",
+            )
+        self._file_type = config.dtype if config.dtype in DTYPES.values() else torch.float32
+        # The type in which the training held the base, and from which it quantised.
+        self._trained_type = DTYPES[opened.run.planned("weights_dtype")]
+        fp32 = self._trained_type == torch.float32
+        # The narrowest type that holds these weights exactly.
+        self._base_type = self._file_type if fp32 else self._trained_type
+        self._is_qlora = isinstance(self._recipe.method, Qlora)
+        # 4-bit layers compute in fp32 at most, and GPUs are slow in fp64.
+        fine = not self._is_qlora and self._hardware.kind == "cpu"
+        self.compared_in = torch.float64 if fine else torch.float32
         self.largest_activation = 0.0
-        """Of what the merged model has computed so far."""
+        """The largest magnitude that the merged model has computed so far."""
+
+    def types_to_try(self, dtype: str) -> tuple[str, ...]:
+        """Types to store the weights in: `dtype`, or for `auto` that of the files, fp16, fp32.
+
+        fp16 has three more bits of precision than bf16 in as many bytes.
+        """
+        if dtype != "auto":
+            return (dtype_name(DTYPES[dtype]),)
+        if self._file_type == torch.float32:
+            return ("float32",)
+        return tuple(dict.fromkeys((dtype_name(self._file_type), "float16", "float32")))
+
+    def measure_trained(self) -> list[Prediction]:
+        """Predictions of base + adapter as they were trained: a QLoRA run's base in 4 bits."""
+        opened = self._opened
+        dtype = self._trained_type if self._is_qlora else self._base_type
+        model = load_tuned_model(opened.loaded, opened.run, opened.prepared, dtype)
+        self._contract = model.contract
+        self._four_bit_layers = four_bit_layers(model.network)
+        return self._predict(model.network, "base + adapter")
+
+    def open_base(self, *, original: bool) -> None:
+        """Load the base with the adapter; `original` merges into weights that are not rounded."""
+        free_memory()
+        method = self._recipe.method
+        self._nf4 = None
+        if isinstance(method, Qlora) and not original:
+            self._nf4 = Nf4Config(
+                layers=self._four_bit_layers,
+                double_quantization=method.double_quantization,
+                dtype=self._trained_type,
+                device=device_of(self._hardware),
+            )
+        base = self._load(self._source, self._recipe.model, self._base_type)
+        self._adapted: PeftModel = open_adapter(base, self._opened.run.adapter)
 
     def unmerged(self) -> list[Prediction]:
-        """What these weights and the adapter beside them predict."""
-        return self._predictions("base + adapter", None)
+        """Predictions of the opened base with the adapter as a separate update."""
+        return self._predict(self._adapted, "base + adapter")
 
     def merged(self, stored: str | None) -> list[Prediction]:
-        """What the merged model predicts; its weights rounded to `stored`, or not at all."""
+        """Predictions of the merged model, its weights rounded to `stored`; None: not rounded."""
         label = "merged" if stored is None else f"merged, {stored}"
-        dtype = TYPES[stored] if stored is not None else None
-        arguments = (self._adapted, self._merge.compared_in, dtype, self._four_bits)
+        dtype = STORED_TYPES[stored] if stored is not None else None
+        parts = merged_parts(self._adapted, self.compared_in, dtype, self._nf4)
         with largest_activation(self._adapted) as largest:
-            found = self._predictions(label, merged_parts(*arguments))
+            found = self._predict(self._adapted, label, parts)
         self.largest_activation = max(self.largest_activation, largest())
         return found
 
     def write(self, stored: str, folder: Path) -> None:
-        """Merge for good and save; raises ModelError where an update is no number."""
-        model = fold(self._adapted, TYPES[stored], self._four_bits, self._reporter)
-        save_model(model, self._contract, folder)
+        """Merge for good and save what transformers needs; raises ModelError for NaN updates."""
+        model = merge_adapter(self._adapted, STORED_TYPES[stored], self._nf4, self._reporter)
         del self._adapted
+        tokenizer, contract = self._contract.renderer.tokenizer, self._contract
+        model.generation_config = generation_config(tokenizer, contract.stop_ids, contract.pad_id)
+        model.save_pretrained(folder, max_shard_size=SHARD)
+        tokenizer.save_pretrained(folder)
+        write_for_older_readers(folder)
 
     def read_back(self, folder: Path) -> list[Prediction]:
-        """What the model in the folder predicts, opened with nothing else."""
+        """Predictions of the model in the folder, opened with nothing else."""
         free_memory()
+        model = self._recipe.model.model_copy(update={"revision": None})
+        network = self._load(str(folder), model, open_config(str(folder), None).dtype)
+        return self._predict(network, "read back")
+
+    def _load(self, source: str, model: Any, dtype: torch.dtype) -> PreTrainedModel:
+        """A model in evaluation mode, on the GPU if there is room for it."""
+        attention = self._opened.run.planned("attention")
         network = load_base(
-            str(folder),
-            self._merge.loaded.recipe.model.model_copy(update={"revision": None}),
-            dtype=open_config(str(folder), None).dtype,
-            attention=_attention(self._merge.run),
+            source,
+            model,
+            dtype=dtype,
+            attention="sdpa" if attention == "flash" else attention,  # flash takes 16 bits only
             device=torch.device("cpu"),
         )
-        found = self._predicted(self._placed(network), None)
-        return _counted(found, "read back", len(self._rows), self._reporter)
+        needed = ROOM_FACTOR * sum(parameter.nbytes for parameter in network.parameters())
+        free = hardware_for(self._opened.loaded).free_bytes
+        return network.to(device_of(self._hardware)) if needed < free else network
 
-    def _open(self) -> PeftModel:
-        base = load_base(
-            self._merge.source,
-            self._merge.loaded.recipe.model,
-            dtype=self._merge.held,
-            attention=_attention(self._merge.run),
-            device=torch.device("cpu"),
+    def _predict(
+        self, network: PreTrainedModel, label: str, parts: Sequence[Part] | None = None
+    ) -> list[Prediction]:
+        predictions: list[Prediction] = []
+        pad_id = self._contract.pad_id
+        with self._reporter.meter(label, len(self._rows)) as meter:
+            for each in predictions_of(network, self._rows, pad_id, self.compared_in, parts):
+                predictions.append(each)
+                meter.update(len(predictions))
+        return predictions
+
+
+@dataclass(frozen=True)
+class Nf4Config:
+    """How a training quantised its base."""
+
+    layers: frozenset[str]
+    """Names in the base; bitsandbytes leaves the head out."""
+    double_quantization: bool
+    dtype: torch.dtype
+    """Of the weights when they were quantised."""
+    device: torch.device
+
+
+def four_bit_layers(model: PreTrainedModel) -> frozenset[str]:
+    """Names of a model's 4-bit layers, without what PEFT adds to the names."""
+    modules = causal_model(model).named_modules()
+    names = (name for name, module in modules if type(module).__name__ == "Linear4bit")
+    return frozenset(name.removesuffix(".base_layer") for name in names)
+
+
+def layers_to_merge(adapted: PeftModel, nf4: Nf4Config | None) -> list[tuple[str, nn.Module]]:
+    """The layers whose weights change: those with an adapter, and those that were quantised."""
+    quantised = nf4.layers if nf4 is not None else frozenset()
+    return [
+        (name, module)
+        for name, module in causal_model(adapted).named_modules()
+        if isinstance(module, BaseTunerLayer) or name in quantised
+    ]
+
+
+def merge_adapter(
+    adapted: PeftModel, stored: torch.dtype, nf4: Nf4Config | None, reporter: Reporter
+) -> PreTrainedModel:
+    """The base with the update added to its weights, all in one type; raises ModelError.
+
+    `nf4` rounds the weights first, as the training did. One layer after the other changes, so that
+    memory holds one copy of the weights.
+    """
+    if (shared := shared_weight(adapted)) is not None:
+        raise ModelError(
+            "merge_shared",
+            f"{shared}, which can hold the update of one alone; use the adapter as it is (ftcli "
+            "generate)",
         )
-        return open_adapter(self._placed(base), self._merge.run.adapter)
-
-    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
-        """On the card where there is room for it."""
-        hardware = hardware_for(self._merge.loaded)
-        held = sum(parameter.nbytes for parameter in model.parameters())
-        return model.to(device_of(hardware)) if ROOM_BESIDE * held < hardware.free_bytes else model
-
-    def _predictions(self, label: str, parts: Sequence[Part] | None) -> list[Prediction]:
-        found = self._predicted(self._adapted, parts)
-        return _counted(found, label, len(self._rows), self._reporter)
-
-    def _predicted(
-        self, network: PreTrainedModel, parts: Sequence[Part] | None
-    ) -> Iterator[Prediction]:
-        dtype = self._merge.compared_in
-        return predictions_of(network, self._rows, self._contract.pad_id, dtype, parts)
+    layers = layers_to_merge(adapted, nf4)
+    with reporter.meter("merge", len(layers)) as meter:
+        for done, (name, layer) in enumerate(layers, start=1):
+            add_update(name, layer, nf4)
+            weight = _base_layer(layer).weight
+            weight.data = weight.data.to(stored)
+            meter.update(done)
+    return without_adapter(adapted, stored)
 
 
-def _counted(
-    found: Iterable[Prediction], label: str, rows: int, reporter: Reporter
-) -> list[Prediction]:
-    predictions = []
-    with reporter.meter(label, rows) as meter:
-        for prediction in found:
-            predictions.append(prediction)
-            meter.update(len(predictions))
-    return predictions
+def _base_layer(layer: nn.Module) -> Any:
+    """The layer that holds the weight, below an adapter if it has one."""
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
-def save_model(model: PreTrainedModel, contract: PromptContract, folder: Path) -> None:
-    """Weights, config, tokenizer, chat template, generation config: transformers needs no more."""
-    tokenizer = contract.renderer.tokenizer
-    model.generation_config = generation_config(tokenizer, contract.stop_ids, contract.pad_id)
-    model.save_pretrained(folder, max_shard_size=SHARD)
-    tokenizer.save_pretrained(folder)
-    write_for_older_readers(folder)
+def add_update(name: str, layer: nn.Module, nf4: Nf4Config | None) -> None:
+    """Set a layer's weight to the one it was trained with plus its update, in fp32.
+
+    PEFT adds them; in fp32, because it rounds the update to the weight's type first. Raises
+    ModelError where the sum is NaN or infinite.
+    """
+    base = _base_layer(layer)
+    weight = base.weight.data
+    if nf4 is not None and name in nf4.layers:
+        weight = nf4_round_trip(weight.to(nf4.dtype), nf4)
+    base.weight.data = weight.float()
+    if isinstance(layer, BaseTunerLayer):
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:  # safe_merge has found NaN or infinity
+            raise ModelError("adapter_broken", f"{name}: its update is no number") from error
 
 
-def _four_bits(merge: Merge, reference: Reference) -> FourBits | None:
-    """How the weights were rounded in training, where the merge is to keep it."""
-    method = merge.loaded.recipe.method
-    if not isinstance(method, Qlora) or merge.onto_original:
-        return None
-    return FourBits(
-        layers=reference.four_bit_layers,
-        double_quantization=method.double_quantization,
-        dtype=merge.trained,
-        device=device_of(hardware_for(merge.loaded)),
+def nf4_round_trip(weight: Tensor, nf4: Nf4Config) -> Tensor:
+    """A weight [out, in] as a 4-bit layer computes with it, in its own type and on its device."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # looks for CUDA, slowly
+
+    packed, state = quantize_4bit(
+        weight.contiguous().to(nf4.device),
+        blocksize=NF4_BLOCK,
+        compress_statistics=nf4.double_quantization,
+        quant_type="nf4",
     )
+    whole: Tensor = dequantize_4bit(packed, state)
+    return whole.to(weight.device)
 
 
-def _attention(run: RunFolder) -> str:
-    """The training's, but that flash attention takes 16-bit tensors only."""
-    attention = run.planned("attention")
-    return "sdpa" if attention == "flash" else attention
+def without_adapter(adapted: PeftModel, stored: torch.dtype) -> PreTrainedModel:
+    """The base with its merged layers and its modules that were trained whole, all in one type."""
+    model: PreTrainedModel = adapted.unload()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(stored)
+    # If one end of tied embeddings was trained alone, the config must not tie them again.
+    head, words = model.get_output_embeddings(), model.get_input_embeddings()
+    config = model.config.get_text_config()
+    if head is not None and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = head.weight.data_ptr() == words.weight.data_ptr()
+    return model
+
+
+def merged_parts(
+    adapted: PeftModel, dtype: torch.dtype, stored: torch.dtype | None, nf4: Nf4Config | None
+) -> list[Part]:
+    """Parts of the model that `merge_adapter` makes, each merged while it computes in `dtype`.
+
+    Their weights are rounded to `stored` first; None: not rounded.
+    """
+    layers = {layer: name for name, layer in layers_to_merge(adapted, nf4)}
+    return [
+        _MergedPart(module, dtype, layers.get(module), stored, nf4)
+        for module in parts_of(causal_model(adapted))
+    ]
+
+
+class _MergedPart(Part):
+    """A part with its update in its weight; its adapter computes nothing meanwhile."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        name: str | None,
+        stored: torch.dtype | None,
+        nf4: Nf4Config | None,
+    ) -> None:
+        super().__init__(module, dtype)
+        self.name, self.rounded_to, self.nf4 = name, stored, nf4
+
+    def widen(self, *_: object) -> None:
+        self.stored = [(each, each.data) for each in self.module.parameters()]
+        if self.name is not None:
+            add_update(self.name, self.module, self.nf4)
+        elif isinstance(self.module, BaseTunerLayer):
+            self.module.merged_adapters.extend(self.module.active_adapters)  # `unload` drops them
+        for parameter, data in self.stored:
+            if not data.is_floating_point():
+                continue
+            if self.rounded_to is not None:
+                require_in_range(parameter.data, self.rounded_to)
+                parameter.data = parameter.data.to(self.rounded_to)
+            parameter.data = parameter.data.to(self.dtype)
+
+    def restore(self, *_: object) -> None:
+        super().restore()
+        if isinstance(self.module, BaseTunerLayer):
+            self.module.merged_adapters.clear()
+
+
+def require_in_range(weight: Tensor, stored: torch.dtype) -> None:
+    """Raise ModelError for a weight larger than the type's largest number; of fp16 65,504."""
+    largest = weight.abs().max().item()
+    if largest > torch.finfo(stored).max:
+        raise ModelError(
+            "merge_range",
+            f"a weight of {largest:.3g} is beyond what {dtype_name(stored)} holds "
+            f"({torch.finfo(stored).max:.6g}); take --dtype bf16 or fp32",
+        )

@@ -12,17 +12,16 @@ from ftcli.evaluation.intervals import Interval, paired_ratio_interval
 if TYPE_CHECKING:
     from ftcli.export.parity import Parity
 
-# A sum rounded once to fp32, seen through all layers: an order above what sound merges show in
-# either arithmetic (docs/results.md), and below what a thousandth of an update does.
-FURTHEST_LOGIT = {"float64": 1e-3, "float32": 1e-2}
-# Nats a token from which on a stored type costs something that shows: a tenth of a percent of
-# perplexity. Of bf16 on a small model KL says 3e-2, fp16 1e-6.
+# Limits of the largest logit difference for a sum rounded once to fp32: ten times what sound merges
+# show in either arithmetic (docs/results.md), and less than a thousandth of an update causes.
+MAX_LOGIT_DIFFERENCE = {"float64": 1e-3, "float32": 1e-2}
+# Nats per token from which on a stored type has a cost that shows: 0.1% of perplexity. The KL of a
+# small model is 3e-2 in bf16 and 1e-6 in fp16.
 SHOWS = 1e-3
 # fp16 ends at 65,504; rows that are not measured may reach twice as far as those that are.
-FURTHEST_IN_FP16 = 65_504 / 2
-# Of a merge onto the original base of a QLoRA run (measured on a small model: 0.33, where no
-# adapter at all gives 2.14).
-HIGHEST_DRIFT = 1e-2
+MAX_FP16_ACTIVATION = 65_504 / 2
+# KL of a merge onto the original base of a QLoRA run (a small model: 0.33; without adapter 2.14).
+MAX_DRIFT = 1e-2
 
 PASS, DRIFT = "pass", "drift accepted"
 
@@ -39,31 +38,21 @@ class Exactness:
 
     @property
     def passes(self) -> bool:
-        return self.max_logit_difference <= self.limit  # false for what is no number
-
-
-def figures_of(found: Parity) -> dict[str, Any]:
-    """How far the stored model is from the trained one, whatever the reason."""
-    return {
-        "kl": found.kl,
-        "top1_agreement": found.top1_agreement,
-        "max_logit_difference": found.max_logit_difference,
-        "tokens": found.tokens,
-    }
+        return self.max_logit_difference <= self.limit  # false for NaN
 
 
 def exactness_of(found: Parity, compared_in: str) -> Exactness:
-    limit = FURTHEST_LOGIT[compared_in]
+    limit = MAX_LOGIT_DIFFERENCE[compared_in]
     return Exactness(found.kl, found.max_logit_difference, compared_in, limit)
 
 
 @dataclass(frozen=True)
 class RoundingCost:
-    """What a stored type costs, against the same weights in fp32; losses in nats a label token."""
+    """What a stored type costs, against the same weights in fp32; losses in nats per label."""
 
     dtype: str
     kl: float
-    """KL(in fp32 ‖ as stored), nats a token."""
+    """KL(in fp32 ‖ as stored), nats per token."""
     top1_agreement: float
     loss_before: float
     loss: float
@@ -73,7 +62,7 @@ class RoundingCost:
 
     @property
     def shows(self) -> bool:
-        """Whether answers are worse for it; what is no number shows, too."""
+        """Whether answers are worse for it; NaN shows, too."""
         worse = self.loss_difference >= SHOWS and self.loss_difference_interval[0] > 0
         return worse or not self.kl < SHOWS
 
@@ -92,29 +81,26 @@ def cost_of(found: Parity, dtype: str) -> RoundingCost:
     return RoundingCost(dtype, found.kl, found.top1_agreement, before, after, difference, interval)
 
 
-def reason_of(costs: Sequence[RoundingCost], passed_over: Sequence[str], *, asked: bool) -> str:
-    """Why the last of the types tried is the one that is stored; `passed_over` were not tried."""
+def dtype_reason(costs: Sequence[RoundingCost], passed_over: Sequence[str]) -> str:
+    """Why the last of the types tried is stored; `passed_over` says why others were not tried."""
     *others, taken = costs
-    if asked:
-        return "as asked"
     if taken.dtype == "float32":
-        found = "nothing is rounded"
+        reason = "nothing is rounded"
     elif others:
-        found = "costs nothing that shows"
+        reason = "costs nothing that shows"
     else:
-        found = "the type of the base's files costs nothing that shows"
-    would_cost = [f"{cost.dtype} would cost {_loss(cost)}" for cost in others]
-    return "; ".join([found, *would_cost, *passed_over])
-
-
-def _loss(cost: RoundingCost) -> str:
-    low, high = cost.loss_difference_interval
-    return f"{cost.loss_difference:+.4f} of loss (95% {low:+.4f} to {high:+.4f}), KL {cost.kl:.1e}"
+        reason = "the type of the base's files costs nothing that shows"
+    would_cost = []
+    for cost in others:
+        low, high = cost.loss_difference_interval
+        loss = f"{cost.loss_difference:+.4f} of loss (95% {low:+.4f} to {high:+.4f})"
+        would_cost.append(f"{cost.dtype} would cost {loss}, KL {cost.kl:.1e}")
+    return "; ".join([reason, *would_cost, *passed_over])
 
 
 def overflow_of(dtype: str, largest_activation: float) -> str | None:
-    """What is wrong with a type as arithmetic, where the model computes larger numbers."""
-    if dtype != "float16" or largest_activation <= FURTHEST_IN_FP16:
+    """Why a type is wrong as arithmetic: the model computes larger numbers than it holds."""
+    if dtype != "float16" or largest_activation <= MAX_FP16_ACTIVATION:
         return None
     return (
         f"activations of the model reach {largest_activation:.3g}, and fp16 arithmetic ends at "
@@ -124,17 +110,17 @@ def overflow_of(dtype: str, largest_activation: float) -> str | None:
 
 @dataclass(frozen=True)
 class Drift:
-    """A merge onto the original base of a QLoRA run, against what was trained on 4 bits."""
+    """A merge onto the original base of a QLoRA run, against the model trained on 4 bits."""
 
     kl: float
     top1_agreement: float
 
     @property
     def passes(self) -> bool:
-        return self.kl <= HIGHEST_DRIFT
+        return self.kl <= MAX_DRIFT
 
     def in_words(self) -> str:
-        # KL(p ‖ q) is by how much the log-likelihood of a token that p draws is lower under q.
+        # KL(p ‖ q): how much lower the log-likelihood of a token drawn from p is under q.
         perplexity = math.exp(min(self.kl, 100.0))
         return (
             "the adapter was trained on weights rounded to 4 bits, and those of the original base "
@@ -142,7 +128,3 @@ class Drift:
             f"the merged one {perplexity:.3g} times as perplexing as to itself; at "
             f"{1 - self.top1_agreement:.1%} of the tokens it would write another one"
         )
-
-
-def drift_of(found: Parity) -> Drift:
-    return Drift(found.kl, found.top1_agreement)

@@ -1,92 +1,280 @@
-"""The file of answers: how far it has come, and what its answers were made with.
+"""A file of prompts and the file of its answers, which repeats every column of its row.
 
-Beside `answers.jsonl` stands `answers.jsonl.from.json`: a prompt alone does not tell one run's
-answers from another's.
+`answers.csv.from.json` next to `answers.csv` says what the answers were made with: a prompt alone
+does not tell one run's answers from another's.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ftcli.errors import FtcliError
-from ftcli.inference.questions import Asked
-from ftcli.inference.serving import Member
+from ftcli.data.example import Message
+from ftcli.data.json_rows import json_kind
+from ftcli.data.lines import LONGEST
+from ftcli.data.prompts import read_prompt_rows, to_prompts
+from ftcli.data.row import Reject, Row
+from ftcli.data.table_rows import delimiter_of
+from ftcli.data.turns import RowError
+from ftcli.errors import DataError, FtcliError
+from ftcli.inference.several_adapters import Member, unknown_name
 from ftcli.runs.atomic import write_json, write_text
 
-# Of each adapter by its name.
-Making = Mapping[str, Mapping[str, object]]
+if TYPE_CHECKING:
+    from ftcli.inference.generation import Answer
+
+ADAPTER = "adapter"
+# Columns of the output besides those of the input.
+LINE, ANSWER, STOPPED = "line", "answer", "stopped"
+TABLES = (".csv", ".tsv")
+
+# For each adapter by name: what its answers depend on.
+MadeWith = Mapping[str, Mapping[str, object]]
 
 
-def made_with(members: Sequence[Member], seed: int | None) -> Making:
+@dataclass(frozen=True)
+class PromptRow:
+    """One row to be answered, and the name of the adapter that answers it."""
+
+    messages: tuple[Message, ...]
+    adapter: str
+    columns: Mapping[str, object]
+    """What the output says of the row besides its answer: the input's columns, the line, and the
+    adapter if there are several."""
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """A file's rows in the file's order, and why the others are left out."""
+
+    rows: tuple[PromptRow, ...]
+    rejected: tuple[str, ...]
+    ignores_adapter_column: bool
+    """Whether rows name other adapters, and a single run answers them all."""
+
+
+def read_prompt_file(members: Sequence[Member], default: str, source: Path) -> PromptFile:
+    """Read a file's rows, each in the format and with the system prompt of its adapter's run.
+
+    A row's column `adapter` counts if there are several members; without it `default` answers.
+    Raises DataError if no row can be answered.
+    """
+    found: dict[int, PromptRow | str] = {}
+    rows_of: dict[str, dict[int, Row]] = {member.name: {} for member in members}
+    for index, row in enumerate(read_prompt_rows(str(source.absolute()), Path.cwd())):
+        try:
+            if isinstance(row, Reject):
+                raise RowError(row.reason)
+            rows_of[_adapter_of(row, members, default)][index] = row
+        except RowError as error:
+            found[index] = f"{row.origin}: {error}"
+    for member in members:
+        found |= _prompts_of(member, rows_of[member.name], source, named=len(members) > 1)
+    in_order = [found[index] for index in sorted(found)]
+    rejected = tuple(item for item in in_order if isinstance(item, str))
+    accepted = tuple(item for item in in_order if isinstance(item, PromptRow))
+    if not accepted:
+        reason = f": {rejected[0]}" if rejected else ""
+        raise DataError("data_empty", f"holds no prompt{reason}", file=str(source))
+    named = (row.fields.get(ADAPTER) for row in rows_of[default].values())
+    ignored = len(members) == 1 and any(name not in (None, "", default) for name in named)
+    return PromptFile(accepted, rejected, ignored)
+
+
+def _adapter_of(row: Row, members: Sequence[Member], default: str) -> str:
+    """Name of the adapter that answers a row; raises RowError if none can."""
+    if all(value is None or not str(value).strip() for value in row.fields.values()):
+        raise RowError("the row is empty")
+    name = row.fields.get(ADAPTER)
+    if len(members) == 1 or name is None or name == "":  # CSV has no null
+        return default
+    names = [member.name for member in members]
+    if not isinstance(name, str):
+        expected = f"expected a name (there is {', '.join(names)})"
+        raise RowError(f"{ADAPTER}: {expected}, found {json_kind(name)}")
+    if name not in names:
+        raise RowError(f"{ADAPTER} {name!r}: {unknown_name(members, name)}")
+    return name
+
+
+def _prompts_of(
+    member: Member, rows: Mapping[int, Row], source: Path, *, named: bool
+) -> dict[int, PromptRow | str]:
+    """A member's rows by their index in the file, or why they cannot be read as prompts."""
+    data = member.opened.loaded.recipe.data
+    data = data.model_copy(update={"system": member.opened.prepared.system})
+    prompts = to_prompts(rows.values(), data, str(source))
+    found: dict[int, PromptRow | str] = {}
+    for (index, row), messages in zip(rows.items(), prompts, strict=True):
+        if isinstance(messages, Reject):
+            found[index] = f"{messages.origin}: {messages.reason}"
+        else:
+            adapter = {ADAPTER: member.name} if named else {}
+            found[index] = PromptRow(messages, member.name, _columns(row) | adapter)
+    return found
+
+
+def _columns(row: Row) -> dict[str, object]:
+    """The row's columns and its line; `input_` marks columns with the name of an added one."""
+    columns = {
+        f"input_{name}" if name in (LINE, ANSWER, STOPPED) else name: value
+        for name, value in row.fields.items()
+    }
+    return {**columns, LINE: row.origin.line}
+
+
+class AnswersFile:
+    """Answers in their rows' order: a table where the name ends in .csv or .tsv, else JSON lines.
+
+    A table has the delimiter of the input, and its byte order mark, by which Excel knows UTF-8.
+    """
+
+    def __init__(self, path: Path, rows: Sequence[PromptRow], source: Path) -> None:
+        self.path = path
+        self._rows = rows
+        self._table = path.suffix.lower() in TABLES
+        self._start, self._delimiter = "", "\t" if path.suffix.lower() == ".tsv" else ","
+        self._names = list(dict.fromkeys(name for row in rows for name in row.columns))
+        if self._table:
+            self._take_dialect(source)
+            self._start += self._line([*self._names, ANSWER, STOPPED])
+
+    def _take_dialect(self, source: Path) -> None:
+        if source.suffix.lower() in TABLES:
+            with source.open("rb") as file:
+                header = file.readline(LONGEST)
+            if header.startswith(codecs.BOM_UTF8):
+                self._start = "\ufeff"
+            if self.path.suffix.lower() == ".csv":
+                self._delimiter = delimiter_of(header.decode(errors="replace"))
+
+    def count(self) -> int:
+        """How many answers the file has; removes a last one that was cut while it was written.
+
+        Raises FtcliError if they are not the answers to these rows.
+        """
+        if not self.path.is_file():
+            return 0
+        with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
+            text = file.read()
+        if not (text.startswith(self._start) or self._start.startswith(text)):
+            raise self._taken("its columns are not those of the input and of an answer", 1)
+        count, end = 0, len(self._start)
+        for record in self._records(text[end:]):
+            self._require_answers(record, count, text[:end])
+            count += 1
+            end += len(record)
+        if rest := text[end:].rstrip("\ufffd"):  # a kill may cut a character
+            self._require_answers(rest, count, text[:end], cut=True)
+        whole = text[:end] if count else ""  # the header is written with the first answer
+        if text != whole:
+            write_text(self.path, whole)
+        return count
+
+    def _require_answers(self, record: str, index: int, before: str, *, cut: bool = False) -> None:
+        """Raise FtcliError if a record, whole or cut, is not an answer to the row at `index`."""
+        if index < len(self._rows):
+            expected = self._beginning(index)
+            if record.startswith(expected) or (cut and expected.startswith(record)):
+                return
+        line = before.count("\n") + 1
+        raise self._taken("this is not the answer to the input's row", line)
+
+    def append(self, index: int, answer: Answer) -> None:
+        """Write the answer to the row at `index`."""
+        if self._table:
+            end = self._line([answer.text, answer.stopped])
+        else:
+            fields = {ANSWER: answer.text, STOPPED: answer.stopped}
+            end = json.dumps(fields, ensure_ascii=False)[1:] + "\n"
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            start = self._start if index == 0 else ""
+            file.write(start + self._beginning(index) + end)
+
+    def _beginning(self, index: int) -> str:
+        """A row's record up to its answer."""
+        columns = self._rows[index].columns
+        if self._table:
+            cells = [columns.get(name) for name in self._names]
+            return self._line(cells).removesuffix("\r\n") + self._delimiter
+        return json.dumps(columns, ensure_ascii=False, default=str)[:-1] + ", "
+
+    def _line(self, values: Sequence[object]) -> str:
+        written = io.StringIO(newline="")
+        csv.writer(written, delimiter=self._delimiter).writerow(map(_cell, values))
+        return written.getvalue()
+
+    def _records(self, text: str) -> Iterator[str]:
+        """Whole records of the file; a value may hold line ends."""
+        lines = io.StringIO(text, newline="" if self._table else "\n")
+        if not self._table:
+            yield from (line for line in lines if line.endswith("\n"))
+            return
+        record: list[str] = []
+
+        def watched() -> Iterator[str]:
+            for line in lines:
+                record.append(line)
+                yield line
+
+        csv.field_size_limit(LONGEST)
+        with suppress(csv.Error):  # the last record is cut within quotes
+            for _ in csv.reader(watched(), delimiter=self._delimiter, strict=True):
+                if not record[-1].endswith("\r\n"):
+                    return
+                yield "".join(record)
+                record.clear()
+
+    def begin(self, made: MadeWith) -> None:
+        """Write what the answers are made with, before the first of them; not next to a pipe."""
+        if self.path.is_file() or not self.path.exists():
+            write_json(self._settings, made)
+
+    def require_made_with(self, made: MadeWith) -> None:
+        """Raise FtcliError if the file has answers that were made with something else."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return
+        try:
+            before = json.loads(self._settings.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            raise self._taken(
+                f"no {self._settings.name} says what these answers were made with"
+            ) from None
+        if changes := list(_changes(before, made)):
+            raise self._taken(f"its answers were made otherwise: {', '.join(changes)}")
+
+    @property
+    def _settings(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.from.json")
+
+    def _taken(self, reason: str, line: int | None = None) -> FtcliError:
+        message = f"{reason}; take another --output, or delete this file"
+        return FtcliError("output_taken", message, file=str(self.path), line=line)
+
+
+def _cell(value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, (bool, list, dict)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def made_with(members: Sequence[Member], seed: int | None) -> MadeWith:
     """What answers depend on, by the names of the adapters."""
-    return {member.name: _making(member, seed) for member in members}
+    return {member.name: _made_with(member, seed) for member in members}
 
 
-def begin(output: Path, made: Making) -> None:
-    """Write down what the answers are made with, before the first of them."""
-    if output.is_file() or not output.exists():  # nobody goes on with a pipe
-        write_json(_beside(output), made)
-
-
-def require_same_making(output: Path, made: Making) -> None:
-    """Raise FtcliError where the output holds answers that were made with something else."""
-    if not output.is_file() or not output.stat().st_size:
-        return
-    before = _read(_beside(output))
-    if before is None:
-        raise _taken(output, f"no {_beside(output).name} says what these answers were made with")
-    if changes := _changes(before, made):
-        raise _taken(output, f"its answers were made otherwise: {', '.join(changes)}")
-
-
-def answered(output: Path, asked: Sequence[Asked]) -> int:
-    """How many answers are there already; raises FtcliError when they are to other prompts."""
-    if not output.is_file():
-        return 0
-    text = output.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
-    if rest:  # a line that was cut while it was written
-        write_text(output, whole + "\n" if whole else "")
-    lines = whole.split("\n") if whole else []
-    for number, line in enumerate(lines, start=1):
-        if number > len(asked) or not _answers(line, asked[number - 1]):
-            raise _taken(output, "this is not the answer to the input's row", number)
-    return len(lines)
-
-
-def _answers(line: str, asked: Asked) -> bool:
-    """Whether a line is this row's answer, by this row's adapter where it names one."""
-    try:
-        answer = json.loads(line)
-        return bool(answer["prompt"] == asked.messages[-1].content) and (
-            answer.get("adapter", asked.name) == asked.name
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _taken(output: Path, reason: str, line: int | None = None) -> FtcliError:
-    message = f"{reason}; take another --output, or delete this file"
-    return FtcliError("output_taken", message, file=str(output), line=line)
-
-
-def _beside(output: Path) -> Path:
-    return output.with_name(f"{output.name}.from.json")
-
-
-def _read(path: Path) -> Making | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: dict(values) for name, values in found.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
-        return None
-
-
-def _making(member: Member, seed: int | None) -> dict[str, object]:
-    """Trained weights and how answers are drawn; of a sum, whose parts stand beside it, the sum."""
+def _made_with(member: Member, seed: int | None) -> dict[str, object]:
+    """Trained weights and generation settings; of a sum, whose parts are members too, the sum."""
     if member.parts:
         return {"sum": member.shown_sum()}
     weights = json.dumps(member.opened.run.read_manifest().get("weights"), sort_keys=True)
@@ -98,19 +286,16 @@ def _making(member: Member, seed: int | None) -> dict[str, object]:
     }
 
 
-def _changes(before: Making, now: Making) -> list[str]:
+def _changes(before: MadeWith, now: MadeWith) -> Iterator[str]:
     """What differs, in words."""
-    found = [f"without {name}" for name in now if name not in before]
-    found += [f"with {name}" for name in before if name not in now]
+    yield from (f"without {name}" for name in now if name not in before)
+    yield from (f"with {name}" for name in before if name not in now)
     for name in filter(before.__contains__, now):
         was, is_now = before[name], now[name]
-        found += [
-            f"{name} with {key} {_shown(was.get(key))}, now {_shown(is_now.get(key))}"
-            for key in {**was, **is_now}
-            if was.get(key) != is_now.get(key)
-        ]
-    return found
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+        for key in {**was, **is_now}:
+            if was.get(key) != is_now.get(key):
+                shown = (
+                    v if isinstance(v, str) else json.dumps(v)
+                    for v in (was.get(key), is_now.get(key))
+                )
+                yield "{} with {} {}, now {}".format(name, key, *shown)

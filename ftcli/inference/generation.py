@@ -1,46 +1,61 @@
-"""Scoring and generation, as eval, merge and generate share them."""
+"""Score rows and answer prompts with a model in memory.
+
+Answers come from transformers' `generate`. Three things are done here: prompts are grouped into
+batches, what the prompts of a batch begin with is prefilled once, and finished rows leave a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    DynamicCache,
+    DynamicLayer,
     PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextIteratorStreamer,
 )
-from transformers.generation.streamers import BaseStreamer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.config.recipe import Generation
-from ftcli.inference.answer import Answer
-from ftcli.inference.decoding import answered_together, cache_tokens_of, generate_ids
-from ftcli.memory.phases import ANSWERED_ROWS
+from ftcli.data.tokenizing.packing import SHARED_TOKENS, common_tokens
+from ftcli.memory.phases import (
+    ANSWERED_ROWS,
+    LEAST_CACHE_TOKENS,
+    PREFILLED_TOKENS,
+    cache_tokens,
+)
 from ftcli.models.batches import Row, length_batches
-from ftcli.models.device import is_out_of_memory
+from ftcli.models.device import free_bytes, is_out_of_memory
+from ftcli.models.load import shape_of
 from ftcli.models.loss import row_losses
 from ftcli.models.prompt_manifest import PromptContract
-from ftcli.models.virtual_tokens import causal_model, generation_inputs
+from ftcli.models.virtual_tokens import causal_model, generation_inputs, virtual_tokens
 from ftcli.training.laying import Laying, Padded, laying_of_network
 
-Moved = Callable[[int], None]
-
-# Rows at once: scoring fills the cores with few; decoding waits for memory, so many cost little.
+# Scoring fills the cores with few rows; decoding waits for memory, so that many rows cost little.
 SCORED_ROWS = 4
-# Rows of like length among which those are found that begin alike.
+# Rows of similar length, in which rows with a common beginning are grouped.
 BLOCK_ROWS = 64
+# `generate` is called again without the finished rows once this share of a batch has finished.
+FINISHED_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model ready to answer."""
+    """A model in memory, with its tokenizer, chat template and stop tokens."""
 
     network: PreTrainedModel
     contract: PromptContract
     fast: bool = True
-    """The levers of docs/performance.md may be taken (training.fast)."""
+    """Whether the optimisations of docs/performance.md are on (training.fast)."""
 
     @property
     def device(self) -> torch.device:
@@ -48,46 +63,45 @@ class Model:
         return device
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A generated text; `stopped` if the model ended it itself within the token limit."""
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
 def context_tokens(model: Model) -> int | None:
-    """Tokens that the model reads at most, as its configuration says."""
+    """The context length in the model's configuration."""
     found = getattr(model.network.config, "max_position_embeddings", None)
     return int(found) if found else None
 
 
 def seed_sampling(seed: int) -> None:
-    """Make what follows draw the same tokens each time."""
     torch.manual_seed(seed)
 
 
-def score_rows(model: Model, rows: Sequence[Row], moved: Moved) -> tuple[list[float], list[int]]:
-    """Summed negative log-likelihood and labelled tokens of each row, in the rows' own order."""
-    losses, counts = [0.0] * len(rows), [0] * len(rows)
-    done = 0
-    for batch in scored_together(model, rows):
-        for index, scored in zip(batch, score_batch(model, [rows[i] for i in batch]), strict=True):
-            losses[index], counts[index] = scored
-        done += len(batch)
-        moved(done)
-    return losses, counts
+# Scores
 
 
 def scored_together(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Places of rows in batches for `score_batch`: all of them once, the longest rows first."""
+    """Indices of rows in batches for `score_batch`: every row once, the longest rows first."""
     laying = _laying(model, rows)
     for block in length_batches([len(row["input_ids"]) for row in rows], BLOCK_ROWS):
-        for part in laying.divide([rows[place]["input_ids"] for place in block], SCORED_ROWS):
-            yield [block[place] for place in part]
+        for part in laying.divide([rows[index]["input_ids"] for index in block], SCORED_ROWS):
+            yield [block[index] for index in part]
 
 
 def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """Summed negative log-likelihood (nats) and labelled tokens of a few rows at once."""
+    """Each row's summed negative log-likelihood (nats) and its number of labels."""
     batch = _laying(model, ()).lay(rows).to(model.device)
-    summed, counted = row_losses(model.network.eval(), batch)
-    return list(zip(summed.tolist(), counted.tolist(), strict=True))
+    losses, labels = row_losses(model.network.eval(), batch)
+    return list(zip(losses.tolist(), labels.tolist(), strict=True))
 
 
 def _laying(model: Model, rows: Sequence[Row]) -> Laying:
-    """How rows are laid out; those that are given tell how large a batch may be."""
+    """The collator; the length of `rows` limits the size of a batch."""
     if not model.fast:
         return Padded(model.contract.pad_id)
     return laying_of_network(
@@ -95,19 +109,21 @@ def _laying(model: Model, rows: Sequence[Row]) -> Laying:
     )
 
 
+# Answers
+
+
 def answer_prompts(
     model: Model,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-    moved: Moved,
-    rows_at_once: int = ANSWERED_ROWS,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
-    """Answers to tokenised prompts, batch by batch, in the prompts' own order."""
+    """Answers to tokenised prompts, in the prompts' order."""
     answers: dict[int, Answer] = {}
-    for batch in answer_batches(model, prompts, settings, rows_at_once):
-        texts = answer_batch(model, [prompts[index] for index in batch], settings)
-        answers |= dict(zip(batch, texts, strict=True))
-        moved(len(answers))
+    for batch in answer_batches(model, prompts, settings):
+        found = answer_batch(model, [prompts[index] for index in batch], settings)
+        answers |= dict(zip(batch, found, strict=True))
+        on_progress(len(answers))
     return [answers[index] for index in range(len(prompts))]
 
 
@@ -115,19 +131,22 @@ def answer_batches(
     model: Model,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-    rows_at_once: int = ANSWERED_ROWS,
+    batch_size: int = ANSWERED_ROWS,
 ) -> list[list[int]]:
-    """Places of prompts in batches for `answer_batch`: all of them once."""
+    """Indices of prompts in batches for `answer_batch`: every prompt once."""
     cache_tokens = cache_tokens_of(model.network)
-    return list(answered_together(prompts, settings.max_new_tokens, rows_at_once, cache_tokens))
+    return list(answered_together(prompts, settings.max_new_tokens, batch_size, cache_tokens))
 
 
 def answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
-    """Answers to a few prompts at once; fewer at once where memory lacks."""
+    """Answers to one batch of prompts; if memory runs out, to its two halves in turn."""
+    stop_ids, arguments = model.contract.stop_ids, _generate_arguments(model, settings)
+    network = model.network.eval()
     try:
-        return _answer_batch(model, prompts, settings)
+        found = generate_ids(network, prompts, stop_ids, settings.max_new_tokens, arguments)
+        return [_decoded(model, ids) for ids in found]
     except (RuntimeError, MemoryError) as error:
         if len(prompts) == 1 or not is_out_of_memory(error):
             raise
@@ -137,30 +156,36 @@ def answer_batch(
     return [answer for part in parts for answer in answer_batch(model, part, settings)]
 
 
-def _answer_batch(
-    model: Model, prompts: Sequence[Sequence[int]], settings: Generation
-) -> list[Answer]:
-    found = generate_ids(
-        model.network.eval(),
-        prompts,
-        model.contract.stop_ids,
-        settings.max_new_tokens,
-        _generate_arguments(model, settings),
-    )
-    return [_answer(model, row) for row in found]
+def _decoded(model: Model, ids: Sequence[int]) -> Answer:
+    stopped = bool(ids) and ids[-1] in model.contract.stop_ids
+    kept = ids[:-1] if stopped else ids
+    text = model.contract.renderer.tokenizer.decode(kept, skip_special_tokens=True)
+    return Answer(str(text), len(kept), stopped)
 
 
 def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:
     """Pieces of one answer as they are generated."""
-    from threading import Thread
-
     streamer = _AnswerStreamer(
         model.contract.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
     )
     streamer.stop_ids = model.contract.stop_ids
+    ids = torch.tensor([list(prompt)], device=model.device)
     failed: list[BaseException] = []
-    arguments = (model, prompt, settings, streamer, failed)
-    worker = Thread(target=_generate_into, args=arguments, daemon=True)
+
+    def generate() -> None:
+        try:
+            with torch.no_grad():
+                causal_model(model.network.eval()).generate(
+                    **generation_inputs(model.network, ids, torch.ones_like(ids)),
+                    streamer=streamer,
+                    max_new_tokens=settings.max_new_tokens,
+                    **_generate_arguments(model, settings),
+                )
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            failed.append(error)
+            streamer.end()
+
+    worker = Thread(target=generate, daemon=True)
     worker.start()
     yield from streamer
     worker.join()
@@ -169,7 +194,7 @@ def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> 
 
 
 class _AnswerStreamer(TextIteratorStreamer):
-    """Text without the token that ends it, which need not be a special one."""
+    """Text without the token that ends it, which need not be a special token."""
 
     stop_ids: tuple[int, ...] = ()
 
@@ -178,29 +203,8 @@ class _AnswerStreamer(TextIteratorStreamer):
             super().put(value)
 
 
-def _generate_into(
-    model: Model,
-    prompt: Sequence[int],
-    settings: Generation,
-    streamer: BaseStreamer,
-    failed: list[BaseException],
-) -> None:
-    ids = torch.tensor([list(prompt)], device=model.device)
-    try:
-        with torch.no_grad():
-            causal_model(model.network.eval()).generate(
-                **generation_inputs(model.network, ids, torch.ones_like(ids)),
-                streamer=streamer,
-                max_new_tokens=settings.max_new_tokens,
-                **_generate_arguments(model, settings),
-            )
-    except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-        failed.append(error)
-        streamer.end()
-
-
 def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
-    """Our words in transformers' (GenerationConfig); 0 as temperature is greedy."""
+    """Arguments of `generate` (transformers' GenerationConfig); temperature 0 is greedy."""
     arguments: dict[str, Any] = {
         "repetition_penalty": settings.repetition_penalty,
         "eos_token_id": list(model.contract.stop_ids),
@@ -208,16 +212,143 @@ def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
         "do_sample": settings.temperature > 0,
     }
     if settings.temperature > 0:
-        arguments |= {
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "top_k": settings.top_k,
-        }
+        sampling = {"temperature", "top_p", "top_k"}
+        arguments |= settings.model_dump(include=sampling)
     return arguments
 
 
-def _answer(model: Model, ids: Sequence[int]) -> Answer:
-    ends = [place for place, id_ in enumerate(ids) if id_ in model.contract.stop_ids]
-    kept = ids[: ends[0]] if ends else ids
-    text = model.contract.renderer.tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(str(text), len(kept), bool(ends))
+# Decoding
+
+
+def answered_together(
+    prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, cache_tokens: int
+) -> Iterator[list[int]]:
+    """Indices of prompts in batches of similar size, every prompt once, the longest first.
+
+    A batch has at most `batch_size` rows, and at most `cache_tokens` tokens in its KV cache when
+    every answer has `new_tokens`.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    while order:
+        longest = len(prompts[order[0]]) + new_tokens
+        count = max(1, min(batch_size, cache_tokens // longest))
+        batches = math.ceil(len(order) / count)
+        count = math.ceil(len(order) / batches)  # no small rest
+        yield order[:count]
+        order = order[count:]
+
+
+def cache_tokens_of(model: PreTrainedModel) -> int:
+    """Tokens of KV cache per batch: half of the free memory, and no more than make a step read as
+    much as the weights; beyond that, steps get slower than they get fewer."""
+    shape = shape_of(model)
+    if shape is None:
+        return LEAST_CACHE_TOKENS
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    token_bytes = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
+    room = free_bytes(model.device) // 2 // token_bytes
+    return min(cache_tokens(weights, token_bytes), max(1, room))
+
+
+@torch.no_grad()
+def generate_ids(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    arguments: Mapping[str, Any],
+) -> list[list[int]]:
+    """New token ids of each prompt, up to and including its stop token.
+
+    `arguments` are those of `generate`; sampling draws from torch's global generator.
+    """
+    network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
+    inputs = _inputs(model, prompts)
+    plain_cache = _cache_layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    # A state space's cache cannot lose rows, and in many models cannot take several tokens.
+    chunk = max(1, PREFILLED_TOKENS // len(prompts)) if plain_cache else None
+    answers: list[list[int]] = [[] for _ in prompts]
+    unfinished = list(range(len(prompts)))
+    done = 0
+    while True:
+        start = inputs["input_ids"].shape[1]
+        some_finished = StoppingCriteriaList([_SomeFinished(stops, start)])
+        output: Any = network.generate(
+            **inputs,
+            **arguments,
+            max_new_tokens=max_new_tokens - done,
+            prefill_chunk_size=chunk,
+            stopping_criteria=some_finished if plain_cache else None,
+            return_dict_in_generate=True,
+        )
+        ids, cache = output.sequences, output.cache
+        for row, new in zip(unfinished, ids[:, start:].tolist(), strict=True):
+            answers[row] += new
+        done += ids.shape[1] - start
+        finished = torch.isin(ids[:, start:], stops).any(dim=1)
+        stay = (~finished).nonzero()[:, 0]
+        if done == max_new_tokens or not len(stay):
+            return [_through_stop(answer, stop_ids) for answer in answers]
+        unfinished = [unfinished[index] for index in stay.tolist()]
+        cache.batch_select_indices(stay)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - start), value=1)
+        inputs = {"input_ids": ids[stay], "attention_mask": mask[stay], "cache": cache}
+
+
+class _SomeFinished(StoppingCriteria):
+    """Ends a call of `generate` as soon as FINISHED_SHARE of its rows have a stop token."""
+
+    def __init__(self, stops: Tensor, start: int) -> None:
+        self._stops = stops
+        self._start = start
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        finished = torch.isin(input_ids[:, self._start :], self._stops).any(dim=1)
+        return (finished.sum() >= FINISHED_SHARE * len(finished)).expand(len(finished))
+
+
+def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Arguments of `generate`; a common beginning of the prompts is in the cache already."""
+    shared = _common_start(prompts)
+    network = causal_model(model)
+    # A sliding window would count the padding that follows the common beginning.
+    if not shared or virtual_tokens(model) or _cache_layers(network) != {DynamicLayer}:
+        ids, mask = _padded(prompts, 0)
+        return generation_inputs(model, ids.to(model.device), mask.to(model.device))
+    ids, mask = (each.to(model.device) for each in _padded(prompts, shared))
+    cache = DynamicCache(config=network.config)
+    network.base_model(input_ids=ids[:1, :shared], cache=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(prompts))
+    return {"input_ids": ids, "attention_mask": mask, "cache": cache}
+
+
+def _cache_layers(model: PreTrainedModel) -> set[type]:
+    """Classes of the layers in the cache that `generate` makes for a model."""
+    return {type(layer) for layer in DynamicCache(config=model.config).layers}
+
+
+def _common_start(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, less each prompt's last token; 0 if they are few."""
+    rows = [list(prompt) for prompt in prompts]
+    common = min(common_tokens(min(rows), max(rows)), min(map(len, rows)) - 1)
+    return common if len(rows) > 1 and common >= SHARED_TOKENS else 0
+
+
+def _padded(prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [rows, longest]; padding follows the first `shared` tokens.
+
+    A row is padded with its own first token, which the mask hides and a repetition penalty knows
+    already. The pad token may be the stop token.
+    """
+    longest = max(map(len, prompts))
+    ids, mask = [], []
+    for prompt in prompts:
+        padding = longest - len(prompt)
+        ids.append([*prompt[:shared], *[prompt[0]] * padding, *prompt[shared:]])
+        mask.append([1] * shared + [0] * padding + [1] * (len(prompt) - shared))
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _through_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
+    end = next((count for count, each in enumerate(ids, start=1) if each in stop_ids), len(ids))
+    return ids[:end]

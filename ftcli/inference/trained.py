@@ -1,12 +1,10 @@
-"""Open what a run has trained, for eval, merge and generate."""
+"""Open what a run trained, or the base it started from, for eval, merge and generate."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, assert_never
 
 import torch
-from transformers import BitsAndBytesConfig
 
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
@@ -38,7 +36,13 @@ def load_tuned_model(
     dtype = dtype or inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():
-            network: Any = _network(loaded, run, str(run.model), hardware, dtype, None)
+            network = load_base(
+                str(run.model),
+                loaded.recipe.model,
+                dtype=dtype,
+                attention=_attention(run, hardware),
+                device=device_of(hardware),
+            )
         case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
             network = open_adapter(_base(loaded, run, hardware, dtype), run.adapter)
         case _:
@@ -47,7 +51,7 @@ def load_tuned_model(
 
 
 def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
-    """The training's arithmetic, or fp32 where 16 bits are emulated."""
+    """The training's arithmetic, or fp32 where the CPU emulates bf16."""
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
     return compute_dtype(run.planned("precision"))
@@ -59,41 +63,29 @@ def held_as(loaded: Loaded, run: RunFolder) -> str:
     return f"{inference_dtype(run, hardware)} on {hardware.name}"
 
 
-def prompts_of(model: Model, messages: Sequence[Sequence[Any]]) -> list[list[int]]:
-    """Token ids of prompts, exactly as the training rows began."""
-    return [model.contract.renderer.prompt_ids(list(turns)) for turns in messages]
-
-
 def _hardware(loaded: Loaded) -> Hardware:
-    collect_as_usual()  # all that is heavy has been imported, and no model is there
+    collect_as_usual()  # all that is heavy has been imported, and no model is loaded yet
     hardware = hardware_for(loaded)
     use_whole_machine(hardware)
     return hardware
 
 
 def _base(loaded: Loaded, run: RunFolder, hardware: Hardware, dtype: torch.dtype) -> Any:
-    """The base as the run held it; raises FtcliError where it is not the one of the training."""
+    """The base in the run's precision; raises FtcliError if it has changed since the training."""
     model = loaded.recipe.model
     source = model_source(model.id, loaded.base)
-    quantized = quantization(loaded.recipe.method, dtype)
     with proven_base([run], source, model.revision):
-        return _network(loaded, run, source, hardware, dtype, quantized)
+        return load_base(
+            source,
+            model,
+            dtype=dtype,
+            attention=_attention(run, hardware),
+            device=device_of(hardware),
+            quantization=quantization(loaded.recipe.method, dtype),
+        )
 
 
-def _network(
-    loaded: Loaded,
-    run: RunFolder,
-    source: str,
-    hardware: Hardware,
-    dtype: torch.dtype,
-    quantized: BitsAndBytesConfig | None,
-) -> Any:
+def _attention(run: RunFolder, hardware: Hardware) -> str:
+    """The training's attention; flash attention runs on GPUs alone."""
     attention = run.planned("attention")
-    return load_base(
-        source,
-        loaded.recipe.model,
-        dtype=dtype,
-        attention="sdpa" if attention == "flash" and hardware.kind == "cpu" else attention,
-        device=device_of(hardware),
-        quantization=quantized,
-    )
+    return "sdpa" if attention == "flash" and hardware.kind == "cpu" else attention

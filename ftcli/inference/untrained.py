@@ -1,4 +1,4 @@
-"""A recipe's base as it answers before any training, and how long its calls take here."""
+"""A recipe's base before any training: open it, prompt it, time its calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -24,8 +23,8 @@ from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import PromptContract
 from ftcli.training.plan.arithmetic import choose_attention, choose_precision
 
+# The first token comes with the prompt; the others are timed.
 TIMED_TOKENS = 17
-"""The first comes with the prompt; the others are timed."""
 LEAST_SECONDS = 1e-6
 
 
@@ -50,7 +49,7 @@ def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
 
 
 def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:
-    """Ids of a prompt; a system turn that the template refuses stands in the first user turn.
+    """Token ids of a prompt; a system turn that the template refuses goes into the first user turn.
 
     Raises RowFault.
     """
@@ -64,7 +63,7 @@ def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:
 
 @dataclass(frozen=True)
 class CallSpeed:
-    """Calls one at a time: medians over the prompts of a kind, and over all answers."""
+    """Seconds of calls one at a time: medians over the prompts of a kind, and over all answers."""
 
     prompt_seconds: tuple[float, ...]
     """One for each kind of prompt."""
@@ -72,37 +71,35 @@ class CallSpeed:
 
 
 def time_calls(model: Model, kinds: Sequence[Sequence[Sequence[int]]]) -> CallSpeed:
-    """Ask prompts of several kinds in turn, so that what else the machine does falls on all.
+    """Time prompts of several kinds in turn, so that other load on the machine affects all alike.
 
-    How fast an answer is written is taken to be the same behind each kind: what a longer context
-    adds to a token is less than such a short timing can tell.
+    An answer token is taken to cost the same after each kind of prompt: what a longer context adds
+    is less than such a short timing can show.
     """
-    network = model.network.eval()
     for prompts in kinds:
-        _answer(network, prompts[0], model.device)  # untimed: kernels are chosen here
+        _call_seconds(model, prompts[0], 1)  # untimed: kernels are chosen here
     firsts: list[list[float]] = [[] for _ in kinds]
     others: list[float] = []
     for turn in zip(*kinds, strict=True):
-        for place, prompt in enumerate(turn):
-            first = _answer(network, prompt, model.device)
-            whole = _answer(network, prompt, model.device, tokens=TIMED_TOKENS)
-            firsts[place].append(first)
+        for kind, prompt in enumerate(turn):
+            first = _call_seconds(model, prompt, 1)
+            whole = _call_seconds(model, prompt, TIMED_TOKENS)
+            firsts[kind].append(first)
             others.append(max(whole - first, LEAST_SECONDS) / (TIMED_TOKENS - 1))
-    prompt_seconds = tuple(statistics.median(each) for each in firsts)
-    return CallSpeed(prompt_seconds, statistics.median(others))
+    return CallSpeed(tuple(map(statistics.median, firsts)), statistics.median(others))
 
 
-def _answer(network: Any, prompt: Sequence[int], device: torch.device, tokens: int = 1) -> float:
-    """Seconds that a greedy answer of exactly so many tokens takes."""
-    ids = torch.tensor([list(prompt)], device=device)
+def _call_seconds(model: Model, prompt: Sequence[int], tokens: int) -> float:
+    """Seconds for a prompt and a greedy answer of exactly `tokens`."""
+    ids = torch.tensor([list(prompt)], device=model.device)
     settings = GenerationConfig(
         max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
     )
     started = time.monotonic()
     with torch.no_grad():
-        network.generate(
+        model.network.eval().generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
         )
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         torch.cuda.synchronize()
     return time.monotonic() - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -17,9 +18,14 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.errors import FtcliError
-from ftcli.inference import generate
-from ftcli.inference.answers_file import begin, made_with, require_same_making
-from ftcli.inference.questions import Questions, read_questions
+from ftcli.inference.answers_file import (
+    AnswersFile,
+    PromptFile,
+    PromptRow,
+    made_with,
+    read_prompt_file,
+)
+from ftcli.inference.generation import Answer
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import weight_digests
 from tests.several import (
@@ -61,14 +67,14 @@ def test_a_stopped_file_says_what_is_answered_and_goes_on(
     source = file_of(tmp_path / "all.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
     output = tmp_path / "out.jsonl"
     command = ["generate", str(runs / "shop"), "--input", str(source), "--output", str(output)]
-    original = generate.append_json
+    original = AnswersFile.append
 
-    def stopped(path: Path, value: dict[str, Any]) -> None:
-        original(path, value)
+    def stopped(file: AnswersFile, *answered: Any) -> None:
+        original(file, *answered)
         os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "append_json", stopped)
+        patch.setattr(AnswersFile, "append", stopped)
         assert run(command) == 128 + number
     said = capsys.readouterr().err
     assert said.rstrip().endswith(
@@ -78,8 +84,8 @@ def test_a_stopped_file_says_what_is_answered_and_goes_on(
     assert len(output.read_text().splitlines()) == len(PROMPTS)
 
 
-def asked(questions: Questions) -> list[tuple[str, str]]:
-    return [(item.messages[-1].content, item.name) for item in questions.asked]
+def asked(prompts: PromptFile) -> list[tuple[str, str]]:
+    return [(row.messages[-1].content, row.adapter) for row in prompts.rows]
 
 
 def test_a_row_without_a_name_is_for_the_default(runs: Path, tmp_path: Path) -> None:
@@ -91,19 +97,19 @@ def test_a_row_without_a_name_is_for_the_default(runs: Path, tmp_path: Path) -> 
     ]
     both = members(runs, f"sql={runs / 'sql'}")
     for default in ("shop", "sql"):
-        found = read_questions(both, default, file_of(tmp_path / "rows.jsonl", rows))
+        found = read_prompt_file(both, default, file_of(tmp_path / "rows.jsonl", rows))
         assert asked(found) == [("a", default), ("b", default), ("c", default), ("d", "shop")]
-        assert found.rejected == () and not found.ignores_names
+        assert found.rejected == () and not found.ignores_adapter_column
     table = tmp_path / "rows.csv"
     table.write_text("prompt,adapter\na,\nb,shop\n")
-    assert asked(read_questions(both, "sql", table)) == [("a", "sql"), ("b", "shop")]
+    assert asked(read_prompt_file(both, "sql", table)) == [("a", "sql"), ("b", "shop")]
 
 
 def test_what_is_no_name_leaves_the_row_out(runs: Path, tmp_path: Path) -> None:
     values = [["sql"], {"name": "sql"}, 3, False, "sqll"]
     rows = [{"prompt": str(number), "adapter": v} for number, v in enumerate(values)]
     source = file_of(tmp_path / "rows.jsonl", [*rows, {"prompt": "left", "adapter": "sql"}])
-    found = read_questions(members(runs, f"sql={runs / 'sql'}"), "shop", source)
+    found = read_prompt_file(members(runs, f"sql={runs / 'sql'}"), "shop", source)
     assert asked(found) == [("left", "sql")]
     expected = "adapter: expected a name (there is shop, sql), found"
     kinds = ("a list", "an object", "the number 3", "false")
@@ -119,7 +125,7 @@ def test_rows_on_one_line_are_all_answered(runs: Path, tmp_path: Path) -> None:
     rows = [{"prompt": str(number), "adapter": name} for number, name in enumerate(names)]
     source = tmp_path / "rows.json"
     source.write_text(json.dumps([*rows[:2], "no row", *rows[2:]]))
-    found = read_questions(members(runs, f"sql={runs / 'sql'}"), "shop", source)
+    found = read_prompt_file(members(runs, f"sql={runs / 'sql'}"), "shop", source)
     assert asked(found) == [("0", "sql"), ("1", "shop"), ("3", "sql"), ("4", "shop")]
     assert [reason.split(": ")[1] for reason in found.rejected] == [
         "text, where an object is expected",
@@ -148,9 +154,87 @@ def test_use_answers_the_rows_that_name_nobody(runs: Path, tmp_path: Path) -> No
     plain = file_of(tmp_path / "plain.jsonl", [{"prompt": p} for p in PROMPTS])
     for name in ("shop", "sql", "note"):
         alone = answered([runs / name], plain, tmp_path / f"{name}-alone.jsonl")
-        texts = {row["prompt"]: row["completion"] for row in alone}
+        texts = {row["prompt"]: row["answer"] for row in alone}
         for row in found:
-            assert row["adapter"] != name or row["completion"] == texts[row["prompt"]]
+            assert row["adapter"] != name or row["answer"] == texts[row["prompt"]]
+
+
+ROWS: list[dict[str, Any]] = [
+    {"sku": "10", "prompt": 'one\nline; "quoted"', "tags": ["a", "ü"], "answer": "mine"},
+    {"sku": "11", "prompt": "two", "price": 1.5, "line": 7},
+    {"sku": "12", "prompt": "three\r", "tags": None},
+]
+ANSWERS = [
+    Answer('A "table",\nwith; legs\r', 5, True),
+    Answer("", 0, True),
+    Answer("ü" * 9, 9, False),
+]
+
+
+def prompt_rows(columns: list[dict[str, Any]]) -> list[PromptRow]:
+    """As they are read from a file of these rows."""
+    names = {"answer": "input_answer", "line": "input_line"}
+    return [
+        PromptRow((), "shop", {names.get(k, k): v for k, v in row.items()} | {"line": line})
+        for line, row in enumerate(columns, start=1)
+    ]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.tsv"])
+def test_a_file_cut_anywhere_is_continued_to_the_byte(name: str, tmp_path: Path) -> None:
+    output, rows = tmp_path / name, prompt_rows(ROWS)
+
+    def write_from(count: int) -> bytes:
+        for index in range(count, len(rows)):
+            AnswersFile(output, rows, tmp_path / "rows.jsonl").append(index, ANSWERS[index])
+        return output.read_bytes()
+
+    whole, counts = write_from(0), set()
+    for cut in range(len(whole) + 1):
+        output.write_bytes(whole[:cut])
+        counts.add(found := AnswersFile(output, rows, tmp_path / "rows.jsonl").count())
+        assert whole.startswith(output.read_bytes())
+        assert write_from(found) == whole
+    assert counts == {0, 1, 2, 3}
+    for changed in ([*rows[:1], rows[2], rows[1]], rows[:2], prompt_rows([{"prompt": "x"}] * 3)):
+        with pytest.raises(FtcliError, match="take another --output, or delete this file"):
+            AnswersFile(output, changed, tmp_path / "rows.jsonl").count()
+    assert output.read_bytes() == whole
+
+
+def test_every_column_of_the_input_is_kept(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = file_of(tmp_path / "rows.jsonl", [*ROWS, {"sku": " ", "prompt": ""}])
+    found = answered([runs / "shop"], source, tmp_path / "out.jsonl")
+    assert "rows.jsonl:4: the row is empty" in capsys.readouterr().err
+    for row, columns in zip(found, prompt_rows(ROWS), strict=True):
+        assert isinstance(row.pop("answer"), str) and isinstance(row.pop("stopped"), bool)
+        assert row == columns.columns
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "1"}]
+    turns.append({"role": "user", "content": "two"})
+    chat = file_of(tmp_path / "chat.jsonl", [{"messages": turns}])
+    assert answered([runs / "shop"], chat, tmp_path / "chat-out.jsonl")[0]["messages"] == turns
+    text = tmp_path / "rows.txt"
+    text.write_text("one\n\ntwo\n")
+    found = answered([runs / "shop"], text, tmp_path / "text.jsonl")
+    assert [(row["prompt"], row["line"]) for row in found] == [("one", 1), ("two", 3)]
+
+
+def test_a_table_is_answered_as_a_table(runs: Path, tmp_path: Path) -> None:
+    """With the delimiter and the byte order mark of the input, as Excel wants them."""
+    source, output = tmp_path / "rows.csv", tmp_path / "out.csv"
+    source.write_text('\ufeffsku;prompt\n7;mug\n;\n9;lamp, "big"\n', encoding="utf-8")
+    command = ["generate", str(runs / "shop"), "--input", str(source), "--output", str(output)]
+    assert run(command) == 0
+    assert output.read_bytes().startswith("\ufeffsku;prompt;line;answer;stopped\r\n".encode())
+    with output.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter=";"))
+    assert [(row["sku"], row["prompt"], row["line"]) for row in rows] == [
+        ("7", "mug", "2"),
+        ("9", 'lamp, "big"', "4"),
+    ]
+    assert {row["stopped"] for row in rows} <= {"true", "false"}
 
 
 def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -> None:
@@ -163,10 +247,11 @@ def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -
 
     def taken(begun: Any, made: Any) -> str:
         output.write_text("an answer\n")
-        begin(output, begun)
-        require_same_making(output, begun)
+        answers = AnswersFile(output, [], output)
+        answers.begin(begun)
+        answers.require_made_with(begun)
         with pytest.raises(FtcliError) as caught:
-            require_same_making(output, made)
+            answers.require_made_with(made)
         assert caught.value.code == "output_taken" and caught.value.file == str(output)
         reason, advice = caught.value.message.split("; ")
         assert advice == "take another --output, or delete this file"
@@ -192,7 +277,7 @@ def test_beside_a_pipe_nothing_is_written(tmp_path: Path) -> None:
         output = tmp_path / name
         if name == "pipe":
             os.mkfifo(output)
-        begin(output, {})
+        AnswersFile(output, [], output).begin({})
         assert output.with_name(f"{output.name}.from.json").is_file() == expected
 
 

@@ -110,7 +110,7 @@ def test_six_commands(
     assert low <= scores["tuned"]["stop_rate"] <= high
 
     answer = ask(capsys, "generate", folder, "Product: kettle 99\nColour: red")
-    assert isinstance(answer["completion"], str)
+    assert isinstance(answer["answer"], str)
 
     if mode not in ("full", *FOLDED):
         assert run(["merge", str(folder)]) == 2
@@ -166,7 +166,7 @@ def test_generate_answers_a_file_and_goes_on_where_it_stopped(
     assert again["answered_before"] == 2
     assert answers.read_text() == whole
     one = ask(capsys, "generate", recipe, "mug 3", "--max-new-tokens", "4")
-    assert one["completion"] == json.loads(whole.splitlines()[3])["completion"]
+    assert one["answer"] == json.loads(whole.splitlines()[3])["answer"]
 
 
 def test_eval_of_a_file_and_without_the_base(

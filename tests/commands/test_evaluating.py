@@ -415,7 +415,7 @@ def test_a_run_on_plain_texts(
 
 def test_an_answer_with_a_line_separator_is_kept(tmp_path: Path) -> None:
     from ftcli.evaluation.work import Done
-    from ftcli.inference.answer import Answer
+    from ftcli.inference.generation import Answer
 
     file = tmp_path / "kept.jsonl"
     strange = [Answer("a\u2028b\x85c\u2029", 3, True), Answer('d\n"e', 2, False)]

@@ -171,13 +171,13 @@ def test_auto_takes_the_smallest_type_that_costs_nothing_that_shows(
 def test_weights_beyond_fp16_are_kept_in_fp32(
     merge: Ask, home_16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.export import fold
+    from ftcli.export import merged_model
 
     def refuse(weight: Any, stored: Any) -> None:
         if str(stored) == "torch.float16":
             raise ModelError("merge_range", "a weight is beyond what float16 holds")
 
-    monkeypatch.setattr(fold, "require_in_range", refuse)
+    monkeypatch.setattr(merged_model, "require_in_range", refuse)
     found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
     assert found["dtype"] == "float32" and [c["dtype"] for c in found["other_types"]] == [
         "bfloat16"
@@ -192,7 +192,7 @@ def test_weights_beyond_fp16_are_kept_in_fp32(
 def test_a_model_that_fp16_arithmetic_cannot_compute_is_not_stored_in_fp16(
     merge: Ask, home_16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ftcli.export.verdict.FURTHEST_IN_FP16", 0.5)
+    monkeypatch.setattr("ftcli.export.verdict.MAX_FP16_ACTIVATION", 0.5)
     found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
     reached = "; activations of the model reach "
     assert found["dtype"] == "float32" and reached in found["dtype_reason"]
@@ -219,7 +219,7 @@ def test_the_merged_model_answers_as_the_run(
     text = tokenizer.decode(answer, skip_special_tokens=True)
     capsys.readouterr()
     assert run(["generate", str(lora), pair(3)["prompt"], "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["completion"] == text and text
+    assert json.loads(capsys.readouterr().out)["answer"] == text and text
 
 
 @pytest.mark.fault(8)
@@ -260,11 +260,15 @@ def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFix
     lines = capsys.readouterr().out.splitlines()
     size = json.loads((tmp_path / "one" / "merge_report.json").read_text())["bytes"]
     assert lines[0] == f"merged {tmp_path / 'one'} (bfloat16, {size / 1e3:.0f} kB)"
-    text = " ".join(line.strip() for line in lines[1:])
+    assert lines[-2:] == [
+        f"next   vllm serve {tmp_path / 'one'}",
+        f'       or AutoModelForCausalLM.from_pretrained("{tmp_path / "one"}")',
+    ]
+    text = " ".join(line.strip() for line in lines[1:-2])
     assert text.startswith("exact before rounding (KL ") and " stored as bfloat16: loss " in text
     assert "(95% interval of the difference " in text and " tokens of 6 rows)" in text
     assert "not the model that was trained on 4 bits: KL " in text and text.endswith("; accepted")
-    assert all(len(line) <= 80 for line in lines[1:])
+    assert all(len(line) <= 80 for line in lines[1:-2])
 
 
 # What is lost, and caught
@@ -303,9 +307,9 @@ def test_4_bit_weights_rounded_otherwise_are_found_out(
     merge: Ask, qlora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the original base is: the difference is that of 4 bits."""
-    from ftcli.export import fold
+    from ftcli.export import merged_model
 
-    monkeypatch.setattr(fold, "NF4_BLOCK", 256)
+    monkeypatch.setattr(merged_model, "NF4_BLOCK", 256)
     error = merge(qlora, "--output", tmp_path / "one", code=1)["error"]
     assert "KL" in error["message"]
     assert left_below(tmp_path) == []
@@ -321,8 +325,8 @@ def test_a_model_that_is_no_number_is_found_out(
         model.model.norm.weight.data[0] = float("nan")
         return model
 
-    original = engine.fold
-    monkeypatch.setattr(engine, "fold", broken)
+    original = engine.merge_adapter
+    monkeypatch.setattr(engine, "merge_adapter", broken)
     message = merge(lora, "--output", tmp_path / "one", code=1)["error"]["message"]
     assert "nan" in message and "is not what was measured before it was written" in message
     assert left_below(tmp_path) == []
@@ -353,8 +357,8 @@ def test_a_stopped_merge_leaves_nothing(
         os.kill(os.getpid(), number)
         return original(*arguments)
 
-    original = getattr(engine.Merging, phase)
-    monkeypatch.setattr(engine.Merging, phase, stopped)
+    original = getattr(engine.Merger, phase)
+    monkeypatch.setattr(engine.Merger, phase, stopped)
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     assert run(["merge", str(lora), "--output", str(tmp_path / "new" / "one")]) == code
     assert left_below(tmp_path) == []
@@ -371,8 +375,8 @@ def test_a_folder_filled_in_the_meantime_is_kept(
         (tmp_path / "one" / "thesis.txt").write_text("mine")
         return original(*arguments)
 
-    original = engine.Merging.read_back
-    monkeypatch.setattr(engine.Merging, "read_back", filled)
+    original = engine.Merger.read_back
+    monkeypatch.setattr(engine.Merger, "read_back", filled)
     assert merge(lora, "--output", tmp_path / "one", code=1)["error"]["code"] == "output_taken"
     assert left_below(tmp_path) == ["one", "one/thesis.txt"]
 

@@ -82,7 +82,7 @@ def test_eight_rows_come_back_and_stop(
         generation={"max_new_tokens": 32},
     )
     found = answers(recipe, tmp_path / "eight.jsonl", capsys)
-    assert [answer["completion"] for answer in found] == [row["completion"] for row in wanted]
+    assert [answer["answer"] for answer in found] == [row["completion"] for row in wanted]
     assert all(answer["stopped"] for answer in found)
 
 
@@ -117,7 +117,7 @@ def test_the_small_model_learns_eight_rows_by_heart(
         generation={"max_new_tokens": 32},
     )
     found = answers(recipe, tmp_path / "eight.jsonl", capsys)
-    right = [a["completion"] == row["completion"] for a, row in zip(found, wanted, strict=True)]
+    right = [a["answer"] == row["completion"] for a, row in zip(found, wanted, strict=True)]
     assert sum(right) >= least
     assert all(answer["stopped"] for answer in found)
     observed(f"the small model with {mode}: {sum(a['stopped'] for a in found)} of 8 stop")

@@ -103,7 +103,7 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     scores = ask(capsys, "eval", folder, "--limit", "4")
     assert scores["tuned"]["loss"] < scores["base"]["loss"] - 0.2
     answer = ask(capsys, "generate", folder, "Product: Mug\nColour: red", "--max-new-tokens", "8")
-    assert answer["completion"].strip()
+    assert answer["answer"].strip()
     merged = ask(capsys, "merge", folder)
     assert merged["verdict"] == "pass"
 

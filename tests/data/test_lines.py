@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.config.recipe import Data
 from ftcli.data import json_rows, lines, table_rows
 from ftcli.data.lines import lines_of
-from ftcli.data.prompts import read_prompts
+from ftcli.data.prompts import read_prompt_rows
 from ftcli.data.source import read_rows
 from ftcli.errors import DataError
 
@@ -70,7 +69,7 @@ def test_a_value_over_many_lines_is_bounded_too(tmp_path: Path) -> None:
 def test_prompts_of_a_text_file_are_bounded(tmp_path: Path) -> None:
     bomb(tmp_path / "a.txt.gz", b"one\n")
     with pytest.raises(DataError, match="a line of more than 5 MB"):
-        list(read_prompts("a.txt.gz", Data(train="a"), tmp_path))
+        list(read_prompt_rows("a.txt.gz", tmp_path))
 
 
 def test_lines_are_given_as_they_are() -> None:

@@ -9,7 +9,7 @@ import torch
 from ftcli.data.tokenizing import plain_text
 from ftcli.data.tokenizing.plain_text import passage_rows
 from ftcli.data.tokenizing.rendering import IGNORED, Renderer
-from ftcli.inference.generation import Model, score_rows
+from ftcli.inference.generation import Model, score_batch
 from ftcli.models.prompt_manifest import PromptContract
 
 
@@ -43,7 +43,7 @@ def test_long_passages_are_cut_and_lose_no_more_than_the_first_token_of_a_piece(
 
 def test_the_perplexity_is_that_of_the_models_own_loss(model: Model) -> None:
     [row] = passage_rows(model.contract.renderer, ["A red kettle stands on the table."])
-    [loss], [tokens] = score_rows(model, [row], lambda _: None)
+    [(loss, tokens)] = score_batch(model, [row])
     ids = torch.tensor([row["input_ids"]])
     with torch.no_grad():
         expected = model.network(input_ids=ids, labels=ids).loss.item()

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from ftcli.config.recipe import Data
-from ftcli.data.prompts import Question, read_prompts
+from ftcli.data.prompts import read_prompt_rows, to_prompts
+from ftcli.data.row import Reject, Row
 
 
 def prompts(tmp_path: Path, name: str, text: str, **keys: Any) -> list[list[tuple[str, str]]]:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    found = read_prompts(name, Data(train="train.jsonl", **keys), tmp_path)
-    questions = [item for item in found if isinstance(item, Question)]
-    return [[(m.role, m.content) for m in question.messages] for question in questions]
+    rows = [row for row in read_prompt_rows(name, tmp_path) if isinstance(row, Row)]
+    found = to_prompts(rows, Data(train="train.jsonl", **keys), name)
+    return [[(m.role, m.content) for m in item] for item in found if not isinstance(item, Reject)]
 
 
 @pytest.mark.parametrize(

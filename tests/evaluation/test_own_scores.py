@@ -84,7 +84,7 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
 ) -> None:
     """Also where every number is 1, as lengths may be, ours and the user's."""
     from ftcli.inference import generation
-    from ftcli.inference.answer import Answer
+    from ftcli.inference.generation import Answer
 
     def one_token(model: object, prompts: list[object], *_: object) -> list[Answer]:
         return [Answer("A", 1, True) for _ in prompts]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ftcli.export.parity import Parity
-from ftcli.export.verdict import SHOWS, Drift, cost_of, exactness_of, reason_of
+from ftcli.export.verdict import SHOWS, Drift, cost_of, dtype_reason, exactness_of
 
 ROWS = 16
 
@@ -72,16 +72,12 @@ def test_the_cost_is_paired_by_rows() -> None:
 def test_the_reason_names_what_other_types_would_cost() -> None:
     dear, cheap = cost_of(parity(worse=0.02), "bfloat16"), cost_of(parity(), "float16")
     whole = cost_of(parity(), "float32")
-    assert reason_of([dear], [], asked=True) == "as asked"
-    assert (
-        reason_of([cheap], [], asked=False)
-        == "the type of the base's files costs nothing that shows"
-    )
-    assert reason_of([dear, cheap], [], asked=False).startswith(
+    assert dtype_reason([cheap], []) == "the type of the base's files costs nothing that shows"
+    assert dtype_reason([dear, cheap], []).startswith(
         "costs nothing that shows; bfloat16 would cost +0.0200 of loss"
     )
     passed_over = ["a weight is beyond what float16 holds"]
-    found = reason_of([dear, whole], passed_over, asked=False)
+    found = dtype_reason([dear, whole], passed_over)
     assert found.startswith("nothing is rounded; bfloat16 would")
     assert found.endswith("; a weight is beyond what float16 holds")
 

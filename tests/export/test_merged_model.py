@@ -1,4 +1,4 @@
-"""Folded, saved, read back: every model and every kind of LoRA is what base + adapter was."""
+"""Merged, saved, read back: every model and every kind of LoRA is what base + adapter was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from ftcli.config.recipe import Lora, LoraKeys, Qlora
 from ftcli.console import Terminal
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import ModelError
-from ftcli.export.fold import FourBits, dtype_name, fold, four_bit_layers, merged_parts
+from ftcli.export.merged_model import (
+    Nf4Config,
+    dtype_name,
+    four_bit_layers,
+    merge_adapter,
+    merged_parts,
+)
 from ftcli.export.parity import Part, Prediction, largest_activation, parity, predictions_of
 from ftcli.export.verdict import Exactness, RoundingCost, cost_of, exactness_of
 from ftcli.models.adapters import open_adapter, save_weights
@@ -52,9 +58,8 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"rslora": True},
     "dora": {"dora": True},
-    "layers": {"layers": [1]},
+    "layers and dropout": {"layers": [1], "dropout": 0.5},
     "rank_pattern": {"rank_pattern": {"o_proj": 8, "layers.0.mlp.down_proj": 2}},
-    "dropout": {"dropout": 0.5},
     "embeddings": {"modules_to_save": ["embed_tokens"]},
     "head": {"modules_to_save": ["lm_head"]},
     "both ends": {"modules_to_save": ["embed_tokens", "lm_head"]},
@@ -125,14 +130,14 @@ def certificate(
     assert parity(before, reference).kl > 0.05, "the adapter does something"
 
     adapted = open_adapter(opened(folder / "base", held, method, whole=True), folder / "adapter")
-    four_bits = None
+    nf4 = None
     if isinstance(method, Qlora):
-        four_bits = FourBits(names, method.double_quantization, held, CPU)
+        nf4 = Nf4Config(names, method.double_quantization, held, CPU)
     whole, rounded = (
-        said(adapted, arithmetic, merged_parts(adapted, arithmetic, stored, four_bits))
+        said(adapted, arithmetic, merged_parts(adapted, arithmetic, stored, nf4))
         for stored in (None, wanted)
     )
-    fold(adapted, wanted, four_bits, Terminal()).save_pretrained(folder / "merged")
+    merge_adapter(adapted, wanted, nf4, Terminal()).save_pretrained(folder / "merged")
     alone = AutoModelForCausalLM.from_pretrained(folder / "merged", attn_implementation="eager")
     assert alone.dtype == wanted
     compared_in = dtype_name(arithmetic)
@@ -149,55 +154,77 @@ def require_same(found: Certificate) -> None:
     assert found.cost.kl <= (0.0 if found.cost.dtype == "float32" else 1e-3), found
 
 
-@pytest.mark.fault(9)
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("model", MODELS)
-def test_lora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
-    method = Lora(mode="lora", rank=4)
-    found = certificate(MODELS[model](), method, tmp_path, TYPES[dtype])
-    require_same(found)
-
-
-@pytest.mark.fault(8)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model", MODELS)
-def test_qlora_on_every_model(model: str, dtype: str, tmp_path: Path) -> None:
-    method = Qlora(mode="qlora", rank=4)
-    found = certificate(MODELS[model](), method, tmp_path, TYPES[dtype])
-    require_same(found)
+# Each is made of parts that are proven alone in the quick tests.
+SLOW = pytest.mark.slow
+KINDS: dict[str, type[Lora] | type[Qlora]] = {"lora": Lora, "qlora": Qlora}
 
 
 @pytest.mark.fault(8, 9)
 @pytest.mark.parametrize(
-    ("mode", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("qlora", "bfloat16")]
+    ("mode", "dtype"),
+    [
+        ("lora", "bfloat16"),
+        ("qlora", "bfloat16"),
+        *(pytest.param("lora", dtype, marks=SLOW) for dtype in ("float16", "float32")),
+        pytest.param("qlora", "float32", marks=SLOW),
+    ],
 )
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model(model: str, mode: str, dtype: str, tmp_path: Path) -> None:
+    method = KINDS[mode].model_validate({"mode": mode, "rank": 4})
+    require_same(certificate(MODELS[model](), method, tmp_path, TYPES[dtype]))
+
+
+@pytest.mark.fault(8, 9)
+@pytest.mark.parametrize(
+    ("mode", "dtype", "tied"),
+    [
+        ("lora", "float32", True),
+        *(pytest.param("lora", "bfloat16", tied, marks=SLOW) for tied in (True, False)),
+        *(pytest.param("qlora", "bfloat16", tied, marks=SLOW) for tied in (True, False)),
+    ],
+)
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_every_extra(extra: str, tied: bool, mode: str, dtype: str, tmp_path: Path) -> None:
-    kind = {"lora": Lora, "qlora": Qlora}[mode]
-    method = kind(mode=mode, rank=4, **EXTRAS[extra])
+    method = KINDS[mode].model_validate({"mode": mode, "rank": 4} | EXTRAS[extra])
     base = llama(tie_word_embeddings=tied)
-    found = certificate(base, method, tmp_path, TYPES[dtype])
-    require_same(found)
+    require_same(certificate(base, method, tmp_path, TYPES[dtype]))
 
 
-@pytest.mark.parametrize("mode", ["lora", "qlora"])
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("extra", ["dora and head", "both ends"])
+def test_extras_of_qlora(extra: str, tmp_path: Path) -> None:
+    method = Qlora.model_validate({"mode": "qlora", "rank": 4} | EXTRAS[extra])
+    base = llama(tie_word_embeddings=False)
+    require_same(certificate(base, method, tmp_path, torch.bfloat16))
+
+
+@pytest.mark.parametrize("mode", ["lora", pytest.param("qlora", marks=SLOW)])
 @pytest.mark.parametrize("model", ["phi3, fused", "gpt_neox, embed_in"])
 def test_layers_and_ends_of_models_with_other_names(model: str, mode: str, tmp_path: Path) -> None:
-    kind = {"lora": Lora, "qlora": Qlora}[mode]
-    method = kind(mode=mode, rank=4, layers=[1], modules_to_save=["embed_tokens"])
-    found = certificate(MODELS[model](), method, tmp_path, torch.float32)
-    require_same(found)
+    keys = {"mode": mode, "rank": 4, "layers": [1], "modules_to_save": ["embed_tokens"]}
+    method = KINDS[mode].model_validate(keys)
+    require_same(certificate(MODELS[model](), method, tmp_path, torch.float32))
 
 
 @pytest.mark.fault(9)
-@pytest.mark.parametrize("wanted", ["bfloat16", "float32"])
-@pytest.mark.parametrize("extra", ["plain", "dora", "embeddings", "head"])
-@pytest.mark.parametrize("model", ["llama, tied", "gemma2"])
+@pytest.mark.parametrize(
+    ("model", "extra", "wanted"),
+    [
+        ("llama, tied", "dora", "bfloat16"),
+        ("gemma2", "plain", "bfloat16"),
+        ("gemma2", "head", "float32"),
+        *(
+            pytest.param(model, extra, wanted, marks=SLOW)
+            for model in ("llama, tied", "gemma2")
+            for extra in ("plain", "embeddings", "head")
+            for wanted in ("bfloat16", "float32")
+        ),
+    ],
+)
 def test_a_base_held_in_16_bits(model: str, extra: str, wanted: str, tmp_path: Path) -> None:
-    method = Lora(mode="lora", rank=4, **EXTRAS[extra])
-    found = certificate(MODELS[model](), method, tmp_path, TYPES[wanted], torch.bfloat16)
-    require_same(found)
+    method = Lora.model_validate({"mode": "lora", "rank": 4} | EXTRAS[extra])
+    require_same(certificate(MODELS[model](), method, tmp_path, TYPES[wanted], torch.bfloat16))
 
 
 @pytest.mark.fault(8)
@@ -231,7 +258,7 @@ def test_a_head_trained_alone_beside_tied_embeddings_is_not_tied_again(tmp_path:
     adapted = get_peft_model(base, config)
     adapted.get_base_model().lm_head.modules_to_save["default"].weight.data.mul_(-1)
     expected = said(adapted, torch.float32)
-    fold(adapted, torch.float32, None, Terminal()).save_pretrained(tmp_path / "merged")
+    merge_adapter(adapted, torch.float32, None, Terminal()).save_pretrained(tmp_path / "merged")
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert parity(expected, said(alone, torch.float32)).kl < 1e-9
     assert not alone.config.tie_word_embeddings
@@ -280,13 +307,13 @@ def test_every_planted_fault_is_found_before_rounding(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from ftcli.export import fold as engine
+    from ftcli.export import merged_model as engine
 
     method = kind(mode=kind.__name__.lower(), rank=4)
     layers = plant(monkeypatch)
     if layers is not None:
-        whole = engine.layers_to_fold
-        monkeypatch.setattr(engine, "layers_to_fold", lambda *found: layers(whole(*found)))
+        whole = engine.layers_to_merge
+        monkeypatch.setattr(engine, "layers_to_merge", lambda *found: layers(whole(*found)))
     found = certificate(llama(), method, tmp_path, torch.bfloat16)
     assert not found.exact.passes, found.exact
 
@@ -298,7 +325,7 @@ def test_a_fault_that_comes_with_writing_is_found(tmp_path: Path) -> None:
     adapted = attach(base, Lora(mode="lora", rank=4), seed=0)
     shake(adapted)
     rounded = said(adapted, torch.float64, merged_parts(adapted, torch.float64, None, None))
-    merged = fold(adapted, torch.float32, None, Terminal())
+    merged = merge_adapter(adapted, torch.float32, None, Terminal())
     assert exactness_of(parity(rounded, said(merged, torch.float64)), "float64").passes
     merged.model.layers[1].mlp.up_proj.weight.data[3, 5] += 0.1
     assert not exactness_of(parity(rounded, said(merged, torch.float64)), "float64").passes

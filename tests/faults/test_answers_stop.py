@@ -57,7 +57,7 @@ def learn(
         assert run(["generate", str(recipe), "--input", str(rows), "--output", str(output)]) == 0
         found = [json.loads(line) for line in output.read_text().splitlines()]
         begun = [
-            a["completion"].startswith(w["completion"]) for a, w in zip(found, wanted, strict=True)
+            a["answer"].startswith(w["completion"]) for a, w in zip(found, wanted, strict=True)
         ]
         return [{**answer, "known": known} for answer, known in zip(found, begun, strict=True)]
 

@@ -387,14 +387,14 @@ def test_a_merge_that_is_not_what_was_trained(
     """What only the last legs can see; a head with its sign turned while it is written."""
     from ftcli.export import merged_model
 
-    right = merged_model.fold
+    right = merged_model.merge_adapter
 
     def wrong(adapted: Any, *rest: Any) -> Any:
         merged = right(adapted, *rest)
         merged.get_output_embeddings().weight.data *= -1
         return merged
 
-    monkeypatch.setattr(merged_model, "fold", wrong)
+    monkeypatch.setattr(merged_model, "merge_adapter", wrong)
     said = finds(write_recipe(), "merge")
     assert "not merged, because the merged model is not what was measured before it was" in said
 

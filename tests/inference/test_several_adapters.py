@@ -13,14 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt, Qlora
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model
-from ftcli.inference.several_adapters import (
-    AdapterSet,
-    adapter_set,
-    batches_by_name,
-    renamed,
-    with_adapter,
-    with_sum,
-)
+from ftcli.inference.several_adapters import AdapterSet, batches_by_name
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.methods import attach, quantization
 from ftcli.models.prompt_manifest import PromptContract
@@ -76,9 +69,9 @@ def saved(base: Base, method: Method, folder: Path, seed: int) -> Path:
 
 def together(base: Base, folders: dict[str, Path]) -> AdapterSet:
     (name, folder), *others = folders.items()
-    adapters = adapter_set(name, Model(open_adapter(base(), folder), CONTRACT))
+    adapters = AdapterSet(name, Model(open_adapter(base(), folder), CONTRACT))
     for name, folder in others:
-        adapters = with_adapter(adapters, name, folder, CONTRACT)
+        adapters.add(name, folder, CONTRACT)
     return adapters
 
 
@@ -118,8 +111,8 @@ def test_one_base_is_held_whatever_stands_on_it(
         for folder in folders.values()
     ]
     assert held == llama().num_parameters() + sum(each) and min(each) > 0
-    same = renamed(adapters, "shop", "again")
-    assert sum(p.numel() for p in same.use("again").network.parameters()) == held
+    adapters.add_name("again", "shop")
+    assert sum(p.numel() for p in adapters.use("again").network.parameters()) == held
 
 
 @pytest.mark.parametrize("kind", ["lora", "qlora"])
@@ -141,7 +134,8 @@ def test_a_sum_is_the_sum_of_the_updates(
         name: saved(base, method, tmp_path / name, 0)
         for name, method in zip(LORAS, KINDS[kind], strict=True)
     }
-    adapters = with_sum(together(base, folders), "mix", parts, CONTRACT)
+    adapters = together(base, folders)
+    adapters.add_sum("mix", parts, CONTRACT)
     network = adapters.use("mix").network
     layers = [m for m in network.modules() if hasattr(m, "lora_A") and "adapter3" in m.lora_A]
     assert layers
@@ -149,7 +143,7 @@ def test_a_sum_is_the_sum_of_the_updates(
         x = torch.randn(3, layer.in_features, dtype=torch.float64)
         expected = layer.base_layer(x.float()).detach().double()
         for name, weight in parts:
-            slot = adapters.slots[name]
+            slot = adapters.peft_names[name]
             if slot in layer.lora_A:
                 a, b = layer.lora_A[slot].weight.double(), layer.lora_B[slot].weight.double()
                 keys = LORAS[name]

@@ -18,7 +18,7 @@ from transformers import (
 
 from ftcli.config.recipe import Full, Method, Model, Qlora
 from ftcli.errors import ModelError
-from ftcli.export.fold import FourBits, nf4_round_trip
+from ftcli.export.merged_model import Nf4Config, nf4_round_trip
 from ftcli.memory.shapes import shape_from_config
 from ftcli.memory.shapes.families import FAMILIES
 from ftcli.models.adapters import open_adapter, save_weights
@@ -200,10 +200,10 @@ def test_falcon_in_4_bits_is_falcon_with_rounded_weights(
     torch.manual_seed(0)
     rounded = falcon(bias=True, **grouped)
     rounded.save_pretrained(tmp_path)
-    four_bits = FourBits(frozenset(), True, torch.float32, torch.device("cpu"))
+    nf4 = Nf4Config(frozenset(), True, torch.float32, torch.device("cpu"))
     for layer in rounded.transformer.h.modules():
         if isinstance(layer, torch.nn.Linear):
-            layer.weight.data = nf4_round_trip(layer.weight.data, four_bits)
+            layer.weight.data = nf4_round_trip(layer.weight.data, nf4)
     method = Qlora(mode="qlora", rank=2)
     nf4 = quantization(method, torch.float32)
     adapted, reference = (attach(m, method, seed=0) for m in (loaded(tmp_path, nf4), rounded))

@@ -17,8 +17,8 @@ from ftcli.data.example import Message
 from ftcli.data.prepared import SPLITS, Prepared, Split
 from ftcli.errors import Stopped
 from ftcli.evaluation.evaluate import Asked, evaluate_run
-from ftcli.export.merge import MergeWish, merge_run
-from ftcli.inference.generate import Request, open_generator
+from ftcli.export.merge import MergeOptions, merge_run
+from ftcli.inference.generate import GenerateOptions, open_generator
 from ftcli.runs.folder import RunFolder
 from ftcli.training.job import BaseModel
 from ftcli.training.opening import OpenRun, open_run
@@ -157,7 +157,7 @@ def _merge(opened: OpenRun, reporter: Reporter) -> str:
     method = opened.loaded.recipe.method
     if isinstance(method, FrozenKeys):
         return f"method.mode {method.mode} has none"
-    found = merge_run(opened.run.path, (), output=None, wish=MergeWish(), reporter=reporter)
+    found = merge_run(opened.run.path, (), output=None, options=MergeOptions(), reporter=reporter)
     if isinstance(method, Full):
         return "the model stands alone already"
     exact, dtype = found.report["exact"], found.report["dtype"]
@@ -166,14 +166,14 @@ def _merge(opened: OpenRun, reporter: Reporter) -> str:
 
 def _generate(opened: OpenRun) -> str:
     """Answer the prompt of a row as `--input` does, and as a prompt on the command line."""
-    generator = open_generator(Request(opened.run.path))
+    generator = open_generator(GenerateOptions(opened.run.path))
     text = "a"
     if not opened.prepared.plain_text:
         messages = _prompt(opened)
         generator.answers(opened.loaded.recipe.name, [messages])
         text = messages[-1].content
     if opened.prepared.system is None:
-        for _ in generator.answer(text):
+        for _ in generator.stream(text):
             pass
     return f"up to {opened.loaded.recipe.generation.max_new_tokens} tokens"
 

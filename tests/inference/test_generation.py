@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,9 +22,15 @@ from transformers import (
 
 from ftcli.config.recipe import Generation, Prefix
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.inference import decoding, generation
-from ftcli.inference.decoding import answered_together, cache_tokens_of, generate_ids
-from ftcli.inference.generation import Model, answer_batch, answer_prompts
+from ftcli.inference import generation
+from ftcli.inference.generation import (
+    Model,
+    answer_batch,
+    answer_prompts,
+    answered_together,
+    cache_tokens_of,
+    generate_ids,
+)
 from ftcli.memory import phases
 from ftcli.models.methods import attach
 from ftcli.models.prompt_manifest import PromptContract
@@ -38,16 +45,18 @@ SIZES = architectures.SIZES | {"num_hidden_layers": 2}
 FAMILIES: dict[str, dict[str, Any]] = architectures.FAMILIES | {
     "qwen2": {},
     "gemma2": architectures.FAMILIES["gemma2"] | {"final_logit_softcapping": 20.0},
-    "gpt_neox": {"tie_word_embeddings": False},
-    "gpt_neox tied": {"tie_word_embeddings": True},
+    "gpt_neox": {},
 }
+# They differ from the others in nothing that decoding sees.
+ALIKE = ("llama tied", "qwen2", "qwen3", "gemma")
 SETTINGS = Generation(max_new_tokens=12)
+CONTRACT = PromptContract(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
 BEGINNING = list(range(11, 25))
 
 
 @pytest.fixture(autouse=True)
 def _prompts_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "PREFILLED_TOKENS", 30)
+    monkeypatch.setattr(generation, "PREFILLED_TOKENS", 30)
 
 
 def own(length: int, seed: int) -> list[int]:
@@ -95,7 +104,7 @@ def decode(
     settings: Generation,
     stops: Sequence[int],
 ) -> list[list[int]]:
-    contract = PromptContract(Renderer(chatml().tokenizer), tuple(stops), pad_id=0)
+    contract = replace(CONTRACT, stop_ids=tuple(stops))
     arguments = generation._generate_arguments(Model(model, contract), settings)
     return generate_ids(model, prompts, stops, settings.max_new_tokens, arguments)
 
@@ -117,16 +126,18 @@ def assert_same(
     return expected
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_answers_are_those_of_generate(name: str, penalty: float) -> None:
-    settings = Generation(max_new_tokens=12, repetition_penalty=penalty)
-    found = assert_same(model_of(name), settings=settings)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in FAMILIES]
+)
+def test_answers_are_those_of_generate(name: str) -> None:
+    model = model_of(name)
+    assert_same(model, settings=Generation(max_new_tokens=12, repetition_penalty=1.3))
+    found = assert_same(model)
     assert len({tuple(answer) for answer in found}) > 3
     assert len({len(answer) for answer in found}) > 1
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
 @pytest.mark.parametrize(
     "prompts",
     [
@@ -142,9 +153,8 @@ def test_whatever_the_prompts_have_in_common(name: str, prompts: list[list[int]]
     assert_same(model_of(name), prompts)
 
 
-@pytest.mark.parametrize("new_tokens", [1, 2])
-def test_few_tokens(new_tokens: int) -> None:
-    assert_same(model_of("llama"), settings=Generation(max_new_tokens=new_tokens))
+def test_one_token() -> None:
+    assert_same(model_of("llama"), settings=Generation(max_new_tokens=1))
 
 
 def test_adapters_answer_as_they_are() -> None:
@@ -204,7 +214,7 @@ def test_rows_that_have_ended_leave_the_batch() -> None:
     read = seen[-steps:]
     assert read[0] == len(PROMPTS) > read[-1]
     for count, rows in zip(standing, read, strict=True):
-        assert rows >= count > (1 - decoding.ENDED) * rows
+        assert rows >= count > (1 - generation.FINISHED_SHARE) * rows
 
 
 # Sampling
@@ -249,7 +259,7 @@ def test_the_cache_grows_with_the_model_and_with_the_memory(
     by_token = sum(t.numel() * t.element_size() for t in cache_of(model, 1))
     monkeypatch.setattr(phases, "LEAST_CACHE_TOKENS", 0)
     assert cache_tokens_of(model) == held // by_token
-    monkeypatch.setattr(decoding, "free_bytes", lambda _: 20 * by_token)
+    monkeypatch.setattr(generation, "free_bytes", lambda _: 20 * by_token)
     assert cache_tokens_of(model) == 10
 
 
@@ -291,10 +301,6 @@ def lfm2() -> PreTrainedModel:
     return Lfm2ForCausalLM(config)
 
 
-def _contract() -> PromptContract:
-    return PromptContract(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
-
-
 @pytest.mark.parametrize(
     "build",
     [
@@ -307,7 +313,7 @@ def _contract() -> PromptContract:
 )
 def test_batches_of_other_models(build: Callable[[], PreTrainedModel]) -> None:
     network = build().eval()
-    model = Model(network, _contract())
+    model = Model(network, CONTRACT)
     found = answer_prompts(model, PROMPTS, SETTINGS, lambda _: None)
     assert found == [answer_batch(model, [prompt], SETTINGS)[0] for prompt in PROMPTS]
     assert len({answer.text for answer in found}) > 1
@@ -326,7 +332,7 @@ def test_what_else_a_base_wants_of_its_answers_is_done() -> None:
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_fewer_rows_where_memory_lacks(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(model_of("llama"), _contract())
+    model = Model(model_of("llama"), CONTRACT)
     expected = answer_batch(model, PROMPTS, SETTINGS)
     tried: list[int] = []
 
@@ -341,10 +347,10 @@ def test_fewer_rows_where_memory_lacks(error: Exception, monkeypatch: pytest.Mon
     assert tried == [6, 3, 1, 2, 3, 1, 2]
 
 
-def test_another_error_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> list[list[int]]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(generation, "generate_ids", broken)
     with pytest.raises(RuntimeError, match="illegal"):
-        answer_batch(Model(model_of("llama"), _contract()), PROMPTS, SETTINGS)
+        answer_batch(Model(model_of("llama"), CONTRACT), PROMPTS, SETTINGS)

@@ -12,14 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from ftcli.config.recipe import Qlora
 from ftcli.console import Terminal
 from ftcli.errors import ModelError
-from ftcli.export.fold import (
-    FourBits,
+from ftcli.export.merged_model import (
+    Nf4Config,
     add_update,
-    as_quantised,
-    base_layer_of,
-    fold,
     four_bit_layers,
-    layers_to_fold,
+    layers_to_merge,
+    merge_adapter,
+    nf4_round_trip,
     without_adapter,
 )
 from ftcli.models.adapters import open_adapter, save_weights
@@ -37,21 +36,22 @@ def in_4_bits(folder: Path, dtype: torch.dtype, *, double: bool = True) -> PreTr
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization_config=config)
 
 
-@pytest.mark.parametrize("build", [llama, phi3])
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize(
+    ("build", "dtype", "double"),
+    [*((llama, dtype, True) for dtype in TYPES), (phi3, torch.bfloat16, False)],
+)
 def test_a_layer_is_rounded_as_transformers_quantises_it(
     build: Callable[[], PreTrainedModel], dtype: torch.dtype, double: bool, tmp_path: Path
 ) -> None:
     build().save_pretrained(tmp_path)
     quantised = in_4_bits(tmp_path, dtype, double=double)
-    four_bits = FourBits(four_bit_layers(quantised), double, dtype, CPU)
+    nf4 = Nf4Config(four_bit_layers(quantised), double, dtype, CPU)
     expected = dict(quantised.dequantize(dtype).named_modules())
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    layers = layers_to_fold(plain, four_bits)
-    assert {name for name, _ in layers} == four_bits.layers
+    layers = layers_to_merge(plain, nf4)
+    assert {name for name, _ in layers} == nf4.layers
     for name, layer in layers:
-        found = as_quantised(layer, four_bits)
+        found = nf4_round_trip(layer.weight.data.to(dtype), nf4)
         assert found.dtype == dtype
         assert torch.equal(found, expected[name].weight)
         assert not torch.equal(found, layer.weight.data.to(dtype))
@@ -81,9 +81,9 @@ def test_layers_without_an_adapter_are_rounded_too() -> None:
         for name, module in causal_model(adapted).named_modules()
         if isinstance(module, nn.Linear) and "proj" in name and "lora" not in name
     )
-    four_bits = FourBits(names, True, torch.float32, CPU)
-    for name, layer in layers_to_fold(adapted, four_bits):
-        add_update(name, layer, four_bits)
+    nf4 = Nf4Config(names, True, torch.float32, CPU)
+    for name, layer in layers_to_merge(adapted, nf4):
+        add_update(name, layer, nf4)
     merged = dict(without_adapter(adapted, torch.float32).named_parameters())
     changed = {name for name in merged if not torch.equal(merged[name], whole[name])}
     assert changed == {f"{name}.weight" for name in names} and len(names) == 14
@@ -94,13 +94,13 @@ def test_the_sum_is_rounded_once(wanted: torch.dtype) -> None:
     """Against float64: no more than half a step of the wanted type away."""
     adapted = attach(llama().to(torch.bfloat16), lora(rank=4, alpha=6), seed=0)
     shake(adapted)
-    layers = layers_to_fold(adapted, None)
+    layers = layers_to_merge(adapted, None)
     exact = {}
     for name, layer in layers:
         a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
         exact[name] = layer.get_base_layer().weight.double() + 6 / 4 * (b @ a)
         add_update(name, layer, None)
-        weight = base_layer_of(layer).weight
+        weight = layer.get_base_layer().weight
         weight.data = weight.data.to(wanted)
     merged = without_adapter(adapted, wanted)
     assert {parameter.dtype for parameter in merged.parameters()} == {wanted}
@@ -119,7 +119,7 @@ def test_an_update_that_is_no_number_is_named(tmp_path: Path) -> None:
     save_weights(adapted, tmp_path)
     opened = open_adapter(llama(), tmp_path)
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj: its update is no number"):
-        for name, module in layers_to_fold(opened, None):
+        for name, module in layers_to_merge(opened, None):
             add_update(name, module, None)
 
 
@@ -141,7 +141,7 @@ def test_layers_that_hold_one_weight_are_not_merged(
     opened = open_adapter(with_one_block_twice(llama()), tmp_path)
     before = {name: weight.clone() for name, weight in opened.state_dict().items()}
     with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj hold one weight") as caught:
-        fold(opened, torch.float32, None, Terminal())
+        merge_adapter(opened, torch.float32, None, Terminal())
     assert caught.value.code == "merge_shared"
     assert all(torch.equal(before[name], weight) for name, weight in opened.state_dict().items())
 
@@ -150,7 +150,7 @@ def test_layers_that_hold_one_weight_and_have_no_adapter_are_merged() -> None:
     adapted = attach(with_one_block_twice(llama()), lora(["k_proj", "down_proj"]), seed=0)
     shake(adapted)
     expected = logits(adapted)
-    merged = fold(adapted, torch.float32, None, Terminal())
+    merged = merge_adapter(adapted, torch.float32, None, Terminal())
     assert torch.allclose(logits(merged), expected, atol=1e-5)
 
 
