@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import yaml
 from _pytest.mark.expression import Expression
+from filelock import FileLock
 
 from ftcli.data.prepared import LongestRow, Prepared, SplitCounts
 
@@ -264,6 +265,38 @@ def write_recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[
         return save_recipe(tmp_path, tiny_model, name, **sections)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder by name, filled once a session, whichever worker needs it first; for reading."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / f"shared-{name}", root / f"shared-{name}.done"
+        with FileLock(root / f"shared-{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once: Callable[..., Path], tiny_model: Path) -> Path:
+    """A finished LoRA run of two steps on the rows of `save_rows`; copy it to change it."""
+    from ftcli.cli import run
+
+    def train(home: Path) -> None:
+        save_rows(home)
+        recipe = save_recipe(home, tiny_model, training={"max_steps": 2, "batch_size": 4})
+        assert run(["train", str(recipe)]) == 0
+
+    return made_once("tiny", train) / "runs" / "tiny"
 
 
 @pytest.fixture(scope="session")

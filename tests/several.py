@@ -39,11 +39,10 @@ def train(home: Path, model: Path, name: str, **method: Any) -> Path:
     return home / "runs" / name
 
 
-def three_runs(home: Path, model: Path) -> Path:
-    """The folder of three adapters on one base."""
+def three_runs(home: Path, model: Path) -> None:
+    """Three adapters on one base."""
     for name in ("shop", "sql", "note"):
         train(home, model, name)
-    return home / "runs"
 
 
 def others(runs: Path) -> list[str]:

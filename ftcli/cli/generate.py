@@ -98,14 +98,11 @@ def _standard_input() -> str:
 def _answer_one(asked: GenerateOptions, prompt: str, json: bool) -> None:
     from ftcli.inference.generate import open_generator
 
-    generator = open_generator(asked)
+    answer = open_generator(asked).answer(prompt, asked.use, None if json else stream)
     if json:
-        answer = generator.answer(prompt, asked.use)
         result_json({"prompt": prompt, "answer": answer.text, "stopped": answer.stopped})
-        return
-    for piece in generator.stream(prompt, asked.use):
-        stream(piece)
-    stream("\n")
+    else:
+        stream("\n")
 
 
 def _answer_file(

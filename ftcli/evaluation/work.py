@@ -11,17 +11,19 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli.config.recipe import Generation, holds_4_bits
 from ftcli.console import Reporter
 from ftcli.errors import DataError, ModelError
 from ftcli.evaluation.rows import Row
 from ftcli.evaluation.scores import Counts
-from ftcli.inference.generation import Answer, Model
-from ftcli.models.prompt_manifest import PromptContract
 from ftcli.runs.atomic import append_json, read_json_lines, short_digest, write_text
 from ftcli.training.opening import OpenRun
+
+if TYPE_CHECKING:
+    from ftcli.inference.generation import Answer, Model
+    from ftcli.models.prompt_manifest import PromptContract
 
 # Goes up when the same weights would give other losses or answers.
 VERSION = 6
@@ -97,6 +99,8 @@ class Done:
         self._take(line)
 
     def _take(self, line: Mapping[str, Any]) -> None:
+        from ftcli.inference.generation import Answer
+
         for row, loss, tokens in line.get("losses", ()):
             self.losses_by_row[row] = (loss, tokens)
         for row, *fields in line.get("answers", ()):

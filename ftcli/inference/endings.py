@@ -1,4 +1,4 @@
-"""Whether answers end: proven in the labels before a training, measured on the model behind it."""
+"""Whether answers end: proven in the labels before a training, measured on the model after it."""
 
 from __future__ import annotations
 
@@ -22,46 +22,47 @@ from ftcli.training.job import TrainJob
 from ftcli.training.trainer import FtcliTrainer
 
 TRAINED_ON: tuple[RowsOf, ...] = ("train", "validation", "replay")
-# How many rows are named in an error.
+# Rows named in an error.
 NAMED = 3
-# A few answers tell "always" from "never", which is what goes wrong.
-ANSWERED = 8
-# A model that has learnt to stop writes about as much as the longest answer it was shown.
-ROOM = 1.25
+# What goes wrong is that answers never end, which a few answers show.
+SAMPLE_ANSWERS = 8
+# A model that has learnt to stop writes about as much as the longest answer it was trained on.
+LENGTH_FACTOR = 1.25
 
 
 @dataclass(frozen=True)
 class StopRate:
-    """Share of greedy answers that the trained model ended itself; none where none was asked."""
+    """Share of greedy answers that the trained model ended itself; None if it was not measured."""
 
     stop_rate: float | None
     stop_rate_rows: int
 
 
 def require_ends(folder: Path, prepared: Prepared, renderer: Renderer) -> None:
-    """Prove that every row ends, in its labels, with a token that stops an answer.
+    """Raise DataError unless the last label of every row is a stop token.
 
-    Rows as long as max_length may be cut, and prove nothing. Raises DataError naming the first.
+    Rows of max_length tokens may be truncated, and are not checked.
     """
     for split in (split for split in TRAINED_ON if split in prepared.row_files):
         endless = _endless(read_split(folder, split), prepared)
         if not endless.num_rows:
             continue
         first, *others = endless.slice(0, NAMED).to_pylist()
+        noun = "row" if endless.num_rows == 1 else "rows"
         stops = " or ".join(repr(renderer.tokenizer.decode([i])) for i in prepared.stop_ids)
         also = "".join(f", {row['file']}:{row['line']}" for row in others)
         raise DataError(
             "end_token",
-            f"of {endless.num_rows} {split} rows, this one first{also}, the labels do not end with "
-            f"{stops}, so that the model would not learn to stop; name another data.template, or "
-            f"delete {folder} where it was changed",
+            f"of {endless.num_rows} {split} {noun}, this one first{also}, the labels do not end "
+            f"with {stops}, so that the model would not learn to stop; name another data.template, "
+            f"or delete {folder} where it was changed",
             file=first["file"],
             line=first["line"],
         )
 
 
 def _endless(rows: pa.Table, prepared: Prepared) -> pa.Table:
-    """Origins of the rows that are not cut and whose last label stops nothing."""
+    """File and line of the rows that are not truncated and whose last label is no stop token."""
     stops = pa.array(prepared.stop_ids, pa.int32())
     masks = []
     for labels in rows.column("labels").chunks:
@@ -72,23 +73,23 @@ def _endless(rows: pa.Table, prepared: Prepared) -> pa.Table:
 
 
 def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) -> StopRate:
-    """Greedy answers of the trained model to a few validation rows, or else training rows.
+    """Answer a few validation rows, or else training rows, greedily with the trained model.
 
-    An answer has ROOM times the tokens of the longest one in these rows to end in, and no more than
+    The token limit is LENGTH_FACTOR times the longest answer of these rows, and at most
     generation.max_new_tokens. Plain texts have no answers.
     """
     prepared, recipe = job.dataset, job.recipe
     generation = recipe.generation
-    rows = [] if prepared.plain_text else _whole_rows(job.run.data, prepared)
+    rows = [] if prepared.plain_text else _sample_rows(job.run.data, prepared)
     if not rows:
         return StopRate(None, 0)
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     longest = max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
-    limit = min(math.ceil(ROOM * longest), generation.max_new_tokens)
+    limit = min(math.ceil(LENGTH_FACTOR * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
     contract = PromptContract(job.model.renderer, prepared.stop_ids, prepared.pad_id)
     model = Model(trainer.model, contract, recipe.training.fast is not False)
-    arithmetic = trainer.compute_loss_context_manager()  # whatever types the weights are held in
+    arithmetic = trainer.compute_loss_context_manager()  # autocast, as in training
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:
             answers = answer_prompts(model, prompts, greedy, meter.update)
@@ -100,8 +101,8 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     return StopRate(sum(answer.stopped for answer in answers) / len(answers), len(answers))
 
 
-def _whole_rows(folder: Path, prepared: Prepared) -> list[dict[str, Any]]:
-    """The first rows that are not cut within their prompt, which loss_on: all allows."""
+def _sample_rows(folder: Path, prepared: Prepared) -> list[dict[str, Any]]:
+    """The first rows that are not truncated within their prompt (loss_on: all allows it)."""
     split: Split = "validation" if prepared.validation.rows else "train"
-    rows = read_split(folder, split).select(["input_ids", "prompt_tokens"]).slice(0, ANSWERED)
+    rows = read_split(folder, split).select(["input_ids", "prompt_tokens"]).slice(0, SAMPLE_ANSWERS)
     return [row for row in rows.to_pylist() if len(row["input_ids"]) > row["prompt_tokens"]]

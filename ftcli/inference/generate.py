@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,7 @@ class AnswersResult:
     rejected: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "rows": self.rows,
-            "answered_before": self.answered_before,
-            "rejected": list(self.rejected),
-        }
+        return {**asdict(self), "output": str(self.output)}
 
 
 @dataclass(frozen=True)
@@ -76,31 +71,25 @@ class Generator:
     members: tuple[Member, ...]
     adapters: AdapterSet
 
-    def stream(self, prompt: str, name: str | None = None) -> Iterator[str]:
-        """Pieces of one member's answer to a prompt as they are generated; by default RUN's."""
+    def answer(
+        self, prompt: str, name: str | None = None, on_text: Callable[[str], object] | None = None
+    ) -> Answer:
+        """One member's answer to a prompt, by default RUN's; `on_text` gets it piece by piece."""
         from ftcli.inference.generation import stream_answer
 
         member = chosen(self.members, name)
-        ids = self._ids(member, prompt)
         settings = member.opened.loaded.recipe.generation
-        yield from stream_answer(self.adapters.use(member.name), ids, settings)
-
-    def answer(self, prompt: str, name: str | None = None) -> Answer:
-        """One member's answer to a prompt; by default RUN's."""
-        member = chosen(self.members, name)
-        return self._answers(member, [self._ids(member, prompt)])[0]
+        ids = self._ids(member, prompt)
+        return stream_answer(self.adapters.use(member.name), ids, settings, on_text)
 
     def answers(self, name: str, prompts: Sequence[Sequence[Message]]) -> list[Answer]:
         """One member's answers to conversations."""
-        renderer = self.adapters.models[name].contract.renderer
-        ids = [renderer.prompt_ids(list(messages)) for messages in prompts]
-        return self._answers(chosen(self.members, name), ids)
-
-    def _answers(self, member: Member, prompts: Sequence[Sequence[int]]) -> list[Answer]:
         from ftcli.inference.generation import answer_prompts
 
-        settings = member.opened.loaded.recipe.generation
-        return answer_prompts(self.adapters.use(member.name), prompts, settings)
+        model = self.adapters.use(name)
+        ids = [model.contract.renderer.prompt_ids(list(messages)) for messages in prompts]
+        settings = chosen(self.members, name).opened.loaded.recipe.generation
+        return answer_prompts(model, ids, settings)
 
     def _ids(self, member: Member, prompt: str) -> list[int]:
         renderer = self.adapters.models[member.name].contract.renderer

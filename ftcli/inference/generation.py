@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Thread
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
+    TextStreamer,
 )
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
@@ -163,44 +162,39 @@ def _decoded(model: Model, ids: Sequence[int]) -> Answer:
     return Answer(str(text), len(kept), stopped)
 
 
-def stream_answer(model: Model, prompt: Sequence[int], settings: Generation) -> Iterator[str]:
-    """Pieces of one answer as they are generated."""
-    streamer = _AnswerStreamer(
-        model.contract.renderer.tokenizer, skip_prompt=True, skip_special_tokens=True
-    )
-    streamer.stop_ids = model.contract.stop_ids
+@torch.no_grad()
+def stream_answer(
+    model: Model,
+    prompt: Sequence[int],
+    settings: Generation,
+    on_text: Callable[[str], object] | None,
+) -> Answer:
+    """One answer, whose text is also given to `on_text` piece by piece as it is generated."""
     ids = torch.tensor([list(prompt)], device=model.device)
-    failed: list[BaseException] = []
-
-    def generate() -> None:
-        try:
-            with torch.no_grad():
-                causal_model(model.network.eval()).generate(
-                    **generation_inputs(model.network, ids, torch.ones_like(ids)),
-                    streamer=streamer,
-                    max_new_tokens=settings.max_new_tokens,
-                    **_generate_arguments(model, settings),
-                )
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            failed.append(error)
-            streamer.end()
-
-    worker = Thread(target=generate, daemon=True)
-    worker.start()
-    yield from streamer
-    worker.join()
-    if failed:
-        raise failed[0]
+    inputs = generation_inputs(model.network, ids, torch.ones_like(ids))
+    output = causal_model(model.network.eval()).generate(
+        **inputs,
+        streamer=_AnswerStreamer(model, on_text) if on_text is not None else None,
+        max_new_tokens=settings.max_new_tokens,
+        **_generate_arguments(model, settings),
+    )
+    return _decoded(model, output[0, inputs["input_ids"].shape[1] :].tolist())
 
 
-class _AnswerStreamer(TextIteratorStreamer):
+class _AnswerStreamer(TextStreamer):
     """Text without the token that ends it, which need not be a special token."""
 
-    stop_ids: tuple[int, ...] = ()
+    def __init__(self, model: Model, on_text: Callable[[str], object]) -> None:
+        tokenizer = model.contract.renderer.tokenizer
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stop_ids, self._on_text = model.contract.stop_ids, on_text
 
     def put(self, value: Tensor) -> None:
-        if self.next_tokens_are_prompt or value.flatten()[0].item() not in self.stop_ids:
+        if self.next_tokens_are_prompt or value.flatten()[0].item() not in self._stop_ids:
             super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._on_text(text)
 
 
 def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:

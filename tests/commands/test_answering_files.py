@@ -42,8 +42,8 @@ from tests.several import (
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return three_runs(tmp_path_factory.mktemp("several"), tiny_model)
+def runs(tiny_model: Path, made_once: Callable[..., Path]) -> Path:
+    return made_once("several", lambda home: three_runs(home, tiny_model)) / "runs"
 
 
 def test_an_interrupted_file_goes_on(runs: Path, tmp_path: Path) -> None:

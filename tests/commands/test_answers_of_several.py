@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from tests.several import (
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return three_runs(tmp_path_factory.mktemp("several"), tiny_model)
+def runs(tiny_model: Path, made_once: Callable[..., Path]) -> Path:
+    return made_once("several", lambda home: three_runs(home, tiny_model)) / "runs"
 
 
 def require_each_as_alone(runs: Path, names: list[str], folder: Path) -> None:
@@ -56,7 +57,10 @@ def test_every_row_is_answered_as_by_its_adapter_alone(runs: Path, tmp_path: Pat
     require_each_as_alone(runs, NAMES, tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["qlora", "adapter", "prefix", "prompt"])
+@pytest.mark.parametrize(
+    "mode",
+    ["qlora", "prefix", *(pytest.param(m, marks=pytest.mark.slow) for m in ("adapter", "prompt"))],
+)
 def test_other_methods_share_a_base_too(mode: str, tmp_path: Path) -> None:
     # With smaller weights a random base repeats the last token, whatever stands before it.
     base = save_tiny_model(tmp_path / "lively", initializer_range=0.2)

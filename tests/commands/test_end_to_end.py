@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,53 +151,28 @@ def test_failure_is_one_json_object_too(
 
 
 def test_generate_answers_a_file_and_goes_on_where_it_stopped(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(training={"max_steps": 2, "batch_size": 4})
-    assert run(["train", str(recipe)]) == 0
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"mug {n}"}) + "\n" for n in range(5)))
     answers = tmp_path / "answers.jsonl"
     flags = ["--input", prompts, "--output", answers, "--max-new-tokens", "4"]
-    first = ask(capsys, "generate", recipe, *flags)
+    first = ask(capsys, "generate", tiny_run, *flags)
     assert first["rows"] == 5 and first["answered_before"] == 0
     whole = answers.read_text()
     answers.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"prompt": "mu')
-    again = ask(capsys, "generate", recipe, *flags)
+    again = ask(capsys, "generate", tiny_run, *flags)
     assert again["answered_before"] == 2
     assert answers.read_text() == whole
-    one = ask(capsys, "generate", recipe, "mug 3", "--max-new-tokens", "4")
+    one = ask(capsys, "generate", tiny_run, "mug 3", "--max-new-tokens", "4")
     assert one["answer"] == json.loads(whole.splitlines()[3])["answer"]
 
 
 def test_eval_of_a_file_and_without_the_base(
-    write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(training={"max_steps": 2, "batch_size": 4})
-    assert run(["train", str(recipe)]) == 0
-    found = ask(capsys, "eval", recipe, "--data", rows_file, "--limit", "3", "--no-base")
+    copied = shutil.copytree(tiny_run, tmp_path / "run")
+    command = ["eval", copied, "--data", rows_file, "--limit", "3", "--no-base"]
+    found = ask(capsys, *command)
     assert found["rows"] == 3 and "base" not in found
-    assert ask(capsys, "eval", recipe, "--data", rows_file, "--limit", "3", "--no-base") == found
-
-
-def test_data_that_cannot_be_trained_on_say_why(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cases = {
-        "": "rows.jsonl: holds no rows",
-        '{"prompt": "a", "completion": ""}\n': "rows.jsonl:1 completion is empty",
-        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n': "preference data",
-    }
-    for text, words in cases.items():
-        (tmp_path / "rows.jsonl").write_text(text)
-        recipe = write_recipe(data={"train": "rows.jsonl", "validation": 0})
-        capsys.readouterr()
-        assert run(["prepare", str(recipe)]) == 1
-        err = capsys.readouterr().err
-        assert words in err and "Traceback" not in err
-    rows = [json.dumps({"prompt": f"mug {n}", "completion": "red " * 200}) for n in range(4)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
-    long = write_recipe(data={"train": "rows.jsonl", "validation": 0, "max_length": 100})
-    assert run(["prepare", str(long)]) == 1
-    assert "answer tokens" in capsys.readouterr().err
-    assert run(["prepare", str(long), "--set", "data.allow_truncation=true"]) == 0
+    assert ask(capsys, *command) == found

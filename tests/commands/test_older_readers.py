@@ -16,7 +16,6 @@ from typing import Any
 import gguf
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import (
     CONFIG_MAPPING,
@@ -30,44 +29,26 @@ from ftcli.cli import run
 from ftcli.memory.shapes.families import FAMILIES
 from ftcli.models.older_readers import write_for_older_readers
 from tests.architectures import SIZES
-from tests.conftest import pair, save_rows, save_tiny_model, tiny_tokenizer
+from tests.conftest import pair, save_recipe, save_rows, tiny_tokenizer
 
 # transformers 4.57 with what it pins; torch, peft and the rest are this environment's own.
 OLDER = ["transformers>=4.57,<4.58", "huggingface_hub>=0.36,<1", "tokenizers>=0.22,<0.23"]
 # These load without an error and compute something else in 4.57: sdpa there leaves the cap of
 # Gemma 2's scores out, and Apertus' activation is another.
 OTHERWISE = {"gemma2", "apertus"}
+SCALED = {"factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONGROPE = {
+    "short_factor": [1 + n / 10 for n in range(6)],
+    "long_factor": [2 + n for n in range(6)],
+}
 STRETCHED: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama, llama3": (
-        "llama",
-        {
-            "rope_type": "llama3",
-            "rope_theta": 5e5,
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-    ),
-    "qwen2, yarn": (
-        "qwen2",
-        {
-            "rope_type": "yarn",
-            "rope_theta": 1e6,
-            "factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-    ),
+    "llama, llama3": ("llama", {"rope_theta": 5e5, **LLAMA3, **SCALED}),
+    "qwen2, yarn": ("qwen2", {"rope_type": "yarn", "rope_theta": 1e6, **SCALED}),
     "llama, linear": ("llama", {"rope_type": "linear", "rope_theta": 3e4, "factor": 2.0}),
     "phi3, longrope": (
         "phi3",
-        {
-            "rope_type": "longrope",
-            "rope_theta": 3e4,
-            "partial_rotary_factor": 0.75,
-            "short_factor": [1.0 + n / 10 for n in range(6)],
-            "long_factor": [2.0 + n / 3 for n in range(6)],
-        },
+        {"rope_type": "longrope", "rope_theta": 3e4, "partial_rotary_factor": 0.75, **LONGROPE},
     ),
     "gemma3, linear": (
         "gemma3_text",
@@ -217,16 +198,9 @@ def home(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("older")
     save_rows(home)
     for mode, rate in (("lora", 1e-3), ("full", 1e-5)):
-        recipe = {
-            "name": mode,
-            "model": {"id": str(small_model)},
-            "method": {"mode": mode},
-            "data": {"train": "rows.jsonl", "validation": 4},
-            "training": {"max_steps": 2, "batch_size": 2, "learning_rate": rate},
-            "generation": {"max_new_tokens": 4},
-        }
-        (home / f"{mode}.yaml").write_text(yaml.safe_dump(recipe))
-        assert run(["train", str(home / f"{mode}.yaml")]) == 0
+        training = {"max_steps": 2, "batch_size": 2, "learning_rate": rate}
+        recipe = save_recipe(home, small_model, mode, method={"mode": mode}, training=training)
+        assert run(["train", str(recipe)]) == 0
     assert run(["merge", str(home / "runs" / "lora"), "--dtype", "fp32"]) == 0
     return home
 
@@ -334,25 +308,16 @@ def test_a_converted_model_answers_the_same(home: Path, tmp_path: Path) -> None:
     assert said[0] == said[1]
 
 
-def test_a_run_is_saved_for_older_readers(tmp_path: Path) -> None:
+def test_a_run_is_saved_for_older_readers(
+    tiny_run: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """Full run, adapter and merged model alike."""
-    save_tiny_model(tmp_path / "base", head_dim=16)
-    save_rows(tmp_path)
-    for mode in ("lora", "full"):
-        recipe = {
-            "name": mode,
-            "model": {"id": "base"},
-            "method": {"mode": mode},
-            "data": {"train": "rows.jsonl", "validation": 0},
-            "training": {"max_steps": 1, "batch_size": 2},
-            "generation": {"max_new_tokens": 1},
-        }
-        (tmp_path / f"{mode}.yaml").write_text(yaml.safe_dump(recipe))
-        assert run(["train", str(tmp_path / f"{mode}.yaml")]) == 0
-    runs = tmp_path / "runs"
-    assert run(["merge", str(runs / "lora")]) == 0
-    for folder in (runs / "lora/merged", runs / "full/model"):
+    training = {"max_steps": 1, "batch_size": 2}
+    assert run(["train", str(write_recipe(method={"mode": "full"}, training=training))]) == 0
+    merged, full = tmp_path / "merged", tmp_path / "runs" / "tiny" / "model"
+    assert run(["merge", str(tiny_run), "--output", str(merged)]) == 0
+    for folder in (merged, full):
         assert json.loads((folder / "config.json").read_text())["rope_theta"] == 10_000.0
-    for folder in (runs / "lora/merged", runs / "full/model", runs / "lora/adapter"):
+    for folder in (merged, full, tiny_run / "adapter"):
         written = json.loads((folder / "tokenizer_config.json").read_text())
         assert written["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from tests.commands.test_end_to_end import METHODS
+from tests.commands.test_end_to_end import LONGEST, METHODS
 from tests.conftest import save_tiny_model
 
 
@@ -25,7 +25,10 @@ def base_in_16_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.fault(33)
-@pytest.mark.parametrize("mode", METHODS)
+@pytest.mark.parametrize(
+    "mode",
+    ["full", "lora", *(pytest.param(m, marks=pytest.mark.slow) for m in LONGEST)],
+)
 def test_a_base_in_16_bits_gives_a_model_in_16_bits_and_adapters_in_fp32(
     mode: str, write_recipe: Callable[..., Path], base_in_16_bits: Path, tmp_path: Path
 ) -> None:

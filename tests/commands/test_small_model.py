@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from jsonschema import validate
 
 from ftcli.cli import run
 from ftcli.memory.choices import Mode
 from tests.commands.test_end_to_end import ADAPTER, STATE, TOKENIZER, ask, files_below
-from tests.json_shapes import SHAPES
 from tests.tiny_models import collate
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -106,50 +103,6 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     assert answer["answer"].strip()
     merged = ask(capsys, "merge", folder)
     assert merged["verdict"] == "pass"
-
-
-@pytest.mark.slow
-def test_our_loss_is_that_of_transformers(small_model: Path) -> None:
-    import torch
-
-    from ftcli.config.recipe import Model
-    from ftcli.data.example import Example, Message, Origin
-    from ftcli.data.tokenizing.rendering import Renderer
-    from ftcli.models.batches import of_tensors
-    from ftcli.models.load import load_base, load_tokenizer
-    from ftcli.models.loss import row_losses
-
-    renderer = Renderer(load_tokenizer(str(small_model)))
-    rows = [
-        renderer.encode(Example((Message("user", q), Message("assistant", a)), Origin("test", 1)))
-        for q, a in (("What is a kettle?", "A pot for boiling water."), ("Colour?", "Red."))
-    ]
-    base = load_base(
-        str(small_model),
-        Model(id="small"),
-        dtype=torch.float32,
-        attention="sdpa",
-        device=torch.device("cpu"),
-    )
-    batch = collate([{"input_ids": r.input_ids, "labels": r.labels} for r in rows], 0)
-    losses, tokens = row_losses(base, of_tensors(batch["input_ids"], batch["labels"]))
-    for row, loss, count in zip(rows, losses, tokens, strict=True):
-        one = collate([{"input_ids": row.input_ids, "labels": row.labels}], 0)
-        with torch.no_grad():
-            reference = base(**one).loss
-        assert loss.item() / int(count) == pytest.approx(reference.item(), rel=1e-5)
-
-
-@pytest.mark.slow
-def test_the_demo_goes_on_from_a_finished_run(
-    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = overrides(small_model, tmp_path / "run")
-    recipe = RECIPES / "ecommerce-lora.yaml"
-    assert run(["train", str(recipe), *flags, "--set", "training.max_steps=1"]) == 0
-    capsys.readouterr()
-    assert run(["train", str(recipe), *flags, "--set", "training.max_steps=1", "--json"]) == 0
-    validate(json.loads(capsys.readouterr().out), SHAPES["train"])
 
 
 @pytest.mark.slow

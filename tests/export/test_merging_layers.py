@@ -89,28 +89,6 @@ def test_layers_without_an_adapter_are_rounded_too() -> None:
     assert changed == {f"{name}.weight" for name in names} and len(names) == 14
 
 
-@pytest.mark.parametrize("wanted", TYPES)
-def test_the_sum_is_rounded_once(wanted: torch.dtype) -> None:
-    """Against float64: no more than half a step of the wanted type away."""
-    adapted = attach(llama().to(torch.bfloat16), lora(rank=4, alpha=6), seed=0)
-    shake(adapted)
-    layers = layers_to_merge(adapted, None)
-    exact = {}
-    for name, layer in layers:
-        a, b = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
-        exact[name] = layer.get_base_layer().weight.double() + 6 / 4 * (b @ a)
-        add_update(name, layer, None)
-        weight = layer.get_base_layer().weight
-        weight.data = weight.data.to(wanted)
-    merged = without_adapter(adapted, wanted)
-    assert {parameter.dtype for parameter in merged.parameters()} == {wanted}
-    step = torch.finfo(wanted).eps
-    for name, weight in exact.items():
-        found = merged.get_submodule(name).weight.double()
-        allowed = weight.abs() * step / 2 + 1e-6
-        assert ((found - weight).abs() <= allowed).all(), name
-
-
 def test_an_update_that_is_no_number_is_named(tmp_path: Path) -> None:
     adapted = attach(llama(), lora(), seed=0)
     shake(adapted)

@@ -1,4 +1,4 @@
-"""Answers learnt by heart stop by themselves where the token that pads also ends."""
+"""Eight rows learnt by heart come back word for word, and every answer stops by itself."""
 
 from __future__ import annotations
 
@@ -13,72 +13,71 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.models.batches import Batch
-from tests.conftest import COLOURS, THINGS, tiny_tokenizer
+from tests.conftest import COLOURS, THINGS, pair, save_recipe, tiny_tokenizer
 
-Learn = Callable[[], list[dict[str, Any]]]
+# Their ends make answers of different lengths, so that seven of the eight are padded.
+PLAIN, UNEVEN = ["."] * 8, ["!" * number for number in range(8)]
+
+
+def learn(
+    folder: Path, base: Path, method: dict[str, Any], ends: list[str] = PLAIN, **training: Any
+) -> tuple[int, int]:
+    """How many of eight answers are right, and how many stop, after a training on their rows."""
+    wanted = [
+        {"prompt": f"Describe the {thing}.", "completion": f"A {colour} {thing}{end}"}
+        for thing, colour, end in zip(THINGS, COLOURS, ends, strict=True)
+    ]
+    rows, output = folder / "eight.jsonl", folder / "answers.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in wanted))
+    recipe = save_recipe(
+        folder,
+        base,
+        method=method,
+        data={"train": rows.name, "validation": 0},
+        training={"batch_size": 8, **training},
+        generation={"max_new_tokens": 48},
+    )
+    assert run(["train", str(recipe)]) == 0
+    assert run(["generate", str(recipe), "--input", str(rows), "--output", str(output)]) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    right = [a["answer"] == w["completion"] for a, w in zip(found, wanted, strict=True)]
+    return sum(right), sum(answer["stopped"] for answer in found)
 
 
 @pytest.fixture
-def learn(
-    write_recipe: Callable[..., Path],
-    tiny_model: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> Learn:
-    """Train on eight rows until they are known by heart, and answer their prompts."""
+def padded_with_its_end(tiny_model: Path, tmp_path: Path) -> Path:
     base = Path(shutil.copytree(tiny_model, tmp_path / "padded"))
     config = json.loads((base / "tokenizer_config.json").read_text())
     config["pad_token"] = config["eos_token"]
     (base / "tokenizer_config.json").write_text(json.dumps(config))
-    # Of different lengths, so that seven of the eight are padded.
-    wanted = [
-        {"prompt": f"Describe the {thing}.", "completion": f"A {colour} {thing}{'!' * number}"}
-        for number, (thing, colour) in enumerate(zip(THINGS, COLOURS, strict=True))
-    ]
-    rows = tmp_path / "eight.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in wanted))
-    recipe = write_recipe(
-        model={"id": str(base)},
-        method={"mode": "full"},
-        data={"train": rows.name, "validation": 0},
-        training={
-            "max_steps": 150,
-            "batch_size": 8,
-            "micro_batch_size": 8,
-            "learning_rate": 4e-3,
-            "precision": "fp32",
-        },
-        generation={"max_new_tokens": 48},
-    )
+    return base
 
-    def answers() -> list[dict[str, Any]]:
-        assert run(["train", str(recipe)]) == 0, capsys.readouterr().err
-        output = tmp_path / "answers.jsonl"
-        assert run(["generate", str(recipe), "--input", str(rows), "--output", str(output)]) == 0
-        found = [json.loads(line) for line in output.read_text().splitlines()]
-        begun = [
-            a["answer"].startswith(w["completion"]) for a, w in zip(found, wanted, strict=True)
-        ]
-        return [{**answer, "known": known} for answer, known in zip(found, begun, strict=True)]
 
-    return answers
+FULL: dict[str, Any] = {
+    "method": {"mode": "full"},
+    "ends": UNEVEN,
+    "max_steps": 150,
+    "micro_batch_size": 8,
+    "learning_rate": 4e-3,
+    "precision": "fp32",
+}
 
 
 @pytest.mark.fault(11)
 def test_eight_of_eight_stop_where_the_pad_token_is_the_end_token(
-    learn: Learn, observed: Callable[[str], None]
+    padded_with_its_end: Path, tmp_path: Path, observed: Callable[[str], None]
 ) -> None:
-    answers = learn()
-    stopped = sum(answer["stopped"] for answer in answers)
-    assert all(answer["known"] for answer in answers)
-    assert stopped == len(answers) == 8
-    observed(f"{stopped} of 8 stop")
+    assert learn(tmp_path, padded_with_its_end, **FULL) == (8, 8)
+    observed("8 of 8 stop")
 
 
 @pytest.mark.slow
 @pytest.mark.fault(11)
 def test_with_the_end_token_masked_out_they_do_not(
-    learn: Learn, observed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    padded_with_its_end: Path,
+    tmp_path: Path,
+    observed: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What the test above is there to find: labels masked wherever the pad token stands."""
     from ftcli.models import loss as losses
@@ -93,7 +92,69 @@ def test_with_the_end_token_masked_out_they_do_not(
         return original(model, replace(batch, **parts))
 
     monkeypatch.setattr(losses, "summed_loss", without_ends)
-    stopped = sum(answer["stopped"] for answer in learn())
+    _, stopped = learn(tmp_path, padded_with_its_end, **FULL)
     assert set(masked) == {8}
     assert stopped < 8
     observed(f"{stopped} of 8 with the end token masked out")
+
+
+@pytest.fixture(scope="module")
+def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after a full training on other rows: frozen random weights would give an
+    adapter nothing to stand on."""
+    folder = tmp_path_factory.mktemp("knowing")
+    lines = [json.dumps(pair(number)) + "\n" for number in range(64)]
+    (folder / "rows.jsonl").write_text("".join(lines))
+    recipe = save_recipe(
+        folder,
+        tiny_model,
+        method={"mode": "full"},
+        data={"train": "rows.jsonl", "validation": 0},
+        training={"max_steps": 150, "batch_size": 16, "learning_rate": 3e-3},
+    )
+    assert run(["train", str(recipe)]) == 0
+    return folder / "runs" / "tiny" / "model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"mode": "full"},
+        {"mode": "lora", "rank": 16},
+        {"mode": "adapter", "bottleneck": 64},
+        {"mode": "lora", "rank": 16, "dora": True},
+        {"mode": "qlora", "rank": 16},
+    ],
+    ids=lambda method: "-".join(map(str, method.values())),
+)
+def test_eight_rows_come_back_and_stop(
+    method: dict[str, Any], knowing_model: Path, tmp_path: Path
+) -> None:
+    # Measured: an adapter has six of the eight after 150 steps.
+    steps, rate = (300, 1e-2) if method["mode"] == "adapter" else (150, 4e-3)
+    found = learn(tmp_path, knowing_model, method, max_steps=steps, learning_rate=rate)
+    assert found == (8, 8)
+
+
+# Steps and rates that do it on the small model, and how many rows must be right: a soft prompt has
+# all eight here, but so few weights leave a word to how a machine rounds.
+BY_HEART = {"lora": (30, 1e-3, 8), "prefix": (60, 3e-2, 8), "prompt": (40, 3e-2, 6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode", [pytest.param("lora", marks=pytest.mark.fault(11)), "prefix", "prompt"]
+)
+def test_the_small_model_learns_eight_rows_by_heart(
+    mode: str, small_model: Path, tmp_path: Path, observed: Callable[[str], None], complete: bool
+) -> None:
+    """Its pad token is its end token."""
+    if mode == "prompt" and not complete:
+        pytest.skip("FTCLI_FAULTS=complete learns them with a prompt too")
+    steps, rate, least = BY_HEART[mode]
+    right, stopped = learn(
+        tmp_path, small_model, {"mode": mode}, max_steps=steps, learning_rate=rate
+    )
+    assert right >= least and stopped == 8
+    observed(f"the small model with {mode}: {stopped} of 8 stop")

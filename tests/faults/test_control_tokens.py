@@ -165,17 +165,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
     """The prompts that the model is given, as ids."""
     seen: list[list[int]] = []
-    whole, streamed = generation._answer_batch, generation.stream_answer
+    whole, streamed = generation.answer_batch, generation.stream_answer
 
     def batch(model: Any, prompts: Any, settings: Any) -> Any:
         seen.extend(list(prompt) for prompt in prompts)
         return whole(model, prompts, settings)
 
-    def stream(model: Any, prompt: Any, settings: Any) -> Any:
+    def stream(model: Any, prompt: Any, *rest: Any) -> Any:
         seen.append(list(prompt))
-        return streamed(model, prompt, settings)
+        return streamed(model, prompt, *rest)
 
-    monkeypatch.setattr(generation, "_answer_batch", batch)
+    monkeypatch.setattr(generation, "answer_batch", batch)
     monkeypatch.setattr(generation, "stream_answer", stream)
     yield seen
 

@@ -19,6 +19,7 @@ from ftcli.cli import run
 from ftcli.errors import FtcliError
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
+from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import FailingCall, Watcher
 from tests.faults.moments import weights_of
 
@@ -42,15 +43,16 @@ def train(recipe: Path, *flags: str) -> int:
     return run(["train", str(recipe), *flags])
 
 
-def trained_whole(write_recipe: Write, folder: Path, method: Method) -> str:
-    """Weights of the run that nothing happened to."""
-    assert train(write_recipe("whole", method=method, training=TRAINING)) == 0
-    return weights_of(folder / "runs" / "whole")
+def train_whole(folder: Path, base: Path, method: Method) -> RunFolder:
+    """A run that nothing happens to."""
+    save_rows(folder)
+    assert train(save_recipe(folder, base, "whole", method=method, training=TRAINING)) == 0
+    return RunFolder(folder / "runs" / "whole")
 
 
-@pytest.fixture
-def whole(write_recipe: Write, tmp_path: Path) -> str:
-    return trained_whole(write_recipe, tmp_path, METHOD)
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return train_whole(tmp_path_factory.mktemp("whole"), tiny_model, METHOD)
 
 
 def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -> None:
@@ -76,13 +78,16 @@ def watch_saves(monkeypatch: pytest.MonkeyPatch, watchers: dict[int, Watcher]) -
 )
 def test_a_kill_at_every_file_operation_of_a_save(
     mode: str,
+    whole: RunFolder,
     write_recipe: Write,
+    tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     observed: Observed,
 ) -> None:
     method: Method = {"mode": mode} if mode == "full" else METHOD | {"mode": mode}
-    whole = trained_whole(write_recipe, tmp_path, method)
+    if mode != "lora":
+        whole = train_whole(tmp_path, tiny_model, method)
     recipe = write_recipe("killed", method=method, training=TRAINING)
     folder = tmp_path / "runs" / "killed"
     watchers = {step: Watcher(folder, tmp_path / f"after-{step}") for step in (1, 4)}
@@ -110,7 +115,7 @@ def test_a_kill_at_every_file_operation_of_a_save(
         shutil.copytree(kept, folder)
         assert train(recipe) == 0
         assert not list(folder.rglob(".tmp-*")), "what the kill left is swept up"
-        same += weights_of(folder) == whole
+        same += weights_of(folder) == weights_of(whole.path)
     observed(
         f"{mode}: {states} states of two saves lead to {len(outcomes)} outcomes; {same} of "
         f"{len(outcomes)} resumes give the sha256 of the whole run"
@@ -135,7 +140,7 @@ def damages(file: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.fault(2)
 def test_a_damaged_checkpoint_is_passed_over(
-    whole: str,
+    whole: RunFolder,
     write_recipe: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,7 +176,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         said = capsys.readouterr().err
         assert f"step-{newest} is skipped: adapter_model.safetensors" in said
         assert "resume from step" in said
-        same += weights_of(folder.path) == whole
+        same += weights_of(folder.path) == weights_of(whole.path)
     observed(
         f"{caught.total()} damages of {caught['bit']} files all found; {same} of 5 resumes from "
         "the checkpoint before give the sha256 of the whole run"
@@ -208,7 +213,7 @@ def test_no_whole_checkpoint_is_no_new_start(
 
 @pytest.mark.fault(4)
 def test_a_checkpoint_of_another_run_is_an_error(
-    whole: str,
+    whole: RunFolder,
     write_recipe: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -222,14 +227,14 @@ def test_a_checkpoint_of_another_run_is_an_error(
         stop_at(3, patch)
         assert train(recipe) == 130
     stale = tmp_path / "runs" / "stopped" / "checkpoints" / "step-99"
-    shutil.copytree(tmp_path / "runs" / "whole" / "checkpoints" / "step-8", stale)
+    shutil.copytree(whole.checkpoint(8), stale)
     capsys.readouterr()
     assert train(recipe, "--json") == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "checkpoint_foreign" and str(stale) in error["message"]
     shutil.rmtree(stale)
     assert train(recipe) == 0
-    assert weights_of(tmp_path / "runs" / "stopped") == whole
+    assert weights_of(tmp_path / "runs" / "stopped") == weights_of(whole.path)
     capsys.readouterr()
     assert train(recipe) == 0
     assert "is finished; nothing is left to do" in capsys.readouterr().out
@@ -323,6 +328,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.fault(5)
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_a_disk_that_is_full_already(
+    command: str,
+    small_disk: Path,
+    write_recipe: Write,
+    capsys: pytest.CaptureFixture[str],
+    observed: Observed,
+) -> None:
+    (small_disk / "filler").write_bytes(b"0" * shutil.disk_usage(small_disk).free)
+    assert run([command, str(write_recipe(output=str(small_disk / "run"))), "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "disk_full"
+    assert " is full" in error["message"] and "make room" in error["message"]
+    observed(f"{command} with nothing free: one line, what to do, exit 1")
+
+
+@pytest.mark.fault(5)
 def test_a_disk_that_is_really_full(
     small_disk: Path,
     write_recipe: Write,
@@ -357,9 +379,9 @@ def test_a_disk_that_is_really_full(
     observed("2 MB: refused before step 1, one line in a save, older checkpoints whole, goes on")
 
 
-def test_a_manifest_says_what_is_wrong(whole: str, tmp_path: Path) -> None:
+def test_a_manifest_says_what_is_wrong(whole: RunFolder, tmp_path: Path) -> None:
     """Whatever is done to it, it is no silent new start and no traceback."""
-    folder = RunFolder(tmp_path / "runs" / "whole")
+    folder = RunFolder(shutil.copytree(whole.path, tmp_path / "whole"))
     run_id = folder.read_manifest()["run_id"]
     for step in folder.steps_saved()[:-1]:
         shutil.rmtree(folder.checkpoint(step))

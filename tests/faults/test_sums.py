@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -179,14 +180,13 @@ def test_all_bad_rows_are_named_however_many(
 
 @pytest.mark.fault(25)
 def test_rows_that_an_evaluation_leaves_out_are_named(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(training={"max_steps": 1, "batch_size": 2, "learning_rate": 1e-3})
-    assert run(["train", str(recipe)]) == 0
+    copied = shutil.copytree(tiny_run, tmp_path / "run")
     file = tmp_path / "held.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 5}\n')
     capsys.readouterr()
-    assert run(["eval", str(recipe), "--data", str(file), "--no-base", "--json"]) == 0
+    assert run(["eval", str(copied), "--data", str(file), "--no-base", "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["rows"] == 1
     assert (

@@ -130,18 +130,18 @@ def test_prompts_in_use_are_those_of_the_training(
     from ftcli.inference import generation
 
     seen: list[list[int]] = []
-    original, decode = generation.generation_inputs, generation.decode
+    generate_ids, stream_answer = generation.generate_ids, generation.stream_answer
 
-    def decoded(model: Any, prompts: Any, *rest: Any) -> Any:
+    def generated(model: Any, prompts: Any, *rest: Any) -> Any:
         seen.extend(list(prompt) for prompt in prompts)
-        return decode(model, prompts, *rest)
+        return generate_ids(model, prompts, *rest)
 
-    def inputs(model: Any, ids: Any, mask: Any) -> Any:
-        seen.extend(row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))
-        return original(model, ids, mask)
+    def streamed(model: Any, prompt: Any, *rest: Any) -> Any:
+        seen.append(list(prompt))
+        return stream_answer(model, prompt, *rest)
 
-    monkeypatch.setattr(generation, "decode", decoded)
-    monkeypatch.setattr(generation, "generation_inputs", inputs)
+    monkeypatch.setattr(generation, "generate_ids", generated)
+    monkeypatch.setattr(generation, "stream_answer", streamed)
     rows = read_split(place / "runs" / "lora" / "data", "test").to_pylist()
     wanted = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     questions = [json.loads(row["messages"])[0][1] for row in rows]

@@ -100,8 +100,10 @@ def test_answers_are_those_of_the_forward_pass(name: str, penalty: float) -> Non
     answers = answer_batch(model, PROMPTS, settings)
     texts = [_decoded(_greedy(network, prompt, 6, penalty)) for prompt in PROMPTS]
     assert [answer.text for answer in answers] == texts
-    streamed = ["".join(stream_answer(model, prompt, settings)) for prompt in PROMPTS]
-    assert streamed == texts
+    for prompt, expected in zip(PROMPTS, answers, strict=True):
+        pieces: list[str] = []
+        assert stream_answer(model, prompt, settings, pieces.append) == expected
+        assert "".join(pieces) == expected.text
 
 
 def _contract() -> PromptContract:

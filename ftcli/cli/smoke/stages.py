@@ -173,8 +173,7 @@ def _generate(opened: OpenRun) -> str:
         generator.answers(opened.loaded.recipe.name, [messages])
         text = messages[-1].content
     if opened.prepared.system is None:
-        for _ in generator.stream(text):
-            pass
+        generator.answer(text)
     return f"up to {opened.loaded.recipe.generation.max_new_tokens} tokens"
 
 
