@@ -88,3 +88,5 @@ def test_files_that_the_architecture_page_names_exist() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     for name in re.findall(r"`((?:ftcli|tests)/[\w/]+(?:\.py|/))`", text):
         assert (ROOT / name).exists(), name
+    tests = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(?:\w+/)?(test_\w+\.py)", text)) <= tests
