@@ -31,7 +31,6 @@ from ftcli.data.tokenizing.encode import prepare
 from ftcli.data.tokenizing.packing import plant
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.kernels.lora import fuse_lora
-from ftcli.kernels.norm import fuse_norms
 from ftcli.models.batches import Row
 from ftcli.models.load import shape_of
 from ftcli.runs.folder import RunFolder
@@ -44,7 +43,7 @@ from scripts.machine import product_seconds, this_machine
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
 BATCH, ROWS_AT_ONCE = 16, 4
-WAYS = ["plain", "loss on labels", "packed", "shared prefix", "one node", "norms"]
+WAYS = ["plain", "loss on labels", "packed", "shared prefix", "one node"]
 Step = Callable[[list[int]], float]
 
 
@@ -132,7 +131,6 @@ def _ways(trainer: FtcliTrainer) -> dict[str, Step]:
     }
     if hasattr(trainer.model, "peft_config"):
         ways["one node"] = lambda window: _laid(trainer, window, planned, fuse_lora)
-    ways["norms"] = lambda window: _laid(trainer, window, planned, fuse_lora, fuse_norms)
     return ways
 
 

@@ -294,7 +294,7 @@ def plan_record() -> PlanRecord:
         total_parameters=134_515_008,
         assumptions={},
     )  # fmt: skip
-    names = ("weights_dtype", "attention", "optimizer", "learning_rate", "packing", "fused_norms")
+    names = ("weights_dtype", "attention", "optimizer", "learning_rate", "packing")
     names += ("gradient_checkpointing", "steps", "eval_every", "save_every")
     return PlanRecord(
         precision=PlannedChoice(value="bf16", reason="the card computes in it"),

@@ -1,16 +1,23 @@
-"""Liger's kernels on a card (`ftcli[cuda]`): rotary positions, the MLP's gate, and its RMSNorm.
+"""Liger's kernels on a GPU (`ftcli[cuda]`): rotary positions, the MLP's gate, and its RMSNorm.
 
-transformers has the door to the first two. The norm goes through our own node (norm.py), which
-casts its output once and looks at its numbers before it takes it.
+transformers patches the first two. The norm is compared with the model's own before it is taken,
+and casts its output once for all products that read it under autocast.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
-# The loss is our own (loss.py), and so is what stands around the norms.
+from ftcli.kernels.autocast import autocast_type
+
+# The loss is our own (loss.py); the norms are taken by `fuse_norms`.
 WANTED = {
     "rope": True,
     "swiglu": True,
@@ -22,17 +29,83 @@ WANTED = {
 }
 
 
-def take_liger(model: PreTrainedModel) -> None:
-    """Give a model Liger's kernels; rotary positions are those of all models of its type then."""
+def take_liger(model: PreTrainedModel) -> int:
+    """Give a model Liger's kernels; returns how many norms take its RMSNorm.
+
+    Rotary positions are then Liger's for all models of this type in the process.
+    """
     apply_liger_kernel(model, WANTED)
+    return fuse_norms(model)
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Give each RMSNorm Liger's kernel; returns how many take it.
+
+    Llama's and Gemma's kind are told apart by their outputs; a norm that is neither stays.
+    """
+    found, cast = 0, _read_by_products_alone(model)
+    for module in model.modules():
+        if not type(module).__name__.endswith("RMSNorm") or _epsilon(module) is None:
+            continue
+        for plus_one in (False, True):
+            forward = partial(_forward, module, module.forward, plus_one, module in cast)
+            if _is_same(module, forward):
+                module.forward = forward
+                found += 1
+                break
+    return found
+
+
+def _read_by_products_alone(model: nn.Module) -> set[nn.Module]:
+    """Norms whose output only linear layers read (names of transformers 5). Gemma's others are
+    added to the residual stream, and those of queries and keys are rotated."""
+    found = set()
+    for layer in model.modules():
+        norms = {n: m for n, m in layer.named_children() if n.endswith("_layernorm")}
+        if "input_layernorm" in norms:
+            four = "pre_feedforward_layernorm" in norms
+            second = "pre_feedforward_layernorm" if four else "post_attention_layernorm"
+            found |= {norms["input_layernorm"], norms[second]}
+    return found
+
+
+def _is_same(module: Any, forward: Callable[[Tensor], Tensor]) -> bool:
+    """Compared on fixed numbers: a run's random generators stay as they are."""
+    weight = module.weight
+    probe = torch.linspace(-40, 50, 3 * len(weight), device=weight.device).sin()
+    probe = probe.view(3, -1).to(weight.dtype)
+    with torch.no_grad():
+        expected, found = module(probe), forward(probe)
+    # Rounding to 16 bits at another place changes the last digit.
+    within = torch.finfo(expected.dtype).eps * 4
+    same = expected.dtype == found.dtype
+    return same and torch.allclose(found, expected, rtol=within, atol=within)
+
+
+def _epsilon(module: Any) -> float | None:
+    found: float | None = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return found
+
+
+def _forward(
+    module: Any, own: Callable[[Tensor], Tensor], plus_one: bool, cast: bool, hidden: Tensor
+) -> Tensor:
+    # transformers returns the wider type of the two, Liger its input's.
+    if hidden.dtype != module.weight.dtype:
+        return own(hidden)
+    epsilon = _epsilon(module)
+    assert epsilon is not None
+    normed = liger_norm(hidden, module.weight, epsilon, plus_one)
+    kind = autocast_type(hidden) if cast else None
+    return normed if kind is None else normed.to(kind)
 
 
 def liger_norm(hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool) -> Tensor:
-    """RMSNorm of [..., width] by [width], differentiable; `plus_one` as Gemma has it."""
+    """RMSNorm of [..., width] by [width], differentiable; `plus_one` as in Gemma."""
     from liger_kernel.ops import LigerRMSNormFunction
 
     casting = "gemma" if plus_one else "llama"
-    # Not in place: other nodes may read the gradient that comes in.
+    # Not in place: other nodes may read the incoming gradient.
     found: Tensor = LigerRMSNormFunction.apply(
         hidden, weight, epsilon, float(plus_one), casting, False
     )

@@ -182,7 +182,7 @@ def _norms(shape: Shape, choices: Choices) -> float:
     if choices.stack.compiled:
         return choices.residual_bytes * shape.layer_norms * shape.hidden
     kept = shape.layer_norms * norm_bytes(shape, choices) + _query_norms(shape, choices)
-    if choices.fused_norms:
+    if choices.liger:
         # Half of Gemma's four norms read what a block returns.
         behind = shape.layer_norms // 4 * 2
         kept -= behind * shape.hidden * (choices.residual_bytes - choices.activation_bytes)
@@ -200,7 +200,7 @@ def _norms(shape: Shape, choices: Choices) -> float:
 def norm_bytes(shape: Shape, choices: Choices) -> int:
     """What one norm keeps of one token: torch's layer_norm its input and two statistics."""
     if not shape.native_layer_norm:
-        return (choices.residual_bytes if choices.fused_norms else 4) * shape.hidden + 4
+        return (choices.residual_bytes if choices.liger else 4) * shape.hidden + 4
     # Autocast has it compute in fp32 on CUDA (aten/autocast_mode.h), not on the CPU.
     fp32 = shape.fp32_norms or (choices.autocast and choices.device == "cuda")
     return (4 if fp32 else choices.residual_bytes) * shape.hidden + 8
@@ -211,7 +211,7 @@ def _query_norms(shape: Shape, choices: Choices) -> int:
     if shape.qk_norm == "none":
         return 0
     scales = shape.heads + shape.kv_heads if shape.qk_norm == "head" else 2
-    each = choices.activation_bytes if choices.fused_norms else 4
+    each = choices.activation_bytes if choices.liger else 4
     return each * (shape.query_width + shape.kv_width) + 4 * scales
 
 

@@ -127,11 +127,9 @@ class Choices:
     fused_lora: bool = False
     """A frozen weight and its update are one node (ftcli.kernels.lora), which keeps the
     layer's input as it is."""
-    fused_norms: bool = False
-    """An RMSNorm is one node (ftcli.kernels.norm), which keeps its input as it is."""
     liger: bool = False
-    """Rotary positions and the MLP's gate are Liger's kernels (ftcli.kernels.liger), which
-    make the gate's activation again."""
+    """Norms, rotary positions and the MLP's gate are Liger's kernels (ftcli.kernels.liger): a norm
+    keeps its input as it is, and the gate's activation is made again."""
     keeps_dequantised: bool = False
     """4-bit weights stay beside themselves in the type that they compute in (a CPU with room)."""
     packed_rows: bool = False

@@ -55,7 +55,7 @@ def _full_loss_bytes(shape: Shape, choices: Choices) -> int:
 def _last_norm_bytes(shape: Shape, choices: Choices) -> int:
     """What the norm before the head keeps."""
     kept = norm_bytes(shape, choices)
-    if choices.mode == "full" and not (shape.native_layer_norm or choices.fused_norms):
+    if choices.mode == "full" and not (shape.native_layer_norm or choices.liger):
         kept += (4 if shape.fp32_norms else choices.residual_bytes) * shape.hidden
     return choices.tokens * kept
 

@@ -149,7 +149,7 @@ def _full_inputs(shape: Shape, choices: Choices) -> float:
     # Autocast casts an fp32 input for each layer that reads it.
     readers = len(shape.linear_modules().keys() - {shape.layout.output, shape.layout.down})
     readers += 1 if shape.experts > 1 else 0
-    if choices.fused_norms:
+    if choices.liger:
         readers = 2  # the norms cast it
     residual = 2 * readers if choices.autocast else 2 * choices.residual_bytes
     output = 0 if _output_is_input(shape, choices) else shape.query_width
@@ -184,7 +184,7 @@ def _lora_inputs(shape: Shape, choices: Choices, updates: Updates) -> float:
     cast = adapter != choices.activation_bytes or each != adapter
     if choices.fused_lora:
         # The node reads what the layer reads, in the type of the product.
-        cast = each != choices.residual_bytes and not choices.fused_norms
+        cast = each != choices.residual_bytes and not choices.liger
     if cast:
         # peft casts the input to the adapter's type (lora/layer.py, _cast_input_dtype) and
         # autocast casts it back, for each layer anew.

@@ -157,7 +157,6 @@ class PlanRecord(TrainingRecord):
     packing: PlannedChoice
     shared_prefix: PlannedChoice | None = None
     fused_lora: PlannedChoice | None = None
-    fused_norms: PlannedChoice
     liger: PlannedChoice | None = None
     dequantised: PlannedChoice | None = None
     gradient_checkpointing: PlannedChoice

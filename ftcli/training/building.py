@@ -13,7 +13,6 @@ from ftcli.kernels.cpu import collect_as_usual
 from ftcli.kernels.dequantised import keep_dequantised
 from ftcli.kernels.liger import take_liger
 from ftcli.kernels.lora import fuse_lora
-from ftcli.kernels.norm import fuse_norms
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.device import device_of
 from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
@@ -61,11 +60,8 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         keep_dequantised(trainer.model)
     if plan.fused_lora is not None and plan.fused_lora.value:
         fuse_lora(trainer.model)
-    liger = plan.liger is not None and plan.liger.value
-    if liger:
+    if plan.liger is not None and plan.liger.value:
         take_liger(trainer.model)
-    if plan.fused_norms.value:
-        fuse_norms(trainer.model, liger=liger)
     trainer.hold = _hold(trainer.model, job)
     return trainer
 

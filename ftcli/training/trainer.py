@@ -57,7 +57,6 @@ THEIR_NAMES = {
     "shared_prefix": "our layout of a step's rows",
     "dequantised": "our forward of bitsandbytes' Linear4bit",
     "fused_lora": "our forward of PEFT's Linear",
-    "fused_norms": "our forward of the model's RMSNorm",
     "liger": "apply_liger_kernel(rope, swiglu, geglu), and its RMSNorm in our forward",
     "gradient_checkpointing": "SFTConfig.gradient_checkpointing",
     "steps": "SFTConfig.max_steps",

@@ -17,7 +17,6 @@ from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.kernels import attention, slots
 from ftcli.kernels.attention import attention_for
 from ftcli.kernels.lora import fuse_lora
-from ftcli.kernels.norm import fuse_norms
 from ftcli.memory.shapes.interface import PACKED_TYPES
 from ftcli.models.batches import TOKENS_ROUNDED, Batch, packed, padded
 from ftcli.models.loss import row_losses, summed_loss
@@ -129,8 +128,6 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
     expected = plain(model)
     fused = fuse_lora(model)
     assert (fused > 0) == (method in ("lora", "dropout 0, attention only"))
-    norms = [m for m in model.modules() if type(m).__name__.endswith("RMSNorm")]
-    assert fuse_norms(model) == len(norms) > 0
     assert_same(through(model, padded(rows(), 0)), expected)
     for share in (False, True):
         assert_same(through(model, packed(rows(), share=share)), expected)
@@ -158,7 +155,6 @@ def test_checkpointing_computes_the_same_again(name: str) -> None:
     model = model_of(name, "lora")
     expected = plain(model)
     fuse_lora(model)
-    fuse_norms(model)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert_same(through(model, packed(rows(), share=True)), expected)
@@ -178,7 +174,6 @@ def test_bf16_stays_as_near_to_fp32_as_the_plain_path(name: str, method: str) ->
     with torch.autocast("cpu", torch.bfloat16):
         mixed, mixed_gradients = plain(model)
     fuse_lora(model)
-    fuse_norms(model)
     seen: list[torch.dtype] = []
     layer = next(m for n, m in model.named_modules() if n.endswith("mlp.down_proj"))
     layer.register_forward_hook(lambda *a: seen.append(a[2].dtype))

@@ -20,7 +20,6 @@ import ftcli.models.methods
 from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
 from ftcli.kernels.dequantised import keep_dequantised
 from ftcli.kernels.lora import fuse_lora
-from ftcli.kernels.norm import fuse_norms
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
 from ftcli.models.loss import _hidden
@@ -66,8 +65,6 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
         keep_dequantised(model)
     if choices.fused_lora:
         fuse_lora(model)
-    if choices.fused_norms:
-        fuse_norms(model)
     if choices.checkpointing:
         base = causal_model(model)
         base.gradient_checkpointing_enable({"use_reentrant": False})

@@ -83,7 +83,7 @@ IN_THE_GRID = (
 def expected_bytes(shape: Shape, choices: Choices) -> int:
     """The formula for the layers, with what a count on the CPU finds beside them."""
     last_norm = norm_bytes(shape, choices)
-    if choices.mode == "full" and not choices.fused_norms:
+    if choices.mode == "full":
         last_norm += shape.hidden * (4 if shape.fp32_norms else choices.residual_bytes)
     kept = layers_bytes(shape, choices) + last_norm * choices.tokens
     if not choices.checkpointing:
@@ -167,7 +167,7 @@ def test_packed_rows_keep_what_the_formula_says(family: str) -> None:
 
 def packed_ways(mode: str, precision: Any, longest: int, tokens: int = TOKENS) -> Choices:
     """As they are planned on a CPU."""
-    ways = replace(METHODS[mode], precision=precision, packed_rows=True, fused_norms=True)
+    ways = replace(METHODS[mode], precision=precision, packed_rows=True)
     ways = replace(ways, gradient_checkpointing=False, keeps_dequantised=mode == "qlora")
     fused = mode != "full" and precision != "pure-bf16"
     return replace(ways, fused_lora=fused, seq_len=tokens, longest_row=longest)

@@ -23,7 +23,7 @@ def test_nothing_tells_on_which_machine() -> None:
 
 def test_levers_have_the_names_of_the_plan() -> None:
     named = set(re.findall(r"^\| `([a-z ]+)` \|", TEXT, re.M))
-    levers = {"packing", "shared prefix", "fused lora", "fused norms", "liger", "dequantised"}
+    levers = {"packing", "shared prefix", "fused lora", "liger", "dequantised"}
     assert named == levers
     assert {name.replace(" ", "_") for name in named} <= set(Plan.__dataclass_fields__)
 

@@ -443,7 +443,6 @@ def test_every_choice_has_a_reason(plan: Plan) -> None:
     levers = ["packing"]
     levers += ["shared_prefix"] if plan.packing.value else []
     levers += ["fused_lora"] if plan.estimated.has_lora else []
-    levers += ["fused_norms"]
     levers += ["liger"] if plan.hardware.kind == "cuda" else []
     levers += ["dequantised"] if plan.estimated.quantization else []
     assert list(plan.choices()) == [

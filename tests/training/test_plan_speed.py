@@ -76,7 +76,7 @@ def test_packed_rows_have_an_attention_of_their_own_which_the_plan_says() -> Non
 
 def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
     plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
-    levers = (plan.packing, plan.fused_lora, plan.fused_norms, plan.liger, plan.dequantised)
+    levers = (plan.packing, plan.fused_lora, plan.liger, plan.dequantised)
     assert not any(choice.value for choice in levers if choice is not None)
     for choice in levers[:-1]:
         assert choice is not None and "only training.fast: all takes it" in choice.reason
@@ -93,7 +93,7 @@ def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **secti
 def test_a_card_takes_every_lever_that_is_asked_for() -> None:
     plan = on_card()
     assert plan.packing.value == 16 * PROFILE.longest_tokens, "a whole step has fewer than enough"
-    levers = (plan.shared_prefix, plan.fused_lora, plan.fused_norms, plan.liger)
+    levers = (plan.shared_prefix, plan.fused_lora, plan.liger)
     assert all(choice is not None and choice.value for choice in levers)
     of_4_bits = on_card("qlora")
     assert of_4_bits.packing.value and of_4_bits.fused_lora is not None
@@ -104,7 +104,7 @@ def test_a_card_takes_every_lever_that_is_asked_for() -> None:
 
 def test_a_card_without_a_lever_s_package_says_so() -> None:
     without = on_card(kernels=("triton",))
-    assert without.packing.value and without.fused_norms.value
+    assert without.packing.value
     assert without.liger is not None and not without.liger.value
     assert "pip install liger-kernel" in without.liger.reason
     assert not without.estimated.liger
@@ -255,26 +255,11 @@ def test_what_short_rows_keep_is_estimated_by_the_longest_of_them() -> None:
     assert kept[1] - kept[0] == 400 * (208 - 48) * SMALL.heads * each * SMALL.layers
 
 
-@pytest.mark.parametrize(
-    ("model_type", "fast", "reason"),
-    [
-        ("llama", True, "each norm is one node"),
-        ("olmo2", True, "not proven for olmo2"),
-        ("llama", False, "training.fast: false"),
-    ],
-)
-def test_norms_are_one_node_where_that_is_proven(model_type: str, fast: bool, reason: str) -> None:
-    shape = shape_from_config(LLAMA | {"model_type": model_type})
-    plan = make_plan(recipe(training={"fast": fast}), shape, PROFILE, cpu())
-    assert plan.fused_norms.reason.startswith(reason)
-    assert plan.fused_norms.value == plan.estimated.fused_norms == (reason[:4] == "each")
-
-
 def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
     mixed = cpu(fast_bf16=True)
     plan = make_plan(recipe(), SMALL, PROFILE, mixed)
     plain = make_plan(recipe(training={"fast": False}), SMALL, PROFILE, mixed)
-    levers = ("packed_rows", "fused_lora", "fused_norms")
+    levers = ("packed_rows", "fused_lora")
     for lever in levers:
         assert getattr(plan.estimated, lever) and not getattr(plain.estimated, lever)
         without = estimate(SMALL, replace(plan.estimated, **{lever: False}))

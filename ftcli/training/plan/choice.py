@@ -90,7 +90,6 @@ class Plan:
     common_tokens: int
     """Tokens with which every row begins, once in a micro-batch; 0 where they are not shared."""
     fused_lora: Choice[bool] | None
-    fused_norms: Choice[bool]
     liger: Choice[bool] | None
     dequantised: Choice[bool] | None
     gradient_checkpointing: Choice[bool]

@@ -31,7 +31,6 @@ from ftcli.training.plan.memory import (
 from ftcli.training.plan.schedule import choose_eval_every, choose_save_every, count_steps
 from ftcli.training.plan.speed import (
     choose_fused_lora,
-    choose_fused_norms,
     choose_liger,
     choose_packing,
     choose_shared_prefix,
@@ -93,10 +92,9 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
     if padded is not None or why_not_shared(recipe) is not None:
         profile = replace(profile, common_tokens=0)
     fused = why_not_fused(recipe, hardware, base) is None and base.mode == "lora"
-    fused_norms = choose_fused_norms(recipe, shape, hardware)
     liger = choose_liger(recipe, shape, hardware)
     base = replace(base, packed_rows=padded is None, fused_lora=fused)
-    base = replace(base, fused_norms=fused_norms.value, liger=liger is not None and liger.value)
+    base = replace(base, liger=liger is not None and liger.value)
     fit = fit_memory(recipe, shape, profile, hardware, base)
     steps, epochs = count_steps(recipe, profile)
     packing = choose_packing(recipe, padded, fit.choices.tokens)
@@ -122,7 +120,6 @@ def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware
         shared_prefix=choose_shared_prefix(recipe, packing, profile.common_tokens),
         common_tokens=profile.common_tokens,
         fused_lora=choose_fused_lora(recipe, hardware, fit.choices),
-        fused_norms=fused_norms,
         liger=liger,
         dequantised=fit.dequantised,
         replay=_replay(profile),

@@ -150,15 +150,6 @@ def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> C
     return Choice(False, why or "4-bit weights are dequantised in each product")
 
 
-def choose_fused_norms(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[bool]:
-    """Whether a norm is one node."""
-    if (why := why_no_lever(recipe, hardware)) is not None:
-        return Choice(False, why)
-    if shape.model_type not in PACKED_TYPES:
-        return Choice(False, f"not proven for {shape.model_type}")
-    return Choice(True, "each norm is one node, which keeps its input as it is")
-
-
 def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[bool] | None:
     """Whether norms, rotary positions and the gate of the MLP are Liger's kernels; None off a
     card."""
