@@ -77,7 +77,7 @@ def main() -> None:
 
 def _open(folder: Path) -> Model:
     hardware = find_hardware("auto")
-    use_whole_machine(hardware)
+    tune_cpu(hardware)
     renderer = Renderer(load_tokenizer(str(folder), None))
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     network.to(device_of(hardware))

@@ -20,7 +20,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
-from ftcli.models.device import find_hardware, use_whole_machine
+from ftcli.kernels.cpu import tune_cpu
+from ftcli.models.device import find_hardware
 
 IGNORED = -100
 ROWS_AT_ONCE = 8
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--saved", type=Path, help="file of trained weights; none: the base")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
-    use_whole_machine(find_hardware("auto"))
+    tune_cpu(find_hardware("auto"))
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()]
     examples = [_encode(tokenizer, row["prompt"], row["completion"]) for row in rows]

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ftcli.models.device import device_of, find_hardware, use_whole_machine
+from ftcli.kernels.cpu import tune_cpu
+from ftcli.models.device import device_of, find_hardware
 
 PRODUCT = (2048, 576, 1536)  # rows, width and inner width of SmolLM2-135M's gated MLP
 
@@ -19,7 +20,7 @@ def this_machine() -> dict[str, Any]:
     """Its name, and TFLOP/s of a product like a small model's, in the type that it trains in."""
     hardware = find_hardware("auto")
     kind = torch.bfloat16 if hardware.fast_bf16 else torch.float32
-    use_whole_machine(hardware)
+    tune_cpu(hardware)
     seconds = product_seconds(*PRODUCT, kind, device_of(hardware), 60)
     return {
         "name": hardware.name,

@@ -17,7 +17,7 @@ from ftcli import __version__
 from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema, train
 from ftcli.console import result, result_json, say
 from ftcli.errors import FtcliError, MachineError
-from ftcli.kernels.cpu import collect_seldom, leave_it_to_the_system
+from ftcli.kernels.cpu import skip_final_gc, start_gc_tuning
 from ftcli.redact import masked
 from ftcli.runs.atomic import is_full
 
@@ -87,9 +87,9 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of the `ftcli` command."""
-    collect_seldom()
+    start_gc_tuning()
     code = run(sys.argv[1:])
-    leave_it_to_the_system()
+    skip_final_gc()
     sys.exit(code)
 
 

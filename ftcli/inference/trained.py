@@ -10,11 +10,11 @@ from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
 from ftcli.data.prepared import Prepared
 from ftcli.inference.generation import Model
-from ftcli.kernels.cpu import collect_as_usual
+from ftcli.kernels.cpu import end_gc_tuning, tune_cpu
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
-from ftcli.models.device import device_of, hardware_for, use_whole_machine
+from ftcli.models.device import device_of, hardware_for
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import contract_of, proven_base
@@ -66,7 +66,7 @@ def held_as(loaded: Loaded, run: RunFolder) -> str:
 def _hardware(loaded: Loaded) -> Hardware:
     collect_as_usual()  # all that is heavy has been imported, and no model is loaded yet
     hardware = hardware_for(loaded)
-    use_whole_machine(hardware)
+    tune_cpu(hardware)
     return hardware
 
 

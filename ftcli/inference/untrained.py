@@ -15,9 +15,10 @@ from ftcli.data.example import Message
 from ftcli.data.few_shot import without_system
 from ftcli.data.tokenizing.rendering import Renderer, RowFault
 from ftcli.inference.generation import Model
+from ftcli.kernels.cpu import tune_cpu
 from ftcli.memory.shapes import find_shape, model_source
 from ftcli.models.base_weights import require_weights
-from ftcli.models.device import device_of, hardware_for, use_whole_machine
+from ftcli.models.device import device_of, hardware_for
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import PromptContract
@@ -34,7 +35,7 @@ def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
     source = model_source(model.id, loaded.base)
     shape = find_shape(model.id, loaded.base, model.revision)
     hardware = hardware_for(loaded)
-    use_whole_machine(hardware)
+    tune_cpu(hardware)
     require_weights(source, model.revision, shape)
     dtype = compute_dtype(choose_precision(recipe, hardware).value)
     network = load_base(

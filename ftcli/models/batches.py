@@ -10,12 +10,10 @@ from torch import Tensor
 
 from ftcli.data.tokenizing.packing import plant, rounded
 from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.kernels.cpu import TOKENS_ROUNDED
 from ftcli.kernels.slots import Layout, layout_of
 
 Row = Mapping[str, Sequence[int]]
-
-# oneDNN makes and keeps code for each number of tokens: 40 MB of it a step if none comes twice.
-TOKENS_ROUNDED = 32
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Device
 from ftcli.errors import MachineError
+from ftcli.kernels.cpu import return_freed_memory
 from ftcli.memory.hardware import CARD_KERNELS, Hardware
 
 # bf16 products run in hardware with these; without them they are emulated, several times slower
@@ -33,10 +33,6 @@ NO_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "Triton Error [CUDA]: out of memory",  # a kernel is loaded
 )
-
-# malloc.h of glibc
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-
 
 # What of an NVIDIA driver and its GPUs can be seen without torch.
 NVIDIA_GPUS, NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
@@ -138,18 +134,6 @@ def _why_no_cuda() -> str:
     )
 
 
-def use_whole_machine(hardware: Hardware) -> None:
-    """Give torch the cores this process may use, and let it keep the memory it has touched.
-
-    Launchers often leave one thread. And glibc gives large tensors back to the system at once, so
-    that every operation faults fresh pages in: 20% to 25% of a forward pass on a virtual machine.
-    """
-    if hardware.kind == "cpu":
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(hardware.cores)
-        _keep_freed_memory()
-
-
 @contextmanager
 def memory_in_words(advice: str) -> Iterator[None]:
     """Raise MachineError where torch runs out of memory."""
@@ -181,40 +165,8 @@ def free_memory() -> None:
     frees.
     """
     gc.collect()
-    give_back_freed_memory()
+    return_freed_memory()
     torch.cuda.empty_cache()
-
-
-def give_back_freed_memory() -> None:
-    """Undo the second half of `use_whole_machine`, where tensors are replaced and memory is short.
-
-    Kept memory has holes: weights that were replaced one by one left 1.5 times their size.
-    """
-    _set_malloc(mmap_max=65_536, trim_threshold=128 * 2**10, top_pad=128 * 2**10)  # its defaults
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
-def _keep_freed_memory() -> None:
-    """No mmap for large blocks, never trim the heap, grow it in large pieces."""
-    _set_malloc(mmap_max=0, trim_threshold=-1, top_pad=256 * 2**20)
-
-
-def _set_malloc(*, mmap_max: int, trim_threshold: int, top_pad: int) -> None:
-    """mallopt(3), where the C library is glibc."""
-    if (libc := _glibc()) is not None:
-        for option, value in (
-            (M_MMAP_MAX, mmap_max),
-            (M_TRIM_THRESHOLD, trim_threshold),
-            (M_TOP_PAD, top_pad),
-        ):
-            libc.mallopt(option, value)
-
-
-def _glibc() -> Any | None:
-    import ctypes
-
-    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 def device_of(hardware: Hardware) -> torch.device:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ftcli.config.recipe import Full
 from ftcli.errors import ModelError
-from ftcli.kernels.cpu import collect_as_usual
+from ftcli.kernels.cpu import end_gc_tuning
 from ftcli.kernels.dequantised import keep_dequantised
 from ftcli.kernels.liger import take_liger
 from ftcli.kernels.lora import fuse_lora
@@ -28,7 +28,7 @@ from ftcli.training.trainer import FtcliTrainer, sft_config
 
 def build_trainer(job: TrainJob) -> FtcliTrainer:
     """Load the base as planned, attach the method, and read the prepared rows."""
-    collect_as_usual()  # all that is heavy has been imported, and no model is there
+    end_gc_tuning()  # all that is heavy has been imported, and no model is there
     recipe, plan, run = job.recipe, job.plan, job.run
     weights = DTYPES[plan.weights_dtype.value]
     compute = compute_dtype(plan.precision.value)

@@ -120,12 +120,13 @@ def open_model(loaded: Loaded) -> BaseModel:
     require_possible(loaded.recipe, shape)
     require_reachable(source, model.revision)
 
-    from ftcli.models.device import hardware_for, use_whole_machine
+    from ftcli.kernels.cpu import tune_cpu
+    from ftcli.models.device import hardware_for
     from ftcli.models.load import load_renderer
 
     hardware = hardware_for(loaded)
     require_machine(loaded.recipe, shape, hardware)
-    use_whole_machine(hardware)
+    tune_cpu(hardware)
     return BaseModel(source, model.revision, shape, load_renderer(loaded, source), hardware)
 
 

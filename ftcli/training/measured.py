@@ -6,7 +6,6 @@ does; on a CPU the system counts what the process takes, and what it had before 
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ftcli.kernels.cpu import trim_heap
 from ftcli.memory.hardware import Hardware
 
 # proc(5): writing 5 to clear_refs sets VmHWM back to what is resident now (Linux 4.0).
@@ -60,8 +60,8 @@ class MemoryMeter:
         """Give back what is held and not used: what loading leaves is no part of a step's peak."""
         if self._on_card:
             torch.cuda.empty_cache()
-        elif platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)
+        else:
+            trim_heap()
 
     def reset(self) -> None:
         """Forget the peak: the next one begins with what is held now."""

@@ -21,17 +21,17 @@ def _as_before() -> Iterator[None]:
 
 
 def test_a_command_starts_without_looking_and_goes_on_as_usual() -> None:
-    cpu.collect_seldom()
-    assert gc.get_threshold()[0] == cpu.SELDOM
-    cpu.collect_as_usual()
-    assert gc.get_threshold() == cpu.USUAL
+    cpu.start_gc_tuning()
+    assert gc.get_threshold()[0] == cpu.RARE_GC_THRESHOLD
+    cpu.end_gc_tuning()
+    assert gc.get_threshold() == cpu.DEFAULT_GC_THRESHOLD
     assert gc.get_freeze_count() > 1000
 
 
 def test_what_was_not_begun_is_left_as_it_is() -> None:
     """A program that imports ftcli has settings of its own; a second training finds garbage."""
     gc.set_threshold(1234, 5, 6)
-    cpu.collect_as_usual()
+    cpu.end_gc_tuning()
     assert gc.get_threshold() == (1234, 5, 6)
     assert gc.get_freeze_count() == 0
 
