@@ -3,8 +3,9 @@ in between our lines."""
 
 import logging
 import os
-import sys
 import warnings
+
+from ftcli.compat import CPU_OPERATIONS, refuse_hub_kernel
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -25,10 +26,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*deprecated.*")
 warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|trl|peft|torch).*")
 
-# On a CPU with bf16, importing bitsandbytes 0.50 fetches a kernel from the hub and runs it, if the
-# package `kernels` is there; its own, in the wheel, does the same. Nothing is fetched here.
-sys.modules["kernels"] = None  # type: ignore[assignment]
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+refuse_hub_kernel()
+logging.getLogger(CPU_OPERATIONS).setLevel(logging.ERROR)  # else it warns that it has no kernel
 
 
 def wants_compiler() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ftcli.compat import attention_name
 from ftcli.models.batches import padded
 from ftcli.models.virtual_tokens import causal_model
 
@@ -112,7 +113,7 @@ def computing_in(
             part.module.register_forward_hook(part.restore, always_call=True),
         )
     ]
-    if network.config._attn_implementation == "flash_attention_2":
+    if attention_name(network) == "flash_attention_2":
         network.set_attn_implementation("sdpa")  # flash takes 16-bit tensors only
     # PEFT's wrapper of bitsandbytes' layer has the same class name.
     four_bit = [

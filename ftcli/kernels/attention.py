@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, PreTrainedModel
 
+from ftcli.compat import attention_named, softmax_backward
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.flex import through_flex
 from ftcli.kernels.slots import Layout, Siblings
-from ftcli.kernels.switch import attention_named
 from ftcli.memory.activations import KEPT_KEYS, KEYS_ROUNDED
 
 NAME = "ftcli_packed"
@@ -263,7 +263,7 @@ def _gradients(
     queries, upstream = _heads_as_rows(parts.query, scores), _heads_as_rows(wanted, scores)
     of_values = torch.bmm(shares.transpose(1, 2), upstream)
     of_shares = torch.bmm(upstream, parts.value.transpose(1, 2))
-    of_scores = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+    of_scores = softmax_backward(of_shares, shares)
     if slope is not None:
         of_scores *= slope
     of_queries = torch.bmm(of_scores, parts.key).mul_(scores.scale)

@@ -15,10 +15,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ftcli.compat import attention_named
 from ftcli.environment import wants_compiler
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.slots import Layout
-from ftcli.kernels.switch import attention_named
 
 NAME = "ftcli_flex"
 

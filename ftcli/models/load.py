@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from importlib import import_module
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ftcli.compat import plain_falcon_layers
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Data, Model
 from ftcli.data.templates.template import choose_template
@@ -117,7 +115,7 @@ def load_base(
     refuse_foreign_weights(source, model.revision)
     quantised = quantization is not None
     plain = quantised and open_config(source, model.revision).model_type == "falcon"
-    with opening(source, "model"), _plain_linear() if plain else nullcontext():
+    with opening(source, "model"), plain_falcon_layers() if plain else nullcontext():
         base = AutoModelForCausalLM.from_pretrained(
             source,
             revision=model.revision,
@@ -134,18 +132,6 @@ def load_base(
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
-
-
-@contextmanager
-def _plain_linear() -> Iterator[None]:
-    """Falcon's linear layers as torch's own: they compute the same, and transformers 5.24 quantises
-    no subclass (integrations/bitsandbytes.py, replace_with_bnb_linear)."""
-    falcon: Any = import_module("transformers.models.falcon.modeling_falcon")
-    own, falcon.FalconLinear = falcon.FalconLinear, nn.Linear
-    try:
-        yield
-    finally:
-        falcon.FalconLinear = own
 
 
 def _require_quantised(network: PreTrainedModel, source: str) -> None:

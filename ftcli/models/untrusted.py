@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.utils import DummyObject
 
 from ftcli.errors import FtcliError, ModelError
 from ftcli.hub import hub_error, hub_file, hub_files
@@ -83,9 +84,9 @@ def _require_tokenizer_class(source: str, name: object) -> None:
 
 
 def _is_tokenizer(found: object) -> bool:
-    """Or what stands for one whose package is missing (transformers.utils.DummyObject)."""
+    """Or transformers' placeholder of one whose package is missing."""
     own = isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
-    return own or hasattr(found, "_backends")
+    return own or isinstance(found, DummyObject)
 
 
 @contextmanager

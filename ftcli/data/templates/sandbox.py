@@ -17,8 +17,8 @@ from jinja2 import Template, nodes, pass_environment
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.filters import do_format, do_sum
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from transformers.utils.chat_template_utils import _cached_compile_jinja_template
 
+from ftcli.compat import chat_template_environment
 from ftcli.data.templates import limits
 from ftcli.data.templates.guarding import guard
 from ftcli.data.templates.limits import MEMORY_BYTES, Budget, Ceiling, LimitError
@@ -154,7 +154,7 @@ Made = TypeVar("Made", bound=Environment)
 
 def environment_of(kind: type[Made]) -> Made:
     """The filters, functions and tags of transformers' environment in one of ours."""
-    theirs = _cached_compile_jinja_template("").environment
+    theirs = chat_template_environment()
     ours = kind(
         trim_blocks=theirs.trim_blocks,
         lstrip_blocks=theirs.lstrip_blocks,

@@ -1,0 +1,111 @@
+"""Private names of libraries that ftcli cannot avoid: five, each with its reason.
+
+tests/test_compat.py fails first when a library moves one. Each library is imported in its function,
+so that importing this module is light. The methods of transformers' Trainer that ftcli overrides
+stand in ftcli/training/trainer.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+CPU_OPERATIONS = "bitsandbytes.backends.cpu.ops"
+FALCON = "transformers.models.falcon.modeling_falcon"
+
+
+class _WithoutHubKernel(MetaPathFinder):
+    """Runs one module of bitsandbytes as if the package `kernels` were not installed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path) if fullname == CPU_OPERATIONS else None
+        if spec is None or spec.loader is None:
+            return None
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def execute_without(module: ModuleType) -> None:
+            modules: dict[str, Any] = sys.modules
+            found = {"kernels": modules["kernels"]} if "kernels" in modules else {}
+            modules["kernels"] = None  # the import then raises ImportError, which it catches
+            try:
+                execute(module)
+            finally:
+                del modules["kernels"]
+                modules |= found
+
+        loader.exec_module = execute_without
+        return spec
+
+
+def refuse_hub_kernel() -> None:
+    """Before bitsandbytes is imported: on a CPU with bf16 units, version 0.50 would fetch a kernel
+    from the hub and run it if the package `kernels` is installed. No setting turns that off, and
+    its own kernel, in the wheel, does the same."""
+    if not any(isinstance(finder, _WithoutHubKernel) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WithoutHubKernel())
+
+
+def chat_template_environment() -> Any:
+    """The jinja environment in which transformers compiles chat templates: its filters, functions
+    and tags have no other source, and a copy of them here would lag behind."""
+    from transformers.utils.chat_template_utils import _cached_compile_jinja_template
+
+    return _cached_compile_jinja_template("").environment
+
+
+def attention_name(model: PreTrainedModel) -> str:
+    """Name of the attention that the layers use; transformers sets it publicly and reads it so."""
+    found: str = model.config.get_text_config()._attn_implementation
+    return found
+
+
+@contextmanager
+def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Have the layers use the attention registered with transformers under this name.
+
+    The backward pass belongs in it too: checkpointing runs layers again.
+    """
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def softmax_backward(upstream: Tensor, probabilities: Tensor) -> Tensor:
+    """Gradient of a softmax over the last dimension, in one pass over memory as autograd has it.
+
+    Written out in public operations it reads and writes the probabilities three times.
+    """
+    import torch
+
+    return torch._softmax_backward_data(upstream, probabilities, -1, probabilities.dtype)
+
+
+@contextmanager
+def plain_falcon_layers() -> Iterator[None]:
+    """Falcon's linear layers as torch's own: they compute the same, and transformers 5.24 quantises
+    no subclass (integrations/bitsandbytes.py, replace_with_bnb_linear)."""
+    from torch import nn
+
+    falcon: Any = import_module(FALCON)
+    own, falcon.FalconLinear = falcon.FalconLinear, nn.Linear
+    try:
+        yield
+    finally:
+        falcon.FalconLinear = own

@@ -1,0 +1,92 @@
+"""Each private name of a library that ftcli uses: there, and still needed."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ftcli import compat
+from tests.tiny_models import falcon, llama
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What bitsandbytes asks an installed package `kernels` for, on a CPU with bf16 units."""
+    import bitsandbytes.functional
+
+    (tmp_path / "kernels.py").write_text(
+        "asked = []\n\ndef get_kernel(name, **_):\n    asked.append(name)\n    raise OSError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    monkeypatch.setattr(bitsandbytes.functional, "has_avx512bf16", lambda: True)
+    # Each operation of torch can be registered once only.
+    monkeypatch.setattr(bitsandbytes._ops, "register_kernel", lambda *_: lambda kernel: kernel)
+    package: Any = import_module("kernels")
+    found: list[str] = package.asked
+    return found
+
+
+def test_bitsandbytes_fetches_no_kernel_and_others_can_use_the_package(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, compat.CPU_OPERATIONS)
+    import_module(compat.CPU_OPERATIONS)
+    assert asked == []
+    assert import_module("kernels").asked is asked
+
+
+def test_bitsandbytes_would_fetch_one(asked: list[str]) -> None:
+    """If this fails, it asks at another place or no more, and `refuse_hub_kernel` is in vain."""
+    package = import_module("bitsandbytes.backends.cpu")
+    spec = PathFinder.find_spec(compat.CPU_OPERATIONS, package.__path__)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module_from_spec(spec))
+    assert asked == ["kernels-community/quantization-bitsandbytes"]
+
+
+def test_the_environment_of_chat_templates_is_that_of_transformers() -> None:
+    environment = compat.chat_template_environment()
+    assert {"tojson", "trim"} <= environment.filters.keys()
+    assert {"raise_exception", "strftime_now"} <= environment.globals.keys()
+    assert "generation" in {tag for e in environment.extensions.values() for tag in e.tags}
+
+
+def test_layers_look_up_the_attention_that_is_named_for_a_while() -> None:
+    model = llama()
+    ids = torch.arange(1, 9)[None]
+    before = model.config._attn_implementation
+    with compat.attention_named(model, "nowhere"), pytest.raises((KeyError, ValueError)):
+        model(input_ids=ids)
+    assert model.config._attn_implementation == before == "sdpa"
+    model(input_ids=ids)
+
+
+def test_the_gradient_of_a_softmax_is_autograd_s() -> None:
+    scores = torch.randn(3, 5, requires_grad=True)
+    upstream = torch.randn(3, 5)
+    probabilities = scores.softmax(dim=-1)
+    (expected,) = torch.autograd.grad(probabilities, scores, upstream)
+    assert torch.equal(compat.softmax_backward(upstream, probabilities.detach()), expected)
+
+
+def test_falcon_s_linear_layers_are_of_a_class_of_its_own() -> None:
+    """And compute what torch's do."""
+    modeling: Any = import_module(compat.FALCON)
+    own = modeling.FalconLinear
+    assert issubclass(own, nn.Linear) and own is not nn.Linear
+    assert any(type(module) is own for module in falcon().modules())
+    with compat.plain_falcon_layers():
+        plain = falcon()
+    assert modeling.FalconLinear is own
+    assert not any(type(module) is own for module in plain.modules())
+    layer, hidden = own(4, 3), torch.randn(2, 4)
+    torch.testing.assert_close(layer(hidden), nn.Linear.forward(layer, hidden))
