@@ -281,7 +281,7 @@ def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, Base
 
 def _require_weights(model: BaseModel) -> None:
     """Raise ModelError where weights are missing: transformers would begin with random ones."""
-    from ftcli.models.base_weights import require_weights
+    from ftcli.models.base_files import require_weights
 
     require_weights(model.source, model.revision, model.shape)
 

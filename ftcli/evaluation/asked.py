@@ -12,7 +12,7 @@ from ftcli.data.prepared import Split
 from ftcli.evaluation.scorers.code import code_digest
 from ftcli.evaluation.work import VERSION
 from ftcli.memory.shapes import model_source
-from ftcli.models.fingerprint import base_fingerprint
+from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import sha256_file, short_digest
 from ftcli.training.opening import OpenRun
 

@@ -17,7 +17,7 @@ from ftcli.data.tokenizing.rendering import Renderer, RowFault
 from ftcli.inference.generation import Model
 from ftcli.kernels.cpu import tune_cpu
 from ftcli.memory.shapes import find_shape, model_source
-from ftcli.models.base_weights import require_weights
+from ftcli.models.base_files import require_weights
 from ftcli.models.device import device_of, hardware_for
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization

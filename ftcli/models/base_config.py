@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ftcli.models.fingerprint import model_folder
+from ftcli.models.base_files import model_folder
 from ftcli.models.load import open_config
 
 # Names, versions and types, which another saving changes; tokens, which the contract holds itself;

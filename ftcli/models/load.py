@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -116,15 +117,18 @@ def load_base(
     quantised = quantization is not None
     plain = quantised and open_config(source, model.revision).model_type == "falcon"
     with opening(source, "model"), plain_falcon_layers() if plain else nullcontext():
-        base = AutoModelForCausalLM.from_pretrained(
+        base, loaded = AutoModelForCausalLM.from_pretrained(
             source,
             revision=model.revision,
             dtype=dtype,
             attn_implementation=ATTENTION[attention],
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else the error names no tensor
             **extra,
         )
+    _require_all_weights(loaded, source)
     if quantised:
         _require_quantised(base, source)
     base.config.use_cache = True
@@ -132,6 +136,24 @@ def load_base(
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
+
+
+def _require_all_weights(loaded: Mapping[str, Collection[Any]], source: str) -> None:
+    """Raise ModelError where transformers began a weight at random, as no file holds it or its size
+    is another."""
+    for name, held, wanted in sorted(loaded["mismatched_keys"]):
+        sizes = [" × ".join(map(str, size)) for size in (held, wanted)]
+        raise ModelError(
+            "model",
+            f"{source}: its {name} is {sizes[0]}, and its config.json makes it {sizes[1]}; one of "
+            "the two is of another model: fetch both again",
+        )
+    if missing := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            "model",
+            f"{source}: {len(missing)} weights are in none of its files, {missing[0]} first; they "
+            "would begin at random: fetch the model again",
+        )
 
 
 def _require_quantised(network: PreTrainedModel, source: str) -> None:

@@ -29,7 +29,7 @@ from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.memory.shapes import model_source
 from ftcli.models.base_config import config_differences, outputs_config
-from ftcli.models.fingerprint import base_fingerprint
+from ftcli.models.base_files import base_fingerprint
 from ftcli.models.load import load_tokenizer, renderer_of
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder, unreadable_contract
@@ -73,7 +73,7 @@ class RunContract:
     """What contract.json holds."""
 
     base: str | None
-    """Fingerprint of the weights (ftcli.models.fingerprint); none where they could not be found."""
+    """Fingerprint of the weights (ftcli.models.base_files); none where they could not be found."""
     template: str | None
     """sha256 of the chat template; none for plain texts on a model without one."""
     template_kwargs: Mapping[str, str | bool | int | float]
@@ -94,7 +94,7 @@ class Base:
 
     source: str
     weights: str | None
-    """Their fingerprint (ftcli.models.fingerprint)."""
+    """Their fingerprint (ftcli.models.base_files)."""
     config: Mapping[str, Any] | None
 
 

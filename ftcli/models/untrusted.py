@@ -23,7 +23,7 @@ from transformers.utils import DummyObject
 from ftcli.errors import FtcliError, ModelError
 from ftcli.hub import hub_error, hub_file, hub_files
 from ftcli.models.device import is_out_of_memory
-from ftcli.models.fingerprint import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
+from ftcli.models.base_files import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
 
 # Keys of config.json that send transformers 5.24 to other files or let it change its own classes.
 REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")
@@ -45,7 +45,7 @@ def refuse_foreign_weights(source: str, revision: str | None) -> None:
     if WHOLE not in names and INDEX in names:
         index = _file(source, INDEX, revision)
         if index is not None:
-            shard_files(index)
+            shard_files(index)  # raises for names that lead elsewhere
 
 
 def refuse_foreign_config(source: str, revision: str | None) -> None:

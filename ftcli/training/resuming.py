@@ -18,7 +18,7 @@ from ftcli.data.sides import files_of, rows_parts, source_digests
 from ftcli.errors import FtcliError, MachineError, Stopped
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import model_source
-from ftcli.models.fingerprint import base_fingerprint
+from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import (
     drop_temporary,
     folder_bytes,

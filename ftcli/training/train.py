@@ -11,9 +11,9 @@ from transformers import TrainerState
 from ftcli.config.recipe import Full
 from ftcli.console import Reporter
 from ftcli.errors import FtcliError
+from ftcli.models.base_files import tokenizer_bytes
 from ftcli.models.device import is_out_of_memory, memory_in_words
 from ftcli.models.prompt_manifest import base_at, proven_base, settle_contract
-from ftcli.models.sibling_files import tokenizer_bytes
 from ftcli.runs.atomic import whole_folder
 from ftcli.runs.checkpoints import Checkpoint, require_whole
 from ftcli.runs.signals import StopSignals

@@ -307,17 +307,6 @@ def test_a_base_whose_weights_are_cut(own_model: Path, write_recipe: Recipes, fi
     assert said == f"{weights}: is not a whole safetensors file; fetch it again"
 
 
-def test_a_base_that_lacks_a_weight(own_model: Path, write_recipe: Recipes, finds: Finds) -> None:
-    """transformers makes it up at random, in silence."""
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(own_model / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, own_model / "model.safetensors", metadata={"format": "pt"})
-    said = finds(write_recipe(model={"id": str(own_model)}), "look")
-    assert "are in none of its files, model.layers.1.mlp.up_proj.weight first; they would" in said
-
-
 def test_a_tokenizer_with_more_tokens_than_the_model(
     own_model: Path, write_recipe: Recipes, rows_file: Path, finds: Finds
 ) -> None:

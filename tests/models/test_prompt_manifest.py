@@ -21,7 +21,7 @@ from ftcli.config.chat_template import named
 from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.models import prompt_manifest as contract_module
-from ftcli.models.fingerprint import base_fingerprint
+from ftcli.models.base_files import base_fingerprint
 from ftcli.models.prompt_manifest import load_contract, proven_base
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import open_run

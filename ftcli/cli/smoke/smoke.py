@@ -20,7 +20,7 @@ from ftcli.config.loader import Loaded, load_recipe
 from ftcli.config.recipe import LoraKeys
 from ftcli.console import Reporter, megabytes
 from ftcli.data.prepared import SPLITS, Prepared
-from ftcli.models.sibling_files import tokenizer_bytes
+from ftcli.models.base_files import tokenizer_bytes
 from ftcli.runs.atomic import free_bytes
 from ftcli.runs.folder import RunFolder
 from ftcli.training.job import BaseModel, require_own_folder, temporary_run
@@ -83,7 +83,7 @@ def _look_prepare_plan(loaded: Loaded, walk: Walk) -> Real:
 
 
 def _looked(model: BaseModel) -> str:
-    from ftcli.models.base_weights import require_weights
+    from ftcli.models.base_files import require_weights
 
     weights = require_weights(model.source, model.revision, model.shape)
     return f"{model.shape.model_type} on {model.hardware.name}; {weights}"

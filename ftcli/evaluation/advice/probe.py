@@ -23,7 +23,7 @@ from ftcli.evaluation.scorers.scorer import Scorer
 from ftcli.evaluation.scorers.text import TextScorer
 from ftcli.evaluation.scores import mean_of, score_answers
 from ftcli.memory.shapes import model_source
-from ftcli.models.fingerprint import base_fingerprint
+from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import sha256_file, short_digest
 
 if TYPE_CHECKING:

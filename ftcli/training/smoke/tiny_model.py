@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from ftcli.config.recipe import LoraKeys, Method, Recipe
 from ftcli.errors import ModelError
 from ftcli.memory.shapes import Shape, shape_from_config
-from ftcli.models.fingerprint import model_folder
+from ftcli.models.base_files import model_folder
 from ftcli.models.load import open_config
 from ftcli.runs.atomic import write_json
 

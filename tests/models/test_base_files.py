@@ -1,19 +1,36 @@
-"""Safetensors are written here byte by byte: the layout is in safetensors' README, "Format"."""
+"""A base's files. Safetensors are written byte by byte: safetensors' README, "Format"."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
+import shutil
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import namedtuple
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ftcli.cli.train import plan_recipe
+from ftcli.console import Terminal
 from ftcli.errors import ModelError
-from ftcli.models.fingerprint import PIECE_BYTES, base_fingerprint, refuse_pickles, weight_files
+from ftcli.memory.shapes import find_shape
+from ftcli.models import base_files
+from ftcli.models.base_files import (
+    PIECE_BYTES,
+    base_fingerprint,
+    refuse_pickles,
+    require_weights,
+    tokenizer_bytes,
+    weight_files,
+)
+from ftcli.runs.atomic import folder_bytes
+from ftcli.training.plan.disk_room import run_bytes
+from tests.conftest import tiny_tokenizer
 
 Tensors = Mapping[str, bytes]
 LARGE = 40 * PIECE_BYTES
@@ -79,19 +96,10 @@ def test_one_byte_at_the_ends_or_in_the_middle_of_a_tensor_is_seen(
 ) -> None:
     held = tensors()
     before = mark_of(tmp_path / "model", held)
-    changed = bytearray(held["layers.1.weight"])
-    changed[place] ^= 1
-    assert mark_of(tmp_path / "model", {**held, "layers.1.weight": bytes(changed)}) != before
-
-
-def test_every_byte_of_a_small_tensor_is_seen(tmp_path: Path) -> None:
-    held = tensors()
-    marks = {mark_of(tmp_path / "model", held)}
-    for place in range(64):
-        norm = bytearray(held["norm.weight"])
-        norm[place] ^= 255
-        marks.add(mark_of(tmp_path / "model", {**held, "norm.weight": bytes(norm)}))
-    assert len(marks) == 65
+    for name in ("layers.1.weight", "norm.weight"):
+        changed = bytearray(held[name])
+        changed[place % len(changed)] ^= 1
+        assert mark_of(tmp_path / "model", {**held, name: bytes(changed)}) != before
 
 
 def test_names_types_and_shapes_are_seen(tmp_path: Path) -> None:
@@ -108,58 +116,36 @@ def test_names_types_and_shapes_are_seen(tmp_path: Path) -> None:
     assert len(marks) == 5
 
 
-@contextmanager
-def counted_reads(patch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    original, sizes = Path.open, []
-
-    class Counted:
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def __enter__(self) -> Counted:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def seek(self, place: int) -> int:
-            return int(self.file.seek(place))
-
-        def read(self, size: int) -> bytes:
-            data: bytes = self.file.read(size)
-            sizes.append(len(data))
-            return data
-
-    with patch.context() as inside:
-        inside.setattr(Path, "open", lambda *a, **k: Counted(original(*a, **k)))
-        yield sizes
-
-
 def test_a_model_of_15_gb_is_known_by_3_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Qwen2.5-7B's tensors in a file of holes, which takes no room on the disk."""
+    """Qwen2.5-7B's tensors in a sparse file, which takes no room on the disk."""
     sizes = {"model.embed_tokens.weight": 152064 * 3584, "lm_head.weight": 152064 * 3584}
     for layer in range(28):
         name = f"model.layers.{layer}"
         sizes |= {f"{name}.self_attn.{m}_proj.weight": 3584 * 3584 for m in "qo"}
         sizes |= {f"{name}.self_attn.{m}_proj.weight": 512 * 3584 for m in "kv"}
         sizes |= {f"{name}.mlp.{m}_proj.weight": 18944 * 3584 for m in ("gate", "up", "down")}
-        sizes |= {
-            f"{name}.self_attn.{m}_proj.bias": n
-            for m, n in zip("qkv", (3584, 512, 512), strict=True)
-        }
+        sizes |= {f"{name}.self_attn.{m}_proj.bias": n for m, n in (("q", 3584), ("k", 512))}
+        sizes |= {f"{name}.self_attn.v_proj.bias": 512}
         sizes |= {f"{name}.{norm}_layernorm.weight": 3584 for norm in ("input", "post_attention")}
     sizes["model.norm.weight"] = 3584
     header, place = {}, 0
     for name, size in sizes.items():
         header[name] = {"dtype": "BF16", "shape": [size], "data_offsets": [place, place + 2 * size]}
         place += 2 * size
-    text = json.dumps(header).encode()
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + place)
     assert place == 7_615_616_512 * 2  # its parameters, in 16 bits
-    with counted_reads(monkeypatch) as read:
-        assert base_fingerprint(str(tmp_path)) is not None
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(with_header(json.dumps(header).encode()))
+    os.truncate(file, file.stat().st_size + place)
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            read.append(len(data))
+            return data
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Counted(path))
+    assert base_fingerprint(str(tmp_path)) is not None
     assert sum(read) < 3.2e6
 
 
@@ -176,7 +162,8 @@ def test_the_files_are_those_that_transformers_opens_without_running_code(tmp_pa
     assert weight_files(str(tmp_path)) == (), "not all of it is here"
     for text in ("{", "[" * 100_000):
         index.write_text(text)
-        assert weight_files(str(tmp_path)) == ()
+        with pytest.raises(ModelError, match="cannot be read"):
+            weight_files(str(tmp_path))
     write(tmp_path / "model.safetensors", tensors())
     assert [file.name for file in weight_files(str(tmp_path))] == ["model.safetensors"]
 
@@ -207,9 +194,6 @@ def test_weights_in_another_form_are_refused_with_what_to_do(names: list[str], r
         refuse_pickles("owner/name", names)
     refuse_pickles("owner/name", [*names, "model.safetensors"])
     refuse_pickles("owner/name", [*names, "model.safetensors.index.json"])
-
-
-def test_a_folder_without_weights_has_none_to_refuse() -> None:
     refuse_pickles("owner/name", ["config.json", "tokenizer.json", "README.md"])
 
 
@@ -278,3 +262,73 @@ def test_the_small_models_weights_survive_being_cut(small_model: Path, tmp_path:
         places |= dict.fromkeys(part, f"{number}.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert base_fingerprint(str(folder)) == base_fingerprint(str(small_model))
+
+
+# Before a training
+
+
+SHAPE = find_shape("smollm2-135m", Path())
+
+
+def test_missing_weight_files_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with pytest.raises(ModelError, match="holds no weights"):
+        require_weights(str(folder), None, SHAPE)
+    folder.rmdir()
+    held = list(tensors().items())
+    write_shards(folder, [dict(held[:2]), dict(held[2:])])
+    assert require_weights(str(folder), None, SHAPE).startswith("weights whole (")
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"1 of 2 weight files are missing, model-00002-of-0"):
+        require_weights(str(folder), None, SHAPE)
+
+
+def test_weights_that_are_to_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = ["config.json", "model.safetensors"]
+    monkeypatch.setattr(base_files, "weight_files", lambda *_: ())
+    monkeypatch.setattr(base_files, "hub_files", lambda *_, **__: held)
+    assert require_weights("owner/name", None, SHAPE) == (
+        "weights on the hub, to be fetched (about 269 MB)"
+    )
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 9 * 10**8, 10**8))
+    with pytest.raises(ModelError, match=r"about 269 MB, and the disk of .* has 100 MB free"):
+        require_weights("owner/name", None, SHAPE)
+    held.remove("model.safetensors")
+    with pytest.raises(ModelError, match="the repository holds no weights"):
+        require_weights("owner/name", None, SHAPE)
+
+
+# What is saved with the weights
+
+
+@pytest.mark.parametrize("texts", [False, True], ids=["merges as lists", "merges as texts"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_tokenizer_takes_no_more_than_was_counted(
+    texts: bool, indent: int | None, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    base, saved = tmp_path / "base", tmp_path / "saved"
+    tiny_tokenizer().save_pretrained(base)
+    file = base / "tokenizer.json"
+    values = json.loads(file.read_text("utf-8"))
+    if texts:
+        values["model"]["merges"] = [" ".join(merge) for merge in values["model"]["merges"]]
+    separators = None if indent else (",", ":")
+    file.write_text(
+        json.dumps(values, indent=indent, separators=separators, ensure_ascii=False), "utf-8"
+    )
+    AutoTokenizer.from_pretrained(base).save_pretrained(saved)
+    counted, taken = tokenizer_bytes(str(base)), folder_bytes(saved)
+    assert taken <= counted + 1000 <= 3 * taken + 1000
+    for name in ("picture.png", "model.safetensors.index.json", "pytorch_model.bin"):
+        (base / name).write_bytes(b"0" * 100_000)
+    assert tokenizer_bytes(str(base)) == counted
+    assert tokenizer_bytes("nobody/has-this-model") == 0
+
+
+def test_what_is_saved_with_the_weights_is_part_of_a_run(write_recipe: Callable[..., Path]) -> None:
+    plan = plan_recipe(write_recipe(), (), init_from=None, reporter=Terminal()).plan
+    assert run_bytes(plan, 2, beside_bytes=3_500_000) == run_bytes(plan, 2) + 3_500_000
