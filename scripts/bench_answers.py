@@ -26,7 +26,7 @@ from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model, answer_batches, generate_ids
 from ftcli.models.device import device_of, find_hardware, use_whole_machine
 from ftcli.models.load import load_tokenizer
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from scripts.machine import this_machine
 
 Ids = list[list[int]]
@@ -81,7 +81,7 @@ def _open(folder: Path) -> Model:
     renderer = Renderer(load_tokenizer(str(folder), None))
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     network.to(device_of(hardware))
-    return Model(network, PromptContract(renderer, renderer.stop_ids, renderer.pad_id))
+    return Model(network, PromptFormat(renderer, renderer.stop_ids, renderer.pad_id))
 
 
 def _prompts(model: Model, file: Path, count: int, instruction: int) -> Ids:

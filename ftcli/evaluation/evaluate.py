@@ -39,7 +39,7 @@ from ftcli.runs.signals import StopSignals
 from ftcli.training.opening import OpenRun, open_run, require_as_trained
 
 if TYPE_CHECKING:
-    from ftcli.models.prompt_manifest import PromptContract
+    from ftcli.models.prompt_manifest import PromptFormat
 
 __all__ = ["SHOTS", "Asked", "Evaluated", "evaluate_run"]
 
@@ -117,13 +117,13 @@ def _evaluate(
     opened: OpenRun, asked: Asked, split: Split, scorers: Scorers, key: str, reporter: Reporter
 ) -> EvalResult:
     """Rows → losses and answers of all sides → scores → rows of the table."""
-    from ftcli.models.prompt_manifest import contract_of
+    from ftcli.models.prompt_manifest import verify_run
 
     recipe, data = opened.loaded.recipe, str(asked.data or split)
     rows = read_rows(opened, asked.data, split, asked.limit, reporter)
     seen = find_seen(opened, rows, None if asked.data else split, reporter)
     seen.warn(data, len(rows), reporter)
-    contract = contract_of(opened.loaded, opened.run, opened.prepared)
+    contract = verify_run(opened.loaded, opened.run, opened.prepared)
     sets = build_sets(opened, asked, rows, contract, reporter)
     done = _run_models(opened, contract, asked, sets, reporter)
     task = {side: each["rows"] for side, each in done.items()}
@@ -165,7 +165,7 @@ def _evaluate(
 
 
 def _run_models(
-    opened: OpenRun, contract: PromptContract, asked: Asked, sets: Sets, reporter: Reporter
+    opened: OpenRun, contract: PromptFormat, asked: Asked, sets: Sets, reporter: Reporter
 ) -> dict[Side, dict[str, Done]]:
     """Side → set → what was done; one model in memory at a time, the base first."""
     from ftcli.inference.trained import held_as

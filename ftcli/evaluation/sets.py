@@ -19,7 +19,7 @@ from ftcli.evaluation.work import RowSet
 from ftcli.training.opening import OpenRun
 
 if TYPE_CHECKING:
-    from ftcli.models.prompt_manifest import PromptContract
+    from ftcli.models.prompt_manifest import PromptFormat
 
 # Enough for what the built-in instructions ask for; who rambles on has not stopped.
 INSTRUCTION_TOKENS = 96
@@ -44,7 +44,7 @@ def build_sets(
     opened: OpenRun,
     asked: Asked,
     rows: tuple[Row, ...],
-    contract: PromptContract,
+    contract: PromptFormat,
     reporter: Reporter,
 ) -> Sets:
     """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
@@ -74,7 +74,7 @@ def build_sets(
 
 
 def _prompted(
-    opened: OpenRun, instruction: str, shots: int, plain: RowSet, contract: PromptContract
+    opened: OpenRun, instruction: str, shots: int, plain: RowSet, contract: PromptFormat
 ) -> RowSet:
     """The rows as somebody would ask them who does not tune: with an instruction and examples."""
     from ftcli.data.tokenizing.rendering import RowFault
@@ -119,7 +119,7 @@ def _behind(row: Row, prompt: Sequence[int]) -> Row:
     )
 
 
-def _text_set(contract: PromptContract, passages: Sequence[str], name: str) -> RowSet:
+def _text_set(contract: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
     """Passages, long ones in pieces; `line` is the number of the passage."""
     from ftcli.data.tokenizing.plain_text import passage_rows
 
@@ -132,7 +132,7 @@ def _text_set(contract: PromptContract, passages: Sequence[str], name: str) -> R
 
 
 def _instruction_set(
-    contract: PromptContract, wanted: Sequence[Instruction], reporter: Reporter
+    contract: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
 ) -> tuple[RowSet | None, tuple[Instruction, ...]]:
     """Instructions that the template can render: one that demands a system turn takes none."""
     from ftcli.data.tokenizing.rendering import RowFault

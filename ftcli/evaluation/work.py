@@ -113,7 +113,7 @@ class Worker:
     """A run's base or its tuned model, opened only when something is not known yet."""
 
     opened: OpenRun
-    contract: PromptContract
+    contract: PromptFormat
     name: ModelName
     held_as: str
     """Type and machine, by which losses and answers differ in their last digits."""
@@ -213,9 +213,9 @@ class Worker:
 
     def _base(self) -> dict[str, Any]:
         """Weights and config of the base that the run began with; none where they are not known."""
-        from ftcli.models.prompt_manifest import load_contract
+        from ftcli.models.prompt_manifest import read_prompt_manifest
 
-        contract = load_contract(self.opened.run)
+        contract = read_prompt_manifest(self.opened.run)
         return {"weights": contract.base, "config": contract.config}
 
     def _take_from_a_run_beside(self, file: Path) -> None:

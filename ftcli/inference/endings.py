@@ -17,7 +17,7 @@ from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError
 from ftcli.inference.generation import Model, answer_prompts
 from ftcli.models.device import is_out_of_memory
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.training.job import TrainJob
 from ftcli.training.trainer import FtcliTrainer
 
@@ -87,7 +87,7 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     longest = max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
     limit = min(math.ceil(LENGTH_FACTOR * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
-    contract = PromptContract(job.model.renderer, prepared.stop_ids, prepared.pad_id)
+    contract = PromptFormat(job.model.renderer, prepared.stop_ids, prepared.pad_id)
     model = Model(trainer.model, contract, recipe.training.fast is not False)
     arithmetic = trainer.compute_loss_context_manager()  # autocast, as in training
     try:

@@ -161,7 +161,7 @@ def _load(members: tuple[Member, ...], seed: int | None) -> Generator:
     from ftcli.inference.generation import seed_sampling
     from ftcli.inference.several_adapters import AdapterSet
     from ftcli.inference.trained import load_tuned_model
-    from ftcli.models.prompt_manifest import contract_of
+    from ftcli.models.prompt_manifest import verify_run
 
     if seed is not None:
         seed_sampling(seed)

@@ -52,7 +52,7 @@ class Model:
     """A model in memory, with its tokenizer, chat template and stop tokens."""
 
     network: PreTrainedModel
-    contract: PromptContract
+    contract: PromptFormat
     fast: bool = True
     """Whether the optimisations of docs/performance.md are on (training.fast)."""
 

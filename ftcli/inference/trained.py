@@ -17,13 +17,13 @@ from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, hardware_for
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
-from ftcli.models.prompt_manifest import contract_of, proven_base
+from ftcli.models.prompt_manifest import verified_base, verify_run
 from ftcli.runs.folder import RunFolder
 
 
 def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
     """The base that the run started from, with the run's tokenizer and template."""
-    contract, hardware = contract_of(loaded, run, prepared), _hardware(loaded)
+    contract, hardware = verify_run(loaded, run, prepared), _hardware(loaded)
     base = _base(loaded, run, hardware, inference_dtype(run, hardware))
     return Model(base, contract, loaded.recipe.training.fast is not False)
 
@@ -32,7 +32,7 @@ def load_tuned_model(
     loaded: Loaded, run: RunFolder, prepared: Prepared, dtype: torch.dtype | None = None
 ) -> Model:
     """The trained model: the base with the run's adapter, or the run's own model."""
-    contract, hardware = contract_of(loaded, run, prepared), _hardware(loaded)
+    contract, hardware = verify_run(loaded, run, prepared), _hardware(loaded)
     dtype = dtype or inference_dtype(run, hardware)
     match loaded.recipe.method:
         case Full():

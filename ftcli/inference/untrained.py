@@ -21,7 +21,7 @@ from ftcli.models.base_files import require_weights
 from ftcli.models.device import device_of, hardware_for
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.training.plan.arithmetic import choose_attention, choose_precision
 
 # The first token comes with the prompt; the others are timed.
@@ -46,7 +46,7 @@ def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
         device=device_of(hardware),
         quantization=quantization(recipe.method, dtype),
     )
-    return Model(network, PromptContract(renderer, renderer.stop_ids, renderer.pad_id))
+    return Model(network, PromptFormat(renderer, renderer.stop_ids, renderer.pad_id))
 
 
 def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:

@@ -1,7 +1,8 @@
-"""What a run promises of its prompts and its base: kept in contract.json, proven at each opening.
+"""Prompt manifest: how a run was prompted and on which base, written to contract.json by its
+training and verified whenever the run is opened.
 
-The tokenizer and the template are files that people edit, and a base is a folder that is replaced:
-each changes what a tuned model is given to read, and the answers get worse without an error.
+People edit tokenizers and templates, and replace the folder of a base: each changes what a tuned
+model reads, and its answers get worse without an error.
 """
 
 from __future__ import annotations
@@ -28,25 +29,42 @@ from ftcli.data.tokenizing.rendering import Renderer, RowFault
 from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.memory.shapes import model_source
-from ftcli.models.base_config import config_differences, outputs_config
-from ftcli.models.base_files import base_fingerprint
-from ftcli.models.load import load_tokenizer, renderer_of
+from ftcli.models.base_files import base_fingerprint, model_folder
+from ftcli.models.load import load_tokenizer, open_config, renderer_of
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder, unreadable_contract
 from ftcli.shell import command
 
-GOLDEN_PROMPTS = 3
+RECORDED_PROMPTS = 3
 # For runs on plain texts: figures, white space and what lies beyond ASCII.
-GOLDEN_TEXTS = (
+RECORDED_TEXTS = (
     "A red chair, 129.90 EUR.",
     "  two spaces\n\n\tand a tab ",
     "Stühle 椅子 🪑",
 )
 
+# Keys of config.json that shape no output: names, versions and types, which another saving changes;
+# tokens, which the manifest holds itself; what each loading sets; and outputs beside the logits.
+IGNORED_KEYS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
 
 @dataclass(frozen=True)
-class PromptContract:
-    """How a trained model is spoken to, and how its answers end: as in its training."""
+class PromptFormat:
+    """How a trained model is prompted, and how its answers end: as in its training."""
 
     renderer: Renderer
     stop_ids: tuple[int, ...]
@@ -54,8 +72,8 @@ class PromptContract:
 
 
 @dataclass(frozen=True)
-class GoldenPrompt:
-    """A prompt, as messages or as a plain text, with the ids that the training saw."""
+class RecordedPrompt:
+    """A prompt, as messages or as a plain text, with its token ids in the training."""
 
     messages: tuple[Message, ...]
     text: str | None
@@ -69,141 +87,158 @@ class GoldenPrompt:
 
 
 @dataclass(frozen=True)
-class RunContract:
+class PromptManifest:
     """What contract.json holds."""
 
     base: str | None
-    """Fingerprint of the weights (ftcli.models.base_files); none where they could not be found."""
+    """Fingerprint of the weights (base_files.py); None if they were not found."""
     template: str | None
-    """sha256 of the chat template; none for plain texts on a model without one."""
+    """sha256 of the chat template; None for plain texts on a model without one."""
     template_kwargs: Mapping[str, str | bool | int | float]
     system: str | None
     """data.system, as a template where it names a column."""
     stop_ids: tuple[int, ...]
     pad_id: int
-    prompts: tuple[GoldenPrompt, ...]
-    tokenizer: str | None = None
-    """sha256 of vocabulary and rules; none in contracts of earlier versions."""
-    config: Mapping[str, Any] | None = None
-    """What of the base's config.json shapes its outputs; none in contracts of earlier versions."""
+    prompts: tuple[RecordedPrompt, ...]
+    tokenizer: str
+    """sha256 of vocabulary and rules."""
+    config: Mapping[str, Any] | None
+    """Keys of the base's config.json that shape its outputs; None if it was not found."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base as it is on this machine now; none where a part of it is not here."""
+    """A base as it is on this machine now; None for a part that is not here."""
 
     source: str
     weights: str | None
-    """Their fingerprint (ftcli.models.base_files)."""
+    """Fingerprint (base_files.py)."""
     config: Mapping[str, Any] | None
 
 
 def base_at(source: str, revision: str | None) -> Base:
     """The base in a local folder, or a hub model in the local cache; raises ModelError."""
     weights = base_fingerprint(source, revision)
-    return Base(source, weights, outputs_config(source, revision))
+    return Base(source, weights, output_config(source, revision))
 
 
-def contract_of(loaded: Loaded, run: RunFolder, prepared: Prepared) -> PromptContract:
-    """How the run's model is spoken to, rebuilt from its folder and its recipe.
+def output_config(source: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The keys of config.json that shape a model's outputs, as transformers reads them: with
+    defaults, and with newer names for older ones. None: not on this machine. Raises ModelError."""
+    if model_folder(source, revision) is None:
+        return None
+    text = open_config(source, revision).to_json_string(use_diff=False)
+    return {"quantization_config": None, **_without_ignored(json.loads(text))}
+
+
+def _without_ignored(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_ignored(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in IGNORED_KEYS
+    }
+
+
+def verify_run(loaded: Loaded, run: RunFolder, prepared: Prepared) -> PromptFormat:
+    """The run's prompt format, rebuilt from its folder and its recipe.
 
     Raises FtcliError (`contract_broken`) where that, or an adapter's base, is not as in training.
     """
-    contract = load_contract(run)
+    manifest = read_prompt_manifest(run)
     renderer = _rebuilt(loaded, run)
-    found = _differences(contract, renderer)
+    found = _differences(manifest, renderer)
     for system in (prepared.system, loaded.recipe.data.system):
-        if not _same_system(contract.system, system):
-            found.append(f"system prompt: {contract.system!r} → {system!r}")
+        if not _same_system(manifest.system, system):
+            found.append(f"system prompt: {manifest.system!r} → {system!r}")
             break
     model = loaded.recipe.model
     if isinstance(loaded.recipe.method, Full):
-        found += _other_config(contract, outputs_config(str(run.model)), str(run.model))
+        found += _other_config(manifest, output_config(str(run.model)), str(run.model))
     else:
         source = model_source(model.id, loaded.base)
-        found += _other_base(contract, base_at(source, model.revision))
-    _require_none(found, run)
-    return PromptContract(renderer, contract.stop_ids, contract.pad_id)
+        found += _other_base(manifest, base_at(source, model.revision))
+    _raise_if_any(found, run)
+    return PromptFormat(renderer, manifest.stop_ids, manifest.pad_id)
 
 
 @contextmanager
-def proven_base(runs: Sequence[RunFolder], source: str, revision: str | None) -> Iterator[None]:
+def verified_base(runs: Sequence[RunFolder], source: str, revision: str | None) -> Iterator[None]:
     """Raise where the base that the block loads is not the one that these runs began with.
 
-    Before the block, or behind it where the weights have to be fetched first. Raises FtcliError
+    Before the block, or after it where the weights have to be fetched first. Raises FtcliError
     (`contract_broken`).
     """
     before = base_at(source, revision)
     for run in runs:
-        _require_none(_other_base(load_contract(run), before), run)
+        _raise_if_any(_other_base(read_prompt_manifest(run), before), run)
     yield
     if before.weights is None or before.config is None:
         after = base_at(source, revision)
         after = replace(after, weights=after.weights or "not found")
         for run in runs:
-            _require_none(_other_base(load_contract(run), after), run)
+            _raise_if_any(_other_base(read_prompt_manifest(run), after), run)
 
 
-def settle_contract(
+def write_or_verify_manifest(
     run: RunFolder, renderer: Renderer, prepared: Prepared, base: Base, *, begun: bool
 ) -> None:
-    """Write the contract of a run that begins; prove that of a run that goes on.
-
-    Raises FtcliError (`contract_broken`). The base of the latter is for `proven_base`.
-    """
+    """Write the manifest of a new run; verify the prompts of a resumed one (`verified_base` verifies
+    its base). Raises FtcliError (`contract_broken`)."""
     if begun and (run.contract.is_file() or run.steps_saved()):
-        _require_none(_differences(load_contract(run), renderer), run)
+        _raise_if_any(_differences(read_prompt_manifest(run), renderer), run)
         return
-    contract = RunContract(
+    manifest = PromptManifest(
         base=base.weights,
         template=_template_digest(renderer),
         template_kwargs=dict(renderer.template_kwargs),
         system=prepared.system,
         stop_ids=renderer.stop_ids,
         pad_id=renderer.pad_id,
-        prompts=tuple(_golden_prompts(renderer, prepared, run)),
-        tokenizer=None,  # a third of a second, which the proof would take once more
+        prompts=tuple(_recorded_prompts(renderer, prepared, run)),
+        tokenizer=_tokenizer_digest(renderer),
         config=base.config,
     )
-    _require_none(_differences(contract, renderer), run)
-    write_json(run.contract, asdict(replace(contract, tokenizer=_tokenizer_digest(renderer))))
+    _raise_if_any(_other_prompts(manifest.prompts, renderer), run)  # rows tokenised otherwise
+    write_json(run.contract, asdict(manifest))
 
 
-def load_contract(run: RunFolder) -> RunContract:
+def read_prompt_manifest(run: RunFolder) -> PromptManifest:
     """contract.json of a run; raises FtcliError where it is missing or cannot be read."""
     file = run.require_contract()
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        prompts = tuple(_golden_prompt(prompt) for prompt in values["prompts"])
+        prompts = tuple(
+            RecordedPrompt(
+                tuple(Message(**message) for message in prompt["messages"]),
+                prompt["text"],
+                tuple(prompt["ids"]),
+            )
+            for prompt in values["prompts"]
+        )
         fixed = {"stop_ids": tuple(values["stop_ids"]), "prompts": prompts}
-        return RunContract(**{**values, **fixed})
+        return PromptManifest(**{**values, **fixed})
     except (ValueError, TypeError, KeyError) as error:
         raise unreadable_contract(file, error) from error
 
 
-def _golden_prompt(values: Mapping[str, Any]) -> GoldenPrompt:
-    messages = tuple(Message(**message) for message in values["messages"])
-    return GoldenPrompt(messages, values["text"], tuple(values["ids"]))
-
-
-def _golden_prompts(
+def _recorded_prompts(
     renderer: Renderer, prepared: Prepared, run: RunFolder
-) -> Iterator[GoldenPrompt]:
+) -> Iterator[RecordedPrompt]:
     """Prompts of the first held-out rows, or else of training rows, as they were tokenised."""
     if prepared.plain_text:
-        for text in GOLDEN_TEXTS:
-            yield GoldenPrompt((), text, tuple(renderer.text_prompt_ids(text)))
+        for text in RECORDED_TEXTS:
+            yield RecordedPrompt((), text, tuple(renderer.text_prompt_ids(text)))
         return
     tables = (
         read_split(run.data, split) for split in reversed(SPLITS) if prepared.counts(split).rows
     )
-    rows = (row for table in tables for row in table.slice(0, GOLDEN_PROMPTS).to_pylist())
-    for row in islice(rows, GOLDEN_PROMPTS):
+    rows = (row for table in tables for row in table.slice(0, RECORDED_PROMPTS).to_pylist())
+    for row in islice(rows, RECORDED_PROMPTS):
         messages = tuple(Message(*turn) for turn in json.loads(row["messages"])[:-1])
         ids = row["input_ids"][: row["prompt_tokens"]]
-        if len(ids) < row["prompt_tokens"]:  # cut within its prompt, which loss_on: all allows
+        if len(ids) < row["prompt_tokens"]:  # truncated within its prompt, which loss_on: all allows
             ids = renderer.prompt_ids(messages)
-        yield GoldenPrompt(messages, None, tuple(ids))
+        yield RecordedPrompt(messages, None, tuple(ids))
 
 
 def _rebuilt(loaded: Loaded, run: RunFolder) -> Renderer:
@@ -234,10 +269,10 @@ def _tokenizer_digest(renderer: Renderer) -> str:
 # What differs, old → new
 
 
-def _differences(contract: RunContract, renderer: Renderer) -> list[str]:
+def _differences(manifest: PromptManifest, renderer: Renderer) -> list[str]:
     tokens = {
-        "stop tokens": (contract.stop_ids, renderer.stop_ids),
-        "pad token": ((contract.pad_id,), (renderer.pad_id,)),
+        "stop tokens": (manifest.stop_ids, renderer.stop_ids),
+        "pad token": ((manifest.pad_id,), (renderer.pad_id,)),
     }
     found = [
         f"{name}: {_shown_tokens(renderer, old)} → {_shown_tokens(renderer, new)}"
@@ -245,49 +280,66 @@ def _differences(contract: RunContract, renderer: Renderer) -> list[str]:
         if old != new
     ]
     template, arguments = _template_digest(renderer), dict(renderer.template_kwargs)
-    if contract.template != template:
-        found.append(f"chat template: {_short(contract.template)} → {_short(template)}")
-    if contract.template_kwargs != arguments:
-        old = json.dumps(contract.template_kwargs)
+    if manifest.template != template:
+        found.append(f"chat template: {_short(manifest.template)} → {_short(template)}")
+    if manifest.template_kwargs != arguments:
+        old = json.dumps(manifest.template_kwargs)
         found.append(f"data.template_kwargs: {old} → {json.dumps(arguments)}")
-    for number, prompt in enumerate(contract.prompts, start=1):
-        found += [f"golden prompt {number}, {text}" for text in _other_ids(prompt, renderer)]
-    if not found and contract.tokenizer is not None:
-        digest = _tokenizer_digest(renderer)
-        if contract.tokenizer != digest:
-            found.append(f"tokenizer: {_short(contract.tokenizer)} → {_short(digest)}")
+    found += _other_prompts(manifest.prompts, renderer)
+    if not found and manifest.tokenizer != (digest := _tokenizer_digest(renderer)):
+        found.append(f"tokenizer: {_short(manifest.tokenizer)} → {_short(digest)}")
     return found
 
 
-def _other_ids(prompt: GoldenPrompt, renderer: Renderer) -> list[str]:
-    """The first token that differs, or nothing."""
-    try:
-        ids = prompt.ids_by(renderer)
-    except RowFault as fault:
-        return [f"in use: {fault.message}"]
-    for place, (old, new) in enumerate(zip_longest(prompt.ids, ids), start=1):
-        if old != new:
-            before, after = (_shown_tokens(renderer, [] if i is None else [i]) for i in (old, new))
-            return [f"token {place}: {before} → {after}"]
-    return []
+def _other_prompts(prompts: Sequence[RecordedPrompt], renderer: Renderer) -> list[str]:
+    """Of each prompt the first token that differs."""
+    found = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            ids = prompt.ids_by(renderer)
+        except RowFault as fault:
+            found.append(f"golden prompt {number}, in use: {fault.message}")
+            continue
+        pairs = enumerate(zip_longest(prompt.ids, ids), start=1)
+        for place, (old, new) in pairs:
+            if old != new:
+                shown = [_shown_tokens(renderer, [] if i is None else [i]) for i in (old, new)]
+                found.append(f"golden prompt {number}, token {place}: {shown[0]} → {shown[1]}")
+                break
+    return found
 
 
-def _other_base(contract: RunContract, base: Base) -> list[str]:
+def _other_base(manifest: PromptManifest, base: Base) -> list[str]:
     """The differences in weights and config.json; nothing where one side is not known."""
-    found = _other_config(contract, base.config, base.source)
-    if None not in (base.weights, contract.base) and base.weights != contract.base:
-        change = f"{_short(contract.base)} → {_short(base.weights)}"
+    found = _other_config(manifest, base.config, base.source)
+    if None not in (base.weights, manifest.base) and base.weights != manifest.base:
+        change = f"{_short(manifest.base)} → {_short(base.weights)}"
         found.insert(0, f"weights of the base ({base.source}): {change}")
     return found
 
 
 def _other_config(
-    contract: RunContract, config: Mapping[str, Any] | None, source: str
+    manifest: PromptManifest, config: Mapping[str, Any] | None, source: str
 ) -> list[str]:
-    if contract.config is None or config is None:
+    if manifest.config is None or config is None:
         return []
-    differences = config_differences(contract.config, config)
-    return [f"config.json ({source}): {line}" for line in differences]
+    lines = _config_differences(manifest.config, config)
+    return [f"config.json ({source}): {line}" for line in lines]
+
+
+def _config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """`key: old → new` of what both hold; versions of transformers may hold more or fewer keys."""
+    for key in sorted(old.keys() & new.keys()):
+        before, after = old[key], new[key]
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from (f"{key}.{line}" for line in _config_differences(before, after))
+        elif before != after:
+            yield f"{key}: {_shown(before)} → {_shown(after)}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _same_system(kept: str | None, asked: str | None) -> bool:
@@ -303,7 +355,7 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:12]
 
 
-def _require_none(found: Sequence[str], run: RunFolder) -> None:
+def _raise_if_any(found: Sequence[str], run: RunFolder) -> None:
     if found:
         raise FtcliError(
             "contract_broken",

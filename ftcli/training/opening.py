@@ -145,13 +145,13 @@ def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
     Raises FtcliError (`contract_broken`) where template, tokenizer or base are others by now; the
     base of a whole model counts where its figures stand beside.
     """
-    from ftcli.models.prompt_manifest import contract_of, proven_base
+    from ftcli.models.prompt_manifest import verified_base, verify_run
 
-    contract_of(opened.loaded, opened.run, opened.prepared)
+    verify_run(opened.loaded, opened.run, opened.prepared)
     if with_base:
         model = opened.loaded.recipe.model
         source = model_source(model.id, opened.loaded.base)
-        with proven_base([opened.run], source, model.revision):
+        with verified_base([opened.run], source, model.revision):
             pass
 
 

@@ -13,7 +13,7 @@ from ftcli.console import Reporter
 from ftcli.errors import FtcliError
 from ftcli.models.base_files import tokenizer_bytes
 from ftcli.models.device import is_out_of_memory, memory_in_words
-from ftcli.models.prompt_manifest import base_at, proven_base, settle_contract
+from ftcli.models.prompt_manifest import base_at, verified_base, write_or_verify_manifest
 from ftcli.runs.atomic import whole_folder
 from ftcli.runs.checkpoints import Checkpoint, require_whole
 from ftcli.runs.signals import StopSignals
@@ -121,11 +121,11 @@ def _build(job: TrainJob) -> FtcliTrainer:
     bound = [run] if begun and run.contract.is_file() else []
     if init_from is not None and job.init_adapter is not None:
         bound.append(init_from.run)
-    with proven_base(bound, model.source, model.revision):
+    with verified_base(bound, model.source, model.revision):
         begin_run(job)
         trainer = build_trainer(job)
     base = base_at(model.source, model.revision)
-    settle_contract(run, model.renderer, job.dataset, base, begun=begun)
+    write_or_verify_manifest(run, model.renderer, job.dataset, base, begun=begun)
     return trainer
 
 

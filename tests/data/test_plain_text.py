@@ -19,7 +19,7 @@ def model(tiny_model: Path) -> Model:
 
     network = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     renderer = Renderer(AutoTokenizer.from_pretrained(tiny_model))
-    return Model(network, PromptContract(renderer, renderer.stop_ids, 0))
+    return Model(network, PromptFormat(renderer, renderer.stop_ids, 0))
 
 
 def test_every_token_but_the_first_is_scored_and_no_end_is_expected(model: Model) -> None:

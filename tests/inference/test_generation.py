@@ -33,7 +33,7 @@ from ftcli.inference.generation import (
 )
 from ftcli.memory import phases
 from ftcli.models.methods import attach
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model
 from tests import architectures
 from tests.families import chatml

@@ -16,11 +16,11 @@ from ftcli.inference.generation import Model
 from ftcli.inference.several_adapters import AdapterSet, batches_by_name
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.methods import attach, quantization
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from tests.families import chatml
 from tests.tiny_models import llama, logits, reload_in_4_bits
 
-CONTRACT = PromptContract(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
+CONTRACT = PromptFormat(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
 LORAS: dict[str, dict[str, object]] = {
     "shop": {"rank": 4, "alpha": 8},
     "sql": {"rank": 2, "alpha": 8, "target_modules": ["q_proj", "down_proj"]},

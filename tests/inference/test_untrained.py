@@ -54,10 +54,10 @@ def test_calls_are_timed(tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from ftcli.inference.generation import Model
-    from ftcli.models.prompt_manifest import PromptContract
+    from ftcli.models.prompt_manifest import PromptFormat
 
     network: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
-    model = Model(network, PromptContract(renderer(), (2,), 0))
+    model = Model(network, PromptFormat(renderer(), (2,), 0))
     found = time_calls(model, [[[5] * 300, [6] * 400], [[5] * 3, [6] * 4]])
     assert len(found.prompt_seconds) == 2
     assert min(found.prompt_seconds) > 0 and found.seconds_per_answer_token > 0

@@ -22,7 +22,7 @@ from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.models import prompt_manifest as contract_module
 from ftcli.models.base_files import base_fingerprint
-from ftcli.models.prompt_manifest import load_contract, proven_base
+from ftcli.models.prompt_manifest import read_prompt_manifest, verified_base
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import open_run
 from tests.conftest import CHATML, pair
@@ -109,7 +109,7 @@ def refusals(ask: Ask, name: str = "lora") -> set[str]:
 
 def test_a_contract_holds_what_the_run_was_trained_with(trained: Path) -> None:
     folder = RunFolder(trained / "runs" / "lora")
-    contract = load_contract(folder)
+    contract = read_prompt_manifest(folder)
     prepared = open_run(folder.path).prepared
     assert contract.base == base_fingerprint(str(trained / "base"))
     assert contract.template == hashlib.sha256(WITH_DEFAULT.encode()).hexdigest()
@@ -175,7 +175,7 @@ def test_plain_texts_are_known_by_fixed_strings_and_need_no_template(place: Path
     code, out = ask("train", recipe)
     assert code == 0
     assert json.loads(out)["stop_rate"] is None and json.loads(out)["stop_rate_rows"] == 0
-    contract = load_contract(RunFolder(place / "runs" / "texts"))
+    contract = read_prompt_manifest(RunFolder(place / "runs" / "texts"))
     assert [prompt.messages for prompt in contract.prompts] == [(), (), ()]
     tokenizer = open_tokenizer(place, "texts")
     assert [tokenizer.decode(p.ids) for p in contract.prompts] == [p.text for p in contract.prompts]
@@ -208,7 +208,7 @@ def test_a_changed_template_is_refused_with_the_first_token_that_differs(
     assert first == "runs/lora is no longer what was trained:"
     old, new = (hashlib.sha256(text.encode()).hexdigest() for text in (WITH_DEFAULT, template))
     assert differences[0] == f"  chat template: {old[:12]} → {new[:12]}"
-    golden = load_contract(RunFolder(place / "runs" / "lora")).prompts[0].ids
+    golden = read_prompt_manifest(RunFolder(place / "runs" / "lora")).prompts[0].ids
     tokenizer = open_tokenizer(place)
     messages = [{"role": "user", "content": "a"}]
     changed = tokenizer.apply_chat_template(messages, return_dict=False)
@@ -251,7 +251,7 @@ def test_words_that_no_golden_prompt_holds_may_not_change_their_ids(
     file = place / "runs" / name / {"lora": "adapter", "full": "model"}[name] / "tokenizer.json"
     rules = json.loads(file.read_text())
     known = {
-        i for prompt in load_contract(RunFolder(place / "runs" / name)).prompts for i in prompt.ids
+        i for prompt in read_prompt_manifest(RunFolder(place / "runs" / name)).prompts for i in prompt.ids
     }
     vocabulary = rules["model"]["vocab"]
     one, other = [word for word, i in vocabulary.items() if i not in known][-2:]
@@ -343,7 +343,7 @@ def test_a_column_of_system_prompts_is_the_same_under_both_its_names(place: Path
     (place / "personas.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": "personas.jsonl", "system": "persona", "validation": 4}
     assert ask("train", write_recipe(place, "lora", name="personas", data=data))[0] == 0
-    assert load_contract(RunFolder(place / "runs" / "personas")).system == "{persona}"
+    assert read_prompt_manifest(RunFolder(place / "runs" / "personas")).system == "{persona}"
     assert ask("eval", "runs/personas", "--no-base")[0] == 0
     code, message = ask("eval", "runs/personas", "--set", "data.system=prompt")
     assert code == 1 and "system prompt: '{persona}' → 'prompt'" in message
@@ -371,13 +371,13 @@ def test_weights_that_had_to_be_fetched_are_proven_behind_the_loading(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(trained / "runs" / "lora")
-    kept = load_contract(folder).base
+    kept = read_prompt_manifest(folder).base
     loaded = []
     for after, refused in ((kept, False), ("0" * 32, True), (None, True)):
         found = iter([None, after])
         monkeypatch.setattr(contract_module, "base_fingerprint", lambda *_, f=found: next(f))
         try:
-            with proven_base([folder], "owner/base", None):
+            with verified_base([folder], "owner/base", None):
                 loaded.append(after)
             assert not refused
         except FtcliError as error:
@@ -389,9 +389,9 @@ def test_a_base_that_was_not_found_when_the_run_began_is_not_asked_for(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(trained / "runs" / "lora")
-    unknown = replace(load_contract(folder), base=None)
-    monkeypatch.setattr(contract_module, "load_contract", lambda _: unknown)
-    with proven_base([folder], str(trained / "base"), None):
+    unknown = replace(read_prompt_manifest(folder), base=None)
+    monkeypatch.setattr(contract_module, "read_prompt_manifest", lambda _: unknown)
+    with verified_base([folder], str(trained / "base"), None):
         pass
 
 
@@ -486,12 +486,12 @@ def test_the_config_of_a_hub_model_is_that_of_the_local_cache(
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text(commit)
     folder = RunFolder(trained / "runs" / "lora")
-    with proven_base([folder], "owner/tiny", None):
+    with verified_base([folder], "owner/tiny", None):
         pass
     edit_config(cache / "snapshots" / commit)
     with (
         pytest.raises(FtcliError, match=r"config\.json \(owner/tiny\): rms_norm_eps"),
-        proven_base([folder], "owner/tiny", None),
+        verified_base([folder], "owner/tiny", None),
     ):
         raise AssertionError("the block was entered")
 
@@ -587,7 +587,7 @@ def test_a_run_without_a_contract_goes_on_only_where_nothing_was_trained(
     assert code == 1 and "step 2 was saved, and no checkpoint is there any more" in message
     folder.update_manifest(saved_step=None)
     assert ask("train", recipe)[0] == 0
-    assert load_contract(folder).base == base_fingerprint("base")
+    assert read_prompt_manifest(folder).base == base_fingerprint("base")
 
 
 # Templates in recipes

@@ -20,7 +20,7 @@ from ftcli.models.adapters import load_encoder, open_adapter, save_resumable, sa
 from ftcli.models.batches import of_tensors
 from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import attach, quantization
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import virtual_tokens
 from tests.families import chatml
 from tests.tiny_models import IDS, collate, llama, logits, loss_of, qwen2, reload_in_4_bits
@@ -106,8 +106,8 @@ def test_answers_are_those_of_the_forward_pass(name: str, penalty: float) -> Non
         assert "".join(pieces) == expected.text
 
 
-def _contract() -> PromptContract:
-    return PromptContract(Renderer(_tokenizer()), stop_ids=(96,), pad_id=0)
+def _contract() -> PromptFormat:
+    return PromptFormat(Renderer(_tokenizer()), stop_ids=(96,), pad_id=0)
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:

@@ -13,7 +13,7 @@ from ftcli.data.example import Message
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Answer, Model, answer_prompts
 from ftcli.models.load import load_tokenizer
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from tests.conftest import COLOURS, THINGS
 
 SETTINGS = Generation(max_new_tokens=32)
@@ -24,7 +24,7 @@ LEVEL = 0.5
 def open_model(folder: Path, dtype: torch.dtype) -> Model:
     renderer = Renderer(load_tokenizer(str(folder), None))
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    return Model(network, PromptContract(renderer, renderer.stop_ids, renderer.pad_id))
+    return Model(network, PromptFormat(renderer, renderer.stop_ids, renderer.pad_id))
 
 
 def prompts(model: Model) -> list[list[int]]:

@@ -38,7 +38,7 @@ from ftcli.data.tokenizing.rows import first_rows, record
 from ftcli.data.tokenizing.tokenize import Tally, changed, tokenise
 from ftcli.errors import DataError, FtcliError
 from ftcli.memory.shapes import model_source
-from ftcli.models.prompt_manifest import contract_of
+from ftcli.models.prompt_manifest import verify_run
 from ftcli.runs.atomic import short_digest, whole_folder
 from ftcli.runs.folder import RunFolder
 
@@ -270,7 +270,7 @@ def encode_file(
 
     Raises DataError when none can be used.
     """
-    renderer = contract_of(loaded, run, prepared).renderer
+    renderer = verify_run(loaded, run, prepared).renderer
     data = loaded.recipe.data.model_copy(update={"system": prepared.system})
     items: Iterator[Item] = (
         item if isinstance(item, Reject) else (item, "train")
