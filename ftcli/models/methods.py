@@ -1,7 +1,7 @@
-"""Method → what is trained: PEFT configs, quantisation, frozen weights. The door to PEFT.
+"""Method → what is trained: PEFT configs, the modules they reach, quantisation, frozen weights.
 
-What stands behind it: ftcli.models.targets names the layers, ftcli.models.bottleneck is a method of
-our own, ftcli.models.virtual_tokens feeds a prefix or a soft prompt to the model.
+That the recipe's names match modules is checked before a model is loaded (ftcli.memory.adapted).
+bottleneck.py is a method of our own; virtual_tokens.py feeds a prefix or a soft prompt to a model.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from peft import (
     PromptTuningInit,
     get_peft_model,
 )
+from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.config.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
+from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
-from ftcli.models.targets import ENDS, adapter_targets, linear_names, names_of_ends
-from ftcli.models.virtual_tokens import begin_as
+from ftcli.models.virtual_tokens import init_virtual_tokens
+
+ENDS = ("embed_tokens", "lm_head")
+"""What recipes call the two ends of a model."""
 
 # Our name of a method's key → where it goes.
 THEIR_NAMES = {
@@ -85,7 +89,7 @@ def attach(
     torch.manual_seed(seed)
     adapted: PreTrainedModel = get_peft_model(model, config)
     if isinstance(method, Prompt) or (isinstance(method, Prefix) and not method.projection):
-        begin_as(adapted, words)
+        init_virtual_tokens(adapted, words)
     train_in_fp32(adapted)
     return adapted
 
@@ -119,7 +123,7 @@ def _config(model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Pr
             return PromptTuningConfig(
                 task_type="CAUSAL_LM",
                 num_virtual_tokens=method.virtual_tokens,
-                prompt_tuning_init=PromptTuningInit.RANDOM,  # begin_as follows
+                prompt_tuning_init=PromptTuningInit.RANDOM,  # init_virtual_tokens follows
             )
         case _:
             assert_never(method)
@@ -146,6 +150,55 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         # Else the copy of one end would be trained, and a merge would give it to both.
         ensure_weight_tying=tied and bool(saved),
     )
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """Last names of all linear layers but the head: PEFT picks layers only among names."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            _last_name(name)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head
+        }
+    )
+
+
+def adapter_targets(model: PreTrainedModel, placement: str) -> list[str]:
+    """Names of the projections that end the attention and the MLP of each layer."""
+    layout = shape_from_config(model.config.to_dict(), name=model.config.model_type).layout
+    ends = {"attention": [layout.output], "mlp": [layout.down]}
+    return ends.get(placement, [layout.output, layout.down])
+
+
+def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
+    """What the model calls `embed_tokens` and `lm_head`: GPT-NeoX's embeddings are `embed_in`,
+    Falcon's `word_embeddings`, and PEFT passes over a name that matches nothing."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = {module: _last_name(name) for name, module in model.named_modules()}
+    return [names[module] for end, module in zip(ENDS, modules, strict=True) if end in ends]
+
+
+def shared_weight(adapted: nn.Module) -> str | None:
+    """Which modules share the weight of a layer that LoRA adapts, in words: a merge would give the
+    layer's update to all of them. None where none does."""
+    holders: dict[int, list[str]] = {}
+    for name, module in adapted.named_modules(remove_duplicate=False):
+        if (weight := dict(module.named_parameters(recurse=False)).get("weight")) is not None:
+            holders.setdefault(id(weight), []).append(_base_name(name))
+    layers = (module for module in adapted.modules() if isinstance(module, LoraLayer))
+    found = (holders[id(layer.get_base_layer().weight)] for layer in layers)
+    names = next((each for each in found if len(each) > 1), None)
+    return None if names is None else f"{' and '.join(names)} hold one weight"
+
+
+def _base_name(name: str) -> str:
+    """A module's name in the base, without PEFT's wrappers."""
+    return name.removeprefix("base_model.model.").removesuffix(".base_layer")
+
+
+def _last_name(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def train_in_fp32(model: PreTrainedModel) -> None:

@@ -1,7 +1,7 @@
-"""Virtual tokens of prefix and prompt tuning: how they stand before what a model reads.
+"""Virtual tokens of prefix and prompt tuning: how they are put before what a model reads.
 
-PEFT brings them in its own forward and generate, which our loss does not call; here they enter the
-model below it by transformers' own doors: embeddings (a soft prompt) and the cache (a prefix).
+PEFT adds them in its own forward and generate, which our loss does not call; here they enter the
+model below PEFT as embeddings (a soft prompt) or as the cache (a prefix).
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
     # Padding stands before the soft prompt, so that its positions are those of the training.
     return {
         "input_ids": ids,
-        "inputs_embeds": _behind_padding(before.to(embedded.dtype), embedded, mask),
+        "inputs_embeds": _after_padding(before.to(embedded.dtype), embedded, mask),
         "attention_mask": torch.cat((mask, seen), dim=1).sort(dim=1, stable=True).values,
     }
 
 
-def begin_as(model: PreTrainedModel, words: Sequence[int]) -> None:
-    """Begin virtual tokens as what the base makes of these words, cut or repeated to their number.
+def init_virtual_tokens(model: PreTrainedModel, words: Sequence[int]) -> None:
+    """Initialise virtual tokens with what the base makes of these ids, cut or repeated to fit.
 
     A soft prompt as their embeddings, a prefix as their keys and values: noise in their place
     would first have to be unlearnt (Li and Liang 2021, section 7.4; Lester et al. 2021, 3.2).
@@ -91,7 +91,7 @@ def begin_as(model: PreTrainedModel, words: Sequence[int]) -> None:
             model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings(ids))
 
 
-def _behind_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:
+def _after_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:
     """Rows [padding, prompt, tokens] of embeddings; padding is where the mask is 0."""
     rows = []
     for row, keep in enumerate(mask.bool()):
@@ -100,7 +100,7 @@ def _behind_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:
 
 
 def _config(model: PreTrainedModel) -> Any:
-    """PEFT's config of the virtual tokens, or None where there are none."""
+    """PEFT's config of the virtual tokens; None for methods without them."""
     if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
         return None
     return model.active_peft_config

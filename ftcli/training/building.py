@@ -16,10 +16,9 @@ from ftcli.kernels.lora import fuse_lora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.device import device_of
 from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
-from ftcli.models.methods import attach, first_words, quantization
+from ftcli.models.methods import attach, first_words, quantization, shared_weight
 from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
-from ftcli.models.targets import shared_weight
 from ftcli.training.job import TrainJob
 from ftcli.training.l2_sp import Hold
 from ftcli.training.rows import open_data

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from ftcli.models.methods import attach
-from ftcli.models.targets import adapter_targets, linear_names, names_of_ends
+from ftcli.models.methods import adapter_targets, linear_names, names_of_ends
 from tests.tiny_models import falcon, gpt_neox, llama, lora, phi3
 
 

@@ -79,7 +79,7 @@ def test_a_prefix_begins_near_the_base_and_lora_at_it(
     from ftcli.models import methods
 
     base, lora, prefix = (first_loss(small_model, mode) for mode in ("full", "lora", "prefix"))
-    monkeypatch.setattr(methods, "begin_as", lambda *_: None)
+    monkeypatch.setattr(methods, "init_virtual_tokens", lambda *_: None)
     noise = first_loss(small_model, "prefix")
     assert lora == base
     assert (base, prefix, noise) == pytest.approx((4.0, 3.9, 10.0), abs=0.05)
