@@ -1,12 +1,12 @@
-"""Attention over packed rows: a token sees what stands before it in its own row, and no neighbour.
+"""Attention over packed rows: a token sees what is before it in its own row, and no other row.
 
-Queries, keys and values are gathered into slots (`slots.py`), where the query heads that share
-keys and values are rows of one matrix, and each block of queries is a product with the keys that
-it may see. Beside queries, keys and values the shares of products of up to `KEPT_KEYS` keys are
-kept for the backward pass: those of short rows, and of the first block of longer ones. Those of
-the other blocks, which grow with the square of a row's length, are made again there. Plain products
-of blocks are faster on a CPU than torch's fused kernel, whose backward pass is slow
-(docs/performance.md).
+Queries, keys and values are gathered into groups of segments (`slots.py`), where the query heads
+that share keys and values (grouped-query attention) are rows of one matrix, and each block of
+queries is multiplied with the keys that it may see. Besides queries, keys and values, the attention
+probabilities of blocks with up to `KEPT_KEYS` keys are saved for the backward pass: those of short
+rows, and of the first block of longer ones. The others grow with the square of a row's length and
+are computed again. On a CPU, plain products of blocks are faster than torch's fused kernel, whose
+backward pass is slow (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -24,35 +24,34 @@ from transformers import AttentionInterface, PreTrainedModel
 from ftcli.compat import attention_named, softmax_backward
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.flex import through_flex
-from ftcli.kernels.slots import Layout, Siblings
+from ftcli.kernels.slots import Layout, SegmentGroup
 from ftcli.memory.activations import KEPT_KEYS, KEYS_ROUNDED
 
 NAME = "ftcli_packed"
-# Slots of one product at most: with fewer, fewer scores of what comes after them are thrown away.
+# Most slots of one product: with fewer, fewer scores of later keys are computed for nothing.
 BLOCK = 192
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What a model does to its attention scores, and between which tokens it has any."""
+class Parameters:
+    """How a model computes attention scores, and which tokens see each other."""
 
     layout: Layout
-    heads: int
-    """Of keys and values."""
-    share: int
-    """Query heads that share each of them."""
-    scale: float
+    num_kv_heads: int
+    num_kv_groups: int
+    """Query heads that share a head of keys and values."""
+    scaling: float
     softcap: float | None
     window: int | None
-    """A token sees so many positions, its own among them."""
+    """Positions that a token sees, its own among them."""
 
-    def keeps(self, shares: Tensor) -> bool:
-        """Whether the backward pass is given them; a softcap's slope is made of what was before."""
-        return self.softcap is None and shares.shape[-1] <= KEPT_KEYS
+    def saves(self, probabilities: Tensor) -> bool:
+        """Whether they are saved for backward; a softcap's derivative needs the scores instead."""
+        return self.softcap is None and probabilities.shape[-1] <= KEPT_KEYS
 
 
-def kept_products(layout: Layout) -> int:
-    """How many products of a query and a key are kept for the backward pass, of one query head."""
+def saved_probabilities(layout: Layout) -> int:
+    """Number of attention probabilities that are saved for backward, per query head."""
     return sum(
         group.count * (block.queries.stop - block.queries.start) * block.keys.stop
         for group in layout.groups
@@ -62,8 +61,8 @@ def kept_products(layout: Layout) -> int:
 
 
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Have the model's layers take an attention that wants a `layout`: on a CPU that of this file,
-    on a card torch's flex attention."""
+    """Have the model's layers use an attention that takes a `layout`: on a CPU the one of this
+    file, on a GPU torch's flex attention."""
     return attention_named(model, NAME) if model.device.type == "cpu" else through_flex(model)
 
 
@@ -88,17 +87,17 @@ def attend(  # noqa: PLR0913 - as transformers calls it
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
     # Rotated queries and keys are fp32 under autocast, which casts what sdpa is given.
     kind = autocast_type(query) or value.dtype
-    scores = Scores(
+    parameters = Parameters(
         layout,
-        heads=key.shape[1],
-        share=query.shape[1] // key.shape[1],
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        num_kv_heads=key.shape[1],
+        num_kv_groups=query.shape[1] // key.shape[1],
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         window=sliding_window,
     )
     by_token = (tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value))
-    attended: Tensor = _Packed.apply(*by_token, scores)
-    return attended[None], None
+    output: Tensor = _Packed.apply(*by_token, parameters)
+    return output[None], None
 
 
 AttentionInterface.register(NAME, attend)
@@ -107,55 +106,59 @@ AttentionInterface.register(NAME, attend)
 class _Packed(torch.autograd.Function):
     """Attention of each group of segments.
 
-    Shapes: query [tokens, heads, width], key and value [tokens, shared heads, width].
+    Shapes: query [tokens, heads, width], key and value [tokens, kv heads, width].
     """
 
     @staticmethod
-    def forward(ctx, query, key, value, scores):  # type: ignore[no-untyped-def]
-        by_slot = [_by_slot(tensor, scores) for tensor in (query, key, value)]
-        attended, kept = torch.empty_like(by_slot[0]), []
-        for group in scores.layout.groups:
-            whole = _whole(group, by_slot, (key, value), scores)
-            found = group.own(attended, scores.heads)
-            for block in _blocks(group, scores.window):
-                parts = block.of(whole)
-                shares = _scored(parts, scores)[0].softmax(dim=-1)
-                found[:, block.queries] = _attention(shares, parts)
-                kept.append(shares if scores.keeps(shares) else None)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.scores = scores
-        return _by_token(attended, query, scores)
+    def forward(ctx, query, key, value, parameters):  # type: ignore[no-untyped-def]
+        gathered = [_gather(tensor, parameters) for tensor in (query, key, value)]
+        output, saved = torch.empty_like(gathered[0]), []
+        for group in parameters.layout.groups:
+            inputs = _group_inputs(group, gathered, (key, value), parameters)
+            group_output = group.own(output, parameters.num_kv_heads)
+            for block in _blocks(group, parameters.window):
+                part = block.of(inputs)
+                probabilities = _scores(part, parameters)[0].softmax(dim=-1)
+                weighted = torch.bmm(probabilities, part.value)
+                group_output[:, block.queries] = weighted.view(part.query.shape)
+                saved.append(probabilities if parameters.saves(probabilities) else None)
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.parameters = parameters
+        return _scatter(output, query, parameters)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        tensors, scores = ctx.saved_tensors, ctx.scores
-        saved, kept = tensors[:3], iter(tensors[3:])
-        by_slot = [_by_slot(tensor, scores) for tensor in saved]
-        wanted = _by_slot(upstream, scores)
-        wanted.index_fill_(0, scores.layout.order(scores.heads).filled, 0)
-        own = [torch.empty_like(tensor) for tensor in by_slot]
-        before = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in saved[1:]]
-        for group in scores.layout.groups:
-            whole = _whole(group, by_slot, saved[1:], scores)
-            wanted_of_group = group.own(wanted, scores.heads)
-            found = _gradients_of_group(group, whole, wanted_of_group, kept, scores)
-            for total, part in zip(own, found, strict=True):
-                group.own(total, scores.heads).copy_(part[:, -group.length :])
-            for total, part in zip(before, found[1:], strict=True):
-                _add_before(group, total, part[:, : group.position])
-        of_query, *of_row = (
-            _by_token(part, tensor, scores) for part, tensor in zip(own, saved, strict=True)
+        tensors, parameters = ctx.saved_tensors, ctx.parameters
+        inputs, saved = tensors[:3], iter(tensors[3:])
+        heads = parameters.num_kv_heads
+        gathered = [_gather(tensor, parameters) for tensor in inputs]
+        upstream = _gather(upstream, parameters)
+        upstream.index_fill_(0, parameters.layout.order(heads).padding, 0)
+        own_grads = [torch.empty_like(tensor) for tensor in gathered]
+        prefix_grads = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in inputs[1:]]
+        for group in parameters.layout.groups:
+            group_inputs = _group_inputs(group, gathered, inputs[1:], parameters)
+            grads = _group_gradients(
+                group, group_inputs, group.own(upstream, heads), saved, parameters
+            )
+            for total, grad in zip(own_grads, grads, strict=True):
+                group.own(total, heads).copy_(grad[:, -group.length :])
+            for total, grad in zip(prefix_grads, grads[1:], strict=True):
+                _add_prefix_gradient(group, total, grad[:, : group.position])
+        query_grad, *kv_grads = (
+            _scatter(grad, tensor, parameters)
+            for grad, tensor in zip(own_grads, inputs, strict=True)
         )
-        return of_query, *(a.add_(b) for a, b in zip(of_row, before, strict=True)), None
+        return query_grad, *(a.add_(b) for a, b in zip(kv_grads, prefix_grads, strict=True)), None
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Some slots of the segments of a group, and what they may see.
+class _Inputs:
+    """Slots of the segments of a group, and what they may see.
 
-    Shapes: query [segments x shared heads, n, share x width], key and value [segments x shared
-    heads, m, width].
+    Shapes: query [segments x kv heads, n, kv groups x width], key and value [segments x kv heads,
+    m, width].
     """
 
     query: Tensor
@@ -165,134 +168,141 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some slots of each segment, and the keys of its row among which are those they may see."""
+    """Slots of each segment, and the range of keys of its row that they may see."""
 
     queries: slice
     keys: slice
 
-    def of(self, whole: _Parts) -> _Parts:
+    def of(self, inputs: _Inputs) -> _Inputs:
         """A view."""
-        key, value = whole.key[:, self.keys], whole.value[:, self.keys]
-        return _Parts(whole.query[:, self.queries], key, value)
+        key, value = inputs.key[:, self.keys], inputs.value[:, self.keys]
+        return _Inputs(inputs.query[:, self.queries], key, value)
 
 
-def _blocks(group: Siblings, window: int | None) -> Iterator[_Block]:
+def _blocks(group: SegmentGroup, window: int | None) -> Iterator[_Block]:
     length, position = group.length, group.position
     start = 0
     while start < length:
         most = position + start + BLOCK
         end = min(length, most - most % KEYS_ROUNDED - position)
-        seen = 0 if window is None else max(0, position + start - window + 1)
-        yield _Block(slice(start, end), slice(seen - seen % KEYS_ROUNDED, position + end))
+        first_key = 0 if window is None else max(0, position + start - window + 1)
+        first_key -= first_key % KEYS_ROUNDED
+        yield _Block(slice(start, end), slice(first_key, position + end))
         start = end
 
 
-def _by_slot(tensor: Tensor, scores: Scores) -> Tensor:
-    """[tokens, heads, width] → [slots x shared heads, heads that share x width]."""
-    rows = tensor.reshape(len(tensor) * scores.heads, -1)
-    return rows.index_select(0, scores.layout.order(scores.heads).take)
+def _gather(tensor: Tensor, parameters: Parameters) -> Tensor:
+    """[tokens, heads, width] → [slots x kv heads, kv groups x width]."""
+    rows = tensor.reshape(len(tensor) * parameters.num_kv_heads, -1)
+    return rows.index_select(0, parameters.layout.order(parameters.num_kv_heads).gather)
 
 
-def _by_token(rows: Tensor, like: Tensor, scores: Scores) -> Tensor:
-    """The way back from `_by_slot`."""
-    return rows.index_select(0, scores.layout.order(scores.heads).put).view(like.shape)
+def _scatter(rows: Tensor, like: Tensor, parameters: Parameters) -> Tensor:
+    """Inverse of `_gather`."""
+    order = parameters.layout.order(parameters.num_kv_heads)
+    return rows.index_select(0, order.scatter).view(like.shape)
 
 
-def _whole(
-    group: Siblings, by_slot: Sequence[Tensor], by_token: Sequence[Tensor], scores: Scores
-) -> _Parts:
-    """All slots of a group, and keys and values with those that stand before its segments."""
-    query, *rest = (group.own(tensor, scores.heads) for tensor in by_slot)
-    if group.before:
-        rest = [
-            torch.cat((_before(group, tensor), own), dim=1)
-            for tensor, own in zip(by_token, rest, strict=True)
+def _group_inputs(
+    group: SegmentGroup,
+    gathered: Sequence[Tensor],
+    by_token: Sequence[Tensor],
+    parameters: Parameters,
+) -> _Inputs:
+    """All slots of a group; keys and values include those of the group's prefix."""
+    query, *keys_and_values = (group.own(tensor, parameters.num_kv_heads) for tensor in gathered)
+    if group.prefix:
+        keys_and_values = [
+            torch.cat((_prefix(group, tensor), own), dim=1)
+            for tensor, own in zip(by_token, keys_and_values, strict=True)
         ]
-    return _Parts(query, *rest)
+    return _Inputs(query, *keys_and_values)
 
 
-def _before(group: Siblings, tensor: Tensor) -> Tensor:
-    """Of [tokens, heads, width], for each segment of a group: [segments x heads, before, width]."""
-    spans = torch.cat([tensor[start:end] for start, end in group.before])
+def _prefix(group: SegmentGroup, tensor: Tensor) -> Tensor:
+    """Of [tokens, heads, width], for each segment of a group: [segments x heads, prefix, width]."""
+    spans = torch.cat([tensor[start:end] for start, end in group.prefix])
     return spans.transpose(0, 1).repeat(group.count, 1, 1)
 
 
-def _add_before(group: Siblings, total: Tensor, part: Tensor) -> None:
-    """Add to [tokens, heads, width] what each segment gives back of `_before`."""
-    if not group.before:
+def _add_prefix_gradient(group: SegmentGroup, total: Tensor, grad: Tensor) -> None:
+    """Add the gradient by `_prefix` to that by its [tokens, heads, width]."""
+    if not group.prefix:
         return
     heads = total.shape[1]
-    found = part.unflatten(0, (group.count, heads)).sum(dim=0).transpose(0, 1)
-    for start, end in group.before:
-        total[start:end] += found[: end - start]
-        found = found[end - start :]
+    summed = grad.unflatten(0, (group.count, heads)).sum(dim=0).transpose(0, 1)
+    for start, end in group.prefix:
+        total[start:end] += summed[: end - start]
+        summed = summed[end - start :]
 
 
-def _attention(shares: Tensor, parts: _Parts) -> Tensor:
-    """Of the values by their shares [..., n x share, m], shaped as the query."""
-    return torch.bmm(shares, parts.value).view(parts.query.shape)
-
-
-def _gradients_of_group(
-    group: Siblings, whole: _Parts, wanted: Tensor, kept: Iterator[Tensor | None], scores: Scores
+def _group_gradients(
+    group: SegmentGroup,
+    inputs: _Inputs,
+    upstream: Tensor,
+    saved: Iterator[Tensor | None],
+    parameters: Parameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By query, key and value of `whole`, whose attention has the gradient `wanted`; what several
-    blocks add up is in fp32. Takes of `kept` one for each block."""
-    blocks = list(_blocks(group, scores.window))
+    """Gradients by query, key and value of a group; sums over blocks are in fp32. Takes one of
+    `saved` for each block."""
+    blocks = list(_blocks(group, parameters.window))
     if len(blocks) == 1 and not blocks[0].keys.start:
-        return _gradients(whole, wanted, next(kept), scores)
-    of_query = torch.empty_like(whole.query)
-    of_row = [torch.zeros_like(part, dtype=torch.float32) for part in (whole.key, whole.value)]
+        return _gradients(inputs, upstream, next(saved), parameters)
+    query_grad = torch.empty_like(inputs.query)
+    kv_grads = [torch.zeros_like(part, dtype=torch.float32) for part in (inputs.key, inputs.value)]
     for block in blocks:
-        found = _gradients(block.of(whole), wanted[:, block.queries], next(kept), scores)
-        of_query[:, block.queries] = found[0]
-        for total, part in zip(of_row, found[1:], strict=True):
-            total[:, block.keys] += part
-    return of_query, of_row[0], of_row[1]
+        grads = _gradients(block.of(inputs), upstream[:, block.queries], next(saved), parameters)
+        query_grad[:, block.queries] = grads[0]
+        for total, grad in zip(kv_grads, grads[1:], strict=True):
+            total[:, block.keys] += grad
+    return query_grad, kv_grads[0], kv_grads[1]
 
 
 def _gradients(
-    parts: _Parts, wanted: Tensor, shares: Tensor | None, scores: Scores
+    inputs: _Inputs, upstream: Tensor, probabilities: Tensor | None, parameters: Parameters
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By query, key and value: what autograd would do, but without the output. Shares that were
-    not kept are made again."""
-    slope = None
-    if shares is None:
-        found, slope = _scored(parts, scores)
-        shares = found.softmax(dim=-1)
-    queries, upstream = _heads_as_rows(parts.query, scores), _heads_as_rows(wanted, scores)
-    of_values = torch.bmm(shares.transpose(1, 2), upstream)
-    of_shares = torch.bmm(upstream, parts.value.transpose(1, 2))
-    of_scores = softmax_backward(of_shares, shares)
-    if slope is not None:
-        of_scores *= slope
-    of_queries = torch.bmm(of_scores, parts.key).mul_(scores.scale)
-    of_keys = torch.bmm(of_scores.transpose(1, 2), queries).mul_(scores.scale)
-    return of_queries.view(parts.query.shape), of_keys, of_values
+    """Gradients by query, key and value as autograd computes them, but without the output.
+    Probabilities that were not saved are computed again."""
+    derivative = None
+    if probabilities is None:
+        scores, derivative = _scores(inputs, parameters)
+        probabilities = scores.softmax(dim=-1)
+    queries, upstream = (
+        _heads_as_rows(inputs.query, parameters),
+        _heads_as_rows(upstream, parameters),
+    )
+    value_grad = torch.bmm(probabilities.transpose(1, 2), upstream)
+    probability_grad = torch.bmm(upstream, inputs.value.transpose(1, 2))
+    score_grad = softmax_backward(probability_grad, probabilities)
+    if derivative is not None:
+        score_grad *= derivative
+    query_grad = torch.bmm(score_grad, inputs.key).mul_(parameters.scaling)
+    key_grad = torch.bmm(score_grad.transpose(1, 2), queries).mul_(parameters.scaling)
+    return query_grad.view(inputs.query.shape), key_grad, value_grad
 
 
-def _scored(parts: _Parts, scores: Scores) -> tuple[Tensor, Tensor | None]:
-    """What the softmax is of, and its slope by the products where a softcap bends them."""
-    queries, keys = _heads_as_rows(parts.query, scores), parts.key.transpose(1, 2)
-    found = torch.baddbmm(queries.new_empty(1), queries, keys, beta=0, alpha=scores.scale)
-    slope = None
-    if scores.softcap is not None:
-        bent = torch.tanh(found / scores.softcap)
-        found, slope = bent * scores.softcap, 1 - bent**2
-    _hide(found, parts.query.shape[1], scores)
-    return found, slope
+def _scores(inputs: _Inputs, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
+    """Masked scores, and the softcap's derivative where there is one."""
+    queries, keys = _heads_as_rows(inputs.query, parameters), inputs.key.transpose(1, 2)
+    scores = torch.baddbmm(queries.new_empty(1), queries, keys, beta=0, alpha=parameters.scaling)
+    derivative = None
+    if parameters.softcap is not None:
+        bent = torch.tanh(scores / parameters.softcap)
+        scores, derivative = bent * parameters.softcap, 1 - bent**2
+    _mask(scores, inputs.query.shape[1], parameters)
+    return scores, derivative
 
 
-def _hide(found: Tensor, n: int, scores: Scores) -> None:
-    """Set the scores [..., n x share, m] of the last n of m tokens to minus infinity where a key is
-    behind its query or before its window."""
-    m, share = found.shape[-1], scores.share
-    found[..., m - n :] += scores.layout.behind(n, share, found)
-    if scores.window is not None and m > scores.window:
-        keys = m - scores.window
-        found[..., :keys] += scores.layout.outside(n, keys, share, found)
+def _mask(scores: Tensor, n: int, parameters: Parameters) -> None:
+    """Set the scores [..., n x kv groups, m] of the last n of m tokens to minus infinity where a
+    key comes after its query, or before its window."""
+    m, groups = scores.shape[-1], parameters.num_kv_groups
+    scores[..., m - n :] += parameters.layout.causal_mask(n, groups, scores)
+    if parameters.window is not None and m > parameters.window:
+        keys = m - parameters.window
+        scores[..., :keys] += parameters.layout.window_mask(n, keys, groups, scores)
 
 
-def _heads_as_rows(query: Tensor, scores: Scores) -> Tensor:
-    """[segments x shared heads, n, share x width] → [..., n x share, width], a view."""
-    return query.view(len(query), query.shape[1] * scores.share, -1)
+def _heads_as_rows(query: Tensor, parameters: Parameters) -> Tensor:
+    """[segments x kv heads, n, kv groups x width] → [..., n x kv groups, width], a view."""
+    return query.view(len(query), query.shape[1] * parameters.num_kv_groups, -1)

@@ -1,7 +1,7 @@
-"""Attention over packed rows on a card: torch's flex attention, as transformers calls it.
+"""Attention over packed rows on a GPU: torch's flex attention, as transformers calls it.
 
-A forest stands in such an order that the tokens of a segment are seen from themselves on up to
-the last token of what continues it, and from nowhere else: one number a key says who sees it.
+Segments are ordered so that a token is seen by all tokens from itself to the end of what continues
+its segment, and by no other: one number per key describes the mask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = "ftcli_flex"
 
 
 def through_flex(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Have the model's layers take the attention of this file, which wants a `layout`."""
+    """Have the model's layers use the attention of this file, which takes a `layout`."""
     wants_compiler()
     return attention_named(model, NAME)
 
@@ -43,7 +43,7 @@ def attend(
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
     kind = autocast_type(query) or value.dtype
     flex = ALL_ATTENTION_FUNCTIONS["flex_attention"]
-    mask = layout.made_once(("flex", sliding_window), lambda: _mask(layout, sliding_window))
+    mask = layout.cached(("flex", sliding_window), lambda: _mask(layout, sliding_window))
     tensors = (tensor.to(kind) for tensor in (query, key, value))
     attended, _ = flex(module, *tensors, mask, **keywords)
     return attended, None
@@ -53,11 +53,11 @@ AttentionInterface.register(NAME, attend)
 
 
 def _mask(layout: Layout, window: int | None) -> BlockMask:
-    until, positions = layout.seen_until, layout.positions
+    until, positions = layout.visible_until, layout.positions
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        found = (key <= query) & (query < until[key])
-        return found if window is None else found & (positions[query] - positions[key] < window)
+        visible = (key <= query) & (query < until[key])
+        return visible if window is None else visible & (positions[query] - positions[key] < window)
 
     tokens = len(until)
     return create_block_mask(sees, None, None, tokens, tokens, device=until.device)

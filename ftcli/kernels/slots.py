@@ -1,8 +1,8 @@
-"""Where the tokens of packed rows stand while the attention works on them.
+"""In which order the attention computes packed rows.
 
-Segments that continue the same tokens and are about as long go together, each in as many slots as
-the longest has tokens. For matrix products the slots of a group come head by head: one gather
-brings a whole tensor into that order, and one brings it back.
+Segments with the same prefix and about the same length form a group, each padded to as many slots
+as the longest has tokens. For matrix products the slots of a group are ordered head by head: one
+gather brings a whole tensor into that order, and one brings it back.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 from ftcli.data.tokenizing.packing import Forest, Segment, Span
 from ftcli.memory.activations import KEYS_ROUNDED
 
-# Segments go together that fill so much of the longest, up to so many slots.
-LEAST_FILLED = 0.8
+# A segment joins a group if it has so much of the longest one's length, up to so many slots.
+LEAST_LENGTH = 0.8
 MOST_SLOTS = 1024
-# Copies of what stands before the segments of a group, and their own, up to so many.
+# Most keys of a group: its own, and a copy of the prefix for each segment.
 MOST_KEYS = 65_536
 
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Siblings:
-    """Segments with the same tokens before them, each in as many slots as the others."""
+class SegmentGroup:
+    """Segments with the same prefix, each in as many slots as the others."""
 
-    before: tuple[Span, ...]
+    prefix: tuple[Span, ...]
     first: int
     """Their first slot; the others follow, segment by segment."""
     count: int
@@ -39,11 +39,11 @@ class Siblings:
 
     @property
     def position(self) -> int:
-        """How many tokens stand before them."""
-        return sum(end - start for start, end in self.before)
+        """Length of the prefix."""
+        return sum(end - start for start, end in self.prefix)
 
     def own(self, rows: Tensor, heads: int) -> Tensor:
-        """[rows, width] in an Order of so many heads → [count x heads, length, width], a view."""
+        """[rows, width] in the Order of so many heads → [count x heads, length, width], a view."""
         start = self.first * heads
         end = start + self.count * self.length * heads
         return rows[start:end].view(self.count * heads, self.length, -1)
@@ -51,94 +51,94 @@ class Siblings:
 
 @dataclass(frozen=True)
 class Order:
-    """Slots and heads as rows: group by group [segments, heads, slots]."""
+    """Slots and heads as rows, group by group [segments, heads, slots]."""
 
-    take: Tensor
-    """[slots x heads]: which row of a tensor [tokens x heads, width] comes there."""
-    put: Tensor
-    """[tokens x heads]: where the row of each token and head is."""
-    filled: Tensor
-    """The rows that no token is in."""
+    gather: Tensor
+    """[slots x heads]: row of a tensor [tokens x heads, width] that comes there."""
+    scatter: Tensor
+    """[tokens x heads]: place of the row of each token and head."""
+    padding: Tensor
+    """Rows without a token."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How the segments of a forest go through the attention."""
+    """Order of a forest's segments in the attention."""
 
-    groups: tuple[Siblings, ...]
-    places: Tensor
-    """[slots]: the token of each. Where a segment is filled up it is the last of its tokens again,
-    which no other token of it sees."""
+    groups: tuple[SegmentGroup, ...]
+    tokens: Tensor
+    """[slots]: token of each slot. Padding repeats the segment's last token, after all that could
+    see it."""
     slots: Tensor
-    """[tokens]: the slot of each."""
+    """[tokens]: slot of each token."""
     positions: Tensor
-    """[tokens]: the place of each in its rows."""
-    seen_until: Tensor
-    """[tokens]: the token behind the last one that sees it; those between see it, too."""
-    _made: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
+    """[tokens]: position of each token in its rows."""
+    visible_until: Tensor
+    """[tokens]: first token after a token that does not see it; all between see it."""
+    _cache: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
         """The same on another device."""
-        parts = (self.places, self.slots, self.positions, self.seen_until)
+        parts = (self.tokens, self.slots, self.positions, self.visible_until)
         return Layout(self.groups, *(part.to(device) for part in parts))
 
-    def made_once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` gives, for all layers."""
-        if key not in self._made:
-            self._made[key] = make()
-        made: Made = self._made[key]
+    def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns, computed once for all layers."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        made: Made = self._cache[key]
         return made
 
     def order(self, heads: int) -> Order:
         """For so many heads."""
-        return self.made_once(("order", heads), lambda: _order(self, heads))
+        return self.cached(("order", heads), lambda: _order(self, heads))
 
-    def behind(self, n: int, share: int, like: Tensor) -> Tensor:
-        """[n x share, n], by n queries and their own keys: minus infinity where a key is behind its
-        query, else 0."""
+    def causal_mask(self, n: int, groups: int, like: Tensor) -> Tensor:
+        """[n x kv groups, n] for n queries and their own keys: minus infinity where a key comes
+        after its query, else 0."""
 
         def make() -> Tensor:
             mask = like.new_full((n, n), -torch.inf).triu(1)
-            return mask.repeat_interleave(share, dim=0)
+            return mask.repeat_interleave(groups, dim=0)
 
-        return self.made_once(("behind", n, share, like.dtype), make)
+        return self.cached(("causal", n, groups, like.dtype), make)
 
-    def outside(self, n: int, keys: int, share: int, like: Tensor) -> Tensor:
-        """[n x share, keys], by n queries and the first keys there are: minus infinity where a key
-        is before the query's window, as the last of them is for the last query alone."""
+    def window_mask(self, n: int, keys: int, groups: int, like: Tensor) -> Tensor:
+        """[n x kv groups, keys] for n queries and the first keys: minus infinity where a key is
+        before the query's window; the last key is so for the last query alone."""
 
         def make() -> Tensor:
             mask = like.new_full((n, keys), -torch.inf).tril(keys - n)
-            return mask.repeat_interleave(share, dim=0)
+            return mask.repeat_interleave(groups, dim=0)
 
-        return self.made_once(("outside", n, keys, share, like.dtype), make)
+        return self.cached(("window", n, keys, groups, like.dtype), make)
 
 
 def layout_of(forest: Forest) -> Layout:
-    """How the segments of a forest go through the attention."""
+    """Group the segments of a forest."""
     alike: dict[tuple[Span, ...], list[Segment]] = {}
     for segment in forest.segments:
         alike.setdefault(segment.before, []).append(segment)
-    groups: list[Siblings] = []
-    places: list[Tensor] = []
+    groups: list[SegmentGroup] = []
+    tokens: list[Tensor] = []
     slots = torch.empty(forest.tokens, dtype=torch.long)
     first = 0
     for before, segments in alike.items():
         for some in _of_like_length(segments):
             longest = _length(some[0])
             length = longest + -(some[0].position + longest) % KEYS_ROUNDED
-            groups.append(Siblings(before, first, len(some), length))
+            groups.append(SegmentGroup(before, first, len(some), length))
             for segment in some:
                 offsets = torch.arange(length)
-                places.append(segment.start + offsets.clamp(max=_length(segment) - 1))
+                tokens.append(segment.start + offsets.clamp(max=_length(segment) - 1))
                 slots[segment.start : segment.end] = first + offsets[: _length(segment)]
                 first += length
-    return Layout(tuple(groups), torch.cat(places), slots, *_sight(forest))
+    return Layout(tuple(groups), torch.cat(tokens), slots, *_visibility(forest))
 
 
-def _sight(forest: Forest) -> tuple[Tensor, Tensor]:
-    """Positions, and until where each token is seen, both [tokens]: segments stand behind those
-    that they continue, and before all that does not."""
+def _visibility(forest: Forest) -> tuple[Tensor, Tensor]:
+    """`positions` and `visible_until` of a Layout: a segment comes after its prefix, and before
+    all that does not continue it."""
     positions, until = torch.empty((2, forest.tokens), dtype=torch.long)
     for segment in forest.segments:
         length = _length(segment)
@@ -154,7 +154,7 @@ def _of_like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
     for segment in sorted(segments, key=_length, reverse=True):
         longest = _length(together[0]) if together else 0
         count = len(together) + 1
-        too_short = _length(segment) < LEAST_FILLED * longest
+        too_short = _length(segment) < LEAST_LENGTH * longest
         too_many = count * longest > MOST_SLOTS
         too_many |= count * (segment.position + longest) > MOST_KEYS
         if together and (too_short or too_many):
@@ -169,16 +169,16 @@ def _length(segment: Segment) -> int:
 
 
 def _order(layout: Layout, heads: int) -> Order:
-    each = torch.arange(heads, device=layout.places.device)
-    numbers = torch.arange(len(layout.places) * heads, device=each.device)
+    each = torch.arange(heads, device=layout.tokens.device)
+    numbers = torch.arange(len(layout.tokens) * heads, device=each.device)
     rows = []  # of a slot, [slots, heads]
     for group in layout.groups:
         own = group.own(numbers[:, None], heads).view(group.count, heads, group.length)
         rows.append(own.transpose(1, 2).reshape(-1, heads))
     by_slot = torch.cat(rows)
-    take = torch.empty_like(numbers)
-    take[by_slot] = layout.places[:, None] * heads + each
-    put = by_slot[layout.slots].flatten()
-    filled = torch.ones_like(numbers, dtype=torch.bool)
-    filled[put] = False
-    return Order(take, put, filled.nonzero()[:, 0])
+    gather = torch.empty_like(numbers)
+    gather[by_slot] = layout.tokens[:, None] * heads + each
+    scatter = by_slot[layout.slots].flatten()
+    padding = torch.ones_like(numbers, dtype=torch.bool)
+    padding[scatter] = False
+    return Order(gather, scatter, padding.nonzero()[:, 0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ftcli.console import Reporter, gigabytes
-from ftcli.kernels.attention import kept_products
+from ftcli.kernels.attention import saved_probabilities
 from ftcli.memory.activations import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
 from ftcli.models.load import shape_of
 from ftcli.runs.atomic import TEMPORARY, drop_folder, folder_bytes, require_space
@@ -89,7 +89,7 @@ def _layers_bytes(trainer: FtcliTrainer, plan: Plan, rows: list[int]) -> int:
     batch = trainer.laying.lay([trainer.data.train.dataset[row] for row in rows])
     assert batch.layout is not None
     tokens = batch.input_ids.numel()
-    keys = round(kept_products(batch.layout) / tokens)  # a token's, on average
+    keys = round(saved_probabilities(batch.layout) / tokens)  # a token's, on average
     choices = replace(plan.estimated, micro_batch=1, seq_len=tokens, longest_row=keys)
     shape = shape_of(trainer.model)
     assert shape is not None, "it was planned for"

@@ -42,8 +42,8 @@ def test_a_wrong_sight_is_noticed() -> None:
     batch = packed(rows(), share=True)
     right, _ = row_losses(model, batch)
     layout = with_layout(batch)
-    later = torch.full_like(layout.seen_until, len(layout.seen_until))
-    wrong, _ = row_losses(model, replace(batch, layout=replace(layout, seen_until=later)))
+    later = torch.full_like(layout.visible_until, len(layout.visible_until))
+    wrong, _ = row_losses(model, replace(batch, layout=replace(layout, visible_until=later)))
     assert not torch.allclose(right, wrong, rtol=1e-3)
 
 

@@ -214,7 +214,7 @@ def test_a_wrong_layout_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch)
     batch = packed(rows(), share=True)
     assert batch.layout is not None
     wrong = tuple(
-        replace(group, before=CHANGES[change](group.before)) if group.before else group
+        replace(group, prefix=CHANGES[change](group.prefix)) if group.prefix else group
         for group in batch.layout.groups
     )
     batch = replace(batch, layout=replace(batch.layout, groups=wrong))

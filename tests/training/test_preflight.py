@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ftcli.kernels.attention import kept_products
+from ftcli.kernels.attention import saved_probabilities
 from ftcli.training import preflight
 from ftcli.training.plan.plan import Plan
 from ftcli.training.preflight import WHERE
@@ -106,7 +106,7 @@ def test_no_step_has_a_larger_micro_batch(
         rows = trainer.data.train.dataset
         for batch in (trainer.laying.lay([rows[row] for row in rows_]) for rows_ in batches):
             assert batch.layout is not None
-            size = (batch.input_ids.numel(), kept_products(batch.layout))
+            size = (batch.input_ids.numel(), saved_probabilities(batch.layout))
             (tried if where == WHERE else trained).append(size)
         return original(trainer, batches, where, **of)
 
