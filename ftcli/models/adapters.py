@@ -193,15 +193,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
 
     Raises ModelError, also where its weights are not safetensors.
     """
-    if not (folder / WEIGHTS).is_file():
-        if not (folder / PICKLE).is_file():
-            raise _incomplete(f"holds no {WEIGHTS}", folder)
-        raise _incomplete(
-            f"its weights are a pickle ({PICKLE}), which runs code when it is opened, and ftcli "
-            f"opens {WEIGHTS} only; convert it where there is nothing to lose (PEFT: "
-            "from_pretrained, then save_pretrained)",
-            folder,
-        )
+    _require_safetensors(folder)
     values = json_object(folder / CONFIG, "adapter_incomplete")
     kind = values.pop("peft_type", None)
     config = CONFIGS.get(kind) if isinstance(kind, str) else None
@@ -223,6 +215,19 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         return config(**kept)
     except (TypeError, ValueError) as error:
         raise _foreign(str(error), folder) from error
+
+
+def _require_safetensors(folder: Path) -> None:
+    if (folder / WEIGHTS).is_file():
+        return
+    if not (folder / PICKLE).is_file():
+        raise _incomplete(f"holds no {WEIGHTS}", folder)
+    raise _incomplete(
+        f"its weights are a pickle ({PICKLE}), which runs code when it is opened, and ftcli opens "
+        f"{WEIGHTS} only; convert it where there is nothing to lose (PEFT: from_pretrained, then "
+        "save_pretrained)",
+        folder,
+    )
 
 
 def _default(field: Field[Any]) -> object:

@@ -182,8 +182,8 @@ def verified_base(runs: Sequence[RunFolder], source: str, revision: str | None) 
 def write_or_verify_manifest(
     run: RunFolder, renderer: Renderer, prepared: Prepared, base: Base, *, begun: bool
 ) -> None:
-    """Write the manifest of a new run; verify the prompts of a resumed one (`verified_base` verifies
-    its base). Raises FtcliError (`contract_broken`)."""
+    """Write the manifest of a new run; verify the prompts of a resumed one, whose base is verified
+    by `verified_base`. Raises FtcliError (`contract_broken`)."""
     if begun and (run.contract.is_file() or run.steps_saved()):
         _raise_if_any(_differences(read_prompt_manifest(run), renderer), run)
         return
@@ -236,7 +236,7 @@ def _recorded_prompts(
     for row in islice(rows, RECORDED_PROMPTS):
         messages = tuple(Message(*turn) for turn in json.loads(row["messages"])[:-1])
         ids = row["input_ids"][: row["prompt_tokens"]]
-        if len(ids) < row["prompt_tokens"]:  # truncated within its prompt, which loss_on: all allows
+        if len(ids) < row["prompt_tokens"]:  # truncated within its prompt (loss_on: all)
             ids = renderer.prompt_ids(messages)
         yield RecordedPrompt(messages, None, tuple(ids))
 

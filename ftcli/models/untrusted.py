@@ -22,8 +22,8 @@ from transformers.utils import DummyObject
 
 from ftcli.errors import FtcliError, ModelError
 from ftcli.hub import hub_error, hub_file, hub_files
-from ftcli.models.device import is_out_of_memory
 from ftcli.models.base_files import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
+from ftcli.models.device import is_out_of_memory
 
 # Keys of config.json that send transformers 5.24 to other files or let it change its own classes.
 REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +19,12 @@ from ftcli.cli import run
 from ftcli.config.chat_template import named
 from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import FtcliError
-from ftcli.models import prompt_manifest as contract_module
+from ftcli.models import prompt_manifest
 from ftcli.models.base_files import base_fingerprint
 from ftcli.models.prompt_manifest import read_prompt_manifest, verified_base
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import open_run
+from tests.commands.test_training import stop_at
 from tests.conftest import CHATML, pair
 from tests.several import flip_a_bit
 
@@ -107,17 +107,17 @@ def refusals(ask: Ask, name: str = "lora") -> set[str]:
 # What is kept
 
 
-def test_a_contract_holds_what_the_run_was_trained_with(trained: Path) -> None:
+def test_a_manifest_holds_what_the_run_was_trained_with(trained: Path) -> None:
     folder = RunFolder(trained / "runs" / "lora")
-    contract = read_prompt_manifest(folder)
+    manifest = read_prompt_manifest(folder)
     prepared = open_run(folder.path).prepared
-    assert contract.base == base_fingerprint(str(trained / "base"))
-    assert contract.template == hashlib.sha256(WITH_DEFAULT.encode()).hexdigest()
-    assert contract.stop_ids == prepared.stop_ids and contract.pad_id == prepared.pad_id
-    assert contract.system is None and contract.template_kwargs == {}
+    assert manifest.base == base_fingerprint(str(trained / "base"))
+    assert manifest.template == hashlib.sha256(WITH_DEFAULT.encode()).hexdigest()
+    assert manifest.stop_ids == prepared.stop_ids and manifest.pad_id == prepared.pad_id
+    assert manifest.system is None and manifest.template_kwargs == {}
     rows = read_split(folder.data, "test").to_pylist()[:3]
-    assert len(contract.prompts) == 3
-    for prompt, row in zip(contract.prompts, rows, strict=True):
+    assert len(manifest.prompts) == 3
+    for prompt, row in zip(manifest.prompts, rows, strict=True):
         assert list(prompt.ids) == row["input_ids"][: row["prompt_tokens"]]
         assert [m.content for m in prompt.messages] == [json.loads(row["messages"])[0][1]]
 
@@ -175,11 +175,11 @@ def test_plain_texts_are_known_by_fixed_strings_and_need_no_template(place: Path
     code, out = ask("train", recipe)
     assert code == 0
     assert json.loads(out)["stop_rate"] is None and json.loads(out)["stop_rate_rows"] == 0
-    contract = read_prompt_manifest(RunFolder(place / "runs" / "texts"))
-    assert [prompt.messages for prompt in contract.prompts] == [(), (), ()]
+    manifest = read_prompt_manifest(RunFolder(place / "runs" / "texts"))
+    assert [prompt.messages for prompt in manifest.prompts] == [(), (), ()]
     tokenizer = open_tokenizer(place, "texts")
-    assert [tokenizer.decode(p.ids) for p in contract.prompts] == [p.text for p in contract.prompts]
-    assert contract.template is None and tokenizer.chat_template is None
+    assert [tokenizer.decode(p.ids) for p in manifest.prompts] == [p.text for p in manifest.prompts]
+    assert manifest.template is None and tokenizer.chat_template is None
     assert ask("generate", "runs/texts", "A red")[0] == 0
 
 
@@ -245,13 +245,15 @@ def test_figures_that_were_kept_are_not_told_of_what_is_another_by_now(
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
-def test_words_that_no_golden_prompt_holds_may_not_change_their_ids(
+def test_words_that_no_recorded_prompt_holds_may_not_change_their_ids(
     name: str, place: Path, ask: Ask
 ) -> None:
     file = place / "runs" / name / {"lora": "adapter", "full": "model"}[name] / "tokenizer.json"
     rules = json.loads(file.read_text())
     known = {
-        i for prompt in read_prompt_manifest(RunFolder(place / "runs" / name)).prompts for i in prompt.ids
+        i
+        for prompt in read_prompt_manifest(RunFolder(place / "runs" / name)).prompts
+        for i in prompt.ids
     }
     vocabulary = rules["model"]["vocab"]
     one, other = [word for word, i in vocabulary.items() if i not in known][-2:]
@@ -321,6 +323,9 @@ def test_a_whole_model_needs_its_base_for_a_comparison_only(place: Path, ask: As
     assert ask("eval", "runs/full", "--no-base")[0] == 0
     code, message = ask("eval", "runs/full", "--limit", "2")
     assert code == 1 and "weights of the base" in message
+    lines = edit_config(place / "runs" / "full" / "model")
+    code, message = ask("generate", "runs/full", "a prompt")
+    assert code == 1 and all(line in message for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +354,7 @@ def test_a_column_of_system_prompts_is_the_same_under_both_its_names(place: Path
     assert code == 1 and "system prompt: '{persona}' → 'prompt'" in message
 
 
-def test_a_run_without_a_contract_is_refused(place: Path, ask: Ask) -> None:
+def test_a_run_without_a_manifest_is_refused(place: Path, ask: Ask) -> None:
     (place / "runs" / "lora" / "contract.json").unlink()
     (message,) = refusals(ask)
     assert message.endswith(
@@ -359,7 +364,7 @@ def test_a_run_without_a_contract_is_refused(place: Path, ask: Ask) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"prompts": [], "stop_ids": []}'])
-def test_a_contract_that_cannot_be_read_is_named(content: str, place: Path, ask: Ask) -> None:
+def test_a_manifest_that_cannot_be_read_is_named(content: str, place: Path, ask: Ask) -> None:
     file = place / "runs" / "lora" / "contract.json"
     file.write_text(content)
     code, message = ask("generate", "runs/lora", "a")
@@ -367,7 +372,7 @@ def test_a_contract_that_cannot_be_read_is_named(content: str, place: Path, ask:
     assert message.rstrip().endswith("or train anew: ftcli train runs/lora --fresh")
 
 
-def test_weights_that_had_to_be_fetched_are_proven_behind_the_loading(
+def test_weights_that_had_to_be_fetched_are_verified_after_loading(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(trained / "runs" / "lora")
@@ -375,7 +380,7 @@ def test_weights_that_had_to_be_fetched_are_proven_behind_the_loading(
     loaded = []
     for after, refused in ((kept, False), ("0" * 32, True), (None, True)):
         found = iter([None, after])
-        monkeypatch.setattr(contract_module, "base_fingerprint", lambda *_, f=found: next(f))
+        monkeypatch.setattr(prompt_manifest, "base_fingerprint", lambda *_, f=found: next(f))
         try:
             with verified_base([folder], "owner/base", None):
                 loaded.append(after)
@@ -390,7 +395,7 @@ def test_a_base_that_was_not_found_when_the_run_began_is_not_asked_for(
 ) -> None:
     folder = RunFolder(trained / "runs" / "lora")
     unknown = replace(read_prompt_manifest(folder), base=None)
-    monkeypatch.setattr(contract_module, "read_prompt_manifest", lambda _: unknown)
+    monkeypatch.setattr(prompt_manifest, "read_prompt_manifest", lambda _: unknown)
     with verified_base([folder], str(trained / "base"), None):
         pass
 
@@ -427,30 +432,6 @@ def test_an_edited_config_of_the_base_is_refused_with_its_keys(
     observed("rms_norm_eps and rope_theta edited: eval, generate, merge, --from exit 1, both named")
 
 
-def test_an_edited_config_of_a_whole_model_is_refused(place: Path, ask: Ask) -> None:
-    lines = edit_config(place / "runs" / "full" / "model")
-    code, message = ask("generate", "runs/full", "a prompt")
-    assert code == 1 and all(line in message for line in lines)
-
-
-@pytest.mark.fault(3)
-def test_a_run_does_not_go_on_under_an_edited_config(
-    place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe, file = write_recipe(place, "lora", name="stopped"), place / "base" / "config.json"
-    with monkeypatch.context() as patch:
-        stop_at(1, patch)
-        assert ask("train", recipe)[0] == 130
-    folder, kept = RunFolder(place / "runs" / "stopped"), file.read_text()
-    contract, steps = folder.contract.read_bytes(), folder.steps_saved()
-    lines = edit_config(place / "base")
-    code, message = ask("train", recipe)
-    assert code == 1 and all(line in message for line in lines)
-    assert folder.contract.read_bytes() == contract and folder.steps_saved() == steps
-    file.write_text(kept)
-    assert ask("train", recipe)[0] == 0
-
-
 def test_what_another_saving_changes_in_a_config_is_free(place: Path, ask: Ask) -> None:
     file = place / "base" / "config.json"
     config = json.loads(file.read_text())
@@ -463,15 +444,6 @@ def test_what_another_saving_changes_in_a_config_is_free(place: Path, ask: Ask) 
     }
     config.pop("dtype", None)
     file.write_text(json.dumps(config, sort_keys=True))
-    assert ask("generate", "runs/lora", "a prompt")[0] == 0
-
-
-def test_a_contract_without_a_config_opens_as_before(place: Path, ask: Ask) -> None:
-    file = place / "runs" / "lora" / "contract.json"
-    values = json.loads(file.read_text())
-    assert values.pop("config")["rms_norm_eps"] > 0
-    file.write_text(json.dumps(values))
-    edit_config(place / "base")
     assert ask("generate", "runs/lora", "a prompt")[0] == 0
 
 
@@ -518,60 +490,33 @@ def test_damaged_weights_are_refused_by_all_that_use_them(
     observed(f"{name}: one bit flipped: 4 of 4 commands exit 1")
 
 
-@pytest.mark.parametrize("name", ["lora", "full"])
-def test_a_run_without_recorded_weights_opens_as_before(name: str, place: Path, ask: Ask) -> None:
-    folder = RunFolder(place / "runs" / name)
-    manifest = folder.read_manifest()
-    assert set(manifest["weights"]) == set(manifest["weight_files"])
-    manifest.pop("weight_files")
-    folder.manifest.write_text(json.dumps(manifest))
-    assert ask("generate", folder.path, "a prompt")[0] == 0
-    (file,) = folder.trained().glob("*.safetensors")
-    flip_a_bit(file)
-    assert ask("generate", folder.path, "a prompt")[0] == 1, "the digest alone is enough"
-    manifest.pop("weights")
-    folder.manifest.write_text(json.dumps(manifest))
-    assert ask("generate", folder.path, "a prompt")[0] == 0
+# Resuming
 
 
-# Going on
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ftcli.training.callbacks import ScheduleCallback
-
-    original = ScheduleCallback.on_log
-
-    def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any, **rest: Any) -> None:
-        original(self, args, state, control, logs=logs, **rest)
-        if state.global_step == step and "loss" in logs:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(ScheduleCallback, "on_log", on_log)
-
-
-def test_a_run_goes_on_only_on_its_own_base_and_keeps_its_contract(
+@pytest.mark.fault(3)
+def test_a_run_resumes_only_on_its_own_base_and_keeps_its_manifest(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = write_recipe(place, "lora", name="stopped")
+    recipe, base = write_recipe(place, "lora", name="stopped"), place / "base"
     with monkeypatch.context() as patch:
         stop_at(1, patch)
         assert ask("train", recipe)[0] == 130
     folder = RunFolder(place / "runs" / "stopped")
-    contract, steps = folder.contract.read_bytes(), folder.steps_saved()
-    weights = (place / "base" / "model.safetensors").read_bytes()
-    other_weights(place / "base")
-    code, message = ask("train", recipe)
-    assert code == 1 and "weights of the base" in message
-    assert folder.contract.read_bytes() == contract and folder.steps_saved() == steps
-    (place / "base" / "model.safetensors").write_bytes(weights)
+    manifest, steps = folder.contract.read_bytes(), folder.steps_saved()
     before = os.stat(folder.contract)
+    for file, edit in (("model.safetensors", other_weights), ("config.json", edit_config)):
+        kept = (base / file).read_bytes()
+        lines = edit(base) or ["weights of the base"]
+        code, message = ask("train", recipe)
+        assert code == 1 and all(line in message for line in lines)
+        assert folder.contract.read_bytes() == manifest and folder.steps_saved() == steps
+        (base / file).write_bytes(kept)
     assert ask("train", recipe)[0] == 0
     assert os.stat(folder.contract).st_mtime_ns == before.st_mtime_ns
     assert ask("generate", "runs/stopped", "a prompt")[0] == 0
 
 
-def test_a_run_without_a_contract_goes_on_only_where_nothing_was_trained(
+def test_a_run_without_a_manifest_resumes_only_where_nothing_was_trained(
     place: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = write_recipe(place, "lora", name="stopped")
