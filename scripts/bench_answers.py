@@ -24,7 +24,8 @@ from ftcli.config.recipe import Generation
 from ftcli.data.example import Message
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model, answer_batches, generate_ids
-from ftcli.models.device import device_of, find_hardware, use_whole_machine
+from ftcli.kernels.cpu import tune_cpu
+from ftcli.models.device import device_of, find_hardware
 from ftcli.models.load import load_tokenizer
 from ftcli.models.prompt_manifest import PromptFormat
 from scripts.machine import this_machine

@@ -23,7 +23,7 @@ from ftcli.training.opening import OpenRun
 
 if TYPE_CHECKING:
     from ftcli.inference.generation import Answer, Model
-    from ftcli.models.prompt_manifest import PromptContract
+    from ftcli.models.prompt_manifest import PromptFormat
 
 # Goes up when the same weights would give other losses or answers.
 VERSION = 6

@@ -26,9 +26,9 @@ from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory, hardware_for
 from ftcli.models.load import DTYPES, load_base, open_config
+from ftcli.models.methods import shared_weight
 from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
-from ftcli.models.targets import shared_weight
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun

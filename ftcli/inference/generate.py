@@ -170,7 +170,7 @@ def _load(members: tuple[Member, ...], seed: int | None) -> Generator:
     adapters = AdapterSet(first.name, load_tuned_model(run.loaded, run.run, run.prepared))
     for member in others:
         opened = member.opened
-        contract = contract_of(opened.loaded, opened.run, opened.prepared)
+        contract = verify_run(opened.loaded, opened.run, opened.prepared)
         if member.parts:
             adapters.add_sum(member.name, member.parts, contract)
         elif opened.run.path == run.run.path:

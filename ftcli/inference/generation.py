@@ -35,7 +35,7 @@ from ftcli.models.batches import Row, length_batches
 from ftcli.models.device import free_bytes, is_out_of_memory
 from ftcli.models.load import shape_of
 from ftcli.models.loss import row_losses
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model, generation_inputs, virtual_tokens
 from ftcli.training.laying import Laying, Padded, laying_of_network
 

@@ -16,7 +16,7 @@ from ftcli.training.opening import OpenRun, open_run
 
 if TYPE_CHECKING:
     from ftcli.inference.generation import Model
-    from ftcli.models.prompt_manifest import PromptContract
+    from ftcli.models.prompt_manifest import PromptFormat
 
 # `shop:0.7+sql:0.3`; weights below 0 take an adapter's effect away.
 _PART = r"[^:+=]+:-?\d+(?:\.\d+)?"
@@ -194,7 +194,7 @@ class AdapterSet:
             model.network.set_adapter(self.peft_names[name], inference_mode=True)
         return model
 
-    def add(self, name: str, folder: Path, contract: PromptContract) -> None:
+    def add(self, name: str, folder: Path, contract: PromptFormat) -> None:
         """Load one more adapter onto the base; raises ModelError."""
         from ftcli.models.adapters import add_adapter
 
@@ -207,7 +207,7 @@ class AdapterSet:
         self._remember(name, self.peft_names[known], self.models[known])
 
     def add_sum(
-        self, name: str, parts: Sequence[tuple[str, float]], contract: PromptContract
+        self, name: str, parts: Sequence[tuple[str, float]], contract: PromptFormat
     ) -> None:
         """Add a weighted sum of LoRA adapters in the set.
 

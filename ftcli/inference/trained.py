@@ -64,7 +64,7 @@ def held_as(loaded: Loaded, run: RunFolder) -> str:
 
 
 def _hardware(loaded: Loaded) -> Hardware:
-    collect_as_usual()  # all that is heavy has been imported, and no model is loaded yet
+    end_gc_tuning()  # all that is heavy has been imported, and no model is loaded yet
     hardware = hardware_for(loaded)
     tune_cpu(hardware)
     return hardware
@@ -74,7 +74,7 @@ def _base(loaded: Loaded, run: RunFolder, hardware: Hardware, dtype: torch.dtype
     """The base in the run's precision; raises FtcliError if it has changed since the training."""
     model = loaded.recipe.model
     source = model_source(model.id, loaded.base)
-    with proven_base([run], source, model.revision):
+    with verified_base([run], source, model.revision):
         return load_base(
             source,
             model,

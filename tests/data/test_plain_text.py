@@ -10,7 +10,7 @@ from ftcli.data.tokenizing import plain_text
 from ftcli.data.tokenizing.plain_text import passage_rows
 from ftcli.data.tokenizing.rendering import IGNORED, Renderer
 from ftcli.inference.generation import Model, score_batch
-from ftcli.models.prompt_manifest import PromptContract
+from ftcli.models.prompt_manifest import PromptFormat
 
 
 @pytest.fixture

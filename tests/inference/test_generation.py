@@ -50,7 +50,7 @@ FAMILIES: dict[str, dict[str, Any]] = architectures.FAMILIES | {
 # They differ from the others in nothing that decoding sees.
 ALIKE = ("llama tied", "qwen2", "qwen3", "gemma")
 SETTINGS = Generation(max_new_tokens=12)
-CONTRACT = PromptContract(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
+CONTRACT = PromptFormat(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
 BEGINNING = list(range(11, 25))
 
 
