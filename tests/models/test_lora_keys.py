@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,33 +60,24 @@ def test_some_layers_of_all_linear_ones() -> None:
     assert {name.rsplit(".", 1)[-1] for name in found} == set(LINEAR)
 
 
-def _digest(model: torch.nn.Module, names: set[str]) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if name in names:
-            digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 @pytest.mark.parametrize(
     "keys", [{}, {"dora": True}, {"rslora": True}, {"modules_to_save": ["lm_head"]}]
 )
 def test_the_base_is_never_touched(keys: dict[str, object]) -> None:
     adapted = attach(llama(), lora(**keys), seed=0)  # type: ignore[arg-type]
-    frozen = {name for name, p in adapted.named_parameters() if not p.requires_grad}
-    before, start = _digest(adapted, frozen), logits(adapted)
+    frozen = {n: p.clone() for n, p in adapted.named_parameters() if not p.requires_grad}
+    start = logits(adapted)
     train(adapted)
-    assert _digest(adapted, frozen) == before
+    now = dict(adapted.named_parameters())
+    assert frozen and all(torch.equal(now[name], weight) for name, weight in frozen.items())
     assert not torch.equal(logits(adapted), start)
 
 
-@pytest.mark.parametrize("dora", [False, True])
-def test_training_begins_at_the_base(dora: bool) -> None:
+def test_dora_begins_at_the_base_up_to_rounding() -> None:
+    """It divides by the norm that it multiplies with."""
     base = llama()
     before = logits(base)
-    found = logits(attach(base, lora(dora=dora), seed=0))
-    # DoRA divides by the length that it multiplies with: equal up to rounding.
-    assert torch.equal(found, before) if not dora else torch.allclose(found, before, atol=1e-5)
+    assert torch.allclose(logits(attach(base, lora(dora=True), seed=0)), before, atol=1e-5)
 
 
 def test_layers_and_modules_of_fused_matrices() -> None:

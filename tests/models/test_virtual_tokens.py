@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,13 +172,15 @@ def test_a_prefix_goes_on_by_the_network_that_makes_it(tmp_path: Path) -> None:
         open_adapter(llama(), tmp_path / "without", trainable=True)
 
 
-def test_a_prefix_begins_as_the_keys_and_values_of_its_text() -> None:
+@pytest.mark.parametrize("method", [Prefix, Prompt])
+def test_virtual_tokens_begin_as_their_text(method: Any) -> None:
     """Then the first answer is that to the text itself before the prompt."""
     tokenizer = chatml().tokenizer
     words = tokenizer("the answer", add_special_tokens=False)["input_ids"]
     base = llama(vocab_size=len(tokenizer))
-    method = Prefix(mode="prefix", virtual_tokens=len(words) + 1, init_text="the answer")
-    model = attach(base, method, 0, words)
+    mode = "prefix" if method is Prefix else "prompt"
+    chosen = method(mode=mode, virtual_tokens=len(words) + 1, init_text="the answer")
+    model = attach(base, chosen, 0, words)
     ids = torch.tensor([[5, 6, 7]])
     written = torch.cat((torch.tensor([[*words, words[0]]]), ids), dim=1)
     assert torch.allclose(_peft_logits(model, ids), logits(base, written)[:, -3:], atol=1e-5)
@@ -195,21 +198,6 @@ def test_virtual_tokens_begin_near_the_base() -> None:
         first = row_losses(model, of_tensors(IDS, IDS))[0].sum().item()
         assert first == row_losses(again, of_tensors(IDS, IDS))[0].sum().item()
         assert first < 1.3 * base
-
-
-def test_a_prompt_begins_as_its_text() -> None:
-    tokenizer = chatml().tokenizer
-    words = tokenizer("the answer", add_special_tokens=False)["input_ids"]
-    base = llama(vocab_size=len(tokenizer))
-    method = Prompt(mode="prompt", virtual_tokens=len(words) + 1, init_text="the answer")
-    model = attach(base, method, 0, words)
-    embedding = model.prompt_encoder["default"].embedding.weight
-    expected = base.get_input_embeddings().weight[[*words, words[0]]]
-    assert torch.equal(embedding, expected)
-    # Then the first answer is that to the text itself before the prompt.
-    ids = torch.tensor([[5, 6, 7]])
-    written = torch.cat((torch.tensor([[*words, words[0]]]), ids), dim=1)
-    assert torch.allclose(_peft_logits(model, ids), logits(base, written)[:, -3:], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
