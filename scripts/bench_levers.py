@@ -249,7 +249,7 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
     table = trainer.data.train.dataset
     laid = [trainer.laying.lay([table[row] for row in part]) for part in parts]
     tokens = sum(batch.input_ids.numel() for batch in laid)
-    labels = sum(batch.labelled for batch in laid)
+    labels = sum(batch.label_count for batch in laid)
     head = int(trainer.model.get_output_embeddings().weight.numel())
     passes = 3 if mode == "full" else 2
     layers = sum(inputs * outputs for inputs, outputs in _matrices(trainer))

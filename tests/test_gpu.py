@@ -139,7 +139,7 @@ def test_a_card_s_levers_give_the_loss_and_the_gradients_of_padded_rows(
     expected = plain(model)
     fuse_lora(model)
     for share in (False, True):
-        assert_same(through(model, packed(rows(), share=share)), expected, 1e-5, 1e-4)
+        assert_same(through(model, packed(rows(), share_prefix=share)), expected, 1e-5, 1e-4)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

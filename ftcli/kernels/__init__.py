@@ -1,1 +1,1 @@
-"""What makes a training fast and changes nothing in it: each lever in a file of its own."""
+"""Optional speed that changes no result: each optimisation in a file of its own."""

@@ -1,7 +1,7 @@
-"""4-bit weights that were dequantised once and stay: on a CPU with room each product needs them.
+"""Cached dequantised weights: on a CPU with enough memory, 4-bit layers dequantise once.
 
-bitsandbytes 0.50 makes them anew in each forward and each backward pass, and drops them again;
-what is kept here are the same numbers, in the type that the products are computed in.
+bitsandbytes 0.50 dequantises in each forward and each backward pass. The cache holds the same
+numbers, in the type that the products are computed in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def keep_dequantised(model: nn.Module) -> int:
-    """Let each 4-bit layer keep its weight; returns the bytes that this takes."""
+    """Cache the weight of each 4-bit layer; returns the bytes that this takes."""
     from bitsandbytes.functional import dequantize_4bit
 
     total = 0

@@ -41,7 +41,7 @@ def take_liger(model: PreTrainedModel) -> int:
 def fuse_norms(model: nn.Module) -> int:
     """Give each RMSNorm Liger's kernel; returns how many take it.
 
-    Llama's and Gemma's kind are told apart by their outputs; a norm that is neither stays.
+    Llama's and Gemma's kind are distinguished by their outputs; a norm that is neither stays.
     """
     found, cast = 0, _read_by_products_alone(model)
     for module in model.modules():

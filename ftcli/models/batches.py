@@ -1,4 +1,4 @@
-"""Rows of token ids → what goes through a model at once: padded rows, or rows without padding."""
+"""Rows of token ids → one batch for the model: padded, or packed without padding."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Row = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids, and where the hidden states are that predict a labelled token."""
+    """Token ids, and the positions whose hidden states predict a label."""
 
     input_ids: Tensor
     """[rows, longest], padded on the right; or [1, tokens], packed."""
     sources: Tensor
-    """[labels]: places in the flattened ids. Several rows may share one."""
+    """[labels]: positions in the flattened ids; rows with a common prefix share them."""
     targets: Tensor
-    """[labels]: the token that follows there."""
+    """[labels]: the token that follows."""
     rows: Tensor
-    """[labels]: number of the row that each label is of."""
+    """[labels]: row number of each label."""
     row_count: int
     positions: Tensor | None = None
-    """[1, tokens] of packed rows: places of the tokens in their rows."""
+    """[1, tokens], of packed rows: position of each token in its rows."""
     layout: Layout | None = None
 
     @property
-    def labelled(self) -> int:
-        """Labelled tokens; none is counted that nothing stands before."""
+    def label_count(self) -> int:
+        """Number of labels, excluding position 0."""
         return len(self.targets)
 
     def to(self, device: torch.device) -> Batch:
@@ -76,13 +76,13 @@ def of_tensors(input_ids: Tensor, labels: Tensor) -> Batch:
     )
 
 
-def packed(rows: Sequence[Row], *, share: bool, most: int | None = None) -> Batch:
-    """Rows one behind the other, without padding; what they begin with once, if they may share.
+def packed(rows: Sequence[Row], *, share_prefix: bool, most: int | None = None) -> Batch:
+    """Padding-free batch; common prefixes are stored once if `share_prefix`.
 
-    Their tokens are filled up to a multiple of TOKENS_ROUNDED, but to no more than `most`.
+    The tokens are padded to a multiple of TOKENS_ROUNDED, but to no more than `most`.
     """
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-    forest = plant([row["input_ids"] for row in rows], share=share)
+    forest = plant([row["input_ids"] for row in rows], share=share_prefix)
     forest = rounded(forest, TOKENS_ROUNDED, most)
     flat, positions = torch.zeros((2, forest.tokens), dtype=torch.long)
     sources, targets, numbers = [], [], []
@@ -106,7 +106,7 @@ def packed(rows: Sequence[Row], *, share: bool, most: int | None = None) -> Batc
 
 
 def length_batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
-    """Row numbers in batches of `rows`, the longest rows first: a lack of memory shows at once."""
+    """Row numbers in batches of `rows`, longest rows first: a lack of memory shows in the first."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
     for start in range(0, len(order), rows):
         yield order[start : start + rows]

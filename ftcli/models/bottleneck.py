@@ -1,7 +1,7 @@
-"""Bottleneck adapters as a PEFT method: a small network behind a block, beside frozen weights.
+"""Bottleneck adapters as a PEFT method: a small network after a block of frozen weights.
 
 y = h + W_up · f(W_down · h), with h the output of the attention's or the MLP's last projection,
-before the residual is added (Houlsby et al. 2019, figure 2; behind the MLP alone: Pfeiffer et al.
+before the residual is added (Houlsby et al. 2019, figure 2; after the MLP alone: Pfeiffer et al.
 2021). W_up and its bias begin at zero, so that training begins exactly at the base.
 
 PEFT 0.21 has no such method; importing this module registers one, and plain PEFT then opens the
@@ -36,7 +36,7 @@ class BottleneckConfig(PeftConfig):
     """What `adapter_config.json` says of bottleneck adapters."""
 
     target_modules: list[str] | set[str] | str | None = None
-    """Projections that an adapter stands behind."""
+    """Projections that an adapter follows."""
     modules_to_save: list[str] | None = None
     bottleneck: int = 64
     """Inner width."""
@@ -50,7 +50,7 @@ class BottleneckConfig(PeftConfig):
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A projection with the adapters that stand behind it, by name."""
+    """A projection with the adapters that follow it, by name."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     # Of BaseTunerLayer, which is untyped: nn.Module would give them the type of a weight.
@@ -98,7 +98,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 class BottleneckModel(BaseTuner):
-    """The base with adapters behind the projections that the config names."""
+    """The base with adapters after the projections that the config names."""
 
     prefix = f"{NAME}_"
     tuner_layer_cls = BottleneckLayer
@@ -118,7 +118,7 @@ class BottleneckModel(BaseTuner):
             return
         layer = BottleneckLayer(target, adapter_name, peft_config)
         if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # a further adapter is not trained at once
+            layer.requires_grad_(False)  # a further adapter is not trained yet
         self._replace_module(parent, target_name, layer, target)
 
 

@@ -1,4 +1,4 @@
-"""Ask the machine what there is → Hardware."""
+"""The machine's GPU or CPU as `Hardware`; what a lack of memory looks like, and freeing it."""
 
 from __future__ import annotations
 

@@ -139,8 +139,7 @@ def load_base(
 
 
 def _require_all_weights(loaded: Mapping[str, Collection[Any]], source: str) -> None:
-    """Raise ModelError where transformers began a weight at random, as no file holds it or its size
-    is another."""
+    """Raise ModelError where transformers initialised a weight: in no file, or of another size."""
     for name, held, wanted in sorted(loaded["mismatched_keys"]):
         sizes = [" × ".join(map(str, size)) for size in (held, wanted)]
         raise ModelError(

@@ -74,7 +74,7 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         losses = [
             cross_entropy(head, hidden[places], targets)
             for places, targets in zip(
-                _filled_up(batch.sources).split(LOSS_CHUNK_POSITIONS),
+                _padded_to_chunks(batch.sources).split(LOSS_CHUNK_POSITIONS),
                 batch.targets.split(LOSS_CHUNK_POSITIONS),
                 strict=True,
             )
@@ -105,7 +105,7 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
     hidden = _hidden(model, batch).flatten(0, 1)
     # the gradient of an index is added up in any order on two threads, that of a selection is not
-    hidden = hidden.index_select(0, _filled_up(batch.sources))
+    hidden = hidden.index_select(0, _padded_to_chunks(batch.sources))
     hidden = hidden.to(autocast_type(hidden) or hidden.dtype)
     head = head_of(causal_model(model))
     loss: Tensor = _HeadLoss.apply(
@@ -114,13 +114,13 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     return loss
 
 
-def _filled_up(places: Tensor) -> Tensor:
-    """[labels] → [positions of all chunks]; what is filled up is any place, and has no loss."""
+def _padded_to_chunks(places: Tensor) -> Tensor:
+    """[labels] → [positions of all chunks]; padding is any position, and has no loss."""
     return F.pad(places, (0, positions_of(len(places)) - len(places)))
 
 
 def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """[rows, tokens, hidden] of the ids, without the virtual tokens that stand before them."""
+    """[rows, tokens, hidden] of the ids, without the virtual tokens before them."""
     backbone = causal_model(model).base_model
     if batch.layout is None:
         inputs = backbone_inputs(model, batch.input_ids)
@@ -141,7 +141,7 @@ class _HeadLoss(torch.autograd.Function):
     """Head product and cross entropy of chunks, gradients kept instead of logits.
 
     Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or none, targets [n or fewer]:
-    of what is filled up behind them there is no loss.
+    positions after them are padding, without loss.
     """
 
     @staticmethod

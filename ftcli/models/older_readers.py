@@ -40,10 +40,10 @@ def _rotary_keys(config: Keys) -> Keys:
     found = {"rope_theta": whole["rope_theta"]}
     if "sliding_attention" in rotary:
         found["rope_local_base_freq"] = rotary["sliding_attention"]["rope_theta"]
-    if (share := whole.get("partial_rotary_factor")) is not None:
-        found["partial_rotary_factor"] = share
+    if (ratio := whole.get("partial_rotary_factor")) is not None:
+        found["partial_rotary_factor"] = ratio
     if config["model_type"] == "gpt_neox":
-        found |= {"rotary_emb_base": whole["rope_theta"], "rotary_pct": share}
+        found |= {"rotary_emb_base": whole["rope_theta"], "rotary_pct": ratio}
     return found | _scaling_keys(whole, config["model_type"])
 
 
@@ -59,8 +59,8 @@ def _scaling_keys(rotary: Mapping[str, Any], model_type: str) -> Keys:
             },
             "original_max_position_embeddings": rotary["original_max_position_embeddings"],
         }
-    beside = ("rope_theta", "partial_rotary_factor")
-    return {"rope_scaling": {key: value for key, value in rotary.items() if key not in beside}}
+    apart = ("rope_theta", "partial_rotary_factor")  # keys of their own above
+    return {"rope_scaling": {key: value for key, value in rotary.items() if key not in apart}}
 
 
 def _tokenizer_keys(config: Keys) -> Keys:

@@ -44,7 +44,7 @@ RECORDED_TEXTS = (
 )
 
 # Keys of config.json that shape no output: names, versions and types, which another saving changes;
-# tokens, which the manifest holds itself; what each loading sets; and outputs beside the logits.
+# tokens, which the manifest holds itself; what each loading sets; and outputs besides the logits.
 IGNORED_KEYS = {
     "_attn_implementation",
     "_name_or_path",

@@ -59,7 +59,7 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
         whole = torch.cat((seen, mask), dim=1)
         return {"input_ids": ids, "attention_mask": whole, "cache": before}
     embedded = causal_model(model).get_input_embeddings()(input_ids)
-    # Padding stands before the soft prompt, so that its positions are those of the training.
+    # Padding comes before the soft prompt, so that its positions are those of the training.
     return {
         "input_ids": ids,
         "inputs_embeds": _after_padding(before.to(embedded.dtype), embedded, mask),

@@ -65,7 +65,7 @@ class Packed:
 
     def lay(self, rows: Sequence[Row]) -> Batch:
         """A micro-batch."""
-        return packed(rows, share=self.share, most=self.tokens)
+        return packed(rows, share_prefix=self.share, most=self.tokens)
 
     def _tokens(self, most: int) -> int:
         if not self.rows:

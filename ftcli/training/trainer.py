@@ -200,7 +200,7 @@ class FtcliTrainer(SFTTrainer):
         """
         rows, model, device = self.data.train, self.model_wrapped, self.args.device
         laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
-        labelled = self._sum_of_all(torch.tensor(sum(batch.labelled for batch in laid)))
+        labelled = self._sum_of_all(torch.tensor(sum(batch.label_count for batch in laid)))
         losses = []
         with self._casts_kept(len(laid)):
             for number, batch in enumerate(laid, start=1):

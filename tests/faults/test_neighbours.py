@@ -145,7 +145,7 @@ def test_packed_rows_know_nothing_of_each_other(name: str, observed: Observed) -
 
     def losses(rows: list[list[int]]) -> Tensor:
         labelled = [{"input_ids": ids, "labels": ids} for ids in rows]
-        return row_losses(model, packed(labelled, share=False))[0]
+        return row_losses(model, packed(labelled, share_prefix=False))[0]
 
     before = losses(rows)
     for place, row in enumerate(rows):

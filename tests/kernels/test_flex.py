@@ -39,7 +39,7 @@ def test_each_row_is_scored_as_by_itself(name: str) -> None:
 @pytest.mark.usefixtures("through_flex")
 def test_a_wrong_sight_is_noticed() -> None:
     model = model_of("llama", "lora").eval()
-    batch = packed(rows(), share=True)
+    batch = packed(rows(), share_prefix=True)
     right, _ = row_losses(model, batch)
     layout = with_layout(batch)
     later = torch.full_like(layout.visible_until, len(layout.visible_until))
@@ -50,7 +50,7 @@ def test_a_wrong_sight_is_noticed() -> None:
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("share", [False, True])
 def test_a_token_sees_its_own_rows_and_nothing_else(share: bool, window: int | None) -> None:
-    batch = packed(rows(), share=share)
+    batch = packed(rows(), share_prefix=share)
     layout = with_layout(batch)
     tokens = len(layout.positions)
     mask = flex._mask(layout, window)

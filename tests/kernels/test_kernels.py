@@ -64,12 +64,12 @@ def test_kept_weights_are_those_that_bitsandbytes_makes_each_time(
 def test_qlora_with_all_levers_is_qlora_without(tmp_path: Path) -> None:
     model = in_4_bits(tmp_path, torch.float32)
     expected = through(model, padded(rows(), 0))
-    assert_same(through(model, packed(rows(), share=True)), expected)
+    assert_same(through(model, packed(rows(), share_prefix=True)), expected)
     unfused = fuse_lora(model)
     assert_same(through(model, padded(rows(), 0)), expected)
     keep_dequantised(model)
     assert unfused == 14
-    assert_same(through(model, packed(rows(), share=True)), expected)
+    assert_same(through(model, packed(rows(), share_prefix=True)), expected)
 
 
 # One node

@@ -111,7 +111,7 @@ def assert_same(
 
 
 def assert_scored_alone(model: PreTrainedModel) -> None:
-    losses, counts = row_losses(model, packed(rows(), share=True))
+    losses, counts = row_losses(model, packed(rows(), share_prefix=True))
     for row, loss, count in zip(rows(), losses, counts, strict=True):
         alone, labelled = row_losses(model, padded([row], 0))
         assert (int(count), loss.item()) == (int(labelled), pytest.approx(alone.item(), rel=1e-5))
@@ -130,7 +130,7 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_padded_ones(name: str, m
     assert (fused > 0) == (method in ("lora", "dropout 0, attention only"))
     assert_same(through(model, padded(rows(), 0)), expected)
     for share in (False, True):
-        assert_same(through(model, packed(rows(), share=share)), expected)
+        assert_same(through(model, packed(rows(), share_prefix=share)), expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -147,7 +147,7 @@ def test_queries_go_in_blocks(
         monkeypatch.setattr(module, "KEYS_ROUNDED", rounded)
     monkeypatch.setattr(attention, "BLOCK", 4)
     monkeypatch.setattr(slots, "MOST_SLOTS", 8)
-    assert_same(through(model, packed(rows(), share=True)), expected)
+    assert_same(through(model, packed(rows(), share_prefix=True)), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
@@ -157,7 +157,7 @@ def test_checkpointing_computes_the_same_again(name: str) -> None:
     fuse_lora(model)
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert_same(through(model, packed(rows(), share=True)), expected)
+    assert_same(through(model, packed(rows(), share_prefix=True)), expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -178,7 +178,7 @@ def test_bf16_stays_as_near_to_fp32_as_the_plain_path(name: str, method: str) ->
     layer = next(m for n, m in model.named_modules() if n.endswith("mlp.down_proj"))
     layer.register_forward_hook(lambda *a: seen.append(a[2].dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        found, gradients = through(model, packed(rows(), share=True))
+        found, gradients = through(model, packed(rows(), share_prefix=True))
     assert seen == [torch.bfloat16]
     assert abs(found - exact) <= 2 * abs(mixed - exact) + 2e-3 * exact
 
@@ -193,7 +193,7 @@ def test_the_shared_prefix_goes_through_the_model_once() -> None:
     model, seen = model_of("llama", "lora"), []
     model.get_input_embeddings().register_forward_hook(lambda *a: seen.append(a[2].shape[1]))
     for share in (False, True):
-        summed_loss(model, packed(rows(), share=share))
+        summed_loss(model, packed(rows(), share_prefix=share))
     lengths = [len(row["input_ids"]) for row in rows()]
     # Of 7 rows that begin with the prefix, and 2 with ten tokens more; the last is another again.
     once = sum(lengths) - 6 * 11 - 10 - 9
@@ -211,7 +211,7 @@ def test_a_wrong_layout_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch)
     """The comparison above can fail."""
     model = model_of("llama", "lora")
     expected = plain(model)
-    batch = packed(rows(), share=True)
+    batch = packed(rows(), share_prefix=True)
     assert batch.layout is not None
     wrong = tuple(
         replace(group, prefix=CHANGES[change](group.prefix)) if group.prefix else group

@@ -171,7 +171,7 @@ def batch_of(choices: Choices) -> Batch:
 
 def packed_batch(rows: list[list[int]], *, share: bool = False) -> Batch:
     """Rows without padding, all of their tokens labelled."""
-    return packed([{"input_ids": row, "labels": row} for row in rows], share=share)
+    return packed([{"input_ids": row, "labels": row} for row in rows], share_prefix=share)
 
 
 def kept_by_layers(model: Any, choices: Choices, batch: Batch) -> int:

@@ -95,7 +95,7 @@ def test_a_point_trains_rows_of_its_very_length(
 
     def watched(model: object, batch: Batch) -> torch.Tensor:
         rows, tokens = batch.input_ids.shape
-        shapes.add((rows, tokens, batch.labelled == rows * (tokens - 1)))
+        shapes.add((rows, tokens, batch.label_count == rows * (tokens - 1)))
         return original(model, batch)
 
     monkeypatch.setattr(losses, "summed_loss", watched)

@@ -29,7 +29,11 @@ def test_a_padding_token_that_ends_answers_too_stays_trained_on() -> None:
         {"input_ids": [5, 2], "labels": [IGNORED, 2]},
         {"input_ids": [5, 6, 2], "labels": [IGNORED, 6, 2]},
     ]
-    for batch in (padded(rows, pad_id=2), packed(rows, share=False), packed(rows, share=True)):
+    for batch in (
+        padded(rows, pad_id=2),
+        packed(rows, share_prefix=False),
+        packed(rows, share_prefix=True),
+    ):
         assert batch.targets.tolist() == [2, 6, 2]
 
 
@@ -40,9 +44,9 @@ def test_packed_rows_are_filled_up_within_what_there_is_room_for(
     tokens: int, most: int | None, filled: int
 ) -> None:
     row = {"input_ids": [5] * tokens, "labels": [5] * tokens}
-    batch = packed([row], share=False, most=most)
+    batch = packed([row], share_prefix=False, most=most)
     assert batch.input_ids.shape == (1, filled)
-    assert batch.labelled == tokens - 1 and int(batch.sources.max()) == tokens - 2
+    assert batch.label_count == tokens - 1 and int(batch.sources.max()) == tokens - 2
 
 
 ROWS = st.lists(
@@ -64,7 +68,7 @@ def test_every_label_and_what_stands_before_it_is_found_again(
         }
         for row in rows
     ]
-    for batch in (padded(given_rows, pad_id=0), packed(given_rows, share=share)):
+    for batch in (padded(given_rows, pad_id=0), packed(given_rows, share_prefix=share)):
         ids = batch.input_ids.flatten().tolist()
         found: list[list[tuple[int, int]]] = [[] for _ in rows]
         for source, target, row in zip(

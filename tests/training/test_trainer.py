@@ -54,7 +54,7 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     original, seen = losses.summed_loss, []
 
     def watched(model: Any, batch: Batch) -> Any:
-        seen.append((batch.input_ids.shape[1], batch.labelled))
+        seen.append((batch.input_ids.shape[1], batch.label_count))
         return original(model, batch)
 
     monkeypatch.setattr(losses, "summed_loss", watched)
