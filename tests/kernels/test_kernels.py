@@ -1,4 +1,4 @@
-"""Levers one by one: where each is taken, where it is left, and that it is exact."""
+"""Each optimisation: where it is used, where it is not, and that it is exact."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ftcli.models.methods import attach, quantization
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.training.laying import Packed, Padded, laying_of_network
 from tests.kernels.test_packed_families import assert_same, model_of, rows, through
-from tests.tiny_models import falcon, llama, lora, reload_in_4_bits, shake
+from tests.tiny_models import falcon, llama, logits, lora, reload_in_4_bits, shake
 
 # Dequantised weights
 
@@ -61,7 +61,7 @@ def test_kept_weights_are_those_that_bitsandbytes_makes_each_time(
     assert not any("kept" in name for name in model.state_dict())
 
 
-def test_qlora_with_all_levers_is_qlora_without(tmp_path: Path) -> None:
+def test_qlora_with_all_optimisations_is_qlora_without(tmp_path: Path) -> None:
     model = in_4_bits(tmp_path, torch.float32)
     expected = through(model, padded(rows(), 0))
     assert_same(through(model, packed(rows(), share_prefix=True)), expected)
@@ -72,7 +72,7 @@ def test_qlora_with_all_levers_is_qlora_without(tmp_path: Path) -> None:
     assert_same(through(model, packed(rows(), share_prefix=True)), expected)
 
 
-# One node
+# Fused LoRA
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_qlora_with_all_levers_is_qlora_without(tmp_path: Path) -> None:
         ({"layers": [0]}, 7),
     ],
 )
-def test_only_plain_layers_become_one_node(keys: dict[str, Any], fused: int) -> None:
+def test_only_plain_layers_are_fused(keys: dict[str, Any], fused: int) -> None:
     model = attach(llama(num_hidden_layers=3, max_position_embeddings=256), lora(**keys), seed=1)
     shake(model)
     expected = through(model.eval(), padded(rows(), 0))
@@ -152,29 +152,23 @@ def test_liger_takes_the_norms_that_have_its_numbers(monkeypatch: pytest.MonkeyP
     assert wide.dtype == torch.float32, "as transformers answers another type than its weight's"
 
 
-# One node, in use
+# Fused LoRA, in use
 
 
-def test_a_node_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
-    model = attach(llama(), lora(), seed=1)
+def test_a_fused_layer_that_is_switched_off_or_merged_answers_as_peft_does() -> None:
+    base = llama()
+    before = logits(base)
+    model = attach(base, lora(), seed=1)
     shake(model)
     fuse_lora(model)
-    ids = torch.arange(1, 13)[None]
-
-    def logits() -> Tensor:
-        with torch.no_grad():
-            found: Tensor = model(input_ids=ids).logits
-        return found
-
-    tuned = logits()
+    tuned = logits(model)
     with model.disable_adapter():
-        base = logits()
-    assert torch.equal(base, logits_of_base(model, ids)) and not torch.allclose(base, tuned)
+        assert torch.equal(logits(model), before) and not torch.allclose(before, tuned)
     model.merge_adapter()
-    torch.testing.assert_close(logits(), tuned, rtol=1e-4, atol=1e-5)
+    assert_close(logits(model), tuned, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_node_answers_can_be_added_to_in_place() -> None:
+def test_the_output_of_a_fused_layer_can_be_added_to_in_place() -> None:
     """As Falcon adds the attention to the MLP."""
     model = attach(llama(), lora(), seed=1)
     shake(model)
@@ -188,29 +182,10 @@ def test_what_a_node_answers_can_be_added_to_in_place() -> None:
 
     expected = gradient()
     fuse_lora(model)
-    torch.testing.assert_close(gradient(), expected, rtol=1e-4, atol=1e-5)
+    assert_close(gradient(), expected, rtol=1e-4, atol=1e-5)
 
 
-def logits_of_base(model: Any, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = llama_like(model)(input_ids=ids).logits
-    return found
-
-
-def llama_like(model: Any) -> Any:
-    """The same base without an adapter."""
-    base = llama()
-    weights = model.get_base_model().state_dict()
-    plain = {
-        name.replace(".base_layer", ""): weight
-        for name, weight in weights.items()
-        if "lora_" not in name
-    }
-    base.load_state_dict(plain)
-    return base
-
-
-def test_one_node_keeps_less_for_the_backward_pass() -> None:
+def test_fused_lora_saves_less_for_the_backward_pass() -> None:
     model = model_of("llama", "lora")
 
     def kept() -> int:

@@ -1,4 +1,4 @@
-"""Each lever against the plain path: transformers' own logits of padded rows, and cross entropy."""
+"""Packed rows against padded ones: transformers' own logits, and cross entropy."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_queries_go_in_blocks(
     name: str, rounded: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks shorter than a segment and than a window, and groups of one segment each; of all,
-    none and some the shares are kept for the backward pass."""
+    none and some the probabilities are saved for the backward pass."""
     model = model_of(name, "lora")
     expected = plain(model)
     monkeypatch.setattr(attention, "KEPT_KEYS", kept)
