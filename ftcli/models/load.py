@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ from ftcli.config.recipe import Data, Model
 from ftcli.data.templates.template import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
+from ftcli.kernels.dequantised import is_four_bit
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_training_exact
@@ -128,7 +129,7 @@ def load_base(
             ignore_mismatched_sizes=True,  # else the error names no tensor
             **extra,
         )
-    _require_all_weights(loaded, source)
+    _require_all_weights(base, loaded, source)
     if quantised:
         _require_quantised(base, source)
     base.config.use_cache = True
@@ -138,20 +139,28 @@ def load_base(
     return base
 
 
-def _require_all_weights(loaded: Mapping[str, Collection[Any]], source: str) -> None:
+def _require_all_weights(
+    network: PreTrainedModel, loaded: Mapping[str, Collection[Any]], source: str
+) -> None:
     """Raise ModelError where transformers initialised a weight: in no file, or of another size."""
-    for name, held, wanted in sorted(loaded["mismatched_keys"]):
-        sizes = [" × ".join(map(str, size)) for size in (held, wanted)]
-        raise ModelError(
-            "model",
-            f"{source}: its {name} is {sizes[0]}, and its config.json makes it {sizes[1]}; one of "
-            "the two is of another model: fetch both again",
-        )
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
             "model",
             f"{source}: {len(missing)} weights are in none of its files, {missing[0]} first; they "
             "would begin at random: fetch the model again",
+        )
+    sizes: list[tuple[str, Sequence[int], Sequence[int]]] = sorted(loaded["mismatched_keys"])
+    layers: Any = [pair for pair in network.named_modules() if is_four_bit(pair[1])]
+    for name, layer in layers:  # transformers 5.24 compares no sizes of 4-bit weights
+        held, wanted = layer.weight.quant_state.shape, (layer.out_features, layer.in_features)
+        if tuple(held) != wanted:
+            sizes.append((f"{name}.weight", held, wanted))
+    for name, *pair in sizes:
+        before, now = (" × ".join(map(str, size)) for size in pair)
+        raise ModelError(
+            "model",
+            f"{source}: its {name} is {before}, and its config.json makes it {now}; one of the two "
+            "is of another model: fetch both again",
         )
 
 
@@ -160,7 +169,7 @@ def _require_quantised(network: PreTrainedModel, source: str) -> None:
     shape = shape_of(network)
     if shape is None:
         return
-    layers = [each for each in network.modules() if type(each).__name__ == "Linear4bit"]
+    layers: list[Any] = [each for each in network.modules() if is_four_bit(each)]
     found = sum(each.in_features * each.out_features for each in layers)
     if found != shape.linear_parameters:
         raise ModelError(

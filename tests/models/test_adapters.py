@@ -13,7 +13,7 @@ from ftcli.errors import ModelError
 from ftcli.models import adapters
 from ftcli.models.adapters import open_adapter
 from ftcli.models.methods import attach
-from tests.tiny_models import LINEAR, SIZES, llama, logits, lora, rename_on_loading, shake
+from tests.tiny_models import LINEAR, SIZES, llama, logits, lora, shake
 
 
 @pytest.fixture
@@ -73,20 +73,6 @@ def test_an_adapter_is_opened_whole_where_loading_rules_rename_its_tensors(tmp_p
     shake(adapted)
     adapted.save_pretrained(tmp_path)
     assert torch.equal(logits(open_adapter(laguna(), tmp_path)), logits(adapted))
-
-
-def test_renamed_tensors_are_found_by_the_names_in_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rename_on_loading(monkeypatch)
-    base = llama()
-    weights = {name: weight.clone() for name, weight in base.state_dict().items()}
-    adapted = attach(base, lora(["q_proj", "v_proj"]), seed=0)
-    shake(adapted)
-    adapted.save_pretrained(tmp_path)
-    again = llama()
-    again.load_state_dict(weights)
-    assert torch.equal(logits(open_adapter(again, tmp_path)), logits(adapted))
 
 
 def test_an_adapter_that_is_not_in_the_model_bit_for_bit_is_refused(
