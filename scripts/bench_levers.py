@@ -37,7 +37,8 @@ from ftcli.runs.folder import RunFolder
 from ftcli.training.building import build_trainer
 from ftcli.training.job import TrainJob, open_model
 from ftcli.training.laying import Laying, Packed, Padded
-from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 from ftcli.training.trainer import FtcliTrainer
 from scripts.machine import product_seconds, this_machine
 
@@ -110,7 +111,7 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
     model = open_model(loaded)
     run = RunFolder(work / "run")
     prepared = prepare(loaded, model.renderer, run.data, Terminal())
-    plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
+    plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
     job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)
     trainer.model.train()

@@ -24,7 +24,8 @@ from ftcli.runs.folder import RunFolder
 from ftcli.training.building import build_trainer
 from ftcli.training.job import TrainJob, open_model
 from ftcli.training.measured import MemoryMeter, StepMemory
-from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 
 # The plan would refuse what it believes too large; here the card decides.
 NO_LIMIT_BYTES = 2**60
@@ -51,7 +52,7 @@ def _train(loaded: Loaded, run: RunFolder) -> tuple[int, StepMemory]:
     model = open_model(loaded)
     prepared = prepare(loaded, model.renderer, run.data, Terminal())
     hardware = replace(model.hardware, free_bytes=NO_LIMIT_BYTES)
-    plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), hardware)
+    plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), hardware)
     memory = StepMemory(MemoryMeter(hardware))
     job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)

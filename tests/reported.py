@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ftcli.config.recipe import Recipe
 from ftcli.data.prepared import SplitCounts, save_prepared
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import find_shape
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import (
     Answer,
@@ -24,15 +28,13 @@ from ftcli.runs.results import (
     Verdict,
 )
 from ftcli.runs.training_records import (
-    EstimateRecord,
     HardwareRecord,
     MemoryFigures,
-    PlannedChoice,
-    PlanRecord,
-    ResidualsRecord,
     RunRecord,
     TrainingResult,
 )
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import Plan, RowStatistics
 from tests.conftest import pair, prepared_data
 
 STEPS = 60
@@ -274,36 +276,21 @@ def run_record(folder: Path) -> RunRecord:
     )
 
 
-def plan_record() -> PlanRecord:
-    """Decisions, of which two have a reason of their own."""
-    others = PlannedChoice(value="auto", reason="the default")
-    estimate = EstimateRecord(
-        breakdown={"weights": 538_000_000, "activations": 1_069_000_000, "context": 590_000_000},
-        peak_bytes=1_607_000_000,
-        reserved_bytes=1_768_000_000,
-        device_bytes=2_358_000_000,
-        residuals=ResidualsRecord(
-            figure="card", group="lora", like_ours=True,
-            runs=9, median_error=0.02, low=0.95, high=1.12,
-        ),
-        uncovered=(),
-        managed_bytes=0,
-        peak_phase="head and loss",
-        **{name: {} for name in ("phases", "timeline", "moments", "fits", "surely_fits")},
-        trainable_parameters=4_884_480,
-        total_parameters=134_515_008,
-        assumptions={},
-    )  # fmt: skip
-    names = ("weights_dtype", "attention", "optimizer", "learning_rate", "packing")
-    names += ("gradient_checkpointing", "steps", "eval_every", "save_every")
-    return PlanRecord(
-        precision=PlannedChoice(value="bf16", reason="the card computes in it"),
-        micro_batch=PlannedChoice(value=4, reason="keeps the cores busy"),
-        accumulation=4,
-        warmup_steps=2,
-        estimate=estimate,
-        **dict.fromkeys(names, others),
+@cache
+def plan_record() -> Plan:
+    """Of a LoRA on a CPU."""
+    recipe = Recipe.model_validate(
+        {
+            "name": "shop",
+            "model": {"id": "smollm2-135m"},
+            "method": {"mode": "lora"},
+            "data": {"train": "rows.jsonl"},
+            "training": {"max_steps": STEPS, "learning_rate": 0.002},
+        }
     )
+    shape, size = find_shape("smollm2-135m", Path()), 25_276_502_016
+    hardware = Hardware("cpu", "a machine", size, size, None, True, 2)
+    return make_plan(recipe, shape, RowStatistics(372, 55_272, 321, 0.5, 8_000), hardware)
 
 
 def records() -> list[dict[str, Any]]:

@@ -69,8 +69,9 @@ def copy_of(run_folder: Path, folder: Path, **planned: str) -> Path:
     shutil.copytree(run_folder, folder)
     plan = json.loads((folder / "plan.json").read_text())
     for name, value in planned.items():
-        assert plan[name]["value"] != value
-        plan[name]["value"] = value
+        section = plan["model"] if name in plan["model"] else plan["training"]
+        assert section[name] != value
+        section[name] = value
     (folder / "plan.json").write_text(json.dumps(plan))
     return folder
 

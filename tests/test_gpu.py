@@ -176,7 +176,7 @@ def test_a_card_with_all_levers_learns_the_same(
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         curves[name] = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
         planned = json.loads((tmp_path / "runs" / name / "plan.json").read_text())
-        assert bool(planned["packing"]["value"]) == (name == "levers")
+        assert bool(planned["training"]["packing"]) == (name == "levers")
     assert curves["levers"] == pytest.approx(curves["plain"], abs=1e-3)
 
 

@@ -9,11 +9,10 @@ from typing import assert_never
 from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
 from ftcli.console import gigabytes, megabytes, width
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import MODE_NAMES
+from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.phases import ANSWERED_ROWS
 from ftcli.training.estimate.result import EstimateResult
-from ftcli.training.plan.memory import NO_CHECKPOINTING
 
 LABELS = {
     "weights": "weights",

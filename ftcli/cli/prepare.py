@@ -141,7 +141,7 @@ def prepare_recipe(
     from ftcli.memory.shapes import model_source
     from ftcli.runs.folder import find_run
     from ftcli.training.job import require_own_folder
-    from ftcli.training.plan.arithmetic import require_hold
+    from ftcli.training.plan.decide import require_hold
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     require_scored_files(loaded)
@@ -179,11 +179,12 @@ def _price(
     from ftcli.config.loader import resolved
     from ftcli.evaluation.advice.price import price_of
     from ftcli.training.job import TrainJob, open_model, require_trackers
-    from ftcli.training.plan.plan import make_plan, profile_of
+    from ftcli.training.plan.decide import make_plan
+    from ftcli.training.plan.plan import RowStatistics
 
     require_trackers(loaded.recipe)
     model = open_model(loaded)
-    plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
+    plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
     job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
     return price_of(job, loaded, asked.price_per_hour, asked.shots, reporter)
 

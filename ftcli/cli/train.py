@@ -55,7 +55,8 @@ class DryRun:
 
     def as_json(self) -> dict[str, Any]:
         names = dict(self.library_names)
-        found = {"run_dir": str(self.run.path), "plan": self.plan.as_json(), "names": names}
+        plan = self.plan.model_dump(mode="json")
+        found = {"run_dir": str(self.run.path), "plan": plan, "names": names}
         return found | ({"price": self.price.as_json()} if self.price is not None else {})
 
 
@@ -313,7 +314,8 @@ def _prepare_and_plan(
     from ftcli.data.tokenizing.encode import prepare
     from ftcli.inference.endings import require_ends
     from ftcli.training.job import TrainJob
-    from ftcli.training.plan.plan import make_plan, profile_of
+    from ftcli.training.plan.decide import make_plan
+    from ftcli.training.plan.plan import RowStatistics
 
     dataset = prepare(loaded, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
@@ -321,7 +323,7 @@ def _prepare_and_plan(
         used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
         reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
     recipe = _as_begun(loaded.recipe, run)
-    plan = make_plan(recipe, model.shape, profile_of(dataset), model.hardware)
+    plan = make_plan(recipe, model.shape, RowStatistics.of(dataset), model.hardware)
     return TrainJob(resolved(loaded), loaded.path, model, dataset, plan, run, init_from)
 
 
@@ -333,16 +335,18 @@ def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
     """
     if not run.read_manifest():
         return recipe
+    from ftcli.training.plan.plan import Plan
+
+    begun = Plan.read(run.plan).training
     kept: dict[str, object] = {
-        "precision": run.planned("precision"),
-        "optimizer": run.planned("optimizer"),
-        "gradient_checkpointing": run.planned("gradient_checkpointing") == "True",
+        "precision": begun.precision,
+        "optimizer": begun.optimizer,
+        "gradient_checkpointing": begun.gradient_checkpointing,
     }
-    packed = int(run.planned("packing", "0"))
     if isinstance(recipe.training.packing, bool | str):
-        kept["packing"] = packed or False
+        kept["packing"] = begun.packing
     if recipe.training.micro_batch_size == "auto":
-        kept["micro_batch_size"] = int(run.planned("micro_batch"))
+        kept["micro_batch_size"] = begun.micro_batch_size
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
 
 

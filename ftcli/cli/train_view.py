@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ftcli.console import duration, gigabytes, megabytes, result, shown_path, wrapped
 from ftcli.shell import command
+from ftcli.training.plan.plan import short_key
 
 if TYPE_CHECKING:
     from ftcli.cli.train import DryRun, Trained
@@ -34,18 +35,18 @@ def show_result(found: Trained) -> None:
 def show_plan(plan: DryRun) -> None:
     found = plan.plan
     result(f"plan for {found.hardware.name} ({gigabytes(found.hardware.free_bytes)} free)")
-    choices = found.choices()
-    values = {name: _in_words(name, choice.value) for name, choice in choices.items()}
-    name_width, value_width = (max(map(len, words)) for words in (values, values.values()))
+    values = {key: _in_words(key, value) for key, value, _ in found.decisions()}
+    name_width = max(len(short_key(key)) for key in values)
+    value_width = max(map(len, values.values()))
     indent = " " * (name_width + value_width + 6)
-    for name, choice in choices.items():
-        start = f"  {name.replace('_', ' '):<{name_width}}  {values[name]:<{value_width}}  "
-        result(wrapped(start + choice.reason, indent))
-        result(wrapped(f"{indent}→ {plan.library_names[name]}", f"{indent}  "))
+    for key, value in values.items():
+        start = f"  {short_key(key):<{name_width}}  {value:<{value_width}}  "
+        result(wrapped(start + found.reasons[key], indent))
+        result(wrapped(f"{indent}→ {plan.library_names[key]}", f"{indent}  "))
     for key, value in plan.recipe.method:
         if key in plan.library_names:
             result(f"  method.{key} {value} → {plan.library_names[key]}")
-    result(f"  {found.rows_in_words()}")
+    result(f"  {found.step_in_words()}")
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
     parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items.items() if size >= 5e7)
@@ -57,10 +58,10 @@ def show_plan(plan: DryRun) -> None:
             result(wrapped(sentence))
 
 
-def _in_words(name: str, value: object) -> str:
+def _in_words(key: str, value: object) -> str:
     """What was decided, as it is shown."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name == "packing":
-        return f"{value:,} tokens" if value else "no"
+    if key == "training.packing":
+        return f"{value:,} tokens"
     return str(value)

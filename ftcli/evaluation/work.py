@@ -20,6 +20,7 @@ from ftcli.evaluation.rows import Row
 from ftcli.evaluation.scores import Counts
 from ftcli.runs.atomic import append_json, read_json_lines, short_digest, write_text
 from ftcli.training.opening import OpenRun
+from ftcli.training.plan.plan import Plan
 
 if TYPE_CHECKING:
     from ftcli.inference.generation import Answer, Model
@@ -202,7 +203,7 @@ class Worker:
             "stop_ids": self.contract.stop_ids,
             "pad_id": self.contract.pad_id,
             "held_as": self.held_as,
-            "attention": opened.run.planned("attention"),
+            "attention": Plan.read(opened.run.plan).model.attention,
             "fast": opened.loaded.recipe.training.fast,
             "rows": wanted.digest(),
             "settings": wanted.settings.model_dump(),

@@ -32,6 +32,7 @@ from ftcli.models.prompt_manifest import generation_config
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun
+from ftcli.training.plan.plan import Plan
 
 # Weights that share a scale: the default of bitsandbytes and transformers, which training uses.
 NF4_BLOCK = 64
@@ -68,7 +69,7 @@ class Merger:
             )
         self._file_type = config.dtype if config.dtype in DTYPES.values() else torch.float32
         # The type in which the training held the base, and from which it quantised.
-        self._trained_type = DTYPES[opened.run.planned("weights_dtype")]
+        self._trained_type = DTYPES[Plan.read(opened.run.plan).model.dtype]
         fp32 = self._trained_type == torch.float32
         # The narrowest type that holds these weights exactly.
         self._base_type = self._file_type if fp32 else self._trained_type
@@ -147,7 +148,7 @@ class Merger:
 
     def _load(self, source: str, model: Any, dtype: torch.dtype) -> PreTrainedModel:
         """A model in evaluation mode, on the GPU if there is room for it."""
-        attention = self._opened.run.planned("attention")
+        attention = Plan.read(self._opened.run.plan).model.attention
         network = load_base(
             source,
             model,

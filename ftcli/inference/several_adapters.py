@@ -13,6 +13,7 @@ from ftcli.console import shown_path
 from ftcli.errors import ModelError, UsageError, did_you_mean
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun, open_run
+from ftcli.training.plan.plan import Plan
 
 if TYPE_CHECKING:
     from ftcli.inference.generation import Model
@@ -173,8 +174,8 @@ def _precision(opened: OpenRun) -> dict[str, str]:
     return {
         "its method is": "LoRA" if isinstance(method, LoraKeys) else method.mode,
         "its base is": base,
-        "its precision is": opened.run.planned("precision"),
-        "its attention is": opened.run.planned("attention"),
+        "its precision is": Plan.read(opened.run.plan).training.precision,
+        "its attention is": Plan.read(opened.run.plan).model.attention,
     }
 
 

@@ -19,6 +19,7 @@ from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import verified_base, verify_run
 from ftcli.runs.folder import RunFolder
+from ftcli.training.plan.plan import Plan
 
 
 def load_base_model(loaded: Loaded, run: RunFolder, prepared: Prepared) -> Model:
@@ -54,7 +55,7 @@ def inference_dtype(run: RunFolder, hardware: Hardware) -> torch.dtype:
     """The training's arithmetic, or fp32 where the CPU emulates bf16."""
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
-    return compute_dtype(run.planned("precision"))
+    return compute_dtype(Plan.read(run.plan).training.precision)
 
 
 def held_as(loaded: Loaded, run: RunFolder) -> str:
@@ -87,5 +88,5 @@ def _base(loaded: Loaded, run: RunFolder, hardware: Hardware, dtype: torch.dtype
 
 def _attention(run: RunFolder, hardware: Hardware) -> str:
     """The training's attention; flash attention runs on GPUs alone."""
-    attention = run.planned("attention")
+    attention = Plan.read(run.plan).model.attention
     return "sdpa" if attention == "flash" and hardware.kind == "cpu" else attention

@@ -22,7 +22,7 @@ from ftcli.models.device import device_of, hardware_for
 from ftcli.models.load import compute_dtype, load_base
 from ftcli.models.methods import quantization
 from ftcli.models.prompt_manifest import PromptFormat
-from ftcli.training.plan.arithmetic import choose_attention, choose_precision
+from ftcli.training.plan.decide import choose_attention, choose_precision
 
 # The first token comes with the prompt; the others are timed.
 TIMED_TOKENS = 17
@@ -37,12 +37,12 @@ def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
     hardware = hardware_for(loaded)
     tune_cpu(hardware)
     require_weights(source, model.revision, shape)
-    dtype = compute_dtype(choose_precision(recipe, hardware).value)
+    dtype = compute_dtype(choose_precision(recipe, hardware)[0])
     network = load_base(
         source,
         model,
         dtype=dtype,
-        attention=choose_attention(recipe, shape, hardware).value,
+        attention=choose_attention(recipe, shape, hardware)[0],
         device=device_of(hardware),
         quantization=quantization(recipe.method, dtype),
     )

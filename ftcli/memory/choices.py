@@ -27,6 +27,12 @@ Optimizer = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"]
 Attention = Literal["sdpa", "flash", "eager"]
 Loss = Literal["chunked", "full"]
 
+# transformers 5.24, modeling_layers.py: it takes the cache from a layer that is computed again.
+NO_CHECKPOINTING = (
+    "keys and values of a prefix stand in the cache, which a layer that is computed again would "
+    "fill twice"
+)
+
 
 @dataclass(frozen=True)
 class Stack:

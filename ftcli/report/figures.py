@@ -24,7 +24,8 @@ from ftcli.report.charts import Chart, charts_of
 from ftcli.report.samples import Samples, samples_in
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import EvalResult, Result
-from ftcli.runs.training_records import PlanRecord, RunRecord
+from ftcli.runs.training_records import RunRecord
+from ftcli.training.plan.plan import Plan
 
 # `name` or `owner/name` (huggingface_hub.utils.validate_repo_id).
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -42,7 +43,7 @@ class ReportFigures:
     path: Change
     """How a path is said."""
     record: RunRecord
-    plan: PlanRecord | None
+    plan: Plan | None
     recipe: Recipe | None
     hub_base: str
     """The base's id on the hub; empty where it is a local folder."""
@@ -137,7 +138,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         run=run,
         path=path,
         record=record,
-        plan=read(run.plan, partial(PlanRecord.read, run.plan)),
+        plan=read(run.plan, partial(Plan.read, run.plan)),
         recipe=recipe,
         hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
         base_digest=read(run.contract, run.base_fingerprint),

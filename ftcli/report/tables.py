@@ -10,7 +10,8 @@ from ftcli.data.prepared import Prepared
 from ftcli.evaluation.wording import data_of, difference_of, rows_of, value_of, word_of
 from ftcli.report.figures import Change, ReportFigures
 from ftcli.runs.results import EvalResult, ScoreRow, Side
-from ftcli.runs.training_records import MemoryFigures, PlanRecord
+from ftcli.runs.training_records import MemoryFigures
+from ftcli.training.plan.plan import Plan, short_key
 
 SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
 # Two figures that are not the same (`ftcli.training.measured`): each says what it is.
@@ -123,7 +124,7 @@ def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
     return Table("Rows", (), rows)
 
 
-def memory(plan: PlanRecord, found: MemoryFigures) -> Table:
+def memory(plan: Plan, found: MemoryFigures) -> Table:
     """Planned with its interval, and measured in the steps."""
     card, reserved = plan.estimate.residuals, found.estimated_reserved_bytes
     of_card = (reserved, card.low * reserved, card.high * reserved)
@@ -143,12 +144,12 @@ def memory(plan: PlanRecord, found: MemoryFigures) -> Table:
     return Table("Planned and measured", heads, tuple(rows))
 
 
-def decisions(plan: PlanRecord) -> Table:
+def decisions(plan: Plan) -> Table:
     """What the recipe left open, decided."""
     rows = []
-    for name, choice in plan.choices.items():
-        value = f"{choice.value:g}" if isinstance(choice.value, float) else str(choice.value)
-        rows.append((name.replace("_", " "), value, choice.reason))
+    for key, value, reason in plan.decisions():
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        rows.append((short_key(key), shown, reason))
     return Table("Plan, with its reasons", ("choice", "value", "reason"), tuple(rows))
 
 

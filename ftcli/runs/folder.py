@@ -167,19 +167,6 @@ class RunFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise unreadable_contract(file, error) from error
 
-    def planned(self, name: str, missing: str | None = None) -> str:
-        """A decision of plan.json; `missing` where a version before it planned none. Raises
-        FtcliError."""
-        try:
-            plan = json.loads(self.plan.read_text(encoding="utf-8"))
-            if missing is not None and name not in plan:
-                return missing
-            return str(plan[name]["value"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-            raise FtcliError(
-                "run_broken", f"its {name} cannot be read ({error!r})", file=str(self.plan)
-            ) from error
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One writer at a time; the lock frees itself when its holder ends, however it ends.

@@ -1,4 +1,4 @@
-"""What a training leaves: `run.json` is a RunRecord, `plan.json` a PlanRecord."""
+"""What a training leaves: `run.json` is a RunRecord (`plan.json`: training/plan/plan.py)."""
 
 from __future__ import annotations
 
@@ -102,74 +102,3 @@ class RunRecord(TrainingRecord):
     """File of the trained weights → sha256."""
     weight_files: dict[str, FileMark] | None = None
     finished: str | None = None
-
-
-class PlannedChoice(Result):
-    """A decision of the plan, and its reason."""
-
-    value: bool | int | float | str
-    reason: str
-
-
-class ResidualsRecord(Result):
-    """Measured ÷ estimated memory of runs of one kind."""
-
-    figure: str
-    group: str
-    like_ours: bool
-    runs: int
-    median_error: float
-    low: float
-    high: float
-
-
-class EstimateRecord(Result):
-    """Memory of a training step as it was planned (`ftcli.memory.Estimate`), in bytes."""
-
-    breakdown: dict[str, int]
-    """At the peak; all but `context` add up to `peak_bytes`."""
-    peak_bytes: int
-    reserved_bytes: int
-    device_bytes: int
-    residuals: ResidualsRecord
-    uncovered: tuple[str, ...]
-    managed_bytes: int
-    peak_phase: str
-    phases: dict[str, int]
-    timeline: dict[str, dict[str, int]]
-    moments: dict[str, int]
-    trainable_parameters: int
-    total_parameters: int
-    fits: dict[str, bool]
-    surely_fits: dict[str, bool]
-    assumptions: dict[str, bool | int | float | str]
-
-
-class PlanRecord(TrainingRecord):
-    """`plan.json`: what the recipe left open, decided."""
-
-    precision: PlannedChoice
-    weights_dtype: PlannedChoice
-    attention: PlannedChoice
-    optimizer: PlannedChoice
-    learning_rate: PlannedChoice
-    micro_batch: PlannedChoice
-    packing: PlannedChoice
-    shared_prefix: PlannedChoice | None = None
-    fused_lora: PlannedChoice | None = None
-    liger: PlannedChoice | None = None
-    dequantised: PlannedChoice | None = None
-    gradient_checkpointing: PlannedChoice
-    steps: PlannedChoice
-    eval_every: PlannedChoice
-    save_every: PlannedChoice
-    replay: PlannedChoice | None = None
-    hold: PlannedChoice | None = None
-    accumulation: int
-    warmup_steps: int
-    estimate: EstimateRecord
-
-    @property
-    def choices(self) -> dict[str, PlannedChoice]:
-        """The decisions by name, in the order in which they are shown."""
-        return {name: each for name, each in self if isinstance(each, PlannedChoice)}

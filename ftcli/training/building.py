@@ -29,13 +29,13 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
     """Load the base as planned, attach the method, and read the prepared rows."""
     end_gc_tuning()  # all that is heavy has been imported, and no model is there
     recipe, plan, run = job.recipe, job.plan, job.run
-    weights = DTYPES[plan.weights_dtype.value]
-    compute = compute_dtype(plan.precision.value)
+    weights = DTYPES[plan.model.dtype]
+    compute = compute_dtype(plan.training.precision)
     base = load_base(
         job.model.source,
         recipe.model,
         dtype=weights,
-        attention=plan.attention.value,
+        attention=plan.model.attention,
         device=device_of(plan.hardware),
         quantization=quantization(recipe.method, compute),
     )
@@ -55,11 +55,11 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         plan,
         recipe.training.keep_checkpoints,
     )
-    if plan.dequantised is not None and plan.dequantised.value:
+    if plan.optimizations.dequantised:
         keep_dequantised(trainer.model)
-    if plan.fused_lora is not None and plan.fused_lora.value:
+    if plan.optimizations.fused_lora:
         fuse_lora(trainer.model)
-    if plan.liger is not None and plan.liger.value:
+    if plan.optimizations.liger:
         take_liger(trainer.model)
     trainer.hold = _hold(trainer.model, job)
     return trainer
@@ -67,12 +67,12 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
 
 def _hold(model: PreTrainedModel, job: TrainJob) -> Hold | None:
     """The weights as a run begins, also where one that goes on takes up others behind this."""
-    recipe, choice = job.recipe, job.plan.hold
-    if choice is None:
+    recipe, strength = job.recipe, job.plan.training.hold_strength
+    if not strength:
         return None
     whole = isinstance(recipe.method, Full)
     stored = open_config(job.model.source, recipe.model.revision).dtype if whole else None
-    return Hold(model, choice.value, (stored or torch.float32) if whole else None)
+    return Hold(model, strength, (stored or torch.float32) if whole else None)
 
 
 def _attached(base: PreTrainedModel, job: TrainJob) -> PreTrainedModel:

@@ -13,8 +13,8 @@ from ftcli.console import Meter
 from ftcli.data.order import Windows
 from ftcli.runs.metrics_log import Records
 from ftcli.runs.signals import StopSignals
+from ftcli.training.plan.decide import SAVE_SHARE
 from ftcli.training.plan.plan import Plan
-from ftcli.training.plan.schedule import SAVE_SHARE
 
 # What of Trainer's logs goes into metrics.jsonl.
 RECORDED = {"loss", "learning_rate", "grad_norm"}
@@ -63,14 +63,14 @@ class ScheduleCallback(TrainerCallback):
 
     def is_due(self, step: int) -> bool:
         """Whether the rows are to be validated after this step."""
-        every = self.plan.eval_every.value
-        return self.validates and (step >= self.plan.steps.value or step % every == 0)
+        every = self.plan.training.eval_steps
+        return self.validates and (step >= self.plan.steps or step % every == 0)
 
     def is_over(self, step: int) -> bool:
         """Whether a run that has come this far has nothing left to train or to validate."""
         if self.is_due(step) and not self.records.has_eval(step):
             return False
-        return step >= self.plan.steps.value or self._has_lost_patience()
+        return step >= self.plan.steps or self._has_lost_patience()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -80,7 +80,7 @@ class ScheduleCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        step, last = state.global_step, state.global_step >= self.plan.steps.value
+        step, last = state.global_step, state.global_step >= self.plan.steps
         seconds, tokens = time.monotonic() - self._step_started, self._windows.tokens(step - 1)
         self._training_seconds += seconds
         self._tokens += tokens
@@ -132,7 +132,7 @@ class ScheduleCallback(TrainerCallback):
 
     def _is_worth_saving(self, step: int) -> bool:
         """Whether this is a step to save at, and what a kill would lose is worth the time."""
-        if step % self.plan.save_every.value:
+        if step % self.plan.training.save_steps:
             return False
         since = time.monotonic() - self._saved_at
         return self._saves_as_asked or self.save_seconds() <= SAVE_SHARE * since

@@ -20,7 +20,8 @@ from ftcli.memory.shapes import Shape, find_shape, model_source
 from ftcli.runs.checkpoints import require_whole
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import OpenRun
-from ftcli.training.plan.plan import Plan, require_machine, require_possible
+from ftcli.training.plan.decide import require_machine, require_possible
+from ftcli.training.plan.plan import Plan
 
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer

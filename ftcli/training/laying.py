@@ -15,8 +15,8 @@ from ftcli.models.batches import Batch, Row, packed, padded
 from ftcli.models.load import shape_of
 from ftcli.models.virtual_tokens import virtual_tokens
 from ftcli.training.plan.memory import PREFIXES
+from ftcli.training.plan.optimizations import why_not_packed
 from ftcli.training.plan.plan import Plan
-from ftcli.training.plan.speed import why_not_packed
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ Laying = Padded | Packed
 
 def laying_of(plan: Plan, pad_id: int) -> Laying:
     """As planned."""
-    if not plan.packing.value:
+    if not plan.training.packing:
         return Padded(pad_id)
-    share = plan.shared_prefix is not None and plan.shared_prefix.value
-    return Packed(plan.packing.value, plan.micro_batch.value, share, plan.common_tokens)
+    share = plan.optimizations.shared_prefix is True
+    return Packed(plan.training.packing, plan.training.micro_batch_size, share, plan.common_tokens)
 
 
 def laying_of_network(

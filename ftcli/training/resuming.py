@@ -32,7 +32,6 @@ from ftcli.runs.folder import RunFolder, find_run
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command, set_flags, shown_path
 from ftcli.training.opening import FREE_KEYS
-from ftcli.training.plan.disk_room import checkpoint_bytes, run_bytes
 from ftcli.training.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -237,14 +236,14 @@ def _require_none_before(run: RunFolder) -> None:
         )
 
 
-def require_room(run: RunFolder, plan: Plan, keep_checkpoints: int, beside_bytes: int) -> None:
+def require_room(run: RunFolder, plan: Plan, beside_bytes: int) -> None:
     """Raise MachineError (`disk_full`) where the disk has no room for what the run will save.
 
     `beside_bytes` are those of the tokenizer, which is saved with the trained weights.
     """
     there = folder_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    whole = run_bytes(plan, keep_checkpoints, beside_bytes)
-    needed = max(whole - there, checkpoint_bytes(plan) + beside_bytes)
+    whole = plan.run_bytes(beside_bytes)
+    needed = max(whole - there, plan.checkpoint_bytes + beside_bytes)
     require_space(run.path, needed, "this run with its checkpoints")
 
 
@@ -280,7 +279,7 @@ def _stopped(given: Command, run: RunFolder) -> str:
         return f"stopped before the training began. Begin again: {given.begin_again()}"
     if step is None:
         return f"stopped before the first checkpoint. Begin again: {given.go_on(run)}"
-    total = run.planned("steps")
+    total = Plan.read(run.plan).steps
     folder = shown_path(run.checkpoint(step))
     return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {given.go_on(run)}"
 

@@ -16,7 +16,7 @@ from ftcli.errors import FtcliError, ModelError
 from ftcli.memory import Choices
 from ftcli.memory.interval import residuals_of
 from ftcli.memory.shapes import Shape
-from ftcli.runs.atomic import write_json, write_text
+from ftcli.runs.atomic import write_text
 from ftcli.training.opening import weight_digests
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def begin_run(job: TrainJob) -> None:
         run.update_manifest(state="training")
         return
     write_text(run.recipe, dump_recipe(job.recipe))
-    write_json(run.plan, job.plan.as_json())
+    job.plan.write(run.plan)
     replayed: dict[str, Any] = {}
     if replay is not None:
         counts = {"task_rows": job.dataset.train.rows, "replay_rows": replay.rows}

@@ -12,7 +12,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftcli.models.device import uses_gpu
 from ftcli.training.building import build_trainer
 from ftcli.training.job import TrainJob
-from ftcli.training.plan.plan import Choice
 
 # The first steps fill caches and choose kernels, and are not timed.
 UNTIMED_STEPS = 2
@@ -54,12 +53,8 @@ def measure_speed(job: TrainJob) -> Speed:
     plan = job.plan
     steps = UNTIMED_STEPS + TIMED_STEPS
     enough = steps * job.recipe.training.batch_size / job.dataset.trained_on.rows
-    short = replace(
-        plan,
-        steps=Choice(steps, "to be timed"),
-        epochs=max(plan.epochs, enough),
-        warmup_steps=0,
-    )
+    timed = {"steps": steps, "epochs": max(plan.epochs, enough), "warmup_steps": 0}
+    short = plan.model_copy(update=timed)
     trainer = build_trainer(replace(job, plan=short))
     clock = StepClock()
     trainer.add_callback(clock)

@@ -23,7 +23,7 @@ from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback
 from ftcli.training.finite import NotFiniteError
 from ftcli.training.job import TrainJob
 from ftcli.training.measured import MemoryMeter, StepMemory
-from ftcli.training.plan.arithmetic import lost_pulls
+from ftcli.training.plan.decide import lost_pulls
 from ftcli.training.preflight import check_longest
 from ftcli.training.resuming import require_room, resume_point
 from ftcli.training.run_record import begin_run, record_memory
@@ -71,7 +71,7 @@ def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
     _warn_of_pure_bf16(job, reporter)
     checkpoint = resume_point(run, reporter)
     beside_bytes = tokenizer_bytes(job.model.source, job.model.revision)
-    require_room(run, plan, recipe.training.keep_checkpoints, beside_bytes)
+    require_room(run, plan, beside_bytes)
     memory = StepMemory(MemoryMeter(plan.hardware))
     with memory_in_words(NO_MEMORY):
         trainer = _build(job)
@@ -100,14 +100,14 @@ def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
 
 def _warn_of_pure_bf16(job: TrainJob, reporter: Reporter) -> None:
     plan = job.plan
-    if plan.precision.value != "pure-bf16":
+    if plan.training.precision != "pure-bf16":
         return
     reporter.warn(
         "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
         "nothing; training.precision: bf16 keeps them"
     )
-    if plan.hold is not None:
-        pull = plan.learning_rate.value * plan.hold.value
+    if strength := plan.training.hold_strength:
+        pull = plan.training.learning_rate * strength
         reporter.warn(
             f"training.hold: {lost_pulls(pull)}, so that it holds next to nothing; take "
             "training.precision: bf16, which counts every pull"
@@ -155,7 +155,7 @@ def _take_steps(
     if checkpoint is not None:
         _load_position(trainer, checkpoint)
 
-    with reporter.meter("step", job.plan.steps.value) as schedule.meter:
+    with reporter.meter("step", job.plan.steps) as schedule.meter:
         if checkpoint is not None and schedule.is_over(checkpoint.position.step):
             trainer._load_from_checkpoint(str(checkpoint.folder))
             trainer.state = TrainerState.load_from_json(str(checkpoint.folder / STATE))

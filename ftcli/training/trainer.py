@@ -47,23 +47,23 @@ from ftcli.training.saving import RANDOM, page_states, save_checkpoint
 
 # Our name of a decision → where it goes.
 THEIR_NAMES = {
-    "precision": "SFTConfig.bf16, fp16",
-    "weights_dtype": "from_pretrained(dtype)",
-    "attention": "from_pretrained(attn_implementation)",
-    "optimizer": "SFTConfig.optim",
-    "learning_rate": "SFTConfig.learning_rate",
-    "micro_batch": "our training step",
-    "packing": "our layout of a step's rows",
-    "shared_prefix": "our layout of a step's rows",
-    "dequantised": "our forward of bitsandbytes' Linear4bit",
-    "fused_lora": "our forward of PEFT's Linear",
-    "liger": "apply_liger_kernel(rope, swiglu, geglu), and its RMSNorm in our forward",
-    "gradient_checkpointing": "SFTConfig.gradient_checkpointing",
+    "training.precision": "SFTConfig.bf16, fp16",
+    "model.dtype": "from_pretrained(dtype)",
+    "model.attention": "from_pretrained(attn_implementation)",
+    "training.optimizer": "SFTConfig.optim",
+    "training.learning_rate": "SFTConfig.learning_rate",
+    "training.micro_batch_size": "our training step",
+    "training.packing": "our layout of a step's rows",
+    "optimizations.shared_prefix": "our layout of a step's rows",
+    "optimizations.dequantised": "our forward of bitsandbytes' Linear4bit",
+    "optimizations.fused_lora": "our forward of PEFT's Linear",
+    "optimizations.liger": "apply_liger_kernel(rope, swiglu, geglu); its RMSNorm in our forward",
+    "training.gradient_checkpointing": "SFTConfig.gradient_checkpointing",
     "steps": "SFTConfig.max_steps",
-    "eval_every": "our callback",
-    "save_every": "our callback",
-    "replay": "our order of rows",
-    "hold": "our hook before the optimizer's step",
+    "training.eval_steps": "our callback",
+    "training.save_steps": "our callback",
+    "rows.replayed_rows": "our order of rows",
+    "training.hold.strength": "our hook before the optimizer's step",
 }
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -78,24 +78,24 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
 
     What it calls a batch is a whole step of ours, which we cut into micro-batches ourselves.
     """
-    precision = plan.precision.value
+    precision = plan.training.precision
     config = SFTConfig(
         output_dir=str(output),
         run_name=name,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=1,
         num_train_epochs=1,
-        max_steps=plan.steps.value,
-        learning_rate=plan.learning_rate.value,
+        max_steps=plan.steps,
+        learning_rate=plan.training.learning_rate,
         lr_scheduler_type=training.scheduler,
         warmup_steps=plan.warmup_steps,
-        optim=OPTIMIZERS[plan.optimizer.value],
+        optim=OPTIMIZERS[plan.training.optimizer],
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         neftune_noise_alpha=training.neftune_noise_alpha,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        gradient_checkpointing=plan.gradient_checkpointing.value,
+        gradient_checkpointing=plan.training.gradient_checkpointing,
         use_cpu=plan.hardware.kind == "cpu",
         seed=training.seed,
         max_length=None,
@@ -133,8 +133,8 @@ class FtcliTrainer(SFTTrainer):
         self.run = run
         self.records = Records(run.metrics)
         self.keep_checkpoints = keep_checkpoints
-        self.micro_batch = MicroBatch(plan.micro_batch.value)
-        self.validation_batch = MicroBatch(plan.micro_batch.value)
+        self.micro_batch = MicroBatch(plan.training.micro_batch_size)
+        self.validation_batch = MicroBatch(plan.training.micro_batch_size)
         self.stops: StopSignals | None = None
         self.hold: Hold | None = None
         self.checkpoint_bytes = 0

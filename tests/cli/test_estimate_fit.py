@@ -16,7 +16,8 @@ from ftcli.data.prepared import LongestRow, save_prepared, split_file
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.shapes import find_shape
 from ftcli.models import device
-from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
 from tests.json_shapes import SHAPES
 
@@ -209,11 +210,11 @@ def test_the_written_recipe_keeps_comments_and_plans_the_same(ask: Any, here: Pa
     for comment in ("# The shop's listings", "# Llama 2", "# as on the server"):
         assert comment in "\n".join(new)
     loaded = load_recipe(here / "fits.yaml")
-    profile = profile_of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
+    profile = RowStatistics.of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
     plan = make_plan(loaded.recipe, find_shape("7b", here), profile, find_card("16GB").hardware)
     choices = found["fit"]["choices"]
-    assert plan.micro_batch.value == choices["micro_batch"]
-    assert plan.gradient_checkpointing.value == choices["gradient_checkpointing"]
+    assert plan.training.micro_batch_size == choices["micro_batch"]
+    assert plan.training.gradient_checkpointing == choices["gradient_checkpointing"]
     assert plan.estimate.high_bytes <= found["fit"]["usable_bytes"]
 
 

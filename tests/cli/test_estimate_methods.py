@@ -15,7 +15,8 @@ from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt
 from ftcli.data.prepared import LongestRow
 from ftcli.memory.hardware import find_card
 from ftcli.memory.shapes import find_shape
-from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
 from tests.json_shapes import SHAPES
 
@@ -175,7 +176,7 @@ def test_methods_by_flags_are_written(ask: Any, here: Path, flags: str, method: 
     assert found["suggestions"] == []
     recipe = load_recipe(here / "fits.yaml").recipe
     assert recipe.method == method
-    profile = profile_of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
+    profile = RowStatistics.of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
     plan = make_plan(recipe, find_shape("7b", here), profile, find_card("H200").hardware)
     assert plan.estimate.trainable_parameters == found["trainable_parameters"]
 

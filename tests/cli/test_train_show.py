@@ -17,7 +17,8 @@ from ftcli.config.loader import load_recipe
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
 from ftcli.runs.folder import RunFolder
-from ftcli.training.plan.plan import Profile, make_plan
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics, short_key
 
 RECIPE = """\
 name: shop
@@ -159,9 +160,9 @@ def test_resuming_goes_with_no_new_start(capsys: pytest.CaptureFixture[str]) -> 
 def dry(here: Path) -> DryRun:
     loaded = load_recipe(here / "shop.yaml")
     hardware = Hardware("cpu", "two cores", 16 * 10**9, 12 * 10**9, None, False, 2)
-    profile = Profile(340, 70_000, 300, 0.4, 5000)
+    profile = RowStatistics(340, 70_000, 300, 0.4, 5000)
     plan = make_plan(loaded.recipe, find_shape("smollm2-135m", here), profile, hardware)
-    names = dict.fromkeys(plan.choices(), "SFTConfig")
+    names = dict.fromkeys(plan.reasons, "SFTConfig")
     return DryRun(loaded.recipe, RunFolder(here / "runs" / "shop"), plan, names)
 
 
@@ -175,15 +176,15 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
     assert err == ""
     lines = out.splitlines()
     assert lines[0] == "plan for two cores (12.0 GB free)"
-    for name, choice in dry.plan.choices().items():
-        value = f"{choice.value:,} tokens" if name == "packing" else str(choice.value)
-        if isinstance(choice.value, bool):
-            value = "yes" if choice.value else "no"
-        words = rf"  {name.replace('_', ' ')} +{re.escape(value)} +"
+    for key, decided, reason in dry.plan.decisions():
+        value = f"{decided:,} tokens" if key == "training.packing" else str(decided)
+        if isinstance(decided, bool):
+            value = "yes" if decided else "no"
+        words = rf"  {short_key(key)} +{re.escape(value)} +"
         shown = [line for line in lines if re.match(words, line)]
         assert len(shown) == 1
-        assert shown[0].endswith(f"  {choice.reason}")
-    assert f"  {dry.plan.rows_in_words()}" in lines
+        assert shown[0].endswith(f"  {reason}")
+    assert f"  {dry.plan.step_in_words()}" in lines
     memory = next(line for line in lines if line.startswith("memory "))
     assert "weights 0.5 GB" in memory
     assert "quantization" not in memory
@@ -199,7 +200,7 @@ def test_a_dry_run_is_no_wider_than_the_terminal(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
     told = " ".join(out.split())
-    assert all(choice.reason in told for choice in dry.plan.choices().values())
+    assert all(reason in told for reason in dry.plan.reasons.values())
 
 
 def test_a_dry_run_in_json_is_the_plan(
@@ -209,21 +210,21 @@ def test_a_dry_run_in_json_is_the_plan(
     assert run(["train", "shop.yaml", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["run_dir"] == str(dry.run.path)
-    assert found["plan"] == json.loads(json.dumps(dry.plan.as_json()))
+    assert found["plan"] == json.loads(dry.plan.model_dump_json())
 
 
 def test_a_long_reason_does_not_move_the_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
 ) -> None:
-    rate = replace(dry.plan.learning_rate, value=0.00012345678)
-    plan = replace(dry.plan, learning_rate=rate)
+    training = dry.plan.training.model_copy(update={"learning_rate": 0.00012345678})
+    plan = dry.plan.model_copy(update={"training": training})
     monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: replace(dry, plan=plan))
     assert run(["train", "shop.yaml", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     starts = {
-        line.index(choice.reason)
-        for choice in plan.choices().values()
+        line.index(reason)
+        for reason in plan.reasons.values()
         for line in lines
-        if line.endswith(f"  {choice.reason}") and line.startswith("  ")
+        if line.endswith(f"  {reason}") and line.startswith("  ")
     }
     assert len(starts) == 1

@@ -27,14 +27,15 @@ def test_a_fresh_run_takes_over_nothing_of_a_finished_one(
 
     old, fresh = planned(), planned("--fresh")
     further = planned("--from", str(tmp_path / "runs" / "tiny"))
-    names = ("precision", "optimizer", "micro_batch")
+    keys = ("training.precision", "training.optimizer", "training.micro_batch_size")
     for told in (fresh, further):
         assert told["run_dir"] == str(tmp_path / "runs" / "tiny-2")
-        reasons = {name: told["plan"][name]["reason"] for name in names}
+        reasons = {key: told["plan"]["reasons"][key] for key in keys}
         assert "set in the recipe" not in reasons.values(), reasons
-        assert told["plan"]["micro_batch"]["value"] == 2
+        assert told["plan"]["training"]["micro_batch_size"] == 2
     assert old["run_dir"] == str(tmp_path / "runs" / "tiny")
-    assert (old["plan"]["precision"]["value"], old["plan"]["micro_batch"]["value"]) == ("fp32", 1)
+    kept = old["plan"]["training"]
+    assert (kept["precision"], kept["micro_batch_size"]) == ("fp32", 1)
     assert not (tmp_path / "runs" / "tiny-2").exists()
 
 

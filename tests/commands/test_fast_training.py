@@ -56,7 +56,7 @@ def test_the_loss_curve_is_that_of_the_plain_path(
         folder = RunFolder(tmp_path / "runs" / name)
         curves[name] = losses(folder)
         planned = json.loads(folder.plan.read_text())
-        assert bool(planned["packing"]["value"]) == (name == "fast")
+        assert bool(planned["training"]["packing"]) == (name == "fast")
     assert len(curves["fast"]) == len(curves["plain"]) > 10
     assert curves["plain"][-1] < curves["plain"][0] - 0.1, "something is learnt"
     pairs = zip(curves["fast"], curves["plain"], strict=True)

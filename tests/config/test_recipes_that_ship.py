@@ -16,7 +16,8 @@ from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import Question
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.shapes import Shape, find_shape
-from ftcli.training.plan.plan import Profile, make_plan
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.y*ml"))
@@ -49,10 +50,10 @@ def shape_of(loaded: Loaded) -> Shape:
     return find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
 
 
-def profile_of(loaded: Loaded) -> Profile:
+def longest_rows(loaded: Loaded) -> RowStatistics:
     """A bound: every row as long as the recipe allows."""
     rows, longest = len(examples_of(loaded)), loaded.recipe.data.max_length
-    return Profile(rows, rows * longest, longest, 1.0, 8 * longest)
+    return RowStatistics(rows, rows * longest, longest, 1.0, 8 * longest)
 
 
 def test_recipes_were_found() -> None:
@@ -104,11 +105,11 @@ def test_it_fits_a_24_gb_card(path: Path) -> None:
     loaded, sold = load_recipe(path), find_card("4090")
     free_bytes = sold.usable_bytes - sold.context_bytes
     card = Hardware("cuda", sold.name, sold.memory_bytes, free_bytes, (8, 9), True, 16)
-    plan = make_plan(loaded.recipe, shape_of(loaded), profile_of(loaded), card)
-    assert plan.micro_batch.value * plan.accumulation == loaded.recipe.training.batch_size
-    assert plan.precision.value == "bf16"
+    plan = make_plan(loaded.recipe, shape_of(loaded), longest_rows(loaded), card)
+    assert plan.training.micro_batch_size * plan.accumulation == loaded.recipe.training.batch_size
+    assert plan.training.precision == "bf16"
     assert plan.estimate.fits[sold.name]
-    assert plan.steps.value >= 20
+    assert plan.steps >= 20
 
 
 @pytest.mark.parametrize(("fast_bf16", "precision"), [(False, "fp32"), (True, "bf16")])
@@ -119,9 +120,9 @@ def test_small_models_train_on_two_cores(fast_bf16: bool, precision: str) -> Non
     small = [each for each in loaded if shape_of(each).parameters < SMALL_PARAMETERS]
     assert {each.recipe.method.mode for each in small} >= {"full", "lora"}
     for each in small:
-        plan = make_plan(each.recipe, shape_of(each), profile_of(each), cpu)
-        assert plan.precision.value == precision
-        assert plan.micro_batch.value * plan.accumulation == each.recipe.training.batch_size
+        plan = make_plan(each.recipe, shape_of(each), longest_rows(each), cpu)
+        assert plan.training.precision == precision
+        assert plan.training.micro_batch_size * plan.accumulation == each.recipe.training.batch_size
 
 
 @every_recipe
@@ -129,4 +130,4 @@ def test_a_stricter_machine_is_refused_in_words(path: Path) -> None:
     loaded = load_recipe(path)
     tiny = Hardware("cpu", "a toaster", 10**8, 10**8, None, False, 1)
     with pytest.raises(MachineError, match=r"a toaster has 0\.1 GB free; "):
-        make_plan(loaded.recipe, shape_of(loaded), replace(profile_of(loaded)), tiny)
+        make_plan(loaded.recipe, shape_of(loaded), replace(longest_rows(loaded)), tiny)

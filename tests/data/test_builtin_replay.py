@@ -71,7 +71,7 @@ def test_the_task_is_seen_as_often_as_without(
         recipe = write_recipe(data=data, training=training)
         assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
         plans.append(json.loads(capsys.readouterr().out))
-    without, replayed = (plan["plan"]["steps"] for plan in plans)
-    assert without["value"] == 20
-    assert replayed["value"] == 23  # 20 of the task's rows ÷ 7/8
-    assert "20 for the task's rows, the others for data.replay" in replayed["reason"]
+    without, replayed = (plan["plan"] for plan in plans)
+    assert without["steps"] == 20
+    assert replayed["steps"] == 23  # 20 of the task's rows ÷ 7/8
+    assert "20 for the task's rows, the others for data.replay" in replayed["reasons"]["steps"]

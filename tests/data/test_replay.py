@@ -345,10 +345,10 @@ def test_the_dry_run_shows_both(
     recipe = write_recipe(data={**TASK, "replay": replaying()}, training=TRAINING)
     assert run(["train", str(recipe), "--dry-run"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["replay", "8", "32", "task", "+", "8", "replay", "rows"] in lines
+    assert ["replayed", "rows", "8", "32", "task", "+", "8", "replay", "rows"] in lines
     assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
-    assert plan["steps"]["reason"] == "32 task + 8 replay rows × 1 epochs / 4 a step"
+    assert plan["reasons"]["steps"] == "32 task + 8 replay rows × 1 epochs / 4 a step"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ftcli.evaluation.compare.cells import (
     require_methods,
     short_rate,
 )
-from ftcli.training.plan.arithmetic import choose_learning_rate
+from ftcli.training.plan.decide import choose_learning_rate
 
 LORA = {"mode": "lora", "rank": 4, "target_modules": ["q_proj"]}
 
@@ -85,15 +85,15 @@ def test_a_set_key_that_no_method_can_take(tmp_path: Path, override: str, words:
 
 def test_the_recipes_rate_is_its_own_methods(tmp_path: Path) -> None:
     found = cells(tmp_path, LORA)
-    rates = {name: choose_learning_rate(cell.recipe).value for name, cell in found.items()}
+    rates = {name: choose_learning_rate(cell.recipe)[0] for name, cell in found.items()}
     assert rates["lora"] == rates["qlora"] == 1e-3
     own = {
-        name: choose_learning_rate(c.recipe)
+        name: choose_learning_rate(c.recipe)[0]
         for name, c in cells(tmp_path, LORA, rate="auto").items()
     }
     for name in ("full", "adapter", "prefix", "prompt"):
-        assert rates[name] == own[name].value, "its default"
-    assert own["lora"].value != 1e-3
+        assert rates[name] == own[name], "its default"
+    assert own["lora"] != 1e-3
 
 
 def test_a_grid_gives_every_method_every_rate(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_step_is_done_again_with_half_the_rows(
     found = newest_whole(folder, folder.read_manifest()["run_id"]).checkpoint
     assert found is not None and found.position.micro_batch == 2
     plan = json.loads(folder.plan.read_text())
-    assert plan["micro_batch"]["value"] == 4, "what was planned stays on record"
+    assert plan["training"]["micro_batch_size"] == 4, "what was planned stays on record"
     observed(f"step 2 done again as 2 × 4, said once; losses within {furthest:.0e}")
 
 

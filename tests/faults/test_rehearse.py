@@ -104,7 +104,7 @@ def test_every_method_passes_and_the_data_stay_for_the_training(
     data = tmp_path / "runs" / "tiny" / "data"
     assert found["data"] == str(data)
     # What the training would do, not the rehearsal.
-    assert found["plan"]["steps"]["value"] == 8
+    assert found["plan"]["steps"] == 8
     mark = load_prepared(data)
     assert run(["train", str(recipe), "--dry-run"]) == 0
     assert "prepare " not in capsys.readouterr().err
@@ -175,7 +175,7 @@ def test_the_small_models_recipe_passes(
     assert run(["train", str(recipe), "--rehearse", "--json", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [leg["name"] for leg in found["legs"]] == LEGS
-    assert found["plan"]["steps"]["value"] == 76  # a tenth is replayed
+    assert found["plan"]["steps"] == 76  # a tenth is replayed
     assert left_behind(tmp_path) == DATA | {"replay.arrow"}
 
 

@@ -23,7 +23,8 @@ from ftcli.memory.hardware import GIB, Hardware, card_of_size
 from ftcli.memory.shapes import Shape
 from ftcli.training.estimate.of_recipe import asked_of_recipe
 from ftcli.training.estimate.writing import write_recipe
-from ftcli.training.plan.plan import Profile, make_plan
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 
 FROZEN = ("adapter", "prefix", "prompt")
 MODELS = ("smollm2-135m", "0.5b", "1b", "3b", "7b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b")
@@ -206,14 +207,14 @@ def test_no_way_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
     changes = {change.key: change.value for change in found.changes}
     written = load_recipe(write_recipe(loaded, None, {}, changes, tmp_path / "fits.yaml"))
     tokens = written.recipe.data.max_length
-    profile = Profile(1000, 1000 * tokens, tokens, 1.0, 0)
+    profile = RowStatistics(1000, 1000 * tokens, tokens, 1.0, 0)
     plan = make_plan(written.recipe, wanted.shape, profile, hardware)
-    assert plan.estimated == found.choices
+    assert replace(plan.estimated, weights_dtype="auto") == found.choices
     assert plan.estimate == found.estimate
-    assert plan.micro_batch.value == found.choices.micro_batch
-    assert plan.gradient_checkpointing.value == found.choices.gradient_checkpointing
-    assert plan.optimizer.value == found.choices.optimizer
-    assert plan.attention.value == found.choices.attention
+    assert plan.training.micro_batch_size == found.choices.micro_batch
+    assert plan.training.gradient_checkpointing == found.choices.gradient_checkpointing
+    assert plan.training.optimizer == found.choices.optimizer
+    assert plan.model.attention == found.choices.attention
 
 
 def test_the_random_cases_are_of_all_kinds(tmp_path: Path) -> None:

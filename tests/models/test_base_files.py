@@ -29,7 +29,6 @@ from ftcli.models.base_files import (
     weight_files,
 )
 from ftcli.runs.atomic import folder_bytes
-from ftcli.training.plan.disk_room import run_bytes
 from tests.conftest import tiny_tokenizer
 
 Tensors = Mapping[str, bytes]
@@ -331,4 +330,4 @@ def test_a_tokenizer_takes_no_more_than_was_counted(
 
 def test_what_is_saved_with_the_weights_is_part_of_a_run(write_recipe: Callable[..., Path]) -> None:
     plan = plan_recipe(write_recipe(), (), init_from=None, reporter=Terminal()).plan
-    assert run_bytes(plan, 2, beside_bytes=3_500_000) == run_bytes(plan, 2) + 3_500_000
+    assert plan.run_bytes(3_500_000) == plan.run_bytes() + 3_500_000

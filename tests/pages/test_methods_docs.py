@@ -14,7 +14,7 @@ from ftcli.config.recipe import Method, Recipe
 from ftcli.memory.choices import Choices, Mode
 from ftcli.memory.shapes import find_shape
 from ftcli.memory.trained import trainable_parameters
-from ftcli.training.plan.arithmetic import choose_learning_rate
+from ftcli.training.plan.decide import choose_learning_rate
 
 TEXT = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
 METHODS: TypeAdapter[Any] = TypeAdapter(Method)
@@ -40,7 +40,7 @@ def test_every_method_has_its_keys_and_a_recipe_with_its_own_rate(mode: Mode) ->
     recipe = Recipe.model_validate(values)
     assert recipe.method.mode == mode
     plain = Recipe.model_validate(values | {"training": {}})
-    assert recipe.training.learning_rate == choose_learning_rate(plain).value
+    assert recipe.training.learning_rate == choose_learning_rate(plain)[0]
     named = section("lora") + text if mode == "qlora" else text
     for key in type(recipe.method).model_fields:
         assert key == "mode" or f"`{key}`" in named, key

@@ -10,7 +10,7 @@ import pytest
 from ftcli.errors import FtcliError
 from ftcli.report.figures import read_figures
 from ftcli.runs.folder import RunFolder
-from ftcli.runs.training_records import PlanRecord
+from ftcli.training.plan.plan import Plan
 from tests.outline import outline
 from tests.reported import evaluation, plan_record, save_evaluation, save_run, usual_lines
 
@@ -109,7 +109,6 @@ def test_run_json_is_written_and_read_as_one_class(tmp_path: Path) -> None:
 def test_plan_json_keeps_types_and_order(tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     plan_record().write(file)
-    found = PlanRecord.read(file)
+    found = Plan.read(file)
     assert found == plan_record()
-    assert (found.micro_batch.value, found.precision.value) == (4, "bf16")
-    assert [*found.choices][:2] == ["precision", "weights_dtype"]
+    assert [*found.reasons][:2] == ["training.precision", "model.dtype"]

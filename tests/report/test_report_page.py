@@ -37,7 +37,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
         "372 rows are enough for a fixed format.",
         "1.8 GB (1.7 to 2.0) 1.8 GB within the interval (+3%)",
         "peak of the whole process, libraries and loading included 2.4 GB",
-        "bf16 the card computes in it",
+        "bf16 this CPU supports it",
         "2.13.0",
         "3b3b3b3b",
         "ftcli train runs/shop --fresh",

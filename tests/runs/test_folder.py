@@ -51,19 +51,6 @@ def test_a_broken_manifest_is_named(tmp_path: Path, content: bytes) -> None:
     assert caught.value.file == str(run.manifest)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"precision": "bf16"}'])
-def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path, content: str | None) -> None:
-    run = RunFolder(tmp_path)
-    write_json(run.plan, {"precision": {"value": "bf16", "reason": "fast"}})
-    assert run.planned("precision") == "bf16"
-    run.plan.unlink()
-    if content is not None:
-        run.plan.write_text(content)
-    with pytest.raises(FtcliError, match="its precision cannot be read") as caught:
-        run.planned("precision")
-    assert caught.value.code == "run_broken" and caught.value.file == str(run.plan)
-
-
 def test_only_whole_checkpoints_count_in_the_order_of_steps(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.steps_saved() == []

@@ -18,7 +18,7 @@ from ftcli.memory.trained import hold_bytes
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach
 from ftcli.training.l2_sp import Hold
-from ftcli.training.plan.arithmetic import BF16_ROUNDS_BELOW
+from ftcli.training.plan.decide import BF16_ROUNDS_BELOW
 from tests.commands.test_training import adapter_digest, train
 from tests.conftest import save_tiny_model
 from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, held
@@ -28,7 +28,7 @@ from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, held
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path) -> None:
     from ftcli.models.methods import quantization
-    from ftcli.training.plan.plan import vram_method
+    from ftcli.training.plan.plan import choices_of_method
 
     base = save_tiny_model(tmp_path / "tiny", head_dim=16)
     if stored == "bfloat16":
@@ -50,10 +50,10 @@ def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path
     files = getattr(torch, stored) if name == "full" else None
     found = Hold(attach(model, recipe.method, seed=0), STRENGTH, files)
     shape = find_shape(str(base), tmp_path)
-    choices = Choices(**vram_method(recipe.method), precision="fp32", hold=True)
+    choices = Choices(**choices_of_method(recipe.method), precision="fp32", hold=True)
     assert found.bytes == hold_bytes(shape, choices) > 0
     with_hold = estimate(shape, choices)
-    without = estimate(shape, Choices(**vram_method(recipe.method), precision="fp32"))
+    without = estimate(shape, Choices(**choices_of_method(recipe.method), precision="fp32"))
     assert with_hold.breakdown["hold"] == found.bytes and "hold" not in without.breakdown
     parts = {name: size for name, size in with_hold.breakdown.items() if name != "context"}
     assert sum(parts.values()) == with_hold.peak_bytes >= without.peak_bytes + found.bytes
@@ -101,7 +101,7 @@ def test_plan_and_estimate_show_it_with_its_memory(
     recipe = write_recipe(method=METHODS["full"], training={**FP32, **held(100)})
     assert run(["train", str(recipe), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "hold 100.0 a step takes up to 10.00% of the way back to the start" in said
+    assert "hold strength 100.0 a step takes up to 10.00% of the way back to the start" in said
     assert "our hook before the optimizer's step" in said
     assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
@@ -157,13 +157,12 @@ def test_an_adapter_s_start_has_its_room_on_the_disk(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     from ftcli.runs.atomic import folder_bytes
-    from ftcli.training.plan.disk_room import checkpoint_bytes
     from tests.training.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
 
     sizes = {}
     for strength in (0, 100):
         plan = make_plan(recipe(training=held(strength)), SMALL, PROFILE, cpu())
-        sizes[strength] = checkpoint_bytes(plan)
+        sizes[strength] = plan.checkpoint_bytes
     assert sizes[100] - sizes[0] == 4 * plan.estimate.trainable_parameters
     assert train(write_recipe("held", training={**FP32, **held(100)})) == 0
     assert train(write_recipe("free", training=FP32)) == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,18 @@ from hypothesis import strategies as st
 from ftcli.config.recipe import Recipe
 from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
 from ftcli.memory import Choices, estimate
+from ftcli.memory.fit.bound import estimate_on, needed_bytes
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.shapes import find_shape
-from ftcli.training.plan.plan import Choice, Plan, Profile, make_plan, needed_bytes, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import Plan, RowStatistics
 from tests.conftest import prepared_data
 
 GB = 10**9
 MODES = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
 SMALL, LARGE = find_shape("smollm2-135m", Path()), find_shape("7b", Path())
 # 1,000 rows of 200 tokens, half of which is answers; the longest row has 512.
-PROFILE = Profile(
+PROFILE = RowStatistics(
     rows=1000, tokens=200_000, longest_tokens=512, labelled_share=0.5, validation_tokens=20_000
 )
 
@@ -65,6 +66,11 @@ def card_with(gigabytes: float) -> Hardware:
     return replace(card(), free_bytes=int(gigabytes * GB))
 
 
+def decided(plan: Plan, wanted: str) -> tuple[Any, str]:
+    """A value that was left open, and the reason for it."""
+    return next((value, reason) for key, value, reason in plan.decisions() if key == wanted)
+
+
 # Precision and types
 
 
@@ -80,14 +86,17 @@ def card_with(gigabytes: float) -> Hardware:
     ],
 )
 def test_precision_follows_the_machine(hardware: Hardware, precision: str, reason: str) -> None:
-    assert make_plan(recipe(), SMALL, PROFILE, hardware).precision == Choice(precision, reason)
+    assert decided(make_plan(recipe(), SMALL, PROFILE, hardware), "training.precision") == (
+        precision,
+        reason,
+    )
 
 
 @pytest.mark.parametrize("asked", ["bf16", "fp32", "pure-bf16"])
 @pytest.mark.parametrize("hardware", [cpu(), card("T4")], ids=["cpu", "T4"])
 def test_a_precision_in_the_recipe_stands(asked: str, hardware: Hardware) -> None:
     plan = make_plan(recipe(training={"precision": asked}), SMALL, PROFILE, hardware)
-    assert plan.precision == Choice(asked, "set in the recipe")
+    assert decided(plan, "training.precision") == (asked, "set in the recipe")
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
@@ -101,16 +110,16 @@ def test_fp16_on_a_cpu_is_refused() -> None:
 @pytest.mark.parametrize("precision", ["auto", "bf16", "fp32"])
 def test_full_training_keeps_fp32_weights(hardware: Hardware, precision: str) -> None:
     plan = make_plan(recipe("full", training={"precision": precision}), SMALL, PROFILE, hardware)
-    assert plan.weights_dtype.value == "fp32"
-    assert "small updates count" in plan.weights_dtype.reason
+    assert plan.model.dtype == "fp32"
+    assert "small updates count" in plan.reasons["model.dtype"]
     assert plan.estimate.breakdown["weights"] == 4 * SMALL.parameters
 
 
 @pytest.mark.fault(33)
 def test_only_pure_bf16_gives_the_masters_up() -> None:
     plan = make_plan(recipe("full", training={"precision": "pure-bf16"}), SMALL, PROFILE, card())
-    assert plan.weights_dtype.value == "bf16"
-    assert "small updates round to nothing" in plan.weights_dtype.reason
+    assert plan.model.dtype == "bf16"
+    assert "small updates round to nothing" in plan.reasons["model.dtype"]
     assert plan.estimate.breakdown["weights"] == 2 * SMALL.parameters
 
 
@@ -125,9 +134,9 @@ def test_full_training_refuses_a_type_of_its_weights() -> None:
     ("hardware", "dtype"), [(cpu(), "fp32"), (card("4090"), "bf16"), (card("T4"), "fp16")]
 )
 def test_frozen_weights_follow_the_arithmetic(mode: str, hardware: Hardware, dtype: str) -> None:
-    assert make_plan(recipe(mode), SMALL, PROFILE, hardware).weights_dtype.value == dtype
+    assert make_plan(recipe(mode), SMALL, PROFILE, hardware).model.dtype == dtype
     asked = make_plan(recipe(mode, model={"dtype": "fp32"}), SMALL, PROFILE, hardware)
-    assert asked.weights_dtype == Choice("fp32", "set in the recipe")
+    assert decided(asked, "model.dtype") == ("fp32", "set in the recipe")
 
 
 # Method, attention, optimizer, rate
@@ -147,7 +156,7 @@ def test_adapters_on_a_mixture_are_refused(mode: str) -> None:
 
 def test_a_mixture_may_be_trained_whole() -> None:
     mixture = replace(find_shape("mixtral-8x7b", Path()), layers=1, hidden=256, intermediate=512)
-    assert make_plan(recipe("full"), mixture, PROFILE, card("H200")).steps.value == 188
+    assert make_plan(recipe("full"), mixture, PROFILE, card("H200")).steps == 188
 
 
 @pytest.mark.fault(19)
@@ -163,14 +172,14 @@ def test_flash_needs_a_card(hardware: Hardware) -> None:
     with pytest.raises(MachineError) as caught:
         make_plan(wanted, SMALL, PROFILE, hardware)
     assert str(caught.value) == "model.attention: flash needs a CUDA card; take sdpa"
-    assert make_plan(wanted, SMALL, PROFILE, card()).attention.value == "flash"
+    assert make_plan(wanted, SMALL, PROFILE, card()).model.attention == "flash"
 
 
 def test_attention_follows_the_model() -> None:
-    assert make_plan(recipe(), SMALL, PROFILE, card()).attention.value == "sdpa"
+    assert make_plan(recipe(), SMALL, PROFILE, card()).model.attention == "sdpa"
     capped = make_plan(recipe(), find_shape("gemma-2-2b", Path()), PROFILE, card())
-    assert capped.attention.value == "eager"
-    assert "tanh" in capped.attention.reason
+    assert capped.model.attention == "eager"
+    assert "tanh" in capped.reasons["model.attention"]
 
 
 @pytest.mark.parametrize("name", ["adamw-8bit", "paged-adamw-8bit"])
@@ -179,7 +188,10 @@ def test_8_bit_optimizers_need_a_card(name: str) -> None:
     with pytest.raises(MachineError) as caught:
         make_plan(wanted, SMALL, PROFILE, cpu())
     assert str(caught.value) == f"training.optimizer: {name} needs a CUDA card; take adamw"
-    assert make_plan(wanted, SMALL, PROFILE, card()).optimizer == Choice(name, "set in the recipe")
+    assert decided(make_plan(wanted, SMALL, PROFILE, card()), "training.optimizer") == (
+        name,
+        "set in the recipe",
+    )
 
 
 def test_tight_full_training_pages_its_optimizer() -> None:
@@ -191,9 +203,12 @@ def test_tight_full_training_pages_its_optimizer() -> None:
     )
     assert paged < exact - 0.5
     roomy = make_plan(recipe("full"), SMALL, PROFILE, card_with(exact / 0.9))
-    assert roomy.optimizer == Choice("adamw", "its fp32 states fit")
+    assert decided(roomy, "training.optimizer") == ("adamw", "its fp32 states fit")
     tight = make_plan(recipe("full"), SMALL, PROFILE, card_with((exact + paged) / 2))
-    assert tight.optimizer == Choice("paged-adamw-8bit", "fp32 states do not fit on this card")
+    assert decided(tight, "training.optimizer") == (
+        "paged-adamw-8bit",
+        "fp32 states do not fit on this card",
+    )
     assert tight.estimate.managed_bytes > 0
 
 
@@ -210,22 +225,22 @@ def test_exact_states_are_kept_wherever_they_fit(gigabytes: float, micro_batch: 
         exact_fits = True
     except MachineError:
         exact_fits = False
-    assert (plan().optimizer.value == "adamw") == exact_fits
+    assert (plan().training.optimizer == "adamw") == exact_fits
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
 @pytest.mark.parametrize("hardware", [cpu(), card()], ids=["cpu", "4090"])
 def test_adapters_keep_exact_states(hardware: Hardware, mode: str) -> None:
-    assert make_plan(recipe(mode), SMALL, PROFILE, hardware).optimizer.value == "adamw"
+    assert make_plan(recipe(mode), SMALL, PROFILE, hardware).training.optimizer == "adamw"
 
 
 @pytest.mark.parametrize(
     ("mode", "rate"), [("full", 2e-5), ("lora", 2e-4), ("qlora", 2e-4), ("adapter", 1e-3)]
 )
 def test_the_rate_follows_the_method(mode: str, rate: float) -> None:
-    assert make_plan(recipe(mode), SMALL, PROFILE, card()).learning_rate.value == rate
+    assert make_plan(recipe(mode), SMALL, PROFILE, card()).training.learning_rate == rate
     asked = recipe(mode, training={"learning_rate": "1e-3"})
-    assert make_plan(asked, SMALL, PROFILE, card()).learning_rate.value == 1e-3
+    assert make_plan(asked, SMALL, PROFILE, card()).training.learning_rate == 1e-3
 
 
 # Memory
@@ -234,7 +249,7 @@ def test_the_rate_follows_the_method(mode: str, rate: float) -> None:
 @given(st.integers(1, 512), st.sampled_from([cpu(), card("3060"), card("A100")]))
 def test_micro_batch_times_accumulation_is_the_batch(size: int, hardware: Hardware) -> None:
     plan = make_plan(recipe(training={"batch_size": size}), SMALL, PROFILE, hardware)
-    assert plan.micro_batch.value * plan.accumulation == size
+    assert plan.training.micro_batch_size * plan.accumulation == size
     assert needed_bytes(plan.estimate, hardware) <= hardware.free_bytes
 
 
@@ -242,25 +257,26 @@ def test_micro_batch_times_accumulation_is_the_batch(size: int, hardware: Hardwa
 def test_a_micro_batch_in_the_recipe_stands(micro_batch: int) -> None:
     asked = recipe(training={"batch_size": 8, "micro_batch_size": micro_batch})
     plan = make_plan(asked, SMALL, PROFILE, card())
-    assert plan.micro_batch == Choice(micro_batch, "set in the recipe")
+    assert decided(plan, "training.micro_batch_size") == (micro_batch, "set in the recipe")
     assert plan.accumulation == 8 // micro_batch
 
 
 def test_a_cpu_takes_few_rows_and_a_card_many() -> None:
     padded = recipe(training={"packing": False})
-    assert make_plan(padded, SMALL, PROFILE, cpu()).micro_batch.value == 4
-    assert make_plan(recipe(), SMALL, PROFILE, card()).micro_batch.value == 16
+    assert make_plan(padded, SMALL, PROFILE, cpu()).training.micro_batch_size == 4
+    assert make_plan(recipe(), SMALL, PROFILE, card()).training.micro_batch_size == 16
     short = replace(PROFILE, longest_tokens=64)
     wide = recipe(training={"batch_size": 512})
-    assert make_plan(wide, SMALL, short, card()).micro_batch.value == 16_384 // 64
+    assert make_plan(wide, SMALL, short, card()).training.micro_batch_size == 16_384 // 64
     long = replace(PROFILE, longest_tokens=20_000)
-    assert make_plan(recipe(), SMALL, long, card()).micro_batch.value == 1
+    assert make_plan(recipe(), SMALL, long, card()).training.micro_batch_size == 1
 
 
 def test_checkpointing_is_off_where_memory_allows() -> None:
     plan = make_plan(recipe(), SMALL, PROFILE, card())
-    assert plan.gradient_checkpointing == Choice(
-        False, "activations fit; computing them again would cost a third more time"
+    assert decided(plan, "training.gradient_checkpointing") == (
+        False,
+        "activations fit; computing them again would cost a third more time",
     )
 
 
@@ -268,8 +284,9 @@ def test_checkpointing_is_on_where_it_does_not() -> None:
     """A 7B model on 16 GB: one row fits only with checkpointing."""
     long = replace(PROFILE, longest_tokens=2048)
     plan = make_plan(recipe("qlora"), LARGE, long, card_with(12))
-    assert plan.gradient_checkpointing == Choice(
-        True, "activations do not fit without it; costs about a third more time"
+    assert decided(plan, "training.gradient_checkpointing") == (
+        True,
+        "activations do not fit without it; costs about a third more time",
     )
     with pytest.raises(MachineError):
         asked = recipe("qlora", training={"gradient_checkpointing": False})
@@ -280,7 +297,7 @@ def test_checkpointing_is_on_where_it_does_not() -> None:
 def test_checkpointing_in_the_recipe_stands(asked: bool) -> None:
     wanted = recipe(training={"gradient_checkpointing": asked})
     plan = make_plan(wanted, SMALL, PROFILE, card())
-    assert plan.gradient_checkpointing == Choice(asked, "set in the recipe")
+    assert decided(plan, "training.gradient_checkpointing") == (asked, "set in the recipe")
 
 
 @pytest.mark.parametrize("name", ["4090", "3090", "L4"])
@@ -288,7 +305,7 @@ def test_checkpointing_in_the_recipe_stands(asked: bool) -> None:
 def test_qlora_of_7b_fits_a_24_gb_card(name: str, model: str) -> None:
     rows = replace(PROFILE, longest_tokens=1024)
     plan = make_plan(recipe("qlora"), find_shape(model, Path()), rows, card(name))
-    assert plan.micro_batch.value * plan.accumulation == 16
+    assert plan.training.micro_batch_size * plan.accumulation == 16
     assert plan.estimate.fits[find_card(name).name]
 
 
@@ -374,7 +391,7 @@ def test_steps_are_rows_times_epochs_over_batch(
 ) -> None:
     profile = replace(PROFILE, rows=rows, tokens=200 * rows)
     plan = make_plan(recipe(training=training), SMALL, profile, card())
-    assert plan.steps.value == steps
+    assert plan.steps == steps
     assert plan.epochs == pytest.approx(epochs)
 
 
@@ -382,7 +399,7 @@ def test_steps_are_rows_times_epochs_over_batch(
 def test_every_row_is_seen_and_no_step_is_empty(rows: int, size: int, epochs: float) -> None:
     profile = replace(PROFILE, rows=rows, tokens=200 * rows)
     training = {"epochs": epochs, "batch_size": size}
-    steps = make_plan(recipe(training=training), SMALL, profile, cpu()).steps.value
+    steps = make_plan(recipe(training=training), SMALL, profile, cpu()).steps
     wanted_rows = max(1, round(rows * epochs))
     assert (steps - 1) * size < wanted_rows <= steps * size
 
@@ -406,26 +423,26 @@ def test_validations_are_affordable_or_few(
 ) -> None:
     profile = replace(PROFILE, tokens=1000 * tokens_a_row, validation_tokens=validation_tokens)
     plan = make_plan(recipe(training={"max_steps": steps}), SMALL, profile, cpu())
-    count = math.ceil(steps / plan.eval_every.value)
+    count = math.ceil(steps / plan.training.eval_steps)
     assert 1 <= count <= 10
     assert count >= min(2, steps)
     share = count * validation_tokens / 3 / (steps * 16 * tokens_a_row)
     assert share <= 0.1 + 1e-9 or count <= 2
-    assert plan.save_every.value == plan.eval_every.value
+    assert plan.training.save_steps == plan.training.eval_steps
 
 
 def test_without_validation_rows_a_tenth_is_saved() -> None:
     profile = replace(PROFILE, validation_tokens=0)
     plan = make_plan(recipe(training={"max_steps": 95}), SMALL, profile, cpu())
-    assert plan.eval_every.value == 10
-    assert "no validation rows" in plan.eval_every.reason
+    assert plan.training.eval_steps == 10
+    assert "no validation rows" in plan.reasons["training.eval_steps"]
 
 
 def test_intervals_in_the_recipe_stand() -> None:
     asked = recipe(training={"eval_steps": 7, "save_steps": 5})
     plan = make_plan(asked, SMALL, PROFILE, cpu())
-    assert plan.eval_every == Choice(7, "set in the recipe")
-    assert plan.save_every == Choice(5, "set in the recipe")
+    assert decided(plan, "training.eval_steps") == (7, "set in the recipe")
+    assert decided(plan, "training.save_steps") == (5, "set in the recipe")
 
 
 # The plan as a whole
@@ -440,38 +457,36 @@ PLANS = [
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_choice_has_a_reason(plan: Plan) -> None:
-    levers = ["packing"]
-    levers += ["shared_prefix"] if plan.packing.value else []
-    levers += ["fused_lora"] if plan.estimated.has_lora else []
-    levers += ["liger"] if plan.hardware.kind == "cuda" else []
-    levers += ["dequantised"] if plan.estimated.quantization else []
-    assert list(plan.choices()) == [
-        "precision",
-        "weights_dtype",
-        "attention",
-        "optimizer",
-        "learning_rate",
-        "micro_batch",
-        *levers,
-        "gradient_checkpointing",
+    made = ["shared_prefix"] if plan.training.packing else []
+    made += ["fused_lora"] if plan.estimated.has_lora else []
+    made += ["liger"] if plan.hardware.kind == "cuda" else []
+    made += ["dequantised"] if plan.estimated.quantization else []
+    assert list(plan.reasons) == [
+        "training.precision",
+        "model.dtype",
+        "model.attention",
+        "training.optimizer",
+        "training.learning_rate",
+        "training.micro_batch_size",
+        "training.packing",
+        *(f"optimizations.{name}" for name in made),
+        "training.gradient_checkpointing",
         "steps",
-        "eval_every",
-        "save_every",
+        "training.eval_steps",
+        "training.save_steps",
     ]
-    for name, choice in plan.choices().items():
-        assert len(choice.reason) > 10 or choice.reason == "exact states", name
+    for key, value, reason in plan.decisions():
+        assert value is not None and value != "auto", key
+        assert len(reason) > 10 or reason == "exact states", key
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_plan_is_written_with_its_reasons(plan: Plan) -> None:
-    written = json.loads(json.dumps(plan.as_json()))
-    assert written["precision"] == {
-        "value": plan.precision.value,
-        "reason": plan.precision.reason,
-    }
-    assert written["accumulation"] == plan.accumulation
-    assert written["estimate"]["peak_bytes"] == plan.estimate.peak_bytes
-    assert set(written) == {*plan.choices(), "accumulation", "warmup_steps", "estimate"}
+def test_a_plan_is_read_back_as_it_was_written(plan: Plan, tmp_path: Path) -> None:
+    plan.write(tmp_path / "plan.json")
+    found = Plan.read(tmp_path / "plan.json")
+    assert found == plan
+    assert found.estimated == plan.estimated
+    assert estimate_on(SMALL, found.estimated, plan.hardware) == plan.estimate
 
 
 @given(
@@ -485,7 +500,7 @@ def test_a_plan_is_written_with_its_reasons(plan: Plan) -> None:
 def test_any_question_gets_a_plan_that_fits_or_a_reason(
     mode: str, model: str, hardware: Hardware, longest: int, rows: int, size: int
 ) -> None:
-    profile = Profile(rows, rows * longest, longest, 1.0, 0)
+    profile = RowStatistics(rows, rows * longest, longest, 1.0, 0)
     wanted = recipe(mode, training={"batch_size": size})
     try:
         plan = make_plan(wanted, find_shape(model, Path()), profile, hardware)
@@ -493,10 +508,10 @@ def test_any_question_gets_a_plan_that_fits_or_a_reason(
         assert error.code in ("memory", "method_refused")
         return
     assert needed_bytes(plan.estimate, hardware) <= hardware.free_bytes
-    assert plan.micro_batch.value * plan.accumulation == size
+    assert plan.training.micro_batch_size * plan.accumulation == size
 
 
 def test_the_profile_of_prepared_data() -> None:
-    found = profile_of(prepared_data())
-    assert found == Profile(10, 2000, 321, 0.25, 300)
+    found = RowStatistics.of(prepared_data())
+    assert found == RowStatistics(10, 2000, 321, 0.25, 300)
     assert found.mean_tokens == 200

@@ -12,14 +12,19 @@ from ftcli.config.recipe import Recipe
 from ftcli.errors import MachineError, ModelError, UsageError
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
-from ftcli.training.plan.plan import (
-    Choice,
-    make_plan,
-    require_machine,
-    require_possible,
-    vram_method,
+from ftcli.training.plan.decide import make_plan, require_machine, require_possible
+from ftcli.training.plan.plan import choices_of_method
+from tests.training.test_plan import (
+    LARGE,
+    MODES,
+    PROFILE,
+    SMALL,
+    card,
+    card_with,
+    cpu,
+    decided,
+    recipe,
 )
-from tests.training.test_plan import LARGE, MODES, PROFILE, SMALL, card, card_with, cpu, recipe
 
 
 @pytest.mark.fault(19)
@@ -124,7 +129,7 @@ def test_the_method_in_the_words_of_the_estimate() -> None:
         "dora": True,
         "modules_to_save": ["lm_head"],
     }
-    assert vram_method(recipe("lora", method=lora).method) == {
+    assert choices_of_method(recipe("lora", method=lora).method) == {
         "mode": "lora",
         "rank": 8,
         "dropout": 0.1,
@@ -134,7 +139,7 @@ def test_the_method_in_the_words_of_the_estimate() -> None:
         "dora": True,
         "modules_to_save": ("lm_head",),
     }
-    assert vram_method(recipe("qlora").method) == {
+    assert choices_of_method(recipe("qlora").method) == {
         "mode": "qlora",
         "rank": 16,
         "dropout": 0.0,
@@ -145,23 +150,23 @@ def test_the_method_in_the_words_of_the_estimate() -> None:
         "modules_to_save": (),
         "double_quantization": True,
     }
-    assert vram_method(recipe("full").method) == {"mode": "full"}
+    assert choices_of_method(recipe("full").method) == {"mode": "full"}
     adapter = recipe("adapter", method={"bottleneck": 8, "placement": "mlp"})
-    assert vram_method(adapter.method) == {
+    assert choices_of_method(adapter.method) == {
         "mode": "adapter",
         "four_bit_base": False,
         "bottleneck": 8,
         "placement": "mlp",
     }
     prefix = recipe("prefix", method={"projection": True, "quantization": "nf4"})
-    assert vram_method(prefix.method) == {
+    assert choices_of_method(prefix.method) == {
         "mode": "prefix",
         "four_bit_base": True,
         "virtual_tokens": 20,
         "projection": True,
     }
     prompt = recipe("prompt", method={"virtual_tokens": 5})
-    assert vram_method(prompt.method) == {
+    assert choices_of_method(prompt.method) == {
         "mode": "prompt",
         "four_bit_base": False,
         "virtual_tokens": 5,
@@ -179,7 +184,7 @@ def test_a_base_in_4_bits_is_estimated_as_qlora_s(mode: str) -> None:
     fp32 = recipe(mode, method={"quantization": "nf4"}, training={"precision": "fp32"})
     by_qlora = recipe("qlora", training={"precision": "fp32"})
     plans = [make_plan(each, SMALL, PROFILE, card()) for each in (fp32, by_qlora)]
-    assert plans[0].precision == plans[1].precision
+    assert decided(plans[0], "training.precision") == decided(plans[1], "training.precision")
     assert plans[0].estimate.breakdown["weights"] == plans[1].estimate.breakdown["weights"]
 
 
@@ -188,7 +193,7 @@ def test_a_base_in_4_bits_is_estimated_as_qlora_s(mode: str) -> None:
 def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hardware) -> None:
     wanted = recipe("prefix", training={"gradient_checkpointing": asked})
     plan = make_plan(wanted, SMALL, PROFILE, hardware)
-    assert plan.gradient_checkpointing == Choice(
+    assert decided(plan, "training.gradient_checkpointing") == (
         False,
         "keys and values of a prefix stand in the cache, which a layer that is computed again "
         "would fill twice",
@@ -201,7 +206,7 @@ def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hard
     assert "take method.quantization: nf4" in str(caught.value)
     assert "gradient_checkpointing" not in str(caught.value)
     asked_prompt = recipe("prompt", training={"gradient_checkpointing": "auto"})
-    assert make_plan(asked_prompt, LARGE, long, card_with(22)).gradient_checkpointing.value
+    assert make_plan(asked_prompt, LARGE, long, card_with(22)).training.gradient_checkpointing
 
 
 def test_checkpointing_asked_for_a_prefix_is_refused() -> None:

@@ -13,8 +13,9 @@ from ftcli.memory.activations import KEPT_KEYS, layers_bytes
 from ftcli.memory.fit.search import CARD_TOKENS
 from ftcli.memory.hardware import CARD_KERNELS
 from ftcli.memory.shapes import shape_from_config
-from ftcli.training.plan.plan import Plan, make_plan
-from tests.training.test_plan import GB, PROFILE, SMALL, card, cpu, recipe
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import Plan
+from tests.training.test_plan import GB, PROFILE, SMALL, card, cpu, decided, recipe
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -43,8 +44,8 @@ def plan_of(mode: str = "lora", **sections: Any) -> Plan:
 )
 def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> None:
     plan = plan_of(mode, **sections)
-    assert plan.packing.value == 0 and plan.packing.reason.startswith(reason)
-    assert plan.shared_prefix is None and not plan.estimated.packed_rows
+    assert plan.training.packing == 0 and plan.reasons["training.packing"].startswith(reason)
+    assert plan.optimizations.shared_prefix is None and not plan.estimated.packed_rows
     assert "packed" not in plan.headline()
 
 
@@ -61,25 +62,25 @@ def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> 
 )
 def test_a_model_s_rows_are_packed_where_that_is_proven(config: Any, reason: str | None) -> None:
     shape = shape_from_config(LLAMA | config)
-    packing = make_plan(recipe(), shape, PROFILE, cpu()).packing
-    assert bool(packing.value) == (reason is None)
-    assert reason is None or reason in packing.reason
+    packing, why = decided(make_plan(recipe(), shape, PROFILE, cpu()), "training.packing")
+    assert bool(packing) == (reason is None)
+    assert reason is None or reason in why
 
 
 def test_packed_rows_have_an_attention_of_their_own_which_the_plan_says() -> None:
-    packed = make_plan(recipe(), SMALL, PROFILE, cpu()).attention
-    padded = make_plan(recipe(training={"packing": False}), SMALL, PROFILE, cpu()).attention
-    assert packed.value == padded.value == "sdpa"
-    assert packed.reason.startswith(padded.reason) and "packed rows" in packed.reason
-    assert "packed" not in padded.reason
+    packed, why = decided(plan_of(), "model.attention")
+    padded, why_padded = decided(plan_of(training={"packing": False}), "model.attention")
+    assert packed == padded == "sdpa"
+    assert why.startswith(why_padded) and "packed rows" in why
+    assert "packed" not in why_padded
 
 
 def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
     plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
-    levers = (plan.packing, plan.fused_lora, plan.liger, plan.dequantised)
-    assert not any(choice.value for choice in levers if choice is not None)
-    for choice in levers[:-1]:
-        assert choice is not None and "only training.fast: all takes it" in choice.reason
+    names = ("fused_lora", "liger", "dequantised")
+    keys = ("training.packing", *(f"optimizations.{name}" for name in names))
+    assert not any(decided(plan, key)[0] for key in keys)
+    assert all("only training.fast: all takes it" in plan.reasons[key] for key in keys[:-1])
     with pytest.raises(UsageError, match=r"only training\.fast: all takes it"):
         make_plan(recipe(training={"packing": True}), SMALL, PROFILE, card())
 
@@ -92,31 +93,39 @@ def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **secti
 
 def test_a_card_takes_every_lever_that_is_asked_for() -> None:
     plan = on_card()
-    assert plan.packing.value == 16 * PROFILE.longest_tokens, "a whole step has fewer than enough"
-    levers = (plan.shared_prefix, plan.fused_lora, plan.liger)
-    assert all(choice is not None and choice.value for choice in levers)
+    assert plan.training.packing == 16 * PROFILE.longest_tokens, (
+        "a whole step has fewer than enough"
+    )
+    made = plan.optimizations
+    assert made.shared_prefix and made.fused_lora and made.liger
     of_4_bits = on_card("qlora")
-    assert of_4_bits.packing.value and of_4_bits.fused_lora is not None
-    assert not of_4_bits.fused_lora.value and not of_4_bits.estimated.keeps_dequantised
+    assert of_4_bits.training.packing and of_4_bits.optimizations.fused_lora is False
+    assert not of_4_bits.estimated.keeps_dequantised
     off = on_card(training={"fast": False})
-    assert not off.packing.value and off.liger is not None and not off.liger.value
+    assert not off.training.packing and off.optimizations.liger is False
 
 
 def test_a_card_without_a_lever_s_package_says_so() -> None:
     without = on_card(kernels=("triton",))
-    assert without.packing.value
-    assert without.liger is not None and not without.liger.value
-    assert "pip install liger-kernel" in without.liger.reason
+    assert without.training.packing
+    assert without.optimizations.liger is False
+    assert "pip install liger-kernel" in without.reasons["optimizations.liger"]
     assert not without.estimated.liger
     bare = on_card(kernels=())
-    assert bare.packing.reason == "torch's flex attention needs triton, which is not installed"
-    assert plan_of().liger is None, "nothing of it where there is no card"
+    assert (
+        bare.reasons["training.packing"]
+        == "torch's flex attention needs triton, which is not installed"
+    )
+    assert plan_of().optimizations.liger is None, "nothing of it where there is no card"
 
 
 def test_an_old_card_pads() -> None:
     hardware = replace(card("T4"), kernels=frozenset(CARD_KERNELS))
     plan = make_plan(recipe(training={"fast": "all"}), SMALL, PROFILE, hardware)
-    assert not plan.packing.value and "of the year 2020 or later" in plan.packing.reason
+    assert (
+        not plan.training.packing
+        and "of the year 2020 or later" in plan.reasons["training.packing"]
+    )
 
 
 def test_the_estimate_of_a_card_knows_its_levers() -> None:
@@ -137,32 +146,36 @@ def test_the_estimate_of_a_card_knows_its_levers() -> None:
 def test_packing_that_is_insisted_on_is_refused_where_it_cannot_be(asked: object) -> None:
     with pytest.raises(UsageError, match="virtual tokens"):
         plan_of("prefix", training={"packing": asked})
-    assert plan_of(training={"packing": asked}).packing.value >= 512
+    assert plan_of(training={"packing": asked}).training.packing >= 512
 
 
 def test_tokens_of_a_micro_batch() -> None:
     """Enough for the longest row, as many as keep the cores busy, more for a long prefix."""
-    assert plan_of().packing.value == 2048
-    assert plan_of("full").packing.value == 1024
+    assert plan_of().training.packing == 2048
+    assert plan_of("full").training.packing == 1024
     long = replace(PROFILE, longest_tokens=3000)
-    assert make_plan(recipe(), SMALL, long, cpu()).packing.value == 3000
+    assert make_plan(recipe(), SMALL, long, cpu()).training.packing == 3000
     shared = replace(PROFILE, longest_tokens=1300, shared_tokens=1000)
-    assert make_plan(recipe(), SMALL, shared, cpu()).packing.value == 4000
+    assert make_plan(recipe(), SMALL, shared, cpu()).training.packing == 4000
     few = replace(PROFILE, longest_tokens=40)
     small = recipe(training={"batch_size": 4})
-    assert make_plan(small, SMALL, few, cpu()).packing.value == 4 * 40, "all of a step"
-    assert plan_of(training={"packing": 700}).packing.value == 700
-    assert plan_of(training={"packing": 100}).packing.value == PROFILE.longest_tokens
+    assert make_plan(small, SMALL, few, cpu()).training.packing == 4 * 40, "all of a step"
+    assert plan_of(training={"packing": 700}).training.packing == 700
+    assert plan_of(training={"packing": 100}).training.packing == PROFILE.longest_tokens
     by_rows = plan_of(training={"micro_batch_size": 4})
-    assert (by_rows.micro_batch.value, by_rows.packing.value) == (4, 4 * PROFILE.longest_tokens)
+    assert (by_rows.training.micro_batch_size, by_rows.training.packing) == (
+        4,
+        4 * PROFILE.longest_tokens,
+    )
     both = plan_of(training={"micro_batch_size": 4, "packing": 600})
-    assert (both.micro_batch.value, both.packing.value) == (4, 600)
-    assert both.packing.reason == "set in the recipe"
-    few, many = (plan_of(training={"packing": tokens}).packing for tokens in (10, 10**6))
-    assert few.value == PROFILE.longest_tokens
-    assert few.reason == "10 set in the recipe; the longest row has more"
-    assert many.value < 10**6
-    assert many.reason == "1000000 set in the recipe; a step, or memory, has no more"
+    assert (both.training.micro_batch_size, both.training.packing) == (4, 600)
+    assert both.reasons["training.packing"] == "set in the recipe"
+    few, many = (plan_of(training={"packing": tokens}) for tokens in (10, 10**6))
+    reason = "10 set in the recipe; the longest row has more"
+    assert decided(few, "training.packing") == (PROFILE.longest_tokens, reason)
+    assert many.training.packing < 10**6
+    reason = "1000000 set in the recipe; a step, or memory, has no more"
+    assert many.reasons["training.packing"] == reason
 
 
 def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
@@ -170,26 +183,28 @@ def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
     alike = replace(unlike, common_tokens=1000)
     four = recipe(training={"batch_size": 4})
     before, plan = (make_plan(four, SMALL, profile, cpu()) for profile in (unlike, alike))
-    assert before.packing.value == 4000
-    assert plan.packing.value == 1000 + 4 * 300 == plan.estimated.tokens
+    assert before.training.packing == 4000
+    assert plan.training.packing == 1000 + 4 * 300 == plan.estimated.tokens
     assert plan.estimate.peak_bytes < 0.8 * before.estimate.peak_bytes
-    assert plan.shared_prefix is not None
-    assert plan.shared_prefix.reason.endswith("all rows have 1,000 tokens in common")
+    assert plan.reasons["optimizations.shared_prefix"].endswith(
+        "all rows have 1,000 tokens in common"
+    )
     assert plan.estimated.labelled_tokens == 4 * 1300 * PROFILE.labelled_share
 
     plan = make_plan(recipe(), SMALL, alike, cpu())
-    assert (plan.packing.value, plan.estimated.gradient_accumulation) == (4000, 2)
+    assert (plan.training.packing, plan.estimated.gradient_accumulation) == (4000, 2)
     by_rows = make_plan(recipe(training={"micro_batch_size": 2}), SMALL, alike, cpu())
-    assert by_rows.packing.value == 1000 + 2 * 300
+    assert by_rows.training.packing == 1000 + 2 * 300
 
     levers = recipe(training={"fast": "all"})
-    packed = make_plan(levers, SMALL, alike, card()).packing
-    assert packed.value == 1000 + 16 * 300, "though 16 of them apart would be too many"
-    assert make_plan(levers, SMALL, unlike, card()).packing.value == CARD_TOKENS < 16 * 1300
+    packed = make_plan(levers, SMALL, alike, card()).training.packing
+    assert packed == 1000 + 16 * 300, "though 16 of them apart would be too many"
+    assert make_plan(levers, SMALL, unlike, card()).training.packing == CARD_TOKENS < 16 * 1300
 
     for unshared in ({"method": {"dropout": 0.1}}, {"training": {"fast": False}}):
         found = [make_plan(recipe(**unshared), SMALL, of, cpu()) for of in (unlike, alike)]
-        assert found[0] == found[1]
+        assert found[0].estimate == found[1].estimate
+        assert found[0].training == found[1].training
 
 
 def test_rows_alike_have_room_where_others_have_none() -> None:
@@ -198,19 +213,19 @@ def test_rows_alike_have_room_where_others_have_none() -> None:
     four = recipe(training={"batch_size": 4, "gradient_checkpointing": False})
     enough = make_plan(four, SMALL, alike, cpu()).estimate.peak_bytes
     tight = cpu(1.25 * enough / GB)
-    assert make_plan(four, SMALL, alike, tight).packing.value == 2200
-    assert make_plan(four, SMALL, unlike, tight).packing.value < 2200
+    assert make_plan(four, SMALL, alike, tight).training.packing == 2200
+    assert make_plan(four, SMALL, unlike, tight).training.packing < 2200
 
 
 def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> None:
     roomy = plan_of("qlora")
-    assert roomy.dequantised is not None and roomy.dequantised.value
+    assert roomy.optimizations.dequantised
     kept = roomy.estimate.breakdown["weights"]
     tight = make_plan(recipe("qlora"), SMALL, PROFILE, cpu(0.7))
-    assert tight.dequantised is not None and not tight.dequantised.value
-    assert "no room" in tight.dequantised.reason
-    assert tight.fused_lora is not None and not tight.fused_lora.value
-    assert tight.gradient_checkpointing.value and not roomy.gradient_checkpointing.value
+    assert tight.optimizations.dequantised is False
+    assert "no room" in tight.reasons["optimizations.dequantised"]
+    assert tight.optimizations.fused_lora is False
+    assert tight.training.gradient_checkpointing and not roomy.training.gradient_checkpointing
     linear = SMALL.linear_parameters
     assert kept - tight.estimate.breakdown["weights"] == 4 * linear
 
@@ -224,11 +239,10 @@ def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> 
 )
 def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -> None:
     plan = plan_of(method=method)
-    assert plan.fused_lora is not None and not plan.fused_lora.value
-    assert plan.fused_lora.reason.startswith(reason)
-    assert plan.packing.value
-    assert plan.shared_prefix is not None
-    assert plan.shared_prefix.value == ("dropout" not in method)
+    assert plan.optimizations.fused_lora is False
+    assert plan.reasons["optimizations.fused_lora"].startswith(reason)
+    assert plan.training.packing
+    assert plan.optimizations.shared_prefix == ("dropout" not in method)
 
 
 @pytest.mark.parametrize(
@@ -240,16 +254,16 @@ def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -
 )
 def test_lora_over_16_bit_weights_without_autocast_stays_as_peft_has_it(sections: Any) -> None:
     plan = plan_of(**sections)
-    assert plan.fused_lora is not None and not plan.fused_lora.value
-    assert plan.fused_lora.reason.startswith("without autocast PEFT casts")
-    assert plan.packing.value and not plan.estimated.fused_lora
+    assert plan.optimizations.fused_lora is False
+    assert plan.reasons["optimizations.fused_lora"].startswith("without autocast PEFT casts")
+    assert plan.training.packing and not plan.estimated.fused_lora
 
 
 def test_what_short_rows_keep_is_estimated_by_the_longest_of_them() -> None:
     short, long = replace(PROFILE, longest_tokens=40), replace(PROFILE, longest_tokens=200)
     plans = [make_plan(recipe(training={"packing": 400}), SMALL, of, cpu()) for of in (short, long)]
     assert [plan.estimated.longest_row for plan in plans] == [40, 200]
-    assert [plan.packing.value for plan in plans] == [400, 400]
+    assert [plan.training.packing for plan in plans] == [400, 400]
     kept = [plan.estimate.timeline["end of forward"]["activations"] for plan in plans]
     each = plans[0].estimated.compute_bytes
     assert kept[1] - kept[0] == 400 * (208 - 48) * SMALL.heads * each * SMALL.layers

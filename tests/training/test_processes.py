@@ -25,14 +25,15 @@ from ftcli.console import Terminal
 from ftcli.training.building import build_trainer
 from ftcli.data.tokenizing.encode import prepare
 from ftcli.config.loader import load_recipe, resolved
-from ftcli.training.plan.plan import make_plan, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import RowStatistics
 from ftcli.training.job import TrainJob, open_model
 
 recipe, run, found = (Path(word) for word in sys.argv[1:])
 loaded = load_recipe(recipe)
 model = open_model(loaded)
 prepared = prepare(loaded, model.renderer, run / "data", Terminal())
-plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
+plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
 job = TrainJob(resolved(loaded), recipe, model, prepared, plan, RunFolder(run))
 trainer = build_trainer(job)
 prepare_model = trainer.accelerator.prepare

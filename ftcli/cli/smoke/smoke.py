@@ -24,8 +24,8 @@ from ftcli.models.base_files import tokenizer_bytes
 from ftcli.runs.atomic import free_bytes
 from ftcli.runs.folder import RunFolder
 from ftcli.training.job import BaseModel, require_own_folder, temporary_run
-from ftcli.training.plan.disk_room import run_bytes
-from ftcli.training.plan.plan import Plan, make_plan, profile_of
+from ftcli.training.plan.decide import make_plan
+from ftcli.training.plan.plan import Plan, RowStatistics
 from ftcli.training.resuming import require_room
 
 
@@ -46,7 +46,7 @@ class Rehearsal:
             "seconds": self.seconds,
             "legs": [asdict(leg) for leg in self.legs],
             "data": str(self.data),
-            "plan": self.plan.as_json(),
+            "plan": self.plan.model_dump(mode="json"),
         }
 
 
@@ -72,11 +72,10 @@ def _look_prepare_plan(loaded: Loaded, walk: Walk) -> Real:
         with run.lock():
             prepared = _prepare(loaded, model, run, walk.reporter)
         walk.passed("prepare", _prepared(prepared))
-        plan = make_plan(loaded.recipe, model.shape, profile_of(prepared), model.hardware)
-        keep = loaded.recipe.training.keep_checkpoints
+        plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
         beside = tokenizer_bytes(model.source, model.revision)
-        require_room(run, plan, keep, beside)
-        saved = run_bytes(plan, keep, beside)
+        require_room(run, plan, beside)
+        saved = plan.run_bytes(beside)
         _warn_of_merge(loaded, model, run, saved, walk.reporter)
         walk.passed("plan", f"{plan.headline()}; {megabytes(saved)} to be saved")
     return Real(loaded, model, run, prepared, plan)

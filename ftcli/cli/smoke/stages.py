@@ -79,7 +79,7 @@ def rehearse_twin(real: Real, folder: Path, walk: Walk) -> None:
 def _batch(real: Real) -> _Batch:
     """As the plan's, as far as the longest rows leave it quick."""
     quick = max(1, MOST_TOKENS // real.prepared.longest.tokens)
-    rows = min(real.plan.micro_batch.value, MOST_ROWS, quick)
+    rows = min(real.plan.training.micro_batch_size, MOST_ROWS, quick)
     return _Batch(rows, min(real.plan.accumulation, MOST_ACCUMULATION, quick // rows))
 
 
@@ -107,9 +107,9 @@ def _changes(real: Real, twin: Path, run: RunFolder, batch: _Batch) -> Iterator[
         "training.max_steps": STEPS,
         "training.batch_size": batch.size,
         "training.micro_batch_size": batch.rows,
-        "training.gradient_checkpointing": plan.gradient_checkpointing.value,
-        "training.precision": plan.precision.value,
-        "training.optimizer": plan.optimizer.value,
+        "training.gradient_checkpointing": plan.training.gradient_checkpointing,
+        "training.precision": plan.training.precision,
+        "training.optimizer": plan.training.optimizer,
         "training.eval_steps": STOPPED_AT,
         "training.save_steps": STOPPED_AT,
         "training.early_stopping_patience": None,

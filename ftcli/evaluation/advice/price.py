@@ -115,7 +115,7 @@ def price_of(
 ) -> Price:
     """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
     rows = job.dataset.trained_on
-    seen = job.plan.steps.value * job.recipe.training.batch_size
+    seen = job.plan.steps * job.recipe.training.batch_size
     tokens = round(seen * rows.tokens / rows.rows)
     speed, measured = _earlier_speed(job) or _measured_speed(job, reporter)
     seconds = tokens / speed

@@ -21,6 +21,7 @@ from ftcli.evaluation.scores import Counts
 from ftcli.runs.atomic import write_text
 from ftcli.runs.results import AnsweredRow, ComparedCell, EvalResult, Score, Side
 from ftcli.runs.signals import SIGNALS
+from ftcli.training.plan.plan import Plan
 
 # What a run's start and end differ by beyond the seconds it reports, when it was not resumed.
 CLOCK_SECONDS = 2.0
@@ -114,7 +115,7 @@ def measure(cell: Cell, asked: Asked) -> Measured:
     measured = ComparedCell(
         name=cell.name,
         method=cell.method,
-        learning_rate=float(cell.run.planned("learning_rate")),
+        learning_rate=Plan.read(cell.run.plan).training.learning_rate,
         four_bit=holds_4_bits(cell.recipe.method),
         run_dir=str(cell.run.path),
         evaluation=key,

@@ -7,9 +7,8 @@ from typing import Any
 
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
-from ftcli.memory.choices import MODE_NAMES, Mode
+from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING, Mode
 from ftcli.memory.fit.limits import Size
-from ftcli.training.plan.memory import NO_CHECKPOINTING
 
 LORA: tuple[Mode, ...] = ("lora", "qlora")
 

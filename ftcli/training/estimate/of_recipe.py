@@ -17,8 +17,8 @@ from ftcli.memory.adapted import adapted
 from ftcli.memory.fit.asked import Asked
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape, find_shape, model_source
-from ftcli.training.plan.arithmetic import choose_attention, choose_precision
-from ftcli.training.plan.plan import Profile, profile_of, vram_choices
+from ftcli.training.plan.decide import choose_attention, choose_precision, require_checkpointing
+from ftcli.training.plan.plan import RowStatistics, choices_of
 
 
 def asked_of_recipe(
@@ -61,19 +61,18 @@ def _shape(loaded: Loaded, model: str | None) -> Shape:
         return find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
 
 
-def _choices(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware | None) -> Choices:
+def _choices(
+    recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware | None
+) -> Choices:
     """With a card, in the types and by the kernel that the plan takes on it."""
-    precision, attention = recipe.training.precision, recipe.model.attention
+    require_checkpointing(recipe)
+    model, training = recipe.model, recipe.training
     if hardware is not None:
-        precision = choose_precision(recipe, hardware).value
-        attention = choose_attention(recipe, shape, hardware).value
-    return vram_choices(
-        recipe,
-        profile,
-        "bf16" if precision == "auto" else precision,
-        "sdpa" if attention == "auto" else attention,
-        hardware,
-    )
+        precision, _ = choose_precision(recipe, hardware)
+        attention, _ = choose_attention(recipe, shape, hardware)
+        model = model.model_copy(update={"attention": attention})
+        training = training.model_copy(update={"precision": precision})
+    return choices_of(model, recipe.method, training, rows, hardware)
 
 
 def _prepared(loaded: Loaded) -> Prepared | None:
@@ -90,12 +89,12 @@ def _prepared(loaded: Loaded) -> Prepared | None:
     return prepared if made_for == asked else None
 
 
-def _profile(recipe: Recipe, prepared: Prepared | None) -> Profile:
+def _profile(recipe: Recipe, prepared: Prepared | None) -> RowStatistics:
     """Of the prepared rows; without them every row is as long as it may be, and all answer."""
     if prepared is not None:
-        return profile_of(prepared)
+        return RowStatistics.of(prepared)
     tokens = recipe.data.max_length
-    return Profile(1, tokens, tokens, labelled_share=1.0, validation_tokens=0)
+    return RowStatistics(1, tokens, tokens, labelled_share=1.0, validation_tokens=0)
 
 
 def _alpha(recipe: Recipe) -> float | None:

@@ -1,132 +1,297 @@
-"""What was decided, each choice with its reason: (recipe, shape, profile, hardware) → Plan."""
+"""A plan: the recipe's sections with every `auto` filled, why, and the memory that it takes."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import reduce
+from typing import Any, Literal, TypeVar, assert_never
 
-from ftcli.config.recipe import Recipe
-from ftcli.memory import Choices
-from ftcli.memory.fit.bound import needed_bytes
+from ftcli.config.method import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
+from ftcli.config.recipe import Model
+from ftcli.config.section import PositiveCount, Rate
+from ftcli.config.training import Training
+from ftcli.data.prepared import Prepared
+from ftcli.memory import Choices, Estimate
+from ftcli.memory.choices import Attention, Optimizer, Precision
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Shape
-from ftcli.memory.trained import trainable_parameters
-from ftcli.training.plan.arithmetic import (
-    choose_attention,
-    choose_hold,
-    choose_learning_rate,
-    choose_precision,
-    choose_weights_dtype,
-    require_hold,
-    require_method,
-)
-from ftcli.training.plan.choice import Choice, Plan, Profile, profile_of
-from ftcli.training.plan.memory import (
-    fit_memory,
-    least_checkpointing,
-    require_optimizer,
-    vram_choices,
-    vram_method,
-)
-from ftcli.training.plan.schedule import choose_eval_every, choose_save_every, count_steps
-from ftcli.training.plan.speed import (
-    choose_fused_lora,
-    choose_liger,
-    choose_packing,
-    choose_shared_prefix,
-    require_packing,
-    say_beside_packed,
-    why_not_fused,
-    why_not_shared,
-    why_padded,
-)
+from ftcli.runs.results import Result
+from ftcli.runs.training_records import TrainingRecord
 
-__all__ = [
-    "Choice",
-    "Plan",
-    "Profile",
-    "make_plan",
-    "needed_bytes",
-    "profile_of",
-    "require_machine",
-    "require_possible",
-    "vram_choices",
-    "vram_method",
-]
+T = TypeVar("T")
+Decided = tuple[T, str]
+"""A value, and the reason for it."""
+
+# Kept besides the newest checkpoints: the best one, and the next one while it is written.
+MORE_CHECKPOINTS = 2
+# A full model is saved in the type of its base's files, which has at least so many bytes.
+STORED_BYTES = 2
 
 
-def require_possible(recipe: Recipe, shape: Shape) -> None:
-    """Raise what recipe and model alone prove, before any row is tokenised.
+@dataclass(frozen=True)
+class RowStatistics:
+    """What a plan depends on in the prepared rows."""
 
-    ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
-    UsageError: `gradient_checkpointing`, `hold`.
+    rows: int
+    tokens: int
+    longest_tokens: int
+    labelled_share: float
+    validation_tokens: int
+    replayed_rows: int = 0
+    """Of `rows`, those of data.replay."""
+    shared_tokens: int = 0
+    """Tokens with which a row usually begins as others do."""
+    common_tokens: int = 0
+    """Tokens with which every row begins; packed rows that may share them hold them once."""
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> RowStatistics:
+        train = prepared.trained_on
+        return cls(
+            rows=train.rows,
+            tokens=train.tokens,
+            longest_tokens=prepared.longest.tokens,
+            labelled_share=train.trained_tokens / train.tokens,
+            validation_tokens=prepared.validation.tokens,
+            replayed_rows=prepared.replay.rows if prepared.replay is not None else 0,
+            shared_tokens=prepared.shared_tokens,
+            common_tokens=prepared.common_tokens,
+        )
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.tokens / self.rows
+
+    def packed_tokens(self, rows: int) -> int:
+        """Most tokens of so many packed rows."""
+        return self.longest_tokens + (rows - 1) * self._own_tokens
+
+    def packed_rows(self, tokens: int) -> Fraction:
+        """How many of the longest rows come to so many packed tokens."""
+        return 1 + Fraction(tokens - self.longest_tokens, self._own_tokens)
+
+    def packed_share(self, tokens: int) -> float:
+        """Labels per packed token; each row has its own labels, and common tokens count once."""
+        if not self.common_tokens:
+            return self.labelled_share
+        unpacked = self.packed_rows(tokens) * self.longest_tokens
+        return self.labelled_share * float(unpacked / tokens)
+
+    @property
+    def _own_tokens(self) -> int:
+        """Tokens of the longest row after those that all rows begin with."""
+        return max(1, self.longest_tokens - self.common_tokens)
+
+    @property
+    def in_words(self) -> str:
+        """`1000 rows`, or `1,888 task + 333 replay rows`."""
+        if not self.replayed_rows:
+            return f"{self.rows} rows"
+        return f"{self.rows - self.replayed_rows:,} task + {self.replayed_rows:,} replay rows"
+
+
+class PlannedModel(Model):
+    """`model:` with nothing left open."""
+
+    attention: Attention
+    dtype: Literal["bf16", "fp16", "fp32"]
+
+
+class PlannedTraining(Training):
+    """`training:` with nothing left open."""
+
+    precision: Precision
+    optimizer: Optimizer
+    learning_rate: Rate
+    micro_batch_size: PositiveCount
+    packing: Literal[False] | PositiveCount
+    """Most tokens of a micro-batch of packed rows; false: rows are padded."""
+    gradient_checkpointing: bool
+    eval_steps: PositiveCount
+    save_steps: PositiveCount
+
+
+class Optimizations(Result):
+    """Optimisations of docs/performance.md; none: there is nothing here that it could apply to."""
+
+    shared_prefix: bool | None
+    """What packed rows begin with is computed once."""
+    fused_lora: bool | None
+    liger: bool | None
+    dequantised: bool | None
+    """4-bit weights stay dequantised, too."""
+
+
+class Plan(TrainingRecord):
+    """`plan.json`: one training, decided."""
+
+    model: PlannedModel
+    method: Method
+    training: PlannedTraining
+    optimizations: Optimizations
+    steps: int
+    """Optimizer steps, with those that replayed rows add."""
+    epochs: float
+    warmup_steps: int
+    rows: RowStatistics
+    hardware: Hardware
+    reasons: dict[str, str]
+    """Key that was left open, as `training.precision` or `optimizations.liger` → why it is so; in
+    the order in which they are shown."""
+    estimate: Estimate
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step, where rows are padded."""
+        return self.training.batch_size // self.training.micro_batch_size
+
+    @property
+    def common_tokens(self) -> int:
+        """Tokens with which every row begins, once in a micro-batch; 0: they are not shared."""
+        return self.rows.common_tokens if self.optimizations.shared_prefix else 0
+
+    @property
+    def estimated(self) -> Choices:
+        """What the estimate is of."""
+        made = self.optimizations
+        choices = replace(
+            choices_of(self.model, self.method, self.training, self.rows, self.hardware),
+            fused_lora=made.fused_lora is True,
+            liger=made.liger is True,
+            keeps_dequantised=made.dequantised is True,
+        )
+        if not self.training.packing:
+            return choices
+        rows = replace(self.rows, common_tokens=self.common_tokens)
+        return packed(choices, rows, self.training.packing, self.training.batch_size)
+
+    def decisions(self) -> Iterator[tuple[str, Any, str]]:
+        """(key, value, reason) of all that was left open."""
+        for key, reason in self.reasons.items():
+            value: Any = reduce(getattr, key.split("."), self)
+            yield key, value, reason
+
+    def headline(self) -> str:
+        """The plan in one line, the machine first."""
+        checkpointing = "" if self.training.gradient_checkpointing else "no "
+        peak, free = self.estimate.peak_bytes / 1e9, self.hardware.free_bytes / 1e9
+        replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
+        return (
+            f"{self.hardware.title} · {self.training.precision} · {self.step_in_words()} · "
+            f"{checkpointing}checkpointing ({peak:.1f} of {free:.1f} GB) · "
+            f"{self.steps} steps{replayed}"
+        )
+
+    def step_in_words(self) -> str:
+        """`micro-batch 4 × 4 = 16 rows a step`, or `16 rows a step, packed to 1,024 tokens`."""
+        rows, packing = self.training.batch_size, self.training.packing
+        if packing and self.accumulation == 1:
+            return f"{rows} rows a step, packed to {packing:,} tokens"
+        micro_batch = self.training.micro_batch_size
+        batch = f"micro-batch {micro_batch} × {self.accumulation} = {rows} rows a step"
+        return f"{batch}, packed" if packing else batch
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes on disk: the trained weights with the states of the optimizer."""
+        each = 2 if self.training.precision == "pure-bf16" else 4
+        states = self.estimate.breakdown["optimizer"] + self.estimate.managed_bytes
+        # An adapter's start was drawn at random or is another run's: it is kept with the step.
+        full = isinstance(self.method, Full)
+        starts = 0 if full else self.estimate.breakdown.get("hold", 0)
+        return self.estimate.trainable_parameters * each + states + starts
+
+    def run_bytes(self, more_bytes: int = 0) -> int:
+        """Bytes on disk of all checkpoints that are there at once, and of what the run ends with.
+
+        `more_bytes` is saved with the trained weights: tokenizer, template, configuration.
+        """
+        each = STORED_BYTES if isinstance(self.method, Full) else 4
+        ends_with = self.estimate.trainable_parameters * each + more_bytes
+        # At most one save a validation, one a checkpoint, and one at the end.
+        saves = self.steps // self.training.save_steps + self.steps // self.training.eval_steps + 1
+        kept = min(self.training.keep_checkpoints + MORE_CHECKPOINTS, saves)
+        return self.checkpoint_bytes * kept + ends_with
+
+
+def choices_of(
+    model: Model,
+    method: Method,
+    training: Training,
+    rows: RowStatistics,
+    hardware: Hardware | None = None,
+) -> Choices:
+    """The sections as the estimator's inputs.
+
+    What is `auto` is taken at its smallest, in bf16 through sdpa; without hardware, on a card.
     """
-    require_method(recipe.method, shape)
-    least_checkpointing(recipe)
-    require_hold(recipe)
-    trainable_parameters(shape, Choices(**vram_method(recipe.method)))
-
-
-def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
-    """Raise MachineError or UsageError where no plan is possible here, whatever the rows are."""
-    precision = choose_precision(recipe, hardware)
-    choose_weights_dtype(recipe, precision.value)
-    choose_attention(recipe, shape, hardware)
-    require_optimizer(recipe, hardware)
-    require_packing(recipe, why_padded(recipe, shape, hardware))
-
-
-def make_plan(recipe: Recipe, shape: Shape, profile: Profile, hardware: Hardware) -> Plan:
-    """Decide everything the recipe leaves open.
-
-    Raises ModelError (a method the model cannot take), MachineError (no memory, no such
-    arithmetic here) and UsageError.
-    """
-    require_method(recipe.method, shape)
-    precision = choose_precision(recipe, hardware)
-    weights = choose_weights_dtype(recipe, precision.value)
-    attention = choose_attention(recipe, shape, hardware)
-    base = vram_choices(recipe, profile, precision.value, attention.value, hardware)
-    padded = why_padded(recipe, shape, hardware)
-    require_packing(recipe, padded)
-    if padded is not None or why_not_shared(recipe) is not None:
-        profile = replace(profile, common_tokens=0)
-    fused = why_not_fused(recipe, hardware, base) is None and base.mode == "lora"
-    liger = choose_liger(recipe, shape, hardware)
-    base = replace(base, packed_rows=padded is None, fused_lora=fused)
-    base = replace(base, liger=liger is not None and liger.value)
-    fit = fit_memory(recipe, shape, profile, hardware, base)
-    steps, epochs = count_steps(recipe, profile)
-    packing = choose_packing(recipe, padded, fit.choices.tokens)
-    eval_every = choose_eval_every(recipe, profile, steps.value)
-    return Plan(
-        hardware=hardware,
-        precision=precision,
-        weights_dtype=weights,
-        attention=say_beside_packed(attention, padded),
-        optimizer=fit.optimizer,
-        learning_rate=choose_learning_rate(recipe),
-        micro_batch=fit.micro_batch,
-        accumulation=recipe.training.batch_size // fit.micro_batch.value,
-        gradient_checkpointing=fit.checkpointing,
-        steps=steps,
-        epochs=epochs,
-        warmup_steps=math.ceil(recipe.training.warmup_ratio * steps.value),
-        eval_every=eval_every,
-        save_every=choose_save_every(recipe, profile, eval_every.value),
-        estimated=fit.choices,
-        estimate=fit.estimate,
-        packing=packing,
-        shared_prefix=choose_shared_prefix(recipe, packing, profile.common_tokens),
-        common_tokens=profile.common_tokens,
-        fused_lora=choose_fused_lora(recipe, hardware, fit.choices),
-        liger=liger,
-        dequantised=fit.dequantised,
-        replay=_replay(profile),
-        hold=choose_hold(recipe, precision.value, fit.estimate.breakdown.get("hold", 0)),
+    micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
+    checkpointing = training.gradient_checkpointing
+    return Choices(
+        **choices_of_method(method),
+        hold=training.hold_strength > 0,
+        precision="bf16" if training.precision == "auto" else training.precision,
+        weights_dtype=model.dtype,
+        optimizer="adamw" if training.optimizer == "auto" else training.optimizer,
+        attention="sdpa" if model.attention == "auto" else model.attention,
+        seq_len=rows.longest_tokens,
+        micro_batch=micro_batch,
+        gradient_accumulation=training.batch_size // micro_batch,
+        gradient_checkpointing=not isinstance(method, Prefix) and checkpointing is not False,
+        labelled_share=rows.labelled_share,
+        device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
 
 
-def _replay(profile: Profile) -> Choice[int] | None:
-    replayed = profile.replayed_rows
-    return Choice(replayed, profile.rows_in_words) if replayed else None
+def choices_of_method(method: Method) -> dict[str, Any]:
+    """The method as fields of `Choices`."""
+    match method:
+        case Full():
+            return {"mode": "full"}
+        case Lora():
+            return _choices_of_lora(method)
+        case Qlora():
+            return _choices_of_lora(method) | {"double_quantization": method.double_quantization}
+        case Adapter():
+            fields = {"bottleneck": method.bottleneck, "placement": method.placement}
+        case Prefix():
+            fields = {"virtual_tokens": method.virtual_tokens, "projection": method.projection}
+        case Prompt():
+            fields = {"virtual_tokens": method.virtual_tokens}
+        case _:
+            assert_never(method)
+    return {"mode": method.mode, "four_bit_base": method.quantization == "nf4", **fields}
+
+
+def _choices_of_lora(method: LoraKeys) -> dict[str, Any]:
+    targets = method.target_modules
+    return {
+        "mode": "qlora" if isinstance(method, Qlora) else "lora",
+        "rank": method.rank,
+        "dropout": method.dropout,
+        "targets": targets if isinstance(targets, str) else tuple(targets),
+        "layers": None if method.layers is None else tuple(sorted(set(method.layers))),
+        "rank_pattern": tuple(method.rank_pattern.items()),  # the first key that matches counts
+        "dora": method.dora,
+        "modules_to_save": tuple(method.modules_to_save),
+    }
+
+
+def packed(choices: Choices, rows: RowStatistics, tokens: int, batch_size: int) -> Choices:
+    """Micro-batches of packed rows, each one sequence of so many tokens."""
+    return replace(
+        choices,
+        packed_rows=True,
+        micro_batch=1,
+        seq_len=tokens,
+        longest_row=rows.longest_tokens,
+        labelled_share=rows.packed_share(tokens),
+        gradient_accumulation=math.ceil(batch_size / rows.packed_rows(tokens)),
+    )
+
+
+def short_key(key: str) -> str:
+    """`training.eval_steps` → `eval steps`, as tables name it."""
+    return key.partition(".")[2].replace("_", " ").replace(".", " ") or key

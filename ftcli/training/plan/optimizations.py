@@ -1,18 +1,15 @@
-"""Which levers a training takes (docs/performance.md), and why one is left: none changes it."""
+"""Optimisations of docs/performance.md that a training takes, or why not; none changes results."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from ftcli.config.recipe import Lora, Prefix, Prompt, Qlora, Recipe
 from ftcli.console import megabytes
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
-from ftcli.memory.choices import Attention
 from ftcli.memory.hardware import ComputeCapability, Hardware
 from ftcli.memory.shapes import Shape
 from ftcli.memory.shapes.interface import PACKED_TYPES
-from ftcli.training.plan.choice import Choice
+from ftcli.training.plan.plan import Decided
 
 # CUDA programming guide: bf16, and all that torch's flex attention is tried with, since Ampere.
 FIRST_WITH_FLEX: ComputeCapability = (8, 0)
@@ -80,14 +77,14 @@ def why_no_flex(hardware: Hardware) -> str | None:
     return None
 
 
-def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Choice[int]:
+def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Decided[int]:
     """Tokens of a micro-batch of packed rows; 0 where rows are padded."""
     if padded is not None:
-        return Choice(0, padded)
+        return 0, padded
     asked = recipe.training.packing
     if isinstance(asked, int) and asked is not True:
-        return Choice(tokens, _beside_asked(tokens, asked))
-    return Choice(tokens, "rows of a step without padding, each blind to the others")
+        return tokens, _beside_asked(tokens, asked)
+    return tokens, "rows of a step without padding, each blind to the others"
 
 
 def _beside_asked(tokens: int, asked: int) -> str:
@@ -95,13 +92,6 @@ def _beside_asked(tokens: int, asked: int) -> str:
         return "set in the recipe"
     why = "the longest row has more" if tokens > asked else "a step, or memory, has no more"
     return f"{asked} set in the recipe; {why}"
-
-
-def say_beside_packed(attention: Choice[Attention], padded: str | None) -> Choice[Attention]:
-    """The model's own attention, which packed rows do not take."""
-    if padded is not None:
-        return attention
-    return replace(attention, reason=f"{attention.reason}; packed rows have their own")
 
 
 def why_not_shared(recipe: Recipe) -> str | None:
@@ -112,17 +102,15 @@ def why_not_shared(recipe: Recipe) -> str | None:
     return None
 
 
-def choose_shared_prefix(
-    recipe: Recipe, packing: Choice[int], common_tokens: int
-) -> Choice[bool] | None:
+def choose_shared_prefix(recipe: Recipe, packing: int, common_tokens: int) -> Decided[bool] | None:
     """Whether what rows begin with is computed once; None where rows are padded."""
-    if not packing.value:
+    if not packing:
         return None
     if (why := why_not_shared(recipe)) is not None:
-        return Choice(False, why)
+        return False, why
     what = "what rows of a micro-batch begin with is computed once, exactly"
     common = f"; all rows have {common_tokens:,} tokens in common" if common_tokens else ""
-    return Choice(True, what + common)
+    return True, what + common
 
 
 def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str | None:
@@ -140,28 +128,28 @@ def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str |
     return None
 
 
-def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> Choice[bool] | None:
+def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> Decided[bool] | None:
     """Whether a frozen weight and its update are one node; None where there is no update."""
     if not choices.has_lora:
         return None
     if choices.fused_lora:
-        return Choice(True, "base and update add up in place: less is copied, less is kept")
+        return True, "base and update add up in place: less is copied, less is kept"
     why = why_not_fused(recipe, hardware, choices)
-    return Choice(False, why or "4-bit weights are dequantised in each product")
+    return False, why or "4-bit weights are dequantised in each product"
 
 
-def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Choice[bool] | None:
+def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bool] | None:
     """Whether norms, rotary positions and the gate of the MLP are Liger's kernels; None off a
     card."""
     if hardware.kind != "cuda":
         return None
     if (why := why_no_lever(recipe, hardware)) is not None:
-        return Choice(False, why)
+        return False, why
     if "liger_kernel" not in hardware.kernels:
-        return Choice(False, "not installed: pip install liger-kernel")
+        return False, "not installed: pip install liger-kernel"
     if shape.model_type not in PACKED_TYPES:
-        return Choice(False, f"not proven for {shape.model_type}")
-    return Choice(True, "norms, rotary positions and the MLP's gate are one kernel each")
+        return False, f"not proven for {shape.model_type}"
+    return True, "norms, rotary positions and the MLP's gate are one kernel each"
 
 
 def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
@@ -172,14 +160,14 @@ def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -
 
 def choose_dequantised(
     recipe: Recipe, hardware: Hardware, choices: Choices, kept_bytes: int
-) -> Choice[bool] | None:
+) -> Decided[bool] | None:
     """Whether they do; None where there are none."""
     if choices.quantization != "nf4":
         return None
     if choices.keeps_dequantised:
-        return Choice(True, f"memory has room for {megabytes(kept_bytes)}; the same numbers")
+        return True, f"memory has room for {megabytes(kept_bytes)}; the same numbers"
     if hardware.kind != "cpu":
-        return Choice(False, "a card's kernels dequantise as they multiply")
+        return False, "a card's kernels dequantise as they multiply"
     if (why := why_no_lever(recipe, hardware)) is not None:
-        return Choice(False, why)
-    return Choice(False, f"memory has no room for {megabytes(kept_bytes)}")
+        return False, why
+    return False, f"memory has no room for {megabytes(kept_bytes)}"

@@ -1,0 +1,337 @@
+"""Every `auto` decided, each with its reason: (recipe, shape, rows, hardware) → Plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal, assert_never
+
+from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora, Recipe
+from ftcli.config.training import goes_all_the_way_back
+from ftcli.console import megabytes
+from ftcli.errors import MachineError, UsageError
+from ftcli.memory import Choices
+from ftcli.memory.choices import NO_CHECKPOINTING, Attention, Precision
+from ftcli.memory.fit.asked import require_mode
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import Shape
+from ftcli.memory.static import kept_dequantised_bytes
+from ftcli.memory.trained import trainable_parameters
+from ftcli.training.plan.memory import (
+    choose_micro_batch,
+    fit_memory,
+    require_optimizer,
+    why_checkpointing,
+    why_optimizer,
+)
+from ftcli.training.plan.optimizations import (
+    choose_dequantised,
+    choose_fused_lora,
+    choose_liger,
+    choose_packing,
+    choose_shared_prefix,
+    require_packing,
+    why_not_fused,
+    why_not_shared,
+    why_padded,
+)
+from ftcli.training.plan.plan import (
+    Decided,
+    Optimizations,
+    Plan,
+    PlannedModel,
+    PlannedTraining,
+    RowStatistics,
+    choices_of,
+    choices_of_method,
+)
+
+AS_SET = "set in the recipe"
+
+# A change below half a step of the 8 bits that bf16 keeps is rounded away, whatever the weight.
+BF16_ROUNDS_BELOW = 2**-9
+
+# Validations may take this share of the time that training takes.
+VALIDATION_SHARE = 0.1
+# A forward pass costs a third of a training step (Kaplan et al. 2020, section 2.1: 2N of 6N).
+FORWARD_SHARE = 1 / 3
+MOST_VALIDATIONS = 10
+# Of the time between two checkpoints, what saving one may take where the recipe does not say when;
+# the best weights, a signal and the end always save.
+SAVE_SHARE = 0.02
+SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the last is left out"
+
+
+def require_possible(recipe: Recipe, shape: Shape) -> None:
+    """Raise what recipe and model alone prove, before any row is tokenised.
+
+    ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
+    UsageError: `gradient_checkpointing`, `hold`.
+    """
+    require_mode(recipe.method.mode, shape)
+    require_checkpointing(recipe)
+    require_hold(recipe)
+    trainable_parameters(shape, Choices(**choices_of_method(recipe.method)))
+
+
+def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
+    """Raise MachineError or UsageError where no plan is possible here, whatever the rows are."""
+    precision, _ = choose_precision(recipe, hardware)
+    choose_dtype(recipe, precision)
+    choose_attention(recipe, shape, hardware)
+    require_optimizer(recipe, hardware)
+    require_packing(recipe, why_padded(recipe, shape, hardware))
+
+
+def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware) -> Plan:
+    """Decide everything the recipe leaves open.
+
+    Raises ModelError (a method the model cannot take), MachineError (no memory, no such
+    arithmetic here) and UsageError.
+    """
+    require_mode(recipe.method.mode, shape)
+    require_checkpointing(recipe)
+    require_optimizer(recipe, hardware)
+    reasons: dict[str, str] = {}
+    precision, reasons["training.precision"] = choose_precision(recipe, hardware)
+    dtype, reasons["model.dtype"] = choose_dtype(recipe, precision)
+    attention, reasons["model.attention"] = choose_attention(recipe, shape, hardware)
+    padded = why_padded(recipe, shape, hardware)
+    require_packing(recipe, padded)
+    if padded is None:
+        reasons["model.attention"] += "; packed rows have their own"
+    unshared = padded is not None or why_not_shared(recipe) is not None
+    fitted = replace(rows, common_tokens=0) if unshared else rows
+
+    liger, why_liger = choose_liger(recipe, shape, hardware) or (None, "")
+    base = choices_of(
+        recipe.model.model_copy(update={"attention": attention}),
+        recipe.method,
+        recipe.training.model_copy(update={"precision": precision}),
+        rows,
+        hardware,
+    )
+    base = replace(base, packed_rows=padded is None, liger=liger is True)
+    fused = base.mode == "lora" and why_not_fused(recipe, hardware, base) is None
+    base = replace(base, fused_lora=fused)
+    choices, estimate = fit_memory(recipe, shape, fitted, hardware, base)
+
+    reasons["training.optimizer"] = why_optimizer(recipe, hardware, choices)
+    rate, reasons["training.learning_rate"] = choose_learning_rate(recipe)
+    micro_batch, reasons["training.micro_batch_size"] = choose_micro_batch(
+        recipe, choices, hardware
+    )
+    packing, reasons["training.packing"] = choose_packing(recipe, padded, choices.tokens)
+    optional = {
+        "shared_prefix": choose_shared_prefix(recipe, packing, fitted.common_tokens),
+        "fused_lora": choose_fused_lora(recipe, hardware, choices),
+        "liger": None if liger is None else (liger, why_liger),
+        "dequantised": choose_dequantised(
+            recipe, hardware, choices, kept_dequantised_bytes(shape, choices)
+        ),
+    }
+    decided = {name: found for name, found in optional.items() if found is not None}
+    reasons |= {f"optimizations.{name}": why for name, (_, why) in decided.items()}
+    optimizations = dict.fromkeys(optional) | {name: value for name, (value, _) in decided.items()}
+    reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, choices)
+    steps, epochs, reasons["steps"] = count_steps(recipe, rows)
+    eval_steps, reasons["training.eval_steps"] = choose_eval_steps(recipe, rows, steps)
+    save_steps, reasons["training.save_steps"] = choose_save_steps(recipe, rows, eval_steps)
+    if rows.replayed_rows:
+        reasons["rows.replayed_rows"] = rows.in_words
+    if recipe.training.hold_strength:
+        held_bytes = estimate.breakdown["hold"]
+        reasons["training.hold.strength"] = why_hold(recipe, precision, held_bytes)
+
+    training = {
+        "precision": precision,
+        "optimizer": choices.optimizer,
+        "learning_rate": rate,
+        "micro_batch_size": micro_batch,
+        "packing": packing or False,
+        "gradient_checkpointing": choices.gradient_checkpointing,
+        "eval_steps": eval_steps,
+        "save_steps": save_steps,
+    }
+    return Plan(
+        model=PlannedModel(**recipe.model.model_dump() | {"attention": attention, "dtype": dtype}),
+        method=recipe.method,
+        training=PlannedTraining(**recipe.training.model_dump() | training),
+        optimizations=Optimizations(**optimizations),
+        steps=steps,
+        epochs=epochs,
+        warmup_steps=math.ceil(recipe.training.warmup_ratio * steps),
+        rows=rows,
+        hardware=hardware,
+        reasons=reasons,
+        estimate=estimate,
+    )
+
+
+def require_checkpointing(recipe: Recipe) -> None:
+    """Raise UsageError (`gradient_checkpointing`) where the method cannot have it."""
+    if isinstance(recipe.method, Prefix) and recipe.training.gradient_checkpointing is True:
+        raise UsageError(
+            "gradient_checkpointing",
+            f"training.gradient_checkpointing: {NO_CHECKPOINTING}; leave it to auto",
+        )
+
+
+def choose_precision(recipe: Recipe, hardware: Hardware) -> Decided[Precision]:
+    """bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
+    asked = recipe.training.precision
+    if asked != "auto":
+        if asked == "fp16" and hardware.kind == "cpu":
+            raise MachineError(
+                "precision", "training.precision: fp16 needs a CUDA card; here: bf16, fp32"
+            )
+        return asked, AS_SET
+    if hardware.kind == "cpu" and not hardware.fast_bf16:
+        return "fp32", f"{hardware.name} has no bf16 matrix units and emulates it slowly"
+    if hardware.fast_bf16:
+        capability = hardware.compute_capability
+        known = f"compute capability {capability[0]}.{capability[1]}" if capability else None
+        proof = known or ("this CPU" if hardware.kind == "cpu" else hardware.name)
+        return "bf16", f"{proof} supports it: fast, with the range of fp32"
+    return "fp16", f"{hardware.name} has no bf16; fp16 with loss scaling"
+
+
+def choose_dtype(recipe: Recipe, precision: Precision) -> Decided[Literal["bf16", "fp16", "fp32"]]:
+    """Type in which the weights are held; raises UsageError."""
+    asked = recipe.model.dtype
+    match recipe.method:
+        case Full():
+            if asked != "auto":
+                raise UsageError(
+                    "recipe",
+                    "model.dtype: full training decides the type of its weights by "
+                    "training.precision (pure-bf16: 16-bit weights); remove it",
+                )
+            if precision == "pure-bf16":
+                return "bf16", "pure-bf16 asked for: small updates round to nothing"
+            return "fp32", "trained weights stay in fp32, so that small updates count"
+        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
+            if asked != "auto":
+                return asked, AS_SET
+            if precision == "fp32":
+                return "fp32", "follows the arithmetic"
+            kind: Literal["bf16", "fp16"] = "fp16" if precision == "fp16" else "bf16"
+            return kind, "frozen weights need no more than the arithmetic"
+        case _:
+            assert_never(recipe.method)
+
+
+def choose_attention(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[Attention]:
+    """The attention kernel; raises MachineError."""
+    asked = recipe.model.attention
+    if asked == "flash" and hardware.kind != "cuda":
+        raise MachineError("attention", "model.attention: flash needs a CUDA card; take sdpa")
+    if asked == "sdpa" and shape.capped_scores:
+        raise MachineError(
+            "attention",
+            "model.attention: sdpa cannot pass attention scores through a tanh as this model "
+            "does; take eager",
+        )
+    if asked != "auto":
+        return asked, AS_SET
+    if shape.capped_scores:
+        return "eager", "attention scores pass through a tanh, which sdpa cannot do"
+    return "sdpa", "torch's own fused kernels, no further package"
+
+
+def choose_learning_rate(recipe: Recipe) -> Decided[float]:
+    """The recipe's learning rate, or the method's own default."""
+    asked = recipe.training.learning_rate
+    return (asked, AS_SET) if asked != "auto" else default_learning_rate(recipe.method)
+
+
+def default_learning_rate(method: Method) -> Decided[float]:
+    match method:
+        case Full():
+            return 2e-5, "usual for full fine-tuning (1e-5 to 5e-5)"
+        case Lora() | Qlora():
+            return 2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)"
+        case Adapter():
+            return 1e-3, "within what the authors tried (Houlsby et al. 2019, section 3.2)"
+        case Prefix(projection=True):
+            return 1e-3, "a small network makes the prefix; measured, see docs/methods.md"
+        case Prefix():
+            return 3e-2, "keys and values are large numbers; measured, see docs/methods.md"
+        case Prompt():
+            return 3e-2, "few weights far from the answer; measured, at 2e-4 they learn nothing"
+        case _:
+            assert_never(method)
+
+
+def require_hold(recipe: Recipe) -> None:
+    """Raise UsageError (`hold`) where a step would go all the way back, or beyond."""
+    rate, _ = choose_learning_rate(recipe)
+    wrong = goes_all_the_way_back(rate, recipe.training.hold_strength)
+    if wrong is not None:
+        raise UsageError("hold", wrong)
+
+
+def why_hold(recipe: Recipe, precision: Precision, held_bytes: int) -> str:
+    """What it does in a step; raises as `require_hold`."""
+    require_hold(recipe)
+    rate, _ = choose_learning_rate(recipe)
+    pull = rate * recipe.training.hold_strength
+    lost = f"; {lost_pulls(pull)}" if precision == "pure-bf16" else ""
+    return (
+        f"a step takes up to {pull:.2%} of the way back to the start, which is held in "
+        f"{megabytes(held_bytes)}{lost}"
+    )
+
+
+def lost_pulls(pull: float) -> str:
+    """What pure-bf16 leaves of pulls by this share of the way, in words."""
+    least = BF16_ROUNDS_BELOW / pull
+    return (
+        f"in pure-bf16 pulls this small round to nothing until a weight is {least:.2g} of its own "
+        "size away from its start"
+    )
+
+
+def count_steps(recipe: Recipe, rows: RowStatistics) -> tuple[int, float, str]:
+    """Optimizer steps, the epochs they come to, and the reason.
+
+    `max_steps` counts those of the task's rows: rows that are replayed add their own, so that as
+    many of the task are seen with them as without.
+    """
+    training = recipe.training
+    if training.max_steps is not None:
+        steps, reason = training.max_steps, "training.max_steps"
+        if rows.replayed_rows:
+            steps = math.ceil(steps * rows.rows / (rows.rows - rows.replayed_rows))
+            reason += f": {training.max_steps} for the task's rows, the others for data.replay"
+        return steps, steps * training.batch_size / rows.rows, reason
+    steps = max(1, math.ceil(round(rows.rows * training.epochs) / training.batch_size))
+    reason = f"{rows.in_words} × {training.epochs:g} epochs / {training.batch_size} a step"
+    return steps, training.epochs, reason
+
+
+def choose_eval_steps(recipe: Recipe, rows: RowStatistics, steps: int) -> Decided[int]:
+    """Steps between two validations, so that they cost little."""
+    asked = recipe.training.eval_steps
+    if asked != "auto":
+        return asked, AS_SET
+    if not rows.validation_tokens:
+        return math.ceil(steps / MOST_VALIDATIONS), "there are no validation rows"
+    trained = steps * recipe.training.batch_size * rows.mean_tokens
+    one = rows.validation_tokens * FORWARD_SHARE
+    affordable = int(trained * VALIDATION_SHARE / one)
+    count = min(max(affordable, 2), MOST_VALIDATIONS, steps)
+    return (
+        math.ceil(steps / count),
+        f"{count} validations, so that they take about {count * one / trained:.0%} of the time",
+    )
+
+
+def choose_save_steps(recipe: Recipe, rows: RowStatistics, eval_steps: int) -> Decided[int]:
+    """Steps between two checkpoints."""
+    asked = recipe.training.save_steps
+    if asked != "auto":
+        return asked, AS_SET
+    if not rows.validation_tokens:
+        return eval_steps, f"nothing is validated; {SAVED_WHEN}"
+    return eval_steps, f"with every validation, the best weights always; {SAVED_WHEN}"
