@@ -188,6 +188,11 @@ def colours() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 row`, `1,200 rows`."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def gigabytes(size_bytes: float) -> str:
     """`6.4 GB`: GB is 10⁹ bytes."""
     return f"{size_bytes / 1e9:.1f} GB"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.evaluation.compare import children
-from ftcli.evaluation.compare.verdict import Decision, decide
-from ftcli.evaluation.scores import Counts
+from ftcli.evaluation.compare import cells
+from ftcli.evaluation.compare.comparison import Decision, decide
+from ftcli.evaluation.statistics import Counts
 from ftcli.runs.results import ComparedBase, ComparedCell, CompareResult, FailedCell, Score
 
 Made = tuple[ComparedCell, Counts]
@@ -32,7 +32,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
             code = run(words)
         return code, out.getvalue()
 
-    monkeypatch.setattr(children, "run", run_here)
+    monkeypatch.setattr(cells, "run", run_here)
 
 
 def losses(loss: float, wobble: float = 0.0, rows: int = 30) -> Counts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -80,13 +81,14 @@ def pictures() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def few_instructions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Models that say nothing are asked a quarter of the general instructions."""
-    from ftcli.evaluation import general_instructions
+    from ftcli.evaluation import general_ability
 
-    few = tmp_path_factory.mktemp("general") / general_instructions.OWN.name
-    lines = general_instructions.OWN.read_text(encoding="utf-8").splitlines(keepends=True)
+    built_in = general_ability.BUILT_IN_INSTRUCTIONS
+    few = tmp_path_factory.mktemp("general") / built_in.name
+    lines = built_in.read_text(encoding="utf-8").splitlines(keepends=True)
     few.write_text("".join(lines[::4]), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(general_instructions, "OWN", few)
+        patched.setattr(general_ability, "BUILT_IN_INSTRUCTIONS", few)
         yield
 
 
@@ -297,6 +299,26 @@ def tiny_run(made_once: Callable[..., Path], tiny_model: Path) -> Path:
         assert run(["train", str(recipe)]) == 0
 
     return made_once("tiny", train) / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def eval_run(
+    made_once: Callable[..., Path], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A LoRA run of six steps in fp32, of this process alone: evaluations may be written into it.
+
+    32 rows of training, 8 of validation, 8 of test.
+    """
+    from ftcli.cli import run
+
+    def train(home: Path) -> None:
+        save_rows(home)
+        training = {"batch_size": 4, "learning_rate": "1e-2", "precision": "fp32", "max_steps": 6}
+        assert run(["train", str(save_recipe(home, tiny_model, training=training))]) == 0
+
+    home = tmp_path_factory.mktemp("eval") / "home"
+    shutil.copytree(made_once("six-steps", train), home)
+    return home / "runs" / "tiny"
 
 
 @pytest.fixture(scope="session")

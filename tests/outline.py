@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from ftcli.report.write import write_report
+from ftcli.report.page import write_report
 from ftcli.runs.folder import RunFolder
 
 VOID = {"meta", "link", "input", "br", "hr", "img", "source"}

@@ -13,6 +13,7 @@ import yaml
 
 from ftcli.config.recipe import Recipe
 from ftcli.data.prepared import SplitCounts, save_prepared
+from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
 from ftcli.runs.folder import RunFolder
@@ -339,5 +340,6 @@ def hostile_run(folder: Path) -> RunFolder:
         samples=tuple(lines[:5]), flags=HOSTILE[:2], instruction=HOSTILE[0],
     )  # fmt: skip
     save_evaluation(run, result, lines)
-    (run.data / "advice.json").write_text(json.dumps({"sentences": HOSTILE}))
+    advice = Advice(fingerprint="0123abcd", rows=372, sentences=HOSTILE)
+    advice.write(advice_file(run.data))
     return run

@@ -63,10 +63,10 @@ def compare(
     is not run again; Ctrl-C stops, and the same command goes on. Writes compare.json, compare.md
     and compare.png into <output>-compare.
     """
-    from ftcli.evaluation.compare.cells import Asked, require_methods
-    from ftcli.evaluation.compare.compare import compare_recipe
+    from ftcli.evaluation.compare.cells import CompareOptions, require_methods
+    from ftcli.evaluation.compare.comparison import compare_recipe
 
-    asked = Asked(
+    asked = CompareOptions(
         recipe=recipe,
         overrides=tuple(overrides or ()),
         methods=require_methods(_listed(methods)),
@@ -98,7 +98,7 @@ def _rates(text: str | None) -> tuple[float, ...]:
 
 def show(found: CompareResult) -> None:
     """A comparison as a person reads it: one table, its notes, and the verdict."""
-    from ftcli.evaluation.compare.page import headline, notes, rows_of
+    from ftcli.evaluation.compare.compare_page import headline, notes, rows_of
 
     result(wrapped(headline(found), ""))
     rows = rows_of(found)

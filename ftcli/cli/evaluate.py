@@ -70,8 +70,10 @@ def evaluate(
     """
     from ftcli.cli.evaluate_view import show
     from ftcli.errors import UsageError
-    from ftcli.evaluation.evaluate import SHOTS, Asked, evaluate_run
-    from ftcli.evaluation.require import failures, requirements
+    from ftcli.evaluation.evaluation import evaluate_run
+    from ftcli.evaluation.rows import SHOTS, EvalOptions
+    from ftcli.evaluation.verdicts import failures, requirements
+    from ftcli.report.page import report_or_say
 
     if scores is not None and len(scores) > 1:
         raise UsageError(
@@ -85,8 +87,8 @@ def evaluate(
         raise UsageError(
             "flag", "--no-forgetting leaves out what the other flag measures; give one"
         )
-    wanted = requirements(require or ())
-    asked = Asked(
+    required = requirements(require or ())
+    wanted = EvalOptions(
         data=data,
         limit=limit,
         with_base=base,
@@ -98,12 +100,13 @@ def evaluate(
         general_instructions=general_instructions,
         rows_at_once=rows_at_once,
     )
-    found = evaluate_run(run, overrides or (), asked, Terminal())
+    found = evaluate_run(run, overrides or (), wanted, Terminal())
+    report_or_say(found.run, Terminal())
     if json:
         result_json({"run_dir": str(found.run.path), **found.result.as_json()})
     else:
         show(found)
-    failed = list(failures(wanted, found.result))
+    failed = list(failures(required, found.result))
     for line in failed:
         say(line)
     if failed:

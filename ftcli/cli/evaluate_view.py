@@ -1,19 +1,33 @@
-"""An evaluation as a person reads it: one table, general ability, a few answers to read."""
+"""An evaluation as a person reads it: samples, then tables, verdict and what is next."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from ftcli.console import result, say, shown_path, table, width
-from ftcli.evaluation.evaluate import Evaluated
-from ftcli.evaluation.scores import FEWEST_ROWS
-from ftcli.evaluation.wording import data_of, difference_of, rows_of, summary_of, value_of, word_of
+from ftcli.console import counted, result, say, shown_path, table, width, wrapped
+from ftcli.evaluation.evaluation import Evaluated
+from ftcli.evaluation.statistics import MIN_ROWS
+from ftcli.evaluation.verdicts import (
+    NOT_MEASURED,
+    REPLAY,
+    RunVerdict,
+    data_of,
+    difference_of,
+    rows_of,
+    summary_of,
+    value_of,
+    verdict_of,
+    word_of,
+)
 from ftcli.runs.results import Answer, AnsweredRow, EvalResult, ScoreRow, Side
+from ftcli.shell import command
 
-# Of each text of a sample; all of it is in the report.
-LINES_SHOWN = 8
+# Of the answers to read; all of them are in the report.
+SAMPLES_SHOWN = 2
+ANSWER_LINES = 8
 PROMPT_LINES = 10
 # The longest of our own labels.
 LABEL_COLUMNS = 27
@@ -21,34 +35,46 @@ LABEL_COLUMNS = 27
 
 def show(found: Evaluated) -> None:
     """Print it."""
-    evaluated = found.result
+    evaluated, run = found.result, found.run
     if found.stored:
         say("evaluated before; the same scores again")
     if evaluated.rows_in_validation:
         say(
             "note: these rows chose the checkpoint; hold others out with data.test for a fair score"
         )
+    for sample in evaluated.samples[:SAMPLES_SHOWN]:
+        result("\n".join((*side_by_side(sample, evaluated.sides, width()), "")))
     _tables(evaluated)
     result("")
     for sentence in summary_of(evaluated):
-        result(textwrap.fill(sentence, width(), break_long_words=False))
-    if evaluated.rows < FEWEST_ROWS:
-        result(f"{data_of(evaluated)} are too few for a verdict: {FEWEST_ROWS} at least.")
-    for sample in evaluated.samples:
-        result("")
-        for line in side_by_side(sample, evaluated.sides, width()):
-            result(line)
-    result("")
-    run = found.run
+        result(wrapped(sentence, ""))
+    verdict = verdict_of(evaluated)
+    if evaluated.rows < MIN_ROWS:
+        are = "is" if evaluated.rows == 1 else "are"
+        result(f"{data_of(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least.")
+    else:
+        result(f"{verdict.headline}.")
+    # The summary has the others.
+    reasons = [each for each in verdict.reasons if not each.startswith((NOT_MEASURED, REPLAY))]
+    for reason in reasons:
+        result(wrapped(f"  - {reason}", "    "))
     shown = run.report if run.report.is_file() else run.evaluations / evaluated.answers
     result(f"all rows side by side: {shown_path(shown)}")
+    result(f"next   {_next_command(verdict, run.path)}")
+
+
+def _next_command(verdict: RunVerdict, run: Path) -> str:
+    """A tuned model that may be used is asked; of another the rows are read."""
+    if verdict.kind in ("ready", "check"):
+        return command("generate", run, "a prompt like those it was trained on")
+    return command("report", run, "--open")
 
 
 def _tables(evaluated: EvalResult) -> None:
     rows, sides = evaluated.shown_rows, evaluated.sides
     with_yours = any(row.your_answers for row in rows)
     base: Side | None = "base" if "base" in sides else None
-    _table(f"{evaluated.rows:,} held-out rows", rows, sides, base, your_answers=with_yours)
+    _table(counted(evaluated.rows, "held-out row"), rows, sides, base, your_answers=with_yours)
     if compared := [row for row in rows if row.tuned_vs_prompted]:
         result("")
         _table("tuned against prompted", compared, (), "prompted")
@@ -141,9 +167,9 @@ def side_by_side(sample: AnsweredRow, sides: Sequence[Side], columns: int) -> It
 def _cell(answer: Answer, columns: int) -> list[str]:
     """An answer's first lines, and whether it was cut."""
     lines = _wrapped(answer.text.strip(), columns)
-    if len(lines) > LINES_SHOWN:
-        lines = [*lines[: LINES_SHOWN - 1], "…"]
-    return lines if answer.stopped else [*lines, f"(cut after {answer.tokens} tokens)"]
+    if len(lines) > ANSWER_LINES:
+        lines = [*lines[: ANSWER_LINES - 1], "…"]
+    return lines if answer.stopped else [*lines, f"(cut after {counted(answer.tokens, 'token')})"]
 
 
 def _wrapped(text: str, columns: int) -> list[str]:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
     from ftcli.data.prepared import Prepared
     from ftcli.data.tokenizing.rendering import Renderer
-    from ftcli.evaluation.advice.price import Price
-    from ftcli.evaluation.advice.record import Advice
+    from ftcli.evaluation.advice.advice import Advice
+    from ftcli.evaluation.advice.prompting import Price
     from ftcli.runs.folder import RunFolder
 
 Piece = tuple[str, bool]
@@ -105,7 +105,7 @@ def prepare(
     Every row that is not used is counted, and named with file, line and reason. Ends with advice:
     is fine-tuning the right thing for these rows?
     """
-    from ftcli.evaluation.advice.probe import SHOTS
+    from ftcli.evaluation.advice.prompting import SHOTS
 
     if shots is not None and not probe and price_per_hour is None:
         raise UsageError(
@@ -134,9 +134,9 @@ def prepare_recipe(
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
     from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.advising import give_advice, with_probe
-    from ftcli.evaluation.advice.statistics import PreparedRows
-    from ftcli.evaluation.scored_files import require_scored_files
+    from ftcli.evaluation.advice.advice import give_advice, with_probe
+    from ftcli.evaluation.advice.row_statistics import PreparedRows
+    from ftcli.evaluation.scoring import require_scored_files
     from ftcli.hub import require_reachable
     from ftcli.memory.shapes import model_source
     from ftcli.runs.folder import find_run
@@ -177,7 +177,7 @@ def _price(
     if asked.price_per_hour is None:
         return None
     from ftcli.config.loader import resolved
-    from ftcli.evaluation.advice.price import price_of
+    from ftcli.evaluation.advice.prompting import price_of
     from ftcli.training.job import TrainJob, open_model, require_trackers
     from ftcli.training.plan.decide import make_plan
     from ftcli.training.plan.plan import RowStatistics
@@ -286,7 +286,7 @@ def rejected_rows(prepared: Prepared, folder: Path | None) -> str:
 
 def _advice_lines(result: PrepareResult) -> list[str]:
     """The verdict and what explains it, then the price."""
-    from ftcli.evaluation.advice.record import advice_file
+    from ftcli.evaluation.advice.advice import advice_file
 
     sentences = result.advice.sentences
     lines = list(sentences[:SENTENCES_SHOWN])

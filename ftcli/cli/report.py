@@ -12,7 +12,7 @@ from ftcli.cli import options
 from ftcli.console import result, result_json, say, shown_path, wrapped
 
 if TYPE_CHECKING:
-    from ftcli.evaluation.wording import RunVerdict
+    from ftcli.evaluation.verdicts import RunVerdict
     from ftcli.runs.folder import RunFolder
 
 
@@ -22,14 +22,15 @@ def report(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write the page of a run anew: its verdict, scores, samples, curves, data, memory and recipe.
+    """Write the page of a run again: its verdict, scores, samples, curves, data, memory and recipe.
 
     One file without network, and the model card from the same figures. Training and evaluation
     write both by themselves.
     """
-    from ftcli.report.write import report_run
+    from ftcli.report.page import write_report
+    from ftcli.training.opening import run_at
 
-    found = report_run(run)
+    found = write_report(run_at(run))
     verdict = found.verdict(shlex.quote(shown_path(found.run.path)))
     for problem in found.problems:
         say(f"warning: {problem}", style="yellow")

@@ -18,7 +18,7 @@ from ftcli.errors import UsageError
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
     from ftcli.config.recipe import Recipe
-    from ftcli.evaluation.advice.price import Price
+    from ftcli.evaluation.advice.prompting import Price
     from ftcli.runs.folder import RunFolder
     from ftcli.runs.signals import StopSignals
     from ftcli.training.job import BaseModel, TrainJob
@@ -169,8 +169,8 @@ def train_recipe(
     `recipe` may be a run folder: that run resumes, or with `fresh` its recipe is trained again.
     """
     from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.advising import give_advice
-    from ftcli.evaluation.advice.statistics import PreparedRows
+    from ftcli.evaluation.advice.advice import give_advice
+    from ftcli.evaluation.advice.row_statistics import PreparedRows
     from ftcli.runs.folder import find_run
     from ftcli.runs.signals import StopSignals
     from ftcli.training.job import require_own_folder
@@ -228,8 +228,7 @@ def plan_recipe(
     """
     from ftcli.cli.prepare import data_folder
     from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.price import price_of
-    from ftcli.evaluation.advice.probe import SHOTS
+    from ftcli.evaluation.advice.prompting import SHOTS, price_of
     from ftcli.runs.folder import find_run, free_folder
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run
@@ -271,7 +270,7 @@ def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, Base
 
     Raises FtcliError for all that can be known before a row is read.
     """
-    from ftcli.evaluation.scored_files import require_scored_files
+    from ftcli.evaluation.scoring import require_scored_files
     from ftcli.training.job import open_model, require_trackers, starting_from
 
     require_trackers(loaded.recipe)
@@ -311,15 +310,19 @@ def _prepare_and_plan(
 ) -> TrainJob:
     from ftcli.cli.prepare import rejected_rows
     from ftcli.config.loader import resolved
+    from ftcli.data.prepared import load_prepared
     from ftcli.data.tokenizing.encode import prepare
     from ftcli.inference.endings import require_ends
     from ftcli.training.job import TrainJob
     from ftcli.training.plan.decide import make_plan
     from ftcli.training.plan.plan import RowStatistics
 
+    before = load_prepared(run.data)
     dataset = prepare(loaded, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
-    if dataset.problems:
+    # An earlier command has said it of the same rows.
+    is_news = before is None or before.fingerprint != dataset.fingerprint
+    if dataset.problems and is_news:
         used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
         reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
     recipe = _as_begun(loaded.recipe, run)
@@ -352,7 +355,7 @@ def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
 
 def _train_and_report(job: TrainJob, stops: StopSignals, reporter: Reporter) -> None:
     from ftcli.inference.endings import measure_stop_rate
-    from ftcli.report.write import report_or_say
+    from ftcli.report.page import report_or_say
     from ftcli.training.run_record import finish_run
     from ftcli.training.train import train as train_job
 

@@ -1,23 +1,88 @@
-"""Which rows an evaluation is on, how they are read, and which of them the run has seen."""
+"""The rows of an evaluation: how they are read, which of them the run has seen, and the row sets
+that its models score and answer."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ftcli.console import Reporter
-from ftcli.data.example import Example, Message, Origin
-from ftcli.data.prepared import RowsOf, Split, damaged_files, read_turns, row_batches, split_file
-from ftcli.errors import DataError
+from ftcli.config.recipe import Generation
+from ftcli.console import Reporter, counted
+from ftcli.data.example import Example, Origin
+from ftcli.data.few_shot import Turns, choose_examples, few_shot
+from ftcli.data.prepared import RowsOf, Split, damaged_files, read_turns, row_batches
+from ftcli.errors import DataError, UsageError
+from ftcli.evaluation.general_ability import (
+    Instruction,
+    general_instructions,
+    general_text,
+    read_text,
+)
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun
 
-Turns = tuple[Message, ...]
-NOWHERE = Origin("", 0)
+if TYPE_CHECKING:
+    from ftcli.models.prompt_manifest import PromptFormat
+
+# Enough to show a format, and few enough for a context of 2,048 tokens.
+SHOTS = 5
+# Enough for the built-in instructions: a longer answer has not finished.
+GREEDY = Generation(max_new_tokens=96)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Which rows, which models, and what else is measured: the flags of `ftcli eval`."""
+
+    data: Path | None = None
+    """Rows instead of the held-out ones."""
+    limit: int | None = None
+    """The first so many rows only."""
+    with_base: bool = True
+    prompted: Path | None = None
+    """An instruction: the base also answers with it and `shots` training rows before each row."""
+    shots: int = SHOTS
+    scores: Path | None = None
+    """A Python file of the user's, whose functions are scores."""
+    forgetting: bool = True
+    general_text: Path | None = None
+    """Text instead of the built-in one."""
+    general_instructions: Path | None = None
+    """Instructions instead of the built-in ones."""
+    rows_at_once: int | None = None
+    """Rows answered in one batch; None: as many as fill the machine."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """By the flag that names each."""
+        files = {
+            "data": self.data,
+            "prompted": self.prompted,
+            "scores": self.scores,
+            "general-text": self.general_text,
+            "general-instructions": self.general_instructions,
+        }
+        return {flag: file for flag, file in files.items() if file is not None}
+
+    def flags(self, opened: OpenRun) -> Iterator[str]:
+        """What is asked beyond a plain `ftcli eval RUN`; files without their folders."""
+        yield from (f"--{flag} {file.name}" for flag, file in self.files.items())
+        if self.prompted is not None:
+            yield f"--shots {self.shots}"
+        if self.limit is not None:
+            yield f"--limit {self.limit}"
+        if not self.with_base:
+            yield "--no-base"
+        if not self.forgetting:
+            yield "--no-forgetting"
+        yield from (f"--set {override}" for override in opened.loaded.overrides)
+        yield from (f"{section}: of the recipe" for section in opened.read_anew)
 
 
 @dataclass(frozen=True)
@@ -33,12 +98,12 @@ class Row:
 
     @property
     def prompt(self) -> Turns:
-        """The turns before the last answer; none of a plain text."""
+        """The turns before the last answer; empty for a plain text."""
         return self.messages[:-1]
 
     @property
     def scored(self) -> Mapping[str, Sequence[int]]:
-        """As the engine scores it."""
+        """What the model scores."""
         return {"input_ids": self.input_ids, "labels": self.labels}
 
 
@@ -74,36 +139,29 @@ def read_rows(
         found = encode_file(source, opened.loaded, opened.run, opened.prepared, reporter)
     rows = tuple(map(row_of, found))
     if opened.loaded.recipe.data.loss_on == "all":
-        rows = tuple(map(_answer_alone, rows))
+        # Only the last answer is scored; a plain text has no prompt.
+        rows = tuple(_after(row, row.input_ids[: row.prompt_tokens]) for row in rows)
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
     return rows[:limit]
 
 
-def _answer_alone(row: Row) -> Row:
-    """Scored on its last answer, whatever was trained on; a plain text has no prompt."""
-    from ftcli.data.tokenizing.rendering import IGNORED
-
-    start = row.prompt_tokens
-    return replace(row, labels=[IGNORED] * start + list(row.labels[start:]))
-
-
 @dataclass(frozen=True)
 class SeenRows:
-    """Rows of an evaluation that make the tuned model look better than it is; none: not known."""
+    """Contaminated rows, on which the tuned model looks better than it is; None: not known."""
 
     rows_trained_on: int | None
-    """They ask what a training row or a replayed one asks."""
+    """Their question is also that of a training row or a replayed one."""
     rows_in_validation: int | None
-    """They have chosen the checkpoint."""
+    """They chose the checkpoint."""
 
     def warn(self, data: str, rows: int, reporter: Reporter) -> None:
-        """`data`: where the rows are from; the split of validation itself is no surprise."""
-        parts = []
+        """`data`: where the rows are from; validation rows are expected to have chosen it."""
+        parts, of_rows = [], f"of {counted(rows, 'row')}"
         if self.rows_trained_on:
-            parts.append(f"{self.rows_trained_on} of {rows} rows ask what the run was trained on")
+            parts.append(f"{self.rows_trained_on} {of_rows} ask what the run was trained on")
         if data != "validation" and self.rows_in_validation:
-            parts.append(f"{self.rows_in_validation} of {rows} what chose its checkpoint")
+            parts.append(f"{self.rows_in_validation} {of_rows} chose its checkpoint")
         if parts:
             reporter.warn(
                 f"{data}: {', '.join(parts)}: the tuned model looks better on them than it is; "
@@ -114,9 +172,9 @@ class SeenRows:
 def find_seen(
     opened: OpenRun, rows: Sequence[Row], split: Split | None, reporter: Reporter
 ) -> SeenRows:
-    """`split`: whose rows they are; none: they are of a file.
+    """`split`: where the rows are from; None: a file.
 
-    Nothing is known of all where a file of the run's rows is gone or damaged, and a warning.
+    Both counts are None, with a warning, where a file of the run's rows is missing or damaged.
     """
     trained_on: int | None = 0
     in_validation: int | None = 0
@@ -135,15 +193,14 @@ def find_seen(
 
 
 def question_digest(turns: Turns, input_ids: Iterable[int]) -> bytes:
-    """Equal where the same is asked, under whatever system turn; of a plain text, where it is
-    equal as far as it is trained on."""
+    """Equal for equal questions, whatever their system turns; of plain texts, for equal tokens."""
     if turns:
-        return Example(turns, NOWHERE).question_digest()
+        return Example(turns, Origin("", 0)).question_digest()
     return hashlib.sha256(array("i", input_ids).tobytes()).digest()
 
 
 def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> set[bytes]:
-    """Which of the questions the run's rows ask too, read row by row."""
+    """Which of the questions also stand in the run's rows, read row by row."""
     return {
         digest
         for split in splits
@@ -154,7 +211,7 @@ def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> 
 
 
 def require_whole(opened: OpenRun, split: RowsOf) -> None:
-    """Raise DataError (`data_damaged`) where a file of rows is not as it was written."""
+    """Raise DataError (`data_damaged`) where a file of rows differs from what was written."""
     for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
         raise DataError(
             "data_damaged",
@@ -170,23 +227,173 @@ def stream_turns(opened: OpenRun, split: RowsOf) -> Iterator[Turns]:
 
 
 def stream_rows(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
-    """The turns of each row and its token ids, an Arrow list; of a large split no list is made.
+    """The turns of each row and its token ids, an Arrow list, batch by batch.
 
     Raises DataError (`data_damaged`).
     """
-    import pyarrow as pa
-
     require_whole(opened, split)
+    for batch in row_batches(opened.run.data, split):
+        ids = batch.column("input_ids")
+        for index, turns in enumerate(batch.column("messages").to_pylist()):
+            yield read_turns(turns), ids[index]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Rows to be scored and, where there are prompts, to be answered."""
+
+    label: str
+    """Shown by the progress bar."""
+    rows: tuple[Row, ...]
+    prompts: Sequence[Sequence[int]]
+    """Token ids, one prompt a row; empty: the rows are only scored."""
+    settings: Generation
+    rows_at_once: int
+    too_long: str | None = None
+    """What to do where prompt and answer exceed the model's context; None: not checked."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are scored, and at most generated."""
+        scored = sum(len(row.input_ids) for row in self.rows)
+        return scored + len(self.prompts) * self.settings.max_new_tokens
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of all token ids."""
+        found = hashlib.sha256()
+        for row in self.rows:
+            found.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
+        found.update(json.dumps([list(prompt) for prompt in self.prompts]).encode())
+        return found.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RowSets:
+    """Everything that is scored and answered."""
+
+    rows: RowSet
+    prompted: RowSet | None = None
+    """The same rows after an instruction and examples."""
+    text: RowSet | None = None
+    text_name: str | None = None
+    instructions: RowSet | None = None
+    checks: tuple[Instruction, ...] = ()
+    """One for each row of `instructions`."""
+
+
+def build_sets(
+    opened: OpenRun,
+    options: EvalOptions,
+    rows: tuple[Row, ...],
+    contract: PromptFormat,
+    reporter: Reporter,
+) -> RowSets:
+    """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
+    from ftcli.memory.phases import ANSWERED_ROWS
+
+    at_once = options.rows_at_once or ANSWERED_ROWS
+    plain = opened.prepared.plain_text
+    prompt_ids = contract.renderer.prompt_ids
+    prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
+    held_out = RowSet("rows", rows, prompts, opened.loaded.recipe.generation, at_once)
+    sets = RowSets(held_out)
+    if not options.with_base:
+        return sets
+    if options.prompted is not None:
+        sets = replace(sets, prompted=_prompted(opened, options, held_out, contract))
+    if options.forgetting:
+        name, passages = general_text(options.general_text)
+        sets = replace(sets, text=_text_set(contract, passages, name), text_name=name)
+    if options.forgetting and not plain:
+        wanted = general_instructions(options.general_instructions, opened.loaded.base)
+        instructions, checks = _instruction_set(contract, wanted, reporter)
+        sets = replace(sets, instructions=instructions, checks=checks)
+    return sets
+
+
+def _prompted(
+    opened: OpenRun, options: EvalOptions, plain: RowSet, contract: PromptFormat
+) -> RowSet:
+    """The rows as somebody would ask them who does not tune: with an instruction and examples."""
+    from ftcli.data.tokenizing.rendering import RowFault
+    from ftcli.inference.untrained import ids_of
+
+    assert options.prompted is not None
+    instruction = read_text(options.prompted).strip()
+    if not instruction:
+        raise DataError("data_empty", "holds no instruction", file=str(options.prompted))
+    if not plain.prompts:
+        raise UsageError(
+            "flag", "--prompted: the run was trained on plain texts, which nobody prompts"
+        )
+    seed = opened.loaded.recipe.training.seed
+    examples = choose_examples(stream_turns(opened, "train"), options.shots, seed)
+    conversations = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:
-        for batch in row_batches(opened.run.data, split):
-            # Files of before digests were kept prove nothing, and Arrow follows their offsets.
-            batch.validate(full=True)
-            ids = batch.column("input_ids")
-            for index, turns in enumerate(batch.column("messages").to_pylist()):
-                yield read_turns(turns), ids[index]
-    except pa.ArrowInvalid as error:
+        prompts = [ids_of(contract.renderer, turns) for turns in conversations]
+    except RowFault as fault:
         raise DataError(
-            "data_damaged",
-            f"not as ftcli prepare has written it ({error})",
-            file=str(split_file(opened.run.data, split)),
-        ) from error
+            "prompted",
+            f"--prompted: instruction and {counted(options.shots, 'example')} cannot be rendered: "
+            f"{fault}; try --shots 0",
+        ) from fault
+    rows = tuple(_after(*pair) for pair in zip(plain.rows, prompts, strict=True))
+    return replace(
+        plain,
+        label="rows, prompted",
+        rows=rows,
+        prompts=prompts,
+        too_long="take fewer --shots or a shorter instruction",
+    )
+
+
+def _after(row: Row, prompt: Sequence[int]) -> Row:
+    """The row's last answer after this prompt, of which nothing is scored."""
+    from ftcli.data.tokenizing.rendering import IGNORED
+
+    start = row.prompt_tokens
+    return replace(
+        row,
+        input_ids=[*prompt, *row.input_ids[start:]],
+        labels=[IGNORED] * len(prompt) + list(row.labels[start:]),
+        prompt_tokens=len(prompt),
+    )
+
+
+def _text_set(contract: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
+    """Passages, long ones in pieces; `line` is the number of the passage."""
+    from ftcli.data.tokenizing.plain_text import passage_rows
+
+    rows = tuple(
+        Row(row["input_ids"], row["labels"], 0, (), name, number)
+        for number, passage in enumerate(passages, start=1)
+        for row in passage_rows(contract.renderer, [passage])
+    )
+    return RowSet("general text", rows, (), GREEDY, 1)
+
+
+def _instruction_set(
+    contract: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
+) -> tuple[RowSet | None, tuple[Instruction, ...]]:
+    """Instructions that the template renders: it may demand a system turn, which they lack."""
+    from ftcli.data.tokenizing.rendering import RowFault
+    from ftcli.data.tokenizing.rows import record
+    from ftcli.memory.phases import ANSWERED_ROWS
+
+    rows, kept, reason = [], [], ""
+    for each in wanted:
+        try:
+            rows.append(row_of(record(contract.renderer.encode(each.example), each.example)))
+            kept.append(each)
+        except RowFault as fault:
+            reason = str(fault)
+    if len(kept) < len(wanted):
+        left_out = counted(
+            len(wanted) - len(kept), "general instruction is", "general instructions are"
+        )
+        reporter.warn(f"{left_out} left out: {reason}")
+    if not rows:
+        return None, ()
+    prompts = [row.input_ids[: row.prompt_tokens] for row in rows]
+    return RowSet("instructions", tuple(rows), prompts, GREEDY, ANSWERED_ROWS), tuple(kept)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ftcli.evaluation.intervals import Interval, paired_ratio_interval
+from ftcli.evaluation.statistics import paired_ratio_interval
+from ftcli.runs.results import Interval
 
 if TYPE_CHECKING:
     from ftcli.export.parity import Parity

@@ -7,11 +7,13 @@ known is left out and said: a licence is nobody's but the owner's of the base an
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ftcli.evaluation.wording import NOT_MEASURED, summary_of
+from ftcli.console import counted
+from ftcli.evaluation.verdicts import NOT_MEASURED, summary_of
 from ftcli.redact import masked
 from ftcli.report import tables
 from ftcli.report.figures import HELD_OUT, ReportFigures, name_alone, named
@@ -77,7 +79,7 @@ def _hub_results(found: EvalResult | None) -> list[Any]:
 def _body(figures: ReportFigures) -> Iterator[str]:
     base, verdict = figures.hub_base or figures.model, figures.verdict(".")
     yield from ("", f"# {_line(figures.name)}", "")
-    rows = f" on {figures.prepared.train.rows:,} rows" if figures.prepared else ""
+    rows = f" on {counted(figures.prepared.train.rows, 'row')}" if figures.prepared else ""
     if figures.prepared is not None and figures.prepared.replay is not None:
         rows += f" and {figures.prepared.replay.rows:,} replayed ones"
     tuned = f"tuned with ftcli ({_line(figures.method)}){rows}."
@@ -91,7 +93,8 @@ def _body(figures: ReportFigures) -> Iterator[str]:
         yield from _bulleted(figures.advice)
     yield from ("", "## Use", "", "In the folder of this card:", "", "```sh")
     yield 'ftcli generate . "a prompt like those it was trained on"'
-    yield from ("ftcli eval .", "ftcli train . --fresh", "```")
+    yield from ("ftcli eval .", "ftcli train . --fresh", "```", "")
+    yield from _loaded_by_libraries(figures)
     if figures.recipe_text:
         # A fence must be longer than any in the text (CommonMark 0.31, fenced code blocks).
         longest = max(map(len, re.findall(r"`{3,}", figures.recipe_text)), default=2)
@@ -111,6 +114,40 @@ def _body(figures: ReportFigures) -> Iterator[str]:
         )
     if figures.evaluation is None or figures.evaluation.data not in HELD_OUT:
         yield "- `model-index`: no scores on held-out rows yet"
+
+
+def _loaded_by_libraries(figures: ReportFigures) -> Iterator[str]:
+    """Lines of Python that open the weights without ftcli, and how they reach the hub."""
+    full = figures.method == "full"
+    folder, kind = (
+        ("model", "AutoModelForCausalLM") if full else ("adapter", "AutoPeftModelForCausalLM")
+    )
+    hub = shlex.quote(f"your-name/{name_alone(figures.name)}")
+    yield from ("Without ftcli:" if full else "Without ftcli, by PEFT:", "", "```python")
+    if full:
+        yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    else:
+        yield from (f"from peft import {kind}", "from transformers import AutoTokenizer")
+    yield from (
+        "",
+        f'model = {kind}.from_pretrained("{folder}")  # or the id on the hub',
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+        'messages = [{"role": "user", "content": "a prompt like those it was trained on"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        "answer = model.generate(**inputs, max_new_tokens=256)",
+        'new_tokens = answer[0, inputs["input_ids"].shape[1] :]',
+        "print(tokenizer.decode(new_tokens, skip_special_tokens=True))",
+        "```",
+        "",
+        "To the Hugging Face hub, weights and card alone:",
+        "",
+        "```sh",
+        f"hf upload {hub} {folder} .",
+        f"hf upload {hub} README.md README.md",
+        "```",
+    )
 
 
 def _evaluation(found: EvalResult | None) -> Iterator[str]:

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import ConfigDict
 
 from ftcli.config.loader import PATH_KEYS, load_recipe
 from ftcli.config.recipe import Recipe
+from ftcli.console import counted
 from ftcli.data.prepared import Prepared, load_prepared, row_lengths
 from ftcli.errors import FtcliError
-from ftcli.evaluation.wording import RunVerdict, verdict_of
+from ftcli.evaluation.advice.advice import Advice, advice_file
+from ftcli.evaluation.verdicts import RunVerdict, verdict_of
 from ftcli.memory.shapes import model_source
 from ftcli.report.charts import Chart, charts_of
 from ftcli.report.samples import Samples, samples_in
 from ftcli.runs.folder import RunFolder
-from ftcli.runs.results import EvalResult, Result
+from ftcli.runs.results import EvalResult
 from ftcli.runs.training_records import RunRecord
 from ftcli.training.plan.plan import Plan
 
@@ -97,15 +98,6 @@ class ReportFigures:
         return verdict_of(self.evaluation)
 
 
-class _Advice(Result):
-    """What is read of data/advice.json."""
-
-    model_config = ConfigDict(extra="ignore")
-    error_remedy = "prepare again"
-
-    sentences: tuple[str, ...] = ()
-
-
 def read_figures(run: RunFolder) -> ReportFigures:
     """Read a run folder; raises FtcliError where run.json cannot be read. Other files that cannot
     be read are left out and named."""
@@ -122,8 +114,8 @@ def read_figures(run: RunFolder) -> ReportFigures:
         return None
 
     recipe = read(run.recipe, lambda: load_recipe(run.recipe).recipe)
-    advised = run.data / "advice.json"
-    advice = read(advised, partial(_Advice.read, advised)) or _Advice()
+    advised = advice_file(run.data)
+    advice = read(advised, partial(Advice.read, advised))
     files = sorted(run.evaluations.glob("[!.]*.json"))  # the lock has a dot
     results = [read(file, partial(EvalResult.read, file)) for file in files]
     evaluations = evaluations_in(run, [named(each, path) for each in results if each is not None])
@@ -132,7 +124,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
     if main is not None and main.calls:
         samples = samples_in(run.evaluations / main.answers, main)
         if samples.total < main.rows:
-            there = f"{samples.total:,} of {main.rows:,} rows are there"
+            there = f"{samples.total:,} of {counted(main.rows, 'row')} are there"
             problems.append(f"eval/{main.answers}: {there}; remove it and evaluate again")
     return ReportFigures(
         run=run,
@@ -144,7 +136,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         base_digest=read(run.contract, run.base_fingerprint),
         prepared=read(run.data / "prepared.json", partial(load_prepared, run.data)),
         lengths=_lengths(run),
-        advice=advice.sentences,
+        advice=advice.sentences if advice is not None else (),
         evaluation=main,
         others=evaluations[1:],
         samples=samples,

@@ -1,5 +1,7 @@
-"""The page: a template filled with a run's figures, with its style, script and pictures inside.
+"""report.html and the model card, written from a run's folder.
 
+The page is a template filled with the run's figures, with its style, script and pictures inside: it
+needs no network and no other file.
 Whatever a model wrote stays text: every value is escaped, and the page's own policy lets nothing
 run or load but the one style sheet and the one script whose hashes it names.
 """
@@ -12,12 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftcli.console import megabytes
-from ftcli.evaluation.wording import summary_of
+from ftcli.console import Reporter, counted, megabytes
+from ftcli.evaluation.verdicts import summary_of
 from ftcli.redact import masker
 from ftcli.report import charts, samples, tables
-from ftcli.report.figures import ReportFigures
+from ftcli.report.card import model_card
+from ftcli.report.figures import ReportFigures, read_figures
+from ftcli.runs.atomic import write_text
+from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import Finding
+from ftcli.shell import command
 
 FOLDER = Path(__file__).parent
 # What a page must not hold as it is (HTML, "preprocessing the input stream"): control characters
@@ -25,6 +31,28 @@ FOLDER = Path(__file__).parent
 CLEAR = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
 NO_CHARACTERS = (range(0x80, 0xA0), range(0xD800, 0xE000), range(0xFDD0, 0xFDF0), (0xFFFE, 0xFFFF))
 CLEAR |= {code: 0xFFFD for codes in NO_CHARACTERS for code in codes}
+
+
+def report_or_say(run: RunFolder, reporter: Reporter) -> None:
+    """Write report and model card after other work, which no failure of theirs may spoil."""
+    try:
+        write_report(run)
+    except Exception as error:  # noqa: BLE001 - a page is not worth a finished training
+        reporter.warn(
+            f"the report could not be written ({error!r}); everything else is complete, and "
+            f"{command('report', run.path)} writes it"
+        )
+
+
+def write_report(run: RunFolder) -> ReportFigures:
+    """Write report.html and README.md again from all that is in the folder.
+
+    Raises FtcliError where run.json cannot be read, OSError where they cannot be written.
+    """
+    figures = read_figures(run)
+    write_text(run.report, page(figures))
+    write_text(run.card, model_card(figures))
+    return figures
 
 
 def page(figures: ReportFigures) -> str:
@@ -38,6 +66,16 @@ def page(figures: ReportFigures) -> str:
         """A text with what was found in it marked: where a secret is masked, places are others."""
         hidden = mask(text)
         return samples.marked(hidden, findings if hidden == text else ())
+
+    def hash_of(text: str) -> str:
+        """As a Content-Security-Policy names what may stand inline."""
+        digest = hashlib.sha256(text.encode("utf-8")).digest()
+        return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+
+    def picture(chart: charts.Chart) -> str:
+        """A chart as the address of an image."""
+        svg = charts.draw(chart).encode("utf-8")
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
 
     def finalized(value: Any) -> Any:
         """Every value on its way into the page, without secrets; markup is our own."""
@@ -60,23 +98,12 @@ def page(figures: ReportFigures) -> str:
         verdict=figures.verdict(figures.command_name),
         style=Markup(style),
         script=Markup(script),
-        hash_of=_hash,
-        picture=_picture,
+        hash_of=hash_of,
+        picture=picture,
         samples=samples,
         tables=tables,
         pieces=pieces,
         summary_of=summary_of,
         megabytes=megabytes,
+        counted=counted,
     )
-
-
-def _picture(chart: charts.Chart) -> str:
-    """A chart as an address of an image."""
-    svg = charts.draw(chart).encode("utf-8")
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
-
-
-def _hash(text: str) -> str:
-    """As a Content-Security-Policy names what may stand inline."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"

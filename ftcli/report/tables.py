@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ftcli.console import duration, gigabytes, megabytes
+from ftcli.console import counted, duration, gigabytes, megabytes
 from ftcli.data.prepared import Prepared
-from ftcli.evaluation.wording import data_of, difference_of, rows_of, value_of, word_of
+from ftcli.evaluation.verdicts import data_of, difference_of, rows_of, value_of, word_of
 from ftcli.report.figures import Change, ReportFigures
 from ftcli.runs.results import EvalResult, ScoreRow, Side
 from ftcli.runs.training_records import MemoryFigures
@@ -110,7 +110,7 @@ def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
         middle, most = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
         usual = f"half have up to {middle:,}, 95% up to {most:,}"
     if p.answer_tokens_lost:
-        lost += f" ({p.answer_tokens_lost / p.answer_tokens:.1%}) in {p.rows_cut:,} rows"
+        lost += f" ({p.answer_tokens_lost / p.answer_tokens:.1%}) in {counted(p.rows_cut, 'row')}"
     rows = (
         ("rows read", f"{p.rows_read:,}"),
         ("used", f"{p.rows_accepted:,}"),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ftcli import __version__
 from ftcli.errors import FtcliError
 from ftcli.runs.atomic import write_text
 
@@ -52,7 +53,7 @@ class Result(BaseModel):
 
     @classmethod
     def _damaged(cls, file: Path, error: OSError | ValidationError) -> FtcliError:
-        message = f"not as ftcli {_version()} writes it ({_first(error)}); {cls.error_remedy}"
+        message = f"not as ftcli {__version__} writes it ({_first(error)}); {cls.error_remedy}"
         return FtcliError(cls.error_code, message, file=str(file))
 
 
@@ -63,12 +64,6 @@ def _first(error: OSError | ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
-
-
-def _version() -> str:
-    from ftcli import __version__
-
-    return __version__
 
 
 class Score(Result):
@@ -141,7 +136,7 @@ class Finding:
     """`number not in the prompt`, `banned phrase`, `not JSON`, …"""
     message: str
     start: int | None = None
-    """Characters [start, end) of the answer that prove it; none: it is in no one place."""
+    """Characters [start, end) of the answer that prove it; None: in no single place."""
     end: int | None = None
 
 
@@ -183,7 +178,7 @@ class EvalResult(Result):
     data: str
     """`test`, `validation`, or the file of `--data`."""
     rows_trained_on: int | None
-    """Rows that ask what the run was trained on; none: it cannot be found out."""
+    """Rows that ask what the run was trained on; None: not known."""
     rows_in_validation: int | None
     """Rows that chose the checkpoint."""
     instruction: str | None = None
@@ -273,13 +268,13 @@ class ComparedCell(Result):
     saved_bytes: int
     seconds: float
     resumed: bool
-    """Whether the seconds are those of the last sitting alone."""
+    """Whether the seconds are those of the last process alone."""
     chosen: bool = False
     """Whether it has the lowest validation loss of its method; the others have no differences."""
     vs_base: Difference | None = None
     """Held-out loss, less that of the base shown."""
     vs_best: Difference | None = None
-    """Less that of the chosen cell with the lowest held-out loss; none: it is this one."""
+    """Less that of the chosen cell with the lowest held-out loss; None: this is it."""
 
 
 class FailedCell(Result):
@@ -299,7 +294,7 @@ class CompareResult(Result):
     recipe: str
     model: str
     steps: int | None
-    """Of every cell (`--steps`); none: the recipe's own length."""
+    """Of every cell (`--steps`); None: the recipe's own length."""
     seed: int
     data: str
     """`test` or `validation`."""
@@ -310,7 +305,7 @@ class CompareResult(Result):
     cells: tuple[ComparedCell | FailedCell, ...]
     """In the order asked for."""
     take: str | None
-    """Name of a cell; none: no method is better than the base."""
+    """Name of a cell; None: no method is better than the base."""
     among: tuple[str, ...]
     """Cells that are not significantly worse than the best, which is the first."""
     verdict: str

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import evaluate_view
-from ftcli.evaluation.evaluate import Evaluated
+from ftcli.evaluation.evaluation import Evaluated
 from ftcli.runs.results import EvalResult
 from tests.reported import evaluation, prompted, row, save_run, score, usual_lines
 
@@ -34,7 +34,7 @@ def shown(
 def test_it_fits(shown: Shown, columns: int, scores: str | None) -> None:
     changes = {"scores": prompted("worse"), "examples": 5} if scores else {}
     lines = shown(evaluation(**changes), columns)
-    assert max(map(len, lines[:-1])) <= columns  # the last one is a path
+    assert max(map(len, lines[:-2])) <= columns  # the last two hold paths
     text = "\n".join(lines)
     assert "better" in text and "general ability (forgetting)" in text
     assert ("tuned against prompted" in text) is bool(scores)
@@ -51,7 +51,7 @@ def test_the_verdicts_of_the_table_and_of_the_sentence_are_one(shown: Shown) -> 
     sentence = next(line for line in lines if line.startswith("Better: "))
     better = [e.label for e in result.every_row if e.tuned_vs_base.verdict == "better"]  # type: ignore[union-attr]
     assert all(label in sentence for label in better)
-    assert "Whether the answers are true was not measured: read the answers below." in lines
+    assert "Whether the answers are true was not measured: read some of them." in lines
     assert any(line.endswith("differences in shares from 13 points on.") for line in lines)
 
 
@@ -69,9 +69,20 @@ def test_long_names_of_scores_are_cut_in_their_middle(shown: Shown, columns: int
     assert len(set(labels)) == 2 and all("…" in label for label in labels)
 
 
-def test_samples_are_shown_shortly(shown: Shown) -> None:
-    samples = usual_lines(2)
+def test_what_is_next_stands_last(shown: Shown) -> None:
+    lines = shown(evaluation())
+    assert lines[-3] == "Check before use."
+    assert lines[-2].startswith("all rows side by side: ")
+    assert lines[-1].startswith("next   ftcli generate ")
+    worse = row("format_rate", 0.9, score(0.5), "worse")
+    assert shown(evaluation(scores=(worse,)))[-1].endswith(" --open")
+
+
+def test_samples_are_shown_shortly_and_before_the_table(shown: Shown) -> None:
+    samples = usual_lines(3)
     long = samples[0].model_copy(update={"prompt": "\n".join(f"line {n}" for n in range(40))})
-    lines = shown(evaluation(samples=(long, samples[1])))
+    lines = shown(evaluation(samples=(long, *samples[1:])))
+    table = next(n for n, line in enumerate(lines) if line.strip().startswith("120 held-out rows"))
+    assert max(n for n, line in enumerate(lines) if line.startswith("prompt  ")) < table
     assert sum(line.startswith("prompt  ") for line in lines) == 2
     assert "  line 9" in lines and "  line 10" not in lines and "  …" in lines

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from ftcli.cli import run
-from ftcli.evaluation.advice.advising import advise_on
-from ftcli.evaluation.advice.record import Advice, AnswerForm, Probe
+from ftcli.evaluation.advice.advice import Advice, advise_on
+from ftcli.evaluation.advice.answer_form import AnswerForm
+from ftcli.evaluation.advice.prompting import Probe
 from tests.conftest import pair
 
 Prepare = Callable[..., dict[str, Any]]
@@ -85,7 +86,7 @@ def test_rows_are_prepared_without_advice_where_it_fails(
     def fail(*_: object) -> None:
         raise RuntimeError("no such statistics")
 
-    monkeypatch.setattr("ftcli.evaluation.advice.advising.statistics_of", fail)
+    monkeypatch.setattr("ftcli.evaluation.advice.advice.statistics_of", fail)
     assert run(["prepare", str(write_recipe())]) == 0
     out, err = capsys.readouterr()
     assert "warning: no advice on these rows: RuntimeError: no such statistics" in err
@@ -179,7 +180,7 @@ def test_near_duplicates_are_searched_in_whole_batches_of_many_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Lengths and contradictions are of all rows."""
-    monkeypatch.setattr("ftcli.evaluation.advice.statistics.COMPARED_ROWS", 600)
+    monkeypatch.setattr("ftcli.evaluation.advice.row_statistics.COMPARED_ROWS", 600)
     save(tmp_path, [pair(number) for number in range(1500)])
     data = {"train": "rows.jsonl", "validation": 0, "max_length": 256}
     advice = prepare(write_recipe(data=data))["advice"]
@@ -317,7 +318,7 @@ def test_a_probe_is_kept_while_what_scores_it_is_the_same(
     schema.write_text('{"type": "object", "required": ["name"]}')
     assert prepare(recipe)["advice"]["probe"] is None
     assert prepare(recipe, "--probe")["advice"]["probe"]["key"] != probe["key"]
-    monkeypatch.setattr("ftcli.evaluation.advice.probe.code_digest", lambda: "another version")
+    monkeypatch.setattr("ftcli.evaluation.advice.prompting.code_digest", lambda: "another version")
     assert prepare(recipe)["advice"]["probe"] is None
 
 

@@ -19,7 +19,7 @@ from jsonschema import validate
 from ftcli.cli import run
 from ftcli.errors import MachineError, Stopped
 from ftcli.evaluation.compare.cells import METHODS
-from ftcli.evaluation.compare.children import ask as ask_ftcli
+from ftcli.evaluation.compare.cells import ask as ask_ftcli
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.results import CompareResult
 from tests.compared import in_this_process
@@ -228,19 +228,6 @@ def test_validation_chooses_the_rate_of_each_method(recipe: Path, capsys: Captur
         assert [cell.name for cell in cells if cell.chosen] == [best.name]
 
 
-@pytest.mark.slow
-def test_a_general_text_of_ones_own(recipe: Path, tmp_path: Path, capsys: Capture) -> None:
-    flags = ("--methods", "lora", "--steps", "2")
-    other = tmp_path / "other.txt"
-    other.write_text("Red mug.")
-    first = ask(capsys, recipe, *flags)
-    second = ask(capsys, recipe, *flags, "--general-text", str(other))
-    assert second.general_text == str(other)
-    assert second.base.scores["general_text"] != first.base.scores["general_text"]
-    code, _, message = refused(capsys, recipe, "--general-text", str(tmp_path / "none.txt"))
-    assert code == 1 and message.endswith("none.txt: no such file")
-
-
 def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -298,6 +285,8 @@ def test_a_fault_of_model_or_data_is_one_error(
     recipe: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert refused(capsys, recipe, "--set", "model.id=../no")[:2] == (1, "model_missing")
+    code, _, message = refused(capsys, recipe, "--general-text", str(tmp_path / "none.txt"))
+    assert code == 1 and message.endswith("none.txt: no such file")
     assert not (tmp_path / "runs").exists()
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": ""}\n')
     code, name, message = refused(capsys, recipe)
@@ -357,13 +346,21 @@ def test_a_crash_is_an_error_of_its_own_command(
     assert caught.value.code == "crashed" and words in caught.value.message
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_command(
-    tmp_path: Path, instead_of_python: Callable[[str], None], number: signal.Signals
+@pytest.mark.parametrize(
+    ("number", "trap"),
+    [
+        (signal.SIGINT, "exit 130"),
+        (signal.SIGTERM, "exit 143"),
+        (signal.SIGINT, "echo {}; exit 0"),  # it was ending well: the next is not begun
+    ],
+)
+def test_a_signal_reaches_the_command_which_is_the_last_one(
+    tmp_path: Path,
+    instead_of_python: Callable[[str], None],
+    number: signal.Signals,
+    trap: str,
 ) -> None:
-    instead_of_python(
-        "trap 'exit 130' INT; trap 'exit 143' TERM; touch begun; while :; do sleep 0.02; done"
-    )
+    instead_of_python(f"trap '{trap}' {number.name[3:]}; touch begun; while :; do sleep 0.02; done")
     earlier = signal.getsignal(number)
 
     def send() -> None:
@@ -378,20 +375,3 @@ def test_a_signal_reaches_the_command(
     sender.join()
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) is earlier
-
-
-def test_a_command_that_ends_well_after_a_signal_is_the_last_one(
-    tmp_path: Path, instead_of_python: Callable[[str], None]
-) -> None:
-    instead_of_python("trap 'echo {}; exit 0' INT; touch begun; while :; do sleep 0.02; done")
-
-    def send() -> None:
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    sender = Thread(target=send)
-    sender.start()
-    with pytest.raises(Stopped):
-        ask_ftcli("train")
-    sender.join()

@@ -13,21 +13,18 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.console import Terminal
-from ftcli.evaluation.evaluate import Asked, evaluate_run
+from ftcli.evaluation.evaluation import evaluate_run
+from ftcli.evaluation.model_outputs import ModelOutputs
+from ftcli.evaluation.rows import EvalOptions
 from ftcli.runs.results import EvalResult
 from tests.commands.test_end_to_end import ask
 from tests.conftest import save_recipe
-from tests.evaluated import finished_run, rows_of, unevaluated
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    return finished_run(tmp_path_factory.mktemp("evaluating"), tiny_model, max_steps=6)
+from tests.evaluated import rows_of, unevaluated
 
 
 @pytest.fixture
-def fresh(trained: Path) -> Path:
-    return unevaluated(trained)
+def fresh(eval_run: Path) -> Path:
+    return unevaluated(eval_run)
 
 
 def row_of(found: dict[str, Any], name: str) -> dict[str, Any]:
@@ -65,8 +62,10 @@ def test_base_and_tuned_with_intervals_and_verdicts(
     }
 
 
-def test_general_ability_before_and_after(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = ask(capsys, "eval", fresh, "--limit", "2")
+def test_general_ability_before_and_after(
+    eval_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = ask(capsys, "eval", eval_run, "--limit", "2")
     rows = {row["name"]: row for row in found["forgetting"]}
     assert list(rows) == [
         *("general_text", "instructions", "instructions_followed", "instructions_finished")
@@ -76,12 +75,12 @@ def test_general_ability_before_and_after(fresh: Path, capsys: pytest.CaptureFix
     text = rows["general_text"]
     difference = text["tuned"]["value"] - text["base"]["value"]
     assert text["tuned_vs_base"]["value"] == pytest.approx(difference)
-    without = ask(capsys, "eval", fresh, "--limit", "2", "--no-forgetting")
+    without = ask(capsys, "eval", eval_run, "--limit", "2", "--no-forgetting")
     assert without["forgetting"] == []
 
 
 def test_general_sets_of_ones_own(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "Rain falls on the hills."}\n{"text": "Two boats left."}\n')
@@ -93,7 +92,7 @@ def test_general_sets_of_ones_own(
     ]
     instructions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     flags = ["--general-text", text, "--general-instructions", instructions, "--limit", "2"]
-    found = ask(capsys, "eval", fresh, *flags)
+    found = ask(capsys, "eval", eval_run, *flags)
     assert found["general_text"] == str(text)
     followed = row_of(found, "instructions_followed")
     assert (followed["tuned"]["n"], followed["tuned"]["value"]) == (2, 0.5)
@@ -104,46 +103,50 @@ def test_general_sets_of_ones_own(
 
 
 def test_the_base_with_a_long_prompt(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = tmp_path / "told.txt"
     told.write_text("List the product.\n")
     flags = ["--prompted", told, "--shots", "2"]
-    found = ask(capsys, "eval", fresh, *flags)
+    found = ask(capsys, "eval", eval_run, *flags)
     assert found["examples"] == 2 and found["instruction"] == str(told)
     calls = found["calls"]
     assert calls["prompted"]["prompt_tokens"] > 2 * calls["base"]["prompt_tokens"]
     assert calls["base"]["prompt_tokens"] == calls["tuned"]["prompt_tokens"]
     assert row_of(found, "loss")["tuned_vs_prompted"] is not None
-    rows = rows_of(fresh, found)
+    rows = rows_of(eval_run, found)
     # The same answers are scored behind either prompt.
     for row in rows:
         tokens = {side: answer["loss_tokens"] for side, answer in row["sides"].items()}
         assert len(set(tokens.values())) == 1
     told.write_text("List the product and its colour.\n")
-    again = ask(capsys, "eval", fresh, *flags)
+    again = ask(capsys, "eval", eval_run, *flags)
     assert again["calls"]["prompted"]["prompt_tokens"] > calls["prompted"]["prompt_tokens"]
 
 
-def test_a_long_prompt_that_does_not_fit(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_instruction_that_is_too_long_or_cannot_be_read(
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = tmp_path / "told.txt"
     told.write_text("red " * 600)
-    assert run(["eval", str(fresh), "--prompted", str(told)]) == 1
+    assert run(["eval", str(eval_run), "--prompted", str(told)]) == 1
     err = capsys.readouterr().err
     assert "context of 512" in err and "fewer --shots" in err
-    told.write_text("  \n")
-    assert run(["eval", str(fresh), "--prompted", str(told)]) == 1
-    assert "holds no instruction" in capsys.readouterr().err
+    for content, words in (
+        ("Größe".encode("latin-1"), "not UTF-8 text; save it"),
+        (b" \n", "holds no instruction"),
+    ):
+        told.write_bytes(content)
+        assert run(["eval", str(eval_run), "--prompted", str(told)]) == 1
+        assert f"{told}: " in (err := capsys.readouterr().err) and words in err
 
 
 def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
-    fresh: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answers(rows_at_once: int) -> list[tuple[str, str]]:
-        found = ask(capsys, "eval", fresh, "--rows-at-once", rows_at_once, "--no-forgetting")
-        rows = rows_of(fresh, found)
+        found = ask(capsys, "eval", eval_run, "--rows-at-once", rows_at_once, "--no-forgetting")
+        rows = rows_of(eval_run, found)
         return [tuple(row["sides"][side]["text"] for side in ("base", "tuned")) for row in rows]
 
     one = answers(1)
@@ -152,13 +155,11 @@ def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
     assert answers(3) == one
 
 
-@pytest.mark.parametrize("kept_lines", [0, 1, 2, 3])
+@pytest.mark.parametrize("kept_lines", [1, 3])
 def test_an_evaluation_that_was_stopped_goes_on(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, kept_lines: int
 ) -> None:
-    from ftcli.evaluation.work import Done
-
-    asked = Asked(with_base=False, forgetting=False, rows_at_once=2)
+    asked = EvalOptions(with_base=False, forgetting=False, rows_at_once=2)
     whole = evaluate_run(fresh, (), asked, Terminal())
     file = next((fresh / "eval" / "work").iterdir())
     lines = file.read_text().splitlines(keepends=True)
@@ -166,7 +167,7 @@ def test_an_evaluation_that_was_stopped_goes_on(
         other.unlink()
     file.write_text("".join(lines[:kept_lines]) + '{"losses": [[0, 1')
     added: list[int] = []
-    monkeypatch.setattr(Done, "add", _counting(Done.add, added))
+    monkeypatch.setattr(ModelOutputs, "add", _counting(ModelOutputs.add, added))
     again = evaluate_run(fresh, (), asked, Terminal())
     assert not again.stored
     assert len(added) == len(lines) - kept_lines
@@ -217,7 +218,7 @@ def test_another_format_is_scored_without_a_model(
 ) -> None:
     from ftcli.inference import trained as engine
 
-    asked = Asked(limit=4, forgetting=False)
+    asked = EvalOptions(limit=4, forgetting=False)
     first = evaluate_run(fresh, (), asked, Terminal())
 
     def never(*_: object) -> None:
@@ -233,7 +234,7 @@ def test_another_format_is_scored_without_a_model(
 
 
 def test_what_the_base_does_is_taken_from_a_run_beside(
-    trained: Path,
+    eval_run: Path,
     tiny_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -242,9 +243,9 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
     from ftcli.inference import trained as engine
 
     lora = tmp_path / "runs" / "tiny"
-    shutil.copytree(trained, lora)
+    shutil.copytree(eval_run, lora)
     unevaluated(lora)
-    shutil.copy(trained.parents[1] / "rows.jsonl", tmp_path)
+    shutil.copy(eval_run.parents[1] / "rows.jsonl", tmp_path)
     training = {"batch_size": 4, "learning_rate": "1e-3", "precision": "fp32", "max_steps": 2}
     full = save_recipe(
         tmp_path, tiny_model, name="full", method={"mode": "full"}, training=training
@@ -264,7 +265,7 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
         patched.setattr(engine, "load_base_model", never)
         second = ask(capsys, "eval", tmp_path / "runs" / "full", *asked)
         with pytest.raises(AssertionError, match="the base was opened"):
-            evaluate_run(tmp_path / "runs" / "full", (), Asked(rows_at_once=7), Terminal())
+            evaluate_run(tmp_path / "runs" / "full", (), EvalOptions(rows_at_once=7), Terminal())
     for side in ("base", "prompted"):
         assert second[side] == first[side]
     assert second["tuned"]["loss"] != first["tuned"]["loss"]
@@ -272,14 +273,14 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
 
 
 def test_a_base_in_four_bits_is_another(
-    trained: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    eval_run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ftcli.inference import trained as engine
 
-    shutil.copytree(trained, tmp_path / "runs" / "tiny")
-    shutil.copy(trained.parents[1] / "rows.jsonl", tmp_path)
+    shutil.copytree(eval_run, tmp_path / "runs" / "tiny")
+    shutil.copy(eval_run.parents[1] / "rows.jsonl", tmp_path)
     lora = unevaluated(tmp_path / "runs" / "tiny")
-    evaluate_run(lora, (), Asked(forgetting=False), Terminal())
+    evaluate_run(lora, (), EvalOptions(forgetting=False), Terminal())
     method = {"mode": "qlora", "rank": 4}
     training = {"batch_size": 4, "learning_rate": "1e-3", "precision": "fp32", "max_steps": 1}
     recipe = save_recipe(tmp_path, tiny_model, name="four", method=method, training=training)
@@ -287,34 +288,34 @@ def test_a_base_in_four_bits_is_another(
     opened: list[int] = []
     counted = _counting(engine.load_base_model, opened)
     monkeypatch.setattr(engine, "load_base_model", counted)
-    evaluate_run(tmp_path / "runs" / "four", (), Asked(forgetting=False), Terminal())
+    evaluate_run(tmp_path / "runs" / "four", (), EvalOptions(forgetting=False), Terminal())
     assert opened
 
 
 @pytest.mark.parametrize("part", ["base", "config"])
 def test_a_base_that_is_not_known_is_asked_anew(
-    part: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, eval_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ftcli.inference import trained as engine
 
     runs = [tmp_path / "runs" / name for name in ("one", "other")]
     for folder in runs:
-        shutil.copytree(trained, folder)
+        shutil.copytree(eval_run, folder)
         file = unevaluated(folder) / "contract.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {part: None}))
     opened: list[int] = []
     counted = _counting(engine.load_base_model, opened)
     monkeypatch.setattr(engine, "load_base_model", counted)
     for folder in runs:
-        evaluate_run(folder, (), Asked(forgetting=False), Terminal())
+        evaluate_run(folder, (), EvalOptions(forgetting=False), Terminal())
     assert len(opened) == 2
 
 
 def test_a_recipe_that_names_a_run_is_read_as_it_stands(
-    trained: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished = tmp_path / "runs" / "tiny"
-    shutil.copytree(trained, finished)
+    shutil.copytree(eval_run, finished)
     unevaluated(finished)
     (tmp_path / "form.json").write_text('{"type": "object"}')
     recipe = save_recipe(
@@ -347,32 +348,21 @@ def test_a_recipe_that_names_a_run_is_read_as_it_stands(
     assert f"{tmp_path}/form.json: eval.format.schema: cannot be read" in capsys.readouterr().err
 
 
-def test_flags_that_contradict_each_other(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_contradict_each_other(
+    eval_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for flags, words in (
         (["--shots", "3"], "--shots needs --prompted"),
         (["--prompted", "told.txt", "--no-base"], "--no-base leaves it out"),
         (["--general-text", "text.txt", "--no-forgetting"], "--no-forgetting leaves out"),
     ):
-        assert run(["eval", str(fresh), *flags]) == 2
+        assert run(["eval", str(eval_run), *flags]) == 2
         assert words in capsys.readouterr().err
-
-
-def test_an_instruction_that_cannot_be_read(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = tmp_path / "told.txt"
-    for content, words in (
-        ("Größe".encode("latin-1"), "not UTF-8 text; save it"),
-        (b" ", "no instr"),
-    ):
-        told.write_bytes(content)
-        assert run(["eval", str(fresh), "--prompted", str(told), "--no-forgetting"]) == 1
-        assert f"{told}: " in (err := capsys.readouterr().err) and words in err
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_what_a_person_reads(
-    fresh: Path,
+    eval_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -381,16 +371,18 @@ def test_what_a_person_reads(
     told = tmp_path / "told.txt"
     told.write_text("List the product.\n")
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert run(["eval", str(fresh), "--prompted", str(told), "--shots", "1"]) == 0
+    assert run(["eval", str(eval_run), "--prompted", str(told), "--shots", "1"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
-    assert lines[0].split()[:6] == ["8", "held-out", "rows", "base", "prompted", "tuned"]
+    heads = ["8", "held-out", "rows", "base", "prompted", "tuned"]
+    assert sum(line.split()[:6] == heads for line in lines) == 1
     assert "8 held-out rows (test) are too few for a verdict: 10 at least." in out
-    assert lines[-1].startswith("all rows side by side: ")
-    assert max(map(len, lines[:-1])) <= columns
+    assert lines[-2].startswith("all rows side by side: ")
+    assert lines[-1].startswith("next   ftcli report ")
+    assert max(map(len, lines[:-2])) <= columns
     assert "general ability (forgetting)" in out and "general text perplexity" in out
     assert "Whether the answers are true was not measured" in out
-    assert sum(line.startswith("prompt  ") for line in lines) == 5
+    assert sum(line.startswith("prompt  ") for line in lines) == 2
 
 
 def test_a_run_on_plain_texts(
@@ -414,17 +406,16 @@ def test_a_run_on_plain_texts(
 
 
 def test_an_answer_with_a_line_separator_is_kept(tmp_path: Path) -> None:
-    from ftcli.evaluation.work import Done
     from ftcli.inference.generation import Answer
 
     file = tmp_path / "kept.jsonl"
     strange = [Answer("a\u2028b\x85c\u2029", 3, True), Answer('d\n"e', 2, False)]
     rows = [[row, each.text, each.tokens, each.stopped] for row, each in enumerate(strange)]
-    Done(file).add({"answers": rows, "seconds": 0.5})
+    ModelOutputs(file).add({"answers": rows, "seconds": 0.5})
     with file.open("ab") as cut:
         cut.write('{"losses": [[0, "é'.encode()[:-1])
-    Done(file).add({"losses": [[0, 1.5, 3]]})
-    again = Done(file)
+    ModelOutputs(file).add({"losses": [[0, 1.5, 3]]})
+    again = ModelOutputs(file)
     assert again.answers == strange and again.losses_by_row == {0: (1.5, 3)}
     assert again.seconds == 0.5
 
@@ -447,14 +438,14 @@ def test_sampled_answers_are_drawn_the_same_again(
 
 
 def test_a_loss_that_is_no_number_ends_it(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ftcli.inference import generation
 
     monkeypatch.setattr(
         generation, "score_batch", lambda _, rows: [(float("nan"), 3) for _ in rows]
     )
-    assert run(["eval", str(fresh), "--no-base"]) == 1
+    assert run(["eval", str(eval_run), "--no-base"]) == 1
     err = capsys.readouterr().err
     assert "rows.jsonl:" in err and "the loss of this row is nan" in err
 
@@ -491,22 +482,25 @@ def test_a_loss_is_compared_on_the_same_tokens_alone(
 
 
 def test_what_was_asked_last_stands_on_the_page_with_its_flags(
-    fresh: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = ("--set", "eval.format={type: json}")
-    assert ask(capsys, "eval", fresh, "--no-forgetting")["flags"] == ["--no-forgetting"]
-    found = ask(capsys, "eval", fresh, "--no-forgetting", *trial)
+    assert ask(capsys, "eval", eval_run, "--no-forgetting")["flags"] == ["--no-forgetting"]
+    found = ask(capsys, "eval", eval_run, "--no-forgetting", *trial)
     assert found["flags"] == ["--no-forgetting", "--set eval.format={type: json}"]
-    page = (fresh / "report.html").read_text()
+    page = (eval_run / "report.html").read_text()
     shown = 'Asked with <code dir="auto">--no-forgetting'
     assert f"{shown} --set eval.format={{type: json}}</code>" in page
-    plain = ask(capsys, "eval", fresh, "--no-forgetting")
-    assert ask(capsys, "eval", fresh, "--no-forgetting") == plain
-    assert f"{shown}</code>" in (fresh / "report.html").read_text()
+    plain = ask(capsys, "eval", eval_run, "--no-forgetting")
+    assert ask(capsys, "eval", eval_run, "--no-forgetting") == plain
+    assert f"{shown}</code>" in (eval_run / "report.html").read_text()
 
 
 def test_the_rows_own_answers_stand_in_the_table(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    eval_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = tmp_path / "held.jsonl"
     prompt = "Write.\n\nProduct: Torkel Bag\nColours: olive\nPockets: 3"
@@ -518,25 +512,26 @@ def test_the_rows_own_answers_stand_in_the_table(
     grounding = {"facts": "Product:(?s:.*)", "banned": str(never)}
     flags = ["--data", str(data), "--no-forgetting"]
     flags += ["--set", f"eval.grounding={json.dumps(grounding)}"]
-    found = ask(capsys, "eval", fresh, *flags)
+    found = ask(capsys, "eval", eval_run, *flags)
     for name, value in {"not_in_prompt": 0.5, "coverage": 0.5, "banned_phrases": 0.5}.items():
         assert row_of(found, name)["your_answers"]["value"] == pytest.approx(value), name
     assert row_of(found, "not_in_prompt")["tuned_vs_base"]["verdict"] is None
-    assert rows_of(fresh, found)[0]["facts"] == prompt.removeprefix("Write.\n\n")
+    assert rows_of(eval_run, found)[0]["facts"] == prompt.removeprefix("Write.\n\n")
     assert found["truth_measured_by"] == []
     for columns, head in ((80, "yours"), (120, "your answers")):
         monkeypatch.setenv("COLUMNS", str(columns))
-        assert run(["eval", str(fresh), *flags]) == 0
+        assert run(["eval", str(eval_run), *flags]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert head in lines[0] and max(map(len, lines[:12])) <= columns
+        (heads,) = [line for line in lines if line.strip().startswith("12 held-out rows")]
+        assert head in heads and max(map(len, lines[:-2])) <= columns
         (row,) = [line for line in lines if line.strip().startswith("terms not in the prompt")]
         assert row.split()[5] == "50%"
 
 
 def test_what_is_required_fails_with_its_row(
-    fresh: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["eval", str(fresh), "--no-forgetting"]
+    flags = ["eval", str(eval_run), "--no-forgetting"]
     assert run([*flags, "--require", "loss<100", "--require", "rouge>=0"]) == 0
     capsys.readouterr()
     assert run([*flags, "--json", "--require", "stop>=101%", "--require", "loss:better"]) == 1
@@ -554,9 +549,9 @@ def test_what_is_required_fails_with_its_row(
 
 
 def test_the_score_that_decides_has_to_be_there(
-    fresh: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["eval", str(fresh), "--no-forgetting"]
+    flags = ["eval", str(eval_run), "--no-forgetting"]
     assert run([*flags, "--set", "eval.decides_by=formt_rate"]) == 2
     said = capsys.readouterr().err
     assert "eval.decides_by: no score 'formt_rate'" in said

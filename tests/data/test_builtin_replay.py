@@ -14,7 +14,7 @@ from ftcli.cli import run
 from ftcli.config.data import BUILTIN_SHARE
 from ftcli.config.loader import load_recipe, resolved
 from ftcli.data.replay import BUILTIN_FILE
-from ftcli.evaluation.general_instructions import OWN
+from ftcli.evaluation.general_ability import BUILT_IN_INSTRUCTIONS
 
 WriteRecipe = Callable[..., Path]
 ROWS = [json.loads(line) for line in BUILTIN_FILE.read_text(encoding="utf-8").splitlines()]
@@ -37,7 +37,9 @@ def test_rows_of_many_kinds_and_lengths() -> None:
 
 
 def test_none_of_them_is_one_that_measures() -> None:
-    measuring = [json.loads(line)["prompt"] for line in OWN.read_text("utf-8").splitlines()]
+    measuring = [
+        json.loads(line)["prompt"] for line in BUILT_IN_INSTRUCTIONS.read_text("utf-8").splitlines()
+    ]
     for prompt in measuring:
         for row in ROWS:
             shared = words(prompt) & words(row["prompt"])

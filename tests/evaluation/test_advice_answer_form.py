@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.config.recipe import Evaluation
-from ftcli.evaluation.advice.answer_form import answer_form
-from ftcli.evaluation.advice.record import AnswerForm
+from ftcli.evaluation.advice.answer_form import AnswerForm, answer_form
 from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import Question
 

@@ -10,7 +10,7 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.evaluation.advice.price import Call, Calls, Price, RunCost
+from ftcli.evaluation.advice.prompting import Call, Calls, Price, RunCost
 from tests.json_shapes import SHAPES
 
 

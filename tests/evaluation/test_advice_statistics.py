@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from ftcli.data.example import Message, Origin
 from ftcli.evaluation.advice.answer_form import shared_beginning
-from ftcli.evaluation.advice.record import Contradictions, NearDuplicates
-from ftcli.evaluation.advice.statistics import (
+from ftcli.evaluation.advice.row_statistics import (
     SIMILAR,
+    Contradictions,
     DataRow,
+    NearDuplicates,
     contradictions,
     lengths,
     near_duplicates,

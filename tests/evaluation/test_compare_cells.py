@@ -13,8 +13,8 @@ from ftcli.config.recipe import Adapter, Lora, Prefix, Prompt, Qlora, holds_4_bi
 from ftcli.errors import RecipeError, UsageError
 from ftcli.evaluation.compare.cells import (
     METHODS,
-    Asked,
     Cell,
+    CompareOptions,
     cells_of,
     require_methods,
     short_rate,
@@ -37,7 +37,7 @@ def cells(
     path = folder / "shop.yaml"
     path.write_text(yaml.safe_dump(recipe))
     (folder / "rows.jsonl").write_text("{}\n")
-    found = cells_of(Asked(path, overrides, **asked), folder / "cells")
+    found = cells_of(CompareOptions(path, overrides, **asked), folder / "cells")
     return {cell.name: cell for cell in found}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftcli.evaluation.compare.page import draw, page
+from ftcli.evaluation.compare.compare_page import draw, page
 from ftcli.runs.results import CompareResult, FailedCell
 from tests.compared import comparison, decided, losses, made
 

@@ -14,20 +14,14 @@ from ftcli.evaluation.rows import stream_rows, stream_turns
 from ftcli.training.opening import open_run
 from tests.commands.test_end_to_end import ask
 from tests.conftest import pair, save_recipe
-from tests.evaluated import finished_run, unevaluated
+from tests.evaluated import unevaluated
 
 FEW = ("--no-base", "--no-forgetting")
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """With 32 training rows, 8 of validation, 8 of test."""
-    return finished_run(tmp_path_factory.mktemp("rows"), tiny_model, max_steps=2)
-
-
 @pytest.fixture
-def fresh(trained: Path) -> Path:
-    return unevaluated(trained)
+def fresh(eval_run: Path) -> Path:
+    return unevaluated(eval_run)
 
 
 def prompts_of(run_folder: Path, split: str) -> list[str]:
@@ -65,7 +59,7 @@ def test_rows_that_were_trained_on_are_counted_and_warned_of(
         "rows_in_validation": 1,
     }
     warning = (
-        f"warning: {mixed}: 2 of 5 rows ask what the run was trained on, 1 of 5 what chose its "
+        f"warning: {mixed}: 2 of 5 rows ask what the run was trained on, 1 of 5 rows chose its "
         "checkpoint: the tuned model looks better on them than it is; take rows that it never saw"
     )
     assert warning in said
@@ -85,11 +79,11 @@ def test_new_rows_and_those_held_out_for_the_test(
 
 
 def test_rows_of_validation_have_chosen_the_checkpoint(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where the training rows, which the recipe let leak, are gone."""
     copy = tmp_path / "runs" / "tiny"
-    shutil.copytree(unevaluated(trained), copy)
+    shutil.copytree(unevaluated(eval_run), copy)
     prepared = json.loads((copy / "data" / "prepared.json").read_text())
     without = prepared | {"test": {"rows": 0, "tokens": 0, "trained_tokens": 0}}
     for leaks, trained_on in ((0, 0), (1, None)):
@@ -112,10 +106,10 @@ def test_a_system_turn_makes_no_new_question(
 
 
 def test_what_cannot_be_compared_is_said(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "runs" / "tiny"
-    shutil.copytree(trained, copy)
+    shutil.copytree(eval_run, copy)
     file = save(tmp_path / "rows.jsonl", prompts_of(copy, "train")[:1])
     (copy / "data" / "train.arrow").unlink()
     found, said = evaluate(capsys, copy, file)
@@ -157,29 +151,22 @@ def test_plain_texts_are_compared_by_what_is_trained_on(
     assert found["rows_in_validation"] == opened.prepared.validation.rows
 
 
-def test_training_rows_are_streamed_as_they_stand(trained: Path) -> None:
-    opened = open_run(trained)
-    whole = read_split(trained / "data", "train").to_pylist()
+def test_training_rows_are_streamed_as_they_stand(eval_run: Path) -> None:
+    opened = open_run(eval_run)
+    whole = read_split(eval_run / "data", "train").to_pylist()
     found = list(stream_rows(opened, "train"))
     assert [ids.as_py() for _, ids in found] == [row["input_ids"] for row in whole]
     turns = [[[turn.role, turn.content] for turn in each] for each in stream_turns(opened, "train")]
     assert turns == [json.loads(row["messages"]) for row in whole]
 
 
-@pytest.mark.parametrize("proven", [True, False])
 def test_examples_come_from_training_rows_that_are_proven(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], proven: bool
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also those of before digests were kept, whose bytes Arrow would follow anywhere."""
     copy = tmp_path / "runs" / "tiny"
-    shutil.copytree(trained, copy)
+    shutil.copytree(eval_run, copy)
     train = copy / "data" / "train.arrow"
-    if proven:
-        train.write_bytes(train.read_bytes()[:-64] + b"\0" * 64)
-    else:
-        prepared = json.loads((copy / "data" / "prepared.json").read_text())
-        (copy / "data" / "prepared.json").write_text(json.dumps(prepared | {"digests": {}}))
-        train.write_bytes(train.read_bytes()[:900])
+    train.write_bytes(train.read_bytes()[:-64] + b"\0" * 64)
     told = tmp_path / "told.txt"
     told.write_text("List it.")
     assert run(["eval", str(copy), "--prompted", str(told), "--no-forgetting"]) == 1

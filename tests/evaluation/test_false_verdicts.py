@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from ftcli.evaluation import statistics
+from ftcli.evaluation.score_table import Measured, score_rows
 from ftcli.evaluation.scorers.scorer import ScoreKind
-from ftcli.evaluation.scores import Counts
-from ftcli.evaluation.table import Measured, rows_of
+from ftcli.evaluation.statistics import Counts
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_scores.json").read_text())
 DRAWS = 500
@@ -35,7 +36,7 @@ def measured(name: str, kept: dict[str, Any], swap: random.Random | None) -> Mea
 
 def verdicts(swap: random.Random | None, names: list[str]) -> list[str | None]:
     rows = [measured(name, RECORDED[name], swap) for name in names]
-    found, _ = rows_of(rows, (), None)
+    found, _ = score_rows(rows, (), None)
     return [row.tuned_vs_base.verdict for row in found if row.tuned_vs_base is not None]
 
 
@@ -46,10 +47,11 @@ def test_the_real_difference_is_found() -> None:
 def test_at_most_one_in_twenty_evaluations_of_nothing_has_a_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Fewer swaps for each p value than in use: they decide nothing about its mean. Intervals are
-    # no part of a verdict.
-    monkeypatch.setattr("ftcli.evaluation.intervals.SWAPS", 999)
-    monkeypatch.setattr("ftcli.evaluation.intervals.RESAMPLES", 10)
+    # Fewer swaps for each p value than in use: they decide nothing about its mean.
+    monkeypatch.setattr(statistics, "SWAPS", 999)
+    # Intervals are no part of a verdict.
+    for name in ("share", "ratio", "paired_share", "paired_ratio"):
+        monkeypatch.setattr(statistics, f"{name}_interval", lambda *_: (0.0, 0.0))
     swap = random.Random(20)
     names = list(RECORDED)
     assert len(names) >= 9

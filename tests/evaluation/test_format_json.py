@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ftcli.config.recipe import JsonFormat
 from ftcli.errors import DataError
-from ftcli.evaluation.scorers.format import format_files, format_scorer
+from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question
-from ftcli.evaluation.scores import gathered
+from ftcli.evaluation.scoring import gathered
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -120,8 +120,6 @@ def test_a_schema_in_a_file_is_like_one_in_the_recipe(tmp_path: Path) -> None:
     for answer in ('{"name": "a", "price": 1}', '{"name": "a", "price": -1}', "[]"):
         in_file = scored(answer, base=tmp_path, schema="record.json")
         assert in_file == scored(answer, schema=SCHEMA)
-    wanted = JsonFormat(type="json", schema="record.json")
-    assert format_files(wanted, tmp_path) == [tmp_path / "record.json"]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ WORDS += ["WITH", "AS", "UNION", "CASE", "NOT", "{", "[", "%", "\0", "\ud800", "
 PIECES = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.text() | PIECES, st.text() | PIECES)
 def test_any_answer_gets_counts(answer: str, reference: str) -> None:
     prompt = "CREATE TABLE t (a INTEGER, b TEXT, c);"
@@ -103,7 +103,7 @@ def test_any_answer_gets_counts(answer: str, reference: str) -> None:
             assert 0 <= top <= bottom
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(PIECES, st.sampled_from(["postgres", "mysql", "bigquery", "tsql", "snowflake"]))
 def test_any_dialect_scores_any_answer(answer: str, dialect: str) -> None:
     scorer = format_scorer(SqlFormat.model_validate({"type": "sql", "dialect": dialect}), Path())

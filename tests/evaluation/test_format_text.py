@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from ftcli.config.recipe import RegexFormat, TextFormat
 from ftcli.evaluation.scorers.format import format_scorer
-from ftcli.evaluation.scorers.scorer import ExampleResult, Question
-from ftcli.evaluation.scorers.time_limit import within
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question, time_limit
 
 NOTHING = Question("", "", "")
 
@@ -135,7 +134,7 @@ def test_an_answer_that_is_too_long_has_nothing_right() -> None:
 
 
 def test_a_pattern_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcli.evaluation.scorers.format.within", lambda: within(0.2))
+    monkeypatch.setattr("ftcli.evaluation.scorers.format.time_limit", lambda: time_limit(0.2))
     before = signal.getsignal(signal.SIGVTALRM)
     result = scored("a" * 50, type="regex", pattern="(a+)+b")
     assert result.counts["format_rate"] == (0, 1)

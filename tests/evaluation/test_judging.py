@@ -17,13 +17,13 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.config.grounding import Judge
+from ftcli.config.loader import load_recipe
 from ftcli.errors import DataError, MachineError
-from ftcli.evaluation import judge as judging
-from ftcli.evaluation.calibration import Label, agreement, read_labels
-from ftcli.evaluation.judge import JudgeScorer
+from ftcli.evaluation.scorers import judge as judging
+from ftcli.evaluation.scorers.judge import JudgeScorer, Label, agreement, read_labels
 from ftcli.evaluation.scorers.scorer import Question
 from tests.commands.test_end_to_end import ask
-from tests.evaluated import finished_run, unevaluated
+from tests.conftest import save_recipe
 
 Reply = tuple[int, str, dict[str, str]]
 QUESTION = Question("Facts: olive", "", "Facts: olive")
@@ -272,13 +272,8 @@ def test_labels_and_agreement(tmp_path: Path) -> None:
         assert caught.value.line == 2
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    return finished_run(tmp_path_factory.mktemp("judged"), tiny_model, max_steps=2)
-
-
 def test_the_judge_stands_in_the_table_with_its_calibration(
-    trained: Path, serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve(
         lambda body: (
@@ -291,7 +286,7 @@ def test_the_judge_stands_in_the_table_with_its_calibration(
     labels.write_text('{"prompt": "p", "answer": "a", "supported": true}\n' * 20)
     wanted = {"url": server.url, "model": "m", "labels": str(labels), "pairwise": True}
     flags = ["--no-forgetting", "--set", f"eval.judge={json.dumps(wanted)}"]
-    found = ask(capsys, "eval", unevaluated(trained), *flags)
+    found = ask(capsys, "eval", eval_run, *flags)
     rows = {row["name"]: row for row in found["scores"]}
     assert rows["judge_supported"]["tuned"]["value"] == 1.0
     assert rows["judge_supported"]["your_answers"]["value"] == 1.0
@@ -301,24 +296,24 @@ def test_the_judge_stands_in_the_table_with_its_calibration(
     # Other labels are another calibration, and ask for no answer or verdict twice.
     asked = len(server.bodies)
     labels.write_text('{"prompt": "p", "answer": "a", "supported": false}\n' * 20)
-    again = ask(capsys, "eval", trained, *flags)
+    again = ask(capsys, "eval", eval_run, *flags)
     assert any("agrees with 0 of 20 of your labels" in note for note in again["notes"])
     assert len(server.bodies) == asked
     # 8 answers a side, those of the rows, 8 pairs, 1 label; equal ones are asked once.
     assert len(server.bodies) <= 8 * 4 + 1
-    assert run(["eval", str(trained), *flags]) == 0
+    assert run(["eval", str(eval_run), *flags]) == 0
     out = capsys.readouterr().out
     assert "supported (judge)" in out and "was not measured" not in out
 
 
 def test_a_judge_that_prefers_no_answer_has_no_score_of_pairs(
-    trained: Path, serve: Any, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, serve: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     neither, supported = '{"better": "neither"}', '{"supported": true, "quote": ""}'
     server = serve(lambda body: (200, neither if "Answer A" in str(body) else supported, {}))
-    wanted = {"url": server.url, "model": "m", "pairwise": True}
+    wanted = {"url": server.url, "model": "another", "pairwise": True}
     flags = ["--no-forgetting", "--set", f"eval.judge={json.dumps(wanted)}"]
-    names = [row["name"] for row in ask(capsys, "eval", unevaluated(trained), *flags)["scores"]]
+    names = [row["name"] for row in ask(capsys, "eval", eval_run, *flags)["scores"]]
     assert "judge_supported" in names and "judge_preferred" not in names
 
 
@@ -349,28 +344,27 @@ def test_spans_are_words_of_the_answer(detector: Path) -> None:
     import torch
 
     from ftcli.evaluation.scorers.span_detector import SpanDetector
-    from ftcli.models.device import find_hardware
 
-    found = SpanDetector(str(detector), Path(), find_hardware("cpu"))
+    found = SpanDetector(str(detector), load_recipe(save_recipe(detector, detector)))
     answer, facts = "A teal cup, made in Rome.", "Colour: olive"
     spans = found.spans(answer, facts)
     assert all(0 <= start < end <= len(answer) for start, end in spans)
     assert all(one[1] < other[0] for one, other in itertools.pairwise(spans))
     # Where every token is marked, the whole answer is one span; where none is, there is none.
     with torch.no_grad():
-        found._model.classifier.weight.zero_()
-        found._model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
+        found._detector.model.classifier.weight.zero_()
+        found._detector.model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
         assert found.spans(answer, facts) == [(0, len(answer))]
-        found._model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
-    assert found.spans(answer, facts) == [] and found.cut == 0
-    assert found.spans(answer, "olive " * 400) == [] and found.cut == 1
+        found._detector.model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
+    assert found.spans(answer, facts) == [] and found.truncated == 0
+    assert found.spans(answer, "olive " * 400) == [] and found.truncated == 1
 
 
 def test_the_detector_marks_spans_of_the_report(
-    trained: Path, detector: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, detector: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {detector}}}"]
-    found = ask(capsys, "eval", unevaluated(trained), *flags)
+    found = ask(capsys, "eval", eval_run, *flags)
     rows = {row["name"]: row for row in found["scores"]}
     assert {"spans_supported", "not_in_prompt"} <= set(rows)
     assert found["truth_measured_by"] == ["spans_supported"]
@@ -378,22 +372,22 @@ def test_the_detector_marks_spans_of_the_report(
 
 
 def test_another_detector_in_the_same_folder_is_another_evaluation(
-    trained: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = Path(shutil.copytree(detector, tmp_path / "detector"))
     flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {folder}}}"]
-    first = ask(capsys, "eval", unevaluated(trained), *flags)["key"]
-    assert ask(capsys, "eval", trained, *flags)["key"] == first
+    first = ask(capsys, "eval", eval_run, *flags)["key"]
+    assert ask(capsys, "eval", eval_run, *flags)["key"] == first
     weights = load_file(folder / "model.safetensors")
     weights["classifier.bias"] = weights["classifier.bias"] + 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert ask(capsys, "eval", trained, *flags)["key"] != first
+    assert ask(capsys, "eval", eval_run, *flags)["key"] != first
 
 
-def test_a_model_that_is_no_detector(trained: Path, tiny_model: Path, capsys: Any) -> None:
+def test_a_model_that_is_no_detector(eval_run: Path, tiny_model: Path, capsys: Any) -> None:
     flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {tiny_model}}}"]
-    code = run(["eval", str(unevaluated(trained)), *flags])
+    code = run(["eval", str(eval_run), *flags])
     assert code in (1, 2)
     assert "eval.grounding.model" in capsys.readouterr().err

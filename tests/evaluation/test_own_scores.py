@@ -8,19 +8,11 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
+from ftcli.errors import FtcliError
+from ftcli.evaluation.scorers.custom import custom_scorer
+from ftcli.evaluation.scorers.scorer import Question
 from tests.commands.test_end_to_end import ask
-from tests.evaluated import finished_run, rows_of, unevaluated
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    return finished_run(tmp_path_factory.mktemp("own"), tiny_model, max_steps=6)
-
-
-@pytest.fixture
-def fresh(trained: Path) -> Path:
-    return unevaluated(trained)
-
+from tests.evaluated import rows_of
 
 SCORES = """
 import math
@@ -45,12 +37,12 @@ def _length(text):
 
 
 def test_scores_of_ones_own(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text(SCORES)
-    found = ask(capsys, "eval", fresh, "--scores", file, "--no-forgetting")
-    rows = rows_of(fresh, found)
+    found = ask(capsys, "eval", eval_run, "--scores", file, "--no-forgetting")
+    rows = rows_of(eval_run, found)
     texts = [row["sides"]["tuned"]["text"] for row in rows]
     assert found["tuned"]["length"] == pytest.approx(sum(map(len, texts)) / len(texts))
     kinds = {row["name"]: row for row in found["scores"]}
@@ -77,7 +69,7 @@ def mixed(prompt, answer, reference, facts):
 
 
 def test_true_and_false_make_a_share_and_numbers_do_not(
-    fresh: Path,
+    eval_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -92,7 +84,7 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
     monkeypatch.setattr(generation, "answer_batch", one_token)
     file = tmp_path / "mine.py"
     file.write_text(UNITS)
-    found = ask(capsys, "eval", fresh, "--scores", file, "--no-forgetting")
+    found = ask(capsys, "eval", eval_run, "--scores", file, "--no-forgetting")
     units = {row["name"]: row["unit"] for row in found["scores"]}
     assert found["tuned"]["answer_tokens"] == found["tuned"]["lines"] == 1
     assert (units["names_it"], units["stop_rate"]) == ("share", "share")
@@ -101,18 +93,18 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
 
 
 def test_scores_are_counted_anew_each_time(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What the file reads or imports may have changed; the answers are kept."""
     file, read = tmp_path / "mine.py", tmp_path / "limit.txt"
     file.write_text(f"def limit(p, q, r, f):\n    return float(open({str(read)!r}).read())\n")
     flags = ["--scores", file, "--no-base", "--limit", "3"]
     read.write_text("2")
-    assert ask(capsys, "eval", fresh, *flags)["tuned"]["limit"] == 2
-    kept = {path: path.read_bytes() for path in (fresh / "eval" / "work").iterdir()}
+    assert ask(capsys, "eval", eval_run, *flags)["tuned"]["limit"] == 2
+    kept = {path: path.read_bytes() for path in (eval_run / "eval" / "work").iterdir()}
     read.write_text("5")
-    assert ask(capsys, "eval", fresh, *flags)["tuned"]["limit"] == 5
-    assert {path: path.read_bytes() for path in (fresh / "eval" / "work").iterdir()} == kept
+    assert ask(capsys, "eval", eval_run, *flags)["tuned"]["limit"] == 5
+    assert {path: path.read_bytes() for path in (eval_run / "eval" / "work").iterdir()} == kept
 
 
 @pytest.mark.parametrize(
@@ -155,46 +147,39 @@ def test_scores_are_counted_anew_each_time(
         ("def a(p, q, r, f): return 1\na.better = 'more'\n", 2, "a.better is 'more'"),
     ],
 )
-def test_scores_that_are_none(
-    fresh: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    text: str,
-    code: int,
-    words: str,
-) -> None:
+def test_scores_that_are_none(tmp_path: Path, text: str, code: int, words: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(text)
-    flags = ["--scores", str(file), "--limit", "2", "--no-base"]
-    assert run(["eval", str(fresh), *flags]) == code
-    err = capsys.readouterr().err
-    assert words in err and "Traceback" not in err
+    with pytest.raises(FtcliError) as caught:
+        scorer = custom_scorer(file, {"chrf", "prompt_tokens"})
+        scorer.score("An answer", Question("A prompt", "A reference", ""))
+    assert caught.value.exit_code == code and words in f"{caught.value}\n"
 
 
 def test_what_a_score_prints_is_no_result(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text("print('loaded')\ndef a(p, q, r, f):\n    print('called')\n    return 1\n")
     flags = ["--scores", str(file), "--limit", "2", "--no-base", "--json"]
-    assert run(["eval", str(fresh), *flags]) == 0
+    assert run(["eval", str(eval_run), *flags]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["tuned"]["a"] == 1
     assert (err.count("loaded\n"), err.count("called\n")) == (1, 4)  # the rows' own answers too
 
 
 def test_a_relative_file_is_named_at_its_line(
-    fresh: Path,
+    eval_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "mine.py").write_text("def a(p, q, r, f):\n    assert not q\n")
     monkeypatch.chdir(tmp_path)
-    assert run(["eval", str(fresh), "--scores", "mine.py", "--limit", "2", "--no-base"]) == 1
+    assert run(["eval", str(eval_run), "--scores", "mine.py", "--limit", "2", "--no-base"]) == 1
     assert "mine.py:2: a raised AssertionError, for the answer" in capsys.readouterr().err
 
 
-def test_one_file_of_scores_alone(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval", str(fresh), "--scores", "a.py", "--scores", "b.py"]) == 2
+def test_one_file_of_scores_alone(eval_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(eval_run), "--scores", "a.py", "--scores", "b.py"]) == 2
     assert "--scores was given 2 times" in capsys.readouterr().err

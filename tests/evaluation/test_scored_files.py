@@ -12,7 +12,7 @@ import pytest
 from ftcli.cli import run
 from ftcli.config.loader import load_recipe
 from ftcli.errors import DataError
-from ftcli.evaluation.scored_files import require_scored_files
+from ftcli.evaluation.scoring import require_scored_files
 
 COMMANDS = [
     ["prepare"],
@@ -167,18 +167,16 @@ def test_a_file_of_the_recipe_stays_relative_to_it(
 
 
 def test_eval_of_a_run_finds_the_file_of_a_flag(
-    write_recipe: WriteRecipe,
+    eval_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The recipe is then that of the run folder."""
     monkeypatch.chdir(tmp_path)
-    training = {"max_steps": 1, "batch_size": 2, "learning_rate": "1e-3"}
-    assert run(["train", str(write_recipe(training=training))]) == 0
     Path("a.json").write_text('{"type": "object"}')
     flag = "eval.format={type: json, schema: a.json}"
-    evaluate = ["eval", "runs/tiny", "--limit", "2", "--no-base", "--no-forgetting", "--json"]
+    evaluate = ["eval", str(eval_run), "--limit", "2", "--no-base", "--no-forgetting", "--json"]
     capsys.readouterr()
     assert run([*evaluate, "--set", flag]) == 0
     assert json.loads(capsys.readouterr().out)["tuned"]["format_rate"] == 0

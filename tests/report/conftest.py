@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
+from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.runs.folder import RunFolder
 from tests.reported import (
     answer,
@@ -40,6 +40,6 @@ def whole(tmp_path: Path) -> RunFolder:
     )
     save_evaluation(run, result, lines)
     save_evaluation(run, evaluation(key="f" * 16, data="other.jsonl", rows=12))
-    advice = {"sentences": ["372 rows are enough for a fixed format."], "verdict": "enough"}
-    (run.data / "advice.json").write_text(json.dumps(advice))
+    sentences = ("372 rows are enough for a fixed format.",)
+    Advice(fingerprint="0123abcd", rows=372, sentences=sentences).write(advice_file(run.data))
     return run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.report.write import write_report
+from ftcli.report.page import write_report
 from tests.chromium import Tab, browser, program
 from tests.reported import evaluation, hostile_run, save_evaluation, save_run, usual_lines
 

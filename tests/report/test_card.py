@@ -15,7 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from ftcli.data.prepared import Fault, Replayed, load_prepared, save_prepared
 from ftcli.report.figures import name_alone, shown_from
-from ftcli.report.write import write_report
+from ftcli.report.page import write_report
 from ftcli.runs.folder import RunFolder
 from tests.reported import answer, evaluation, prompted, save_evaluation, save_run, usual_lines
 
@@ -79,6 +79,15 @@ def test_a_whole_model_is_a_finetune(tmp_path: Path) -> None:
     run.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": "full"}}))
     found = front_matter(run)
     assert (found["base_model_relation"], found["library_name"]) == ("finetune", "transformers")
+    assert 'AutoModelForCausalLM.from_pretrained("model")' in run.card.read_text()
+
+
+def test_the_card_says_how_to_load_the_adapter_without_ftcli(tmp_path: Path) -> None:
+    text = card(save_run(tmp_path))
+    code = text.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert 'AutoPeftModelForCausalLM.from_pretrained("adapter")' in code
+    assert "hf upload your-name/shop adapter ." in text
 
 
 def with_data(run: RunFolder, far: str) -> None:

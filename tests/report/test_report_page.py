@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import evaluate_view
-from ftcli.evaluation.evaluate import Evaluated
-from ftcli.evaluation.wording import summary_of, verdict_of
+from ftcli.evaluation.evaluation import Evaluated
+from ftcli.evaluation.verdicts import summary_of, verdict_of
 from ftcli.report import charts, tables
 from ftcli.report.figures import read_figures
 from ftcli.report.page import CLEAR, FOLDER
@@ -29,7 +29,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
         "base with a prompt",
         "The prompt of the base: prompt.txt, and 2 examples from the training rows.",
         "1 other evaluation of this run",
-        "Whether the answers are true was not measured: read the answers below.",
+        "Whether the answers are true was not measured: read some of them.",
         "Read these five",
         "number not in the prompt: “1.7 litres” is not in the facts",
         "All 40 rows of eval/answers/0123456789abcdef.jsonl",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ftcli.evaluation.wording import NOT_MEASURED, summary_of, verdict_of
+from ftcli.evaluation.verdicts import NOT_MEASURED, summary_of, verdict_of
 from ftcli.report.figures import read_figures
 from ftcli.runs.results import EvalResult, ScoreRow
 from tests.reported import (
@@ -141,7 +141,7 @@ def test_what_is_no_reason() -> None:
     length = row("answer_tokens", 101.0, score(72.0), None, unit="value", better=None)
     assert verdict_of(measured(few_banned, length)).kind == "ready"
     slightly = verdict_of(measured(forgetting=(LITTLE,)))
-    assert slightly.kind == "ready" and "worse: text" in slightly.sentence
+    assert slightly.kind == "ready" and "slightly higher: text" in slightly.sentence
     assert verdict_of(measured(forgetting=GENERAL)).kind == "ready"
 
 

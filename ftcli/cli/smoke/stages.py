@@ -16,9 +16,11 @@ from ftcli.console import Reporter, megabytes
 from ftcli.data.example import Message
 from ftcli.data.prepared import SPLITS, Prepared, Split
 from ftcli.errors import Stopped
-from ftcli.evaluation.evaluate import Asked, evaluate_run
+from ftcli.evaluation.evaluation import evaluate_run
+from ftcli.evaluation.rows import EvalOptions
 from ftcli.export.merge import MergeOptions, merge_run
 from ftcli.inference.generate import GenerateOptions, open_generator
+from ftcli.report.page import report_or_say
 from ftcli.runs.folder import RunFolder
 from ftcli.training.job import BaseModel
 from ftcli.training.opening import OpenRun, open_run
@@ -149,7 +151,8 @@ def _free() -> None:
 def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
     if not (opened.prepared.validation.rows or opened.prepared.test.rows):
         return "no rows are held out"
-    found = evaluate_run(opened.run.path, (), Asked(limit=EVALUATED_ROWS), reporter)
+    found = evaluate_run(opened.run.path, (), EvalOptions(limit=EVALUATED_ROWS), reporter)
+    report_or_say(found.run, reporter)
     return f"base and tuned on {found.result.rows} {found.result.data} rows"
 
 

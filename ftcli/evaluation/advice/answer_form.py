@@ -7,17 +7,17 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from os.path import commonprefix
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from ftcli.config.recipe import AnswerFormat, Evaluation
-from ftcli.evaluation.advice.record import AnswerForm, Kind
 from ftcli.evaluation.scorers.sql_answers import read_query
 
+Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length", "free text"]
 # In these a form is fixed; an opening or a length alone is a habit.
 FIXED: tuple[Kind, ...] = ("labels", "json", "sql", "lines", "sections")
 NEARLY_ALL, MOST = 0.9, 0.5
@@ -39,6 +39,19 @@ Run = tuple[str, int]
 """A kind of line, and how many of it follow each other (0: any number)."""
 
 
+@dataclass(frozen=True)
+class AnswerForm:
+    """What answers have in common."""
+
+    kind: Kind
+    share: float
+    """Of the answers that were read; 0 for free text."""
+    detail: str
+    eval_format: Mapping[str, Any] | None
+    """The block of a recipe that measures the form; None: no block does."""
+    fixed: bool = False
+
+
 def answer_form(answers: Sequence[str]) -> AnswerForm:
     """The first form that nearly all answers have, else the one that most of them have."""
     stripped = [answer.strip() for answer in answers]
@@ -53,7 +66,7 @@ def answer_form(answers: Sequence[str]) -> AnswerForm:
 
 
 def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
-    """The value of `eval.format`; none where no recipe may ask for it."""
+    """The value of `eval.format`; None where the recipe's schema refuses it."""
     try:
         return Evaluation.model_validate({"format": wanted}).format
     except ValidationError:
@@ -113,7 +126,7 @@ def _json(answers: Sequence[str]) -> AnswerForm | None:
 
 
 def _json_value(answer: str) -> Any:
-    """An object or an array; none: it is neither."""
+    """An object or an array; None for anything else."""
     try:
         return json.loads(answer) if answer.startswith(("{", "[")) else None
     except (ValueError, RecursionError):

@@ -1,28 +1,44 @@
-"""From one recipe to the cells of a comparison: each a whole recipe, one method and one rate."""
+"""The cells of a comparison: each a whole recipe with one method and one rate, run by `ftcli train`
+and `ftcli eval` in processes of their own, so that memory is measured for each and
+a crash ends one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import product
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from ftcli.config.loader import load_recipe, resolved
-from ftcli.config.recipe import METHOD_CLASSES, Recipe
-from ftcli.errors import UsageError, did_you_mean
+from ftcli.config.loader import dump_recipe, load_recipe, resolved
+from ftcli.config.recipe import METHOD_CLASSES, Recipe, holds_4_bits
+from ftcli.errors import FtcliError, MachineError, Stopped, UsageError, did_you_mean
+from ftcli.evaluation.statistics import Counts
+from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder
-from ftcli.runs.results import ComparedCell
+from ftcli.runs.results import AnsweredRow, ComparedCell, EvalResult, Score, Side
+from ftcli.runs.signals import SIGNALS
 from ftcli.shell import command, set_flags
+from ftcli.training.plan.plan import Plan
 
 METHODS = tuple(METHOD_CLASSES)
 # One update, over a 16-bit or a 4-bit base: keys and rate of one are those of the other.
 LOW_RANK = {"lora", "qlora"}
+# A training that was not resumed ends this long after the seconds it reports, at most.
+CLOCK_SECONDS = 2.0
+# A process stopped by a signal ends with its number, as an exit code or as a signal.
+STOPPED = {code: number for number in SIGNALS for code in (-number, 128 + number)}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line of `ftcli compare` says; without steps the recipe's own length."""
+class CompareOptions:
+    """The flags of `ftcli compare`; without `steps` the recipe's own length."""
 
     recipe: Path
     overrides: tuple[str, ...] = ()
@@ -35,7 +51,7 @@ class Asked:
 
     @property
     def again(self) -> str:
-        """The command that goes on; --fresh would not."""
+        """The command that resumes: without --fresh."""
         given = {
             "--methods": ",".join(self.methods) if self.methods != METHODS else None,
             "--learning-rates": ",".join(map(short_rate, self.learning_rates)),
@@ -96,18 +112,18 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], li
     return of_methods, others
 
 
-def cells_of(asked: Asked, folder: Path) -> tuple[Cell, ...]:
+def cells_of(options: CompareOptions, folder: Path) -> tuple[Cell, ...]:
     """A cell for each method and rate, its run in `folder`; raises RecipeError and UsageError."""
-    of_methods, others = split_overrides(asked.overrides)
-    own = load_recipe(asked.recipe, others).recipe.method
-    known = {method: METHOD_CLASSES[method].model_fields for method in asked.methods}
+    of_methods, others = split_overrides(options.overrides)
+    own = load_recipe(options.recipe, others).recipe.method
+    known = {method: METHOD_CLASSES[method].model_fields for method in options.methods}
     every = {key for fields in known.values() for key in fields}
     for key, override in of_methods:
         if key not in every:
             hint = f"(of {', '.join(known)}) has method.{key}{did_you_mean(key, every)}"
             raise UsageError("flag", f"--set {override}: no method compared {hint}")
     cells = []
-    for method, rate in product(asked.methods, asked.learning_rates or (None,)):
+    for method, rate in product(options.methods, options.learning_rates or (None,)):
         section: dict[str, object] = {"mode": method}
         flags = [] if rate is None else [f"training.learning_rate={rate!r}"]
         if method == own.mode or {method, own.mode} <= LOW_RANK:
@@ -117,13 +133,117 @@ def cells_of(asked: Asked, folder: Path) -> tuple[Cell, ...]:
             flags = flags or ["training.learning_rate=auto"]
         flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
         flags += [override for key, override in of_methods if key in known[method]]
-        cell = resolved(load_recipe(asked.recipe, [*others, *flags]))
+        cell = resolved(load_recipe(options.recipe, [*others, *flags]))
         name = method if rate is None else f"{method}-{short_rate(rate)}"
         changes: dict[str, object] = {"name": f"{cell.name}-{name}", "output": str(folder / name)}
-        if asked.steps is not None:
-            changes["training"] = cell.training.model_copy(update={"max_steps": asked.steps})
+        if options.steps is not None:
+            changes["training"] = cell.training.model_copy(update={"max_steps": options.steps})
         cells.append(Cell(name, method, cell.model_copy(update=changes)))
     return tuple(cells)
+
+
+def ask(*words: str) -> dict[str, Any]:
+    """What `ftcli WORDS --json` prints; raises its error as FtcliError, Stopped on a signal."""
+    code, out = run([*words, "--json"])
+    if code in STOPPED:
+        raise Stopped("stopped", STOPPED[code])
+    try:
+        found: dict[str, Any] = json.loads(out)
+    except ValueError as error:
+        raise MachineError("crashed", _crashed(code)) from error
+    if "error" in found:
+        raise FtcliError(found["error"]["code"], found["error"]["message"])
+    return found
+
+
+def run(words: Sequence[str]) -> tuple[int, str]:
+    """Exit code and stdout of a command; what it says on stderr is seen as it comes.
+
+    SIGINT and SIGTERM are handed on: the first lets the command end its step, a second ends it. The
+    code is then that of a stopped command, whatever it was.
+    """
+    child: subprocess.Popen[str] | None = None
+    seen: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+        if child is not None:
+            child.send_signal(number)
+
+    earlier = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        # -P: a module of the user's in this folder must not take another's place. A group of its
+        # own, or Ctrl-C would reach the process twice.
+        command = [sys.executable, "-P", "-m", "ftcli", *words]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
+        for number in seen[:1]:  # it came while the process was made
+            child.send_signal(number)
+        out, _ = child.communicate()
+        return (128 + seen[0] if seen else child.returncode), out
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _crashed(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (signal 9), as a system does that runs out of memory"
+    if code < 0:
+        return f"its process crashed (signal {-code})"
+    return f"its process ended with code {code}; what it printed stands above"
+
+
+@dataclass(frozen=True)
+class MeasuredCell:
+    """A finished cell, its evaluation, and the loss and tokens of each held-out row."""
+
+    cell: ComparedCell
+    evaluation: EvalResult
+    losses: Mapping[Side, Counts]
+    data: str | None
+    """Fingerprint of the prepared rows."""
+
+
+def measure(cell: Cell, options: CompareOptions) -> MeasuredCell:
+    """Train and evaluate a cell, as far as that is not done; raises FtcliError, Stopped."""
+    write_text(cell.file, dump_recipe(cell.recipe))
+    trained = ask("train", str(cell.file))
+    flags = ["--general-text", str(options.general_text)] if options.general_text else []
+    flags += ["--limit", str(options.limit)] if options.limit else []
+    # By its recipe, so that what an answer is scored by may change without another training.
+    key = ask("eval", str(cell.file), *flags)["key"]
+    evaluation, record = EvalResult.read(cell.run.evaluation(key)), cell.run.record()
+    lines = (cell.run.evaluations / evaluation.answers).read_bytes().splitlines()
+    rows = [AnsweredRow.model_validate_json(line).sides for line in lines]
+    sides: tuple[Side, ...] = ("base", "tuned")
+    losses = {
+        side: Counts(
+            tuple(row[side].loss for row in rows),
+            tuple(float(row[side].loss_tokens) for row in rows),
+        )
+        for side in sides
+    }
+    start, end = (datetime.fromisoformat(at or "") for at in (record.started, record.finished))
+    of_training = trained.keys() & ComparedCell.model_fields.keys() - {"state", "run_dir"}
+    measured = ComparedCell(
+        name=cell.name,
+        method=cell.method,
+        learning_rate=Plan.read(cell.run.plan).training.learning_rate,
+        four_bit=holds_4_bits(cell.recipe.method),
+        run_dir=str(cell.run.path),
+        evaluation=key,
+        validation_loss=trained["eval_loss"],
+        scores=scores_of(evaluation, "tuned"),
+        resumed=(end - start).total_seconds() > trained["seconds"] + CLOCK_SECONDS,
+        **{name: trained[name] for name in of_training},
+    )
+    return MeasuredCell(measured, evaluation, losses, record.data)
+
+
+def scores_of(evaluation: EvalResult, side: Side) -> dict[str, Score]:
+    """By name, as far as this side has them."""
+    found = ((row.name, row.side(side)) for row in evaluation.every_row)
+    return {name: score for name, score in found if score is not None}
 
 
 def named(cell: ComparedCell) -> str:

@@ -7,12 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ftcli.config.answer_format import PROMPT, Limits
+from ftcli.config.answer_format import Limits
 from ftcli.config.recipe import AnswerFormat, JsonFormat, RegexFormat, SqlFormat
 from ftcli.evaluation.scorers.json_answers import JsonScorer, json_scorer
-from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
+from ftcli.evaluation.scorers.scorer import (
+    TIME_LIMIT_SECONDS,
+    ExampleResult,
+    Finding,
+    Question,
+    ScoreKind,
+    TimeIsUp,
+    time_limit,
+)
 from ftcli.evaluation.scorers.sql_answers import SqlScorer, sql_scorer
-from ftcli.evaluation.scorers.time_limit import SECONDS, TimeIsUp, within
 
 # A context of 32,000 tokens holds about as much.
 LONGEST_ANSWER = 200_000
@@ -26,7 +33,7 @@ PART_KINDS = {
 
 
 def format_scorer(wanted: AnswerFormat, base: Path) -> FormatScorer:
-    """The scorer of a recipe's format; the recipe's paths are relative to the folder `base`.
+    """The scorer of a recipe's format; paths in the recipe are relative to the folder `base`.
 
     Raises DataError (`answer_schema`, `answer_table`) for a file that the format names.
     """
@@ -37,17 +44,6 @@ def format_scorer(wanted: AnswerFormat, base: Path) -> FormatScorer:
             return FormatScorer(wanted, sql_scorer(wanted, base))
         case _:
             return FormatScorer(wanted, None)
-
-
-def format_files(wanted: AnswerFormat, base: Path) -> list[Path]:
-    """Files that the scores depend on besides the answers."""
-    match wanted:
-        case JsonFormat(schema=str(name)):
-            return [base / name]
-        case SqlFormat(table=str(name)) if name != PROMPT:
-            return [base / name]
-        case _:
-            return []
 
 
 @dataclass(frozen=True)
@@ -75,15 +71,15 @@ class FormatScorer:
         why = f"more than {LONGEST_ANSWER:,} characters"
         try:
             if len(answer) <= LONGEST_ANSWER:
-                with within():
+                with time_limit():
                     return self._score(answer, question)
         except TimeIsUp:
-            why = f"took more than {SECONDS:.0f} s"
+            why = f"took more than {TIME_LIMIT_SECONDS:.0f} s"
         except RecursionError:
             why = "nested too deeply"
         finding = Finding("not looked at", why)
         try:
-            with within():
+            with time_limit():
                 counts = self._score("", question).counts
         except (TimeIsUp, RecursionError):
             return ExampleResult({"format_rate": (0.0, 1.0)}, (finding,))
@@ -132,7 +128,7 @@ def pattern_result(answer: str, pattern: str) -> ExampleResult:
 def sections_result(answer: str, sections: Sequence[str]) -> ExampleResult:
     """Sections that begin lines in order ÷ sections.
 
-    Where the text of a section ends in a letter or digit, its line must not go on with one.
+    Where the text of a section ends in a letter or digit, its line must not continue with one.
     """
     starts = [
         re.compile(re.escape(section) + (r"(?![^\W_])" if section[-1].isalnum() else ""))

@@ -1,24 +1,42 @@
-"""The scorer that `eval.grounding` asks for."""
+"""`eval.grounding`: terms of an answer that its prompt does not have, facts of the prompt that the
+answer mentions, and banned phrases. Facts are `Key: value` lines of the prompt."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.config.grounding import Grounding
 from ftcli.console import shown_path
+from ftcli.data.example import Message
 from ftcli.errors import DataError
-from ftcli.evaluation.scorers.facts import facts_of, mentioned
-from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
-from ftcli.evaluation.scorers.time_limit import SECONDS, TimeIsUp, within
+from ftcli.evaluation.scorers.scorer import (
+    TIME_LIMIT_SECONDS,
+    ExampleResult,
+    Finding,
+    Question,
+    ScoreKind,
+    TimeIsUp,
+    time_limit,
+)
 from ftcli.evaluation.scorers.vocabulary import Token, Vocabulary, tokens_in
 
 NOT_IN_PROMPT = ScoreKind("terms not in the prompt", "share", None)
 COVERAGE = ScoreKind("facts mentioned", "share", "higher")
 BANNED = ScoreKind("has a banned phrase", "share", "lower")
 # Longer answers and prompts are read to here.
-LONGEST = 200_000
+MAX_CHARACTERS = 200_000
+KEY_LINE = re.compile(r"^[ \t]*(?:[-*•][ \t]*)?([^\W\d_][^:\n]{0,40}?)[ \t]*:[ \t]+(\S.*)$", re.M)
+# Items of a list; not the comma within 1,299.
+SEPARATOR = re.compile(r";|,(?!\d)|(?<!\d),")
+# A value of more words is a sentence.
+MAX_WORDS = 12
+YES, NO = {"yes", "true", "included"}, {"no", "false", "none", "n/a"}
+# Share of the words of a value that mention it: "felt pads" mentions "felt foot pads".
+MENTIONED_SHARE = 2 / 3
 
 
 class GroundingScorer:
@@ -45,7 +63,7 @@ class GroundingScorer:
         return {**found, "banned_phrases": BANNED} if self._banned else found
 
     def score(self, answer: str, question: Question) -> ExampleResult:
-        answer, facts = answer[:LONGEST], question.facts[:LONGEST]
+        answer, facts = answer[:MAX_CHARACTERS], question.facts[:MAX_CHARACTERS]
         allowed = [span for phrase in self._allowed for span in self._places(phrase, answer)]
         found = self._vocabulary.not_in(self._vocabulary.facts(facts), answer)
         marked = [each for each in found if not any(_overlap(each, span) for span in allowed)]
@@ -57,7 +75,11 @@ class GroundingScorer:
             counts["coverage"] = (float(len(items) - len(left_out)), float(len(items)))
             findings += [Finding("not mentioned", f"{f.key}: {f.value}") for f in left_out]
         if self._banned:
-            hits = list(self._banned_in(answer))
+            hits = [
+                Finding("banned phrase", f"“{phrase}”", start, end)
+                for phrase, stems in self._banned.items()
+                for start, end in self._places(stems, answer)
+            ]
             counts["banned_phrases"] = (float(bool(hits)), 1.0)
             findings += hits
         return ExampleResult(counts, tuple(findings))
@@ -73,36 +95,10 @@ class GroundingScorer:
             if stems[first : first + len(phrase)] == phrase:
                 yield tokens[first].start, tokens[first + len(phrase) - 1].end
 
-    def _banned_in(self, answer: str) -> Iterator[Finding]:
-        for phrase, stems in self._banned.items():
-            for start, end in self._places(stems, answer):
-                yield Finding("banned phrase", f"“{phrase}”", start, end)
-
 
 def _overlap(finding: Finding, span: tuple[int, int]) -> bool:
     assert finding.start is not None and finding.end is not None
     return finding.start < span[1] and span[0] < finding.end
-
-
-def facts_text(wanted: Grounding | None, prompt: str) -> str:
-    """The facts in all user turns of a row: what the recipe's expression finds, else all of it.
-
-    Raises DataError (`facts_expression`) for an expression that takes too long.
-    """
-    if wanted is None or wanted.facts is None:
-        return prompt
-    try:
-        with within():
-            found = re.search(wanted.facts, prompt)
-    except TimeIsUp as error:
-        message = (
-            f"eval.grounding.facts: {wanted.facts!r} took more than {SECONDS:.0f} s over one "
-            f"prompt of {len(prompt):,} characters; write it without repeats inside repeats"
-        )
-        raise DataError("facts_expression", message) from error
-    if found is None:
-        return prompt
-    return (found["facts"] if "facts" in found.re.groupindex else found[0]) or ""
 
 
 def _banned_phrases(wanted: Grounding, base: Path) -> list[str]:
@@ -116,3 +112,90 @@ def _banned_phrases(wanted: Grounding, base: Path) -> list[str]:
         message = f"eval.grounding.banned: {why}; it holds one phrase a line"
         raise DataError("banned_phrases", message, file=shown_path(file)) from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def question_of(turns: Sequence[Message], wanted: Grounding | None) -> Question:
+    """The question of a row whose last turn is its own answer; empty for a plain text.
+
+    Facts may stand in any user turn, as in a conversation that ends in "Shorter, please.". Raises
+    DataError (`facts_expression`) as `facts_text`.
+    """
+    before = turns[:-1]
+    asked = [turn.content for turn in before if turn.role == "user"]
+    return Question(
+        prompt=asked[-1] if asked else "",
+        reference=turns[-1].content if turns else "",
+        facts=facts_text(wanted, "\n\n".join(asked)),
+        conversation="\n\n".join(turn.content for turn in before),
+    )
+
+
+def facts_text(wanted: Grounding | None, prompt: str) -> str:
+    """The facts in all user turns of a row: the match of the recipe's expression, else all of it.
+
+    Raises DataError (`facts_expression`) for an expression that takes too long.
+    """
+    if wanted is None or wanted.facts is None:
+        return prompt
+    try:
+        with time_limit():
+            found = re.search(wanted.facts, prompt)
+    except TimeIsUp as error:
+        message = (
+            f"eval.grounding.facts: {wanted.facts!r} took more than {TIME_LIMIT_SECONDS:.0f} s "
+            f"over one prompt of {len(prompt):,} characters; write it without repeats inside "
+            "repeats"
+        )
+        raise DataError("facts_expression", message) from error
+    if found is None:
+        return prompt
+    return (found["facts"] if "facts" in found.re.groupindex else found[0]) or ""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One value, or one item of a list."""
+
+    key: str
+    value: str
+
+
+def facts_of(text: str, optional: Collection[str] = ()) -> list[Fact]:
+    """Facts of a text, without those whose keys are `optional`; none where the text is no list of
+    facts but a conversation or prose."""
+    lines = [(key.strip(" *"), value.strip(" *")) for key, value in KEY_LINE.findall(text)]
+    keys = {key.casefold() for key, _ in lines}
+    sentences = sum(len(value.split()) > MAX_WORDS for _, value in lines)
+    if len(keys) < len(lines) or 2 * sentences > len(lines):
+        return []
+    left_out = {key.casefold() for key in optional}
+    found = []
+    for key, value in lines:
+        if key.casefold() not in left_out and value.casefold() not in NO:
+            parts = value.split(";") if ";" in value else SEPARATOR.split(value)
+            found += [Fact(key, part.strip()) for part in parts if part.strip()]
+    return found
+
+
+def mentioned(fact: Fact, answer: str, vocabulary: Vocabulary) -> bool:
+    """Whether an answer has the fact's numbers and, in one sentence, most of its words."""
+    value = fact.key if fact.value.casefold() in YES else fact.value
+    language = vocabulary.language
+    numbers = language.values(answer)
+    words = set()
+    for token in tokens_in(value):
+        values = language.values(token.text)
+        if values and not values & numbers:
+            return False
+        if not values:
+            words.add(language.stem(token.text))
+    words = {word for word in words if not vocabulary.is_common(word)} or words
+    needed = len(words) if len(words) < 3 else math.ceil(MENTIONED_SHARE * len(words))
+    sentence: set[str] = set()
+    most = 0
+    for token in tokens_in(answer):
+        sentence = set() if token.starts_sentence else sentence
+        sentence.add(language.stem(token.text))
+        most = max(most, len(words & sentence))
+    squashed = "".join(filter(str.isalnum, answer.casefold()))
+    return most >= needed or "".join(filter(str.isalnum, value.casefold())) in squashed

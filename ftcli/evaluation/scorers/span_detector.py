@@ -8,86 +8,113 @@ answer as a pair of texts, the context in the form that they were trained with.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import torch
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
-
+from ftcli.config.loader import Loaded
+from ftcli.console import counted
 from ftcli.errors import ModelError
+from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.hub import require_reachable
-from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import model_source
-from ftcli.models.device import device_of
-from ftcli.models.untrusted import refuse_foreign_config, refuse_foreign_weights
 
 # lettucedetect/prompts/summary_prompt_en.txt: of a context without a question.
 CONTEXT = "Summarize the following text:\n{facts}\noutput:"
 UNSUPPORTED = 1
 # Of models that do not say how far they read.
-LONGEST_TOKENS = 4096
+MAX_TOKENS = 4096
+
+
+class _Detector(NamedTuple):
+    tokenizer: Any
+    model: Any
+    device: Any
+    max_tokens: int
 
 
 class SpanDetector:
-    """Finds the stretches of an answer that its facts do not support."""
+    """Counts answers in which the detector marks no span; it is opened for the first of them."""
 
-    def __init__(self, model_id: str, base: Path, hardware: Hardware) -> None:
-        """A hub id, or a folder relative to `base`; none of its code runs. Raises FtcliError."""
-        source = model_source(model_id, base)
+    kinds = MappingProxyType(
+        {"spans_supported": ScoreKind("supported (detector)", "share", "higher")}
+    )
+
+    def __init__(self, model_id: str, loaded: Loaded) -> None:
+        """`model_id`: a hub id, or a folder relative to the recipe's."""
+        self._model_id, self._loaded = model_id, loaded
+        self.truncated = 0
+        """Answers whose facts were longer than the model reads."""
+
+    @cached_property
+    def _detector(self) -> _Detector:
+        """None of the model's code runs. Raises FtcliError."""
+        import torch
+        from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+
+        from ftcli.models.device import device_of, hardware_for
+        from ftcli.models.untrusted import refuse_foreign_config, refuse_foreign_weights
+
+        source = model_source(self._model_id, self._loaded.base)
         require_reachable(source, None)
         refuse_foreign_config(source, None)
         refuse_foreign_weights(source, None)
-        self._device = device_of(hardware)
         config = AutoConfig.from_pretrained(source)
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
         classifies = any("TokenClassification" in name for name in config.architectures or ())
-        if not classifies or config.num_labels != 2 or not self._tokenizer.is_fast:
+        if not classifies or config.num_labels != 2 or not tokenizer.is_fast:
             raise ModelError(
                 "model",
-                f"eval.grounding.model: {model_id} is not a detector: expected a token classifier "
-                "with two labels (supported, unsupported) and a fast tokenizer",
+                f"eval.grounding.model: {self._model_id} is not a detector: expected a token "
+                "classifier with two labels (supported, unsupported) and a fast tokenizer",
             )
+        device = device_of(hardware_for(self._loaded))
         model = AutoModelForTokenClassification.from_pretrained(source, dtype=torch.float32)
-        self._model = model.to(self._device).eval()
-        longest = getattr(config, "max_position_embeddings", LONGEST_TOKENS)
-        self._longest_tokens = min(longest, LONGEST_TOKENS)
-        self.cut = 0
-        """Answers whose facts were longer than the model reads."""
+        longest = getattr(config, "max_position_embeddings", MAX_TOKENS)
+        return _Detector(tokenizer, model.to(device).eval(), device, min(longest, MAX_TOKENS))
 
-    @torch.no_grad()
+    def score(self, answer: str, question: Question) -> ExampleResult:
+        found = [
+            Finding("not supported (detector)", f"“{answer[start:end]}”", start, end)
+            for start, end in self.spans(answer, question.facts)
+        ]
+        return ExampleResult({"spans_supported": (float(not found), 1.0)}, tuple(found))
+
+    def verdict(self, answer: str, question: Question) -> bool:
+        """Whether the answer is supported."""
+        return not self.spans(answer, question.facts)
+
+    def notes(self) -> Iterator[str]:
+        """Sentences below the table."""
+        if self.truncated:
+            yield f"the detector did not read all facts of {counted(self.truncated, 'answer')}"
+
     def spans(self, answer: str, facts: str) -> list[tuple[int, int]]:
-        """Characters [start, end) of the answer, tokens that touch taken together."""
+        """Characters [start, end) of the answer; tokens with nothing but white space between them
+        are one span."""
+        import torch
+
+        tokenizer, model, device, max_tokens = self._detector
         context = CONTEXT.format(facts=facts)
-        found = self._tokenizer(
+        found = tokenizer(
             context,
             answer,
             truncation="only_first",
-            max_length=self._longest_tokens,
+            max_length=max_tokens,
             return_offsets_mapping=True,
             return_overflowing_tokens=False,
             return_tensors="pt",
         )
         parts, offsets = found.sequence_ids(0), found.pop("offset_mapping")[0].tolist()
-        self.cut += len(self._tokenizer(context, answer)["input_ids"]) > self._longest_tokens
-        logits = self._model(**{name: each.to(self._device) for name, each in found.items()}).logits
+        self.truncated += len(tokenizer(context, answer)["input_ids"]) > max_tokens
+        with torch.no_grad():
+            logits = model(**{name: each.to(device) for name, each in found.items()}).logits
+        spans: list[tuple[int, int]] = []
         labels = logits[0].argmax(-1).tolist()
-        marked = [
-            (start, end)
-            for part, (start, end), label in zip(parts, offsets, labels, strict=True)
-            if part == 1 and label == UNSUPPORTED and start < end
-        ]
-        return list(_joined(marked, answer))
-
-
-def _joined(marked: list[tuple[int, int]], answer: str) -> Iterator[tuple[int, int]]:
-    """Spans that nothing but white space separates are one."""
-    whole: tuple[int, int] | None = None
-    for start, end in marked:
-        if whole is not None and not answer[whole[1] : start].strip():
-            whole = (whole[0], end)
-            continue
-        if whole is not None:
-            yield whole
-        whole = (start, end)
-    if whole is not None:
-        yield whole
+        for part, (start, end), label in zip(parts, offsets, labels, strict=True):
+            if part != 1 or label != UNSUPPORTED or start >= end:
+                continue
+            if spans and not answer[spans[-1][1] : start].strip():
+                start = spans.pop()[0]
+            spans.append((start, end))
+        return spans

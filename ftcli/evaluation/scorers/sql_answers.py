@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from ftcli.config.answer_format import PROMPT
 from ftcli.config.recipe import SqlFormat
+from ftcli.console import counted
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.evaluation.scorers.sql_databases import (
     MOST_STEPS,
@@ -236,5 +237,5 @@ def _execution_fault(query: Query, reference: Query, databases: Databases) -> Fi
         not result.equals(wanted, ordered=reference.is_ordered)
         for result, (_, wanted) in zip(results, databases, strict=True)
     )
-    message = f"another result than the reference in {wrong} of {len(results)} databases"
+    message = f"another result than the reference in {wrong} of {counted(len(results), 'database')}"
     return Finding("other result", message) if wrong else None

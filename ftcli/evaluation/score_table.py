@@ -1,4 +1,4 @@
-"""The scores of all sides as the rows of one table, with verdicts that hold together."""
+"""The scores of all sides as the rows of one table, with verdicts corrected together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from ftcli.errors import UsageError, did_you_mean
-from ftcli.evaluation.recipe_scorers import ScoredSides, Scorers
+from ftcli.evaluation.model_outputs import ModelOutputs
+from ftcli.evaluation.rows import RowSets
 from ftcli.evaluation.scorers.scorer import ScoreKind
-from ftcli.evaluation.scores import LEVEL, Comparison, Counts, compare, holm, mean_of, verdict_of
-from ftcli.evaluation.sets import Sets
-from ftcli.evaluation.work import Done
+from ftcli.evaluation.scoring import ScoredSides, Scorers
+from ftcli.evaluation.statistics import (
+    LEVEL,
+    Comparison,
+    Counts,
+    compare,
+    holm,
+    mean_of,
+    verdict_of,
+)
 from ftcli.runs.results import SIDES, Difference, Score, ScoreRow, Side
 
 LOSS = ScoreKind("loss", "value", "lower")
@@ -23,14 +31,14 @@ INSTRUCTIONS_FINISHED = ScoreKind("instructions finished (EOS)", "share", "highe
 # In the JSON alone: ROUGE-L says the same as chrF, exact match something of labels only, and
 # repetition is a warning.
 HIDDEN = {"chrf", "repetition", "answer_tokens"}
-OF_LABELS = "exact_match"
-# They compare with the row's own answer, which is right by them.
+LABEL_SCORE = "exact_match"
+# They compare with the row's own answer, which is right by definition.
 OF_REFERENCE = {"sql_match", "execution_match", "execution_tested", "field_f1", "field_accuracy"}
 # Scores that say whether an answer is right.
 TRUTH = {"judge_supported", "spans_supported", "execution_match", "sql_match", "field_f1"}
 TRUTH |= {"field_accuracy"}
-# Answers are labels where they are at most so many, short, and each of them stands often.
-MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL = 20, 60, 3
+# Answers are labels where few different ones occur, all short, and each of them often.
+MAX_LABELS, MAX_LABEL_CHARACTERS, ROWS_PER_LABEL = 20, 60, 3
 
 
 @dataclass
@@ -57,8 +65,8 @@ class Measured:
 def are_labels(references: Sequence[str]) -> bool:
     """Whether all of the rows' own answers are a few short ones, so that one alone is right."""
     found = {reference.strip() for reference in references}
-    short = all(text and "\n" not in text and len(text) <= LONGEST_LABEL for text in found)
-    return short and len(found) <= min(MOST_LABELS, len(references) / ROWS_PER_LABEL)
+    short = all(text and "\n" not in text and len(text) <= MAX_LABEL_CHARACTERS for text in found)
+    return short and len(found) <= min(MAX_LABELS, len(references) / ROWS_PER_LABEL)
 
 
 def possible_kinds(kinds: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
@@ -69,19 +77,19 @@ def possible_kinds(kinds: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
 
 def truth_of(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, ...]:
     """Scores that say whether answers are right, the user's own among them."""
-    truth = {*TRUTH, OF_LABELS} if labels else TRUTH
+    truth = {*TRUTH, LABEL_SCORE} if labels else TRUTH
     return tuple(row.name for row in rows if row.name in truth or (row.own and row.better))
 
 
 def task_scores(
-    done: Mapping[Side, Done], scored: ScoredSides, scorers: Scorers, *, labels: bool
+    outputs: Mapping[Side, ModelOutputs], scored: ScoredSides, scorers: Scorers, *, labels: bool
 ) -> list[Measured]:
     """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
     kinds = {"loss": LOSS}
     if scored.counts:
         kinds = {**possible_kinds(scorers.kinds), "answer_tokens": LENGTH}
     counts: dict[Side, dict[str, Counts]] = {}
-    for side, each in done.items():
+    for side, each in outputs.items():
         counts[side] = {"loss": each.losses, **scored.counts.get(side, {})}
         if answers := each.answers:
             counts[side]["stop_rate"] = mean_of([answer.stopped for answer in answers])
@@ -92,20 +100,22 @@ def task_scores(
         row = Measured(name, kind, sides, own=name in scorers.own)
         if name.partition(".")[0] not in OF_REFERENCE:
             row.your_answers = scored.your_answers.get(name)
-        row.shown = name not in HIDDEN and (name != OF_LABELS or labels)
+        row.shown = name not in HIDDEN and (name != LABEL_SCORE or labels)
         if name == "rouge_l" and (labels or TRUTH & kinds.keys()):
             row.shown = False
         rows.append(row)
     return [row for row in rows if row.sides]
 
 
-def forgetting_scores(sets: Sets, done: Mapping[Side, Mapping[str, Done]]) -> list[Measured]:
+def forgetting_scores(
+    sets: RowSets, outputs: Mapping[Side, Mapping[str, ModelOutputs]]
+) -> list[Measured]:
     """General ability of base and tuned model, by the sets `text` and `instructions`."""
     text = Measured("general_text", TEXT)
     loss = Measured("instructions", INSTRUCTIONS)
     followed = Measured("instructions_followed", FOLLOWED)
     finished = Measured("instructions_finished", INSTRUCTIONS_FINISHED)
-    for side, by_set in done.items():
+    for side, by_set in outputs.items():
         if sets.text is not None and "text" in by_set:
             passages = [row.line for row in sets.text.rows]
             text.sides[side] = _by_passage(by_set["text"].losses, passages)
@@ -125,13 +135,12 @@ def forgetting_scores(sets: Sets, done: Mapping[Side, Mapping[str, Done]]) -> li
 
 
 def _by_passage(losses: Counts, passages: Sequence[int]) -> Counts:
-    """Pieces of one text are not independent rows."""
-    sums = dict.fromkeys(passages, (0.0, 0.0))
-    pieces = zip(passages, losses.numerators, losses.denominators, strict=True)
-    for passage, loss, tokens in pieces:
-        before = sums[passage]
-        sums[passage] = (before[0] + loss, before[1] + tokens)
-    return Counts(tuple(loss for loss, _ in sums.values()), tuple(n for _, n in sums.values()))
+    """Pieces of one passage summed, as they are not independent rows."""
+    sums = {passage: [0.0, 0.0] for passage in passages}
+    for passage, loss, tokens in zip(passages, *losses.ratio, strict=True):
+        sums[passage][0] += loss
+        sums[passage][1] += tokens
+    return Counts(*(tuple(column) for column in zip(*sums.values(), strict=True)))
 
 
 def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> None:
@@ -146,12 +155,12 @@ def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> Non
         )
 
 
-def rows_of(
+def score_rows(
     scores: Sequence[Measured], forgetting: Sequence[Measured], decides_by: str | None
 ) -> tuple[tuple[ScoreRow, ...], tuple[ScoreRow, ...]]:
-    """Rows with their verdicts: over all that are shown together a false one has a chance of 5%.
+    """Rows with their verdicts, with a family-wise error of 5% over all that are shown together.
 
-    The score that decides is tested alone, as one that was named before.
+    The score that decides is tested alone, as it was named before.
     """
     every = (*scores, *forgetting)
     base = _differences(every, "base", decides_by)

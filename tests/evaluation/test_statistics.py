@@ -2,26 +2,107 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.evaluation.intervals import paired_ratio_interval, paired_share_interval, swapped_p_value
+from ftcli.evaluation import statistics
 from ftcli.evaluation.scorers.scorer import ExampleResult
-from ftcli.evaluation.scores import (
-    FEWEST_COUNTING_ROWS,
-    FEWEST_ROWS,
+from ftcli.evaluation.scoring import gathered
+from ftcli.evaluation.statistics import (
     LEVEL,
+    MIN_COUNTING_ROWS,
+    MIN_ROWS,
     Counts,
     compare,
-    gathered,
     holm,
+    paired_ratio_interval,
+    paired_share_interval,
     percent,
+    ratio_interval,
+    share_interval,
     smallest_points,
+    swapped_p_value,
     verdict_of,
 )
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Wilson 1927 at 95%, by its formula."""
+    z = 1.959963984540054
+    share = successes / count
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    spread /= 1 + z**2 / count
+    return middle - spread, middle + spread
+
+
+def mean_interval(values: list[float]) -> tuple[float, float]:
+    return ratio_interval(values, [1.0] * len(values))
+
+
+def test_wilson_of_57_in_60() -> None:
+    assert share_interval(57, 60) == pytest.approx((0.8630, 0.9829), abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_share_is_inside_its_interval(numbers: tuple[int, int]) -> None:
+    successes, count = numbers
+    low, high = share_interval(successes, count)
+    assert 0 <= low <= successes / count <= high <= 1
+    assert (low, high) == pytest.approx(wilson(successes, count), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.1, 0.9], [1.0] * 9 + [0.0], [float(n) for n in range(60)], [0.5, 0.5, 0.75]]
+)
+def test_a_mean_is_inside_its_interval(values: list[float]) -> None:
+    low, high = mean_interval(values)
+    assert min(values) <= low <= sum(values) / len(values) <= high <= max(values)
+    assert low < high
+
+
+def test_the_same_values_give_the_same_interval() -> None:
+    values = [float(n % 7) for n in range(50)]
+    assert mean_interval(values) == mean_interval(list(values))
+
+
+def test_a_mean_of_many_has_the_normal_interval() -> None:
+    values = [float(n % 10) for n in range(400)]
+    low, high = mean_interval(values)
+    half = 1.96 * math.sqrt(8.25 / 400)
+    assert (low, high) == pytest.approx((4.5 - half, 4.5 + half), abs=0.03)
+
+
+def test_values_that_are_all_alike_leave_no_doubt() -> None:
+    assert mean_interval([0.4] * 20) == pytest.approx((0.4, 0.4))
+    assert mean_interval([3.0]) == (3.0, 3.0)
+    assert ratio_interval([6.0], [4.0]) == (1.5, 1.5)
+
+
+def test_a_loss_per_token_weighs_rows_by_their_tokens() -> None:
+    losses, tokens = [10.0, 90.0], [10, 30]
+    low, high = ratio_interval(losses, tokens)
+    # Resamples of two rows: both the first, both the second, or one of each.
+    assert (low, high) == (1.0, 3.0)
+    assert low <= sum(losses) / sum(tokens) == 2.5 <= high
+
+
+def test_memory_is_bounded_and_changes_nothing_but_the_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = [float(n % 10) for n in range(300)]
+    whole = mean_interval(values)
+    monkeypatch.setattr(statistics, "VALUES_AT_ONCE", 30_000)
+    assert mean_interval(values) == pytest.approx(whole, abs=0.1)
+
+
+def test_every_numerator_needs_its_denominator() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        ratio_interval([1.0, 2.0], [1.0])
 
 
 def shares(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
@@ -84,9 +165,9 @@ def test_intervals_of_few_rows_are_wide_enough() -> None:
     draw = random.Random(3)
     held = 0
     for _ in range(200):
-        ours = [draw.expovariate(1) for _ in range(FEWEST_ROWS)]
+        ours = [draw.expovariate(1) for _ in range(MIN_ROWS)]
         theirs = [a / 2 + draw.gammavariate(0.5, 1) for a in ours]
-        ones = [1.0] * FEWEST_ROWS
+        ones = [1.0] * MIN_ROWS
         low, high = paired_ratio_interval((ours, ones), (theirs, ones))
         held += low <= 0 <= high
     assert held / 200 >= 0.88
@@ -143,12 +224,12 @@ def test_few_rows_give_no_verdict() -> None:
     few = compare(counts([1.0] * 9), counts([2.0] * 9))
     assert few is not None and few.too_few
     assert verdict_of(few, "higher", significant=True) == "too few rows"
-    enough = compare(counts([1.0] * FEWEST_ROWS), counts([2.0] * FEWEST_ROWS))
+    enough = compare(counts([1.0] * MIN_ROWS), counts([2.0] * MIN_ROWS))
     assert enough is not None and not enough.too_few
 
 
 def test_a_ratio_of_few_counting_rows_gives_none() -> None:
-    counting = FEWEST_COUNTING_ROWS - 1
+    counting = MIN_COUNTING_ROWS - 1
     ours = Counts((1.0,) * counting + (0.0,) * 31, (2.0,) * counting + (0.0,) * 31)
     theirs = Counts((2.0,) * counting + (0.0,) * 31, (2.0,) * counting + (0.0,) * 31)
     found = compare(ours, theirs)
@@ -165,7 +246,7 @@ def test_rows_that_count_for_one_side_alone() -> None:
 def test_rows_that_do_not_count_are_left_out() -> None:
     ours = Counts((1.0, 0.0, 0.0), (2.0, 0.0, 2.0))
     assert (ours.n, ours.value, ours.are_hits) == (2, 0.25, False)
-    assert ours.of_rows() == [0.5, None, 0.0]
+    assert ours.by_row() == [0.5, None, 0.0]
 
 
 def test_a_share_is_weighed_by_rows_and_a_ratio_by_what_it_counts() -> None:

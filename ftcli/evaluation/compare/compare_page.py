@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftcli.console import duration, gigabytes, megabytes
+from ftcli.console import counted, duration, gigabytes, megabytes
 from ftcli.evaluation.compare.cells import METHODS, named, short_rate
-from ftcli.evaluation.scores import percent
+from ftcli.evaluation.statistics import percent
 from ftcli.runs.results import ComparedBase, ComparedCell, CompareResult
 from ftcli.shell import shown_path
 
@@ -77,11 +77,12 @@ def headline(found: CompareResult) -> str:
 
 def notes(found: CompareResult) -> Iterator[str]:
     """What a reader of the figures has to know."""
-    length = "the recipe's own length each" if found.steps is None else f"{found.steps} steps each"
+    steps = "the recipe's own length" if found.steps is None else counted(found.steps, "step")
+    length = f"{steps} each"
     text = f" ({found.general_text})" if found.general_text else ""
     yield (
-        f"{found.rows:,} held-out rows ({found.data}), {length}, seed {found.seed}; general text: "
-        f"change of its perplexity{text}"
+        f"{counted(found.rows, 'held-out row')} ({found.data}), {length}, seed {found.seed}; "
+        f"general text: change of its perplexity{text}"
     )
     yield (
         "better and worse are corrected for all pairs of methods and base (Holm); no interval "

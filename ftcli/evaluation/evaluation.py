@@ -11,27 +11,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftcli.config.evaluation import file_names
+from ftcli.config.grounding import Grounding
 from ftcli.console import Reporter
 from ftcli.data.prepared import Split
 from ftcli.errors import Stopped
-from ftcli.evaluation.asked import SHOTS, Asked, key_of
-from ftcli.evaluation.recipe_scorers import Scorers
-from ftcli.evaluation.rows import Row, SeenRows, find_seen, held_out, read_rows
-from ftcli.evaluation.scorers.asking import question_of
-from ftcli.evaluation.scorers.scorer import ExampleResult, Question
-from ftcli.evaluation.sets import Sets, build_sets
-from ftcli.evaluation.table import (
+from ftcli.evaluation.model_outputs import VERSION, ModelOutputs, ModelRunner, Progress
+from ftcli.evaluation.rows import (
+    EvalOptions,
+    Row,
+    RowSets,
+    SeenRows,
+    build_sets,
+    find_seen,
+    held_out,
+    read_rows,
+)
+from ftcli.evaluation.score_table import (
     are_labels,
     forgetting_scores,
     possible_kinds,
     require_known,
-    rows_of,
+    score_rows,
     task_scores,
     truth_of,
 )
-from ftcli.evaluation.work import Done, Worker
-from ftcli.report.write import report_or_say
-from ftcli.runs.atomic import write_text
+from ftcli.evaluation.scorers.grounding import question_of
+from ftcli.evaluation.scorers.scorer import ExampleResult, Question, code_digest
+from ftcli.evaluation.scoring import Scorers
+from ftcli.memory.shapes import model_source
+from ftcli.models.base_files import base_fingerprint
+from ftcli.runs.atomic import sha256_file, short_digest, write_text
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.locks import one_writer
 from ftcli.runs.results import Answer, AnsweredRow, Call, EvalResult, Side
@@ -41,16 +51,14 @@ from ftcli.training.opening import OpenRun, open_run, require_as_trained
 if TYPE_CHECKING:
     from ftcli.models.prompt_manifest import PromptFormat
 
-__all__ = ["SHOTS", "Asked", "Evaluated", "evaluate_run"]
-
 LOCK = ".lock"
-# Rows to read by eye: where nothing measured whether answers are right, only a person can.
+# Rows to read by eye: only a person can judge answers that no score measures.
 SAMPLES = 5
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation of a run; `stored` when an earlier one of the same was found."""
+    """An evaluation of a run; `stored`: it was read from the folder."""
 
     run: RunFolder
     result: EvalResult
@@ -58,9 +66,9 @@ class Evaluated:
 
 
 def evaluate_run(
-    path: Path, overrides: Sequence[str], asked: Asked, reporter: Reporter
+    path: Path, overrides: Sequence[str], options: EvalOptions, reporter: Reporter
 ) -> Evaluated:
-    """Evaluate a finished run. The same question is answered once.
+    """Evaluate a finished run; the same evaluation is made once.
 
     Raises FtcliError; Stopped on a signal: what was answered until then is kept.
     """
@@ -68,27 +76,58 @@ def evaluate_run(
     run = opened.run
     for change in opened.unheeded:
         reporter.note(f"note: the training stays as it was: {change}")
-    split = held_out(opened, asked.data)
-    scorers = Scorers(opened, asked.scores, reporter)
+    split = held_out(opened, options.data)
+    scorers = Scorers(opened, options.scores, reporter)
     decides_by = opened.loaded.recipe.eval.decides_by
     # The fields of JSON answers are known only when a reference has been read.
     if decides_by is not None and not decides_by.startswith("field_f1."):
         require_known(decides_by, possible_kinds(scorers.kinds))
-    key = key_of(opened, asked, split)
+    key = key_of(opened, options, split)
     file = run.evaluation(key)
     # What a file of scores imports or reads may have changed: its scores are always counted again.
-    if asked.scores is None and file.is_file() and run.answers(key).is_file():
-        require_as_trained(opened, with_base=asked.with_base)
+    stored = options.scores is None and file.is_file() and run.answers(key).is_file()
+    if stored:
+        require_as_trained(opened, with_base=options.with_base)
         result = EvalResult.read(file)
         seen = SeenRows(result.rows_trained_on, result.rows_in_validation)
         seen.warn(result.data, result.rows, reporter)
-        _show_last(run, key, reporter)
-        return Evaluated(run, result, stored=True)
-    with _one_at_a_time(run, reporter):
-        result = _evaluate(opened, asked, split, scorers, key, reporter)
-        result.write(file)
-        _show_last(run, key, reporter)
-    return Evaluated(run, result, stored=False)
+    else:
+        with _one_at_a_time(run, reporter):
+            result = _evaluate(opened, options, split, scorers, key, reporter)
+            result.write(file)
+    with suppress(OSError):  # a run that nobody may write to can still be evaluated
+        write_text(run.evaluated_last, f"{key}\n")
+    return Evaluated(run, result, stored)
+
+
+def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
+    """16 hex digits of everything that the scores depend on."""
+    recipe, base = opened.loaded.recipe, opened.loaded.base
+    files = [*options.files.values(), *(base / each.name for each in file_names(recipe.eval))]
+    parts = {
+        "weights": opened.run.read_manifest()["weights"],
+        "data": opened.prepared.fingerprint,
+        "split": split if options.data is None else "file",
+        "options": {name: str(value) for name, value in vars(options).items()},
+        "files": [sha256_file(file) if file.is_file() else None for file in files],
+        "detector": _detector_weights(recipe.eval.grounding, base),
+        "generation": recipe.generation.model_dump(),
+        "eval": recipe.eval.model_dump(mode="json"),
+        "keys": recipe.data.model_dump(mode="json"),
+        "model": recipe.model.model_dump(),
+        "seed": recipe.training.seed,
+        # Another version counts again, from the same answers.
+        "code": [code_digest(), VERSION],
+    }
+    return short_digest(parts, 16)
+
+
+def _detector_weights(wanted: Grounding | None, base: Path) -> str | None:
+    """Of a folder; a hub id names its weights itself."""
+    if wanted is None or wanted.model is None:
+        return None
+    source = model_source(wanted.model, base)
+    return base_fingerprint(source) if Path(source).is_dir() else None
 
 
 @contextmanager
@@ -106,27 +145,25 @@ def _one_at_a_time(run: RunFolder, reporter: Reporter) -> Iterator[None]:
             ) from interrupt
 
 
-def _show_last(run: RunFolder, key: str, reporter: Reporter) -> None:
-    """On the run's page, which shows the evaluation that was asked for last."""
-    with suppress(OSError):  # a run that nobody may write to can still be evaluated
-        write_text(run.evaluated_last, f"{key}\n")
-    report_or_say(run, reporter)
-
-
 def _evaluate(
-    opened: OpenRun, asked: Asked, split: Split, scorers: Scorers, key: str, reporter: Reporter
+    opened: OpenRun,
+    options: EvalOptions,
+    split: Split,
+    scorers: Scorers,
+    key: str,
+    reporter: Reporter,
 ) -> EvalResult:
     """Rows → losses and answers of all sides → scores → rows of the table."""
     from ftcli.models.prompt_manifest import verify_run
 
-    recipe, data = opened.loaded.recipe, str(asked.data or split)
-    rows = read_rows(opened, asked.data, split, asked.limit, reporter)
-    seen = find_seen(opened, rows, None if asked.data else split, reporter)
+    recipe, data = opened.loaded.recipe, str(options.data or split)
+    rows = read_rows(opened, options.data, split, options.limit, reporter)
+    seen = find_seen(opened, rows, None if options.data else split, reporter)
     seen.warn(data, len(rows), reporter)
     contract = verify_run(opened.loaded, opened.run, opened.prepared)
-    sets = build_sets(opened, asked, rows, contract, reporter)
-    done = _run_models(opened, contract, asked, sets, reporter)
-    task = {side: each["rows"] for side, each in done.items()}
+    sets = build_sets(opened, options, rows, contract, reporter)
+    outputs = _run_models(opened, contract, sets, reporter, with_base=options.with_base)
+    task = {side: each["rows"] for side, each in outputs.items()}
     answered = {side: each for side, each in task.items() if each.answers}
 
     questions = [question_of(row.messages, recipe.eval.grounding) for row in rows]
@@ -135,8 +172,8 @@ def _evaluate(
     scored = scorers.score(texts, questions)
     measured = task_scores(task, scored, scorers, labels=labels)
     require_known(recipe.eval.decides_by, {row.name: row.kind for row in measured})
-    general = forgetting_scores(sets, done)
-    scores, forgetting = rows_of(measured, general, recipe.eval.decides_by)
+    general = forgetting_scores(sets, outputs)
+    scores, forgetting = score_rows(measured, general, recipe.eval.decides_by)
 
     answers = _answered_rows(rows, questions, task, scored.results)
     file = opened.run.answers(key)
@@ -147,8 +184,8 @@ def _evaluate(
         rows=len(rows),
         data=data,
         **asdict(seen),
-        instruction=str(asked.prompted) if "prompted" in task else None,
-        examples=asked.shots if "prompted" in task else 0,
+        instruction=str(options.prompted) if "prompted" in task else None,
+        examples=options.shots if "prompted" in task else 0,
         scores=scores,
         forgetting=forgetting,
         general_text=sets.text_name,
@@ -157,52 +194,63 @@ def _evaluate(
         decides_by=recipe.eval.decides_by,
         truth_measured_by=truth_of(scores, labels=labels),
         notes=scored.notes,
-        samples=tuple(sorted(answers, key=_drawn_by)[:SAMPLES]) if answered else (),
+        samples=tuple(sorted(answers, key=_sample_order)[:SAMPLES]) if answered else (),
         answers=str(file.relative_to(opened.run.evaluations)),
         eval_config=recipe.eval.model_dump(mode="json"),
-        flags=tuple(asked.flags(opened)),
+        flags=tuple(options.flags(opened)),
     )
 
 
 def _run_models(
-    opened: OpenRun, contract: PromptFormat, asked: Asked, sets: Sets, reporter: Reporter
-) -> dict[Side, dict[str, Done]]:
-    """Side → set → what was done; one model in memory at a time, the base first."""
+    opened: OpenRun,
+    contract: PromptFormat,
+    sets: RowSets,
+    reporter: Reporter,
+    *,
+    with_base: bool,
+) -> dict[Side, dict[str, ModelOutputs]]:
+    """Side → set → outputs; one model in memory at a time, the base first."""
     from ftcli.inference.trained import held_as
     from ftcli.models.device import free_memory, memory_in_words
 
     named = {"rows": sets.rows, "text": sets.text, "instructions": sets.instructions}
     wanted = {name: rows for name, rows in named.items() if rows is not None}
     how = held_as(opened.loaded, opened.run)
-    done: dict[Side, dict[str, Done]] = {}
-    with memory_in_words("take fewer --rows-at-once, or stop what else runs on it"):
+    models = 2 if with_base else 1
+    planned = [*wanted.values()] * models + ([sets.prompted] if sets.prompted else [])
+    found: dict[Side, dict[str, ModelOutputs]] = {}
+    with (
+        memory_in_words("take fewer --rows-at-once, or stop what else runs on it"),
+        reporter.meter("eval, tokens", sum(each.tokens for each in planned)) as meter,
+    ):
+        progress = Progress(meter, len(planned))
         for side in ("base", "tuned"):
-            if side == "base" and not asked.with_base:
+            if side == "base" and not with_base:
                 continue
-            worker = Worker(opened, contract, side, how, reporter)
-            done[side] = {name: worker.do(rows) for name, rows in wanted.items()}
+            runner = ModelRunner(opened, contract, side, how, progress)
+            found[side] = {name: runner.outputs(rows) for name, rows in wanted.items()}
             if side == "base" and sets.prompted is not None:
-                done["prompted"] = {"rows": worker.do(sets.prompted)}
-            if not worker.was_needed:
+                found["prompted"] = {"rows": runner.outputs(sets.prompted)}
+            if not runner.was_opened:
                 require_as_trained(opened, with_base=side == "base")
-            del worker
+            del runner
             free_memory()
-    return done
+    return found
 
 
-def _call(done: Done) -> Call:
-    answers = done.answers
+def _call(outputs: ModelOutputs) -> Call:
+    answers = outputs.answers
     return Call(
-        prompt_tokens=sum(done.prompt_tokens) / len(answers),
+        prompt_tokens=sum(outputs.prompt_tokens) / len(answers),
         answer_tokens=sum(answer.tokens for answer in answers) / len(answers),
-        tokens_per_second=done.tokens_per_second,
+        tokens_per_second=outputs.tokens_per_second,
     )
 
 
 def _answered_rows(
     rows: Sequence[Row],
     questions: Sequence[Question],
-    task: Mapping[Side, Done],
+    task: Mapping[Side, ModelOutputs],
     results: Mapping[Side, Sequence[ExampleResult]],
 ) -> list[AnsweredRow]:
     """Every row with the answers of all sides."""
@@ -214,26 +262,26 @@ def _answered_rows(
             prompt=question.prompt,
             reference=question.reference,
             facts=question.facts if question.facts != question.prompt else None,
-            sides={side: _answer(done, index, results.get(side)) for side, done in task.items()},
+            sides={side: _answer(each, index, results.get(side)) for side, each in task.items()},
         )
         for index, (row, question) in enumerate(zip(rows, questions, strict=True))
     ]
 
 
-def _answer(done: Done, row: int, results: Sequence[ExampleResult] | None) -> Answer:
-    """With its scores; of a plain text, which has none, the loss alone."""
-    loss, tokens = done.losses_by_row[row]
+def _answer(outputs: ModelOutputs, row: int, results: Sequence[ExampleResult] | None) -> Answer:
+    """With its scores; a plain text has a loss alone."""
+    loss, tokens = outputs.losses_by_row[row]
     losses = {"loss": loss, "loss_tokens": tokens}
     if results is None:
         return Answer(text="", tokens=0, stopped=True, prompt_tokens=0, **losses)
     return Answer(
-        **asdict(done.answers_by_row[row]),
+        **asdict(outputs.answers_by_row[row]),
         **losses,
-        prompt_tokens=done.prompt_tokens[row],
+        prompt_tokens=outputs.prompt_tokens[row],
         counts=dict(results[row].counts),
         findings=results[row].findings,
     )
 
 
-def _drawn_by(row: AnsweredRow) -> bytes:
+def _sample_order(row: AnsweredRow) -> bytes:
     return hashlib.sha256(f"{row.number}\n{row.prompt}".encode()).digest()

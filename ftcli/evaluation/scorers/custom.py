@@ -20,7 +20,7 @@ from ftcli.evaluation.scorers.scorer import ExampleResult, Question, ScoreKind
 Score = Callable[[str, str, str, str], float]
 ARGUMENTS = ("prompt", "answer", "reference", "facts")
 SIGNATURE = f"({', '.join(ARGUMENTS)}) -> float"
-# What code of the user's may raise: sys.exit is no Exception, and is not to end an evaluation.
+# sys.exit is no Exception, and must not end an evaluation.
 RAISED = (Exception, SystemExit)
 
 
@@ -131,7 +131,7 @@ def _fault(name: str, function: Callable[..., object]) -> str | None:
 
 
 def _number(returned: object) -> float | None:
-    """None where it is no finite number; text is none, whatever it spells."""
+    """The number that was returned; None for text, NaN and infinities."""
     if isinstance(returned, (str, bytes, bytearray)):
         return None
     try:

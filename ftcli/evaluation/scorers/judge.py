@@ -1,8 +1,8 @@
 """`eval.judge`: a language model behind an OpenAI-compatible URL checks every answer.
 
 One request for each answer with its facts, a JSON verdict back. Verdicts are kept by content, so
-that a stopped evaluation continues where it was and the same answer is never paid for twice. With
-`labels` of the user's, the judge's agreement with them stands next to its score.
+that a stopped evaluation continues where it was and the same answer is never paid for twice.
+Labels of the user's show how often the judge, or a detector, agrees with them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ftcli.config.grounding import Judge
-from ftcli.errors import MachineError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ftcli.config.grounding import Grounding, Judge
+from ftcli.console import counted, shown_path
+from ftcli.errors import DataError, MachineError
+from ftcli.evaluation.scorers.grounding import facts_text
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
+from ftcli.evaluation.statistics import share_interval
 from ftcli.runs.atomic import append_json, read_json_lines
 
 Verdict = dict[str, Any]
@@ -30,9 +35,12 @@ SUPPORTED = ScoreKind("supported (judge)", "share", "higher")
 PREFERRED = ScoreKind("preferred (judge)", "share", "higher")
 VERDICTS = "judge.jsonl"
 # Attempts for one request: servers that are busy (429, 5xx) or slow are asked again.
-ATTEMPTS, LONGEST_WAIT_SECONDS = 5, 60.0
-# A request that never ends with a verdict counts for no side; of so many in a row none will.
-MOST_REFUSALS_IN_A_ROW = 5
+ATTEMPTS, MAX_WAIT_SECONDS = 5, 60.0
+# A request without a verdict counts for no side; after so many in a row none will have one.
+MAX_REFUSALS_IN_A_ROW = 5
+MIN_LABELS = 20
+LABELS_KEYS = {"detector": "eval.grounding.labels", "judge": "eval.judge.labels"}
+CheckerName = Literal["detector", "judge"]
 RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 TASK = """\
@@ -48,7 +56,7 @@ Reply with one JSON object and nothing else: {{"better": "A", "B" or "tie"}}"""
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent, and by what its verdict is known again."""
+    """What is sent; its verdict is stored under its key."""
 
     system: str
     user: str
@@ -94,7 +102,7 @@ class JudgeScorer:
             replies = pool.imap_unordered(self._ask, missing.values())
             for number, (request, verdict) in enumerate(replies, start=1):
                 refused = 0 if verdict else refused + 1
-                if refused > MOST_REFUSALS_IN_A_ROW:
+                if refused > MAX_REFUSALS_IN_A_ROW:
                     raise self._error("replies without the JSON object that it is asked for")
                 self._verdicts[request.key] = verdict
                 append_json(self._file, {"key": request.key, "verdict": verdict})
@@ -135,7 +143,7 @@ class JudgeScorer:
     def notes(self) -> Iterator[str]:
         """Below the table."""
         if self.without_verdict:
-            yield f"the judge gave no verdict on {self.without_verdict} answers"
+            yield f"the judge gave no verdict on {counted(self.without_verdict, 'answer')}"
 
     def preferred(self, base: str, tuned: str, question: Question) -> float | None:
         """1 where the tuned answer is preferred, 0 where the base's is, 0.5 of a tie."""
@@ -166,7 +174,7 @@ class JudgeScorer:
         asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
         why = ""
         for attempt in range(ATTEMPTS):
-            wait = min(2.0**attempt, LONGEST_WAIT_SECONDS)
+            wait = min(2.0**attempt, MAX_WAIT_SECONDS)
             try:
                 timeout = self._wanted.timeout_seconds
                 with urllib.request.urlopen(asked, timeout=timeout) as response:
@@ -208,6 +216,65 @@ def _read_verdict(reply: str) -> Verdict | None:
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
     """Seconds that the server asks to wait (RFC 9110, section 10.2.3)."""
     try:
-        return min(float(error.headers.get("Retry-After", "")), LONGEST_WAIT_SECONDS)
+        return min(float(error.headers.get("Retry-After", "")), MAX_WAIT_SECONDS)
     except ValueError:
         return None
+
+
+class Label(BaseModel):
+    """An answer to a prompt, and whether the prompt supports it, by the user's judgement."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    prompt: str
+    answer: str
+    supported: bool
+
+    def question(self, grounding: Grounding | None) -> Question:
+        return Question(self.prompt, "", facts_text(grounding, self.prompt))
+
+
+def read_labels(file: Path) -> list[Label]:
+    """JSON lines. Raises DataError (`labels`)."""
+    try:
+        # Not `splitlines`: an answer may hold U+2028.
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise DataError("labels", f"labels: {why}", file=shown_path(file)) from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append(Label.model_validate_json(line))
+        except ValidationError as error:
+            message = 'expected {"prompt": "…", "answer": "…", "supported": true or false}'
+            raise DataError("labels", message, file=shown_path(file), line=number) from error
+    if not found:
+        raise DataError("labels", "holds no label", file=shown_path(file))
+    return found
+
+
+def agreement(who: CheckerName, labels: Sequence[Label], verdicts: Sequence[bool | None]) -> str:
+    """`the judge agrees with 18 of 20 of your labels (70 to 97%)`, and what it overlooked."""
+    if not labels:
+        return (
+            f"how often the {who} is right on your task is not known: label {MIN_LABELS} "
+            f"answers ({LABELS_KEYS[who]})"
+        )
+    pairs = [(label.supported, each) for label, each in zip(labels, verdicts, strict=True)]
+    known = [(label, each) for label, each in pairs if each is not None]
+    if not known:
+        return f"the {who} gave no verdict on your {counted(len(labels), 'labelled answer')}"
+    agreed = sum(label == each for label, each in known)
+    low, high = share_interval(agreed, len(known))
+    wrong = [each for label, each in known if not label]
+    words = (
+        f"the {who} agrees with {agreed} of {len(known)} of your labels ({low:.0%} to {high:.0%})"
+    )
+    if wrong:
+        words += f"; it finds {wrong.count(False)} of {len(wrong)} that you call unsupported"
+    if len(known) < MIN_LABELS:
+        words += f"; label at least {MIN_LABELS}"
+    return words

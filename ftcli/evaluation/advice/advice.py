@@ -4,23 +4,24 @@ sentences that explain it."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from ftcli.config.loader import Loaded
-from ftcli.console import Reporter
+from ftcli.console import Reporter, counted
 from ftcli.data.prepared import IDEAL_ROWS, TOO_FEW_ROWS
-from ftcli.evaluation.advice.probe import probe_base, probe_key
-from ftcli.evaluation.advice.record import (
-    Advice,
-    AnswerForm,
+from ftcli.errors import FtcliError
+from ftcli.evaluation.advice.answer_form import AnswerForm
+from ftcli.evaluation.advice.prompting import Probe, probe_base, probe_key
+from ftcli.evaluation.advice.row_statistics import (
     Instruction,
-    Probe,
-    Verdict,
-    read_advice,
+    PreparedRows,
+    RowStatistics,
+    statistics_of,
 )
-from ftcli.evaluation.advice.statistics import PreparedRows, statistics_of
 
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
@@ -45,6 +46,37 @@ REPLAY = (
 )
 
 
+Verdict = Literal["prompt", "fine-tune", "fine-tune if called often"]
+
+
+class Advice(RowStatistics):
+    """All of advice.json."""
+
+    error_remedy = "prepare again"
+
+    version: Literal[3] = 3  # goes up when the same rows would give other statistics
+    probe: Probe | None = None
+    verdict: Verdict = "fine-tune"
+    sentences: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Fields of advice.json as `prepare --json` shows them."""
+        return self.model_dump(mode="json", exclude={"version", "fingerprint"})
+
+
+def advice_file(folder: Path) -> Path:
+    """Where the advice stands in a data folder."""
+    return folder / "advice.json"
+
+
+def read_advice(folder: Path, fingerprint: str) -> Advice | None:
+    """Earlier advice on the same rows; None: it is missing, of other rows, or damaged."""
+    with suppress(FtcliError):
+        found = Advice.read(advice_file(folder))
+        return found if found.fingerprint == fingerprint else None
+    return None
+
+
 def give_advice(
     loaded: Loaded, renderer: Renderer, rows: PreparedRows, reporter: Reporter
 ) -> Advice:
@@ -55,7 +87,7 @@ def give_advice(
     prepared = rows.prepared
     try:
         kept = read_advice(rows.folder, prepared.fingerprint)
-        found = kept or statistics_of(rows, renderer, reporter)
+        found = kept or Advice(**vars(statistics_of(rows, renderer, reporter)))
         probe = found.probe
         if probe is not None and probe.key != probe_key(loaded, prepared, probe.shots_asked):
             found = found.model_copy(update={"probe": None})
@@ -93,7 +125,7 @@ def _concluded(loaded: Loaded, found: Advice, kept: Advice | None, rows: Prepare
     has_format, replays = recipe.eval.format is not None, recipe.data.replay is not None
     advice = advise_on(found, format_is_set=has_format, replays=replays)
     if advice != kept:
-        advice.write(rows.folder)
+        advice.write(advice_file(rows.folder))
     return advice
 
 
@@ -119,7 +151,8 @@ def size_in_words(rows: int) -> str:
     """Whether this many examples are worth a fine-tuning (MISSION: when to fine-tune)."""
     low, high = IDEAL_ROWS
     if rows < TOO_FEW_ROWS:
-        return f"{rows} rows are few: under {TOO_FEW_ROWS}, a good prompt usually does better."
+        few = counted(rows, "row is", "rows are")
+        return f"{few} few: under {TOO_FEW_ROWS}, a good prompt usually does better."
     if rows < low:
         return f"{rows} rows are enough for a fixed format; {low}–{high:,} is the good range."
     if rows <= high:
@@ -150,12 +183,12 @@ def _probed(probe: Probe) -> tuple[bool, str]:
         f"{scores[name]:.0%} {probe.decided_by[name]} ({low * 100:.0f}–{high:.0%})"
         for name, (low, high) in intervals.items()
     )
-    reached += f" on {probe.rows} rows"
+    reached += f" on {counted(probe.rows, 'row')}"
     if all(low >= PROMPTING_DOES for low, _ in intervals.values()):
         return True, f"Prompting already reaches {reached}: fine-tune only if you call it often."
     if all(scores[name] >= PROMPTING_DOES for name in intervals):
         reached += f": too few to show that it reaches {PROMPTING_DOES:.0%}"
-    return False, f"Prompting with {_number(probe.shots, 'example', 'examples')} reaches {reached}"
+    return False, f"Prompting with {counted(probe.shots, 'example')} reaches {reached}"
 
 
 def _habit(form: AnswerForm) -> str:
@@ -185,9 +218,9 @@ def _held_out(found: Advice) -> Iterator[str]:
     if held_out is not None and held_out.rows:
         training, other, _ = held_out.pairs_shown[0]
         yield (
-            f"{held_out.rows} of {held_out.rows_looked_at:,} held-out rows nearly equal a training "
-            f"row ({_place(other)} and {_place(training)}): the score will flatter; take one of "
-            "each out."
+            f"{held_out.rows} of {counted(held_out.rows_looked_at, 'held-out row')} nearly equal a "
+            f"training row ({_place(other)} and {_place(training)}): the score will flatter; take "
+            "one of each out."
         )
 
 
@@ -196,7 +229,7 @@ def _faults_of_rows(found: Advice) -> Iterator[str]:
     same, near = found.same_prompt_different_answers, found.near_duplicates
     if same is not None and same.prompts:
         shown = " and ".join(map(_place, same.shown[0][:2]))
-        prompts = _number(same.prompts, "prompt has", "prompts have")
+        prompts = counted(same.prompts, "prompt has", "prompts have")
         yield (
             f"{prompts} several answers ({same.rows} rows, such as {shown}): where one alone is "
             "right, mend the others."
@@ -208,7 +241,7 @@ def _faults_of_rows(found: Advice) -> Iterator[str]:
             f"({_place(first)} and {_place(second)}): they teach little that is new."
         )
     if near and near.disagreeing and found.format is not None and found.format.kind == "labels":
-        rows = _number(near.disagreeing, "row has", "rows have")
+        rows = counted(near.disagreeing, "row has", "rows have")
         yield f"{rows} another label than a nearly equal row: check whether both are right."
 
 
@@ -225,7 +258,3 @@ def _instruction(found: Instruction | None) -> Iterator[str]:
 def _place(origin: str) -> str:
     """A row's file without its folders, and its line."""
     return origin.rpartition("/")[2]
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"

@@ -19,21 +19,17 @@ from zlib import crc32
 from ftcli.console import Reporter
 from ftcli.data.example import Message, Origin
 from ftcli.data.prepared import SPLITS, Prepared, Split, read_turns, row_batches
-from ftcli.evaluation.advice.answer_form import ALIKE, answer_form, read_format, shared_beginning
-from ftcli.evaluation.advice.record import (
-    Advice,
+from ftcli.evaluation.advice.answer_form import (
+    ALIKE,
     AnswerForm,
-    Contradictions,
-    Duplicates,
-    Histogram,
-    Instruction,
-    Lengths,
-    NearDuplicates,
-    Spread,
+    answer_form,
+    read_format,
+    shared_beginning,
 )
-from ftcli.evaluation.scorers.asking import question_of
+from ftcli.evaluation.scorers.grounding import question_of
 from ftcli.evaluation.scorers.sql_databases import has_tables
 from ftcli.evaluation.scorers.text import UNSPACED
+from ftcli.runs.results import Result
 
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
@@ -54,6 +50,86 @@ BANDS, BAND = 16, 5
 SHORT_ANSWER = 60  # characters: a label, a number, a name
 SHOWN = 3
 MOST_BINS = 12
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that nearly equal a training row; rows are named `file:line`."""
+
+    rows: int
+    rows_looked_at: int
+    pairs_shown: tuple[tuple[str, str, float], ...]
+    """The earlier row, the later one, and their Jaccard similarity."""
+
+
+@dataclass(frozen=True)
+class NearDuplicates(Duplicates):
+    """Among training rows, and of held-out rows with them."""
+
+    share: float
+    held_out: Duplicates
+    disagreeing: int
+    """Near duplicates with another short answer."""
+
+
+@dataclass(frozen=True)
+class Contradictions:
+    """Prompts that are equal but for case and white space, with answers that are not."""
+
+    prompts: int
+    rows: int
+    shown: tuple[tuple[str, ...], ...]
+    """`file:line` of a few rows with different answers, of the first such prompts."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Tokens: half of the rows have no more than the median, nine of ten no more than p90."""
+
+    median: int
+    p90: int
+    max: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Rows from each edge up to the next; the last edge is above every row."""
+
+    edges: tuple[int, ...]
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of all rows, in tokens."""
+
+    prompt: Spread
+    answer: Spread
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What all prompts begin with."""
+
+    tokens: int
+    share_of_prompts: float
+    share_of_rows: float
+    begins: str
+
+
+class RowStatistics(Result):
+    """What prepared rows are like; plain texts have only their number and lengths."""
+
+    fingerprint: str
+    rows: int
+    near_duplicates: NearDuplicates | None = None
+    format: AnswerForm | None = None
+    same_prompt_different_answers: Contradictions | None = None
+    lengths: Lengths | None = None
+    instruction: Instruction | None = None
 
 
 @dataclass(frozen=True)
@@ -109,26 +185,26 @@ def _rows(batch: Any, *, held_out: bool) -> Iterator[DataRow]:
         yield DataRow(Origin(file, line), read_turns(turns), prompt, length - prompt, held_out)
 
 
-def statistics_of(rows: PreparedRows, renderer: Renderer, reporter: Reporter) -> Advice:
-    """Advice without a verdict; of plain texts only their number and lengths."""
+def statistics_of(rows: PreparedRows, renderer: Renderer, reporter: Reporter) -> RowStatistics:
     prepared, count = rows.prepared, rows.prepared.rows_accepted
-    advice = Advice(fingerprint=prepared.fingerprint, rows=count, lengths=lengths(rows.all()))
+    found = RowStatistics(fingerprint=prepared.fingerprint, rows=count, lengths=lengths(rows.all()))
     if prepared.plain_text:
-        return advice
+        return found
     one_batch_in = math.ceil(count / COMPARED_ROWS)
     step = math.ceil(count / one_batch_in / SAMPLED_ROWS)
     sample = list(islice(rows.all(one_batch_in), 0, None, step))
-    learnt_from = sample[:: math.ceil(len(sample) / INSTRUCTION_ROWS)]
+    instruction_rows = sample[:: math.ceil(len(sample) / INSTRUCTION_ROWS)]
     compared = _metered("near duplicates", rows.all(one_batch_in), count // one_batch_in, reporter)
-    found = {
-        "near_duplicates": near_duplicates(compared, (row.prompt for row in learnt_from)),
-        "format": _format(sample),
-        "same_prompt_different_answers": contradictions(
-            _metered("same prompts", rows.all(), count, reporter)
-        ),
-        "instruction": _instruction(sample, renderer),
-    }
-    return advice.model_copy(update=found)
+    same_prompts = _metered("same prompts", rows.all(), count, reporter)
+    return RowStatistics(
+        fingerprint=found.fingerprint,
+        rows=count,
+        lengths=found.lengths,
+        near_duplicates=near_duplicates(compared, (row.prompt for row in instruction_rows)),
+        format=_format(sample),
+        same_prompt_different_answers=contradictions(same_prompts),
+        instruction=_instruction(sample, renderer),
+    )
 
 
 def _metered(
@@ -232,7 +308,7 @@ def _digest(text: str) -> int:
 
 
 def lengths(rows: Iterable[DataRow]) -> Lengths | None:
-    """Of prompts and answers; none: no rows."""
+    """Of prompts and answers; None without rows."""
     import numpy
 
     pairs = ((row.prompt_tokens, row.answer_tokens) for row in rows)

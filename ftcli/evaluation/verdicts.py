@@ -1,6 +1,7 @@
-"""An evaluation in words: the cells of its table and the verdict, alike in terminal, report, card.
+"""An evaluation in words, alike in terminal, report and card: the cells of its table, its verdict,
+and what `--require` demands of it.
 
-The verdict, the first rule that holds:
+The verdict is the first rule that holds:
 
 1. the score that decides (`eval.decides_by`) is worse, or some are worse and none is better: not
    ready;
@@ -12,22 +13,35 @@ The verdict, the first rule that holds:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcli.evaluation.intervals import share_interval
-from ftcli.evaluation.scores import percent, smallest_points
+from ftcli.console import counted
+from ftcli.errors import UsageError, did_you_mean
+from ftcli.evaluation.statistics import percent, share_interval, smallest_points
 from ftcli.runs.results import Difference, EvalResult, Score, ScoreRow, Side
 
-# Targets of our own, for the lower end of the interval: one answer in twenty that never ends, one
-# in ten that a program cannot read, or one in five that is wrong, is found by the first users.
+# Targets of our own, for the lower end of the interval: the first users notice one answer in twenty
+# that never ends, one in ten that a program cannot read, or one in five that is wrong.
 TARGETS = {"stop_rate": 0.95, "format_rate": 0.90}
 RIGHT_TARGET = 0.80
 # A general text one twentieth more perplexing is less than what quantising to 4 bits does.
 MUCH = 0.05
+SLIGHTLY = "slightly higher"
 NOT_MEASURED = "Whether the answers are true was not measured"
 REPLAY = "General ability was lost: train again with data.replay: builtin"
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+REQUIRED_LIMIT = re.compile(rf"\s*([\w.]+)\s*(>=|<=|>|<)\s*({NUMBER})(%?)\s*")
+REQUIRED_VERDICT = re.compile(r"\s*([\w.]+)\s*:\s*(better|not-worse)\s*")
+COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 Kind = Literal[
     "ready", "check", "not better", "not ready", "not compared", "not evaluated", "not finished"
 ]
@@ -45,7 +59,7 @@ class RunVerdict:
 
 
 def value_of(row: ScoreRow, score: Score | None) -> str:
-    """`97%`, `1.77`; of a perplexity the exponential of its loss; `–` where there is none."""
+    """`97%`, `1.77`; of a perplexity the exponential of its loss; `–` without one."""
     return "–" if score is None else _number(row, score.value)
 
 
@@ -89,14 +103,16 @@ def rows_of(found: Difference | None) -> str:
 
 
 def word_of(row: ScoreRow, found: Difference | None) -> str:
-    """`better`, `worse`, `not significant`; of general ability `slightly worse` below 5%."""
+    """`better`, `worse`, `not significant`; `slightly higher` of a perplexity worse by up to 5%."""
     if found is None or found.verdict is None:
         return ""
     if found.rows_better == found.rows_worse == 0:
         return "no row differs"
-    if found.verdict == "worse" and row.unit == "perplexity" and not is_much(row):
-        return "slightly worse"
-    return found.verdict
+    return SLIGHTLY if _is_slight(row, found) else found.verdict
+
+
+def _is_slight(row: ScoreRow, found: Difference) -> bool:
+    return found.verdict == "worse" and row.unit == "perplexity" and not is_much(row)
 
 
 def is_much(row: ScoreRow) -> bool:
@@ -116,21 +132,22 @@ def summary_of(result: EvalResult) -> list[str]:
             name = "" if other == "base" else "against the base with a prompt: "
             found.append(f"{_capital(name + _better_and_worse(result, other))}.")
     if result.calls and not result.truth_measured_by:
-        found.append(f"{NOT_MEASURED}: read the answers below.")
+        found.append(f"{NOT_MEASURED}: read some of them.")
     if needs_replay(result):
         found.append(f"{REPLAY}.")
     found += [f"{_capital(note)}." for note in result.notes]
     if any(row.unit == "share" for row in result.shown_rows) and "base" in result.sides:
-        rows = f"{result.rows:,} row{'s show' if result.rows != 1 else ' shows'}"
-        found.append(f"{rows} differences in shares from {smallest_points(result.rows)} points on.")
+        rows, points = counted(result.rows, "row shows", "rows show"), smallest_points(result.rows)
+        found.append(f"{rows} differences in shares from {points} points on.")
     return found
 
 
 def _better_and_worse(result: EvalResult, other: Side) -> str:
     parts = []
-    for verdict in ("better", "worse"):
-        if named := [row.label for row in _with_verdict(result, other, verdict)]:
-            parts.append(f"{verdict}: {listed(named)}")
+    for word in ("better", "worse", SLIGHTLY):
+        rows = _with_verdict(result, other, "better" if word == "better" else "worse")
+        if named := [row.label for row in rows if word_of(row, row.against(other)) == word]:
+            parts.append(f"{word}: {listed(named)}")
     return "; ".join(parts) or "no difference is significant"
 
 
@@ -180,7 +197,7 @@ def _reasons(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
     banned = result.row("banned_phrases")
     if banned is not None and banned.tuned is not None and banned.tuned.value > MUCH:
         yield f"{value_of(banned, banned.tuned)} of the answers have a banned phrase"
-    yield from flattered(result)
+    yield from contaminated(result)
 
 
 def _lost(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
@@ -207,7 +224,7 @@ def _missed_targets(result: EvalResult) -> Iterator[str]:
         if row is None or row.tuned is None or row.unit != "share":
             continue
         low = row.tuned.interval[0]
-        if low == row.tuned.interval[1]:  # all rows alike: resampling sees no variance
+        if low == row.tuned.interval[1]:  # all rows are alike: resampling sees no variance
             hits = round(min(max(row.tuned.value, 0), 1) * row.tuned.n)
             low = share_interval(hits, row.tuned.n)[0]
         if low < target:
@@ -216,8 +233,8 @@ def _missed_targets(result: EvalResult) -> Iterator[str]:
             yield f"{_capital(row.label)}: {shown} is {short} the target of {target:.0%}"
 
 
-def flattered(result: EvalResult) -> Iterator[str]:
-    """What makes the tuned model look better on these rows than it is."""
+def contaminated(result: EvalResult) -> Iterator[str]:
+    """Rows that the run has seen, on which the tuned model looks better than it is."""
     remedy = "hold others out (data.test), or name some (ftcli eval --data FILE)"
     if result.rows_trained_on:
         yield f"{_part(result, result.rows_trained_on)} ask what the run was trained on: {remedy}"
@@ -226,16 +243,74 @@ def flattered(result: EvalResult) -> Iterator[str]:
 
 
 def _part(result: EvalResult, rows: int) -> str:
-    return "These rows" if rows >= result.rows else f"{rows:,} of {result.rows:,} rows"
+    return "These rows" if rows >= result.rows else f"{rows:,} of {counted(result.rows, 'row')}"
 
 
 def data_of(result: EvalResult) -> str:
     """`60 held-out rows (test)`."""
-    rows = f"row{'s' if result.rows != 1 else ''}"
     if result.data in ("test", "validation"):
-        return f"{result.rows:,} held-out {rows} ({result.data})"
-    return f"{result.rows:,} {rows} of {result.data}"
+        return f"{counted(result.rows, 'held-out row')} ({result.data})"
+    return f"{counted(result.rows, 'row')} of {result.data}"
 
 
 def _capital(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """`format>=0.9`, `loss:better`, `general_text:not-worse`."""
+
+    text: str
+    score: str
+    sign: str
+    """A comparison with `limit`, or the verdict against the base: `better`, `not-worse`."""
+    limit: float = 0.0
+
+    def failure(self, row: ScoreRow) -> str | None:
+        """Why it does not hold; None: it holds."""
+        if self.sign in COMPARE:
+            if row.tuned is not None and COMPARE[self.sign](row.tuned.value, self.limit):
+                return None
+            return f"{row.label} is {value_of(row, row.tuned)}"
+        verdict = row.tuned_vs_base.verdict if row.tuned_vs_base is not None else None
+        if verdict == "better" or (self.sign == "not-worse" and verdict not in (None, "worse")):
+            return None
+        before, after = value_of(row, row.base), value_of(row, row.tuned)
+        return f"{row.label} {before} → {after} is {verdict or 'not compared'}"
+
+
+def requirements(written: Sequence[str]) -> list[Requirement]:
+    """Raises UsageError (`flag`) for one that cannot be read."""
+    found = []
+    for text in written:
+        if limit := REQUIRED_LIMIT.fullmatch(text):
+            name, sign, number, percent = limit.groups()
+            value = float(number) / (100 if percent else 1)
+            found.append(Requirement(text, name, sign, value))
+        elif word := REQUIRED_VERDICT.fullmatch(text):
+            found.append(Requirement(text, word[1], word[2]))
+        else:
+            raise UsageError(
+                "flag",
+                f"--require {text}: expected a score with a limit (format>=0.9), or a verdict "
+                "(loss:better, general_text:not-worse)",
+            )
+    return found
+
+
+def failures(wanted: Sequence[Requirement], result: EvalResult) -> Iterator[str]:
+    """Requirements that do not hold; raises UsageError for a score that was not measured."""
+    for each in wanted:
+        # The score of this name, or the one whose name begins with it (`format`: format_rate).
+        near = [row for row in result.every_row if row.name.startswith(each.score)]
+        row = result.row(each.score) or (near[0] if len(near) == 1 else None)
+        if row is None:
+            names = [row.name for row in result.every_row]
+            raise UsageError(
+                "flag",
+                f"--require {each.text}: no score {each.score!r}"
+                f"{did_you_mean(each.score, names)}; this evaluation has {', '.join(names)}",
+            )
+        if why := each.failure(row):
+            yield f"--require {each.text}: {why}"

@@ -1,0 +1,106 @@
+"""General ability before and after a training, by a text of many subjects and by instructions of
+many kinds, none of them the task. What is lost there was forgotten."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftcli.config.recipe import Data
+from ftcli.data.example import Example
+from ftcli.data.reading import read_examples, read_rows_as_examples
+from ftcli.data.row import Reject, Row
+from ftcli.data.source import data_suffix, read_rows
+from ftcli.errors import DataError
+
+BUILT_IN_TEXT = Path(__file__).with_name("general_text.txt")
+BUILT_IN_INSTRUCTIONS = Path(__file__).with_name("general_instructions.jsonl")
+# A regular expression that the whole answer has to match.
+CHECK_COLUMN = "check"
+
+
+def general_text(file: Path | None) -> tuple[str, tuple[str, ...]]:
+    """Name and passages of the built-in text or of a file: rows with a `text`, or passages between
+    blank lines, where lines that begin with `#` are left out. Raises DataError."""
+    if file is not None and data_suffix(file.name):
+        passages = _passages_of_rows(file)
+    else:
+        text = read_text(file or BUILT_IN_TEXT)
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        parts = (part.strip() for part in re.split(r"\n\s*\n", "\n".join(lines)))
+        passages = tuple(part for part in parts if part)
+    if not passages:
+        raise DataError("data_empty", "holds no passage of text", file=str(file))
+    return str(file) if file else "built-in", passages
+
+
+def _passages_of_rows(file: Path) -> tuple[str, ...]:
+    found = []
+    for item in read_examples(str(file.absolute()), Data(train=str(file)), file.parent):
+        if isinstance(item, Example) and item.text is None:
+            reason = "is no plain text: rows with a `text` are read here"
+            raise DataError("data_format", reason, file=item.origin.file, line=item.origin.line)
+        if isinstance(item, Example) and item.text:
+            found.append(item.text.strip())
+    return tuple(found)
+
+
+def read_text(file: Path) -> str:
+    """The text of a file that a flag names; raises DataError."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = "not UTF-8 text; save it as UTF-8"
+        raise DataError("data_encoding", reason, file=str(file)) from error
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else f"cannot be read ({error.strerror})"
+        raise DataError("data_missing", reason, file=str(file)) from error
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A prompt with an answer, and the pattern of every right answer (None: nothing is checked)."""
+
+    example: Example
+    check: re.Pattern[str] | None
+
+    def is_followed_by(self, answer: str) -> bool | None:
+        """Whether the answer follows the instruction; None where that is not checked."""
+        return None if self.check is None else self.check.fullmatch(answer.strip()) is not None
+
+
+def general_instructions(file: Path | None, base: Path) -> tuple[Instruction, ...]:
+    """The built-in instructions, or those of a file in any format that ftcli reads, each perhaps
+    with a `check`. Raises DataError."""
+    source = str((file or BUILT_IN_INSTRUCTIONS).absolute())
+    rows = list(read_rows(source, base))
+    examples = read_rows_as_examples(iter(rows), Data(train=source))
+    found = []
+    for row, example in zip(rows, examples, strict=True):
+        if isinstance(row, Reject):
+            raise DataError("data_format", row.reason, file=row.origin.file, line=row.origin.line)
+        file_name, line = row.origin.file, row.origin.line
+        if isinstance(example, Reject):
+            raise DataError("data_format", example.reason, file=file_name, line=line)
+        if not example.messages:
+            reason = "is a plain text, and no instruction"
+            raise DataError("data_format", reason, file=file_name, line=line)
+        found.append(Instruction(example, _check(row)))
+    if not found:
+        raise DataError("data_empty", "holds no instruction", file=source)
+    return tuple(found)
+
+
+def _check(row: Row) -> re.Pattern[str] | None:
+    value = row.fields.get(CHECK_COLUMN)
+    if value is None:
+        return None
+    try:
+        return re.compile(str(value), re.DOTALL)
+    except re.error as error:
+        reason = f"{CHECK_COLUMN}: {json.dumps(value)} is not a regular expression: {error}"
+        file, line = row.origin.file, row.origin.line
+        raise DataError("data_format", reason, file=file, line=line) from error
