@@ -11,7 +11,7 @@ from ftcli.console import gigabytes, megabytes, width
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.phases import ANSWERED_ROWS
+from ftcli.memory.step import ANSWERED_ROWS
 from ftcli.training.estimate.result import EstimateResult
 
 LABELS = {

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ftcli.console import gigabytes, shown_path, width
 from ftcli.memory import Estimate
+from ftcli.memory.fit.fitting import Alternatives, FitResult
 from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
-from ftcli.memory.fit.solver import Fitted, Instead
 from ftcli.memory.hardware import Hardware
-from ftcli.training.estimate.result import FitResult
+from ftcli.training.estimate.result import FitAnswer
 
 
-def fit_lines(found: FitResult, hardware: Hardware, written: Path | None) -> Iterator[str]:
+def fit_lines(found: FitAnswer, hardware: Hardware, written: Path | None) -> Iterator[str]:
     """The changes with their costs, and the training they lead to."""
     yield ""
     if found.found is None:
@@ -34,7 +34,7 @@ def fit_lines(found: FitResult, hardware: Hardware, written: Path | None) -> Ite
         yield from _wrapped(f"written: {shown_path(written)}", "  ")
 
 
-def _outcome(found: Fitted, hardware: Hardware) -> str:
+def _outcome(found: FitResult, hardware: Hardware) -> str:
     choices = found.choices
     start = "then" if found.changes else f"fits {hardware.name} as it is"
     checkpointing = "with" if choices.gradient_checkpointing else "without"
@@ -45,7 +45,7 @@ def _outcome(found: Fitted, hardware: Hardware) -> str:
     )
 
 
-def _nothing(instead: Instead | None, hardware: Hardware) -> str:
+def _nothing(instead: Alternatives | None, hardware: Hardware) -> str:
     text = f"no change that `ftcli train` can carry out makes it fit {hardware.name}"
     ways = []
     if instead is not None and instead.card is not None:

@@ -290,7 +290,7 @@ def build_sets(
     reporter: Reporter,
 ) -> RowSets:
     """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
-    from ftcli.memory.phases import ANSWERED_ROWS
+    from ftcli.memory.step import ANSWERED_ROWS
 
     at_once = options.rows_at_once or ANSWERED_ROWS
     plain = opened.prepared.plain_text
@@ -379,7 +379,7 @@ def _instruction_set(
     """Instructions that the template renders: it may demand a system turn, which they lack."""
     from ftcli.data.tokenizing.rendering import RowFault
     from ftcli.data.tokenizing.rows import record
-    from ftcli.memory.phases import ANSWERED_ROWS
+    from ftcli.memory.step import ANSWERED_ROWS
 
     rows, kept, reason = [], [], ""
     for each in wanted:

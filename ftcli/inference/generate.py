@@ -185,7 +185,7 @@ def _answer_rest(
 ) -> None:
     """Answer batch by batch; write a row as soon as all rows before it are written."""
     from ftcli.inference.several_adapters import batches_by_name
-    from ftcli.memory.phases import ANSWERED_ROWS
+    from ftcli.memory.step import ANSWERED_ROWS
 
     rest = prompts.rows[done:]
     waiting: dict[int, Answer] = {}

@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.config.recipe import Generation
 from ftcli.data.tokenizing.packing import SHARED_TOKENS, common_tokens
-from ftcli.memory.phases import (
+from ftcli.memory.step import (
     ANSWERED_ROWS,
     LEAST_CACHE_TOKENS,
     PREFILLED_TOKENS,

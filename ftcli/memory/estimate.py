@@ -1,19 +1,17 @@
-"""Peak memory of one training step: the greatest of its moments, item by item."""
+"""Peak memory of one training step: the largest of its phases, item by item."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ftcli.memory.choices import Choices
-from ftcli.memory.covered import uncovered, widened
 from ftcli.memory.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
 from ftcli.memory.head import LOSS_CHUNK_POSITIONS
-from ftcli.memory.interval import Residuals, residuals_of
-from ftcli.memory.phases import moments
-from ftcli.memory.reserve import reserved_bytes
+from ftcli.memory.interval import Residuals, reserved_bytes, residuals_of, uncovered, widened
 from ftcli.memory.shapes import Shape
 from ftcli.memory.static import Static, static_bytes
-from ftcli.memory.step import Phase, step_phases
+from ftcli.memory.step import Phase, moments, step_phases
 from ftcli.memory.trained import trainable_parameters
 
 
@@ -144,3 +142,34 @@ def _assumptions(choices: Choices) -> dict[str, str | int | float | bool]:
         "optimizer_kernel": "foreach" if choices.stack.foreach_optimizer else "fused",
         "display_bytes": DISPLAY_BYTES,
     }
+
+
+class TextbookFigure(NamedTuple):
+    """Memory of weights, gradients and AdamW's two states, without any activation."""
+
+    label: str
+    total_bytes: int
+    why: str
+
+
+def textbook(shape: Shape) -> list[TextbookFigure]:
+    """Full fine-tuning in three precisions, by bytes a parameter."""
+    return [
+        TextbookFigure(
+            "fp32",
+            16 * shape.parameters,
+            "4 weights + 4 gradients + 8 AdamW states a parameter (112 GB for 7 billion)",
+        ),
+        TextbookFigure(
+            "bf16 mixed",
+            16 * shape.parameters,
+            "as fp32, for the fp32 weights are the master copy; 2 more for autocast's bf16 copy of "
+            "the weights in the forward pass, when the 4 of the gradients are not there yet",
+        ),
+        TextbookFigure(
+            "pure bf16",
+            8 * shape.parameters,
+            "2 weights + 2 gradients + 4 AdamW states a parameter: no master copy, small updates "
+            "are rounded away",
+        ),
+    ]

@@ -1,12 +1,25 @@
-"""What lies on the card through the whole step: weights, adapters and optimizer states."""
+"""Weights, adapters and optimizer states, which stay through the step; and copies of weights, which
+do not: cast by autocast, dequantised, or summed by an adapter.
+
+Copies are counted by tests/memory on CPU, in transformers 5.24 and peft 0.21.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
+from ftcli.memory.adapted import adapted
 from ftcli.memory.choices import Choices, Quantization
+from ftcli.memory.inputs import unreached_layers
 from ftcli.memory.shapes import Shape
-from ftcli.memory.trained import adapter_bytes, hold_bytes, optimizer_bytes
+from ftcli.memory.trained import (
+    adapter_bytes,
+    experts_adapted,
+    hold_bytes,
+    optimizer_bytes,
+    trainable_parameters,
+)
 
 # Bytes of one quantised weight without its scales.
 _CODE_BYTES: dict[Quantization, float] = {"nf4": 0.5, "gptq4": 0.5, "int8": 1}
@@ -87,3 +100,112 @@ def quantization_bytes(shape: Shape, choices: Choices) -> int:
             # One fp32 scale for each output: 4 / in, for the least input.
             each = 4 / min(inputs for inputs, _ in shape.linear_modules().values())
     return round(quantised_parameters(shape, choices) * each)
+
+
+def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
+    """16-bit copies of fp32 weights that autocast holds to the end of the forward pass.
+
+    It keeps those of trained weights (aten/autocast_mode.cpp, cached_cast); the backward pass
+    keeps those of frozen ones too, without checkpointing.
+    """
+    if not choices.autocast:
+        return 0
+    if choices.mode == "full":
+        return 2 * _cast_parameters(shape, choices)
+    adapters = _adapter_matrices(shape, choices) if choices.stack.adapter_bytes == 4 else 0
+    frozen_fp32 = choices.quantization is None and choices.weight_bytes == 4
+    if not frozen_fp32 or choices.checkpointing:
+        return 2 * adapters
+    reached = shape.layers - unreached_layers(shape, choices)
+    return 2 * (adapters + reached * (shape.linear_parameters // shape.layers))
+
+
+def backward_copies_bytes(shape: Shape, choices: Choices) -> int:
+    """Copies while the last layer runs backward: its own, beside what is kept for all others."""
+    own = layer_copies_bytes(shape, choices)
+    kept = 0 if choices.checkpointing else forward_copies_bytes(shape, choices)
+    # In full training the layer's own casts are among those kept.
+    return max(own, kept) if choices.mode == "full" else own + kept
+
+
+def layer_copies_bytes(shape: Shape, choices: Choices) -> int:
+    """Copies of weights that one layer makes while it runs backward: of the whole layer where
+    autocast casts them, else the largest dequantised matrix."""
+    cast = choices.autocast and choices.weight_bytes == 4
+    if choices.mode == "full":
+        return 2 * _cast_parameters(shape, choices) // shape.layers if cast else 0
+    copies = 0
+    if choices.quantization is not None:
+        copies = dequantised_bytes(shape, choices)
+    elif cast and choices.checkpointing:
+        copies = 2 * shape.linear_parameters // shape.layers
+    if experts_adapted(shape, choices):
+        copies += _expert_gradient_bytes(shape, choices)
+    return max(copies, dora_bytes(shape, choices)) if choices.checkpointing else copies
+
+
+def _expert_gradient_bytes(shape: Shape, choices: Choices) -> int:
+    """The gradient of the sum of experts and their update, beside both sums: that of `down_proj`
+    comes first, and both go before that of `gate_up_proj`."""
+    tensors = shape.expert_tensors()
+    down, up = tensors["down_proj"], tensors["gate_up_proj"]
+    return choices.weight_bytes * max(down, up - down)
+
+
+def dora_bytes(shape: Shape, choices: Choices) -> int:
+    """The norm of a weight and its update in the forward pass, for the largest layer (peft,
+    lora/dora.py): the update, the same scaled, the sum and the weight in the adapter's type, and
+    the identity matrix that A and B are multiplied with."""
+    if not (choices.has_lora and choices.dora):
+        return 0
+    each = choices.stack.adapter_bytes
+    cast = choices.quantization is not None or choices.weight_bytes != each
+    identity = 2 if choices.autocast else each
+    kinds = adapted(shape, choices).kinds
+    sizes = {(update.inputs, update.outputs) for updates, _ in kinds for update in updates}
+    return max(
+        (4 if cast else 3) * each * inputs * outputs + identity * inputs * inputs
+        for inputs, outputs in sizes
+    )
+
+
+def _cast_parameters(shape: Shape, choices: Choices) -> int:
+    """Weights of the layers whose products autocast knows: not those of stacked experts."""
+    if choices.stack.linear_experts:
+        return shape.linear_parameters + shape.expert_parameters
+    return shape.linear_parameters + shape.layers * shape.expert_tensors().get("gate", 0)
+
+
+def _adapter_matrices(shape: Shape, choices: Choices) -> int:
+    """Trained weights of linear layers beside the model's own, which autocast casts."""
+    if choices.stack.trained_parameters is not None:
+        return choices.stack.trained_parameters
+    match choices.mode:
+        case "lora" | "qlora":
+            return adapted(shape, choices).parameters
+        case "adapter":
+            return trainable_parameters(shape, choices)
+        case "prefix":
+            embedding = choices.virtual_tokens * shape.kv_width
+            return trainable_parameters(shape, choices) - embedding if choices.projection else 0
+        case "prompt" | "full":
+            return 0
+        case _:
+            assert_never(choices.mode)
+
+
+def largest_matrix(shape: Shape) -> int:
+    """Weights of the largest linear layer inside the transformer layers."""
+    return max(inputs * outputs for inputs, outputs in shape.linear_modules().values())
+
+
+def dequantised_bytes(shape: Shape, choices: Choices) -> int:
+    """The largest quantised matrix as its products take it: in the type that the weights were
+    quantised from, and cast where they compute in another (bitsandbytes 0.50, MatMul4Bit)."""
+    if choices.quantization is None or choices.keeps_dequantised:
+        return 0
+    each = 2
+    if choices.quantization == "nf4" and not choices.kbit:
+        stored, computed = choices.weight_bytes, 4 if choices.precision == "fp32" else 2
+        each = stored + (computed if computed != stored else 0)
+    return each * largest_matrix(shape)

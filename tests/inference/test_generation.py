@@ -31,7 +31,7 @@ from ftcli.inference.generation import (
     cache_tokens_of,
     generate_ids,
 )
-from ftcli.memory import phases
+from ftcli.memory import step as phases
 from ftcli.models.methods import attach
 from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model

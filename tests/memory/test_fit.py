@@ -10,23 +10,21 @@ import pytest
 
 from ftcli.errors import ModelError
 from ftcli.memory import Choices
-from ftcli.memory.fit.asked import Asked, options_of
-from ftcli.memory.fit.bound import estimate_on, fits
-from ftcli.memory.fit.changes import steps
-from ftcli.memory.fit.search import CARD_TOKENS
-from ftcli.memory.fit.solver import SMALLER_MODELS, Fitted, fit, instead
+from ftcli.memory.fit.fitting import SMALLER_MODELS, FitResult, fit, instead, steps
+from ftcli.memory.fit.request import FitRequest, options_of
+from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
 from ftcli.memory.hardware import KNOWN_CARDS, card_of_size, find_card
 from ftcli.memory.shapes import find_shape
 
 CARD_24GB = find_card("24GB").hardware
 
 
-def asked(choices: Choices, model: str = "7b", **changes: Any) -> Asked:
+def asked(choices: Choices, model: str = "7b", **changes: Any) -> FitRequest:
     rows = choices.micro_batch * choices.gradient_accumulation
-    return Asked(find_shape(model, Path()), choices, rows, **changes)
+    return FitRequest(find_shape(model, Path()), choices, rows, **changes)
 
 
-def keys(found: Fitted | None) -> dict[str, Any]:
+def keys(found: FitResult | None) -> dict[str, Any]:
     assert found is not None
     return {change.key: change.value for change in found.changes}
 

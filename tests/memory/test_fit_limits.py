@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ftcli.errors import UsageError
 from ftcli.memory import Choices, estimate
-from ftcli.memory.fit.bound import estimate_on, fits
 from ftcli.memory.fit.limits import MOST, largest, size_named, sizes_of, sweep, with_size
+from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import find_card
 from ftcli.memory.shapes import Shape, find_shape
 

@@ -15,13 +15,12 @@ import yaml
 
 from ftcli.config.loader import Loaded, load_recipe
 from ftcli.memory import Choices
-from ftcli.memory.fit.asked import Asked
-from ftcli.memory.fit.bound import estimate_on, fits
-from ftcli.memory.fit.search import CARD_TOKENS
-from ftcli.memory.fit.solver import fit
+from ftcli.memory.fit.fitting import fit
+from ftcli.memory.fit.request import FitRequest
+from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
 from ftcli.memory.hardware import GIB, Hardware, card_of_size
 from ftcli.memory.shapes import Shape
-from ftcli.training.estimate.of_recipe import asked_of_recipe
+from ftcli.training.estimate.of_recipe import request_of_recipe
 from ftcli.training.estimate.writing import write_recipe
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
@@ -89,22 +88,22 @@ def random_lora_keys(draw: random.Random, model: str) -> dict[str, Any]:
     return keys
 
 
-def random_card(draw: random.Random, wanted: Asked) -> Hardware:
+def random_card(draw: random.Random, wanted: FitRequest) -> Hardware:
     """From one that takes it as it is to one that takes nothing of the kind."""
     needed = estimate_on(wanted.shape, wanted.choices, None).high_bytes
     return card_of_size(needed * draw.uniform(0.1, 1.1) / GIB + 0.5).hardware
 
 
-def random_case(seed: int, folder: Path) -> tuple[Loaded, Asked, Hardware]:
+def random_case(seed: int, folder: Path) -> tuple[Loaded, FitRequest, Hardware]:
     draw = random.Random(seed)
     file = folder / "shop.yaml"
     file.write_text(yaml.safe_dump(random_recipe(draw), sort_keys=False))
     loaded = load_recipe(file)
-    hardware = random_card(draw, asked_of_recipe(loaded, None, {}, None))
-    return loaded, asked_of_recipe(loaded, None, {}, hardware), hardware
+    hardware = random_card(draw, request_of_recipe(loaded, None, {}, None))
+    return loaded, request_of_recipe(loaded, None, {}, hardware), hardware
 
 
-def every_way(wanted: Asked) -> list[tuple[tuple[int, ...], Choices]]:
+def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
     """All ways with their costs, cheapest first; written apart from the solver."""
     places = values_of(wanted)
     ways = []
@@ -117,7 +116,7 @@ def every_way(wanted: Asked) -> list[tuple[tuple[int, ...], Choices]]:
     return sorted(ways, key=lambda way: way[0])
 
 
-def values_of(wanted: Asked) -> dict[str, list[Any]]:
+def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
     """Of each choice, the cheapest value first; the dearest choice first."""
     choices, shape = wanted.choices, wanted.shape
     optimizers = ["adamw", "adamw-8bit", "paged-adamw-8bit"]
@@ -137,7 +136,7 @@ def values_of(wanted: Asked) -> dict[str, list[Any]]:
     }
 
 
-def method_values(wanted: Asked) -> dict[str, list[Any]]:
+def method_values(wanted: FitRequest) -> dict[str, list[Any]]:
     choices = wanted.choices
     ranks = [choices.rank]
     if choices.mode in FROZEN:
@@ -150,7 +149,7 @@ def method_values(wanted: Asked) -> dict[str, list[Any]]:
     return {"rank": ranks, "mode": modes, "four_bit_base": [False]}
 
 
-def checkpointings(wanted: Asked) -> list[bool]:
+def checkpointings(wanted: FitRequest) -> list[bool]:
     if wanted.choices.mode == "prefix":
         return [False]
     asked = wanted.choices.gradient_checkpointing and not wanted.open_checkpointing
@@ -168,7 +167,7 @@ def fewer_targets(shape: Shape, choices: Choices) -> list[Any]:
     return ["all-linear", ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "v_proj")]
 
 
-def micro_batches(wanted: Asked, length: int) -> list[int]:
+def micro_batches(wanted: FitRequest, length: int) -> list[int]:
     size = wanted.batch_rows
     if not wanted.open_micro_batch:
         largest = wanted.choices.micro_batch
@@ -177,7 +176,9 @@ def micro_batches(wanted: Asked, length: int) -> list[int]:
     return [n for n in range(min(size, largest), 0, -1) if size % n == 0]
 
 
-def cheapest_of_all(wanted: Asked, hardware: Hardware) -> tuple[tuple[int, ...], Choices] | None:
+def cheapest_of_all(
+    wanted: FitRequest, hardware: Hardware
+) -> tuple[tuple[int, ...], Choices] | None:
     @cache
     def takes(way: Choices) -> bool:
         return fits(estimate_on(wanted.shape, way, hardware), hardware)

@@ -11,8 +11,8 @@ from counting import SIZES, batch_of, build, kept_by_layers, packed_batch, rows,
 
 from ftcli.memory import Choices
 from ftcli.memory.activations import KEPT_KEYS, layers_bytes, norm_bytes
-from ftcli.memory.copies import forward_copies_bytes
 from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.memory.static import forward_copies_bytes
 from ftcli.models.batches import Batch
 from tests.training.test_plan import PROFILE
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ftcli.config.recipe import Recipe
 from ftcli.errors import FtcliError, MachineError, ModelError, UsageError
 from ftcli.memory import Choices, estimate
-from ftcli.memory.fit.bound import estimate_on, needed_bytes
+from ftcli.memory.fit.search import estimate_on, needed_bytes
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.shapes import find_shape
 from ftcli.training.plan.decide import make_plan

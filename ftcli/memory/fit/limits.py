@@ -9,7 +9,7 @@ from typing import Literal, assert_never, get_args
 
 from ftcli.errors import UsageError, did_you_mean
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.fit.bound import estimate_on, fits
+from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
 

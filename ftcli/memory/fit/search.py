@@ -1,4 +1,4 @@
-"""The cheapest way to train that fits: one search for `train` and for `estimate-vram --fit`."""
+"""The cheapest candidate that fits: one search for `train` and for `estimate-vram --fit`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,33 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from ftcli.memory import Choices
+from ftcli.memory import Choices, Estimate, estimate
 from ftcli.memory.choices import Attention, Mode, Optimizer
-from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import Targets
+from ftcli.memory.hardware import Hardware, context_bytes
+from ftcli.memory.shapes import Shape, Targets
+
+# Share of a CPU's free memory that a plan may fill: no measured runs give it an interval.
+CPU_MEMORY_SHARE = 0.92
+
+
+def estimate_on(shape: Shape, choices: Choices, hardware: Hardware | None) -> Estimate:
+    """The estimate with the CUDA context of this card; without one, with the largest known."""
+    return estimate(shape, choices, hardware.compute_capability if hardware else None)
+
+
+def fits(found: Estimate, hardware: Hardware) -> bool:
+    """On a card by the upper end of the estimate's interval."""
+    share = 1 if hardware.kind == "cuda" else CPU_MEMORY_SHARE
+    return needed_bytes(found, hardware) <= share * hardware.free_bytes
+
+
+def needed_bytes(found: Estimate, hardware: Hardware) -> int:
+    """The most that a step takes of the memory that `hardware` calls free."""
+    if hardware.kind != "cuda":
+        return found.peak_bytes
+    # The context of this very process is not part of what CUDA calls free.
+    return found.high_bytes - context_bytes(hardware.compute_capability)
+
 
 Fits = Callable[[Choices], bool]
 
@@ -28,8 +51,8 @@ CARD_TOKENS = 16_384
 class Options:
     """What may be taken of each choice, the cheapest first.
 
-    The fields stand in the order of their cost, the dearest first: the cost of a way is the tuple
-    of its places in them, so that a step in one field costs more than all steps in those below.
+    Fields are in the order of their cost, the dearest first. A candidate costs the tuple of its
+    places in them: a step in one field costs more than all steps in the fields below.
     """
 
     seq_len: tuple[int, ...]
@@ -61,20 +84,20 @@ def useful_micro_batches(batch_rows: int, hardware: Hardware) -> tuple[int, ...]
 
 
 def cheapest(base: Choices, options: Options, fits: Fits) -> Choices | None:
-    """The way of least cost that fits; None where none does.
+    """The cheapest candidate that fits; None where none does.
 
     Exact, and quicker than trying all: more tokens, rows or rank never take less memory
     (tests/memory/test_fit_limits.py), which nothing promises of the other choices.
     """
-    tokens = _first(options.seq_len, lambda tokens: some_way_fits(base, options, tokens, fits))
+    tokens = _first(options.seq_len, lambda tokens: any_fits(base, options, tokens, fits))
     if tokens is None:
         return None
 
     def rank_fits(rank: int) -> bool:
-        return some_way_fits(base, replace(options, rank=(rank,)), tokens, fits)
+        return any_fits(base, replace(options, rank=(rank,)), tokens, fits)
 
     rank = _first(options.rank, rank_fits)
-    assert rank is not None  # some_way_fits has found the least to fit
+    assert rank is not None  # any_fits has found the least to fit
     return next(_fitting(base, replace(options, rank=(rank,)), tokens, fits))
 
 
@@ -86,9 +109,9 @@ def _first(values: tuple[int, ...], holds: Callable[[int], bool]) -> int | None:
     return values[place] if place < len(values) else None
 
 
-def some_way_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
-    """Whether any way fits at this length, tried from the leanest on: such is found soonest."""
-    leanest_first = replace(
+def any_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
+    """Whether any candidate fits at this length; the smallest is tried first."""
+    smallest_first = replace(
         options,
         rank=options.rank[-1:],
         mode=options.mode[::-1],
@@ -98,10 +121,10 @@ def some_way_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> 
         attention=options.attention[::-1],
         gradient_checkpointing=options.gradient_checkpointing[::-1],
     )
-    return next(_fitting(base, leanest_first, seq_len, fits), None) is not None
+    return next(_fitting(base, smallest_first, seq_len, fits), None) is not None
 
 
-def leanest(base: Choices, options: Options) -> Choices:
+def smallest(base: Choices, options: Options) -> Choices:
     """The last resort in every choice."""
     return _with_rows(
         replace(
@@ -121,15 +144,15 @@ def leanest(base: Choices, options: Options) -> Choices:
 
 
 def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Iterator[Choices]:
-    """Ways that fit at this length, in the order of the options."""
-    ways = product(
+    """Candidates that fit at this length, in the order of the options."""
+    choices = product(
         options.rank, options.mode, options.four_bit_base, options.targets, options.optimizer
     )
-    for rank, mode, four_bit_base, targets, optimizer in ways:
+    for rank, mode, four_bit_base, targets, optimizer in choices:
         if mode == "full" and (rank, targets) != (options.rank[0], options.targets[0]):
             continue  # neither is anything to it: it has been tried
         for attention, checkpointing in product(options.attention, options.gradient_checkpointing):
-            way = replace(
+            candidate = replace(
                 base,
                 seq_len=seq_len,
                 rank=rank,
@@ -140,25 +163,25 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
                 attention=attention,
                 gradient_checkpointing=checkpointing,
             )
-            found = _most_rows(way, options, fits)
+            found = _most_rows(candidate, options, fits)
             if found is not None:
                 yield found
 
 
-def _most_rows(way: Choices, options: Options, fits: Fits) -> Choices | None:
-    """The way with its largest micro-batch that fits.
+def _most_rows(candidate: Choices, options: Options, fits: Fits) -> Choices | None:
+    """The candidate with its largest micro-batch that fits.
 
     Without accumulation gradients are not held through the next forward pass, so a whole batch
     may fit where a part does not; among parts, fewer rows never take more.
     """
-    whole, *parts = options.micro_batches(way.seq_len)
-    if fits(_with_rows(way, options, whole)):
-        return _with_rows(way, options, whole)
-    if not parts or not fits(_with_rows(way, options, parts[-1])):
+    whole, *parts = options.micro_batches(candidate.seq_len)
+    if fits(_with_rows(candidate, options, whole)):
+        return _with_rows(candidate, options, whole)
+    if not parts or not fits(_with_rows(candidate, options, parts[-1])):
         return None
-    return next(found for rows in parts if fits(found := _with_rows(way, options, rows)))
+    return next(found for rows in parts if fits(found := _with_rows(candidate, options, rows)))
 
 
-def _with_rows(way: Choices, options: Options, rows: int) -> Choices:
+def _with_rows(candidate: Choices, options: Options, rows: int) -> Choices:
     accumulation = max(1, options.batch_rows // rows)
-    return replace(way, micro_batch=rows, gradient_accumulation=accumulation)
+    return replace(candidate, micro_batch=rows, gradient_accumulation=accumulation)

@@ -1,4 +1,4 @@
-"""A model's sizes, and the parameter counts that follow from them."""
+"""A model's sizes, the names of its linear modules, and the parameter counts that follow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,38 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftcli.errors import ModelError, did_you_mean
-from ftcli.memory.shapes.layouts import LLAMA, Layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a layer calls its linear modules, by what they do."""
+
+    queries: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Of q, k and v; a single name where they are one matrix."""
+    output: str = "o_proj"
+    """What follows the attention."""
+    inner: tuple[str, ...] = ("gate_proj", "up_proj")
+    """From hidden width to the MLP's; a single name where gate and up are one matrix."""
+    down: str = "down_proj"
+    """Back to hidden width."""
+
+
+LLAMA = Layout()
+UNGATED = Layout(inner=("up_proj",))
+PHI3 = Layout(queries=("qkv_proj",), inner=("gate_up_proj",))
+GLM = Layout(inner=("gate_up_proj",))
+PHI = Layout(output="dense", inner=("fc1",), down="fc2")
+STARCODER2 = Layout(inner=("c_fc",), down="c_proj")
+NEOX = Layout(
+    queries=("query_key_value",), output="dense", inner=("dense_h_to_4h",), down="dense_4h_to_h"
+)
+
+
+# Rows can be packed: proven equal to padded rows (tests/kernels/test_packed_families.py).
+PACKED_TYPES = frozenset(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3")
+)
+
 
 QkNorm = Literal["none", "head", "width"]
 Head = Literal["plain", "scaled", "softcapped"]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices, textbook
-from ftcli.memory.fit.asked import Asked
-from ftcli.memory.fit.bound import estimate_on
+from ftcli.memory.fit.fitting import fit, instead
 from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
-from ftcli.memory.fit.solver import fit, instead
+from ftcli.memory.fit.request import FitRequest
+from ftcli.memory.fit.search import estimate_on
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.shapes import find_shape
 from ftcli.training.estimate.contradictions import (
@@ -23,7 +23,7 @@ from ftcli.training.estimate.contradictions import (
     require_size,
     require_trainable,
 )
-from ftcli.training.estimate.result import EstimateResult, FitResult
+from ftcli.training.estimate.result import EstimateResult, FitAnswer
 
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
@@ -129,12 +129,12 @@ def _loaded(question: Question) -> Loaded | None:
     return load_recipe(question.recipe, question.overrides)
 
 
-def _of_flags(question: Question) -> Asked:
+def _of_flags(question: Question) -> FitRequest:
     choices = replace(Choices(mode="lora"), **question.flags)
     named = "gradient_checkpointing" in question.flags
     if choices.mode == "prefix" and not named:
         choices = replace(choices, gradient_checkpointing=False)
-    return Asked(
+    return FitRequest(
         find_shape(question.model or "", Path.cwd()),
         choices,
         batch_rows=choices.micro_batch,
@@ -142,21 +142,21 @@ def _of_flags(question: Question) -> Asked:
     )
 
 
-def _of_recipe(question: Question, loaded: Loaded, hardware: Hardware | None) -> Asked:
-    from ftcli.training.estimate.of_recipe import asked_of_recipe
+def _of_recipe(question: Question, loaded: Loaded, hardware: Hardware | None) -> FitRequest:
+    from ftcli.training.estimate.of_recipe import request_of_recipe
 
-    return asked_of_recipe(loaded, question.model, question.flags, hardware)
+    return request_of_recipe(loaded, question.model, question.flags, hardware)
 
 
-def _fit(question: Question, asked: Asked, hardware: Hardware | None) -> FitResult | None:
+def _fit(question: Question, asked: FitRequest, hardware: Hardware | None) -> FitAnswer | None:
     if question.fit is None or hardware is None:
         return None
     require_trainable(asked.choices, f"--fit {question.fit}")
     found = fit(asked, hardware)
-    return FitResult(found, instead(asked, hardware) if found is None else None)
+    return FitAnswer(found, instead(asked, hardware) if found is None else None)
 
 
-def _limit(question: Question, asked: Asked, hardware: Hardware | None) -> Limit | None:
+def _limit(question: Question, asked: FitRequest, hardware: Hardware | None) -> Limit | None:
     if question.max is None or hardware is None:
         return None
     size = size_named(question.max, "--max")
@@ -164,7 +164,7 @@ def _limit(question: Question, asked: Asked, hardware: Hardware | None) -> Limit
     return largest(asked.shape, asked.choices, size, hardware)
 
 
-def _sweep(question: Question, asked: Asked, hardware: Hardware | None) -> Sweep | None:
+def _sweep(question: Question, asked: FitRequest, hardware: Hardware | None) -> Sweep | None:
     if question.sweep is None:
         return None
     size, values = sizes_of(question.sweep)
@@ -172,14 +172,14 @@ def _sweep(question: Question, asked: Asked, hardware: Hardware | None) -> Sweep
     return sweep(asked.shape, asked.choices, size, values, hardware)
 
 
-def _nothing_fits(question: Question, fitted: FitResult) -> str:
+def _nothing_fits(question: Question, fitted: FitAnswer) -> str:
     found = fitted.instead
     ways = [found.card, f"the model {found.model}" if found.model else None] if found else []
     instead = " or ".join(way for way in ways if way)
     return f"no change makes it fit {question.fit}" + (f" ({instead} would)" if instead else "")
 
 
-def _write(question: Question, loaded: Loaded | None, fitted: FitResult | None) -> Path | None:
+def _write(question: Question, loaded: Loaded | None, fitted: FitAnswer | None) -> Path | None:
     """The recipe with `--set`, flags and the changes, as a file; raises FtcliError."""
     if question.write is None or loaded is None or fitted is None:
         return None

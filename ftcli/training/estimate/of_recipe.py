@@ -14,16 +14,16 @@ from ftcli.config.rewriting import changed
 from ftcli.data.prepared import Prepared, load_prepared, row_lengths, split_file
 from ftcli.memory import Choices
 from ftcli.memory.adapted import adapted
-from ftcli.memory.fit.asked import Asked
+from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape, find_shape, model_source
 from ftcli.training.plan.decide import choose_attention, choose_precision, require_checkpointing
 from ftcli.training.plan.plan import RowStatistics, choices_of
 
 
-def asked_of_recipe(
+def request_of_recipe(
     loaded: Loaded, model: str | None, flags: Mapping[str, Any], hardware: Hardware | None
-) -> Asked:
+) -> FitRequest:
     """The recipe with flags laid over it; what is `auto` there is at its smallest."""
     recipe = loaded.recipe
     if flags.get("mode", recipe.method.mode) != recipe.method.mode:
@@ -38,7 +38,7 @@ def asked_of_recipe(
     choices = replace(choices, **flags)
     # Another micro-batch splits the same batch differently.
     accumulation = max(1, training.batch_size // choices.micro_batch)
-    return Asked(
+    return FitRequest(
         shape,
         replace(choices, gradient_accumulation=accumulation),
         batch_rows=training.batch_size,

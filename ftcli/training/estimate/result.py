@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.memory import Choices, Estimate, TextbookFigure
-from ftcli.memory.fit.bound import fits
+from ftcli.memory.fit.fitting import Alternatives, FitResult
 from ftcli.memory.fit.limits import Limit, Sweep
-from ftcli.memory.fit.solver import Fitted, Instead
+from ftcli.memory.fit.search import fits
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitAnswer:
     """The cheapest changes that fit, or what would do instead."""
 
-    found: Fitted | None
-    instead: Instead | None
+    found: FitResult | None
+    instead: Alternatives | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class EstimateResult:
     estimate: Estimate
     hardware: Hardware | None
     textbook: tuple[TextbookFigure, ...] = ()
-    fit: FitResult | None = None
+    fit: FitAnswer | None = None
     written: Path | None = None
     limit: Limit | None = None
     sweep: Sweep | None = None
@@ -118,7 +118,7 @@ def _figures(found: Estimate) -> dict[str, int]:
     }
 
 
-def _fit(found: FitResult, hardware: Hardware) -> dict[str, Any]:
+def _fit(found: FitAnswer, hardware: Hardware) -> dict[str, Any]:
     """Which card, and the training that fits it; `instead` where none does."""
     card = {"card": hardware.name, "usable_bytes": hardware.usable_bytes}
     if found.found is None:

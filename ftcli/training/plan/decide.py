@@ -12,7 +12,7 @@ from ftcli.console import megabytes
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
 from ftcli.memory.choices import NO_CHECKPOINTING, Attention, Precision
-from ftcli.memory.fit.asked import require_mode
+from ftcli.memory.fit.request import require_mode
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
 from ftcli.memory.static import kept_dequantised_bytes

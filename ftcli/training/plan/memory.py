@@ -10,14 +10,16 @@ from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Reci
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import NO_CHECKPOINTING
-from ftcli.memory.fit.bound import estimate_on, fits, needed_bytes
 from ftcli.memory.fit.search import (
     CARD_TOKENS,
     CPU_TOKENS,
     FULL_CPU_TOKENS,
     Options,
     cheapest,
-    leanest,
+    estimate_on,
+    fits,
+    needed_bytes,
+    smallest,
     useful_micro_batches,
 )
 from ftcli.memory.hardware import Hardware
@@ -35,12 +37,14 @@ def fit_memory(
     """The cheapest values of what the recipe leaves open; raises MachineError."""
     options = _options(recipe, rows, hardware, base)
 
-    def has_room(way: Choices) -> bool:
-        return fits(estimate_on(shape, _by_tokens(recipe, rows, hardware, way), hardware), hardware)
+    def has_room(candidate: Choices) -> bool:
+        return fits(
+            estimate_on(shape, _by_tokens(recipe, rows, hardware, candidate), hardware), hardware
+        )
 
     found = cheapest(base, options, has_room)
     if found is None:
-        least = leanest(base, options)
+        least = smallest(base, options)
         raise _too_large(recipe, rows, hardware, least, estimate_on(shape, least, hardware))
     found = _by_tokens(recipe, rows, hardware, found)
     if may_keep_dequantised(recipe, hardware, found):

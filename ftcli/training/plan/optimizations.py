@@ -8,7 +8,7 @@ from ftcli.errors import UsageError
 from ftcli.memory import Choices
 from ftcli.memory.hardware import ComputeCapability, Hardware
 from ftcli.memory.shapes import Shape
-from ftcli.memory.shapes.interface import PACKED_TYPES
+from ftcli.memory.shapes.shape import PACKED_TYPES
 from ftcli.training.plan.plan import Decided
 
 # CUDA programming guide: bf16, and all that torch's flex attention is tried with, since Ampere.

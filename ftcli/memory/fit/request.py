@@ -27,7 +27,7 @@ LEAST_LENGTH = 128
 
 
 @dataclass(frozen=True)
-class Asked:
+class FitRequest:
     """A training as asked for, and what of it is open."""
 
     shape: Shape
@@ -65,7 +65,7 @@ def require_mode(mode: Mode, shape: Shape) -> None:
         )
 
 
-def options_of(asked: Asked, hardware: Hardware) -> Options:
+def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     """As asked first, then every change that `ftcli train` carries out on this card."""
     choices = asked.choices
     return Options(
@@ -88,7 +88,7 @@ def _lengths(asked: int) -> tuple[int, ...]:
     return (asked, *range(longest, LEAST_LENGTH - 1, -LENGTH_STEP))
 
 
-def _checkpointing(asked: Asked) -> tuple[bool, ...]:
+def _checkpointing(asked: FitRequest) -> tuple[bool, ...]:
     choices = asked.choices
     if choices.mode == "prefix":
         return (False,)  # plan.memory says why
@@ -106,7 +106,7 @@ def _ranks(choices: Choices) -> tuple[int, ...]:
     return tuple(ranks)
 
 
-def _modes(asked: Asked) -> tuple[Mode, ...]:
+def _modes(asked: FitRequest) -> tuple[Mode, ...]:
     if asked.shape.experts > 1:
         return (asked.choices.mode,)  # require_mode
     methods = _from(METHODS, asked.choices.mode)
@@ -145,7 +145,7 @@ def _attentions(shape: Shape, asked: Attention) -> tuple[Attention, ...]:
     return (asked,)
 
 
-def _micro_batches(asked: Asked, hardware: Hardware) -> tuple[int, ...]:
+def _micro_batches(asked: FitRequest, hardware: Hardware) -> tuple[int, ...]:
     useful = useful_micro_batches(asked.batch_rows, hardware)
     if asked.open_micro_batch:
         return useful

@@ -1,15 +1,21 @@
-"""One change that saves memory: the recipe's key, and what it costs in time or quality."""
+"""The cheapest changes with which a training fits a GPU, their costs, and what else would do."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import assert_never
 
+from ftcli.errors import ModelError
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import MODE_NAMES, Mode, Optimizer
-from ftcli.memory.fit.asked import Asked
+from ftcli.memory.fit.request import FitRequest, options_of, require_mode
+from ftcli.memory.fit.search import Fits, any_fits, cheapest, estimate_on, fits
+from ftcli.memory.hardware import KNOWN_CARDS, Card, Hardware
+from ftcli.memory.shapes import Shape, find_shape
 
 Value = str | int | float | bool | list[str]
 
@@ -41,7 +47,7 @@ class Step:
     """With this step and those before it."""
 
 
-def steps(asked: Asked, found: Choices) -> Iterator[Step]:
+def steps(asked: FitRequest, found: Choices) -> Iterator[Step]:
     """The steps from what is asked to what was found, the cheapest kind first.
 
     What is open and may stay larger than at its smallest is no change.
@@ -61,7 +67,7 @@ def as_change(step: Step, estimate: Estimate) -> Change:
     )
 
 
-def _micro_batch(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _micro_batch(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if found.micro_batch >= now.micro_batch:
         return
     parts = found.gradient_accumulation
@@ -75,7 +81,7 @@ def _micro_batch(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     )
 
 
-def _checkpointing(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _checkpointing(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.gradient_checkpointing or not found.gradient_checkpointing:
         return
     yield Step(
@@ -87,7 +93,7 @@ def _checkpointing(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]
     )
 
 
-def _attention(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _attention(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.attention == found.attention:
         return
     yield Step(
@@ -99,7 +105,7 @@ def _attention(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     )
 
 
-def _optimizer(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _optimizer(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.optimizer == found.optimizer:
         return
     yield Step(
@@ -126,7 +132,7 @@ def _cost_of_optimizer(optimizer: Optimizer) -> str:
             assert_never(optimizer)
 
 
-def _base(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _base(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.four_bit_base == found.four_bit_base:
         return
     yield Step(
@@ -139,7 +145,7 @@ def _base(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     )
 
 
-def _targets(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _targets(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.targets == found.targets:
         return
     names: list[str] = [] if isinstance(found.targets, str) else list(found.targets)
@@ -153,7 +159,7 @@ def _targets(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     )
 
 
-def _method(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _method(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.mode == found.mode:
         return
     yield Step(
@@ -179,7 +185,7 @@ def _cost_of_method(old: Mode, new: Mode) -> str:
     return quantised if old == "lora" else f"{update}; {quantised}"
 
 
-def _rank(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _rank(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.rank == found.rank:
         return
     fewer = replace(now, rank=found.rank)
@@ -204,7 +210,7 @@ def _rank(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
         )
 
 
-def _length(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
+def _length(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
     if now.seq_len == found.seq_len:
         return
     yield Step(
@@ -216,10 +222,103 @@ def _length(asked: Asked, now: Choices, found: Choices) -> Iterator[Step]:
     )
 
 
-def _cost_of_length(asked: Asked, tokens: int) -> str:
+def _cost_of_length(asked: FitRequest, tokens: int) -> str:
     refused = "prepare stops where that loses 1% of the answers, unless data.allow_truncation"
     if asked.share_longer is None:
         return (
             f"the ends of longer rows, of which nothing is known without prepared data; {refused}"
         )
     return f"the ends of {asked.share_longer(tokens):.1%} of the prepared rows; {refused}"
+
+
+# One well-known model of each size, the largest first: what to turn to where nothing else fits.
+SMALLER_MODELS = (
+    "llama-3.1-70b",
+    "qwen2.5-32b",
+    "qwen2.5-14b",
+    "llama-3.1-8b",
+    "qwen2.5-7b",
+    "qwen2.5-3b",
+    "qwen2.5-1.5b",
+    "qwen2.5-0.5b",
+    "smollm2-360m",
+    "smollm2-135m",
+)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """The cheapest candidate, as the plan of `ftcli train` takes it."""
+
+    choices: Choices
+    estimate: Estimate
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Alternatives:
+    """What would do where nothing fits; None where nothing known does."""
+
+    card: str | None
+    """The smallest known card that takes it with all its tokens, if not as it is."""
+    model: str | None
+    """The largest well-known model that fits the card with nothing else changed."""
+
+
+def fit(asked: FitRequest, hardware: Hardware) -> FitResult | None:
+    """The cheapest changes with which the training fits; raises ModelError (`method_refused`)."""
+    require_mode(asked.choices.mode, asked.shape)
+    found = cheapest(asked.choices, options_of(asked, hardware), _fits(asked, hardware))
+    if found is None:
+        return None
+    changes = tuple(
+        as_change(step, estimate_on(asked.shape, step.choices, hardware))
+        for step in steps(asked, found)
+    )
+    return FitResult(found, estimate_on(asked.shape, found, hardware), changes)
+
+
+def _fits(asked: FitRequest, hardware: Hardware) -> Fits:
+    return lambda candidate: fits(estimate_on(asked.shape, candidate, hardware), hardware)
+
+
+def instead(asked: FitRequest, hardware: Hardware) -> Alternatives:
+    """What to turn to where nothing fits."""
+    return Alternatives(_larger_card(asked, hardware), _smaller_model(asked, hardware))
+
+
+def _larger_card(asked: FitRequest, hardware: Hardware) -> str | None:
+    larger = sorted(
+        (card for card in KNOWN_CARDS if card.usable_bytes > hardware.usable_bytes),
+        key=lambda card: card.usable_bytes,
+    )
+
+    def takes_it(card: Card) -> bool:
+        options, tokens = options_of(asked, card.hardware), asked.choices.seq_len
+        return any_fits(asked.choices, options, tokens, _fits(asked, card.hardware))
+
+    first = bisect_left(larger, True, key=takes_it)
+    return larger[first].name if first < len(larger) else None
+
+
+def _smaller_model(asked: FitRequest, hardware: Hardware) -> str | None:
+    for name in SMALLER_MODELS:
+        shape = find_shape(name, Path())
+        if shape.parameters < asked.shape.parameters and _fits_as_asked(shape, asked, hardware):
+            return name
+    return None
+
+
+def _fits_as_asked(shape: Shape, asked: FitRequest, hardware: Hardware) -> bool:
+    """With the recipe's own targets where the model has them, else with all.
+
+    Where it lacks layers or modules that have a rank of their own, nothing is as asked.
+    """
+    modules = shape.linear_modules()
+    targets = asked.choices.targets
+    known = targets == "all-linear" or all(name.rsplit(".", 1)[-1] in modules for name in targets)
+    choices = asked.choices if known else replace(asked.choices, targets="all-linear")
+    try:
+        return fits(estimate_on(shape, choices, hardware), hardware)
+    except ModelError:
+        return False
