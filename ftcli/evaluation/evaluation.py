@@ -210,12 +210,12 @@ def _run_models(
     with_base: bool,
 ) -> dict[Side, dict[str, ModelOutputs]]:
     """Side → set → outputs; one model in memory at a time, the base first."""
-    from ftcli.inference.trained import held_as
+    from ftcli.inference.open_model import held_as
     from ftcli.models.device import free_memory, memory_in_words
 
     named = {"rows": sets.rows, "text": sets.text, "instructions": sets.instructions}
     wanted = {name: rows for name, rows in named.items() if rows is not None}
-    how = held_as(opened.loaded, opened.run)
+    how = held_as(opened)
     models = 2 if with_base else 1
     planned = [*wanted.values()] * models + ([sets.prompted] if sets.prompted else [])
     found: dict[Side, dict[str, ModelOutputs]] = {}

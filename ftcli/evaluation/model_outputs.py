@@ -151,7 +151,7 @@ class ModelRunner:
 
     @cached_property
     def model(self) -> Model:
-        from ftcli.inference.trained import load_base_model, load_tuned_model
+        from ftcli.inference.open_model import load_base_model, load_tuned_model
 
         load = {"base": load_base_model, "tuned": load_tuned_model}[self.name]
         self.was_opened = True

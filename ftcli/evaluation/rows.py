@@ -317,7 +317,7 @@ def _prompted(
 ) -> RowSet:
     """The rows as somebody would ask them who does not tune: with an instruction and examples."""
     from ftcli.data.tokenizing.rendering import RowFault
-    from ftcli.inference.untrained import ids_of
+    from ftcli.inference.open_model import ids_of
 
     assert options.prompted is not None
     instruction = read_text(options.prompted).strip()

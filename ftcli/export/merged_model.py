@@ -21,7 +21,7 @@ from ftcli.config.recipe import Qlora
 from ftcli.console import Reporter
 from ftcli.errors import ModelError
 from ftcli.export.parity import Part, Prediction, Rows, largest_activation, parts_of, predictions_of
-from ftcli.inference.trained import load_tuned_model
+from ftcli.inference.open_model import load_tuned_model
 from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory, hardware_for
@@ -93,9 +93,8 @@ class Merger:
 
     def measure_trained(self) -> list[Prediction]:
         """Predictions of base + adapter as they were trained: a QLoRA run's base in 4 bits."""
-        opened = self._opened
         dtype = self._trained_type if self._is_qlora else self._base_type
-        model = load_tuned_model(opened.loaded, opened.run, opened.prepared, dtype)
+        model = load_tuned_model(self._opened, dtype)
         self._contract = model.contract
         self._four_bit_layers = four_bit_layers(model.network)
         return self._predict(model.network, "base + adapter")

@@ -1,7 +1,7 @@
-"""How far two models are apart on the same rows.
+"""How far the predictions of two models differ on the same rows.
 
-Both compute in a finer type than their weights have, so that what differs is their weights and not
-the order in which two programs add.
+Both compute in a wider type than that of their weights, so that the weights differ and not the
+order of additions.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from ftcli.models.virtual_tokens import causal_model
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
 
-# Logits of so many tokens are held: 1,024 × 152,000 doubles are 1.2 GB.
-TOKENS_AT_ONCE = 1024
-# Positions whose probabilities are compared at once: 128 × 152,000 doubles are 0.16 GB.
-POSITIONS_AT_ONCE = 128
+# Tokens in one batch: 1,024 × 152,000 logits in float64 are 1.2 GB.
+BATCH_TOKENS = 1024
+# Positions whose probabilities are in memory together: 128 × 152,000 in float64 are 0.16 GB.
+CHUNK_POSITIONS = 128
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model expects at the labelled positions of one row."""
+    """A model's logits at the labelled positions of one row."""
 
     logits: Tensor
     """[labels, vocab], fp32."""
     targets: Tensor
-    """[labels]: the tokens that follow."""
+    """[labels], token ids."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a candidate is from a reference on the labelled positions of some rows."""
+    """How far a candidate is from a reference at the labelled positions of some rows."""
 
     kl: float
-    """Mean of KL(reference ‖ candidate) in nats a token."""
+    """Mean of KL(reference ‖ candidate), nats per token."""
     top1_agreement: float
     """Share of positions with the same first token."""
     max_logit_difference: float
@@ -69,7 +69,7 @@ def predictions_of(
     dtype: torch.dtype,
     parts: Sequence[Part] | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions for one row after the other, computed in `dtype`; `parts` as `computing_in`."""
+    """Predictions row by row, computed in `dtype`; `parts` as in `computing_in`."""
     network = causal_model(network.eval())
     with torch.no_grad(), computing_in(network, dtype, parts):
         for some in _together(rows):
@@ -82,12 +82,12 @@ def predictions_of(
 
 
 def _together(rows: Rows) -> Iterator[Rows]:
-    """Neighbours whose tokens, padded, come to TOKENS_AT_ONCE at most; each longer row alone."""
+    """Neighbouring rows of at most BATCH_TOKENS tokens with padding; longer rows alone."""
     some: list[Mapping[str, Sequence[int]]] = []
     longest = 0
     for row in rows:
         longest = max(longest, len(row["input_ids"]))
-        if some and longest * (len(some) + 1) > TOKENS_AT_ONCE:
+        if some and longest * (len(some) + 1) > BATCH_TOKENS:
             yield some
             some, longest = [], len(row["input_ids"])
         some.append(row)
@@ -98,10 +98,9 @@ def _together(rows: Rows) -> Iterator[Rows]:
 def computing_in(
     network: PreTrainedModel, dtype: torch.dtype, parts: Sequence[Part] | None = None
 ) -> Iterator[None]:
-    """Let each part of a model compute in this type, its weights widened only meanwhile.
+    """Compute in this type: each part's weights are widened for its own forward pass alone.
 
-    No more than one copy of the weights is held, in their own type; 4-bit weights stay as they
-    are.
+    Memory holds one copy of the weights, in their own type; 4-bit weights are not widened.
     """
     if parts is None:
         parts = [Part(module, dtype) for module in parts_of(network)]
@@ -133,9 +132,9 @@ def computing_in(
 
 
 def _as_trained(layer: Any, dtype: torch.dtype, inputs: Tensor) -> Tensor:
-    """A 4-bit layer whose weights are rounded to the type that training computed in, then widened.
+    """A 4-bit layer whose weights are rounded to the training's type before they are widened.
 
-    bitsandbytes 0.50 dequantises to the type of the inputs: in fp32 to weights never trained with.
+    bitsandbytes 0.50 dequantises to the type of the inputs: in fp32 to other weights than trained.
     """
     from bitsandbytes.functional import dequantize_4bit  # looks for CUDA, slowly
 
@@ -145,7 +144,7 @@ def _as_trained(layer: Any, dtype: torch.dtype, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
-    """The largest magnitude that has gone into a layer or come out of one, whenever it is asked."""
+    """A function that gives the largest magnitude of any layer's inputs and outputs so far."""
     largest = 0.0
 
     def see(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
@@ -154,7 +153,7 @@ def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
             if isinstance(value, Tensor) and value.is_floating_point():
                 largest = _larger(largest, value.abs().max().item())
 
-    # Modules with children are handed masks, too, whose numbers are as large as a type allows.
+    # Modules with children get masks, too, whose numbers are as large as their type allows.
     layers = [module for module in network.modules() if not any(module.children())]
     handles = [layer.register_forward_hook(see) for layer in layers]
     try:
@@ -165,7 +164,7 @@ def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
 
 
 class Part:
-    """A module that holds weights, and those weights as they are stored."""
+    """A module that holds weights, and its stored weights while it computes with widened ones."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module = module
@@ -200,8 +199,8 @@ def parity(reference: Sequence[Prediction], candidate: Sequence[Prediction]) -> 
     losses: list[tuple[float, float, int]] = []
     for expected, found in zip(reference, candidate, strict=True):
         for p, q in zip(
-            expected.logits.split(POSITIONS_AT_ONCE),
-            found.logits.split(POSITIONS_AT_ONCE),
+            expected.logits.split(CHUNK_POSITIONS),
+            found.logits.split(CHUNK_POSITIONS),
             strict=True,
         ):
             kl += _divergence(p.double(), q.double())
@@ -216,8 +215,8 @@ def _loss(found: Prediction) -> float:
     return sum(
         F.cross_entropy(logits.double(), targets, reduction="sum").item()
         for logits, targets in zip(
-            found.logits.split(POSITIONS_AT_ONCE),
-            found.targets.split(POSITIONS_AT_ONCE),
+            found.logits.split(CHUNK_POSITIONS),
+            found.targets.split(CHUNK_POSITIONS),
             strict=True,
         )
     )
@@ -231,5 +230,5 @@ def _divergence(expected: Tensor, found: Tensor) -> float:
 
 
 def _larger(one: float, other: float) -> float:
-    """The larger of the two; not a number where the other is none, which max() would drop."""
+    """The larger of the two; NaN if `other` is NaN, which max() would drop."""
     return other if other > one or other != other else one

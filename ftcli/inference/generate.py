@@ -159,21 +159,20 @@ def _resumable(answers: AnswersFile, prompts: PromptFile, stops: StopSignals) ->
 
 def _load(members: tuple[Member, ...], seed: int | None) -> Generator:
     from ftcli.inference.generation import seed_sampling
+    from ftcli.inference.open_model import load_tuned_model
     from ftcli.inference.several_adapters import AdapterSet
-    from ftcli.inference.trained import load_tuned_model
     from ftcli.models.prompt_manifest import verify_run
 
     if seed is not None:
         seed_sampling(seed)
     first, *others = members
-    run = first.opened
-    adapters = AdapterSet(first.name, load_tuned_model(run.loaded, run.run, run.prepared))
+    adapters = AdapterSet(first.name, load_tuned_model(first.opened))
     for member in others:
         opened = member.opened
         contract = verify_run(opened.loaded, opened.run, opened.prepared)
         if member.parts:
             adapters.add_sum(member.name, member.parts, contract)
-        elif opened.run.path == run.run.path:
+        elif opened.run.path == first.opened.run.path:
             adapters.add_name(member.name, first.name)
         else:
             adapters.add(member.name, opened.run.adapter, contract)

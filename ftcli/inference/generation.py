@@ -7,6 +7,8 @@ batches, what the prompts of a batch begin with is prefilled once, and finished 
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     DynamicLayer,
+    GenerationConfig,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -45,6 +48,9 @@ SCORED_ROWS = 4
 BLOCK_ROWS = 64
 # `generate` is called again without the finished rows once this share of a batch has finished.
 FINISHED_SHARE = 0.25
+# The first token comes with the prompt; the others are timed.
+TIMED_TOKENS = 17
+LEAST_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -206,8 +212,7 @@ def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
         "do_sample": settings.temperature > 0,
     }
     if settings.temperature > 0:
-        sampling = {"temperature", "top_p", "top_k"}
-        arguments |= settings.model_dump(include=sampling)
+        arguments |= settings.model_dump(include={"temperature", "top_p", "top_k"})
     return arguments
 
 
@@ -346,3 +351,50 @@ def _padded(prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tens
 def _through_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     end = next((count for count, each in enumerate(ids, start=1) if each in stop_ids), len(ids))
     return ids[:end]
+
+
+# Timing
+
+
+@dataclass(frozen=True)
+class CallSpeed:
+    """Seconds of calls one at a time: medians over the prompts of a kind, and over all answers."""
+
+    prompt_seconds: tuple[float, ...]
+    """One for each kind of prompt."""
+    seconds_per_answer_token: float
+
+
+def time_calls(model: Model, kinds: Sequence[Sequence[Sequence[int]]]) -> CallSpeed:
+    """Time prompts of several kinds in turn, so that other load on the machine affects all alike.
+
+    An answer token is taken to cost the same after each kind of prompt: what a longer context adds
+    is less than such a short timing can show.
+    """
+    for prompts in kinds:
+        _call_seconds(model, prompts[0], 1)  # kernels are chosen here
+    firsts: list[list[float]] = [[] for _ in kinds]
+    others: list[float] = []
+    for turn in zip(*kinds, strict=True):
+        for kind, prompt in enumerate(turn):
+            first = _call_seconds(model, prompt, 1)
+            whole = _call_seconds(model, prompt, TIMED_TOKENS)
+            firsts[kind].append(first)
+            others.append(max(whole - first, LEAST_SECONDS) / (TIMED_TOKENS - 1))
+    return CallSpeed(tuple(map(statistics.median, firsts)), statistics.median(others))
+
+
+def _call_seconds(model: Model, prompt: Sequence[int], tokens: int) -> float:
+    """Seconds for a prompt and a greedy answer of exactly `tokens`."""
+    ids = torch.tensor([list(prompt)], device=model.device)
+    settings = GenerationConfig(
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    started = time.monotonic()
+    with torch.no_grad():
+        model.network.eval().generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
+        )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.monotonic() - started

@@ -216,7 +216,7 @@ def test_ctrl_c_keeps_what_was_answered(
 def test_another_format_is_scored_without_a_model(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.inference import trained as engine
+    from ftcli.inference import open_model as engine
 
     asked = EvalOptions(limit=4, forgetting=False)
     first = evaluate_run(fresh, (), asked, Terminal())
@@ -240,7 +240,7 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ftcli.inference import trained as engine
+    from ftcli.inference import open_model as engine
 
     lora = tmp_path / "runs" / "tiny"
     shutil.copytree(eval_run, lora)
@@ -275,7 +275,7 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
 def test_a_base_in_four_bits_is_another(
     eval_run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.inference import trained as engine
+    from ftcli.inference import open_model as engine
 
     shutil.copytree(eval_run, tmp_path / "runs" / "tiny")
     shutil.copy(eval_run.parents[1] / "rows.jsonl", tmp_path)
@@ -296,7 +296,7 @@ def test_a_base_in_four_bits_is_another(
 def test_a_base_that_is_not_known_is_asked_anew(
     part: str, eval_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ftcli.inference import trained as engine
+    from ftcli.inference import open_model as engine
 
     runs = [tmp_path / "runs" / name for name in ("one", "other")]
     for folder in runs:

@@ -14,7 +14,7 @@ from torch import nn
 from ftcli.cli import run
 from ftcli.cli.train import train_recipe
 from ftcli.console import Terminal
-from ftcli.inference import trained, untrained
+from ftcli.inference import open_model
 from ftcli.training import timing, train
 
 TRAINING = {"max_steps": 2, "batch_size": 4}
@@ -36,8 +36,7 @@ class Held:
         self._seen: dict[str, weakref.ref[Any]] = {}
         self.loaded: list[str] = []
         self.still_there: list[str] = []
-        for module in (trained, untrained):
-            monkeypatch.setattr(module, "load_base", self._loading(module.load_base))
+        monkeypatch.setattr(open_model, "load_base", self._loading(open_model.load_base))
         save = train.save_trained
 
         def saved(trainer: Any, *rest: Any) -> None:

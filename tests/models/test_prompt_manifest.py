@@ -286,7 +286,7 @@ def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
 ) -> None:
     """Fault 20."""
     from ftcli.export import merged_model
-    from ftcli.inference import trained
+    from ftcli.inference import open_model
     from ftcli.training import building
 
     def never(*_: object, **__: object) -> None:
@@ -296,7 +296,7 @@ def test_another_base_of_the_same_shape_is_refused_before_it_is_loaded(
     other_weights(place / "base")
     new = base_fingerprint("base")
     assert old is not None and new is not None and old != new
-    for module in (building, merged_model, trained):
+    for module in (building, merged_model, open_model):
         monkeypatch.setattr(module, "load_base", never)
     (message,) = refusals(ask)
     line = f"  weights of the base ({place}/base): {old[:12]} → {new[:12]}"

@@ -85,7 +85,7 @@ class ProbeRows:
 
     def prompts(self, renderer: Renderer, shots: int) -> list[list[int]]:
         """Ids of the turns before each row's answer, after so many examples."""
-        from ftcli.inference.untrained import ids_of
+        from ftcli.inference.open_model import ids_of
 
         shown = self.examples[:shots]
         return [ids_of(renderer, few_shot(row[:-1], None, shown)) for row in self.rows]
@@ -157,7 +157,7 @@ def probe_base(
     if form is not None:
         scorers.insert(0, format_scorer(form, loaded.base))
 
-    from ftcli.inference.untrained import load_untrained
+    from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import memory_in_words
 
     with memory_in_words("stop what else runs on it, or leave --probe out"):
@@ -374,7 +374,8 @@ def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
 
 def _timed_calls(job: TrainJob, loaded: Loaded, shots: int, reporter: Reporter) -> Calls:
     """A few rows asked one by one, after examples and without."""
-    from ftcli.inference.untrained import load_untrained, time_calls
+    from ftcli.inference.generation import time_calls
+    from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import memory_in_words
 
     rows = PreparedRows(job.run.data, job.dataset)

@@ -10,7 +10,8 @@ import pytest
 from ftcli.data.example import Message
 from ftcli.data.few_shot import few_shot
 from ftcli.data.tokenizing.rendering import Renderer, RowFault
-from ftcli.inference.untrained import ids_of, time_calls
+from ftcli.inference.generation import Model, time_calls
+from ftcli.inference.open_model import ids_of
 from tests.conftest import tiny_tokenizer
 from tests.families import TEMPLATES
 
@@ -53,7 +54,6 @@ def test_other_faults_stay_faults() -> None:
 def test_calls_are_timed(tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from ftcli.inference.generation import Model
     from ftcli.models.prompt_manifest import PromptFormat
 
     network: Any = AutoModelForCausalLM.from_pretrained(tiny_model)

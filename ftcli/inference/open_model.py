@@ -1,0 +1,122 @@
+"""Open a base, or what a run trained on it, as eval, merge and generate use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
+from ftcli.data.example import Message
+from ftcli.data.few_shot import without_system
+from ftcli.data.tokenizing.rendering import Renderer, RowFault
+from ftcli.inference.generation import Model
+from ftcli.kernels.cpu import end_gc_tuning, tune_cpu
+from ftcli.memory.shapes import find_shape, model_source
+from ftcli.models.adapters import open_adapter
+from ftcli.models.base_files import require_weights
+from ftcli.models.device import device_of, hardware_for
+from ftcli.models.load import compute_dtype, load_base
+from ftcli.models.methods import quantization
+from ftcli.models.prompt_manifest import PromptFormat, verified_base, verify_run
+from ftcli.training.opening import OpenRun
+from ftcli.training.plan.decide import choose_attention, choose_precision
+from ftcli.training.plan.plan import Plan
+
+
+def load_base_model(opened: OpenRun) -> Model:
+    """The base that a run started from, with the run's tokenizer and template."""
+    contract = verify_run(opened.loaded, opened.run, opened.prepared)
+    network = _base(opened, inference_dtype(opened))
+    return Model(network, contract, opened.loaded.recipe.training.fast is not False)
+
+
+def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model:
+    """The trained model: the base with the run's adapter, or the run's own model."""
+    contract = verify_run(opened.loaded, opened.run, opened.prepared)
+    dtype = dtype or inference_dtype(opened)
+    recipe = opened.loaded.recipe
+    match recipe.method:
+        case Full():
+            network = _load(str(opened.run.model), opened, dtype, None)
+        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
+            network = open_adapter(_base(opened, dtype), opened.run.adapter)
+        case _:
+            assert_never(recipe.method)
+    return Model(network, contract, recipe.training.fast is not False)
+
+
+def _base(opened: OpenRun, dtype: torch.dtype) -> Any:
+    """The base in the run's precision; raises FtcliError if it has changed since the training."""
+    recipe = opened.loaded.recipe
+    source = model_source(recipe.model.id, opened.loaded.base)
+    with verified_base([opened.run], source, recipe.model.revision):
+        return _load(source, opened, dtype, quantization(recipe.method, dtype))
+
+
+def _load(
+    source: str, opened: OpenRun, dtype: torch.dtype, quantized: BitsAndBytesConfig | None
+) -> Any:
+    end_gc_tuning()  # all that is heavy has been imported, and no model is loaded yet
+    hardware = hardware_for(opened.loaded)
+    tune_cpu(hardware)
+    attention = Plan.read(opened.run.plan).model.attention
+    if attention == "flash" and hardware.kind == "cpu":
+        attention = "sdpa"  # flash attention runs on GPUs alone
+    return load_base(
+        source,
+        opened.loaded.recipe.model,
+        dtype=dtype,
+        attention=attention,
+        device=device_of(hardware),
+        quantization=quantized,
+    )
+
+
+def inference_dtype(opened: OpenRun) -> torch.dtype:
+    """The type in which a run's models compute: as in training, or fp32 if a CPU emulates bf16."""
+    hardware = hardware_for(opened.loaded)
+    if hardware.kind == "cpu" and not hardware.fast_bf16:
+        return torch.float32
+    return compute_dtype(Plan.read(opened.run.plan).training.precision)
+
+
+def held_as(opened: OpenRun) -> str:
+    """Type and machine in which a run's models answer here: `torch.bfloat16 on NVIDIA …`."""
+    return f"{inference_dtype(opened)} on {hardware_for(opened.loaded).name}"
+
+
+def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
+    """The base as a training of this recipe would hold it; raises ModelError, MachineError."""
+    recipe, model = loaded.recipe, loaded.recipe.model
+    source = model_source(model.id, loaded.base)
+    shape = find_shape(model.id, loaded.base, model.revision)
+    hardware = hardware_for(loaded)
+    tune_cpu(hardware)
+    require_weights(source, model.revision, shape)
+    dtype = compute_dtype(choose_precision(recipe, hardware)[0])
+    network = load_base(
+        source,
+        model,
+        dtype=dtype,
+        attention=choose_attention(recipe, shape, hardware)[0],
+        device=device_of(hardware),
+        quantization=quantization(recipe.method, dtype),
+    )
+    return Model(network, PromptFormat(renderer, renderer.stop_ids, renderer.pad_id))
+
+
+def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a prompt; a system turn that the template refuses goes into the first user turn.
+
+    Raises RowFault.
+    """
+    try:
+        return renderer.prompt_ids(messages)
+    except RowFault:
+        if not messages or messages[0].role != "system":
+            raise
+    return renderer.prompt_ids(without_system(messages))
