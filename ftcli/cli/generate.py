@@ -23,7 +23,7 @@ OutputFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="The rows of --input with their answers, jsonl or csv; FILE.from.json beside it says "
+        help="The rows of --input with their answers, jsonl or csv. FILE.from.json says "
         "what made them.",
     ),
 ]
@@ -40,14 +40,16 @@ Adapters = Annotated[
 def generate(
     run: options.Run,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="None: standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="Default: standard input.")
     ] = None,
     input_file: InputFile = None,
     output: OutputFile = None,
     adapters: Adapters = None,
     use: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Who answers; none: RUN. Rows may name an `adapter`."),
+        typer.Option(
+            metavar="NAME", help="Adapter that answers; default: RUN's. Rows may name an `adapter`."
+        ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.001, max=1, help="Nucleus sampling.")] = None,

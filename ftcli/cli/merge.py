@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def merge(
     run: options.Run,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where to; none: RUN/merged.")
+        Path | None, typer.Option(metavar="DIR", help="Output folder; default: RUN/merged.")
     ] = None,
     onto: Annotated[
         Literal["dequantized", "original"],
@@ -42,8 +42,8 @@ def merge(
 ) -> None:
     """Merge the adapter into the base, and check that the result is equal.
 
-    The sum is compared with base and adapter on held-out rows, before its weights are rounded:
-    where they differ, nothing is written. What the stored type costs is said.
+    Compares the merged model with base + adapter on held-out rows before its weights are rounded,
+    and writes nothing if they differ. Shows what the stored type costs.
     """
     from ftcli.export.merge import MergeOptions, merge_run
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
+from tests.commands.test_end_to_end import METHODS
 from tests.conftest import save_tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -17,12 +18,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "fused queries and gates": {"model_type": "phi3", "tie_word_embeddings": False},
     "biases": {"model_type": "qwen2"},
     "linear layers of its own class": {"model_type": "falcon"},
-}
-MODES: dict[str, dict[str, Any]] = {
-    "full": {"mode": "full"},
-    "lora": {"mode": "lora", "rank": 4},
-    "qlora": {"mode": "qlora", "rank": 4},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
 }
 
 
@@ -49,7 +44,7 @@ def test_the_whole_path(
     model = save_tiny_model(tmp_path / "model", **FAMILIES[family])
     recipe = write_recipe(
         model={"id": str(model)},
-        method=MODES[mode],
+        method=METHODS[mode],
         training={"max_steps": 4, "batch_size": 4, "eval_steps": 4, "learning_rate": "1e-2"},
     )
     commands: list[list[str]] = [["train"], ["eval"], ["generate", "Product: kettle"]]
@@ -144,7 +139,7 @@ def test_gpt2_is_refused_before_any_work(
     """Its projections are Conv1D, whose shapes ftcli does not know."""
     keys = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
     model = save_tiny_model(tmp_path / "model", "gpt2", **keys)
-    recipe = write_recipe(model={"id": str(model)}, method=MODES[mode])
+    recipe = write_recipe(model={"id": str(model)}, method=METHODS[mode])
     assert run(["train", str(recipe)]) == 1
     error = capsys.readouterr().err
     assert "model_type 'gpt2' is not one whose layers ftcli knows; it knows llama" in error

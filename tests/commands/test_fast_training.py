@@ -11,6 +11,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.runs.folder import RunFolder
+from tests.commands import test_end_to_end as end_to_end
 
 TRAINING = {
     "epochs": 2,
@@ -19,15 +20,7 @@ TRAINING = {
     "eval_steps": 3,
     "precision": "fp32",
 }
-METHODS: dict[str, dict[str, Any]] = {
-    "lora": {"mode": "lora", "rank": 4},
-    "full": {"mode": "full"},
-    "dora": {"mode": "lora", "rank": 4, "dora": True},
-    "qlora": {"mode": "qlora", "rank": 4},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-}
-
-SLOW = ("dora", "qlora", "adapter")
+METHODS = end_to_end.METHODS | {"dora": {"mode": "lora", "rank": 4, "dora": True}}
 
 
 def losses(folder: RunFolder) -> list[float]:

@@ -46,7 +46,7 @@ def recipe_of(home: Path, mode: str, *, test: int = 6, **training: Any) -> Path:
         "model": {"id": "base"},
         "method": {"mode": mode, "rank": 16},
         "data": {"train": "rows.jsonl", "validation": 4, "test": test},
-        "training": {"max_steps": 60, "batch_size": 8, "learning_rate": 5e-3} | exact | training,
+        "training": {"max_steps": 30, "batch_size": 8, "learning_rate": 5e-3} | exact | training,
         "generation": {"max_new_tokens": 4},
     }
     path = home / f"{mode}.yaml"

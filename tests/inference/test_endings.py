@@ -24,16 +24,10 @@ from ftcli.inference.endings import require_ends
 from ftcli.models.batches import Batch
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
+from tests.commands.test_end_to_end import METHODS
 from tests.conftest import prepared_data, tiny_tokenizer
 
 STOP, MAX_LENGTH = 2, 6
-TINY_METHODS: dict[str, dict[str, Any]] = {
-    "full": {"mode": "full"},
-    "lora": {"mode": "lora", "rank": 4},
-    "qlora": {"mode": "qlora", "rank": 4},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-    "prefix": {"mode": "prefix", "virtual_tokens": 4},
-}
 
 
 def row(*labels: int) -> Encoded:
@@ -214,7 +208,7 @@ def test_measuring_leaves_the_trained_weights_alone(
     monkeypatch.setattr(endings, "answer_prompts", watched)
     training = {"max_steps": 2, "batch_size": 4, "precision": precision}
     generation = {"max_new_tokens": 4, "temperature": 0.7}
-    recipe = write_recipe(method=TINY_METHODS[mode], training=training, generation=generation)
+    recipe = write_recipe(method=METHODS[mode], training=training, generation=generation)
     assert run(["train", str(recipe)]) == 0
     assert before == {p: sha256_file(p) for p in saved()} and before
     assert 0 <= result_of(folder)["stop_rate"] <= 1
