@@ -155,7 +155,7 @@ class ModelRunner:
 
         load = {"base": load_base_model, "tuned": load_tuned_model}[self.name]
         self.was_opened = True
-        return load(self.opened.loaded, self.opened.run, self.opened.prepared)
+        return load(self.opened)
 
     def _score(self, wanted: RowSet, found: ModelOutputs) -> None:
         from ftcli.inference.generation import score_batch, scored_together
