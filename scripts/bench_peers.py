@@ -27,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.memory.hardware import Hardware
-from ftcli.models.device import find_hardware
-from scripts.machine import this_machine
 from scripts.measured_process import Measured, measure
 
 SHIPPED = Path("recipes/data/shop/train.jsonl")
@@ -103,6 +101,8 @@ class Outcome:
 
 
 def main() -> None:
+    from ftcli.models.device import find_hardware  # this program holds no torch while others run
+
     arguments = _arguments()
     hardware = find_hardware("auto")
     work = Path("bench").absolute()
@@ -349,6 +349,8 @@ def _print(arguments: argparse.Namespace, hardware: Hardware, outcomes: Sequence
 def _write(arguments: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}
     settings |= {"model": arguments.model.name, "data": "/".join(arguments.data.parts[-2:])}
+    from scripts.machine import this_machine
+
     versions = {name: version(name) for name in PACKAGES}
     whole = {
         "machine": this_machine(),
