@@ -90,3 +90,7 @@ def test_files_that_the_architecture_page_names_exist() -> None:
         assert (ROOT / name).exists(), name
     tests = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(?:\w+/)?(test_\w+\.py)", text)) <= tests
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "ftcli").rglob("*.py"))
+    how_to = text.partition("## One more")[2].partition("## Decisions")[0]
+    for name in re.findall(r"`(?:\w+\.)?([A-Z]\w+|[a-z]+_\w+)(?:\(|`)", how_to):
+        assert name.startswith(("NAME", "test_")) or re.search(rf"\b{name}\b", code), name
