@@ -1,18 +1,23 @@
-"""Lines of `ftcli estimate-vram`: the items, the step, the figures, the card."""
+"""Lines of `ftcli estimate-vram`: verdict, items, step, figures, GPU; changes, sweeps, runs."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import assert_never
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
 
-from ftcli.cli.fit_view import fit_lines, limit_lines, sweep_lines
-from ftcli.console import gigabytes, megabytes, width
+from ftcli.console import gigabytes, megabytes, shown_path, width
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
+from ftcli.memory.fit.fitting import Alternatives, FitResult
+from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.step import ANSWERED_ROWS
-from ftcli.training.estimate.result import EstimateResult
+from ftcli.training.estimate.estimate import EstimateResult
+
+if TYPE_CHECKING:
+    from ftcli.training.estimate.calibrate import CalibratedRun, CalibrationResult, Figure
 
 LABELS = {
     "weights": "weights",
@@ -50,7 +55,10 @@ LEAST_BYTES = 5e6
 
 
 def estimate_lines(found: EstimateResult) -> Iterator[str]:
-    """The whole answer, none of its lines longer than the terminal is wide."""
+    """The verdict, then all that it rests on; no line is longer than the terminal is wide."""
+    yield from _wrapped(_verdict(found), "  ")
+    if found.fits_card is False and found.fit is None and found.instead is None:
+        yield "--fit in place of --gpu finds the cheapest changes that do"
     yield from _wrapped(f"{_what(found)}, {_how(found.choices)}", "  ")
     for note in _notes(found):
         yield from _wrapped(f"note: {note}", "  ")
@@ -59,17 +67,26 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
     yield from _figures(found.estimate)
     if found.hardware is not None:
         yield from _card(found.estimate, found.hardware)
-    yield from _wrapped(_fits(found), "      ")
-    if found.fits_card is False and found.fit is None:
-        yield "--fit in place of --gpu finds the cheapest changes that do"
-    if found.fit is not None and found.hardware is not None:
-        yield from fit_lines(found.fit, found.hardware, found.written)
-    if found.limit is not None and found.hardware is not None:
-        yield from limit_lines(found.limit, found.hardware)
+        yield from _asked_of_the_gpu(found, found.hardware)
     if found.sweep is not None:
-        yield from sweep_lines(found.sweep)
-    if found.fit is None and found.limit is None and found.sweep is None:
-        yield from _textbook(found)
+        yield from _sweep(found.sweep)
+    if found.textbook and found.fit is None and found.limit is None and found.sweep is None:
+        yield ""
+        yield "Textbook figures for full fine-tuning, before activations:"
+        for figure in found.textbook:
+            start = f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  "
+            yield from _wrapped(start + figure.why, " " * len(start))
+
+
+def _asked_of_the_gpu(found: EstimateResult, hardware: Hardware) -> Iterator[str]:
+    """For --fit and --max."""
+    if found.fit is not None:
+        yield from _changes(found.fit, hardware, found.written)
+    if found.instead is not None:
+        yield ""
+        yield from _wrapped(_nothing(found.instead, hardware), "  ")
+    if found.limit is not None:
+        yield from _limit(found.limit, hardware)
 
 
 def _what(found: EstimateResult) -> str:
@@ -122,7 +139,7 @@ def _notes(found: EstimateResult) -> Iterator[str]:
     if found.open_choices:
         yield (
             f"what the recipe leaves open ({', '.join(found.open_choices)}) is taken at its "
-            "smallest; --fit shows what train takes on a card"
+            "smallest; --gpu CARD plans them as train does"
         )
 
 
@@ -198,32 +215,163 @@ def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
     return {**taken, "interval": upper, "free": free}
 
 
-def _fits(found: EstimateResult) -> str:
+def _verdict(found: EstimateResult) -> str:
+    """`Fits: 7.4 of 24.8 GB (RTX 4090 24GB)`; without a GPU, which known ones it fits."""
     if found.hardware is None:
         return _fitting_cards(found.estimate)
-    usable, memory = found.hardware.usable_bytes, found.hardware.memory_bytes
-    card = f"{found.hardware.name} ({usable / 1e9:.1f} of its {gigabytes(memory)} usable)"
+    usable = f"{gigabytes(found.hardware.usable_bytes)} ({found.hardware.name})"
+    needed, most = found.estimate.device_bytes / 1e9, found.estimate.high_bytes / 1e9
     if not found.fits_card:
-        return f"does not fit: {card}"
-    return f"fits: {card}" if found.surely_fits else f"fits, but for the interval's end: {card}"
+        return f"Does not fit: {needed:.1f} of {usable}"
+    if not found.surely_fits:
+        return f"May not fit: {needed:.1f}, up to {most:.1f} of {usable}"
+    return f"Fits: {needed:.1f} of {usable}"
 
 
 def _fitting_cards(estimate: Estimate) -> str:
     """Those that take the upper end of the interval, and those that take the estimate alone."""
     surely = [name for name, fits in estimate.surely_fits.items() if fits]
     perhaps = [name for name, fits in estimate.fits.items() if fits and name not in surely]
-    parts = [f"fits: {', '.join(surely)}"] if surely else []
-    parts += [f"perhaps, by the estimate alone: {', '.join(perhaps)}"] if perhaps else []
-    return "; ".join(parts) or "fits no single card that is known here"
+    parts = [f"Fits: {', '.join(surely)}"] if surely else []
+    parts += [f"may fit (by the estimate, not its upper end): {', '.join(perhaps)}"] * bool(perhaps)
+    return "; ".join(parts) or "Fits no single card that is known here"
 
 
-def _textbook(found: EstimateResult) -> Iterator[str]:
-    if found.textbook:
-        yield ""
-        yield "Textbook figures for full fine-tuning, before activations:"
-    for figure in found.textbook:
-        start = f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  "
-        yield from _wrapped(start + figure.why, " " * len(start))
+def _changes(found: FitResult, hardware: Hardware, written: Path | None) -> Iterator[str]:
+    """The changes with their costs, and the training they lead to."""
+    yield ""
+    if found.changes:
+        yield from _wrapped(f"to fit {hardware.name}, the cheapest changes:", "  ")
+    for change in found.changes:
+        upper = f"up to {gigabytes(change.high_bytes)}"
+        yield from _wrapped(
+            f"  {change.change}: {gigabytes(change.device_bytes)}, {upper} ({change.key})", "    "
+        )
+        yield from _wrapped(f"    costs {change.cost}", "    ")
+    yield from _wrapped(_outcome(found, hardware), "  ")
+    if written is not None:
+        yield from _wrapped(f"written: {shown_path(written)}", "  ")
+
+
+def _outcome(found: FitResult, hardware: Hardware) -> str:
+    choices = found.choices
+    start = "then" if found.changes else f"fits {hardware.name} as it is"
+    checkpointing = "with" if choices.gradient_checkpointing else "without"
+    return (
+        f"{start}: micro-batch {choices.micro_batch} × {choices.gradient_accumulation}, "
+        f"{checkpointing} gradient checkpointing, {_figure(found.estimate)} of "
+        f"{gigabytes(hardware.usable_bytes)}"
+    )
+
+
+def _nothing(instead: Alternatives, hardware: Hardware) -> str:
+    text = f"no change that `ftcli train` can carry out makes it fit {hardware.name}"
+    ways = []
+    if instead.card is not None:
+        ways.append(f"{instead.card} takes it (--fit {instead.card.replace('RTX ', '')!r})")
+    if instead.model is not None:
+        ways.append(f"--model {instead.model} fits with nothing else changed")
+    if not ways:
+        return f"{text}, and no other card known here nor a smaller known model does either"
+    return f"{text}; one training runs on one card: {', or '.join(ways)}"
+
+
+def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
+    """The largest that fits, by the upper end of the interval."""
+    if limit.value is None or limit.estimate is None:
+        yield from _wrapped(f"not even {limit.size} 1 surely fits {hardware.name}", "  ")
+        return
+    more = " or more" if limit.value == MOST else ""
+    context = "; whether the model was made for so many is not asked" * (limit.size == "seq-len")
+    yield from _wrapped(
+        f"largest {limit.size} that surely fits {hardware.name}: {limit.value}{more} "
+        f"({_figure(limit.estimate)} of {gigabytes(hardware.usable_bytes)}){context}",
+        "  ",
+    )
+
+
+def _sweep(sweep: Sweep) -> Iterator[str]:
+    """A table of the values, with a bar of what nvidia-smi shows."""
+    yield ""
+    heads = [sweep.size, "allocated", "on the card", "between", "fits"]
+    cells = [_cells(row) for row in sweep.rows]
+    columns = list(zip(heads[: len(cells[0])], *cells, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    starts = [
+        "  " + "  ".join(cell.rjust(each) for cell, each in zip(row, widths, strict=True))
+        for row in zip(*columns, strict=True)
+    ]
+    yield starts[0]
+    sizes = [row.estimate.device_bytes for row in sweep.rows]
+    bar = max(1, width() - len(starts[0]) - 2)
+    for start, size in zip(starts[1:], sizes, strict=True):
+        yield f"{start}  {'█' * max(1, round(bar * size / max(sizes)))}"
+
+
+def _cells(row: SweepRow) -> list[str]:
+    estimate = row.estimate
+    between = f"{estimate.low_bytes / 1e9:.1f}–{estimate.high_bytes / 1e9:.1f} GB"
+    figures = [gigabytes(estimate.peak_bytes), gigabytes(estimate.device_bytes), between]
+    fits = [] if row.fits is None else ["yes" if row.fits else "no"]
+    return [str(row.value), *figures, *fits]
+
+
+def _figure(estimate: Estimate) -> str:
+    return f"{gigabytes(estimate.device_bytes)}, up to {gigabytes(estimate.high_bytes)}"
+
+
+ON_A_CPU = (
+    "resident: of the machine's memory, above what the process held before the model was there; "
+    "the interval is that of runs on cards"
+)
+
+
+def calibration_lines(found: CalibrationResult) -> list[str]:
+    """Each run with its figures, and a summary at the end."""
+    lines = [line for run in found.runs for line in _run_lines(run)]
+    count = len(found.figures)
+    figures = "1 figure" if count == 1 else f"{count} figures"
+    error = f"{found.median_error:.1%}"
+    lines.append(f"median error {error} of {figures}, {found.inside} inside the interval")
+    if any(figure.measure == "resident" for figure in found.figures):
+        lines += textwrap.wrap(ON_A_CPU, width())
+    return lines
+
+
+def _run_lines(run: CalibratedRun) -> Iterator[str]:
+    choices = run.record.choices
+    rank = f" r={choices.rank}" if choices.has_lora else ""
+    checkpointing = "" if choices.checkpointing else "no "
+    facts = (
+        run.record.shape.name,
+        f"{MODE_NAMES[choices.mode]}{rank}",
+        choices.precision,
+        f"{choices.micro_batch} × {choices.seq_len} tokens",
+        f"{checkpointing}checkpointing",
+        run.machine,
+    )
+    yield shown_path(run.run.path)
+    yield from textwrap.wrap(
+        " · ".join(facts), width(), initial_indent="  ", subsequent_indent="    "
+    )
+    for figure in run.figures:
+        yield _figure_line(figure)
+
+
+def _figure_line(figure: Figure) -> str:
+    direction = "high" if figure.error > 0 else "low"
+    where = "inside" if figure.inside else "outside"
+    interval = f"{_size(figure.low_bytes)} to {_size(figure.high_bytes)}"
+    return (
+        f"  {figure.measure:<9} {_size(figure.measured_bytes):>8} · "
+        f"estimate {_size(figure.estimated_bytes)}, {abs(figure.error):.1%} too {direction} · "
+        f"{where} {interval}"
+    )
+
+
+def _size(size_bytes: int) -> str:
+    """Two decimals of a GB: an error of 1% shows."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else megabytes(size_bytes)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ftcli.errors import UsageError, did_you_mean
+from ftcli.errors import UsageError
 
 GIB = 2**30
 
@@ -140,6 +141,8 @@ KNOWN_CARDS: tuple[Card, ...] = (
     Card("RTX 4070", 12, 11.73, (8, 9), True),
     Card("RTX 4080", 16, 15.69, (8, 9), True),
     Card("RTX 4090", 24, 23.64, (8, 9), True),
+    # 16 GB by docs.nvidia.com/nim (supported models); as much of it visible as of the RTX 4080's.
+    Card("RTX 5080", 16, 15.69, (12, 0), True),
     Card("RTX 5090", 32, 31.36, (12, 0), True),
     Card("T4", 16, 14.56, (7, 5), False),
     Card("V100", 16, 15.77, (7, 0), False),
@@ -155,22 +158,25 @@ KNOWN_CARDS: tuple[Card, ...] = (
 
 
 def find_card(wanted: str) -> Card:
-    """The card that `4090`, `rtx 4090`, `A100 80GB` or a plain size such as `24GB` means.
+    """The card that `4090`, `rtx 4090`, `A100 80GB`, or a size such as `24GB` or `24` means.
 
-    A plain size is a desktop card of that many GiB. Raises UsageError (`gpu_unknown`).
+    A size is a desktop card of that many GiB. Raises UsageError (`gpu_unknown`).
     """
-    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*gi?b?\s*", wanted, re.IGNORECASE)
-    if size and _LEAST_GIB <= float(size.group(1)) <= _MOST_GIB:
-        return card_of_size(float(size.group(1)))
     key = _key(wanted)
     for card in KNOWN_CARDS:
         if key in (_key(card.model), _key(card.name)):
             return card
-    keys = [_key(card.model) for card in KNOWN_CARDS]
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)(gi?b?)?", key)
+    if size and _LEAST_GIB <= float(size.group(1)) <= _MOST_GIB:
+        return card_of_size(float(size.group(1)))
+    models = {_key(card.model): card.model for card in KNOWN_CARDS}
+    near = [models[name] for name in difflib.get_close_matches(key, models, n=3, cutoff=0.6)]
+    *others, last = near or [""]
+    meant = f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
     raise UsageError(
         "gpu_unknown",
-        f"no card {wanted!r} is known{did_you_mean(key, keys)}; known: "
-        f"{', '.join(card.name for card in KNOWN_CARDS)}, or a size in GiB such as 24GB",
+        f"no card {wanted!r} is known{meant or '.'} Any card goes by its memory, such as 8GB; "
+        f"known by name: {', '.join(card.name for card in KNOWN_CARDS)}",
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from ftcli.config.loader import load_recipe
 from ftcli.config.rewriting import changed, moved, rewritten
 from ftcli.errors import FtcliError, UsageError
-from ftcli.training.estimate.writing import write_recipe
+from ftcli.training.estimate.overrides import with_flags
 
 SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "ecommerce-lora.yaml"
 RECIPE = """\
@@ -131,7 +131,7 @@ def test_keys_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 )
 def test_every_recipe_that_ships_keeps_all_but_the_change(recipe: Path, tmp_path: Path) -> None:
     target = tmp_path / "new.yaml"
-    write_recipe(load_recipe(recipe), None, {}, {"training.batch_size": 3}, target)
+    with_flags(load_recipe(recipe), None, {}, None).write({"training.batch_size": 3}, target)
     gone, come = differences(recipe.read_text(), target.read_text())
     paths = ("train:", "test:", "validation:", "output:", "template:")
     moved = [line for line in gone if line.strip().startswith(paths)]
@@ -150,10 +150,10 @@ def test_only_the_recipe_itself_is_written_over(tmp_path: Path) -> None:
     other.write_text("mine")
     loaded = load_recipe(file)
     with pytest.raises(FtcliError, match="it is there already") as caught:
-        write_recipe(loaded, None, {}, {"method.rank": 8}, other)
+        with_flags(loaded, None, {}, None).write({"method.rank": 8}, other)
     assert (caught.value.code, caught.value.exit_code) == ("exists", 1)
     assert other.read_text() == "mine"
-    assert write_recipe(loaded, None, {}, {"method.rank": 8}, file) == file
+    assert with_flags(loaded, None, {}, None).write({"method.rank": 8}, file) == file
     assert load_recipe(file).recipe.method == changed(loaded.recipe, {"method.rank": 8}).method
 
 
@@ -162,7 +162,7 @@ def test_set_and_flags_are_written_too(tmp_path: Path) -> None:
     file.write_text(RECIPE)
     loaded = load_recipe(file, ["training.epochs=2", "data={train: b.jsonl, max_length: 99}"])
     flags = {"rank": 8, "targets": ("q_proj",), "precision": "bf16", "packing": False}
-    write_recipe(loaded, "1b", flags, {"training.optimizer": "adamw-8bit"}, target)
+    with_flags(loaded, "1b", flags, None).write({"training.optimizer": "adamw-8bit"}, target)
     new = load_recipe(target).recipe
     assert (new.training.epochs, new.data.train, new.data.max_length) == (2, "b.jsonl", 99)
     assert new.model.id == "1b" and new.training.optimizer == "adamw-8bit"

@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.loader import load_recipe
 from ftcli.memory import Choices
 from ftcli.memory.fit.fitting import fit
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import CARD_TOKENS, estimate_on, fits
 from ftcli.memory.hardware import GIB, Hardware, card_of_size
 from ftcli.memory.shapes import Shape
-from ftcli.training.estimate.of_recipe import request_of_recipe
-from ftcli.training.estimate.writing import write_recipe
+from ftcli.training.estimate.overrides import RecipeWithFlags, with_flags
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 
@@ -94,13 +93,14 @@ def random_card(draw: random.Random, wanted: FitRequest) -> Hardware:
     return card_of_size(needed * draw.uniform(0.1, 1.1) / GIB + 0.5).hardware
 
 
-def random_case(seed: int, folder: Path) -> tuple[Loaded, FitRequest, Hardware]:
+def random_case(seed: int, folder: Path) -> tuple[RecipeWithFlags, FitRequest, Hardware]:
     draw = random.Random(seed)
     file = folder / "shop.yaml"
     file.write_text(yaml.safe_dump(random_recipe(draw), sort_keys=False))
     loaded = load_recipe(file)
-    hardware = random_card(draw, request_of_recipe(loaded, None, {}, None))
-    return loaded, request_of_recipe(loaded, None, {}, hardware), hardware
+    hardware = random_card(draw, with_flags(loaded, None, {}, None).request)
+    found = with_flags(loaded, None, {}, hardware)
+    return found, found.request, hardware
 
 
 def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
@@ -196,7 +196,7 @@ SEEDS = range(90)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_way_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
-    loaded, wanted, hardware = random_case(seed, tmp_path)
+    recipe, wanted, hardware = random_case(seed, tmp_path)
     found, best = fit(wanted, hardware), cheapest_of_all(wanted, hardware)
     if found is None:
         assert best is None
@@ -206,7 +206,7 @@ def test_no_way_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
     assert fits(found.estimate, hardware)
     # The recipe with the changes, through the plan that `ftcli train` would carry out.
     changes = {change.key: change.value for change in found.changes}
-    written = load_recipe(write_recipe(loaded, None, {}, changes, tmp_path / "fits.yaml"))
+    written = load_recipe(recipe.write(changes, tmp_path / "fits.yaml"))
     tokens = written.recipe.data.max_length
     profile = RowStatistics(1000, 1000 * tokens, tokens, 1.0, 0)
     plan = make_plan(written.recipe, wanted.shape, profile, hardware)

@@ -25,7 +25,7 @@ def test_a_name_with_two_sizes_means_the_smaller() -> None:
     assert find_card("a100").sold_gib == 40
 
 
-@pytest.mark.parametrize("size", ["24GB", "24 gb", "24GiB", "24g"])
+@pytest.mark.parametrize("size", ["24GB", "24 gb", "24GiB", "24g", "24"])
 def test_a_size_is_a_desktop_card(size: str) -> None:
     card = find_card(size)
     assert card.memory_bytes == 24 * GIB
@@ -33,7 +33,9 @@ def test_a_size_is_a_desktop_card(size: str) -> None:
 
 
 def test_an_unknown_card_is_told_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"no card 'rtx 4091' is known; did you mean 4090\?"):
+    with pytest.raises(
+        UsageError, match=r"no card 'rtx 4091' is known; did you mean RTX 4090, RTX 4080"
+    ):
         find_card("rtx 4091")
 
 

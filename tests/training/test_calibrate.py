@@ -14,7 +14,7 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.cli.calibrate_view import calibration_lines
+from ftcli.cli.estimate_view import calibration_lines
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, estimate
 from ftcli.memory.shapes import find_shape

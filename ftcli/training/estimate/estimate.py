@@ -1,60 +1,191 @@
 """`ftcli estimate-vram`: what a training will need, from a recipe or from flags alone.
 
-A recipe's schema is loaded only where there is a recipe: flags alone answer at once.
+The recipe's schema takes a third of the time to an answer, and is loaded only for a recipe: flags
+alone are the estimator's own inputs (`Choices`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.errors import MachineError, UsageError
-from ftcli.memory import Choices, textbook
-from ftcli.memory.fit.fitting import fit, instead
+from ftcli.memory import Choices, Estimate, TextbookFigure, textbook
+from ftcli.memory.fit.fitting import Alternatives, FitResult, fit, instead
 from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of, sweep
 from ftcli.memory.fit.request import FitRequest
-from ftcli.memory.fit.search import estimate_on
+from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import find_shape
-from ftcli.training.estimate.contradictions import (
-    require_consistent,
-    require_size,
-    require_trainable,
-)
-from ftcli.training.estimate.result import EstimateResult, FitAnswer
+from ftcli.memory.shapes import Shape, find_shape
+from ftcli.training.estimate.flags import require_consistent, require_size, require_trainable
 
 if TYPE_CHECKING:
-    from ftcli.config.loader import Loaded
+    from ftcli.training.estimate.overrides import RecipeWithFlags
 
 
 @dataclass(frozen=True)
-class Question:
+class EstimateOptions:
     """What the command line asks."""
 
     recipe: Path | None
     overrides: tuple[str, ...]
     model: str | None
     flags: Mapping[str, Any]
-    """Fields of Choices that flags set."""
+    """Fields of `Choices` that flags set."""
     gpu: str | None = None
     fit: str | None = None
-    """A card, a size, or `auto`: the card of this machine."""
+    """A GPU, a size, or `auto`: the GPU of this machine."""
     write: Path | None = None
     max: str | None = None
     sweep: str | None = None
 
+    def require_answerable(self) -> None:
+        """Raise UsageError for what the command line alone proves wrong."""
+        problem = None
+        if self.recipe is None and self.model is None:
+            raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
+        if self.recipe is None and self.overrides:
+            problem = "--set changes a recipe, and none is given"
+        elif self.write is not None and self.fit is None:
+            problem = "--write writes what --fit finds: add --fit 24GB, 4090 or auto"
+        elif self.write is not None and self.recipe is None:
+            problem = (
+                f"--write changes a recipe, and none is given: ftcli estimate-vram RECIPE --fit "
+                f"{self.fit} --write {self.write} (keys of a recipe: ftcli schema --text)"
+            )
+        elif self.max is not None and self.gpu is None and self.fit is None:
+            problem = f"--max {self.max} needs a card: add --gpu 4090 or 24GB"
+        elif self.flags.get("targets") == ():
+            problem = (
+                "--targets: no module is named: take all-linear, or names such as q_proj,v_proj"
+            )
+        if problem is not None:
+            raise UsageError("flag", problem)
 
-def estimate_memory(question: Question) -> EstimateResult:
+    def find_hardware(self) -> Hardware | None:
+        """The GPU asked about; raises UsageError, and MachineError where `auto` finds none."""
+        card = find_card(self.gpu) if self.gpu is not None else None
+        fit_card = find_card(self.fit) if self.fit not in (None, "auto") else None
+        if card is not None and self.fit is not None and fit_card != card:
+            raise UsageError(
+                "flag", f"--gpu {self.gpu} and --fit {self.fit} name two cards: leave --gpu out"
+            )
+        if self.fit != "auto":
+            found = fit_card or card
+            return found.hardware if found is not None else None
+        from ftcli.models.device import find_hardware
+
+        hardware = find_hardware("auto")
+        if hardware.kind != "cuda":
+            raise MachineError(
+                "no_card",
+                f"--fit auto: this machine has no CUDA card ({hardware.name}); name one, as "
+                "--fit 4090 or --fit 24GB",
+            )
+        return hardware
+
+
+@dataclass(frozen=True)
+class EstimateResult:
+    """An estimate with what it was asked for; `textbook` only for full fine-tuning."""
+
+    shape: Shape
+    choices: Choices
+    estimate: Estimate
+    hardware: Hardware | None
+    textbook: tuple[TextbookFigure, ...] = ()
+    fit: FitResult | None = None
+    instead: Alternatives | None = None
+    """Where --fit finds nothing."""
+    written: Path | None = None
+    limit: Limit | None = None
+    sweep: Sweep | None = None
+    open_choices: tuple[str, ...] = ()
+    """What the recipe leaves to the plan, and is taken at its smallest here."""
+
+    @property
+    def fits_card(self) -> bool | None:
+        """Whether it fits the GPU asked about, if the estimate is right."""
+        if self.hardware is None:
+            return None
+        return self.estimate.device_bytes <= self.hardware.usable_bytes
+
+    @property
+    def surely_fits(self) -> bool | None:
+        """Whether the upper end of the interval fits too, by which `train` and --fit decide."""
+        return None if self.hardware is None else fits(self.estimate, self.hardware)
+
+    def as_json(self) -> dict[str, Any]:
+        """Names that scripts rely on; some only where a flag asks for them."""
+        found, hardware = self.estimate, self.hardware
+        own = {} if hardware is None else {hardware.name: self.fits_card}
+        surely = {} if hardware is None else {hardware.name: self.surely_fits}
+        changes = self.fit.changes if self.fit is not None else ()
+        fields: dict[str, Any] = {
+            **_figures(found),
+            "managed_bytes": found.managed_bytes,
+            "rests_on": found.rests_on,
+            "breakdown": found.breakdown,
+            "peak_phase": found.peak_phase,
+            "phases": found.phases,
+            "timeline": found.timeline,
+            "moments": found.moments,
+            "trainable_parameters": found.trainable_parameters,
+            "total_parameters": found.total_parameters,
+            "fits": found.fits | own,
+            "surely_fits": found.surely_fits | surely,
+            "assumptions": found.assumptions | {"choices": _fields(self.choices)},
+            "textbook": [figure._asdict() for figure in self.textbook],
+            "suggestions": [asdict(change) for change in changes],
+        }
+        if hardware is not None and (self.fit is not None or self.instead is not None):
+            fields["fit"] = {"card": hardware.name, "usable_bytes": hardware.usable_bytes}
+            fields["fit"] |= (
+                {"fits": False, "instead": asdict(self.instead)} if self.instead else {}
+            )
+            fields["fit"] |= _fit(self.fit) if self.fit is not None else {}
+        if self.written is not None:
+            fields["written"] = str(self.written)
+        if self.limit is not None:
+            figures = _figures(self.limit.estimate) if self.limit.estimate else {}
+            fields["max"] = {"size": self.limit.size, "value": self.limit.value, **figures}
+        if self.sweep is not None:
+            rows = [
+                {"value": row.value, **_figures(row.estimate), "fits": row.fits}
+                for row in self.sweep.rows
+            ]
+            fields["sweep"] = {"size": self.sweep.size, "rows": rows}
+        return fields
+
+
+def estimate_memory(options: EstimateOptions) -> EstimateResult:
     """Estimate a recipe, a model named by a flag, or a recipe changed by flags."""
-    _require_answerable(question)
-    hardware = _hardware(question)
-    loaded = _loaded(question)
-    asked = _of_flags(question) if loaded is None else _of_recipe(question, loaded, hardware)
-    shape, choices = asked.shape, asked.choices
-    require_consistent(question.flags, choices)
-    fitted = _fit(question, asked, hardware)
+    options.require_answerable()
+    hardware = options.find_hardware()
+    recipe = _recipe(options, hardware)
+    request = recipe.request if recipe is not None else _of_flags(options)
+    shape, choices = request.shape, request.choices
+    require_consistent(options.flags, choices)
+    open_choices = request.open_choices if recipe is not None else ()
+    fitted, alternatives, limit, swept = None, None, None, None
+    if options.fit is not None and hardware is not None:
+        require_trainable(choices, f"--fit {options.fit}")
+        fitted, open_choices = fit(request, hardware), ()
+        alternatives = instead(request, hardware) if fitted is None else None
+    elif recipe is not None and hardware is not None:
+        planned = recipe.planned(hardware)
+        if planned is not None:
+            choices, open_choices = planned, ()
+    if options.max is not None and hardware is not None:
+        size = size_named(options.max, "--max")
+        require_size(size, choices, "--max")
+        limit = largest(shape, request.choices, size, hardware)
+    if options.sweep is not None:
+        size, values = sizes_of(options.sweep)
+        require_size(size, choices, "--sweep")
+        swept = sweep(shape, request.choices, size, values, hardware)
     return EstimateResult(
         shape=shape,
         choices=choices,
@@ -62,130 +193,73 @@ def estimate_memory(question: Question) -> EstimateResult:
         hardware=hardware,
         textbook=tuple(textbook(shape)) if choices.mode == "full" else (),
         fit=fitted,
-        open_choices=asked.open_choices if fitted is None and loaded is not None else (),
-        limit=_limit(question, asked, hardware),
-        sweep=_sweep(question, asked, hardware),
+        instead=alternatives,
+        open_choices=open_choices,
+        limit=limit,
+        sweep=swept,
         # Last, so that nothing is written where anything else fails.
-        written=_write(question, loaded, fitted),
+        written=_write(options, recipe, fitted, alternatives),
     )
 
 
-def _require_answerable(question: Question) -> None:
-    """Raise UsageError for what the command line alone proves wrong."""
-    if question.recipe is None and question.model is None:
-        raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
-    if question.recipe is None and question.overrides:
-        raise UsageError("flag", "--set changes a recipe, and none is given")
-    if question.write is not None and question.fit is None:
-        raise UsageError("flag", "--write writes what --fit finds: add --fit 24GB, 4090 or auto")
-    if question.write is not None and question.recipe is None:
-        raise UsageError(
-            "flag",
-            f"--write changes a recipe, and none is given: ftcli estimate-vram RECIPE --fit "
-            f"{question.fit} --write {question.write} (keys of a recipe: ftcli schema --text)",
-        )
-    if question.max is not None and question.gpu is None and question.fit is None:
-        raise UsageError("flag", f"--max {question.max} needs a card: add --gpu 4090 or 24GB")
-
-
-def _hardware(question: Question) -> Hardware | None:
-    """The card asked about; raises UsageError, and MachineError where `auto` finds none."""
-    if question.fit == "auto":
-        if question.gpu is not None:
-            raise _two_cards(question)
-        return _own_card()
-    if question.fit is None:
-        return find_card(question.gpu).hardware if question.gpu is not None else None
-    card = find_card(question.fit)
-    if question.gpu is not None and find_card(question.gpu) != card:
-        raise _two_cards(question)
-    return card.hardware
-
-
-def _two_cards(question: Question) -> UsageError:
-    return UsageError(
-        "flag", f"--gpu {question.gpu} and --fit {question.fit} name two cards: leave --gpu out"
-    )
-
-
-def _own_card() -> Hardware:
-    from ftcli.models.device import find_hardware
-
-    found = find_hardware("auto")
-    if found.kind != "cuda":
-        raise MachineError(
-            "no_card",
-            f"--fit auto: this machine has no CUDA card ({found.name}); name one, as --fit 4090 or "
-            "--fit 24GB",
-        )
-    return found
-
-
-def _loaded(question: Question) -> Loaded | None:
-    if question.recipe is None:
+def _recipe(options: EstimateOptions, hardware: Hardware | None) -> RecipeWithFlags | None:
+    if options.recipe is None:
         return None
     from ftcli.config.loader import load_recipe
+    from ftcli.training.estimate.overrides import with_flags
 
-    return load_recipe(question.recipe, question.overrides)
+    loaded = load_recipe(options.recipe, options.overrides)
+    return with_flags(loaded, options.model, options.flags, hardware)
 
 
-def _of_flags(question: Question) -> FitRequest:
-    choices = replace(Choices(mode="lora"), **question.flags)
-    named = "gradient_checkpointing" in question.flags
+def _of_flags(options: EstimateOptions) -> FitRequest:
+    choices = replace(Choices(mode="lora"), **options.flags)
+    named = "gradient_checkpointing" in options.flags
     if choices.mode == "prefix" and not named:
         choices = replace(choices, gradient_checkpointing=False)
     return FitRequest(
-        find_shape(question.model or "", Path.cwd()),
+        find_shape(options.model or "", Path.cwd()),
         choices,
         batch_rows=choices.micro_batch,
         open_checkpointing=not named and choices.mode != "prefix",
     )
 
 
-def _of_recipe(question: Question, loaded: Loaded, hardware: Hardware | None) -> FitRequest:
-    from ftcli.training.estimate.of_recipe import request_of_recipe
-
-    return request_of_recipe(loaded, question.model, question.flags, hardware)
-
-
-def _fit(question: Question, asked: FitRequest, hardware: Hardware | None) -> FitAnswer | None:
-    if question.fit is None or hardware is None:
-        return None
-    require_trainable(asked.choices, f"--fit {question.fit}")
-    found = fit(asked, hardware)
-    return FitAnswer(found, instead(asked, hardware) if found is None else None)
-
-
-def _limit(question: Question, asked: FitRequest, hardware: Hardware | None) -> Limit | None:
-    if question.max is None or hardware is None:
-        return None
-    size = size_named(question.max, "--max")
-    require_size(size, asked.choices, "--max")
-    return largest(asked.shape, asked.choices, size, hardware)
-
-
-def _sweep(question: Question, asked: FitRequest, hardware: Hardware | None) -> Sweep | None:
-    if question.sweep is None:
-        return None
-    size, values = sizes_of(question.sweep)
-    require_size(size, asked.choices, "--sweep")
-    return sweep(asked.shape, asked.choices, size, values, hardware)
-
-
-def _nothing_fits(question: Question, fitted: FitAnswer) -> str:
-    found = fitted.instead
-    ways = [found.card, f"the model {found.model}" if found.model else None] if found else []
-    instead = " or ".join(way for way in ways if way)
-    return f"no change makes it fit {question.fit}" + (f" ({instead} would)" if instead else "")
-
-
-def _write(question: Question, loaded: Loaded | None, fitted: FitAnswer | None) -> Path | None:
+def _write(
+    options: EstimateOptions,
+    recipe: RecipeWithFlags | None,
+    fitted: FitResult | None,
+    alternatives: Alternatives | None,
+) -> Path | None:
     """The recipe with `--set`, flags and the changes, as a file; raises FtcliError."""
-    if question.write is None or loaded is None or fitted is None:
+    if options.write is None or recipe is None:
         return None
-    if fitted.found is None:
-        raise MachineError("memory", f"{_nothing_fits(question, fitted)}: nothing is written")
-    from ftcli.training.estimate.writing import write_recipe
+    if fitted is not None:
+        changes = {change.key: change.value for change in fitted.changes}
+        return recipe.write(changes, options.write)
+    would = [alternatives.card] if alternatives is not None and alternatives.card else []
+    if alternatives is not None and alternatives.model is not None:
+        would.append(f"the model {alternatives.model}")
+    hint = f" ({' or '.join(would)} would)" if would else ""
+    message = f"no change makes it fit {options.fit}{hint}: nothing is written"
+    raise MachineError("memory", message)
 
-    changes = {change.key: change.value for change in fitted.found.changes}
-    return write_recipe(loaded, question.model, question.flags, changes, question.write)
+
+def _figures(found: Estimate) -> dict[str, int]:
+    return {
+        "peak_bytes": found.peak_bytes,
+        "reserved_bytes": found.reserved_bytes,
+        "device_bytes": found.device_bytes,
+        "low_bytes": found.low_bytes,
+        "high_bytes": found.high_bytes,
+    }
+
+
+def _fit(found: FitResult) -> dict[str, Any]:
+    return {"fits": True, **_figures(found.estimate), "choices": _fields(found.choices)}
+
+
+def _fields(choices: Choices) -> dict[str, Any]:
+    fields = asdict(choices)
+    fields.pop("stack")
+    return fields

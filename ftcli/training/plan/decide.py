@@ -84,11 +84,7 @@ def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
 
 
 def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware) -> Plan:
-    """Decide everything the recipe leaves open.
-
-    Raises ModelError (a method the model cannot take), MachineError (no memory, no such
-    arithmetic here) and UsageError.
-    """
+    """Decide all that the recipe leaves open; raises ModelError, MachineError and UsageError."""
     require_mode(recipe.method.mode, shape)
     require_checkpointing(recipe)
     require_optimizer(recipe, hardware)
@@ -103,36 +99,17 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
     unshared = padded is not None or why_not_shared(recipe) is not None
     fitted = replace(rows, common_tokens=0) if unshared else rows
 
-    liger, why_liger = choose_liger(recipe, shape, hardware) or (None, "")
-    base = choices_of(
-        recipe.model.model_copy(update={"attention": attention}),
-        recipe.method,
-        recipe.training.model_copy(update={"precision": precision}),
-        rows,
-        hardware,
-    )
-    base = replace(base, packed_rows=padded is None, liger=liger is True)
-    fused = base.mode == "lora" and why_not_fused(recipe, hardware, base) is None
-    base = replace(base, fused_lora=fused)
+    base = _open_choices(recipe, shape, rows, hardware, precision, attention)
     choices, estimate = fit_memory(recipe, shape, fitted, hardware, base)
-
     reasons["training.optimizer"] = why_optimizer(recipe, hardware, choices)
     rate, reasons["training.learning_rate"] = choose_learning_rate(recipe)
     micro_batch, reasons["training.micro_batch_size"] = choose_micro_batch(
         recipe, choices, hardware
     )
     packing, reasons["training.packing"] = choose_packing(recipe, padded, choices.tokens)
-    optional = {
-        "shared_prefix": choose_shared_prefix(recipe, packing, fitted.common_tokens),
-        "fused_lora": choose_fused_lora(recipe, hardware, choices),
-        "liger": None if liger is None else (liger, why_liger),
-        "dequantised": choose_dequantised(
-            recipe, hardware, choices, kept_dequantised_bytes(shape, choices)
-        ),
-    }
-    decided = {name: found for name, found in optional.items() if found is not None}
-    reasons |= {f"optimizations.{name}": why for name, (_, why) in decided.items()}
-    optimizations = dict.fromkeys(optional) | {name: value for name, (value, _) in decided.items()}
+    common_tokens = fitted.common_tokens
+    optimizations, whys = _optimizations(recipe, shape, hardware, choices, packing, common_tokens)
+    reasons |= whys
     reasons["training.gradient_checkpointing"] = why_checkpointing(recipe, choices)
     steps, epochs, reasons["steps"] = count_steps(recipe, rows)
     eval_steps, reasons["training.eval_steps"] = choose_eval_steps(recipe, rows, steps)
@@ -140,9 +117,8 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
     if rows.replayed_rows:
         reasons["rows.replayed_rows"] = rows.in_words
     if recipe.training.hold_strength:
-        held_bytes = estimate.breakdown["hold"]
-        reasons["training.hold.strength"] = why_hold(recipe, precision, held_bytes)
-
+        why = why_hold(recipe, precision, estimate.breakdown["hold"])
+        reasons["training.hold.strength"] = why
     training = {
         "precision": precision,
         "optimizer": choices.optimizer,
@@ -157,7 +133,7 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
         model=PlannedModel(**recipe.model.model_dump() | {"attention": attention, "dtype": dtype}),
         method=recipe.method,
         training=PlannedTraining(**recipe.training.model_dump() | training),
-        optimizations=Optimizations(**optimizations),
+        optimizations=optimizations,
         steps=steps,
         epochs=epochs,
         warmup_steps=math.ceil(recipe.training.warmup_ratio * steps),
@@ -166,6 +142,50 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
         reasons=reasons,
         estimate=estimate,
     )
+
+
+def _open_choices(
+    recipe: Recipe,
+    shape: Shape,
+    rows: RowStatistics,
+    hardware: Hardware,
+    precision: Precision,
+    attention: Attention,
+) -> Choices:
+    """The estimator's inputs before memory decides the rest."""
+    choices = choices_of(
+        recipe.model.model_copy(update={"attention": attention}),
+        recipe.method,
+        recipe.training.model_copy(update={"precision": precision}),
+        rows,
+        hardware,
+    )
+    padded, liger = why_padded(recipe, shape, hardware), choose_liger(recipe, shape, hardware)
+    fused = choices.mode == "lora" and why_not_fused(recipe, hardware, choices) is None
+    return replace(
+        choices, packed_rows=padded is None, liger=liger is not None and liger[0], fused_lora=fused
+    )
+
+
+def _optimizations(
+    recipe: Recipe,
+    shape: Shape,
+    hardware: Hardware,
+    choices: Choices,
+    packing: int,
+    common_tokens: int,
+) -> tuple[Optimizations, dict[str, str]]:
+    """Those that apply here, and the reasons by key."""
+    kept_bytes = kept_dequantised_bytes(shape, choices)
+    found = {
+        "shared_prefix": choose_shared_prefix(recipe, packing, common_tokens),
+        "fused_lora": choose_fused_lora(recipe, hardware, choices),
+        "liger": choose_liger(recipe, shape, hardware),
+        "dequantised": choose_dequantised(recipe, hardware, choices, kept_bytes),
+    }
+    values = {name: None if each is None else each[0] for name, each in found.items()}
+    whys = {f"optimizations.{name}": each[1] for name, each in found.items() if each is not None}
+    return Optimizations(**values), whys
 
 
 def require_checkpointing(recipe: Recipe) -> None:

@@ -32,7 +32,7 @@ _BASES: dict[tuple[Mode, bool], str] = {
 
 
 def require_consistent(given: Mapping[str, Any], choices: Choices) -> None:
-    """Raise UsageError (`flag`) with every flag given that the choices have no use for."""
+    """Raise UsageError (`flag`) with every flag given that has no use, or that contradicts."""
     found = [*_unused(given, choices.mode), *_impossible(given, choices)]
     if found:
         raise UsageError("flag", "\n".join(found))
@@ -47,8 +47,6 @@ def _unused(given: Mapping[str, Any], mode: Mode) -> Iterator[str]:
 
 
 def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
-    if given.get("targets") == ():
-        yield "--targets: no module is named: take all-linear, or names such as q_proj,v_proj"
     if "four_bit_base" in given and (choices.mode, given["four_bit_base"]) in _BASES:
         yield _BASES[choices.mode, given["four_bit_base"]]
     asked = {"mode", "precision", "four_bit_base"} & set(given)
@@ -73,7 +71,7 @@ def _computes_in_16_bits(choices: Choices) -> str:
 
 
 def require_size(size: Size, choices: Choices, flag: str) -> None:
-    """Raise UsageError where the size is none of this mode's."""
+    """Raise UsageError for a size that this mode does not have."""
     if size == "rank" and choices.mode not in LORA:
         raise UsageError(
             "flag", f"{flag} rank: {MODE_NAMES[choices.mode]} has none: take --mode lora"
@@ -81,12 +79,9 @@ def require_size(size: Size, choices: Choices, flag: str) -> None:
 
 
 def require_trainable(choices: Choices, flag: str) -> None:
-    """Raise UsageError where `ftcli train` carries nothing of the kind out."""
-    beyond = {
-        "--loss full": choices.loss == "full",
-        "--packing": choices.packing,
-    }
-    named = [name for name, is_beyond in beyond.items() if is_beyond]
+    """Raise UsageError for what `ftcli train` does not carry out."""
+    untrainable = {"--loss full": choices.loss == "full", "--packing": choices.packing}
+    named = [name for name, is_asked in untrainable.items() if is_asked]
     if named:
         raise UsageError(
             "flag",

@@ -1,0 +1,192 @@
+"""Flags of `estimate-vram` as overrides of a recipe's own keys: estimated, planned, and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Full, Lora, LoraKeys, Recipe
+from ftcli.config.rewriting import changed, moved, overridden, rewritten
+from ftcli.console import shown_path
+from ftcli.data.prepared import Prepared, load_prepared, row_lengths, split_file
+from ftcli.errors import FtcliError
+from ftcli.memory import Choices
+from ftcli.memory.adapted import adapted
+from ftcli.memory.fit.request import FitRequest
+from ftcli.memory.hardware import Hardware
+from ftcli.memory.shapes import find_shape, model_source
+from ftcli.runs.atomic import write_text
+from ftcli.training.plan.decide import (
+    choose_attention,
+    choose_precision,
+    make_plan,
+    require_checkpointing,
+)
+from ftcli.training.plan.plan import RowStatistics, choices_of
+
+# Flag → the recipe's key.
+KEYS = {
+    "mode": "method.mode",
+    "rank": "method.rank",
+    "targets": "method.target_modules",
+    "dora": "method.dora",
+    "modules_to_save": "method.modules_to_save",
+    "bottleneck": "method.bottleneck",
+    "placement": "method.placement",
+    "virtual_tokens": "method.virtual_tokens",
+    "projection": "method.projection",
+    "four_bit_base": "method.quantization",
+    "seq_len": "data.max_length",
+    "micro_batch": "training.micro_batch_size",
+    "optimizer": "training.optimizer",
+    "precision": "training.precision",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "attention": "model.attention",
+}
+# Flags without a key: `ftcli train` carries neither out.
+ESTIMATED_ONLY = ("loss", "packing")
+
+
+@dataclass(frozen=True)
+class RecipeWithFlags:
+    """A recipe with flags as overrides, and the training that it asks for."""
+
+    loaded: Loaded
+    """As the file and `--set` have it."""
+    model: str | None
+    """`--model`; relative paths start where the user stands."""
+    settings: Mapping[str, Any]
+    """The other flags, by the recipe's keys."""
+    recipe: Recipe
+    """With them."""
+    rows: RowStatistics
+    request: FitRequest
+
+    def planned(self, hardware: Hardware) -> Choices | None:
+        """What `ftcli train` would do on this GPU; None where nothing fits, or where it refuses."""
+        if self.request.choices.packing or self.request.choices.loss != "chunked":
+            return None
+        try:
+            return make_plan(self.recipe, self.request.shape, self.rows, hardware).estimated
+        except FtcliError as error:
+            if error.code not in ("memory", "method_refused"):
+                raise
+            return None
+
+    def write(self, changes: Mapping[str, Any], target: Path) -> Path:
+        """Write the recipe with `--set`, flags and changes, in this order, and return its path.
+
+        Raises FtcliError for a file that exists, UsageError where keys do not go together.
+        """
+        loaded = self.loaded
+        if os.path.lexists(target) and not (target.exists() and target.samefile(loaded.path)):
+            raise FtcliError(
+                "exists",
+                f"--write {shown_path(target)}: it is there already, and only "
+                f"{loaded.shown_path()} itself may be changed in place; name a new file",
+            )
+        settings = {**overridden(loaded), **self.settings, **self._model_keys(), **changes}
+        settings |= moved(changed(loaded.recipe, settings), loaded.base, target.absolute().parent)
+        with loaded.path.open(encoding="utf-8-sig", newline="") as file:
+            text = rewritten(file.read(), settings, changed(loaded.recipe, settings))
+        write_text(target, text)
+        return target
+
+    def _model_keys(self) -> dict[str, Any]:
+        """`--model` as seen from the recipe's folder."""
+        if self.model is None:
+            return {}
+        there = Path(self.model).exists()
+        keys: dict[str, Any] = {
+            "model.id": os.path.relpath(self.model, self.loaded.base) if there else self.model
+        }
+        if self.loaded.recipe.model.revision is not None:
+            keys["model.revision"] = None  # it was another model's
+        return keys
+
+
+def with_flags(
+    loaded: Loaded, model: str | None, flags: Mapping[str, Any], hardware: Hardware | None
+) -> RecipeWithFlags:
+    """The recipe with flags as overrides; what is `auto` in it is taken at its smallest."""
+    settings = {
+        KEYS[name]: list(value) if isinstance(value, tuple) else value
+        for name, value in flags.items()
+        if name in KEYS
+    }
+    if "four_bit_base" in flags:
+        settings[KEYS["four_bit_base"]] = "nf4" if flags["four_bit_base"] else "none"
+    recipe = changed(loaded.recipe, settings) if settings else loaded.recipe
+    prepared = _prepared(loaded, recipe)
+    rows = _rows(recipe, prepared)
+    by_flag = find_shape(model, Path.cwd()) if model is not None else None
+    with loaded.blame():
+        shape = by_flag or find_shape(recipe.model.id, loaded.base, recipe.model.revision)
+        if "gradient_checkpointing" not in flags:
+            require_checkpointing(recipe)
+        sections, training = recipe.model, recipe.training
+        if hardware is not None:
+            # In the types and by the kernel that the plan takes on this GPU.
+            precision, _ = choose_precision(recipe, hardware)
+            attention, _ = choose_attention(recipe, shape, hardware)
+            sections = sections.model_copy(update={"attention": attention})
+            training = training.model_copy(update={"precision": precision})
+        choices = choices_of(sections, recipe.method, training, rows, hardware)
+        if model is None and "targets" not in flags:
+            adapted(shape, choices)  # names what matches nothing, at its line
+    request = FitRequest(
+        shape,
+        replace(choices, **{name: flags[name] for name in ESTIMATED_ONLY if name in flags}),
+        batch_rows=training.batch_size,
+        open_micro_batch=training.micro_batch_size == "auto",
+        open_checkpointing=training.gradient_checkpointing == "auto" and choices.mode != "prefix",
+        alpha=_alpha(recipe),
+        rslora=isinstance(recipe.method, LoraKeys) and recipe.method.rslora,
+        share_longer=_share_longer(loaded.output / "data") if prepared is not None else None,
+    )
+    return RecipeWithFlags(loaded, model, settings, recipe, rows, request)
+
+
+def _prepared(loaded: Loaded, recipe: Recipe) -> Prepared | None:
+    """The preparation, where it is of this data and model."""
+    data, prepared = recipe.data, load_prepared(loaded.output / "data")
+    if prepared is None:
+        return None
+    replayed = prepared.replay and (prepared.replay.source, prepared.replay.share)
+    made_for = (prepared.model, prepared.train_source, prepared.max_length, replayed)
+    replay = data.replay and (data.replay.source, data.replay.share)
+    asked = (model_source(recipe.model.id, loaded.base), data.train, data.max_length, replay)
+    return prepared if made_for == asked else None
+
+
+def _rows(recipe: Recipe, prepared: Prepared | None) -> RowStatistics:
+    """Of the prepared rows; without them every row is as long as it may be, and all labels."""
+    if prepared is not None:
+        return RowStatistics.of(prepared)
+    tokens = recipe.data.max_length
+    # A whole step, so that a plan can be made of it.
+    count = recipe.training.batch_size
+    return RowStatistics(count, count * tokens, tokens, labelled_share=1.0, validation_tokens=0)
+
+
+def _alpha(recipe: Recipe) -> float | None:
+    """Of the recipe, or what it gets where its method becomes LoRA; None: it has none."""
+    method = Lora(mode="lora") if isinstance(recipe.method, Full) else recipe.method
+    return method.alpha if isinstance(method, LoraKeys) else None
+
+
+def _share_longer(folder: Path) -> Callable[[int], float] | None:
+    """The rows are opened only where a shorter length comes into question."""
+    if not split_file(folder, "train").is_file():
+        return None
+
+    @cache
+    def lengths() -> list[int]:
+        return row_lengths(folder, "train")
+
+    return lambda tokens: sum(each > tokens for each in lengths()) / max(1, len(lengths()))
