@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.config.recipe import Adapter, Lora, Prefix, Prompt, Qlora
-from ftcli.memory import Choices
 
 RECIPE = """\
 name: shop
@@ -90,20 +88,6 @@ def test_a_7b_in_qlora_fits_a_24_gb_card(ask: Any) -> None:
     assert found["fits"]["RTX 4090 24GB"] is True
     assert found["textbook"] == []
     assert 0.0005 < found["trainable_parameters"] / found["total_parameters"] < 0.01
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("model", ["7b", "smollm2-135m", "llama-3.3-70b-instruct"])
-def test_lines_fit_the_terminal(
-    show: Any, monkeypatch: pytest.MonkeyPatch, columns: int, mode: str, model: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    lines = show("--model", model, "--mode", mode)
-    assert [line for line in lines if len(line) > columns] == []
-    bars = [line for line in lines if "█" in line]
-    assert len(bars) >= 5
-    assert max(map(len, bars)) >= columns - 10
 
 
 def test_a_person_reads_items_peak_and_cards(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,20 +217,6 @@ def test_a_model_by_flag_lies_where_the_user_stands(ask: Any, here: Path) -> Non
     (here / "recipes" / "shop.yaml").write_text(RECIPE)
     alone = ask("--model", "./tiny", "--mode", "full")["total_parameters"]
     assert ask("recipes/shop.yaml", "--model", "./tiny")["total_parameters"] == alone
-
-
-def test_defaults_of_flags_are_those_of_recipes() -> None:
-    flags, recipe = Choices("qlora"), Qlora(mode="qlora")
-    assert flags.rank == recipe.rank == Lora(mode="lora").rank
-    assert flags.dropout == recipe.dropout == Lora(mode="lora").dropout
-    assert flags.targets == recipe.target_modules == Lora(mode="lora").target_modules
-    assert flags.double_quantization == recipe.double_quantization
-    adapter, prefix, prompt = Adapter(mode="adapter"), Prefix(mode="prefix"), Prompt(mode="prompt")
-    assert (flags.bottleneck, flags.placement) == (adapter.bottleneck, adapter.placement)
-    assert flags.virtual_tokens == prefix.virtual_tokens == prompt.virtual_tokens
-    assert flags.projection == prefix.projection
-    assert {each.quantization for each in (adapter, prefix, prompt)} == {"none"}
-    assert not flags.four_bit_base
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "qlora", "adapter", "prefix", "prompt"])

@@ -361,6 +361,7 @@ def test_a_micro_batch_that_does_not_divide_is_not_written(refuse: Any) -> None:
         "--model 70b --mode full --fit 8GB --max seq-len",
         "--model 7b --mode prefix --gpu 3060 --max micro-batch --sweep seq-len=1,1048576",
         "--model deepseek-r1-distill-qwen-1.5b --mode qlora --sweep rank=8,16 --gpu T4",
+        "--model llama-3.3-70b-instruct --mode lora",
         "shop.yaml --fit 8GB --write a-rather-long-name-of-a-recipe-that-fits.yaml",
     ],
 )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from ftcli.errors import UsageError
 from ftcli.memory import Choices, estimate
-from ftcli.memory.fit.limits import MOST, largest, size_named, sizes_of, sweep, with_size
-from ftcli.memory.fit.search import estimate_on, fits
+from ftcli.memory.fit.limits import size_named, sizes_of, sweep
+from ftcli.memory.fit.search import estimate_on
 from ftcli.memory.hardware import find_card
 from ftcli.memory.shapes import Shape, find_shape
 
@@ -82,33 +82,6 @@ def test_states_of_8_bits_never_take_more(shape: Shape, choices: Choices) -> Non
     """Beside fp32 weights: bitsandbytes keeps an embedding's states in fp32, AdamW in its type."""
     few, many = (replace(choices, optimizer=name) for name in ("adamw-8bit", "adamw"))
     assert estimate(shape, few).high_bytes <= estimate(shape, many).high_bytes
-
-
-@pytest.mark.parametrize("mode", ["lora", "qlora"])
-@pytest.mark.parametrize("model", ["7b", "qwen2.5-7b", "gemma-2-2b", "smollm2-1.7b"])
-def test_4_bits_take_less_than_16(model: str, mode: Any) -> None:
-    shape = find_shape(model, Path())
-    assert (
-        estimate(shape, Choices("qlora")).high_bytes < estimate(shape, Choices("lora")).high_bytes
-    )
-
-
-@pytest.mark.parametrize("size", ["seq-len", "micro-batch", "rank"])
-@pytest.mark.parametrize("mode", ["lora", "qlora"])
-@pytest.mark.parametrize("model", ["7b", "qwen2.5-1.5b", "gemma-2-9b"])
-@pytest.mark.parametrize("card", ["3060", "4090", "A100"])
-def test_the_largest_fits_and_one_more_does_not(
-    size: Any, mode: Any, model: str, card: str
-) -> None:
-    shape, hardware, choices = find_shape(model, Path()), find_card(card).hardware, Choices(mode)
-    found = largest(shape, choices, size, hardware)
-    if found.value is None:
-        assert not fits(estimate_on(shape, with_size(choices, size, 1), hardware), hardware)
-        return
-    assert found.estimate is not None and fits(found.estimate, hardware)
-    assert found.value == MOST or not fits(
-        estimate_on(shape, with_size(choices, size, found.value + 1), hardware), hardware
-    )
 
 
 def test_a_sweep_estimates_each_value_alone() -> None:

@@ -7,11 +7,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import assert_never
 
 from ftcli.errors import ModelError
 from ftcli.memory import Choices, Estimate
-from ftcli.memory.choices import MODE_NAMES, Mode, Optimizer
+from ftcli.memory.choices import MODE_NAMES, Optimizer
 from ftcli.memory.fit.request import FitRequest, options_of, require_mode
 from ftcli.memory.fit.search import Fits, any_fits, cheapest, estimate_on, fits
 from ftcli.memory.hardware import KNOWN_CARDS, Card, Hardware
@@ -43,162 +42,128 @@ class Step:
     key: str
     value: Value
     cost: str
-    choices: Choices
-    """With this step and those before it."""
+    fields: tuple[str, ...]
+    """Of `Choices`, which it takes from what was found."""
 
 
-def steps(asked: FitRequest, found: Choices) -> Iterator[Step]:
-    """The steps from what is asked to what was found, the cheapest kind first.
+def steps(asked: FitRequest, found: Choices) -> Iterator[tuple[Step, Choices]]:
+    """The steps from what is asked to what was found, each with the choices after it, the cheapest
+    kind first.
 
     What is open and may stay larger than at its smallest is no change.
     """
     now = asked.choices
-    cheap = (_micro_batch, _checkpointing, _attention, _optimizer)
-    for step in (*cheap, _base, _method, _targets, _rank):
-        for one in step(asked, now, found):
-            now = one.choices
-            yield one
-    yield from _length(asked, now, found)
+    for step in (*_same_model(now, found), *_other_model(asked, found)):
+        now = replace(now, **{field: getattr(found, field) for field in step.fields})
+        yield step, now
 
 
-def as_change(step: Step, estimate: Estimate) -> Change:
-    return Change(
-        step.change, step.key, step.value, step.cost, estimate.device_bytes, estimate.high_bytes
-    )
+def _same_model(now: Choices, found: Choices) -> Iterator[Step]:
+    """Steps that cost time at most."""
+    if found.micro_batch < now.micro_batch:
+        parts = found.gradient_accumulation
+        yield Step(
+            f"micro-batch {now.micro_batch} → {found.micro_batch}, {parts} of them a step",
+            "training.micro_batch_size",
+            found.micro_batch,
+            "time, where so few rows leave the card idle; the gradient stays the same, since the "
+            "loss is divided by the tokens of the whole step",
+            ("micro_batch", "gradient_accumulation"),
+        )
+    if found.gradient_checkpointing and not now.gradient_checkpointing:
+        yield Step(
+            "gradient checkpointing on",
+            "training.gradient_checkpointing",
+            True,
+            "about a third more time: one more forward pass (Chen et al. 2016); same weights",
+            ("gradient_checkpointing",),
+        )
+    if found.attention != now.attention:
+        yield Step(
+            f"attention {now.attention} → {found.attention}",
+            "model.attention",
+            found.attention,
+            "nothing: the same scores in one kernel that never holds them all, and faster",
+            ("attention",),
+        )
+    if found.optimizer != now.optimizer:
+        yield Step(
+            f"optimizer {now.optimizer} → {found.optimizer}",
+            "training.optimizer",
+            found.optimizer,
+            _OPTIMIZER_COSTS[found.optimizer],
+            ("optimizer",),
+        )
 
 
-def _micro_batch(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if found.micro_batch >= now.micro_batch:
-        return
-    parts = found.gradient_accumulation
+def _other_model(asked: FitRequest, found: Choices) -> Iterator[Step]:
+    """Steps that may cost quality."""
+    now = asked.choices
+    if found.four_bit_base != now.four_bit_base:
+        yield Step(
+            "the frozen base in 4 bits",
+            "method.quantization",
+            "nf4",
+            "time: 4-bit weights are dequantised in every pass; some quality perhaps: that NF4 "
+            "costs none is shown for LoRA (QLoRA, tables 2 to 4), and not for this method",
+            ("four_bit_base",),
+        )
+    if found.mode != now.mode:
+        costs = [_UPDATE_COST] if now.mode == "full" else []
+        costs += [_QUANTISED_COST] if found.mode == "qlora" else []
+        names = f"{MODE_NAMES[now.mode]} → {MODE_NAMES[found.mode]}"
+        yield Step(names, "method.mode", found.mode, "; ".join(costs), ("mode",))
+    if found.targets != now.targets:
+        yield Step(
+            f"adapters on {', '.join(found.targets)} alone",
+            "method.target_modules",
+            list(found.targets),
+            "some quality: adapters on all linear layers matched full fine-tuning, on fewer they "
+            "did not (QLoRA, figure 2)",
+            ("targets",),
+        )
+    if found.rank != now.rank:
+        yield from _lower_rank(asked, found)
+    if found.seq_len != now.seq_len:
+        yield Step(
+            f"rows of at most {found.seq_len} tokens instead of {now.seq_len}",
+            "data.max_length",
+            found.seq_len,
+            _cost_of_length(asked, found.seq_len),
+            ("seq_len",),
+        )
+
+
+_OPTIMIZER_COSTS: dict[Optimizer, str] = {
+    "adamw-8bit": "next to nothing: states in 8 bits train as well (Dettmers et al. 2022, table 1)",
+    "paged-adamw-8bit": (
+        "time, when the card is full and its 8-bit states move to the host's memory and back "
+        "(QLoRA, Dettmers et al. 2023, section 3)"
+    ),
+}
+_UPDATE_COST = (
+    "quality on what is new to the model: LoRA learns less, and forgets less (Biderman et al. "
+    "2024); its learning rate is ten times as high (auto: 2e-4)"
+)
+_QUANTISED_COST = (
+    "time: 4-bit weights are dequantised in every pass; quality as LoRA's on 16 bits (QLoRA, "
+    "tables 2 to 4)"
+)
+
+
+def _lower_rank(asked: FitRequest, found: Choices) -> Iterator[Step]:
+    """With alpha, where a recipe has one: the update's scale stays."""
+    rank = asked.choices.rank
     yield Step(
-        f"micro-batch {now.micro_batch} → {found.micro_batch}, {parts} of them a step",
-        "training.micro_batch_size",
-        found.micro_batch,
-        "time, where so few rows leave the card idle; the gradient stays the same, since the loss "
-        "is divided by the tokens of the whole step",
-        replace(now, micro_batch=found.micro_batch, gradient_accumulation=parts),
-    )
-
-
-def _checkpointing(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.gradient_checkpointing or not found.gradient_checkpointing:
-        return
-    yield Step(
-        "gradient checkpointing on",
-        "training.gradient_checkpointing",
-        True,
-        "about a third more time: one more forward pass (Chen et al. 2016); same weights",
-        replace(now, gradient_checkpointing=True),
-    )
-
-
-def _attention(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.attention == found.attention:
-        return
-    yield Step(
-        f"attention {now.attention} → {found.attention}",
-        "model.attention",
-        found.attention,
-        "nothing: the same scores in one kernel that never holds them all, and faster",
-        replace(now, attention=found.attention),
-    )
-
-
-def _optimizer(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.optimizer == found.optimizer:
-        return
-    yield Step(
-        f"optimizer {now.optimizer} → {found.optimizer}",
-        "training.optimizer",
-        found.optimizer,
-        _cost_of_optimizer(found.optimizer),
-        replace(now, optimizer=found.optimizer),
-    )
-
-
-def _cost_of_optimizer(optimizer: Optimizer) -> str:
-    match optimizer:
-        case "adamw-8bit":
-            return "next to nothing: states in 8 bits train as well (Dettmers et al. 2022, table 1)"
-        case "paged-adamw-8bit":
-            return (
-                "time, when the card is full and its 8-bit states move to the host's memory and "
-                "back (QLoRA, Dettmers et al. 2023, section 3)"
-            )
-        case "adamw" | "sgd":
-            raise AssertionError(f"{optimizer} is never proposed")
-        case _:
-            assert_never(optimizer)
-
-
-def _base(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.four_bit_base == found.four_bit_base:
-        return
-    yield Step(
-        "the frozen base in 4 bits",
-        "method.quantization",
-        "nf4",
-        "time: 4-bit weights are dequantised in every pass; some quality perhaps: that NF4 costs "
-        "none is shown for LoRA (QLoRA, tables 2 to 4), and not for this method",
-        replace(now, four_bit_base=found.four_bit_base),
-    )
-
-
-def _targets(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.targets == found.targets:
-        return
-    names: list[str] = [] if isinstance(found.targets, str) else list(found.targets)
-    yield Step(
-        f"adapters on {', '.join(names)} alone",
-        "method.target_modules",
-        names,
-        "some quality: adapters on all linear layers matched full fine-tuning, on fewer they did "
-        "not (QLoRA, figure 2)",
-        replace(now, targets=found.targets),
-    )
-
-
-def _method(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.mode == found.mode:
-        return
-    yield Step(
-        f"{MODE_NAMES[now.mode]} → {MODE_NAMES[found.mode]}",
-        "method.mode",
-        found.mode,
-        _cost_of_method(now.mode, found.mode),
-        replace(now, mode=found.mode),
-    )
-
-
-def _cost_of_method(old: Mode, new: Mode) -> str:
-    update = (
-        "quality on what is new to the model: LoRA learns less, and forgets less (Biderman et al. "
-        "2024); its learning rate is ten times as high (auto: 2e-4)"
-    )
-    quantised = (
-        "time: 4-bit weights are dequantised in every pass; quality as LoRA's on 16 bits (QLoRA, "
-        "tables 2 to 4)"
-    )
-    if new == "lora":
-        return update
-    return quantised if old == "lora" else f"{update}; {quantised}"
-
-
-def _rank(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.rank == found.rank:
-        return
-    fewer = replace(now, rank=found.rank)
-    yield Step(
-        f"rank {now.rank} → {found.rank}",
+        f"rank {rank} → {found.rank}",
         "method.rank",
         found.rank,
         "room for what is new: low ranks do for a format or a style (LoRA, Hu et al. 2021, "
         "section 7.2)",
-        fewer,
+        ("rank",),
     )
     if asked.alpha is not None:
-        share = found.rank / now.rank
+        share = found.rank / rank
         alpha = asked.alpha * (math.sqrt(share) if asked.rslora else share)
         scale = "alpha / √rank" if asked.rslora else "alpha / rank"
         yield Step(
@@ -206,20 +171,8 @@ def _rank(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
             "method.alpha",
             alpha,
             f"nothing: {scale}, by which the update is scaled, stays as it is",
-            fewer,
+            (),
         )
-
-
-def _length(asked: FitRequest, now: Choices, found: Choices) -> Iterator[Step]:
-    if now.seq_len == found.seq_len:
-        return
-    yield Step(
-        f"rows of at most {found.seq_len} tokens instead of {now.seq_len}",
-        "data.max_length",
-        found.seq_len,
-        _cost_of_length(asked, found.seq_len),
-        replace(now, seq_len=found.seq_len),
-    )
 
 
 def _cost_of_length(asked: FitRequest, tokens: int) -> str:
@@ -271,11 +224,12 @@ def fit(asked: FitRequest, hardware: Hardware) -> FitResult | None:
     found = cheapest(asked.choices, options_of(asked, hardware), _fits(asked, hardware))
     if found is None:
         return None
-    changes = tuple(
-        as_change(step, estimate_on(asked.shape, step.choices, hardware))
-        for step in steps(asked, found)
-    )
-    return FitResult(found, estimate_on(asked.shape, found, hardware), changes)
+    changes = []
+    for step, choices in steps(asked, found):
+        takes = estimate_on(asked.shape, choices, hardware)
+        sizes = (takes.device_bytes, takes.high_bytes)
+        changes.append(Change(step.change, step.key, step.value, step.cost, *sizes))
+    return FitResult(found, estimate_on(asked.shape, found, hardware), tuple(changes))
 
 
 def _fits(asked: FitRequest, hardware: Hardware) -> Fits:
