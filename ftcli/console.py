@@ -205,6 +205,12 @@ def megabytes(size_bytes: float) -> str:
     return gigabytes(size_bytes) if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
+def about(seconds: float) -> str:
+    """`about 12 min`: of an estimate the seconds after a minute mean nothing."""
+    minutes = round(seconds / 60)
+    return f"about {minutes} min" if 1 <= minutes < 60 else f"about {duration(seconds)}"
+
+
 def duration(seconds: float) -> str:
     """`6 min 12 s`, `42 s`, `1 h 05 min`."""
     whole = round(seconds)

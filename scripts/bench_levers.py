@@ -35,8 +35,8 @@ from ftcli.models.batches import Row
 from ftcli.models.load import shape_of
 from ftcli.runs.folder import RunFolder
 from ftcli.training.building import build_trainer
+from ftcli.training.collators import Collator, PackingCollator, PaddingCollator
 from ftcli.training.job import TrainJob, open_model
-from ftcli.training.laying import Laying, Packed, Padded
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from ftcli.training.trainer import FtcliTrainer
@@ -52,7 +52,7 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(arguments, Path(folder))
-    windows = [trainer.data.windows[step] for step in range(arguments.steps + 1)]
+    windows = [trainer.data.sampler[step] for step in range(arguments.steps + 1)]
     ways = {name: way for name, way in _ways(trainer).items() if name in arguments.ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, list[float]] = {name: [] for name in ways}
@@ -62,7 +62,7 @@ def main() -> None:
             started = time.perf_counter()
             loss = way(window)
             taken = time.perf_counter() - started
-            trainer.forget_gradients()
+            trainer.zero_grad()
             if number:  # the first warms up
                 seconds[name].append(taken)
                 losses[name].append(loss)
@@ -119,32 +119,35 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
 
 
 def _ways(trainer: FtcliTrainer) -> dict[str, Step]:
-    planned = trainer.laying
-    assert isinstance(planned, Packed)
-    padded = Padded(trainer.data.pad_id)
+    planned = trainer.collator
+    assert isinstance(planned, PackingCollator)
+    padded = PaddingCollator(trainer.data.pad_id)
     ways: dict[str, Step] = {
         "plain": lambda window: _with_all_logits(trainer, window),
-        "loss on labels": lambda window: _laid(trainer, window, padded),
-        "packed": lambda window: _laid(
-            trainer, window, Packed(planned.tokens, planned.rows, share=False)
+        "loss on labels": lambda window: _batches(trainer, window, padded),
+        "packed": lambda window: _batches(
+            trainer, window, PackingCollator(planned.tokens, planned.rows, share_prefix=False)
         ),
-        "shared prefix": lambda window: _laid(trainer, window, planned),
+        "shared prefix": lambda window: _batches(trainer, window, planned),
     }
     if hasattr(trainer.model, "peft_config"):
-        ways["one node"] = lambda window: _laid(trainer, window, planned, fuse_lora)
+        ways["one node"] = lambda window: _batches(trainer, window, planned, fuse_lora)
     return ways
 
 
-def _laid(
-    trainer: FtcliTrainer, window: list[int], laying: Laying, *levers: Callable[[Any], int]
+def _batches(
+    trainer: FtcliTrainer, window: list[int], collator: Collator, *levers: Callable[[Any], int]
 ) -> float:
     """Our own step; without levers, with PEFT's and transformers' own forward."""
     _unfuse(trainer.model)
     for lever in levers:
         lever(trainer.model)
-    trainer.laying = laying
-    most = ROWS_AT_ONCE if isinstance(laying, Padded) else BATCH
-    return float(trainer.gradients_of(trainer.divide(window, most), "a benchmark"))
+    trainer.collator = collator
+    most = ROWS_AT_ONCE if isinstance(collator, PaddingCollator) else BATCH
+    examples = trainer.data.train.read(window)
+    return float(
+        trainer.forward_backward(trainer.split_micro_batches(examples, most), "a benchmark")
+    )
 
 
 def _unfuse(model: Any) -> None:
@@ -246,11 +249,11 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
     Model FLOPs as PaLM's appendix B has them (Chowdhery et al. 2022), but for what is not needed:
     keys behind a query, shared tokens again, gradients of frozen weights.
     """
-    parts = trainer.divide(window, BATCH)
-    table = trainer.data.train.dataset
-    laid = [trainer.laying.lay([table[row] for row in part]) for part in parts]
-    tokens = sum(batch.input_ids.numel() for batch in laid)
-    labels = sum(batch.label_count for batch in laid)
+    examples = {example["row"]: example for example in trainer.data.train.read(window)}
+    parts = trainer.split_micro_batches(list(examples.values()), BATCH)
+    batches = [part.inputs for part in parts]
+    tokens = sum(batch.input_ids.numel() for batch in batches)
+    labels = sum(batch.label_count for batch in batches)
     head = int(trainer.model.get_output_embeddings().weight.numel())
     passes = 3 if mode == "full" else 2
     layers = sum(inputs * outputs for inputs, outputs in _matrices(trainer))
@@ -259,8 +262,10 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
     )
     shape = shape_of(trainer.model)
     assert shape is not None
-    share = isinstance(trainer.laying, Packed) and trainer.laying.share
-    seen = sum(_seen_keys([table[row]["input_ids"] for row in part], share) for part in parts)
+    share = isinstance(trainer.collator, PackingCollator) and trainer.collator.share_prefix
+    seen = sum(
+        _seen_keys([examples[row]["input_ids"] for row in part.rows], share) for part in parts
+    )
     attention = 3 * 2 * seen * shape.heads * shape.head_dim * shape.layers
     base = 2.0 * passes * (tokens * layers + labels * head)
     return base, 2.0 * (3 * tokens * updates + attention)

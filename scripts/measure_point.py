@@ -23,9 +23,9 @@ from ftcli.errors import MachineError
 from ftcli.runs.folder import RunFolder
 from ftcli.training.building import build_trainer
 from ftcli.training.job import TrainJob, open_model
-from ftcli.training.measured import MemoryMeter, StepMemory
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
+from ftcli.training.preflight import MemoryMeter, StepMemory
 
 # The plan would refuse what it believes too large; here the card decides.
 NO_LIMIT_BYTES = 2**60

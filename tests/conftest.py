@@ -19,6 +19,12 @@ from filelock import FileLock
 
 from ftcli.data.prepared import LongestRow, Prepared, SplitCounts
 
+# Types of fixtures.
+Capture = pytest.CaptureFixture[str]
+Patch = pytest.MonkeyPatch
+Recipes = Callable[..., Path]
+Observed = Callable[[str], None]
+
 # Before torch is loaded: threads that spin at barriers take the cores from the other workers.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

@@ -29,18 +29,6 @@ SENTENCES_SHOWN = 4
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """What is asked for besides the rows."""
-
-    preview_rows: int
-    probe: bool
-    """Ask the base itself."""
-    shots: int
-    """Examples in its prompt."""
-    price_per_hour: float | None
-
-
-@dataclass(frozen=True)
 class PrepareResult:
     """The preparation, and the previewed rows as (text, trained on) pieces."""
 
@@ -113,8 +101,15 @@ def prepare(
             "--shots says how many examples --probe and --price-per-hour put in a prompt; give one "
             "of them too",
         )
-    asked = PrepareOptions(preview, probe, SHOTS if shots is None else shots, price_per_hour)
-    found = prepare_recipe(recipe, overrides or (), asked, Terminal())
+    found = prepare_recipe(
+        recipe,
+        overrides or (),
+        Terminal(),
+        preview_rows=preview,
+        probe=probe,
+        shots=SHOTS if shots is None else shots,
+        price_per_hour=price_per_hour,
+    )
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})
         return
@@ -130,18 +125,27 @@ def prepare(
 
 
 def prepare_recipe(
-    recipe: Path, overrides: Sequence[str], asked: PrepareOptions, reporter: Reporter
+    recipe: Path,
+    overrides: Sequence[str],
+    reporter: Reporter,
+    *,
+    preview_rows: int,
+    probe: bool,
+    shots: int,
+    price_per_hour: float | None,
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
-    from ftcli.config.loader import load_recipe
+    from ftcli.config.loader import load_recipe, resolved
     from ftcli.evaluation.advice.advice import give_advice, with_probe
+    from ftcli.evaluation.advice.prompting import price_of
     from ftcli.evaluation.advice.row_statistics import PreparedRows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.hub import require_reachable
     from ftcli.memory.shapes import model_source
     from ftcli.runs.folder import find_run
-    from ftcli.training.job import require_own_folder
-    from ftcli.training.plan.decide import require_hold
+    from ftcli.training.job import TrainJob, open_model, require_own_folder, require_trackers
+    from ftcli.training.plan.decide import make_plan, require_hold
+    from ftcli.training.plan.plan import RowStatistics
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     require_scored_files(loaded)
@@ -160,33 +164,20 @@ def prepare_recipe(
         require_own_folder(run, loaded)
     with run.lock(), loaded.blame():
         prepared = prepare(loaded, renderer, run.data, reporter)
-        previewed = preview(run.data, renderer, asked.preview_rows)
+        previewed = preview(run.data, renderer, preview_rows)
         shown = tuple(tuple(pieces) for pieces in previewed)
         rows = PreparedRows(run.data, prepared)
         advice = give_advice(loaded, renderer, rows, reporter)
-        if asked.probe:
-            advice = with_probe(advice, asked.shots, loaded, renderer, rows, reporter)
-        price = _price(loaded, run, prepared, asked, reporter)
+        if probe:
+            advice = with_probe(advice, shots, loaded, renderer, rows, reporter)
+        price = None
+        if price_per_hour is not None:
+            require_trackers(loaded.recipe)
+            model = open_model(loaded)
+            plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
+            job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+            price = price_of(job, loaded, price_per_hour, shots, reporter)
     return PrepareResult(loaded, prepared, run.data, shown, advice, price)
-
-
-def _price(
-    loaded: Loaded, run: RunFolder, prepared: Prepared, asked: PrepareOptions, reporter: Reporter
-) -> Price | None:
-    """Of the training that these rows are for; raises FtcliError as its plan does."""
-    if asked.price_per_hour is None:
-        return None
-    from ftcli.config.loader import resolved
-    from ftcli.evaluation.advice.prompting import price_of
-    from ftcli.training.job import TrainJob, open_model, require_trackers
-    from ftcli.training.plan.decide import make_plan
-    from ftcli.training.plan.plan import RowStatistics
-
-    require_trackers(loaded.recipe)
-    model = open_model(loaded)
-    plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
-    job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
-    return price_of(job, loaded, asked.price_per_hour, asked.shots, reporter)
 
 
 def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = None) -> RunFolder:

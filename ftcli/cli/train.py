@@ -18,6 +18,7 @@ from ftcli.errors import UsageError
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
     from ftcli.config.recipe import Recipe
+    from ftcli.data.prepared import Prepared
     from ftcli.evaluation.advice.prompting import Price
     from ftcli.runs.folder import RunFolder
     from ftcli.runs.signals import StopSignals
@@ -51,6 +52,8 @@ class DryRun:
     plan: Plan
     library_names: Mapping[str, str]
     """Our name of a decision → where it goes in the libraries."""
+    seconds: float | None = None
+    """Of the steps, where a run of the same recipe has measured it."""
     price: Price | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -100,7 +103,13 @@ def train(
     reporter = Terminal()
     if rehearse:
         _require_rehearsable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
-        _rehearse(recipe, overrides or (), reporter, json)
+        from ftcli.cli.rehearse import rehearse_recipe, show_rehearsal
+
+        rehearsal = rehearse_recipe(recipe, tuple(overrides or ()), reporter)
+        if json:
+            result_json(rehearsal.as_json())
+        else:
+            show_rehearsal(rehearsal)
         return
     if dry_run:
         plan = plan_recipe(
@@ -145,17 +154,6 @@ def _require_rehearsable(
         )
 
 
-def _rehearse(recipe: Path, overrides: Sequence[str], reporter: Reporter, json: bool) -> None:
-    from ftcli.cli.rehearse_view import show_rehearsal
-    from ftcli.cli.smoke.smoke import rehearse_recipe
-
-    found = rehearse_recipe(recipe, overrides, reporter)
-    if json:
-        result_json(found.as_json())
-    else:
-        show_rehearsal(found)
-
-
 def train_recipe(
     recipe: Path,
     overrides: Sequence[str],
@@ -176,35 +174,46 @@ def train_recipe(
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run
     from ftcli.training.resuming import (
-        Command,
-        drop_leftovers,
-        in_words,
+        TrainCommands,
+        delete_leftovers,
+        early_end_in_words,
         require_as_finished,
         require_unchanged,
+        train_command,
         warn_of_other_machine,
     )
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     run = _choose_run(loaded, named, fresh=fresh or init_from is not None)
-    given = Command(recipe, overrides, fresh, init_from)
-    if run.state == "finished":
-        require_as_finished(run, loaded, given.again(run))
-        return Trained(run, run.read_manifest()["result"], again=given.again(run))
     begun_from: str | None = (named or run).read_manifest().get("parent")
     source = init_from or (Path(begun_from) if begun_from is not None else None)
+    again = train_command(recipe, overrides, source, fresh=True)
+    if run.state == "finished":
+        require_as_finished(run, loaded, again)
+        return Trained(run, run.read_manifest()["result"], again)
     opened = open_run(source) if source is not None else None
     with loaded.blame():
         require_own_folder(run, loaded, opened)
     stops = StopSignals(reporter.note)
-    with run.lock(), loaded.blame(), stops.caught(), in_words(given, run, stops):
-        drop_leftovers(run)
+    commands = TrainCommands(
+        resume=train_command(run.path if named is not None else recipe, overrides),
+        begin=train_command(recipe, overrides, init_from, fresh=fresh),
+    )
+    with (
+        run.lock(),
+        loaded.blame(),
+        stops.caught(),
+        early_end_in_words(run, stops, commands),
+    ):
+        delete_leftovers(run)
         loaded, model = open_recipe(loaded, opened)
-        for change in require_unchanged(run, loaded, model.renderer, given.again(run)):
+        for change in require_unchanged(run, loaded, model.renderer, again):
             reporter.note(f"note: changed since the run began, and allowed: {change}")
         warn_of_other_machine(run, model.hardware, reporter)
-        _require_weights(model)
-        job = _prepare_and_plan(loaded, model, run, opened, reporter)
-        give_advice(loaded, model.renderer, PreparedRows(run.data, job.dataset), reporter)
+        require_weights(model)
+        dataset = prepare_rows(loaded, model, run, reporter)
+        job = plan_job(loaded, model, dataset, run, opened)
+        give_advice(loaded, model.renderer, PreparedRows(run.data, dataset), reporter)
         _train_and_report(job, stops, reporter)
 
     from ftcli.models.device import free_memory
@@ -232,6 +241,7 @@ def plan_recipe(
     from ftcli.runs.folder import find_run, free_folder
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run
+    from ftcli.training.run_record import known_seconds
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     with loaded.blame():
@@ -241,16 +251,17 @@ def plan_recipe(
         run = free_folder(loaded.output) if new else data_folder(loaded, model.renderer, named)
         require_own_folder(run, loaded, opened)
         with _planned_in(run, temporary=new) as folder:
-            job = _prepare_and_plan(loaded, model, folder, opened, reporter, stays=not new)
+            dataset = prepare_rows(loaded, model, folder, reporter, stays=not new)
+            job = plan_job(loaded, model, dataset, folder, opened)
             price = None
             if price_per_hour is not None:
                 price = price_of(job, loaded, price_per_hour, SHOTS, reporter)
 
     from ftcli.models import methods
-    from ftcli.training import trainer
+    from ftcli.training import building
 
-    names = {**methods.THEIR_NAMES, **trainer.THEIR_NAMES}
-    return DryRun(loaded.recipe, run, job.plan, names, price)
+    names = {**methods.THEIR_NAMES, **building.THEIR_NAMES}
+    return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), price)
 
 
 def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:
@@ -279,11 +290,14 @@ def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, Base
     return loaded, open_model(loaded)
 
 
-def _require_weights(model: BaseModel) -> None:
-    """Raise ModelError where weights are missing: transformers would begin with random ones."""
-    from ftcli.models.base_files import require_weights
+def require_weights(model: BaseModel) -> str:
+    """What is there, in words; raises ModelError where weights are missing.
 
-    require_weights(model.source, model.revision, model.shape)
+    transformers would begin with random ones.
+    """
+    from ftcli.models import base_files
+
+    return base_files.require_weights(model.source, model.revision, model.shape)
 
 
 @contextmanager
@@ -299,23 +313,14 @@ def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
         yield run
 
 
-def _prepare_and_plan(
-    loaded: Loaded,
-    model: BaseModel,
-    run: RunFolder,
-    init_from: OpenRun | None,
-    reporter: Reporter,
-    *,
-    stays: bool = True,
-) -> TrainJob:
+def prepare_rows(
+    loaded: Loaded, model: BaseModel, run: RunFolder, reporter: Reporter, *, stays: bool = True
+) -> Prepared:
+    """The recipe's rows in the run's data folder; says which were rejected. Raises DataError."""
     from ftcli.cli.prepare import rejected_rows
-    from ftcli.config.loader import resolved
     from ftcli.data.prepared import load_prepared
     from ftcli.data.tokenizing.encode import prepare
     from ftcli.inference.endings import require_ends
-    from ftcli.training.job import TrainJob
-    from ftcli.training.plan.decide import make_plan
-    from ftcli.training.plan.plan import RowStatistics
 
     before = load_prepared(run.data)
     dataset = prepare(loaded, model.renderer, run.data, reporter)
@@ -325,6 +330,22 @@ def _prepare_and_plan(
     if dataset.problems and is_news:
         used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
         reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
+    return dataset
+
+
+def plan_job(
+    loaded: Loaded,
+    model: BaseModel,
+    dataset: Prepared,
+    run: RunFolder,
+    init_from: OpenRun | None = None,
+) -> TrainJob:
+    """Decide what the recipe leaves open; raises MachineError and UsageError."""
+    from ftcli.config.loader import resolved
+    from ftcli.training.job import TrainJob
+    from ftcli.training.plan.decide import make_plan
+    from ftcli.training.plan.plan import RowStatistics
+
     recipe = _as_begun(loaded.recipe, run)
     plan = make_plan(recipe, model.shape, RowStatistics.of(dataset), model.hardware)
     return TrainJob(resolved(loaded), loaded.path, model, dataset, plan, run, init_from)

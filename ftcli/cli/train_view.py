@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ftcli.console import duration, gigabytes, megabytes, result, shown_path, wrapped
+from ftcli.console import about, duration, gigabytes, megabytes, result, shown_path, wrapped
 from ftcli.shell import command
 from ftcli.training.plan.plan import short_key
 
@@ -53,6 +53,8 @@ def show_plan(plan: DryRun) -> None:
     beside = f"; CUDA context {gigabytes(context)}" if found.hardware.kind == "cuda" else ""
     peak = gigabytes(found.estimate.peak_bytes)
     result(wrapped(f"memory {peak} at the peak: {parts}{beside}"))
+    unknown = "not measured yet: no run of this recipe has finished here"
+    result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
     if plan.price is not None:
         for sentence in plan.price.sentences():
             result(wrapped(sentence))

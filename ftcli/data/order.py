@@ -37,8 +37,8 @@ def _spread(rows: int, replayed: int) -> list[int]:
     return sorted(range(rows), key=place)
 
 
-class Windows(Sequence[list[int]]):
-    """The rows of each optimizer step of a run; each is `batch_size` rows, the last may be fewer.
+class StepSampler(Sequence[list[int]]):
+    """A batch sampler of whole optimizer steps: `batch_size` rows each, the last maybe fewer.
 
     The rows of a step are sorted by length, the longest first: rows of one micro-batch are padded
     to its longest. Which rows make a step does not change, so neither do the step's gradients.

@@ -74,7 +74,7 @@ def evaluate_run(
     """
     opened = open_run(path, overrides)
     run = opened.run
-    for change in opened.unheeded:
+    for change in opened.ignored_changes:
         reporter.note(f"note: the training stays as it was: {change}")
     split = held_out(opened, options.data)
     scorers = Scorers(opened, options.scores, reporter)

@@ -82,7 +82,7 @@ class EvalOptions:
         if not self.forgetting:
             yield "--no-forgetting"
         yield from (f"--set {override}" for override in opened.loaded.overrides)
-        yield from (f"{section}: of the recipe" for section in opened.read_anew)
+        yield from (f"{section}: of the recipe" for section in opened.overrides)
 
 
 @dataclass(frozen=True)

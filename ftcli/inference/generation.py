@@ -40,7 +40,7 @@ from ftcli.models.load import shape_of
 from ftcli.models.loss import row_losses
 from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model, generation_inputs, virtual_tokens
-from ftcli.training.laying import Laying, Padded, laying_of_network
+from ftcli.training.collators import Collator, PaddingCollator, scoring_collator
 
 # Scoring fills the cores with few rows; decoding waits for memory, so that many rows cost little.
 SCORED_ROWS = 4
@@ -92,24 +92,24 @@ def seed_sampling(seed: int) -> None:
 
 def scored_together(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows in batches for `score_batch`: every row once, the longest rows first."""
-    laying = _laying(model, rows)
+    collator = _collator(model, rows)
     for block in length_batches([len(row["input_ids"]) for row in rows], BLOCK_ROWS):
-        for part in laying.divide([rows[index]["input_ids"] for index in block], SCORED_ROWS):
+        for part in collator.split([rows[index]["input_ids"] for index in block], SCORED_ROWS):
             yield [block[index] for index in part]
 
 
 def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """Each row's summed negative log-likelihood (nats) and its number of labels."""
-    batch = _laying(model, ()).lay(rows).to(model.device)
+    batch = _collator(model, ())(rows).to(model.device)
     losses, labels = row_losses(model.network.eval(), batch)
     return list(zip(losses.tolist(), labels.tolist(), strict=True))
 
 
-def _laying(model: Model, rows: Sequence[Row]) -> Laying:
+def _collator(model: Model, rows: Sequence[Row]) -> Collator:
     """The collator; the length of `rows` limits the size of a batch."""
     if not model.fast:
-        return Padded(model.contract.pad_id)
-    return laying_of_network(
+        return PaddingCollator(model.contract.pad_id)
+    return scoring_collator(
         model.network, [row["input_ids"] for row in rows[:BLOCK_ROWS]], model.contract.pad_id
     )
 
@@ -265,7 +265,9 @@ def generate_ids(
     inputs = _inputs(model, prompts)
     plain_cache = _cache_layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
     # A state space's cache cannot lose rows, and in many models cannot take several tokens.
-    chunk = max(1, PREFILLED_TOKENS // len(prompts)) if plain_cache else None
+    # transformers 5.24 cuts ids into chunks, but not the embeddings of a soft prompt.
+    in_chunks = plain_cache and "inputs_embeds" not in inputs
+    chunk = max(1, PREFILLED_TOKENS // len(prompts)) if in_chunks else None
     answers: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
     done = 0

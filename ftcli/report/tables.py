@@ -14,7 +14,7 @@ from ftcli.runs.training_records import MemoryFigures
 from ftcli.training.plan.plan import Plan, short_key
 
 SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
-# Two figures that are not the same (`ftcli.training.measured`): each says what it is.
+# Two figures that are not the same (`ftcli.training.preflight`): each says what it is.
 RESIDENT = "taken of the machine's memory in the steps, beyond what was held before the model"
 PROCESS_PEAK = "peak of the whole process, libraries and loading included"
 CARD_PEAK = "most that tensors held on the card, loading included"

@@ -1,4 +1,8 @@
-"""From a plan to a trainer: the base loaded, the method attached, the rows opened; and saved."""
+"""From a plan to a trainer: base loaded, method attached, rows opened; and the weights saved.
+
+The only door to SFTConfig. THEIR_NAMES says where each decision goes; `ftcli train --dry-run`
+prints it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
+from trl import SFTConfig
 
-from ftcli.config.recipe import Full
+from ftcli.config.recipe import Full, Training
 from ftcli.errors import ModelError
 from ftcli.kernels.cpu import end_gc_tuning
 from ftcli.kernels.dequantised import keep_dequantised
@@ -19,10 +24,77 @@ from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
 from ftcli.models.methods import attach, first_words, quantization, shared_weight
 from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
+from ftcli.training.collators import open_data
 from ftcli.training.job import TrainJob
-from ftcli.training.l2_sp import Hold
-from ftcli.training.rows import open_data
-from ftcli.training.trainer import FtcliTrainer, sft_config
+from ftcli.training.l2_sp import L2SP
+from ftcli.training.plan.plan import Plan
+from ftcli.training.trainer import FtcliTrainer
+
+# Our name of a decision → where it goes.
+THEIR_NAMES = {
+    "training.precision": "SFTConfig.bf16, fp16",
+    "model.dtype": "from_pretrained(dtype)",
+    "model.attention": "from_pretrained(attn_implementation)",
+    "training.optimizer": "SFTConfig.optim",
+    "training.learning_rate": "SFTConfig.learning_rate",
+    "training.micro_batch_size": "our training step",
+    "training.packing": "our collator",
+    "optimizations.shared_prefix": "our collator",
+    "optimizations.dequantised": "our forward of bitsandbytes' Linear4bit",
+    "optimizations.fused_lora": "our forward of PEFT's Linear",
+    "optimizations.liger": "apply_liger_kernel(rope, swiglu, geglu); its RMSNorm in our forward",
+    "training.gradient_checkpointing": "SFTConfig.gradient_checkpointing",
+    "steps": "SFTConfig.max_steps",
+    "training.eval_steps": "our callback",
+    "training.save_steps": "our callback",
+    "rows.replayed_rows": "our order of rows",
+    "training.hold.strength": "our hook before the optimizer's step",
+}
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw-8bit": "adamw_8bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+    "sgd": "sgd",
+}
+
+
+def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTConfig:
+    """The whole of TRL's configuration; our callbacks decide when to validate and to save.
+
+    What it calls a batch is a whole step of ours, which we cut into micro-batches ourselves.
+    """
+    precision = plan.training.precision
+    config = SFTConfig(
+        output_dir=str(output),
+        run_name=name,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
+        max_steps=plan.steps,
+        learning_rate=plan.training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_steps=plan.warmup_steps,
+        optim=OPTIMIZERS[plan.training.optimizer],
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        gradient_checkpointing=plan.training.gradient_checkpointing,
+        use_cpu=plan.hardware.kind == "cpu",
+        seed=training.seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to=list(training.report_to) or "none",
+        disable_tqdm=True,
+        dataloader_pin_memory=plan.hardware.kind == "cuda",
+    )
+    config._n_gpu = 1  # one card is used, however many there are: TRL refuses DataParallel
+    return config
 
 
 def build_trainer(job: TrainJob) -> FtcliTrainer:
@@ -61,18 +133,18 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         fuse_lora(trainer.model)
     if plan.optimizations.liger:
         take_liger(trainer.model)
-    trainer.hold = _hold(trainer.model, job)
+    trainer.l2_sp = _l2_sp(trainer.model, job)
     return trainer
 
 
-def _hold(model: PreTrainedModel, job: TrainJob) -> Hold | None:
+def _l2_sp(model: PreTrainedModel, job: TrainJob) -> L2SP | None:
     """The weights as a run begins, also where one that goes on takes up others behind this."""
     recipe, strength = job.recipe, job.plan.training.hold_strength
     if not strength:
         return None
     whole = isinstance(recipe.method, Full)
     stored = open_config(job.model.source, recipe.model.revision).dtype if whole else None
-    return Hold(model, strength, (stored or torch.float32) if whole else None)
+    return L2SP(model, strength, (stored or torch.float32) if whole else None)
 
 
 def _attached(base: PreTrainedModel, job: TrainJob) -> PreTrainedModel:

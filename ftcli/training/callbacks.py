@@ -1,20 +1,31 @@
-"""What happens between the steps of a training: progress, records, validation, saving, stopping."""
+"""Between the steps of a training: progress, records, validation, saving, stopping, trackers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import (
+    MLflowCallback,
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+)
 
 from ftcli.config.recipe import Training
 from ftcli.console import Meter
-from ftcli.data.order import Windows
-from ftcli.runs.metrics_log import Records
+from ftcli.data.order import StepSampler
+from ftcli.errors import MachineError
 from ftcli.runs.signals import StopSignals
 from ftcli.training.plan.decide import SAVE_SHARE
 from ftcli.training.plan.plan import Plan
+
+if TYPE_CHECKING:
+    from ftcli.training.trainer import FtcliTrainer
 
 # What of Trainer's logs goes into metrics.jsonl.
 RECORDED = {"loss", "learning_rate", "grad_norm"}
@@ -36,26 +47,16 @@ class ScheduleCallback(TrainerCallback):
     """Decides after each step whether to validate, save or stop, and keeps the run's records."""
 
     def __init__(
-        self,
-        training: Training,
-        plan: Plan,
-        windows: Windows,
-        records: Records,
-        stops: StopSignals,
-        *,
-        validates: bool,
-        save_seconds: Callable[[], float],
+        self, trainer: FtcliTrainer, training: Training, plan: Plan, stops: StopSignals
     ) -> None:
-        """`save_seconds`: what a checkpoint takes, as far as is known."""
-        self.validates = validates
-        self.patience = training.early_stopping_patience
+        self.validates = trainer.data.validation is not None
         self.plan = plan
-        self.records = records
+        self.records = trainer.records
         self.stops = stops
-        self.save_seconds = save_seconds
+        self._trainer = trainer
+        self._patience = training.early_stopping_patience
         self._saves_as_asked = training.save_steps != "auto"
         self.latest_eval_loss: float | None = None
-        self._windows = windows
         self._tokens = 0
         self._training_seconds = 0.0
         self._started = self._step_started = self._saved_at = time.monotonic()
@@ -81,12 +82,15 @@ class ScheduleCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         step, last = state.global_step, state.global_step >= self.plan.steps
-        seconds, tokens = time.monotonic() - self._step_started, self._windows.tokens(step - 1)
+        seconds, tokens = (
+            time.monotonic() - self._step_started,
+            self._trainer.data.sampler.tokens(step - 1),
+        )
         self._training_seconds += seconds
         self._tokens += tokens
         self.records.add_time(step, tokens, seconds)
         stopping = self.stops.number is not None
-        # What a stopped run leaves out it makes up for when it goes on.
+        # A validation that a stop leaves out is done when the run resumes.
         control.should_evaluate = self.is_due(step) and not stopping
         control.should_save = stopping or last or self._is_worth_saving(step)
         control.should_training_stop = stopping or last
@@ -135,10 +139,10 @@ class ScheduleCallback(TrainerCallback):
         if step % self.plan.training.save_steps:
             return False
         since = time.monotonic() - self._saved_at
-        return self._saves_as_asked or self.save_seconds() <= SAVE_SHARE * since
+        return self._saves_as_asked or self._trainer.checkpoint_seconds <= SAVE_SHARE * since
 
     def _has_lost_patience(self) -> bool:
-        patience = self.patience
+        patience = self._patience
         return patience is not None and self.records.validations_without_gain() >= patience
 
     def tokens_per_second(self) -> float:
@@ -146,9 +150,78 @@ class ScheduleCallback(TrainerCallback):
         return self._tokens / self._training_seconds if self._training_seconds else 0.0
 
     def seconds(self) -> float:
-        """Wall time since the beginning of this sitting, validations and saves included."""
+        """Wall time since this process began to train, validations and saves included."""
         return time.monotonic() - self._started
 
     def _figures(self, loss: float) -> str:
         validation = f"  val {self.latest_eval_loss:.3f}" if self.latest_eval_loss else ""
         return f"loss {loss:.3f}{validation}  {self.tokens_per_second():,.0f} tok/s"
+
+
+NAMES = {
+    TensorBoardCallback: "tensorboard",
+    WandbCallback: "wandb",
+    MLflowCallback: "mlflow",
+    TrackioCallback: "trackio",
+}
+# What Trainer adds at the end: of this process alone, and of operations that nobody counts.
+UNLOGGED = {
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "train_loss",
+    "total_flos",
+}
+
+
+def init_trackers(
+    callbacks: Iterable[TrainerCallback], logs: Path, step: int, sampler: StepSampler
+) -> None:
+    """Set up the trackers of a run that starts or resumes after `step`.
+
+    TensorBoard writes into `logs`, unless TENSORBOARD_LOGGING_DIR is set, and drops the steps that
+    are done again. Epochs are counted by rows, as to Trainer the whole run is one. A tracker that
+    cannot begin raises MachineError (`tracker`).
+    """
+    for callback in callbacks:
+        name = NAMES.get(type(callback))
+        if name is None:
+            continue
+        if isinstance(callback, TensorBoardCallback):
+            callback.logging_dir = callback.logging_dir or str(logs)
+            again = {"purge_step": step + 1} if step else {}
+            callback._SummaryWriter = partial(callback._SummaryWriter, **again)
+        callback.on_train_begin = _in_words(name, callback.on_train_begin)
+        callback.on_log = _own_figures(sampler, callback.on_log)
+
+
+def _own_figures(sampler: StepSampler, log: Callable[..., Any]) -> Callable[..., Any]:
+    def on_log(
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **named: Any,
+    ) -> Any:
+        kept = {key: value for key, value in (logs or {}).items() if key not in UNLOGGED}
+        if "epoch" in kept:
+            kept["epoch"] = sampler.epochs_done(state.global_step)
+        if kept.keys() - {"epoch"}:
+            log(args, state, control, logs=kept, **named)
+
+    return on_log
+
+
+def _in_words(name: str, begin: Callable[..., Any]) -> Callable[..., Any]:
+    def on_train_begin(*arguments: Any, **named: Any) -> Any:
+        try:
+            return begin(*arguments, **named)
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+            raise MachineError(
+                "tracker",
+                f"training.report_to: {name} cannot begin: {reason}; set it up, or take it out of "
+                "the list",
+            ) from error
+
+    return on_train_begin

@@ -1,9 +1,9 @@
-"""training.hold: trained weights are pulled to where they began, beside what the optimizer does.
+"""training.hold: decoupled L2-SP, which pulls trained weights to their starting values.
 
-L2-SP (Li, Grandvalet and Davoine 2018) adds strength / 2 · ‖w - start‖² to the loss. We take it out
-of the gradient, as AdamW takes weight decay (Loshchilov and Hutter 2019), for the same reason: Adam
-divides a gradient by its size, so that the weights which move most would be held least. Apart from
-it, clipping, loss and gradient norm stay those of the data. With SGD both are the same.
+L2-SP (Li, Grandvalet and Davoine 2018) adds strength / 2 · ‖w - start‖² to the loss. We keep it out
+of the gradient, as AdamW does with weight decay (Loshchilov and Hutter 2019): Adam divides a
+gradient by its size, so that the weights which move most would be pulled least. Loss, gradient norm
+and clipping stay those of the data. With SGD both are the same.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ from ftcli.memory.trained import HOLD_PIECE_ELEMENTS
 STARTS = "start.safetensors"
 
 
-class Hold:
-    """The weights as they were when the hold was made, which the same weights are pulled to."""
+class L2SP:
+    """The weights as they were when this was made; the same weights are pulled to them."""
 
     def __init__(self, model: nn.Module, strength: float, stored: torch.dtype | None) -> None:
-        """`stored` is the type of the files that the weights came from, where they came from any:
-        starting weights are kept in it, unless that would change one."""
+        """`stored`: type of the files that the weights came from; None: they came from none.
+
+        Starting weights are kept in this type, unless that would change one.
+        """
         self.strength = strength
         self.from_files = stored is not None
         self._starts = {name: _kept(weight, stored) for name, weight in _trained(model)}
 
     @property
     def bytes(self) -> int:
-        """What the starting weights take beside the model."""
+        """Memory of the starting weights."""
         return sum(start.numel() * start.element_size() for start in self._starts.values())
 
     def attach(self, optimizer: Optimizer, model: nn.Module) -> None:
-        """Pull before each step that this optimizer really takes, by its learning rate then."""
+        """Pull before each step that this optimizer takes, by its learning rate at that step."""
         starts = {weight: self._starts[name] for name, weight in _trained(model)}
         optimizer.register_step_pre_hook(lambda stepping, *_: self._pull(stepping, starts))
 
     def save(self, folder: Path) -> None:
-        """Keep what no file holds: an adapter's start was drawn, or another run's."""
+        """Save starting weights that no other file holds: drawn at random, or another run's."""
         if not self.from_files:
             starts = {name: start.contiguous() for name, start in self._starts.items()}
             save_file(starts, folder / STARTS, metadata={"format": "pt"})
 
-    def take_up(self, folder: Path) -> None:
-        """Go on with the start that a checkpoint keeps, if it keeps one."""
+    def load(self, folder: Path) -> None:
+        """Load the starting weights of a checkpoint, if it has any."""
         file = folder / STARTS
         if file.is_file():
             for name, start in load_file(file).items():

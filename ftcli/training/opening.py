@@ -1,13 +1,13 @@
-"""From what the user typed, a run folder or its recipe, to the run."""
+"""Open a run: from a run folder or its recipe to the run, its weights proven."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftcli.config.loader import Loaded, differences, load_recipe, resolved
 from ftcli.config.recipe import Recipe
@@ -32,8 +32,8 @@ FREE_KEYS = {
     "training.save_steps",
     "training.early_stopping_patience",
 }
-# Of these, what is read anew where a finished run is named by its recipe.
-READ_ANEW = ("generation", "eval")
+# Of these, the sections that a recipe which names a finished run may change.
+OVERRIDABLE = ("generation", "eval")
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class OpenRun:
     run: RunFolder
     loaded: Loaded
     prepared: Prepared
-    read_anew: tuple[str, ...] = ()
-    """Sections that the recipe which named the run has otherwise by now."""
-    unheeded: tuple[str, ...] = ()
-    """What is asked otherwise than it was trained, as `training.epochs: 1 → 2`."""
+    overrides: tuple[str, ...] = ()
+    """Sections of the recipe which named the run that differ from the trained ones."""
+    ignored_changes: tuple[str, ...] = ()
+    """Keys that were trained otherwise than asked, as `training.epochs: 1 → 2`."""
 
 
 def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
@@ -66,12 +66,12 @@ def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
 
 
 def _near(path: Path) -> str:
-    """A run or a recipe beside it whose name is like the one asked for."""
+    """A run or a recipe in the same folder whose name is like the one asked for."""
     try:
-        beside = list(path.parent.iterdir())
+        siblings = list(path.parent.iterdir())
     except OSError:
         return ""
-    known = [p.name for p in beside if p.suffix in (".yaml", ".yml") or find_run(p) is not None]
+    known = [p.name for p in siblings if p.suffix in (".yaml", ".yml") or find_run(p) is not None]
     return did_you_mean(path.name, known)
 
 
@@ -100,9 +100,8 @@ def _part(name: str) -> str:
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     """The finished run at `path`, or the newest finished one of the recipe at `path`.
 
-    Overrides are laid over the run's resolved recipe; how it answers and what is looked at
-    (READ_ANEW) is taken from the recipe at `path` as it stands now. Raises FtcliError, also where
-    the trained weights are not as the training wrote them.
+    Overrides change the run's own recipe; of a recipe at `path` only OVERRIDABLE count.
+    Raises FtcliError, also where the trained weights are not as the training wrote them.
     """
     run = run_at(path, overrides)
     if run.state != "finished":
@@ -122,28 +121,28 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     trained, by_recipe = load_recipe(run.recipe), find_run(path) is None
     now = load_recipe(path if by_recipe else run.recipe, overrides)
     asked, began = resolved(now), trained.recipe
-    changed = [name for name in READ_ANEW if getattr(asked, name) != getattr(began, name)]
+    changed = [name for name in OVERRIDABLE if getattr(asked, name) != getattr(began, name)]
     # Another seed draws other answers. Base and data have proofs of their own.
-    unheeded = differences(began, asked, FREE_KEYS | {"training.seed", "model", "data"})
+    ignored = differences(began, asked, FREE_KEYS | {"training.seed", "model", "data"})
     loaded = _as_trained(now, asked, trained) if by_recipe else now
-    read_anew = tuple(changed) if by_recipe else ()
-    return OpenRun(run, loaded, prepared, read_anew, tuple(unheeded))
+    overriding = tuple(changed) if by_recipe else ()
+    return OpenRun(run, loaded, prepared, overriding, tuple(ignored))
 
 
 def _as_trained(now: Loaded, asked: Recipe, trained: Loaded) -> Loaded:
-    """The recipe of a training, with READ_ANEW as `asked` has it."""
+    """The recipe of a training, with OVERRIDABLE as `asked` has it."""
     keys = {override: override.partition("=")[0].strip() for override in now.overrides}
-    of_training = [each for each, key in keys.items() if key.partition(".")[0] not in READ_ANEW]
+    of_training = [each for each, key in keys.items() if key.partition(".")[0] not in OVERRIDABLE]
     recipe = load_recipe(trained.path, of_training).recipe
-    recipe = recipe.model_copy(update={name: getattr(asked, name) for name in READ_ANEW})
+    recipe = recipe.model_copy(update={name: getattr(asked, name) for name in OVERRIDABLE})
     return replace(now, recipe=recipe)
 
 
 def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
-    """Prove a run whose figures are told again though no model is loaded.
+    """Verify template, tokenizer and base before cached results are shown.
 
-    Raises FtcliError (`contract_broken`) where template, tokenizer or base are others by now; the
-    base of a whole model counts where its figures stand beside.
+    The base of a full training counts where its figures are shown too. Raises FtcliError
+    (`contract_broken`).
     """
     from ftcli.models.prompt_manifest import verified_base, verify_run
 
@@ -167,43 +166,32 @@ def weight_digests(folder: Path) -> dict[str, dict[str, Any]]:
     """
     # The configuration of an adapter scales its weights (`lora_alpha`).
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")])
-    looks = {file.name: _look(file) for file in files}  # a change from here on is seen
-    return {"weights": {file.name: sha256_file(file) for file in files}, "weight_files": looks}
+    marks = {file.name: _mark(file)._asdict() for file in files}  # later changes are seen
+    return {"weights": {file.name: sha256_file(file) for file in files}, "weight_files": marks}
 
 
 def require_unchanged_weights(run: RunFolder) -> None:
     """Raise FtcliError (`weights_changed`) where the trained weights are not those of run.json.
 
-    Adapters are read whole; the files of a whole model, of up to 15 GB, where their size or date is
-    another.
+    Adapters are read whole; the files of a whole model, of up to 15 GB, where their size or date
+    differs.
     """
-    manifest = run.read_manifest()
-    digests, looks = manifest.get("weights") or {}, manifest.get("weight_files") or {}
-    if not isinstance(digests, dict) or not isinstance(looks, dict):
-        raise FtcliError(
-            "run_broken", "its weights are not an object; put it back", file=str(run.manifest)
-        )
+    record = run.record()
+    digests, marks = record.weights or {}, record.weight_files or {}
     whole = bool(digests) and not any(name.startswith("adapter") for name in digests)
     folder = run.model if whole else run.adapter
     for name, digest in digests.items():
-        _require(folder / name, digest, looks.get(name) if whole else None)
-    if whole:
-        _require_no_others(folder, digests)
-
-
-def _require(file: Path, digest: str, look: Mapping[str, int] | None) -> None:
-    if not file.is_file():
-        raise _changed(file, "is gone")
-    now = _look(file)
-    if look != now and (found := _digest_of(file, *now.values())) != digest:
-        raise _changed(
-            file, f"is not as the training wrote it (sha256 {digest[:12]} → {found[:12]})"
-        )
-
-
-def _require_no_others(folder: Path, digests: Mapping[str, str]) -> None:
-    """A further file may go before those that were trained: a whole one before its shards."""
-    for file in weight_files(str(folder)):
+        file = folder / name
+        if not file.is_file():
+            raise _changed(file, "is gone")
+        now, then = _mark(file), marks.get(name)
+        if whole and then is not None and now == (then.bytes, then.mtime_ns):
+            continue
+        if (found := _digest_of(file, now)) != digest:
+            change = f"{digest[:12]} → {found[:12]}"
+            raise _changed(file, f"is not as the training wrote it (sha256 {change})")
+    # transformers loads a whole file before its shards.
+    for file in weight_files(str(folder)) if whole else ():
         if file.name not in digests:
             raise _changed(file, "is loaded, and the training did not write it")
 
@@ -217,14 +205,19 @@ def _changed(file: Path, reason: str) -> FtcliError:
     )
 
 
-def _look(file: Path) -> dict[str, int]:
-    """What a file is known by without reading it."""
+class _Mark(NamedTuple):
+    """By which a file is known without reading it."""
+
+    bytes: int
+    mtime_ns: int
+
+
+def _mark(file: Path) -> _Mark:
     found = file.stat()
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return _Mark(found.st_size, found.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _digest_of(file: Path, size_bytes: int, mtime_ns: int) -> str:
-    """sha256 of a file, read once by each command however often it opens the run."""
-    del size_bytes, mtime_ns  # part of what the digest is kept under
+def _digest_of(file: Path, mark: _Mark) -> str:
+    """sha256 of a file, read once by each command while its mark stays."""
     return sha256_file(file)

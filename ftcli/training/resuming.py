@@ -28,7 +28,7 @@ from ftcli.runs.atomic import (
     short_digest,
 )
 from ftcli.runs.checkpoints import Checkpoint, newest_whole
-from ftcli.runs.folder import RunFolder, find_run
+from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command, set_flags, shown_path
 from ftcli.training.opening import FREE_KEYS
@@ -40,37 +40,26 @@ if TYPE_CHECKING:
 # Keys that say how long a run is.
 LENGTH_KEYS = ("training.epochs:", "training.max_steps:")
 
-# Errors that end a run in its middle: what they say goes on with where it stands.
-ON_THE_WAY = {"loss_not_finite", "memory", "disk_full"}
+# Codes of errors that end a run between two steps; a checkpoint is kept.
+EARLY_ENDS = {"loss_not_finite", "memory", "disk_full"}
 
 
 @dataclass(frozen=True)
-class Command:
-    """The command that was given: by it a stopped run is gone on with, or begun again."""
+class TrainCommands:
+    """What to type after an early end."""
 
-    path: Path
-    """A recipe, or the folder of a run."""
-    overrides: Sequence[str] = ()
-    fresh: bool = False
-    parent: Path | None = None
+    resume: str
+    begin: str
+    """Before anything of the run was written."""
 
-    def go_on(self, run: RunFolder) -> str:
-        """A run that has begun knows its parent, and is the newest one of its recipe."""
-        path = self.path if find_run(self.path) is None else run.path
-        return command("train", path, *set_flags(self.overrides))
 
-    def begin_again(self) -> str:
-        return self._from(self.parent, fresh=self.fresh)
-
-    def again(self, run: RunFolder) -> str:
-        """Trains the same in a new folder, from where the run began."""
-        begun_from: str | None = run.read_manifest().get("parent")
-        return self._from(self.parent or (Path(begun_from) if begun_from else None), fresh=True)
-
-    def _from(self, parent: Path | None, *, fresh: bool) -> str:
-        flags: list[str | Path] = ["--from", parent] if parent is not None else []
-        flags += ["--fresh"] if fresh else []
-        return command("train", self.path, *set_flags(self.overrides), *flags)
+def train_command(
+    path: Path, overrides: Sequence[str], init_from: Path | None = None, *, fresh: bool = False
+) -> str:
+    """`ftcli train PATH` with these flags."""
+    flags: list[str | Path] = ["--from", init_from] if init_from is not None else []
+    flags += ["--fresh"] if fresh else []
+    return command("train", path, *set_flags(overrides), *flags)
 
 
 # What may not change
@@ -189,14 +178,14 @@ def _for_more(run: RunFolder, loaded: Loaded, changed: list[str]) -> str:
 # Where a run resumes, and how it ends early
 
 
-def drop_leftovers(run: RunFolder) -> None:
-    """Take away what a killed process of this run left half written."""
+def delete_leftovers(run: RunFolder) -> None:
+    """Delete what a killed process of this run left half written."""
     for folder in (run.path, run.checkpoints):
         drop_temporary(folder)
 
 
 def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
-    """The checkpoint that a run goes on from; none where it begins, or was killed before one.
+    """The checkpoint to resume from; none where the run begins, or was killed before one.
 
     Says which checkpoints are skipped, and why. Raises FtcliError where all are gone or damaged.
     """
@@ -236,30 +225,35 @@ def _require_none_before(run: RunFolder) -> None:
         )
 
 
-def require_room(run: RunFolder, plan: Plan, beside_bytes: int) -> None:
+def require_room(run: RunFolder, plan: Plan, more_bytes: int) -> None:
     """Raise MachineError (`disk_full`) where the disk has no room for what the run will save.
 
-    `beside_bytes` are those of the tokenizer, which is saved with the trained weights.
+    `more_bytes` is saved with the trained weights: the tokenizer.
     """
     there = folder_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    whole = plan.run_bytes(beside_bytes)
-    needed = max(whole - there, plan.checkpoint_bytes + beside_bytes)
+    whole = plan.run_bytes(more_bytes)
+    needed = max(whole - there, plan.checkpoint_bytes + more_bytes)
     require_space(run.path, needed, "this run with its checkpoints")
 
 
 @contextmanager
-def in_words(given: Command, run: RunFolder, stops: StopSignals) -> Iterator[None]:
-    """Say where the run stands when a signal, the disk or the machine ends it early."""
+def early_end_in_words(
+    run: RunFolder, stops: StopSignals, commands: TrainCommands
+) -> Iterator[None]:
+    """Say where the run stands, and how to resume it, when a signal or the machine ends it early.
+
+    Raises Stopped for a signal.
+    """
     try:
         yield
     except KeyboardInterrupt as interrupt:
         number = stops.number or signal.SIGINT
         if run.read_manifest():
             run.update_manifest(state="stopped")
-        raise Stopped(_stopped(given, run), number) from interrupt
+        raise Stopped(_stopped(run, commands), number) from interrupt
     except FtcliError as error:
-        if error.code in ON_THE_WAY:
-            error.message += _standing(given, run)
+        if error.code in EARLY_ENDS:
+            error.message += _kept(run, commands)
         raise
     except Exception as error:
         if not is_full(error):
@@ -267,25 +261,24 @@ def in_words(given: Command, run: RunFolder, stops: StopSignals) -> Iterator[Non
         free = free_bytes(run.path) / 1e6
         raise MachineError(
             "disk_full",
-            f"the disk of {run.path} is full ({free:.1f} MB free): make room"
-            f"{_standing(given, run)}",
+            f"the disk of {run.path} is full ({free:.1f} MB free): make room{_kept(run, commands)}",
         ) from error
 
 
-def _stopped(given: Command, run: RunFolder) -> str:
+def _stopped(run: RunFolder, commands: TrainCommands) -> str:
     manifest = run.read_manifest()
     step = manifest.get("saved_step")
     if not manifest:
-        return f"stopped before the training began. Begin again: {given.begin_again()}"
+        return f"stopped before the training began. Begin again: {commands.begin}"
     if step is None:
-        return f"stopped before the first checkpoint. Begin again: {given.go_on(run)}"
+        return f"stopped before the first checkpoint. Begin again: {commands.resume}"
     total = Plan.read(run.plan).steps
     folder = shown_path(run.checkpoint(step))
-    return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {given.go_on(run)}"
+    return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {commands.resume}"
 
 
-def _standing(given: Command, run: RunFolder) -> str:
+def _kept(run: RunFolder, commands: TrainCommands) -> str:
     step = run.read_manifest().get("saved_step")
     if step is None:
         return ""
-    return f"\nkept: {shown_path(run.checkpoint(step))}. Go on: {given.go_on(run)}"
+    return f"\nkept: {shown_path(run.checkpoint(step))}. Go on: {commands.resume}"

@@ -8,22 +8,34 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli import __version__
-from ftcli.config.loader import dump_recipe
+from ftcli.config.loader import differences, dump_recipe, load_recipe
 from ftcli.errors import FtcliError, ModelError
 from ftcli.memory import Choices
 from ftcli.memory.interval import residuals_of
 from ftcli.memory.shapes import Shape
 from ftcli.runs.atomic import write_text
-from ftcli.training.opening import weight_digests
+from ftcli.runs.folder import RunFolder, runs_at
+from ftcli.training.opening import FREE_KEYS, weight_digests
 
 if TYPE_CHECKING:
     from ftcli.training.job import TrainJob
-    from ftcli.training.measured import StepMemory
+    from ftcli.training.preflight import StepMemory
     from ftcli.training.train import TrainResult
 
+# What may differ between two runs that are as fast as each other.
+SPEED_KEYS = FREE_KEYS | {
+    "training.epochs",
+    "training.max_steps",
+    "training.learning_rate",
+    "training.scheduler",
+    "training.warmup_ratio",
+    "training.weight_decay",
+    "training.seed",
+}
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 MEASUREMENTS = ("allocated_bytes", "reserved_bytes", "resident_bytes", "validation_bytes")
 
@@ -112,6 +124,35 @@ def record_memory(job: TrainJob, measured: StepMemory) -> None:
     )
     earlier = job.run.read_manifest().get("memory", {})
     job.run.update_manifest(memory=record.or_greater(earlier).as_json())
+
+
+def tokens_to_train(job: TrainJob) -> int:
+    """Tokens of all steps, padding not counted, by the rows' mean."""
+    rows = job.dataset.trained_on
+    return round(job.plan.steps * job.recipe.training.batch_size * rows.tokens / rows.rows)
+
+
+def known_seconds(job: TrainJob) -> float | None:
+    """How long the steps take, where a run of the same recipe has measured it here."""
+    known = known_speed(job)
+    return tokens_to_train(job) / known[0] if known is not None else None
+
+
+def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
+    """Tokens a second of the newest finished run of the same recipe on the same machine."""
+    wanted = ("finished", job.model.hardware.name, job.dataset.fingerprint)
+    assert job.recipe.output is not None, "the recipe's paths are absolute"
+    for run in reversed(runs_at(Path(job.recipe.output))):
+        try:
+            manifest = run.read_manifest()
+            speed = float(manifest["result"]["tokens_per_second"])
+            found = (manifest["state"], manifest["hardware"]["name"], manifest["data"])
+            recipe = load_recipe(run.recipe).recipe
+        except (FtcliError, KeyError, TypeError, ValueError):
+            continue  # a run that cannot be read says nothing
+        if speed and found == wanted and not differences(recipe, job.recipe, SPEED_KEYS):
+            return speed, run
+    return None
 
 
 @dataclass(frozen=True)

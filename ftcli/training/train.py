@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import TrainerState
 
 from ftcli.config.recipe import Full
-from ftcli.console import Reporter
+from ftcli.console import Reporter, about
 from ftcli.errors import FtcliError
 from ftcli.models.base_files import tokenizer_bytes
 from ftcli.models.device import is_out_of_memory, memory_in_words
@@ -19,16 +19,13 @@ from ftcli.runs.checkpoints import Checkpoint, require_whole
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command
 from ftcli.training.building import build_trainer, save_trained
-from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback
-from ftcli.training.finite import NotFiniteError
+from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback, init_trackers
+from ftcli.training.checkpoint import RECORDS, STATE, NotFiniteError
 from ftcli.training.job import TrainJob
-from ftcli.training.measured import MemoryMeter, StepMemory
 from ftcli.training.plan.decide import lost_pulls
-from ftcli.training.preflight import check_longest
+from ftcli.training.preflight import MemoryMeter, StepMemory, check_longest
 from ftcli.training.resuming import require_room, resume_point
-from ftcli.training.run_record import begin_run, record_memory
-from ftcli.training.saving import RECORDS, STATE
-from ftcli.training.trackers import settle_trackers
+from ftcli.training.run_record import begin_run, known_seconds, record_memory
 from ftcli.training.trainer import FtcliTrainer
 
 # Fewer rows at once were tried already.
@@ -67,11 +64,12 @@ def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
     KeyboardInterrupt after a signal, once a checkpoint is saved.
     """
     run, recipe, plan = job.run, job.recipe, job.plan
-    reporter.note(f"plan   {plan.headline()}")
+    seconds = known_seconds(job)
+    time = f" · {about(seconds)}" if seconds is not None else ""
+    reporter.note(f"plan   {plan.headline()}{time}")
     _warn_of_pure_bf16(job, reporter)
     checkpoint = resume_point(run, reporter)
-    beside_bytes = tokenizer_bytes(job.model.source, job.model.revision)
-    require_room(run, plan, beside_bytes)
+    require_room(run, plan, tokenizer_bytes(job.model.source, job.model.revision))
     memory = StepMemory(MemoryMeter(plan.hardware))
     with memory_in_words(NO_MEMORY):
         trainer = _build(job)
@@ -140,18 +138,10 @@ def _take_steps(
     """Train from the checkpoint to the end; the model then holds the best weights."""
     records = trainer.records
     records.begin(checkpoint.folder / RECORDS if checkpoint is not None else None)
-    schedule = ScheduleCallback(
-        job.recipe.training,
-        job.plan,
-        trainer.data.windows,
-        records,
-        stops,
-        validates=trainer.data.validation is not None,
-        save_seconds=lambda: trainer.checkpoint_seconds,
-    )
+    schedule = ScheduleCallback(trainer, job.recipe.training, job.plan, stops)
     trainer.stops = stops
-    for batch in (trainer.micro_batch, trainer.validation_batch):
-        batch.note = reporter.note
+    for retry in (trainer.oom_retry, trainer.validation_retry):
+        retry.note = reporter.note
     if checkpoint is not None:
         _load_position(trainer, checkpoint)
 
@@ -163,7 +153,7 @@ def _take_steps(
             begin = partial(_before_first_step, trainer, schedule, checkpoint, memory, reporter)
             step = checkpoint.position.step if checkpoint is not None else 0
             trackers, logs = trainer.callback_handler.callbacks, job.run.path / "logs"
-            settle_trackers(trackers, logs, step, trainer.data.windows)
+            init_trackers(trackers, logs, step, trainer.data.sampler)
             for callback in (memory, BeforeFirstStep(begin), schedule):
                 trainer.add_callback(callback)
             _run_trainer(trainer, checkpoint, stops)
@@ -182,9 +172,9 @@ def _load_position(trainer: FtcliTrainer, checkpoint: Checkpoint) -> None:
             f"version, or start over beside it: {command('train', trainer.run.path, '--fresh')}",
         )
     # Memory may have run out since the plan; a recipe may ask for fewer rows than then.
-    planned = trainer.micro_batch.rows
-    trainer.micro_batch.rows = min(planned, position.micro_batch)
-    trainer.validation_batch.rows = min(planned, position.validation_rows)
+    planned = trainer.oom_retry.rows
+    trainer.oom_retry.rows = min(planned, position.micro_batch)
+    trainer.validation_retry.rows = min(planned, position.validation_rows)
 
 
 def _before_first_step(
@@ -210,7 +200,7 @@ def _before_first_step(
 def _validate_first(trainer: FtcliTrainer) -> None:
     loss = trainer.validation_loss()
     trainer.records.add({"step": 0, "eval_loss": loss})
-    trainer.tell_trackers({"eval_loss": loss})
+    trainer.log_to_trackers({"eval_loss": loss})
 
 
 def _validate_deferred(trainer: FtcliTrainer, schedule: ScheduleCallback) -> None:

@@ -1,14 +1,13 @@
-"""Plan → TRL's SFTTrainer, whose batches are whole optimizer steps. The only door to SFTConfig.
-
-THEIR_NAMES says what goes where; `ftcli train --dry-run` prints it.
-"""
+"""TRL's SFTTrainer, whose batches are whole optimizer steps, with our loss and our checkpoints."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from transformers import (
 from transformers.trainer_pt_utils import safe_globals
 from trl import SFTConfig, SFTTrainer
 
-from ftcli.config.recipe import Training
 from ftcli.kernels.attention import attention_for
 from ftcli.models.adapters import load_encoder, prefix_encoder, read_adapter
 from ftcli.models.loss import add_loss_to_forward, row_losses
@@ -36,80 +34,38 @@ from ftcli.runs.checkpoints import Position, rotate
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.metrics_log import Records
 from ftcli.runs.signals import StopSignals
-from ftcli.training.finite import gradient_not_finite, require_finite_loss
-from ftcli.training.l2_sp import Hold
-from ftcli.training.laying import laying_of
-from ftcli.training.micro_batch import MicroBatch
+from ftcli.training.checkpoint import (
+    RANDOM,
+    RandomState,
+    gradient_not_finite,
+    page_states,
+    random_state,
+    require_finite_loss,
+    restore_random_state,
+    save_checkpoint,
+)
+from ftcli.training.collators import (
+    Example,
+    MicroBatch,
+    OomRetry,
+    TrainingData,
+    split_micro_batches,
+    training_collator,
+)
+from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.plan import Plan
-from ftcli.training.randomness import RandomState, random_state, restore_random_state
-from ftcli.training.rows import TrainingData
-from ftcli.training.saving import RANDOM, page_states, save_checkpoint
 
-# Our name of a decision → where it goes.
-THEIR_NAMES = {
-    "training.precision": "SFTConfig.bf16, fp16",
-    "model.dtype": "from_pretrained(dtype)",
-    "model.attention": "from_pretrained(attn_implementation)",
-    "training.optimizer": "SFTConfig.optim",
-    "training.learning_rate": "SFTConfig.learning_rate",
-    "training.micro_batch_size": "our training step",
-    "training.packing": "our layout of a step's rows",
-    "optimizations.shared_prefix": "our layout of a step's rows",
-    "optimizations.dequantised": "our forward of bitsandbytes' Linear4bit",
-    "optimizations.fused_lora": "our forward of PEFT's Linear",
-    "optimizations.liger": "apply_liger_kernel(rope, swiglu, geglu); its RMSNorm in our forward",
-    "training.gradient_checkpointing": "SFTConfig.gradient_checkpointing",
-    "steps": "SFTConfig.max_steps",
-    "training.eval_steps": "our callback",
-    "training.save_steps": "our callback",
-    "rows.replayed_rows": "our order of rows",
-    "training.hold.strength": "our hook before the optimizer's step",
-}
-OPTIMIZERS = {
-    "adamw": "adamw_torch_fused",
-    "adamw-8bit": "adamw_8bit",
-    "paged-adamw-8bit": "paged_adamw_8bit",
-    "sgd": "sgd",
-}
+# A step on a CPU uses all cores: reading ahead would only take time from it.
+READS_AHEAD = ("cuda",)
 
 
-def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTConfig:
-    """The whole of TRL's configuration; our callbacks decide when to validate and to save.
+@dataclass(frozen=True)
+class StepBatch:
+    """The rows of one optimizer step, and their micro-batches of at most `max_rows` rows."""
 
-    What it calls a batch is a whole step of ours, which we cut into micro-batches ourselves.
-    """
-    precision = plan.training.precision
-    config = SFTConfig(
-        output_dir=str(output),
-        run_name=name,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=1,
-        num_train_epochs=1,
-        max_steps=plan.steps,
-        learning_rate=plan.training.learning_rate,
-        lr_scheduler_type=training.scheduler,
-        warmup_steps=plan.warmup_steps,
-        optim=OPTIMIZERS[plan.training.optimizer],
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        neftune_noise_alpha=training.neftune_noise_alpha,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        gradient_checkpointing=plan.training.gradient_checkpointing,
-        use_cpu=plan.hardware.kind == "cpu",
-        seed=training.seed,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy="no",
-        save_strategy="no",
-        report_to=list(training.report_to) or "none",
-        disable_tqdm=True,
-        dataloader_pin_memory=plan.hardware.kind == "cuda",
-    )
-    config._n_gpu = 1  # one card is used, however many there are: TRL refuses DataParallel
-    return config
+    examples: list[Example]
+    max_rows: int
+    micro_batches: list[MicroBatch]
 
 
 class FtcliTrainer(SFTTrainer):
@@ -129,14 +85,14 @@ class FtcliTrainer(SFTTrainer):
         keep_checkpoints: int,
     ) -> None:
         self.data = data
-        self.laying = laying_of(plan, data.pad_id)
+        self.collator = training_collator(plan, data.pad_id)
         self.run = run
         self.records = Records(run.metrics)
         self.keep_checkpoints = keep_checkpoints
-        self.micro_batch = MicroBatch(plan.training.micro_batch_size)
-        self.validation_batch = MicroBatch(plan.training.micro_batch_size)
+        self.oom_retry = OomRetry(plan.training.micro_batch_size)
+        self.validation_retry = OomRetry(plan.training.micro_batch_size)
         self.stops: StopSignals | None = None
-        self.hold: Hold | None = None
+        self.l2_sp: L2SP | None = None
         self.checkpoint_bytes = 0
         self.checkpoint_seconds = 0.0
         self._before_step: RandomState | None = None
@@ -146,7 +102,7 @@ class FtcliTrainer(SFTTrainer):
                 model=model,
                 args=config,
                 train_dataset=data.train.dataset,
-                data_collator=list,  # rows are laid out by `training_step`
+                data_collator=list,  # `get_train_dataloader` collates
                 processing_class=tokenizer,
             )
         self.remove_callback(PrinterCallback)
@@ -157,90 +113,108 @@ class FtcliTrainer(SFTTrainer):
         """As Trainer does, and each step of it pulls the weights that are held."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if made and self.hold is not None:
-            self.hold.attach(optimizer, self.model)
+        if made and self.l2_sp is not None:
+            self.l2_sp.attach(optimizer, self.model)
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Row numbers of one step after the other; `training_step` reads the rows."""
+        """One item for each optimizer step: a StepBatch, or the future of one.
+
+        accelerate fetches each item before it gives out the one before, so that a thread can read
+        and collate the next step while this one computes.
+        """
+        ahead = self.args.device.type in READS_AHEAD
+        read_ahead = ThreadPoolExecutor(1) if ahead else None
+
+        def collate(rows: list[int]) -> dict[str, StepBatch | Future[StepBatch]]:
+            if read_ahead is None:
+                return {"step": self.collate_step(rows)}
+            return {"step": read_ahead.submit(self.collate_step, rows)}
+
         rows = range(len(self.data.train.dataset))
-        return DataLoader(rows, batch_sampler=self.data.windows, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(rows, batch_sampler=self.data.sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+    def collate_step(self, rows: Sequence[int]) -> StepBatch:
+        """The rows of one step that this process trains on, read and collated."""
+        own = rows[self.args.process_index :: self.args.world_size]
+        examples, max_rows = self.data.train.read(own), self.oom_retry.rows
+        return StepBatch(examples, max_rows, self.split_micro_batches(examples, max_rows))
+
+    def split_micro_batches(self, examples: Sequence[Example], max_rows: int) -> list[MicroBatch]:
+        """Micro-batches of at most `max_rows` rows, collated as planned."""
+        return split_micro_batches(examples, max_rows, self.collator)
 
     def training_step(
-        self, model: PreTrainedModel, inputs: list[int], num_items_in_batch: Any = None
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, StepBatch | Future[StepBatch]],
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         """Gradients of one optimizer step, in as many micro-batches as memory asks for.
 
-        `inputs` are the step's row numbers. Returns the loss by labelled token; raises FtcliError
-        (`loss_not_finite`).
+        Returns the loss per label token; raises FtcliError (`loss_not_finite`).
         """
         model.train()
         self._before_step = random_state()
-        where = f"step {self.state.global_step + 1}"
-        own = inputs[self.args.process_index :: self.args.world_size]
-        return self.micro_batch.do(
-            lambda rows: self.gradients_of(self.divide(own, rows), where),
-            self.forget_gradients,
-            where,
-        )
+        where, step = f"step {self.state.global_step + 1}", inputs["step"]
+        batch = step.result() if isinstance(step, Future) else step
 
-    def divide(self, window: list[int], most: int) -> list[list[int]]:
-        """Rows of a step in micro-batches of at most so many rows."""
-        ids = self.data.train.dataset[window]["input_ids"]
-        parts = self.laying.divide(ids, most)
-        return [[window[place] for place in part] for part in parts]
+        def attempt(max_rows: int) -> Tensor:
+            if max_rows == batch.max_rows:
+                return self.forward_backward(batch.micro_batches, where)
+            return self.forward_backward(self.split_micro_batches(batch.examples, max_rows), where)
 
-    def gradients_of(
-        self, batches: list[list[int]], where: str, of: Sequence[Tensor] | None = None
+        return self.oom_retry.run(attempt, self.zero_grad, where)
+
+    def forward_backward(
+        self, micro_batches: Sequence[MicroBatch], where: str, of: Sequence[Tensor] | None = None
     ) -> Tensor:
         """Add up the gradients of these micro-batches' mean loss; returns that loss, detached.
 
-        Where `of` names weights, theirs alone: the backward pass ends where they are. Raises
-        FtcliError (`loss_not_finite`), in which `where` says what the micro-batches are of.
+        With `of`, only the gradients of these weights: the backward pass ends at them. Raises
+        FtcliError (`loss_not_finite`), in which `where` names the step.
         """
-        rows, model, device = self.data.train, self.model_wrapped, self.args.device
-        laid = [self.laying.lay([rows.dataset[i] for i in batch]) for batch in batches]
-        labelled = self._sum_of_all(torch.tensor(sum(batch.label_count for batch in laid)))
+        model, device = self.model_wrapped, self.args.device
+        labels = sum(micro_batch.inputs.label_count for micro_batch in micro_batches)
+        label_tokens = self._sum_over_processes(torch.tensor(labels))
         losses = []
-        with self._casts_kept(len(laid)):
-            for number, batch in enumerate(laid, start=1):
-                is_last = number == len(laid)
+        with self._autocast_cache(len(micro_batches)):
+            for number, micro_batch in enumerate(micro_batches, start=1):
+                is_last, inputs = number == len(micro_batches), micro_batch.inputs
                 synced = nullcontext() if is_last else self.accelerator.no_sync(model)
                 # Checkpointing runs layers again in the backward pass.
-                with synced, attention_for(self.model, batch.layout):
+                with synced, attention_for(self.model, inputs.layout):
                     with self.compute_loss_context_manager():
-                        loss = model(**vars(batch.to(device))) / labelled
+                        loss = model(**vars(inputs.to(device))) / label_tokens
                     with torch.autocast(device.type, enabled=False):
                         # DDP takes the mean of all processes' gradients.
                         self.accelerator.backward(loss * self.args.world_size, inputs=of)
                 losses.append(loss.detach())
-        require_finite_loss(losses, batches, rows, where)
-        return self._sum_of_all(torch.stack(losses).sum())
+        rows = [micro_batch.rows for micro_batch in micro_batches]
+        require_finite_loss(losses, rows, self.data.train, where)
+        return self._sum_over_processes(torch.stack(losses).sum())
 
-    def _sum_of_all(self, figure: Tensor) -> Tensor:
-        """Of all processes."""
+    def _sum_over_processes(self, figure: Tensor) -> Tensor:
         found: Tensor = self.accelerator.reduce(figure.to(self.args.device), reduction="sum")
         return found
 
-    def _casts_kept(self, micro_batches: int) -> AbstractContextManager[Any]:
-        """Where autocast keeps its casts of trained weights for all micro-batches of a step: it
-        forgets them where its outermost context ends.
+    def _autocast_cache(self, micro_batches: int) -> AbstractContextManager[Any]:
+        """Keep autocast's casts of trained weights for all micro-batches of a step.
 
-        Those of one micro-batch alone would be in the way at the end of its backward pass, and
-        those of layers that are computed again in that of the layers before.
+        autocast drops them where its outermost context ends. Casts for one micro-batch alone would
+        take memory at the end of its backward pass, and with checkpointing in the middle of it.
         """
         if micro_batches == 1 or self.args.gradient_checkpointing:
             return nullcontext()
         context: AbstractContextManager[Any] = self.compute_loss_context_manager()
         return context
 
-    def forget_gradients(self) -> None:
-        """Throw away what a step has gathered so far."""
+    def zero_grad(self) -> None:
         self.model.zero_grad(set_to_none=True)
 
     def back_to_step_start(self) -> None:
-        """Undo what a step that came to nothing has changed: gradients and random generators."""
-        self.forget_gradients()
+        """Undo what a failed step has changed: gradients and random generators."""
+        self.zero_grad()
         if self._before_step is not None:
             restore_random_state(self._before_step)
 
@@ -249,8 +223,8 @@ class FtcliTrainer(SFTTrainer):
         # fp16 scales the loss until gradients overflow, and leaves such steps out.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             step = self.state.global_step
-            window = self.data.windows[step]
-            raise gradient_not_finite(float(norm), window, self.data.train, step + 1)
+            rows = self.data.sampler[step]
+            raise gradient_not_finite(float(norm), rows, self.data.train, step + 1)
         return norm
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
@@ -276,8 +250,8 @@ class FtcliTrainer(SFTTrainer):
         )
         return metrics
 
-    def tell_trackers(self, figures: dict[str, float | None]) -> None:
-        """Give the trackers what is not part of the trainer's own log."""
+    def log_to_trackers(self, figures: dict[str, float | None]) -> None:
+        """Give the trackers figures that are not part of the trainer's own log."""
         self.callback_handler.on_log(self.args, self.state, self.control, figures)
 
     def validation_loss(self) -> float | None:
@@ -287,39 +261,36 @@ class FtcliTrainer(SFTTrainer):
         """
         rows = self.data.validation
         assert rows is not None
-        self._before_step = None  # the step is done, and what comes to nothing now is no part of it
+        self._before_step = None  # the step is done; a validation that fails undoes nothing of it
         order = rows.longest_first()
         total, tokens, done = 0.0, 0, 0
         while done < len(order):
             if self.stops is not None and self.stops.number is not None:
                 return None
-            some = order[done : done + self.validation_batch.rows]
+            some = order[done : done + self.validation_retry.rows]
             loss, labelled, scored = self.score(some)
             total, tokens, done = total + loss, tokens + labelled, done + scored
         return total / tokens
 
     def score(self, order: list[int]) -> tuple[float, int, int]:
-        """Summed loss and labelled tokens of the first rows in `order`, and how many they were."""
+        """Summed loss and label tokens of the first rows in `order`, and how many they were."""
         rows = self.data.validation
         assert rows is not None
 
-        def some(count: int) -> tuple[float, int, int]:
-            numbers = order[:count]
-            scored = [rows.dataset[i] for i in numbers]
+        def attempt(count: int) -> tuple[float, int, int]:
             total, tokens = 0.0, 0
-            for part in self.laying.divide([row["input_ids"] for row in scored], count):
-                batch = self.laying.lay([scored[place] for place in part])
+            for batch in self.split_micro_batches(rows.read(order[:count]), count):
                 with self.compute_loss_context_manager():
-                    losses, counts = row_losses(self.model, batch.to(self.args.device))
-                named = [[numbers[place]] for place in part]
+                    losses, counts = row_losses(self.model, batch.inputs.to(self.args.device))
+                named = [[row] for row in batch.rows]
                 require_finite_loss(list(losses), named, rows, "a validation")
                 total += losses.double().sum().item()
                 tokens += int(counts.sum())
-            return total, tokens, len(numbers)
+            return total, tokens, min(count, len(order))
 
         self.model.eval()
         try:
-            return self.validation_batch.do(some, lambda: None, "a validation")
+            return self.validation_retry.run(attempt, lambda: None, "a validation")
         finally:
             self.model.train()
 
@@ -331,10 +302,10 @@ class FtcliTrainer(SFTTrainer):
         return Position(
             run_id=self.run.read_manifest()["run_id"],
             step=step,
-            rows_done=self.data.windows.rows_done(step),
+            rows_done=self.data.sampler.rows_done(step),
             order=self.data.order_digest(),
-            micro_batch=self.micro_batch.rows,
-            validation_rows=self.validation_batch.rows,
+            micro_batch=self.oom_retry.rows,
+            validation_rows=self.validation_retry.rows,
         )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -360,8 +331,8 @@ class FtcliTrainer(SFTTrainer):
             read_adapter(self.model, folder)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.hold is not None:
-            self.hold.take_up(folder)
+        if self.l2_sp is not None:
+            self.l2_sp.load(folder)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
         position = self.position()

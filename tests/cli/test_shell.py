@@ -351,5 +351,5 @@ def test_what_needs_no_training_runs_without_unix(arguments: list[str], here: Pa
 
 def test_what_measures_memory_is_imported_without_unix() -> None:
     # psutil imports it where the system has it.
-    code = "import psutil, sys; sys.modules['resource'] = None; import ftcli.training.measured"
+    code = "import psutil, sys; sys.modules['resource'] = None; import ftcli.training.preflight"
     subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, check=True)

@@ -19,6 +19,7 @@ from ftcli.memory.shapes import find_shape
 from ftcli.runs.folder import RunFolder
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics, short_key
+from tests.conftest import Capture, Patch
 
 RECIPE = """\
 name: shop
@@ -50,13 +51,13 @@ REPORT = {
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text(RECIPE)
     return tmp_path
 
 
-def trains_to(monkeypatch: pytest.MonkeyPatch, result: Trained) -> list[dict[str, Any]]:
+def trains_to(monkeypatch: Patch, result: Trained) -> list[dict[str, Any]]:
     """Let the stage give this result; the list collects what it was asked."""
     asked: list[dict[str, Any]] = []
 
@@ -70,7 +71,7 @@ def trains_to(monkeypatch: pytest.MonkeyPatch, result: Trained) -> list[dict[str
 
 
 def test_a_person_reads_time_loss_and_what_comes_next(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
+    capsys: Capture, monkeypatch: Patch, here: Path
 ) -> None:
     trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT))
     assert run(["train", "shop.yaml"]) == 0
@@ -91,20 +92,14 @@ def test_a_person_reads_time_loss_and_what_comes_next(
     ],
 )
 def test_what_was_not_measured_is_not_shown(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    here: Path,
-    losses: dict[str, Any],
-    text: str,
+    capsys: Capture, monkeypatch: Patch, here: Path, losses: dict[str, Any], text: str
 ) -> None:
     trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT | losses))
     assert run(["train", "shop.yaml"]) == 0
     assert f" · {text} · " in capsys.readouterr().out
 
 
-def test_a_finished_run_says_so(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
-) -> None:
+def test_a_finished_run_says_so(capsys: Capture, monkeypatch: Patch, here: Path) -> None:
     found = Trained(
         RunFolder(here / "runs" / "shop"), REPORT, again="ftcli train shop.yaml --fresh"
     )
@@ -118,9 +113,7 @@ def test_a_finished_run_says_so(
     assert err == ""
 
 
-def test_json_is_the_report_with_its_run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path
-) -> None:
+def test_json_is_the_report_with_its_run(capsys: Capture, monkeypatch: Patch, here: Path) -> None:
     trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT))
     assert run(["train", "shop.yaml", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -142,7 +135,7 @@ def test_json_is_the_report_with_its_run(
     ],
 )
 def test_flags_reach_the_stage(
-    monkeypatch: pytest.MonkeyPatch, here: Path, flags: list[str], asked: dict[str, Any]
+    monkeypatch: Patch, here: Path, flags: list[str], asked: dict[str, Any]
 ) -> None:
     seen = trains_to(monkeypatch, Trained(RunFolder(here / "runs" / "shop"), REPORT))
     assert run(["train", "shop.yaml", *flags]) == 0
@@ -150,7 +143,7 @@ def test_flags_reach_the_stage(
     assert seen == [bare | asked]
 
 
-def test_resuming_goes_with_no_new_start(capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_goes_with_no_new_start(capsys: Capture) -> None:
     for flags in (["--fresh"], ["--from", "runs/a"]):
         assert run(["train", "shop.yaml", "--resume", *flags]) == 2
         assert "--resume goes with neither --fresh nor --from" in capsys.readouterr().err
@@ -167,7 +160,7 @@ def dry(here: Path) -> DryRun:
 
 
 def test_a_dry_run_shows_every_choice_with_its_reason(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+    capsys: Capture, monkeypatch: Patch, dry: DryRun
 ) -> None:
     monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
     monkeypatch.setenv("COLUMNS", "300")
@@ -192,7 +185,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_dry_run_is_no_wider_than_the_terminal(
-    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+    columns: int, capsys: Capture, monkeypatch: Patch, dry: DryRun
 ) -> None:
     monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -203,9 +196,7 @@ def test_a_dry_run_is_no_wider_than_the_terminal(
     assert all(reason in told for reason in dry.plan.reasons.values())
 
 
-def test_a_dry_run_in_json_is_the_plan(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
-) -> None:
+def test_a_dry_run_in_json_is_the_plan(capsys: Capture, monkeypatch: Patch, dry: DryRun) -> None:
     monkeypatch.setattr(command, "plan_recipe", lambda *_, **__: dry)
     assert run(["train", "shop.yaml", "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -214,7 +205,7 @@ def test_a_dry_run_in_json_is_the_plan(
 
 
 def test_a_long_reason_does_not_move_the_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dry: DryRun
+    capsys: Capture, monkeypatch: Patch, dry: DryRun
 ) -> None:
     training = dry.plan.training.model_copy(update={"learning_rate": 0.00012345678})
     plan = dry.plan.model_copy(update={"training": training})

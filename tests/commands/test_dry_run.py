@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftcli.cli import run
+from tests.conftest import Capture, Patch, Recipes
 
 
 def test_a_fresh_run_takes_over_nothing_of_a_finished_one(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     training = {"max_steps": 1, "batch_size": 2, "learning_rate": "1e-3"}
     recipe = str(write_recipe(training=training))
     base = ["--set", "training.precision=fp32", "--set", "training.micro_batch_size=1"]
+    assert run(["train", recipe, *base, "--dry-run"]) == 0
+    assert "\ntime   not measured yet" in capsys.readouterr().out
     assert run(["train", recipe, *base]) == 0
     capsys.readouterr()
 
@@ -25,6 +27,8 @@ def test_a_fresh_run_takes_over_nothing_of_a_finished_one(
         assert run(["train", recipe, "--dry-run", "--json", *flags]) == 0
         return json.loads(capsys.readouterr().out)
 
+    assert run(["train", recipe, *base, "--fresh", "--dry-run"]) == 0
+    assert "\ntime   about " in capsys.readouterr().out
     old, fresh = planned(), planned("--fresh")
     further = planned("--from", str(tmp_path / "runs" / "tiny"))
     keys = ("training.precision", "training.optimizer", "training.micro_batch_size")
@@ -51,11 +55,11 @@ def tree(folder: Path) -> dict[str, tuple[int, bytes] | None]:
 
 @pytest.mark.parametrize("flags", [(), ("--set", "output=deep/runs/tiny")])
 def test_a_fresh_dry_run_leaves_the_tree_as_it_was(
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
     rows_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     flags: tuple[str, ...],
 ) -> None:
     """Where rows were prepared from other data too, and where it fails midway."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,8 @@ from ftcli.cli import run
 from ftcli.cli.train import train_recipe
 from ftcli.console import Terminal
 from ftcli.inference import open_model
-from ftcli.training import timing, train
+from ftcli.training import preflight, train
+from tests.conftest import Patch, Recipes
 
 TRAINING = {"max_steps": 2, "batch_size": 4}
 
@@ -32,7 +32,7 @@ def _nothing_is_collected_by_chance() -> Iterator[None]:
 class Held:
     """What was in memory, and what of it is there still when a base is loaded."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: Patch) -> None:
         self._seen: dict[str, weakref.ref[Any]] = {}
         self.loaded: list[str] = []
         self.still_there: list[str] = []
@@ -44,14 +44,14 @@ class Held:
             save(trainer, *rest)
 
         monkeypatch.setattr(train, "save_trained", saved)
-        build = timing.build_trainer
+        build = preflight.build_trainer
 
         def built(*arguments: Any) -> Any:
             trainer = build(*arguments)
             self._see_trainer(trainer)
             return trainer
 
-        monkeypatch.setattr(timing, "build_trainer", built)
+        monkeypatch.setattr(preflight, "build_trainer", built)
 
     def _loading(self, load: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         def loading(*arguments: Any, **keywords: Any) -> nn.Module:
@@ -78,7 +78,7 @@ class Held:
 
 
 def test_an_evaluation_of_a_4_bit_run_holds_one_model_at_a_time(
-    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     recipe = write_recipe(method={"mode": "qlora", "rank": 4}, training=TRAINING)
     train_recipe(recipe, (), fresh=False, init_from=None, reporter=Terminal())
@@ -88,7 +88,7 @@ def test_an_evaluation_of_a_4_bit_run_holds_one_model_at_a_time(
 
 
 def test_a_price_is_measured_with_one_model_at_a_time(
-    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     held = Held(monkeypatch)
     recipe = write_recipe(training=TRAINING)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commands.test_training import adapter_digest, stop_at, train
+from tests.conftest import Capture, Patch, Recipes
 
 METHODS: dict[str, dict[str, Any]] = {
     "dora": {"mode": "lora", "rank": 4, "dora": True, "dropout": 0.1},
@@ -28,10 +28,7 @@ TRAINING = {"epochs": 1, "batch_size": 4, "eval_steps": 4, "micro_batch_size": 2
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_stopped_run_resumes_to_the_same_weights(
-    name: str,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     method = METHODS[name]
     whole = write_recipe("whole", method=method, training=TRAINING)
@@ -49,7 +46,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 
 
 def test_a_stopped_run_resumes_whole_where_loading_rules_rename_its_tensors(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     from tests.tiny_models import rename_on_loading
 
@@ -65,7 +62,7 @@ def test_a_stopped_run_resumes_whole_where_loading_rules_rename_its_tensors(
 
 
 def test_another_kind_of_adapter_cannot_go_on(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     assert train(write_recipe("first", method=METHODS["adapter"], training=TRAINING)) == 0
     for method, words in (
@@ -80,10 +77,7 @@ def test_another_kind_of_adapter_cannot_go_on(
 
 
 def test_a_run_with_a_template_from_a_file_goes_on_only_with_that_template(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     file = tmp_path / "chat.jinja"
     file.write_text(TEMPLATE)

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.runs.atomic import sha256_file
-from tests.conftest import CHATML
+from tests.conftest import CHATML, Capture, Patch, Recipes
 
 WITH_DROPOUT = {"mode": "lora", "rank": 4, "dropout": 0.1}
 
@@ -28,7 +26,7 @@ def train(recipe: Path, *flags: str) -> int:
     return run(["train", str(recipe), *flags])
 
 
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+def stop_at(step: int, monkeypatch: Patch, number: int = signal.SIGINT) -> None:
     """Send the signal while this step is logged."""
     from ftcli.training.callbacks import ScheduleCallback
 
@@ -44,11 +42,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIG
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_resumes_to_the_same_weights(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    number: int,
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture, number: int
 ) -> None:
     whole = write_recipe("whole", method=WITH_DROPOUT)
     assert train(whole, "--set", "training.micro_batch_size=2") == 0
@@ -73,22 +67,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert [s for s in steps if s] == sorted(s for s in steps if s)
 
 
-def test_resume_refuses_another_recipe(
-    write_recipe: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    recipe = write_recipe()
-    with monkeypatch.context() as patch:
-        stop_at(2, patch)
-        train(recipe)
-    capsys.readouterr()
-    assert train(recipe, "--set", "training.learning_rate=5e-4") == 1
-    assert "training.learning_rate: 0.001 → 0.0005" in capsys.readouterr().err
-
-
 def test_a_finished_run_refuses_another_recipe_and_fresh_starts_beside_it(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe()
     assert train(recipe, "--json") == 0
@@ -107,11 +87,7 @@ def test_a_finished_run_refuses_another_recipe_and_fresh_starts_beside_it(
 
 
 def test_a_finished_run_refuses_changed_files_and_misses_none_that_is_gone(
-    write_recipe: Callable[..., Path],
-    tiny_model: Path,
-    rows_file: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tiny_model: Path, rows_file: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     base, template = tmp_path / "base", tmp_path / "chat.jinja"
     shutil.copytree(tiny_model, base)
@@ -139,7 +115,7 @@ def test_a_finished_run_refuses_changed_files_and_misses_none_that_is_gone(
 
 
 def test_from_a_run_goes_on_from_its_adapter(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     assert train(write_recipe("first")) == 0
     first = tmp_path / "runs" / "first"
@@ -156,7 +132,7 @@ def test_from_a_run_goes_on_from_its_adapter(
 
 
 def test_from_a_full_run_trains_an_adapter_on_its_model(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Recipes, tmp_path: Path
 ) -> None:
     assert train(write_recipe("whole", method={"mode": "full"})) == 0
     first = tmp_path / "runs" / "whole"
@@ -169,10 +145,7 @@ def test_from_a_full_run_trains_an_adapter_on_its_model(
 
 
 def test_a_stopped_run_that_came_from_another_goes_on_without_saying_so(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     assert train(write_recipe("whole", method={"mode": "full"})) == 0
     further = write_recipe("further")
@@ -184,9 +157,7 @@ def test_a_stopped_run_that_came_from_another_goes_on_without_saying_so(
     assert manifest["state"] == "finished"
 
 
-def test_from_a_4_bit_run_starts_at_its_very_weights(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_from_a_4_bit_run_starts_at_its_very_weights(write_recipe: Recipes, tmp_path: Path) -> None:
     method = {"mode": "qlora", "rank": 4}
     assert train(write_recipe("first", method=method)) == 0
     first = tmp_path / "runs" / "first"
@@ -198,32 +169,9 @@ def test_from_a_4_bit_run_starts_at_its_very_weights(
     assert begun["first_eval_loss"] == ended["eval_loss"]
 
 
-def test_changed_rows_are_refused_before_the_run_loses_its_own(
-    write_recipe: Callable[..., Path],
-    rows_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    recipe = write_recipe()
-    with monkeypatch.context() as patch:
-        stop_at(2, patch)
-        train(recipe)
-    prepared = tmp_path / "runs" / "tiny" / "data" / "train.arrow"
-    before = sha256_file(prepared)
-    rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[5:]))
-    capsys.readouterr()
-    assert train(recipe) == 1
-    assert "rows of data.train: " in capsys.readouterr().err
-    assert sha256_file(prepared) == before
-
-
 @pytest.mark.parametrize("flags", [(), ("--dry-run",)])
 def test_rows_that_are_not_trained_on_are_named(
-    flags: tuple[str, ...],
-    write_recipe: Callable[..., Path],
-    rows_file: Path,
-    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...], write_recipe: Recipes, rows_file: Path, capsys: Capture
 ) -> None:
     lines = rows_file.read_text().splitlines()
     for place in (3, 8, 9, 20):
@@ -236,32 +184,9 @@ def test_rows_that_are_not_trained_on_are_named(
     assert "1 more: " in said
 
 
-@pytest.mark.fault(33)
-def test_pure_bf16_holds_its_weights_in_16_bits(
-    write_recipe: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    import torch
-
-    from ftcli.models import loss as losses
-
-    original, seen = losses.summed_loss, set()
-
-    def watched(model: Any, *arguments: Any) -> Any:
-        seen.update(p.dtype for p in model.parameters())
-        return original(model, *arguments)
-
-    monkeypatch.setattr(losses, "summed_loss", watched)
-    training = {"max_steps": 1, "batch_size": 4, "precision": "pure-bf16"}
-    assert train(write_recipe(method={"mode": "full"}, training=training)) == 0
-    assert seen == {torch.bfloat16}
-    assert "most updates round to nothing" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("mode", ["lora", "qlora"])
 def test_validation_in_the_middle_changes_nothing(
-    mode: str, write_recipe: Callable[..., Path], tmp_path: Path
+    mode: str, write_recipe: Recipes, tmp_path: Path
 ) -> None:
     training = {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3"}
     method = {"mode": mode, "rank": 4}
@@ -272,38 +197,7 @@ def test_validation_in_the_middle_changes_nothing(
     assert often == once
 
 
-def test_training_from_a_folder_opens_no_socket(
-    write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert train(write_recipe()) == 0
-
-
-def test_a_loss_that_is_no_number_stops_before_the_weights_change(
-    write_recipe: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from ftcli.models import loss as losses
-
-    original, calls = losses.summed_loss, []
-
-    def broken(*arguments: Any) -> Any:
-        calls.append(1)
-        loss = original(*arguments)
-        # The first call is that of the longest batch, before the first step.
-        return loss * float("nan") if len(calls) == 4 else loss
-
-    monkeypatch.setattr(losses, "summed_loss", broken)
-    assert train(write_recipe()) == 1
-    assert "the loss became nan in step 3" in capsys.readouterr().err
-
-
-def test_early_stopping_keeps_the_best(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_early_stopping_keeps_the_best(write_recipe: Recipes, tmp_path: Path) -> None:
     training = {
         "epochs": 20,
         "batch_size": 4,
@@ -323,14 +217,3 @@ def test_early_stopping_keeps_the_best(write_recipe: Callable[..., Path], tmp_pa
     assert result["best_step"] == best and result["eval_loss"] == losses[best]
     kept = sha256_file(folder / "checkpoints" / f"step-{best}" / "adapter_model.safetensors")
     assert kept == adapter_digest(folder)
-
-
-def test_two_writers_are_refused(
-    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from ftcli.runs.folder import RunFolder
-
-    recipe = write_recipe()
-    with RunFolder(tmp_path / "runs" / "tiny").lock():
-        assert train(recipe) == 1
-    assert f"process {os.getpid()} on " in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.data.order import Windows, micro_batches, run_rows
+from ftcli.data.order import StepSampler, micro_batches, run_rows
 
 rows = st.integers(1, 40)
 epochs = st.integers(1, 4)
@@ -66,8 +66,8 @@ def test_a_steps_micro_batches_are_its_rows_the_longest_first(
     cut: tuple[list[int], list[int], int, int],
 ) -> None:
     order, lengths, batch_size, micro_batch = cut
-    windows = Windows(order, lengths, batch_size)
-    steps = [micro_batches(window, micro_batch) for window in windows]
+    sampler = StepSampler(order, lengths, batch_size)
+    steps = [micro_batches(window, micro_batch) for window in sampler]
     for number, step in enumerate(steps):
         found = [row for batch in step for row in batch]
         assert Counter(found) == Counter(order[number * batch_size : (number + 1) * batch_size])
@@ -75,11 +75,11 @@ def test_a_steps_micro_batches_are_its_rows_the_longest_first(
             (lengths[row] for row in found), reverse=True
         )
         assert all(0 < len(batch) <= micro_batch for batch in step)
-        assert windows.tokens(number) == sum(lengths[row] for row in found)
-        assert windows.rows_done(number + 1) == min((number + 1) * batch_size, len(order))
+        assert sampler.tokens(number) == sum(lengths[row] for row in found)
+        assert sampler.rows_done(number + 1) == min((number + 1) * batch_size, len(order))
     assert all(sum(map(len, step)) == batch_size for step in steps[:-1])
     assert all(len(batch) == micro_batch for step in steps[:-1] for batch in step)
-    assert len(steps) == len(windows)
+    assert len(steps) == len(sampler)
 
 
 @given(cut=cuts())
@@ -87,6 +87,6 @@ def test_steps_hold_the_same_rows_whatever_the_micro_batch(
     cut: tuple[list[int], list[int], int, int],
 ) -> None:
     order, lengths, batch_size, micro_batch = cut
-    for window in Windows(order, lengths, batch_size):
+    for window in StepSampler(order, lengths, batch_size):
         for size in (1, micro_batch, batch_size):
             assert [row for batch in micro_batches(window, size) for row in batch] == window

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from ftcli.cli import run
 from ftcli.errors import FtcliError
 from ftcli.runs.folder import RunFolder
 from tests.commands.test_training import stop_at
-from tests.conftest import CHATML, save_tiny_model
+from tests.conftest import CHATML, Capture, Observed, Patch, Recipes, save_tiny_model
 from tests.faults.moments import weights_of
 
-Observed = Callable[[str], None]
 TRAINING = {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4}
 
 
@@ -32,9 +30,7 @@ def train(recipe: Path, *flags: str) -> int:
 
 
 @pytest.fixture
-def stopped(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def stopped(write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch) -> Path:
     """The recipe of a run that was stopped, on a base of its own."""
     base = save_tiny_model(tmp_path / "base", head_dim=16)
     recipe = write_recipe(model={"id": str(base)}, training=TRAINING)
@@ -44,7 +40,7 @@ def stopped(
     return recipe
 
 
-def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+def refused(recipe: Path, capsys: Capture, *flags: str) -> str:
     capsys.readouterr()
     assert train(recipe, "--json", *flags) == 1
     error = json.loads(capsys.readouterr().out)["error"]
@@ -55,7 +51,7 @@ def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> st
 
 @pytest.mark.fault(3)
 def test_what_matters_may_not_change(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], observed: Observed
+    stopped: Path, tmp_path: Path, capsys: Capture, observed: Observed
 ) -> None:
     said = refused(
         stopped,
@@ -82,7 +78,10 @@ def test_what_matters_may_not_change(
     rows = tmp_path / "rows.jsonl"
     text = rows.read_text()
     rows.write_text("".join(reversed(text.splitlines(keepends=True))))
+    prepared = tmp_path / "runs" / "tiny" / "data" / "train.arrow"
+    before = prepared.read_bytes()
     assert "\n  rows of data.train: " in refused(stopped, capsys)
+    assert prepared.read_bytes() == before, "the run keeps its own rows"
     rows.write_text(text)
 
     template = tmp_path / "base" / "chat_template.jinja"
@@ -101,7 +100,7 @@ def test_what_matters_may_not_change(
 
 @pytest.mark.fault(3)
 def test_what_shapes_nothing_may_change_and_is_named(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     values: dict[str, Any] = yaml.safe_load(stopped.read_text())
     values["training"] |= {"eval_steps": 2, "keep_checkpoints": 1}
@@ -115,7 +114,7 @@ def test_what_shapes_nothing_may_change_and_is_named(
 
 
 def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     assert "model.device: auto → cpu" in refused(stopped, capsys, "--set", "model.device=cpu")
     manifest = RunFolder(tmp_path / "runs" / "tiny").manifest
@@ -130,14 +129,14 @@ def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
 
 @pytest.mark.fault(3)
 def test_a_rule_of_this_version_may_not_change_the_order(
-    stopped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stopped: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """The seeds, the rows and the recipe are the same; the code orders them otherwise."""
-    from ftcli.training import rows
+    from ftcli.training import collators
 
-    original = rows.run_rows
+    original = collators.run_rows
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "run_rows", lambda *a, **k: list(reversed(original(*a, **k))))
+        patch.setattr(collators, "run_rows", lambda *a, **k: list(reversed(original(*a, **k))))
         capsys.readouterr()
         assert train(stopped, "--json") == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "order_changed"
@@ -156,7 +155,7 @@ with RunFolder(Path(sys.argv[1])).lock():
 
 @pytest.mark.fault(7)
 def test_a_run_has_one_writer_and_its_lock_dies_with_it(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], observed: Observed
+    stopped: Path, tmp_path: Path, capsys: Capture, observed: Observed
 ) -> None:
     folder = RunFolder(tmp_path / "runs" / "tiny")
     holder = subprocess.Popen(
@@ -180,7 +179,7 @@ def test_a_run_has_one_writer_and_its_lock_dies_with_it(
 
 @pytest.mark.fault(4)
 def test_checkpoints_without_the_record_of_their_run_are_not_trained_among(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     folder = RunFolder(tmp_path / "runs" / "tiny")
     kept, steps = folder.manifest.read_bytes(), folder.steps_saved()
@@ -201,10 +200,7 @@ def test_checkpoints_without_the_record_of_their_run_are_not_trained_among(
 
 @pytest.mark.fault(2)
 def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """It is neither counted as one that is kept nor named as where the run stands."""
     training = TRAINING | {"save_steps": 1, "keep_checkpoints": 1, "eval_steps": 100}
@@ -226,10 +222,7 @@ def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
 
 
 def test_a_path_may_be_spelt_otherwise(
-    stopped: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    stopped: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Other spellings of recipe, rows and base; by the run's folder and by its own recipe."""
     from ftcli.cli import train as stage
@@ -254,7 +247,7 @@ def test_a_path_may_be_spelt_otherwise(
         raise FtcliError("reached", "nothing has changed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_require_weights", reached)
+        patch.setattr(stage, "require_weights", reached)
         for recipe, flags in ways:
             capsys.readouterr()
             assert train(recipe, *flags, "--json") == 1
@@ -273,10 +266,7 @@ def test_a_path_may_be_spelt_otherwise(
 
 @pytest.mark.fault(6)
 def test_begin_again_says_how_it_began(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     from ftcli.data.tokenizing import encode
 
@@ -293,7 +283,7 @@ def test_begin_again_says_how_it_began(
 
 @pytest.mark.fault(32)
 def test_fewer_rows_at_once_may_be_asked_for(
-    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     capsys.readouterr()
     assert train(stopped, "--set", "training.micro_batch_size=1") == 0

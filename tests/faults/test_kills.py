@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import Observed, Recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 # Dropout draws from the random generators, and two micro-batches a step accumulate.
@@ -49,7 +50,7 @@ def killed(folder: Path, kills: int, recipes: list[Path]) -> dict[str, Any]:
 
 
 @pytest.mark.fault(1)
-def test_kill_9_at_one_moment(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_kill_9_at_one_moment(write_recipe: Recipes, tmp_path: Path) -> None:
     (run,) = killed(tmp_path, 1, [write_recipe(method=METHODS["lora"], training=TRAINING)]).values()
     (moment,) = run["moments"]
     assert (run["code"], moment["code"], moment["killed"]) == (0, 0, True)
@@ -59,10 +60,7 @@ def test_kill_9_at_one_moment(write_recipe: Callable[..., Path], tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.fault(1)
 def test_kill_9_at_random_moments(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    observed: Callable[[str], None],
-    complete: bool,
+    write_recipe: Recipes, tmp_path: Path, observed: Observed, complete: bool
 ) -> None:
     lora, others = (30, 5) if complete else (4, 1)
     recipes = {

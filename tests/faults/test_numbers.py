@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from ftcli.cli import run
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
-from tests.conftest import pair, save_tiny_model
+from tests.conftest import Capture, Observed, Patch, Recipes, pair, save_tiny_model
 
-Observed = Callable[[str], None]
 TRAINING = {
     "epochs": 1,
     "batch_size": 4,
@@ -61,7 +59,7 @@ def all_finite(folder: Path) -> bool:
     )
 
 
-def failed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def failed(recipe: Path, capsys: Capture) -> str:
     capsys.readouterr()
     assert run(["train", str(recipe), "--json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
@@ -72,10 +70,7 @@ def failed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.fault(15)
 def test_a_packed_row_whose_loss_is_no_number_is_named(
-    poisoned: Path,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    poisoned: Path, write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     """With the rows of its own micro-batch, and no others."""
     write_rows(tmp_path / "rows.jsonl", PLACE)
@@ -91,9 +86,9 @@ def test_a_packed_row_whose_loss_is_no_number_is_named(
 def test_a_row_whose_loss_is_no_number_is_named(
     mode: str,
     poisoned: Path,
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     observed: Observed,
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -120,11 +115,7 @@ def test_a_row_whose_loss_is_no_number_is_named(
 
 @pytest.mark.fault(15)
 def test_a_validation_row_whose_loss_is_no_number_is_named(
-    poisoned: Path,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    observed: Observed,
+    poisoned: Path, write_recipe: Recipes, tmp_path: Path, capsys: Capture, observed: Observed
 ) -> None:
     write_rows(tmp_path / "held.jsonl", 5)
     rows = [pair(number + 100) for number in range(16)]
@@ -139,11 +130,7 @@ def test_a_validation_row_whose_loss_is_no_number_is_named(
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gradient_that_is_no_number_stops_before_the_step(
-    precision: str,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    precision: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """The loss is finite, and its slope is not: √x at 0."""
     from ftcli.models import loss as losses

@@ -15,9 +15,8 @@ from ftcli.models.batches import Batch
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
 from tests.commands.test_training import stop_at
-from tests.conftest import pair
+from tests.conftest import Capture, Observed, Patch, Recipes, pair
 
-Observed = Callable[[str], None]
 TRAINING = {
     "epochs": 1,
     "batch_size": 8,
@@ -36,7 +35,7 @@ def train(recipe: Path, *flags: str) -> int:
 
 
 def fail_backward(
-    monkeypatch: pytest.MonkeyPatch, fails: Callable[[int, int], bool], error: Exception
+    monkeypatch: Patch, fails: Callable[[int, int], bool], error: Exception
 ) -> list[tuple[int, int]]:
     """Run out of memory halfway through the backward passes (number, rows) that `fails` names.
 
@@ -71,7 +70,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.fixture
-def undisturbed(write_recipe: Callable[..., Path], tmp_path: Path) -> list[float]:
+def undisturbed(write_recipe: Recipes, tmp_path: Path) -> list[float]:
     assert train(write_recipe("undisturbed", training=TRAINING)) == 0
     return losses(tmp_path / "runs" / "undisturbed")
 
@@ -81,10 +80,10 @@ def undisturbed(write_recipe: Callable[..., Path], tmp_path: Path) -> list[float
 def test_a_step_is_done_again_with_half_the_rows(
     error: Exception,
     undisturbed: list[float],
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     observed: Observed,
 ) -> None:
     recipe = write_recipe("short", training=TRAINING)
@@ -108,7 +107,7 @@ def test_a_step_is_done_again_with_half_the_rows(
 
 @pytest.mark.fault(32)
 def test_a_run_that_went_on_smaller_stays_so_when_it_is_resumed(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     recipe = write_recipe("short", training=TRAINING, method={"mode": "lora", "dropout": 0.1})
     runs = {}
@@ -130,11 +129,7 @@ def test_a_run_that_went_on_smaller_stays_so_when_it_is_resumed(
 
 @pytest.mark.fault(32)
 def test_the_longest_row_is_tried_first_wherever_it_stands(
-    write_recipe: Callable[..., Path],
-    rows_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    observed: Observed,
+    write_recipe: Recipes, rows_file: Path, monkeypatch: Patch, capsys: Capture, observed: Observed
 ) -> None:
     """The longest row is the last; what it needs is known before the first step."""
     rows = [pair(number) for number in range(31)]
@@ -166,10 +161,7 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
 
 @pytest.mark.fault(32)
 def test_one_row_is_too_much(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """The step before is kept, finite and whole, and the run goes on once there is memory."""
     recipe = write_recipe(training=TRAINING | {"save_steps": 100, "eval_steps": 100})
@@ -188,10 +180,10 @@ def test_one_row_is_too_much(
 @pytest.mark.fault(32)
 def test_a_validation_goes_on_with_half_the_rows(
     undisturbed: list[float],
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
 ) -> None:
     from ftcli.training import trainer
 

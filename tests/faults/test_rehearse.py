@@ -20,7 +20,7 @@ import pytest
 from ftcli.cli import run
 from ftcli.data.prepared import load_prepared
 from ftcli.runs.folder import RunFolder
-from tests.conftest import TINY, pair
+from tests.conftest import TINY, Capture, Observed, Patch, Recipes, pair
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,6 @@ DATA = {"prepared.json", "train.arrow", "validation.arrow", "test.arrow"}
 LEGS = ["look", "prepare", "plan", "twin", "longest batch", "train", "resume", "eval", "merge"]
 LEGS.append("generate")
 
-Recipes = Callable[..., Path]
 Finds = Callable[..., str]
 
 
@@ -51,7 +50,7 @@ def left_behind(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Finds:
+def finds(tmp_path: Path, capsys: Capture) -> Finds:
     """Rehearse, and check that it ends in this leg with this exit code, in words and tidily."""
 
     def rehearse(recipe: Path, leg: str, *, code: int = 1) -> str:
@@ -85,7 +84,7 @@ def change_json(file: Path, **values: object) -> None:
 
 @pytest.mark.parametrize("mode", METHODS)
 def test_every_method_passes_and_the_data_stay_for_the_training(
-    mode: str, write_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mode: str, write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe(method=METHODS[mode])
     assert run(["train", str(recipe), "--rehearse", "--json"]) == 0, capsys.readouterr().err
@@ -112,10 +111,7 @@ def test_every_method_passes_and_the_data_stay_for_the_training(
 
 
 def test_a_person_reads_the_legs_and_then_the_command_whatever_a_killed_one_has_left(
-    write_recipe: Recipes,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     write_recipe()
     left = tmp_path / "runs" / ".tmp-rehearsal-tiny" / "run"
@@ -137,10 +133,7 @@ def test_a_person_reads_the_legs_and_then_the_command_whatever_a_killed_one_has_
 
 @pytest.mark.fault(32)
 def test_the_longest_row_goes_first_though_it_comes_last(
-    write_recipe: Recipes,
-    rows_file: Path,
-    capsys: pytest.CaptureFixture[str],
-    observed: Callable[[str], None],
+    write_recipe: Recipes, rows_file: Path, capsys: Capture, observed: Observed
 ) -> None:
     longest = {"prompt": "Product: " + "kettle " * 30, "completion": "# kettle"}
     rows_file.write_text(rows_of() + json.dumps(longest) + "\n")
@@ -154,7 +147,7 @@ def test_the_longest_row_goes_first_though_it_comes_last(
 
 
 def test_an_existing_run_is_not_touched(
-    write_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe()
     assert run(["train", str(recipe), "--set", "training.max_steps=1"]) == 0
@@ -166,9 +159,7 @@ def test_an_existing_run_is_not_touched(
 
 
 @pytest.mark.slow
-def test_the_small_models_recipe_passes(
-    small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_small_models_recipe_passes(small_model: Path, tmp_path: Path, capsys: Capture) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "ecommerce-qlora.yaml"
     values = [f"model.id={small_model}", f"output={tmp_path / 'runs' / 'shop'}"]
     flags = [word for value in values for word in ("--set", value)]
@@ -180,9 +171,9 @@ def test_the_small_models_recipe_passes(
 
 
 def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
-    write_recipe: Recipes, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
-    from ftcli.cli.smoke import stages
+    from ftcli.cli import rehearse
     from ftcli.training import train as training
 
     models: list[weakref.ref[Any]] = []
@@ -200,7 +191,7 @@ def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
         return ""
 
     monkeypatch.setattr(training, "build_trainer", counted)
-    monkeypatch.setattr(stages, "_evaluate", evaluating)
+    monkeypatch.setattr(rehearse, "_evaluate", evaluating)
     assert run(["train", str(write_recipe()), "--rehearse"]) == 0
     assert alive == {"sitting 1": 0, "sitting 2": 0, "eval": 0}
 
@@ -225,9 +216,7 @@ def test_a_template_whose_end_token_the_model_has_not(write_recipe: Recipes, fin
     assert "data.template: llama3 ends answers with <|eot_id|>, which is no token of this" in said
 
 
-def test_a_disk_that_is_too_small(
-    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_is_too_small(write_recipe: Recipes, finds: Finds, monkeypatch: Patch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * 10**9, 10**9, 100_000))
     said = finds(write_recipe(), "plan")
@@ -294,11 +283,6 @@ def test_a_validation_file_that_is_cut(write_recipe: Recipes, tmp_path: Path, fi
     assert finds(recipe, "prepare").startswith("held.jsonl.gz")
 
 
-def test_a_target_module_that_is_none(write_recipe: Recipes, finds: Finds) -> None:
-    said = finds(write_recipe(method={"mode": "lora", "target_modules": ["q_prj"]}), "look")
-    assert "tiny.yaml:" in said and "no linear layer 'q_prj'; did you mean q_proj?" in said
-
-
 def test_a_base_whose_weights_are_cut(own_model: Path, write_recipe: Recipes, finds: Finds) -> None:
     weights = own_model / "model.safetensors"
     with weights.open("r+b") as file:
@@ -319,16 +303,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
     rows_file.write_text(rows_of() + json.dumps(row) + "\n")
     said = finds(write_recipe(model={"id": str(own_model)}), "prepare")
     assert "the tokenizer has token 400 ('<kettle>'), and the embeddings of the model end" in said
-
-
-def test_a_tracker_that_is_not_installed(
-    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = finds(write_recipe(training={"report_to": ["mlflow"]}), "look")
-    assert said.endswith("training.report_to: mlflow is not installed: pip install mlflow")
 
 
 def test_an_output_folder_that_cannot_be_written(
@@ -352,7 +326,7 @@ def test_a_template_that_refuses_every_row(
 
 
 def test_a_machine_with_too_little_memory(
-    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, finds: Finds, monkeypatch: Patch
 ) -> None:
     from ftcli.models import device
 
@@ -371,7 +345,7 @@ def test_checkpointing_that_a_prefix_cannot_have(write_recipe: Recipes, finds: F
 
 
 def test_a_merge_that_is_not_what_was_trained(
-    write_recipe: Recipes, finds: Finds, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, finds: Finds, monkeypatch: Patch
 ) -> None:
     """What only the last legs can see; a head with its sign turned while it is written."""
     from ftcli.export import merged_model
@@ -390,22 +364,18 @@ def test_a_merge_that_is_not_what_was_trained(
 
 @pytest.mark.parametrize("where", ["a step", "the evaluation"])
 def test_a_signal_of_the_user_ends_it_and_nothing_stays(
-    where: str,
-    write_recipe: Recipes,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    where: str, write_recipe: Recipes, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    from ftcli.cli.smoke import stages, walk
+    from ftcli.cli import rehearse
 
     def interrupt(*_: object, **__: object) -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:  # a second one would kill
             signal.raise_signal(signal.SIGINT)
 
     if where == "a step":
-        monkeypatch.setattr(walk.StoppingUser, "__call__", interrupt)
+        monkeypatch.setattr(rehearse.Quiet, "update", interrupt)
     else:
-        monkeypatch.setattr(stages, "evaluate_run", interrupt)
+        monkeypatch.setattr(rehearse, "evaluate_run", interrupt)
     assert run(["train", str(write_recipe()), "--rehearse"]) == 130
     assert capsys.readouterr().err.endswith(
         "rehearsal stopped; of it no more than the prepared data stays\n"
@@ -414,7 +384,7 @@ def test_a_signal_of_the_user_ends_it_and_nothing_stays(
 
 
 def test_two_rehearsals_of_one_output(
-    write_recipe: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe()
     with RunFolder(tmp_path / "runs" / ".tmp-rehearsal-tiny").lock():
@@ -432,15 +402,13 @@ def test_two_rehearsals_of_one_output(
     ],
 )
 def test_flags_that_mean_nothing_beside_it(
-    flags: list[str], message: str, write_recipe: Recipes, capsys: pytest.CaptureFixture[str]
+    flags: list[str], message: str, write_recipe: Recipes, capsys: Capture
 ) -> None:
     assert run(["train", str(write_recipe()), "--rehearse", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_failure_is_one_json_object(
-    write_recipe: Recipes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_is_one_json_object(write_recipe: Recipes, capsys: Capture) -> None:
     recipe = write_recipe(method={"mode": "lora", "target_modules": ["q_prj"]})
     assert run(["train", str(recipe), "--rehearse", "--json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]

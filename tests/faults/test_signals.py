@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ import pytest
 from ftcli.cli import run
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
-from ftcli.training.resuming import drop_leftovers
-from tests.conftest import save_recipe, save_rows
+from ftcli.training.resuming import delete_leftovers
+from tests.conftest import Capture, Observed, Patch, Recipes, save_recipe, save_rows
 from tests.faults.disk_states import Watcher
 from tests.faults.moments import weights_of
 
-Observed = Callable[[str], None]
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = {"mode": "lora", "rank": 4, "dropout": 0.1}
 TRAINING = {
@@ -37,7 +35,7 @@ TRAINING = {
 MOMENTS = {
     "a step": ("ftcli.models.loss", "summed_loss"),
     "a validation": ("ftcli.training.trainer", "row_losses"),
-    "a save": ("ftcli.training.saving", "save_resumable"),
+    "a save": ("ftcli.training.checkpoint", "save_resumable"),
 }
 
 
@@ -45,7 +43,7 @@ def train(recipe: Path) -> int:
     return run(["train", str(recipe)])
 
 
-def signal_during(where: str, call: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def signal_during(where: str, call: int, number: int, monkeypatch: Patch) -> None:
     """Send a signal to this process in the n-th call, from 1."""
     module, name = MOMENTS[where]
     original: Any = getattr(sys.modules[module], name)
@@ -101,10 +99,10 @@ def test_a_signal_costs_nothing(
     saved: int,
     number: signal.Signals,
     whole: Whole,
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
     observed: Observed,
 ) -> None:
     import ftcli.training.train  # noqa: F401
@@ -128,11 +126,7 @@ def test_a_signal_costs_nothing(
 @pytest.mark.slow
 @pytest.mark.fault(1, 6)
 def test_every_state_of_a_save_in_the_place_of_another_is_whole(
-    whole: Whole,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    observed: Observed,
+    whole: Whole, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, observed: Observed
 ) -> None:
     """The validation that is made up for is saved over the only checkpoint there is."""
     from ftcli.training import train as training
@@ -158,7 +152,7 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
     states = 0
     for state in watcher.all_states():
         kept = shutil.copytree(state, tmp_path / "kept")
-        drop_leftovers(RunFolder(kept))
+        delete_leftovers(RunFolder(kept))
         found = newest_whole(RunFolder(kept), run_id)
         assert found.checkpoint is not None and found.checkpoint.position.step == 2
         records = (kept / "checkpoints" / "step-2" / "records.jsonl").read_text()
@@ -181,11 +175,7 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
 @pytest.mark.fault(6, 15, 32)
 @pytest.mark.parametrize("error", ["memory", "nan"])
 def test_a_validation_that_comes_to_nothing_changes_no_random_state(
-    error: str,
-    whole: Whole,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    error: str, whole: Whole, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     import torch
 
@@ -212,7 +202,7 @@ def test_a_validation_that_comes_to_nothing_changes_no_random_state(
 
 @pytest.mark.fault(6)
 def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """The signal comes in the validation at which patience ends."""
     # Steps too small to change anything: the second validation is no better than the first.
@@ -239,10 +229,10 @@ def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
 def test_a_signal_outside_of_the_steps_ends_at_once(
     where: str,
     whole: Whole,
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: Patch,
+    capsys: Capture,
 ) -> None:
     from ftcli.data.tokenizing import encode
     from ftcli.inference import endings
@@ -273,10 +263,10 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
 SECOND = """
 import os, signal, sys
 from ftcli.cli import run
-from ftcli.training.resuming import drop_leftovers
+from ftcli.training.resuming import delete_leftovers
 from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import Watcher
-from ftcli.environment import loss as losses
+from ftcli.models import loss as losses
 
 original, calls = losses.summed_loss, []
 
@@ -297,7 +287,7 @@ sys.exit(run(["train", sys.argv[1]]))
 @pytest.mark.slow
 @pytest.mark.fault(6)
 def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_whole(
-    whole: Whole, write_recipe: Callable[..., Path], tmp_path: Path, observed: Observed
+    whole: Whole, write_recipe: Recipes, tmp_path: Path, observed: Observed
 ) -> None:
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
     found = subprocess.run(

@@ -20,9 +20,8 @@ from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
 from ftcli.training import train as training
 from tests.commands.test_end_to_end import METHODS
-from tests.conftest import save_tiny_model
+from tests.conftest import Capture, Observed, Patch, Recipes, save_tiny_model
 
-Observed = Callable[[str], None]
 Weights = dict[str, Tensor]
 
 
@@ -51,7 +50,7 @@ def trained_weights(model: Any) -> Weights:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Watched]:
+def watch(monkeypatch: Patch) -> Callable[[Path], Watched]:
     """Train a recipe and give what was seen of its steps."""
     build, save = training.build_trainer, training.save_trained
 
@@ -98,7 +97,7 @@ LIMITS = {"sgd": 1e-6, "adamw": 1e-4}
 )
 def test_a_step_is_the_same_however_it_is_cut(
     mode: str,
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     rows_file: Path,
     watch: Callable[[Path], Watched],
     observed: Observed,
@@ -142,7 +141,7 @@ def test_a_step_is_the_same_however_it_is_cut(
     "mode", [mode if mode in ("full", "lora", "qlora") else slow(mode) for mode in METHODS]
 )
 def test_the_same_recipe_twice_gives_the_same_weights(
-    mode: str, write_recipe: Callable[..., Path], tmp_path: Path, observed: Observed
+    mode: str, write_recipe: Recipes, tmp_path: Path, observed: Observed
 ) -> None:
     """With what is drawn at random: rows, dropout, noise on embeddings."""
     method = METHODS[mode] | ({"dropout": 0.1} if "lora" in mode else {})
@@ -165,7 +164,7 @@ def test_the_same_recipe_twice_gives_the_same_weights(
 @pytest.mark.fault(22)
 @pytest.mark.slow  # two processes that load the whole stack
 def test_two_processes_with_other_orders_of_sets_give_the_same_weights(
-    write_recipe: Callable[..., Path], tmp_path: Path, observed: Observed
+    write_recipe: Recipes, tmp_path: Path, observed: Observed
 ) -> None:
     method = METHODS["lora"] | {"dropout": 0.1}
     digests = set()
@@ -199,7 +198,7 @@ def stored_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train_in(
-    stored_in_bf16: Path, write_recipe: Callable[..., Path], watch: Callable[[Path], Watched]
+    stored_in_bf16: Path, write_recipe: Recipes, watch: Callable[[Path], Watched]
 ) -> Callable[[str], Watched]:
     """Full fine-tuning of the checkpoint in a precision."""
 
@@ -254,9 +253,7 @@ def test_small_steps_are_kept_in_fp32_and_rounded_once_when_saved(
 
 @pytest.mark.fault(33)
 def test_pure_bf16_loses_small_steps_and_says_so(
-    train_in: Callable[[str], Watched],
-    capsys: pytest.CaptureFixture[str],
-    observed: Observed,
+    train_in: Callable[[str], Watched], capsys: Capture, observed: Observed
 ) -> None:
     """Why it is never chosen without being asked for."""
     seen = train_in("pure-bf16")

@@ -26,7 +26,7 @@ from ftcli.models.batches import packed, padded
 from ftcli.models.loss import summed_loss
 from ftcli.models.methods import attach, quantization
 from ftcli.models.virtual_tokens import causal_model
-from ftcli.training.laying import Packed, Padded, laying_of_network
+from ftcli.training.collators import PackingCollator, PaddingCollator, scoring_collator
 from tests.kernels.test_packed_families import assert_same, model_of, rows, through
 from tests.tiny_models import falcon, llama, logits, lora, reload_in_4_bits, shake
 
@@ -241,10 +241,10 @@ def test_parts_are_even_and_like_rows_stay_together() -> None:
 def test_half_the_rows_of_a_micro_batch_have_room_for_what_they_begin_with(common: int) -> None:
     rows_alike = [[*[9] * common, *[place] * 10] for place in range(8)]
     tokens = common + 8 * 10
-    laying = Packed(tokens, 8, share=True, common_tokens=common)
+    collator = PackingCollator(tokens, 8, share_prefix=True, common_tokens=common)
     for most in (8, 4, 2, 1):
-        assert [len(part) for part in laying.divide(rows_alike, most)] == [most] * (8 // most)
-        assert laying.first(rows_alike, most) == most
+        assert [len(part) for part in collator.split(rows_alike, most)] == [most] * (8 // most)
+        assert collator.rows_of_largest(rows_alike, most) == most
 
 
 def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
@@ -259,9 +259,9 @@ def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
 
 def test_scoring_packs_where_the_model_can() -> None:
     ids = [row["input_ids"] for row in rows()]
-    assert laying_of_network(llama(), ids, 0) == Packed(2048, None, share=True)
-    assert laying_of_network(falcon(), ids, 0) == Padded(0)
+    assert scoring_collator(llama(), ids, 0) == PackingCollator(2048, None, share_prefix=True)
+    assert scoring_collator(falcon(), ids, 0) == PaddingCollator(0)
     virtual = attach(llama(), Prompt(mode="prompt", virtual_tokens=4), seed=1)
-    assert laying_of_network(virtual, ids, 0) == Padded(0)
+    assert scoring_collator(virtual, ids, 0) == PaddingCollator(0)
     long = [[7] * 900 + row for row in ids]
-    assert laying_of_network(llama(), long, 0).tokens >= 4 * 900
+    assert scoring_collator(llama(), long, 0).tokens >= 4 * 900

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from bitsandbytes.optim import AdamW8bit
 from bitsandbytes.optim.optimizer import Optimizer2State, Optimizer8bit
 
 from ftcli.cli import run
-from ftcli.training import trainer
-from ftcli.training.saving import optimizer_bytes
+from ftcli.training import building
+from ftcli.training.checkpoint import optimizer_bytes
 from tests.commands.test_training import stop_at
+from tests.conftest import Patch, Recipes
 from tests.faults.moments import weights_of
 
 # Of a weight whose states are paged here; on a GPU it has 100,000.
@@ -36,7 +36,7 @@ def test_states_in_8_bits_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def paged_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def paged_on_a_cpu(monkeypatch: Patch) -> None:
     """bitsandbytes pages states as on a GPU, in memory that is ordinary here."""
 
     def get_paged(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -62,12 +62,12 @@ def paged_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "get_paged", get_paged)
     monkeypatch.setattr(functional, "prefetch_tensor", lambda *_: None)
     monkeypatch.setattr(Optimizer8bit, "get_state_buffer", get_state_buffer)
-    monkeypatch.setitem(trainer.OPTIMIZERS, "adamw", "paged_adamw_8bit")
+    monkeypatch.setitem(building.OPTIMIZERS, "adamw", "paged_adamw_8bit")
 
 
 @pytest.mark.usefixtures("paged_on_a_cpu")
 def test_paged_states_are_paged_again_when_a_run_resumes(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     training = {"epochs": 1, "batch_size": 4, "eval_steps": 4, "optimizer": "adamw"}
     recipes = {

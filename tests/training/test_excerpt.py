@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,14 @@ from ftcli.data.prepared import (
     row_lengths,
 )
 from ftcli.data.tokenizing.rows import read_split
-from ftcli.training.smoke.excerpt import write_excerpt
+from ftcli.training.smoke.rows import write_excerpt
+from tests.conftest import Recipes
 
 ASKED: dict[Split, int] = {"train": 6, "validation": 3, "test": 2}
 
 
 @pytest.fixture
-def prepared(write_recipe: Callable[..., Path], rows_file: Path, tmp_path: Path) -> Path:
+def prepared(write_recipe: Recipes, rows_file: Path, tmp_path: Path) -> Path:
     """A data folder; the row of line 40 is the longest, and none is for tests."""
     lines = [json.loads(line) for line in rows_file.read_text().splitlines()]
     lines[39]["completion"] += " kettle" * 9
@@ -62,7 +62,10 @@ def test_counts_are_those_of_the_few_and_all_else_stays(prepared: Path, tmp_path
     trained = sum(label >= 0 for row in labels for label in row)
     assert found.validation == SplitCounts(3, sum(map(len, labels)), trained)
     assert found.test == SplitCounts(0, 0, 0) and row_lengths(folder, "test") == []
-    kept = {name: getattr(found, name) for name in ("train", "validation", "longest", "digests")}
+    kept = {
+        name: getattr(found, name)
+        for name in ("train", "validation", "longest", "digests", "problems")
+    }
     assert replace(whole, **kept) == found
 
 

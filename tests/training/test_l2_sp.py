@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ftcli.training.l2_sp import STARTS, Hold
+from ftcli.training.l2_sp import L2SP, STARTS
 from tests.commands.test_training import stop_at, train
+from tests.conftest import Patch, Recipes
 
 RATE, STRENGTH = 0.05, 3.0
 DATA = {"train": "rows.jsonl", "validation": 8, "test": 8, "max_length": 256}
@@ -54,7 +54,7 @@ def test_with_sgd_it_is_the_penalty_of_the_paper() -> None:
     ours, theirs = layer(), layer()
     start = deepcopy(theirs)
     sgd = torch.optim.SGD(ours.parameters(), RATE)
-    Hold(ours, STRENGTH, None).attach(sgd, ours)
+    L2SP(ours, STRENGTH, None).attach(sgd, ours)
     coupled = torch.optim.SGD(theirs.parameters(), RATE)
     for step in range(20):
         sgd.zero_grad()
@@ -78,7 +78,7 @@ def test_towards_zero_it_is_adamw_s_own_weight_decay() -> None:
         weights = [w.clone() for w in ours.parameters()]
         for weight in ours.parameters():
             weight.zero_()
-    hold = Hold(ours, STRENGTH, None)
+    hold = L2SP(ours, STRENGTH, None)
     with torch.no_grad():
         for weight, value in zip(ours.parameters(), weights, strict=True):
             weight.copy_(value)
@@ -97,7 +97,7 @@ def test_towards_zero_it_is_adamw_s_own_weight_decay() -> None:
 def test_the_pull_follows_the_learning_rate_of_the_step() -> None:
     model = layer()
     start = [w.detach().clone() for w in model.parameters()]
-    hold = Hold(model, STRENGTH, None)
+    hold = L2SP(model, STRENGTH, None)
     optimizer = torch.optim.SGD(model.parameters(), RATE)
     hold.attach(optimizer, model)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_the_pull_follows_the_learning_rate_of_the_step() -> None:
 @pytest.mark.parametrize("kind", ["sgd", "fused adamw"])
 def test_a_step_that_fp16_leaves_out_pulls_nothing(kind: str) -> None:
     model = layer()
-    hold = Hold(model, STRENGTH, None)
+    hold = L2SP(model, STRENGTH, None)
     optimizer: torch.optim.Optimizer
     if kind == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), RATE)
@@ -140,7 +140,7 @@ def test_a_step_that_fp16_leaves_out_pulls_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
 def test_starting_weights_are_kept_as_they_are_stored_where_that_is_exact(
-    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    stored: torch.dtype, monkeypatch: Patch
 ) -> None:
     from ftcli.training import l2_sp as module
 
@@ -149,9 +149,9 @@ def test_starting_weights_are_kept_as_they_are_stored_where_that_is_exact(
     with torch.no_grad():
         model.bias += 1e-6
     wide, narrow = deepcopy(model), deepcopy(model)
-    kept = Hold(narrow, STRENGTH, stored)
+    kept = L2SP(narrow, STRENGTH, stored)
     assert kept.bytes == 2 * 30 + 4 * 5, "the bias is not one that 16 bits can hold"
-    for each, hold in ((wide, Hold(wide, STRENGTH, torch.float32)), (narrow, kept)):
+    for each, hold in ((wide, L2SP(wide, STRENGTH, torch.float32)), (narrow, kept)):
         optimizer = torch.optim.AdamW(each.parameters(), RATE)
         hold.attach(optimizer, each)
         for step in range(5):
@@ -181,11 +181,11 @@ def distance(one: Weights, other: Weights) -> float:
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_no_hold_is_training_as_without(
-    mode: str, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     made = []
-    original = Hold.__init__
-    monkeypatch.setattr(Hold, "__init__", lambda *a: made.append(1) or original(*a))
+    original = L2SP.__init__
+    monkeypatch.setattr(L2SP, "__init__", lambda *a: made.append(1) or original(*a))
     for name, more in (("without", {}), ("zero", held(0)), ("held", held())):
         recipe = write_recipe(name, method=METHODS[mode], training={**FP32, **more})
         assert train(recipe) == 0
@@ -197,7 +197,7 @@ def test_no_hold_is_training_as_without(
 
 
 def test_a_strong_hold_keeps_weights_near_their_start(
-    write_recipe: Callable[..., Path], tmp_path: Path, tiny_model: Path
+    write_recipe: Recipes, tmp_path: Path, tiny_model: Path
 ) -> None:
     start = load_file(tiny_model / "model.safetensors")
     away = {}
@@ -217,10 +217,7 @@ def test_a_strong_hold_keeps_weights_near_their_start(
     + [pytest.param(name, marks=pytest.mark.slow) for name in ("modules", "projection", "qlora")],
 )
 def test_a_stopped_run_resumes_to_the_same_weights(
-    name: str,
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     training = {**FP32, "precision": "auto", "micro_batch_size": 2, **held(100)}
     whole = write_recipe("whole", method=METHODS[name], training=training)
@@ -234,21 +231,21 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert bool(kept) == (name != "full"), "the base itself is the start of a full training"
     if name != "full":
         # As another version or another device would draw it.
-        original = Hold.__init__
+        original = L2SP.__init__
 
-        def elsewhere(self: Hold, *arguments: Any) -> None:
+        def elsewhere(self: L2SP, *arguments: Any) -> None:
             original(self, *arguments)
             for start in self._starts.values():
                 start.add_(1)
 
-        monkeypatch.setattr(Hold, "__init__", elsewhere)
+        monkeypatch.setattr(L2SP, "__init__", elsewhere)
     assert train(stopped) == 0
     assert distance(weights(runs / "stopped"), weights(runs / "whole")) == 0
 
 
 @pytest.mark.slow
 def test_a_further_run_is_held_at_its_parent_s_weights(
-    write_recipe: Callable[..., Path], tmp_path: Path
+    write_recipe: Recipes, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     for mode in ("lora", "full"):
@@ -266,13 +263,13 @@ def test_a_further_run_is_held_at_its_parent_s_weights(
 
 
 def test_rows_at_once_and_a_step_done_again_change_nothing(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     from ftcli.models import loss as losses
 
     pulls: list[int] = []
-    original = Hold._pull
-    monkeypatch.setattr(Hold, "_pull", lambda self, *a: pulls.append(1) or original(self, *a))
+    original = L2SP._pull
+    monkeypatch.setattr(L2SP, "_pull", lambda self, *a: pulls.append(1) or original(self, *a))
     for rows in (1, 4):
         training = {**FP32, "micro_batch_size": rows, **held(100)}
         recipe = write_recipe(f"by-{rows}", method=METHODS["full"], training=training)

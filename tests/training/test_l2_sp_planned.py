@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,10 @@ from ftcli.memory.shapes import find_shape
 from ftcli.memory.trained import hold_bytes
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach
-from ftcli.training.l2_sp import Hold
+from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.decide import BF16_ROUNDS_BELOW
 from tests.commands.test_training import adapter_digest, train
-from tests.conftest import save_tiny_model
+from tests.conftest import Capture, Recipes, save_tiny_model
 from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, held
 
 
@@ -48,7 +47,7 @@ def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path
         quantization=quantization(recipe.method, torch.float32),
     )
     files = getattr(torch, stored) if name == "full" else None
-    found = Hold(attach(model, recipe.method, seed=0), STRENGTH, files)
+    found = L2SP(attach(model, recipe.method, seed=0), STRENGTH, files)
     shape = find_shape(str(base), tmp_path)
     choices = Choices(**choices_of_method(recipe.method), precision="fp32", hold=True)
     assert found.bytes == hold_bytes(shape, choices) > 0
@@ -67,7 +66,7 @@ def test_a_7b_in_16_bits_holds_two_bytes_a_weight() -> None:
 
 
 def test_all_of_the_way_back_is_refused_before_any_row_is_read(
-    write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+    write_recipe: Recipes, rows_file: Path, capsys: Capture
 ) -> None:
     rows_file.unlink()
     recipe = write_recipe(training={"learning_rate": "1e-3", **held(1000)})
@@ -86,18 +85,7 @@ def test_all_of_the_way_back_is_refused_before_any_row_is_read(
         assert "0.0002 × 5000 = 1 here" in said
 
 
-def test_a_number_alone_is_refused_with_what_is_expected(
-    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["train", str(write_recipe(training={"hold": 100}))]) == 2
-    assert "training.hold: expected a section of keys and values, found 100" in (
-        capsys.readouterr().err
-    )
-
-
-def test_plan_and_estimate_show_it_with_its_memory(
-    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_and_estimate_show_it_with_its_memory(write_recipe: Recipes, capsys: Capture) -> None:
     recipe = write_recipe(method=METHODS["full"], training={**FP32, **held(100)})
     assert run(["train", str(recipe), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -125,7 +113,7 @@ def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: 
         model = nn.Linear(64, 64, bias=False).to(dtype)
         with torch.no_grad():
             model.weight.copy_(torch.linspace(1, 2, 4096).view(64, 64))
-        hold = Hold(model, pull / RATE, None)
+        hold = L2SP(model, pull / RATE, None)
         optimizer = torch.optim.SGD(model.parameters(), RATE)
         hold.attach(optimizer, model)
         with torch.no_grad():  # so far away, measured by what the weight is then
@@ -137,9 +125,7 @@ def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: 
         assert torch.equal(model.weight, moved) == is_lost, (dtype, away)
 
 
-def test_pure_bf16_warns_that_pulls_are_lost(
-    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pure_bf16_warns_that_pulls_are_lost(write_recipe: Recipes, capsys: Capture) -> None:
     words = "pulls this small round to nothing until a weight is 0.02 of its own size away"
     pure = {**FP32, "precision": "pure-bf16", "max_steps": 1, **held(100)}
     recipe = write_recipe(method=METHODS["full"], training=pure)
@@ -153,9 +139,7 @@ def test_pure_bf16_warns_that_pulls_are_lost(
     assert "round to nothing" not in capsys.readouterr().out
 
 
-def test_an_adapter_s_start_has_its_room_on_the_disk(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_adapter_s_start_has_its_room_on_the_disk(write_recipe: Recipes, tmp_path: Path) -> None:
     from ftcli.runs.atomic import folder_bytes
     from tests.training.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ftcli.models.device import find_hardware
-from ftcli.training import measured
-from ftcli.training.measured import MemoryMeter, Peak
+from ftcli.training import preflight
+from ftcli.training.preflight import MemoryMeter, Peak
+from tests.conftest import Patch
 
 MIB = 2**20
 TENSOR_BYTES = 64 * MIB
@@ -49,12 +50,12 @@ def test_a_peak_is_what_was_held_at_once_since_the_reset() -> None:
 
 @on_cpu
 def test_without_a_reset_a_peak_counts_only_above_that_of_the_beginning(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: Patch, tmp_path: Path
 ) -> None:
     peaks = iter([100, 100, 100, 300, 300])
-    monkeypatch.setattr(measured, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
-    monkeypatch.setattr(measured, "_resident_bytes", lambda: 80)
-    monkeypatch.setattr(measured, "_peak_resident_bytes", lambda: next(peaks))
+    monkeypatch.setattr(preflight, "CLEAR_REFS", tmp_path / "none" / "clear_refs")
+    monkeypatch.setattr(preflight, "_resident_bytes", lambda: 80)
+    monkeypatch.setattr(preflight, "_peak_resident_bytes", lambda: next(peaks))
     meter = MemoryMeter(find_hardware("auto"))
     meter.reset()
     assert meter.peak() == Peak(), "the peak is that of what came before"

@@ -12,6 +12,7 @@ from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder
 from ftcli.training import opening
 from ftcli.training.opening import require_unchanged_weights, run_at, weight_digests
+from tests.conftest import Patch
 
 
 def reason(path: Path) -> str:
@@ -32,7 +33,7 @@ def reason(path: Path) -> str:
     ],
 )
 def test_a_part_of_a_run_names_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, what: str
+    tmp_path: Path, monkeypatch: Patch, part: str, what: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = RunFolder(tmp_path / "runs" / "shop")
@@ -78,7 +79,7 @@ def changed(run: RunFolder) -> FtcliError:
 
 
 def test_a_whole_model_is_read_only_where_size_or_date_is_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     run, read = RunFolder(tmp_path / "shop"), list[str]()
     finished(run, run.model, ["model-1.safetensors", "model-2.safetensors"])
@@ -127,7 +128,7 @@ def test_a_manifest_whose_weights_are_no_object_is_named(tmp_path: Path) -> None
     assert caught.value.code == "run_broken" and caught.value.file == str(run.manifest)
 
 
-def test_neither_run_nor_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_run_nor_recipe(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     write_json(RunFolder(tmp_path / "runs" / "shop").manifest, {"state": "finished"})
     (tmp_path / "shop.yaml").write_text("")
@@ -139,9 +140,7 @@ def test_neither_run_nor_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert reason(Path("shpo.yaml")) == f"{said}; did you mean shop.yaml?"
 
 
-def test_the_command_that_makes_the_run_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_that_makes_the_run_is_whole(tmp_path: Path, monkeypatch: Patch) -> None:
     from tests.config.shop import SHOP
 
     monkeypatch.chdir(tmp_path)

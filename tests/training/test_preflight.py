@@ -16,11 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from ftcli.kernels.attention import saved_probabilities
 from ftcli.training import preflight
+from ftcli.training.collators import MicroBatch
 from ftcli.training.plan.plan import Plan
 from ftcli.training.preflight import WHERE
 from ftcli.training.trainer import FtcliTrainer
 from tests.commands.test_training import train
-from tests.conftest import save_tiny_model
+from tests.conftest import Patch, Recipes, save_tiny_model
 
 LAYERS = 9
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -40,15 +41,15 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
 def test_the_check_holds_as_much_at_once_as_a_whole_pass(
     method: dict[str, Any],
     checkpointing: bool,
-    write_recipe: Callable[..., Path],
+    write_recipe: Recipes,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
-    original, peaks, went = FtcliTrainer.gradients_of, {}, {}
+    original, peaks, went = FtcliTrainer.forward_backward, {}, {}
 
     def watched(
         trainer: FtcliTrainer,
-        batches: list[list[int]],
+        batches: list[MicroBatch],
         where: str,
         of: Sequence[Tensor] | None = None,
     ) -> Tensor:
@@ -62,7 +63,7 @@ def test_the_check_holds_as_much_at_once_as_a_whole_pass(
                     p.grad.zero_()
         return original(trainer, batches, where, of)
 
-    monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
+    monkeypatch.setattr(FtcliTrainer, "forward_backward", watched)
     monkeypatch.setattr(preflight, "LITTLE", 1)  # whatever the gradients of a tiny model count for
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS)
     training = {
@@ -98,19 +99,18 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_no_step_has_a_larger_micro_batch(
-    name: str, write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    original, tried, trained = FtcliTrainer.gradients_of, [], []
+    original, tried, trained = FtcliTrainer.forward_backward, [], []
 
-    def watched(trainer: FtcliTrainer, batches: list[list[int]], where: str, **of: Any) -> Tensor:
-        rows = trainer.data.train.dataset
-        for batch in (trainer.laying.lay([rows[row] for row in rows_]) for rows_ in batches):
+    def watched(trainer: FtcliTrainer, batches: list[MicroBatch], where: str, **of: Any) -> Tensor:
+        for batch in (micro_batch.inputs for micro_batch in batches):
             assert batch.layout is not None
             size = (batch.input_ids.numel(), saved_probabilities(batch.layout))
             (tried if where == WHERE else trained).append(size)
         return original(trainer, batches, where, **of)
 
-    monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
+    monkeypatch.setattr(FtcliTrainer, "forward_backward", watched)
     pairs = [{"prompt": prompt, "completion": answer} for prompt, answer in ROWS[name]]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     training = {"max_steps": 3, "batch_size": 16, "packing": 512}
@@ -123,11 +123,11 @@ def test_no_step_has_a_larger_micro_batch(
 
 
 def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """Its gradients are no small part of what it takes, though few are there at its peak; and the
     states, which the first step makes, are there in all that follow."""
-    original, ends, held = FtcliTrainer.gradients_of, [], []
+    original, ends, held = FtcliTrainer.forward_backward, [], []
     make_room = preflight._room_for_states
 
     def room(trainer: FtcliTrainer, plan: Plan) -> Tensor | None:
@@ -136,7 +136,7 @@ def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
         held.append(weakref.ref(found))
         return found
 
-    def watched(trainer: FtcliTrainer, batches: list[list[int]], where: str, **of: Any) -> Tensor:
+    def watched(trainer: FtcliTrainer, batches: list[MicroBatch], where: str, **of: Any) -> Tensor:
         if where == WHERE:
             ends.append(of["of"])
             states, trained = held[0](), sum(p.numel() for p in trainer.model.parameters())
@@ -144,7 +144,7 @@ def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
             assert states.min() > 0, "written to"
         return original(trainer, batches, where, **of)
 
-    monkeypatch.setattr(FtcliTrainer, "gradients_of", watched)
+    monkeypatch.setattr(FtcliTrainer, "forward_backward", watched)
     monkeypatch.setattr(preflight, "_room_for_states", room)
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS, intermediate_size=1024)
     model, training = {"id": str(tmp_path / "tiny")}, {"max_steps": 1, "batch_size": 4}

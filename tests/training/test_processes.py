@@ -6,12 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.conftest import Recipes
 
 # Of three rows a step at most, so that both processes have several micro-batches, and not as many.
 PROGRAM = """
@@ -41,10 +42,11 @@ trainer.model_wrapped, optimizer = prepare_model(trainer.model, trainer.create_o
 weights = {name: w for name, w in trainer.model.named_parameters() if w.requires_grad}
 losses, gradients = [], {}
 for step in range(5):
-    losses.append(trainer.training_step(trainer.model_wrapped, trainer.data.windows[step]))
+    batch = trainer.collate_step(trainer.data.sampler[step])
+    losses.append(trainer.training_step(trainer.model_wrapped, {"step": batch}))
     gradients = gradients or {name: w.grad.clone() for name, w in weights.items()}
     optimizer.step()
-    trainer.forget_gradients()
+    trainer.zero_grad()
 last = {name: w.detach() for name, w in weights.items()}
 torch.save((torch.stack(losses), gradients, last, type(trainer.model_wrapped).__name__), found)
 """
@@ -72,7 +74,7 @@ def train(recipe: Path, folder: Path, processes: int) -> list[Any]:
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_two_processes_take_the_steps_of_one(
-    mode: str, packing: bool, write_recipe: Callable[..., Path], tmp_path: Path
+    mode: str, packing: bool, write_recipe: Recipes, tmp_path: Path
 ) -> None:
     training = {"epochs": 1, "batch_size": 6, "micro_batch_size": 2, "learning_rate": 1e-3}
     recipe = write_recipe(

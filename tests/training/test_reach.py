@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from ftcli.training.smoke.reach import Reach, reach_of
+from ftcli.training.smoke.rows import context_length
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
 SCALED = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
@@ -43,4 +43,4 @@ def test_the_context_is_what_the_config_says_stretched_where_it_is(
     model_type: str, keys: dict[str, Any], context: int
 ) -> None:
     config = AutoConfig.for_model(model_type, vocab_size=97, **keys)
-    assert reach_of(config) == Reach(context, 97)
+    assert context_length(config) == context

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from ftcli.cli import run
+from tests.conftest import Patch, Recipes
 
 STEPS = {"max_steps": 4, "batch_size": 4}
 WITHOUT_VALIDATION = ("--set", "data.validation=0")
 
 
 @pytest.fixture
-def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def saved_steps(monkeypatch: Patch) -> list[int]:
     """The steps at which checkpoints are saved, each after the other."""
     from ftcli.training.trainer import FtcliTrainer
 
@@ -35,8 +33,8 @@ def test_a_save_that_takes_much_of_the_time_is_left_out(
     share: float,
     steps: list[int],
     saved_steps: list[int],
-    write_recipe: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+    write_recipe: Recipes,
+    monkeypatch: Patch,
 ) -> None:
     from ftcli.training import callbacks
 
@@ -47,7 +45,7 @@ def test_a_save_that_takes_much_of_the_time_is_left_out(
 
 
 def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
-    saved_steps: list[int], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    saved_steps: list[int], write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     from ftcli.training import callbacks
 
@@ -58,7 +56,7 @@ def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
 
 
 def test_the_best_weights_are_saved_whatever_it_takes(
-    saved_steps: list[int], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    saved_steps: list[int], write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     from ftcli.training import callbacks
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftcli.config.recipe import Recipe
 from ftcli.memory.shapes import shape_from_config
 from ftcli.memory.shapes.families import FAMILIES
-from ftcli.training.smoke.tiny_model import HEADS, HIDDEN, LAYERS, build_twin, tiny_config
+from ftcli.training.smoke.tiny_model import HEADS, HIDDEN, LAYERS, build_tiny_model, tiny_config
 from tests.conftest import tiny_tokenizer
 from tests.memory.counting import BY_FAMILY
 
@@ -138,7 +138,7 @@ def original(tmp_path: Path) -> Path:
 
 def test_a_twin_is_built_without_the_weights(original: Path, tmp_path: Path) -> None:
     twin = tmp_path / "twin"
-    shape = build_twin(str(original), recipe(), twin)
+    shape = build_tiny_model(str(original), recipe(), twin)
     assert (shape.layers, shape.hidden, shape.vocab) == (LAYERS, HIDDEN, 400)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (twin / name).read_bytes() == (original / name).read_bytes()
@@ -165,4 +165,4 @@ def test_a_twin_is_built_without_the_weights(original: Path, tmp_path: Path) -> 
 def test_layers_that_the_recipe_names_are_there(
     method: dict[str, Any], layers: int, original: Path, tmp_path: Path
 ) -> None:
-    assert build_twin(str(original), recipe(**method), tmp_path / "twin").layers == layers
+    assert build_tiny_model(str(original), recipe(**method), tmp_path / "twin").layers == layers

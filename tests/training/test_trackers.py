@@ -12,6 +12,7 @@ import pytest
 
 from ftcli.cli import run
 from tests.commands.test_training import stop_at, train
+from tests.conftest import Capture, Patch, Recipes
 
 TRAINING = {"epochs": 1, "batch_size": 4, "learning_rate": "1e-3", "eval_steps": 4}
 
@@ -59,7 +60,7 @@ def tracking(*names: str) -> dict[str, Any]:
 
 
 def test_tensorboard_shows_what_the_run_recorded_also_where_it_was_stopped(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     recipe = write_recipe(training=tracking("tensorboard"))
     with monkeypatch.context() as patch:
@@ -83,9 +84,7 @@ def test_tensorboard_shows_what_the_run_recorded_also_where_it_was_stopped(
     assert set(shown) == wanted, "as docs/forgetting.md lists them"
 
 
-def test_an_epoch_is_told_by_the_rows_that_were_seen(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_an_epoch_is_told_by_the_rows_that_were_seen(write_recipe: Recipes, tmp_path: Path) -> None:
     """Trainer takes the whole run for one epoch; here 32 rows are one, 4 rows a step."""
     recipe = write_recipe(training=tracking("tensorboard") | {"epochs": 3, "max_steps": 10})
     assert train(recipe) == 0
@@ -94,7 +93,7 @@ def test_an_epoch_is_told_by_the_rows_that_were_seen(
 
 
 def test_steps_that_are_done_again_stand_there_once(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """As after a kill: steps that no checkpoint knows of were told."""
     import shutil
@@ -110,7 +109,7 @@ def test_steps_that_are_done_again_stand_there_once(
 
 
 def test_a_folder_of_the_user_s_goes_before(
-    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
     recipe = write_recipe(training=tracking("tensorboard") | {"max_steps": 1})
@@ -119,20 +118,11 @@ def test_a_folder_of_the_user_s_goes_before(
     assert not (tmp_path / "runs" / "tiny" / "logs").exists()
 
 
-@pytest.mark.slow
-def test_a_rehearsal_tells_tensorboard_and_no_other(
-    write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    recipe = write_recipe(training=tracking("tensorboard"))
-    assert run(["train", str(recipe), "--rehearse"]) == 0, capsys.readouterr().err
-    assert not list(tmp_path.rglob("events.out*"))
-
-
 # The others
 
 
 @pytest.fixture
-def trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Path]]:
+def trackio(tmp_path: Path, monkeypatch: Patch) -> Iterator[Callable[[str], Path]]:
     """A package that writes down what it is told; the line in place of FAIL runs first."""
 
     def install(first: str) -> Path:
@@ -148,7 +138,7 @@ def trackio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 def test_another_tracker_is_told_the_same(
-    write_recipe: Callable[..., Path], tmp_path: Path, trackio: Callable[[str], Path]
+    write_recipe: Recipes, tmp_path: Path, trackio: Callable[[str], Path]
 ) -> None:
     told = trackio("pass")
     assert train(write_recipe("shop", training=tracking("trackio"))) == 0
@@ -164,10 +154,7 @@ def test_another_tracker_is_told_the_same(
 
 
 def test_a_tracker_that_cannot_begin_is_named(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    trackio: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, tmp_path: Path, trackio: Callable[[str], Path], capsys: Capture
 ) -> None:
     trackio('raise ValueError("no API key")')
     assert train(write_recipe(training=tracking("trackio"))) == 1
@@ -178,7 +165,7 @@ def test_a_tracker_that_cannot_begin_is_named(
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_all_of_them_are_passed_on(name: str, tmp_path: Path) -> None:
-    from ftcli.training.trainer import sft_config
+    from ftcli.training.building import sft_config
     from tests.training.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
 
     asked = recipe(training={"report_to": [name]})
@@ -191,11 +178,7 @@ def test_all_of_them_are_passed_on(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--rehearse"]])
 def test_missing_packages_are_named_before_anything_is_opened(
-    flags: list[str],
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     from ftcli.training import job
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,14 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.models.batches import Batch
+from tests.commands.test_training import adapter_digest, stop_at
+from tests.conftest import Capture, Patch, Recipes
 
 
 @pytest.mark.fault(33)
 @pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
 def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
-    mode: str, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    mode: str, write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     import torch
 
@@ -43,10 +44,7 @@ def test_bf16_computes_in_bf16_and_keeps_trained_weights_in_fp32(
 
 
 def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
-    write_recipe: Callable[..., Path],
-    rows_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write_recipe: Recipes, rows_file: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Of each row of an epoch, every label, whatever its length."""
     from ftcli.models import loss as losses
@@ -69,3 +67,34 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     assert max(length for length, _ in seen) == prepared["longest_row"]["tokens"]
     (_, *steps) = seen  # the first is the check of the longest batch
     assert sum(labelled for _, labelled in steps) == prepared["trained_tokens"]
+
+
+def test_a_step_that_is_read_ahead_is_the_same(
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Through a stop, a resume and a lack of memory, as on a card."""
+    from ftcli.models import loss as losses
+    from ftcli.training import trainer
+
+    training = {"epochs": 1, "batch_size": 4, "micro_batch_size": 2, "precision": "fp32"}
+    method = {"mode": "lora", "rank": 4, "dropout": 0.1}
+    recipes = [write_recipe(name, method=method, training=training) for name in ("now", "ahead")]
+    original, calls = losses.summed_loss, list[int]()
+
+    def short_of_memory(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 9:
+            raise MemoryError
+        return original(*arguments)
+
+    for recipe, devices in zip(recipes, (("cuda",), ("cuda", "cpu")), strict=True):
+        calls.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "READS_AHEAD", devices)
+            patch.setattr(losses, "summed_loss", short_of_memory)
+            stop_at(5, patch)
+            assert run(["train", str(recipe)]) == 130
+        monkeypatch.setattr(trainer, "READS_AHEAD", devices)
+        assert run(["train", str(recipe)]) == 0
+    now, ahead = (adapter_digest(tmp_path / "runs" / name) for name in ("now", "ahead"))
+    assert now == ahead

@@ -9,16 +9,15 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ftcli.config.evaluation import file_names
-from ftcli.config.loader import Loaded, differences, load_recipe
+from ftcli.config.loader import Loaded
 from ftcli.console import Reporter, counted, duration, shown_path
 from ftcli.data.few_shot import Turns, choose_examples, few_shot
 from ftcli.data.prepared import Prepared, Split
-from ftcli.errors import DataError, FtcliError
+from ftcli.errors import DataError
 from ftcli.evaluation.advice.answer_form import AnswerForm, read_format
 from ftcli.evaluation.advice.row_statistics import PreparedRows
 from ftcli.evaluation.scorers.format import format_scorer
@@ -30,20 +29,13 @@ from ftcli.evaluation.statistics import mean_of
 from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import sha256_file, short_digest
-from ftcli.runs.folder import runs_at
-from ftcli.training.opening import FREE_KEYS
+from ftcli.training.run_record import known_speed, tokens_to_train
 
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
     from ftcli.inference.generation import Model
     from ftcli.training.job import TrainJob
 
-# What may differ between two runs that are as fast as each other.
-SPEED_KEYS = FREE_KEYS | {
-    *("training.epochs", "training.max_steps", "training.seed"),
-    *("training.learning_rate", "training.scheduler", "training.warmup_ratio"),
-    "training.weight_decay",
-}
 TIMED_CALLS = 3
 ROWS = 30
 SHOTS = 5
@@ -322,10 +314,11 @@ def price_of(
     job: TrainJob, loaded: Loaded, per_hour: float, shots: int, reporter: Reporter
 ) -> Price:
     """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
-    rows = job.dataset.trained_on
-    seen = job.plan.steps * job.recipe.training.batch_size
-    tokens = round(seen * rows.tokens / rows.rows)
-    speed, measured = _earlier_speed(job) or _measured_speed(job, reporter)
+    if (known := known_speed(job)) is not None:
+        speed, measured = known[0], f"measured by {shown_path(known[1].path)}"
+    else:
+        speed, measured = _measured_speed(job, reporter)
+    tokens = tokens_to_train(job)
     seconds = tokens / speed
     run = RunCost(tokens, speed, measured, seconds, seconds / 3600 * per_hour)
     calls = None
@@ -334,28 +327,10 @@ def price_of(
     return Price(per_hour, run, calls)
 
 
-def _earlier_speed(job: TrainJob) -> tuple[float, str] | None:
-    """Tokens a second of the newest finished run of the same recipe on the same machine."""
-    wanted = ("finished", job.model.hardware.name, job.dataset.fingerprint)
-    assert job.recipe.output is not None, "the recipe's paths are absolute"
-    for run in reversed(runs_at(Path(job.recipe.output))):
-        try:
-            manifest = run.read_manifest()
-            speed = float(manifest["result"]["tokens_per_second"])
-            found = (manifest["state"], manifest["hardware"]["name"], manifest["data"])
-            recipe = load_recipe(run.recipe).recipe
-        except (FtcliError, KeyError, TypeError, ValueError):
-            continue  # a run that cannot be read says nothing
-        same = found == wanted and not differences(recipe, job.recipe, SPEED_KEYS)
-        if speed and same:
-            return speed, f"measured by {shown_path(run.path)}"
-    return None
-
-
 def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
     """Of a few steps that are thrown away."""
     from ftcli.models.device import free_memory, memory_in_words
-    from ftcli.training.timing import TIMED_STEPS, UNTIMED_STEPS, measure_speed
+    from ftcli.training.preflight import TIMED_STEPS, UNTIMED_STEPS, measure_speed
 
     training = job.recipe.training.model_copy(update={"report_to": []})
     silent = replace(job, recipe=job.recipe.model_copy(update={"training": training}))
@@ -364,12 +339,12 @@ def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
     there = logs.is_dir()
     try:
         with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
-            found = measure_speed(silent)
+            tokens_per_second = measure_speed(silent)
         free_memory()
     finally:
         if not there:
             shutil.rmtree(logs, ignore_errors=True)  # Trainer makes a folder for trackers
-    return found.tokens_per_second, f"{TIMED_STEPS} steps timed here"
+    return tokens_per_second, f"{TIMED_STEPS} steps timed here"
 
 
 def _timed_calls(job: TrainJob, loaded: Loaded, shots: int, reporter: Reporter) -> Calls:

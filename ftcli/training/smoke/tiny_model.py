@@ -1,7 +1,7 @@
-"""A tiny random twin of a model: of the same type, with the same tokenizer and names of modules.
+"""A tiny random model of the same architecture, with the same tokenizer and module names.
 
-What goes by names, kinds of layers, token ids or context is the original's. Small are the widths,
-and the number of layers where none is named by its number, so that a training takes seconds.
+Names, kinds of layers, token ids and context are the original's. The widths are small, and the
+layers few where the recipe names none by its number, so that a training takes seconds.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*",
     "generation_config.json",
 )
-# Keys of config.json that a twin does not take over: it is not quantised, and has no code.
+# Keys of config.json that are left out: the copy is not quantised, and has no code.
 LEFT_OUT = ("quantization_config", "auto_map")
 
 
-def build_twin(source: str, recipe: Recipe, folder: Path) -> Shape:
-    """Write a twin of the recipe's model into `folder`, in the type of the original's files.
+def build_tiny_model(source: str, recipe: Recipe, folder: Path) -> Shape:
+    """Write a tiny copy of the recipe's model into `folder`, in the type of the original's files.
 
     Of the original only config.json and the tokenizer's files are needed. Raises ModelError.
     """

@@ -1,21 +1,99 @@
-"""Save a step: all that a training goes on from, and a manifest that proves it whole."""
+"""Save and load a step: weights, optimizer, schedule, random states; nothing NaN or infinite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
 
+from ftcli.errors import FtcliError
 from ftcli.models.adapters import save_resumable
+from ftcli.models.device import uses_gpu
 from ftcli.runs.atomic import whole_folder, write_text
 from ftcli.runs.checkpoints import Position, seal
 from ftcli.runs.metrics_log import Records
-from ftcli.training.finite import require_finite_weights
-from ftcli.training.l2_sp import Hold
-from ftcli.training.randomness import random_state
+from ftcli.training.l2_sp import L2SP
+
+if TYPE_CHECKING:
+    from ftcli.training.collators import Rows
+
+ADVICE = "look at these rows, or lower training.learning_rate"
+
+
+class NotFiniteError(FtcliError):
+    """The step failed; the weights are those of the step before."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("loss_not_finite", message)
+
+
+def require_finite_loss(
+    losses: Sequence[Tensor], batches: Sequence[Sequence[int]], rows: Rows, where: str
+) -> None:
+    """Raise NotFiniteError naming the rows of the batches with a NaN or infinite loss.
+
+    `losses` are scalars, one for each batch of row numbers.
+    """
+    if bool(torch.isfinite(torch.stack(list(losses))).all()):
+        return
+    bad = [i for i, loss in enumerate(losses) if not torch.isfinite(loss)]
+    found = losses[bad[0]].item()
+    named = rows.names(row for i in bad for row in batches[i])
+    raise NotFiniteError(
+        f"the loss became {found} in {where}, before any weight was changed, on {named}; {ADVICE}"
+    )
+
+
+def gradient_not_finite(
+    norm: float, window: Sequence[int], rows: Rows, step: int
+) -> NotFiniteError:
+    """The error of a gradient with a NaN or infinite norm, naming the rows of its step."""
+    return NotFiniteError(
+        f"the gradient became {norm} in step {step}, before any weight was changed, on "
+        f"{rows.names(window)}; {ADVICE}"
+    )
+
+
+def require_finite_weights(model: PreTrainedModel, step: int) -> None:
+    """Raise NotFiniteError where a trained weight is NaN or infinite: nothing of it is saved."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+            raise NotFiniteError(
+                f"{name} holds NaN or infinity after step {step}; train with a lower "
+                "training.learning_rate, beside this run (--fresh)"
+            )
+
+
+# By the names under which Trainer reads them back (transformers 5.24, Trainer._load_rng_state).
+RandomState = dict[str, Any]
+
+
+def random_state() -> RandomState:
+    """What the generators would draw next."""
+    state: RandomState = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+    }
+    if uses_gpu():
+        state["cuda"] = torch.cuda.random.get_rng_state()
+    return state
+
+
+def restore_random_state(state: RandomState) -> None:
+    """Let the generators draw again what they drew from then on."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state and uses_gpu():
+        torch.cuda.random.set_rng_state(state["cuda"])
+
 
 # By the names under which Trainer reads them back (transformers 5.24, trainer.py).
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
@@ -34,7 +112,7 @@ class Trainable(Protocol):
     lr_scheduler: Any
     accelerator: Any
     records: Records
-    hold: Hold | None
+    l2_sp: L2SP | None
 
 
 def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> None:
@@ -45,8 +123,8 @@ def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> Non
     require_finite_weights(trainer.model, position.step)
     with whole_folder(folder) as temporary:
         save_resumable(trainer.model, temporary)
-        if trainer.hold is not None:
-            trainer.hold.save(temporary)
+        if trainer.l2_sp is not None:
+            trainer.l2_sp.save(temporary)
         _save(trainer.optimizer.state_dict(), temporary / OPTIMIZER)
         _save(trainer.lr_scheduler.state_dict(), temporary / SCHEDULER)
         if trainer.accelerator.scaler is not None:

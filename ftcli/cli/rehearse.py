@@ -1,0 +1,368 @@
+"""`ftcli train --rehearse`: the ordinary commands on a tiny random copy of the model.
+
+Recipe, data, tokenizer, template, machine and disk are the real ones. The copy has the same
+architecture and takes a few steps on the longest rows. Only the prepared data stay.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ftcli.cli.prepare import data_folder
+from ftcli.cli.train import open_recipe, plan_job, prepare_rows, require_weights, train_recipe
+from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
+from ftcli.console import Meter, Reporter, duration, megabytes, result
+from ftcli.data.example import Message
+from ftcli.data.prepared import SPLITS, Prepared
+from ftcli.errors import FtcliError, MachineError, Stopped
+from ftcli.evaluation.evaluation import evaluate_run
+from ftcli.evaluation.rows import EvalOptions
+from ftcli.export.merge import MergeOptions, merge_run
+from ftcli.inference.generate import GenerateOptions, open_generator
+from ftcli.models.base_files import tokenizer_bytes
+from ftcli.report.page import report_or_say
+from ftcli.runs.atomic import free_bytes, is_full
+from ftcli.runs.folder import RunFolder
+from ftcli.runs.signals import StopSignals
+from ftcli.shell import command, set_flags, shown_path
+from ftcli.training.job import TrainJob, require_own_folder, temporary_run
+from ftcli.training.opening import OpenRun, open_run
+from ftcli.training.plan.plan import Plan
+from ftcli.training.resuming import require_room
+
+STAGES = (
+    "look",
+    "prepare",
+    "plan",
+    "twin",
+    "longest batch",
+    "train",
+    "resume",
+    "eval",
+    "merge",
+    "generate",
+)
+# Begins the name of a rehearsal's own folder.
+TEMPORARY = ".tmp-rehearsal-"
+STEPS = 4
+# The step at which the tiny model's training gets a SIGTERM, as from a user who stops it.
+STOPPED_AT = 2
+# A step of the tiny model has several rows in a micro-batch and several micro-batches.
+MAX_ROWS, MAX_ACCUMULATION = 2, 2
+# The tiny model has the whole vocabulary: 8,192 × 150,000 logits take seconds on two cores.
+MAX_TOKENS = 8192
+HELD_OUT_ROWS, EVALUATED_ROWS = 4, 2
+NEW_TOKENS = 8
+# Remote trackers are off in a rehearsal.
+LOCAL_TRACKERS = ("tensorboard",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a rehearsal: how long it took, and what was found."""
+
+    name: str
+    seconds: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A rehearsal in which nothing has failed."""
+
+    loaded: Loaded
+    data: Path
+    """The prepared data, which the real training finds there."""
+    plan: Plan
+    stages: tuple[Stage, ...]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "rehearsal": "passed",
+            "seconds": self.seconds,
+            "legs": [asdict(stage) for stage in self.stages],
+            "data": str(self.data),
+            "plan": self.plan.model_dump(mode="json"),
+        }
+
+
+def show_rehearsal(found: Rehearsal) -> None:
+    """Print the verdict, what the real training will be, and its command."""
+    loaded = found.loaded
+    result(f"rehearsal passed in {duration(found.seconds)}: nothing failed on the way")
+    result(f"plan   {found.plan.headline()}")
+    result(f"data   {shown_path(found.data)}")
+    result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")
+
+
+def rehearse_recipe(recipe: Path, overrides: tuple[str, ...], reporter: Reporter) -> Rehearsal:
+    """Run all stages; raises FtcliError as the real commands do, and Stopped on a signal."""
+    started, stages = time.monotonic(), Stages(reporter)
+    with stages.named_in_errors(), _stoppable(reporter):
+        loaded = load_recipe(recipe, overrides)
+        require_own_folder(RunFolder(loaded.output), loaded)
+        with temporary_run(loaded.output, TEMPORARY) as folder:
+            with loaded.blame():
+                job = _prepare_and_plan(loaded, stages)
+            _run_commands(loaded, job, folder.path, stages)
+    seconds = time.monotonic() - started
+    return Rehearsal(loaded, job.run.data, job.plan, tuple(stages.passed), seconds)
+
+
+class Stages:
+    """The stages that have passed, and with that the one that runs now."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.passed: list[Stage] = []
+        self._started = time.monotonic()
+
+    def passes(self, name: str, detail: str) -> None:
+        """The stage is done and its models are freed; the next one begins."""
+        from ftcli.models.device import free_memory
+
+        free_memory()
+        now = time.monotonic()
+        self.passed.append(Stage(name, now - self._started, detail))
+        place = f"rehearsal {len(self.passed):>2}/{len(STAGES)}"
+        self.reporter.note(f"{place}  {name:<13}  {detail} ({now - self._started:.1f} s)")
+        self._started = now
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Name the stage that failed in its error."""
+        try:
+            yield
+        except Stopped:
+            raise
+        except FtcliError as error:
+            raise RehearsalError(self._now, error) from error
+        except Exception as error:
+            if is_full(error):
+                words = "the disk is full: make room, or name another one in output"
+                raise RehearsalError(self._now, MachineError("disk_full", words)) from error
+            if isinstance(error, OSError):
+                parts = (error.filename, error.strerror or error)
+                words = ": ".join(str(part) for part in parts if part)
+                raise RehearsalError(self._now, FtcliError("disk", words)) from error
+            error.add_note(f"(in a rehearsal, {self._now})")
+            raise
+
+    @property
+    def _now(self) -> str:
+        return STAGES[min(len(self.passed), len(STAGES) - 1)]
+
+
+class RehearsalError(FtcliError):
+    """What the real command would have said, and in which stage."""
+
+    def __init__(self, stage: str, error: FtcliError) -> None:
+        super().__init__(error.code, error.message, file=error.file, line=error.line)
+        self.exit_code = error.exit_code
+        first, *others = str(error).splitlines() or [""]
+        # A run that could be resumed is deleted by then.
+        lines = [first, *(line for line in others if TEMPORARY not in line)]
+        self._text = f"rehearsal, {stage}: " + "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+@contextmanager
+def _stoppable(reporter: Reporter) -> Iterator[None]:
+    """Let a signal end the block at once; raises Stopped."""
+    signals = StopSignals(reporter.note)
+    try:
+        with signals.caught():
+            yield
+    except (KeyboardInterrupt, Stopped) as error:
+        number = signals.number or getattr(error, "exit_code", 128 + signal.SIGINT) - 128
+        raise Stopped(
+            "rehearsal stopped; of it no more than the prepared data stays", number
+        ) from error
+
+
+# The real recipe
+
+
+def _prepare_and_plan(loaded: Loaded, stages: Stages) -> TrainJob:
+    from ftcli.training.smoke.rows import require_within_context
+
+    loaded, model = open_recipe(loaded, None)
+    weights = require_weights(model)
+    run = data_folder(loaded, model.renderer)
+    stages.passes("look", f"{model.shape.model_type} on {model.hardware.name}; {weights}")
+    with run.lock():
+        dataset = prepare_rows(loaded, model, run, stages.reporter)
+        require_within_context(run.data, dataset, model, loaded.recipe)
+    stages.passes("prepare", _rows_in_words(dataset))
+    job = plan_job(loaded, model, dataset, run)
+    tokenizer = tokenizer_bytes(model.source, model.revision)
+    require_room(run, job.plan, tokenizer)
+    saved = job.plan.run_bytes(tokenizer)
+    merged, left = 2 * model.shape.parameters, free_bytes(run.path) - saved
+    if isinstance(loaded.recipe.method, LoraKeys) and left < merged:
+        stages.reporter.warn(
+            f"a merge will take {megabytes(merged)}, and of the disk {megabytes(left)} are left "
+            "then; make room, or give the merge another disk with --output"
+        )
+    stages.passes("plan", f"{job.plan.headline()}; {megabytes(saved)} to be saved")
+    return job
+
+
+def _rows_in_words(dataset: Prepared) -> str:
+    longest = dataset.longest
+    splits = ", ".join(f"{dataset.counts(split).rows} {split}" for split in SPLITS)
+    return (
+        f"{dataset.rows_read} rows: {splits}, {dataset.rows_rejected} rejected; the longest has "
+        f"{longest.tokens} tokens ({longest.file}:{longest.line})"
+    )
+
+
+# The commands on the tiny model
+
+
+def _run_commands(loaded: Loaded, job: TrainJob, folder: Path, stages: Stages) -> None:
+    """Train, stop, resume, evaluate, merge and generate below `folder`; raises as they do."""
+    from ftcli.training.smoke.rows import write_excerpt
+    from ftcli.training.smoke.tiny_model import build_tiny_model
+
+    model, run, longest = folder / "model", RunFolder(folder / "run"), job.dataset.longest.tokens
+    quick = max(1, MAX_TOKENS // longest)
+    rows = min(job.plan.training.micro_batch_size, MAX_ROWS, quick)
+    accumulation = min(job.plan.accumulation, MAX_ACCUMULATION, quick // rows)
+    batch_size = rows * accumulation
+    shape = build_tiny_model(job.model.source, job.recipe, model)
+    counts = {"train": STEPS * batch_size, "validation": HELD_OUT_ROWS, "test": HELD_OUT_ROWS}
+    write_excerpt(job.run.data, job.dataset, run.data, counts, longest=batch_size)
+    size = f"{shape.layers} layers of width {shape.hidden}, {shape.vocab:,} tokens"
+    stages.passes("twin", size)
+    changes = {
+        "model.id": str(model),
+        "model.revision": None,
+        "output": str(run.path),
+        "training.batch_size": batch_size,
+        "training.micro_batch_size": rows,
+        **_changed_keys(job),
+    }
+    flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items()]
+    first_step = f"{rows} × {accumulation} rows, {longest} tokens"
+    _train(loaded.path, (*loaded.overrides, *flags), run, first_step, stages)
+    opened, quiet = open_run(run.path), Quiet(stages.reporter)
+    stages.passes("eval", _evaluate(opened, quiet))
+    stages.passes("merge", _merge(opened, quiet))
+    stages.passes("generate", _generate(opened))
+
+
+def _changed_keys(job: TrainJob) -> dict[str, object]:
+    """Keys that are others for the tiny model whatever its batch: the plan's, and a short run's."""
+    recipe, plan = job.recipe, job.plan
+    return {
+        "data.shuffle": False,  # the longest rows come first
+        "training.max_steps": STEPS,
+        "training.gradient_checkpointing": plan.training.gradient_checkpointing,
+        "training.precision": plan.training.precision,
+        "training.optimizer": plan.training.optimizer,
+        "training.eval_steps": STOPPED_AT,
+        "training.save_steps": STOPPED_AT,
+        "training.early_stopping_patience": None,
+        "training.report_to": [n for n in recipe.training.report_to if n in LOCAL_TRACKERS],
+        "generation.max_new_tokens": min(recipe.generation.max_new_tokens, NEW_TOKENS),
+    }
+
+
+def _train(
+    recipe: Path, overrides: tuple[str, ...], run: RunFolder, first_step: str, stages: Stages
+) -> None:
+    """Train until a signal, and resume, both by the same command."""
+
+    def stop(step: int) -> None:
+        if step == 1:
+            stages.passes("longest batch", first_step)
+        # After a real signal the next one would end the program at once.
+        if step == STOPPED_AT and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            signal.raise_signal(signal.SIGTERM)
+
+    def train(reporter: Reporter) -> dict[str, Any]:
+        trained = train_recipe(recipe, overrides, fresh=False, init_from=None, reporter=reporter)
+        return trained.report
+
+    try:
+        train(Quiet(stages.reporter, stop))
+    except Stopped as stopped:
+        if stopped.exit_code != 128 + signal.SIGTERM or not run.steps_saved():
+            raise
+    step = run.steps_saved()[-1]
+    stages.passes("train", f"validated, saved, stopped by SIGTERM behind step {step}")
+    report = train(Quiet(stages.reporter))
+    kept = f"{run.trained().name} saved ({megabytes(report['saved_bytes'])})"
+    stages.passes("resume", f"from step {step} to {report['steps']}; {kept}")
+
+
+def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
+    if not (opened.prepared.validation.rows or opened.prepared.test.rows):
+        return "no rows are held out"
+    found = evaluate_run(opened.run.path, (), EvalOptions(limit=EVALUATED_ROWS), reporter)
+    report_or_say(found.run, reporter)
+    return f"base and tuned on {found.result.rows} {found.result.data} rows"
+
+
+def _merge(opened: OpenRun, reporter: Reporter) -> str:
+    method = opened.loaded.recipe.method
+    if isinstance(method, FrozenKeys):
+        return f"method.mode {method.mode} has none"
+    found = merge_run(opened.run.path, (), output=None, options=MergeOptions(), reporter=reporter)
+    if isinstance(method, Full):
+        return "the model stands alone already"
+    exact, dtype = found.report["exact"], found.report["dtype"]
+    return f"exact before rounding (KL {exact['kl']:.1e}), stored as {dtype}"
+
+
+def _generate(opened: OpenRun) -> str:
+    """Answer the prompt of a row as `--input` does, and as a prompt on the command line."""
+    from ftcli.data.tokenizing.rows import read_split
+
+    generator, text = open_generator(GenerateOptions(opened.run.path)), "a"
+    if not opened.prepared.plain_text:
+        split = next(split for split in reversed(SPLITS) if opened.prepared.counts(split).rows)
+        row = read_split(opened.run.data, split).slice(0, 1).to_pylist()[0]
+        messages = tuple(Message(*turn) for turn in json.loads(row["messages"])[:-1])
+        generator.answers(opened.loaded.recipe.name, [messages])
+        text = messages[-1].content
+    if opened.prepared.system is None:
+        generator.answer(text)
+    return f"up to {opened.loaded.recipe.generation.max_new_tokens} tokens"
+
+
+def _no_step(step: int) -> None:
+    """Nobody waits for it."""
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """A reporter that passes on warnings alone; `on_step` gets the number of each step."""
+
+    reporter: Reporter
+    on_step: Callable[[int], None] = _no_step
+
+    def note(self, text: str) -> None:
+        """Nobody reads it."""
+
+    def warn(self, text: str) -> None:
+        self.reporter.warn(text)
+
+    @contextmanager
+    def meter(self, label: str, total: int) -> Iterator[Meter]:
+        yield self if label == "step" else Quiet(self.reporter)
+
+    def update(self, done: int, figures: str = "") -> None:
+        self.on_step(done)

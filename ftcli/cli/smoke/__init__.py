@@ -1,1 +1,0 @@
-"""`train --rehearse`: every stage with a tiny random model."""
