@@ -9,7 +9,7 @@ from typing import Literal
 from ftcli.memory.shapes import Targets
 
 Mode = Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"]
-# What stands beside or before frozen weights, and has no mode of its own for a 4-bit base.
+# Methods that add to frozen weights, and have no mode of their own for a 4-bit base.
 FROZEN_MODES: tuple[Mode, ...] = ("adapter", "prefix", "prompt")
 Placement = Literal["attention", "mlp", "both"]
 Quantization = Literal["nf4", "gptq4", "int8"]
@@ -42,10 +42,10 @@ class Stack:
     like_ours: bool = True
     """The loop and the layers are those of transformers and PEFT on one card."""
     adapter_bytes: Literal[2, 4] = 4
-    """Bytes of one adapter weight; ftcli keeps adapters in fp32, see engine.methods."""
+    """Bytes of one adapter weight; ftcli keeps adapters in fp32, see ftcli.models.methods."""
     saved_bytes: Literal[2, 4] | None = 4
-    """Bytes of one weight of a module trained whole beside an adapter: ftcli holds it in fp32, see
-    engine.methods; None: in the model's own type, as PEFT copies it."""
+    """Bytes of one weight of a module trained whole next to an adapter: ftcli holds it in fp32, see
+    ftcli.models.methods; None: in the model's own type, as PEFT copies it."""
     kbit_preparation: bool = False
     """peft's prepare_model_for_kbit_training: all that is not 4-bit becomes fp32."""
     foreach_optimizer: bool = False
@@ -70,7 +70,7 @@ class Stack:
     """4-bit layers keep their inputs for a backward pass that has no use for them (bitsandbytes
     before 0.43)."""
     compiled: bool = False
-    """torch.compile computes norms and activations anew instead of keeping them."""
+    """torch.compile computes norms and activations again instead of keeping them."""
     offloads_activations: bool = False
     """What checkpointing keeps waits in the host's memory (torchtune)."""
     trained_parameters: int | None = None
@@ -96,11 +96,11 @@ class Choices:
     counts."""
     dropout: float = 0.0
     hold: bool = False
-    """Trained weights are pulled to their start (training.hold), which is held beside them."""
+    """Trained weights are pulled to their start (training.hold), which stays in memory."""
     dora: bool = False
     """LoRA with a trained magnitude for each output (DoRA)."""
     modules_to_save: tuple[str, ...] = ()
-    """Whole modules trained beside the adapters: `embed_tokens`, `lm_head`."""
+    """Whole modules trained in addition to the adapters: `embed_tokens`, `lm_head`."""
     bottleneck: int = 64
     """Inner width of a bottleneck adapter."""
     placement: Placement = "both"
@@ -114,8 +114,7 @@ class Choices:
     double_quantization: bool = True
     micro_batch: int = 1
     seq_len: int = 1024
-    """Tokens of the longest row, after padding and truncation; of a micro-batch of packed rows
-    that are told by their tokens, all of them."""
+    """Tokens of the longest row, after truncation; for packed rows, of a micro-batch."""
     longest_row: int | None = None
     """Tokens of the longest of packed rows; None: `seq_len` is one row."""
     gradient_accumulation: int = 1
@@ -137,11 +136,11 @@ class Choices:
     """Norms, rotary positions and the MLP's gate are Liger's kernels (ftcli.kernels.liger): a norm
     keeps its input as it is, and the gate's activation is made again."""
     keeps_dequantised: bool = False
-    """4-bit weights stay beside themselves in the type that they compute in (a CPU with room)."""
+    """Dequantised copies of all 4-bit weights stay in memory (a CPU with room)."""
     packed_rows: bool = False
     """Rows without padding: on a CPU through ftcli.kernels.attention, which keeps queries,
-    keys, values and the shares of short rows, but not its output; on a card through torch's flex
-    attention, which keeps what its other fused kernels keep."""
+    keys, values and the attention probabilities of short rows, but not its output; on a card
+    through torch's flex attention, which keeps what its other fused kernels keep."""
     stack: Stack = Stack()
 
     @property

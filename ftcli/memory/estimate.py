@@ -44,7 +44,7 @@ class Estimate:
     trainable_parameters: int
     total_parameters: int
     fits: dict[str, bool]
-    """By `device_bytes`, as COMMANDS has it."""
+    """By `device_bytes`."""
     surely_fits: dict[str, bool]
     """By the upper end of the interval, as `train` and --fit decide."""
     assumptions: dict[str, str | int | float | bool]

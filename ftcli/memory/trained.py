@@ -91,7 +91,7 @@ def hold_piece_bytes(shape: Shape, choices: Choices) -> int:
 
 def trains_embeddings(shape: Shape, choices: Choices) -> bool:
     """Where the head is the embedding matrix, either name trains the one matrix that both are
-    (engine.methods, ensure_weight_tying)."""
+    (ftcli.models.methods, ensure_weight_tying)."""
     saved = choices.modules_to_save
     return choices.mode == "full" or "embed_tokens" in saved or (shape.tied and "lm_head" in saved)
 
@@ -189,7 +189,7 @@ def _lora_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tensors
 def experts_adapted(shape: Shape, choices: Choices) -> bool:
     """Whether LoRA reaches stacked experts: peft 0.21 counts them and their router among all
     linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING), but where
-    layers are chosen, modules are named instead (engine.targets)."""
+    layers are chosen, modules are named instead (ftcli.models.methods)."""
     stacked = shape.experts > 1 and not choices.stack.linear_experts
     unnamed = choices.targets == "all-linear" and choices.layers is None
     return stacked and choices.has_lora and unnamed

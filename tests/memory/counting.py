@@ -100,7 +100,7 @@ def attach(model: Any, choices: Choices) -> Any:
 
 
 def method_of(choices: Choices) -> Method:
-    """The section of a recipe that plan.memory puts into these words."""
+    """The section of a recipe that `choices_of_method` turns into these choices."""
     base: Any = {"quantization": "nf4" if choices.four_bit_base else "none"}
     match choices.mode:
         case "full":

@@ -91,7 +91,7 @@ def _lengths(asked: int) -> tuple[int, ...]:
 def _checkpointing(asked: FitRequest) -> tuple[bool, ...]:
     choices = asked.choices
     if choices.mode == "prefix":
-        return (False,)  # plan.memory says why
+        return (False,)  # NO_CHECKPOINTING says why
     fixed = choices.gradient_checkpointing and not asked.open_checkpointing
     return (True,) if fixed else (False, True)
 
@@ -111,7 +111,7 @@ def _modes(asked: FitRequest) -> tuple[Mode, ...]:
         return (asked.choices.mode,)  # require_mode
     methods = _from(METHODS, asked.choices.mode)
     if asked.choices.precision == "fp32" and asked.choices.mode != "qlora":
-        # QLoRA computes in 16 bits (stages.contradictions).
+        # QLoRA computes in 16 bits (ftcli.training.estimate.flags).
         return tuple(mode for mode in methods if mode != "qlora")
     return methods
 

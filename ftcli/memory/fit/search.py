@@ -87,7 +87,7 @@ def cheapest(base: Choices, options: Options, fits: Fits) -> Choices | None:
     """The cheapest candidate that fits; None where none does.
 
     Exact, and quicker than trying all: more tokens, rows or rank never take less memory
-    (tests/memory/test_fit_limits.py), which nothing promises of the other choices.
+    (tests/memory/test_vram.py), which nothing promises of the other choices.
     """
     tokens = _first(options.seq_len, lambda tokens: any_fits(base, options, tokens, fits))
     if tokens is None:

@@ -105,8 +105,8 @@ def _calibrated(path: Path) -> CalibratedRun:
     if plain is None:
         raise FtcliError(
             "run_unmeasured",
-            f"{path} has no measured memory: it ended no step, or an earlier ftcli trained it; to "
-            f"measure: {command('train', run.path, '--fresh')}",
+            f"{path} has no measured memory: it ended no step; to measure: "
+            f"{command('train', run.path, '--fresh')}",
         )
     record = read_record(plain, str(run.manifest))
     figures = tuple(_figures(record))
