@@ -151,7 +151,7 @@ def _items(estimate: Estimate) -> Iterator[str]:
 
 
 def _step(estimate: Estimate) -> Iterator[str]:
-    """The moments of a step in their order; the greatest is the peak."""
+    """The phases of a step in their order; the largest is the peak."""
     yield f"peak {megabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}"
     for name, size in estimate.phases.items():
         mark = " peak" if name == estimate.peak_phase else ""
@@ -179,12 +179,12 @@ def _figures(estimate: Estimate) -> Iterator[str]:
             "there is room, else in the host's memory",
             "  ",
         )
-    moments = estimate.moments
-    on_host = moments["merge_on_cpu"]
+    outside = estimate.moments
+    on_host = outside["merge_on_cpu"]
     merge = f" · merge {megabytes(on_host)} of the host's memory" if on_host else ""
     yield from _wrapped(
-        f"outside the step: validation {megabytes(moments['validation'])} · up to {ANSWERED_ROWS} "
-        f"answers at once {megabytes(moments['answers'])}, fewer at once less{merge}",
+        f"outside the step: validation {megabytes(outside['validation'])} · up to {ANSWERED_ROWS} "
+        f"answers at once {megabytes(outside['answers'])}, fewer at once less{merge}",
         "  ",
     )
 

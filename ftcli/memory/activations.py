@@ -1,7 +1,7 @@
 """What the layers keep between forward and backward, in bytes.
 
 Items and sizes are counted on transformers 5.24 and peft 0.21 by tests/memory (tiny models on CPU),
-unless another origin stands beside them.
+unless another source is given.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from ftcli.memory.inputs import (
 from ftcli.memory.shapes import Shape
 from ftcli.memory.trained import trains_embeddings
 
-# Most keys of a product whose shares ftcli.kernels.attention keeps: with 256 a layer of
-# SmolLM2-135M keeps up to a quarter more, and its attention takes a quarter less (measured).
+# Most keys of a product whose attention probabilities ftcli.kernels.attention keeps: with 256 a
+# layer of SmolLM2-135M keeps up to a quarter more, and its attention takes a quarter less time
+# (measured).
 KEPT_KEYS = 256
 # The keys of its products are a multiple of so many: a softmax in bf16 takes up to 1.4 times as
 # long over other numbers (measured), and oneDNN keeps 0.6 MB of code for each shape of a product.
@@ -66,7 +67,7 @@ def layers_bytes(shape: Shape, choices: Choices) -> int:
     # With offloading two layers' inputs are on their way to the host or back.
     inputs = 2 if choices.stack.offloads_activations else shape.layers
     # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
-    # beside that, since checkpointing has them ask for a gradient (enable_input_require_grads).
+    # too, since checkpointing has them ask for a gradient (enable_input_require_grads).
     frozen = not trains_embeddings(shape, choices)
     apart = choices.mode == "prompt" or (frozen and shape.model_type == "granite")
     embedded = choices.micro_batch * choices.seq_len if apart else 0
@@ -98,9 +99,11 @@ def rebuilt_layer_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
-    """What lives to the end of the layers with a prefix, beside what they keep: the cache that
-    joins it to each layer's keys and values, where the layers keep copies of those for each query
-    head; with all logits, in peft's own forward, the prefix as its encoder gives it and cast."""
+    """What lives to the end of the layers with a prefix, in addition to what they keep.
+
+    The cache joins it to each layer's keys and values, where the layers keep copies of those for
+    each query head; with all logits, peft's own forward adds the prefix as its encoder gives it,
+    and cast."""
     if choices.mode != "prefix":
         return 0
     whole = choices.loss == "full"
@@ -184,8 +187,8 @@ def _norms(shape: Shape, choices: Choices) -> float:
     kept = shape.layer_norms * norm_bytes(shape, choices) + _query_norms(shape, choices)
     if choices.liger:
         # Half of Gemma's four norms read what a block returns.
-        behind = shape.layer_norms // 4 * 2
-        kept -= behind * shape.hidden * (choices.residual_bytes - choices.activation_bytes)
+        after_blocks = shape.layer_norms // 4 * 2
+        kept -= after_blocks * shape.hidden * (choices.residual_bytes - choices.activation_bytes)
         return kept
     if choices.mode != "full" or shape.native_layer_norm:
         return kept
@@ -236,14 +239,14 @@ def _attention(shape: Shape, choices: Choices) -> float:
         score = (4 if each == 4 else 4 + each) + (each if shape.capped_scores else 0)
         return kept + score * shape.heads * choices.keys
     if choices.mask:
-        # sdpa makes numbers of a boolean mask, in each layer anew, and keeps them
+        # sdpa makes numbers of a boolean mask, again in each layer, and keeps them
         # (aten/native/transformers/attention.cpp, convert_boolean_attn_mask).
         kept += each * choices.keys
     return kept + each * shape.query_width + 4 * shape.heads
 
 
 def _kept_keys(shape: Shape, choices: Choices) -> int:
-    """Most keys of a packed token whose shares are kept: as many tokens as a short row has."""
+    """Most keys of a packed token whose probabilities are kept: the tokens of a short row."""
     if shape.capped_scores:
         return 0
     longest = choices.keys if choices.longest_row is None else choices.longest_row

@@ -1,4 +1,4 @@
-"""Which linear modules of which layers LoRA stands beside, and with which rank."""
+"""Which linear modules of which layers LoRA adapts, and with which rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RankPattern = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Update:
-    """LoRA beside one linear module: A is rank × in, B is out × rank."""
+    """LoRA of one linear module: A is rank × in, B is out × rank."""
 
     name: str
     inputs: int

@@ -8,10 +8,16 @@ from typing import NamedTuple
 from ftcli.memory.choices import Choices
 from ftcli.memory.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
 from ftcli.memory.head import LOSS_CHUNK_POSITIONS
-from ftcli.memory.interval import Residuals, reserved_bytes, residuals_of, uncovered, widened
+from ftcli.memory.interval import (
+    Residuals,
+    reserved_bytes,
+    residuals_of,
+    uncovered,
+    widened_interval,
+)
 from ftcli.memory.shapes import Shape
 from ftcli.memory.static import Static, static_bytes
-from ftcli.memory.step import Phase, moments, step_phases
+from ftcli.memory.step import Phase, outside_step_bytes, step_phases
 from ftcli.memory.trained import trainable_parameters
 
 
@@ -30,15 +36,15 @@ class Estimate:
     residuals: Residuals
     """How far measured runs of this kind lay from their estimates."""
     uncovered: tuple[str, ...]
-    """What no measured run of a like stack covers: each kind widens the interval."""
+    """What is outside the calibration data: each kind widens the interval."""
     managed_bytes: int
     """Optimizer states in managed memory, in none of the figures above: they use what is free on
     the card and leave it for the host's memory when it fills up."""
     peak_phase: str
     phases: dict[str, int]
-    """Allocated bytes at each moment of the step, in its order."""
+    """Allocated bytes in each phase of the step, in its order."""
     timeline: dict[str, dict[str, int]]
-    """The items of each moment; static ones are in all of them."""
+    """The items of each phase; static ones are in all of them."""
     moments: dict[str, int]
     """Allocated bytes outside the step: validation, answers, and the merge on the CPU."""
     trainable_parameters: int
@@ -84,7 +90,7 @@ def estimate(
     peak_phase = max(allocated, key=allocated.__getitem__)
     reserved = max(reserved_bytes(static.total_bytes, phase, choices) for phase in phases.values())
     context = context_bytes(capability)
-    residuals = widened(residuals_of(choices, "card"), shape, choices)
+    residuals = widened_interval(residuals_of(choices, "card"), shape, choices)
     return Estimate(
         breakdown=_items(static, phases[peak_phase]) | {"context": context},
         peak_bytes=allocated[peak_phase],
@@ -96,7 +102,7 @@ def estimate(
         peak_phase=peak_phase,
         phases=allocated,
         timeline={name: _items(static, phase) for name, phase in phases.items()},
-        moments=moments(shape, choices),
+        moments=outside_step_bytes(shape, choices),
         trainable_parameters=trainable_parameters(shape, choices),
         total_parameters=shape.parameters,
         fits={known.name: card_fits(reserved, known) for known in KNOWN_CARDS},

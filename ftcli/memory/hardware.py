@@ -36,7 +36,7 @@ class Hardware:
     cores: int
     """0 where nothing is known of the machine around a card."""
     kernels: frozenset[str] = frozenset()
-    """Those packages of CARD_KERNELS that are installed beside a card."""
+    """Packages of CARD_KERNELS that are installed on a machine with a card."""
 
     @property
     def title(self) -> str:

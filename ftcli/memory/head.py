@@ -8,13 +8,13 @@ from ftcli.memory.shapes import Shape
 from ftcli.memory.trained import head_weight_bytes, trains_head
 
 LOSS_CHUNK_POSITIONS = 512
-"""Labelled positions that go through the head at once in ftcli.models.loss."""
+"""Labelled positions that go through the head together in ftcli.models.loss."""
 
 CHUNK_ROUNDED = 32
 """Positions come in multiples of so many: oneDNN makes and keeps 2 MB of code for each number."""
 
 HEAD_TILE_TOKENS = 2048
-"""Tokens of the vocabulary whose logits exist at once (ftcli.kernels.head)."""
+"""Tokens of the vocabulary whose logits exist together (ftcli.kernels.head)."""
 
 # A tile of logits in TRL 1.16, which is as wide where the vocabulary is smaller
 # (trl/kernels/chunked_logprob.py, trl/trainer/utils.py).
@@ -66,8 +66,8 @@ def _normed_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def _labelled_bytes(shape: Shape, choices: Choices) -> int:
-    """The greatest of three moments: labelled positions are taken out, cast, and go through the
-    head, where their gradient stands beside them."""
+    """The largest of three phases: labelled positions are taken out, are cast, and go through the
+    head together with their gradient."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
     elements = shape.hidden * positions_of(choices.labelled_tokens)
     taken = _normed_bytes(shape, choices) + elements * residual
@@ -98,20 +98,20 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def _chunked_bytes(shape: Shape, choices: Choices) -> int:
-    """A chunk of positions while it goes through the vocabulary, tile by tile: its largest moment;
+    """A chunk of positions while it goes through the vocabulary, tile by tile: its largest phase;
     of a head that is trained, what all tiles keep until the end, and the gradient."""
     positions = min(positions_of(choices.labelled_tokens), LOSS_CHUNK_POSITIONS)
-    moment = _tile_bytes(shape, choices, positions)
+    largest = _tile_bytes(shape, choices, positions)
     if not trains_head(shape, choices):
-        return moment
+        return largest
     weight = head_weight_bytes(shape, choices)
     kept = choices.compute_bytes * positions * shape.vocab
-    moment = max(moment, _weight_gradient_bytes(shape, choices, positions))
-    return weight * shape.vocab * shape.hidden + kept + moment
+    largest = max(largest, _weight_gradient_bytes(shape, choices, positions))
+    return weight * shape.vocab * shape.hidden + kept + largest
 
 
 def _tile_bytes(shape: Shape, choices: Choices, positions: int) -> int:
-    """A tile of logits in fp32, before it or behind it in the type of the arithmetic; and what adds
+    """A tile of logits in fp32, before and after that in the type of the arithmetic; and what adds
     up in fp32 for the hidden states."""
     compute, width = choices.compute_bytes, min(shape.vocab, HEAD_TILE_TOKENS)
     tile, part = positions * width, width * shape.hidden

@@ -137,7 +137,7 @@ def expert_bytes(choices: Choices) -> int:
 def _output_is_input(shape: Shape, choices: Choices) -> bool:
     """The output that the attention kernel keeps is the tensor that o_proj reads.
 
-    Not so with eager and with our own, which keep no output, nor where q is laid out by heads
+    Not so with eager and with our own, which keep no output, nor where q is arranged by heads
     (Phi-3).
     """
     keeps_none = choices.attention == "eager" or choices.own_attention
@@ -187,7 +187,7 @@ def _lora_inputs(shape: Shape, choices: Choices, updates: Updates) -> float:
         cast = each != choices.residual_bytes and not choices.liger
     if cast:
         # peft casts the input to the adapter's type (lora/layer.py, _cast_input_dtype) and
-        # autocast casts it back, for each layer anew.
+        # autocast casts it back, again for each layer.
         return kept + each * sum(widths)
     shared = {_shared_input(shape, update.name): update.inputs for update in updates}
     if _output_is_input(shape, choices):

@@ -129,7 +129,7 @@ def uncovered(shape: Shape, choices: Choices) -> tuple[str, ...]:
     return tuple(_widths(shape, choices))
 
 
-def widened(residuals: Residuals, shape: Shape, choices: Choices) -> Residuals:
+def widened_interval(residuals: Residuals, shape: Shape, choices: Choices) -> Residuals:
     wider = min(_WIDEST, sum(_widths(shape, choices).values()))
     return replace(residuals, low=residuals.low * (1 - wider), high=residuals.high * (1 + wider))
 
@@ -163,7 +163,7 @@ _OF_FP32_LOGITS = 0.10
 
 
 def reserved_bytes(static_bytes: int, phase: Phase, choices: Choices) -> int:
-    """Bytes that torch's caching allocator holds at one moment of the step."""
+    """Bytes that torch's caching allocator holds in one phase of the step."""
     allocated = static_bytes + phase.total_bytes
     return round(
         (1 + _OF_ALL) * allocated

@@ -121,7 +121,7 @@ def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def backward_copies_bytes(shape: Shape, choices: Choices) -> int:
-    """Copies while the last layer runs backward: its own, beside what is kept for all others."""
+    """Copies while the last layer runs backward: its own, and those kept for all others."""
     own = layer_copies_bytes(shape, choices)
     kept = 0 if choices.checkpointing else forward_copies_bytes(shape, choices)
     # In full training the layer's own casts are among those kept.
@@ -145,7 +145,7 @@ def layer_copies_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def _expert_gradient_bytes(shape: Shape, choices: Choices) -> int:
-    """The gradient of the sum of experts and their update, beside both sums: that of `down_proj`
+    """The gradient of the sum of experts and their update, with both sums: that of `down_proj`
     comes first, and both go before that of `gate_up_proj`."""
     tensors = shape.expert_tensors()
     down, up = tensors["down_proj"], tensors["gate_up_proj"]
@@ -177,7 +177,7 @@ def _cast_parameters(shape: Shape, choices: Choices) -> int:
 
 
 def _adapter_matrices(shape: Shape, choices: Choices) -> int:
-    """Trained weights of linear layers beside the model's own, which autocast casts."""
+    """Trained weights of linear layers that a method adds, which autocast casts."""
     if choices.stack.trained_parameters is not None:
         return choices.stack.trained_parameters
     match choices.mode:

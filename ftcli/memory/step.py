@@ -36,7 +36,7 @@ CUBLAS_BYTES = 2 * 4096 * 1024 + 8 * 16 * 1024
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes of what lives beside the static items at one moment of the step."""
+    """Bytes in addition to the static items in one phase of the step."""
 
     gradients: int = 0
     activations: int = 0
@@ -49,7 +49,7 @@ class Phase:
 
 
 def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
-    """The five moments of a step, in their order."""
+    """The five phases of a step, in their order."""
     gradients = _all_gradients_bytes(shape, choices)
     held = gradients if choices.gradient_accumulation > 1 else 0
     kept = layers_bytes(shape, choices)
@@ -97,7 +97,7 @@ def _end_of_backward(shape: Shape, choices: Choices) -> Phase:
     # Where the head is the same matrix, its gradient waits for that of the embeddings.
     waiting = embeddings if shape.tied and (held or stepped) else 0
     last_gradient = embeddings if held or (shape.tied and not stepped) else 0
-    # Published runs of full training take as much as with all gradients beside the first layer.
+    # Published runs of full training take as much as all gradients and the first layer together.
     to_come = 0 if choices.mode == "full" or shape.tied or held else embeddings
     first = Phase(
         gradients=gradients + waiting - to_come,
@@ -125,20 +125,20 @@ def _copies_in_step(choices: Choices) -> bool:
     return choices.optimizer == "adamw" and choices.stack.foreach_optimizer
 
 
-# Rows at once in ftcli.inference.generation, and ftcli.config.recipe's default length of an answer.
+# Rows of a batch in ftcli.inference.generation, and ftcli.config's default length of an answer.
 ANSWERED_ROWS = 64
-# Tokens of prompts that are read at once, so that reading them needs little memory.
+# Prompts are read so many tokens at a time, so that reading them needs little memory.
 PREFILLED_TOKENS = 1024
 ANSWER_TOKENS = 256
-# Tokens of cache that are little beside any model: 0.75 GB of SmolLM2-135M's in fp32.
+# So many tokens of cache are small next to any model: 0.75 GB of SmolLM2-135M's in fp32.
 LEAST_CACHE_TOKENS = 16_384
 
 # Positions whose logits `ftcli merge` holds, of each of two models (ftcli.export.merge).
 _COMPARED_POSITIONS = 1024
 
 
-def moments(shape: Shape, choices: Choices) -> dict[str, int]:
-    """Bytes allocated at each of them; the merge's are the host's memory."""
+def outside_step_bytes(shape: Shape, choices: Choices) -> dict[str, int]:
+    """Bytes allocated in validation, in answering, and in a merge (RAM)."""
     return {
         "validation": validation_bytes(shape, choices),
         "answers": answering_bytes(shape, choices),
@@ -148,7 +148,7 @@ def moments(shape: Shape, choices: Choices) -> dict[str, int]:
 
 def validation_bytes(shape: Shape, choices: Choices) -> int:
     """While a micro-batch is scored in the middle of a training: no gradients, one layer at a
-    time, and the optimizer's states beside it."""
+    time, and the optimizer's states."""
     static = static_bytes(shape, choices).total_bytes
     return static + _forward_bytes(shape, choices) + head_bytes(shape, choices)
 
@@ -166,14 +166,14 @@ def answering_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def answered_rows(shape: Shape, choices: Choices) -> int:
-    """How many prompts of full length are answered at once."""
+    """Prompts of full length that are answered in one batch."""
     one = replace(choices, micro_batch=1, seq_len=1)
     room = cache_tokens(weights_bytes(shape, choices), cache_bytes(shape, one))
     return min(ANSWERED_ROWS, max(1, room // (choices.seq_len + ANSWER_TOKENS)))
 
 
 def cache_tokens(weights: int, one: int) -> int:
-    """Tokens of cache at once, where one takes so many bytes: as many as a step reads as fast as
+    """Tokens of cache, where one takes so many bytes: as many as a step reads as fast as
     it reads the weights. More would make steps slower than it makes them fewer."""
     return max(LEAST_CACHE_TOKENS, weights // one)
 
@@ -184,7 +184,7 @@ def cache_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def merge_cpu_bytes(shape: Shape, choices: Choices) -> int:
-    """The whole model, one weight's update beside it in fp32, and the logits compared; 0 for
+    """The whole model, one weight's update in fp32, and the logits compared; 0 for
     methods that cannot be merged."""
     if choices.mode in FROZEN_MODES:
         return 0

@@ -18,7 +18,7 @@ _STATE_FP32_BYTES = 8
 _SMALLEST_8BIT_ELEMENTS = 4096
 _SMALLEST_PAGED_ELEMENTS = 100_000
 
-# Starting weights that ftcli.training.l2_sp casts at once: 16 MB of fp32.
+# Starting weights that ftcli.training.l2_sp casts together: 16 MB of fp32.
 HOLD_PIECE_ELEMENTS = 2**22
 
 
@@ -74,7 +74,7 @@ def gradient_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def hold_bytes(shape: Shape, choices: Choices) -> int:
-    """Bytes of the starting weights that training.hold keeps beside the trained ones: of a full
+    """Bytes of the starting weights that training.hold keeps next to the trained ones: of a full
     training in the type of the model's files, of an adapter in its own (ftcli.training.l2_sp)."""
     if not choices.hold:
         return 0
@@ -102,7 +102,7 @@ def trains_head(shape: Shape, choices: Choices) -> bool:
 
 
 def saved_bytes(choices: Choices) -> int:
-    """Bytes of one weight of a module trained whole beside an adapter."""
+    """Bytes of one weight of a module trained whole next to an adapter."""
     return choices.stack.saved_bytes or choices.weight_bytes
 
 

@@ -154,5 +154,5 @@ def _micro_batches(asked: FitRequest, hardware: Hardware) -> tuple[int, ...]:
 
 
 def _from(ordered: tuple[T, ...], asked: T) -> tuple[T, ...]:
-    """`asked` and what comes after it; alone where it is none of them."""
+    """`asked` and what comes after it; alone where it is not among them."""
     return ordered[ordered.index(asked) :] if asked in ordered else (asked,)

@@ -43,7 +43,7 @@ CPU_MICRO_BATCH = 4
 # more, and one of full fine-tuning, whose states have no memory to spare, 6%.
 CPU_TOKENS = 2048
 FULL_CPU_TOKENS = 1024
-# On a card beyond this many tokens at once the products are as fast as they get.
+# On a card a micro-batch of more tokens is no faster.
 CARD_TOKENS = 16_384
 
 

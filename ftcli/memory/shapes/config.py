@@ -90,11 +90,11 @@ def _sizes(config: Mapping[str, object], family: Family, label: str) -> Shape:
 
 def _model_type(config: Mapping[str, object], label: str) -> str:
     found = config.get("model_type")
-    beside = [key for key in ("vision_config", "audio_config", "text_config") if key in config]
-    if beside:
+    others = [key for key in ("vision_config", "audio_config", "text_config") if key in config]
+    if others:
         raise ModelError(
             "model_type_unknown",
-            f"{label}: {found!r} joins a text model with others ({', '.join(beside)}), and ftcli "
+            f"{label}: {found!r} joins a text model with others ({', '.join(others)}), and ftcli "
             "sizes text models alone; save its text_config as a config.json of its own to size "
             "that part",
         )

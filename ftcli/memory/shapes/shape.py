@@ -96,7 +96,7 @@ class Shape:
     dropout: bool = False
     """The model drops some of its attention weights or hidden states in training."""
     stretched_positions: bool = False
-    """How positions are rotated depends on the longest row beside (dynamic RoPE, LongRoPE)."""
+    """Positions are rotated by the longest row of the batch (dynamic RoPE, LongRoPE)."""
     stored_bytes: Literal[2, 4] = 2
     """Bytes of one weight in the model's files."""
     model_type: str = "llama"

@@ -21,7 +21,7 @@ Measure = Literal["allocated", "reserved", "resident"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure beside today's estimate of it, and the interval around that."""
+    """One measured figure, today's estimate of it, and the interval around that."""
 
     measure: Measure
     estimated_bytes: int
@@ -91,7 +91,7 @@ class CalibrationResult:
 
 
 def calibrate_runs(paths: Sequence[Path]) -> CalibrationResult:
-    """Estimate anew what each run recorded, and compare.
+    """Estimate again what each run recorded, and compare.
 
     Raises FtcliError: `run_missing`, `run_unmeasured`, `run_broken`.
     """

@@ -161,7 +161,7 @@ def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -
 def choose_dequantised(
     recipe: Recipe, hardware: Hardware, choices: Choices, kept_bytes: int
 ) -> Decided[bool] | None:
-    """Whether they do; None where there are none."""
+    """Whether they do; None without 4-bit weights."""
     if choices.quantization != "nf4":
         return None
     if choices.keeps_dequantised:

@@ -204,7 +204,7 @@ class Plan(TrainingRecord):
         return self.estimate.trainable_parameters * each + states + starts
 
     def run_bytes(self, more_bytes: int = 0) -> int:
-        """Bytes on disk of all checkpoints that are there at once, and of what the run ends with.
+        """Bytes on disk of the checkpoints kept together, and of what the run ends with.
 
         `more_bytes` is saved with the trained weights: tokenizer, template, configuration.
         """
