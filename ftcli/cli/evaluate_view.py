@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ftcli.console import counted, result, say, shown_path, table, width, wrapped
 from ftcli.evaluation.evaluation import Evaluated
@@ -15,14 +15,12 @@ from ftcli.evaluation.verdicts import (
     REPLAY,
     RunVerdict,
     data_of,
-    difference_of,
-    rows_of,
     summary_of,
-    value_of,
     verdict_of,
-    word_of,
 )
-from ftcli.runs.results import Answer, AnsweredRow, EvalResult, ScoreRow, Side
+from ftcli.report import tables
+from ftcli.report.tables import ROW_COUNTS, Table
+from ftcli.runs.results import Answer, AnsweredRow, Side
 from ftcli.shell import command
 
 # Of the answers to read; all of them are in the report.
@@ -31,6 +29,32 @@ ANSWER_LINES = 8
 PROMPT_LINES = 10
 # The longest of our own labels.
 LABEL_COLUMNS = 27
+SHORT_HEADS = {
+    "Tuned against the base with a prompt": "tuned against prompted",
+    "General ability (forgetting)": "general ability (forgetting)",
+    "base with a prompt": "prompted",
+    "verdict": "",
+}
+
+
+class Layout(NamedTuple):
+    """How much of each difference a table shows, and how far apart its columns are."""
+
+    gap: int
+    differences: bool = True
+    """Each difference with its interval; else the interval alone."""
+    row_counts: bool = True
+    """How many rows are better and worse."""
+
+
+LAYOUTS = (
+    Layout(3),
+    Layout(2),
+    Layout(1),
+    Layout(1, differences=False),
+    Layout(1, row_counts=False),
+    Layout(1, differences=False, row_counts=False),
+)
 
 
 def show(found: Evaluated) -> None:
@@ -44,8 +68,10 @@ def show(found: Evaluated) -> None:
         )
     for sample in evaluated.samples[:SAMPLES_SHOWN]:
         result("\n".join((*side_by_side(sample, evaluated.sides, width()), "")))
-    _tables(evaluated)
-    result("")
+    rows_title = counted(evaluated.rows, "held-out row")
+    for each in tables.scores(evaluated):
+        _print_table(SHORT_HEADS.get(each.title, rows_title), each)
+        result("")
     for sentence in summary_of(evaluated):
         result(wrapped(sentence, ""))
     verdict = verdict_of(evaluated)
@@ -70,82 +96,40 @@ def _next_command(verdict: RunVerdict, run: Path) -> str:
     return command("report", run, "--open")
 
 
-def _tables(evaluated: EvalResult) -> None:
-    rows, sides = evaluated.shown_rows, evaluated.sides
-    with_yours = any(row.your_answers for row in rows)
-    base: Side | None = "base" if "base" in sides else None
-    _table(counted(evaluated.rows, "held-out row"), rows, sides, base, your_answers=with_yours)
-    if compared := [row for row in rows if row.tuned_vs_prompted]:
-        result("")
-        _table("tuned against prompted", compared, (), "prompted")
-    if evaluated.forgetting:
-        result("")
-        _table("general ability (forgetting)", evaluated.forgetting, ("base", "tuned"), "base")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How much of each difference a table shows, and how far apart its columns are."""
-
-    gap: int
-    whole: bool = True
-    """The difference and its interval; else the interval alone."""
-    rows: bool = True
-    """How many rows are better and worse."""
-
-    def heads(self) -> list[str]:
-        counted = "rows better / worse" if self.gap > 1 else "+ / −"
-        return ["", "difference (95%)", *([counted] if self.rows else [])]
-
-    def cells(self, row: ScoreRow, other: Side) -> list[str]:
-        """Verdict, difference, rows."""
-        found = row.against(other)
-        shown = difference_of(row, found)
-        if not self.whole:
-            shown = shown.partition("(")[2].removesuffix(")")
-        return [word_of(row, found), shown, *([rows_of(found)] if self.rows else [])]
-
-
-LAYOUTS = (
-    Layout(3),
-    Layout(2),
-    Layout(1),
-    Layout(1, whole=False),
-    Layout(1, rows=False),
-    Layout(1, whole=False, rows=False),
-)
-
-
-def _table(
-    title: str,
-    rows: Sequence[ScoreRow],
-    sides: Sequence[Side],
-    against: Side | None,
-    *,
-    your_answers: bool = False,
-) -> None:
-    """Scores of these sides, and the tuned model less another, in the first layout that fits."""
+def _print_table(title: str, found: Table) -> None:
+    """In the first layout that fits the terminal."""
     for layout in LAYOUTS:
-        yours = ["your answers" if layout.gap > 2 else "yours"] if your_answers else []
-        heads = [title, *yours, *sides, *(layout.heads() if against else ())]
-        lines = []
-        for row in rows:
-            scores = [*([row.your_answers] if your_answers else []), *map(row.side, sides)]
-            compared = layout.cells(row, against) if against else []
-            lines.append([_label(row), *(value_of(row, each) for each in scores), *compared])
-        wide = sum(max(map(len, column)) for column in zip(heads, *lines, strict=True))
-        if layout is LAYOUTS[-1] or 2 + wide + layout.gap * (len(heads) - 1) <= width():
+        columns = [
+            _column(head, [row[n] for row in found.rows], layout)
+            for n, head in enumerate((title, *found.heads[1:]))
+            if layout.row_counts or head != ROW_COUNTS
+        ]
+        wide = sum(max(map(len, column)) for column in columns)
+        if layout is LAYOUTS[-1] or 2 + wide + layout.gap * (len(columns) - 1) <= width():
+            heads, *rows = zip(*columns, strict=True)
             numbers = [n for n, head in enumerate(heads) if n and head and head[0] != "d"]
-            table(heads, lines, numbers=numbers, gap=layout.gap)
+            table(heads, rows, numbers=numbers, gap=layout.gap)
             return
 
 
-def _label(row: ScoreRow) -> str:
+def _column(head: str, cells: Sequence[str], layout: Layout) -> list[str]:
+    """Head and cells, shortened where the layout is narrow."""
+    shown = SHORT_HEADS.get(head, head)
+    if layout.gap < 3 and head == "your answers":
+        shown = "yours"
+    if layout.gap < 2 and head == ROW_COUNTS:
+        shown = "+ / −"
+    if head.startswith("difference") and not layout.differences:
+        cells = [cell.partition("(")[2].removesuffix(")") for cell in cells]
+    return [shown, *map(_label, cells)]
+
+
+def _label(words: str) -> str:
     """Cut in its middle where a user's score has a long name: such names often end alike."""
-    label, half = row.label, (LABEL_COLUMNS - 1) // 2
-    if len(label) <= LABEL_COLUMNS:
-        return label
-    return f"{label[: LABEL_COLUMNS - 1 - half]}…{label[-half:]}"
+    half = (LABEL_COLUMNS - 1) // 2
+    if len(words) <= LABEL_COLUMNS:
+        return words
+    return f"{words[: LABEL_COLUMNS - 1 - half]}…{words[-half:]}"
 
 
 def side_by_side(sample: AnsweredRow, sides: Sequence[Side], columns: int) -> Iterator[str]:

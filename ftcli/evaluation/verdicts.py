@@ -34,8 +34,7 @@ SLIGHTLY = "slightly higher"
 NOT_MEASURED = "Whether the answers are true was not measured"
 REPLAY = "General ability was lost: train again with data.replay: builtin"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-REQUIRED_LIMIT = re.compile(rf"\s*([\w.]+)\s*(>=|<=|>|<)\s*({NUMBER})(%?)\s*")
-REQUIRED_VERDICT = re.compile(r"\s*([\w.]+)\s*:\s*(better|not-worse)\s*")
+REQUIRED = re.compile(rf"\s*([\w.]+)\s*(?:(>=|<=|>|<)\s*({NUMBER})(%?)|:\s*(better|not-worse))\s*")
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -284,18 +283,16 @@ def requirements(written: Sequence[str]) -> list[Requirement]:
     """Raises UsageError (`flag`) for one that cannot be read."""
     found = []
     for text in written:
-        if limit := REQUIRED_LIMIT.fullmatch(text):
-            name, sign, number, percent = limit.groups()
-            value = float(number) / (100 if percent else 1)
-            found.append(Requirement(text, name, sign, value))
-        elif word := REQUIRED_VERDICT.fullmatch(text):
-            found.append(Requirement(text, word[1], word[2]))
-        else:
+        parts = REQUIRED.fullmatch(text)
+        if parts is None:
             raise UsageError(
                 "flag",
                 f"--require {text}: expected a score with a limit (format>=0.9), or a verdict "
                 "(loss:better, general_text:not-worse)",
             )
+        name, sign, number, percent_sign, verdict = parts.groups()
+        limit = float(number or 0) / (100 if percent_sign else 1)
+        found.append(Requirement(text, name, sign or verdict, limit))
     return found
 
 

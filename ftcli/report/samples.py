@@ -133,5 +133,5 @@ def _tags(row: AnsweredRow, result: EvalResult) -> Iterator[Tag]:
 
 def _values(answer: Answer) -> dict[str, float]:
     """Name of a score → that of this answer alone."""
-    counts = {name: top / bottom for name, (top, bottom) in answer.counts.items() if bottom}
+    counts = {name: numerator / of for name, (numerator, of) in answer.counts.items() if of}
     return counts | {"stop_rate": float(answer.stopped)}

@@ -18,7 +18,8 @@ SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt",
 RESIDENT = "taken of the machine's memory in the steps, beyond what was held before the model"
 PROCESS_PEAK = "peak of the whole process, libraries and loading included"
 CARD_PEAK = "most that tensors held on the card, loading included"
-DIFFERENCE = ("verdict", "difference (95%)", "rows better / worse")
+ROW_COUNTS = "rows better / worse"
+DIFFERENCE = ("verdict", "difference (95%)", ROW_COUNTS)
 
 
 @dataclass(frozen=True)
