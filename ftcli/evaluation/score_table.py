@@ -17,7 +17,7 @@ from ftcli.evaluation.statistics import (
     compare,
     holm,
     mean_of,
-    verdict_of,
+    to_difference,
 )
 from ftcli.runs.results import SIDES, Difference, Score, ScoreRow, Side
 
@@ -182,27 +182,14 @@ def _differences(
     alone = {decides_by: p_values.pop(decides_by) <= LEVEL} if decides_by in p_values else {}
     significant = alone | dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return {
-        row.name: _difference(row, each, significant=significant.get(row.name, False))
+        row.name: to_difference(
+            each,
+            row.kind.better,
+            significant=significant.get(row.name, False),
+            has_verdict=row.shown,
+        )
         for row, each in compared
     }
-
-
-def _difference(row: Measured, found: Comparison, *, significant: bool) -> Difference:
-    better = row.kind.better
-    rows_better, rows_worse = found.rows_higher, found.rows_lower
-    if better == "lower":
-        rows_better, rows_worse = rows_worse, rows_better
-    return Difference(
-        value=found.difference,
-        interval=found.interval,
-        n=found.n,
-        rows_better=rows_better if better else None,
-        rows_worse=rows_worse if better else None,
-        p_value=found.p_value,
-        verdict=verdict_of(found, better, significant=significant)
-        if better and row.shown
-        else None,
-    )
 
 
 def _row(row: Measured, base: Difference | None, prompted: Difference | None) -> ScoreRow:

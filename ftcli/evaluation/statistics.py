@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftcli.evaluation.scorers.scorer import Better
-from ftcli.runs.results import Interval, Verdict
+from ftcli.runs.results import Difference, Interval, Verdict
 
 CONFIDENCE = 0.95
 RESAMPLES, SWAPS = 2000, 9_999
@@ -140,6 +140,28 @@ def verdict_of(found: Comparison, better: Better, *, significant: bool) -> Verdi
     if not significant or not found.difference:
         return "not significant"
     return "better" if (found.difference > 0) == (better == "higher") else "worse"
+
+
+def to_difference(
+    found: Comparison, better: Better | None, *, significant: bool, has_verdict: bool = True
+) -> Difference:
+    """As it is kept: rows higher and lower become rows better and worse (None: neither way is)."""
+    better_and_worse: tuple[int | None, int | None] = (None, None)
+    if better is not None:
+        better_and_worse = found.rows_higher, found.rows_lower
+    if better == "lower":
+        better_and_worse = found.rows_lower, found.rows_higher
+    return Difference(
+        value=found.difference,
+        interval=found.interval,
+        n=found.n,
+        rows_better=better_and_worse[0],
+        rows_worse=better_and_worse[1],
+        p_value=found.p_value,
+        verdict=verdict_of(found, better, significant=significant)
+        if better and has_verdict
+        else None,
+    )
 
 
 def smallest_points(rows: int) -> int:

@@ -29,7 +29,7 @@ from ftcli.evaluation.compare.cells import (
 )
 from ftcli.evaluation.compare.compare_page import draw, page
 from ftcli.evaluation.general_ability import general_text
-from ftcli.evaluation.statistics import MIN_ROWS, Counts, compare, holm, verdict_of
+from ftcli.evaluation.statistics import MIN_ROWS, Counts, compare, holm, to_difference
 from ftcli.evaluation.verdicts import listed
 from ftcli.memory.shapes import find_shape
 from ftcli.runs.atomic import write_text
@@ -243,15 +243,7 @@ def _pairs(losses: Mapping[str, Counts]) -> dict[tuple[str, str], Difference]:
     # Of all pairs, since which of them is the best is seen on the same rows.
     significant = holm([each.p_value for each in found.values()])
     return {
-        pair: Difference(
-            verdict=verdict_of(each, "lower", significant=holds),
-            p_value=each.p_value,
-            value=each.difference,
-            interval=each.interval,
-            n=each.n,
-            rows_better=each.rows_lower,
-            rows_worse=each.rows_higher,
-        )
+        pair: to_difference(each, "lower", significant=holds)
         for (pair, each), holds in zip(found.items(), significant, strict=True)
     }
 
