@@ -260,21 +260,6 @@ def test_prompting_that_does_changes_the_verdict(
     assert advice["probe"]["format"] == ANY_FORM["format"]
 
 
-def test_few_rows_do_not_show_that_prompting_does(
-    tmp_path: Path, write_recipe: WriteRecipe, prepare: Prepare
-) -> None:
-    """Four of four are right, and of all calls perhaps half."""
-    save(tmp_path, [pair(number) for number in range(9)])
-    data = {"train": "rows.jsonl", "test": 2, "validation": 0, "max_length": 256}
-    advice = prepare(write_recipe(data=data, eval=ANY_FORM), "--probe")["advice"]
-    assert advice["probe"]["rows_from"] == {"test": 2, "train": 2}
-    assert advice["verdict"] == "prompt"
-    assert advice["sentences"][0].startswith(
-        "Prompting with 5 examples reaches 100% format valid (51–100%) on 4 rows: too few to show "
-        "that it reaches 80%. 9 rows are few"
-    )
-
-
 @pytest.mark.parametrize(
     ("right", "low", "verdict", "words"),
     [
