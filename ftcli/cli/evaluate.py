@@ -70,8 +70,8 @@ def evaluate(
     """
     from ftcli.cli.evaluate_view import show
     from ftcli.errors import UsageError
-    from ftcli.evaluation.evaluation import evaluate_run
-    from ftcli.evaluation.rows import SHOTS, EvalOptions
+    from ftcli.evaluation.eval_rows import SHOTS, EvalOptions
+    from ftcli.evaluation.run_evaluation import evaluate_run
     from ftcli.evaluation.verdicts import failures, requirements
     from ftcli.report.page import report_or_say
 

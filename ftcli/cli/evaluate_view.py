@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ftcli.console import counted, result, say, shown_path, table, width, wrapped
-from ftcli.evaluation.evaluation import Evaluated
+from ftcli.evaluation.run_evaluation import Evaluated
 from ftcli.evaluation.statistics import MIN_ROWS
 from ftcli.evaluation.verdicts import (
     NOT_MEASURED,

@@ -12,10 +12,10 @@ from ftcli.config.evaluation import file_names
 from ftcli.config.loader import Loaded
 from ftcli.console import Reporter, counted
 from ftcli.errors import DataError, did_you_mean
-from ftcli.evaluation.rows import stream_turns
+from ftcli.evaluation.eval_rows import stream_turns
 from ftcli.evaluation.scorers.custom import CustomScorer, custom_scorer
+from ftcli.evaluation.scorers.facts import GroundingScorer, facts_of
 from ftcli.evaluation.scorers.format import FormatScorer, format_scorer
-from ftcli.evaluation.scorers.grounding import GroundingScorer, facts_of
 from ftcli.evaluation.scorers.judge import CheckerName, JudgeScorer, Label, agreement, read_labels
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, ScoreKind, Scorer
 from ftcli.evaluation.scorers.span_detector import SpanDetector

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import evaluate_view
-from ftcli.evaluation.evaluation import Evaluated
+from ftcli.evaluation.run_evaluation import Evaluated
 from ftcli.runs.results import EvalResult
 from tests.reported import evaluation, prompted, row, save_run, score, usual_lines
 

@@ -13,9 +13,9 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.console import Terminal
-from ftcli.evaluation.evaluation import evaluate_run
+from ftcli.evaluation.eval_rows import EvalOptions
 from ftcli.evaluation.model_outputs import ModelOutputs
-from ftcli.evaluation.rows import EvalOptions
+from ftcli.evaluation.run_evaluation import evaluate_run
 from ftcli.runs.results import EvalResult
 from tests.commands.test_end_to_end import ask
 from tests.conftest import save_recipe

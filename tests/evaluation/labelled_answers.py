@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ftcli.evaluation.scorers.grounding import facts_of, mentioned
+from ftcli.evaluation.scorers.facts import facts_of, mentioned
 from ftcli.evaluation.scorers.scorer import Finding
 from ftcli.evaluation.scorers.vocabulary import Token, Vocabulary, tokens_in
 

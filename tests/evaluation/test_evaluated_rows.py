@@ -10,7 +10,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.data.tokenizing.rows import read_split
-from ftcli.evaluation.rows import stream_rows, stream_turns
+from ftcli.evaluation.eval_rows import stream_rows, stream_turns
 from ftcli.training.opening import open_run
 from tests.commands.test_end_to_end import ask
 from tests.conftest import pair, save_recipe

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ftcli.config.recipe import SqlFormat
 from ftcli.data.example import Message, Role
+from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.format import format_scorer
-from ftcli.evaluation.scorers.grounding import question_of
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question
 from ftcli.evaluation.scorers.sql_databases import create_statements, has_tables, made_database
 

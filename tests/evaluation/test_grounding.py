@@ -11,7 +11,7 @@ from ftcli.config.grounding import Grounding
 from ftcli.config.loader import load_recipe, resolved
 from ftcli.data.example import Message, Role
 from ftcli.errors import DataError, RecipeError
-from ftcli.evaluation.scorers.grounding import GroundingScorer, facts_of, facts_text, question_of
+from ftcli.evaluation.scorers.facts import GroundingScorer, facts_of, facts_text, question_of
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, time_limit
 
 FACTS = "Product: Torkel Bag\nColours: olive, sand\nWaterproof: yes\nLid: no\nPockets: 3"
@@ -91,7 +91,7 @@ def test_facts_stand_in_all_user_turns() -> None:
 
 
 def test_an_expression_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftcli.evaluation.scorers.grounding.time_limit", lambda: time_limit(0.2))
+    monkeypatch.setattr("ftcli.evaluation.scorers.facts.time_limit", lambda: time_limit(0.2))
     with pytest.raises(DataError, match="write it without repeats inside repeats"):
         facts_text(Grounding(facts=r"(a+)+$"), "a" * 40 + "b")
 

@@ -54,7 +54,7 @@ def __getattr__(name):
 MEDDLING = """
 import os, signal
 from ftcli import console
-from ftcli.evaluation import evaluation
+from ftcli.evaluation import run_evaluation
 told = console._PlainLines.update
 def update(self, done, figures=""):
     told(self, done, figures)
@@ -66,7 +66,7 @@ def broken(path, overrides, asked, *rest):
     if asked.limit == 7:
         raise RuntimeError(f"Authorization: Bearer {os.environ['HF_TOKEN']}")
     return original(path, overrides, asked, *rest)
-original, evaluation.evaluate_run = evaluation.evaluate_run, broken
+original, run_evaluation.evaluate_run = run_evaluation.evaluate_run, broken
 """
 
 

@@ -20,8 +20,8 @@ from ftcli.data.prepared import Prepared, Split
 from ftcli.errors import DataError
 from ftcli.evaluation.advice.answer_form import AnswerForm, read_format
 from ftcli.evaluation.advice.row_statistics import PreparedRows
+from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.format import format_scorer
-from ftcli.evaluation.scorers.grounding import question_of
 from ftcli.evaluation.scorers.scorer import Scorer, code_digest
 from ftcli.evaluation.scorers.text import TextScorer
 from ftcli.evaluation.scoring import score_answers

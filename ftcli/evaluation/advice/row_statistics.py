@@ -26,7 +26,7 @@ from ftcli.evaluation.advice.answer_form import (
     read_format,
     shared_beginning,
 )
-from ftcli.evaluation.scorers.grounding import question_of
+from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.sql_databases import has_tables
 from ftcli.evaluation.scorers.text import UNSPACED
 from ftcli.runs.results import Result

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ftcli.config.grounding import Grounding, Judge
 from ftcli.console import counted, shown_path
 from ftcli.errors import DataError, MachineError
-from ftcli.evaluation.scorers.grounding import facts_text
+from ftcli.evaluation.scorers.facts import facts_text
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.evaluation.statistics import share_interval
 from ftcli.runs.atomic import append_json, read_json_lines

@@ -16,8 +16,7 @@ from ftcli.config.grounding import Grounding
 from ftcli.console import Reporter
 from ftcli.data.prepared import Split
 from ftcli.errors import Stopped
-from ftcli.evaluation.model_outputs import VERSION, ModelOutputs, ModelRunner, Progress
-from ftcli.evaluation.rows import (
+from ftcli.evaluation.eval_rows import (
     EvalOptions,
     Row,
     RowSets,
@@ -27,6 +26,7 @@ from ftcli.evaluation.rows import (
     held_out,
     read_rows,
 )
+from ftcli.evaluation.model_outputs import VERSION, ModelOutputs, ModelRunner, Progress
 from ftcli.evaluation.score_table import (
     are_labels,
     forgetting_scores,
@@ -36,7 +36,7 @@ from ftcli.evaluation.score_table import (
     task_scores,
     truth_of,
 )
-from ftcli.evaluation.scorers.grounding import question_of
+from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, code_digest
 from ftcli.evaluation.scoring import Scorers
 from ftcli.memory.shapes import model_source
