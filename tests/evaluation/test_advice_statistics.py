@@ -55,42 +55,6 @@ def found(rows: list[DataRow]) -> NearDuplicates:
     return near_duplicates(ordered, [each.prompt for each in rows])
 
 
-def triples(words: list[str]) -> set[tuple[str, ...]]:
-    return set(zip(words, words[1:], words[2:], strict=False))
-
-
-def similar(one: DataRow, other: DataRow) -> bool:
-    """By the definition: Jaccard similarity of sets of three words, prompts and answers apart."""
-    sets = [
-        {
-            (side, each)
-            for side in ("prompt", "answer")
-            for each in triples(getattr(x, side).split())
-        }
-        for x in (one, other)
-    ]
-    return len(sets[0] & sets[1]) >= SIMILAR * len(sets[0] | sets[1])
-
-
-def test_rows_found_are_those_that_comparing_every_pair_finds() -> None:
-    draw = random.Random(1)
-    rows: list[DataRow] = []
-    for _ in range(150):
-        original = draw.choices(WORDS, k=60)
-        copies = [changed(original, draw) for _ in range(draw.choice([0, 0, 1, 3]))]
-        rows += [of_words(words, len(rows) + n) for n, words in enumerate([original, *copies])]
-    alike = {
-        place
-        for place, one in enumerate(rows)
-        for other, another in enumerate(rows)
-        if place != other and similar(one, another)
-    }
-    seen = found(rows)
-    assert seen.rows == len(alike) > 50
-    assert (seen.rows_looked_at, seen.share) == (len(rows), len(alike) / len(rows))
-    assert found(rows) == seen, "the same rows give the same pairs each time"
-
-
 @pytest.mark.parametrize(
     ("one", "other", "alike"),
     [

@@ -172,25 +172,3 @@ def test_examples_come_from_training_rows_that_are_proven(
     assert run(["eval", str(copy), "--prompted", str(told), "--no-forgetting"]) == 1
     err = capsys.readouterr().err
     assert "train.arrow: not as ftcli prepare has written it" in err and "Traceback" not in err
-
-
-def test_choosing_examples_makes_no_list_of_all_rows(
-    fresh: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from ftcli.data.tokenizing import rows
-
-    original, read = rows.read_split, []
-
-    def noted(folder: Path, split: str) -> object:
-        read.append(split)
-        return original(folder, split)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(rows, "read_split", noted)
-    told = tmp_path / "told.txt"
-    told.write_text("List it.")
-    found = ask(capsys, "eval", fresh, "--prompted", told, "--shots", "2", "--no-forgetting")
-    assert found["examples"] == 2 and found["calls"]["prompted"]["prompt_tokens"] > 0
-    assert read == ["test"], "the training rows are streamed"
