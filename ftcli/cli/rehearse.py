@@ -23,8 +23,8 @@ from ftcli.console import Meter, Reporter, duration, megabytes, result
 from ftcli.data.example import Message
 from ftcli.data.prepared import SPLITS, Prepared
 from ftcli.errors import FtcliError, MachineError, Stopped
-from ftcli.evaluation.evaluation import evaluate_run
-from ftcli.evaluation.rows import EvalOptions
+from ftcli.evaluation.eval_rows import EvalOptions
+from ftcli.evaluation.run_evaluation import evaluate_run
 from ftcli.export.merge import MergeOptions, merge_run
 from ftcli.inference.generate import GenerateOptions, open_generator
 from ftcli.models.base_files import tokenizer_bytes

@@ -112,10 +112,6 @@ def test_near_misses_are_caught(answer: str) -> None:
     ("reference", "wrong"),
     [
         (
-            "SELECT min(price) FROM shop WHERE colour = 'blue'",
-            "SELECT min(price) FROM shop WHERE colour LIKE '%blue%'",
-        ),
-        (
             "SELECT colour, sum(price) FROM shop WHERE seen = 2023 GROUP BY colour",
             "SELECT colour, avg(price) FROM shop WHERE seen = 2023 GROUP BY colour",
         ),
