@@ -221,12 +221,12 @@ def _replay_line(prepared: Prepared) -> Iterator[str]:
         "asked in a held-out row too": found.held_out,
         "conversations longer than data.max_length": found.too_long,
     }
-    told = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)
+    left = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)
     cut = f"; {found.texts_cut} texts cut to {prepared.max_length}" if found.texts_cut else ""
     yield (
         f"  replay      {found.rows} rows from {found.source}: {found.rows / every.rows:.0%} of "
         f"the rows, {found.trained_tokens / every.trained_tokens:.0%} of the tokens trained on"
-        f"{cut}{told}"
+        f"{cut}{left}"
     )
 
 
@@ -289,7 +289,7 @@ def _advice_lines(result: PrepareResult) -> list[str]:
 
 
 def rendered(row: tuple[Piece, ...], coloured: bool) -> str:
-    """Trained and untrained text told apart by colour, or by brackets."""
+    """The text of labels in another colour, or in brackets."""
     if coloured:
         return "".join(f"{TRAINED if trained else OTHER}{text}{END}" for text, trained in row)
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in row)

@@ -50,9 +50,9 @@ def show_plan(plan: DryRun) -> None:
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
     parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items.items() if size >= 5e7)
-    beside = f"; CUDA context {gigabytes(context)}" if found.hardware.kind == "cuda" else ""
+    on_card = f"; CUDA context {gigabytes(context)}" if found.hardware.kind == "cuda" else ""
     peak = gigabytes(found.estimate.peak_bytes)
-    result(wrapped(f"memory {peak} at the peak: {parts}{beside}"))
+    result(wrapped(f"memory {peak} at the peak: {parts}{on_card}"))
     unknown = "not measured yet: no run of this recipe has finished here"
     result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
     if plan.price is not None:

@@ -138,7 +138,7 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
 
 
 def _l2_sp(model: PreTrainedModel, job: TrainJob) -> L2SP | None:
-    """The weights as a run begins, also where one that goes on takes up others behind this."""
+    """The weights that a run starts from; a resumed run loads its own after this."""
     recipe, strength = job.recipe, job.plan.training.hold_strength
     if not strength:
         return None

@@ -103,7 +103,7 @@ def open_data(recipe: Recipe, plan: Plan, prepared: Prepared, folder: Path) -> T
 
 
 def _rows(folder: Path, names: Sequence[RowsOf]) -> Rows:
-    """The rows of these files, one behind the other."""
+    """The rows of these files, one after the other."""
     tables = [Dataset.from_file(str(split_file(folder, name))) for name in names]
     lengths = [length for name in names for length in row_lengths(folder, name)]
     return Rows(tables[0] if len(tables) == 1 else concatenate_datasets(tables), lengths)

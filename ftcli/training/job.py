@@ -143,7 +143,7 @@ def require_trackers(recipe: Recipe) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    """A folder of that name, which some trackers leave behind, is no package."""
+    """A folder of that name, which some trackers make, is no package."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 

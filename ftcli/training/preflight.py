@@ -60,7 +60,7 @@ class Peak:
 
 
 class MemoryMeter:
-    """Peaks between resets, and the peak of the whole process beside them.
+    """Peaks between resets, and the peak of the whole process.
 
     Make it before the model is loaded.
     """
