@@ -161,7 +161,7 @@ def estimate_vram(
     given = {
         name: _names(value) if name in ("targets", "modules_to_save") else value
         for name, value in context.params.items()
-        if value is not None and name not in ("json", "debug")
+        if value not in (None, (), []) and name not in ("json", "debug")
     }
     if calibrate:
         from ftcli.training.estimate.calibrate import calibrate_runs
