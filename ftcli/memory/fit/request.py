@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ftcli.errors import ModelError
 from ftcli.memory import Choices
-from ftcli.memory.choices import FROZEN_MODES, Attention, Mode, Optimizer
+from ftcli.memory.choices import FROZEN_MODES, Mode, Optimizer
 from ftcli.memory.fit.search import CARD_TOKENS, Options, useful_micro_batches
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape, Targets
@@ -67,59 +67,41 @@ def require_mode(mode: Mode, shape: Shape) -> None:
 
 def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     """As asked first, then every change that `ftcli train` carries out on this card."""
-    choices = asked.choices
+    choices, experts = asked.choices, asked.shape.experts > 1
+    frozen, computes_fp32 = choices.mode in FROZEN_MODES, choices.precision == "fp32"
+    longest = (choices.seq_len - 1) // LENGTH_STEP * LENGTH_STEP
+    ranks = [choices.rank]
+    if not frozen and not choices.rank_pattern:  # one alpha goes with all ranks
+        while ranks[-1] // 2 >= LEAST_RANK:
+            ranks.append(ranks[-1] // 2)
+    modes = (choices.mode,) if experts else _from(METHODS, choices.mode)  # require_mode
+    if computes_fp32 and choices.mode != "qlora":
+        # QLoRA computes in 16 bits (ftcli.training.estimate.flags), and so does any 4-bit base.
+        modes = tuple(mode for mode in modes if mode != "qlora")
+    quantisable = frozen and not computes_fp32 and not choices.four_bit_base
+    # Not flash: its package may be missing, and it saves nothing that sdpa does not.
+    sdpa = choices.attention == "eager" and not asked.shape.capped_scores
+    checkpointing: tuple[bool, ...] = (False, True)
+    if choices.mode == "prefix":
+        checkpointing = (False,)  # NO_CHECKPOINTING says why
+    elif choices.gradient_checkpointing and not asked.open_checkpointing:
+        checkpointing = (True,)
+    rows = useful_micro_batches(asked.batch_rows, hardware)
+    if not asked.open_micro_batch:
+        rows = (choices.micro_batch, *(fewer for fewer in rows if fewer < choices.micro_batch))
     return Options(
-        seq_len=_lengths(choices.seq_len),
-        rank=_ranks(choices),
-        mode=_modes(asked),
-        four_bit_base=_bases(choices),
+        seq_len=(choices.seq_len, *range(longest, LEAST_LENGTH - 1, -LENGTH_STEP)),
+        rank=tuple(ranks),
+        mode=modes,
+        four_bit_base=(False, True) if quantisable else (choices.four_bit_base,),
         targets=_targets(asked.shape, choices),
         optimizer=_from(OPTIMIZERS, choices.optimizer),
-        attention=_attentions(asked.shape, choices.attention),
-        gradient_checkpointing=_checkpointing(asked),
-        micro_batch=_micro_batches(asked, hardware),
+        attention=("eager", "sdpa") if sdpa else (choices.attention,),
+        gradient_checkpointing=checkpointing,
+        micro_batch=rows,
         batch_rows=asked.batch_rows,
         most_tokens=CARD_TOKENS if asked.open_micro_batch else None,
     )
-
-
-def _lengths(asked: int) -> tuple[int, ...]:
-    longest = (asked - 1) // LENGTH_STEP * LENGTH_STEP
-    return (asked, *range(longest, LEAST_LENGTH - 1, -LENGTH_STEP))
-
-
-def _checkpointing(asked: FitRequest) -> tuple[bool, ...]:
-    choices = asked.choices
-    if choices.mode == "prefix":
-        return (False,)  # NO_CHECKPOINTING says why
-    fixed = choices.gradient_checkpointing and not asked.open_checkpointing
-    return (True,) if fixed else (False, True)
-
-
-def _ranks(choices: Choices) -> tuple[int, ...]:
-    """Lower ones where one alpha goes with all of them."""
-    ranks = [choices.rank]
-    if choices.mode in FROZEN_MODES or choices.rank_pattern:
-        return tuple(ranks)
-    while ranks[-1] // 2 >= LEAST_RANK:
-        ranks.append(ranks[-1] // 2)
-    return tuple(ranks)
-
-
-def _modes(asked: FitRequest) -> tuple[Mode, ...]:
-    if asked.shape.experts > 1:
-        return (asked.choices.mode,)  # require_mode
-    methods = _from(METHODS, asked.choices.mode)
-    if asked.choices.precision == "fp32" and asked.choices.mode != "qlora":
-        # QLoRA computes in 16 bits (ftcli.training.estimate.flags).
-        return tuple(mode for mode in methods if mode != "qlora")
-    return methods
-
-
-def _bases(choices: Choices) -> tuple[bool, ...]:
-    """A frozen base in 4 bits, whose products are computed in 16 bits on a card, as QLoRA's."""
-    as_asked = choices.mode not in FROZEN_MODES or choices.precision == "fp32"
-    return (choices.four_bit_base,) if as_asked or choices.four_bit_base else (False, True)
 
 
 def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
@@ -135,22 +117,6 @@ def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
         if set(fewer) < set(shape.target_modules(tried[-1])):
             tried.append(fewer)
     return tuple(tried)
-
-
-def _attentions(shape: Shape, asked: Attention) -> tuple[Attention, ...]:
-    """Not flash: its package may be missing, and it saves nothing that sdpa does not, except for
-    a model that caps its scores."""
-    if asked == "eager" and not shape.capped_scores:
-        return ("eager", "sdpa")
-    return (asked,)
-
-
-def _micro_batches(asked: FitRequest, hardware: Hardware) -> tuple[int, ...]:
-    useful = useful_micro_batches(asked.batch_rows, hardware)
-    if asked.open_micro_batch:
-        return useful
-    rows = asked.choices.micro_batch
-    return (rows, *(fewer for fewer in useful if fewer < rows))
 
 
 def _from(ordered: tuple[T, ...], asked: T) -> tuple[T, ...]:
