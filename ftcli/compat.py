@@ -1,4 +1,4 @@
-"""Private names of libraries that ftcli cannot avoid: five, each with its reason.
+"""Private names of libraries that ftcli cannot avoid: four, each with its reason.
 
 tests/test_compat.py fails first when a library moves one. Each library is imported in its function,
 so that importing this module is light. The methods of transformers' Trainer that ftcli overrides
@@ -56,14 +56,6 @@ def refuse_hub_kernel() -> None:
     its own kernel, in the wheel, does the same."""
     if not any(isinstance(finder, _WithoutHubKernel) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WithoutHubKernel())
-
-
-def chat_template_environment() -> Any:
-    """The jinja environment in which transformers compiles chat templates: its filters, functions
-    and tags have no other source, and a copy of them here would lag behind."""
-    from transformers.utils.chat_template_utils import _cached_compile_jinja_template
-
-    return _cached_compile_jinja_template("").environment
 
 
 def attention_name(model: PreTrainedModel) -> str:

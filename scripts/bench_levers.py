@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from ftcli.config.loader import load_recipe, resolved
 from ftcli.console import Terminal
-from ftcli.data.tokenizing.encode import prepare
-from ftcli.data.tokenizing.packing import plant
+from ftcli.data.tokenizing.prefix_tree import build_prefix_tree
 from ftcli.data.tokenizing.rendering import IGNORED
+from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.kernels.lora import fuse_lora
 from ftcli.models.batches import Row
 from ftcli.models.load import shape_of
@@ -273,7 +273,10 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
 
 def _seen_keys(rows: list[list[int]], share: bool) -> int:
     """How many keys the tokens of a micro-batch see, themselves and those before them."""
-    sizes = [(each.end - each.start, each.position) for each in plant(rows, share=share).segments]
+    sizes = [
+        (each.end - each.start, each.position)
+        for each in build_prefix_tree(rows, share=share).segments
+    ]
     return sum(size * before + size * (size + 1) // 2 for size, before in sizes)
 
 

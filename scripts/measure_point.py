@@ -18,7 +18,7 @@ import torch
 
 from ftcli.config.loader import Loaded, load_recipe, resolved
 from ftcli.console import Terminal
-from ftcli.data.tokenizing.encode import prepare
+from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.errors import MachineError
 from ftcli.runs.folder import RunFolder
 from ftcli.training.building import build_trainer

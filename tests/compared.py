@@ -23,10 +23,7 @@ Made = tuple[ComparedCell, Counts]
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands of a comparison start no process: torch is loaded once."""
 
-    from ftcli.data.templates import sandbox
-
     def run_here(words: Sequence[str]) -> tuple[int, str]:
-        sandbox._ceiling.was_old()  # it is read again: a training has grown the process
         out = io.StringIO()
         with redirect_stdout(out):
             code = run(words)

@@ -17,7 +17,7 @@ import yaml
 from _pytest.mark.expression import Expression
 from filelock import FileLock
 
-from ftcli.data.prepared import LongestRow, Prepared, SplitCounts
+from ftcli.data.dataset import Dataset, LongestRow, SplitCounts
 
 # Types of fixtures.
 Capture = pytest.CaptureFixture[str]
@@ -151,7 +151,7 @@ def pair(number: int) -> dict[str, str]:
     }
 
 
-def prepared_data(**changes: Any) -> Prepared:
+def prepared_data(**changes: Any) -> Dataset:
     """A preparation of ten training rows, changed as asked."""
     values: dict[str, Any] = {
         "fingerprint": "0123abcd",
@@ -174,7 +174,7 @@ def prepared_data(**changes: Any) -> Prepared:
         "pad_id": 0,
         "problems": (),
     }
-    return Prepared(**values | changes)
+    return Dataset(**values | changes)
 
 
 def tiny_tokenizer() -> Any:

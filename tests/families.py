@@ -22,8 +22,8 @@ from tokenizers import (
 from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ftcli.data.example import Example, Message, Origin
-from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer, RowFault
+from ftcli.data.example import Example, Message, Origin, RowError
+from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -98,7 +98,7 @@ def runs(row: Encoded) -> list[list[int]]:
 
 
 def reason_of(renderer: Renderer, example: Example) -> str:
-    with pytest.raises(RowFault) as caught:
+    with pytest.raises(RowError) as caught:
         renderer.encode(example)
     return caught.value.message
 

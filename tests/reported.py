@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ftcli.config.recipe import Recipe
-from ftcli.data.prepared import SplitCounts, save_prepared
+from ftcli.data.dataset import SplitCounts, save_dataset
 from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
@@ -235,7 +235,7 @@ def save_run(folder: Path, name: str = "shop", *, model: str = "Qwen/Qwen2.5-0.5
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in records()))
     run.speed.write_text("".join(json.dumps(line) + "\n" for line in speeds()))
     counts = {"train": SplitCounts(372, 55_272, 27_823), "test": SplitCounts(60, 8826, 4423)}
-    save_prepared(prepared_data(rows_read=448, **counts), run.data)
+    save_dataset(prepared_data(rows_read=448, **counts), run.data)
     return run
 
 

@@ -53,13 +53,6 @@ def test_bitsandbytes_would_fetch_one(asked: list[str]) -> None:
     assert asked == ["kernels-community/quantization-bitsandbytes"]
 
 
-def test_the_environment_of_chat_templates_is_that_of_transformers() -> None:
-    environment = compat.chat_template_environment()
-    assert {"tojson", "trim"} <= environment.filters.keys()
-    assert {"raise_exception", "strftime_now"} <= environment.globals.keys()
-    assert "generation" in {tag for e in environment.extensions.values() for tag in e.tags}
-
-
 def test_layers_look_up_the_attention_that_is_named_for_a_while() -> None:
     model = llama()
     ids = torch.arange(1, 9)[None]

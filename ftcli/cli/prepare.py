@@ -15,7 +15,7 @@ from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
-    from ftcli.data.prepared import Prepared
+    from ftcli.data.dataset import Dataset
     from ftcli.data.tokenizing.rendering import Renderer
     from ftcli.evaluation.advice.advice import Advice
     from ftcli.evaluation.advice.prompting import Price
@@ -33,7 +33,7 @@ class PrepareResult:
     """The preparation, and the previewed rows as (text, trained on) pieces."""
 
     loaded: Loaded
-    prepared: Prepared
+    prepared: Dataset
     folder: Path
     preview: tuple[tuple[Piece, ...], ...]
     advice: Advice
@@ -41,7 +41,7 @@ class PrepareResult:
 
     def as_json(self) -> dict[str, Any]:
         """Fields of COMMANDS: names that scripts rely on."""
-        from ftcli.data.prepared import read_problems
+        from ftcli.data.dataset import read_problems
 
         p = self.prepared
         return {
@@ -152,7 +152,7 @@ def prepare_recipe(
     with loaded.blame():
         require_hold(loaded.recipe)
 
-    from ftcli.data.tokenizing.encode import prepare, preview
+    from ftcli.data.tokenizing.tokenize import prepare, preview
     from ftcli.models.load import load_renderer
 
     with loaded.blame():
@@ -185,21 +185,21 @@ def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = No
 
     The run that the user has `named` gets its own data back where they are gone.
     """
-    from ftcli.data.prepared import load_prepared
-    from ftcli.data.tokenizing.encode import fingerprint
+    from ftcli.data.dataset import load_dataset
+    from ftcli.data.tokenizing.fingerprint import fingerprint
     from ftcli.runs.folder import free_folder, runs_at
 
     mark = fingerprint(loaded, renderer)
     if named is not None and named.read_manifest().get("data") == mark:
         return named
     for run in runs_at(loaded.output):
-        earlier = load_prepared(run.data)
+        earlier = load_dataset(run.data)
         if earlier is not None and earlier.fingerprint == mark:
             return run
     return free_folder(loaded.output)
 
 
-def _replayed(prepared: Prepared) -> dict[str, Any]:
+def _replayed(prepared: Dataset) -> dict[str, Any]:
     """Rows of data.replay, which no other count holds."""
     found = prepared.replay
     if found is None:
@@ -211,7 +211,7 @@ def _replayed(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _replay_line(prepared: Prepared) -> Iterator[str]:
+def _replay_line(prepared: Dataset) -> Iterator[str]:
     """How much of an epoch is replayed, by rows and by what is trained on."""
     found = prepared.replay
     if found is None:
@@ -232,7 +232,7 @@ def _replay_line(prepared: Prepared) -> Iterator[str]:
 
 def _summary(result: PrepareResult) -> list[str]:
     """What a person reads, line by line."""
-    from ftcli.data.sides import sources_of
+    from ftcli.data.splits import sources_of
 
     p = result.prepared
     held = "".join(
@@ -264,10 +264,10 @@ def _summary(result: PrepareResult) -> list[str]:
     return lines
 
 
-def rejected_rows(prepared: Prepared, folder: Path | None) -> str:
+def rejected_rows(prepared: Dataset, folder: Path | None) -> str:
     """The first rows that are not used, each with the reason, and where the others are named, in
     a folder that stays."""
-    from ftcli.data.prepared import problems_file
+    from ftcli.data.dataset import problems_file
 
     named = " · ".join(str(fault) for fault in prepared.problems[:3])
     others = prepared.rows_rejected - 3

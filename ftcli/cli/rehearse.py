@@ -20,8 +20,8 @@ from ftcli.cli.train import open_recipe, plan_job, prepare_rows, require_weights
 from ftcli.config.loader import Loaded, load_recipe
 from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
 from ftcli.console import Meter, Reporter, duration, megabytes, result
+from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message
-from ftcli.data.prepared import SPLITS, Prepared
 from ftcli.errors import FtcliError, MachineError, Stopped
 from ftcli.evaluation.eval_rows import EvalOptions
 from ftcli.evaluation.run_evaluation import evaluate_run
@@ -219,7 +219,7 @@ def _prepare_and_plan(loaded: Loaded, stages: Stages) -> TrainJob:
     return job
 
 
-def _rows_in_words(dataset: Prepared) -> str:
+def _rows_in_words(dataset: Dataset) -> str:
     longest = dataset.longest
     splits = ", ".join(f"{dataset.counts(split).rows} {split}" for split in SPLITS)
     return (
@@ -329,7 +329,7 @@ def _merge(opened: OpenRun, reporter: Reporter) -> str:
 
 def _generate(opened: OpenRun) -> str:
     """Answer the prompt of a row as `--input` does, and as a prompt on the command line."""
-    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.data.tokenizing.arrow_rows import read_split
 
     generator, text = open_generator(GenerateOptions(opened.run.path)), "a"
     if not opened.prepared.plain_text:

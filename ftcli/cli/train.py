@@ -18,7 +18,7 @@ from ftcli.errors import UsageError
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
     from ftcli.config.recipe import Recipe
-    from ftcli.data.prepared import Prepared
+    from ftcli.data.dataset import Dataset
     from ftcli.evaluation.advice.prompting import Price
     from ftcli.runs.folder import RunFolder
     from ftcli.runs.signals import StopSignals
@@ -315,14 +315,14 @@ def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
 
 def prepare_rows(
     loaded: Loaded, model: BaseModel, run: RunFolder, reporter: Reporter, *, stays: bool = True
-) -> Prepared:
+) -> Dataset:
     """The recipe's rows in the run's data folder; says which were rejected. Raises DataError."""
     from ftcli.cli.prepare import rejected_rows
-    from ftcli.data.prepared import load_prepared
-    from ftcli.data.tokenizing.encode import prepare
+    from ftcli.data.dataset import load_dataset
+    from ftcli.data.tokenizing.tokenize import prepare
     from ftcli.inference.endings import require_ends
 
-    before = load_prepared(run.data)
+    before = load_dataset(run.data)
     dataset = prepare(loaded, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
     # An earlier command has said it of the same rows.
@@ -336,7 +336,7 @@ def prepare_rows(
 def plan_job(
     loaded: Loaded,
     model: BaseModel,
-    dataset: Prepared,
+    dataset: Dataset,
     run: RunFolder,
     init_from: OpenRun | None = None,
 ) -> TrainJob:

@@ -1,11 +1,14 @@
-"""What a row becomes before any tokenizer sees it."""
+"""A row of the user's files, and what it becomes before any tokenizer sees it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from ftcli.errors import FtcliError
 
 # Two of 10 million rows would be taken for one with a chance of 1 in 10^24.
 DIGEST_BYTES = 16
@@ -22,6 +25,36 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+
+class RowError(FtcliError):
+    """This row cannot be trained on; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("row", reason)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as it stands in the file."""
+
+    origin: Origin
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A record that is left out, and why."""
+
+    origin: Origin
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin} {self.reason}"
+
+    def record(self) -> dict[str, str | int]:
+        """As it is written in JSON."""
+        return {"file": self.origin.file, "line": self.origin.line, "reason": self.reason}
 
 
 @dataclass(frozen=True)
@@ -60,8 +93,7 @@ class Example:
         return _digest([self.text] if self.text is not None else _turns(self.prompt))
 
     def question_digest(self) -> bytes:
-        """As `prompt_digest`, without a system turn: the same question under another one is none
-        other."""
+        """As `prompt_digest`, without a system turn: another one does not change the question."""
         turns = self.prompt[1:] if self.prompt[:1] and self.prompt[0].role == "system" else None
         return self.prompt_digest() if turns is None else _digest(_turns(turns))
 

@@ -13,10 +13,9 @@ from functools import lru_cache
 from itertools import chain
 
 from ftcli.config.recipe import Data
-from ftcli.data.example import Example, Message
+from ftcli.data.example import Example, Message, RejectedRow, Row, RowError
 from ftcli.data.json_rows import Number, json_kind
-from ftcli.data.row import Reject, Row
-from ftcli.data.turns import TURN_KEYS, RowError, check_order, checked_text, filled_text, read_turns
+from ftcli.data.turns import TURN_KEYS, check_order, checked_text, filled_text, read_turns
 from ftcli.errors import DataError, did_you_mean
 
 Fields = Mapping[str, object]
@@ -51,7 +50,7 @@ KNOWN = (
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
-def to_example(row: Row, data: Data, format_name: str) -> Example | Reject:
+def to_example(row: Row, data: Data, format_name: str) -> Example | RejectedRow:
     """The row as an example, with the recipe's system prompt where it has none of its own.
 
     `data.system` is a text or a template here; `pin_system` makes a column's name one.
@@ -63,7 +62,7 @@ def to_example(row: Row, data: Data, format_name: str) -> Example | Reject:
         messages = _with_system(content, row.fields, data)
         check_order(messages)
     except RowError as error:
-        return Reject(row.origin, str(error))
+        return RejectedRow(row.origin, str(error))
     return Example(messages, row.origin)
 
 
@@ -265,7 +264,7 @@ def _suspicious(columns: tuple[str, ...]) -> bool:
 
 
 def _is_verdict(fields: Fields, column: str) -> bool:
-    """Is it true or false about an answer that stands beside it?"""
+    """Is it true or false about an answer in the same row?"""
     answers = (*CONVERSATION_COLUMNS, *(answer for _, answer in PAIRS))
     is_boolean = str(fields.get(column)).lower() in ("true", "false")
     return is_boolean and _first(answers, fields) is not None

@@ -10,23 +10,56 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import BinaryIO, NoReturn
+from typing import IO, AnyStr, BinaryIO, NoReturn
 
-from ftcli.data.example import Origin
-from ftcli.data.lines import LONGEST, document_of, lines_of
-from ftcli.data.row import Reject, Row
+from ftcli.data.example import Origin, RejectedRow, Row
 from ftcli.errors import DataError
 
+# Bytes of a line, or characters of a value: ten times what a context of a million tokens holds.
+LONGEST = 50_000_000
+# Bytes of a JSON document, which is held in memory whole.
+LARGEST_DOCUMENT = 500_000_000
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
 
-def read_jsonl(lines: BinaryIO, file: str) -> Iterator[Row | Reject]:
-    """One object a line; blank lines are no rows, every other line is a Row or a Reject."""
+
+def lines_of(stream: IO[AnyStr], file: str) -> Iterator[AnyStr]:
+    """Each line with its end; raises DataError (`data_broken`) for one longer than LONGEST."""
+    number = 0
+    while line := stream.readline(LONGEST + 1):
+        number += 1
+        if len(line) > LONGEST:
+            raise DataError(
+                "data_broken",
+                f"a line of more than {LONGEST // 10**6} MB, which no row is; put each row on a "
+                "line of its own",
+                file=file,
+                line=number,
+            )
+        yield line
+
+
+def document_of(stream: BinaryIO, file: str) -> bytes:
+    """All of a stream; raises DataError (`data_broken`) beyond LARGEST_DOCUMENT."""
+    content = stream.read(LARGEST_DOCUMENT + 1)
+    if len(content) > LARGEST_DOCUMENT:
+        raise DataError(
+            "data_broken",
+            f"a JSON document of more than {LARGEST_DOCUMENT // 10**6} MB, which is held in memory "
+            "whole; write one object a line (jsonl)",
+            file=file,
+        )
+    return content
+
+
+def read_jsonl(lines: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
+    """One object a line; blank lines are no rows, every other line is a Row or a RejectedRow."""
     for number, line in enumerate(lines_of(lines, file), 1):
         stripped = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
         if stripped:
             yield _line_row(stripped, Origin(file, number))
 
 
-def read_json(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+def read_json(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
     """An array of objects, `{"data": [...]}` or, as jsonl, one object a line.
 
     The text of a document is held in memory, its rows are not. A row's line is where it begins.
@@ -119,23 +152,23 @@ STRICT = json.JSONDecoder(
 LENIENT = json.JSONDecoder(parse_int=str)
 
 
-def _line_row(line: bytes, origin: Origin) -> Row | Reject:
+def _line_row(line: bytes, origin: Origin) -> Row | RejectedRow:
     try:
         return _object_row(STRICT.decode(line.decode("utf-8")), origin)
     except UnicodeDecodeError as error:
-        return Reject(origin, _not_utf8(error))
+        return RejectedRow(origin, _not_utf8(error))
     except json.JSONDecodeError as error:
-        return Reject(origin, f"{_not_json(error)}{_hint(line)}")
+        return RejectedRow(origin, f"{_not_json(error)}{_hint(line)}")
     except RecursionError:
-        return Reject(origin, "nested too deeply")
+        return RejectedRow(origin, "nested too deeply")
     except _NotAcceptedError as error:
-        return Reject(origin, str(error))
+        return RejectedRow(origin, str(error))
 
 
-def _object_row(value: object, origin: Origin) -> Row | Reject:
+def _object_row(value: object, origin: Origin) -> Row | RejectedRow:
     if isinstance(value, dict):
         return Row(origin, value)
-    return Reject(origin, f"{json_kind(value)}, where an object is expected")
+    return RejectedRow(origin, f"{json_kind(value)}, where an object is expected")
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
@@ -166,7 +199,7 @@ def _holds_an_object_a_line(stream: BinaryIO) -> bool:
     return isinstance(value, dict) and not isinstance(value.get("data"), list)
 
 
-def _array_rows(text: str, file: str) -> Iterator[Row | Reject]:
+def _array_rows(text: str, file: str) -> Iterator[Row | RejectedRow]:
     if not text.strip():
         return
     start = _array_start(text)
@@ -213,18 +246,15 @@ def _array_start(text: str) -> int | None:
     return None
 
 
-def _element(text: str, position: int, origin: Origin) -> tuple[Row | Reject, int]:
+def _element(text: str, position: int, origin: Origin) -> tuple[Row | RejectedRow, int]:
     """The row that begins at `position`, and where it ends."""
     try:
         value, end = STRICT.raw_decode(text, position)
     except _NotAcceptedError as error:
-        return Reject(origin, str(error)), LENIENT.raw_decode(text, position)[1]
+        return RejectedRow(origin, str(error)), LENIENT.raw_decode(text, position)[1]
     return _object_row(value, origin), end
 
 
 def _after_space(text: str, position: int) -> int:
     match = JSON_SPACE.match(text, position)
     return match.end() if match else position
-
-
-JSON_SPACE = re.compile(r"[ \t\r\n]*")

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import io
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from ftcli.config.recipe import Data
-from ftcli.data.example import Message, Origin
+from ftcli.data.example import Message, Origin, RejectedRow, Row
 from ftcli.data.formats import CONVERSATION_COLUMNS, PAIRS
-from ftcli.data.lines import lines_of
-from ftcli.data.reading import read_rows_as_examples
-from ftcli.data.row import Reject, Row
-from ftcli.data.source import read_file, read_rows
+from ftcli.data.json_rows import lines_of
+from ftcli.data.sources import read_file, read_rows, read_rows_as_examples
 from ftcli.data.table_rows import bad_byte
 from ftcli.errors import DataError
 
 # Stands where the answer will be, so that the training's own readers can check the row.
 PLACEHOLDER = "…"
 
+Turns = tuple[Message, ...]
 
-def read_prompt_rows(source: str, base: Path) -> Iterator[Row | Reject]:
+
+def read_prompt_rows(source: str, base: Path) -> Iterator[Row | RejectedRow]:
     """Records of a data file, or of a text file: its lines, as the column `prompt`."""
     if not _is_text(source):
         return read_rows(source, base)
@@ -32,28 +35,28 @@ def read_prompt_rows(source: str, base: Path) -> Iterator[Row | Reject]:
 
 def to_prompts(
     rows: Iterable[Row], data: Data, source: str
-) -> Iterator[tuple[Message, ...] | Reject]:
+) -> Iterator[tuple[Message, ...] | RejectedRow]:
     """The turns before the answer of each row, in the training's format."""
     if _is_text(source):
         data = data.model_copy(update={"format": "pairs", "prompt": None, "completion": None})
     elif data.prompt is not None and data.completion is not None:
         data = data.model_copy(update={"completion": PLACEHOLDER})
     for item in read_rows_as_examples((_with_placeholder(row, data) for row in rows), data):
-        yield item if isinstance(item, Reject) else item.prompt
+        yield item if isinstance(item, RejectedRow) else item.prompt
 
 
 def _is_text(source: str) -> bool:
     return source.removesuffix(".gz").endswith(".txt")
 
 
-def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
     """A prompt a line; blank lines are left out."""
     with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines_of(lines, file), 1):
             origin, prompt = Origin(file, number), line.rstrip("\n")
             bad = bad_byte([prompt])
             if bad:
-                yield Reject(origin, bad)
+                yield RejectedRow(origin, bad)
             elif prompt.strip():
                 yield Row(origin, {"prompt": prompt})
 
@@ -84,3 +87,77 @@ def _open_turns(turns: list[object]) -> list[object]:
     role, content = ("from", "value") if "from" in last else ("role", "content")
     kept = turns[:-1] if last.get(role) in ("assistant", "gpt") else turns
     return [*kept, {role: "gpt" if role == "from" else "assistant", content: PLACEHOLDER}]
+
+
+# Prompts with examples: what a base model is given instead of a training
+
+
+def few_shot(
+    messages: Sequence[Message], instruction: str | None, examples: Sequence[Turns]
+) -> list[Message]:
+    """The turns that wait for an answer, after whole example conversations.
+
+    The instruction is the system turn, before the row's own system prompt where it has another.
+    An example whose question is the asked one is left out; its system prompt stands in its first
+    user turn where it is not the row's.
+    """
+    system, asked = _parted(messages)
+    texts = [text.strip() for text in (instruction, system) if text is not None]
+    # A row that is asked with an empty system turn keeps the template's default away.
+    given = "\n\n".join(dict.fromkeys(text for text in texts if text)) if texts else None
+    opening = [] if given is None else [Message("system", given)]
+    shown = [turn for example in examples for turn in _shown(example, system, asked)]
+    return [*opening, *shown, *asked]
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The same words for templates that take no system turn: in the first user turn."""
+    system, turns = _parted(messages)
+    return _below(system, turns)
+
+
+def choose_examples(rows: Iterable[Sequence[Message]], k: int, seed: int) -> list[Turns]:
+    """`k` of the rows, or all where there are fewer, by a hash of their content with the seed.
+
+    The same rows in another order give the same examples; only `k` of them are held in memory.
+    """
+    chosen: dict[bytes, Turns] = {}  # by rank: rows that are equal count once
+    for row in rows:
+        turns = tuple(row)
+        if turns:
+            chosen[_rank(turns, seed)] = turns
+        if len(chosen) > 2 * k + 100:
+            chosen = _smallest(chosen, k)
+    return list(_smallest(chosen, k).values())
+
+
+def _smallest(chosen: dict[bytes, Turns], k: int) -> dict[bytes, Turns]:
+    return {rank: chosen[rank] for rank in heapq.nsmallest(k, chosen)}
+
+
+def _rank(turns: Turns, seed: int) -> bytes:
+    content = json.dumps([seed, *([turn.role, turn.content] for turn in turns)])
+    return hashlib.sha256(content.encode()).digest()
+
+
+def _parted(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
+    """The system prompt, and the turns after it."""
+    turns = list(messages)
+    if turns and turns[0].role == "system":
+        return turns[0].content, turns[1:]
+    return None, turns
+
+
+def _shown(example: Turns, system: str | None, asked: list[Message]) -> list[Message]:
+    own, turns = _parted(example)
+    if turns[:-1] == asked and own in (None, system):
+        return []
+    return turns if own == system else _below(own, turns)
+
+
+def _below(system: str | None, turns: list[Message]) -> list[Message]:
+    """The turns, with a system prompt at the beginning of the first one."""
+    if not system or not turns:
+        return turns
+    first = Message(turns[0].role, f"{system}\n\n{turns[0].content}")
+    return [first, *turns[1:]]

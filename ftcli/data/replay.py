@@ -1,26 +1,39 @@
-"""General rows that are replayed beside the task's: which of a source, and in which order.
+"""General rows that are trained on with the task's (replay): which of a source are drawn.
 
 The order is that of a hash of each row's content with the seed: the same rows are drawn whatever
 their order in the file, and a greater share adds to what a smaller one draws. While they are read
-24 bytes a row are kept, and 8 behind it.
+24 bytes a row are kept, and 8 after that.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Callable, Container, Iterator, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftcli.config.data import BUILTIN
 from ftcli.config.recipe import Data, Replay
-from ftcli.data.example import DIGEST_BYTES, Example
-from ftcli.data.reading import read_examples
-from ftcli.data.row import Reject
+from ftcli.console import Reporter
+from ftcli.data.dataset import NO_ROW, Replayed
+from ftcli.data.example import DIGEST_BYTES, Example, RejectedRow
+from ftcli.data.sources import read_examples
 from ftcli.errors import DataError
 
+if TYPE_CHECKING:
+    from ftcli.data.tokenizing.rendering import Encoded, Item, Renderer
+
+    Drawn = RejectedRow | tuple[Example, Encoded | None, int]
+    """A row as it would be replayed, and how many of its tokens are cut; None: it is too long."""
+
 BUILTIN_FILE = Path(__file__).with_name("builtin_replay.jsonl")
+# More rows are read ahead than will probably do: too few mean one more pass over the source.
+MARGIN, LEAST_AHEAD = 1.2, 16
+# They wait in memory, 70 bytes each.
+MOST_TOKENS_AHEAD = 1_000_000
 
 
 def replay_file(source: str) -> str:
@@ -40,7 +53,7 @@ class Drawing:
     rows_read: int
     rejected: int
     """Rows that cannot be read."""
-    first_rejected: Reject | None
+    first_rejected: RejectedRow | None
     duplicates: int
     held_out: int
     """Rows left out because they ask what a row held out of the task's asks."""
@@ -55,7 +68,7 @@ class Drawing:
                 index += 1
 
 
-def replayed_examples(replay: Replay, base: Path) -> Iterator[Example | Reject]:
+def replayed_examples(replay: Replay, base: Path) -> Iterator[Example | RejectedRow]:
     """Every row of the source, read by its own columns and without the task's system prompt.
 
     Raises DataError as `read_examples`; where the hub was asked for it, with code `replay`.
@@ -78,20 +91,21 @@ def look_through(
 
     `step` is called for each row.
     """
-    may_be_drawn = _Readable()
+    numbers, digests = array("q"), bytearray()
     readable = rejected = left_out = 0
     first = None
     for item in replayed_examples(replay, base):
         step()
-        if isinstance(item, Reject):
+        if isinstance(item, RejectedRow):
             rejected, first = rejected + 1, first or item
             continue
         if item.question_digest() in held_out:
             left_out += 1
         else:
-            may_be_drawn.add(readable, item.digest())
+            numbers.append(readable)
+            digests += item.digest()
         readable += 1
-    order = may_be_drawn.order(seed)
+    order = _drawing_order(numbers, digests, seed)
     return Drawing(
         replay,
         base,
@@ -99,38 +113,23 @@ def look_through(
         rows_read=readable + rejected,
         rejected=rejected,
         first_rejected=first,
-        duplicates=len(may_be_drawn) - len(order),
+        duplicates=len(numbers) - len(order),
         held_out=left_out,
     )
 
 
-class _Readable:
-    """Rows by their number, each with the digest of its content."""
+def _drawing_order(numbers: array[int], digests: bytearray, seed: int) -> array[int]:
+    """Numbers by the hash of their digest; of rows with equal content, that of the first."""
+    import numpy
 
-    def __init__(self) -> None:
-        self._numbers, self._digests = array("q"), bytearray()
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def add(self, number: int, digest: bytes) -> None:
-        self._numbers.append(number)
-        self._digests += digest
-
-    def order(self, seed: int) -> array[int]:
-        """Numbers in the order of their places; of rows with equal content, that of the first."""
-        import numpy
-
-        # Compared as texts of C, which makes nothing of zeros at their end: all are as long.
-        digests = numpy.frombuffer(self._digests, f"S{DIGEST_BYTES}")
-        first = numpy.unique(digests, return_index=True)[1]
-        places = bytearray()
-        for index in first:
-            start = int(index) * DIGEST_BYTES
-            places += _place(seed, bytes(self._digests[start : start + DIGEST_BYTES]))
-        order = numpy.frombuffer(places, "S32").argsort(kind="stable")
-        numbers = numpy.frombuffer(self._numbers, numpy.int64)[first[order]]
-        return array("q", numbers.tobytes())
+    # Compared as texts of C, which ignores zeros at their end: all are as long.
+    first = numpy.unique(numpy.frombuffer(digests, f"S{DIGEST_BYTES}"), return_index=True)[1]
+    places = bytearray()
+    for index in first:
+        start = int(index) * DIGEST_BYTES
+        places += _place(seed, bytes(digests[start : start + DIGEST_BYTES]))
+    order = numpy.frombuffer(places, "S32").argsort(kind="stable")
+    return array("q", numpy.frombuffer(numbers, numpy.int64)[first[order]].tobytes())
 
 
 def _place(seed: int, digest: bytes) -> bytes:
@@ -138,5 +137,128 @@ def _place(seed: int, digest: bytes) -> bytes:
 
 
 def rows_wanted(share: float, task_rows: int) -> int:
-    """Rows to replay so that they are this share of all rows: 0.15 beside 1,000 are 176."""
+    """Rows to replay so that they are this share of all rows: 0.15 and 1,000 task rows are 176."""
     return max(1, round(task_rows * share / (1 - share)))
+
+
+class ReplayDraw:
+    """Draws as many rows of a source as are wanted, none of them twice, and counts them."""
+
+    def __init__(self, drawing: Drawing, wanted: int, max_length: int) -> None:
+        self.drawing, self.max_length = drawing, max_length
+        self.longest = NO_ROW
+        self.counts = Replayed(
+            source=drawing.replay.source,
+            share=drawing.replay.share,
+            wanted=wanted,
+            rows=0,
+            tokens=0,
+            trained_tokens=0,
+            rows_read=drawing.rows_read,
+            rejected=drawing.rejected,
+            duplicates=drawing.duplicates,
+            held_out=drawing.held_out,
+            too_long=0,
+            texts_cut=0,
+            tokens_cut=0,
+        )
+        self._first_reason = str(drawing.first_rejected or "")
+
+    def draw(self, renderer: Renderer) -> Iterator[tuple[Example, Encoded]]:
+        """The rows; for each that is left out the next one is drawn.
+
+        Raises DataError (`data_empty`) where none can be used.
+        """
+        order, place, wanted = self.drawing.order, 0, self.counts.wanted
+        while place < len(order) and self.counts.rows < wanted:
+            numbers = order[place : place + self._rows_to_read(place)]
+            found = self._read(set(numbers), renderer)
+            if place:  # more are read than are taken: those that are drawn first count
+                by_number = dict(found)
+                found = ((n, by_number[n]) for n in numbers if n in by_number)
+            for _, item in found:
+                if self.counts.rows < wanted and (row := self._take(item)) is not None:
+                    yield row
+            place += len(numbers)
+        if not self.counts.rows:
+            raise self._nothing()
+
+    def _rows_to_read(self, drawn: int) -> int:
+        """How many rows the next pass over the source encodes: as many as are missing.
+
+        After the first pass, a few more than will probably be left out; they wait in memory.
+        """
+        rows, missing = self.counts.rows, self.counts.wanted - self.counts.rows
+        if not drawn:
+            return missing
+        probable = math.ceil(missing * drawn / max(rows, 1) * MARGIN) + LEAST_AHEAD
+        return max(1, min(probable, MOST_TOKENS_AHEAD // self.max_length))
+
+    def _read(self, numbers: Set[int], renderer: Renderer) -> Iterator[tuple[int, Drawn]]:
+        """Rows of the source by their numbers, in the order of the file."""
+        from ftcli.data.tokenizing.rendering import encode_items
+
+        items: Iterator[Item] = ((row, "train") for row in self.drawing.rows(numbers))
+        # A source that has changed meanwhile may have fewer; it is found out at the end.
+        for number, item in zip(sorted(numbers), encode_items(items, renderer), strict=False):
+            yield number, item if isinstance(item, RejectedRow) else self._cut(item[0], item[2])
+
+    def _cut(self, example: Example, whole: Encoded) -> Drawn:
+        """The row within `max_length`: a text's first tokens; a conversation whole, or not at all.
+
+        An answer that is cut would teach not to end, and there are other conversations to draw.
+        """
+        limit = self.max_length
+        beyond = max(len(whole.input_ids) - limit, 0)
+        if beyond and example.text is None:
+            return example, None, beyond
+        return example, whole.first(limit), beyond
+
+    def _take(self, item: Drawn) -> tuple[Example, Encoded] | None:
+        """Count a row that is drawn, or why it is left out."""
+        if isinstance(item, RejectedRow):
+            self._count(rejected=1)
+            self._first_reason = self._first_reason or str(item)
+            return None
+        example, row, beyond = item
+        if row is None:
+            self._count(too_long=1)
+            reason = f"{example.origin} is longer than {self.max_length} tokens"
+            self._first_reason = self._first_reason or reason
+            return None
+        tokens = len(row.input_ids)
+        self._count(rows=1, tokens=tokens, trained_tokens=row.trained_tokens)
+        self._count(texts_cut=int(beyond > 0), tokens_cut=beyond)
+        self.longest = self.longest.or_longer(example.origin, tokens)
+        return example, row
+
+    def _count(self, **more: int) -> None:
+        sums = {name: getattr(self.counts, name) + number for name, number in more.items()}
+        self.counts = replace(self.counts, **sums)
+
+    def _nothing(self) -> DataError:
+        found = self.counts
+        parts = {
+            "unreadable": found.rejected,
+            "too long": found.too_long,
+            "asked in a held-out row too": found.held_out,
+        }
+        counted = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+        first = f"; {self._first_reason}" if self._first_reason else ""
+        return DataError(
+            "data_empty",
+            f"data.replay: none of {found.rows_read} rows can be replayed"
+            f"{f' ({counted})' if counted else ''}{first}",
+            file=found.source,
+        )
+
+
+def warn_of_few_rows(found: Replayed, task_rows: int, reporter: Reporter) -> None:
+    """Warn where the user's source has fewer rows than its share asks for."""
+    if found.rows < found.wanted and found.source != BUILTIN:
+        share = found.rows / (found.rows + task_rows)
+        reporter.warn(
+            f"data.replay: {found.source} has {found.rows:,} rows to replay, and share "
+            f"{found.share:g} asks for {found.wanted:,}: all are taken, once each ({share:.1%} of "
+            "the rows); name a larger source, or lower data.replay.share"
+        )

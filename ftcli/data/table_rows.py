@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
-from ftcli.data.example import Origin
-from ftcli.data.lines import LONGEST, lines_of
-from ftcli.data.row import Reject, Row
+from ftcli.data.example import Origin, RejectedRow, Row
+from ftcli.data.json_rows import LONGEST, lines_of
 from ftcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 PARQUET_BATCH_ROWS = 256
 
 
-def read_csv(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+def read_csv(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
     """Records under a header line, parted by comma, semicolon or tab, whichever it uses most.
 
     A row's line is where it begins, also when quoted values hold line ends. Raises DataError
@@ -43,7 +42,7 @@ def read_csv(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
             yield _csv_row(names, record, Origin(file, line))
 
 
-def read_parquet(stream: BinaryIO, file: str) -> Iterator[Row | Reject]:
+def read_parquet(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
     """Records of a parquet file, batch by batch; a row's line is its number, from 1.
 
     Raises DataError (`data_broken`).
@@ -110,15 +109,17 @@ def _records(reader: Reader, file: str) -> Iterator[tuple[int, list[str] | csv.E
             yield line, values
 
 
-def _csv_row(names: Sequence[str], record: list[str] | csv.Error, origin: Origin) -> Row | Reject:
+def _csv_row(
+    names: Sequence[str], record: list[str] | csv.Error, origin: Origin
+) -> Row | RejectedRow:
     if isinstance(record, csv.Error):
-        return Reject(origin, f"not CSV: {record}")
+        return RejectedRow(origin, f"not CSV: {record}")
     if len(record) != len(names):
         values = "1 value" if len(record) == 1 else f"{len(record)} values"
-        return Reject(origin, f"{values}, where the header has {len(names)}")
+        return RejectedRow(origin, f"{values}, where the header has {len(names)}")
     bad = bad_byte(record)
     if bad:
-        return Reject(origin, bad)
+        return RejectedRow(origin, bad)
     # A column without a name (pandas writes its index so) cannot be referred to.
     return Row(origin, {name: value for name, value in zip(names, record, strict=True) if name})
 

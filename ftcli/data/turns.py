@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 
-from ftcli.data.example import Message, Role
+from ftcli.data.example import Message, Role, RowError
 from ftcli.data.json_rows import json_kind
 
 # The two formats differ in these words only, and files in the wild mix them.
@@ -21,7 +21,7 @@ ROLES: dict[str, Role] = {
     "bing": "assistant",
 }
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation")
-# What a turn may carry beside its content, and would lose here.
+# What a turn may carry besides its content, and would lose here.
 CARRIED = {
     "tool_calls": "tool calls",
     "function_call": "tool calls",
@@ -29,10 +29,6 @@ CARRIED = {
     "thinking": "reasoning apart from its content",
 }
 WEIGHT_KEYS = ("weight", "loss_weight")
-
-
-class RowError(ValueError):
-    """The row cannot be trained on; the message says why."""
 
 
 def checked_text(value: object, name: str) -> str:

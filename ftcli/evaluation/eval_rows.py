@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ftcli.config.recipe import Generation
 from ftcli.console import Reporter, counted
+from ftcli.data.dataset import RowsOf, Split, damaged_files, read_turns, row_batches
 from ftcli.data.example import Example, Origin
-from ftcli.data.few_shot import Turns, choose_examples, few_shot
-from ftcli.data.prepared import RowsOf, Split, damaged_files, read_turns, row_batches
+from ftcli.data.prompts import Turns, choose_examples, few_shot
 from ftcli.errors import DataError, UsageError
 from ftcli.evaluation.general_ability import (
     Instruction,
@@ -128,15 +128,18 @@ def read_rows(
     opened: OpenRun, data: Path | None, split: Split, limit: int | None, reporter: Reporter
 ) -> tuple[Row, ...]:
     """The rows of a split, or of a file in the run's own format; raises DataError."""
-    from ftcli.data.tokenizing.encode import encode_file
-    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.data.tokenizing.arrow_rows import read_split
+    from ftcli.data.tokenizing.tokenize import encode_file
+    from ftcli.models.prompt_manifest import verify_run
 
     if data is None:
         require_whole(opened, split)
         found: Iterable[Mapping[str, Any]] = read_split(opened.run.data, split).to_pylist()
     else:
         source = str(data.absolute())
-        found = encode_file(source, opened.loaded, opened.run, opened.prepared, reporter)
+        renderer = verify_run(opened.loaded, opened.run, opened.prepared).renderer
+        system = opened.prepared.system
+        found = encode_file(source, opened.loaded, renderer, system, reporter)
     rows = tuple(map(row_of, found))
     if opened.loaded.recipe.data.loss_on == "all":
         # Only the last answer is scored; a plain text has no prompt.
@@ -316,7 +319,7 @@ def _prompted(
     opened: OpenRun, options: EvalOptions, plain: RowSet, contract: PromptFormat
 ) -> RowSet:
     """The rows as somebody would ask them who does not tune: with an instruction and examples."""
-    from ftcli.data.tokenizing.rendering import RowFault
+    from ftcli.data.example import RowError
     from ftcli.inference.open_model import ids_of
 
     assert options.prompted is not None
@@ -332,7 +335,7 @@ def _prompted(
     conversations = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:
         prompts = [ids_of(contract.renderer, turns) for turns in conversations]
-    except RowFault as fault:
+    except RowError as fault:
         raise DataError(
             "prompted",
             f"--prompted: instruction and {counted(options.shots, 'example')} cannot be rendered: "
@@ -363,7 +366,7 @@ def _after(row: Row, prompt: Sequence[int]) -> Row:
 
 def _text_set(contract: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
     """Passages, long ones in pieces; `line` is the number of the passage."""
-    from ftcli.data.tokenizing.plain_text import passage_rows
+    from ftcli.data.tokenizing.rendering import passage_rows
 
     rows = tuple(
         Row(row["input_ids"], row["labels"], 0, (), name, number)
@@ -377,8 +380,8 @@ def _instruction_set(
     contract: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
 ) -> tuple[RowSet | None, tuple[Instruction, ...]]:
     """Instructions that the template renders: it may demand a system turn, which they lack."""
-    from ftcli.data.tokenizing.rendering import RowFault
-    from ftcli.data.tokenizing.rows import record
+    from ftcli.data.example import RowError
+    from ftcli.data.tokenizing.arrow_rows import record
     from ftcli.memory.step import ANSWERED_ROWS
 
     rows, kept, reason = [], [], ""
@@ -386,7 +389,7 @@ def _instruction_set(
         try:
             rows.append(row_of(record(contract.renderer.encode(each.example), each.example)))
             kept.append(each)
-        except RowFault as fault:
+        except RowError as fault:
             reason = str(fault)
     if len(kept) < len(wanted):
         left_out = counted(

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.config.recipe import Data
-from ftcli.data.example import Example
-from ftcli.data.reading import read_examples, read_rows_as_examples
-from ftcli.data.row import Reject, Row
-from ftcli.data.source import data_suffix, read_rows
+from ftcli.data.example import Example, RejectedRow, Row
+from ftcli.data.sources import data_suffix, read_examples, read_rows, read_rows_as_examples
 from ftcli.errors import DataError
 
 BUILT_IN_TEXT = Path(__file__).with_name("general_text.txt")
@@ -80,10 +78,10 @@ def general_instructions(file: Path | None, base: Path) -> tuple[Instruction, ..
     examples = read_rows_as_examples(iter(rows), Data(train=source))
     found = []
     for row, example in zip(rows, examples, strict=True):
-        if isinstance(row, Reject):
+        if isinstance(row, RejectedRow):
             raise DataError("data_format", row.reason, file=row.origin.file, line=row.origin.line)
         file_name, line = row.origin.file, row.origin.line
-        if isinstance(example, Reject):
+        if isinstance(example, RejectedRow):
             raise DataError("data_format", example.reason, file=file_name, line=line)
         if not example.messages:
             reason = "is a plain text, and no instruction"

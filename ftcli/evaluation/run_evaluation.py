@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ftcli.config.evaluation import file_names
 from ftcli.config.grounding import Grounding
 from ftcli.console import Reporter
-from ftcli.data.prepared import Split
+from ftcli.data.dataset import Split
 from ftcli.errors import Stopped
 from ftcli.evaluation.eval_rows import (
     EvalOptions,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
 from ftcli.console import Reporter
-from ftcli.data.prepared import SPLITS
+from ftcli.data.dataset import SPLITS
 from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
 from ftcli.export.verdict import (
     DRIFT,
@@ -300,7 +300,7 @@ def _require_no_drift(found: Drift, options: MergeOptions, opened: OpenRun) -> N
 
 def _rows(opened: OpenRun) -> list[dict[str, Any]]:
     """The rows to compare on: held-out rows if there are any."""
-    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.data.tokenizing.arrow_rows import read_split
 
     split = next(s for s in reversed(SPLITS) if opened.prepared.counts(s).rows)
     rows: list[dict[str, Any]] = []

@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.data.example import Message
-from ftcli.data.json_rows import json_kind
-from ftcli.data.lines import LONGEST
+from ftcli.data.example import Message, RejectedRow, Row, RowError
+from ftcli.data.json_rows import LONGEST, json_kind
 from ftcli.data.prompts import read_prompt_rows, to_prompts
-from ftcli.data.row import Reject, Row
 from ftcli.data.table_rows import delimiter_of
-from ftcli.data.turns import RowError
 from ftcli.errors import DataError, FtcliError
 from ftcli.inference.several_adapters import Member, unknown_name
 from ftcli.runs.atomic import write_json, write_text
@@ -71,7 +68,7 @@ def read_prompt_file(members: Sequence[Member], default: str, source: Path) -> P
     rows_of: dict[str, dict[int, Row]] = {member.name: {} for member in members}
     for index, row in enumerate(read_prompt_rows(str(source.absolute()), Path.cwd())):
         try:
-            if isinstance(row, Reject):
+            if isinstance(row, RejectedRow):
                 raise RowError(row.reason)
             rows_of[_adapter_of(row, members, default)][index] = row
         except RowError as error:
@@ -114,7 +111,7 @@ def _prompts_of(
     prompts = to_prompts(rows.values(), data, str(source))
     found: dict[int, PromptRow | str] = {}
     for (index, row), messages in zip(rows.items(), prompts, strict=True):
-        if isinstance(messages, Reject):
+        if isinstance(messages, RejectedRow):
             found[index] = f"{messages.origin}: {messages.reason}"
         else:
             adapter = {ADAPTER: member.name} if named else {}

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ftcli.console import Reporter
-from ftcli.data.prepared import Prepared, RowsOf, Split
+from ftcli.data.dataset import Dataset, RowsOf, Split
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError
 from ftcli.inference.generation import Model, answer_prompts
 from ftcli.models.device import is_out_of_memory
@@ -38,7 +38,7 @@ class StopRate:
     stop_rate_rows: int
 
 
-def require_ends(folder: Path, prepared: Prepared, renderer: Renderer) -> None:
+def require_ends(folder: Path, prepared: Dataset, renderer: Renderer) -> None:
     """Raise DataError unless the last label of every row is a stop token.
 
     Rows of max_length tokens may be truncated, and are not checked.
@@ -61,7 +61,7 @@ def require_ends(folder: Path, prepared: Prepared, renderer: Renderer) -> None:
         )
 
 
-def _endless(rows: pa.Table, prepared: Prepared) -> pa.Table:
+def _endless(rows: pa.Table, prepared: Dataset) -> pa.Table:
     """File and line of the rows that are not truncated and whose last label is no stop token."""
     stops = pa.array(prepared.stop_ids, pa.int32())
     masks = []
@@ -101,7 +101,7 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     return StopRate(sum(answer.stopped for answer in answers) / len(answers), len(answers))
 
 
-def _sample_rows(folder: Path, prepared: Prepared) -> list[dict[str, Any]]:
+def _sample_rows(folder: Path, prepared: Dataset) -> list[dict[str, Any]]:
     """The first rows that are not truncated within their prompt (loss_on: all allows it)."""
     split: Split = "validation" if prepared.validation.rows else "train"
     rows = read_split(folder, split).select(["input_ids", "prompt_tokens"]).slice(0, SAMPLE_ANSWERS)

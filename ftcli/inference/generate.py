@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import Reporter, shown_path
-from ftcli.data.example import Message
+from ftcli.data.example import Message, RowError
 from ftcli.data.formats import fill
-from ftcli.data.turns import RowError
 from ftcli.errors import Stopped, UsageError
 from ftcli.inference.answers_file import (
     AnswersFile,

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.config.recipe import Generation
-from ftcli.data.tokenizing.packing import SHARED_TOKENS, common_tokens
+from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
 from ftcli.memory.step import (
     ANSWERED_ROWS,
     LEAST_CACHE_TOKENS,

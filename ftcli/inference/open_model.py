@@ -10,9 +10,9 @@ from transformers import BitsAndBytesConfig
 
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
-from ftcli.data.example import Message
-from ftcli.data.few_shot import without_system
-from ftcli.data.tokenizing.rendering import Renderer, RowFault
+from ftcli.data.example import Message, RowError
+from ftcli.data.prompts import without_system
+from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model
 from ftcli.kernels.cpu import end_gc_tuning, tune_cpu
 from ftcli.memory.shapes import find_shape, model_source
@@ -112,11 +112,11 @@ def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
 def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:
     """Token ids of a prompt; a system turn that the template refuses goes into the first user turn.
 
-    Raises RowFault.
+    Raises RowError.
     """
     try:
         return renderer.prompt_ids(messages)
-    except RowFault:
+    except RowError:
         if not messages or messages[0].role != "system":
             raise
     return renderer.prompt_ids(without_system(messages))

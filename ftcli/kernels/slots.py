@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ftcli.data.tokenizing.packing import Forest, Segment, Span
+from ftcli.data.tokenizing.prefix_tree import PrefixTree, Segment, Span
 from ftcli.memory.activations import KEYS_ROUNDED
 
 # A segment joins a group if it has so much of the longest one's length, up to so many slots.
@@ -114,7 +114,7 @@ class Layout:
         return self.cached(("window", n, keys, groups, like.dtype), make)
 
 
-def layout_of(forest: Forest) -> Layout:
+def layout_of(forest: PrefixTree) -> Layout:
     """Group the segments of a forest."""
     alike: dict[tuple[Span, ...], list[Segment]] = {}
     for segment in forest.segments:
@@ -136,7 +136,7 @@ def layout_of(forest: Forest) -> Layout:
     return Layout(tuple(groups), torch.cat(tokens), slots, *_visibility(forest))
 
 
-def _visibility(forest: Forest) -> tuple[Tensor, Tensor]:
+def _visibility(forest: PrefixTree) -> tuple[Tensor, Tensor]:
     """`positions` and `visible_until` of a Layout: a segment comes after its prefix, and before
     all that does not continue it."""
     positions, until = torch.empty((2, forest.tokens), dtype=torch.long)

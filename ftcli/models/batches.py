@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ftcli.data.tokenizing.packing import plant, rounded
+from ftcli.data.tokenizing.prefix_tree import build_prefix_tree, rounded
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.kernels.cpu import TOKENS_ROUNDED
 from ftcli.kernels.slots import Layout, layout_of
@@ -82,7 +82,7 @@ def packed(rows: Sequence[Row], *, share_prefix: bool, most: int | None = None) 
     The tokens are padded to a multiple of TOKENS_ROUNDED, but to no more than `most`.
     """
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-    forest = plant([row["input_ids"] for row in rows], share=share_prefix)
+    forest = build_prefix_tree([row["input_ids"] for row in rows], share=share_prefix)
     forest = rounded(forest, TOKENS_ROUNDED, most)
     flat, positions = torch.zeros((2, forest.tokens), dtype=torch.long)
     sources, targets, numbers = [], [], []

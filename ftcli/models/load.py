@@ -20,7 +20,7 @@ from transformers import (
 from ftcli.compat import plain_falcon_layers
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Data, Model
-from ftcli.data.templates.template import choose_template
+from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit

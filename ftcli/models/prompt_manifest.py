@@ -23,10 +23,11 @@ from ftcli.config.recipe import Full
 from ftcli.config.rewriting import overridden
 from ftcli.console import shown_path
 from ftcli.data.example import Message
-from ftcli.data.prepared import SPLITS, Prepared
-from ftcli.data.templates.template import lay_template
-from ftcli.data.tokenizing.rendering import Renderer, RowFault
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.dataset import SPLITS, Dataset
+from ftcli.data.templates.choose import set_template
+from ftcli.data.example import RowError
+from ftcli.data.tokenizing.rendering import Renderer
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint, model_folder
@@ -80,7 +81,7 @@ class RecordedPrompt:
     ids: tuple[int, ...]
 
     def ids_by(self, renderer: Renderer) -> list[int]:
-        """The ids that a renderer gives; raises RowFault."""
+        """The ids that a renderer gives; raises RowError."""
         if self.text is not None:
             return renderer.text_prompt_ids(self.text)
         return renderer.prompt_ids(self.messages)
@@ -139,7 +140,7 @@ def _without_ignored(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def verify_run(loaded: Loaded, run: RunFolder, prepared: Prepared) -> PromptFormat:
+def verify_run(loaded: Loaded, run: RunFolder, prepared: Dataset) -> PromptFormat:
     """The run's prompt format, rebuilt from its folder and its recipe.
 
     Raises FtcliError (`contract_broken`) where that, or an adapter's base, is not as in training.
@@ -180,7 +181,7 @@ def verified_base(runs: Sequence[RunFolder], source: str, revision: str | None) 
 
 
 def write_or_verify_manifest(
-    run: RunFolder, renderer: Renderer, prepared: Prepared, base: Base, *, begun: bool
+    run: RunFolder, renderer: Renderer, prepared: Dataset, base: Base, *, begun: bool
 ) -> None:
     """Write the manifest of a new run; verify the prompts of a resumed one, whose base is verified
     by `verified_base`. Raises FtcliError (`contract_broken`)."""
@@ -222,7 +223,7 @@ def read_prompt_manifest(run: RunFolder) -> PromptManifest:
 
 
 def _recorded_prompts(
-    renderer: Renderer, prepared: Prepared, run: RunFolder
+    renderer: Renderer, prepared: Dataset, run: RunFolder
 ) -> Iterator[RecordedPrompt]:
     """Prompts of the first held-out rows, or else of training rows, as they were tokenised."""
     if prepared.plain_text:
@@ -246,7 +247,7 @@ def _rebuilt(loaded: Loaded, run: RunFolder) -> Renderer:
     tokenizer = load_tokenizer(str(run.trained()))
     template = overridden(loaded).get("data.template")
     if template is not None:
-        lay_template(tokenizer, find_template(template, loaded.base))
+        set_template(tokenizer, find_template(template, loaded.base))
     return renderer_of(tokenizer, loaded.recipe.data)
 
 
@@ -297,7 +298,7 @@ def _other_prompts(prompts: Sequence[RecordedPrompt], renderer: Renderer) -> lis
     for number, prompt in enumerate(prompts, start=1):
         try:
             ids = prompt.ids_by(renderer)
-        except RowFault as fault:
+        except RowError as fault:
             found.append(f"golden prompt {number}, in use: {fault.message}")
             continue
         pairs = enumerate(zip_longest(prompt.ids, ids), start=1)

@@ -16,7 +16,7 @@ import yaml
 from ftcli.config.loader import PATH_KEYS, load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.console import counted
-from ftcli.data.prepared import Prepared, load_prepared, row_lengths
+from ftcli.data.dataset import Dataset, load_dataset, row_lengths
 from ftcli.errors import FtcliError
 from ftcli.evaluation.advice.advice import Advice, advice_file
 from ftcli.evaluation.verdicts import RunVerdict, verdict_of
@@ -49,7 +49,7 @@ class ReportFigures:
     hub_base: str
     """The base's id on the hub; empty where it is a local folder."""
     base_digest: str | None
-    prepared: Prepared | None
+    prepared: Dataset | None
     lengths: tuple[int, ...]
     """Tokens of each training row."""
     advice: tuple[str, ...]
@@ -134,7 +134,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         recipe=recipe,
         hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
         base_digest=read(run.contract, run.base_fingerprint),
-        prepared=read(run.data / "prepared.json", partial(load_prepared, run.data)),
+        prepared=read(run.data / "prepared.json", partial(load_dataset, run.data)),
         lengths=_lengths(run),
         advice=advice.sentences if advice is not None else (),
         evaluation=main,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ftcli.console import counted, duration, gigabytes, megabytes
-from ftcli.data.prepared import Prepared
+from ftcli.data.dataset import Dataset
 from ftcli.evaluation.verdicts import data_of, difference_of, rows_of, value_of, word_of
 from ftcli.report.figures import Change, ReportFigures
 from ftcli.runs.results import EvalResult, ScoreRow, Side
@@ -93,7 +93,7 @@ def _training(figures: ReportFigures) -> Iterator[tuple[str, str]]:
         yield "size of the weights", megabytes(found.saved_bytes)
 
 
-def splits(p: Prepared, path: Change) -> Table:
+def splits(p: Dataset, path: Change) -> Table:
     """Sizes of each split, and of what is replayed."""
     parts = [("training", p.train), ("validation", p.validation), ("test", p.test)]
     sizes = [(name, each.rows, each.tokens, each.trained_tokens) for name, each in parts]
@@ -104,7 +104,7 @@ def splits(p: Prepared, path: Change) -> Table:
     return Table(f"Splits of {path(p.train_source)}", heads, rows)
 
 
-def rows_used(p: Prepared, lengths: Sequence[int], path: Change) -> Table:
+def rows_used(p: Dataset, lengths: Sequence[int], path: Change) -> Table:
     """Counts of the rows; `lengths`: tokens of each training row."""
     ordered, lost, usual = sorted(lengths), f"{p.answer_tokens_lost:,}", "–"
     if ordered:

@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import datasets
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel
 
 from ftcli.config.recipe import Recipe
+from ftcli.data.dataset import Dataset, RowsOf, row_lengths, split_file
 from ftcli.data.order import StepSampler, micro_batches, run_rows
-from ftcli.data.prepared import Prepared, RowsOf, row_lengths, split_file
-from ftcli.data.tokenizing.packing import divide, plant, usually_shared
+from ftcli.data.tokenizing.prefix_tree import build_prefix_tree, divide, typical_common_prefix
 from ftcli.memory.fit.search import CPU_TOKENS
 from ftcli.models.batches import Batch, Row, packed, padded
 from ftcli.models.device import is_out_of_memory
@@ -40,11 +40,11 @@ NAMED = 8
 class Rows:
     """Memory-mapped rows of one split, and the length of each."""
 
-    table: Dataset
+    table: datasets.Dataset
     lengths: Sequence[int]
 
     @cached_property
-    def dataset(self) -> Dataset:
+    def dataset(self) -> datasets.Dataset:
         """Ids and labels alone."""
         return self.table.select_columns(["input_ids", "labels"])
 
@@ -86,7 +86,7 @@ class TrainingData:
         return hashlib.sha256(b"%d:" % self.sampler.batch_size + order).hexdigest()[:16]
 
 
-def open_data(recipe: Recipe, plan: Plan, prepared: Prepared, folder: Path) -> TrainingData:
+def open_data(recipe: Recipe, plan: Plan, prepared: Dataset, folder: Path) -> TrainingData:
     """The rows of a data folder in the order of a run."""
     train = _rows(folder, ("train", "replay") if prepared.replay is not None else ("train",))
     training = recipe.training
@@ -104,9 +104,9 @@ def open_data(recipe: Recipe, plan: Plan, prepared: Prepared, folder: Path) -> T
 
 def _rows(folder: Path, names: Sequence[RowsOf]) -> Rows:
     """The rows of these files, one after the other."""
-    tables = [Dataset.from_file(str(split_file(folder, name))) for name in names]
+    tables = [datasets.Dataset.from_file(str(split_file(folder, name))) for name in names]
     lengths = [length for name in names for length in row_lengths(folder, name)]
-    return Rows(tables[0] if len(tables) == 1 else concatenate_datasets(tables), lengths)
+    return Rows(tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables), lengths)
 
 
 Example = Mapping[str, Any]
@@ -153,7 +153,7 @@ class PackingCollator:
         rows = min(max_rows, len(ids)) if self.rows else len(ids)
 
         def tokens(count: int) -> int:
-            return plant(ids[:count], share=self.share_prefix).tokens
+            return build_prefix_tree(ids[:count], share=self.share_prefix).tokens
 
         return max(1, bisect_right(range(1, rows + 1), self._max_tokens(max_rows), key=tokens))
 
@@ -208,7 +208,7 @@ def scoring_collator(
         return PaddingCollator(pad_id)
     if why_not_packed(replace(shape, dropout=False)) is not None:
         return PaddingCollator(pad_id)
-    tokens = max(CPU_TOKENS, PREFIXES * usually_shared(rows))
+    tokens = max(CPU_TOKENS, PREFIXES * typical_common_prefix(rows))
     return PackingCollator(tokens, None, share_prefix=True)
 
 

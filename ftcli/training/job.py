@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ftcli.config.loader import Loaded, differences, resolved
 from ftcli.config.recipe import Full, Prefix, Recipe
-from ftcli.data.prepared import Prepared
+from ftcli.data.dataset import Dataset
 from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hub import require_reachable
 from ftcli.memory.hardware import Hardware
@@ -48,7 +48,7 @@ class TrainJob:
     recipe_file: Path
     """Where the user wrote it."""
     model: BaseModel
-    dataset: Prepared
+    dataset: Dataset
     plan: Plan
     run: RunFolder
     init_from: OpenRun | None = None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ftcli.config.loader import Loaded, differences, load_recipe, resolved
 from ftcli.config.recipe import Recipe
-from ftcli.data.prepared import Prepared, load_prepared
+from ftcli.data.dataset import Dataset, load_dataset
 from ftcli.errors import FtcliError, did_you_mean
 from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import weight_files
@@ -42,7 +42,7 @@ class OpenRun:
 
     run: RunFolder
     loaded: Loaded
-    prepared: Prepared
+    prepared: Dataset
     overrides: tuple[str, ...] = ()
     """Sections of the recipe which named the run that differ from the trained ones."""
     ignored_changes: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
             f"{path} is not finished ({run.state}); go on: {command('train', run.path)}",
         )
     run.require_contract()
-    prepared = load_prepared(run.data)
+    prepared = load_dataset(run.data)
     if prepared is None:
         raise FtcliError(
             "run_broken",

@@ -13,8 +13,8 @@ from ftcli.config.chat_template import find_template, names_file
 from ftcli.config.loader import Loaded, differences, load_recipe, resolved
 from ftcli.config.recipe import Recipe
 from ftcli.console import Reporter
-from ftcli.data.prepared import PART_NAMES, load_prepared
-from ftcli.data.sides import files_of, rows_parts, source_digests
+from ftcli.data.dataset import PART_NAMES, load_dataset
+from ftcli.data.splits import files_of, rows_parts, source_digests
 from ftcli.errors import FtcliError, MachineError, Stopped
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import model_source
@@ -71,7 +71,7 @@ def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again:
     Returns the allowed changes, as `key: old → new`. Raises FtcliError (`recipe_changed`) with all
     other changes, and the command `again` that trains the recipe in a new folder.
     """
-    from ftcli.data.tokenizing.encode import fingerprint
+    from ftcli.data.tokenizing.fingerprint import fingerprint
 
     manifest = run.read_manifest()
     if not manifest:
@@ -110,7 +110,7 @@ def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
 def _changed_sources(run: RunFolder, began: Recipe) -> Iterator[str]:
     """Files of rows, and of a template, that are there with other contents."""
     data, here = began.data, run.path
-    prepared = load_prepared(run.data)
+    prepared = load_dataset(run.data)
     before = prepared.parts if prepared is not None else {}
     sources = files_of(data)
     digests = source_digests(data, here)
@@ -146,9 +146,9 @@ def warn_of_other_machine(run: RunFolder, now: Hardware, reporter: Reporter) -> 
 
 def _other_parts(run: RunFolder, loaded: Loaded, renderer: Renderer) -> list[str]:
     """Which of the things that shape the tokens are others, as `template: digest → digest`."""
-    from ftcli.data.tokenizing.encode import fingerprint_parts
+    from ftcli.data.tokenizing.fingerprint import fingerprint_parts
 
-    prepared = load_prepared(run.data)
+    prepared = load_dataset(run.data)
     before = prepared.parts if prepared is not None else {}
     now = fingerprint_parts(loaded, renderer)
     return [

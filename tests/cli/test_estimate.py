@@ -13,7 +13,7 @@ from jsonschema import validate
 from ftcli.cli import run
 from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt
-from ftcli.data.prepared import LongestRow
+from ftcli.data.dataset import LongestRow
 from ftcli.memory.hardware import find_card
 from ftcli.memory.shapes import find_shape
 from ftcli.training.plan.decide import make_plan

@@ -13,7 +13,7 @@ from jsonschema import validate
 
 from ftcli.cli import run
 from ftcli.config.loader import load_recipe
-from ftcli.data.prepared import LongestRow, save_prepared, split_file
+from ftcli.data.dataset import LongestRow, save_dataset, split_file
 from ftcli.memory.hardware import Hardware, find_card
 from ftcli.memory.shapes import find_shape
 from ftcli.models import device
@@ -184,7 +184,7 @@ def prepare(here: Path, lengths: list[int], max_length: int) -> None:
         max_length=max_length,
         longest=LongestRow("shop.jsonl", 7, max(lengths)),
     )
-    save_prepared(prepared, folder)
+    save_dataset(prepared, folder)
 
 
 def test_prepared_rows_say_what_a_shorter_length_cuts(ask: Any, here: Path) -> None:

@@ -40,7 +40,7 @@ def base_loss(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> fl
     import torch
 
     from ftcli.config.recipe import Model
-    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.data.tokenizing.arrow_rows import read_split
     from ftcli.models.batches import of_tensors
     from ftcli.models.load import load_base
     from ftcli.models.loss import row_losses

@@ -10,7 +10,7 @@ import pytest
 
 from ftcli.config.loader import Loaded, load_recipe
 from ftcli.data.example import Example
-from ftcli.data.reading import read_examples
+from ftcli.data.sources import read_examples
 from ftcli.errors import MachineError
 from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import Question

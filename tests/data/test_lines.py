@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.data import json_rows, lines, table_rows
-from ftcli.data.lines import lines_of
+from ftcli.data import json_rows, table_rows
+from ftcli.data.json_rows import lines_of
 from ftcli.data.prompts import read_prompt_rows
-from ftcli.data.source import read_rows
+from ftcli.data.sources import read_rows
 from ftcli.errors import DataError
 
 
 @pytest.fixture(autouse=True)
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lines, json_rows, table_rows):
+    for module in (json_rows, table_rows):
         monkeypatch.setattr(module, "LONGEST", 5_000_000)
-    monkeypatch.setattr(lines, "LARGEST_DOCUMENT", 20_000_000)
+    monkeypatch.setattr(json_rows, "LARGEST_DOCUMENT", 20_000_000)
 
 
 def bomb(path: Path, start: bytes, end: bytes = b"") -> Path:

@@ -90,3 +90,9 @@ def test_steps_hold_the_same_rows_whatever_the_micro_batch(
     for window in StepSampler(order, lengths, batch_size):
         for size in (1, micro_batch, batch_size):
             assert [row for batch in micro_batches(window, size) for row in batch] == window
+
+
+def test_replayed_rows_are_spread_evenly_where_nothing_is_shuffled() -> None:
+    order = run_rows(40, 1, 42, shuffle=False, replayed=8)
+    assert [row for row in order if row < 32] == list(range(32))
+    assert [sum(row >= 32 for row in order[i : i + 5]) for i in range(0, 40, 5)] == [1] * 8

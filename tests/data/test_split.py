@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.data.example import Example, Message, Origin
-from ftcli.data.split import Digests, Prompts, Split, plan_split
+from ftcli.data.splits import Assignment, Digests, Prompts, assign_splits
 from ftcli.errors import DataError
 
 
@@ -24,14 +24,14 @@ def split_of(
     test: float = 0,
     seed: int = 0,
     deduplicate: bool = True,
-) -> Split:
+) -> Assignment:
     digests = Digests()
     for row in examples:
         digests.add(row.digest(), row.prompt_digest())
-    return plan_split(digests, validation, test, seed, deduplicate)
+    return assign_splits(digests, validation, test, seed, deduplicate)
 
 
-def counts(split: Split) -> tuple[int, int, int, int]:
+def counts(split: Assignment) -> tuple[int, int, int, int]:
     return (
         split.rows("train"),
         split.rows("validation"),
@@ -83,7 +83,7 @@ def test_few_prompts(
 
 def test_the_first_of_equal_rows_is_kept() -> None:
     examples = [example("p", "a"), example("p", "a"), example("p", "b"), example("p", "a")]
-    assert [split_of(examples).side(index) for index in range(4)] == [
+    assert [split_of(examples).split(index) for index in range(4)] == [
         "train",
         "duplicate",
         "train",
@@ -103,8 +103,8 @@ def test_the_seed_decides() -> None:
 
 def test_test_rows_do_not_depend_on_validation() -> None:
     one, other = split_of(HUNDRED, 0.1, 0.2), split_of(HUNDRED, 0.3, 0.2)
-    tested = [index for index in range(100) if one.side(index) == "test"]
-    assert tested == [index for index in range(100) if other.side(index) == "test"]
+    tested = [index for index in range(100) if one.split(index) == "test"]
+    assert tested == [index for index in range(100) if other.split(index) == "test"]
 
 
 @pytest.mark.parametrize(("validation", "test"), [(100, 0), (60, 40), (0.5, 0.5), (0.5, 50)])
@@ -135,11 +135,11 @@ def test_a_prompt_has_one_side_whatever_the_order(
     assert sides_by_prompt(shuffled, split_of(shuffled, validation, test, seed)) == sides
 
 
-def sides_by_prompt(examples: list[Example], split: Split) -> dict[bytes, set[str]]:
+def sides_by_prompt(examples: list[Example], split: Assignment) -> dict[bytes, set[str]]:
     sides: dict[bytes, set[str]] = {}
     for index, row in enumerate(examples):
-        if split.side(index) != "duplicate":
-            sides.setdefault(row.prompt_digest(), set()).add(split.side(index))
+        if split.split(index) != "duplicate":
+            sides.setdefault(row.prompt_digest(), set()).add(split.split(index))
     return sides
 
 
@@ -156,12 +156,12 @@ def test_digests_that_end_in_zeros_are_told_apart(
     digests = Digests()
     for whole, prompt in pairs:
         digests.add(whole, prompt)
-    split = plan_split(digests, 0, 0, 0, deduplicate)
+    split = assign_splits(digests, 0, 0, 0, deduplicate)
     seen: set[bytes] = set()
     kept = []
     for number, (whole, prompt) in enumerate(pairs):
         first = whole not in seen or not deduplicate
-        assert split.side(number) == ("train" if first else "duplicate")
+        assert split.split(number) == ("train" if first else "duplicate")
         kept += [prompt] if first else []
         seen.add(whole)
     prompts = Prompts(digests, split, "train")
@@ -194,5 +194,5 @@ def test_groups_are_taken_in_the_order_of_their_hashes(
     take("test", test, 2 if validation else 1)
     take("validation", validation, 1)
     split = split_of(examples, validation, test, seed)
-    found = [split.side(number) for number in range(len(examples))]
+    found = [split.split(number) for number in range(len(examples))]
     assert found == [sides[row.prompt_digest()] for row in examples]

@@ -14,7 +14,7 @@ from ftcli.config.chat_template import ENDS, Template, named
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
-from ftcli.data.templates.template import choose_template, lay_template
+from ftcli.data.templates.choose import choose_template, set_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError
 from tests.families import (
@@ -93,7 +93,7 @@ def of_its_kind(name: str) -> PreTrainedTokenizerBase:
 
 
 def laid(name: str, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    lay_template(tokenizer, named(name))
+    set_template(tokenizer, named(name))
     return Renderer(tokenizer)
 
 
@@ -147,7 +147,7 @@ def test_mistrals_turns_have_to_alternate() -> None:
 @pytest.mark.parametrize("name", [name for name, end in ENDS.items() if end])
 def test_a_model_without_the_token_that_ends_answers_is_refused(name: str) -> None:
     with pytest.raises(ModelError) as caught:
-        lay_template(tokenizer_for("plain"), named(name))
+        set_template(tokenizer_for("plain"), named(name))
     assert caught.value.message == (
         f"{name} ends answers with {ENDS[name]}, which is no token of this model, so that it would "
         "not learn to stop; take plain"
@@ -170,7 +170,7 @@ def test_a_template_that_does_not_compile_has_its_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
-        lay_template(tokenizer_for("plain"), Template(text, file=tmp_path / "chat.jinja"))
+        set_template(tokenizer_for("plain"), Template(text, file=tmp_path / "chat.jinja"))
     start = f"chat.jinja:{line}: data.template does not compile: "
     assert str(caught.value).startswith(start) and reason in str(caught.value)
     recipe = loaded(tmp_path, template=text)
@@ -182,25 +182,8 @@ def test_a_template_that_does_not_compile_has_its_place(
 
 def test_a_template_of_the_user_begins_as_it_says() -> None:
     tokenizer = tokenizer_for("plain", begins=True)
-    lay_template(tokenizer, Template("{% for m in messages %}{{ m.content }}{% endfor %}"))
+    set_template(tokenizer, Template("{% for m in messages %}{{ m.content }}{% endfor %}"))
     assert tokenizer.decode(Renderer(tokenizer).prompt_ids([Message("user", "a")])) == "a"
-
-
-def test_a_template_reaches_nothing_of_the_machine(tmp_path: Path) -> None:
-    """Rendered by transformers' immutable sandbox."""
-    target = tmp_path / "written"
-    escapes = [
-        "{{ messages.append(1) }}",
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ raise_exception.__globals__.items() }}",
-        f"{{{{ cycler.__init__.__globals__.os.system('touch {target}') }}}}",
-    ]
-    for escape in escapes:
-        tokenizer = tokenizer_for("plain")
-        lay_template(tokenizer, Template(escape))
-        reason = reason_of(Renderer(tokenizer), chat("a", "b"))
-        assert reason.startswith("the chat template refuses it: ")
-    assert not target.exists()
 
 
 # The choice

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from ftcli.data.prepared import RowsOf
-from ftcli.data.sides import Sides
-from ftcli.data.tokenizing import encode
-from ftcli.data.tokenizing.packing import SHARED_TOKENS
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.cli import run
+from ftcli.data.dataset import RowsOf, load_dataset
+from ftcli.data.splits import SplitRows
+from ftcli.data.tokenizing import tokenize
+from ftcli.data.tokenizing.arrow_rows import read_split
+from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS
 from ftcli.errors import DataError
-from tests.conftest import pair
+from tests.conftest import pair, save_tiny_model
 from tests.faults.bench import Bench, bench_in
 
 ROWS = [json.dumps(pair(number)) for number in range(6)]
@@ -37,14 +38,14 @@ def test_a_file_that_changes_while_it_is_read_is_told(
 ) -> None:
     file = bench.folder / "rows.jsonl"
     file.write_text("\n".join(ROWS))
-    first: Callable[..., Sides] = encode.find_sides
+    first: Callable[..., SplitRows] = tokenize.find_splits
 
-    def changing(*arguments: Any) -> Sides:
+    def changing(*arguments: Any) -> SplitRows:
         found = first(*arguments)
         file.write_text("\n".join(after))
         return found
 
-    monkeypatch.setattr(encode, "find_sides", changing)
+    monkeypatch.setattr(tokenize, "find_splits", changing)
     with pytest.raises(DataError) as caught:
         bench.prepare(train="rows.jsonl")
     assert str(caught.value) == "rows.jsonl: has changed while it was read; begin again"
@@ -90,3 +91,77 @@ def test_a_held_out_file_gives_the_recipes_words_no_other_meaning(bench: Bench) 
     assert found.problems() == {
         1: "data.system: no column persona; the columns are prompt, completion"
     }
+
+
+@pytest.fixture(scope="module")
+def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base without a chat template, so that the plain one is taken."""
+    base = save_tiny_model(tmp_path_factory.mktemp("model") / "plain")
+    (base / "chat_template.jinja").unlink()
+    return base
+
+
+@pytest.fixture
+def prepare(
+    plain_base: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> Callable[[], dict[str, Any]]:
+    recipe = write_recipe(model={"id": str(plain_base)})
+
+    def ask() -> dict[str, Any]:
+        capsys.readouterr()
+        assert run(["prepare", str(recipe), "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("role", "token"),
+    [("eos_token", "<|im_start|>"), ("pad_token", "<|im_start|>"), ("bos_token", "<|im_start|>")],
+)
+def test_a_token_with_another_role_prepares_anew(
+    role: str, token: str, plain_base: Path, prepare: Callable[[], dict[str, Any]]
+) -> None:
+    """tokenizer.json, the tokens themselves, stays as it is."""
+    before = prepare()
+    assert prepare() == before
+    config = plain_base / "tokenizer_config.json"
+    kept = config.read_text()
+    try:
+        config.write_text(json.dumps(json.loads(kept) | {role: token}))
+        after = prepare()
+    finally:
+        config.write_text(kept)
+    assert after["fingerprint"] != before["fingerprint"]
+    if role == "eos_token":
+        stops = json.loads((Path(after["folder"]) / "prepared.json").read_text())["stop_ids"]
+        labels = read_split(Path(after["folder"]), "train").column("labels").to_pylist()
+        assert {row[-1] for row in labels} <= set(stops)
+    assert prepare()["fingerprint"] == before["fingerprint"]
+
+
+def test_the_parts_of_a_fingerprint_say_what_has_changed(
+    write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe()
+
+    def parts(*flags: str) -> dict[str, str]:
+        capsys.readouterr()
+        assert run(["prepare", str(recipe), "--json", *flags]) == 0
+        folder = Path(json.loads(capsys.readouterr().out)["folder"])
+        prepared = load_dataset(folder)
+        assert prepared is not None
+        return dict(prepared.parts)
+
+    def changed(*flags: str) -> set[str]:
+        now = parts(*flags)
+        assert now.keys() == before.keys()
+        return {name for name in now if now[name] != before[name]}
+
+    before = parts()
+    assert changed() == set()
+    assert changed("--set", "training.seed=1") == {"seed"}
+    assert changed("--set", "data.template=chatml") == {"chat template", "data keys of the recipe"}
+    rows_file.write_text(rows_file.read_text() + json.dumps(pair(50)) + "\n")
+    assert changed() == {"rows of data.train"}

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from ftcli.data.turns import RowError, check_order, read_turns
+from ftcli.data.example import RowError
+from ftcli.data.turns import check_order, read_turns
 
 
 def chat(*turns: tuple[str, object]) -> list[dict[str, object]]:
@@ -12,7 +13,7 @@ def chat(*turns: tuple[str, object]) -> list[dict[str, object]]:
 def reason_of(turns: object) -> str:
     with pytest.raises(RowError) as caught:
         check_order(read_turns(turns, "messages"))
-    return str(caught.value)
+    return caught.value.message
 
 
 KNOWN_ROLES = "system, developer, user, human, assistant, gpt, chatgpt, bing"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.evaluation.eval_rows import stream_rows, stream_turns
 from ftcli.training.opening import open_run
 from tests.commands.test_end_to_end import ask

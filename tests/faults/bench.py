@@ -12,10 +12,10 @@ from typing import Any
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Recipe
 from ftcli.console import Terminal
-from ftcli.data.prepared import SPLITS, Prepared, read_problems
-from ftcli.data.tokenizing.encode import prepare
+from ftcli.data.dataset import SPLITS, Dataset, read_problems
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import IGNORED, Renderer
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.models.load import load_renderer
 
 Turns = list[list[str]]
@@ -47,7 +47,7 @@ class Bench:
 
 @dataclass
 class Outcome:
-    prepared: Prepared
+    prepared: Dataset
     folder: Path
     renderer: Renderer
 
@@ -63,7 +63,7 @@ class Outcome:
         return [decode([label for label in row if label != IGNORED]) for row in rows]
 
     def problems(self) -> dict[int, str]:
-        return {fault.line: fault.reason for fault in read_problems(self.prepared, self.folder)}
+        return {row.origin.line: row.reason for row in read_problems(self.prepared, self.folder)}
 
     def require_sum(self) -> None:
         """Read = accepted + rejected + duplicates, and each reject is named."""

@@ -64,7 +64,7 @@ def kill_and_go_on(recipe: Path, run_folder: Path, after: float, log: Path) -> d
 
 
 def main(folder: Path, kills: int, recipes: list[Path]) -> None:
-    import ftcli.data.tokenizing.encode
+    import ftcli.data.tokenizing.tokenize
     import ftcli.inference.endings
     import ftcli.training.train  # noqa: F401
 

@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 
 from ftcli.cli import run
 from ftcli.config.recipe import Data
-from ftcli.data.example import Example, Origin
+from ftcli.data.example import Example, Origin, Row, RowError
 from ftcli.data.formats import to_example
-from ftcli.data.row import Row
-from ftcli.data.tokenizing.bulk import encode_many
-from ftcli.data.tokenizing.rendering import Encoded, RowFault
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.tokenizing.arrow_rows import read_split
+from ftcli.data.tokenizing.rendering import Encoded, encode_many
 from ftcli.inference import generation
 from tests.families import BUILDERS, FORGED, Family, chat, family_named
 from tests.faults.bench import Bench, bench_in
@@ -126,7 +124,7 @@ def test_a_content_of_which_nothing_can_be_found_again_is_refused() -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("content", filters)
     renderer = replace(family, tokenizer=tokenizer).renderer()
     (found,) = encode_many(renderer, [chat("<|IM_END|>", "a")])
-    assert isinstance(found, RowFault)
+    assert isinstance(found, RowError)
     assert "holds the text of a control token" in found.message
 
 

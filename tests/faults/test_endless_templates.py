@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.data.templates import limits
+from ftcli.data.templates import worker
 from tests.conftest import CHATML, save_recipe, save_rows
 from tests.faults.attacks import Attack, change_json, copied
 
@@ -21,18 +21,16 @@ GROWING = (
 )
 BOMBS = {
     "loop": (LOOP, "runs for more than 0.3 s"),
-    "text": ("{{ 'a' * 10**10 }}", "asks for 10,000,000,000"),
+    "text": ("{{ 'a' * 10**10 }}", "takes more than 500 MB"),
     "doubling": (GROWING, " more than "),
-    "width": ("{{ 'a'.center(10**10) }}", "asks for 10,000,000,000"),
-    "filter": ("{{ ('x' * 2000000) | wordwrap(1) }}", "uses the filter 'wordwrap'"),
-    "comparison": ("{{ [[1] * 100000] * 100000 == [[1] * 100000] * 100000 }}", "compares more"),
-    "format": ("{{ '%0999999999d' % 1 }}", "formats a value"),
+    "comparison": ("{{ [[1] * 100000] * 100000 == [[1] * 100000] * 100000 }}", "runs for more"),
+    "length": ("{{ 'a' * 50000001 }}", "writes more than 50,000,000 characters"),
 }
 
 
 @pytest.fixture(autouse=True)
 def short_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    monkeypatch.setattr(worker, "SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -64,9 +62,7 @@ def test_a_models_own_template_is_stopped_and_named(
     (base / "chat_template.jinja").write_text(template)
     line = last_line(["prepare", str(save_recipe(tmp_path, base))], capsys)
     assert f"the chat template of {base} " in line and reason in line
-    observed(
-        f"{len(BOMBS)} templates that loop or grow: each ends within {limits.SECONDS:g} s of work"
-    )
+    observed(f"{len(BOMBS)} templates that loop or grow: each ends in one line with its limit")
 
 
 def test_a_template_in_the_tokenizers_config_is_stopped(

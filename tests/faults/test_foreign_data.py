@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ftcli.cli import run
-from ftcli.data.source import read_rows
+from ftcli.data.sources import read_rows
 from tests.conftest import pair
 from tests.faults.attacks import Attack
 

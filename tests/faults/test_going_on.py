@@ -268,12 +268,12 @@ def test_a_path_may_be_spelt_otherwise(
 def test_begin_again_says_how_it_began(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    from ftcli.data.tokenizing import encode
+    from ftcli.data.tokenizing import tokenize
 
     recipe = write_recipe("first")
     assert train(recipe) == 0
     second = write_recipe("second")
-    monkeypatch.setattr(encode, "_prepared", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(tokenize, "_dataset", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     for flags in (("--from", str(tmp_path / "runs" / "first")), ("--fresh",)):
         capsys.readouterr()
         assert train(second, *flags) == 130

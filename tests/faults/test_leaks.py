@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcli.cli import run
-from ftcli.data.prepared import SPLITS
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.dataset import SPLITS
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.errors import DataError
 from tests.faults.bench import Bench, bench_in
 

@@ -86,7 +86,7 @@ def expected_losses(home: Path, folder: RunFolder, method: str) -> tuple[float, 
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from ftcli.data.tokenizing.rows import read_split
+    from ftcli.data.tokenizing.arrow_rows import read_split
 
     rows = read_split(folder.data, "validation").to_pylist()
     lengths = [len(row["input_ids"]) for row in rows]

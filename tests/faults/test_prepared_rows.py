@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from ftcli.cli import run
-from ftcli.data.prepared import SPLITS, damaged_files, load_prepared
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.dataset import SPLITS, damaged_files, load_dataset
+from ftcli.data.tokenizing.arrow_rows import read_split
 from tests.commands.test_training import stop_at
 from tests.conftest import save_recipe, save_rows
 from tests.faults.moments import weights_of
@@ -88,7 +88,7 @@ def go_on(runs: Runs, capsys: pytest.CaptureFixture[str]) -> str:
     said = run(["train", str(runs.stopped)]), capsys.readouterr().err
     assert said[0] == 0, said[1]
     assert weights_of(runs.folder) == runs.whole
-    prepared = load_prepared(runs.data)
+    prepared = load_dataset(runs.data)
     assert prepared is not None and not damaged_files(prepared, runs.data)
     assert "resume from step" in said[1]
     return said[1]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.data.prepared import load_prepared
+from ftcli.data.dataset import load_dataset
 from ftcli.runs.folder import RunFolder
 from tests.conftest import TINY, Capture, Observed, Patch, Recipes, pair
 
@@ -104,10 +104,10 @@ def test_every_method_passes_and_the_data_stay_for_the_training(
     assert found["data"] == str(data)
     # What the training would do, not the rehearsal.
     assert found["plan"]["steps"] == 8
-    mark = load_prepared(data)
+    mark = load_dataset(data)
     assert run(["train", str(recipe), "--dry-run"]) == 0
     assert "prepare " not in capsys.readouterr().err
-    assert load_prepared(data) == mark
+    assert load_dataset(data) == mark
 
 
 def test_a_person_reads_the_legs_and_then_the_command_whatever_a_killed_one_has_left(

@@ -234,12 +234,12 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
     monkeypatch: Patch,
     capsys: Capture,
 ) -> None:
-    from ftcli.data.tokenizing import encode
+    from ftcli.data.tokenizing import tokenize
     from ftcli.inference import endings
     from ftcli.training import building
 
     places = {
-        "the rows": (encode, "_prepared"),
+        "the rows": (tokenize, "_dataset"),
         "the model": (building, "load_base"),
         "the answers": (endings, "answer_prompts"),
     }

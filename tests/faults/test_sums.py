@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from ftcli.cli import run
 from ftcli.console import shown_path
-from ftcli.data.prepared import MOST_PROBLEMS, problems_file
+from ftcli.data.dataset import MOST_PROBLEMS, problems_file
 from tests.faults.bench import Bench, bench_in
 
 Observed = Callable[[str], None]

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from ftcli.cli import run
+from ftcli.data.dataset import Dataset, load_dataset, save_dataset, split_digests, split_file
 from ftcli.data.example import Example, Origin
-from ftcli.data.prepared import Prepared, load_prepared, save_prepared, split_digests, split_file
+from ftcli.data.tokenizing.arrow_rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer
-from ftcli.data.tokenizing.rows import ROWS_PER_BATCH, SCHEMA, RowWriter, read_split
 from ftcli.errors import DataError
 from ftcli.inference.endings import require_ends
 from ftcli.models.batches import Batch
@@ -37,7 +37,7 @@ def row(*labels: int) -> Encoded:
     return Encoded(ids, whole, 2)
 
 
-def write(folder: Path, train: list[Encoded], validation: list[Encoded]) -> Prepared:
+def write(folder: Path, train: list[Encoded], validation: list[Encoded]) -> Dataset:
     for split, rows in (("train", train), ("validation", validation)):
         with RowWriter(split_file(folder, split)) as writer:
             for line, each in enumerate(rows, start=1):
@@ -111,9 +111,9 @@ def test_a_run_with_rows_that_do_not_end_does_not_begin(
     file = str(split_file(data, "train"))
     with pa.OSFile(file, "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as stream:
         stream.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-    prepared = load_prepared(data)
+    prepared = load_dataset(data)
     assert prepared is not None
-    save_prepared(replace(prepared, digests=split_digests(data)), data)  # as if prepared so
+    save_dataset(replace(prepared, digests=split_digests(data)), data)  # as if prepared so
     capsys.readouterr()
     assert run(["train", str(recipe)]) == 1
     place = f"{rows[4]['file']}:{rows[4]['line']}: of 1 train row,"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from ftcli.data.example import Message
-from ftcli.data.few_shot import few_shot
-from ftcli.data.tokenizing.rendering import Renderer, RowFault
+from ftcli.data.example import Message, RowError
+from ftcli.data.prompts import few_shot
+from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model, time_calls
 from ftcli.inference.open_model import ids_of
 from tests.conftest import tiny_tokenizer
@@ -39,7 +39,7 @@ def test_an_instruction_stands_in_the_system_turn() -> None:
 def test_a_template_without_a_system_turn_is_given_it_in_the_first_question() -> None:
     gemma = renderer("gemma")
     messages = few_shot([Message("user", "lamp")], "Be brief.", [EXAMPLE])
-    with pytest.raises(RowFault):
+    with pytest.raises(RowError):
         gemma.prompt_ids(messages)
     text = gemma.tokenizer.decode(ids_of(gemma, messages))
     assert "user\nBe brief.\n\nkettle" in text
@@ -47,7 +47,7 @@ def test_a_template_without_a_system_turn_is_given_it_in_the_first_question() ->
 
 
 def test_other_faults_stay_faults() -> None:
-    with pytest.raises(RowFault):
+    with pytest.raises(RowError):
         ids_of(renderer("gemma"), [])
 
 

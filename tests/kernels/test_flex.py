@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
-from ftcli.data.tokenizing.packing import Forest, plant
+from ftcli.data.tokenizing.prefix_tree import PrefixTree, build_prefix_tree
 from ftcli.kernels import flex
 from ftcli.kernels.slots import Layout
 from ftcli.models import loss
@@ -55,14 +55,14 @@ def test_a_token_sees_its_own_rows_and_nothing_else(share: bool, window: int | N
     tokens = len(layout.positions)
     mask = flex._mask(layout, window)
     found = create_mask(mask.mask_mod, None, None, tokens, tokens, device="cpu")[0, 0]
-    forest = plant([row["input_ids"] for row in rows()], share=share)
+    forest = build_prefix_tree([row["input_ids"] for row in rows()], share=share)
     expected = seen(forest, window)
     assert torch.equal(found[: forest.tokens, : forest.tokens], expected)
     # What fills up stands behind all rows, and none sees it.
     assert not found[: forest.tokens, forest.tokens :].any()
 
 
-def seen(forest: Forest, window: int | None) -> torch.Tensor:
+def seen(forest: PrefixTree, window: int | None) -> torch.Tensor:
     """[tokens, tokens], by the rows themselves."""
     found = torch.zeros(forest.tokens, forest.tokens, dtype=torch.bool)
     for spans in forest.rows:

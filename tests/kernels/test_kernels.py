@@ -16,7 +16,12 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from ftcli.config.recipe import Prompt, Qlora
-from ftcli.data.tokenizing.packing import SHARED_TOKENS, divide, plant, usually_shared
+from ftcli.data.tokenizing.prefix_tree import (
+    SHARED_TOKENS,
+    build_prefix_tree,
+    divide,
+    typical_common_prefix,
+)
 from ftcli.kernels import liger
 from ftcli.kernels.attention import attend, attention_for
 from ftcli.kernels.dequantised import is_four_bit, keep_dequantised
@@ -101,7 +106,7 @@ def test_a_long_row_in_16_bits_is_as_exact_as_through_torch_s_kernel() -> None:
     """A sum over many blocks in 16 bits would round each time."""
     torch.manual_seed(4)
     tokens = 1024
-    layout = layout_of(plant([list(range(tokens))], share=False))
+    layout = layout_of(build_prefix_tree([list(range(tokens))], share=False))
     heads = [torch.randn(1, count, tokens, 32) for count in (3, 1, 1)]
     wanted = torch.randn(1, tokens, 3, 32)
 
@@ -222,7 +227,7 @@ def test_micro_batches_hold_every_row_once_within_tokens_and_rows(
     parts = divide(texts, tokens, most, share=share)
     assert sorted(row for part in parts for row in part) == list(range(len(texts)))
     for part in parts:
-        found = plant([texts[row] for row in part], share=share).tokens
+        found = build_prefix_tree([texts[row] for row in part], share=share).tokens
         # What is too short to be shared is counted as shared while rows are divided.
         assert len(part) == 1 or found <= tokens + (SHARED_TOKENS * len(part) if share else 0)
         assert len(part) <= most
@@ -249,9 +254,9 @@ def test_half_the_rows_of_a_micro_batch_have_room_for_what_they_begin_with(commo
 
 def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
     prompts = [[7] * 100 + [place] * 5 for place in range(32)]
-    assert usually_shared(prompts) == 100
-    assert usually_shared([[place] * 5 for place in range(32)]) == 0
-    assert usually_shared(prompts[:1]) == 0 == usually_shared([])
+    assert typical_common_prefix(prompts) == 100
+    assert typical_common_prefix([[place] * 5 for place in range(32)]) == 0
+    assert typical_common_prefix(prompts[:1]) == 0 == typical_common_prefix([])
 
 
 # Scoring

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.data.tokenizing.packing import plant
+from ftcli.data.tokenizing.prefix_tree import build_prefix_tree
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.models.batches import length_batches, packed, padded
 
@@ -78,7 +78,7 @@ def test_every_label_and_what_stands_before_it_is_found_again(
         for row, labels in zip(given_rows, found, strict=True):
             pairs = zip(row["input_ids"], row["labels"][1:], strict=False)
             assert labels == [(id_, label) for id_, label in pairs if label != IGNORED]
-    forest = plant([row["input_ids"] for row in given_rows], share=share)
+    forest = build_prefix_tree([row["input_ids"] for row in given_rows], share=share)
     for row, spans in zip(given_rows, forest.rows, strict=True):
         assert [id_ for span in spans for id_ in ids[slice(*span)]] == row["input_ids"]
         positions = [p for span in spans for p in batch.positions[0, slice(*span)].tolist()]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ftcli.cli import run
 from ftcli.config.chat_template import named
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.models import prompt_manifest
 from ftcli.models.base_files import base_fingerprint

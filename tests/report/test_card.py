@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from ftcli.data.prepared import Fault, Replayed, load_prepared, save_prepared
+from ftcli.data.dataset import Replayed, load_dataset, save_dataset
+from ftcli.data.example import Origin, RejectedRow
 from ftcli.report.figures import name_alone, shown_from
 from ftcli.report.page import write_report
 from ftcli.runs.folder import RunFolder
@@ -97,16 +98,16 @@ def with_data(run: RunFolder, far: str) -> None:
         0,
     )
     replayed = Replayed(f"{far}/general.jsonl", 0.15, 66, 65, 20_111, 19_222, **counts)
-    prepared = load_prepared(run.data)
+    prepared = load_dataset(run.data)
     assert prepared is not None
     changed = replace(
         prepared,
         replay=replayed,
         train_source=f"{far}/rows.jsonl",
         longest=replace(prepared.longest, file=f"{far}/rows.jsonl"),
-        problems=(Fault(f"{far}/rows.jsonl", 3, "holds no prompt"),),
+        problems=(RejectedRow(Origin(f"{far}/rows.jsonl", 3), "holds no prompt"),),
     )
-    save_prepared(changed, run.data)
+    save_dataset(changed, run.data)
 
 
 @pytest.mark.parametrize("far", ["/srv/clients/Acme & Co", "../../clients/acme", "../acme"])

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from ftcli.data.prepared import (
-    Prepared,
+from ftcli.data.dataset import (
+    Dataset,
     Split,
     SplitCounts,
     damaged_files,
-    load_prepared,
+    load_dataset,
     row_lengths,
 )
-from ftcli.data.tokenizing.rows import read_split
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.training.smoke.rows import write_excerpt
 from tests.conftest import Recipes
 
@@ -35,8 +35,8 @@ def prepared(write_recipe: Recipes, rows_file: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs" / "tiny" / "data"
 
 
-def loaded(folder: Path) -> Prepared:
-    found = load_prepared(folder)
+def loaded(folder: Path) -> Dataset:
+    found = load_dataset(folder)
     assert found is not None
     return found
 

@@ -24,7 +24,7 @@ import torch
 from ftcli.runs.folder import RunFolder
 from ftcli.console import Terminal
 from ftcli.training.building import build_trainer
-from ftcli.data.tokenizing.encode import prepare
+from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.config.loader import load_recipe, resolved
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics

@@ -1,40 +1,43 @@
 """The one place where messages become token ids, for prepare, train, eval and generate alike.
 
-A conversation is rendered whole by the chat template and encoded whole, because encoding it piece
-by piece changes ids at the seams. Where a content stands in the text is found by rendering once
-more with a sentinel in its place.
+A conversation is rendered whole by the chat template (ftcli.data.templates) and encoded whole.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
-from jinja2.exceptions import TemplateSyntaxError
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from ftcli.data.example import Example, Message, Origin
-from ftcli.data.templates.limits import LimitError
-from ftcli.data.templates.sandbox import TEMPLATE_FAULTS, render
-from ftcli.data.templates.skeleton import Skeletons
-from ftcli.data.tokenizing.layout import Answer, Layout, behind_header, places_of
-from ftcli.data.tokenizing.special_tokens import CannotSpellError, Span, Speller, Token
-from ftcli.errors import DataError, FtcliError, ModelError
+from ftcli.data.example import Example, Message, Origin, RejectedRow, RowError
+from ftcli.data.splits import Assigned
+from ftcli.data.templates import worker
+from ftcli.data.templates.render import Answer, ChatTemplate, Refused, Rendered, Span
+from ftcli.data.tokenizing.special_tokens import (
+    CannotEscapeError,
+    EscapingTokenizer,
+    Token,
+    tokens_of,
+)
+from ftcli.errors import DataError, ModelError
 
+NO_TEMPLATE = "is a conversation, and the model has no chat template to write it in"
 IGNORED = -100  # torch.nn.CrossEntropyLoss's default ignore_index
+# As many rows as keep the cores busy, and no more text than fits into little memory.
+ROWS_AT_ONCE = 512
+CHARACTERS_AT_ONCE = 2_000_000
+# About as many as a context of a million tokens has.
+MOST_CHARACTERS = 5_000_000
+# Longer passages are cut: a bound on memory that prose of a page or two does not reach.
+MOST_TOKENS = 1024
 
-# Private-use characters: no template tests for them, and real text does not hold the whole word.
-SENTINEL = "\ue000ftcli\ue001"
-
-
-class RowFault(FtcliError):
-    """This one row cannot be rendered; the reason goes into the list of rejects."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__("row", reason)
+Turns = tuple[Message, ...]
+Item = tuple[Example, Assigned] | RejectedRow
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Encoded:
     @property
     def trained_tokens(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED)
+
+    def first(self, tokens: int) -> Encoded:
+        """The row up to so many tokens."""
+        if len(self.input_ids) <= tokens:
+            return self
+        return Encoded(self.input_ids[:tokens], self.labels[:tokens], self.prompt_tokens)
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,18 @@ class Renderer:
         """Ids and labels of a training row, up to the token that ends the last answer.
 
         Trained on are the answers (all, or the last one) and the token that ends each; raises
-        RowFault.
+        RowError.
         """
         if example.text is not None:
             return self._encode_text(example.text)
-        laid = self.lay_out(example.messages)
-        prompt, tokens = (self._tokens(part, laid.forged) for part in (laid.prompt, laid.text))
-        return self.labelled(laid, prompt, tokens)
+        return self.tokens_and_labels(self.render(example.messages))
+
+    def tokens_and_labels(self, rendered: Rendered) -> Encoded:
+        """A rendered training row as token ids; raises RowError."""
+        prompt, tokens = (
+            self._tokens(part, rendered.injected) for part in (rendered.prompt, rendered.text)
+        )
+        return self.labelled(rendered, prompt, tokens)
 
     def text_prompt_ids(self, text: str) -> list[int]:
         """Ids that a model of plain texts is given to go on from."""
@@ -79,9 +93,8 @@ class Renderer:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids that the model is given before it answers: the prefix of the training row."""
-        text = self._render(messages, generation_prompt=True)
-        forged = self._forged(text, messages, generation_prompt=True)
-        return [token.id for token in self._tokens(text, forged)]
+        rendered = self.render(messages, prompt=True)
+        return [token.id for token in self._tokens(rendered.text, rendered.injected)]
 
     @cached_property
     def end_of_text(self) -> int:
@@ -96,7 +109,7 @@ class Renderer:
         """Tokens that end an answer: the template's own and the tokenizer's end of text."""
         turns = (Message("user", "a"), Message("assistant", "b"))
         for messages in (turns, (Message("system", "c"), *turns)):  # some ask for a system turn
-            with suppress(RowFault):
+            with suppress(RowError):
                 own = self.encode(Example(messages, Origin("", 0))).input_ids[-1]
                 return tuple(dict.fromkeys([own, self.end_of_text]))
         return (self.end_of_text,)
@@ -107,14 +120,12 @@ class Renderer:
         pad = self.tokenizer.pad_token_id
         return self.end_of_text if pad is None else int(pad)
 
-    def syntax_fault(self) -> TemplateSyntaxError | None:
-        """What keeps the template from being compiled, with its line."""
-        try:
-            self._render([Message("user", "a")])
-        except RowFault as fault:
-            cause = fault.__cause__
-            return cause if isinstance(cause, TemplateSyntaxError) else None
-        return None
+    def syntax_error(self) -> tuple[int, str] | None:
+        """Line of the template and what is wrong there, where it does not compile."""
+        if self._template is None:
+            return None
+        (found,) = worker.render(self._template, [[Message("user", "a")]])
+        return found.syntax if isinstance(found, Refused) else None
 
     def _encode_text(self, text: str) -> Encoded:
         """A plain text: one beginning token where the tokenizer adds one, and one end token."""
@@ -129,204 +140,260 @@ class Renderer:
         ids.append(self.end_of_text)
         return Encoded(ids, _all_but_first(ids), 0)
 
-    def labelled(self, laid: Layout, prompt: list[Token], tokens: list[Token]) -> Encoded:
-        *earlier, last = laid.answers
+    def labelled(self, rendered: Rendered, prompt: list[Token], tokens: list[Token]) -> Encoded:
+        *earlier, last = rendered.answers
         if tokens[: len(prompt)] != prompt:
             # A token reaches from the prompt into the answer; in use, the prompt's own come first.
-            tokens = prompt + self._tokens(laid.text, laid.forged, last.start)
+            tokens = prompt + self._tokens(rendered.text, rendered.injected, last.start)
         trained = set(range(len(prompt), len(tokens)))
         for answer in earlier:
             trained |= places_of(tokens, answer)
         ids = [token.id for token in tokens]
         labels = [id_ if place in trained else IGNORED for place, id_ in enumerate(ids)]
-        return self.closed(laid, ids, labels, len(prompt))
+        return self.closed(rendered, ids, labels, len(prompt))
 
-    def closed(self, laid: Layout, ids: list[int], labels: list[int], prompt: int) -> Encoded:
+    def closed(self, rendered: Rendered, ids: list[int], labels: list[int], prompt: int) -> Encoded:
         """The row with an end of text, where its template writes no token that ends an answer."""
-        if not laid.answers[-1].stopped:
+        if not rendered.answers[-1].stopped:
             ids, labels = [*ids, self.end_of_text], [*labels, self.end_of_text]
         return Encoded(ids, _all_but_first(ids) if self.loss_on == "all" else labels, prompt)
 
-    # Rendering, and which characters are whose
+    # Rendering
 
-    def lay_out(self, messages: Sequence[Message]) -> Layout:
-        """Render a conversation that ends with an answer; raises RowFault."""
-        skeleton = self._skeletons.of(messages)
-        contents = [message.content for message in messages]
-        text = self._render(messages) if skeleton is None else skeleton.text(contents)
-        forged = self._forged(text, messages)
-        if skeleton is None:
-            answers = self._answers(text, messages)
-        else:
-            answers = [self._stopped(text, *place) for place in skeleton.places(contents)]
-        return Layout(text[: answers[-1].end], answers, forged)
+    def render(self, messages: Sequence[Message], *, prompt: bool = False) -> Rendered:
+        """A conversation that ends with an answer, or a prompt, as text; raises RowError."""
+        (found,) = self.render_all([messages], prompt=prompt)
+        if isinstance(found, RowError):
+            raise found
+        return found
 
-    def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        if not self.tokenizer.chat_template:
-            raise RowFault("is a conversation, and the model has no chat template to write it in")
-        if not messages:
-            raise RowFault("begins with an answer")
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        given = {"messages": turns, "add_generation_prompt": generation_prompt}
+    def render_all(
+        self, conversations: Sequence[Sequence[Message]], *, prompt: bool = False
+    ) -> list[Rendered | RowError]:
+        """Each conversation as text, or why it cannot be rendered."""
+        (found,) = self.render_batches([conversations], prompt=prompt)
+        return found
+
+    def render_batches(
+        self, batches: Iterable[Sequence[Sequence[Message]]], *, prompt: bool = False
+    ) -> Iterator[list[Rendered | RowError]]:
+        """`render_all` of each batch; the next is rendered while this one is used."""
+        template = self._template
+        if template is None:
+            for batch in batches:
+                yield [RowError(NO_TEMPLATE) for _ in batch]
+            return
         try:
-            return render(self.tokenizer.get_chat_template(), self._variables | given)
-        except LimitError as error:
+            for outcomes in worker.render_batches(template, batches, prompt=prompt):
+                yield [RowError(o.reason) if isinstance(o, Refused) else o for o in outcomes]
+        except worker.LimitError as error:
             raise DataError(
                 "template_limit",
                 f"{self.template_name} {error}; no conversation needs that: name another template "
                 "(data.template)",
             ) from error
-        except TEMPLATE_FAULTS as error:
-            raise RowFault(f"the chat template refuses it: {error}") from error
-
-    def _place(
-        self, text: str, messages: Sequence[Message], index: int, *, generation_prompt: bool = False
-    ) -> tuple[int | None, int | None]:
-        """Where a content begins and ends; templates may strip white space around it.
-
-        A border is None where the template writes something else beside another content.
-        """
-        marked = list(messages)
-        marked[index] = Message(messages[index].role, SENTINEL)
-        rendered = self._render(marked, generation_prompt=generation_prompt)
-        before, found, after = rendered.partition(SENTINEL)
-        start, end = len(before), len(text) - len(after)
-        if not found or start > end:
-            return None, None
-        return start if text.startswith(before) else None, end if text.endswith(after) else None
-
-    def _last_place(
-        self, start: int | None, text: str, messages: Sequence[Message]
-    ) -> tuple[int | None, int | None]:
-        """As `_place`, without a rendering where the last content stands as it is behind its prompt
-        and before what the template has written behind another in such a conversation.
-        """
-        roles, content = tuple(message.role for message in messages), messages[-1].content
-        if start is not None and text.startswith(content, start):
-            end = start + len(content)
-            if text[end:] == self._tails.get(roles):
-                return start, end
-        begin, behind = self._place(text, messages, len(messages) - 1)
-        if behind is not None:
-            self._tails[roles] = text[behind:]
-        return begin, behind
-
-    def _answers(self, text: str, messages: Sequence[Message]) -> list[Answer]:
-        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        if self.loss_on == "last":
-            answers = answers[-1:]
-        return [self._answer(text, messages, index) for index in answers]
-
-    def _answer(self, text: str, messages: Sequence[Message], index: int) -> Answer:
-        """From the end of the answer's prompt to the end of the token that stops it.
-
-        What the template puts between prompt and content (an empty thinking block, a space) is
-        part of the answer, because the model has to write it in use.
-        """
-        prompt = self._render(messages[:index], generation_prompt=True)
-        start = len(prompt) if text.startswith(prompt) else None
-        last = index == len(messages) - 1
-        content, end = (
-            self._last_place(start, text, messages) if last else self._place(text, messages, index)
-        )
-        if start is None and not last:
-            header = prompt.removeprefix(self._render(messages[:index]))
-            start = behind_header(text, header, content)
-        if start is None:
-            raise RowFault(
-                "the chat template renders the prompt of this answer otherwise in training than in "
-                "use"
-            )
-        if end is None or end < start:
-            raise RowFault("the chat template rewrites this answer")
-        return self._stopped(text, start, end)
-
-    def _stopped(self, text: str, start: int, end: int) -> Answer:
-        """With the token that stops it, if one follows its content's end."""
-        stop = self._stop.match(text, end)
-        return Answer(start, stop.end() if stop else end, stop is not None)
-
-    def _forged(
-        self, text: str, messages: Sequence[Message], *, generation_prompt: bool = False
-    ) -> list[Span]:
-        """Where contents hold the text of a control token, which must be encoded as text.
-
-        In an answer, added tokens that are not special (`<think>`) mean themselves.
-        """
-        forged: list[Span] = []
-        made = self._makes_controls(text, messages, generation_prompt)
-        for index, message in enumerate(messages):
-            is_answer = message.role == "assistant"
-            control = self.speller.special_text if is_answer else self.speller.added_text
-            if not made and not control.search(message.content):
-                continue
-            start, end = self._place(text, messages, index, generation_prompt=generation_prompt)
-            if start is None or end is None:
-                raise RowFault(
-                    "holds the text of a control token in a content the chat template rewrites"
-                )
-            forged += [mark.span() for mark in control.finditer(text, start, end)]
-        return forged
-
-    def _makes_controls(
-        self, text: str, messages: Sequence[Message], generation_prompt: bool
-    ) -> bool:
-        """Whether there are more control tokens than the template's own and those in contents.
-
-        A template that changes contents, such as their case, can make some of them.
-        """
-        count = self.speller.count_specials
-        key = (tuple(message.role for message in messages), generation_prompt)
-        if key not in self._own_controls:
-            marked = [Message(message.role, SENTINEL) for message in messages]
-            rendered = text  # where the template takes no such contents, nothing is known
-            with suppress(RowFault):
-                rendered = self._render(marked, generation_prompt=generation_prompt)
-            self._own_controls[key] = count(rendered)
-        others = count(text) - self._own_controls[key]
-        return others > 0 and others > sum(count(message.content) for message in messages)
 
     # Encoding
 
-    def _tokens(self, text: str, forged: Sequence[Span], start: int = 0) -> list[Token]:
+    def _tokens(self, text: str, injected: Sequence[Span], start: int = 0) -> list[Token]:
         try:
-            return self.speller.tokens(text, forged, start)
-        except CannotSpellError as error:
-            raise RowFault(
+            return self.escaping.tokens(text, injected, start)
+        except CannotEscapeError as error:
+            raise RowError(
                 "holds the text of a control token, and the tokenizer cannot spell it"
             ) from error
 
     @cached_property
-    def speller(self) -> Speller:
-        return Speller(self.tokenizer)
+    def escaping(self) -> EscapingTokenizer:
+        return EscapingTokenizer(self.tokenizer)
 
     @cached_property
-    def _variables(self) -> dict[str, object]:
-        """What a template is given besides the turns, as transformers gives it."""
-        nothing: dict[str, object] = {"tools": None, "documents": None}
-        return {**nothing, **self.tokenizer.special_tokens_map, **dict(self.template_kwargs)}
-
-    @cached_property
-    def _skeletons(self) -> Skeletons:
-        template = self.tokenizer.get_chat_template() if self.tokenizer.chat_template else ""
-        return Skeletons(template, self._variables, self.loss_on == "last")
-
-    @cached_property
-    def _tails(self) -> dict[tuple[str, ...], str]:
-        """What the template writes behind the last content, by the roles of the turns."""
-        return {}
-
-    @cached_property
-    def _own_controls(self) -> dict[tuple[tuple[str, ...], bool], int]:
-        """Control tokens that the template writes itself, by roles and generation prompt."""
-        return {}
-
-    @cached_property
-    def _stop(self) -> re.Pattern[str]:
-        """What ends an answer: an added token, behind white space or not."""
-        return re.compile(rf"\s*(?:{self.speller.added_text.pattern})")
+    def _template(self) -> ChatTemplate | None:
+        if not self.tokenizer.chat_template:
+            return None
+        return ChatTemplate(
+            text=self.tokenizer.get_chat_template(),
+            variables={**self.tokenizer.special_tokens_map, **dict(self.template_kwargs)},
+            last_only=self.loss_on == "last",
+            special=self.escaping.special_text.pattern,
+            added=self.escaping.added_text.pattern,
+            seconds=worker.SECONDS,
+        )
 
 
 def _all_but_first(ids: list[int]) -> list[int]:
     """Labels of a row that is trained on whole: nothing predicts its first token."""
     return [IGNORED, *ids[1:]]
+
+
+def places_of(tokens: Sequence[Token], answer: Answer) -> set[int]:
+    """Where the tokens of an earlier answer stand, without one that it shares with its prompt.
+
+    In use the history is encoded without regard to such borders.
+    """
+    first = sum(token.end <= answer.start for token in tokens)
+    # Offsets may leave out a token's first space; a gap before the answer tells as well.
+    first += tokens[first - 1].end < answer.start
+    return set(range(first, sum(token.start < answer.end for token in tokens)))
+
+
+def encode_items(
+    items: Iterable[Item], renderer: Renderer
+) -> Iterator[tuple[Example, Assigned, Encoded] | RejectedRow]:
+    """Examples with their rows, in the same order; what cannot be rendered is a RejectedRow."""
+    waiting: deque[list[Item]] = deque()
+
+    def conversations() -> Iterator[list[Turns]]:
+        for batch in _batches(map(_not_too_long, items)):
+            waiting.append(batch)
+            yield _conversations([item[0] for item in batch if not isinstance(item, RejectedRow)])
+
+    for rendered in renderer.render_batches(conversations()):
+        batch = waiting.popleft()
+        examples = [item[0] for item in batch if not isinstance(item, RejectedRow)]
+        rows = iter(_encoded(renderer, examples, rendered))
+        for item in batch:
+            if isinstance(item, RejectedRow):
+                yield item
+                continue
+            row = next(rows)
+            if isinstance(row, RowError):
+                yield RejectedRow(item[0].origin, row.message)
+            else:
+                yield *item, row
+
+
+def _not_too_long(item: Item) -> Item:
+    if isinstance(item, RejectedRow) or item[0].characters <= MOST_CHARACTERS:
+        return item
+    reason = f"{item[0].characters:,} characters; a row has at most {MOST_CHARACTERS:,}"
+    return RejectedRow(item[0].origin, reason)
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    characters = 0
+    for item in items:
+        batch.append(item)
+        characters += 0 if isinstance(item, RejectedRow) else item[0].characters
+        if len(batch) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+def encode_many(renderer: Renderer, examples: Sequence[Example]) -> list[Encoded | RowError]:
+    """Rows of the examples; a RowError stands in the place of a row that cannot be rendered.
+
+    The tokenizer works on all cores. Rows that hold the text of a control token, and plain texts,
+    are encoded one by one.
+    """
+    return _encoded(renderer, examples, renderer.render_all(_conversations(examples)))
+
+
+def _conversations(examples: Iterable[Example]) -> list[Turns]:
+    return [example.messages for example in examples if example.text is None]
+
+
+def _encoded(
+    renderer: Renderer, examples: Sequence[Example], rendered: Sequence[Rendered | RowError]
+) -> list[Encoded | RowError]:
+    """`rendered`: the conversations among the examples."""
+    plain = _plain_rows(
+        renderer, [row for row in rendered if isinstance(row, Rendered) and not row.injected]
+    )
+    rows: list[Encoded | RowError] = []
+    conversations = iter(rendered)
+    for example in examples:
+        row = next(conversations) if example.text is None else None
+        if row is None:
+            rows.append(_or_fault(partial(renderer.encode, example)))
+        elif isinstance(row, RowError):
+            rows.append(row)
+        elif row.injected:
+            rows.append(_or_fault(partial(renderer.tokens_and_labels, row)))
+        else:
+            rows.append(next(plain))
+    return rows
+
+
+def _or_fault(encode: Callable[[], Encoded]) -> Encoded | RowError:
+    try:
+        return encode()
+    except RowError as fault:
+        return fault
+
+
+def _plain_rows(renderer: Renderer, rendered: Sequence[Rendered]) -> Iterator[Encoded | RowError]:
+    """Rows without injected control tokens."""
+    found = _by_ids(renderer, rendered)
+    rest = _by_offsets(
+        renderer, [row for row, known in zip(rendered, found, strict=True) if not known]
+    )
+    return (known or next(rest) for known in found)
+
+
+def _by_ids(renderer: Renderer, rendered: Sequence[Rendered]) -> list[Encoded | None]:
+    """Rows with one answer, where ids tell how long its prompt is."""
+    escaping = renderer.escaping
+    found: list[Encoded | None] = [None] * len(rendered)
+    if not escaping.by_bytes:
+        return found
+    places = [place for place, row in enumerate(rendered) if len(row.answers) == 1]
+    for place, ids in zip(places, escaping.ids([rendered[n].text for n in places]), strict=True):
+        row = rendered[place]
+        first = escaping.ids_before(row.answers[0].start, row.text, ids)
+        if first is not None:
+            found[place] = _closed(renderer, row, ids, first)
+    return found
+
+
+def _by_offsets(renderer: Renderer, rendered: Sequence[Rendered]) -> Iterator[Encoded | RowError]:
+    """All others."""
+    wholes = renderer.escaping.encodings([row.text for row in rendered])
+    found = [
+        renderer.escaping.tokens_before(row.answers[-1].start, row.text, whole)
+        for row, whole in zip(rendered, wholes, strict=True)
+    ]
+    unknown = [row.prompt for row, first in zip(rendered, found, strict=True) if first is None]
+    prompts = iter(renderer.escaping.encodings(unknown))
+    for row, whole, first in zip(rendered, wholes, found, strict=True):
+        prompt = whole if first is not None else next(prompts)
+        length = len(prompt) if first is None else first
+        yield _or_fault(partial(_joined, renderer, row, prompt, length, whole))
+
+
+def _joined(
+    renderer: Renderer, rendered: Rendered, prompt: Encoding, first: int, whole: Encoding
+) -> Encoded:
+    """A row of `whole`; its prompt's are the `first` tokens of `prompt`."""
+    ids = whole.ids
+    agree = prompt is whole or (ids[:first] == prompt.ids and _ends_alike(prompt, whole, first))
+    if len(rendered.answers) > 1 or not agree:
+        return renderer.labelled(rendered, tokens_of(prompt)[:first], tokens_of(whole))
+    return _closed(renderer, rendered, ids, first)
+
+
+def _closed(renderer: Renderer, rendered: Rendered, ids: list[int], first: int) -> Encoded:
+    """With labels after the first ids."""
+    return renderer.closed(rendered, ids, [IGNORED] * first + ids[first:], first)
+
+
+def _ends_alike(prompt: Encoding, whole: Encoding, first: int) -> bool:
+    """A token that stands for any unknown text may reach further in the whole."""
+    return not first or whole.token_to_chars(first - 1) == prompt.token_to_chars(first - 1)
+
+
+def passage_rows(renderer: Renderer, passages: Sequence[str]) -> list[dict[str, list[int]]]:
+    """input_ids and labels of each passage, in pieces of at most MOST_TOKENS.
+
+    The end token is left out: how a text ends is what the training has changed.
+    """
+    rows = [row for passage in passages for row in _pieces(renderer.text_prompt_ids(passage))]
+    return [row for row in rows if len(row["input_ids"]) > 1]
+
+
+def _pieces(ids: Sequence[int]) -> Iterator[dict[str, list[int]]]:
+    for start in range(0, len(ids), MOST_TOKENS):
+        piece = list(ids[start : start + MOST_TOKENS])
+        yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]]}

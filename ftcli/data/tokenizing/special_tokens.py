@@ -1,4 +1,4 @@
-"""Text → tokens, with chosen control tokens spelled out as the text they are."""
+"""Text → tokens, with chosen control-token strings escaped: encoded as plain text."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
+from ftcli.data.templates.render import Span
+
 # The last two planes of Unicode are for private use: one character for each added token.
-FIRST_STAND_IN = 0xF0000
+FIRST_SUBSTITUTE = 0xF0000
 BORDER = "\U0010fffd"
-STAND_INS = re.compile("[\U000f0000-\U0010ffff]")
+SUBSTITUTES = re.compile("[\U000f0000-\U0010ffff]")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 # Tokens between a control token and the answer, such as `assistant` and a line feed.
 MOST_BETWEEN = 12
 MOST_TAILS = 100
 
-Span = tuple[int, int]
 
-
-class CannotSpellError(ValueError):
-    """The tokenizer has no other way to write the text of a control token than the token."""
+class CannotEscapeError(ValueError):
+    """The tokenizer can encode the text of a control token only as that token."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,32 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Speller:
-    """A tokenizer that can be told which control tokens of a text are none."""
+class EscapingTokenizer:
+    """Tokenizer that encodes chosen control-token strings as plain text."""
 
     tokenizer: PreTrainedTokenizerBase
 
-    def tokens(self, text: str, forged: Sequence[Span] = (), start: int = 0) -> list[Token]:
-        """Tokens of text[start:], as they follow on text[:start]; control tokens at `forged` as
-        text. Raises CannotSpellError.
+    def tokens(self, text: str, injected: Sequence[Span] = (), start: int = 0) -> list[Token]:
+        """Tokens of text[start:], as they follow on text[:start]; control tokens at `injected` as
+        plain text. Raises CannotEscapeError.
 
-        That nothing else changes is proven on the text with the forged ones masked.
+        That nothing else changes is proven on the text with the injected ones masked.
         """
-        forged = [span for span in forged if start <= span[0] and span[1] <= len(text)]
-        if not forged and not start:
+        injected = [span for span in injected if start <= span[0] and span[1] <= len(text)]
+        if not injected and not start:
             return self._whole(text)
-        tokens = self._spell(text, forged, start)
+        tokens = self._escaped(text, injected, start)
         if not start:
             masked = list(text)
-            for begin, end in forged:
+            for begin, end in injected:
                 masked[begin:end] = "x" * (end - begin)
             neutral = "".join(masked)
-            if self._spell(neutral, (), 0) != self._whole(neutral):
-                raise CannotSpellError
+            if self._escaped(neutral, (), 0) != self._whole(neutral):
+                raise CannotEscapeError
         return tokens
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """Of each text what `tokens` makes of it alone, all at once and on all cores."""
+        """Each text as `tokens` encodes it, in one batch on all cores."""
         return list(self._backend().encode_batch(list(texts), add_special_tokens=False))
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -86,7 +86,7 @@ class Speller:
         for place in range(last, max(last - MOST_BETWEEN, -1), -1):
             if ids[place] in self._cutting:
                 tail = text[_end(whole, place) : border]
-                alone = self._behind(ids[place], tail)
+                alone = self._ids_after(ids[place], tail)
                 return last + 1 if ids[place + 1 : last + 1] == alone else None
         return None
 
@@ -99,12 +99,12 @@ class Speller:
                 place, end = ids.index(id_, place + 1), control.end()
             except ValueError:  # it may take more than its own text, or is split
                 return None
-        alone = self._behind(ids[place], text[end:border]) if end else None
+        alone = self._ids_after(ids[place], text[end:border]) if end else None
         if alone is None or ids[place + 1 : place + 1 + len(alone)] != alone:
             return None
         return place + 1 + len(alone)
 
-    def _behind(self, control: int, tail: str) -> list[int] | None:
+    def _ids_after(self, control: int, tail: str) -> list[int] | None:
         """Ids of a text that follows a control token and ends there; the template's own are few."""
         if (control, tail) not in self._tails:
             if len(self._tails) == MOST_TAILS:
@@ -137,7 +137,7 @@ class Speller:
     @cached_property
     def added_text(self) -> re.Pattern[str]:
         """Text of any added token but white space (Gemma has tokens of line feeds)."""
-        return re.compile(any_of(self._stand_ins))
+        return re.compile(any_of(self._substitutes))
 
     @cached_property
     def special(self) -> frozenset[int]:
@@ -159,15 +159,15 @@ class Speller:
         (encoding,) = self.encodings([text])
         return tokens_of(encoding)
 
-    def _spell(self, text: str, forged: Sequence[Span], start: int) -> list[Token]:
+    def _escaped(self, text: str, injected: Sequence[Span], start: int) -> list[Token]:
         """One pass over the text, in which the true control tokens go by other names."""
-        if STAND_INS.search(text):
-            raise CannotSpellError
+        if SUBSTITUTES.search(text):
+            raise CannotEscapeError
 
         def rename(mark: re.Match[str]) -> str:
             begin, end = mark.span()
-            is_forged = any(begin < last and first < end for first, last in forged)
-            return mark.group() if is_forged else self._stand_ins[mark.group()]
+            is_injected = any(begin < last and first < end for first, last in injected)
+            return mark.group() if is_injected else self._substitutes[mark.group()]
 
         # The border is a token of its own: what follows it is not taken for the text's beginning.
         border = BORDER if start else ""
@@ -179,7 +179,7 @@ class Speller:
         tokens = []
         for id_, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if id_ not in real and id_ in self._added:
-                raise CannotSpellError
+                raise CannotEscapeError
             tokens.append(Token(real.get(id_, id_), begin + shift, end + shift))
         return tokens[len(border) :]
 
@@ -190,7 +190,7 @@ class Speller:
         state |= {"added_tokens": [], "truncation": None, "padding": None}
         renamed = Tokenizer.from_str(json.dumps(state))
         added = self.tokenizer.added_tokens_decoder
-        names = {id_: self._stand_ins.get(t.content, t.content) for id_, t in added.items()}
+        names = {id_: self._substitutes.get(t.content, t.content) for id_, t in added.items()}
         renamed.add_tokens(
             [
                 AddedToken(names[id_], **{flag: getattr(token, flag) for flag in FLAGS})
@@ -203,18 +203,18 @@ class Speller:
         return renamed, {by_name[name]: id_ for id_, name in names.items()}
 
     @cached_property
-    def _stand_ins(self) -> dict[str, str]:
+    def _substitutes(self) -> dict[str, str]:
         """For the text of each added token another of the same length."""
         words = (token.content for token in self.tokenizer.added_tokens_decoder.values())
         return {
-            word: chr(FIRST_STAND_IN + number) * len(word)
+            word: chr(FIRST_SUBSTITUTE + number) * len(word)
             for number, word in enumerate(words)
             if word.strip()
         }
 
     @cached_property
     def _as_it_stands(self) -> dict[int, str]:
-        """Added tokens that take nothing from the text beside them, and are told as it stands."""
+        """Added tokens that match their text exactly and take nothing from the text around them."""
         added = self.tokenizer.added_tokens_decoder.items()
         return {
             id_: token.content
@@ -245,7 +245,7 @@ class Speller:
 
 
 def _end(encoding: Encoding, place: int) -> int:
-    """The character behind a token."""
+    """The character after a token."""
     span = encoding.token_to_chars(place)
     assert span is not None
     return span[1]

@@ -12,7 +12,7 @@ import yaml
 
 from ftcli.config.loader import Loaded
 from ftcli.console import Reporter, counted
-from ftcli.data.prepared import IDEAL_ROWS, TOO_FEW_ROWS
+from ftcli.data.dataset import IDEAL_ROWS, TOO_FEW_ROWS
 from ftcli.errors import FtcliError
 from ftcli.evaluation.advice.answer_form import AnswerForm
 from ftcli.evaluation.advice.prompting import Probe, probe_base, probe_key

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ftcli.config.evaluation import file_names
 from ftcli.config.loader import Loaded
 from ftcli.console import Reporter, counted, duration, shown_path
-from ftcli.data.few_shot import Turns, choose_examples, few_shot
-from ftcli.data.prepared import Prepared, Split
+from ftcli.data.dataset import Dataset, Split
+from ftcli.data.prompts import Turns, choose_examples, few_shot
 from ftcli.errors import DataError
 from ftcli.evaluation.advice.answer_form import AnswerForm, read_format
 from ftcli.evaluation.advice.row_statistics import PreparedRows
@@ -83,7 +83,7 @@ class ProbeRows:
         return [ids_of(renderer, few_shot(row[:-1], None, shown)) for row in self.rows]
 
 
-def probe_key(loaded: Loaded, prepared: Prepared, shots: int) -> str:
+def probe_key(loaded: Loaded, prepared: Dataset, shots: int) -> str:
     """16 hex digits of everything that the scores depend on."""
     recipe = loaded.recipe
     source = model_source(recipe.model.id, loaded.base)

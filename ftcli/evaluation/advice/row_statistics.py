@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from ftcli.console import Reporter
+from ftcli.data.dataset import SPLITS, Dataset, Split, read_turns, row_batches
 from ftcli.data.example import Message, Origin
-from ftcli.data.prepared import SPLITS, Prepared, Split, read_turns, row_batches
 from ftcli.evaluation.advice.answer_form import (
     ALIKE,
     AnswerForm,
@@ -157,7 +157,7 @@ class PreparedRows:
     """The task's rows of a data folder; replayed rows have a file of their own."""
 
     folder: Path
-    prepared: Prepared
+    prepared: Dataset
 
     def all(self, one_batch_in: int = 1) -> Iterator[DataRow]:
         """Training rows first; of large data perhaps one whole batch in so many.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ftcli.config.loader import Loaded, differences, load_recipe
 from ftcli.console import Reporter
-from ftcli.data.prepared import load_prepared
+from ftcli.data.dataset import load_dataset
 from ftcli.errors import FtcliError, Stopped, UsageError
 from ftcli.evaluation.compare.cells import (
     Cell,
@@ -126,7 +126,7 @@ def _begun_otherwise(folder: Path, changed: Sequence[str], options: CompareOptio
 
 def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
     """Give a new run the rows of another as links; `train` prepares them where they do not suit."""
-    there = [other.run.data for other in cells if load_prepared(other.run.data) is not None]
+    there = [other.run.data for other in cells if load_dataset(other.run.data) is not None]
     if not there or cell.run.data.exists():
         return
     try:

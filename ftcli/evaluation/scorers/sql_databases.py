@@ -24,7 +24,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ftcli.console import shown_path
-from ftcli.data.source import Reject, data_suffix, read_rows
+from ftcli.data.example import RejectedRow
+from ftcli.data.sources import data_suffix, read_rows
 from ftcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def _columns(name: str, base: Path) -> dict[str, list[Value]]:
         raise _error(base / name, what)
     rows = []
     for row in itertools.islice(read_rows(name, base), MOST_FILE_ROWS + 1):
-        if isinstance(row, Reject):
+        if isinstance(row, RejectedRow):
             raise _error(base / name, f"unreadable row: {row.reason}", row.origin.line)
         rows.append(row.fields)
     if not rows or len(rows) > MOST_FILE_ROWS:

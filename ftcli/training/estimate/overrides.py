@@ -13,7 +13,7 @@ from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Full, Lora, LoraKeys, Recipe
 from ftcli.config.rewriting import changed, moved, overridden, rewritten
 from ftcli.console import shown_path
-from ftcli.data.prepared import Prepared, load_prepared, row_lengths, split_file
+from ftcli.data.dataset import Dataset, load_dataset, row_lengths, split_file
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices
 from ftcli.memory.adapted import adapted
@@ -152,9 +152,9 @@ def with_flags(
     return RecipeWithFlags(loaded, model, settings, recipe, rows, request)
 
 
-def _prepared(loaded: Loaded, recipe: Recipe) -> Prepared | None:
+def _prepared(loaded: Loaded, recipe: Recipe) -> Dataset | None:
     """The preparation, where it is of this data and model."""
-    data, prepared = recipe.data, load_prepared(loaded.output / "data")
+    data, prepared = recipe.data, load_dataset(loaded.output / "data")
     if prepared is None:
         return None
     replayed = prepared.replay and (prepared.replay.source, prepared.replay.share)
@@ -164,7 +164,7 @@ def _prepared(loaded: Loaded, recipe: Recipe) -> Prepared | None:
     return prepared if made_for == asked else None
 
 
-def _rows(recipe: Recipe, prepared: Prepared | None) -> RowStatistics:
+def _rows(recipe: Recipe, prepared: Dataset | None) -> RowStatistics:
     """Of the prepared rows; without them every row is as long as it may be, and all labels."""
     if prepared is not None:
         return RowStatistics.of(prepared)

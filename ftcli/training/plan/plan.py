@@ -13,7 +13,7 @@ from ftcli.config.method import Adapter, Full, Lora, LoraKeys, Method, Prefix, P
 from ftcli.config.recipe import Model
 from ftcli.config.section import PositiveCount, Rate
 from ftcli.config.training import Training
-from ftcli.data.prepared import Prepared
+from ftcli.data.dataset import Dataset
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import Attention, Optimizer, Precision
 from ftcli.memory.hardware import Hardware
@@ -47,7 +47,7 @@ class RowStatistics:
     """Tokens with which every row begins; packed rows that may share them hold them once."""
 
     @classmethod
-    def of(cls, prepared: Prepared) -> RowStatistics:
+    def of(cls, prepared: Dataset) -> RowStatistics:
         train = prepared.trained_on
         return cls(
             rows=train.rows,

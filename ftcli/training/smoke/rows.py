@@ -12,20 +12,20 @@ import pyarrow.compute as pc
 from transformers import PreTrainedConfig
 
 from ftcli.config.recipe import Prefix, Prompt, Recipe
-from ftcli.data.prepared import (
+from ftcli.data.dataset import (
     SPLITS,
+    Dataset,
     LongestRow,
-    Prepared,
     RowsOf,
     Split,
     SplitCounts,
     row_lengths,
-    save_prepared,
+    save_dataset,
     split_digests,
     split_file,
 )
+from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import IGNORED
-from ftcli.data.tokenizing.rows import read_split
 from ftcli.errors import DataError, ModelError
 from ftcli.models.load import open_config
 from ftcli.runs.atomic import whole_folder
@@ -54,7 +54,7 @@ def _scaled(rope: Mapping[str, Any]) -> Iterator[int]:
 
 
 def require_within_context(
-    folder: Path, dataset: Prepared, model: BaseModel, recipe: Recipe
+    folder: Path, dataset: Dataset, model: BaseModel, recipe: Recipe
 ) -> None:
     """Prove that the model can read every prepared row, and answer every held-out prompt.
 
@@ -95,7 +95,7 @@ def require_within_context(
 
 
 def _require_known_tokens(
-    folder: Path, dataset: Prepared, model: BaseModel, vocabulary: int
+    folder: Path, dataset: Dataset, model: BaseModel, vocabulary: int
 ) -> None:
     """Raise ModelError for a token without a row in the embeddings: training would stop at it."""
     highest = [max(dataset.stop_ids), dataset.pad_id]
@@ -116,8 +116,8 @@ def _require_known_tokens(
 
 
 def write_excerpt(
-    source: Path, dataset: Prepared, folder: Path, rows: Mapping[str, int], *, longest: int
-) -> Prepared:
+    source: Path, dataset: Dataset, folder: Path, rows: Mapping[str, int], *, longest: int
+) -> Dataset:
     """Write so many rows of each split into `folder`: its `longest` longest first, then others
     evenly spread.
 
@@ -156,7 +156,7 @@ def write_excerpt(
             problems=(),  # were named when the rows were prepared
             digests=split_digests(temporary),
         )
-        save_prepared(excerpt, temporary)
+        save_dataset(excerpt, temporary)
     return excerpt
 
 

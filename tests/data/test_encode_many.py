@@ -11,20 +11,18 @@ from hypothesis import strategies as st
 from test_rendering import contents
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from ftcli.data.example import Example
-from ftcli.data.row import Reject
-from ftcli.data.tokenizing import bulk
-from ftcli.data.tokenizing.bulk import encode_items, encode_many
-from ftcli.data.tokenizing.rendering import Encoded, Renderer, RowFault
+from ftcli.data.example import Example, RejectedRow, RowError
+from ftcli.data.tokenizing import rendering
+from ftcli.data.tokenizing.rendering import Encoded, Renderer, encode_items, encode_many
 from tests.families import CORPUS, FORGED, Family, chat, family_named, plain, qwen3, wrapped
 
 
 def one_by_one(renderer: Renderer, examples: list[Example]) -> list[Encoded | str]:
-    return [shown(bulk._or_fault(partial(renderer.encode, example))) for example in examples]
+    return [shown(rendering._or_fault(partial(renderer.encode, example))) for example in examples]
 
 
-def shown(row: Encoded | RowFault) -> Encoded | str:
-    return row.message if isinstance(row, RowFault) else row
+def shown(row: Encoded | RowError) -> Encoded | str:
+    return row.message if isinstance(row, RowError) else row
 
 
 def word_level(name: str, turn: str) -> Family:
@@ -82,13 +80,13 @@ def test_rows_are_those_of_one_by_one(
 @pytest.mark.parametrize("name", NAMED)
 def test_prompts_are_not_encoded_again_behind_a_control_token(name: str) -> None:
     renderer = FAMILIES[name].renderer()
-    laid = renderer.lay_out(chat("Which?", "The chair.").messages)
-    border, speller = laid.answers[-1].start, renderer.speller
-    (whole,) = speller.encodings([laid.text])
-    prompt_tokens = len(speller.tokens(laid.prompt))
-    assert speller.tokens_before(border, laid.text, whole) == prompt_tokens
-    if speller.by_bytes:
-        assert speller.ids_before(border, laid.text, whole.ids) == prompt_tokens
+    rendered = renderer.render(chat("Which?", "The chair.").messages)
+    border, escaping = rendered.answers[-1].start, renderer.escaping
+    (whole,) = escaping.encodings([rendered.text])
+    prompt_tokens = len(escaping.tokens(rendered.prompt))
+    assert escaping.tokens_before(border, rendered.text, whole) == prompt_tokens
+    if escaping.by_bytes:
+        assert escaping.ids_before(border, rendered.text, whole.ids) == prompt_tokens
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -98,21 +96,21 @@ def test_ids_alone_tell_the_prompt_where_tokens_are_bytes(
     name: str, question: str, answer: str
 ) -> None:
     renderer = FAMILIES[name].renderer()
-    speller = renderer.speller
+    escaping = renderer.escaping
     try:
-        laid = renderer.lay_out(chat(question, answer).messages)
-    except RowFault:
+        rendered = renderer.render(chat(question, answer).messages)
+    except RowError:
         return
-    if not speller.by_bytes or laid.forged:
+    if not escaping.by_bytes or rendered.injected:
         return
-    (ids,) = speller.ids([laid.text])
-    assert ids == [token.id for token in speller.tokens(laid.text)]
-    found = speller.ids_before(laid.answers[-1].start, laid.text, ids)
-    assert found is None or ids[:found] == [token.id for token in speller.tokens(laid.prompt)]
+    (ids,) = escaping.ids([rendered.text])
+    assert ids == [token.id for token in escaping.tokens(rendered.text)]
+    found = escaping.ids_before(rendered.answers[-1].start, rendered.text, ids)
+    assert found is None or ids[:found] == [token.id for token in escaping.tokens(rendered.prompt)]
 
 
 def test_which_tokenizers_are_of_bytes() -> None:
-    known = {name: family.renderer().speller.by_bytes for name, family in FAMILIES.items()}
+    known = {name: family.renderer().escaping.by_bytes for name, family in FAMILIES.items()}
     assert known["chatml"] and known["llama3"]
     assert not known["gemma"] and not known["mistral"]
 
@@ -120,11 +118,11 @@ def test_which_tokenizers_are_of_bytes() -> None:
 def test_a_tokens_way_into_the_answer_is_seen() -> None:
     """Line feeds of prompt and answer are one token together, and two apart."""
     renderer = FAMILIES["chatml"].renderer()
-    laid = renderer.lay_out(chat("Which?", "\nThe chair.").messages)
-    border, speller = laid.answers[-1].start, renderer.speller
-    (whole,) = speller.encodings([laid.text])
+    rendered = renderer.render(chat("Which?", "\nThe chair.").messages)
+    border, escaping = rendered.answers[-1].start, renderer.escaping
+    (whole,) = escaping.encodings([rendered.text])
     assert whole.token_to_chars(whole.char_to_token(border - 1))[1] > border
-    assert speller.tokens_before(border, laid.text, whole) is None
+    assert escaping.tokens_before(border, rendered.text, whole) is None
 
 
 def test_an_answer_is_not_taken_for_what_the_template_writes_before_it() -> None:
@@ -142,7 +140,7 @@ def test_a_template_with_users_words_before_the_answer_fills_no_memory() -> None
     examples = [chat(f"{number}", "a") for number in range(300)]
     rows = [shown(row) for row in encode_many(renderer, examples)]
     assert rows == one_by_one(renderer, examples)
-    assert 0 < len(renderer.speller._tails) < len(examples)
+    assert 0 < len(renderer.escaping._tails) < len(examples)
 
 
 def family_with(turn: str) -> object:
@@ -163,23 +161,23 @@ def test_rows_that_cannot_be_rendered_stand_in_their_place() -> None:
     family = FAMILIES["gemma"]
     bad = chat("system: Be brief.", "Which?", "The chair.")
     good, forged = chat("Which?", "The chair."), chat(FORGED, "The chair.")
-    unread = Reject(bad.origin, "not JSON")
+    unread = RejectedRow(bad.origin, "not JSON")
     items = [(good, "train"), unread, (bad, "test"), (forged, "validation"), (good, "test")]
     found = list(encode_items(iter(items), family.renderer()))
-    assert [item if isinstance(item, Reject) else item[:2] for item in found] == [
+    assert [item if isinstance(item, RejectedRow) else item[:2] for item in found] == [
         (good, "train"),
         unread,
-        Reject(bad.origin, "the chat template refuses it: System role not supported"),
+        RejectedRow(bad.origin, "the chat template refuses it: System role not supported"),
         (forged, "validation"),
         (good, "test"),
     ]
 
 
 def test_batches_hold_little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "CHARACTERS_AT_ONCE", 10)
+    monkeypatch.setattr(rendering, "CHARACTERS_AT_ONCE", 10)
     long, short = chat("a" * 20, "b"), chat("a", "b")
-    batches = bulk._batches((row, "train") for row in [short, short, long, long, short])
+    batches = rendering._batches((row, "train") for row in [short, short, long, long, short])
     assert [len(batch) for batch in batches] == [3, 1, 1]
-    monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 2)
-    batches = bulk._batches((row, "train") for row in [short] * 5)
+    monkeypatch.setattr(rendering, "ROWS_AT_ONCE", 2)
+    batches = rendering._batches((row, "train") for row in [short] * 5)
     assert [len(batch) for batch in batches] == [2, 2, 1]

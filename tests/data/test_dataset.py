@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.data.prepared import (
+from ftcli.data.dataset import (
     SPLITS,
-    Fault,
     LongestRow,
     Replayed,
     SplitCounts,
-    load_prepared,
-    save_prepared,
-    split_file,
+    load_dataset,
+    save_dataset,
 )
+from ftcli.data.example import Origin, RejectedRow
 from ftcli.errors import FtcliError
 from tests.conftest import prepared_data
 
@@ -31,36 +30,26 @@ PREPARED = prepared_data(
     answer_tokens_lost=20,
     longest=LongestRow("Größe.jsonl", 7, 321),
     stop_ids=(2, 5),
-    problems=(Fault("Größe.jsonl", 3, "empty answer"), Fault("Größe.jsonl", 9, "not JSON")),
+    problems=(
+        RejectedRow(Origin("Größe.jsonl", 3), "empty answer"),
+        RejectedRow(Origin("Größe.jsonl", 9), "not JSON"),
+    ),
 )
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    assert load_prepared(tmp_path) is None
-    save_prepared(PREPARED, tmp_path)
-    assert load_prepared(tmp_path) == PREPARED
-
-
-def test_a_preparation_of_before_parts_and_digests_were_kept_is_loaded(tmp_path: Path) -> None:
-    file = tmp_path / "prepared.json"
-    save_prepared(PREPARED, tmp_path)
-    values = json.loads(file.read_text("utf-8"))
-    del values["parts"], values["digests"]
-    file.write_text(json.dumps(values), "utf-8")
-    assert load_prepared(tmp_path) == replace(PREPARED, parts={}, digests={})
+    assert load_dataset(tmp_path) is None
+    save_dataset(PREPARED, tmp_path)
+    assert load_dataset(tmp_path) == PREPARED
 
 
 def test_what_is_replayed_is_kept_beside_the_counts(tmp_path: Path) -> None:
     replayed = Replayed("wiki.jsonl", 0.2, 5, 4, 800, 796, 9, 1, 1, 0, 2, 1, 30)
     prepared = replace(PREPARED, replay=replayed)
-    save_prepared(prepared, tmp_path)
-    assert load_prepared(tmp_path) == prepared
+    save_dataset(prepared, tmp_path)
+    assert load_dataset(tmp_path) == prepared
     assert prepared.rows_accepted == PREPARED.rows_accepted
     assert prepared.trained_on == SplitCounts(14, 2800, 1296)
-    values = json.loads((tmp_path / "prepared.json").read_text("utf-8"))
-    del values["replay"]  # as versions wrote it that replayed nothing
-    (tmp_path / "prepared.json").write_text(json.dumps(values), "utf-8")
-    assert load_prepared(tmp_path) == PREPARED
     assert PREPARED.trained_on is PREPARED.train
 
 
@@ -70,11 +59,6 @@ def test_counts_add_up() -> None:
     assert p.rows_read == p.rows_accepted + p.rows_rejected + p.duplicates
     assert sum(p.counts(split).rows for split in SPLITS) == p.rows_accepted
     assert p.counts("test") is p.test
-
-
-def test_it_holds_no_rows(tmp_path: Path) -> None:
-    save_prepared(PREPARED, tmp_path)
-    assert set(json.loads((tmp_path / "prepared.json").read_text("utf-8"))) == set(asdict(PREPARED))
 
 
 @pytest.mark.parametrize(
@@ -94,17 +78,8 @@ def test_it_holds_no_rows(tmp_path: Path) -> None:
 def test_a_broken_file_says_what_to_do(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "prepared.json").write_bytes(content)
     with pytest.raises(FtcliError, match="delete it and prepare again") as caught:
-        load_prepared(tmp_path)
+        load_dataset(tmp_path)
     assert (caught.value.code, caught.value.file) == (
         "prepared_broken",
         str(tmp_path / "prepared.json"),
     )
-
-
-def test_a_fault_is_shown_with_its_place() -> None:
-    assert str(PREPARED.problems[0]) == "Größe.jsonl:3 empty answer"
-
-
-def test_each_split_has_its_file(tmp_path: Path) -> None:
-    names = [split_file(tmp_path, split).name for split in SPLITS]
-    assert names == ["train.arrow", "validation.arrow", "test.arrow"]

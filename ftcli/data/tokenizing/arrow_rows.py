@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ftcli.data.dataset import RowsOf, Split, split_file
 from ftcli.data.example import Example
-from ftcli.data.prepared import RowsOf, Split, split_file
 from ftcli.data.tokenizing.rendering import Encoded
 from ftcli.errors import DataError
 

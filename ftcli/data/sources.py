@@ -1,7 +1,7 @@
 """Rows of the user's data, streamed from a file or a hub data set.
 
-A row that cannot be read becomes a `Reject` and reading goes on; a file that cannot be read is a
-`DataError`.
+A row that cannot be read becomes a `RejectedRow`, and the next one is read; a file that cannot be
+read is a `DataError`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from ftcli.config.recipe import Data
+from ftcli.data.example import Example, RejectedRow, Row
+from ftcli.data.formats import pin_system, recognise, refuse_unsupported, to_example
 from ftcli.data.json_rows import read_json, read_jsonl
-from ftcli.data.row import Reject, Row
 from ftcli.data.table_rows import read_csv, read_parquet
 from ftcli.errors import DataError, did_you_mean
 from ftcli.hub import hub_file, hub_files
 
-__all__ = ["Reject", "Row", "data_suffix", "read_rows", "train_files"]
-
 # In order of preference, where a hub data set offers the same rows in several formats.
-Reader = Callable[[BinaryIO, str], Iterator[Row | Reject]]
+Reader = Callable[[BinaryIO, str], Iterator[Row | RejectedRow]]
 READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
@@ -34,9 +34,11 @@ KINDS = "give .jsonl, .json, .csv or .tsv (each also with .gz), or .parquet"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_ROWS = re.compile(r"(^|/)(dataset_infos?|state|config|package)\.json$")
 HELD_OUT = re.compile(r"(^|[/_.-])(test|valid|validation|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
+# In these the user has named what is trained on, so other columns do not matter.
+CHOSEN_BY_USER = ("columns", "text")
 
 
-def read_rows(source: str, base: Path) -> Iterator[Row | Reject]:
+def read_rows(source: str, base: Path) -> Iterator[Row | RejectedRow]:
     """Rows of a file (relative to `base`) or of a hub data set's train split, one at a time.
 
     Raises DataError: at once with code `data_missing`, `data_suffix`, `data_ambiguous` or the
@@ -96,13 +98,13 @@ def _looks_like_hub_id(source: str, base: Path) -> bool:
     return bool(HUB_ID.fullmatch(source)) and not (base / owner).is_dir()
 
 
-def _read_hub(repo: str, names: Iterable[str]) -> Iterator[Row | Reject]:
+def _read_hub(repo: str, names: Iterable[str]) -> Iterator[Row | RejectedRow]:
     for name in names:
         path = hub_file(repo, name, repo_type="dataset")
         yield from read_file(path, READERS[data_suffix(name) or ""], f"{repo}/{name}")
 
 
-def read_file(path: Path, reader: Reader, file: str) -> Iterator[Row | Reject]:
+def read_file(path: Path, reader: Reader, file: str) -> Iterator[Row | RejectedRow]:
     """A file's rows, as its reader finds them; `file` is its name for people.
 
     Raises DataError, while reading: `data_cut`, `data_unreadable`, or what the reader raises.
@@ -135,3 +137,61 @@ def _what_is_there(path: Path) -> str:
     if path.is_dir():
         return f"a folder, where a file is expected; {holds}"
     return f"no such file{did_you_mean(path.name, names)} ({holds})"
+
+
+def read_examples(source: str, data: Data, base: Path) -> Iterator[Example | RejectedRow]:
+    """Every row of `source` (as in `read_rows`) as an Example or a RejectedRow, streamed.
+
+    Raises DataError as `read_rows`, at once for what is missing, and with code `data_format` at
+    the first readable row when the data are not of a kind that can be trained on.
+    """
+    return read_rows_as_examples(read_rows(source, base), data)
+
+
+def pinned_system(data: Data, base: Path) -> str | None:
+    """data.system as a template: where it names a column of the training rows, `{column}`."""
+    first = next((row for row in read_rows(data.train, base) if isinstance(row, Row)), None)
+    return data.system if first is None else pin_system(data, first).system
+
+
+def format_of(data: Data, base: Path) -> str | None:
+    """The format of the training rows, by the recipe or by the first of them; none: no row."""
+    if data.format != "auto":
+        return data.format
+    first = next((row for row in read_rows(data.train, base) if isinstance(row, Row)), None)
+    return None if first is None else _settle_format(first, data)
+
+
+def read_rows_as_examples(
+    rows: Iterator[Row | RejectedRow], data: Data
+) -> Iterator[Example | RejectedRow]:
+    """Rows as examples of the recipe's format, or of the one that the first of them shows."""
+    format_name = None
+    for row in rows:
+        if isinstance(row, RejectedRow):
+            yield row
+            continue
+        if format_name is None:
+            format_name = _settle_format(row, data)
+            data = pin_system(data, row)
+        yield to_example(row, data, format_name)
+
+
+def _settle_format(first: Row, data: Data) -> str:
+    """The recipe's format, or the one its keys or the first row show; raises DataError."""
+    format_name: str = data.format
+    if format_name != "auto":
+        if format_name not in CHOSEN_BY_USER:
+            refuse_unsupported(first)
+    elif data.prompt is not None and data.completion is not None:
+        format_name = "columns"
+    else:
+        format_name = recognise(first)
+    if format_name == "text" and data.system is not None:
+        raise DataError(
+            "data_format",
+            "plain text has no turn for data.system; leave it out",
+            file=first.origin.file,
+            line=first.origin.line,
+        )
+    return format_name

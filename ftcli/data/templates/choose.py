@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named
 from ftcli.config.loader import Loaded
 from ftcli.console import shown_path
-from ftcli.data.reading import format_of
+from ftcli.data.sources import format_of
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError
 
@@ -15,11 +15,11 @@ from ftcli.errors import DataError, ModelError
 def choose_template(tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> str | None:
     """Give the tokenizer the recipe's template, or the plain one where it has none.
 
-    Plain texts need none. Returns what is unusual about it, in words; raises as `lay_template`.
+    Plain texts need none. Returns what is unusual about it, in words; raises as `set_template`.
     """
     data, own = loaded.recipe.data, tokenizer.chat_template
     if data.template is not None:
-        lay_template(tokenizer, find_template(data.template, loaded.base))
+        set_template(tokenizer, find_template(data.template, loaded.base))
         if not own or own == tokenizer.chat_template:
             return None
         return (
@@ -27,14 +27,14 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> str |
         )
     if own or format_of(data, loaded.base) == "text":
         return None
-    lay_template(tokenizer, named(DEFAULT))
+    set_template(tokenizer, named(DEFAULT))
     return (
         f"note: {loaded.recipe.model.id} has no chat template; conversations are written in the "
         "plain one (docs/templates.md), and data.template names another"
     )
 
 
-def lay_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+def set_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
     """Give the tokenizer a template; ours begin as its texts do.
 
     Raises ModelError where the tokenizer lacks the token that ends an answer, and DataError where
@@ -47,16 +47,17 @@ def lay_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None
             text = "{{- bos_token }}" + text
     tokenizer.chat_template = text
     file = f" ({shown_path(template.file)})" if template.file is not None else ""
-    fault = Renderer(tokenizer, template_name=f"data.template{file}").syntax_fault()
-    if fault is None:
+    error = Renderer(tokenizer, template_name=f"data.template{file}").syntax_error()
+    if error is None:
         return
+    line, reason = error
     if template.file is None:
-        raise DataError("template", f"does not compile, line {fault.lineno} of it: {fault.message}")
+        raise DataError("template", f"does not compile, line {line} of it: {reason}")
     raise DataError(
         "template",
-        f"data.template does not compile: {fault.message}",
+        f"data.template does not compile: {reason}",
         file=shown_path(template.file),
-        line=fault.lineno,
+        line=line,
     )
 
 

@@ -1,29 +1,32 @@
-"""What the data became: paths, counts and a fingerprint, never rows."""
+"""Prepared rows on disk: what they were made from, counts and a fingerprint."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from ftcli.data.example import Message
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from ftcli.data.example import Message, Origin, RejectedRow
 from ftcli.errors import FtcliError
 from ftcli.runs.atomic import sha256_file, write_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 RowsOf = Literal["train", "validation", "test", "replay"]
-"""What has a file of rows: the splits of the task, and what is replayed beside them."""
+"""What has a file of rows: the splits of the task, and the replayed rows."""
 ROW_FILES: tuple[RowsOf, ...] = (*SPLITS, "replay")
 
 # Field experience (MISSION): under 100 rows a good prompt wins; 500 to 5,000 rows are ideal.
 TOO_FEW_ROWS = 100
 IDEAL_ROWS = (500, 5000)
 
-# Faults that prepared.json holds, which every command reads; problems.jsonl holds all.
+# Rejected rows that prepared.json holds, which every command reads; problems.jsonl holds all.
 MOST_PROBLEMS = 1000
 # A row's own words stand in it.
 LONGEST_REASON = 500
@@ -43,24 +46,19 @@ TRUNCATION_BUDGET = 0.01
 
 
 @dataclass(frozen=True)
-class Fault:
-    """One row that was not used, and why."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.reason}"
-
-
-@dataclass(frozen=True)
 class LongestRow:
     """The row that sets the memory of a step."""
 
     file: str
     line: int
     tokens: int
+
+    def or_longer(self, origin: Origin, tokens: int) -> LongestRow:
+        """This row, or another one that has more tokens."""
+        return LongestRow(origin.file, origin.line, tokens) if tokens > self.tokens else self
+
+
+NO_ROW = LongestRow("", 0, 0)
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,14 @@ class Replayed:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Dataset:
     """One preparation, as `prepared.json` in the data folder keeps it.
 
     `fingerprint` covers the data files, the template, the tokenizer and the recipe keys that shape
     tokens; not the hardware and not the plan.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     fingerprint: str
     model: str
@@ -127,25 +127,22 @@ class Prepared:
     """Rows are plain texts without turns."""
     stop_ids: tuple[int, ...]
     pad_id: int
-    problems: tuple[Fault, ...]
+    problems: tuple[RejectedRow, ...]
     """The first MOST_PROBLEMS of them (`read_problems`)."""
     rows_cut: int = 0
     """Rows used without the end of their answers, which data.max_length cut."""
-    cut: tuple[Fault, ...] = ()
+    cut: tuple[RejectedRow, ...] = ()
     """The first MOST_PROBLEMS of them."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`); empty in
-    preparations of before they were kept."""
+    """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`)."""
     digests: Mapping[str, str] = field(default_factory=dict)
-    """sha256 of each split's file as it was written; empty in preparations of before they were
-    kept."""
+    """sha256 of each split's file as it was written."""
     replay: Replayed | None = None
     shared_tokens: int = 0
-    """Tokens with which a training row usually begins as others of a step do; 0 in preparations of
-    before it was counted."""
+    """Tokens that a training row usually has in common with others of its step."""
     common_tokens: int = 0
-    """Tokens with which every row begins that is trained on; 0 as above, or where they are too few
-    to be computed once."""
+    """Tokens with which every row begins that is trained on; 0 where they are too few to be
+    computed once."""
 
     @property
     def trained_on(self) -> SplitCounts:
@@ -185,15 +182,15 @@ def split_digests(folder: Path) -> dict[str, str]:
 
 
 def damaged_files(
-    prepared: Prepared, folder: Path, splits: Iterable[RowsOf] | None = None
+    dataset: Dataset, folder: Path, splits: Iterable[RowsOf] | None = None
 ) -> dict[Path, str]:
     """Files of these splits that are not as they were written, each with what is wrong with it.
 
     Files without a digest count as whole, as long as they are there.
     """
     found: dict[Path, str] = {}
-    for split in prepared.row_files if splits is None else splits:
-        file, digest = split_file(folder, split), prepared.digests.get(split)
+    for split in dataset.row_files if splits is None else splits:
+        file, digest = split_file(folder, split), dataset.digests.get(split)
         if not file.is_file():
             found[file] = "is gone"
         elif digest is not None and sha256_file(file) != digest:
@@ -206,46 +203,46 @@ def problems_file(folder: Path) -> Path:
     return folder / "problems.jsonl"
 
 
-def read_problems(prepared: Prepared, folder: Path) -> Iterator[Fault]:
+def read_problems(dataset: Dataset, folder: Path) -> Iterator[RejectedRow]:
     """Every row that was not used; those that prepared.json holds, where the file is gone."""
     file = problems_file(folder)
     if not file.is_file():
-        yield from prepared.problems
+        yield from dataset.problems
         return
     with file.open(encoding="utf-8") as lines:
         for line in lines:
-            yield Fault(**json.loads(line))
+            found = json.loads(line)
+            yield RejectedRow(Origin(found["file"], found["line"]), found["reason"])
 
 
-class Problems:
-    """Faults as they are found: the first ones and their number here, all of them in a file."""
+class RejectedRows:
+    """Rows as they are rejected: their number and the first ones here, all of them in a file."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.first: list[Fault] = []
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.first: list[RejectedRow] = []
         self.count = 0
-        self._path = None if folder is None else problems_file(folder)
-        self._file: TextIO | None = None
+        self._file = file
 
-    def __enter__(self) -> Problems:
-        if self._path is not None:
-            self._file = self._path.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None and self._path is not None:
-            self._file.close()
-            if not self.count:
-                self._path.unlink()
-
-    def add(self, file: str, line: int, reason: str) -> None:
+    def add(self, origin: Origin, reason: str) -> None:
         self.count += 1
-        # Halves of characters, which a row may hold, can be written nowhere.
+        # Halves of characters, which a row may hold, cannot be written.
         written = reason[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
-        fault = Fault(file, line, written)
+        row = RejectedRow(origin, written)
         if len(self.first) < MOST_PROBLEMS:
-            self.first.append(fault)
+            self.first.append(row)
         if self._file is not None:
-            self._file.write(json.dumps(dataclasses.asdict(fault), ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(row.record(), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def rejected_rows(folder: Path) -> Iterator[RejectedRows]:
+    """Rows that are written to problems.jsonl; no file is left where there are none."""
+    file = problems_file(folder)
+    with file.open("w", encoding="utf-8") as lines:
+        rows = RejectedRows(lines)
+        yield rows
+    if not rows.count:
+        file.unlink()
 
 
 def row_lengths(folder: Path, split: RowsOf) -> list[int]:
@@ -279,30 +276,23 @@ def read_turns(messages: str) -> tuple[Message, ...]:
     return tuple(Message(*turn) for turn in json.loads(messages))
 
 
-def save_prepared(prepared: Prepared, folder: Path) -> None:
+def save_dataset(dataset: Dataset, folder: Path) -> None:
     """Write `prepared.json`; it comes last, so that its presence means a whole preparation."""
-    write_json(folder / "prepared.json", dataclasses.asdict(prepared))
+    write_json(folder / "prepared.json", dataclasses.asdict(dataset))
 
 
-def load_prepared(folder: Path) -> Prepared | None:
-    """The preparation in a data folder, or none; raises FtcliError where it cannot be read."""
+def load_dataset(folder: Path) -> Dataset | None:
+    """The dataset in a folder, or none; raises FtcliError where it cannot be read."""
     file = folder / "prepared.json"
     if not file.is_file():
         return None
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        for split in SPLITS:
-            values[split] = SplitCounts(**values[split])
-        values["longest"] = LongestRow(**values["longest"])
-        if values.get("replay") is not None:
-            values["replay"] = Replayed(**values["replay"])
-        values["stop_ids"] = tuple(values["stop_ids"])
-        for key in ("problems", "cut"):
-            values[key] = tuple(Fault(**fault) for fault in values.get(key, ()))
-        return Prepared(**values)
-    except (ValueError, TypeError, KeyError) as error:
+        return TypeAdapter(Dataset).validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
         raise FtcliError(
             "prepared_broken",
-            f"cannot be read ({error}); delete it and prepare again",
+            f"cannot be read ({place}: {first['msg']}); delete it and prepare again",
             file=str(file),
         ) from error

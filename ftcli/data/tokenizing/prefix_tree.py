@@ -1,8 +1,8 @@
-"""Rows of a micro-batch laid out without padding, what several begin with standing there once.
+"""Rows of a micro-batch without padding, common prefixes stored once.
 
-Causal attention gives a token the same values whatever follows it. So rows that begin alike share
-the values of what they have in common, and its gradients add up: together they are a forest, whose
-segments are what some rows share and others do not.
+Causal attention gives a token the same values whatever follows it. So rows with a common prefix
+share its values, and its gradients add up. Together the rows are a tree of prefixes, whose segments
+are what some rows share and others do not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Forest:
+class PrefixTree:
     """Segments in the order in which they stand, and where the tokens of each row are."""
 
     segments: tuple[Segment, ...]
@@ -45,31 +45,30 @@ class Forest:
         return self.segments[-1].end
 
 
-def plant(rows: Sequence[Sequence[int]], *, share: bool) -> Forest:
-    """The forest of these rows of token ids, each a tree of its own where nothing is to `share`."""
-    growing = _Growing([rows[row] for row in alike(rows)] if share else list(rows))
-    growing.commons = _commons(growing.rows) if share else [0] * (len(rows) - 1)
-    growing.grow(0, len(rows) - 1, 0, ())
+def build_prefix_tree(rows: Sequence[Sequence[int]], *, share: bool) -> PrefixTree:
+    """The tree of these rows of token ids; without `share`, each row is a segment of its own."""
+    builder = _Builder([rows[row] for row in alike(rows)] if share else list(rows))
+    builder.commons = _common_lengths(builder.rows) if share else [0] * (len(rows) - 1)
+    builder.grow(0, len(rows) - 1, 0, ())
     order = alike(rows) if share else range(len(rows))
-    spans = dict(zip(order, growing.spans, strict=True))
-    return Forest(tuple(growing.segments), tuple(spans[row] for row in range(len(rows))))
+    spans = dict(zip(order, builder.spans, strict=True))
+    return PrefixTree(tuple(builder.segments), tuple(spans[row] for row in range(len(rows))))
 
 
-def rounded(forest: Forest, multiple: int, most: int | None) -> Forest:
-    """The same with a last segment that goes on until the tokens are a multiple of so many, or
-    `most`.
+def rounded(tree: PrefixTree, multiple: int, most: int | None) -> PrefixTree:
+    """The tree with a longer last segment: its tokens are a multiple of so many, or `most`.
 
-    What comes behind a token changes nothing of it, and of no row is what is added.
+    The added tokens belong to no row, and tokens that follow change nothing before them.
     """
-    *others, last = forest.segments
-    more = -forest.tokens % multiple
+    *others, last = tree.segments
+    more = -tree.tokens % multiple
     if most is not None:
-        more = min(more, max(0, most - forest.tokens))
-    return replace(forest, segments=(*others, replace(last, end=last.end + more)))
+        more = min(more, max(0, most - tree.tokens))
+    return replace(tree, segments=(*others, replace(last, end=last.end + more)))
 
 
 def alike(rows: Sequence[Sequence[int]]) -> list[int]:
-    """Places of the rows, those that begin alike beside each other."""
+    """Places of the rows, those with common prefixes next to each other."""
     return sorted(range(len(rows)), key=lambda row: list(rows[row]))
 
 
@@ -83,7 +82,7 @@ def divide(
     order = alike(rows) if share else list(range(len(rows)))
     ordered = [rows[row] for row in order]
     lengths = [len(row) for row in ordered]
-    commons = [0, *(_commons(ordered) if share else [0] * (len(rows) - 1))]
+    commons = [0, *(_common_lengths(ordered) if share else [0] * (len(rows) - 1))]
     shared = [common if common >= SHARED_TOKENS else 0 for common in commons]
 
     def parts(cap: int) -> list[list[int]]:
@@ -103,16 +102,16 @@ def divide(
     return parts(even)
 
 
-def usually_shared(rows: Sequence[Sequence[int]], step: int = 16) -> int:
+def typical_common_prefix(rows: Sequence[Sequence[int]], step: int = 16) -> int:
     """How many tokens a row usually has in common with the one most like it in its step."""
     found: list[int] = []
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        found += _commons([some[place] for place in alike(some)])
+        found += _common_lengths([some[place] for place in alike(some)])
     return int(np.median(found)) if found else 0
 
 
-def _commons(rows: Sequence[Sequence[int]]) -> list[int]:
+def _common_lengths(rows: Sequence[Sequence[int]]) -> list[int]:
     """How many tokens each row but the first has in common with the one before it."""
     return [common_tokens(one, other) for one, other in pairwise(rows)]
 
@@ -125,8 +124,8 @@ def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @dataclass
-class _Growing:
-    """A forest of sorted rows while it grows."""
+class _Builder:
+    """Builds the tree of sorted rows."""
 
     rows: Sequence[Sequence[int]]
     commons: list[int] = field(default_factory=list)

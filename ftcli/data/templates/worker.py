@@ -1,0 +1,207 @@
+"""A forked process that renders chat templates, so that none of them runs or grows for ever.
+
+Templates come with models, which strangers have made. transformers' sandbox keeps them from the
+machine, but sets no limit: here the system ends the process when one rendering takes too long, and
+refuses it memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import resource
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing.connection import Connection, Pipe
+from threading import Lock
+from typing import NoReturn
+
+from ftcli.data.example import Message
+from ftcli.data.templates.render import ChatTemplate, Refused, Rendered, TooLargeError
+
+# Processor time of one rendering: a conversation takes 0.02 ms, and one of 10,000 turns 0.1 s.
+SECONDS = 2.0
+# Beyond what the process holds when it is forked; only Linux keeps to it.
+MEMORY_BYTES = 500_000_000
+TEMPLATES_KEPT = 32
+
+Outcome = Rendered | Refused
+Request = tuple[bytes, Sequence[Sequence[Message]], bool]
+
+
+class LimitError(Exception):
+    """The template asks for more than a conversation can need; the text continues its name."""
+
+
+def render(
+    template: ChatTemplate, conversations: Sequence[Sequence[Message]], *, prompt: bool = False
+) -> list[Outcome]:
+    """`ChatTemplate.render` of each conversation; raises LimitError."""
+    (outcomes,) = render_batches(template, [conversations], prompt=prompt)
+    return outcomes
+
+
+def render_batches(
+    template: ChatTemplate,
+    batches: Iterable[Sequence[Sequence[Message]]],
+    *,
+    prompt: bool = False,
+) -> Iterator[list[Outcome]]:
+    """As `render`, batch by batch; the next one is rendered while this one is used."""
+    pickled = pickle.dumps(template)
+    ahead: _Task | None = None
+    for batch in batches:
+        outcomes = None if ahead is None else ahead.result()
+        ahead = _Task(template.seconds, (pickled, batch, prompt))
+        if outcomes is not None:
+            yield outcomes
+    if ahead is not None:
+        yield ahead.result()
+
+
+class _Task:
+    """A request that the worker works on; a second one waits until this one is done."""
+
+    def __init__(self, seconds: float, request: Request) -> None:
+        self._seconds = seconds
+        self._answer: list[Outcome] | LimitError | None = None
+        with _lock:
+            waiting = _Worker.running().task
+            if waiting is not None:
+                waiting._receive()
+            self._worker = _Worker.running()
+            self._worker.task = self
+            self._worker.send(request)
+
+    def result(self) -> list[Outcome]:
+        """What was asked for; raises LimitError."""
+        with _lock:
+            if self._answer is None:
+                self._receive()
+        if isinstance(self._answer, LimitError):
+            raise self._answer
+        assert self._answer is not None
+        return self._answer
+
+    def _receive(self) -> None:
+        self._answer = self._worker.receive(self._seconds)
+        self._worker.task = None
+
+
+class _Worker:
+    """The process, at its other end."""
+
+    current: _Worker | None = None
+
+    def __init__(self) -> None:
+        # Pipes and not sockets: a process may be forbidden to open any.
+        requests, self._requests = Pipe(duplex=False)
+        self._answers, answers = Pipe(duplex=False)
+        self.task: _Task | None = None
+        self._owner = os.getpid()
+        self._pid = os.fork()
+        if not self._pid:
+            _work(requests, answers)
+        requests.close()
+        answers.close()
+
+    @classmethod
+    def running(cls) -> _Worker:
+        """That of this process; another process that was forked from it gets its own."""
+        if cls.current is None or cls.current._owner != os.getpid():
+            cls.current = cls()
+        return cls.current
+
+    def send(self, request: Request) -> None:
+        # A worker that has ended is found out when its answer is read.
+        with suppress(BrokenPipeError):
+            self._requests.send(request)
+
+    def receive(self, seconds: float) -> list[Outcome] | LimitError:
+        """The next answer, or the limit that ended the process."""
+        try:
+            answer: list[Outcome] | LimitError = self._answers.recv()
+        except (EOFError, ConnectionResetError):
+            return LimitError(self._end(seconds))
+        except BaseException:  # Ctrl-C: the next answer would be this one
+            self._end(seconds)
+            raise
+        return answer
+
+    def _end(self, seconds: float) -> str:
+        """End the process, and say what has ended it."""
+        _Worker.current = None
+        self._requests.close()
+        self._answers.close()
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        if code == -signal.SIGPROF:
+            return f"runs for more than {seconds:g} s"
+        name = signal.Signals(-code).name if code < 0 else code
+        return f"ends the process that renders it ({name})"
+
+
+_lock = Lock()
+
+
+def _work(requests: Connection, answers: Connection) -> NoReturn:
+    """In the forked process: answer until the other end is closed, and never return."""
+    try:
+        _keep_to_itself({requests.fileno(), answers.fileno()})
+        if sys.platform == "linux":
+            _limit_memory()
+        while True:
+            try:
+                answer = _answer(*requests.recv())
+                answers.send(answer)
+            except MemoryError:
+                answer = None
+                answers.send(LimitError(f"takes more than {MEMORY_BYTES / 1e6:.0f} MB"))
+    finally:
+        os._exit(0)
+
+
+def _answer(
+    pickled: bytes, conversations: Sequence[Sequence[Message]], prompt: bool
+) -> list[Outcome] | LimitError:
+    template = _template(pickled)
+    try:
+        return [template.render(messages, prompt=prompt) for messages in conversations]
+    except TooLargeError as error:
+        return LimitError(str(error))
+
+
+@lru_cache(TEMPLATES_KEPT)
+def _template(pickled: bytes) -> ChatTemplate:
+    """The same object each time: it remembers what it has found."""
+    loaded: ChatTemplate = pickle.loads(pickled)
+    return loaded
+
+
+def _keep_to_itself(kept: set[int]) -> None:
+    """Hold none of the other process's files, locks and devices, and leave signals to it."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    gc.freeze()  # a file object that was closed here would close another one's number
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nothing, number)
+    first = 3
+    for number in (*sorted(kept), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(first, number)
+        first = number + 1
+
+
+def _limit_memory() -> None:
+    """Allow as much address space as is used now, and MEMORY_BYTES more."""
+    with open("/proc/self/statm", encoding="ascii") as sizes:
+        pages = int(sizes.read().partition(" ")[0])
+    most = pages * resource.getpagesize() + MEMORY_BYTES
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY or most < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
