@@ -105,7 +105,7 @@ class _Worker:
         self._owner = os.getpid()
         self._pid = os.fork()
         if not self._pid:
-            _work(requests, answers)
+            _work(requests, answers, self._owner)
         requests.close()
         answers.close()
 
@@ -137,6 +137,7 @@ class _Worker:
         _Worker.current = None
         self._requests.close()
         self._answers.close()
+        os.kill(self._pid, signal.SIGKILL)  # where it has ended by itself, nothing happens
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         if code == -signal.SIGPROF:
             return f"runs for more than {seconds:g} s"
@@ -147,7 +148,7 @@ class _Worker:
 _lock = Lock()
 
 
-def _work(requests: Connection, answers: Connection) -> NoReturn:
+def _work(requests: Connection, answers: Connection, owner: int) -> NoReturn:
     """In the forked process: answer until the other end is closed, and never return."""
     try:
         _keep_to_itself({requests.fileno(), answers.fileno()})
@@ -155,7 +156,7 @@ def _work(requests: Connection, answers: Connection) -> NoReturn:
             _limit_memory()
         while True:
             try:
-                answer = _answer(*requests.recv())
+                answer = _answer(owner, *requests.recv())
                 answers.send(answer)
             except MemoryError:
                 answer = None
@@ -165,13 +166,18 @@ def _work(requests: Connection, answers: Connection) -> NoReturn:
 
 
 def _answer(
-    pickled: bytes, conversations: Sequence[Sequence[Message]], prompt: bool
+    owner: int, pickled: bytes, conversations: Sequence[Sequence[Message]], prompt: bool
 ) -> list[Outcome] | LimitError:
     template = _template(pickled)
+    outcomes = []
     try:
-        return [template.render(messages, prompt=prompt) for messages in conversations]
+        for messages in conversations:
+            if os.getppid() != owner:  # nobody waits for the rest
+                os._exit(0)
+            outcomes.append(template.render(messages, prompt=prompt))
     except TooLargeError as error:
         return LimitError(str(error))
+    return outcomes
 
 
 @lru_cache(TEMPLATES_KEPT)
