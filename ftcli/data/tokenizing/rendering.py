@@ -124,7 +124,7 @@ class Renderer:
         """Line of the template and what is wrong there, where it does not compile."""
         if self._template is None:
             return None
-        (found,) = worker.render(self._template, [[Message("user", "a")]])
+        (found,) = worker.render(self._template, [[Message("user", "a")]], prompt=True)
         return found.syntax if isinstance(found, Refused) else None
 
     def _encode_text(self, text: str) -> Encoded:
