@@ -14,7 +14,7 @@ BENCH ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # Folders whose quick tests load no torch.
-QUICK := tests/config tests/runs tests/pages tests/test_errors.py tests/test_console.py
+QUICK := tests/config tests/runs tests/pages tests/test_errors.py tests/test_console.py tests/test_redact.py
 # A file's tests stay in one process, since they share what was trained for them; files are begun in
 # the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
