@@ -84,6 +84,7 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
         use_cpu=plan.hardware.kind == "cpu",
         seed=training.seed,
         max_length=None,
+        loss_type="nll",  # else TRL before 1.16 replaces the model's forward, which is ftcli's own
         dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=1,
         logging_nan_inf_filter=False,
