@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from ftcli.errors import FtcliError
 from ftcli.evaluation.scorers.custom import custom_scorer
 from ftcli.evaluation.scorers.scorer import Question
 from tests.commands.test_end_to_end import ask
-from tests.evaluated import rows_of
+from tests.evaluated import rows_of, unevaluated
 
 SCORES = """
 import math
@@ -84,7 +85,8 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
     monkeypatch.setattr(generation, "answer_batch", one_token)
     file = tmp_path / "mine.py"
     file.write_text(UNITS)
-    found = ask(capsys, "eval", eval_run, "--scores", file, "--no-forgetting")
+    run_folder = unevaluated(Path(shutil.copytree(eval_run, tmp_path / "runs" / "tiny")))
+    found = ask(capsys, "eval", run_folder, "--scores", file, "--no-forgetting")
     units = {row["name"]: row["unit"] for row in found["scores"]}
     assert found["tuned"]["answer_tokens"] == found["tuned"]["lines"] == 1
     assert (units["names_it"], units["stop_rate"]) == ("share", "share")
