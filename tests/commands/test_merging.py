@@ -92,15 +92,13 @@ def left_below(folder: Path) -> list[str]:
 # What is proven
 
 
-@pytest.mark.slow
 @pytest.mark.fault(9)
 @pytest.mark.parametrize(
     ("dtype", "stored", "reason"),
     [
         ("auto", "float32", "nothing is rounded"),
-        ("fp32", "float32", "as asked"),
-        ("bf16", "bfloat16", "as asked"),
-        ("fp16", "float16", "as asked"),
+        pytest.param("bf16", "bfloat16", "as asked", marks=pytest.mark.slow),
+        pytest.param("fp16", "float16", "as asked", marks=pytest.mark.slow),
     ],
 )
 def test_a_lora_run_becomes_one_model(
@@ -368,9 +366,10 @@ def test_a_folder_filled_in_the_meantime_is_kept(
 
 
 @pytest.mark.fault(34)
-@pytest.mark.parametrize(
-    ("where", "words"),
-    [
+def test_a_merge_touches_neither_base_nor_run(merge: Ask, home: Path, lora: Path) -> None:
+    (home / "link").symlink_to(home / "base")
+    before = digests(home)
+    for where, words in (
         ("base", "base lies in the base"),
         ("base/merged", "merged lies in the base"),
         ("runs/../base/merged", "merged lies in the base"),
@@ -380,17 +379,9 @@ def test_a_folder_filled_in_the_meantime_is_kept(
         ("runs/lora/checkpoints/step-9", "step-9 lies in the run's checkpoints"),
         ("runs/qlora", "qlora exists and is not overwritten"),
         ("lora.yaml", "lora.yaml exists and is not overwritten"),
-    ],
-)
-def test_a_merge_touches_neither_base_nor_run(
-    merge: Ask, home: Path, lora: Path, where: str, words: str
-) -> None:
-    link = home / "link"
-    if not link.is_symlink():
-        link.symlink_to(home / "base")
-    before = digests(home)
-    error = merge(lora, "--output", f"{home}/{where}", code=1)["error"]
-    assert error["code"] == "output_taken" and words in error["message"]
+    ):
+        error = merge(lora, "--output", f"{home}/{where}", code=1)["error"]
+        assert error["code"] == "output_taken" and words in error["message"]
     assert digests(home) == before
 
 
@@ -399,23 +390,18 @@ def test_a_lora_run_has_one_base_only(merge: Ask, lora: Path) -> None:
     assert "only a QLoRA run has a quantised base" in error["message"]
 
 
-@pytest.mark.parametrize(
-    ("method", "words"),
-    [
-        ({"mode": "adapter"}, "its network is not linear"),
-        ({"mode": "prefix"}, "its virtual tokens stand before the input"),
-        ({"mode": "prompt"}, "its virtual tokens stand before the input"),
-    ],
-)
-def test_methods_that_no_weight_can_hold(
-    merge: Ask, lora: Path, tmp_path: Path, method: dict[str, str], words: str
-) -> None:
+def test_methods_that_no_weight_can_hold(merge: Ask, lora: Path, tmp_path: Path) -> None:
     copied = RunFolder(shutil.copytree(lora, tmp_path / "run"))
     recipe = yaml.safe_load(copied.recipe.read_text())
-    copied.recipe.write_text(yaml.safe_dump(recipe | {"method": method}))
-    message = merge(copied.path, code=2)["error"]["message"]
-    assert message.startswith(f"method.mode: {method['mode']} has no merge: ")
-    assert words in message and "ftcli generate" in message and message.endswith("train lora")
+    for mode, words in (
+        ("adapter", "its network is not linear"),
+        ("prefix", "its virtual tokens stand before the input"),
+        ("prompt", "its virtual tokens stand before the input"),
+    ):
+        copied.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": mode}}))
+        message = merge(copied.path, code=2)["error"]["message"]
+        assert message.startswith(f"method.mode: {mode} has no merge: ")
+        assert words in message and "ftcli generate" in message and message.endswith("train lora")
 
 
 @pytest.mark.fault(8)

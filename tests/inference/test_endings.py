@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,6 @@ from ftcli.data.tokenizing.arrow_rows import ROWS_PER_BATCH, SCHEMA, RowWriter, 
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer
 from ftcli.errors import DataError
 from ftcli.inference.endings import require_ends
-from ftcli.models.batches import Batch
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
 from tests.commands.test_end_to_end import METHODS
@@ -119,48 +116,6 @@ def test_a_run_with_rows_that_do_not_end_does_not_begin(
     place = f"{rows[4]['file']}:{rows[4]['line']}: of 1 train row,"
     assert capsys.readouterr().err.startswith(place)
     assert not (tmp_path / "runs" / "tiny" / "run.json").exists()
-
-
-@pytest.mark.fault(11)
-def test_the_end_is_trained_on_where_it_pads_too(
-    write_recipe: Callable[..., Path],
-    tmp_path: Path,
-    tiny_model: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Fault 11: as the trainer sees its batches, with pad = end of text."""
-    from ftcli.models import loss as losses
-
-    base = Path(shutil.copytree(tiny_model, tmp_path / "padded"))
-    config = json.loads((base / "tokenizer_config.json").read_text())
-    config["pad_token"] = config["eos_token"]
-    (base / "tokenizer_config.json").write_text(json.dumps(config))
-    original, seen = losses.summed_loss, []
-
-    def watched(model: Any, batch: Batch) -> Any:
-        labels = torch.full_like(batch.input_ids, IGNORED)
-        labels.view(-1)[batch.sources + 1] = batch.targets
-        seen.append((batch.input_ids.clone(), labels))
-        return original(model, batch)
-
-    monkeypatch.setattr(losses, "summed_loss", watched)
-    rows = [{"prompt": f"mug {n}", "completion": "red " * (n + 1)} for n in range(4)]
-    (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = write_recipe(
-        model={"id": str(base)},
-        data={"train": "uneven.jsonl", "validation": 0},
-        training={"max_steps": 1, "batch_size": 4, "micro_batch_size": 4, "packing": False},
-    )
-    assert run(["train", str(recipe)]) == 0
-    stop = tiny_tokenizer().convert_tokens_to_ids("<|im_end|>")
-    padding = 0
-    for ids, labels in seen:
-        for row_ids, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
-            length = max(place for place, label in enumerate(row_labels) if label != IGNORED) + 1
-            assert row_labels[length - 1] == stop and row_labels.count(stop) == 1
-            assert set(row_ids[length:]) <= {stop}
-            padding += len(row_ids) - length
-    assert padding > 0
 
 
 # Measured
