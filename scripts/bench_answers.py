@@ -88,14 +88,14 @@ def _open(folder: Path) -> Model:
 def _prompts(model: Model, file: Path, count: int, instruction: int) -> Ids:
     """The last rows of a file; before them, in a system turn, about so many tokens of the first."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    told, tokenizer = "", model.contract.renderer.tokenizer
+    told, tokenizer = "", model.prompt_format.renderer.tokenizer
     for row in rows[:-count]:
         if len(tokenizer(told)["input_ids"]) >= instruction:
             break
         told += f"{row['prompt']}\n\n{row['completion']}\n\n"
     before = [Message("system", told)] if told else []
     asked = [[*before, Message("user", row["prompt"])] for row in rows[-count:]]
-    return [model.contract.renderer.prompt_ids(turns) for turns in asked]
+    return [model.prompt_format.renderer.prompt_ids(turns) for turns in asked]
 
 
 def _ours(model: Model, prompts: Ids, settings: Generation) -> Ids:
@@ -105,7 +105,7 @@ def _ours(model: Model, prompts: Ids, settings: Generation) -> Ids:
         ids = generate_ids(
             model.network.eval(),
             some,
-            model.contract.stop_ids,
+            model.prompt_format.stop_ids,
             settings.max_new_tokens,
             {"do_sample": False, **_ends(model)},
         )
@@ -115,11 +115,11 @@ def _ours(model: Model, prompts: Ids, settings: Generation) -> Ids:
 
 def _theirs(model: Model, prompts: Ids, settings: Generation, rows: int) -> Ids:
     """Prompts in their own order, padded on the left."""
-    stops, found = model.contract.stop_ids, []
+    stops, found = model.prompt_format.stop_ids, []
     for start in range(0, len(prompts), rows):
         some = prompts[start : start + rows]
         longest = max(map(len, some))
-        ids = [[model.contract.pad_id] * (longest - len(row)) + row for row in some]
+        ids = [[model.prompt_format.pad_id] * (longest - len(row)) + row for row in some]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in some]
         output: Any = model.network.eval().generate(
             input_ids=torch.tensor(ids, device=model.device),
@@ -133,7 +133,7 @@ def _theirs(model: Model, prompts: Ids, settings: Generation, rows: int) -> Ids:
 
 
 def _ends(model: Model) -> dict[str, Any]:
-    stops, pad_id = model.contract.stop_ids, model.contract.pad_id
+    stops, pad_id = model.prompt_format.stop_ids, model.prompt_format.pad_id
     return {"eos_token_id": list(stops), "pad_token_id": pad_id}
 
 

@@ -95,7 +95,7 @@ class Merger:
         """Predictions of base + adapter as they were trained: a QLoRA run's base in 4 bits."""
         dtype = self._trained_type if self._is_qlora else self._base_type
         model = load_tuned_model(self._opened, dtype)
-        self._contract = model.contract
+        self._prompt_format = model.prompt_format
         self._four_bit_layers = four_bit_layers(model.network)
         return self._predict(model.network, "base + adapter")
 
@@ -132,8 +132,10 @@ class Merger:
         """Merge for good and save what transformers needs; raises ModelError for NaN updates."""
         model = merge_adapter(self._adapted, STORED_TYPES[stored], self._nf4, self._reporter)
         del self._adapted
-        tokenizer, contract = self._contract.renderer.tokenizer, self._contract
-        model.generation_config = generation_config(tokenizer, contract.stop_ids, contract.pad_id)
+        tokenizer, prompt_format = self._prompt_format.renderer.tokenizer, self._prompt_format
+        model.generation_config = generation_config(
+            tokenizer, prompt_format.stop_ids, prompt_format.pad_id
+        )
         model.save_pretrained(folder, max_shard_size=SHARD)
         tokenizer.save_pretrained(folder)
         write_for_older_readers(folder)
@@ -163,7 +165,7 @@ class Merger:
         self, network: PreTrainedModel, label: str, parts: Sequence[Part] | None = None
     ) -> list[Prediction]:
         predictions: list[Prediction] = []
-        pad_id = self._contract.pad_id
+        pad_id = self._prompt_format.pad_id
         with self._reporter.meter(label, len(self._rows)) as meter:
             for each in predictions_of(network, self._rows, pad_id, self.compared_in, parts):
                 predictions.append(each)

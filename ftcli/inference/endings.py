@@ -87,8 +87,8 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     longest = max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
     limit = min(math.ceil(LENGTH_FACTOR * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
-    contract = PromptFormat(job.model.renderer, prepared.stop_ids, prepared.pad_id)
-    model = Model(trainer.model, contract, recipe.training.fast is not False)
+    prompt_format = PromptFormat(job.model.renderer, prepared.stop_ids, prepared.pad_id)
+    model = Model(trainer.model, prompt_format, recipe.training.fast is not False)
     arithmetic = trainer.compute_loss_context_manager()  # autocast, as in training
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:

@@ -86,12 +86,12 @@ class Generator:
         from ftcli.inference.generation import answer_prompts
 
         model = self.adapters.use(name)
-        ids = [model.contract.renderer.prompt_ids(list(messages)) for messages in prompts]
+        ids = [model.prompt_format.renderer.prompt_ids(list(messages)) for messages in prompts]
         settings = chosen(self.members, name).opened.loaded.recipe.generation
         return answer_prompts(model, ids, settings)
 
     def _ids(self, member: Member, prompt: str) -> list[int]:
-        renderer = self.adapters.models[member.name].contract.renderer
+        renderer = self.adapters.models[member.name].prompt_format.renderer
         if member.opened.prepared.plain_text:
             return renderer.text_prompt_ids(prompt)
         messages, system = [Message("user", prompt)], member.opened.prepared.system
@@ -168,13 +168,13 @@ def _load(members: tuple[Member, ...], seed: int | None) -> Generator:
     adapters = AdapterSet(first.name, load_tuned_model(first.opened))
     for member in others:
         opened = member.opened
-        contract = verify_run(opened.loaded, opened.run, opened.prepared)
+        prompt_format = verify_run(opened.loaded, opened.run, opened.prepared)
         if member.parts:
-            adapters.add_sum(member.name, member.parts, contract)
+            adapters.add_sum(member.name, member.parts, prompt_format)
         elif opened.run.path == first.opened.run.path:
             adapters.add_name(member.name, first.name)
         else:
-            adapters.add(member.name, opened.run.adapter, contract)
+            adapters.add(member.name, opened.run.adapter, prompt_format)
     return Generator(members, adapters)
 
 

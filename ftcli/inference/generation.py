@@ -59,7 +59,7 @@ class Model:
     """A model in memory, with its tokenizer, chat template and stop tokens."""
 
     network: PreTrainedModel
-    contract: PromptFormat
+    prompt_format: PromptFormat
     fast: bool = True
     """Whether the optimisations of docs/performance.md are on (training.fast)."""
 
@@ -109,9 +109,9 @@ def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
 def _collator(model: Model, rows: Sequence[Row]) -> Collator:
     """The collator; the length of `rows` limits the size of a batch."""
     if not model.fast:
-        return PaddingCollator(model.contract.pad_id)
+        return PaddingCollator(model.prompt_format.pad_id)
     return scoring_collator(
-        model.network, [row["input_ids"] for row in rows[:BLOCK_ROWS]], model.contract.pad_id
+        model.network, [row["input_ids"] for row in rows[:BLOCK_ROWS]], model.prompt_format.pad_id
     )
 
 
@@ -148,7 +148,7 @@ def answer_batch(
     model: Model, prompts: Sequence[Sequence[int]], settings: Generation
 ) -> list[Answer]:
     """Answers to one batch of prompts; if memory runs out, to its two halves in turn."""
-    stop_ids, arguments = model.contract.stop_ids, _generate_arguments(model, settings)
+    stop_ids, arguments = model.prompt_format.stop_ids, _generate_arguments(model, settings)
     network = model.network.eval()
     try:
         found = generate_ids(network, prompts, stop_ids, settings.max_new_tokens, arguments)
@@ -163,9 +163,9 @@ def answer_batch(
 
 
 def _decoded(model: Model, ids: Sequence[int]) -> Answer:
-    stopped = bool(ids) and ids[-1] in model.contract.stop_ids
+    stopped = bool(ids) and ids[-1] in model.prompt_format.stop_ids
     kept = ids[:-1] if stopped else ids
-    text = model.contract.renderer.tokenizer.decode(kept, skip_special_tokens=True)
+    text = model.prompt_format.renderer.tokenizer.decode(kept, skip_special_tokens=True)
     return Answer(str(text), len(kept), stopped)
 
 
@@ -192,9 +192,9 @@ class _AnswerStreamer(TextStreamer):
     """Text without the token that ends it, which need not be a special token."""
 
     def __init__(self, model: Model, on_text: Callable[[str], object]) -> None:
-        tokenizer = model.contract.renderer.tokenizer
+        tokenizer = model.prompt_format.renderer.tokenizer
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._stop_ids, self._on_text = model.contract.stop_ids, on_text
+        self._stop_ids, self._on_text = model.prompt_format.stop_ids, on_text
 
     def put(self, value: Tensor) -> None:
         if self.next_tokens_are_prompt or value.flatten()[0].item() not in self._stop_ids:
@@ -208,8 +208,8 @@ def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:
     """Arguments of `generate` (transformers' GenerationConfig); temperature 0 is greedy."""
     arguments: dict[str, Any] = {
         "repetition_penalty": settings.repetition_penalty,
-        "eos_token_id": list(model.contract.stop_ids),
-        "pad_token_id": model.contract.pad_id,
+        "eos_token_id": list(model.prompt_format.stop_ids),
+        "pad_token_id": model.prompt_format.pad_id,
         "do_sample": settings.temperature > 0,
     }
     if settings.temperature > 0:

@@ -29,14 +29,14 @@ from ftcli.training.plan.plan import Plan
 
 def load_base_model(opened: OpenRun) -> Model:
     """The base that a run started from, with the run's tokenizer and template."""
-    contract = verify_run(opened.loaded, opened.run, opened.prepared)
+    prompt_format = verify_run(opened.loaded, opened.run, opened.prepared)
     network = _base(opened, inference_dtype(opened))
-    return Model(network, contract, opened.loaded.recipe.training.fast is not False)
+    return Model(network, prompt_format, opened.loaded.recipe.training.fast is not False)
 
 
 def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model:
     """The trained model: the base with the run's adapter, or the run's own model."""
-    contract = verify_run(opened.loaded, opened.run, opened.prepared)
+    prompt_format = verify_run(opened.loaded, opened.run, opened.prepared)
     dtype = dtype or inference_dtype(opened)
     recipe = opened.loaded.recipe
     match recipe.method:
@@ -46,7 +46,7 @@ def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model
             network = open_adapter(_base(opened, dtype), opened.run.adapter)
         case _:
             assert_never(recipe.method)
-    return Model(network, contract, recipe.training.fast is not False)
+    return Model(network, prompt_format, recipe.training.fast is not False)
 
 
 def _base(opened: OpenRun, dtype: torch.dtype) -> Any:

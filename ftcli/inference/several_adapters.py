@@ -195,20 +195,20 @@ class AdapterSet:
             model.network.set_adapter(self.peft_names[name], inference_mode=True)
         return model
 
-    def add(self, name: str, folder: Path, contract: PromptFormat) -> None:
+    def add(self, name: str, folder: Path, prompt_format: PromptFormat) -> None:
         """Load one more adapter onto the base; raises ModelError."""
         from ftcli.models.adapters import add_adapter
 
         first, peft_name = self._first(), f"adapter{len(self.models)}"
         add_adapter(first.network, folder, peft_name)
-        self._remember(name, peft_name, replace(first, contract=contract))
+        self._remember(name, peft_name, replace(first, prompt_format=prompt_format))
 
     def add_name(self, name: str, known: str) -> None:
         """Give an adapter in the set a second name."""
         self._remember(name, self.peft_names[known], self.models[known])
 
     def add_sum(
-        self, name: str, parts: Sequence[tuple[str, float]], contract: PromptFormat
+        self, name: str, parts: Sequence[tuple[str, float]], prompt_format: PromptFormat
     ) -> None:
         """Add a weighted sum of LoRA adapters in the set.
 
@@ -226,7 +226,7 @@ class AdapterSet:
         for module in first.network.modules():
             if isinstance(module, LoraLayer) and peft_name in module.scaling:
                 module.scaling[peft_name] = 1.0  # the parts are scaled already; rsLoRA scales again
-        self._remember(name, peft_name, replace(first, contract=contract))
+        self._remember(name, peft_name, replace(first, prompt_format=prompt_format))
 
     def _first(self) -> Model:
         return next(iter(self.models.values()))

@@ -34,7 +34,7 @@ def prompts(model: Model) -> list[list[int]]:
         kinds[number % 3].format(COLOURS[number % 8], THINGS[number // 3 % 8])
         for number in range(8)
     ]
-    return [model.contract.renderer.prompt_ids([Message("user", text)]) for text in asked]
+    return [model.prompt_format.renderer.prompt_ids([Message("user", text)]) for text in asked]
 
 
 def answers(model: Model, rows_at_once: int) -> list[Answer]:
@@ -53,7 +53,7 @@ def test_in_fp32_they_are_the_same_token_for_token(small_model: Path) -> None:
 def test_in_bf16_they_part_only_where_two_tokens_are_level(small_model: Path) -> None:
     model, exact = (open_model(small_model, dtype) for dtype in (torch.bfloat16, torch.float32))
     one, eight = answers(model, 1), answers(model, 8)
-    tokenizer = model.contract.renderer.tokenizer
+    tokenizer = model.prompt_format.renderer.tokenizer
     gaps = []
     for prompt, first, second in zip(prompts(model), one, eight, strict=True):
         ids = [tokenizer(a.text, add_special_tokens=False)["input_ids"] for a in (first, second)]

@@ -175,7 +175,7 @@ def fitting(model: Model, asked: ProbeRows, answer_tokens: int) -> int:
 
     context, shots = context_tokens(model), len(asked.examples)
     while context is not None and shots:
-        longest = max(map(len, asked.prompts(model.contract.renderer, shots)))
+        longest = max(map(len, asked.prompts(model.prompt_format.renderer, shots)))
         if longest + answer_tokens <= context:
             break
         shots -= 1
@@ -193,7 +193,7 @@ def _scores(
     """Of the answers to all rows after so many examples."""
     from ftcli.inference.generation import answer_prompts, seed_sampling
 
-    recipe, prompts = loaded.recipe, asked.prompts(model.contract.renderer, shots)
+    recipe, prompts = loaded.recipe, asked.prompts(model.prompt_format.renderer, shots)
     seed_sampling(recipe.training.seed)
     started = time.monotonic()
     with reporter.meter(f"probe, {counted(shots, 'example')}", len(prompts)) as meter:
@@ -360,7 +360,7 @@ def _timed_calls(job: TrainJob, loaded: Loaded, shots: int, reporter: Reporter) 
     with memory_in_words("stop what else runs on it"):
         model = load_untrained(loaded, job.model.renderer)
         used = fitting(model, asked, round(answer_tokens))
-        renderer = model.contract.renderer
+        renderer = model.prompt_format.renderer
         kinds = [asked.prompts(renderer, count)[:TIMED_CALLS] for count in (used, 0)]
         found = time_calls(model, kinds)
     long, short = (
