@@ -166,24 +166,28 @@ class AnswersFile:
             raise self._taken("its columns are not those of the input and of an answer", 1)
         count, end = 0, len(self._start)
         for record in self._records(text[end:]):
-            self._require_answers(record, count, text[:end])
+            if not self._answers(record, count):
+                raise self._taken_at(text[:end])
             count += 1
             end += len(record)
-        if rest := text[end:].rstrip("\ufffd"):  # a kill may cut a character
-            self._require_answers(rest, count, text[:end], cut=True)
+        rest = text[end:].rstrip("\ufffd")  # a kill may cut a character
+        if rest and not self._answers(rest, count, cut=True):
+            raise self._taken_at(text[:end])
         whole = text[:end] if count else ""  # the header is written with the first answer
         if text != whole:
             write_text(self.path, whole)
         return count
 
-    def _require_answers(self, record: str, index: int, before: str, *, cut: bool = False) -> None:
-        """Raise FtcliError if a record, whole or cut, is not an answer to the row at `index`."""
-        if index < len(self._rows):
-            expected = self._beginning(index)
-            if record.startswith(expected) or (cut and expected.startswith(record)):
-                return
+    def _answers(self, record: str, index: int, *, cut: bool = False) -> bool:
+        """Whether a record, whole or cut, is an answer to the row at `index`."""
+        if index >= len(self._rows):
+            return False
+        expected = self._beginning(index)
+        return record.startswith(expected) or (cut and expected.startswith(record))
+
+    def _taken_at(self, before: str) -> FtcliError:
         line = before.count("\n") + 1
-        raise self._taken("this is not the answer to the input's row", line)
+        return self._taken("this is not the answer to the input's row", line)
 
     def append(self, index: int, answer: Answer) -> None:
         """Write the answer to the row at `index`."""
