@@ -1,8 +1,8 @@
 """Private names of libraries that ftcli cannot avoid: four, each with its reason.
 
-tests/test_compat.py fails first when a library moves one. Each library is imported in its function,
-so that importing this module is light. The methods of transformers' Trainer that ftcli overrides
-stand in ftcli/training/trainer.py.
+tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, so
+that importing this module is light. Not counted: methods that subclasses implement or override, of
+transformers' Trainer (training/) and of PEFT's BaseTuner (models/bottleneck.py).
 """
 
 from __future__ import annotations

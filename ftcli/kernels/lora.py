@@ -1,7 +1,7 @@
-"""A frozen weight and its low-rank update as one node of autograd.
+"""Fused LoRA: a frozen weight and its low-rank update as one autograd function.
 
-PEFT makes five of it (two products, dropout, a factor, a sum), which read and write the outputs
-again and keep more for the backward pass. The same products here add up in place.
+PEFT has five operations (two products, dropout, a factor, a sum), which read and write the outputs
+again and save more for the backward pass. The same products are summed in place here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from ftcli.kernels.dequantised import is_four_bit, kept_weight
 
 
 def fuse_lora(model: nn.Module) -> int:
-    """Give each LoRA layer that can take it one node; returns how many those are.
+    """Fuse each LoRA layer that allows it; returns how many do.
 
-    A layer is left as it is where it has dropout, DoRA or a bias of its own, or a base that is
-    neither a plain linear layer nor one of 4 bits; of the latter, one that keeps its dequantised
-    weight is one node.
+    Not fused: layers with dropout, DoRA or a bias of their own, and bases that are neither plain
+    linear layers nor 4-bit ones. A 4-bit layer is fused while it caches its dequantised weight.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     fused = [layer for layer in layers if _is_plain(layer)]
@@ -46,7 +45,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """The layer's forward; PEFT's own where it is switched off, merged, or of mixed types."""
+    """The layer's forward; PEFT's own where the layer is disabled, merged, or of mixed types."""
     base, name = layer.base_layer, layer.active_adapters[0]
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     weight = kept_weight(base) if is_four_bit(base) else base.weight
@@ -63,27 +62,21 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     bias = None if base.bias is None else base.bias.to(kind)
     hidden, weight, down, up = (part.to(kind) for part in (hidden, weight, down, up))
     scale = layer.scaling[name]
-    if not torch.is_grad_enabled():
-        return _answer(hidden, weight.T, bias, down.T, up.T, scale)
-    found: Tensor = _LowRank.apply(hidden.flatten(0, -2), weight, bias, down, up, scale)
-    return found.view(*hidden.shape[:-1], -1)  # not in the node: Falcon adds to it in place
-
-
-def _answer(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-) -> Tensor:
-    """[..., in] → [..., out], without a node of autograd; factors as in `_product`."""
-    answered, _ = _product(hidden.flatten(0, -2), weight, bias, down, up, scale)
-    return answered.view(*hidden.shape[:-1], -1)
+    rows = hidden.flatten(0, -2)
+    output: Tensor
+    if torch.is_grad_enabled():
+        output = _LowRank.apply(rows, weight, bias, down, up, scale)
+    else:
+        output, _ = _product(rows, weight.T, bias, down.T, up.T, scale)
+    return output.view(*hidden.shape[:-1], -1)  # outside the function: Falcon adds to it in place
 
 
 def _product(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[n, in] → [n, out], and what A makes of the rows [n, rank].
+    """[n, in] → [n, out], and the rows times A [n, rank].
 
-    The factors are on their side, as rows are multiplied by them: [in, out], [in, rank], [rank,
-    out].
+    Factors are transposed, as rows are multiplied by them: [in, out], [in, rank], [rank, out].
     """
     inner = torch.mm(rows, down)
     found = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)
