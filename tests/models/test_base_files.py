@@ -248,21 +248,6 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, content: bytes) -> No
     assert caught.value.file == str(tmp_path / "model.safetensors")
 
 
-@pytest.mark.slow
-def test_the_small_models_weights_survive_being_cut(small_model: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    held = load_file(small_model / "model.safetensors")
-    names = sorted(held)
-    folder, places = tmp_path / "cut", {}
-    folder.mkdir()
-    for number, part in enumerate((names[::2], names[1::2])):
-        save_file({name: held[name] for name in part}, folder / f"{number}.safetensors")
-        places |= dict.fromkeys(part, f"{number}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    assert base_fingerprint(str(folder)) == base_fingerprint(str(small_model))
-
-
 # Before a training
 
 

@@ -16,6 +16,7 @@ from ftcli.cli import run
 from ftcli.errors import MachineError
 from ftcli.models import device
 from ftcli.models.device import find_hardware, is_out_of_memory
+from tests.commands.test_training import stop_at
 from tests.out_of_memory import OUT_OF_MEMORY
 
 LISTED = "GPU 0: NVIDIA GeForce RTX 4090 (UUID: GPU-8f1c)"
@@ -37,10 +38,6 @@ def nvidia_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def model_with(tiny_model: Path, device: str) -> dict[str, str]:
-    return {"id": str(tiny_model), "device": device}
-
-
 @pytest.mark.usefixtures("nvidia_gpu")
 @pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["train", "--rehearse"]])
 def test_a_gpu_that_torch_cannot_use_stops_a_training_before_it_begins(
@@ -56,16 +53,6 @@ def test_a_gpu_that_torch_cannot_use_stops_a_training_before_it_begins(
     assert (error["code"], error["line"]) == ("no_cuda", line)
     assert error["file"].endswith("tiny.yaml") and error["message"].count("model.device") == 2
     assert not (tmp_path / "runs" / "tiny" / "adapter").exists()
-
-
-@pytest.mark.usefixtures("nvidia_gpu")
-def test_a_recipe_that_says_cpu_trains_beside_such_a_gpu(
-    write_recipe: Callable[..., Path], tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    training = {"max_steps": 1, "batch_size": 4}
-    recipe = write_recipe(model=model_with(tiny_model, "cpu"), training=training)
-    assert run(["train", str(recipe)]) == 0
-    assert f"plan   {find_hardware('cpu').title} · " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("nvidia_gpu")
@@ -104,28 +91,27 @@ def test_a_gpu_is_found_by_what_its_driver_leaves(
 
 
 @pytest.mark.usefixtures("nvidia_gpu")
-def test_the_reason_is_a_build_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
-    with pytest.raises(MachineError) as caught:
-        find_hardware("auto")
-    assert "torch 2.13.0+cpu is built without CUDA" in str(caught.value)
-    assert "pip install --force-reinstall torch==2.13.0)" in str(caught.value)
-
-
-@pytest.mark.usefixtures("nvidia_gpu")
-def test_the_reason_is_a_driver_older_than_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_is_a_build_without_cuda_or_a_driver_that_is_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def init() -> None:
         raise RuntimeError(OLD_DRIVER)
 
+    def reason() -> str:
+        with pytest.raises(MachineError) as caught:
+            find_hardware("auto")
+        return str(caught.value)
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    assert "torch 2.13.0+cpu is built without CUDA" in reason()
+    assert "pip install --force-reinstall torch==2.13.0)" in reason()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(MachineError) as caught:
-        find_hardware("auto")
-    assert "driver on your system is too old (found version 12020)" in str(caught.value)
-    assert "CUDA 13.0" in str(caught.value) and "CUDA_VISIBLE_DEVICES is 0" in str(caught.value)
-    assert "http" not in str(caught.value)
+    assert "driver on your system is too old (found version 12020)" in reason()
+    assert "CUDA 13.0" in reason() and "CUDA_VISIBLE_DEVICES is 0" in reason()
+    assert "http" not in reason()
 
 
 @pytest.mark.parametrize("mode", ["lora", "qlora"])
@@ -135,6 +121,7 @@ def test_no_command_touches_the_gpu_beside_a_recipe_that_says_cpu(
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Every call of CUDA fails here, as torch is built without it."""
     if torch.version.cuda is not None:
@@ -142,14 +129,12 @@ def test_no_command_touches_the_gpu_beside_a_recipe_that_says_cpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     training: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "eval_steps": 2}
-    recipe = write_recipe(
-        model=model_with(tiny_model, "cpu"), method={"mode": mode, "rank": 4}, training=training
-    )
-    from tests.commands.test_training import stop_at
-
+    model = {"id": str(tiny_model), "device": "cpu"}
+    recipe = write_recipe(model=model, method={"mode": mode, "rank": 4}, training=training)
     with monkeypatch.context() as patch:
         stop_at(2, patch)
         assert run(["train", str(recipe)]) == 130
+    assert f"plan   {find_hardware('cpu').title} · " in capsys.readouterr().err
     for command in (["train"], ["eval", "--limit", "2"], ["merge"], ["prepare", "--probe"]):
         assert run([command[0], str(recipe), *command[1:]]) == 0, command
     assert run(["generate", str(recipe), "Product: kettle"]) == 0
