@@ -86,7 +86,7 @@ def attend(  # noqa: PLR0913 - as transformers calls it
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
     # Rotated queries and keys are fp32 under autocast, which casts what sdpa is given.
-    kind = autocast_type(query) or value.dtype
+    dtype = autocast_type(query) or value.dtype
     parameters = Parameters(
         layout,
         num_kv_heads=key.shape[1],
@@ -95,7 +95,7 @@ def attend(  # noqa: PLR0913 - as transformers calls it
         softcap=softcap,
         window=sliding_window,
     )
-    by_token = (tensor[0].transpose(0, 1).to(kind) for tensor in (query, key, value))
+    by_token = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
     output: Tensor = _Packed.apply(*by_token, parameters)
     return output[None], None
 

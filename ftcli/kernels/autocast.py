@@ -1,4 +1,4 @@
-"""What autocast would compute in: a node of our own has to cast by itself."""
+"""The type that autocast computes in: autograd functions of our own cast by themselves."""
 
 from __future__ import annotations
 

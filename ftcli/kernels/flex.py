@@ -41,10 +41,10 @@ def attend(
     **keywords: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
-    kind = autocast_type(query) or value.dtype
+    dtype = autocast_type(query) or value.dtype
     flex = ALL_ATTENTION_FUNCTIONS["flex_attention"]
     mask = layout.cached(("flex", sliding_window), lambda: _mask(layout, sliding_window))
-    tensors = (tensor.to(kind) for tensor in (query, key, value))
+    tensors = (tensor.to(dtype) for tensor in (query, key, value))
     attended, _ = flex(module, *tensors, mask, **keywords)
     return attended, None
 

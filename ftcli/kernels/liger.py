@@ -41,7 +41,7 @@ def take_liger(model: PreTrainedModel) -> int:
 def fuse_norms(model: nn.Module) -> int:
     """Give each RMSNorm Liger's kernel; returns how many take it.
 
-    Llama's and Gemma's kind are distinguished by their outputs; a norm that is neither stays.
+    Llama's and Gemma's norms are distinguished by their outputs; a norm that is neither stays.
     """
     found, cast = 0, _read_by_products_alone(model)
     for module in model.modules():
@@ -96,8 +96,8 @@ def _forward(
     epsilon = _epsilon(module)
     assert epsilon is not None
     normed = liger_norm(hidden, module.weight, epsilon, plus_one)
-    kind = autocast_type(hidden) if cast else None
-    return normed if kind is None else normed.to(kind)
+    dtype = autocast_type(hidden) if cast else None
+    return normed if dtype is None else normed.to(dtype)
 
 
 def liger_norm(hidden: Tensor, weight: Tensor, epsilon: float, plus_one: bool) -> Tensor:

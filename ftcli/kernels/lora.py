@@ -52,15 +52,15 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     if weight is None or layer.disable_adapters or layer.merged or arguments or keywords:
         return plainly(hidden, *arguments, **keywords)
     cast_to = autocast_type(hidden)
-    kind = cast_to or hidden.dtype
+    dtype = cast_to or hidden.dtype
     if cast_to is None:
-        mixed = not kind == weight.dtype == down.dtype
+        mixed = not dtype == weight.dtype == down.dtype
     else:
-        mixed = is_four_bit(base) and not kind == hidden.dtype == weight.dtype
+        mixed = is_four_bit(base) and not dtype == hidden.dtype == weight.dtype
     if mixed:
         return plainly(hidden, *arguments, **keywords)
-    bias = None if base.bias is None else base.bias.to(kind)
-    hidden, weight, down, up = (part.to(kind) for part in (hidden, weight, down, up))
+    bias = None if base.bias is None else base.bias.to(dtype)
+    hidden, weight, down, up = (part.to(dtype) for part in (hidden, weight, down, up))
     scale = layer.scaling[name]
     rows = hidden.flatten(0, -2)
     output: Tensor

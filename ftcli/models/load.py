@@ -1,4 +1,4 @@
-"""Load tokenizer and base as planned, with every way of failing put into words."""
+"""Load tokenizer and base as planned; every failure is a ModelError that says what to do."""
 
 from __future__ import annotations
 

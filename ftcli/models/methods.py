@@ -77,11 +77,11 @@ def _nf4(compute_dtype: torch.dtype, double_quantization: bool) -> BitsAndBytesC
 
 
 def attach(
-    model: PreTrainedModel, method: Method, seed: int, words: Sequence[int] = ()
+    model: PreTrainedModel, method: Method, seed: int, init_ids: Sequence[int] = ()
 ) -> PreTrainedModel:
     """Make the method's weights trainable and all others not; raises ModelError.
 
-    What is drawn at random is drawn by the seed; virtual tokens begin as `words`, if any.
+    The seed draws all random weights; virtual tokens begin as `init_ids`, if any.
     """
     if isinstance(method, Full):
         return model.requires_grad_(True)
@@ -89,12 +89,12 @@ def attach(
     torch.manual_seed(seed)
     adapted: PreTrainedModel = get_peft_model(model, config)
     if isinstance(method, Prompt) or (isinstance(method, Prefix) and not method.projection):
-        init_virtual_tokens(adapted, words)
+        init_virtual_tokens(adapted, init_ids)
     train_in_fp32(adapted)
     return adapted
 
 
-def first_words(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def init_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of what virtual tokens begin as (method.init_text); empty for all else."""
     if not isinstance(method, Prefix | Prompt) or method.init_text is None:
         return []

@@ -69,20 +69,20 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
     }
 
 
-def init_virtual_tokens(model: PreTrainedModel, words: Sequence[int]) -> None:
+def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None:
     """Initialise virtual tokens with what the base makes of these ids, cut or repeated to fit.
 
     A soft prompt as their embeddings, a prefix as their keys and values: noise in their place
     would first have to be unlearnt (Li and Liang 2021, section 7.4; Lester et al. 2021, 3.2).
-    Without words they are drawn from the vocabulary.
+    Without ids they are drawn from the vocabulary.
     """
     config, base = _config(model), causal_model(model)
     embeddings = base.get_input_embeddings()
     count, device = config.num_virtual_tokens, embeddings.weight.device
     if device.type == "meta":  # sizes without weights
         return
-    if words:
-        ids = torch.tensor((list(words) * count)[:count], device=device)
+    if init_ids:
+        ids = torch.tensor((list(init_ids) * count)[:count], device=device)
     else:
         ids = torch.randint(embeddings.num_embeddings, (count,)).to(device)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from ftcli.kernels.lora import fuse_lora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.device import device_of
 from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
-from ftcli.models.methods import attach, first_words, quantization, shared_weight
+from ftcli.models.methods import attach, init_token_ids, quantization, shared_weight
 from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
 from ftcli.training.collators import open_data
@@ -150,7 +150,7 @@ def _l2_sp(model: PreTrainedModel, job: TrainJob) -> L2SP | None:
 
 def _attached(base: PreTrainedModel, job: TrainJob) -> PreTrainedModel:
     method, seed = job.recipe.method, job.recipe.training.seed
-    return attach(base, method, seed, first_words(method, job.model.renderer.tokenizer))
+    return attach(base, method, seed, init_token_ids(method, job.model.renderer.tokenizer))
 
 
 def _require_own_weights(model: PreTrainedModel) -> None:
