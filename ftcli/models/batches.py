@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -40,16 +40,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        positions, layout = self.positions, self.layout
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            sources=self.sources.to(device),
-            targets=self.targets.to(device),
-            rows=self.rows.to(device),
-            positions=positions.to(device) if positions is not None else None,
-            layout=layout.to(device) if layout is not None else None,
-        )
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
+        return replace(self, **moved)
 
 
 def padded(rows: Sequence[Row], pad_id: int) -> Batch:
