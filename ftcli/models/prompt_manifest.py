@@ -22,12 +22,11 @@ from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Full
 from ftcli.config.rewriting import overridden
 from ftcli.console import shown_path
-from ftcli.data.example import Message
 from ftcli.data.dataset import SPLITS, Dataset
+from ftcli.data.example import Message, RowError
 from ftcli.data.templates.choose import set_template
-from ftcli.data.example import RowError
-from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.data.tokenizing.arrow_rows import read_split
+from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import FtcliError
 from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint, model_folder
