@@ -108,6 +108,12 @@ def test_a_process_that_is_killed_is_said_and_replaced() -> None:
     assert limit_of("{{ x }}") == "ends the process that renders it (SIGKILL)"
 
 
+def test_a_fault_of_our_own_is_not_laid_to_the_template() -> None:
+    with pytest.raises(RuntimeError, match="AttributeError"):
+        render(template("{{ x }}"), [[None]], prompt=True)  # type: ignore[list-item]
+    assert written("{{ x }}") == "aaaa"
+
+
 def test_the_process_keeps_nothing_open_and_ends_with_its_own() -> None:
     """Else a lock, a device or a pipe would outlive the command that holds it."""
     with multiprocessing.get_context("fork").Pool(1) as pool:

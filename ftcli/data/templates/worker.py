@@ -13,6 +13,7 @@ import pickle
 import resource
 import signal
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -68,7 +69,7 @@ class _Task:
 
     def __init__(self, seconds: float, request: Request) -> None:
         self._seconds = seconds
-        self._answer: list[Outcome] | LimitError | None = None
+        self._answer: list[Outcome] | Exception | None = None
         with _lock:
             waiting = _Worker.running().task
             if waiting is not None:
@@ -82,7 +83,7 @@ class _Task:
         with _lock:
             if self._answer is None:
                 self._receive()
-        if isinstance(self._answer, LimitError):
+        if isinstance(self._answer, Exception):
             raise self._answer
         assert self._answer is not None
         return self._answer
@@ -121,10 +122,10 @@ class _Worker:
         with suppress(BrokenPipeError):
             self._requests.send(request)
 
-    def receive(self, seconds: float) -> list[Outcome] | LimitError:
+    def receive(self, seconds: float) -> list[Outcome] | Exception:
         """The next answer, or the limit that ended the process."""
         try:
-            answer: list[Outcome] | LimitError = self._answers.recv()
+            answer: list[Outcome] | Exception = self._answers.recv()
         except (EOFError, ConnectionResetError):
             return LimitError(self._end(seconds))
         except BaseException:  # Ctrl-C: the next answer would be this one
@@ -161,13 +162,17 @@ def _work(requests: Connection, answers: Connection, owner: int) -> NoReturn:
             except MemoryError:
                 answer = None
                 answers.send(LimitError(f"takes more than {MEMORY_BYTES / 1e6:.0f} MB"))
+            except EOFError:
+                break
+            except Exception:  # noqa: BLE001 - a fault of ftcli, raised in the other process
+                answers.send(RuntimeError(traceback.format_exc()))
     finally:
         os._exit(0)
 
 
 def _answer(
     owner: int, pickled: bytes, conversations: Sequence[Sequence[Message]], prompt: bool
-) -> list[Outcome] | LimitError:
+) -> list[Outcome] | Exception:
     template = _template(pickled)
     outcomes = []
     try:

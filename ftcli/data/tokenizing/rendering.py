@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -124,7 +124,8 @@ class Renderer:
         """Line of the template and what is wrong there, where it does not compile."""
         if self._template is None:
             return None
-        (found,) = worker.render(self._template, [[Message("user", "a")]], prompt=True)
+        with self._within_limits():
+            (found,) = worker.render(self._template, [[Message("user", "a")]], prompt=True)
         return found.syntax if isinstance(found, Refused) else None
 
     def _encode_text(self, text: str) -> Encoded:
@@ -183,9 +184,15 @@ class Renderer:
             for batch in batches:
                 yield [RowError(NO_TEMPLATE) for _ in batch]
             return
-        try:
+        with self._within_limits():
             for outcomes in worker.render_batches(template, batches, prompt=prompt):
                 yield [RowError(o.reason) if isinstance(o, Refused) else o for o in outcomes]
+
+    @contextmanager
+    def _within_limits(self) -> Iterator[None]:
+        """Name the template that asks for more than it may; raises DataError."""
+        try:
+            yield
         except worker.LimitError as error:
             raise DataError(
                 "template_limit",
