@@ -59,7 +59,7 @@ class PrepareResult:
             **_replayed(p),
             "longest_row": asdict(p.longest),
             "fingerprint": p.fingerprint,
-            "problems": [asdict(fault) for fault in read_problems(p, self.folder)],
+            "problems": [row.record() for row in read_problems(p, self.folder)],
             "folder": str(self.folder),
             "advice": self.advice.as_json(),
             **({"price": self.price.as_json()} if self.price is not None else {}),

@@ -13,7 +13,7 @@ import typer
 
 from ftcli.cli import options
 from ftcli.console import Reporter, Terminal, result_json
-from ftcli.errors import UsageError
+from ftcli.errors import FtcliError, UsageError
 
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
@@ -322,7 +322,10 @@ def prepare_rows(
     from ftcli.data.tokenizing.tokenize import prepare
     from ftcli.inference.endings import require_ends
 
-    before = load_dataset(run.data)
+    try:
+        before = load_dataset(run.data)
+    except FtcliError:  # `prepare` says so
+        before = None
     dataset = prepare(loaded, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
     # An earlier command has said it of the same rows.

@@ -24,7 +24,6 @@ BOMBS = {
     "text": ("{{ 'a' * 10**10 }}", "takes more than 500 MB"),
     "doubling": (GROWING, " more than "),
     "comparison": ("{{ [[1] * 100000] * 100000 == [[1] * 100000] * 100000 }}", "runs for more"),
-    "length": ("{{ 'a' * 50000001 }}", "writes more than 50,000,000 characters"),
 }
 
 

@@ -89,7 +89,7 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
             dataset, digests=split_digests(temporary), shared_tokens=typical_common_prefix(rows)
         )
         save_dataset(dataset, temporary)
-    if earlier is not None and earlier.digests != dataset.digests:
+    if earlier is not None and earlier.digests not in ({}, dataset.digests):
         reporter.warn(
             "the rows prepared anew have another sha256 than those of before, from the same "
             "sources: another version of tokenizers or pyarrow, or a changed prepared.json"
@@ -113,7 +113,9 @@ def _is_whole(earlier: Dataset, folder: Path, reporter: Reporter) -> bool:
     damaged = damaged_files(earlier, folder)
     for file, what in damaged.items():
         reporter.warn(f"{shown_path(file)}: {what}; the rows are prepared anew")
-    return not damaged
+    if not damaged and not earlier.digests:
+        reporter.note(f"note: {shown_path(folder)} holds no sha256 of its rows: prepared anew")
+    return not damaged and bool(earlier.digests)
 
 
 def _dataset(
