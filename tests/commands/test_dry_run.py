@@ -63,7 +63,7 @@ def test_a_fresh_dry_run_leaves_the_tree_as_it_was(
     flags: tuple[str, ...],
 ) -> None:
     """Where rows were prepared from other data too, and where it fails midway."""
-    from ftcli.training.plan import plan
+    from ftcli.training.plan import decide
 
     rows_file.write_text(rows_file.read_text() + '{"prompt": "a", "completion": ""}\n' * 4)
     recipe = str(write_recipe(training={"max_steps": 1, "batch_size": 2}))
@@ -78,6 +78,6 @@ def test_a_fresh_dry_run_leaves_the_tree_as_it_was(
     def fail(*_: object) -> None:
         raise OSError("no plan")
 
-    monkeypatch.setattr(plan, "make_plan", fail)
+    monkeypatch.setattr(decide, "make_plan", fail)
     assert run(["train", recipe, "--fresh", "--dry-run", *flags]) == 1
     assert tree(tmp_path) == before
