@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
@@ -30,6 +28,7 @@ from ftcli.export.verdict import (
 )
 from ftcli.memory.shapes import model_source
 from ftcli.runs.atomic import folder_bytes, whole_folder, write_json
+from ftcli.runs.signals import StopSignals
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun, open_run
 
@@ -100,7 +99,7 @@ def merge_run(
     _require_linear(opened, options)
     folder = (output or opened.run.path / "merged").absolute()
     _require_own_place(folder, opened)
-    with _no_trace(folder), whole_folder(folder) as temporary:
+    with _no_trace(folder, reporter), whole_folder(folder) as temporary:
         report = _merge(opened, temporary, options, reporter)
         write_json(temporary / REPORT, report)
         _require_free(folder)  # a merge takes minutes, and whole_folder replaces what is there
@@ -167,25 +166,21 @@ def _taken(what: str) -> FtcliError:
 
 
 @contextmanager
-def _no_trace(folder: Path) -> Iterator[None]:
-    """Remove new parent folders if the block fails or is stopped, by SIGTERM too."""
+def _no_trace(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """Remove new parent folders if the block fails or is stopped by a signal."""
     new = [parent for parent in folder.parents if not parent.exists()]
-
-    def stop(number: int, _: FrameType | None) -> None:
-        raise Stopped("stopped; nothing was written", number)
-
-    main = threading.current_thread() is threading.main_thread()
-    earlier = signal.signal(signal.SIGTERM, stop) if main else None
+    stops = StopSignals(reporter.note)
     try:
-        yield
-    except BaseException:
+        with stops.caught():
+            yield
+    except BaseException as error:
         for parent in new:  # the nearest first
             if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
+        if isinstance(error, KeyboardInterrupt):
+            number = stops.number or signal.SIGINT
+            raise Stopped("stopped; nothing was written", number) from error
         raise
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, earlier)
 
 
 def _merge(
