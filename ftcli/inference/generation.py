@@ -29,12 +29,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from ftcli.compat import cache_name
 from ftcli.config.recipe import Generation
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
-from ftcli.memory.step import (
-    ANSWERED_ROWS,
-    LEAST_CACHE_TOKENS,
-    PREFILLED_TOKENS,
-    cache_tokens,
-)
+from ftcli.memory.step import ANSWERED_ROWS, LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
 from ftcli.models.batches import Row, length_batches
 from ftcli.models.device import free_bytes, is_out_of_memory
 from ftcli.models.load import shape_of
