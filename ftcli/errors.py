@@ -7,6 +7,7 @@ recipe, the flags or an alias alone prove it. Anything outside this family is a 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -98,5 +99,18 @@ def place(file: str | None, line: int | None) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean rank?` when a known word is near, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    found = nearest(word, known)
+    return f"; did you mean {found}?" if found is not None else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is nearest, if any is near; a common suffix of files does not count."""
+    stem, suffix = os.path.splitext(word)
+    near = difflib.get_close_matches(word, list(known), n=5, cutoff=0.6)
+
+    def is_near(other: str) -> bool:
+        other_stem, other_suffix = os.path.splitext(other)
+        alike = difflib.SequenceMatcher(None, other_stem, stem).ratio()
+        return other_suffix != suffix or alike >= 0.6
+
+    return next((other for other in near if is_near(other)), None)

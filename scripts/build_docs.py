@@ -22,7 +22,7 @@ NOTE = "<!-- written by make docs -->\n"
 EXIT_CODES = """| exit code | when |
 | --- | --- |
 | 0 | done |
-| 1 | what files, model or machine show: no such recipe, folder, model or rows; rows that \
+| 1 | what files, model or machine show: no such run, model or rows; rows that \
 cannot be used; no memory or disk; a score that `--require` asks for and that does not hold |
 | 2 | what the words alone show: a flag, a `--set`, a key or value of the recipe, an alias |
 | 70 | a bug of ftcli |

@@ -64,3 +64,6 @@ def test_only_a_near_word_is_proposed() -> None:
     assert did_you_mean("rnak", ["rank", "alpha"]) == "; did you mean rank?"
     assert did_you_mean("bananas", ["rank", "alpha"]) == ""
     assert did_you_mean("rank", []) == ""
+    assert did_you_mean("shpo.yaml", ["win.yaml", "shop.yaml"]) == "; did you mean shop.yaml?"
+    assert did_you_mean("missing.yaml", ["win.yaml"]) == ""
+    assert did_you_mean("nothere.jsonl", ["broken.jsonl"]) == ""

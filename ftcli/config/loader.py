@@ -20,10 +20,11 @@ from ftcli.config.data import BUILTIN
 from ftcli.config.evaluation import file_names
 from ftcli.config.grounding import with_files, with_labels
 from ftcli.config.nodes import Found, compose, in_order, override_value
+from ftcli.config.other_tools import known_file
 from ftcli.config.recipe import Recipe
 from ftcli.config.secrecy import secrets_of
 from ftcli.config.wording import as_yaml, problems_of
-from ftcli.errors import DataError, FtcliError, Problem, RecipeError, did_you_mean
+from ftcli.errors import DataError, FtcliError, Problem, RecipeError, UsageError, did_you_mean
 from ftcli.runs.folder import find_run, run_above
 from ftcli.shell import shown_path
 
@@ -123,14 +124,17 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
-    `path` may be the folder of a run: its recipe is meant then. A missing file raises FtcliError
-    (exit code 1): the disk had to be looked at. So does a file of `eval` that `--set` names; it is
+    `path` may be the folder of a run: its recipe is meant then. A missing recipe raises UsageError,
+    DataError a file of `eval` that `--set` names; it is
     looked for where the user stands, then beside the recipe.
     """
     if (run := find_run(path)) is not None:
         path = path / run.recipe.name
     found = Found(shown_path(path))
     values = compose(_read(path), found)
+    if (foreign := known_file(values)) is not None:
+        key, message = foreign
+        raise RecipeError((Problem(found.file, found.lines[(key,)], "", message),))
     for override in overrides:
         override_value(values, override, found)
     found.problems += secrets_of(values, (), found)
@@ -287,7 +291,7 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _missing(path: Path) -> FtcliError:
+def _missing(path: Path) -> UsageError:
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
     if path.is_dir() and (above := run_above(path)) is not None:
         return _unreadable(path, f"{what}; it is a part of the run {shown_path(above.path)}")
@@ -295,5 +299,5 @@ def _missing(path: Path) -> FtcliError:
     return _unreadable(path, f"{what}{did_you_mean(path.name, near)}")
 
 
-def _unreadable(path: Path, message: str) -> FtcliError:
-    return FtcliError("recipe_missing", message, file=shown_path(path))
+def _unreadable(path: Path, message: str) -> UsageError:
+    return UsageError("recipe_missing", message, file=shown_path(path))

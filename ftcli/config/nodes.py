@@ -223,8 +223,10 @@ def override_value(values: dict[str, Any], override: str, found: Found) -> None:
     except yaml.YAMLError as error:
         what = error.problem if isinstance(error, _TooMuchError) else "not YAML"
         raise UsageError("flag", f"{shown}: the value is {what}") from error
+    if node is None:
+        raise UsageError("flag", f"{shown}: no value; write {key.strip()}=null for none")
     inside = Found(shown, in_flag=True)
-    value = _value(node, path, inside) if node is not None else None
+    value = _value(node, path, inside)
     found.problems += inside.problems
     found.overridden[path] = inside.file
     found.lines = {k: line for k, line in found.lines.items() if k[: len(path)] != path}

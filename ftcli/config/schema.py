@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from ftcli.config.other_tools import section_classes
 from ftcli.config.recipe import Recipe
 from ftcli.errors import UsageError, did_you_mean
 
@@ -43,7 +44,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         if f".{name}" in TAGS:
             continue
         key = f"{prefix}{name}"
-        sections = _sections(field.annotation)
+        sections = section_classes(field.annotation)
         if not sections:
             yield key, f"{key}{_default(field)}\n    {_text(field)}"
             continue
@@ -62,14 +63,6 @@ def _tags(sections: list[type[BaseModel]], key: str) -> Iterator[tuple[str, str]
         if fields:
             values = [value for field in fields for value in get_args(field.annotation)]
             yield f"{key}{tag}", f"{key}{tag} (required)\n    One of {', '.join(values)}."
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if get_origin(annotation) is Literal:
-        return []
-    return [section for argument in get_args(annotation) for section in _sections(argument)]
 
 
 def _text(field: FieldInfo) -> str:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ftcli.config.nodes import MOST_PROBLEMS, Found, KeyPath
+from ftcli.config.other_tools import section_classes, suggestion
 from ftcli.config.recipe import Recipe
 from ftcli.errors import Problem, did_you_mean
 
@@ -105,7 +106,7 @@ def _message(
         case "extra_forbidden":
             if other := _key_of_another_choice(path, values, found):
                 return other
-            hint = did_you_mean(path[-1], list(_section(path[:-1], values)[0].model_fields))
+            hint = suggestion(path[-1], _section(path[:-1], values)[0])
             return NOT_OFFERED.get(path[-1], f"unknown key{hint}")
         case "missing" | "union_tag_not_found":
             return "is missing"
@@ -150,7 +151,7 @@ def _annotation(path: KeyPath) -> Any:
     section: type[BaseModel] = Recipe
     for part in path[:-1]:
         field = section.model_fields.get(part)
-        classes = _section_classes(field.annotation) if field is not None else []
+        classes = section_classes(field.annotation) if field is not None else []
         if len(classes) != 1:
             return None
         section = classes[0]
@@ -207,16 +208,10 @@ def _section(
     here: Any = values
     for part in path:
         here = here.get(part, {}) if isinstance(here, dict) else {}
-        classes = _section_classes(section.model_fields[part].annotation)
+        classes = section_classes(section.model_fields[part].annotation)
         section = next((c for c in classes if _takes(c, here)), classes[0])
         others = [c for c in classes if c is not section]
     return section, others
-
-
-def _section_classes(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [c for argument in get_args(annotation) for c in _section_classes(argument)]
 
 
 def _takes(section: type[BaseModel], values: object) -> bool:

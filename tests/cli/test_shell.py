@@ -48,7 +48,7 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     (["estimate-vram", "--mode", "lroa"], 2, "usage", "Invalid value for '--mode'", None, None),
     (
         ["train", "shpo.yaml"],
-        1,
+        2,
         "recipe_missing",
         "shpo.yaml: no such recipe; did you mean shop.yaml?",
         "shpo.yaml",

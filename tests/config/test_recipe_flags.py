@@ -30,7 +30,7 @@ def test_a_missing_recipe_had_to_be_looked_for(here: Path, asked: str, message: 
     with pytest.raises(FtcliError) as caught:
         load_recipe(Path(asked))
     assert str(caught.value) == message
-    assert (caught.value.code, caught.value.exit_code) == ("recipe_missing", 1)
+    assert (caught.value.code, caught.value.exit_code) == ("recipe_missing", 2)
 
 
 # --set
@@ -72,9 +72,13 @@ def test_the_last_override_of_a_key_counts() -> None:
             "quotes if it is a text",
         ),
         ("name=no", "name: expected a text (put it in quotes), found false"),
-        ("name=", "name: expected a text (put it in quotes), found null"),
         ("nmae=x", "nmae: unknown key; did you mean name?"),
         ("food.rank=3", "food: unknown key"),
+        ("lr=1e-4", "lr: unknown key; here it is training.learning_rate"),
+        ("training.lr=1e-4", "training.lr: unknown key; here it is training.learning_rate"),
+        ("rank=3", "rank: unknown key; did you mean method.rank?"),
+        ("training.rank=3", "training.rank: unknown key; did you mean method.rank?"),
+        ("lerning_rate=1", "lerning_rate: unknown key; did you mean training.learning_rate?"),
         ("training=3", "training: expected a section of keys and values, found 3"),
         ("training={epohcs: 2}", "training.epohcs: unknown key; did you mean epochs?"),
         ("method.rank.x=1", "method.rank: expected a whole number, found {x: 1}"),
@@ -102,6 +106,8 @@ def test_a_fault_of_an_override_names_the_flag(override: str, message: str) -> N
     [
         ("method.rank", "expected section.key=value"),
         ("=3", "expected section.key=value"),
+        ("training.max_steps=", "no value; write training.max_steps=null for none"),
+        ("name=", "no value; write name=null for none"),
         ("method..rank=3", "expected section.key=value"),
         ("name.x=1", "name is not a section"),
         ("method.rank=[", "the value is not YAML"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ftcli.config.other_tools import KEYS, every_key
 from ftcli.errors import RecipeError
 from tests.config.shop import SHOP, fault, load, method, more
 
@@ -96,6 +97,33 @@ def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
         "shop.yaml:8: data: data.prompt and data.completion need format columns or auto, found "
         "format pairs"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "base_model: a/b\nadapter: lora\nlora_r: 8\nlearning_rate: 1e-4\nsequence_len: 512\n",
+            "an Axolotl config, not a recipe; of its keys a recipe has, each in its section: "
+            "base_model → model.id, adapter → method.mode, lora_r → method.rank, "
+            "learning_rate → training.learning_rate, sequence_len → data.max_length; ",
+        ),
+        (
+            "# LLaMA-Factory\nmodel_name_or_path: a/b\nfinetuning_type: lora\nstage: sft\n",
+            "a LLaMA-Factory config, not a recipe; of its keys a recipe has, each in its section: "
+            "model_name_or_path → model.id, finetuning_type → method.mode; ",
+        ),
+    ],
+)
+def test_a_config_of_another_trainer_is_recognised(text: str, words: str) -> None:
+    line = 3 if "finetuning_type" in text else 1
+    said = fault(text)
+    assert said.startswith(f"shop.yaml:{line}: this is {words}") and "\n" not in said
+
+
+def test_all_words_of_other_trainers_lead_to_keys() -> None:
+    assert set(KEYS.values()) <= set(every_key())
+    assert not set(KEYS) & {key.rpartition(".")[2] for key in every_key()} - {"template"}
 
 
 def test_all_faults_come_at_once() -> None:
