@@ -127,7 +127,7 @@ def test_keys_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", sorted(Path("recipes").glob("*.yaml")), ids=lambda path: path.stem
+    "recipe", sorted(SHIPPED.parent.glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_recipe_that_ships_keeps_all_but_the_change(recipe: Path, tmp_path: Path) -> None:
     target = tmp_path / "new.yaml"
