@@ -24,7 +24,7 @@ EXIT_CODES = """| exit code | when |
 | 0 | done |
 | 1 | what files, model or machine show: no such run, model or rows; rows that \
 cannot be used; no memory or disk; a score that `--require` asks for and that does not hold |
-| 2 | what the words alone show: a flag, a `--set`, a key or value of the recipe, an alias |
+| 2 | what the words show: a flag, a `--set`, no such recipe, a key or value in it, an alias |
 | 70 | a bug of ftcli |
 | 130, 143 | stopped by Ctrl-C (SIGINT) or SIGTERM; the same command resumes |
 """

@@ -39,8 +39,8 @@ def test_the_readme_shows_every_command(command: str) -> None:
     ("words", "code"),
     [
         (["--help"], 0),
-        (["train", "missing.yaml"], 1),
-        (["train", "."], 1),
+        (["train", "missing.yaml"], 2),
+        (["train", "."], 2),
         (["report", "missing"], 1),
         (["train", "missing.yaml", "--bogus"], 2),
         (["train", str(ROOT / "recipes/ecommerce-lora.yaml"), "--set", "lr=3"], 2),
