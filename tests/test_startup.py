@@ -52,6 +52,8 @@ def python(code: str, *arguments: str) -> str:
         (["compare", "nowhere.yaml"], 2),
         (["compare", "recipes/ecommerce-lora.yaml", "--methods", "lroa"], 2),
         (["train", "recipes/ecommerce-lora.yaml", "--set", "method.rnak=3"], 2),
+        (["train", "recipes/ecommerce-lora.yaml", "--set", "data.train=nowhere.jsonl"], 1),
+        (["prepare", "recipes/ecommerce-lora.yaml", "--set", "data.train=nowhere.jsonl"], 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

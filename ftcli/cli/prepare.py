@@ -151,6 +151,7 @@ def prepare_recipe(
     require_scored_files(loaded)
     with loaded.blame():
         require_hold(loaded.recipe)
+    require_rows(loaded)
 
     from ftcli.data.tokenizing.tokenize import prepare, preview
     from ftcli.models.load import load_renderer
@@ -178,6 +179,16 @@ def prepare_recipe(
             job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
             price = price_of(job, loaded, price_per_hour, shots, reporter)
     return PrepareResult(loaded, prepared, run.data, shown, advice, price)
+
+
+def require_rows(loaded: Loaded) -> None:
+    """Raise DataError for a missing file of rows, while nothing heavy is imported."""
+    from ftcli.data.sources import data_suffix, read_rows
+    from ftcli.data.splits import files_of
+
+    for source in files_of(loaded.recipe.data).values():
+        if data_suffix(source) is not None:  # a hub data set is asked for later
+            read_rows(source, loaded.base)
 
 
 def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = None) -> RunFolder:

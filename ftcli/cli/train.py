@@ -281,11 +281,15 @@ def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, Base
 
     Raises FtcliError for all that can be known before a row is read.
     """
+    from ftcli.cli.prepare import require_rows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.training.job import open_model, require_trackers, starting_from
+    from ftcli.training.plan.decide import require_hold
 
     require_trackers(loaded.recipe)
     require_scored_files(loaded)
+    require_hold(loaded.recipe)
+    require_rows(loaded)
     loaded = starting_from(loaded, init_from)
     return loaded, open_model(loaded)
 

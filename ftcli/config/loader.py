@@ -124,9 +124,9 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
-    `path` may be the folder of a run: its recipe is meant then. A missing recipe raises UsageError,
-    DataError a file of `eval` that `--set` names; it is
-    looked for where the user stands, then beside the recipe.
+    `path` may be the folder of a run: its recipe is meant then. Raises UsageError for a missing
+    recipe, and DataError for a missing file of `eval` that `--set` names: it is looked for in the
+    working directory, then in the recipe's folder.
     """
     if (run := find_run(path)) is not None:
         path = path / run.recipe.name

@@ -35,6 +35,7 @@ ESTIMATE = ["estimate-vram", "--model", "7b"]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text(SHOP)
+    (tmp_path / "shop.jsonl").touch()
     (tmp_path / "bad.yaml").write_text(SHOP.replace("mode: lora", "mode: lora\n  rnak: 3"))
     return tmp_path
 
