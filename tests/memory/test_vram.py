@@ -212,7 +212,13 @@ BITS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@given(shapes, choices_of_any_kind, st.sampled_from(BITS))
+# With all logits, 16-bit ones leave larger gaps in the allocator than fp32 ones.
+trained_choices = choices_of_any_kind.map(
+    lambda choices: replace(choices, loss="chunked", stack=Stack())
+)
+
+
+@given(shapes, trained_choices, st.sampled_from(BITS))
 def test_more_bits_never_take_less(
     shape: Shape, choices: Choices, bits: tuple[dict[str, Any], dict[str, Any]]
 ) -> None:
@@ -220,7 +226,7 @@ def test_more_bits_never_take_less(
     assert estimate(shape, few).high_bytes <= estimate(shape, many).high_bytes
 
 
-@given(shapes, choices_of_any_kind.filter(lambda choices: choices.precision != "pure-bf16"))
+@given(shapes, trained_choices.filter(lambda choices: choices.precision != "pure-bf16"))
 def test_states_of_8_bits_never_take_more(shape: Shape, choices: Choices) -> None:
     """Beside fp32 weights: bitsandbytes keeps an embedding's states in fp32, AdamW in its type."""
     few, many = (replace(choices, optimizer=name) for name in ("adamw-8bit", "adamw"))
