@@ -60,7 +60,11 @@ def test_a_recipe_never_changes_after_loading() -> None:
         recipe().training.epochs = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", sections_below(Section), ids=lambda kind: kind.__name__)
+# A plan's sections have the keys of these.
+WRITTEN = [kind for kind in sections_below(Section) if kind.__module__.startswith("ftcli.config.")]
+
+
+@pytest.mark.parametrize("kind", WRITTEN, ids=lambda kind: kind.__name__)
 def test_every_key_is_explained(kind: type[BaseModel]) -> None:
     own_names = {"mode", "type", "model", "method", "data", "training", "generation", "eval"}
     silent = [

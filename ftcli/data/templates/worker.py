@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import resource
 import signal
 import sys
 import traceback
@@ -210,6 +209,8 @@ def _keep_to_itself(kept: set[int]) -> None:
 
 def _limit_memory() -> None:
     """Allow as much address space as is used now, and MEMORY_BYTES more."""
+    import resource  # not on Windows, where this module is imported, too
+
     with open("/proc/self/statm", encoding="ascii") as sizes:
         pages = int(sizes.read().partition(" ")[0])
     most = pages * resource.getpagesize() + MEMORY_BYTES
