@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.cli.prepare import data_folder
-from ftcli.cli.train import open_recipe, plan_job, prepare_rows, require_weights, train_recipe
+from ftcli.cli.train_recipe import (
+    open_recipe,
+    plan_job,
+    prepare_rows,
+    require_weights,
+    train_recipe,
+)
 from ftcli.config.loader import Loaded, load_recipe
 from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
 from ftcli.console import Meter, Reporter, duration, megabytes, result

@@ -18,6 +18,7 @@ from ftcli.runs.atomic import sha256_file, write_json
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Assigned = Literal["train", "validation", "test", "duplicate"]
 RowsOf = Literal["train", "validation", "test", "replay"]
 """What has a file of rows: the splits of the task, and the replayed rows."""
 ROW_FILES: tuple[RowsOf, ...] = (*SPLITS, "replay")

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ftcli.config.recipe import Data
 from ftcli.console import Meter, Reporter
-from ftcli.data.dataset import SPLITS, Split
+from ftcli.data.dataset import SPLITS, Assigned, Split
 from ftcli.data.example import DIGEST_BYTES, Example, Origin
 from ftcli.data.replay import Drawing, look_through, replay_file
 from ftcli.data.sources import pinned_system, read_examples
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     Codes = NDArray[Any]
 
-Assigned = Literal["train", "validation", "test", "duplicate"]
 ASSIGNED: tuple[Assigned, ...] = (*SPLITS, "duplicate")
 # Digests are compared as texts of C, which makes nothing of zeros at their end: all are as long.
 DIGEST = f"S{DIGEST_BYTES}"

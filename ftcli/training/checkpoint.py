@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
 
 from ftcli.errors import FtcliError
@@ -20,44 +19,12 @@ from ftcli.runs.checkpoints import Position, seal
 from ftcli.runs.metrics_log import Records
 from ftcli.training.l2_sp import L2SP
 
-if TYPE_CHECKING:
-    from ftcli.training.collators import Rows
-
-ADVICE = "look at these rows, or lower training.learning_rate"
-
 
 class NotFiniteError(FtcliError):
     """The step failed; the weights are those of the step before."""
 
     def __init__(self, message: str) -> None:
         super().__init__("loss_not_finite", message)
-
-
-def require_finite_loss(
-    losses: Sequence[Tensor], batches: Sequence[Sequence[int]], rows: Rows, where: str
-) -> None:
-    """Raise NotFiniteError naming the rows of the batches with a NaN or infinite loss.
-
-    `losses` are scalars, one for each batch of row numbers.
-    """
-    if bool(torch.isfinite(torch.stack(list(losses))).all()):
-        return
-    bad = [i for i, loss in enumerate(losses) if not torch.isfinite(loss)]
-    found = losses[bad[0]].item()
-    named = rows.names(row for i in bad for row in batches[i])
-    raise NotFiniteError(
-        f"the loss became {found} in {where}, before any weight was changed, on {named}; {ADVICE}"
-    )
-
-
-def gradient_not_finite(
-    norm: float, window: Sequence[int], rows: Rows, step: int
-) -> NotFiniteError:
-    """The error of a gradient with a NaN or infinite norm, naming the rows of its step."""
-    return NotFiniteError(
-        f"the gradient became {norm} in step {step}, before any weight was changed, on "
-        f"{rows.names(window)}; {ADVICE}"
-    )
 
 
 def require_finite_weights(model: PreTrainedModel, step: int) -> None:

@@ -25,6 +25,7 @@ from ftcli.training.plan.plan import Plan
 
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
+    from ftcli.training.trainer import FtcliTrainer
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,23 @@ class TrainJob:
                 step = manifest["result"]["best_step"] or steps[-1]
                 return require_whole(source.run, step, manifest["run_id"])
         return source.run.adapter
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to; losses are per label token."""
+
+    trainer: FtcliTrainer
+    """With the trained model, still in memory."""
+    steps: int
+    train_loss: float | None
+    first_eval_loss: float | None
+    eval_loss: float | None
+    best_step: int | None
+    tokens_per_second: float
+    training_seconds: float
+    trainable_parameters: int
+    peak_memory_bytes: int
 
 
 def starting_from(loaded: Loaded, init_from: OpenRun | None) -> Loaded:

@@ -22,9 +22,8 @@ from ftcli.runs.folder import RunFolder, runs_at
 from ftcli.training.opening import FREE_KEYS, weight_digests
 
 if TYPE_CHECKING:
-    from ftcli.training.job import TrainJob
+    from ftcli.training.job import TrainJob, TrainResult
     from ftcli.training.preflight import StepMemory
-    from ftcli.training.train import TrainResult
 
 # What may differ between two runs that are as fast as each other.
 SPEED_KEYS = FREE_KEYS | {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ftcli.shell import command
 from ftcli.training.building import build_trainer, save_trained
 from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback, init_trackers
 from ftcli.training.checkpoint import RECORDS, STATE, NotFiniteError
-from ftcli.training.job import TrainJob
+from ftcli.training.job import TrainJob, TrainResult
 from ftcli.training.plan.decide import lost_pulls
 from ftcli.training.preflight import MemoryMeter, StepMemory, check_longest
 from ftcli.training.resuming import require_room, resume_point
@@ -33,23 +32,6 @@ NO_MEMORY = (
     "one row is too much; stop what else runs on it and go on, or start over beside it (--fresh) "
     "with training.gradient_checkpointing: true, a lower data.max_length, or method.mode: qlora"
 )
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training came to; losses are per label token."""
-
-    trainer: FtcliTrainer
-    """With the trained model, still in memory."""
-    steps: int
-    train_loss: float | None
-    first_eval_loss: float | None
-    eval_loss: float | None
-    best_step: int | None
-    tokens_per_second: float
-    training_seconds: float
-    trainable_parameters: int
-    peak_memory_bytes: int
 
 
 class _NothingLeftError(Exception):

@@ -36,11 +36,10 @@ from ftcli.runs.metrics_log import Records
 from ftcli.runs.signals import StopSignals
 from ftcli.training.checkpoint import (
     RANDOM,
+    NotFiniteError,
     RandomState,
-    gradient_not_finite,
     page_states,
     random_state,
-    require_finite_loss,
     restore_random_state,
     save_checkpoint,
 )
@@ -48,6 +47,7 @@ from ftcli.training.collators import (
     Example,
     MicroBatch,
     OomRetry,
+    Rows,
     TrainingData,
     split_micro_batches,
     training_collator,
@@ -55,6 +55,7 @@ from ftcli.training.collators import (
 from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.plan import Plan
 
+ADVICE = "look at these rows, or lower training.learning_rate"
 # A step on a CPU uses all cores: reading ahead would only take time from it.
 READS_AHEAD = ("cuda",)
 
@@ -191,7 +192,7 @@ class FtcliTrainer(SFTTrainer):
                         self.accelerator.backward(loss * self.args.world_size, inputs=of)
                 losses.append(loss.detach())
         rows = [micro_batch.rows for micro_batch in micro_batches]
-        require_finite_loss(losses, rows, self.data.train, where)
+        _require_finite_loss(losses, rows, self.data.train, where)
         return self._sum_over_processes(torch.stack(losses).sum())
 
     def _sum_over_processes(self, figure: Tensor) -> Tensor:
@@ -224,7 +225,7 @@ class FtcliTrainer(SFTTrainer):
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             step = self.state.global_step
             rows = self.data.sampler[step]
-            raise gradient_not_finite(float(norm), rows, self.data.train, step + 1)
+            raise _gradient_not_finite(float(norm), rows, self.data.train, step + 1)
         return norm
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
@@ -283,7 +284,7 @@ class FtcliTrainer(SFTTrainer):
                 with self.compute_loss_context_manager():
                     losses, counts = row_losses(self.model, batch.inputs.to(self.args.device))
                 named = [[row] for row in batch.rows]
-                require_finite_loss(list(losses), named, rows, "a validation")
+                _require_finite_loss(list(losses), named, rows, "a validation")
                 total += losses.double().sum().item()
                 tokens += int(counts.sum())
             return total, tokens, min(count, len(order))
@@ -342,3 +343,30 @@ class FtcliTrainer(SFTTrainer):
         self.checkpoint_seconds = time.monotonic() - started
         self.run.update_manifest(saved_step=position.step)
         rotate(self.run, self.keep_checkpoints, self.state.best_global_step, position.step)
+
+
+def _require_finite_loss(
+    losses: Sequence[Tensor], batches: Sequence[Sequence[int]], rows: Rows, where: str
+) -> None:
+    """Raise NotFiniteError naming the rows of the batches with a NaN or infinite loss.
+
+    `losses` are scalars, one for each batch of row numbers.
+    """
+    if bool(torch.isfinite(torch.stack(list(losses))).all()):
+        return
+    bad = [i for i, loss in enumerate(losses) if not torch.isfinite(loss)]
+    found = losses[bad[0]].item()
+    named = rows.names(row for i in bad for row in batches[i])
+    raise NotFiniteError(
+        f"the loss became {found} in {where}, before any weight was changed, on {named}; {ADVICE}"
+    )
+
+
+def _gradient_not_finite(
+    norm: float, window: Sequence[int], rows: Rows, step: int
+) -> NotFiniteError:
+    """The error of a gradient with a NaN or infinite norm, naming the rows of its step."""
+    return NotFiniteError(
+        f"the gradient became {norm} in step {step}, before any weight was changed, on "
+        f"{rows.names(window)}; {ADVICE}"
+    )

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.cli import train as command
-from ftcli.cli.train import DryRun, Trained
+from ftcli.cli import train_recipe as command
+from ftcli.cli.train_recipe import DryRun, Trained
 from ftcli.config.loader import load_recipe
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape

@@ -14,8 +14,8 @@ from functools import cached_property, partial
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
+from ftcli.data.dataset import Assigned
 from ftcli.data.example import Example, Message, Origin, RejectedRow, RowError
-from ftcli.data.splits import Assigned
 from ftcli.data.templates import worker
 from ftcli.data.templates.render import Answer, ChatTemplate, Refused, Rendered, Span
 from ftcli.data.tokenizing.special_tokens import (

@@ -20,6 +20,7 @@ from ftcli.data.dataset import (
     NO_ROW,
     SPLITS,
     TRUNCATION_BUDGET,
+    Assigned,
     Dataset,
     LongestRow,
     RejectedRows,
@@ -36,7 +37,6 @@ from ftcli.data.example import Example, RejectedRow
 from ftcli.data.replay import Drawing, ReplayDraw, rows_wanted, warn_of_few_rows
 from ftcli.data.sources import read_examples
 from ftcli.data.splits import (
-    Assigned,
     Progress,
     SplitRows,
     files_of,

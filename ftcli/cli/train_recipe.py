@@ -1,0 +1,300 @@
+"""What `ftcli train` does: prepare the data, advise, plan, train, sample answers, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftcli.console import Reporter
+from ftcli.errors import FtcliError
+
+if TYPE_CHECKING:
+    from ftcli.config.loader import Loaded
+    from ftcli.config.recipe import Recipe
+    from ftcli.data.dataset import Dataset
+    from ftcli.evaluation.advice.prompting import Price
+    from ftcli.runs.folder import RunFolder
+    from ftcli.runs.signals import StopSignals
+    from ftcli.training.job import BaseModel, TrainJob
+    from ftcli.training.opening import OpenRun
+    from ftcli.training.plan.plan import Plan
+
+# Begins the name of the folder in which a fresh run is planned.
+TEMPORARY = ".tmp-dry-run-"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `ftcli train` ends with."""
+
+    run: RunFolder
+    report: dict[str, Any]
+    again: str | None = None
+    """The command that trains the same in a new folder, where the run was already finished."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"run_dir": str(self.run.path), "trained": self.again is None, **self.report}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A plan that is not carried out."""
+
+    recipe: Recipe
+    run: RunFolder
+    plan: Plan
+    library_names: Mapping[str, str]
+    """Our name of a decision → where it goes in the libraries."""
+    seconds: float | None = None
+    """Of the steps, where a run of the same recipe has measured it."""
+    price: Price | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        names = dict(self.library_names)
+        plan = self.plan.model_dump(mode="json")
+        found = {"run_dir": str(self.run.path), "plan": plan, "names": names}
+        return found | ({"price": self.price.as_json()} if self.price is not None else {})
+
+
+def train_recipe(
+    recipe: Path,
+    overrides: Sequence[str],
+    *,
+    fresh: bool,
+    init_from: Path | None,
+    reporter: Reporter,
+) -> Trained:
+    """Train, resume, or say that the run is finished. Raises FtcliError; Stopped on a signal.
+
+    `recipe` may be a run folder: that run resumes, or with `fresh` its recipe is trained again.
+    """
+    from ftcli.config.loader import load_recipe
+    from ftcli.evaluation.advice.advice import give_advice
+    from ftcli.evaluation.advice.row_statistics import PreparedRows
+    from ftcli.runs.folder import find_run
+    from ftcli.runs.signals import StopSignals
+    from ftcli.training.job import require_own_folder
+    from ftcli.training.opening import open_run
+    from ftcli.training.resuming import (
+        TrainCommands,
+        delete_leftovers,
+        early_end_in_words,
+        require_as_finished,
+        require_unchanged,
+        train_command,
+        warn_of_other_machine,
+    )
+
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
+    run = _choose_run(loaded, named, fresh=fresh or init_from is not None)
+    begun_from: str | None = (named or run).read_manifest().get("parent")
+    source = init_from or (Path(begun_from) if begun_from is not None else None)
+    again = train_command(recipe, overrides, source, fresh=True)
+    if run.state == "finished":
+        require_as_finished(run, loaded, again)
+        return Trained(run, run.read_manifest()["result"], again)
+    opened = open_run(source) if source is not None else None
+    with loaded.blame():
+        require_own_folder(run, loaded, opened)
+    stops = StopSignals(reporter.note)
+    commands = TrainCommands(
+        resume=train_command(run.path if named is not None else recipe, overrides),
+        begin=train_command(recipe, overrides, init_from, fresh=fresh),
+    )
+    with (
+        run.lock(),
+        loaded.blame(),
+        stops.caught(),
+        early_end_in_words(run, stops, commands),
+    ):
+        delete_leftovers(run)
+        loaded, model = open_recipe(loaded, opened)
+        for change in require_unchanged(run, loaded, model.renderer, again):
+            reporter.note(f"note: changed since the run began, and allowed: {change}")
+        warn_of_other_machine(run, model.hardware, reporter)
+        require_weights(model)
+        dataset = prepare_rows(loaded, model, run, reporter)
+        job = plan_job(loaded, model, dataset, run, opened)
+        give_advice(loaded, model.renderer, PreparedRows(run.data, dataset), reporter)
+        _train_and_report(job, stops, reporter)
+
+    from ftcli.models.device import free_memory
+
+    free_memory()  # nothing refers to the model and the optimizer's states any more
+    return Trained(run, run.read_manifest()["result"])
+
+
+def plan_recipe(
+    recipe: Path,
+    overrides: Sequence[str],
+    *,
+    init_from: Path | None,
+    reporter: Reporter,
+    fresh: bool = False,
+    price_per_hour: float | None = None,
+) -> DryRun:
+    """Prepare and plan, and go no further; with a price, time a few steps and calls.
+
+    A fresh run takes over nothing of an earlier one, and nothing of its plan stays on the disk.
+    """
+    from ftcli.cli.prepare import data_folder
+    from ftcli.config.loader import load_recipe
+    from ftcli.evaluation.advice.prompting import SHOTS, price_of
+    from ftcli.runs.folder import find_run, free_folder
+    from ftcli.training.job import require_own_folder
+    from ftcli.training.opening import open_run
+    from ftcli.training.run_record import known_seconds
+
+    loaded, named = load_recipe(recipe, overrides), find_run(recipe)
+    with loaded.blame():
+        opened = open_run(init_from) if init_from is not None else None
+        new = fresh or opened is not None
+        loaded, model = open_recipe(loaded, opened)
+        run = free_folder(loaded.output) if new else data_folder(loaded, model.renderer, named)
+        require_own_folder(run, loaded, opened)
+        with _planned_in(run, temporary=new) as folder:
+            dataset = prepare_rows(loaded, model, folder, reporter, stays=not new)
+            job = plan_job(loaded, model, dataset, folder, opened)
+            price = None
+            if price_per_hour is not None:
+                price = price_of(job, loaded, price_per_hour, SHOTS, reporter)
+
+    from ftcli.models import methods
+    from ftcli.training import building
+
+    names = {**methods.THEIR_NAMES, **building.THEIR_NAMES}
+    return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), price)
+
+
+def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:
+    """The run that was named, or the newest of the recipe, or a new folder."""
+    from ftcli.runs.folder import free_folder, runs_at
+
+    if fresh:
+        return free_folder(loaded.output)
+    if named is not None:
+        return named
+    runs = runs_at(loaded.output)
+    return runs[-1] if runs else free_folder(loaded.output)
+
+
+def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, BaseModel]:
+    """The recipe with the base it starts from, and that base; no weights are loaded.
+
+    Raises FtcliError for all that can be known before a row is read.
+    """
+    from ftcli.cli.prepare import require_rows
+    from ftcli.evaluation.scoring import require_scored_files
+    from ftcli.training.job import open_model, require_trackers, starting_from
+    from ftcli.training.plan.decide import require_hold
+
+    require_trackers(loaded.recipe)
+    require_scored_files(loaded)
+    require_hold(loaded.recipe)
+    require_rows(loaded)
+    loaded = starting_from(loaded, init_from)
+    return loaded, open_model(loaded)
+
+
+def require_weights(model: BaseModel) -> str:
+    """What is there, in words; raises ModelError where weights are missing.
+
+    transformers would begin with random ones.
+    """
+    from ftcli.models import base_files
+
+    return base_files.require_weights(model.source, model.revision, model.shape)
+
+
+@contextmanager
+def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
+    """Where the rows of a plan are prepared: in the run, or in a folder that does not stay."""
+    from ftcli.training.job import temporary_run
+
+    if temporary:
+        with temporary_run(run.path, TEMPORARY) as folder:
+            yield folder
+        return
+    with run.lock():
+        yield run
+
+
+def prepare_rows(
+    loaded: Loaded, model: BaseModel, run: RunFolder, reporter: Reporter, *, stays: bool = True
+) -> Dataset:
+    """The recipe's rows in the run's data folder; says which were rejected. Raises DataError."""
+    from ftcli.cli.prepare import rejected_rows
+    from ftcli.data.dataset import load_dataset
+    from ftcli.data.tokenizing.tokenize import prepare
+    from ftcli.inference.endings import require_ends
+
+    try:
+        before = load_dataset(run.data)
+    except FtcliError:  # `prepare` says so
+        before = None
+    dataset = prepare(loaded, model.renderer, run.data, reporter)
+    require_ends(run.data, dataset, model.renderer)
+    # An earlier command has said it of the same rows.
+    is_news = before is None or before.fingerprint != dataset.fingerprint
+    if dataset.problems and is_news:
+        used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
+        reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
+    return dataset
+
+
+def plan_job(
+    loaded: Loaded,
+    model: BaseModel,
+    dataset: Dataset,
+    run: RunFolder,
+    init_from: OpenRun | None = None,
+) -> TrainJob:
+    """Decide what the recipe leaves open; raises MachineError and UsageError."""
+    from ftcli.config.loader import resolved
+    from ftcli.training.job import TrainJob
+    from ftcli.training.plan.decide import make_plan
+    from ftcli.training.plan.plan import RowStatistics
+
+    recipe = _as_begun(loaded.recipe, run)
+    plan = make_plan(recipe, model.shape, RowStatistics.of(dataset), model.hardware)
+    return TrainJob(resolved(loaded), loaded.path, model, dataset, plan, run, init_from)
+
+
+def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
+    """What was planned when the run began stays, whatever memory is free today.
+
+    Rows at once may be set again: they shape no gradient. Raises FtcliError where plan.json is
+    gone.
+    """
+    if not run.read_manifest():
+        return recipe
+    from ftcli.training.plan.plan import Plan
+
+    begun = Plan.read(run.plan).training
+    kept: dict[str, object] = {
+        "precision": begun.precision,
+        "optimizer": begun.optimizer,
+        "gradient_checkpointing": begun.gradient_checkpointing,
+    }
+    if isinstance(recipe.training.packing, bool | str):
+        kept["packing"] = begun.packing
+    if recipe.training.micro_batch_size == "auto":
+        kept["micro_batch_size"] = begun.micro_batch_size
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=kept)})
+
+
+def _train_and_report(job: TrainJob, stops: StopSignals, reporter: Reporter) -> None:
+    from ftcli.inference.endings import measure_stop_rate
+    from ftcli.report.page import report_or_say
+    from ftcli.training.run_record import finish_run
+    from ftcli.training.train import train as train_job
+
+    started = time.monotonic()
+    trained = train_job(job, stops, reporter)
+    stop_rate = measure_stop_rate(trained.trainer, job, reporter)
+    finish_run(job, trained, asdict(stop_rate), time.monotonic() - started)
+    report_or_say(job.run, reporter)
