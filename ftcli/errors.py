@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ftcli.shell import shown_source
+
 
 class FtcliError(Exception):
     """Something the user can mend: what is wrong, where, what was found, what to do.
@@ -94,6 +96,7 @@ def place(file: str | None, line: int | None) -> str:
     """`shop.yaml:4: `, `shop.yaml: ` or nothing."""
     if file is None:
         return ""
+    file = shown_source(file)
     return f"{file}:{line}: " if line is not None else f"{file}: "
 
 

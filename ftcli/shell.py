@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,11 @@ def shown_path(path: Path) -> str:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def shown_source(source: str) -> str:
+    """The same of an absolute path; a hub id, a flag or another word stays as it is."""
+    return shown_path(Path(source)) if os.path.isabs(source) else source
 
 
 def command(*words: str | Path) -> str:

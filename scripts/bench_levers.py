@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from ftcli.config.loader import load_recipe, resolved
+from ftcli.config.loader import load_recipe
 from ftcli.console import Terminal
 from ftcli.data.tokenizing.prefix_tree import build_prefix_tree
 from ftcli.data.tokenizing.rendering import IGNORED
@@ -112,7 +112,7 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
     run = RunFolder(work / "run")
     prepared = prepare(loaded, model.renderer, run.data, Terminal())
     plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
-    job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+    job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)
     trainer.model.train()
     return trainer

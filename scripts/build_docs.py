@@ -82,7 +82,11 @@ def _help(name: str) -> str:
 
 
 def _recipe() -> str:
-    parts = [f"{NOTE}# Recipe keys\n\nPaths are relative to the recipe.\n"]
+    paths = (
+        "Paths in a recipe start at its folder, those of `--set` at the working directory; `~` is "
+        "expanded."
+    )
+    parts = [f"{NOTE}# Recipe keys\n\n{paths}\n"]
     for section in Recipe.model_fields:
         parts.append(f"## {section}\n")
         for line in key_lines(section):

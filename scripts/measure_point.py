@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ftcli.config.loader import Loaded, load_recipe, resolved
+from ftcli.config.loader import Loaded, load_recipe
 from ftcli.console import Terminal
 from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.errors import MachineError
@@ -54,7 +54,7 @@ def _train(loaded: Loaded, run: RunFolder) -> tuple[int, StepMemory]:
     hardware = replace(model.hardware, free_bytes=NO_LIMIT_BYTES)
     plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), hardware)
     memory = StepMemory(MemoryMeter(hardware))
-    job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+    job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)
     trainer.add_callback(memory)
     trainer.train()

@@ -266,8 +266,11 @@ def rows_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def write_recipe(tmp_path: Path, tiny_model: Path, rows_file: Path) -> Callable[..., Path]:
-    """Write a small recipe; keyword arguments replace whole sections."""
+def write_recipe(
+    tmp_path: Path, tiny_model: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Write a small recipe where the test stands; keyword arguments replace whole sections."""
+    monkeypatch.chdir(tmp_path)
 
     def write(name: str = "tiny", **sections: Any) -> Path:
         return save_recipe(tmp_path, tiny_model, name, **sections)

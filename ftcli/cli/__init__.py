@@ -20,6 +20,7 @@ from ftcli.errors import FtcliError, MachineError
 from ftcli.kernels.cpu import skip_final_gc, start_gc_tuning
 from ftcli.redact import masked
 from ftcli.runs.atomic import is_full
+from ftcli.shell import shown_source
 
 P = ParamSpec("P")
 
@@ -158,6 +159,6 @@ def _failed(
 ) -> int:
     say(message)
     if as_json:
-        place = {"file": file and masked(file), "line": line}
+        place = {"file": file and masked(shown_source(file)), "line": line}
         result_json({"error": {"code": code, "message": masked(message), **place}})
     return exit_code

@@ -12,6 +12,7 @@ import typer
 from ftcli.cli import options
 from ftcli.console import Reporter, Terminal, colours, result, result_json, shown_path, wrapped
 from ftcli.errors import UsageError
+from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
@@ -135,7 +136,7 @@ def prepare_recipe(
     price_per_hour: float | None,
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
-    from ftcli.config.loader import load_recipe, resolved
+    from ftcli.config.loader import load_recipe
     from ftcli.evaluation.advice.advice import give_advice, with_probe
     from ftcli.evaluation.advice.prompting import price_of
     from ftcli.evaluation.advice.row_statistics import PreparedRows
@@ -176,14 +177,15 @@ def prepare_recipe(
             require_trackers(loaded.recipe)
             model = open_model(loaded)
             plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
-            job = TrainJob(resolved(loaded), loaded.path, model, prepared, plan, run)
+            job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
             price = price_of(job, loaded, price_per_hour, shots, reporter)
     return PrepareResult(loaded, prepared, run.data, shown, advice, price)
 
 
 def require_rows(loaded: Loaded) -> None:
     """Raise DataError for a missing file of rows, while nothing heavy is imported."""
-    from ftcli.data.sources import data_suffix, read_rows
+    from ftcli.config.section import data_suffix
+    from ftcli.data.sources import read_rows
     from ftcli.data.splits import files_of
 
     for source in files_of(loaded.recipe.data).values():
@@ -218,7 +220,7 @@ def _replayed(prepared: Dataset) -> dict[str, Any]:
     return {
         "replay_rows": found.rows,
         "replay_tokens": found.tokens,
-        "replay_source": found.source,
+        "replay_source": shown_source(found.source),
     }
 
 
@@ -235,9 +237,9 @@ def _replay_line(prepared: Dataset) -> Iterator[str]:
     left = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)
     cut = f"; {found.texts_cut} texts cut to {prepared.max_length}" if found.texts_cut else ""
     yield (
-        f"  replay      {found.rows} rows from {found.source}: {found.rows / every.rows:.0%} of "
-        f"the rows, {found.trained_tokens / every.trained_tokens:.0%} of the tokens trained on"
-        f"{cut}{left}"
+        f"  replay      {found.rows} rows from {shown_source(found.source)}: "
+        f"{found.rows / every.rows:.0%} of the rows, "
+        f"{found.trained_tokens / every.trained_tokens:.0%} of the tokens trained on{cut}{left}"
     )
 
 
@@ -251,7 +253,7 @@ def _summary(result: PrepareResult) -> list[str]:
         for name, counts in (("validation", p.validation), ("test", p.test))
         if counts.rows
     )
-    files = " + ".join(sources_of(result.loaded.recipe.data).values())
+    files = " + ".join(map(shown_source, sources_of(result.loaded.recipe.data).values()))
     lines = [f"{files}: {p.rows_read} rows → {p.train.rows} train{held}"]
     if p.problems:
         lines.append(f"  rejected    {p.rows_rejected}   {rejected_rows(p, result.folder)}")

@@ -254,14 +254,13 @@ def plan_job(
     init_from: OpenRun | None = None,
 ) -> TrainJob:
     """Decide what the recipe leaves open; raises MachineError and UsageError."""
-    from ftcli.config.loader import resolved
     from ftcli.training.job import TrainJob
     from ftcli.training.plan.decide import make_plan
     from ftcli.training.plan.plan import RowStatistics
 
     recipe = _as_begun(loaded.recipe, run)
     plan = make_plan(recipe, model.shape, RowStatistics.of(dataset), model.hardware)
-    return TrainJob(resolved(loaded), loaded.path, model, dataset, plan, run, init_from)
+    return TrainJob(loaded.recipe, loaded.path, model, dataset, plan, run, init_from)
 
 
 def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ftcli.config.answer_schema import SchemaFaultError, schema_validator
-from ftcli.config.section import CountFromZero, PositiveCount, Section, require_regex
+from ftcli.config.section import CountFromZero, PathKind, PositiveCount, Section, require_regex
 
 # Where an answer's tables come from when no file holds them.
 PROMPT = "prompt"
@@ -103,6 +102,8 @@ class RegexFormat(AnyForm):
         return value
 
 
+SchemaOrFile = Annotated[str | dict[str, JsonValue] | None, PathKind("file", code="answer_schema")]
+
 with warnings.catch_warnings():
     # `schema` is a method of pydantic's first version, which nothing here calls.
     warnings.filterwarnings("ignore", message='Field name "schema"')
@@ -113,7 +114,7 @@ with warnings.catch_warnings():
         type: Literal["json"]
         keys: list[str] = []
         """With type json: exactly these keys, in any order; empty: any object."""
-        schema: str | dict[str, JsonValue] | None = None  # type: ignore[assignment]
+        schema: SchemaOrFile = None  # type: ignore[assignment]
         """With type json: a JSON Schema, as a file or written out, of draft 2020-12 or that of its
         `$schema`."""
 
@@ -146,7 +147,7 @@ class SqlFormat(AnyForm):
     type: Literal["sql"]
     dialect: Dialect = "sqlite"
     """With type sql: how the query is spelt."""
-    table: str | None = None
+    table: Annotated[str | None, PathKind("file", words=(PROMPT,), code="answer_table")] = None
     """With type sql: rows to run the queries on, as csv, jsonl, json, parquet or an SQLite file; or
     the word prompt: the CREATE TABLE of each prompt, with rows made for it."""
     table_name: str = TABLE_NAME
@@ -167,14 +168,3 @@ class SqlFormat(AnyForm):
 AnswerFormat = Annotated[
     RegexFormat | JsonFormat | TextFormat | SqlFormat, Field(discriminator="type")
 ]
-
-
-def with_paths(wanted: AnswerFormat | None, moved: Callable[[str], str]) -> AnswerFormat | None:
-    """The same form, with every path that it names moved."""
-    match wanted:
-        case JsonFormat(schema=str(path)):
-            return wanted.model_copy(update={"schema": moved(path)})
-        case SqlFormat(table=str(path)) if path != PROMPT:
-            return wanted.model_copy(update={"table": moved(path)})
-        case _:
-            return wanted

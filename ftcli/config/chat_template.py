@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.errors import DataError, did_you_mean
+from ftcli.shell import shown_source
 
 ENDS: dict[str, str | None] = {
     "chatml": "<|im_end|>",
@@ -64,11 +65,11 @@ def _is_inline(value: str) -> bool:
 def _from_file(value: str, base: Path) -> Template:
     file = base / value
     if not os.path.isfile(file):
-        near = [path.name for path in base.glob("*.jinja")]
+        near = [path.name for path in file.parent.glob("*.jinja")]
         raise DataError(
             "template_missing",
-            f"{value!r} is no template's name ({', '.join(ENDS)}), no file here, and no Jinja text "
-            f"either{did_you_mean(value, [*ENDS, *near])}",
+            f"{shown_source(value)!r} is no template's name ({', '.join(ENDS)}), no file, and no "
+            f"Jinja text either{did_you_mean(file.name, [*ENDS, *near])}",
         )
     try:
         return Template(file.read_text(encoding="utf-8"), file=file)

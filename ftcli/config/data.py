@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from ftcli.config.section import PositiveCount, Rate, Section
+from ftcli.config.chat_template import ENDS
+from ftcli.config.section import PathKind, PositiveCount, Rate, Section
 
 # YAML reads 1e-1 as a text.
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
@@ -28,7 +29,7 @@ def _share_count_or_file(value: object) -> object:
     return value
 
 
-HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
+HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file), PathKind("data")]
 
 
 # The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the share at
@@ -39,7 +40,7 @@ BUILTIN, BUILTIN_SHARE = "builtin", 0.1
 class Replay(Section):
     """General rows mixed into the task's, so that the model keeps what it could do before."""
 
-    source: str
+    source: Annotated[str, PathKind("data", words=(BUILTIN,))]
     """Rows to draw from: `builtin`, a file in any format that is recognised by its columns, plain
     text too, or a hub dataset id."""
     share: Rate = 0.15
@@ -62,7 +63,7 @@ ReplayOrSource = Annotated[
 class Data(Section):
     """Where the rows are and what to make of them."""
 
-    train: str
+    train: Annotated[str, PathKind("data")]
     """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
     format: Literal["auto", "pairs", "messages", "sharegpt", "alpaca", "text", "columns"] = "auto"
     """Shape of a row; auto recognises it by the columns."""
@@ -92,7 +93,7 @@ class Data(Section):
     """Go on when more than 1% of the answer tokens are lost to `max_length`."""
     allow_leaks: bool = False
     """Go on when a prompt of a validation or test file is trained on, or held out twice."""
-    template: str | None = None
+    template: Annotated[str | None, PathKind("template", words=tuple(ENDS))] = None
     """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
     file, or the Jinja text itself; none: the model's, or plain where it has none."""
     template_kwargs: dict[str, str | bool | int | float] = {}

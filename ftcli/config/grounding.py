@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import field_validator
 
-from ftcli.config.section import Positive, PositiveCount, Section, require_regex
+from ftcli.config.section import PathKind, Positive, PositiveCount, Section, require_regex
 
 # Snowball's stemmers (snowballstemmer.algorithms()).
 Language = Literal[
@@ -56,12 +55,12 @@ class Grounding(Section):
     """Keys of facts that need not be mentioned, as Category."""
     allowed: list[str] = []
     """Words and phrases that are never marked, such as the shop's own name."""
-    banned: list[str] | str = []
+    banned: Annotated[list[str] | str, PathKind("file", code="banned_phrases")] = []
     """Phrases that no answer may have, or a .txt file with one a line."""
-    model: str | None = None
+    model: Annotated[str | None, PathKind("model")] = None
     """Hub id or folder of a token classifier that marks unsupported spans, such as
     KRLabsOrg/lettucedect-base-modernbert-en-v1; none: words alone are compared."""
-    labels: str | None = None
+    labels: Annotated[str | None, PathKind("file", code="labels")] = None
     """Your labels of answers, by which the detector's agreement is measured: JSON lines of
     `prompt`, `answer`, `supported`."""
 
@@ -99,7 +98,7 @@ class Judge(Section):
     """The model's name there."""
     rubric: str = "An answer is supported if the facts state or directly imply all that it claims."
     """What the judge is to check, in plain words."""
-    labels: str | None = None
+    labels: Annotated[str | None, PathKind("file", code="labels")] = None
     """Your labels of answers, by which the judge's agreement is measured: JSON lines of `prompt`,
     `answer`, `supported`."""
     pairwise: bool = False
@@ -117,25 +116,3 @@ class Judge(Section):
         if not re.match(r"https?://[^\s/]+", value):
             raise ValueError(f"{value!r} is not an http or https URL")
         return value
-
-
-def with_files(wanted: Grounding | None, moved: Callable[[str], str]) -> Grounding | None:
-    """The same, with the paths of its files moved."""
-    if wanted is None:
-        return None
-    changed: dict[str, str] = {}
-    if isinstance(wanted.banned, str):
-        changed["banned"] = moved(wanted.banned)
-    changed |= {
-        name: moved(value)
-        for name in ("model", "labels")
-        if (value := getattr(wanted, name)) is not None
-    }
-    return wanted.model_copy(update=changed)
-
-
-def with_labels(wanted: Judge | None, moved: Callable[[str], str]) -> Judge | None:
-    """The same, with the path of its labels moved."""
-    if wanted is None or wanted.labels is None:
-        return wanted
-    return wanted.model_copy(update={"labels": moved(wanted.labels)})

@@ -14,15 +14,11 @@ import yaml
 from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
-from ftcli.config.answer_format import with_paths
-from ftcli.config.chat_template import names_file
-from ftcli.config.data import BUILTIN
-from ftcli.config.evaluation import file_names
-from ftcli.config.grounding import with_files, with_labels
 from ftcli.config.nodes import Found, compose, in_order, override_value
 from ftcli.config.other_tools import known_file
 from ftcli.config.recipe import Recipe
 from ftcli.config.secrecy import secrets_of
+from ftcli.config.section import NamedPath, absolute, paths_of, with_paths
 from ftcli.config.wording import as_yaml, problems_of
 from ftcli.errors import DataError, FtcliError, Problem, RecipeError, UsageError, did_you_mean
 from ftcli.runs.folder import find_run, run_above
@@ -59,26 +55,11 @@ KEY_AT_FAULT = {
     "hold": "training.hold.strength",
 }
 
-PATH_KEYS = {
-    "model.id",
-    "data.train",
-    "data.validation",
-    "data.test",
-    "data.replay.source",
-    "data.template",
-    "eval.format.schema",
-    "eval.format.table",
-    "eval.grounding.banned",
-    "eval.grounding.labels",
-    "eval.grounding.model",
-    "eval.judge.labels",
-    "output",
-}
-
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe and the file it came from; its relative paths start at `base`."""
+    """A recipe, and the file and the flags that it came from; relative paths of the file start at
+    `base`."""
 
     recipe: Recipe
     path: Path
@@ -112,9 +93,7 @@ class Loaded:
     @property
     def output(self) -> Path:
         """Folder of the run."""
-        path = self.base / (self.recipe.output or f"runs/{self.recipe.name}")
-        # `recipes/../runs/x` is read by people as `runs/x`.
-        return Path(os.path.normpath(path))
+        return self.recipe.run_dir
 
     def shown_path(self) -> str:
         """The recipe's path as the user would type it."""
@@ -124,9 +103,8 @@ class Loaded:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
-    `path` may be the folder of a run: its recipe is meant then. Raises UsageError for a missing
-    recipe, and DataError for a missing file of `eval` that `--set` names: it is looked for in the
-    working directory, then in the recipe's folder.
+    `path` may be the folder of a run: its recipe is meant then. Paths of the file start at its own
+    folder, those of `--set` at the working directory; in the Recipe all are absolute.
     """
     if (run := find_run(path)) is not None:
         path = path / run.recipe.name
@@ -146,116 +124,58 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         raise RecipeError(in_order(found.problems)) from error
     if found.problems:
         raise RecipeError(in_order(found.problems))
-    recipe = _files_of_flags(recipe, path.absolute().parent, found)
     lines = {".".join(key): line for key, line in found.lines.items()}
-    return Loaded(recipe, path, path.absolute().parent, tuple(overrides), lines)
+    base = path.absolute().parent
+    recipe = with_absolute_paths(recipe, base, found)
+    return Loaded(recipe, path, base, tuple(overrides), lines)
 
 
-def _files_of_flags(recipe: Recipe, base: Path, found: Found) -> Recipe:
-    """The recipe with the files that `--set` names in `eval`, as seen from where the user stands,
-    and so with the folder of a detector.
+def with_absolute_paths(recipe: Recipe, base: Path, found: Found | None = None) -> Recipe:
+    """The recipe with absolute paths, and its run folder named."""
 
-    `ftcli eval RUN` reads the recipe of the run folder, beside which no user's file lies.
-    """
-    here, of_flags = Path.cwd(), set()
-    for named in file_names(recipe.eval):
-        flag = found.flag_of(tuple(named.key.split(".")))
-        if flag is None:
-            continue
-        if (here / named.name).is_file():
-            of_flags.add(named.name)
-        elif not (base / named.name).is_file():
-            places = dict.fromkeys(str(folder) for folder in (here, base))
-            message = f"{named.key}: no such file; looked for in {' and in '.join(places)}"
-            raise DataError(named.code, message, file=flag)
-    detector = recipe.eval.grounding.model if recipe.eval.grounding is not None else None
-    of_flag = found.flag_of(("eval", "grounding", "model")) is not None
-    # A hub id is no folder here, and stays.
-    if detector is not None and of_flag and (here / detector).is_dir():
-        of_flags.add(detector)
-    if not of_flags:
-        return recipe
+    def resolve(named: NamedPath) -> str:
+        key = tuple(named.key.split("."))
+        of_flag = found is not None and found.flag_of(key) is not None
+        return absolute(named, Path.cwd() if of_flag else base)
 
-    def seen_from_here(name: str) -> str:
-        return str(here / name) if name in of_flags else name
-
-    changed = {
-        "format": with_paths(recipe.eval.format, seen_from_here),
-        "grounding": with_files(recipe.eval.grounding, seen_from_here),
-        "judge": with_labels(recipe.eval.judge, seen_from_here),
-    }
-    return recipe.model_copy(update={"eval": recipe.eval.model_copy(update=changed)})
+    output = recipe.output or os.path.join(base, "runs", recipe.name)
+    return with_paths(recipe.model_copy(update={"output": output}), resolve)
 
 
-def resolved(loaded: Loaded) -> Recipe:
-    """The same recipe with paths that hold wherever it is put: for the run folder."""
-
-    def fixed(path: str) -> str:
-        local = loaded.base / path
-        return str(local) if local.exists() else path
-
-    recipe = loaded.recipe
-    fixed_paths: dict[str, object] = {
-        key: fixed(value)
-        for key, value in (("validation", recipe.data.validation), ("test", recipe.data.test))
-        if isinstance(value, str)
-    }
-    if (replay := recipe.data.replay) is not None and replay.source != BUILTIN:
-        fixed_paths["replay"] = replay.model_copy(update={"source": fixed(replay.source)})
-    template = recipe.data.template
-    if template is not None and names_file(template, loaded.base):
-        fixed_paths["template"] = fixed(template)
-    return recipe.model_copy(
-        update={
-            "model": recipe.model.model_copy(update={"id": fixed(recipe.model.id)}),
-            "data": recipe.data.model_copy(
-                update={"train": fixed(recipe.data.train), **fixed_paths}
-            ),
-            "eval": recipe.eval.model_copy(
-                update={
-                    "format": with_paths(recipe.eval.format, fixed),
-                    "grounding": with_files(recipe.eval.grounding, fixed),
-                    "judge": with_labels(recipe.eval.judge, fixed),
-                }
-            ),
-            "output": str(loaded.output),
-        }
-    )
-
-
-def differences(old: Recipe, new: Recipe, ignored: Set[str], base: Path = Path()) -> list[str]:
+def differences(old: Recipe, new: Recipe, ignored: Set[str]) -> list[str]:
     """`training.epochs: 3 → 5`, for every key that differs and is not ignored.
 
-    A path is the same however it is spelt; those of `new` start at `base`.
+    Two paths that lead to the same place are equal.
     """
-    before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
-    keys = [
-        key
-        for key in {**before, **after}
-        if before.get(key) != after.get(key)
-        and not (key in PATH_KEYS and _same_place(before.get(key), after.get(key), base))
-    ]
+    before, after = (flat(with_paths(each, _real).model_dump(mode="json")) for each in (old, new))
+    paths = {named.key for named in paths_of(old)}
     return [
         f"{key}: {as_yaml(before.get(key))} → {as_yaml(after.get(key))}"
-        for key in keys
-        if not any(key == name or key.startswith(f"{name}.") for name in ignored)
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+        and not (key in paths and _is_gone(before[key], after.get(key)))
+        and not any(key == name or key.startswith(f"{name}.") for name in ignored)
     ]
 
 
-def _same_place(old: object, new: object, base: Path) -> bool:
-    """Whether two paths lead to one place; `old` was recorded whole, or is no path."""
-    if not (isinstance(old, str) and isinstance(new, str)):
+def _real(named: NamedPath) -> str:
+    return os.path.realpath(named.value) if os.path.isabs(named.value) else named.value
+
+
+def _is_gone(path: str, asked: object) -> bool:
+    """Whether a path leads nowhere any more, so that the recipe's word for it may be a hub id."""
+    if not isinstance(asked, str) or os.path.isabs(asked) or os.path.exists(path):
         return False
-    recorded, asked = os.path.expanduser(old), os.path.expanduser(new)
-    return os.path.isabs(recorded) and os.path.realpath(recorded) == os.path.realpath(base / asked)
+    return path.endswith(os.sep + os.path.normpath(asked))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key → value."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
 
 
 class _Dumper(yaml.SafeDumper):

@@ -7,6 +7,7 @@ and never edit; where a default depends on the model, the data or the machine, i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ from ftcli.config.method import (
     Qlora,
     holds_4_bits,
 )
-from ftcli.config.section import Section
+from ftcli.config.section import PathKind, Section
 from ftcli.config.training import Hold, Training
 
 __all__ = [
@@ -68,7 +69,7 @@ Device = Literal["auto", "cpu"]
 class Model(Section):
     """The base model."""
 
-    id: str
+    id: Annotated[str, PathKind("model")]
     """Hub id, local folder, or an alias such as `smollm2-135m`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; none: its main branch."""
@@ -96,5 +97,10 @@ class Recipe(Section):
     training: Training = Training()
     generation: Generation = Generation()
     eval: Evaluation = Evaluation()
-    output: str | None = None
+    output: Annotated[str | None, PathKind("folder")] = None
     """Run folder, relative to the recipe; none: `runs/<name>`."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder; absolute in a recipe that was loaded."""
+        return Path(self.output or f"runs/{self.name}")

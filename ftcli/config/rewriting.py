@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import reduce
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ftcli.config.chat_template import names_file
-from ftcli.config.loader import Loaded
+from ftcli.config.loader import Loaded, flat, with_absolute_paths
 from ftcli.config.nodes import Found, compose
 from ftcli.config.recipe import METHOD_CLASSES, Recipe
+from ftcli.config.section import NamedPath, absolute, paths_of
 from ftcli.errors import RecipeError, UsageError
 
 Settings = Mapping[str, Any]
@@ -44,39 +45,45 @@ def overridden(loaded: Loaded) -> dict[str, Any]:
     return {key: reduce(lambda value, part: value[part], key.split("."), values) for key in keys}
 
 
-def moved(recipe: Recipe, old: Path, new: Path) -> dict[str, Any]:
-    """The recipe's relative paths, where they change with the folder it stands in."""
-    template = recipe.data.template
-    paths = {
-        "model.id": recipe.model.id,
-        "data.train": recipe.data.train,
-        "data.validation": recipe.data.validation,
-        "data.test": recipe.data.test,
-        "data.template": template if template and names_file(template, old) else None,
-    }
-    there = {
-        key: path
-        for key, path in paths.items()
-        if isinstance(path, str) and not os.path.isabs(path) and os.path.exists(old / path)
-    }
-    if recipe.output is not None and not os.path.isabs(recipe.output):
-        there["output"] = recipe.output
-    if os.path.realpath(old) == os.path.realpath(new):
-        return {}
-    return {key: os.path.relpath(old / path, new) for key, path in there.items()}
+def relocated(text: str, settings: Settings, wanted: Recipe, new: Path) -> dict[str, Any]:
+    """The settings, and those relative paths of the text that change in the folder `new`.
+
+    `wanted` is the changed recipe as it was loaded; a path in `settings` becomes relative.
+    """
+    written = flat(compose(text.encode(), Found("")))
+    paths: dict[str, str | None] = {}
+    for named in paths_of(wanted):
+        if not os.path.isabs(named.value):
+            continue  # a hub id
+        before = written.get(named.key)
+        stays = isinstance(before, str) and _leads_to(before, named, new)
+        given = any(f"{named.key}.".startswith(f"{key}.") for key in settings)
+        if given or (before is not None and not stays):
+            paths[named.key] = before if stays else _relative(named, new)
+    return {**settings, **paths}
 
 
-def rewritten(text: str, settings: Settings, wanted: Recipe) -> str:
+def _leads_to(path: str, named: NamedPath, folder: Path) -> bool:
+    return absolute(replace(named, value=path), folder) == named.value
+
+
+def _relative(named: NamedPath, new: Path) -> str:
+    path = os.path.relpath(named.value, new)
+    return path if _leads_to(path, named, new) else os.path.join(os.curdir, path)
+
+
+def rewritten(text: str, settings: Settings, wanted: Recipe, new: Path) -> str:
     """The recipe's text with these keys; all other lines stay as they are.
 
-    `wanted` is the recipe that the text then holds: nothing else is ever returned.
+    `wanted` is the recipe that the text then holds in the folder `new`: nothing else is ever
+    returned.
     """
     unix = text.replace("\r\n", "\n")
     before = _dumped(unix, {})
     after = _dumped(unix, {key: _written(value) for key, value in settings.items()})
     # Changed lines stand as ruamel indents, which may not suit the lines of a mixed recipe.
     for candidate in (_patched(unix, before, after), after):
-        if _reads_back(candidate, wanted):
+        if _reads_back(candidate, wanted, new):
             return candidate.replace("\n", "\r\n") if unix != text else candidate
     raise AssertionError(f"the changed recipe does not read back:\n{after}")
 
@@ -127,11 +134,15 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
 
 
-def _reads_back(text: str, wanted: Recipe) -> bool:
+def _reads_back(text: str, wanted: Recipe, new: Path) -> bool:
     try:
-        return Recipe.model_validate(compose(text.encode(), Found(""))) == wanted
+        found = Recipe.model_validate(compose(text.encode(), Found("")))
     except (RecipeError, ValidationError):
         return False
+    if found.output is None:
+        wanted = wanted.model_copy(update={"output": None})
+        return with_absolute_paths(found, new).model_copy(update={"output": None}) == wanted
+    return with_absolute_paths(found, new) == wanted
 
 
 def _round_trip() -> Any:

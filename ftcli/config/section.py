@@ -1,9 +1,17 @@
-"""What every section of a recipe is made of: numbers with their limits, and the base class."""
+"""What every section of a recipe is made of: numbers with limits, and paths.
+
+A path is relative to the recipe's folder as written, absolute once the recipe is loaded. Fields
+that hold one are marked with a `PathKind`.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -43,3 +51,114 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+DATA_SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+@dataclass(frozen=True)
+class PathKind:
+    """Marks a field whose text is a path, and says what else the text may be."""
+
+    kind: Literal["file", "model", "data", "template", "folder"]
+    """`model` and `data` may be hub ids, `template` a name or the Jinja text itself."""
+    words: tuple[str, ...] = ()
+    """Words with a meaning of their own, which are no paths."""
+    code: str | None = None
+    """Of the error where the file is missing."""
+
+
+@dataclass(frozen=True)
+class NamedPath:
+    """A path of a recipe."""
+
+    key: str
+    """Such as `data.train`."""
+    value: str
+    kind: PathKind
+
+
+def paths_of(section: Section, prefix: str = "") -> Iterator[NamedPath]:
+    """Every text of a section and those below it that may be a path."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from paths_of(value, f"{prefix}{name}.")
+        kind = next((mark for mark in field.metadata if isinstance(mark, PathKind)), None)
+        if kind is not None and isinstance(value, str) and value and value not in kind.words:
+            yield NamedPath(f"{prefix}{name}", value, kind)
+
+
+def files_of(section: Section) -> list[Path]:
+    """The files that a section names, where it can name nothing but files."""
+    return [Path(named.value) for named in paths_of(section) if named.kind.kind == "file"]
+
+
+def with_paths(section: SectionT, change: Callable[[NamedPath], str], prefix: str = "") -> SectionT:
+    """The same section, with `change` applied to every path in it."""
+    updates: dict[str, object] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            changed: object = with_paths(value, change, f"{prefix}{name}.")
+            if changed != value:
+                updates[name] = changed
+    own = (named for named in paths_of(section, prefix) if "." not in named.key[len(prefix) :])
+    for named in own:
+        if (path := change(named)) != named.value:
+            updates[named.key[len(prefix) :]] = path
+    return section.model_copy(update=updates) if updates else section
+
+
+def absolute(named: NamedPath, base: Path) -> str:
+    """The path as absolute and normalised, `~` expanded; a hub id or a template stays as it is."""
+    value = named.value
+    local = _normalised(os.path.join(base, os.path.expanduser(value)))
+    # `owner/name` is a path where there is a folder of the owner's name.
+    below = "/" in value and os.path.isdir(base / value.partition("/")[0])
+    match named.kind.kind:
+        case "model":
+            is_path = os.path.exists(local) or looks_like_path(value) or below
+        case "data":
+            is_path = os.path.exists(local) or not looks_like_dataset_id(value) or below
+        case "template":
+            is_path = not is_jinja(value) and (value.endswith(".jinja") or os.path.isfile(local))
+        case _:
+            is_path = True
+    return local if is_path else value
+
+
+def _normalised(path: str) -> str:
+    """Without `.` and `..`; where a link stands before a `..`, what the system makes of it."""
+    plain, real = os.path.normpath(path), os.path.realpath(path)
+    return plain if os.path.realpath(plain) == real else real
+
+
+def looks_like_path(model_id: str) -> bool:
+    """Whether a model's id can only be a path: hub ids have one slash at most."""
+    starts_as_path = model_id.startswith((".", "/", "~"))
+    return (
+        starts_as_path or model_id.count("/") > 1 or "\\" in model_id or model_id.endswith(".json")
+    )
+
+
+def looks_like_dataset_id(source: str) -> bool:
+    """Whether a source of rows may be on the hub: `owner/name`, not of a kind of file."""
+    return HUB_ID.fullmatch(source) is not None and data_suffix(source) is None
+
+
+def data_suffix(name: str) -> str | None:
+    """`.jsonl` for `a/b.JSONL.gz`; None for what is not read."""
+    plain = name.lower().removesuffix(".gz")
+    suffix = PurePosixPath(plain).suffix
+    # Parquet compresses its columns itself, and is read from its end, where gzip has no way.
+    packed_parquet = suffix == ".parquet" and name.lower() != plain
+    return suffix if suffix in DATA_SUFFIXES and not packed_parquet else None
+
+
+def is_jinja(template: str) -> bool:
+    """Whether data.template is the template's text itself."""
+    return "{{" in template or "{%" in template

@@ -22,6 +22,7 @@ from ftcli.data.dataset import NO_ROW, Replayed
 from ftcli.data.example import DIGEST_BYTES, Example, RejectedRow
 from ftcli.data.sources import read_examples
 from ftcli.errors import DataError
+from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Encoded, Item, Renderer
@@ -76,8 +77,8 @@ def replayed_examples(replay: Replay, base: Path) -> Iterator[Example | Rejected
     try:
         source = replay_file(replay.source)
         for item in read_examples(source, Data(train=source), base):
-            # As the recipe names it: no path of an installation.
-            yield replace(item, origin=replace(item.origin, file=replay.source))
+            # `builtin` as the recipe names it: no path of an installation.
+            yield replace(item, origin=replace(item.origin, file=shown_source(replay.source)))
     except DataError as error:
         if error.code.startswith("hub_"):
             raise DataError("replay", error.message, file=error.file) from error
@@ -258,7 +259,7 @@ def warn_of_few_rows(found: Replayed, task_rows: int, reporter: Reporter) -> Non
     if found.rows < found.wanted and found.source != BUILTIN:
         share = found.rows / (found.rows + task_rows)
         reporter.warn(
-            f"data.replay: {found.source} has {found.rows:,} rows to replay, and share "
-            f"{found.share:g} asks for {found.wanted:,}: all are taken, once each ({share:.1%} of "
-            "the rows); name a larger source, or lower data.replay.share"
+            f"data.replay: {shown_source(found.source)} has {found.rows:,} rows to replay, and "
+            f"share {found.share:g} asks for {found.wanted:,}: all are taken, once each "
+            f"({share:.1%} of the rows); name a larger source, or lower data.replay.share"
         )

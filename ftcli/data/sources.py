@@ -14,12 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from ftcli.config.recipe import Data
+from ftcli.config.section import data_suffix
 from ftcli.data.example import Example, RejectedRow, Row
 from ftcli.data.formats import pin_system, recognise, refuse_unsupported, to_example
 from ftcli.data.json_rows import read_json, read_jsonl
 from ftcli.data.table_rows import read_csv, read_parquet
 from ftcli.errors import DataError, did_you_mean
 from ftcli.hub import hub_file, hub_files
+from ftcli.shell import shown_source
 
 # In order of preference, where a hub data set offers the same rows in several formats.
 Reader = Callable[[BinaryIO, str], Iterator[Row | RejectedRow]]
@@ -45,23 +47,14 @@ def read_rows(source: str, base: Path) -> Iterator[Row | RejectedRow]:
     hub's; while reading with `data_cut`, `data_unreadable` or `data_broken`.
     """
     path = base / source
-    suffix = data_suffix(source)
+    suffix, name = data_suffix(source), shown_source(source)
     if path.is_file():
         if suffix is None:
-            raise DataError("data_suffix", f"not a kind of file that is read; {KINDS}", file=source)
-        return read_file(path, READERS[suffix], source)
+            raise DataError("data_suffix", f"not a kind of file that is read; {KINDS}", file=name)
+        return read_file(path, READERS[suffix], name)
     if suffix is None and _looks_like_hub_id(source, base):
         return _read_hub(source, train_files(source, hub_files(source, repo_type="dataset")))
-    raise DataError("data_missing", _what_is_there(path), file=source)
-
-
-def data_suffix(name: str) -> str | None:
-    """`.jsonl` for `a/b.JSONL.gz`; None for what is not read."""
-    plain = name.lower().removesuffix(".gz")
-    suffix = PurePosixPath(plain).suffix
-    # Parquet compresses its columns itself, and is read from its end, where gzip has no way.
-    packed_parquet = suffix == ".parquet" and name.lower() != plain
-    return suffix if suffix in READERS and not packed_parquet else None
+    raise DataError("data_missing", _what_is_there(path), file=name)
 
 
 def train_files(repo: str, names: Iterable[str]) -> list[str]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftcli.config.recipe import Data
+from ftcli.config.section import data_suffix
 from ftcli.data.example import Example, RejectedRow, Row
-from ftcli.data.sources import data_suffix, read_examples, read_rows, read_rows_as_examples
+from ftcli.data.sources import read_examples, read_rows, read_rows_as_examples
 from ftcli.errors import DataError
 
 BUILT_IN_TEXT = Path(__file__).with_name("general_text.txt")

@@ -46,6 +46,7 @@ from ftcli.runs.folder import RunFolder
 from ftcli.runs.locks import one_writer
 from ftcli.runs.results import Answer, AnsweredRow, Call, EvalResult, Side
 from ftcli.runs.signals import StopSignals
+from ftcli.shell import shown_source
 from ftcli.training.opening import OpenRun, open_run, require_as_trained
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _evaluate(
         forgetting=forgetting,
         general_text=sets.text_name,
         calls={side: _call(each) for side, each in answered.items()},
-        replay=recipe.data.replay.source if recipe.data.replay is not None else None,
+        replay=shown_source(recipe.data.replay.source) if recipe.data.replay is not None else None,
         decides_by=recipe.eval.decides_by,
         truth_measured_by=truth_of(scores, labels=labels),
         notes=scored.notes,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ftcli.config.evaluation import file_names
 from ftcli.config.loader import Loaded
-from ftcli.console import Reporter, counted
+from ftcli.console import Reporter, counted, shown_path
 from ftcli.errors import DataError, did_you_mean
 from ftcli.evaluation.eval_rows import stream_turns
 from ftcli.evaluation.scorers.custom import CustomScorer, custom_scorer
@@ -265,10 +265,7 @@ def require_scored_files(loaded: Loaded) -> None:
         if not path.is_file():
             what = "is a folder, not a file" if path.is_dir() else "no such file"
             file, line = loaded.place(named.key)
-            message = (
-                f"{named.key}: {named.name}: {what}; looked for in {path.parent}, as paths are "
-                "relative to the recipe"
-            )
+            message = f"{named.key}: {shown_path(path)}: {what}"
             raise DataError(named.code, message, file=file, line=line)
     if wanted.format is not None:
         format_scorer(wanted.format, loaded.base)

@@ -13,8 +13,9 @@ from typing import TypeVar
 
 import yaml
 
-from ftcli.config.loader import PATH_KEYS, load_recipe
+from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Recipe
+from ftcli.config.section import with_paths
 from ftcli.console import counted
 from ftcli.data.dataset import Dataset, load_dataset, row_lengths
 from ftcli.errors import FtcliError
@@ -78,7 +79,8 @@ class ReportFigures:
         """YAML, every default written out; empty without a recipe."""
         if self.recipe is None:
             return ""
-        values = _with_paths(self.recipe.model_dump(mode="json"), self.path)
+        shown = with_paths(self.recipe, lambda named: self.path(named.value))
+        values = shown.model_dump(mode="json")
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
     @property
@@ -199,11 +201,3 @@ def name_alone(path: str) -> str:
     published."""
     leads_out = os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
     return os.path.basename(os.path.normpath(path)) if leads_out else path
-
-
-def _with_paths(values: object, change: Change, place: str = "") -> object:
-    """A recipe's values by key, each path changed."""
-    if isinstance(values, dict):
-        places = {key: f"{place}.{key}".lstrip(".") for key in values}
-        return {key: _with_paths(each, change, places[key]) for key, each in values.items()}
-    return change(values) if place in PATH_KEYS and isinstance(values, str) else values

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.config.loader import Loaded, differences, resolved
+from ftcli.config.loader import Loaded, differences
 from ftcli.config.recipe import Full, Prefix, Recipe
 from ftcli.data.dataset import Dataset
 from ftcli.errors import FtcliError, MachineError, UsageError
@@ -106,7 +106,7 @@ def starting_from(loaded: Loaded, init_from: OpenRun | None) -> Loaded:
 
 
 def _require_same_adapter(loaded: Loaded, init_from: OpenRun) -> None:
-    old, new = init_from.loaded.recipe, resolved(loaded)
+    old, new = init_from.loaded.recipe, loaded.recipe
     if isinstance(new.method, Full):
         raise UsageError(
             "from_run",
@@ -116,7 +116,7 @@ def _require_same_adapter(loaded: Loaded, init_from: OpenRun) -> None:
     free = {"method.dropout", "method.init_text"}  # neither changes what an adapter is
     changed = [
         difference
-        for difference in differences(old, new, free, loaded.base)
+        for difference in differences(old, new, free)
         if difference.startswith(("method.", "model.id:"))
     ]
     if changed:

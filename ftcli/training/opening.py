@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ftcli.config.loader import Loaded, differences, load_recipe, resolved
+from ftcli.config.loader import Loaded, differences, load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.data.dataset import Dataset, load_dataset
 from ftcli.errors import FtcliError, did_you_mean
@@ -120,7 +120,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     require_unchanged_weights(run)
     trained, by_recipe = load_recipe(run.recipe), find_run(path) is None
     now = load_recipe(path if by_recipe else run.recipe, overrides)
-    asked, began = resolved(now), trained.recipe
+    asked, began = now.recipe, trained.recipe
     changed = [name for name in OVERRIDABLE if getattr(asked, name) != getattr(began, name)]
     # Another seed draws other answers. Base and data have proofs of their own.
     ignored = differences(began, asked, FREE_KEYS | {"training.seed", "model", "data"})

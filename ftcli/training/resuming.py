@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.config.chat_template import find_template, names_file
-from ftcli.config.loader import Loaded, differences, load_recipe, resolved
+from ftcli.config.loader import Loaded, differences, load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.console import Reporter
 from ftcli.data.dataset import PART_NAMES, load_dataset
@@ -76,8 +76,8 @@ def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again:
     manifest = run.read_manifest()
     if not manifest:
         return []
-    began, now, base = load_recipe(run.recipe).recipe, resolved(loaded), loaded.base
-    changed = differences(began, now, FREE_KEYS, base)
+    began, now = load_recipe(run.recipe).recipe, loaded.recipe
+    changed = differences(began, now, FREE_KEYS)
     mark = fingerprint(loaded, renderer)
     if manifest["data"] != mark and not changed:
         changed = _other_parts(run, loaded, renderer) or [f"data: {manifest['data']} → {mark}"]
@@ -85,7 +85,7 @@ def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again:
         what = "was begun with another recipe"
         ways = f"change it back to go on, or start over beside it:\n  {again}"
         raise _changed(run, what, changed, ways + _for_more(run, loaded, changed))
-    return differences(began, now, frozenset(), base)
+    return differences(began, now, frozenset())
 
 
 def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
@@ -98,7 +98,7 @@ def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
     parent: str | None = run.read_manifest().get("parent")
     if parent is not None and began.model.id == str(RunFolder(Path(parent)).model):
         free = free | {"model.id", "model.revision"}  # its parent's model took the base's place
-    keys = differences(began, resolved(loaded), free, loaded.base)
+    keys = differences(began, loaded.recipe, free)
     changed = keys or [*_changed_sources(run, began), *_changed_base(run, began)]
     if changed:
         shown = command("train", run.path)

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ftcli import __version__
@@ -19,6 +18,7 @@ from ftcli.memory.interval import residuals_of
 from ftcli.memory.shapes import Shape
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, runs_at
+from ftcli.shell import shown_source
 from ftcli.training.opening import FREE_KEYS, weight_digests
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def begin_run(job: TrainJob) -> None:
     replayed: dict[str, Any] = {}
     if replay is not None:
         counts = {"task_rows": job.dataset.train.rows, "replay_rows": replay.rows}
-        replayed = {"source": replay.source, **counts, "replay_tokens": replay.tokens}
+        source = shown_source(replay.source)
+        replayed = {"source": source, **counts, "replay_tokens": replay.tokens}
     run.update_manifest(
         state="training",
         run_id=uuid.uuid4().hex,
@@ -140,8 +141,7 @@ def known_seconds(job: TrainJob) -> float | None:
 def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
     """Tokens a second of the newest finished run of the same recipe on the same machine."""
     wanted = ("finished", job.model.hardware.name, job.dataset.fingerprint)
-    assert job.recipe.output is not None, "the recipe's paths are absolute"
-    for run in reversed(runs_at(Path(job.recipe.output))):
+    for run in reversed(runs_at(job.recipe.run_dir)):
         try:
             manifest = run.read_manifest()
             speed = float(manifest["result"]["tokens_per_second"])

@@ -180,7 +180,7 @@ def prepare(here: Path, lengths: list[int], max_length: int) -> None:
         stream.write_table(pa.table({"input_ids": [[1] * n for n in lengths]}, schema))
     prepared = prepared_data(
         model=find_shape("7b", here).hub_id,
-        train_source="shop.jsonl",
+        train_source=str(here / "shop.jsonl"),
         max_length=max_length,
         longest=LongestRow("shop.jsonl", 7, max(lengths)),
     )
@@ -235,7 +235,8 @@ def test_flags_and_set_are_written_too(ask: Any, here: Path) -> None:
 def test_another_folder_gets_paths_that_hold(ask: Any, here: Path) -> None:
     (here / "shop.jsonl").write_text("{}")
     ask("shop.yaml", "--fit", "16GB", "--write", "new/fits.yaml")
-    assert load_recipe(here / "new" / "fits.yaml").recipe.data.train == "../shop.jsonl"
+    assert load_recipe(here / "new" / "fits.yaml").recipe.data.train == str(here / "shop.jsonl")
+    assert "train: ../shop.jsonl" in (here / "new" / "fits.yaml").read_text()
 
 
 def test_another_file_is_never_written_over(refuse: Any, here: Path) -> None:

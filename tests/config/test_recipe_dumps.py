@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcli.config.loader import Loaded, differences, dump_recipe, load_recipe, resolved
+from ftcli.config.loader import differences, dump_recipe, load_recipe, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from tests.config.shop import SHOP, load, more
 
@@ -60,20 +60,18 @@ recipes = st.fixed_dictionaries(
 )
 @given(recipes)
 def test_what_is_dumped_is_read_back(here: Path, values: dict[str, Any]) -> None:
-    recipe = Recipe.model_validate(values)
-    loaded = Loaded(recipe, here / "shop.yaml", here)
-    whole = resolved(loaded)
+    whole = with_absolute_paths(Recipe.model_validate(values), here)
     assert load(dump_recipe(whole)).recipe == whole
 
 
-def test_a_resolved_recipe_holds_wherever_it_is_put(here: Path) -> None:
+def test_a_loaded_recipe_holds_wherever_it_is_put(here: Path) -> None:
     for name in ("shop.jsonl", "held-out.csv", "chat.jinja"):
         (here / name).touch()
     (here / "tiny").mkdir()
     text = SHOP.replace("smollm2-135m", "tiny") + (
         "  validation: held-out.csv\n  test: 12\n  template: chat.jinja\noutput: runs/a\n"
     )
-    whole = resolved(load(text))
+    whole = load(text).recipe
     assert whole.model.id == str(here / "tiny")
     assert whole.data.train == str(here / "shop.jsonl")
     assert whole.data.validation == str(here / "held-out.csv")
@@ -84,7 +82,7 @@ def test_a_resolved_recipe_holds_wherever_it_is_put(here: Path) -> None:
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_text(dump_recipe(whole))
     again = load_recipe(elsewhere)
-    assert resolved(again) == again.recipe == whole
+    assert again.recipe == whole
     assert again.output == here / "runs" / "a"
 
 
@@ -93,16 +91,39 @@ def test_a_template_that_is_no_file_stays_as_it_is(here: Path, template: str) ->
     (here / "plain").mkdir()
     recipe = load(SHOP).recipe
     data = recipe.data.model_copy(update={"template": template})
-    loaded = Loaded(recipe.model_copy(update={"data": data}), here / "shop.yaml", here)
-    whole = resolved(loaded)
+    whole = with_absolute_paths(recipe.model_copy(update={"data": data}), here)
     assert whole.data.template == template
     assert load(dump_recipe(whole)).recipe.data.template == template
 
 
 def test_a_hub_id_stays_one() -> None:
-    whole = resolved(load(SHOP.replace("smollm2-135m", "Qwen/Qwen2.5-7B-Instruct")))
+    text = SHOP.replace("smollm2-135m", "Qwen/Qwen2.5-7B-Instruct")
+    whole = load(text.replace("shop.jsonl", "shop/rows")).recipe
     assert whole.model.id == "Qwen/Qwen2.5-7B-Instruct"
-    assert whole.data.train == "shop.jsonl"
+    assert whole.data.train == "shop/rows"
+    Path("shop").mkdir()
+    assert load(text.replace("shop.jsonl", "shop/rows")).recipe.data.train.startswith("/")
+
+
+def test_paths_of_flags_start_at_the_working_directory(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "shop.yaml").write_text(SHOP)
+    (here / "below").mkdir()
+    monkeypatch.chdir(here / "below")
+    flags = ["data.train=rows.jsonl", "data={train: a/../b.jsonl}", "data.test=~/held-out.csv"]
+    whole = load_recipe(Path("../shop.yaml"), flags).recipe
+    assert whole.data.train == str(here / "below" / "b.jsonl")
+    assert whole.data.test == str(here / "home" / "held-out.csv")
+    assert whole.output == str(here / "runs" / "shop")
+
+
+def test_a_link_before_a_step_up_is_followed(here: Path) -> None:
+    (here / "far" / "below").mkdir(parents=True)
+    (here / "link").symlink_to(here / "far" / "below")
+    data = load(SHOP.replace("shop.jsonl", "link/../shop.jsonl")).recipe.data
+    assert data.train == str((here / "far" / "shop.jsonl").resolve())
 
 
 def test_a_dump_writes_every_default_out() -> None:
@@ -116,8 +137,9 @@ def test_a_dump_writes_every_default_out() -> None:
 
 
 def test_differences_name_old_and_new() -> None:
-    old = load(SHOP).recipe
-    new = load(SHOP, "method.rank=8", "training.epochs=5", "data.system=Hi", "name=other").recipe
+    old = load(SHOP, "output=a").recipe
+    flags = ("method.rank=8", "training.epochs=5", "data.system=Hi", "name=other", "output=b/../a")
+    new = load(SHOP, *flags).recipe
     assert differences(old, old, set()) == []
     assert differences(old, new, set()) == [
         "name: shop → other",

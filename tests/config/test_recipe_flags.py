@@ -58,7 +58,7 @@ def test_an_override_lies_over_the_file() -> None:
 def test_the_last_override_of_a_key_counts() -> None:
     loaded = load(SHOP, "method.rank=many", "method.rank=8", "output=a=b")
     assert loaded.recipe.method == Lora(mode="lora", rank=8)
-    assert loaded.recipe.output == "a=b"
+    assert loaded.recipe.run_dir.name == "a=b"
 
 
 @pytest.mark.parametrize(

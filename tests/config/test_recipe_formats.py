@@ -10,7 +10,7 @@ import pytest
 import sqlglot
 
 from ftcli.config.answer_format import Dialect
-from ftcli.config.loader import dump_recipe, load_recipe, resolved
+from ftcli.config.loader import dump_recipe, load_recipe
 from ftcli.config.recipe import JsonFormat, RegexFormat, SqlFormat, TextFormat
 from ftcli.errors import RecipeError
 
@@ -169,14 +169,14 @@ def test_files_are_found_from_the_run_folder_too(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{}", "utf-8")
     (tmp_path / "rows.csv").write_text("a\n1\n", "utf-8")
     loaded = load_recipe(written(tmp_path, "type: json\nschema: record.json"))
-    moved = resolved(loaded).eval.format
-    assert isinstance(moved, JsonFormat) and moved.schema == str(tmp_path / "record.json")
+    form = loaded.recipe.eval.format
+    assert isinstance(form, JsonFormat) and form.schema == str(tmp_path / "record.json")
     loaded = load_recipe(written(tmp_path, "type: sql\ntable: rows.csv"))
-    moved_table = resolved(loaded).eval.format
-    assert isinstance(moved_table, SqlFormat) and moved_table.table == str(tmp_path / "rows.csv")
+    form = loaded.recipe.eval.format
+    assert isinstance(form, SqlFormat) and form.table == str(tmp_path / "rows.csv")
     (tmp_path / "prompt").mkdir()
-    loaded = load_recipe(written(tmp_path, "type: sql\ntable: prompt"))
-    assert resolved(loaded).eval.format == loaded.recipe.eval.format
+    form = load_recipe(written(tmp_path, "type: sql\ntable: prompt")).recipe.eval.format
+    assert isinstance(form, SqlFormat) and form.table == "prompt"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_byte_order_mark_and_windows_lines_do_not_matter() -> None:
 
 def test_an_anchor_is_what_it_stands_for() -> None:
     loaded = load(SHOP.replace("name: shop", "name: &it shop") + "output: *it\n")
-    assert loaded.recipe.output == "shop"
+    assert loaded.recipe.run_dir.name == "shop"
 
 
 def test_an_output_is_told_without_detours(here: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ftcli.config.loader import load_recipe
-from ftcli.config.rewriting import changed, moved, rewritten
+from ftcli.config.loader import load_recipe, with_absolute_paths
+from ftcli.config.rewriting import changed, rewritten
 from ftcli.errors import FtcliError, UsageError
 from ftcli.training.estimate.overrides import with_flags
 
@@ -46,7 +46,8 @@ training:
 def after(text: str, settings: dict[str, Any], tmp_path: Path) -> str:
     file = tmp_path / "shop.yaml"
     file.write_text(text)
-    return rewritten(text, settings, changed(load_recipe(file).recipe, settings))
+    wanted = with_absolute_paths(changed(load_recipe(file).recipe, settings), tmp_path)
+    return rewritten(text, settings, wanted, tmp_path)
 
 
 def differences(old: str, new: str) -> tuple[list[str], list[str]]:
@@ -137,11 +138,8 @@ def test_every_recipe_that_ships_keeps_all_but_the_change(recipe: Path, tmp_path
     moved = [line for line in gone if line.strip().startswith(paths)]
     assert [line for line in gone if line not in moved and "batch_size" not in line] == []
     assert len(come) <= len(moved) + 1
-    written = load_recipe(target)
-    assert (written.base / written.recipe.data.train).resolve() == (
-        recipe.parent / load_recipe(recipe).recipe.data.train
-    ).resolve()
-    assert written.output == load_recipe(recipe).output.resolve()
+    written, shipped = load_recipe(target).recipe, load_recipe(recipe).recipe
+    assert (written.data.train, written.output) == (shipped.data.train, shipped.output)
 
 
 def test_only_the_recipe_itself_is_written_over(tmp_path: Path) -> None:
@@ -157,14 +155,16 @@ def test_only_the_recipe_itself_is_written_over(tmp_path: Path) -> None:
     assert load_recipe(file).recipe.method == changed(loaded.recipe, {"method.rank": 8}).method
 
 
-def test_set_and_flags_are_written_too(tmp_path: Path) -> None:
+def test_set_and_flags_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, target = tmp_path / "shop.yaml", tmp_path / "new.yaml"
     file.write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
     loaded = load_recipe(file, ["training.epochs=2", "data={train: b.jsonl, max_length: 99}"])
     flags = {"rank": 8, "targets": ("q_proj",), "precision": "bf16", "packing": False}
     with_flags(loaded, "1b", flags, None).write({"training.optimizer": "adamw-8bit"}, target)
     new = load_recipe(target).recipe
-    assert (new.training.epochs, new.data.train, new.data.max_length) == (2, "b.jsonl", 99)
+    assert (new.training.epochs, new.data.max_length) == (2, 99)
+    assert "  train: b.jsonl" in target.read_text().splitlines()
     assert new.model.id == "1b" and new.training.optimizer == "adamw-8bit"
     assert new.method.model_dump(exclude_unset=True) == {
         "mode": "lora",
@@ -173,12 +173,17 @@ def test_set_and_flags_are_written_too(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("template", "path"), [("gemma", None), ("chat.jinja", "../chat.jinja")])
-def test_a_template_moves_where_it_is_a_file(
-    template: str, path: str | None, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("template", "path"), [("gemma", "gemma"), ("chat.jinja", "../chat.jinja")]
+)
+def test_a_template_moves_where_it_is_a_file(template: str, path: str, tmp_path: Path) -> None:
     (tmp_path / "gemma").mkdir()
     (tmp_path / "chat.jinja").touch()
-    recipe = load_recipe(SHIPPED, [f"data.template={template}"]).recipe
-    found = moved(recipe, tmp_path, tmp_path / "below")
-    assert found.get("data.template") == path
+    (tmp_path / "below").mkdir()
+    file, target = tmp_path / "shop.yaml", tmp_path / "below" / "new.yaml"
+    file.write_text(
+        RECIPE.replace("train: shop.jsonl", f"train: shop.jsonl\n  template: {template}")
+    )
+    with_flags(load_recipe(file), None, {}, None).write({}, target)
+    lines = target.read_text().splitlines()
+    assert f"  template: {path}" in lines and "  train: ../shop.jsonl" in lines

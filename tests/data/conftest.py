@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.families import BUILDERS, Family, family_named
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are named as from the folder where the user stands."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(params=list(BUILDERS))

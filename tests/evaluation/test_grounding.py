@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ftcli.config.grounding import Grounding
-from ftcli.config.loader import load_recipe, resolved
+from ftcli.config.loader import load_recipe
 from ftcli.data.example import Message, Role
 from ftcli.errors import DataError, RecipeError
 from ftcli.evaluation.scorers.facts import GroundingScorer, facts_of, facts_text, question_of
@@ -123,5 +123,5 @@ def test_the_list_of_banned_phrases_holds_wherever_the_recipe_is_put(tmp_path: P
     path = tmp_path / "shop.yaml"
     (tmp_path / "never.txt").write_text("cure\n")
     path.write_text(f"{RECIPE}  grounding: {{banned: never.txt}}\n")
-    wanted = resolved(load_recipe(path)).eval.grounding
+    wanted = load_recipe(path).recipe.eval.grounding
     assert wanted is not None and wanted.banned == str(tmp_path / "never.txt")

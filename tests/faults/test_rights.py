@@ -93,7 +93,7 @@ def test_a_run_folder_is_never_the_bases(
     before = digests(tmp_path)
     assert run([*command.split(), str(recipe)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"{recipe}:") and "output: " in error and named in error
+    assert error.startswith(f"{recipe.name}:") and "output: " in error and named in error
     assert "Traceback" not in error
     assert digests(tmp_path) == before
     observed("output that is, holds or lies in the base's folder: exit 1, nothing written")

@@ -113,8 +113,9 @@ def test_a_signal_costs_nothing(
         signal_during(where, call, number, patch)
         assert train(recipe) == 128 + number
     said = capsys.readouterr().err
-    assert f"stopped at step {saved} of 8 (checkpoint {folder.checkpoint(saved)})" in said
-    assert said.rstrip().endswith(f"Go on: ftcli train {recipe}")
+    checkpoint = folder.checkpoint(saved).relative_to(tmp_path)
+    assert f"stopped at step {saved} of 8 (checkpoint {checkpoint})" in said
+    assert said.rstrip().endswith(f"Go on: ftcli train {recipe.name}")
     assert folder.state == "stopped" and not folder.adapter.exists()
     assert train(recipe) == 0
     assert weights_of(folder.path) == whole.weights
@@ -255,7 +256,7 @@ def test_a_signal_outside_of_the_steps_ends_at_once(
         "the model": "stopped before the first checkpoint. Begin again: ",
         "the answers": "stopped at step 8 of 8",
     }[where]
-    assert stands in said and f"ftcli train {recipe}" in said and "Traceback" not in said
+    assert stands in said and f"ftcli train {recipe.name}" in said and "Traceback" not in said
     assert train(recipe) == 0
     assert weights_of(folder.path) == whole.weights
 

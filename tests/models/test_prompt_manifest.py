@@ -482,7 +482,9 @@ def test_damaged_weights_are_refused_by_all_that_use_them(
     found = [ask(*command) for command in commands]
     assert [code for code, _ in found] == [1] * 4
     for _, message in found:
-        assert message.startswith(f"{file}: is not as the training wrote it (sha256 ")
+        assert message.startswith(
+            f"{file.relative_to(place)}: is not as the training wrote it (sha256 "
+        )
         assert message.endswith(f"or train anew: ftcli train runs/{name} --fresh")
     assert not (place / "runs" / "further").exists()
     flip_a_bit(file)

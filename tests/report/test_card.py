@@ -110,7 +110,7 @@ def with_data(run: RunFolder, far: str) -> None:
     save_dataset(changed, run.data)
 
 
-@pytest.mark.parametrize("far", ["/srv/clients/Acme & Co", "../../clients/acme", "../acme"])
+@pytest.mark.parametrize("far", ["/srv/clients/Acme & Co", "/acme"])
 def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str) -> None:
     """It is published; the page, which goes to colleagues, has the whole paths."""
     run = save_run(tmp_path, model=f"{far}/models/tiny")

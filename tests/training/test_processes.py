@@ -25,7 +25,7 @@ from ftcli.runs.folder import RunFolder
 from ftcli.console import Terminal
 from ftcli.training.building import build_trainer
 from ftcli.data.tokenizing.tokenize import prepare
-from ftcli.config.loader import load_recipe, resolved
+from ftcli.config.loader import load_recipe
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from ftcli.training.job import TrainJob, open_model
@@ -35,7 +35,7 @@ loaded = load_recipe(recipe)
 model = open_model(loaded)
 prepared = prepare(loaded, model.renderer, run / "data", Terminal())
 plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
-job = TrainJob(resolved(loaded), recipe, model, prepared, plan, RunFolder(run))
+job = TrainJob(loaded.recipe, recipe, model, prepared, plan, RunFolder(run))
 trainer = build_trainer(job)
 prepare_model = trainer.accelerator.prepare
 trainer.model_wrapped, optimizer = prepare_model(trainer.model, trainer.create_optimizer())

@@ -6,10 +6,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named
 from ftcli.config.loader import Loaded
-from ftcli.console import shown_path
 from ftcli.data.sources import format_of
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError
+from ftcli.shell import shown_path, shown_source
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> str | None:
@@ -18,19 +18,18 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> str |
     Plain texts need none. Returns what is unusual about it, in words; raises as `set_template`.
     """
     data, own = loaded.recipe.data, tokenizer.chat_template
+    model = shown_source(loaded.recipe.model.id)
     if data.template is not None:
         set_template(tokenizer, find_template(data.template, loaded.base))
         if not own or own == tokenizer.chat_template:
             return None
-        return (
-            f"note: data.template takes the place of {loaded.recipe.model.id}'s own chat template"
-        )
+        return f"note: data.template takes the place of {model}'s own chat template"
     if own or format_of(data, loaded.base) == "text":
         return None
     set_template(tokenizer, named(DEFAULT))
     return (
-        f"note: {loaded.recipe.model.id} has no chat template; conversations are written in the "
-        "plain one (docs/templates.md), and data.template names another"
+        f"note: {model} has no chat template; conversations are written in the plain one "
+        "(docs/templates.md), and data.template names another"
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from ftcli.config.chat_template import names_file
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Data
+from ftcli.config.section import data_suffix
 from ftcli.data.dataset import PART_NAMES
-from ftcli.data.sources import data_suffix
 from ftcli.data.splits import rows_parts, source_digests, sources_of
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.runs.atomic import short_digest

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ftcli.config.loader import dump_recipe, load_recipe, resolved
+from ftcli.config.loader import dump_recipe, load_recipe
 from ftcli.config.recipe import METHOD_CLASSES, Recipe, holds_4_bits
 from ftcli.errors import FtcliError, MachineError, Stopped, UsageError, did_you_mean
 from ftcli.evaluation.statistics import Counts
@@ -133,7 +133,7 @@ def cells_of(options: CompareOptions, folder: Path) -> tuple[Cell, ...]:
             flags = flags or ["training.learning_rate=auto"]
         flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
         flags += [override for key, override in of_methods if key in known[method]]
-        cell = resolved(load_recipe(options.recipe, [*others, *flags]))
+        cell = load_recipe(options.recipe, [*others, *flags]).recipe
         name = method if rate is None else f"{method}-{short_rate(rate)}"
         changes: dict[str, object] = {"name": f"{cell.name}-{name}", "output": str(folder / name)}
         if options.steps is not None:

@@ -41,7 +41,7 @@ from ftcli.runs.results import (
     Difference,
     FailedCell,
 )
-from ftcli.shell import shown_path
+from ftcli.shell import shown_path, shown_source
 from ftcli.training.opening import FREE_KEYS
 
 PICTURE = "compare.png"
@@ -174,7 +174,7 @@ def _result(
     return CompareResult(
         folder=str(folder),
         recipe=str(loaded.path),
-        model=loaded.recipe.model.id,
+        model=shown_source(loaded.recipe.model.id),
         steps=options.steps,
         seed=seed,
         data=evaluation.data,

@@ -23,9 +23,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from ftcli.config.section import data_suffix
 from ftcli.console import shown_path
 from ftcli.data.example import RejectedRow
-from ftcli.data.sources import data_suffix, read_rows
+from ftcli.data.sources import read_rows
 from ftcli.errors import DataError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ftcli.config.loader import Loaded
 from ftcli.config.recipe import Full, Lora, LoraKeys, Recipe
-from ftcli.config.rewriting import changed, moved, overridden, rewritten
+from ftcli.config.rewriting import changed, overridden, relocated, rewritten
 from ftcli.console import shown_path
 from ftcli.data.dataset import Dataset, load_dataset, row_lengths, split_file
 from ftcli.errors import FtcliError
@@ -91,20 +91,19 @@ class RecipeWithFlags:
                 f"{loaded.shown_path()} itself may be changed in place; name a new file",
             )
         settings = {**overridden(loaded), **self.settings, **self._model_keys(), **changes}
-        settings |= moved(changed(loaded.recipe, settings), loaded.base, target.absolute().parent)
+        wanted, folder = changed(loaded.recipe, settings), target.absolute().parent
         with loaded.path.open(encoding="utf-8-sig", newline="") as file:
-            text = rewritten(file.read(), settings, changed(loaded.recipe, settings))
-        write_text(target, text)
+            text = file.read()
+        settings = relocated(text, settings, wanted, folder)
+        write_text(target, rewritten(text, settings, wanted, folder))
         return target
 
     def _model_keys(self) -> dict[str, Any]:
-        """`--model` as seen from the recipe's folder."""
+        """`--model`; a folder as an absolute path."""
         if self.model is None:
             return {}
         there = Path(self.model).exists()
-        keys: dict[str, Any] = {
-            "model.id": os.path.relpath(self.model, self.loaded.base) if there else self.model
-        }
+        keys: dict[str, Any] = {"model.id": os.path.abspath(self.model) if there else self.model}
         if self.loaded.recipe.model.revision is not None:
             keys["model.revision"] = None  # it was another model's
         return keys
@@ -157,11 +156,24 @@ def _prepared(loaded: Loaded, recipe: Recipe) -> Dataset | None:
     data, prepared = recipe.data, load_dataset(loaded.output / "data")
     if prepared is None:
         return None
-    replayed = prepared.replay and (prepared.replay.source, prepared.replay.share)
-    made_for = (prepared.model, prepared.train_source, prepared.max_length, replayed)
-    replay = data.replay and (data.replay.source, data.replay.share)
-    asked = (model_source(recipe.model.id, loaded.base), data.train, data.max_length, replay)
-    return prepared if made_for == asked else None
+    before, now = prepared.replay, data.replay
+    if before is None or now is None:
+        same_replay = before is None and now is None
+    else:
+        same_replay = _same_source(before.source, now.source) and before.share == now.share
+    made_for = (
+        same_replay
+        and _same_source(prepared.model, model_source(recipe.model.id, loaded.base))
+        and _same_source(prepared.train_source, data.train)
+        and prepared.max_length == data.max_length
+    )
+    return prepared if made_for else None
+
+
+def _same_source(recorded: str, asked: str) -> bool:
+    """Of a recorded path that leads nowhere the name counts: the project was moved since."""
+    was_moved = os.path.isabs(recorded) and not os.path.exists(recorded)
+    return recorded == asked or (was_moved and Path(recorded).name == Path(asked).name)
 
 
 def _rows(recipe: Recipe, prepared: Dataset | None) -> RowStatistics:

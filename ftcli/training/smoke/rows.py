@@ -29,6 +29,7 @@ from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import DataError, ModelError
 from ftcli.models.load import open_config
 from ftcli.runs.atomic import whole_folder
+from ftcli.shell import shown_source
 from ftcli.training.job import BaseModel
 
 # Context and vocabulary
@@ -71,7 +72,7 @@ def require_within_context(
     if longest.tokens > room:
         raise DataError(
             "context",
-            f"{longest.tokens} tokens{before}, and {recipe.model.id} reads {context} "
+            f"{longest.tokens} tokens{before}, and {shown_source(recipe.model.id)} reads {context} "
             f"(max_position_embeddings); lower data.max_length to {room} or less, or shorten the "
             "row",
             file=longest.file,
@@ -87,8 +88,9 @@ def require_within_context(
             raise DataError(
                 "context",
                 f"its prompt of {prompt} tokens and generation.max_new_tokens {new} are more than "
-                f"{recipe.model.id} reads ({context}, max_position_embeddings); lower "
-                f"generation.max_new_tokens to {max(room - prompt, 1)}, or shorten the prompt",
+                f"{shown_source(recipe.model.id)} reads ({context}, max_position_embeddings); "
+                f"lower generation.max_new_tokens to {max(room - prompt, 1)}, or shorten the "
+                "prompt",
                 file=row["file"],
                 line=row["line"],
             )
