@@ -110,7 +110,7 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
     loaded = load_recipe(work / "recipe.yaml")
     model = open_model(loaded)
     run = RunFolder(work / "run")
-    prepared = prepare(loaded, model.renderer, run.data, Terminal())
+    prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())
     plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
     job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
     trainer = build_trainer(job)

@@ -165,7 +165,7 @@ def prepare_recipe(
     with loaded.blame():
         require_own_folder(run, loaded)
     with run.lock(), loaded.blame():
-        prepared = prepare(loaded, renderer, run.data, reporter)
+        prepared = prepare(loaded.recipe, renderer, run.data, reporter)
         previewed = preview(run.data, renderer, preview_rows)
         shown = tuple(tuple(pieces) for pieces in previewed)
         rows = PreparedRows(run.data, prepared)
@@ -190,7 +190,7 @@ def require_rows(loaded: Loaded) -> None:
 
     for source in files_of(loaded.recipe.data).values():
         if data_suffix(source) is not None:  # a hub data set is asked for later
-            read_rows(source, loaded.base)
+            read_rows(source)
 
 
 def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = None) -> RunFolder:
@@ -202,7 +202,7 @@ def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = No
     from ftcli.data.tokenizing.fingerprint import fingerprint
     from ftcli.runs.folder import free_folder, runs_at
 
-    mark = fingerprint(loaded, renderer)
+    mark = fingerprint(loaded.recipe, renderer)
     if named is not None and named.read_manifest().get("data") == mark:
         return named
     for run in runs_at(loaded.output):

@@ -236,7 +236,7 @@ def prepare_rows(
         before = load_dataset(run.data)
     except FtcliError:  # `prepare` says so
         before = None
-    dataset = prepare(loaded, model.renderer, run.data, reporter)
+    dataset = prepare(loaded.recipe, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
     # An earlier command has said it of the same rows.
     is_news = before is None or before.fingerprint != dataset.fingerprint

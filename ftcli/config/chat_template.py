@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ftcli.config.section import is_jinja
 from ftcli.errors import DataError, did_you_mean
 from ftcli.shell import shown_source
 
@@ -40,36 +41,31 @@ def named(name: str) -> Template:
     return Template(file.read_text(encoding="utf-8"), name=name)
 
 
-def names_file(value: str, base: Path) -> bool:
-    """Whether data.template is a file's path: neither a name of ours nor a template itself."""
-    return value not in ENDS and not _is_inline(value) and os.path.isfile(base / value)
+def names_file(value: str) -> bool:
+    """Whether data.template of a loaded recipe is a file: no name and no Jinja text."""
+    return value not in ENDS and not is_jinja(value) and os.path.isfile(value)
 
 
-def find_template(value: str, base: Path) -> Template:
-    """What data.template means: a name, the text itself, or a file below `base`.
+def find_template(value: str) -> Template:
+    """The chat template of a loaded recipe: by its name, the text itself, or a file's.
 
     Raises DataError: `template_missing` where it is none of them, `template` where it is empty.
     """
     if value in ENDS:
         return named(value)
-    template = Template(value) if _is_inline(value) else _from_file(value, base)
+    template = Template(value) if is_jinja(value) else _from_file(Path(value))
     if not template.text.strip():
         raise DataError("template", "is empty", file=str(template.file))
     return template
 
 
-def _is_inline(value: str) -> bool:
-    return "{{" in value or "{%" in value
-
-
-def _from_file(value: str, base: Path) -> Template:
-    file = base / value
+def _from_file(file: Path) -> Template:
     if not os.path.isfile(file):
         near = [path.name for path in file.parent.glob("*.jinja")]
         raise DataError(
             "template_missing",
-            f"{shown_source(value)!r} is no template's name ({', '.join(ENDS)}), no file, and no "
-            f"Jinja text either{did_you_mean(file.name, [*ENDS, *near])}",
+            f"{shown_source(str(file))!r} is no template's name ({', '.join(ENDS)}), no file, and "
+            f"no Jinja text either{did_you_mean(file.name, [*ENDS, *near])}",
         )
     try:
         return Template(file.read_text(encoding="utf-8"), file=file)

@@ -17,6 +17,7 @@ from ftcli.data.json_rows import lines_of
 from ftcli.data.sources import read_file, read_rows, read_rows_as_examples
 from ftcli.data.table_rows import bad_byte
 from ftcli.errors import DataError
+from ftcli.shell import shown_source
 
 # Stands where the answer will be, so that the training's own readers can check the row.
 PLACEHOLDER = "…"
@@ -24,13 +25,13 @@ PLACEHOLDER = "…"
 Turns = tuple[Message, ...]
 
 
-def read_prompt_rows(source: str, base: Path) -> Iterator[Row | RejectedRow]:
+def read_prompt_rows(source: str) -> Iterator[Row | RejectedRow]:
     """Records of a data file, or of a text file: its lines, as the column `prompt`."""
     if not _is_text(source):
-        return read_rows(source, base)
-    if not (base / source).is_file():
+        return read_rows(source)
+    if not Path(source).is_file():
         raise DataError("data_missing", "no such file", file=source)
-    return read_file(base / source, _read_text, source)
+    return read_file(Path(source), _read_text, shown_source(source))
 
 
 def to_prompts(

@@ -47,7 +47,6 @@ class Drawing:
     """What is known of a source once all of its rows have been read."""
 
     replay: Replay
-    base: Path
     order: array[int]
     """Numbers of the readable rows that may be drawn, counted from 0, the first to be drawn
     first."""
@@ -62,21 +61,21 @@ class Drawing:
     def rows(self, numbers: Set[int]) -> Iterator[Example]:
         """The readable rows with these numbers, in the order of the file."""
         index = 0
-        for item in replayed_examples(self.replay, self.base):
+        for item in replayed_examples(self.replay):
             if isinstance(item, Example):
                 if index in numbers:
                     yield item
                 index += 1
 
 
-def replayed_examples(replay: Replay, base: Path) -> Iterator[Example | RejectedRow]:
+def replayed_examples(replay: Replay) -> Iterator[Example | RejectedRow]:
     """Every row of the source, read by its own columns and without the task's system prompt.
 
     Raises DataError as `read_examples`; where the hub was asked for it, with code `replay`.
     """
     try:
         source = replay_file(replay.source)
-        for item in read_examples(source, Data(train=source), base):
+        for item in read_examples(source, Data(train=source)):
             # `builtin` as the recipe names it: no path of an installation.
             yield replace(item, origin=replace(item.origin, file=shown_source(replay.source)))
     except DataError as error:
@@ -86,7 +85,7 @@ def replayed_examples(replay: Replay, base: Path) -> Iterator[Example | Rejected
 
 
 def look_through(
-    replay: Replay, base: Path, seed: int, held_out: Container[bytes], step: Callable[[], None]
+    replay: Replay, seed: int, held_out: Container[bytes], step: Callable[[], None]
 ) -> Drawing:
     """Read all rows of the source once; `held_out` are question digests (`Example`).
 
@@ -95,7 +94,7 @@ def look_through(
     numbers, digests = array("q"), bytearray()
     readable = rejected = left_out = 0
     first = None
-    for item in replayed_examples(replay, base):
+    for item in replayed_examples(replay):
         step()
         if isinstance(item, RejectedRow):
             rejected, first = rejected + 1, first or item
@@ -109,7 +108,6 @@ def look_through(
     order = _drawing_order(numbers, digests, seed)
     return Drawing(
         replay,
-        base,
         order=order,
         rows_read=readable + rejected,
         rejected=rejected,

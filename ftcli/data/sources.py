@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from ftcli.config.recipe import Data
-from ftcli.config.section import data_suffix
+from ftcli.config.section import data_suffix, looks_like_dataset_id
 from ftcli.data.example import Example, RejectedRow, Row
 from ftcli.data.formats import pin_system, recognise, refuse_unsupported, to_example
 from ftcli.data.json_rows import read_json, read_jsonl
@@ -33,26 +33,25 @@ READERS: dict[str, Reader] = {
     ".json": read_json,
 }
 KINDS = "give .jsonl, .json, .csv or .tsv (each also with .gz), or .parquet"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_ROWS = re.compile(r"(^|/)(dataset_infos?|state|config|package)\.json$")
 HELD_OUT = re.compile(r"(^|[/_.-])(test|valid|validation|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
 # In these the user has named what is trained on, so other columns do not matter.
 CHOSEN_BY_USER = ("columns", "text")
 
 
-def read_rows(source: str, base: Path) -> Iterator[Row | RejectedRow]:
-    """Rows of a file (relative to `base`) or of a hub data set's train split, one at a time.
+def read_rows(source: str) -> Iterator[Row | RejectedRow]:
+    """Rows of a file or of a hub data set's train split, one at a time.
 
     Raises DataError: at once with code `data_missing`, `data_suffix`, `data_ambiguous` or the
     hub's; while reading with `data_cut`, `data_unreadable` or `data_broken`.
     """
-    path = base / source
+    path = Path(source).absolute()
     suffix, name = data_suffix(source), shown_source(source)
     if path.is_file():
         if suffix is None:
             raise DataError("data_suffix", f"not a kind of file that is read; {KINDS}", file=name)
         return read_file(path, READERS[suffix], name)
-    if suffix is None and _looks_like_hub_id(source, base):
+    if looks_like_dataset_id(source):
         return _read_hub(source, train_files(source, hub_files(source, repo_type="dataset")))
     raise DataError("data_missing", _what_is_there(path), file=name)
 
@@ -84,11 +83,6 @@ def train_files(repo: str, names: Iterable[str]) -> list[str]:
             file=repo,
         )
     return files
-
-
-def _looks_like_hub_id(source: str, base: Path) -> bool:
-    owner = source.partition("/")[0]
-    return bool(HUB_ID.fullmatch(source)) and not (base / owner).is_dir()
 
 
 def _read_hub(repo: str, names: Iterable[str]) -> Iterator[Row | RejectedRow]:
@@ -132,26 +126,26 @@ def _what_is_there(path: Path) -> str:
     return f"no such file{did_you_mean(path.name, names)} ({holds})"
 
 
-def read_examples(source: str, data: Data, base: Path) -> Iterator[Example | RejectedRow]:
+def read_examples(source: str, data: Data) -> Iterator[Example | RejectedRow]:
     """Every row of `source` (as in `read_rows`) as an Example or a RejectedRow, streamed.
 
     Raises DataError as `read_rows`, at once for what is missing, and with code `data_format` at
     the first readable row when the data are not of a kind that can be trained on.
     """
-    return read_rows_as_examples(read_rows(source, base), data)
+    return read_rows_as_examples(read_rows(source), data)
 
 
-def pinned_system(data: Data, base: Path) -> str | None:
+def pinned_system(data: Data) -> str | None:
     """data.system as a template: where it names a column of the training rows, `{column}`."""
-    first = next((row for row in read_rows(data.train, base) if isinstance(row, Row)), None)
+    first = next((row for row in read_rows(data.train) if isinstance(row, Row)), None)
     return data.system if first is None else pin_system(data, first).system
 
 
-def format_of(data: Data, base: Path) -> str | None:
+def format_of(data: Data) -> str | None:
     """The format of the training rows, by the recipe or by the first of them; none: no row."""
     if data.format != "auto":
         return data.format
-    first = next((row for row in read_rows(data.train, base) if isinstance(row, Row)), None)
+    first = next((row for row in read_rows(data.train) if isinstance(row, Row)), None)
     return None if first is None else _settle_format(first, data)
 
 

@@ -208,10 +208,10 @@ def files_of(data: Data) -> dict[str, str]:
     return files
 
 
-def source_digests(data: Data, base: Path) -> dict[str, str]:
+def source_digests(data: Data) -> dict[str, str]:
     """sha256 of each file that rows come from; of a hub data set its name."""
     return {
-        role: sha256_file(base / source) if (base / source).is_file() else source
+        role: sha256_file(Path(source)) if Path(source).is_file() else source
         for role, source in files_of(data).items()
     }
 
@@ -221,17 +221,17 @@ def rows_parts(digests: Mapping[str, str]) -> dict[str, str]:
     return {f"rows of data.{role}": short_digest(mark, 8) for role, mark in digests.items()}
 
 
-def find_splits(data: Data, base: Path, seed: int, reporter: Reporter) -> SplitRows:
+def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
     """Read all rows; raises DataError as `read_examples` and `assign_splits`, and for leaks.
 
     A leak is a row of a validation or test file whose prompt is in another split too: trained on,
     or held out both to choose a checkpoint and to judge it.
     """
     # The training rows decide it, so that no other file gives the recipe's words another meaning.
-    data = data.model_copy(update={"system": pinned_system(data, base)})
+    data = data.model_copy(update={"system": pinned_system(data)})
     ratios = [0 if isinstance(held, str) else held for held in (data.validation, data.test)]
     with reporter.meter("read", 0) as meter:
-        reader = _Reader(data, base, Progress(meter))
+        reader = _Reader(data, Progress(meter))
         for source, file in sources_of(data).items():
             digests = reader.read(source, file)
             validation, test = ratios if source == "train" else (0, 0)
@@ -247,7 +247,7 @@ def find_splits(data: Data, base: Path, seed: int, reporter: Reporter) -> SplitR
     if data.replay is not None:
         with reporter.meter("read replay", 0) as meter:
             held_out = reader.held_out_questions()
-            replay = look_through(data.replay, base, seed, held_out, Progress(meter).step)
+            replay = look_through(data.replay, seed, held_out, Progress(meter).step)
     assignments = {file.source: file.assignment for file in reader.files}
     return SplitRows(data, assignments, reader.progress.rows, reader.leaks, replay)
 
@@ -273,7 +273,6 @@ class _Reader:
     """Reads one file after the other, and compares each with those before it."""
 
     data: Data
-    base: Path
     progress: Progress
     files: list[_File] = field(default_factory=list)
     leaks: int = 0
@@ -286,7 +285,7 @@ class _Reader:
         digests = Digests()
         questions = self.questions[source] = bytearray()
         others = [each for found in self.files for each in found.prompts() if each[0] != source]
-        for item in read_examples(file, self.data, self.base):
+        for item in read_examples(file, self.data):
             self.progress.step()
             if not isinstance(item, Example):
                 continue
@@ -317,7 +316,7 @@ class _Reader:
         wanted = {prompt for _, _, prompt in self.named}
         first: dict[bytes, Origin] = {}
         for file in sources_of(self.data).values():
-            for item in read_examples(file, self.data, self.base):
+            for item in read_examples(file, self.data):
                 if isinstance(item, Example) and (prompt := item.prompt_digest()) in wanted:
                     first.setdefault(prompt, item.origin)
                 if len(first) == len(wanted):

@@ -139,7 +139,7 @@ def read_rows(
         source = str(data.absolute())
         renderer = verify_run(opened.loaded, opened.run, opened.prepared).renderer
         system = opened.prepared.system
-        found = encode_file(source, opened.loaded, renderer, system, reporter)
+        found = encode_file(source, opened.loaded.recipe, renderer, system, reporter)
     rows = tuple(map(row_of, found))
     if opened.loaded.recipe.data.loss_on == "all":
         # Only the last answer is scored; a plain text has no prompt.
@@ -309,7 +309,7 @@ def build_sets(
         name, passages = general_text(options.general_text)
         sets = replace(sets, text=_text_set(contract, passages, name), text_name=name)
     if options.forgetting and not plain:
-        wanted = general_instructions(options.general_instructions, opened.loaded.base)
+        wanted = general_instructions(options.general_instructions)
         instructions, checks = _instruction_set(contract, wanted, reporter)
         sets = replace(sets, instructions=instructions, checks=checks)
     return sets

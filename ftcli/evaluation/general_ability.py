@@ -37,7 +37,7 @@ def general_text(file: Path | None) -> tuple[str, tuple[str, ...]]:
 
 def _passages_of_rows(file: Path) -> tuple[str, ...]:
     found = []
-    for item in read_examples(str(file.absolute()), Data(train=str(file)), file.parent):
+    for item in read_examples(str(file.absolute()), Data(train=str(file))):
         if isinstance(item, Example) and item.text is None:
             reason = "is no plain text: rows with a `text` are read here"
             raise DataError("data_format", reason, file=item.origin.file, line=item.origin.line)
@@ -71,11 +71,11 @@ class Instruction:
         return None if self.check is None else self.check.fullmatch(answer.strip()) is not None
 
 
-def general_instructions(file: Path | None, base: Path) -> tuple[Instruction, ...]:
+def general_instructions(file: Path | None) -> tuple[Instruction, ...]:
     """The built-in instructions, or those of a file in any format that ftcli reads, each perhaps
     with a `check`. Raises DataError."""
     source = str((file or BUILT_IN_INSTRUCTIONS).absolute())
-    rows = list(read_rows(source, base))
+    rows = list(read_rows(source))
     examples = read_rows_as_examples(iter(rows), Data(train=source))
     found = []
     for row, example in zip(rows, examples, strict=True):

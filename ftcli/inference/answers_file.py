@@ -66,7 +66,7 @@ def read_prompt_file(members: Sequence[Member], default: str, source: Path) -> P
     """
     found: dict[int, PromptRow | str] = {}
     rows_of: dict[str, dict[int, Row]] = {member.name: {} for member in members}
-    for index, row in enumerate(read_prompt_rows(str(source.absolute()), Path.cwd())):
+    for index, row in enumerate(read_prompt_rows(str(source.absolute()))):
         try:
             if isinstance(row, RejectedRow):
                 raise RowError(row.reason)

@@ -45,7 +45,7 @@ def load_renderer(loaded: Loaded, source: str) -> Renderer:
     recipe = loaded.recipe
     refuse_foreign_weights(source, recipe.model.revision)
     tokenizer = load_tokenizer(source, recipe.model.revision)
-    note = choose_template(tokenizer, loaded)
+    note = choose_template(tokenizer, recipe)
     return renderer_of(tokenizer, recipe.data, note)
 
 

@@ -246,7 +246,7 @@ def _rebuilt(loaded: Loaded, run: RunFolder) -> Renderer:
     tokenizer = load_tokenizer(str(run.trained()))
     template = overridden(loaded).get("data.template")
     if template is not None:
-        set_template(tokenizer, find_template(template, loaded.base))
+        set_template(tokenizer, find_template(template))
     return renderer_of(tokenizer, loaded.recipe.data)
 
 

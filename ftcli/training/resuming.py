@@ -78,7 +78,7 @@ def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again:
         return []
     began, now = load_recipe(run.recipe).recipe, loaded.recipe
     changed = differences(began, now, FREE_KEYS)
-    mark = fingerprint(loaded, renderer)
+    mark = fingerprint(loaded.recipe, renderer)
     if manifest["data"] != mark and not changed:
         changed = _other_parts(run, loaded, renderer) or [f"data: {manifest['data']} → {mark}"]
     if changed:
@@ -109,14 +109,14 @@ def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
 
 def _changed_sources(run: RunFolder, began: Recipe) -> Iterator[str]:
     """Files of rows, and of a template, that are there with other contents."""
-    data, here = began.data, run.path
+    data = began.data
     prepared = load_dataset(run.data)
     before = prepared.parts if prepared is not None else {}
     sources = files_of(data)
-    digests = source_digests(data, here)
+    digests = source_digests(data)
     now = rows_parts({role: mark for role, mark in digests.items() if mark != sources[role]})
-    if data.template is not None and names_file(data.template, here):
-        text = find_template(data.template, here).text
+    if data.template is not None and names_file(data.template):
+        text = find_template(data.template).text
         now[PART_NAMES["template"]] = short_digest(text, 8)
     for name, mark in now.items():
         if before.get(name, mark) != mark:
@@ -150,7 +150,7 @@ def _other_parts(run: RunFolder, loaded: Loaded, renderer: Renderer) -> list[str
 
     prepared = load_dataset(run.data)
     before = prepared.parts if prepared is not None else {}
-    now = fingerprint_parts(loaded, renderer)
+    now = fingerprint_parts(loaded.recipe, renderer)
     return [
         f"{name}: {before[name]} → {now.get(name, 'none')}"
         for name in before

@@ -40,7 +40,7 @@ def examples_of(loaded: Loaded) -> list[Example]:
     """Training rows, and those of the held-out files, in reading order."""
     data = loaded.recipe.data
     files = [name for name in (data.train, data.validation, data.test) if isinstance(name, str)]
-    items = [item for name in files for item in read_examples(name, data, loaded.base)]
+    items = [item for name in files for item in read_examples(name, data)]
     rejects = [item for item in items if not isinstance(item, Example)]
     assert rejects == []
     return [item for item in items if isinstance(item, Example)]

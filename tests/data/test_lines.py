@@ -51,7 +51,7 @@ def test_a_small_gz_that_holds_one_long_line_is_refused(
     bomb(tmp_path / name, start, end)
     tracemalloc.start()
     with pytest.raises(DataError, match=reason) as caught:
-        list(read_rows(name, tmp_path))
+        list(read_rows(name))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (caught.value.file, caught.value.line) == (name, place)
@@ -62,14 +62,14 @@ def test_a_value_over_many_lines_is_bounded_too(tmp_path: Path) -> None:
     rows = b"c\n" * 4_000_000
     (tmp_path / "a.csv").write_bytes(b'prompt,completion\na,b\n"' + rows)
     with pytest.raises(DataError, match="a value of more than 5 MB; is a quote never closed") as e:
-        list(read_rows("a.csv", tmp_path))
+        list(read_rows("a.csv"))
     assert e.value.line == 3
 
 
 def test_prompts_of_a_text_file_are_bounded(tmp_path: Path) -> None:
     bomb(tmp_path / "a.txt.gz", b"one\n")
     with pytest.raises(DataError, match="a line of more than 5 MB"):
-        list(read_prompt_rows("a.txt.gz", tmp_path))
+        list(read_prompt_rows("a.txt.gz"))
 
 
 def test_lines_are_given_as_they_are() -> None:

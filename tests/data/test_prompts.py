@@ -22,7 +22,7 @@ from ftcli.data.prompts import (
 
 def prompts(tmp_path: Path, name: str, text: str, **keys: Any) -> list[list[tuple[str, str]]]:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    rows = [row for row in read_prompt_rows(name, tmp_path) if isinstance(row, Row)]
+    rows = [row for row in read_prompt_rows(name) if isinstance(row, Row)]
     found = to_prompts(rows, Data(train="train.jsonl", **keys), name)
     return [
         [(m.role, m.content) for m in item] for item in found if not isinstance(item, RejectedRow)

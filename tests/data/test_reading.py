@@ -19,7 +19,7 @@ def write_jsonl(folder: Path, *rows: object) -> None:
 def read(folder: Path, **keys: Any) -> list[str]:
     """Each row as `line: role content | ...` or `line: reason`."""
     data = Data.model_validate({"train": "rows.jsonl", **keys})
-    return [_line(result) for result in read_examples("rows.jsonl", data, folder)]
+    return [_line(result) for result in read_examples("rows.jsonl", data)]
 
 
 def _line(result: Example | RejectedRow) -> str:
@@ -78,7 +78,7 @@ def test_plain_text_has_no_system_prompt(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_an_error_before_the_first_row(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        read_examples("rows.jsonl", Data(train="rows.jsonl"), tmp_path)
+        read_examples("rows.jsonl", Data(train="rows.jsonl"))
 
 
 def test_an_empty_file_has_no_examples(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_an_empty_file_has_no_examples(tmp_path: Path) -> None:
 
 def test_examples_are_streamed(tmp_path: Path) -> None:
     write_jsonl(tmp_path, {"text": "a"}, {"text": "b", "chosen": "c"})
-    examples = read_examples("rows.jsonl", Data(train="rows.jsonl"), tmp_path)
+    examples = read_examples("rows.jsonl", Data(train="rows.jsonl"))
     first = next(examples)
     assert isinstance(first, Example)
     assert first.text == "a"
@@ -97,7 +97,7 @@ def test_examples_are_streamed(tmp_path: Path) -> None:
 def test_a_csv_file_end_to_end(tmp_path: Path) -> None:
     content = '\ufeffquestion;answer\r\n"Size;\nzip?";02139\r\nempty;\r\nWho?;NA\r\n'
     (tmp_path / "shop.csv").write_text(content, newline="")
-    results = list(read_examples("shop.csv", Data(train="shop.csv"), tmp_path))
+    results = list(read_examples("shop.csv", Data(train="shop.csv")))
     assert [str(result.origin) for result in results] == ["shop.csv:2", "shop.csv:4", "shop.csv:5"]
     assert isinstance(results[0], Example)
     assert results[0].messages == (Message("user", "Size;\nzip?"), Message("assistant", "02139"))
@@ -120,9 +120,9 @@ def test_the_format_is_known_before_the_rows_are_read(
     row: dict[str, str], keys: dict[str, str], name: str, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path, None, row)
-    assert format_of(Data.model_validate({"train": "rows.jsonl", **keys}), tmp_path) == name
+    assert format_of(Data.model_validate({"train": "rows.jsonl", **keys})) == name
 
 
 def test_data_without_a_row_have_no_format(tmp_path: Path) -> None:
     write_jsonl(tmp_path)
-    assert format_of(Data(train="rows.jsonl"), tmp_path) is None
+    assert format_of(Data(train="rows.jsonl")) is None

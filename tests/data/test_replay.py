@@ -350,7 +350,7 @@ def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
 
     monkeypatch.setattr(replay_data, "replayed_examples", counted)
     wants = recipes.Replay(source="mixed.jsonl")
-    drawing = replay_data.look_through(wants, tmp_path, 7, set(), lambda: None)
+    drawing = replay_data.look_through(wants, 7, set(), lambda: None)
 
     def replay() -> ReplayDraw:
         return ReplayDraw(drawing, wanted, max_length=64)

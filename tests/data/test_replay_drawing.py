@@ -32,9 +32,9 @@ def conversation(number: int) -> Example:
 def looked_through(
     monkeypatch: pytest.MonkeyPatch, rows: Iterator[Example | RejectedRow], held_out: set[bytes]
 ) -> Drawing:
-    monkeypatch.setattr(module, "replayed_examples", lambda replay, base: rows)
+    monkeypatch.setattr(module, "replayed_examples", lambda replay: rows)
     replay = Replay(source="general.jsonl")
-    return look_through(replay, Path(), SEED, held_out, lambda: None)
+    return look_through(replay, SEED, held_out, lambda: None)
 
 
 def test_the_order_is_that_of_the_places_and_of_equal_rows_the_first_counts(

@@ -21,7 +21,7 @@ def rows_of(folder: Path, name: str, content: bytes) -> list[tuple[int, object]]
     (folder / name).write_bytes(content)
     return [
         (row.origin.line, row.fields if isinstance(row, Row) else row.reason)
-        for row in read_rows(name, folder)
+        for row in read_rows(name)
     ]
 
 
@@ -29,7 +29,7 @@ def error_of(folder: Path, name: str, content: bytes | None = None) -> DataError
     if content is not None:
         (folder / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        list(read_rows(name, folder))
+        list(read_rows(name))
     return caught.value
 
 
@@ -71,7 +71,7 @@ def test_jsonl_lines_are_rows_or_rejects_with_reasons(tmp_path: Path) -> None:
 def test_origin_names_the_file_as_the_user_wrote_it(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shop.jsonl").write_text('{"a": 1}\nnull\n')
-    assert list(read_rows("data/shop.jsonl", tmp_path)) == [
+    assert list(read_rows("data/shop.jsonl")) == [
         Row(Origin("data/shop.jsonl", 1), {"a": 1}),
         RejectedRow(Origin("data/shop.jsonl", 2), "null, where an object is expected"),
     ]
@@ -224,7 +224,7 @@ def test_parquet_rows_come_with_their_numbers(tmp_path: Path) -> None:
 
     messages = [[{"role": "user", "content": f"q{number}"}] for number in range(600)]
     parquet.write_table(pyarrow.table({"messages": messages}), tmp_path / "rows.parquet")
-    rows = list(read_rows("rows.parquet", tmp_path))
+    rows = list(read_rows("rows.parquet"))
     assert [row.origin.line for row in rows] == list(range(1, 601))
     assert rows[-1] == Row(Origin("rows.parquet", 600), {"messages": messages[-1]})
 
@@ -309,15 +309,10 @@ def test_a_hub_data_set_is_read_from_its_train_files(
         path.write_text(json.dumps({"from": name}))
     monkeypatch.setattr(sources, "hub_files", lambda _repo, **_: names)
     monkeypatch.setattr(sources, "hub_file", lambda _repo, name, **_: tmp_path / "hub" / name)
-    assert list(read_rows("openai/gsm8k", tmp_path)) == [
+    assert list(read_rows("openai/gsm8k")) == [
         Row(Origin("openai/gsm8k/data/train-0.jsonl", 1), {"from": "data/train-0.jsonl"}),
         Row(Origin("openai/gsm8k/data/train-1.jsonl", 1), {"from": "data/train-1.jsonl"}),
     ]
-
-
-def test_a_name_in_an_existing_folder_is_no_hub_id(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    assert error_of(tmp_path, "data/shop").code == "data_missing"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from test_rendering import AWKWARD
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.config.chat_template import ENDS, Template, named
-from ftcli.config.loader import Loaded
+from ftcli.config.loader import Loaded, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
 from ftcli.data.templates.choose import choose_template, set_template
@@ -175,7 +175,7 @@ def test_a_template_that_does_not_compile_has_its_place(
     assert str(caught.value).startswith(start) and reason in str(caught.value)
     recipe = loaded(tmp_path, template=text)
     with pytest.raises(DataError) as caught, recipe.blame():
-        choose_template(tokenizer_for("plain"), recipe)
+        choose_template(tokenizer_for("plain"), recipe.recipe)
     start = f"shop.yaml:7: data.template: does not compile, line {line} of it: "
     assert str(caught.value).startswith(start) and reason in str(caught.value)
 
@@ -200,12 +200,13 @@ def loaded(base: Path, **data: object) -> Loaded:
             "data": {"train": "rows.jsonl"} | data,
         }
     )
+    recipe = with_absolute_paths(recipe, base)
     return Loaded(recipe, base / "shop.yaml", base, lines={"data": 5, "data.template": 7})
 
 
 def test_a_base_without_a_template_gets_the_plain_one_and_a_note(tmp_path: Path) -> None:
     tokenizer = tokenizer_for("plain")
-    note = choose_template(tokenizer, loaded(tmp_path))
+    note = choose_template(tokenizer, loaded(tmp_path).recipe)
     assert tokenizer.chat_template == named("plain").text
     assert note == (
         "note: owner/base has no chat template; conversations are written in the plain one "
@@ -216,14 +217,14 @@ def test_a_base_without_a_template_gets_the_plain_one_and_a_note(tmp_path: Path)
 @pytest.mark.parametrize("data", [{"train": "texts.jsonl"}, {"format": "text"}])
 def test_plain_texts_need_no_template(data: dict[str, str], tmp_path: Path) -> None:
     tokenizer = tokenizer_for("plain")
-    assert choose_template(tokenizer, loaded(tmp_path, **data)) is None
+    assert choose_template(tokenizer, loaded(tmp_path, **data).recipe) is None
     assert tokenizer.chat_template is None
 
 
 def test_a_models_own_template_stays(tmp_path: Path) -> None:
     tokenizer = tokenizer_for("chatml")
     tokenizer.chat_template = "{{ 'own' }}"
-    assert choose_template(tokenizer, loaded(tmp_path)) is None
+    assert choose_template(tokenizer, loaded(tmp_path).recipe) is None
     assert tokenizer.chat_template == "{{ 'own' }}"
 
 
@@ -231,16 +232,16 @@ def test_the_recipes_template_takes_its_place_with_a_note(tmp_path: Path) -> Non
     tokenizer = tokenizer_for("chatml")
     tokenizer.chat_template = "{{ 'own' }}"
     recipe = loaded(tmp_path, template="chatml")
-    assert choose_template(tokenizer, recipe) == (
+    assert choose_template(tokenizer, recipe.recipe) == (
         "note: data.template takes the place of owner/base's own chat template"
     )
     assert tokenizer.chat_template == named("chatml").text
-    assert choose_template(tokenizer, recipe) is None, "it is its own by now"
+    assert choose_template(tokenizer, recipe.recipe) is None, "it is its own by now"
 
 
 def test_an_unknown_template_is_told_at_its_line(tmp_path: Path) -> None:
     recipe = replace(loaded(tmp_path, template="chatlm"), path=Path("shop.yaml"))
     with pytest.raises(DataError) as caught, recipe.blame():
-        choose_template(tokenizer_for("plain"), recipe)
+        choose_template(tokenizer_for("plain"), recipe.recipe)
     assert str(caught.value).startswith("shop.yaml:7: data.template: 'chatlm' is no template's")
     assert str(caught.value).endswith("did you mean chatml?")

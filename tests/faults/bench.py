@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import chdir
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ftcli.config.loader import Loaded
+from ftcli.config.loader import Loaded, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.console import Terminal
 from ftcli.data.dataset import SPLITS, Dataset, read_problems
@@ -33,9 +34,11 @@ class Bench:
     def prepare(self, **data: Any) -> Outcome:
         keys = {"name": "rows", "model": {"id": str(self.model)}, "method": {"mode": "lora"}}
         keys["data"] = {"validation": 0, "max_length": 2048, **data}
-        loaded = Loaded(Recipe.model_validate(keys), self.folder / "rows.yaml", self.folder)
+        recipe = with_absolute_paths(Recipe.model_validate(keys), self.folder)
         there = self.folder / f"data-{next(self.numbers)}"
-        return Outcome(prepare(loaded, self.renderer, there, Terminal()), there, self.renderer)
+        with chdir(self.folder):  # rows are named as from here
+            prepared = prepare(recipe, self.renderer, there, Terminal())
+        return Outcome(prepared, there, self.renderer)
 
     def of(self, name: str, content: bytes | str, **data: Any) -> Outcome:
         """What becomes of one file, all of it for training."""
@@ -75,7 +78,9 @@ class Outcome:
 
 def bench_in(folder: Path, model: Path) -> Bench:
     keys = {"name": "rows", "model": {"id": str(model)}, "method": {"mode": "lora"}}
-    recipe = Recipe.model_validate(keys | {"data": {"train": "none.jsonl"}})
+    recipe = with_absolute_paths(
+        Recipe.model_validate(keys | {"data": {"train": "none.jsonl"}}), folder
+    )
     loaded = Loaded(recipe, folder / "rows.yaml", folder)
     return Bench(folder, model, load_renderer(loaded, str(model)), count())
 

@@ -70,7 +70,7 @@ def test_a_parquet_files_types_are_not_unpickled(
     rows = [pair(number) for number in range(3)]
     table = pa.Table.from_pylist(rows, schema=pa.schema(fields, metadata={b"pandas": b"{}"}))
     pq.write_table(table, tmp_path / "rows.parquet")
-    read = list(read_rows("rows.parquet", tmp_path))
+    read = list(read_rows(str(tmp_path / "rows.parquet")))
     assert [row.fields for row in read] == rows
     assert not attack.succeeded()
     observed("a pickle in a parquet file's metadata: read as rows, not unpickled")

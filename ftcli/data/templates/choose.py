@@ -5,26 +5,26 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named
-from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Recipe
 from ftcli.data.sources import format_of
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError, ModelError
 from ftcli.shell import shown_path, shown_source
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, loaded: Loaded) -> str | None:
+def choose_template(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> str | None:
     """Give the tokenizer the recipe's template, or the plain one where it has none.
 
     Plain texts need none. Returns what is unusual about it, in words; raises as `set_template`.
     """
-    data, own = loaded.recipe.data, tokenizer.chat_template
-    model = shown_source(loaded.recipe.model.id)
+    data, own = recipe.data, tokenizer.chat_template
+    model = shown_source(recipe.model.id)
     if data.template is not None:
-        set_template(tokenizer, find_template(data.template, loaded.base))
+        set_template(tokenizer, find_template(data.template))
         if not own or own == tokenizer.chat_template:
             return None
         return f"note: data.template takes the place of {model}'s own chat template"
-    if own or format_of(data, loaded.base) == "text":
+    if own or format_of(data) == "text":
         return None
     set_template(tokenizer, named(DEFAULT))
     return (

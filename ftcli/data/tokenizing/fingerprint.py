@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.config.chat_template import names_file
-from ftcli.config.loader import Loaded
-from ftcli.config.recipe import Data
+from ftcli.config.recipe import Data, Recipe
 from ftcli.config.section import data_suffix
 from ftcli.data.dataset import PART_NAMES
 from ftcli.data.splits import rows_parts, source_digests, sources_of
@@ -19,9 +18,9 @@ from ftcli.runs.atomic import short_digest
 FINGERPRINT_VERSION = 3
 
 
-def fingerprint(loaded: Loaded, renderer: Renderer) -> str:
+def fingerprint(recipe: Recipe, renderer: Renderer) -> str:
     """16 hex digits that change with anything that shapes the token ids."""
-    return fingerprint_of(covered(loaded, renderer))
+    return fingerprint_of(covered(recipe, renderer))
 
 
 def fingerprint_of(parts: dict[str, Any]) -> str:
@@ -29,40 +28,40 @@ def fingerprint_of(parts: dict[str, Any]) -> str:
     return short_digest(parts, 16)
 
 
-def fingerprint_parts(loaded: Loaded, renderer: Renderer) -> dict[str, str]:
+def fingerprint_parts(recipe: Recipe, renderer: Renderer) -> dict[str, str]:
     """8 hex digits for each part of the fingerprint, by its name in the words of a message."""
-    parts = covered(loaded, renderer)
+    parts = covered(recipe, renderer)
     rows = rows_parts(parts.pop("files"))
     return rows | {PART_NAMES[name]: short_digest(part, 8) for name, part in parts.items()}
 
 
-def covered(loaded: Loaded, renderer: Renderer) -> dict[str, Any]:
+def covered(recipe: Recipe, renderer: Renderer) -> dict[str, Any]:
     """What shapes the token ids, part by part."""
-    data, tokenizer = loaded.recipe.data, renderer.tokenizer
+    data, tokenizer = recipe.data, renderer.tokenizer
     return {
         "version": FINGERPRINT_VERSION,
-        "files": source_digests(data, loaded.base),
+        "files": source_digests(data),
         "template": tokenizer.chat_template,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         # Roles of tokens, which stand in tokenizer_config.json and not with the tokens.
         "roles": [tokenizer.bos_token_id, renderer.pad_id, *renderer.stop_ids],
-        "data": _without_paths(data, loaded.base).model_dump(
+        "data": _without_paths(data).model_dump(
             exclude={"shuffle", "allow_truncation", "allow_leaks"}
         ),
-        "seed": loaded.recipe.training.seed,
+        "seed": recipe.training.seed,
     }
 
 
-def _without_paths(data: Data, base: Path) -> Data:
+def _without_paths(data: Data) -> Data:
     """Of each file only its kind: one file has many paths, and its contents count."""
 
     def kind(source: str) -> str:
-        return data_suffix(source) or source if (base / source).is_file() else source
+        return data_suffix(source) or source if Path(source).is_file() else source
 
     changes: dict[str, object] = {name: kind(file) for name, file in sources_of(data).items()}
     if data.replay is not None:
         replay = {"source": kind(data.replay.source)}
         changes["replay"] = data.replay.model_copy(update=replay)
-    if data.template is not None and names_file(data.template, base):
+    if data.template is not None and names_file(data.template):
         changes["template"] = None
     return data.model_copy(update=changes)

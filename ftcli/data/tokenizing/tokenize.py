@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ftcli.config.loader import Loaded
-from ftcli.config.recipe import Data
+from ftcli.config.recipe import Data, Recipe
 from ftcli.console import Reporter, shown_path
 from ftcli.data.dataset import (
     NO_ROW,
@@ -58,15 +57,15 @@ ROWS_COMPARED = 256
 NAMED = 5
 
 
-def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter) -> Dataset:
+def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter) -> Dataset:
     """Tokenise the recipe's data into `folder`, or find them there with the same fingerprint.
 
     Rows that are found are proven by the sha256 of their files. Says what is unusual about the
     template, and which files are prepared again. Raises DataError: nothing to train on, leaks, or
     too much of the answers cut.
     """
-    data, base = loaded.recipe.data, loaded.base
-    parts = covered(loaded, renderer)
+    data = recipe.data
+    parts = covered(recipe, renderer)
     fingerprint = fingerprint_of(parts)
     if renderer.note is not None:
         reporter.note(renderer.note)
@@ -74,14 +73,14 @@ def prepare(loaded: Loaded, renderer: Renderer, folder: Path, reporter: Reporter
     if earlier is not None and _is_whole(earlier, folder, reporter):
         _report(earlier, reporter)
         return earlier
-    split_rows = find_splits(data, base, loaded.recipe.training.seed, reporter)
+    split_rows = find_splits(data, recipe.training.seed, reporter)
     with whole_folder(folder) as temporary:
-        counts = _write_rows(split_rows, base, renderer, temporary, reporter)
-        now = source_digests(data, base)
+        counts = _write_rows(split_rows, renderer, temporary, reporter)
+        now = source_digests(data)
         for role, file in files_of(data).items():
             if now[role] != parts["files"][role]:
                 raise _changed(file)
-        dataset = _dataset(loaded, fingerprint, split_rows, counts, renderer)
+        dataset = _dataset(recipe, fingerprint, split_rows, counts, renderer)
         _require_rows(dataset, data)
         _require_answers(dataset, data, counts.longest)
         rows = [row["input_ids"] for row in first_rows(temporary, "train", ROWS_COMPARED)]
@@ -119,14 +118,14 @@ def _is_whole(earlier: Dataset, folder: Path, reporter: Reporter) -> bool:
 
 
 def _dataset(
-    loaded: Loaded, fingerprint: str, rows: SplitRows, counts: Counts, renderer: Renderer
+    recipe: Recipe, fingerprint: str, rows: SplitRows, counts: Counts, renderer: Renderer
 ) -> Dataset:
     common = len(counts.common or ())
     return Dataset(
         fingerprint=fingerprint,
         model=renderer.tokenizer.name_or_path,
-        train_source=loaded.recipe.data.train,
-        max_length=loaded.recipe.data.max_length,
+        train_source=recipe.data.train,
+        max_length=recipe.data.max_length,
         rows_read=rows.rows_read,
         rows_rejected=counts.rejected.count,
         duplicates=rows.duplicates,
@@ -144,7 +143,7 @@ def _dataset(
         problems=tuple(counts.rejected.first),
         rows_cut=counts.cut.count,
         cut=tuple(counts.cut.first),
-        parts=fingerprint_parts(loaded, renderer),
+        parts=fingerprint_parts(recipe, renderer),
         replay=counts.replayed,
         common_tokens=common if common >= SHARED_TOKENS else 0,
     )
@@ -260,9 +259,7 @@ class Counts:
         return self.splits.get(split, SplitCounts(0, 0, 0))
 
 
-def _write_rows(
-    rows: SplitRows, base: Path, renderer: Renderer, folder: Path, reporter: Reporter
-) -> Counts:
+def _write_rows(rows: SplitRows, renderer: Renderer, folder: Path, reporter: Reporter) -> Counts:
     """Write the rows of every split, and the rows that were not used, into `folder`.
 
     Raises DataError (`data_changed`) where the files do not hold what the first pass has seen.
@@ -275,7 +272,7 @@ def _write_rows(
         writers: dict[Assigned, RowWriter] = {
             name: stack.enter_context(RowWriter(split_file(folder, name))) for name in SPLITS
         }
-        for item in encode_items(_items(rows, base), renderer):
+        for item in encode_items(_items(rows), renderer):
             progress.step()
             if isinstance(item, RejectedRow):
                 counts.rejected.add(item.origin, item.reason)
@@ -326,11 +323,11 @@ def all_cores() -> Iterator[None]:
         os.environ[PARALLEL] = before or "false"
 
 
-def _items(rows: SplitRows, base: Path) -> Iterator[Item]:
+def _items(rows: SplitRows) -> Iterator[Item]:
     """Readable rows with their splits, without duplicates; what could not be read, as it is."""
     for source, file in sources_of(rows.data).items():
         index, known = 0, len(rows.assignments[source].codes)
-        for item in read_examples(file, rows.data, base):
+        for item in read_examples(file, rows.data):
             if isinstance(item, RejectedRow):
                 yield item
             elif index == known:
@@ -353,17 +350,17 @@ def _changed(file: str) -> DataError:
 
 
 def encode_file(
-    source: str, loaded: Loaded, renderer: Renderer, system: str | None, reporter: Reporter
+    source: str, recipe: Recipe, renderer: Renderer, system: str | None, reporter: Reporter
 ) -> list[dict[str, Any]]:
     """Rows of a further file, rendered as the run's own; says which are left out.
 
     `system`: data.system of the run, as a template where it names a column.
     Raises DataError when none can be used.
     """
-    data = loaded.recipe.data.model_copy(update={"system": system})
+    data = recipe.data.model_copy(update={"system": system})
     items: Iterator[Item] = (
         item if isinstance(item, RejectedRow) else (item, "train")
-        for item in read_examples(source, data, loaded.base)
+        for item in read_examples(source, data)
     )
     rows, counts = [], Counts(data.max_length)
     for item in encode_items(items, renderer):

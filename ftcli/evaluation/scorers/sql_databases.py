@@ -202,7 +202,7 @@ def _columns(name: str, base: Path) -> dict[str, list[Value]]:
         what = "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"
         raise _error(base / name, what)
     rows = []
-    for row in itertools.islice(read_rows(name, base), MOST_FILE_ROWS + 1):
+    for row in itertools.islice(read_rows(str(base / name)), MOST_FILE_ROWS + 1):
         if isinstance(row, RejectedRow):
             raise _error(base / name, f"unreadable row: {row.reason}", row.origin.line)
         rows.append(row.fields)
