@@ -80,7 +80,7 @@ def measured_run(row: Row) -> MeasuredRun:
 def measured_shape(model: str) -> Shape:
     """The shape of a known model, else plain sizes, which say nothing of norms."""
     try:
-        return find_shape(_KNOWN_AS.get(model, model), Path())
+        return find_shape(_KNOWN_AS.get(model, model))
     except FtcliError:
         sizes = json.loads(SIZES.read_text(encoding="utf-8"))["models"]
         if model not in sizes:

@@ -94,7 +94,7 @@ def points(grid: str) -> Iterator[Point]:
 
 
 def shape_of(point: Point) -> Shape:
-    return find_shape(point.model, Path())
+    return find_shape(point.model)
 
 
 def estimate_of(point: Point, card: Card) -> Estimate:

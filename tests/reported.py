@@ -289,7 +289,7 @@ def plan_record() -> Plan:
             "training": {"max_steps": STEPS, "learning_rate": 0.002},
         }
     )
-    shape, size = find_shape("smollm2-135m", Path()), 25_276_502_016
+    shape, size = find_shape("smollm2-135m"), 25_276_502_016
     hardware = Hardware("cpu", "a machine", size, size, None, True, 2)
     return make_plan(recipe, shape, RowStatistics(372, 55_272, 321, 0.5, 8_000), hardware)
 

@@ -158,7 +158,7 @@ def prepare_recipe(
     from ftcli.models.load import load_renderer
 
     with loaded.blame():
-        source = model_source(loaded.recipe.model.id, loaded.base)
+        source = model_source(loaded.recipe.model.id)
         require_reachable(source, loaded.recipe.model.revision)
         renderer = load_renderer(loaded, source)
     run = data_folder(loaded, renderer, named)

@@ -127,7 +127,7 @@ def _detector_weights(wanted: Grounding | None, base: Path) -> str | None:
     """Of a folder; a hub id names its weights itself."""
     if wanted is None or wanted.model is None:
         return None
-    source = model_source(wanted.model, base)
+    source = model_source(wanted.model)
     return base_fingerprint(source) if Path(source).is_dir() else None
 
 

@@ -143,7 +143,7 @@ def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
 def _require_own_place(folder: Path, opened: OpenRun) -> None:
     """Raise FtcliError for an output in the base, in the run's own folders, or that exists."""
     model, run = opened.loaded.recipe.model, opened.run
-    base = Path(model_source(model.id, opened.loaded.base))
+    base = Path(model_source(model.id))
     inside = {"the base": base} if base.is_dir() else {}
     inside |= {"the run's adapter": run.adapter, "the run's checkpoints": run.checkpoints}
     inside |= {"the run's data": run.data}

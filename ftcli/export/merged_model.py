@@ -57,7 +57,7 @@ class Merger:
         """Raises ModelError for a base whose files are quantised."""
         self._opened, self._rows, self._reporter = opened, rows, reporter
         self._recipe = opened.loaded.recipe
-        self._source = model_source(self._recipe.model.id, opened.loaded.base)
+        self._source = model_source(self._recipe.model.id)
         self._hardware = hardware_for(opened.loaded)
         config = open_config(self._source, self._recipe.model.revision)
         if getattr(config, "quantization_config", None) is not None:

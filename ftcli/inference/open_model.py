@@ -52,7 +52,7 @@ def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model
 def _base(opened: OpenRun, dtype: torch.dtype) -> Any:
     """The base in the run's precision; raises FtcliError if it has changed since the training."""
     recipe = opened.loaded.recipe
-    source = model_source(recipe.model.id, opened.loaded.base)
+    source = model_source(recipe.model.id)
     with verified_base([opened.run], source, recipe.model.revision):
         return _load(source, opened, dtype, quantization(recipe.method, dtype))
 
@@ -92,8 +92,8 @@ def held_as(opened: OpenRun) -> str:
 def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
     """The base as a training of this recipe would hold it; raises ModelError, MachineError."""
     recipe, model = loaded.recipe, loaded.recipe.model
-    source = model_source(model.id, loaded.base)
-    shape = find_shape(model.id, loaded.base, model.revision)
+    source = model_source(model.id)
+    shape = find_shape(model.id, model.revision)
     hardware = hardware_for(loaded)
     tune_cpu(hardware)
     require_weights(source, model.revision, shape)

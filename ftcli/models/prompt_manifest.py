@@ -155,7 +155,7 @@ def verify_run(loaded: Loaded, run: RunFolder, prepared: Dataset) -> PromptForma
     if isinstance(loaded.recipe.method, Full):
         found += _other_config(manifest, output_config(str(run.model)), str(run.model))
     else:
-        source = model_source(model.id, loaded.base)
+        source = model_source(model.id)
         found += _other_base(manifest, base_at(source, model.revision))
     _raise_if_any(found, run)
     return PromptFormat(renderer, manifest.stop_ids, manifest.pad_id)

@@ -134,7 +134,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         record=record,
         plan=read(run.plan, partial(Plan.read, run.plan)),
         recipe=recipe,
-        hub_base=_hub_base(recipe.model.id, run) if recipe is not None else "",
+        hub_base=_hub_base(recipe.model.id) if recipe is not None else "",
         base_digest=read(run.contract, run.base_fingerprint),
         prepared=read(run.data / "prepared.json", partial(load_dataset, run.data)),
         lengths=_lengths(run),
@@ -166,10 +166,10 @@ def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult,
     return tuple(sorted(found, key=says, reverse=True))
 
 
-def _hub_base(model: str, run: RunFolder) -> str:
+def _hub_base(model: str) -> str:
     """The hub id that the recipe's model stands for; empty for a folder, there or gone."""
     try:
-        found = model_source(model, run.path)
+        found = model_source(model)
     except FtcliError:
         return ""
     return found if HUB_ID.fullmatch(found) else ""

@@ -134,8 +134,8 @@ def open_model(loaded: Loaded) -> BaseModel:
     impossible.
     """
     model = loaded.recipe.model
-    source = model_source(model.id, loaded.base)
-    shape = find_shape(model.id, loaded.base, model.revision)
+    source = model_source(model.id)
+    shape = find_shape(model.id, model.revision)
     require_possible(loaded.recipe, shape)
     require_reachable(source, model.revision)
 
@@ -171,7 +171,7 @@ def require_own_folder(run: RunFolder, loaded: Loaded, init_from: OpenRun | None
 
     Call it before anything is written, the lock too. Raises ModelError where a base is missing.
     """
-    bases = [Path(model_source(loaded.recipe.model.id, loaded.base))]
+    bases = [Path(model_source(loaded.recipe.model.id))]
     if init_from is not None:
         bases.append(init_from.run.trained())
     folder = run.path.resolve()

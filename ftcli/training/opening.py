@@ -149,7 +149,7 @@ def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
     verify_run(opened.loaded, opened.run, opened.prepared)
     if with_base:
         model = opened.loaded.recipe.model
-        source = model_source(model.id, opened.loaded.base)
+        source = model_source(model.id)
         with verified_base([opened.run], source, model.revision):
             pass
 

@@ -127,7 +127,7 @@ def _changed_base(run: RunFolder, began: Recipe) -> Iterator[str]:
     """The weights of the base, where they are on this machine."""
     before, model = run.base_fingerprint(), began.model
     try:
-        now = base_fingerprint(model_source(model.id, run.path), model.revision)
+        now = base_fingerprint(model_source(model.id), model.revision)
     except FtcliError:
         return  # what is gone or damaged cannot be compared
     if before is not None and now is not None and now != before:

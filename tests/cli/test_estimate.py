@@ -395,7 +395,7 @@ def test_methods_by_flags_are_written(ask: Any, here: Path, flags: str, method: 
     recipe = load_recipe(here / "fits.yaml").recipe
     assert recipe.method == method
     profile = RowStatistics.of(prepared_data(longest=LongestRow("shop.jsonl", 7, 512)))
-    plan = make_plan(recipe, find_shape("7b", here), profile, find_card("H200").hardware)
+    plan = make_plan(recipe, find_shape("7b"), profile, find_card("H200").hardware)
     assert plan.estimate.trainable_parameters == found["trainable_parameters"]
 
 

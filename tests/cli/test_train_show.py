@@ -154,7 +154,7 @@ def dry(here: Path) -> DryRun:
     loaded = load_recipe(here / "shop.yaml")
     hardware = Hardware("cpu", "two cores", 16 * 10**9, 12 * 10**9, None, False, 2)
     profile = RowStatistics(340, 70_000, 300, 0.4, 5000)
-    plan = make_plan(loaded.recipe, find_shape("smollm2-135m", here), profile, hardware)
+    plan = make_plan(loaded.recipe, find_shape("smollm2-135m"), profile, hardware)
     names = dict.fromkeys(plan.reasons, "SFTConfig")
     return DryRun(loaded.recipe, RunFolder(here / "runs" / "shop"), plan, names)
 

@@ -47,7 +47,7 @@ def examples_of(loaded: Loaded) -> list[Example]:
 
 
 def shape_of(loaded: Loaded) -> Shape:
-    return find_shape(loaded.recipe.model.id, loaded.base, loaded.recipe.model.revision)
+    return find_shape(loaded.recipe.model.id, loaded.recipe.model.revision)
 
 
 def longest_rows(loaded: Loaded) -> RowStatistics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ CARD_24GB = find_card("24GB").hardware
 
 def asked(choices: Choices, model: str = "7b", **changes: Any) -> FitRequest:
     rows = choices.micro_batch * choices.gradient_accumulation
-    return FitRequest(find_shape(model, Path()), choices, rows, **changes)
+    return FitRequest(find_shape(model), choices, rows, **changes)
 
 
 def keys(found: FitResult | None) -> dict[str, Any]:
@@ -162,7 +161,7 @@ def test_where_nothing_fits_a_card_and_a_model_that_do_are_named() -> None:
     found = instead(wanted, CARD_24GB)
     assert found.card is not None and found.model is not None
     better = SMALLER_MODELS[SMALLER_MODELS.index(found.model) - 1]
-    too_large = estimate_on(find_shape(better, Path()), wanted.choices, CARD_24GB)
+    too_large = estimate_on(find_shape(better), wanted.choices, CARD_24GB)
     assert not fits(too_large, CARD_24GB)
     larger = next(card for card in KNOWN_CARDS if card.name == found.card)
     assert fit(wanted, larger.hardware) is not None
@@ -174,7 +173,7 @@ def test_where_nothing_fits_a_card_and_a_model_that_do_are_named() -> None:
     for card in smaller:
         nearly = fit(wanted, card.hardware)
         assert nearly is None or nearly.choices.seq_len < 1024
-    model = replace(wanted, shape=find_shape(found.model, Path()))
+    model = replace(wanted, shape=find_shape(found.model))
     as_it_is = fit(model, CARD_24GB)
     assert as_it_is is not None and as_it_is.changes == ()
 
@@ -192,5 +191,5 @@ def test_where_no_known_card_does_none_is_named() -> None:
 
 
 def test_the_smaller_models_are_known_from_large_to_small() -> None:
-    sizes = [find_shape(name, Path()).parameters for name in SMALLER_MODELS]
+    sizes = [find_shape(name).parameters for name in SMALLER_MODELS]
     assert sizes == sorted(sizes, reverse=True)

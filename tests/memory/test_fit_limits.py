@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +17,7 @@ CARD = find_card("4090").hardware
 
 
 def test_a_sweep_estimates_each_value_alone() -> None:
-    shape, choices = find_shape("7b", Path()), Choices("qlora")
+    shape, choices = find_shape("7b"), Choices("qlora")
     found = sweep(shape, choices, "seq-len", (512, 2048, 65_536), CARD)
     assert [row.value for row in found.rows] == [512, 2048, 65_536]
     for row in found.rows:

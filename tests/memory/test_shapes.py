@@ -11,14 +11,13 @@ from ftcli.memory.shapes import (
     Shape,
     Targets,
     find_shape,
+    from_here,
     hub_id_of,
     known,
     model_source,
     shape_from_config,
 )
 from ftcli.memory.trained import trainable_parameters
-
-HERE = Path()
 
 TINY = {
     "model_type": "llama",
@@ -31,10 +30,10 @@ TINY = {
 
 
 def test_sizes_answer_as_models() -> None:
-    assert find_shape("7b", HERE).parameters == 6_738_415_616
-    assert find_shape("7B", HERE).hub_id == "meta-llama/Llama-2-7b-hf"
-    assert find_shape("Qwen/Qwen2.5-7B-Instruct", HERE).parameters == 7_615_616_512
-    assert find_shape("0.5b", HERE).hub_id == "Qwen/Qwen2.5-0.5B"
+    assert find_shape("7b").parameters == 6_738_415_616
+    assert find_shape("7B").hub_id == "meta-llama/Llama-2-7b-hf"
+    assert find_shape("Qwen/Qwen2.5-7B-Instruct").parameters == 7_615_616_512
+    assert find_shape("0.5b").hub_id == "Qwen/Qwen2.5-0.5B"
     assert hub_id_of("smollm2-135m") == "HuggingFaceTB/SmolLM2-135M"
 
 
@@ -43,20 +42,20 @@ def lora_parameters(shape: Shape, rank: int, targets: Targets = "all-linear") ->
 
 
 def test_lora_counts_both_matrices_of_every_target() -> None:
-    shape = find_shape("7b", HERE)
+    shape = find_shape("7b")
     assert lora_parameters(shape, 16, ("q_proj",)) == 32 * 131_072
     assert lora_parameters(shape, 16, ("self_attn.q_proj",)) == 32 * 131_072
     assert lora_parameters(shape, 16) == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
 
 
 def test_all_linear_of_a_mixture_leaves_the_experts_out() -> None:
-    shape = find_shape("mixtral-8x7b", HERE)
+    shape = find_shape("mixtral-8x7b")
     assert set(shape.linear_modules()) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert shape.expert_parameters > 0.9 * shape.parameters
 
 
 def test_targets_go_by_the_names_of_the_family() -> None:
-    falcon, phi = find_shape("falcon-7b", HERE), find_shape("phi-2", HERE)
+    falcon, phi = find_shape("falcon-7b"), find_shape("phi-2")
     assert list(falcon.target_modules(("self_attention.dense",))) == ["dense"]
     assert lora_parameters(falcon, 8, ("query_key_value",)) == 32 * 8 * (4544 + 4544 + 2 * 64)
     dense = 4544 + 4544
@@ -70,7 +69,7 @@ def test_only_phi3_fuses_both_projections() -> None:
     fused = {
         name: (shape.fused_queries, shape.fused_gate, shape.fused_projections)
         for name in ("phi-3-mini", "glm-4-9b", "pythia-1b", "7b")
-        for shape in [find_shape(name, HERE)]
+        for shape in [find_shape(name)]
     }
     assert fused == {
         "phi-3-mini": (True, True, True),
@@ -93,30 +92,30 @@ def test_only_phi3_fuses_both_projections() -> None:
     ],
 )
 def test_a_sliding_window_is_of_some_layers(name: str, window: int | None, layers: int) -> None:
-    shape = find_shape(name, HERE)
+    shape = find_shape(name)
     assert (shape.sliding_window, shape.windowed_layers) == (window, layers)
 
 
 def test_norms_say_what_they_are_made_of() -> None:
-    olmo, phi = find_shape("olmo-7b", HERE), find_shape("phi-2", HERE)
+    olmo, phi = find_shape("olmo-7b"), find_shape("phi-2")
     assert (olmo.native_layer_norm, olmo.norm_vectors, olmo.outer_vectors()) == (True, 0, [])
     assert phi.outer_vectors() == [2560, 2560, 51200]
-    assert not find_shape("7b", HERE).native_layer_norm
+    assert not find_shape("7b").native_layer_norm
 
 
 def test_an_unknown_target_is_named_with_what_there_is() -> None:
     with pytest.raises(ModelError, match=r"no linear layer 'q_prj'; did you mean q_proj\?"):
-        lora_parameters(find_shape("7b", HERE), 16, ("q_prj",))
+        lora_parameters(find_shape("7b"), 16, ("q_prj",))
 
 
 def test_a_folder_and_its_config_give_the_same_shape(tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text(json.dumps(TINY))
-    by_folder, by_file = find_shape("tiny", tmp_path), find_shape("tiny/config.json", tmp_path)
+    by_folder, by_file = find_shape(f"{tmp_path}/tiny"), find_shape(f"{tmp_path}/tiny/config.json")
     assert by_folder.parameters == by_file.parameters
     assert by_folder.kv_heads == 2
     assert by_folder.head_dim == 4
-    assert model_source("tiny", tmp_path) == str(tmp_path / "tiny")
+    assert model_source(f"{tmp_path}/tiny") == str(tmp_path / "tiny")
 
 
 @pytest.mark.parametrize("name", ["models/small", "HuggingFaceTB/SmolLM2-135M-Instruct"])
@@ -125,13 +124,13 @@ def test_a_folder_of_the_working_directory_is_not_taken_for_the_hubs_model(
 ) -> None:
     """transformers would load it in silence; a recipe's paths start at the recipe."""
     (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "recipes").mkdir()
     monkeypatch.chdir(tmp_path)
     for finds in (find_shape, model_source):
-        with pytest.raises(ModelError, match=rf"\(recipes\); .* write \.\./{name}; ") as caught:
-            finds(name, tmp_path / "recipes")
+        with pytest.raises(ModelError, match=f"write {tmp_path}/{name}; ") as caught:
+            finds(name)
         assert caught.value.code == "model_missing"
-    assert model_source(name, tmp_path) == str(tmp_path / name)
+    (tmp_path / name / "config.json").write_text(json.dumps(TINY))
+    assert from_here(name) == model_source(from_here(name)) == str(tmp_path / name)
 
 
 def test_an_unknown_hub_id_is_asked_of_the_hub(
@@ -145,7 +144,7 @@ def test_an_unknown_hub_id_is_asked_of_the_hub(
         return tmp_path / name
 
     monkeypatch.setattr(known, "hub_file", hub_file)
-    assert find_shape("someone/tiny", tmp_path / "elsewhere", "v2").hub_id == "someone/tiny"
+    assert find_shape("someone/tiny", "v2").hub_id == "someone/tiny"
     assert asked == [("someone/tiny", "config.json", "v2")]
 
 
@@ -160,7 +159,7 @@ def test_an_unknown_hub_id_is_asked_of_the_hub(
 )
 def test_an_unknown_alias_is_a_usage_error_with_the_nearest(asked: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
-        find_shape(asked, HERE)
+        find_shape(asked)
     assert caught.value.code == "model_unknown"
     assert near in caught.value.message
     assert "; a size is one of 0.5b, 0.6b, 1b, " in caught.value.message
@@ -168,17 +167,17 @@ def test_an_unknown_alias_is_a_usage_error_with_the_nearest(asked: str, near: st
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "a/b/c", "nowhere/config.json"])
-def test_a_path_that_is_not_there_is_a_model_error(tmp_path: Path, path: str) -> None:
+def test_a_path_that_is_not_there_is_a_model_error(path: str) -> None:
     for finds in (find_shape, model_source):
         with pytest.raises(ModelError, match="does not exist") as caught:
-            finds(path, tmp_path)
+            finds(path)
         assert caught.value.code == "model_missing"
 
 
 def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        find_shape("empty", tmp_path)
+        find_shape(f"{tmp_path}/empty")
 
 
 @pytest.mark.parametrize(
@@ -222,5 +221,5 @@ def test_a_config_that_gives_no_shape_says_why(
 def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF\xff")
     with pytest.raises(ModelError) as caught:
-        find_shape("model.gguf", tmp_path)
+        find_shape(f"{tmp_path}/model.gguf")
     assert f"{tmp_path}/model.gguf: not a model's config.json: " in str(caught.value)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from ftcli.memory import Choices, Stack, estimate, textbook
 from ftcli.memory.shapes import Shape, find_shape
 from ftcli.memory.trained import trainable_parameters, trained_tensors
 
-LLAMA_7B = find_shape("7b", Path())
+LLAMA_7B = find_shape("7b")
 
 choices_of_any_kind = st.builds(
     Choices,
@@ -42,7 +41,7 @@ choices_of_any_kind = st.builds(
 ).filter(lambda choices: choices.layers is None or "layers.3" not in str(choices.rank_pattern))
 shapes = st.sampled_from(
     ["7b", "qwen2.5-7b", "qwen3-0.6b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b", "smollm2-135m"]
-).map(lambda name: find_shape(name, Path()))
+).map(lambda name: find_shape(name))
 
 
 def test_weights_of_7b_in_bf16_are_two_bytes_a_parameter() -> None:
@@ -85,7 +84,7 @@ def test_whole_modules_are_held_in_fp32() -> None:
 
 
 def test_tied_ends_are_trained_as_one_matrix() -> None:
-    shape = find_shape("smollm2-135m", Path())
+    shape = find_shape("smollm2-135m")
     assert shape.tied
     ways = [("lm_head",), ("embed_tokens",), ("embed_tokens", "lm_head")]
     found = [estimate(shape, Choices("lora", modules_to_save=saved)) for saved in ways]
@@ -123,7 +122,7 @@ def test_ranks_of_their_own_count_by_the_first_key_that_matches() -> None:
 
 def test_a_24_gb_card_takes_qlora_of_13b_and_lora_of_7b_but_not_full() -> None:
     card = "RTX 4090 24GB"
-    assert estimate(find_shape("13b", Path()), Choices("qlora")).fits[card]
+    assert estimate(find_shape("13b"), Choices("qlora")).fits[card]
     assert estimate(LLAMA_7B, Choices("lora")).fits[card]
     assert not estimate(LLAMA_7B, Choices("full", precision="pure-bf16")).fits[card]
 
@@ -144,7 +143,7 @@ def test_paged_states_leave_the_card() -> None:
 
 
 def test_unlabelled_tokens_get_no_logits() -> None:
-    shape = find_shape("llama-3.1-8b", Path())
+    shape = find_shape("llama-3.1-8b")
     all_labelled = Choices("lora", micro_batch=4, gradient_checkpointing=False)
     some = replace(all_labelled, labelled_share=0.1)
     most, least = estimate(shape, all_labelled), estimate(shape, some)
@@ -152,7 +151,7 @@ def test_unlabelled_tokens_get_no_logits() -> None:
 
 
 def test_a_model_that_caps_its_scores_is_sized_for_eager() -> None:
-    found = estimate(find_shape("gemma-2-2b", Path()), Choices("lora", attention="sdpa"))
+    found = estimate(find_shape("gemma-2-2b"), Choices("lora", attention="sdpa"))
     assert found.assumptions["attention"] == "eager"
 
 

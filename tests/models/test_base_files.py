@@ -251,7 +251,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, content: bytes) -> No
 # Before a training
 
 
-SHAPE = find_shape("smollm2-135m", Path())
+SHAPE = find_shape("smollm2-135m")
 
 
 def test_missing_weight_files_are_named(tmp_path: Path) -> None:

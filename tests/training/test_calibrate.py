@@ -47,7 +47,7 @@ CALIBRATION = kinds.record(
     }
 )
 
-SHAPE = find_shape("qwen2.5-7b", Path())
+SHAPE = find_shape("qwen2.5-7b")
 CHOICES = Choices(mode="qlora", seq_len=2048, targets=("q_proj", "v_proj"))
 FOUND = estimate(SHAPE, CHOICES)
 

@@ -48,7 +48,7 @@ def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path
     )
     files = getattr(torch, stored) if name == "full" else None
     found = L2SP(attach(model, recipe.method, seed=0), STRENGTH, files)
-    shape = find_shape(str(base), tmp_path)
+    shape = find_shape(str(base))
     choices = Choices(**choices_of_method(recipe.method), precision="fp32", hold=True)
     assert found.bytes == hold_bytes(shape, choices) > 0
     with_hold = estimate(shape, choices)
@@ -59,7 +59,7 @@ def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path
 
 
 def test_a_7b_in_16_bits_holds_two_bytes_a_weight() -> None:
-    shape = find_shape("7b", Path())
+    shape = find_shape("7b")
     for precision in ("bf16", "pure-bf16"):
         found = estimate(shape, Choices("full", precision=precision, hold=True))
         assert found.breakdown["hold"] == 2 * 6_738_415_616

@@ -21,7 +21,7 @@ from tests.conftest import prepared_data
 
 GB = 10**9
 MODES = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
-SMALL, LARGE = find_shape("smollm2-135m", Path()), find_shape("7b", Path())
+SMALL, LARGE = find_shape("smollm2-135m"), find_shape("7b")
 # 1,000 rows of 200 tokens, half of which is answers; the longest row has 512.
 PROFILE = RowStatistics(
     rows=1000, tokens=200_000, longest_tokens=512, labelled_share=0.5, validation_tokens=20_000
@@ -147,7 +147,7 @@ def test_frozen_weights_follow_the_arithmetic(mode: str, hardware: Hardware, dty
 
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_adapters_on_a_mixture_are_refused(mode: str) -> None:
-    mixture = find_shape("mixtral-8x7b", Path())
+    mixture = find_shape("mixtral-8x7b")
     with pytest.raises(ModelError) as caught:
         make_plan(recipe(mode), mixture, PROFILE, card("H200"))
     assert str(caught.value) == (
@@ -158,7 +158,7 @@ def test_adapters_on_a_mixture_are_refused(mode: str) -> None:
 
 
 def test_a_mixture_may_be_trained_whole() -> None:
-    mixture = replace(find_shape("mixtral-8x7b", Path()), layers=1, hidden=256, intermediate=512)
+    mixture = replace(find_shape("mixtral-8x7b"), layers=1, hidden=256, intermediate=512)
     assert make_plan(recipe("full"), mixture, PROFILE, card("H200")).steps == 188
 
 
@@ -171,7 +171,7 @@ def test_an_unknown_target_is_refused_before_any_download() -> None:
 
 def test_attention_follows_the_model() -> None:
     assert make_plan(recipe(), SMALL, PROFILE, card()).model.attention == "sdpa"
-    capped = make_plan(recipe(), find_shape("gemma-2-2b", Path()), PROFILE, card())
+    capped = make_plan(recipe(), find_shape("gemma-2-2b"), PROFILE, card())
     assert capped.model.attention == "eager"
     assert "tanh" in capped.reasons["model.attention"]
 
@@ -271,7 +271,7 @@ def test_checkpointing_is_on_where_it_does_not() -> None:
 @pytest.mark.parametrize("model", ["7b", "qwen2.5-7b", "mistral-7b"])
 def test_qlora_of_7b_fits_a_24_gb_card(name: str, model: str) -> None:
     rows = replace(PROFILE, longest_tokens=1024)
-    plan = make_plan(recipe("qlora"), find_shape(model, Path()), rows, card(name))
+    plan = make_plan(recipe("qlora"), find_shape(model), rows, card(name))
     assert plan.training.micro_batch_size * plan.accumulation == 16
     assert plan.estimate.fits[find_card(name).name]
 
@@ -463,7 +463,7 @@ def test_any_question_gets_a_plan_that_fits_or_a_reason(
     profile = RowStatistics(rows, rows * longest, longest, 1.0, 0)
     wanted = recipe(mode, training={"batch_size": size})
     try:
-        plan = make_plan(wanted, find_shape(model, Path()), profile, hardware)
+        plan = make_plan(wanted, find_shape(model), profile, hardware)
     except FtcliError as error:
         assert error.code in ("memory", "method_refused")
         return

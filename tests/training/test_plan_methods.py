@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,15 +76,13 @@ def test_layers_and_ranks_that_reach_nothing_are_refused(
 
 def test_fused_matrices_are_called_by_their_own_names() -> None:
     with pytest.raises(ModelError, match="no linear layer 'q_proj'; did you mean qkv_proj"):
-        require_possible(
-            recipe(method={"target_modules": ["q_proj"]}), find_shape("phi-3-mini", Path())
-        )
+        require_possible(recipe(method={"target_modules": ["q_proj"]}), find_shape("phi-3-mini"))
 
 
 def test_tied_ends_with_a_bias_are_not_trained_whole() -> None:
     """PEFT's copy of a tied head has no bias."""
     ends = recipe(method={"modules_to_save": ["embed_tokens"]})
-    phi = find_shape("phi-2", Path())
+    phi = find_shape("phi-2")
     require_possible(ends, phi)
     with pytest.raises(ModelError, match="which PEFT drops where it ties them") as caught:
         require_possible(ends, replace(phi, tied=True))

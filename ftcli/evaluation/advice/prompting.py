@@ -86,7 +86,7 @@ class ProbeRows:
 def probe_key(loaded: Loaded, prepared: Dataset, shots: int) -> str:
     """16 hex digits of everything that the scores depend on."""
     recipe = loaded.recipe
-    source = model_source(recipe.model.id, loaded.base)
+    source = model_source(recipe.model.id)
     form = recipe.eval.format
     files = [loaded.base / each.name for each in file_names(recipe.eval)]
     parts = {

@@ -55,7 +55,7 @@ class SpanDetector:
         from ftcli.models.device import device_of, hardware_for
         from ftcli.models.untrusted import refuse_foreign_config, refuse_foreign_weights
 
-        source = model_source(self._model_id, self._loaded.base)
+        source = model_source(self._model_id)
         require_reachable(source, None)
         refuse_foreign_config(source, None)
         refuse_foreign_weights(source, None)

@@ -6,7 +6,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ftcli.errors import ModelError
 from ftcli.memory import Choices, Estimate
@@ -257,7 +256,7 @@ def _larger_card(asked: FitRequest, hardware: Hardware) -> str | None:
 
 def _smaller_model(asked: FitRequest, hardware: Hardware) -> str | None:
     for name in SMALLER_MODELS:
-        shape = find_shape(name, Path())
+        shape = find_shape(name)
         if shape.parameters < asked.shape.parameters and _fits_as_asked(shape, asked, hardware):
             return name
     return None

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ftcli.config.section import looks_like_path
 from ftcli.errors import ModelError, UsageError
 from ftcli.hub import hub_file
 from ftcli.memory.shapes.config import shape_from_config
 from ftcli.memory.shapes.shape import Shape
+from ftcli.shell import shown_source
 
 _SIZE = re.compile(r"\d+(\.\d+)?b")
 """An alias that is a size alone, such as 7b or 0.5b."""
@@ -40,29 +42,28 @@ def _known_models() -> _KnownModels:
     )
 
 
-def find_shape(model_id: str, base: Path, revision: str | None = None) -> Shape:
+def find_shape(model_id: str, revision: str | None = None) -> Shape:
     """The shape of a local folder, a config.json, an alias, or a model of the hub.
 
-    `base` is the folder that relative paths start from. Known models answer without network,
-    whatever the revision: a published model keeps its sizes. Raises UsageError (`model_unknown`)
-    and ModelError (`model_missing`, `config_unreadable`, those of `shape_from_config` and of
-    `hub_file`).
+    Known models answer without network, whatever the revision: a published model keeps its sizes.
+    Raises UsageError (`model_unknown`) and ModelError (`model_missing`, `config_unreadable`, those
+    of `shape_from_config` and of `hub_file`).
     """
     if not model_id.strip():
         raise _unknown(model_id)
-    local = _local(model_id, base)
-    config_file = local / "config.json" if os.path.isdir(local) else local
-    if os.path.isfile(config_file):
-        return shape_from_config(_read_config(config_file), name=model_id)
+    if looks_like_path(model_id):
+        local = _local(model_id)
+        config_file = local / "config.json" if os.path.isdir(local) else local
+        if os.path.isfile(config_file):
+            return shape_from_config(_read_config(config_file), name=shown_source(model_id))
+        if os.path.isdir(local):
+            raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
+        raise _missing(local)
     known = _known_models()
     hub_id = known.hub_ids.get(model_id.lower(), _as_known(model_id))
-    _require_no_namesake(hub_id, base)
+    _require_no_namesake(hub_id)
     if hub_id in known.configs:
         return shape_from_config(known.configs[hub_id], name=model_id, hub_id=hub_id)
-    if os.path.isdir(local):
-        raise ModelError("model_missing", f"{local} has no config.json: not a model's folder")
-    if _looks_like_path(model_id):
-        raise _missing(local)
     if "/" not in model_id:
         raise _unknown(model_id)
     config = _read_config(_hub_config(model_id, revision))
@@ -124,13 +125,6 @@ def _near(word: str, aliases: Iterable[str]) -> str:
     return f"; did you mean {', '.join(others)} or {last}?" if others else f"; did you mean {last}?"
 
 
-def _looks_like_path(model_id: str) -> bool:
-    starts_as_path = model_id.startswith((".", "/", "~"))
-    return (
-        starts_as_path or model_id.count("/") > 1 or "\\" in model_id or model_id.endswith(".json")
-    )
-
-
 def _read_config(file: Path) -> dict[str, object]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -143,34 +137,40 @@ def _read_config(file: Path) -> dict[str, object]:
     return config
 
 
-def model_source(model_id: str, base: Path) -> str:
+def model_source(model_id: str) -> str:
     """Where transformers finds the model: an absolute folder, or a hub id.
 
     Raises ModelError (`model_missing`) where a path leads to no folder, and for a hub id that is
     also a folder of the working directory.
     """
-    local = _local(model_id, base)
-    if os.path.isdir(local):
-        return str(local)
-    if _looks_like_path(model_id):
+    if looks_like_path(model_id):
+        local = _local(model_id)
+        if os.path.isdir(local):
+            return str(local)
         raise _missing(local)
     source = _known_models().hub_ids.get(model_id.lower(), model_id)
-    _require_no_namesake(source, base)
+    _require_no_namesake(source)
     return source
 
 
-def _require_no_namesake(hub_id: str, base: Path) -> None:
+def from_here(model: str) -> str:
+    """`--model` of a command line: a model's folder or file goes before a hub id, as a path."""
+    path = os.path.abspath(os.path.expanduser(model))
+    there = os.path.isfile(path) or os.path.isfile(os.path.join(path, "config.json"))
+    return path if there and model.strip() else model
+
+
+def _require_no_namesake(hub_id: str) -> None:
     """transformers and tokenizers take a folder of the working directory before a hub id."""
     if os.path.isdir(hub_id):
-        there = Path(os.path.relpath(hub_id, base)).as_posix()
-        start = os.path.relpath(base)
         raise ModelError(
             "model_missing",
-            f"{hub_id} is a folder here, but paths of a recipe start at its own folder ({start}); "
-            f"if you mean the folder, write {there}; if the hub's model, run this elsewhere",
+            f"{hub_id} is a folder here, but paths of a recipe start at its own folder; if you "
+            f"mean the folder, write {os.path.abspath(hub_id)}; if the hub's model, run this "
+            "elsewhere",
         )
 
 
-def _local(model_id: str, base: Path) -> Path:
+def _local(model_id: str) -> Path:
     # pathlib raises where there is no such user, and in is_dir where a name is too long.
-    return base / os.path.expanduser(model_id)
+    return Path(os.path.expanduser(model_id)).absolute()

@@ -18,7 +18,7 @@ from ftcli.memory.fit.limits import Limit, Sweep, largest, size_named, sizes_of,
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware, find_card
-from ftcli.memory.shapes import Shape, find_shape
+from ftcli.memory.shapes import Shape, find_shape, from_here
 from ftcli.training.estimate.flags import require_consistent, require_size, require_trainable
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _of_flags(options: EstimateOptions) -> FitRequest:
     if choices.mode == "prefix" and not named:
         choices = replace(choices, gradient_checkpointing=False)
     return FitRequest(
-        find_shape(options.model or "", Path.cwd()),
+        find_shape(from_here(options.model or "")),
         choices,
         batch_rows=choices.micro_batch,
         open_checkpointing=not named and choices.mode != "prefix",

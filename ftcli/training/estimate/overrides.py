@@ -19,7 +19,7 @@ from ftcli.memory import Choices
 from ftcli.memory.adapted import adapted
 from ftcli.memory.fit.request import FitRequest
 from ftcli.memory.hardware import Hardware
-from ftcli.memory.shapes import find_shape, model_source
+from ftcli.memory.shapes import find_shape, from_here, model_source
 from ftcli.runs.atomic import write_text
 from ftcli.training.plan.decide import (
     choose_attention,
@@ -102,8 +102,7 @@ class RecipeWithFlags:
         """`--model`; a folder as an absolute path."""
         if self.model is None:
             return {}
-        there = Path(self.model).exists()
-        keys: dict[str, Any] = {"model.id": os.path.abspath(self.model) if there else self.model}
+        keys: dict[str, Any] = {"model.id": from_here(self.model)}
         if self.loaded.recipe.model.revision is not None:
             keys["model.revision"] = None  # it was another model's
         return keys
@@ -123,9 +122,9 @@ def with_flags(
     recipe = changed(loaded.recipe, settings) if settings else loaded.recipe
     prepared = _prepared(loaded, recipe)
     rows = _rows(recipe, prepared)
-    by_flag = find_shape(model, Path.cwd()) if model is not None else None
+    by_flag = find_shape(from_here(model)) if model is not None else None
     with loaded.blame():
-        shape = by_flag or find_shape(recipe.model.id, loaded.base, recipe.model.revision)
+        shape = by_flag or find_shape(recipe.model.id, recipe.model.revision)
         if "gradient_checkpointing" not in flags:
             require_checkpointing(recipe)
         sections, training = recipe.model, recipe.training
@@ -163,7 +162,7 @@ def _prepared(loaded: Loaded, recipe: Recipe) -> Dataset | None:
         same_replay = _same_source(before.source, now.source) and before.share == now.share
     made_for = (
         same_replay
-        and _same_source(prepared.model, model_source(recipe.model.id, loaded.base))
+        and _same_source(prepared.model, model_source(recipe.model.id))
         and _same_source(prepared.train_source, data.train)
         and prepared.max_length == data.max_length
     )
