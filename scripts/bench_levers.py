@@ -108,7 +108,7 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe))
     loaded = load_recipe(work / "recipe.yaml")
-    model = open_model(loaded)
+    model = open_model(loaded.recipe)
     run = RunFolder(work / "run")
     prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())
     plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)

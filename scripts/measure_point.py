@@ -49,7 +49,7 @@ def measure_recipe(recipe: Path) -> dict[str, int | None]:
 
 def _train(loaded: Loaded, run: RunFolder) -> tuple[int, StepMemory]:
     """The trainer as `ftcli train` builds it; without the course of a run, which would save."""
-    model = open_model(loaded)
+    model = open_model(loaded.recipe)
     prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())
     hardware = replace(model.hardware, free_bytes=NO_LIMIT_BYTES)
     plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), hardware)

@@ -160,7 +160,7 @@ def prepare_recipe(
     with loaded.blame():
         source = model_source(loaded.recipe.model.id)
         require_reachable(source, loaded.recipe.model.revision)
-        renderer = load_renderer(loaded, source)
+        renderer = load_renderer(loaded.recipe, source)
     run = data_folder(loaded, renderer, named)
     with loaded.blame():
         require_own_folder(run, loaded)
@@ -175,7 +175,7 @@ def prepare_recipe(
         price = None
         if price_per_hour is not None:
             require_trackers(loaded.recipe)
-            model = open_model(loaded)
+            model = open_model(loaded.recipe)
             plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
             job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
             price = price_of(job, loaded, price_per_hour, shots, reporter)

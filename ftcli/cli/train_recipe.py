@@ -197,7 +197,7 @@ def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, Base
     require_hold(loaded.recipe)
     require_rows(loaded)
     loaded = starting_from(loaded, init_from)
-    return loaded, open_model(loaded)
+    return loaded, open_model(loaded.recipe)
 
 
 def require_weights(model: BaseModel) -> str:

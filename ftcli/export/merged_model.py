@@ -21,10 +21,10 @@ from ftcli.config.recipe import Qlora
 from ftcli.console import Reporter
 from ftcli.errors import ModelError
 from ftcli.export.parity import Part, Prediction, Rows, largest_activation, parts_of, predictions_of
-from ftcli.inference.open_model import load_tuned_model
+from ftcli.inference.open_model import hardware_of, load_tuned_model
 from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
-from ftcli.models.device import device_of, free_memory, hardware_for
+from ftcli.models.device import device_of, free_memory
 from ftcli.models.load import DTYPES, load_base, open_config
 from ftcli.models.methods import shared_weight
 from ftcli.models.older_readers import write_for_older_readers
@@ -58,7 +58,7 @@ class Merger:
         self._opened, self._rows, self._reporter = opened, rows, reporter
         self._recipe = opened.loaded.recipe
         self._source = model_source(self._recipe.model.id)
-        self._hardware = hardware_for(opened.loaded)
+        self._hardware = hardware_of(opened)
         config = open_config(self._source, self._recipe.model.revision)
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(
@@ -158,7 +158,7 @@ class Merger:
             device=torch.device("cpu"),
         )
         needed = ROOM_FACTOR * sum(parameter.nbytes for parameter in network.parameters())
-        free = hardware_for(self._opened.loaded).free_bytes
+        free = hardware_of(self._opened).free_bytes
         return network.to(device_of(self._hardware)) if needed < free else network
 
     def _predict(

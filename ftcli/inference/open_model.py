@@ -8,13 +8,13 @@ from typing import Any, assert_never
 import torch
 from transformers import BitsAndBytesConfig
 
-from ftcli.config.loader import Loaded
-from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
+from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe
 from ftcli.data.example import Message, RowError
 from ftcli.data.prompts import without_system
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model
 from ftcli.kernels.cpu import end_gc_tuning, tune_cpu
+from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape, model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.base_files import require_weights
@@ -61,7 +61,7 @@ def _load(
     source: str, opened: OpenRun, dtype: torch.dtype, quantized: BitsAndBytesConfig | None
 ) -> Any:
     end_gc_tuning()  # all that is heavy has been imported, and no model is loaded yet
-    hardware = hardware_for(opened.loaded)
+    hardware = hardware_of(opened)
     tune_cpu(hardware)
     attention = Plan.read(opened.run.plan).model.attention
     if attention == "flash" and hardware.kind == "cpu":
@@ -76,9 +76,15 @@ def _load(
     )
 
 
+def hardware_of(opened: OpenRun) -> Hardware:
+    """The device that a run's model uses here; raises MachineError at the recipe's key."""
+    with opened.loaded.blame():
+        return hardware_for(opened.loaded.recipe)
+
+
 def inference_dtype(opened: OpenRun) -> torch.dtype:
     """The type in which a run's models compute: as in training, or fp32 if a CPU emulates bf16."""
-    hardware = hardware_for(opened.loaded)
+    hardware = hardware_of(opened)
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
     return compute_dtype(Plan.read(opened.run.plan).training.precision)
@@ -86,15 +92,15 @@ def inference_dtype(opened: OpenRun) -> torch.dtype:
 
 def held_as(opened: OpenRun) -> str:
     """Type and machine in which a run's models answer here: `torch.bfloat16 on NVIDIA …`."""
-    return f"{inference_dtype(opened)} on {hardware_for(opened.loaded).name}"
+    return f"{inference_dtype(opened)} on {hardware_of(opened).name}"
 
 
-def load_untrained(loaded: Loaded, renderer: Renderer) -> Model:
+def load_untrained(recipe: Recipe, renderer: Renderer) -> Model:
     """The base as a training of this recipe would hold it; raises ModelError, MachineError."""
-    recipe, model = loaded.recipe, loaded.recipe.model
+    model = recipe.model
     source = model_source(model.id)
     shape = find_shape(model.id, model.revision)
-    hardware = hardware_for(loaded)
+    hardware = hardware_for(recipe)
     tune_cpu(hardware)
     require_weights(source, model.revision, shape)
     dtype = compute_dtype(choose_precision(recipe, hardware)[0])

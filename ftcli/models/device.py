@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ftcli.config.loader import Loaded
-from ftcli.config.recipe import Device
+from ftcli.config.recipe import Device, Recipe
 from ftcli.errors import MachineError
 from ftcli.kernels.cpu import return_freed_memory
 from ftcli.memory.hardware import CARD_KERNELS, Hardware
@@ -39,14 +38,13 @@ NVIDIA_GPUS, NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 NVIDIA_SMI_SECONDS = 10
 
 
-def hardware_for(loaded: Loaded) -> Hardware:
-    """The device that this recipe's model uses here; raises MachineError at its key."""
-    with loaded.blame():
-        try:
-            return find_hardware(loaded.recipe.model.device)
-        except MachineError as error:
-            error.message += "; model.device: cpu takes the CPU instead"
-            raise
+def hardware_for(recipe: Recipe) -> Hardware:
+    """The device that this recipe's model uses here; raises MachineError."""
+    try:
+        return find_hardware(recipe.model.device)
+    except MachineError as error:
+        error.message += "; model.device: cpu takes the CPU instead"
+        raise
 
 
 def find_hardware(device: Device) -> Hardware:

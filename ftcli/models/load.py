@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from ftcli.compat import plain_falcon_layers
-from ftcli.config.loader import Loaded
-from ftcli.config.recipe import Data, Model
+from ftcli.config.recipe import Data, Model, Recipe
 from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
@@ -39,10 +38,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
 
 
-def load_renderer(loaded: Loaded, source: str) -> Renderer:
+def load_renderer(recipe: Recipe, source: str) -> Renderer:
     """Tokenizer and chat template of the recipe's model; raises ModelError, also where its weights
     could never be opened."""
-    recipe = loaded.recipe
     refuse_foreign_weights(source, recipe.model.revision)
     tokenizer = load_tokenizer(source, recipe.model.revision)
     note = choose_template(tokenizer, recipe)

@@ -127,26 +127,26 @@ def _require_same_adapter(loaded: Loaded, init_from: OpenRun) -> None:
         )
 
 
-def open_model(loaded: Loaded) -> BaseModel:
+def open_model(recipe: Recipe) -> BaseModel:
     """Find model, tokenizer and machine; no weights are loaded.
 
     Raises ModelError, MachineError and UsageError for what recipe, model and machine alone prove
     impossible.
     """
-    model = loaded.recipe.model
+    model = recipe.model
     source = model_source(model.id)
     shape = find_shape(model.id, model.revision)
-    require_possible(loaded.recipe, shape)
+    require_possible(recipe, shape)
     require_reachable(source, model.revision)
 
     from ftcli.kernels.cpu import tune_cpu
     from ftcli.models.device import hardware_for
     from ftcli.models.load import load_renderer
 
-    hardware = hardware_for(loaded)
-    require_machine(loaded.recipe, shape, hardware)
+    hardware = hardware_for(recipe)
+    require_machine(recipe, shape, hardware)
     tune_cpu(hardware)
-    return BaseModel(source, model.revision, shape, load_renderer(loaded, source), hardware)
+    return BaseModel(source, model.revision, shape, load_renderer(recipe, source), hardware)
 
 
 def require_trackers(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ftcli.config.loader import Loaded, with_absolute_paths
+from ftcli.config.loader import with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.console import Terminal
 from ftcli.data.dataset import SPLITS, Dataset, read_problems
@@ -81,8 +81,7 @@ def bench_in(folder: Path, model: Path) -> Bench:
     recipe = with_absolute_paths(
         Recipe.model_validate(keys | {"data": {"train": "none.jsonl"}}), folder
     )
-    loaded = Loaded(recipe, folder / "rows.yaml", folder)
-    return Bench(folder, model, load_renderer(loaded, str(model)), count())
+    return Bench(folder, model, load_renderer(recipe, str(model)), count())
 
 
 def asked(prompt: str, completion: str) -> Turns:

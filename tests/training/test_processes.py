@@ -32,7 +32,7 @@ from ftcli.training.job import TrainJob, open_model
 
 recipe, run, found = (Path(word) for word in sys.argv[1:])
 loaded = load_recipe(recipe)
-model = open_model(loaded)
+model = open_model(loaded.recipe)
 prepared = prepare(loaded.recipe, model.renderer, run / "data", Terminal())
 plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
 job = TrainJob(loaded.recipe, recipe, model, prepared, plan, RunFolder(run))

@@ -153,7 +153,7 @@ def probe_base(
     from ftcli.models.device import memory_in_words
 
     with memory_in_words("stop what else runs on it, or leave --probe out"):
-        model = load_untrained(loaded, renderer)
+        model = load_untrained(loaded.recipe, renderer)
         used = fitting(model, asked, recipe.generation.max_new_tokens)
         zero, few = (_scores(model, asked, count, loaded, scorers, reporter) for count in (0, used))
     return Probe(
@@ -358,7 +358,7 @@ def _timed_calls(job: TrainJob, loaded: Loaded, shots: int, reporter: Reporter) 
     reporter.note("timing a few calls of the base")
     answer_tokens = sum(row.answer_tokens for row in rows.all()) / job.dataset.rows_accepted
     with memory_in_words("stop what else runs on it"):
-        model = load_untrained(loaded, job.model.renderer)
+        model = load_untrained(loaded.recipe, job.model.renderer)
         used = fitting(model, asked, round(answer_tokens))
         renderer = model.prompt_format.renderer
         kinds = [asked.prompts(renderer, count)[:TIMED_CALLS] for count in (used, 0)]

@@ -68,7 +68,7 @@ class SpanDetector:
                 f"eval.grounding.model: {self._model_id} is not a detector: expected a token "
                 "classifier with two labels (supported, unsupported) and a fast tokenizer",
             )
-        device = device_of(hardware_for(self._loaded))
+        device = device_of(hardware_for(self._loaded.recipe))
         model = AutoModelForTokenClassification.from_pretrained(source, dtype=torch.float32)
         longest = getattr(config, "max_position_embeddings", MAX_TOKENS)
         return _Detector(tokenizer, model.to(device).eval(), device, min(longest, MAX_TOKENS))
