@@ -169,16 +169,16 @@ def prepare_recipe(
         previewed = preview(run.data, renderer, preview_rows)
         shown = tuple(tuple(pieces) for pieces in previewed)
         rows = PreparedRows(run.data, prepared)
-        advice = give_advice(loaded, renderer, rows, reporter)
+        advice = give_advice(loaded.recipe, renderer, rows, reporter)
         if probe:
-            advice = with_probe(advice, shots, loaded, renderer, rows, reporter)
+            advice = with_probe(advice, shots, loaded.recipe, renderer, rows, reporter)
         price = None
         if price_per_hour is not None:
             require_trackers(loaded.recipe)
             model = open_model(loaded.recipe)
             plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
             job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
-            price = price_of(job, loaded, price_per_hour, shots, reporter)
+            price = price_of(job, loaded.recipe, price_per_hour, shots, reporter)
     return PrepareResult(loaded, prepared, run.data, shown, advice, price)
 
 

@@ -119,7 +119,7 @@ def train_recipe(
         require_weights(model)
         dataset = prepare_rows(loaded, model, run, reporter)
         job = plan_job(loaded, model, dataset, run, opened)
-        give_advice(loaded, model.renderer, PreparedRows(run.data, dataset), reporter)
+        give_advice(loaded.recipe, model.renderer, PreparedRows(run.data, dataset), reporter)
         _train_and_report(job, stops, reporter)
 
     from ftcli.models.device import free_memory
@@ -161,7 +161,7 @@ def plan_recipe(
             job = plan_job(loaded, model, dataset, folder, opened)
             price = None
             if price_per_hour is not None:
-                price = price_of(job, loaded, price_per_hour, SHOTS, reporter)
+                price = price_of(job, loaded.recipe, price_per_hour, SHOTS, reporter)
 
     from ftcli.models import methods
     from ftcli.training import building

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import Field
 
-from ftcli.config.answer_format import PROMPT, AnswerFormat, JsonFormat, SqlFormat
+from ftcli.config.answer_format import AnswerFormat
 from ftcli.config.grounding import Grounding, Judge
 from ftcli.config.section import (
     NO_BOOLEAN,
@@ -46,28 +45,3 @@ class Evaluation(Section):
     """Ask a language model whether each answer is supported by its facts."""
     decides_by: str | None = None
     """The score that decides, tested alone; the others are corrected for their number (Holm)."""
-
-
-class NamedFile(NamedTuple):
-    """A file that an evaluation needs."""
-
-    key: str
-    """The key that names it."""
-    name: str
-    code: str
-    """Of the error where it cannot be used."""
-
-
-def file_names(wanted: Evaluation) -> Iterator[NamedFile]:
-    """Every file that `eval` names, as the user wrote it."""
-    match wanted.format:
-        case JsonFormat(schema=str(name)):
-            yield NamedFile("eval.format.schema", name, "answer_schema")
-        case SqlFormat(table=str(name)) if name != PROMPT:
-            yield NamedFile("eval.format.table", name, "answer_table")
-    if wanted.grounding is not None and isinstance(wanted.grounding.banned, str):
-        yield NamedFile("eval.grounding.banned", wanted.grounding.banned, "banned_phrases")
-    if wanted.grounding is not None and wanted.grounding.labels is not None:
-        yield NamedFile("eval.grounding.labels", wanted.grounding.labels, "labels")
-    if wanted.judge is not None and wanted.judge.labels is not None:
-        yield NamedFile("eval.judge.labels", wanted.judge.labels, "labels")

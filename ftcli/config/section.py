@@ -92,9 +92,18 @@ def paths_of(section: Section, prefix: str = "") -> Iterator[NamedPath]:
             yield NamedPath(f"{prefix}{name}", value, kind)
 
 
-def files_of(section: Section) -> list[Path]:
+def named_files(section: Section) -> list[Path]:
     """The files that a section names, where it can name nothing but files."""
     return [Path(named.value) for named in paths_of(section) if named.kind.kind == "file"]
+
+
+def without_folders(section: SectionT) -> SectionT:
+    """The section with its files by name alone, for fingerprints that cover their contents."""
+
+    def name(named: NamedPath) -> str:
+        return Path(named.value).name if named.kind.kind == "file" else named.value
+
+    return with_paths(section, name)
 
 
 def with_paths(section: SectionT, change: Callable[[NamedPath], str], prefix: str = "") -> SectionT:

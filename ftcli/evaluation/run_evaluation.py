@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.config.evaluation import file_names
 from ftcli.config.grounding import Grounding
+from ftcli.config.section import named_files, without_folders
 from ftcli.console import Reporter
 from ftcli.data.dataset import Split
 from ftcli.errors import Stopped
@@ -103,17 +103,17 @@ def evaluate_run(
 
 def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
     """16 hex digits of everything that the scores depend on."""
-    recipe, base = opened.loaded.recipe, opened.loaded.base
-    files = [*options.files.values(), *(base / each.name for each in file_names(recipe.eval))]
+    recipe = opened.loaded.recipe
+    files = [*options.files.values(), *named_files(recipe.eval)]
     parts = {
         "weights": opened.run.read_manifest()["weights"],
         "data": opened.prepared.fingerprint,
         "split": split if options.data is None else "file",
         "options": {name: str(value) for name, value in vars(options).items()},
         "files": [sha256_file(file) if file.is_file() else None for file in files],
-        "detector": _detector_weights(recipe.eval.grounding, base),
+        "detector": _detector_weights(recipe.eval.grounding),
         "generation": recipe.generation.model_dump(),
-        "eval": recipe.eval.model_dump(mode="json"),
+        "eval": without_folders(recipe.eval).model_dump(mode="json"),
         "keys": recipe.data.model_dump(mode="json"),
         "model": recipe.model.model_dump(),
         "seed": recipe.training.seed,
@@ -123,7 +123,7 @@ def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
     return short_digest(parts, 16)
 
 
-def _detector_weights(wanted: Grounding | None, base: Path) -> str | None:
+def _detector_weights(wanted: Grounding | None) -> str | None:
     """Of a folder; a hub id names its weights itself."""
     if wanted is None or wanted.model is None:
         return None

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftcli.config.evaluation import file_names
 from ftcli.config.loader import Loaded
+from ftcli.config.section import paths_of
 from ftcli.console import Reporter, counted, shown_path
 from ftcli.errors import DataError, did_you_mean
 from ftcli.evaluation.eval_rows import stream_turns
@@ -93,7 +93,7 @@ class Scorers:
     def __init__(self, opened: OpenRun, scores: Path | None, reporter: Reporter) -> None:
         """`scores`: a file of the user's own. Raises FtcliError where something that the recipe or
         a flag names cannot be used."""
-        wanted, base = opened.loaded.recipe.eval, opened.loaded.base
+        wanted = opened.loaded.recipe.eval
         self._wanted, self._opened, self._reporter = wanted, opened, reporter
         self._format: FormatScorer | None = None
         self._judge: JudgeScorer | None = None
@@ -102,13 +102,13 @@ class Scorers:
         self._without_reference: list[Scorer] = []
         """Scorers that do not compare with the rows' own answers."""
         if wanted.format is not None:
-            self._format = format_scorer(wanted.format, base)
+            self._format = format_scorer(wanted.format)
             self._without_reference.append(self._format)
         if wanted.grounding is not None:
             pairs = training_pairs(opened)
-            self._without_reference.append(GroundingScorer(wanted.grounding, base, pairs))
+            self._without_reference.append(GroundingScorer(wanted.grounding, pairs))
             if wanted.grounding.model is not None:
-                self._detector = SpanDetector(wanted.grounding.model, opened.loaded)
+                self._detector = SpanDetector(wanted.grounding.model, opened.loaded.recipe)
                 self._without_reference.append(self._detector)
         if wanted.judge is not None:
             self._judge = JudgeScorer(wanted.judge, opened.run.evaluations)
@@ -186,7 +186,7 @@ class Scorers:
         """The user's labels for a checker; raises DataError (`labels`)."""
         wanted = self._wanted.judge if checker == "judge" else self._wanted.grounding
         name = wanted.labels if wanted is not None else None
-        return read_labels(self._opened.loaded.base / name) if name is not None else []
+        return read_labels(Path(name)) if name is not None else []
 
     def _notes(self, tuned: Mapping[str, Counts]) -> Iterator[str]:
         """Repetition, and how often detector and judge agree with the user's own labels."""
@@ -260,14 +260,14 @@ def require_scored_files(loaded: Loaded) -> None:
     Codes: `answer_schema`, `answer_table`, `banned_phrases`, or what reading rows raises.
     """
     wanted = loaded.recipe.eval
-    for named in file_names(wanted):
-        path = loaded.base / named.name
-        if not path.is_file():
+    for named in paths_of(wanted, "eval."):
+        path = Path(named.value)
+        if named.kind.code is not None and not path.is_file():
             what = "is a folder, not a file" if path.is_dir() else "no such file"
             file, line = loaded.place(named.key)
             message = f"{named.key}: {shown_path(path)}: {what}"
-            raise DataError(named.code, message, file=file, line=line)
+            raise DataError(named.kind.code, message, file=file, line=line)
     if wanted.format is not None:
-        format_scorer(wanted.format, loaded.base)
+        format_scorer(wanted.format)
     if wanted.grounding is not None:
-        GroundingScorer(wanted.grounding, loaded.base, ())
+        GroundingScorer(wanted.grounding, ())

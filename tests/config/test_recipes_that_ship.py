@@ -87,7 +87,7 @@ def test_its_data_are_read_without_a_reject(path: Path) -> None:
 def test_its_answers_have_the_form_it_asks_for(path: Path) -> None:
     loaded = load_recipe(path)
     assert loaded.recipe.eval.format is not None
-    judge = format_scorer(loaded.recipe.eval.format, loaded.base)
+    judge = format_scorer(loaded.recipe.eval.format)
     for example in examples_of(loaded):
         said = judge.score(example.answer, Question("", example.answer, ""))
         assert said.counts["format_rate"] == (1, 1), (str(example.origin), said.findings)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -86,7 +85,7 @@ def rate(form: AnswerForm, answers: list[str]) -> float:
     """The share that `ftcli eval` would report for the suggested `eval.format`."""
     wanted = Evaluation.model_validate({"format": form.eval_format}).format
     assert wanted is not None
-    scorer = format_scorer(wanted, Path())
+    scorer = format_scorer(wanted)
     counts = [scorer.score(a, Question("", a, "")).counts["format_rate"] for a in answers]
     return sum(top for top, _ in counts) / len(counts)
 

@@ -30,12 +30,17 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def ask(reference: str) -> Question:
     return Question("", reference, "")
 
 
-def scored(answer: str, reference: str = "{}", base: Path = Path(), **form: Any) -> ExampleResult:
-    return format_scorer(JsonFormat(type="json", **form), base).score(answer, ask(reference))
+def scored(answer: str, reference: str = "{}", **form: Any) -> ExampleResult:
+    return format_scorer(JsonFormat(type="json", **form)).score(answer, ask(reference))
 
 
 def is_valid(answer: str, **form: Any) -> bool:
@@ -118,7 +123,7 @@ def test_a_schema_has_the_draft_that_it_names() -> None:
 def test_a_schema_in_a_file_is_like_one_in_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(json.dumps(SCHEMA), "utf-8")
     for answer in ('{"name": "a", "price": 1}', '{"name": "a", "price": -1}', "[]"):
-        in_file = scored(answer, base=tmp_path, schema="record.json")
+        in_file = scored(answer, schema="record.json")
         assert in_file == scored(answer, schema=SCHEMA)
 
 
@@ -143,7 +148,7 @@ def test_a_file_that_is_no_schema_is_refused(
     if content is not None:
         (tmp_path / "record.json").write_bytes(content)
     with pytest.raises(DataError) as caught:
-        format_scorer(JsonFormat(type="json", schema="record.json"), tmp_path)
+        format_scorer(JsonFormat(type="json", schema="record.json"))
     assert (caught.value.code, caught.value.exit_code) == ("answer_schema", 1)
     assert (caught.value.file or "").endswith("record.json")
     assert caught.value.line == line and caught.value.message.startswith(message)
@@ -158,7 +163,7 @@ def test_nothing_is_ever_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for reference in ("http://localhost:9/a.json", "https://example.com/b", "file:///etc/c.json"):
         (tmp_path / "remote.json").write_text(json.dumps({"$ref": reference}), "utf-8")
         with pytest.raises(DataError, match="nothing is ever fetched"):
-            format_scorer(JsonFormat(type="json", schema="remote.json"), tmp_path)
+            format_scorer(JsonFormat(type="json", schema="remote.json"))
     draft = {"$ref": "https://json-schema.org/draft/2020-12/schema"}
     assert is_valid('{"type": "string"}', schema=draft)
     assert not is_valid('{"type": "strnig"}', schema=draft)
@@ -203,7 +208,7 @@ def test_fields_are_counted(
 
 
 def test_every_field_of_the_references_has_a_score() -> None:
-    scorer = format_scorer(JsonFormat(type="json"), Path())
+    scorer = format_scorer(JsonFormat(type="json"))
     reference = '{"name": "a", "size": {"w": 1}, "tags": ["x", "y"]}'
     answer = '{"name": "b", "size": {"w": 1}, "tags": ["y"], "z": 1}'
     counts = scorer.score(answer, ask(reference)).counts
@@ -247,7 +252,7 @@ def test_another_value_is_named() -> None:
 def test_a_field_counts_wherever_the_first_record_that_has_it_is() -> None:
     rows = [('{"a": 1, "b": 1}', '{"a": 1}'), ('{"a": 1, "b": 2}', '{"a": 1, "b": 2}')]
     for order in (rows, rows[::-1]):
-        scorer = format_scorer(JsonFormat(type="json"), Path())
+        scorer = format_scorer(JsonFormat(type="json"))
         results = [scorer.score(answer, ask(reference)) for answer, reference in order]
         assert gathered(results, scorer.kinds)["field_f1.b"].value == pytest.approx(2 / 3)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import sqlglot
 from hypothesis import given, settings
@@ -29,7 +27,7 @@ Question: who?"""
 
 
 def scored(answer: str, reference: str, prompt: str = SHOP) -> ExampleResult:
-    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     return scorer.score(answer, Question(prompt, reference, ""))
 
 
@@ -234,7 +232,7 @@ def turns(*pairs: tuple[Role, str]) -> tuple[Message, ...]:
 )
 def test_tables_of_any_turn(before: list[tuple[Role, str]]) -> None:
     question = question_of(turns(*before, ("assistant", DEAR)), None)
-    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     counts = scorer.score(DEAR, question).counts
     assert counts["execution_tested"] == counts["execution_match"] == (1, 1)
     assert scorer.score("SELECT name FROM shop", question).counts["execution_match"] == (0, 1)
@@ -246,5 +244,5 @@ def test_the_tables_of_the_last_turn_come_first() -> None:
     other = TABLE.replace("price", "cost")
     last = ("user", f"{TABLE}\nWhich?")
     talk = turns(("user", other), ("assistant", "Ask."), last, ("assistant", DEAR))
-    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     assert scorer.score(DEAR, question_of(talk, None)).counts["execution_match"] == (1, 1)

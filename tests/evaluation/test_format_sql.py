@@ -29,21 +29,24 @@ ROWS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     (tmp_path / "shop.jsonl").write_text("\n".join(map(json.dumps, ROWS)), "utf-8")
     return tmp_path
 
 
-def scored(
-    answer: str, reference: str = REFERENCE, base: Path = Path(), **form: Any
-) -> ExampleResult:
-    scorer = format_scorer(SqlFormat(type="sql", **form), base)
+def scored(answer: str, reference: str = REFERENCE, **form: Any) -> ExampleResult:
+    scorer = format_scorer(SqlFormat(type="sql", **form))
     return scorer.score(answer, Question("", reference, ""))
 
 
 def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> ExampleResult:
-    return scored(answer, reference, shop, table="shop.jsonl", table_name="shop")
+    return scored(answer, reference, table="shop.jsonl", table_name="shop")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ def test_a_table_may_come_in_several_kinds_of_file(shop: Path) -> None:
     database.close()
     for name in ("shop.jsonl", "shop.csv", "shop.parquet", "shop.db"):
         wanted = SqlFormat(type="sql", table=name, table_name="shop")
-        scorer = format_scorer(wanted, shop)
+        scorer = format_scorer(wanted)
         for query, matches in (
             (REFERENCE, True),
             ("SELECT name FROM shop WHERE colour = 'red' AND price > 2.5", False),
@@ -240,13 +243,13 @@ def test_a_database_with_a_write_ahead_log_is_refused(tmp_path: Path) -> None:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("CREATE TABLE t (a)")
         with pytest.raises(DataError, match="close the program that has it open"):
-            format_scorer(SqlFormat(type="sql", table="a.db"), tmp_path)
+            format_scorer(SqlFormat(type="sql", table="a.db"))
 
 
 def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("code,size\n007,1\n010,2\n", "utf-8")
     reference = "SELECT code FROM data WHERE code = '007' AND size = 1"
-    result = scored(reference, reference, tmp_path, table="a.csv")
+    result = scored(reference, reference, table="a.csv")
     assert result.counts["execution_tested"] == (1, 1)
 
 
@@ -267,7 +270,7 @@ def test_a_file_that_is_no_table_is_refused(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
-        format_scorer(SqlFormat(type="sql", table=name), tmp_path)
+        format_scorer(SqlFormat(type="sql", table=name))
     assert caught.value.exit_code == 1
     assert (caught.value.file or "").endswith(name)
     assert message in caught.value.message
@@ -280,7 +283,7 @@ def test_a_database_file_is_neither_changed_nor_locked(tmp_path: Path) -> None:
         database.execute("INSERT INTO t VALUES (1)")
     database.close()
     before = file.read_bytes()
-    scorer = format_scorer(SqlFormat(type="sql", table="a.db"), tmp_path)
+    scorer = format_scorer(SqlFormat(type="sql", table="a.db"))
     for answer in ("DELETE FROM t", "SELECT a FROM t", "DROP TABLE t", "UPDATE t SET a = 2"):
         scorer.score(answer, Question("", "SELECT a FROM t", ""))
     still = scorer.score("SELECT a FROM t", Question("", "SELECT a FROM t", ""))
@@ -297,7 +300,7 @@ def test_numbers_are_equal_to_9_digits() -> None:
 
 
 def test_a_table_in_which_no_reference_finds_anything_is_warned_of(shop: Path) -> None:
-    scorer = format_scorer(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"), shop)
+    scorer = format_scorer(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"))
     assert scorer.warnings() == [], "nothing has been scored"
     for price in range(3):
         wrong = f"SELECT title FROM books WHERE price > {price}"
@@ -314,10 +317,10 @@ def test_a_table_in_which_no_reference_finds_anything_is_warned_of(shop: Path) -
 
 
 def test_prompts_without_tables_are_warned_of() -> None:
-    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     scorer.score(REFERENCE, Question("Which are red?", REFERENCE, ""))
     [warning] = scorer.warnings()
     assert "the one reference" in warning and "its prompt holds no CREATE TABLE" in warning
-    plain = format_scorer(SqlFormat(type="sql"), Path())
+    plain = format_scorer(SqlFormat(type="sql"))
     plain.score(REFERENCE, Question("", REFERENCE, ""))
     assert plain.warnings() == []

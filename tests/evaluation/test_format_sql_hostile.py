@@ -43,6 +43,11 @@ HOSTILE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_queries_end_and_do_nothing(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -50,7 +55,7 @@ def test_hostile_queries_end_and_do_nothing(
     monkeypatch.chdir(tmp_path)
     rows = "\n".join(json.dumps({"a": number}) for number in range(100))
     (tmp_path / "t.jsonl").write_text(rows, "utf-8")
-    scorer = format_scorer(SqlFormat(type="sql", table="t.jsonl", table_name="t"), tmp_path)
+    scorer = format_scorer(SqlFormat(type="sql", table="t.jsonl", table_name="t"))
     question = Question("", "SELECT a FROM t", "")
     assert scorer.score(answer, question).counts["execution_match"] == (0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
@@ -95,7 +100,7 @@ PIECES = st.lists(st.sampled_from(WORDS), max_size=25).map(" ".join)
 @given(st.text() | PIECES, st.text() | PIECES)
 def test_any_answer_gets_counts(answer: str, reference: str) -> None:
     prompt = "CREATE TABLE t (a INTEGER, b TEXT, c);"
-    scorer = format_scorer(SqlFormat(type="sql", table="prompt"), Path())
+    scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     for wanted in (reference, "SELECT a FROM t WHERE b = 'x'"):
         result = scorer.score(answer, Question(prompt, wanted, ""))
         assert set(result.counts) <= set(scorer.kinds)
@@ -106,6 +111,6 @@ def test_any_answer_gets_counts(answer: str, reference: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(PIECES, st.sampled_from(["postgres", "mysql", "bigquery", "tsql", "snowflake"]))
 def test_any_dialect_scores_any_answer(answer: str, dialect: str) -> None:
-    scorer = format_scorer(SqlFormat.model_validate({"type": "sql", "dialect": dialect}), Path())
+    scorer = format_scorer(SqlFormat.model_validate({"type": "sql", "dialect": dialect}))
     result = scorer.score(answer, Question("", "SELECT 1", ""))
     assert result.counts["sql_valid"] == result.counts["format_rate"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ NOTHING = Question("", "", "")
 
 def scored(answer: str, **form: Any) -> ExampleResult:
     wanted = RegexFormat if "pattern" in form else TextFormat
-    return format_scorer(wanted(**form), Path()).score(answer, NOTHING)
+    return format_scorer(wanted(**form)).score(answer, NOTHING)
 
 
 def matches(pattern: str, answer: str) -> bool:
@@ -113,7 +112,7 @@ def test_lengths_are_counted(answer: str, limits: dict[str, Any], found: list[st
 
 def test_every_part_has_to_be_valid() -> None:
     form = {"type": "regex", "pattern": r"(?s)# .*", "sections": ["# T", "Specs:"]}
-    scorer = format_scorer(RegexFormat.model_validate(form | {"words": {"max": 5}}), Path())
+    scorer = format_scorer(RegexFormat.model_validate(form | {"words": {"max": 5}}))
     names = ["format_rate", "pattern_match", "sections_present", "length_kept"]
     assert list(scorer.kinds) == names
     assert scorer.kinds["format_rate"].label == "format valid"
@@ -122,7 +121,7 @@ def test_every_part_has_to_be_valid() -> None:
         ("# T\nSpecs: a b c d", [(0, 1), (1, 1), (2, 2), (0, 1)]),
     ):
         assert scorer.score(answer, NOTHING).counts == dict(zip(names, pairs, strict=True))
-    alone = format_scorer(RegexFormat(type="regex", pattern="a+"), Path())
+    alone = format_scorer(RegexFormat(type="regex", pattern="a+"))
     assert list(alone.kinds) == ["format_rate"]
 
 

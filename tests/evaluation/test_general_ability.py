@@ -61,7 +61,7 @@ def few_instructions() -> None:
 
 @pytest.fixture(scope="module")
 def built_in() -> tuple[Instruction, ...]:
-    return general_instructions(None, Path())
+    return general_instructions(None)
 
 
 def test_there_are_forty_and_no_two_alike(built_in: tuple[Instruction, ...]) -> None:

@@ -17,8 +17,13 @@ from ftcli.evaluation.scorers.scorer import ExampleResult, Question, time_limit
 FACTS = "Product: Torkel Bag\nColours: olive, sand\nWaterproof: yes\nLid: no\nPockets: 3"
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def scored(answer: str, facts: str = FACTS, **wanted: Any) -> ExampleResult:
-    scorer = GroundingScorer(Grounding(**wanted), Path(), ())
+    scorer = GroundingScorer(Grounding(**wanted), ())
     return scorer.score(answer, Question(facts, "", facts))
 
 
@@ -59,11 +64,11 @@ def test_banned_phrases_in_any_form(tmp_path: Path) -> None:
     assert result.counts["banned_phrases"] == (1.0, 1.0)
     assert len([f for f in result.findings if f.kind == "banned phrase"]) == 2
     (tmp_path / "never.txt").write_text("# a comment\ncure\n\n")
-    scorer = GroundingScorer(Grounding(banned="never.txt"), tmp_path, ())
+    scorer = GroundingScorer(Grounding(banned="never.txt"), ())
     assert scorer.score("It cured him", Question("", "", "")).counts["banned_phrases"][0] == 1
     assert "banned_phrases" not in scored("It cures").counts
     with pytest.raises(DataError, match="one phrase a line"):
-        GroundingScorer(Grounding(banned="gone.txt"), tmp_path, ())
+        GroundingScorer(Grounding(banned="gone.txt"), ())
 
 
 def test_allowed_phrases_are_not_marked() -> None:

@@ -345,7 +345,7 @@ def test_spans_are_words_of_the_answer(detector: Path) -> None:
 
     from ftcli.evaluation.scorers.span_detector import SpanDetector
 
-    found = SpanDetector(str(detector), load_recipe(save_recipe(detector, detector)))
+    found = SpanDetector(str(detector), load_recipe(save_recipe(detector, detector)).recipe)
     answer, facts = "A teal cup, made in Rome.", "Colour: olive"
     spans = found.spans(answer, facts)
     assert all(0 <= start < end <= len(answer) for start, end in spans)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Recipe
 from ftcli.console import Reporter, counted
 from ftcli.data.dataset import IDEAL_ROWS, TOO_FEW_ROWS
 from ftcli.errors import FtcliError
@@ -78,7 +78,7 @@ def read_advice(folder: Path, fingerprint: str) -> Advice | None:
 
 
 def give_advice(
-    loaded: Loaded, renderer: Renderer, rows: PreparedRows, reporter: Reporter
+    recipe: Recipe, renderer: Renderer, rows: PreparedRows, reporter: Reporter
 ) -> Advice:
     """Advice on a preparation: read where it was kept, else made and kept.
 
@@ -89,9 +89,9 @@ def give_advice(
         kept = read_advice(rows.folder, prepared.fingerprint)
         found = kept or Advice(**vars(statistics_of(rows, renderer, reporter)))
         probe = found.probe
-        if probe is not None and probe.key != probe_key(loaded, prepared, probe.shots_asked):
+        if probe is not None and probe.key != probe_key(recipe, prepared, probe.shots_asked):
             found = found.model_copy(update={"probe": None})
-        return _concluded(loaded, found, kept, rows)
+        return _concluded(recipe, found, kept, rows)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
         reporter.warn(f"no advice on these rows: {type(error).__name__}: {error}")
         count = prepared.rows_accepted
@@ -102,7 +102,7 @@ def give_advice(
 def with_probe(
     advice: Advice,
     shots: int,
-    loaded: Loaded,
+    recipe: Recipe,
     renderer: Renderer,
     rows: PreparedRows,
     reporter: Reporter,
@@ -114,14 +114,13 @@ def with_probe(
     same = advice.probe is not None and advice.probe.shots_asked == shots
     if same or advice.lengths is None:
         return advice
-    probe = probe_base(loaded, renderer, rows, advice.format, shots, reporter)
+    probe = probe_base(recipe, renderer, rows, advice.format, shots, reporter)
     found = advice.model_copy(update={"probe": probe})
-    return _concluded(loaded, found, advice, rows)
+    return _concluded(recipe, found, advice, rows)
 
 
-def _concluded(loaded: Loaded, found: Advice, kept: Advice | None, rows: PreparedRows) -> Advice:
+def _concluded(recipe: Recipe, found: Advice, kept: Advice | None, rows: PreparedRows) -> Advice:
     """With its verdict; written where that is not what was kept."""
-    recipe = loaded.recipe
     has_format, replays = recipe.eval.format is not None, recipe.data.replay is not None
     advice = advise_on(found, format_is_set=has_format, replays=replays)
     if advice != kept:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ftcli.config.evaluation import file_names
-from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Recipe
+from ftcli.config.section import named_files, without_folders
 from ftcli.console import Reporter, counted, duration, shown_path
 from ftcli.data.dataset import Dataset, Split
 from ftcli.data.prompts import Turns, choose_examples, few_shot
@@ -83,12 +83,11 @@ class ProbeRows:
         return [ids_of(renderer, few_shot(row[:-1], None, shown)) for row in self.rows]
 
 
-def probe_key(loaded: Loaded, prepared: Dataset, shots: int) -> str:
+def probe_key(recipe: Recipe, prepared: Dataset, shots: int) -> str:
     """16 hex digits of everything that the scores depend on."""
-    recipe = loaded.recipe
     source = model_source(recipe.model.id)
-    form = recipe.eval.format
-    files = [loaded.base / each.name for each in file_names(recipe.eval)]
+    form = without_folders(recipe.eval).format
+    files = named_files(recipe.eval)
     parts = {
         "version": VERSION,
         "rows": prepared.fingerprint,
@@ -129,7 +128,7 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> ProbeRows:
 
 
 def probe_base(
-    loaded: Loaded,
+    recipe: Recipe,
     renderer: Renderer,
     rows: PreparedRows,
     detected: AnswerForm | None,
@@ -140,24 +139,23 @@ def probe_base(
 
     Raises FtcliError: nothing to ask, a model that cannot be opened, memory.
     """
-    recipe = loaded.recipe
     asked = choose_rows(rows, shots, recipe.training.seed)
     form = recipe.eval.format
     if form is None and detected is not None and detected.fixed:
         form = read_format(detected.eval_format)
     scorers: list[Scorer] = [TextScorer()]
     if form is not None:
-        scorers.insert(0, format_scorer(form, loaded.base))
+        scorers.insert(0, format_scorer(form))
 
     from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import memory_in_words
 
     with memory_in_words("stop what else runs on it, or leave --probe out"):
-        model = load_untrained(loaded.recipe, renderer)
+        model = load_untrained(recipe, renderer)
         used = fitting(model, asked, recipe.generation.max_new_tokens)
-        zero, few = (_scores(model, asked, count, loaded, scorers, reporter) for count in (0, used))
+        zero, few = (_scores(model, asked, count, recipe, scorers, reporter) for count in (0, used))
     return Probe(
-        key=probe_key(loaded, rows.prepared, shots),
+        key=probe_key(recipe, rows.prepared, shots),
         rows=len(asked.rows),
         rows_from=asked.rows_from,
         shots=used,
@@ -186,14 +184,14 @@ def _scores(
     model: Model,
     asked: ProbeRows,
     shots: int,
-    loaded: Loaded,
+    recipe: Recipe,
     scorers: Sequence[Scorer],
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Of the answers to all rows after so many examples."""
     from ftcli.inference.generation import answer_prompts, seed_sampling
 
-    recipe, prompts = loaded.recipe, asked.prompts(model.prompt_format.renderer, shots)
+    prompts = asked.prompts(model.prompt_format.renderer, shots)
     seed_sampling(recipe.training.seed)
     started = time.monotonic()
     with reporter.meter(f"probe, {counted(shots, 'example')}", len(prompts)) as meter:
@@ -311,7 +309,7 @@ class Price:
 
 
 def price_of(
-    job: TrainJob, loaded: Loaded, per_hour: float, shots: int, reporter: Reporter
+    job: TrainJob, recipe: Recipe, per_hour: float, shots: int, reporter: Reporter
 ) -> Price:
     """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
     if (known := known_speed(job)) is not None:
@@ -323,7 +321,7 @@ def price_of(
     run = RunCost(tokens, speed, measured, seconds, seconds / 3600 * per_hour)
     calls = None
     if shots and not job.dataset.plain_text:
-        calls = _timed_calls(job, loaded, shots, reporter)
+        calls = _timed_calls(job, recipe, shots, reporter)
     return Price(per_hour, run, calls)
 
 
@@ -347,18 +345,18 @@ def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
     return tokens_per_second, f"{TIMED_STEPS} steps timed here"
 
 
-def _timed_calls(job: TrainJob, loaded: Loaded, shots: int, reporter: Reporter) -> Calls:
+def _timed_calls(job: TrainJob, recipe: Recipe, shots: int, reporter: Reporter) -> Calls:
     """A few rows asked one by one, after examples and without."""
     from ftcli.inference.generation import time_calls
     from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import memory_in_words
 
     rows = PreparedRows(job.run.data, job.dataset)
-    asked = choose_rows(rows, shots, loaded.recipe.training.seed)
+    asked = choose_rows(rows, shots, recipe.training.seed)
     reporter.note("timing a few calls of the base")
     answer_tokens = sum(row.answer_tokens for row in rows.all()) / job.dataset.rows_accepted
     with memory_in_words("stop what else runs on it"):
-        model = load_untrained(loaded.recipe, job.model.renderer)
+        model = load_untrained(recipe, job.model.renderer)
         used = fitting(model, asked, round(answer_tokens))
         renderer = model.prompt_format.renderer
         kinds = [asked.prompts(renderer, count)[:TIMED_CALLS] for count in (used, 0)]

@@ -43,9 +43,8 @@ class GroundingScorer:
     """Counts answers with numbers, names or terms that their prompts do not have, the facts that
     answers mention, and answers with a banned phrase."""
 
-    def __init__(self, wanted: Grounding, base: Path, training: Iterable[tuple[str, str]]) -> None:
-        """`training`: the prompts and answers that the vocabulary is learnt from; `base`: the
-        recipe's folder.
+    def __init__(self, wanted: Grounding, training: Iterable[tuple[str, str]]) -> None:
+        """`training`: the prompts and answers that the vocabulary is learnt from.
 
         Raises DataError (`banned_phrases`, `facts_expression`).
         """
@@ -54,7 +53,7 @@ class GroundingScorer:
         self._optional = wanted.optional
         self._allowed = [self._stems(tokens_in(phrase)) for phrase in wanted.allowed]
         self._banned = {
-            phrase: self._stems(tokens_in(phrase)) for phrase in _banned_phrases(wanted, base)
+            phrase: self._stems(tokens_in(phrase)) for phrase in _banned_phrases(wanted)
         }
 
     @property
@@ -101,10 +100,10 @@ def _overlap(finding: Finding, span: tuple[int, int]) -> bool:
     return finding.start < span[1] and span[0] < finding.end
 
 
-def _banned_phrases(wanted: Grounding, base: Path) -> list[str]:
+def _banned_phrases(wanted: Grounding) -> list[str]:
     if not isinstance(wanted.banned, str):
         return wanted.banned
-    file = base / wanted.banned
+    file = Path(wanted.banned)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ftcli.config.answer_format import Limits
 from ftcli.config.recipe import AnswerFormat, JsonFormat, RegexFormat, SqlFormat
@@ -32,16 +31,16 @@ PART_KINDS = {
 }
 
 
-def format_scorer(wanted: AnswerFormat, base: Path) -> FormatScorer:
-    """The scorer of a recipe's format; paths in the recipe are relative to the folder `base`.
+def format_scorer(wanted: AnswerFormat) -> FormatScorer:
+    """The scorer of a loaded recipe's format.
 
     Raises DataError (`answer_schema`, `answer_table`) for a file that the format names.
     """
     match wanted:
         case JsonFormat():
-            return FormatScorer(wanted, json_scorer(wanted, base))
+            return FormatScorer(wanted, json_scorer(wanted))
         case SqlFormat():
-            return FormatScorer(wanted, sql_scorer(wanted, base))
+            return FormatScorer(wanted, sql_scorer(wanted))
         case _:
             return FormatScorer(wanted, None)
 

@@ -87,12 +87,12 @@ class JsonScorer:
                 yield Finding("other key", f"not wanted: {others}")
 
 
-def json_scorer(wanted: JsonFormat, base: Path) -> JsonScorer:
-    """Raises DataError (`answer_schema`) for the file of a schema; it is relative to `base`."""
+def json_scorer(wanted: JsonFormat) -> JsonScorer:
+    """Raises DataError (`answer_schema`) for the file of a schema."""
     if wanted.schema is None or isinstance(wanted.schema, dict):
         validator = schema_validator(wanted.schema) if wanted.schema is not None else None
         return JsonScorer(tuple(wanted.keys), validator)
-    path, line = base / wanted.schema, None
+    path, line = Path(wanted.schema), None
     try:
         schema = read_json(path.read_text(encoding="utf-8-sig"))
         if isinstance(schema, dict):

@@ -12,12 +12,13 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ftcli.config.loader import Loaded
+from ftcli.config.recipe import Recipe
 from ftcli.console import counted
 from ftcli.errors import ModelError
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.hub import require_reachable
 from ftcli.memory.shapes import model_source
+from ftcli.shell import shown_source
 
 # lettucedetect/prompts/summary_prompt_en.txt: of a context without a question.
 CONTEXT = "Summarize the following text:\n{facts}\noutput:"
@@ -40,9 +41,9 @@ class SpanDetector:
         {"spans_supported": ScoreKind("supported (detector)", "share", "higher")}
     )
 
-    def __init__(self, model_id: str, loaded: Loaded) -> None:
-        """`model_id`: a hub id, or a folder relative to the recipe's."""
-        self._model_id, self._loaded = model_id, loaded
+    def __init__(self, model_id: str, recipe: Recipe) -> None:
+        """`model_id`: a hub id or an absolute folder."""
+        self._model_id, self._recipe = model_id, recipe
         self.truncated = 0
         """Answers whose facts were longer than the model reads."""
 
@@ -65,10 +66,10 @@ class SpanDetector:
         if not classifies or config.num_labels != 2 or not tokenizer.is_fast:
             raise ModelError(
                 "model",
-                f"eval.grounding.model: {self._model_id} is not a detector: expected a token "
-                "classifier with two labels (supported, unsupported) and a fast tokenizer",
+                f"eval.grounding.model: {shown_source(self._model_id)} is not a detector: expected "
+                "a token classifier with two labels (supported, unsupported) and a fast tokenizer",
             )
-        device = device_of(hardware_for(self._loaded.recipe))
+        device = device_of(hardware_for(self._recipe))
         model = AutoModelForTokenClassification.from_pretrained(source, dtype=torch.float32)
         longest = getattr(config, "max_position_embeddings", MAX_TOKENS)
         return _Detector(tokenizer, model.to(device).eval(), device, min(longest, MAX_TOKENS))

@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ftcli.config.answer_format import PROMPT
@@ -22,6 +21,7 @@ from ftcli.evaluation.scorers.sql_databases import (
     in_memory,
     made_database,
 )
+from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
     from sqlglot import Token
@@ -213,15 +213,15 @@ class SqlScorer:
         if self.table == PROMPT:
             ask = "does each prompt hold its CREATE TABLE"
         return [
-            f"eval.format.table {self.table}: none of {rows} can be tested by its result, so that "
-            f"there is no execution_match; the first: {reasons[0]}; {ask}?"
+            f"eval.format.table {shown_source(self.table or '')}: none of {rows} can be tested by "
+            f"its result, so that there is no execution_match; the first: {reasons[0]}; {ask}?"
         ]
 
 
-def sql_scorer(wanted: SqlFormat, base: Path) -> SqlScorer:
-    """Raises DataError (`answer_table`) for the file of a table; it is relative to `base`."""
+def sql_scorer(wanted: SqlFormat) -> SqlScorer:
+    """Raises DataError (`answer_table`) for the file of a table."""
     in_file = wanted.table is not None and wanted.table != PROMPT
-    database = file_database(str(wanted.table), base, wanted.table_name) if in_file else None
+    database = file_database(str(wanted.table), wanted.table_name) if in_file else None
     return SqlScorer(wanted.dialect, wanted.table, database)
 
 

@@ -156,19 +156,19 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def file_database(name: str, base: Path, table_name: str) -> Database:
+def file_database(name: str, table_name: str) -> Database:
     """The rows of a file as the table `table_name`, or a copy of an SQLite file.
 
     Raises DataError (`answer_table`, or what reading rows raises).
     """
-    path, connection = base / name, in_memory()
+    path, connection = Path(name), in_memory()
     try:
         with path.open("rb") as file:
             is_database = file.read(16) == b"SQLite format 3\x00"
         if is_database:
             _copy(path, connection)
         else:
-            _fill(connection, table_name, _columns(name, base), data_suffix(name))
+            _fill(connection, table_name, _columns(name), data_suffix(name))
         longest = [0]
         for table, columns in columns_of(connection).items():
             lengths = ", ".join(f"max(length({quoted(column)}))" for column, *_ in columns)
@@ -196,18 +196,18 @@ def _copy(path: Path, connection: sqlite3.Connection) -> None:
         source.backup(connection)
 
 
-def _columns(name: str, base: Path) -> dict[str, list[Value]]:
+def _columns(name: str) -> dict[str, list[Value]]:
     """Column → its values; lists and objects as JSON, dates as texts, true as 1."""
     if data_suffix(name) is None:
         what = "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"
-        raise _error(base / name, what)
+        raise _error(Path(name), what)
     rows = []
-    for row in itertools.islice(read_rows(str(base / name)), MOST_FILE_ROWS + 1):
+    for row in itertools.islice(read_rows(name), MOST_FILE_ROWS + 1):
         if isinstance(row, RejectedRow):
-            raise _error(base / name, f"unreadable row: {row.reason}", row.origin.line)
+            raise _error(Path(name), f"unreadable row: {row.reason}", row.origin.line)
         rows.append(row.fields)
     if not rows or len(rows) > MOST_FILE_ROWS:
-        raise _error(base / name, f"more than {MOST_FILE_ROWS:,} rows" if rows else "holds no row")
+        raise _error(Path(name), f"more than {MOST_FILE_ROWS:,} rows" if rows else "holds no row")
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [_stored(row.get(name)) for row in rows] for name in names}
 
