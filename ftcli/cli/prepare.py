@@ -16,6 +16,7 @@ from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
     from ftcli.config.loader import Loaded
+    from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
     from ftcli.data.tokenizing.rendering import Renderer
     from ftcli.evaluation.advice.advice import Advice
@@ -152,7 +153,7 @@ def prepare_recipe(
     require_scored_files(loaded)
     with loaded.blame():
         require_hold(loaded.recipe)
-    require_rows(loaded)
+    require_rows(loaded.recipe)
 
     from ftcli.data.tokenizing.tokenize import prepare, preview
     from ftcli.models.load import load_renderer
@@ -163,7 +164,7 @@ def prepare_recipe(
         renderer = load_renderer(loaded.recipe, source)
     run = data_folder(loaded, renderer, named)
     with loaded.blame():
-        require_own_folder(run, loaded)
+        require_own_folder(run, loaded.recipe)
     with run.lock(), loaded.blame():
         prepared = prepare(loaded.recipe, renderer, run.data, reporter)
         previewed = preview(run.data, renderer, preview_rows)
@@ -182,13 +183,13 @@ def prepare_recipe(
     return PrepareResult(loaded, prepared, run.data, shown, advice, price)
 
 
-def require_rows(loaded: Loaded) -> None:
+def require_rows(recipe: Recipe) -> None:
     """Raise DataError for a missing file of rows, while nothing heavy is imported."""
     from ftcli.config.section import data_suffix
     from ftcli.data.sources import read_rows
     from ftcli.data.splits import files_of
 
-    for source in files_of(loaded.recipe.data).values():
+    for source in files_of(recipe.data).values():
         if data_suffix(source) is not None:  # a hub data set is asked for later
             read_rows(source)
 

@@ -115,7 +115,7 @@ def rehearse_recipe(recipe: Path, overrides: tuple[str, ...], reporter: Reporter
     started, stages = time.monotonic(), Stages(reporter)
     with stages.named_in_errors(), _stoppable(reporter):
         loaded = load_recipe(recipe, overrides)
-        require_own_folder(RunFolder(loaded.output), loaded)
+        require_own_folder(RunFolder(loaded.output), loaded.recipe)
         with temporary_run(loaded.output, TEMPORARY) as folder:
             with loaded.blame():
                 job = _prepare_and_plan(loaded, stages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +95,11 @@ def train_recipe(
     source = init_from or (Path(begun_from) if begun_from is not None else None)
     again = train_command(recipe, overrides, source, fresh=True)
     if run.state == "finished":
-        require_as_finished(run, loaded, again)
+        require_as_finished(run, loaded.recipe, again)
         return Trained(run, run.read_manifest()["result"], again)
     opened = open_run(source) if source is not None else None
     with loaded.blame():
-        require_own_folder(run, loaded, opened)
+        require_own_folder(run, loaded.recipe, opened)
     stops = StopSignals(reporter.note)
     commands = TrainCommands(
         resume=train_command(run.path if named is not None else recipe, overrides),
@@ -155,7 +155,7 @@ def plan_recipe(
         new = fresh or opened is not None
         loaded, model = open_recipe(loaded, opened)
         run = free_folder(loaded.output) if new else data_folder(loaded, model.renderer, named)
-        require_own_folder(run, loaded, opened)
+        require_own_folder(run, loaded.recipe, opened)
         with _planned_in(run, temporary=new) as folder:
             dataset = prepare_rows(loaded, model, folder, reporter, stays=not new)
             job = plan_job(loaded, model, dataset, folder, opened)
@@ -195,9 +195,9 @@ def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, Base
     require_trackers(loaded.recipe)
     require_scored_files(loaded)
     require_hold(loaded.recipe)
-    require_rows(loaded)
-    loaded = starting_from(loaded, init_from)
-    return loaded, open_model(loaded.recipe)
+    require_rows(loaded.recipe)
+    recipe = starting_from(loaded.recipe, init_from)
+    return replace(loaded, recipe=recipe), open_model(recipe)
 
 
 def require_weights(model: BaseModel) -> str:

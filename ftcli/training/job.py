@@ -6,11 +6,11 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.config.loader import Loaded, differences
+from ftcli.config.loader import differences
 from ftcli.config.recipe import Full, Prefix, Recipe
 from ftcli.data.dataset import Dataset
 from ftcli.errors import FtcliError, MachineError, UsageError
@@ -90,23 +90,23 @@ class TrainResult:
     peak_memory_bytes: int
 
 
-def starting_from(loaded: Loaded, init_from: OpenRun | None) -> Loaded:
+def starting_from(recipe: Recipe, init_from: OpenRun | None) -> Recipe:
     """The recipe with the base it starts from: a run of full training lends its model.
 
     Raises UsageError (`from_run`) where another run's adapter does not fit.
     """
     if init_from is None:
-        return loaded
+        return recipe
     if isinstance(init_from.loaded.recipe.method, Full):
         changes = {"id": str(init_from.run.model), "revision": None}
-        model = loaded.recipe.model.model_copy(update=changes)
-        return replace(loaded, recipe=loaded.recipe.model_copy(update={"model": model}))
-    _require_same_adapter(loaded, init_from)
-    return loaded
+        model = recipe.model.model_copy(update=changes)
+        return recipe.model_copy(update={"model": model})
+    _require_same_adapter(recipe, init_from)
+    return recipe
 
 
-def _require_same_adapter(loaded: Loaded, init_from: OpenRun) -> None:
-    old, new = init_from.loaded.recipe, loaded.recipe
+def _require_same_adapter(new: Recipe, init_from: OpenRun) -> None:
+    old = init_from.loaded.recipe
     if isinstance(new.method, Full):
         raise UsageError(
             "from_run",
@@ -166,12 +166,12 @@ def _is_installed(package: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def require_own_folder(run: RunFolder, loaded: Loaded, init_from: OpenRun | None = None) -> None:
+def require_own_folder(run: RunFolder, recipe: Recipe, init_from: OpenRun | None = None) -> None:
     """Raise FtcliError (`output_base`) where a run would write into what it starts from.
 
     Call it before anything is written, the lock too. Raises ModelError where a base is missing.
     """
-    bases = [Path(model_source(loaded.recipe.model.id))]
+    bases = [Path(model_source(recipe.model.id))]
     if init_from is not None:
         bases.append(init_from.run.trained())
     folder = run.path.resolve()

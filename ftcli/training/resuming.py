@@ -80,7 +80,9 @@ def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again:
     changed = differences(began, now, FREE_KEYS)
     mark = fingerprint(loaded.recipe, renderer)
     if manifest["data"] != mark and not changed:
-        changed = _other_parts(run, loaded, renderer) or [f"data: {manifest['data']} → {mark}"]
+        changed = _other_parts(run, loaded.recipe, renderer) or [
+            f"data: {manifest['data']} → {mark}"
+        ]
     if changed:
         what = "was begun with another recipe"
         ways = f"change it back to go on, or start over beside it:\n  {again}"
@@ -88,7 +90,7 @@ def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again:
     return differences(began, now, frozenset())
 
 
-def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
+def require_as_finished(run: RunFolder, recipe: Recipe, again: str) -> None:
     """A finished run answers only for what it was trained with.
 
     Looks at nothing that needs a tokenizer, and passes over data and a base that are gone. Raises
@@ -98,7 +100,7 @@ def require_as_finished(run: RunFolder, loaded: Loaded, again: str) -> None:
     parent: str | None = run.read_manifest().get("parent")
     if parent is not None and began.model.id == str(RunFolder(Path(parent)).model):
         free = free | {"model.id", "model.revision"}  # its parent's model took the base's place
-    keys = differences(began, loaded.recipe, free)
+    keys = differences(began, recipe, free)
     changed = keys or [*_changed_sources(run, began), *_changed_base(run, began)]
     if changed:
         shown = command("train", run.path)
@@ -144,13 +146,13 @@ def warn_of_other_machine(run: RunFolder, now: Hardware, reporter: Reporter) -> 
         )
 
 
-def _other_parts(run: RunFolder, loaded: Loaded, renderer: Renderer) -> list[str]:
+def _other_parts(run: RunFolder, recipe: Recipe, renderer: Renderer) -> list[str]:
     """Which of the things that shape the tokens are others, as `template: digest → digest`."""
     from ftcli.data.tokenizing.fingerprint import fingerprint_parts
 
     prepared = load_dataset(run.data)
     before = prepared.parts if prepared is not None else {}
-    now = fingerprint_parts(loaded.recipe, renderer)
+    now = fingerprint_parts(recipe, renderer)
     return [
         f"{name}: {before[name]} → {now.get(name, 'none')}"
         for name in before
