@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.console import Terminal
 from ftcli.data.tokenizing.tokenize import prepare
 from ftcli.errors import MachineError
@@ -47,7 +47,7 @@ def measure_recipe(recipe: Path) -> dict[str, int | None]:
     }
 
 
-def _train(loaded: Loaded, run: RunFolder) -> tuple[int, StepMemory]:
+def _train(loaded: RecipeFile, run: RunFolder) -> tuple[int, StepMemory]:
     """The trainer as `ftcli train` builds it; without the course of a run, which would save."""
     model = open_model(loaded.recipe)
     prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())

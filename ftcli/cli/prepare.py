@@ -15,7 +15,7 @@ from ftcli.errors import UsageError
 from ftcli.shell import shown_source
 
 if TYPE_CHECKING:
-    from ftcli.config.loader import Loaded
+    from ftcli.config.loader import RecipeFile
     from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
     from ftcli.data.tokenizing.rendering import Renderer
@@ -34,7 +34,7 @@ SENTENCES_SHOWN = 4
 class PrepareResult:
     """The preparation, and the previewed rows as (text, trained on) pieces."""
 
-    loaded: Loaded
+    loaded: RecipeFile
     prepared: Dataset
     folder: Path
     preview: tuple[tuple[Piece, ...], ...]
@@ -194,7 +194,9 @@ def require_rows(recipe: Recipe) -> None:
             read_rows(source)
 
 
-def data_folder(loaded: Loaded, renderer: Renderer, named: RunFolder | None = None) -> RunFolder:
+def data_folder(
+    loaded: RecipeFile, renderer: Renderer, named: RunFolder | None = None
+) -> RunFolder:
     """Where to prepare: never over other data of a training that has begun.
 
     The run that the user has `named` gets its own data back where they are gone.

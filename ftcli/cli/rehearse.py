@@ -23,7 +23,7 @@ from ftcli.cli.train_recipe import (
     require_weights,
     train_recipe,
 )
-from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
 from ftcli.console import Meter, Reporter, duration, megabytes, result
 from ftcli.data.dataset import SPLITS, Dataset
@@ -84,7 +84,7 @@ class Stage:
 class Rehearsal:
     """A rehearsal in which nothing has failed."""
 
-    loaded: Loaded
+    loaded: RecipeFile
     data: Path
     """The prepared data, which the real training finds there."""
     plan: Plan
@@ -200,7 +200,7 @@ def _stoppable(reporter: Reporter) -> Iterator[None]:
 # The real recipe
 
 
-def _prepare_and_plan(loaded: Loaded, stages: Stages) -> TrainJob:
+def _prepare_and_plan(loaded: RecipeFile, stages: Stages) -> TrainJob:
     from ftcli.training.smoke.rows import require_within_context
 
     loaded, model = open_recipe(loaded, None)
@@ -237,7 +237,7 @@ def _rows_in_words(dataset: Dataset) -> str:
 # The commands on the tiny model
 
 
-def _run_commands(loaded: Loaded, job: TrainJob, folder: Path, stages: Stages) -> None:
+def _run_commands(loaded: RecipeFile, job: TrainJob, folder: Path, stages: Stages) -> None:
     """Train, stop, resume, evaluate, merge and generate below `folder`; raises as they do."""
     from ftcli.training.smoke.rows import write_excerpt
     from ftcli.training.smoke.tiny_model import build_tiny_model
@@ -323,7 +323,7 @@ def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
 
 
 def _merge(opened: OpenRun, reporter: Reporter) -> str:
-    method = opened.loaded.recipe.method
+    method = opened.recipe.method
     if isinstance(method, FrozenKeys):
         return f"method.mode {method.mode} has none"
     found = merge_run(opened.run.path, (), output=None, options=MergeOptions(), reporter=reporter)
@@ -342,11 +342,11 @@ def _generate(opened: OpenRun) -> str:
         split = next(split for split in reversed(SPLITS) if opened.prepared.counts(split).rows)
         row = read_split(opened.run.data, split).slice(0, 1).to_pylist()[0]
         messages = tuple(Message(*turn) for turn in json.loads(row["messages"])[:-1])
-        generator.answers(opened.loaded.recipe.name, [messages])
+        generator.answers(opened.recipe.name, [messages])
         text = messages[-1].content
     if opened.prepared.system is None:
         generator.answer(text)
-    return f"up to {opened.loaded.recipe.generation.max_new_tokens} tokens"
+    return f"up to {opened.recipe.generation.max_new_tokens} tokens"
 
 
 def _no_step(step: int) -> None:

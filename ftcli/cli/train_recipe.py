@@ -13,7 +13,7 @@ from ftcli.console import Reporter
 from ftcli.errors import FtcliError
 
 if TYPE_CHECKING:
-    from ftcli.config.loader import Loaded
+    from ftcli.config.loader import RecipeFile
     from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
     from ftcli.evaluation.advice.prompting import Price
@@ -170,7 +170,7 @@ def plan_recipe(
     return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), price)
 
 
-def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunFolder:
+def _choose_run(loaded: RecipeFile, named: RunFolder | None, *, fresh: bool) -> RunFolder:
     """The run that was named, or the newest of the recipe, or a new folder."""
     from ftcli.runs.folder import free_folder, runs_at
 
@@ -182,7 +182,7 @@ def _choose_run(loaded: Loaded, named: RunFolder | None, *, fresh: bool) -> RunF
     return runs[-1] if runs else free_folder(loaded.output)
 
 
-def open_recipe(loaded: Loaded, init_from: OpenRun | None) -> tuple[Loaded, BaseModel]:
+def open_recipe(loaded: RecipeFile, init_from: OpenRun | None) -> tuple[RecipeFile, BaseModel]:
     """The recipe with the base it starts from, and that base; no weights are loaded.
 
     Raises FtcliError for all that can be known before a row is read.
@@ -224,7 +224,7 @@ def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
 
 
 def prepare_rows(
-    loaded: Loaded, model: BaseModel, run: RunFolder, reporter: Reporter, *, stays: bool = True
+    loaded: RecipeFile, model: BaseModel, run: RunFolder, reporter: Reporter, *, stays: bool = True
 ) -> Dataset:
     """The recipe's rows in the run's data folder; says which were rejected. Raises DataError."""
     from ftcli.cli.prepare import rejected_rows
@@ -247,7 +247,7 @@ def prepare_rows(
 
 
 def plan_job(
-    loaded: Loaded,
+    loaded: RecipeFile,
     model: BaseModel,
     dataset: Dataset,
     run: RunFolder,

@@ -57,13 +57,11 @@ KEY_AT_FAULT = {
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A recipe, and the file and the flags that it came from; relative paths of the file start at
-    `base`."""
+class RecipeFile:
+    """A recipe, and the file and the flags that it came from."""
 
     recipe: Recipe
     path: Path
-    base: Path
     overrides: tuple[str, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict)
     """Line of each key that the file holds, as `model.id`."""
@@ -100,7 +98,7 @@ class Loaded:
         return shown_path(self.path)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     """Read, override and judge a recipe; raises RecipeError with all its faults.
 
     `path` may be the folder of a run: its recipe is meant then. Paths of the file start at its own
@@ -125,9 +123,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     if found.problems:
         raise RecipeError(in_order(found.problems))
     lines = {".".join(key): line for key, line in found.lines.items()}
-    base = path.absolute().parent
-    recipe = with_absolute_paths(recipe, base, found)
-    return Loaded(recipe, path, base, tuple(overrides), lines)
+    recipe = with_absolute_paths(recipe, path.absolute().parent, found)
+    return RecipeFile(recipe, path, tuple(overrides), lines)
 
 
 def with_absolute_paths(recipe: Recipe, base: Path, found: Found | None = None) -> Recipe:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ftcli.config.loader import Loaded, flat, with_absolute_paths
+from ftcli.config.loader import RecipeFile, flat, with_absolute_paths
 from ftcli.config.nodes import Found, compose
 from ftcli.config.recipe import METHOD_CLASSES, Recipe
 from ftcli.config.section import NamedPath, absolute, paths_of
@@ -38,7 +38,7 @@ def changed(recipe: Recipe, settings: Settings) -> Recipe:
         raise UsageError("flag", str(first["msg"]).removeprefix("Value error, ")) from error
 
 
-def overridden(loaded: Loaded) -> dict[str, Any]:
+def overridden(loaded: RecipeFile) -> dict[str, Any]:
     """What `--set` has changed of the file: keys, or whole sections."""
     values = loaded.recipe.model_dump(exclude_unset=True)
     keys = [override.partition("=")[0].strip() for override in loaded.overrides]

@@ -81,7 +81,7 @@ class EvalOptions:
             yield "--no-base"
         if not self.forgetting:
             yield "--no-forgetting"
-        yield from (f"--set {override}" for override in opened.loaded.overrides)
+        yield from (f"--set {override}" for override in opened.file.overrides)
         yield from (f"{section}: of the recipe" for section in opened.overrides)
 
 
@@ -137,11 +137,11 @@ def read_rows(
         found: Iterable[Mapping[str, Any]] = read_split(opened.run.data, split).to_pylist()
     else:
         source = str(data.absolute())
-        renderer = verify_run(opened.loaded, opened.run, opened.prepared).renderer
+        renderer = verify_run(opened.recipe, opened.run, opened.prepared).renderer
         system = opened.prepared.system
-        found = encode_file(source, opened.loaded.recipe, renderer, system, reporter)
+        found = encode_file(source, opened.recipe, renderer, system, reporter)
     rows = tuple(map(row_of, found))
-    if opened.loaded.recipe.data.loss_on == "all":
+    if opened.recipe.data.loss_on == "all":
         # Only the last answer is scored; a plain text has no prompt.
         rows = tuple(_after(row, row.input_ids[: row.prompt_tokens]) for row in rows)
     if not rows:
@@ -299,7 +299,7 @@ def build_sets(
     plain = opened.prepared.plain_text
     prompt_ids = contract.renderer.prompt_ids
     prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
-    held_out = RowSet("rows", rows, prompts, opened.loaded.recipe.generation, at_once)
+    held_out = RowSet("rows", rows, prompts, opened.recipe.generation, at_once)
     sets = RowSets(held_out)
     if not options.with_base:
         return sets
@@ -330,7 +330,7 @@ def _prompted(
         raise UsageError(
             "flag", "--prompted: the run was trained on plain texts, which nobody prompts"
         )
-    seed = opened.loaded.recipe.training.seed
+    seed = opened.recipe.training.seed
     examples = choose_examples(stream_turns(opened, "train"), options.shots, seed)
     conversations = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:

@@ -188,7 +188,7 @@ class ModelRunner:
                 continue
             started = time.monotonic()
             prompts = [wanted.prompts[row] for row in batch]
-            seed_sampling(self.opened.loaded.recipe.training.seed + batch[0])
+            seed_sampling(self.opened.recipe.training.seed + batch[0])
             with self.progress.generating(self.model, len(batch), most):
                 answers = answer_batch(self.model, prompts, wanted.settings)
             seconds = time.monotonic() - started
@@ -209,7 +209,7 @@ class ModelRunner:
 
     def _file(self, wanted: RowSet) -> Path:
         """Where the outputs are kept; its name changes with everything that would change them."""
-        opened, method = self.opened, self.opened.loaded.recipe.method
+        opened, method = self.opened, self.opened.recipe.method
         of_the_model = self._base()
         if self.name == "tuned":
             of_the_model = {"weights": opened.run.read_manifest()["weights"], "mode": method.mode}
@@ -222,11 +222,11 @@ class ModelRunner:
             "pad_id": self.contract.pad_id,
             "held_as": self.held_as,
             "attention": Plan.read(opened.run.plan).model.attention,
-            "fast": opened.loaded.recipe.training.fast,
+            "fast": opened.recipe.training.fast,
             "rows": wanted.digest,
             "settings": wanted.settings.model_dump(),
             "rows_at_once": wanted.rows_at_once,
-            "seed": opened.loaded.recipe.training.seed if wanted.settings.temperature else None,
+            "seed": opened.recipe.training.seed if wanted.settings.temperature else None,
         }
         return opened.run.evaluations / WORK / f"{self.name}-{short_digest(parts, 16)}.jsonl"
 

@@ -79,7 +79,7 @@ def evaluate_run(
         reporter.note(f"note: the training stays as it was: {change}")
     split = held_out(opened, options.data)
     scorers = Scorers(opened, options.scores, reporter)
-    decides_by = opened.loaded.recipe.eval.decides_by
+    decides_by = opened.recipe.eval.decides_by
     # The fields of JSON answers are known only when a reference has been read.
     if decides_by is not None and not decides_by.startswith("field_f1."):
         require_known(decides_by, possible_kinds(scorers.kinds))
@@ -103,7 +103,7 @@ def evaluate_run(
 
 def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
     """16 hex digits of everything that the scores depend on."""
-    recipe = opened.loaded.recipe
+    recipe = opened.recipe
     files = [*options.files.values(), *named_files(recipe.eval)]
     parts = {
         "weights": opened.run.read_manifest()["weights"],
@@ -157,11 +157,11 @@ def _evaluate(
     """Rows → losses and answers of all sides → scores → rows of the table."""
     from ftcli.models.prompt_manifest import verify_run
 
-    recipe, data = opened.loaded.recipe, str(options.data or split)
+    recipe, data = opened.recipe, str(options.data or split)
     rows = read_rows(opened, options.data, split, options.limit, reporter)
     seen = find_seen(opened, rows, None if options.data else split, reporter)
     seen.warn(data, len(rows), reporter)
-    contract = verify_run(opened.loaded, opened.run, opened.prepared)
+    contract = verify_run(opened.recipe, opened.run, opened.prepared)
     sets = build_sets(opened, options, rows, contract, reporter)
     outputs = _run_models(opened, contract, sets, reporter, with_base=options.with_base)
     task = {side: each["rows"] for side, each in outputs.items()}

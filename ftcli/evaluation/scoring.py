@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftcli.config.loader import Loaded
+from ftcli.config.loader import RecipeFile
 from ftcli.config.section import paths_of
 from ftcli.console import Reporter, counted, shown_path
 from ftcli.errors import DataError, did_you_mean
@@ -93,7 +93,7 @@ class Scorers:
     def __init__(self, opened: OpenRun, scores: Path | None, reporter: Reporter) -> None:
         """`scores`: a file of the user's own. Raises FtcliError where something that the recipe or
         a flag names cannot be used."""
-        wanted = opened.loaded.recipe.eval
+        wanted = opened.recipe.eval
         self._wanted, self._opened, self._reporter = wanted, opened, reporter
         self._format: FormatScorer | None = None
         self._judge: JudgeScorer | None = None
@@ -108,7 +108,7 @@ class Scorers:
             pairs = training_pairs(opened)
             self._without_reference.append(GroundingScorer(wanted.grounding, pairs))
             if wanted.grounding.model is not None:
-                self._detector = SpanDetector(wanted.grounding.model, opened.loaded.recipe)
+                self._detector = SpanDetector(wanted.grounding.model, opened.recipe)
                 self._without_reference.append(self._detector)
         if wanted.judge is not None:
             self._judge = JudgeScorer(wanted.judge, opened.run.evaluations)
@@ -254,7 +254,7 @@ def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:
             yield "\n\n".join(asked), turns[-1].content
 
 
-def require_scored_files(loaded: Loaded) -> None:
+def require_scored_files(loaded: RecipeFile) -> None:
     """Raise DataError where `ftcli eval` could not use a file that the recipe's `eval` names.
 
     Codes: `answer_schema`, `answer_table`, `banned_phrases`, or what reading rows raises.

@@ -93,7 +93,7 @@ def merge_run(
     Raises ModelError, and writes nothing, if the merged model is not base + adapter.
     """
     opened = open_run(path, overrides)
-    if isinstance(opened.loaded.recipe.method, Full):
+    if isinstance(opened.recipe.method, Full):
         report = {"verdict": "nothing to merge", "bytes": folder_bytes(opened.run.model)}
         return MergeResult(opened.run.model, report, merged=False)
     _require_linear(opened, options)
@@ -113,7 +113,7 @@ def _use_adapter(opened: OpenRun) -> str:
 
 def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
     """Raise UsageError for methods whose effect cannot be added to a weight."""
-    method = opened.loaded.recipe.method
+    method = opened.recipe.method
     match method:
         case Full() | Qlora():
             return
@@ -142,7 +142,7 @@ def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
 
 def _require_own_place(folder: Path, opened: OpenRun) -> None:
     """Raise FtcliError for an output in the base, in the run's own folders, or that exists."""
-    model, run = opened.loaded.recipe.model, opened.run
+    model, run = opened.recipe.model, opened.run
     base = Path(model_source(model.id))
     inside = {"the base": base} if base.is_dir() else {}
     inside |= {"the run's adapter": run.adapter, "the run's checkpoints": run.checkpoints}
@@ -227,7 +227,7 @@ def _merge(
         "other_types": [cost.as_json() for cost in chosen.costs[:-1]],
         "largest_activation": merger.largest_activation,
         "drift": asdict(drift) if drift is not None else None,
-        "onto": options.onto if isinstance(opened.loaded.recipe.method, Qlora) else "base",
+        "onto": options.onto if isinstance(opened.recipe.method, Qlora) else "base",
         "rows": len(rows),
         "dtype": chosen.dtype,
         "dtype_reason": "as asked" if asked else dtype_reason(chosen.costs, chosen.passed_over),

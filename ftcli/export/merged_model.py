@@ -56,7 +56,7 @@ class Merger:
     def __init__(self, opened: OpenRun, rows: Rows, reporter: Reporter) -> None:
         """Raises ModelError for a base whose files are quantised."""
         self._opened, self._rows, self._reporter = opened, rows, reporter
-        self._recipe = opened.loaded.recipe
+        self._recipe = opened.recipe
         self._source = model_source(self._recipe.model.id)
         self._hardware = hardware_of(opened)
         config = open_config(self._source, self._recipe.model.revision)

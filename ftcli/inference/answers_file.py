@@ -106,7 +106,7 @@ def _prompts_of(
     member: Member, rows: Mapping[int, Row], source: Path, *, named: bool
 ) -> dict[int, PromptRow | str]:
     """A member's rows by their index in the file, or why they cannot be read as prompts."""
-    data = member.opened.loaded.recipe.data
+    data = member.opened.recipe.data
     data = data.model_copy(update={"system": member.opened.prepared.system})
     prompts = to_prompts(rows.values(), data, str(source))
     found: dict[int, PromptRow | str] = {}
@@ -279,7 +279,7 @@ def _made_with(member: Member, seed: int | None) -> dict[str, object]:
     if member.parts:
         return {"sum": member.shown_sum()}
     weights = json.dumps(member.opened.run.read_manifest().get("weights"), sort_keys=True)
-    settings = member.opened.loaded.recipe.generation
+    settings = member.opened.recipe.generation
     return {
         "weights": hashlib.sha256(weights.encode()).hexdigest()[:16],
         "seed": seed if settings.temperature else None,

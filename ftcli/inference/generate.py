@@ -77,7 +77,7 @@ class Generator:
         from ftcli.inference.generation import stream_answer
 
         member = chosen(self.members, name)
-        settings = member.opened.loaded.recipe.generation
+        settings = member.opened.recipe.generation
         ids = self._ids(member, prompt)
         return stream_answer(self.adapters.use(member.name), ids, settings, on_text)
 
@@ -87,7 +87,7 @@ class Generator:
 
         model = self.adapters.use(name)
         ids = [model.prompt_format.renderer.prompt_ids(list(messages)) for messages in prompts]
-        settings = chosen(self.members, name).opened.loaded.recipe.generation
+        settings = chosen(self.members, name).opened.recipe.generation
         return answer_prompts(model, ids, settings)
 
     def _ids(self, member: Member, prompt: str) -> list[int]:
@@ -168,7 +168,7 @@ def _load(members: tuple[Member, ...], seed: int | None) -> Generator:
     adapters = AdapterSet(first.name, load_tuned_model(first.opened))
     for member in others:
         opened = member.opened
-        prompt_format = verify_run(opened.loaded, opened.run, opened.prepared)
+        prompt_format = verify_run(opened.recipe, opened.run, opened.prepared)
         if member.parts:
             adapters.add_sum(member.name, member.parts, prompt_format)
         elif opened.run.path == first.opened.run.path:

@@ -29,16 +29,16 @@ from ftcli.training.plan.plan import Plan
 
 def load_base_model(opened: OpenRun) -> Model:
     """The base that a run started from, with the run's tokenizer and template."""
-    prompt_format = verify_run(opened.loaded, opened.run, opened.prepared)
+    prompt_format = verify_run(opened.recipe, opened.run, opened.prepared)
     network = _base(opened, inference_dtype(opened))
-    return Model(network, prompt_format, opened.loaded.recipe.training.fast is not False)
+    return Model(network, prompt_format, opened.recipe.training.fast is not False)
 
 
 def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model:
     """The trained model: the base with the run's adapter, or the run's own model."""
-    prompt_format = verify_run(opened.loaded, opened.run, opened.prepared)
+    prompt_format = verify_run(opened.recipe, opened.run, opened.prepared)
     dtype = dtype or inference_dtype(opened)
-    recipe = opened.loaded.recipe
+    recipe = opened.recipe
     match recipe.method:
         case Full():
             network = _load(str(opened.run.model), opened, dtype, None)
@@ -51,7 +51,7 @@ def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model
 
 def _base(opened: OpenRun, dtype: torch.dtype) -> Any:
     """The base in the run's precision; raises FtcliError if it has changed since the training."""
-    recipe = opened.loaded.recipe
+    recipe = opened.recipe
     source = model_source(recipe.model.id)
     with verified_base([opened.run], source, recipe.model.revision):
         return _load(source, opened, dtype, quantization(recipe.method, dtype))
@@ -68,7 +68,7 @@ def _load(
         attention = "sdpa"  # flash attention runs on GPUs alone
     return load_base(
         source,
-        opened.loaded.recipe.model,
+        opened.recipe.model,
         dtype=dtype,
         attention=attention,
         device=device_of(hardware),
@@ -78,8 +78,8 @@ def _load(
 
 def hardware_of(opened: OpenRun) -> Hardware:
     """The device that a run's model uses here; raises MachineError at the recipe's key."""
-    with opened.loaded.blame():
-        return hardware_for(opened.loaded.recipe)
+    with opened.file.blame():
+        return hardware_for(opened.recipe)
 
 
 def inference_dtype(opened: OpenRun) -> torch.dtype:

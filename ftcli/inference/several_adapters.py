@@ -49,7 +49,7 @@ def find_members(
     members, the others to RUN alone.
     """
     shared = [override for override in overrides if override.startswith("generation.")]
-    members = {run.loaded.recipe.name: Member(run.loaded.recipe.name, run)}
+    members = {run.recipe.name: Member(run.recipe.name, run)}
     for text in adapters:
         name, _, value = text.partition("=")
         if not name or not value:
@@ -108,7 +108,7 @@ def _require_free_name(text: str, found: Member, known: Member | None) -> None:
 
 def _require_linear(name: str, member: Member) -> None:
     """Raise ModelError where a weighted sum of updates would not be the sum of their effects."""
-    method = member.opened.loaded.recipe.method
+    method = member.opened.recipe.method
     reasons = {
         f"{method.mode} is no sum of matrices": not isinstance(method, LoraKeys),
         "it is a sum itself": bool(member.parts),
@@ -136,11 +136,11 @@ def _require_same_base(run: OpenRun, member: Member) -> None:
         return
     alone = f"load them one at a time ({command('generate', other.run.path, '…')})"
     for opened in (run, other):
-        if isinstance(opened.loaded.recipe.method, Full):
+        if isinstance(opened.recipe.method, Full):
             whole = shown_path(opened.run.path)
             reason = f"{whole} holds a whole model, and no adapter for another base"
             raise _differ(member.name, reason, alone)
-    ours, theirs = run.loaded.recipe, other.loaded.recipe
+    ours, theirs = run.recipe, other.recipe
     if _base(run) != _base(other):
         bases = f"({theirs.model.id} and {ours.model.id})"
         reason = f"it was trained on another base than {ours.name} {bases}"
@@ -162,12 +162,12 @@ def _differ(name: str, reason: str, advice: str) -> ModelError:
 
 def _base(opened: OpenRun) -> str:
     """The fingerprint of the base's weights, or its id where the weights were not found."""
-    return opened.run.base_fingerprint() or opened.loaded.recipe.model.id
+    return opened.run.base_fingerprint() or opened.recipe.model.id
 
 
 def _precision(opened: OpenRun) -> dict[str, str]:
     """What adapters on one base have in common, besides the base; raises FtcliError."""
-    method = opened.loaded.recipe.method
+    method = opened.recipe.method
     base = "held in 4 bits" if holds_4_bits(method) else "not quantised"
     if isinstance(method, Qlora) and not method.double_quantization:
         base += " with double_quantization false"

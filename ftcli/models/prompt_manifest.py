@@ -18,9 +18,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ftcli.config.chat_template import find_template
-from ftcli.config.loader import Loaded
-from ftcli.config.recipe import Full
-from ftcli.config.rewriting import overridden
+from ftcli.config.loader import load_recipe
+from ftcli.config.recipe import Full, Recipe
 from ftcli.console import shown_path
 from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message, RowError
@@ -139,20 +138,20 @@ def _without_ignored(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def verify_run(loaded: Loaded, run: RunFolder, prepared: Dataset) -> PromptFormat:
+def verify_run(recipe: Recipe, run: RunFolder, prepared: Dataset) -> PromptFormat:
     """The run's prompt format, rebuilt from its folder and its recipe.
 
     Raises FtcliError (`contract_broken`) where that, or an adapter's base, is not as in training.
     """
     manifest = read_prompt_manifest(run)
-    renderer = _rebuilt(loaded, run)
+    renderer = _rebuilt(recipe, run)
     found = _differences(manifest, renderer)
-    for system in (prepared.system, loaded.recipe.data.system):
+    for system in (prepared.system, recipe.data.system):
         if not _same_system(manifest.system, system):
             found.append(f"system prompt: {manifest.system!r} → {system!r}")
             break
-    model = loaded.recipe.model
-    if isinstance(loaded.recipe.method, Full):
+    model = recipe.model
+    if isinstance(recipe.method, Full):
         found += _other_config(manifest, output_config(str(run.model)), str(run.model))
     else:
         source = model_source(model.id)
@@ -241,13 +240,13 @@ def _recorded_prompts(
         yield RecordedPrompt(messages, None, tuple(ids))
 
 
-def _rebuilt(loaded: Loaded, run: RunFolder) -> Renderer:
+def _rebuilt(recipe: Recipe, run: RunFolder) -> Renderer:
     """What the run's own tokenizer and recipe give, and a template that `--set` asks for."""
     tokenizer = load_tokenizer(str(run.trained()))
-    template = overridden(loaded).get("data.template")
-    if template is not None:
+    template = recipe.data.template
+    if template is not None and template != load_recipe(run.recipe).recipe.data.template:
         set_template(tokenizer, find_template(template))
-    return renderer_of(tokenizer, loaded.recipe.data)
+    return renderer_of(tokenizer, recipe.data)
 
 
 def _template_digest(renderer: Renderer) -> str | None:

@@ -64,7 +64,7 @@ class TrainJob:
         source = self.init_from
         if source is None or not source.run.adapter.is_dir():
             return None
-        method = source.loaded.recipe.method
+        method = source.recipe.method
         if isinstance(method, Prefix) and method.projection:
             manifest, steps = source.run.read_manifest(), source.run.steps_saved()
             if steps:
@@ -97,7 +97,7 @@ def starting_from(recipe: Recipe, init_from: OpenRun | None) -> Recipe:
     """
     if init_from is None:
         return recipe
-    if isinstance(init_from.loaded.recipe.method, Full):
+    if isinstance(init_from.recipe.method, Full):
         changes = {"id": str(init_from.run.model), "revision": None}
         model = recipe.model.model_copy(update=changes)
         return recipe.model_copy(update={"model": model})
@@ -106,7 +106,7 @@ def starting_from(recipe: Recipe, init_from: OpenRun | None) -> Recipe:
 
 
 def _require_same_adapter(new: Recipe, init_from: OpenRun) -> None:
-    old = init_from.loaded.recipe
+    old = init_from.recipe
     if isinstance(new.method, Full):
         raise UsageError(
             "from_run",

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ftcli.config.loader import Loaded, differences, load_recipe
+from ftcli.config.loader import RecipeFile, differences, load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.data.dataset import Dataset, load_dataset
 from ftcli.errors import FtcliError, did_you_mean
@@ -38,15 +38,19 @@ OVERRIDABLE = ("generation", "eval")
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A finished run with its resolved recipe and its prepared data."""
+    """A finished run with its recipe and its prepared data."""
 
     run: RunFolder
-    loaded: Loaded
+    file: RecipeFile
     prepared: Dataset
     overrides: tuple[str, ...] = ()
     """Sections of the recipe which named the run that differ from the trained ones."""
     ignored_changes: tuple[str, ...] = ()
     """Keys that were trained otherwise than asked, as `training.epochs: 1 → 2`."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.file.recipe
 
 
 def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
@@ -129,7 +133,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
     return OpenRun(run, loaded, prepared, overriding, tuple(ignored))
 
 
-def _as_trained(now: Loaded, asked: Recipe, trained: Loaded) -> Loaded:
+def _as_trained(now: RecipeFile, asked: Recipe, trained: RecipeFile) -> RecipeFile:
     """The recipe of a training, with OVERRIDABLE as `asked` has it."""
     keys = {override: override.partition("=")[0].strip() for override in now.overrides}
     of_training = [each for each, key in keys.items() if key.partition(".")[0] not in OVERRIDABLE]
@@ -146,9 +150,9 @@ def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
     """
     from ftcli.models.prompt_manifest import verified_base, verify_run
 
-    verify_run(opened.loaded, opened.run, opened.prepared)
+    verify_run(opened.recipe, opened.run, opened.prepared)
     if with_base:
-        model = opened.loaded.recipe.model
+        model = opened.recipe.model
         source = model_source(model.id)
         with verified_base([opened.run], source, model.revision):
             pass

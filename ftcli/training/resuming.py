@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.config.chat_template import find_template, names_file
-from ftcli.config.loader import Loaded, differences, load_recipe
+from ftcli.config.loader import RecipeFile, differences, load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.console import Reporter
 from ftcli.data.dataset import PART_NAMES, load_dataset
@@ -65,7 +65,9 @@ def train_command(
 # What may not change
 
 
-def require_unchanged(run: RunFolder, loaded: Loaded, renderer: Renderer, again: str) -> list[str]:
+def require_unchanged(
+    run: RunFolder, loaded: RecipeFile, renderer: Renderer, again: str
+) -> list[str]:
     """A stopped run resumes only with what it began with.
 
     Returns the allowed changes, as `key: old → new`. Raises FtcliError (`recipe_changed`) with all
@@ -166,7 +168,7 @@ def _changed(run: RunFolder, what: str, changed: list[str], ways: str) -> FtcliE
     return FtcliError("recipe_changed", f"{shown_path(run.path)} {what}:{lines}\n{ways}\n{free}")
 
 
-def _for_more(run: RunFolder, loaded: Loaded, changed: list[str]) -> str:
+def _for_more(run: RunFolder, loaded: RecipeFile, changed: list[str]) -> str:
     """What to do where a run is to become longer or shorter."""
     if not any(line.startswith(LENGTH_KEYS) for line in changed):
         return ""

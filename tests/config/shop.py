@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.errors import UsageError
 
 # Line 1 is the name, 3 the model's id, 5 the mode, 7 the training rows.
@@ -21,7 +21,7 @@ data:
 """
 
 
-def load(text: str | bytes, *overrides: str) -> Loaded:
+def load(text: str | bytes, *overrides: str) -> RecipeFile:
     file = Path("shop.yaml")
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     return load_recipe(file, overrides)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftcli.config.loader import Loaded
+from ftcli.config.loader import RecipeFile
 from ftcli.config.nodes import MOST_VALUES
 from ftcli.errors import FtcliError
 from tests.config.shop import SHOP, fault, load, method, more
@@ -152,7 +152,9 @@ def test_any_text_loads_or_is_told_what_is_wrong(
 ) -> None:
     overrides = [f"{key}={value}" for key, value in flags]
     try:
-        assert isinstance(load((beginning + text).encode("utf-8", "replace"), *overrides), Loaded)
+        assert isinstance(
+            load((beginning + text).encode("utf-8", "replace"), *overrides), RecipeFile
+        )
     except FtcliError as error:
         assert error.exit_code == 2
         assert str(error).startswith(("shop.yaml", "--set"))
@@ -162,7 +164,7 @@ def test_any_text_loads_or_is_told_what_is_wrong(
 @given(st.binary(max_size=60))
 def test_any_bytes_load_or_are_told_what_is_wrong(here: Path, content: bytes) -> None:
     try:
-        assert isinstance(load(content), Loaded)
+        assert isinstance(load(content), RecipeFile)
     except FtcliError as error:
         assert error.exit_code == 2
         assert str(error).startswith("shop.yaml:")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.data.example import Example
 from ftcli.data.sources import read_examples
 from ftcli.errors import MachineError
@@ -36,7 +36,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def examples_of(loaded: Loaded) -> list[Example]:
+def examples_of(loaded: RecipeFile) -> list[Example]:
     """Training rows, and those of the held-out files, in reading order."""
     data = loaded.recipe.data
     files = [name for name in (data.train, data.validation, data.test) if isinstance(name, str)]
@@ -46,11 +46,11 @@ def examples_of(loaded: Loaded) -> list[Example]:
     return [item for item in items if isinstance(item, Example)]
 
 
-def shape_of(loaded: Loaded) -> Shape:
+def shape_of(loaded: RecipeFile) -> Shape:
     return find_shape(loaded.recipe.model.id, loaded.recipe.model.revision)
 
 
-def longest_rows(loaded: Loaded) -> RowStatistics:
+def longest_rows(loaded: RecipeFile) -> RowStatistics:
     """A bound: every row as long as the recipe allows."""
     rows, longest = len(examples_of(loaded)), loaded.recipe.data.max_length
     return RowStatistics(rows, rows * longest, longest, 1.0, 8 * longest)

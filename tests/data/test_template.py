@@ -11,7 +11,7 @@ from test_rendering import AWKWARD
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.config.chat_template import ENDS, Template, named
-from ftcli.config.loader import Loaded, with_absolute_paths
+from ftcli.config.loader import RecipeFile, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
 from ftcli.data.templates.choose import choose_template, set_template
@@ -189,7 +189,7 @@ def test_a_template_of_the_user_begins_as_it_says() -> None:
 # The choice
 
 
-def loaded(base: Path, **data: object) -> Loaded:
+def loaded(base: Path, **data: object) -> RecipeFile:
     (base / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     (base / "texts.jsonl").write_text('{"text": "a"}\n')
     recipe = Recipe.model_validate(
@@ -201,7 +201,7 @@ def loaded(base: Path, **data: object) -> Loaded:
         }
     )
     recipe = with_absolute_paths(recipe, base)
-    return Loaded(recipe, base / "shop.yaml", base, lines={"data": 5, "data.template": 7})
+    return RecipeFile(recipe, base / "shop.yaml", lines={"data": 5, "data.template": 7})
 
 
 def test_a_base_without_a_template_gets_the_plain_one_and_a_note(tmp_path: Path) -> None:

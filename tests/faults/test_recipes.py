@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftcli.cli import run
-from ftcli.config.loader import Loaded, load_recipe
+from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.config.nodes import MOST_PROBLEMS
 from ftcli.errors import RecipeError, UsageError
 
@@ -56,7 +56,7 @@ class Judged:
         file = Path("shop.yaml")
         file.write_bytes(content)
         try:
-            assert isinstance(load_recipe(file, overrides), Loaded)
+            assert isinstance(load_recipe(file, overrides), RecipeFile)
         except UsageError as error:
             assert error.exit_code == 2
             self.refused += 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ftcli.config.loader import Loaded, differences, load_recipe
+from ftcli.config.loader import RecipeFile, differences, load_recipe
 from ftcli.console import Reporter
 from ftcli.data.dataset import load_dataset
 from ftcli.errors import FtcliError, Stopped, UsageError
@@ -81,7 +81,7 @@ def compare_recipe(options: CompareOptions, reporter: Reporter) -> CompareResult
     return result
 
 
-def _require_held_out(loaded: Loaded, options: CompareOptions) -> None:
+def _require_held_out(loaded: RecipeFile, options: CompareOptions) -> None:
     data, (file, line) = loaded.recipe.data, loaded.place("data.test")
     if data.validation == 0 and options.learning_rates:
         message = (
@@ -152,7 +152,7 @@ def _attempt(cell: Cell, options: CompareOptions, reporter: Reporter) -> Measure
 
 
 def _result(
-    loaded: Loaded,
+    loaded: RecipeFile,
     options: CompareOptions,
     folder: Path,
     found: Mapping[str, MeasuredCell | FailedCell],

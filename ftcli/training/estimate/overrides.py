@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ftcli.config.loader import Loaded
+from ftcli.config.loader import RecipeFile
 from ftcli.config.recipe import Full, Lora, LoraKeys, Recipe
 from ftcli.config.rewriting import changed, overridden, relocated, rewritten
 from ftcli.console import shown_path
@@ -56,7 +56,7 @@ ESTIMATED_ONLY = ("loss", "packing")
 class RecipeWithFlags:
     """A recipe with flags as overrides, and the training that it asks for."""
 
-    loaded: Loaded
+    loaded: RecipeFile
     """As the file and `--set` have it."""
     model: str | None
     """`--model`; relative paths start where the user stands."""
@@ -109,7 +109,7 @@ class RecipeWithFlags:
 
 
 def with_flags(
-    loaded: Loaded, model: str | None, flags: Mapping[str, Any], hardware: Hardware | None
+    loaded: RecipeFile, model: str | None, flags: Mapping[str, Any], hardware: Hardware | None
 ) -> RecipeWithFlags:
     """The recipe with flags as overrides; what is `auto` in it is taken at its smallest."""
     settings = {
@@ -150,7 +150,7 @@ def with_flags(
     return RecipeWithFlags(loaded, model, settings, recipe, rows, request)
 
 
-def _prepared(loaded: Loaded, recipe: Recipe) -> Dataset | None:
+def _prepared(loaded: RecipeFile, recipe: Recipe) -> Dataset | None:
     """The preparation, where it is of this data and model."""
     data, prepared = recipe.data, load_dataset(loaded.output / "data")
     if prepared is None:
