@@ -1,21 +1,131 @@
-"""`generation:` and `eval:` of a recipe: how answers are drawn, and what is looked at in them."""
+"""`generation:` and `eval:` of a recipe: how answers are drawn, and what is scored in them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ftcli.config.answer_format import AnswerFormat
-from ftcli.config.grounding import Grounding, Judge
 from ftcli.config.section import (
     NO_BOOLEAN,
     CountFromZero,
     NotNegative,
+    PathKind,
     Positive,
     PositiveCount,
     Section,
+    require_regex,
 )
+
+# Snowball's stemmers (snowballstemmer.algorithms()).
+Language = Literal[
+    "arabic",
+    "armenian",
+    "basque",
+    "catalan",
+    "danish",
+    "dutch",
+    "english",
+    "finnish",
+    "french",
+    "german",
+    "greek",
+    "hindi",
+    "hungarian",
+    "indonesian",
+    "irish",
+    "italian",
+    "lithuanian",
+    "nepali",
+    "norwegian",
+    "portuguese",
+    "romanian",
+    "russian",
+    "serbian",
+    "spanish",
+    "swedish",
+    "tamil",
+    "turkish",
+    "yiddish",
+]
+
+
+class Grounding(Section):
+    """Numbers, names and terms that answers have and their prompts do not; facts mentioned; banned
+    phrases; and, with a model, the spans that the prompt does not support."""
+
+    facts: str | None = None
+    """Regular expression that finds the facts in the user turns, which a blank line separates: its
+    group `facts`, or all that it matches; none: all of them."""
+    language: Language = "english"
+    """Of the answers: a word is compared by its stem (Snowball)."""
+    optional: list[str] = []
+    """Keys of facts that need not be mentioned, as Category."""
+    allowed: list[str] = []
+    """Words and phrases that are never marked, such as the shop's own name."""
+    banned: Annotated[list[str] | str, PathKind("file", code="banned_phrases")] = []
+    """Phrases that no answer may have, or a .txt file with one a line."""
+    model: Annotated[str | None, PathKind("model")] = None
+    """Hub id or folder of a token classifier that marks unsupported spans, such as
+    KRLabsOrg/lettucedect-base-modernbert-en-v1; none: words alone are compared."""
+    labels: Annotated[str | None, PathKind("file", code="labels")] = None
+    """Your labels of answers, by which the detector's agreement is measured: JSON lines of
+    `prompt`, `answer`, `supported`."""
+
+    @field_validator("facts")
+    @classmethod
+    def facts_compile(cls, value: str | None) -> str | None:
+        if value is not None:
+            require_regex(value)
+        return value
+
+    @field_validator("banned")
+    @classmethod
+    def banned_file_is_text(cls, value: list[str] | str) -> list[str] | str:
+        if isinstance(value, str) and not value.endswith(".txt"):
+            raise ValueError(
+                f"{value!r} is not a .txt file; give the phrases as a list, or a file with one a "
+                "line"
+            )
+        return value
+
+    @field_validator("banned", "allowed", "optional")
+    @classmethod
+    def words_are_words(cls, value: list[str] | str) -> list[str] | str:
+        if isinstance(value, list) and any(not word.strip() for word in value):
+            raise ValueError("holds an empty word")
+        return value
+
+
+class Judge(Section):
+    """A language model behind an OpenAI-compatible URL, asked whether each answer is supported."""
+
+    url: str
+    """Base URL, such as http://localhost:8000/v1 (vLLM) or http://localhost:11434/v1 (Ollama)."""
+    model: str
+    """The model's name there."""
+    rubric: str = "An answer is supported if the facts state or directly imply all that it claims."
+    """What the judge is to check, in plain words."""
+    labels: Annotated[str | None, PathKind("file", code="labels")] = None
+    """Your labels of answers, by which the judge's agreement is measured: JSON lines of `prompt`,
+    `answer`, `supported`."""
+    pairwise: bool = False
+    """Also ask which of base and tuned answer is better, in random order."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, where the server needs one."""
+    parallel: PositiveCount = 4
+    """Requests at a time."""
+    timeout_seconds: Positive = 120
+    """For one reply."""
+
+    @field_validator("url")
+    @classmethod
+    def url_is_http(cls, value: str) -> str:
+        if not re.match(r"https?://[^\s/]+", value):
+            raise ValueError(f"{value!r} is not an http or https URL")
+        return value
 
 
 class Generation(Section):

@@ -15,11 +15,9 @@ from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
 from ftcli.config.nodes import Found, compose, in_order, override_value
-from ftcli.config.other_tools import known_file
 from ftcli.config.recipe import Recipe
-from ftcli.config.secrecy import secrets_of
 from ftcli.config.section import NamedPath, absolute, paths_of, with_paths
-from ftcli.config.wording import as_yaml, problems_of
+from ftcli.config.wording import as_yaml, known_file, problems_of, secrets_of
 from ftcli.errors import DataError, FtcliError, Problem, RecipeError, UsageError, did_you_mean
 from ftcli.runs.folder import find_run, run_above
 from ftcli.shell import shown_path

@@ -10,12 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ftcli.config.answer_format import AnswerFormat, JsonFormat, RegexFormat, SqlFormat, TextFormat
 from ftcli.config.data import Data, Replay
-from ftcli.config.evaluation import Evaluation, Generation
-from ftcli.config.grounding import Grounding
+from ftcli.config.evaluation import Evaluation, Generation, Grounding
 from ftcli.config.method import (
     METHOD_CLASSES,
     Adapter,
@@ -29,8 +28,17 @@ from ftcli.config.method import (
     Qlora,
     holds_4_bits,
 )
-from ftcli.config.section import PathKind, Section
-from ftcli.config.training import Hold, Training
+from ftcli.config.section import (
+    NO_BOOLEAN,
+    CountFromZero,
+    NotNegative,
+    PathKind,
+    Positive,
+    PositiveCount,
+    Rate,
+    Section,
+    Share,
+)
 
 __all__ = [
     "METHOD_CLASSES",
@@ -61,6 +69,111 @@ __all__ = [
     "Training",
     "holds_4_bits",
 ]
+
+
+class Hold(Section):
+    """Weights that are trained are pulled back to where they began (L2-SP, Li et al. 2018)."""
+
+    strength: NotNegative
+    """Each step takes learning rate × strength of the distance back; 0: none. Under AdamW no weight
+    ends much farther than 1 / strength from its start."""
+
+
+def goes_all_the_way_back(rate: float, strength: float) -> str | None:
+    """What is wrong with a hold whose every step takes all of the way back, or more."""
+    if rate * strength < 1:
+        return None
+    return (
+        f"each step takes learning_rate × hold.strength of the way back to the start, which is "
+        f"{rate:g} × {strength:g} = {rate * strength:g} here: all of it or beyond, so that "
+        f"nothing is learnt; take a strength well below {1 / rate:g}"
+    )
+
+
+class Training(Section):
+    """How the training runs."""
+
+    epochs: Annotated[float, Field(gt=0, le=10_000), NO_BOOLEAN] = 3.0
+    """Passes over the training rows."""
+    max_steps: PositiveCount | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says; `data.replay` adds its own."""
+    learning_rate: Literal["auto"] | Rate = "auto"
+    """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "linear"
+    """Course of the learning rate after the warm-up."""
+    warmup_ratio: Share = 0.0
+    """Share of the steps over which the learning rate rises to its peak. It begins at 0, and the
+    first step learns nothing; take 0.03 to 0.1 where the first losses jump."""
+    weight_decay: NotNegative = 0.0
+    """AdamW's decoupled weight decay."""
+    hold: Hold | None = None
+    """Pull the trained weights towards their start, so that less is forgotten; none: free."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    batch_size: PositiveCount = 16
+    """Rows of one optimizer step (effective batch); the micro-batch is planned to fit."""
+    micro_batch_size: Literal["auto"] | PositiveCount = "auto"
+    """Rows that go through the model at once; must divide `batch_size`."""
+    packing: Literal["auto"] | bool | PositiveCount = "auto"
+    """Rows of a step without padding, in micro-batches of up to so many tokens; false: padded rows.
+    Which rows make a step stays, and so does the loss. true, as a number, insists on it."""
+    fast: bool | Literal["all"] = True
+    """Levers of docs/performance.md: true: those that were timed on this kind of machine; all: on a
+    card, too, where none was; false: none, transformers' and PEFT's own forward on padded rows."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Compute activations again in the backward pass; auto: only where memory asks for it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
+    """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
+    optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"
+    """auto: AdamW in fp32; in 8 bits, paged, for full fine-tuning that fits no other way."""
+    neftune_noise_alpha: Positive | None = None
+    """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
+    eval_steps: Literal["auto"] | PositiveCount = "auto"
+    """Optimizer steps between two validations."""
+    save_steps: Literal["auto"] | PositiveCount = "auto"
+    """Optimizer steps between two checkpoints; auto: with every validation, and where the weights
+    are not the best so far only if saving takes under 2% of the time since the last."""
+    keep_checkpoints: PositiveCount = 2
+    """Checkpoints kept besides the best one."""
+    early_stopping_patience: PositiveCount | None = None
+    """Stop after this many validations without a better loss."""
+    seed: CountFromZero = 42
+    """Seed of splits, row order, adapter weights and dropout."""
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Trackers to log to; each needs its package."""
+
+    @property
+    def hold_strength(self) -> float:
+        """0 where nothing is held."""
+        return 0.0 if self.hold is None else self.hold.strength
+
+    @model_validator(mode="after")
+    def micro_batch_divides_batch(self) -> Training:
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} does not divide batch_size "
+                f"{self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def scheduler_and_warm_up_agree(self) -> Training:
+        if self.scheduler == "constant" and self.warmup_ratio:
+            raise ValueError(
+                "scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+                "warmup_ratio"
+            )
+        if self.scheduler == "constant_with_warmup" and not self.warmup_ratio:
+            raise ValueError("scheduler constant_with_warmup needs a warmup_ratio, such as 0.03")
+        return self
+
+    @model_validator(mode="after")
+    def hold_leaves_something_to_learn(self) -> Training:
+        if self.learning_rate != "auto":
+            wrong = goes_all_the_way_back(self.learning_rate, self.hold_strength)
+            if wrong is not None:
+                raise ValueError(wrong)
+        return self
 
 
 Device = Literal["auto", "cpu"]

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from ftcli.config.other_tools import section_classes
 from ftcli.config.recipe import Recipe
+from ftcli.config.wording import section_classes
 from ftcli.errors import UsageError, did_you_mean
 
 # Keys that choose the class of their section.

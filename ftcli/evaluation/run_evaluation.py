@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.config.grounding import Grounding
+from ftcli.config.evaluation import Grounding
 from ftcli.config.section import named_files, without_folders
 from ftcli.console import Reporter
 from ftcli.data.dataset import Split

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from ftcli.config.chat_template import find_template
+from ftcli.config.data import find_template
 from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Full, Recipe
 from ftcli.console import shown_path

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.config.chat_template import find_template, names_file
+from ftcli.config.data import find_template, names_file
 from ftcli.config.loader import RecipeFile, differences, load_recipe
 from ftcli.config.recipe import Recipe
 from ftcli.console import Reporter

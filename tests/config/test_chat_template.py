@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.config import chat_template
-from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named, names_file
+from ftcli.config import data
+from ftcli.config.data import DEFAULT, ENDS, Template, find_template, named, names_file
 from ftcli.errors import DataError
 from tests.config.shop import SHOP, load
 
@@ -18,7 +18,7 @@ def template_of(value: str) -> str:
 
 
 def test_every_name_has_its_file_and_no_file_is_without_a_name() -> None:
-    folder = Path(chat_template.__file__).with_name("chat_templates")
+    folder = Path(data.__file__).with_name("chat_templates")
     assert DEFAULT in ENDS
     assert {file.stem for file in folder.glob("*.jinja")} == set(ENDS)
     for name, end in ENDS.items():

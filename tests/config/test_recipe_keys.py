@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ftcli.config.other_tools import KEYS, every_key
+from ftcli.config.wording import KEYS, every_key
 from ftcli.errors import RecipeError
 from tests.config.shop import SHOP, fault, load, method, more
 

@@ -10,7 +10,7 @@ import pytest
 from test_rendering import AWKWARD
 from transformers import PreTrainedTokenizerBase
 
-from ftcli.config.chat_template import ENDS, Template, named
+from ftcli.config.data import ENDS, Template, named
 from ftcli.config.loader import RecipeFile, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin

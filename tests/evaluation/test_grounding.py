@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ftcli.config.grounding import Grounding
+from ftcli.config.evaluation import Grounding
 from ftcli.config.loader import load_recipe
 from ftcli.data.example import Message, Role
 from ftcli.errors import DataError, RecipeError

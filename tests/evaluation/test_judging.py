@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.config.grounding import Judge
+from ftcli.config.evaluation import Judge
 from ftcli.config.loader import load_recipe
 from ftcli.errors import DataError, MachineError
 from ftcli.evaluation.scorers import judge as judging

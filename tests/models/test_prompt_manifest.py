@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ftcli.cli import run
-from ftcli.config.chat_template import named
+from ftcli.config.data import named
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.models import prompt_manifest

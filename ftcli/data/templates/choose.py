@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from ftcli.config.chat_template import DEFAULT, ENDS, Template, find_template, named
+from ftcli.config.data import DEFAULT, ENDS, Template, find_template, named
 from ftcli.config.recipe import Recipe
 from ftcli.data.sources import format_of
 from ftcli.data.tokenizing.rendering import Renderer

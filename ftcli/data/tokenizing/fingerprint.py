@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ftcli.config.chat_template import names_file
+from ftcli.config.data import names_file
 from ftcli.config.recipe import Data, Recipe
 from ftcli.config.section import data_suffix
 from ftcli.data.dataset import PART_NAMES

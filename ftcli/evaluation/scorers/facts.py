@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftcli.config.grounding import Grounding
+from ftcli.config.evaluation import Grounding
 from ftcli.console import shown_path
 from ftcli.data.example import Message
 from ftcli.errors import DataError

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ftcli.config.answer_schema import SchemaFaultError, schema_validator
+from ftcli.config.answer_format import SchemaFaultError, schema_validator
 from ftcli.config.recipe import JsonFormat
 from ftcli.console import shown_path
 from ftcli.errors import DataError

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ftcli.config.grounding import Grounding, Judge
+from ftcli.config.evaluation import Grounding, Judge
 from ftcli.console import counted, shown_path
 from ftcli.errors import DataError, MachineError
 from ftcli.evaluation.scorers.facts import facts_text

@@ -6,8 +6,17 @@ import math
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora, Recipe
-from ftcli.config.training import goes_all_the_way_back
+from ftcli.config.recipe import (
+    Adapter,
+    Full,
+    Lora,
+    Method,
+    Prefix,
+    Prompt,
+    Qlora,
+    Recipe,
+    goes_all_the_way_back,
+)
 from ftcli.console import megabytes
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices

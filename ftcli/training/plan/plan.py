@@ -10,9 +10,8 @@ from functools import reduce
 from typing import Any, Literal, TypeVar, assert_never
 
 from ftcli.config.method import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
-from ftcli.config.recipe import Model
+from ftcli.config.recipe import Model, Training
 from ftcli.config.section import PositiveCount, Rate
-from ftcli.config.training import Training
 from ftcli.data.dataset import Dataset
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import Attention, Optimizer, Precision
