@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, model_validator
 
 from ftcli.config.section import PathKind, PositiveCount, Rate, Section, is_jinja
-from ftcli.errors import DataError, did_you_mean
+from ftcli.errors import DataError, UsageError, did_you_mean
 from ftcli.shell import shown_path
 
 # YAML reads 1e-1 as a text.
@@ -157,8 +157,8 @@ def names_file(value: str) -> bool:
 def find_template(value: str) -> Template:
     """The chat template of a loaded recipe: by its name, the text itself, or a file's.
 
-    Raises DataError: `template_missing` for anything else, `template` for an empty or unreadable
-    file.
+    Raises UsageError (`template_missing`) for anything else, DataError (`template`) for an empty or
+    unreadable file.
     """
     if value in ENDS:
         return named(value)
@@ -171,7 +171,7 @@ def find_template(value: str) -> Template:
 def _from_file(file: Path) -> Template:
     if not os.path.isfile(file):
         near = [path.name for path in file.parent.glob("*.jinja")]
-        raise DataError(
+        raise UsageError(
             "template_missing",
             f"{shown_path(file)!r} is no template's name ({', '.join(ENDS)}), no file, and no "
             f"Jinja text either{did_you_mean(file.name, [*ENDS, *near])}",

@@ -52,6 +52,8 @@ KEY_AT_FAULT = {
     "replay": "data.replay",
     "hold": "training.hold.strength",
 }
+# Of these, errors that the recipe has to be changed for, although the model had to be looked at.
+RECIPE_AT_FAULT = {"target_modules", "layers", "rank_pattern", "modules_to_save", "method_refused"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class RecipeFile:
             key = "data.train" if of_data else KEY_AT_FAULT.get(error.code)
             if key is not None and error.file is None:
                 error.file, error.line = self.place(key)
+                if error.code in RECIPE_AT_FAULT:
+                    error.exit_code = UsageError.exit_code
                 error.message = f"{key}: {error.message.removeprefix(f'{key}: ')}"
             raise
 

@@ -347,11 +347,11 @@ def test_a_recipe_s_keys_are_refused_at_their_lines(
 
     assert refused("  mode: lora\n  layers: [30]\n") == (
         "wrong.yaml:6: method.layers: smollm2-135m has no layer 30: they are 0 to 29",
-        1,
+        2,
     )
     text, code = refused("  mode: lora\n  rank_pattern: {down_prj: 8}\n")
     assert text.startswith("wrong.yaml:6: method.rank_pattern: no module gets its rank from 'down_")
-    assert "did you mean down_proj?" in text and code == 1
+    assert "did you mean down_proj?" in text and code == 2
     text, code = refused("  mode: lora\n  rank_pattern: {'(': 8}\n")
     assert text.startswith("wrong.yaml:6: method.rank_pattern: (: not a regular expression: ")
     assert code == 2

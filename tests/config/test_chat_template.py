@@ -6,7 +6,7 @@ import pytest
 
 from ftcli.config import data
 from ftcli.config.data import DEFAULT, ENDS, Template, find_template, named, names_file
-from ftcli.errors import DataError
+from ftcli.errors import DataError, UsageError
 from tests.config.shop import SHOP, load
 
 
@@ -54,7 +54,7 @@ def test_what_is_neither_names_the_nearest(value: str, meant: str, here: Path) -
     (here / "chat.jinja").write_text("{{ a }}")
     (here / "folder").mkdir()
     for asked, near in ((value, f"did you mean {meant}?"), ("folder", "no file")):
-        with pytest.raises(DataError, match=near) as caught:
+        with pytest.raises(UsageError, match=near) as caught:
             find_template(template_of(asked))
         assert caught.value.code == "template_missing"
 

@@ -16,7 +16,7 @@ from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
 from ftcli.data.templates.choose import choose_template, set_template
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.errors import DataError, ModelError
+from ftcli.errors import DataError, ModelError, UsageError
 from tests.families import (
     BUILDERS,
     FORGED,
@@ -241,7 +241,7 @@ def test_the_recipes_template_takes_its_place_with_a_note(tmp_path: Path) -> Non
 
 def test_an_unknown_template_is_told_at_its_line(tmp_path: Path) -> None:
     recipe = replace(loaded(tmp_path, template="chatlm"), path=Path("shop.yaml"))
-    with pytest.raises(DataError) as caught, recipe.blame():
+    with pytest.raises(UsageError) as caught, recipe.blame():
         choose_template(tokenizer_for("plain"), recipe.recipe)
     assert str(caught.value).startswith("shop.yaml:7: data.template: 'chatlm' is no template's")
     assert str(caught.value).endswith("did you mean chatml?")

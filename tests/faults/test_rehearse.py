@@ -410,7 +410,7 @@ def test_flags_that_mean_nothing_beside_it(
 
 def test_a_failure_is_one_json_object(write_recipe: Recipes, capsys: Capture) -> None:
     recipe = write_recipe(method={"mode": "lora", "target_modules": ["q_prj"]})
-    assert run(["train", str(recipe), "--rehearse", "--json"]) == 1
+    assert run(["train", str(recipe), "--rehearse", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "target_modules"
     assert error["message"].startswith("rehearsal, look: ")

@@ -154,7 +154,8 @@ def _require_rows(dataset: Dataset, data: Data) -> None:
         return
     if not dataset.rows_read:
         raise DataError("data_empty", "holds no rows", file=data.train)
-    reasons = ", ".join(map(str, dataset.problems[:NAMED]))
+    first = {fault.reason: fault for fault in reversed(dataset.problems)}  # of each reason
+    reasons = ", ".join(map(str, list(reversed(first.values()))[:NAMED]))
     raise DataError(
         "data_empty",
         f"none of {dataset.rows_read} rows can be trained on: {reasons}",
