@@ -155,7 +155,7 @@ def test_a_mixture_of_experts_takes_full_training_only(
 ) -> None:
     model = save_tiny_model(tmp_path / "moe", "mixtral", num_local_experts=4, num_experts_per_tok=2)
     recipe = write_recipe(model={"id": str(model)}, method={"mode": mode})
-    assert run(["train", str(recipe)]) == 1
+    assert run(["train", str(recipe)]) == 2
     error = capsys.readouterr().err
     assert "mixture of experts" in error and "method.mode: full" in error
     assert not list(tmp_path.rglob("*.arrow"))
@@ -179,10 +179,10 @@ def test_layers_that_hold_one_weight_are_refused_before_the_first_step(
 
     monkeypatch.setattr(building, "load_base", tied)
     recipe = write_recipe(method={"mode": "lora", "target_modules": ["q_proj", "up_proj"]})
-    assert run(["train", str(recipe)]) == 1
+    assert run(["train", str(recipe)]) == 2
     error = capsys.readouterr().err
     names = "model.layers.0.mlp.up_proj and model.layers.1.mlp.up_proj"
-    assert f"{recipe}:6: method.target_modules: {names} hold one weight" in error
+    assert f"{recipe.name}:6: method.target_modules: {names} hold one weight" in error
     assert not list((tmp_path / "runs" / "tiny").glob("checkpoints/*"))
     spared = write_recipe(method={"mode": "lora", "rank": 4, "target_modules": ["q_proj"]})
     assert run(["train", str(spared), "--fresh"]) == 0

@@ -138,7 +138,7 @@ def test_failure_is_one_json_object_too(
         (["prepare", recipe, "--set", "data.train=missing.jsonl"], 1),
         (["estimate-vram", "--model", "7x"], 2),
         (["train", recipe, "--set", "method.rank=0"], 2),
-        (["train", recipe, "--set", "method.target_modules=[q_porj, v_proj]"], 1),
+        (["train", recipe, "--set", "method.target_modules=[q_porj, v_proj]"], 2),
         (["eval", recipe], 1),
         (["merge", tmp_path], 1),
         (["generate", recipe, "a prompt"], 1),

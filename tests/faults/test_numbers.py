@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from ftcli.cli import run
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
+from ftcli.shell import shown_path
 from tests.conftest import Capture, Observed, Patch, Recipes, pair, save_tiny_model
 
 TRAINING = {
@@ -107,7 +108,7 @@ def test_a_row_whose_loss_is_no_number_is_named(
     folder = RunFolder(tmp_path / "runs" / "tiny")
     found = newest_whole(folder, folder.read_manifest()["run_id"]).checkpoint
     assert found is not None and found.position.step == step - 1
-    assert str(found.folder) in message and all_finite(folder.path)
+    assert str(shown_path(found.folder)) in message and all_finite(folder.path)
     assert folder.state != "finished" and not folder.adapter.exists()
     write_rows(rows, None)
     observed(f"exit 1 in step {step}, rows.jsonl:{PLACE + 1} named, finite weights of {step - 1}")

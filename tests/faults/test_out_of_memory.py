@@ -14,6 +14,7 @@ from ftcli.cli import run
 from ftcli.models.batches import Batch
 from ftcli.runs.checkpoints import newest_whole
 from ftcli.runs.folder import RunFolder
+from ftcli.shell import shown_path
 from tests.commands.test_training import stop_at
 from tests.conftest import Capture, Observed, Patch, Recipes, pair
 
@@ -172,7 +173,7 @@ def test_one_row_is_too_much(
     error = json.loads(capsys.readouterr().out)["error"]
     folder = RunFolder(tmp_path / "runs" / "tiny")
     assert error["code"] == "memory" and "out of memory" in error["message"]
-    assert f"kept: {folder.checkpoint(3)}" in error["message"]
+    assert f"kept: {shown_path(folder.checkpoint(3))}" in error["message"]
     assert train(recipe) == 0
     assert "resume from step 3" in capsys.readouterr().err
 

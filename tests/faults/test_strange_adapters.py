@@ -21,11 +21,11 @@ Ask = Callable[..., str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """The message with which a command ends with 1."""
+    """The message with which a command ends, with 1 where nothing else is said."""
 
-    def ask(*words: object) -> str:
+    def ask(*words: object, code: int = 1) -> str:
         capsys.readouterr()
-        assert run([*map(str, words), "--json"]) == 1
+        assert run([*map(str, words), "--json"]) == code
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return str(json.loads(out)["error"]["message"])
@@ -47,7 +47,7 @@ def test_each_mistyped_target_is_named_with_the_nearest(
 ) -> None:
     targets = ["q_porj", "v_proj", "up_prjo", "o_proj"]
     recipe = write_recipe(method={"mode": mode, "rank": 4, "target_modules": targets})
-    message = refused("train", recipe)
+    message = refused("train", recipe, code=2)
     assert "'q_porj'; did you mean q_proj?" in message
     assert "'up_prjo'; did you mean up_proj?" in message
     assert "'v_proj'" not in message and "'o_proj'" not in message
