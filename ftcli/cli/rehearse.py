@@ -48,7 +48,7 @@ STAGES = (
     "look",
     "prepare",
     "plan",
-    "twin",
+    "tiny model",
     "longest batch",
     "train",
     "resume",
@@ -251,7 +251,7 @@ def _run_commands(loaded: RecipeFile, job: TrainJob, folder: Path, stages: Stage
     counts = {"train": STEPS * batch_size, "validation": HELD_OUT_ROWS, "test": HELD_OUT_ROWS}
     write_excerpt(job.run.data, job.dataset, run.data, counts, longest=batch_size)
     size = f"{shape.layers} layers of width {shape.hidden}, {shape.vocab:,} tokens"
-    stages.passes("twin", size)
+    stages.passes("tiny model", size)
     changes = {
         "model.id": str(model),
         "model.revision": None,
@@ -308,7 +308,7 @@ def _train(
         if stopped.exit_code != 128 + signal.SIGTERM or not run.steps_saved():
             raise
     step = run.steps_saved()[-1]
-    stages.passes("train", f"validated, saved, stopped by SIGTERM behind step {step}")
+    stages.passes("train", f"validated, saved, stopped by SIGTERM after step {step}")
     report = train(Quiet(stages.reporter))
     kept = f"{run.trained().name} saved ({megabytes(report['saved_bytes'])})"
     stages.passes("resume", f"from step {step} to {report['steps']}; {kept}")

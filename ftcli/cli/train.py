@@ -44,7 +44,7 @@ def train(
     rehearse: Annotated[
         bool,
         typer.Option(
-            "--rehearse", help="Walk the whole way with a tiny twin of the model: what would fail?"
+            "--rehearse", help="Run every stage with a tiny random model, to find errors early."
         ),
     ] = False,
     price_per_hour: options.PricePerHour = None,
@@ -111,8 +111,8 @@ def _require_rehearsable(
     if from_run is not None:
         raise UsageError(
             "flag",
-            f"--rehearse begins with a random twin, on which the weights of {from_run} do not "
-            "fit: leave --from out; a full training's model can be rehearsed as a base (--set "
+            f"--rehearse begins with a tiny random model, on which the weights of {from_run} do "
+            "not fit: leave --from out; a full training's model can be rehearsed as a base (--set "
             "model.id=RUN/model)",
         )
 

@@ -33,7 +33,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"mode": "prompt", "init_text": "Product"},
 }
 DATA = {"prepared.json", "train.arrow", "validation.arrow", "test.arrow"}
-LEGS = ["look", "prepare", "plan", "twin", "longest batch", "train", "resume", "eval", "merge"]
+LEGS = [
+    "look",
+    "prepare",
+    "plan",
+    "tiny model",
+    "longest batch",
+    "train",
+    "resume",
+    "eval",
+    "merge",
+]
 LEGS.append("generate")
 
 Finds = Callable[..., str]
@@ -97,7 +107,7 @@ def test_every_method_passes_and_the_data_stay_for_the_training(
     assert err.count("\nrehearsal ") == len(LEGS) - 1
     assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
     details = {leg["name"]: leg["detail"] for leg in found["legs"]}
-    assert details["train"] == "validated, saved, stopped by SIGTERM behind step 2"
+    assert details["train"] == "validated, saved, stopped by SIGTERM after step 2"
     assert details["resume"].startswith("from step 2 to 4; ")
     assert details["eval"] == "base and tuned on 2 test rows"
     data = tmp_path / "runs" / "tiny" / "data"
@@ -239,7 +249,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 @pytest.mark.parametrize(
     ("small_disk", "leg"),
-    [(200_000, "plan"), (500_000, "twin")],
+    [(200_000, "plan"), (500_000, "tiny model")],
     indirect=["small_disk"],
     ids=["before any work", "in its middle"],
 )
@@ -398,7 +408,10 @@ def test_two_rehearsals_of_one_output(
         (["--dry-run"], "--rehearse shows the plan too: leave --dry-run out"),
         (["--resume"], "--rehearse touches no run, so that --resume means nothing"),
         (["--fresh"], "--rehearse touches no run, so that --fresh means nothing"),
-        (["--from", "runs/x"], "--rehearse begins with a random twin, on which the weights of"),
+        (
+            ["--from", "runs/x"],
+            "--rehearse begins with a tiny random model, on which the weights of",
+        ),
     ],
 )
 def test_flags_that_mean_nothing_beside_it(

@@ -1,4 +1,4 @@
-"""A twin is the model in all that goes by name, and small in all else."""
+"""A tiny model is the model in all that goes by name, and small in all else."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def recipe(**method: Any) -> Recipe:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_twin_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
     original = large(family, tie_word_embeddings=tied)
-    twin = tiny(original)
-    assert names(skeleton(twin)) == names(skeleton(original))
-    ours, theirs = (shape_from_config(values, name=family) for values in (twin, original))
+    tiny_one = tiny(original)
+    assert names(skeleton(tiny_one)) == names(skeleton(original))
+    ours, theirs = (shape_from_config(values, name=family) for values in (tiny_one, original))
     assert list(ours.linear_modules()) == list(theirs.linear_modules())
     for name in ("vocab", "tied", "model_type", "head", "qk_norm", "sliding_window"):
         assert getattr(ours, name) == getattr(theirs, name), name
@@ -79,10 +79,10 @@ def test_a_twin_of_every_type_has_the_names_of_the_original(family: str, tied: b
     assert (ours.windowed_layers > 0) == (theirs.windowed_layers > 0)
     assert (ours.windowed_layers < ours.layers) == (theirs.windowed_layers < theirs.layers)
     assert (ours.kv_heads == ours.heads) == (theirs.kv_heads == theirs.heads)
-    count = sum(parameter.numel() for parameter in skeleton(twin).parameters())
+    count = sum(parameter.numel() for parameter in skeleton(tiny_one).parameters())
     assert count == ours.parameters
     for key in ("max_position_embeddings", "rope_parameters"):
-        assert twin.get(key) == original.get(key)
+        assert tiny_one.get(key) == original.get(key)
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def original(tmp_path: Path) -> Path:
 
 
 def test_a_twin_is_built_without_the_weights(original: Path, tmp_path: Path) -> None:
-    twin = tmp_path / "twin"
-    shape = build_tiny_model(str(original), recipe(), twin)
+    tiny_one = tmp_path / "tiny_one"
+    shape = build_tiny_model(str(original), recipe(), tiny_one)
     assert (shape.layers, shape.hidden, shape.vocab) == (LAYERS, HIDDEN, 400)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (twin / name).read_bytes() == (original / name).read_bytes()
-    assert json.loads((twin / "generation_config.json").read_text()) == {"max_length": 77}
-    assert not (twin / "evil.py").exists()
-    assert "auto_map" not in json.loads((twin / "config.json").read_text())
-    model = AutoModelForCausalLM.from_pretrained(twin, dtype="auto")
+        assert (tiny_one / name).read_bytes() == (original / name).read_bytes()
+    assert json.loads((tiny_one / "generation_config.json").read_text()) == {"max_length": 77}
+    assert not (tiny_one / "evil.py").exists()
+    assert "auto_map" not in json.loads((tiny_one / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tiny_one, dtype="auto")
     assert model.dtype == torch.bfloat16
     # Whatever it reads, one token is clearly the first: no rounding changes that.
     first, second = model(input_ids=torch.arange(3, 99)[None]).logits[0].topk(2).values.T
@@ -165,4 +165,4 @@ def test_a_twin_is_built_without_the_weights(original: Path, tmp_path: Path) -> 
 def test_layers_that_the_recipe_names_are_there(
     method: dict[str, Any], layers: int, original: Path, tmp_path: Path
 ) -> None:
-    assert build_tiny_model(str(original), recipe(**method), tmp_path / "twin").layers == layers
+    assert build_tiny_model(str(original), recipe(**method), tmp_path / "tiny_one").layers == layers
