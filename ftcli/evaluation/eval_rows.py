@@ -1,39 +1,27 @@
-"""The rows of an evaluation: how they are read, which of them the run has seen, and the row sets
-that its models score and answer."""
+"""The rows of an evaluation: how they are read, and which of them the run has seen."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.config.recipe import Generation
 from ftcli.console import Reporter, counted
 from ftcli.data.dataset import RowsOf, Split, damaged_files, read_turns, row_batches
 from ftcli.data.example import Example, Origin
-from ftcli.data.prompts import Turns, choose_examples, few_shot
-from ftcli.errors import DataError, UsageError
-from ftcli.evaluation.general_ability import (
-    Instruction,
-    general_instructions,
-    general_text,
-    read_text,
-)
+from ftcli.data.prompts import Turns
+from ftcli.errors import DataError
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun
 
 if TYPE_CHECKING:
-    from ftcli.models.prompt_manifest import PromptFormat
+    pass
 
 # Enough to show a format, and few enough for a context of 2,048 tokens.
 SHOTS = 5
-# Enough for the built-in instructions: a longer answer has not finished.
-GREEDY = Generation(max_new_tokens=96)
 
 
 @dataclass(frozen=True)
@@ -143,10 +131,23 @@ def read_rows(
     rows = tuple(map(row_of, found))
     if opened.recipe.data.loss_on == "all":
         # Only the last answer is scored; a plain text has no prompt.
-        rows = tuple(_after(row, row.input_ids[: row.prompt_tokens]) for row in rows)
+        rows = tuple(after_prompt(row, row.input_ids[: row.prompt_tokens]) for row in rows)
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
     return rows[:limit]
+
+
+def after_prompt(row: Row, prompt: Sequence[int]) -> Row:
+    """The row's last answer after this prompt, of which nothing is scored."""
+    from ftcli.data.tokenizing.rendering import IGNORED
+
+    start = row.prompt_tokens
+    return replace(
+        row,
+        input_ids=[*prompt, *row.input_ids[start:]],
+        labels=[IGNORED] * len(prompt) + list(row.labels[start:]),
+        prompt_tokens=len(prompt),
+    )
 
 
 @dataclass(frozen=True)
@@ -239,164 +240,3 @@ def stream_rows(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
         ids = batch.column("input_ids")
         for index, turns in enumerate(batch.column("messages").to_pylist()):
             yield read_turns(turns), ids[index]
-
-
-@dataclass(frozen=True)
-class RowSet:
-    """Rows to be scored and, where there are prompts, to be answered."""
-
-    label: str
-    """Shown by the progress bar."""
-    rows: tuple[Row, ...]
-    prompts: Sequence[Sequence[int]]
-    """Token ids, one prompt a row; empty: the rows are only scored."""
-    settings: Generation
-    rows_at_once: int
-    too_long: str | None = None
-    """What to do where prompt and answer exceed the model's context; None: not checked."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are scored, and at most generated."""
-        scored = sum(len(row.input_ids) for row in self.rows)
-        return scored + len(self.prompts) * self.settings.max_new_tokens
-
-    @cached_property
-    def digest(self) -> str:
-        """16 hex digits of all token ids."""
-        found = hashlib.sha256()
-        for row in self.rows:
-            found.update(json.dumps([list(row.input_ids), list(row.labels)]).encode())
-        found.update(json.dumps([list(prompt) for prompt in self.prompts]).encode())
-        return found.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class RowSets:
-    """Everything that is scored and answered."""
-
-    rows: RowSet
-    prompted: RowSet | None = None
-    """The same rows after an instruction and examples."""
-    text: RowSet | None = None
-    text_name: str | None = None
-    instructions: RowSet | None = None
-    checks: tuple[Instruction, ...] = ()
-    """One for each row of `instructions`."""
-
-
-def build_sets(
-    opened: OpenRun,
-    options: EvalOptions,
-    rows: tuple[Row, ...],
-    contract: PromptFormat,
-    reporter: Reporter,
-) -> RowSets:
-    """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
-    from ftcli.memory.step import ANSWERED_ROWS
-
-    at_once = options.rows_at_once or ANSWERED_ROWS
-    plain = opened.prepared.plain_text
-    prompt_ids = contract.renderer.prompt_ids
-    prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
-    held_out = RowSet("rows", rows, prompts, opened.recipe.generation, at_once)
-    sets = RowSets(held_out)
-    if not options.with_base:
-        return sets
-    if options.prompted is not None:
-        sets = replace(sets, prompted=_prompted(opened, options, held_out, contract))
-    if options.forgetting:
-        name, passages = general_text(options.general_text)
-        sets = replace(sets, text=_text_set(contract, passages, name), text_name=name)
-    if options.forgetting and not plain:
-        wanted = general_instructions(options.general_instructions)
-        instructions, checks = _instruction_set(contract, wanted, reporter)
-        sets = replace(sets, instructions=instructions, checks=checks)
-    return sets
-
-
-def _prompted(
-    opened: OpenRun, options: EvalOptions, plain: RowSet, contract: PromptFormat
-) -> RowSet:
-    """The rows as somebody would ask them who does not tune: with an instruction and examples."""
-    from ftcli.data.example import RowError
-    from ftcli.inference.open_model import ids_of
-
-    assert options.prompted is not None
-    instruction = read_text(options.prompted).strip()
-    if not instruction:
-        raise DataError("data_empty", "holds no instruction", file=str(options.prompted))
-    if not plain.prompts:
-        raise UsageError(
-            "flag", "--prompted: the run was trained on plain texts, which nobody prompts"
-        )
-    seed = opened.recipe.training.seed
-    examples = choose_examples(stream_turns(opened, "train"), options.shots, seed)
-    conversations = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
-    try:
-        prompts = [ids_of(contract.renderer, turns) for turns in conversations]
-    except RowError as fault:
-        raise DataError(
-            "prompted",
-            f"--prompted: instruction and {counted(options.shots, 'example')} cannot be rendered: "
-            f"{fault}; try --shots 0",
-        ) from fault
-    rows = tuple(_after(*pair) for pair in zip(plain.rows, prompts, strict=True))
-    return replace(
-        plain,
-        label="rows, prompted",
-        rows=rows,
-        prompts=prompts,
-        too_long="take fewer --shots or a shorter instruction",
-    )
-
-
-def _after(row: Row, prompt: Sequence[int]) -> Row:
-    """The row's last answer after this prompt, of which nothing is scored."""
-    from ftcli.data.tokenizing.rendering import IGNORED
-
-    start = row.prompt_tokens
-    return replace(
-        row,
-        input_ids=[*prompt, *row.input_ids[start:]],
-        labels=[IGNORED] * len(prompt) + list(row.labels[start:]),
-        prompt_tokens=len(prompt),
-    )
-
-
-def _text_set(contract: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
-    """Passages, long ones in pieces; `line` is the number of the passage."""
-    from ftcli.data.tokenizing.rendering import passage_rows
-
-    rows = tuple(
-        Row(row["input_ids"], row["labels"], 0, (), name, number)
-        for number, passage in enumerate(passages, start=1)
-        for row in passage_rows(contract.renderer, [passage])
-    )
-    return RowSet("general text", rows, (), GREEDY, 1)
-
-
-def _instruction_set(
-    contract: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
-) -> tuple[RowSet | None, tuple[Instruction, ...]]:
-    """Instructions that the template renders: it may demand a system turn, which they lack."""
-    from ftcli.data.example import RowError
-    from ftcli.data.tokenizing.arrow_rows import record
-    from ftcli.memory.step import ANSWERED_ROWS
-
-    rows, kept, reason = [], [], ""
-    for each in wanted:
-        try:
-            rows.append(row_of(record(contract.renderer.encode(each.example), each.example)))
-            kept.append(each)
-        except RowError as fault:
-            reason = str(fault)
-    if len(kept) < len(wanted):
-        left_out = counted(
-            len(wanted) - len(kept), "general instruction is", "general instructions are"
-        )
-        reporter.warn(f"{left_out} left out: {reason}")
-    if not rows:
-        return None, ()
-    prompts = [row.input_ids[: row.prompt_tokens] for row in rows]
-    return RowSet("instructions", tuple(rows), prompts, GREEDY, ANSWERED_ROWS), tuple(kept)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ftcli.config.recipe import holds_4_bits
 from ftcli.console import Meter
 from ftcli.errors import DataError, ModelError
-from ftcli.evaluation.eval_rows import Row, RowSet
+from ftcli.evaluation.eval_rows import Row
+from ftcli.evaluation.row_sets import RowSet
 from ftcli.evaluation.statistics import Counts
 from ftcli.runs.atomic import append_json, read_json_lines, short_digest, write_text
 from ftcli.training.opening import OpenRun

@@ -16,17 +16,9 @@ from ftcli.config.section import named_files, without_folders
 from ftcli.console import Reporter
 from ftcli.data.dataset import Split
 from ftcli.errors import Stopped
-from ftcli.evaluation.eval_rows import (
-    EvalOptions,
-    Row,
-    RowSets,
-    SeenRows,
-    build_sets,
-    find_seen,
-    held_out,
-    read_rows,
-)
+from ftcli.evaluation.eval_rows import EvalOptions, Row, SeenRows, find_seen, held_out, read_rows
 from ftcli.evaluation.model_outputs import VERSION, ModelOutputs, ModelRunner, Progress
+from ftcli.evaluation.row_sets import RowSets, build_sets
 from ftcli.evaluation.score_table import (
     are_labels,
     forgetting_scores,

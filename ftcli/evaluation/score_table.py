@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from ftcli.errors import UsageError, did_you_mean
-from ftcli.evaluation.eval_rows import RowSets
 from ftcli.evaluation.model_outputs import ModelOutputs
+from ftcli.evaluation.row_sets import RowSets
 from ftcli.evaluation.scorers.scorer import ScoreKind
 from ftcli.evaluation.scoring import ScoredSides, Scorers
 from ftcli.evaluation.statistics import (

@@ -33,8 +33,6 @@ ROWS_AT_ONCE = 512
 CHARACTERS_AT_ONCE = 2_000_000
 # About as many as a context of a million tokens has.
 MOST_CHARACTERS = 5_000_000
-# Longer passages are cut: a bound on memory that prose of a page or two does not reach.
-MOST_TOKENS = 1024
 
 Turns = tuple[Message, ...]
 Item = tuple[Example, Assigned] | RejectedRow
@@ -389,18 +387,3 @@ def _closed(renderer: Renderer, rendered: Rendered, ids: list[int], first: int) 
 def _ends_alike(prompt: Encoding, whole: Encoding, first: int) -> bool:
     """A token that stands for any unknown text may reach further in the whole."""
     return not first or whole.token_to_chars(first - 1) == prompt.token_to_chars(first - 1)
-
-
-def passage_rows(renderer: Renderer, passages: Sequence[str]) -> list[dict[str, list[int]]]:
-    """input_ids and labels of each passage, in pieces of at most MOST_TOKENS.
-
-    The end token is left out: how a text ends is what the training has changed.
-    """
-    rows = [row for passage in passages for row in _pieces(renderer.text_prompt_ids(passage))]
-    return [row for row in rows if len(row["input_ids"]) > 1]
-
-
-def _pieces(ids: Sequence[int]) -> Iterator[dict[str, list[int]]]:
-    for start in range(0, len(ids), MOST_TOKENS):
-        piece = list(ids[start : start + MOST_TOKENS])
-        yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]]}

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftcli.data.tokenizing import rendering
-from ftcli.data.tokenizing.rendering import IGNORED, Renderer, passage_rows
+from ftcli.data.tokenizing.rendering import IGNORED, Renderer
+from ftcli.evaluation import row_sets
+from ftcli.evaluation.row_sets import passage_rows
 from ftcli.inference.generation import Model, score_batch
 from ftcli.models.prompt_manifest import PromptFormat
 
@@ -31,7 +32,7 @@ def test_every_token_but_the_first_is_scored_and_no_end_is_expected(model: Model
 def test_long_passages_are_cut_and_lose_no_more_than_the_first_token_of_a_piece(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "MOST_TOKENS", 4)
+    monkeypatch.setattr(row_sets, "MOST_TOKENS", 4)
     renderer = model.prompt_format.renderer
     rows = passage_rows(renderer, ["A red kettle and a lamp."])
     assert all(len(row["input_ids"]) <= 4 for row in rows)
