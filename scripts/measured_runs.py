@@ -140,7 +140,15 @@ _OPTIMIZERS: dict[str, Any] = {
     "sgd": "sgd",
 }
 _CHECKPOINTING = {"0": False, "1": True, "offload": True}
-_METHODS = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
+# Word of the table → of the recipe.
+_MODES = {
+    "full": "full",
+    "lora": "lora",
+    "qlora": "qlora",
+    "adapter": "bottleneck",
+    "prefix": "prefix-tuning",
+    "prompt": "prompt-tuning",
+}
 _ATTENTION: dict[str, Any] = {
     "flash": "flash",
     "sdpa": "sdpa",
@@ -202,12 +210,12 @@ def _weights_dtype(row: Row) -> Any:
 def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
     """Mode, targets and modules to save; a method without a formula counts as LoRA on the same
     modules, with the number of trained weights that was published."""
-    mode = row["method"]
-    if mode not in _METHODS:
-        raise NotExpressible(f"method {mode!r}")
+    mode = _MODES.get(row["method"])
+    if mode is None:
+        raise NotExpressible(f"method {row['method']!r}")
     words, _, saved = row["targets"].partition(" + ")
     named = words.split(" ")[-1]
-    if mode == "adapter" and named:
+    if mode == "bottleneck" and named:
         mode = "lora"
     modules = _modules(shape)
     unknown = [word for word in named.split(",") if word and word not in modules]

@@ -74,7 +74,7 @@ SUGGESTION = record(
 )
 SWEEP_ROW = record({"value": COUNT, "fits": {"type": ["boolean", "null"]}} | FIGURES)
 
-METHOD = {"enum": ["full", "lora", "qlora", "adapter", "prefix", "prompt"]}
+METHOD = {"enum": ["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]}
 NUMBER_OR_NONE = {"type": ["number", "null"]}
 SCORES = {
     "type": "object",

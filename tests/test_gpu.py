@@ -46,7 +46,9 @@ def needs_a_card() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-@pytest.mark.parametrize("mode", ["full", "lora", "qlora", "adapter", "prefix", "prompt"])
+@pytest.mark.parametrize(
+    "mode", ["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
+)
 def test_training_on_a_card_learns_answers_and_merges(
     mode: str, quantization: str, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -97,8 +99,8 @@ def measured_run(
         ("full", "pure-bf16"),
         ("lora", "bf16"),
         ("qlora", "bf16"),
-        ("adapter", "bf16"),
-        ("prompt", "bf16"),
+        ("bottleneck", "bf16"),
+        ("prompt-tuning", "bf16"),
     ],
 )
 @pytest.mark.parametrize("fast", [True, "all"])

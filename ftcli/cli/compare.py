@@ -36,7 +36,7 @@ def compare(
         typer.Option(
             metavar="A,B,…", help="Methods to compare; `method` keys go to the recipe's own."
         ),
-    ] = "full,lora,qlora,adapter,prefix,prompt",
+    ] = "full,lora,qlora,bottleneck,prefix-tuning,prompt-tuning",
     steps: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Optimizer steps of every method.")
     ] = None,
@@ -102,13 +102,14 @@ def show(found: CompareResult) -> None:
 
     result(wrapped(headline(found), ""))
     rows = rows_of(found)
-    heads = list(rows[0])
+    heads, gap = list(rows[0]), 2
     if width() < WIDE:
+        gap = 1
         heads = [head for head in heads if head not in ONLY_WIDE]
         for row in rows:
             row["held-out loss"] = row["held-out loss"].partition(" ")[0]
     shown = [[row[head] for head in heads] for row in rows]
-    table([SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=2)
+    table([SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=gap)
     for note in notes(found):
         result(wrapped(f"  {note}", "    "))
     places = f"all figures: {shown_path(Path(found.folder))}/compare.md, .json and .png"

@@ -39,7 +39,7 @@ Model = Annotated[
     typer.Option(metavar="M", help="An alias (7b, qwen2.5-7b), a hub id, a config.json."),
 ]
 Mode = Annotated[
-    Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"] | None,
+    Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"] | None,
     typer.Option(help="How to train."),
 ]
 SeqLen = Annotated[int | None, _number("N", "Tokens of the longest row.")]
@@ -61,12 +61,13 @@ Placement = Annotated[
 VirtualTokens = Annotated[int | None, _number("N", "Length of a prefix or prompt.")]
 Projection = Annotated[
     bool | None,
-    typer.Option("--projection/--no-projection", help="A prefix out of a small network."),
+    typer.Option("--projection/--no-projection", help="Prefix reparametrised by an MLP."),
 ]
 FourBitBase = Annotated[
     bool | None,
     typer.Option(
-        "--four-bit-base/--no-four-bit-base", help="Of adapter, prefix and prompt; as QLoRA's."
+        "--four-bit-base/--no-four-bit-base",
+        help="Hold the base in NF4: bottleneck, prefix-tuning, prompt-tuning.",
     ),
 ]
 Optimizer = Annotated[

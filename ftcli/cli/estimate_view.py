@@ -109,9 +109,9 @@ def _sizes(choices: Choices) -> str:
             return ""
         case "lora" | "qlora":
             return f" r={choices.rank}"
-        case "adapter":
+        case "bottleneck":
             return f" of width {choices.bottleneck}{four_bits}"
-        case "prefix" | "prompt":
+        case "prefix-tuning" | "prompt-tuning":
             return f" with {choices.virtual_tokens} virtual tokens{four_bits}"
         case _:
             assert_never(choices.mode)
@@ -132,7 +132,7 @@ def _notes(found: EstimateResult) -> Iterator[str]:
         yield "the experts stay in 16 bits: 4-bit quantisation reaches linear layers alone"
     if shape.experts > 1 and choices.mode != "full":
         yield "ftcli train takes mixtures of experts with mode full alone"
-    if choices.mode == "prefix":
+    if choices.mode == "prefix-tuning":
         yield f"no gradient checkpointing: {NO_CHECKPOINTING}"
     if shape.capped_scores and choices.attention == "sdpa":
         yield f"{shape.name} caps its attention scores, which sdpa cannot: taken as eager"

@@ -77,10 +77,10 @@ class FrozenKeys(Section):
     """How the frozen base is held; nf4: in 4 bits, as QLoRA's."""
 
 
-class Adapter(FrozenKeys):
+class Bottleneck(FrozenKeys):
     """Small bottleneck networks behind the blocks of each layer (Houlsby et al. 2019)."""
 
-    mode: Literal["adapter"]
+    mode: Literal["bottleneck"]
     bottleneck: PositiveCount = 64
     """Inner width; 64 as in the authors' code (adapter-bert)."""
     activation: Literal["gelu", "relu", "silu"] = "gelu"
@@ -89,10 +89,10 @@ class Adapter(FrozenKeys):
     """Behind attention and MLP (Houlsby), or one of them (mlp: Pfeiffer et al. 2021)."""
 
 
-class Prefix(FrozenKeys):
+class PrefixTuning(FrozenKeys):
     """Learned keys and values before those of each layer (Li and Liang 2021)."""
 
-    mode: Literal["prefix"]
+    mode: Literal["prefix-tuning"]
     virtual_tokens: PositiveCount = 20
     """Length of the prefix; 20 as PEFT's examples, 10 to 200 in the paper (figure 4)."""
     init_text: str | None = None
@@ -102,7 +102,7 @@ class Prefix(FrozenKeys):
     """Let a small network make the prefix while it is trained (the paper's section 4.3)."""
 
     @model_validator(mode="after")
-    def init_text_goes_without_projection(self) -> Prefix:
+    def init_text_goes_without_projection(self) -> PrefixTuning:
         if self.projection and self.init_text is not None:
             raise ValueError(
                 "init_text: the network of method.projection makes the prefix, and it begins at "
@@ -111,10 +111,10 @@ class Prefix(FrozenKeys):
         return self
 
 
-class Prompt(FrozenKeys):
+class PromptTuning(FrozenKeys):
     """A learned soft prompt before the input (Lester et al. 2021)."""
 
-    mode: Literal["prompt"]
+    mode: Literal["prompt-tuning"]
     virtual_tokens: PositiveCount = 20
     """Length of the soft prompt; more than 20 gains little (the paper's figure 3)."""
     init_text: str | None = None
@@ -122,11 +122,13 @@ class Prompt(FrozenKeys):
     from the vocabulary."""
 
 
-Method = Annotated[Full | Lora | Qlora | Adapter | Prefix | Prompt, Field(discriminator="mode")]
+Method = Annotated[
+    Full | Lora | Qlora | Bottleneck | PrefixTuning | PromptTuning, Field(discriminator="mode")
+]
 
 METHOD_CLASSES: Mapping[str, type[Section]] = {
     get_args(kind.model_fields["mode"].annotation)[0]: kind
-    for kind in (Full, Lora, Qlora, Adapter, Prefix, Prompt)
+    for kind in (Full, Lora, Qlora, Bottleneck, PrefixTuning, PromptTuning)
 }
 """Word of `method.mode` → its class."""
 
@@ -138,7 +140,7 @@ def holds_4_bits(method: Method) -> bool:
             return False
         case Qlora():
             return True
-        case Adapter() | Prefix() | Prompt():
+        case Bottleneck() | PrefixTuning() | PromptTuning():
             return method.quantization == "nf4"
         case _:
             assert_never(method)

@@ -17,14 +17,14 @@ from ftcli.config.data import Data, Replay
 from ftcli.config.evaluation import Evaluation, Generation, Grounding
 from ftcli.config.method import (
     METHOD_CLASSES,
-    Adapter,
+    Bottleneck,
     FrozenKeys,
     Full,
     Lora,
     LoraKeys,
     Method,
-    Prefix,
-    Prompt,
+    PrefixTuning,
+    PromptTuning,
     Qlora,
     holds_4_bits,
 )
@@ -42,8 +42,8 @@ from ftcli.config.section import (
 
 __all__ = [
     "METHOD_CLASSES",
-    "Adapter",
     "AnswerFormat",
+    "Bottleneck",
     "Data",
     "Device",
     "Evaluation",
@@ -57,8 +57,8 @@ __all__ = [
     "LoraKeys",
     "Method",
     "Model",
-    "Prefix",
-    "Prompt",
+    "PrefixTuning",
+    "PromptTuning",
     "Qlora",
     "Recipe",
     "RegexFormat",

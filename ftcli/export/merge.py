@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
-from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora
+from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora
 from ftcli.console import Reporter
 from ftcli.data.dataset import SPLITS
 from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
@@ -122,14 +122,14 @@ def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
                 raise UsageError(
                     "flag", "--onto original: only a QLoRA run has a quantised base beside it"
                 )
-        case Adapter():
+        case Bottleneck():
             raise UsageError(
                 "method",
-                "method.mode: adapter has no merge: its network is not linear, and no weight of "
+                "method.mode: bottleneck has no merge: its network is not linear, and no weight of "
                 f"the base can hold it; use it beside the base ({_use_adapter(opened)}, or plain "
                 "PEFT after `import ftcli.models.bottleneck`), or train lora",
             )
-        case Prefix() | Prompt():
+        case PrefixTuning() | PromptTuning():
             raise UsageError(
                 "method",
                 f"method.mode: {method.mode} has no merge: its virtual tokens stand before the "

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 import torch
 from transformers import BitsAndBytesConfig
 
-from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe
+from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.data.example import Message, RowError
 from ftcli.data.prompts import without_system
 from ftcli.data.tokenizing.rendering import Renderer
@@ -42,7 +42,7 @@ def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model
     match recipe.method:
         case Full():
             network = _load(str(opened.run.model), opened, dtype, None)
-        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
+        case Lora() | Qlora() | Bottleneck() | PrefixTuning() | PromptTuning():
             network = open_adapter(_base(opened, dtype), opened.run.adapter)
         case _:
             assert_never(recipe.method)

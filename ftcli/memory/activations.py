@@ -69,7 +69,7 @@ def layers_bytes(shape: Shape, choices: Choices) -> int:
     # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
     # too, since checkpointing has them ask for a gradient (enable_input_require_grads).
     frozen = not trains_embeddings(shape, choices)
-    apart = choices.mode == "prompt" or (frozen and shape.model_type == "granite")
+    apart = choices.mode == "prompt-tuning" or (frozen and shape.model_type == "granite")
     embedded = choices.micro_batch * choices.seq_len if apart else 0
     kept += choices.residual_bytes * shape.hidden * (inputs * choices.tokens + embedded)
     return kept + sum(_mask_bytes(kind) for _, kind in _kinds_of_layers(shape, choices))
@@ -104,7 +104,7 @@ def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
     The cache joins it to each layer's keys and values, where the layers keep copies of those for
     each query head; with all logits, peft's own forward adds the prefix as its encoder gives it,
     and cast."""
-    if choices.mode != "prefix":
+    if choices.mode != "prefix-tuning":
         return 0
     whole = choices.loss == "full"
     prefix = choices.virtual_tokens * (choices.stack.adapter_bytes + choices.compute_bytes) * whole
@@ -115,7 +115,7 @@ def prefix_cache_bytes(shape: Shape, choices: Choices) -> int:
 
 def _prefix_bytes(shape: Shape, choices: Choices) -> int:
     """Keys and values of the virtual tokens in one layer, joined to those of the tokens."""
-    if choices.mode != "prefix":
+    if choices.mode != "prefix-tuning":
         return 0
     width = shape.query_width if choices.repeats_kv else shape.kv_width
     return 2 * choices.compute_bytes * width * choices.micro_batch * choices.virtual_tokens
@@ -229,7 +229,9 @@ def _attention(shape: Shape, choices: Choices) -> float:
     kv_width = shape.query_width if repeats else shape.kv_width
     kept = each * (shape.query_width + 2 * kv_width)
     # As many keys as heads are not repeated (repeat_kv returns its input); a prefix is joined.
-    copied = choices.repeats_kv and (shape.kv_heads < shape.heads or choices.mode == "prefix")
+    copied = choices.repeats_kv and (
+        shape.kv_heads < shape.heads or choices.mode == "prefix-tuning"
+    )
     if (shape.fused_queries or choices.stack.fused_qkv) and not copied:
         # v is a view, which keeps the whole q, k, v tensor.
         kept += each * (shape.query_width + shape.kv_width)

@@ -8,18 +8,18 @@ from typing import Literal
 
 from ftcli.memory.shapes import Targets
 
-Mode = Literal["full", "lora", "qlora", "adapter", "prefix", "prompt"]
+Mode = Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
 # Methods that add to frozen weights, and have no mode of their own for a 4-bit base.
-FROZEN_MODES: tuple[Mode, ...] = ("adapter", "prefix", "prompt")
+FROZEN_MODES: tuple[Mode, ...] = ("bottleneck", "prefix-tuning", "prompt-tuning")
 Placement = Literal["attention", "mlp", "both"]
 Quantization = Literal["nf4", "gptq4", "int8"]
 MODE_NAMES: dict[Mode, str] = {
     "full": "full fine-tuning",
     "lora": "LoRA",
     "qlora": "QLoRA",
-    "adapter": "bottleneck adapters",
-    "prefix": "prefix tuning",
-    "prompt": "prompt tuning",
+    "bottleneck": "bottleneck adapters",
+    "prefix-tuning": "prefix tuning",
+    "prompt-tuning": "prompt tuning",
 }
 Precision = Literal["bf16", "fp16", "fp32", "pure-bf16"]
 WeightsDtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -146,7 +146,7 @@ class Choices:
     @property
     def positions(self) -> int:
         """Positions of one row in the layers: prompt tuning puts its virtual tokens before it."""
-        return self.seq_len + (self.virtual_tokens if self.mode == "prompt" else 0)
+        return self.seq_len + (self.virtual_tokens if self.mode == "prompt-tuning" else 0)
 
     @property
     def tokens(self) -> int:
@@ -156,7 +156,7 @@ class Choices:
     @property
     def keys(self) -> int:
         """Positions that a token of one row can attend to: a prefix stands before it."""
-        return self.positions + (self.virtual_tokens if self.mode == "prefix" else 0)
+        return self.positions + (self.virtual_tokens if self.mode == "prefix-tuning" else 0)
 
     @property
     def labelled_tokens(self) -> int:
@@ -169,7 +169,7 @@ class Choices:
     @property
     def checkpointing(self) -> bool:
         """Whether layers are computed again; peft refuses it for a prefix (peft_model.py)."""
-        return self.gradient_checkpointing and self.mode != "prefix"
+        return self.gradient_checkpointing and self.mode != "prefix-tuning"
 
     @property
     def quantization(self) -> Quantization | None:
@@ -226,7 +226,7 @@ class Choices:
         """
         if self.attention == "flash" or self.packed_rows:
             return False
-        if self.attention == "eager" or self.packing or self.mode == "prefix":
+        if self.attention == "eager" or self.packing or self.mode == "prefix-tuning":
             # A prefix makes the keys longer than the queries, which `causal` cannot say.
             return True
         return self.padding and self.micro_batch > 1

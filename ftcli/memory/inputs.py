@@ -24,11 +24,11 @@ Reach = Literal["embeddings", "queries", "keys", "output", "inner", "end"]
 def first_trained(shape: Shape, choices: Choices) -> Reach:
     """What the first trained weight of the first layer reads, or makes (a prefix: keys)."""
     match choices.mode:
-        case "full" | "prompt":
+        case "full" | "prompt-tuning":
             return "embeddings"
-        case "prefix":
+        case "prefix-tuning":
             return "keys"
-        case "adapter":
+        case "bottleneck":
             return "end" if choices.placement == "mlp" else "output"
         case "lora" | "qlora":
             return _first_adapted(shape, choices)
@@ -71,9 +71,9 @@ def trained_inputs(shape: Shape, choices: Choices) -> float:
         case "lora" | "qlora":
             kinds = adapted(shape, choices).kinds
             return max(_lora_inputs(shape, choices, updates) for updates, _ in kinds or (((), 0),))
-        case "adapter":
+        case "bottleneck":
             return _adapter_inputs(shape, choices)
-        case "prefix" | "prompt":
+        case "prefix-tuning" | "prompt-tuning":
             return 0
         case _:
             assert_never(choices.mode)

@@ -50,7 +50,7 @@ class Residuals:
 def group_of(choices: Choices) -> str:
     """The methods that are judged together: by formula, by virtual tokens, and those that have no
     formula here."""
-    if choices.mode in ("prefix", "prompt"):
+    if choices.mode in ("prefix-tuning", "prompt-tuning"):
         return "prefix and prompt tuning"
     if choices.stack.trained_parameters is not None:
         return "other adapters"
@@ -143,7 +143,7 @@ def _widths(shape: Shape, choices: Choices) -> dict[str, float]:
         f"rows of over {LONGEST_MEASURED_TOKENS} tokens": long,
         "DoRA": choices.has_lora and choices.dora,
         "packing": choices.packing,
-        "bottleneck adapters": choices.mode == "adapter",
+        "bottleneck adapters": choices.mode == "bottleneck",
     }
     widths = {kind: _WIDER_EACH for kind, holds in kinds.items() if holds}
     if shape.model_type not in _COUNTED_TYPES:

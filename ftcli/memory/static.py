@@ -183,12 +183,12 @@ def _adapter_matrices(shape: Shape, choices: Choices) -> int:
     match choices.mode:
         case "lora" | "qlora":
             return adapted(shape, choices).parameters
-        case "adapter":
+        case "bottleneck":
             return trainable_parameters(shape, choices)
-        case "prefix":
+        case "prefix-tuning":
             embedding = choices.virtual_tokens * shape.kv_width
             return trainable_parameters(shape, choices) - embedding if choices.projection else 0
-        case "prompt" | "full":
+        case "prompt-tuning" | "full":
             return 0
         case _:
             assert_never(choices.mode)

@@ -159,15 +159,15 @@ def _method_tensors(shape: Shape, choices: Choices, each: int) -> Iterator[Tenso
     match choices.mode:
         case "lora" | "qlora":
             yield from _lora_tensors(shape, choices, each)
-        case "adapter":
+        case "bottleneck":
             count = shape.layers * adapters_per_layer(choices)
             matrix = choices.bottleneck * shape.hidden
             yield Tensors(matrix, 2 * count, each)
             yield Tensors(choices.bottleneck, count, each)
             yield Tensors(shape.hidden, count, each)
-        case "prefix":
+        case "prefix-tuning":
             yield from _prefix_tensors(shape, choices, each)
-        case "prompt":
+        case "prompt-tuning":
             yield Tensors(choices.virtual_tokens * shape.hidden, 1, each, embedding=True)
         case "full":
             raise AssertionError("full training has no tensors of its own")

@@ -24,7 +24,16 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftcli.config.recipe import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
+from ftcli.config.recipe import (
+    Bottleneck,
+    Full,
+    Lora,
+    LoraKeys,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    Qlora,
+)
 from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.virtual_tokens import init_virtual_tokens
@@ -61,7 +70,7 @@ def quantization(method: Method, compute_dtype: torch.dtype) -> BitsAndBytesConf
             return None
         case Qlora():
             return _nf4(compute_dtype, method.double_quantization)
-        case Adapter() | Prefix() | Prompt():
+        case Bottleneck() | PrefixTuning() | PromptTuning():
             return _nf4(compute_dtype, True) if method.quantization == "nf4" else None
         case _:
             assert_never(method)
@@ -88,7 +97,9 @@ def attach(
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted: PreTrainedModel = get_peft_model(model, config)
-    if isinstance(method, Prompt) or (isinstance(method, Prefix) and not method.projection):
+    if isinstance(method, PromptTuning) or (
+        isinstance(method, PrefixTuning) and not method.projection
+    ):
         init_virtual_tokens(adapted, init_ids)
     train_in_fp32(adapted)
     return adapted
@@ -96,30 +107,32 @@ def attach(
 
 def init_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of what virtual tokens begin as (method.init_text); empty for all else."""
-    if not isinstance(method, Prefix | Prompt) or method.init_text is None:
+    if not isinstance(method, PrefixTuning | PromptTuning) or method.init_text is None:
         return []
     return list(tokenizer(method.init_text, add_special_tokens=False)["input_ids"])
 
 
-def _config(model: PreTrainedModel, method: Lora | Qlora | Adapter | Prefix | Prompt) -> PeftConfig:
+def _config(
+    model: PreTrainedModel, method: Lora | Qlora | Bottleneck | PrefixTuning | PromptTuning
+) -> PeftConfig:
     match method:
         case Lora() | Qlora():
             return _lora(model, method)
-        case Adapter():
+        case Bottleneck():
             return BottleneckConfig(
                 task_type="CAUSAL_LM",
                 target_modules=adapter_targets(model, method.placement),
                 bottleneck=method.bottleneck,
                 activation=method.activation,
             )
-        case Prefix():
+        case PrefixTuning():
             return PrefixTuningConfig(
                 task_type="CAUSAL_LM",
                 num_virtual_tokens=method.virtual_tokens,
                 prefix_projection=method.projection,
                 init_weights="zero" if method.projection else None,
             )
-        case Prompt():
+        case PromptTuning():
             return PromptTuningConfig(
                 task_type="CAUSAL_LM",
                 num_virtual_tokens=method.virtual_tokens,

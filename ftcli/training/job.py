@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftcli.config.loader import differences
-from ftcli.config.recipe import Full, Prefix, Recipe
+from ftcli.config.recipe import Full, PrefixTuning, Recipe
 from ftcli.data.dataset import Dataset
 from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hub import require_reachable
@@ -65,7 +65,7 @@ class TrainJob:
         if source is None or not source.run.adapter.is_dir():
             return None
         method = source.recipe.method
-        if isinstance(method, Prefix) and method.projection:
+        if isinstance(method, PrefixTuning) and method.projection:
             manifest, steps = source.run.read_manifest(), source.run.steps_saved()
             if steps:
                 step = manifest["result"]["best_step"] or steps[-1]

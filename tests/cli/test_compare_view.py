@@ -19,8 +19,8 @@ def found(tmp_path: Path) -> CompareResult:
     parts: dict[str, dict[str, object]] = {
         "lora": {"trained_parameters": 4_884_480, "tokens_per_second": 12_345.6},
         "qlora": {"trained_parameters": 134_515_008, "seconds": 7_384.0},
-        "adapter": {"peak_memory_bytes": 12_345_678_901, "seconds": 601.0},
-        "prompt": {"trained_parameters": 11_520, "saved_bytes": 52_000},
+        "bottleneck": {"peak_memory_bytes": 12_345_678_901, "seconds": 601.0},
+        "prompt-tuning": {"trained_parameters": 11_520, "saved_bytes": 52_000},
     }
     cells = [
         made(name, losses(1.0 + place / 10), learning_rate=2e-4, **changes)
@@ -40,7 +40,7 @@ def lines(
     show(found)
     shown = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in shown if found.folder not in line) <= columns
-    for name in ("base", "lora", "qlora", "adapter", "prompt", "full failed:"):
+    for name in ("base", "lora", "qlora", "bottleneck", "prompt-tuning", "full failed:"):
         assert sum(line.startswith(f"  {name}") for line in shown) == 1
     text = " ".join(" ".join(shown).split())
     assert f"full failed: {MEMORY}" in text

@@ -12,7 +12,7 @@ from jsonschema import validate
 
 from ftcli.cli import run
 from ftcli.config.loader import load_recipe
-from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt
+from ftcli.config.recipe import Bottleneck, Lora, Method, PrefixTuning, PromptTuning
 from ftcli.data.dataset import LongestRow
 from ftcli.memory.hardware import find_card
 from ftcli.memory.shapes import find_shape
@@ -191,11 +191,11 @@ def test_a_recipe_says_what_its_training_takes(ask: Any) -> None:
         (["--mode", "lora", "--precision", "fp32"], "precision", "fp32"),
         (["--dora"], "dora", True),
         (["--modules-to-save", "embed_tokens, lm_head"], "modules_to_save", TABLES),
-        (["--mode", "adapter", "--bottleneck", "8"], "bottleneck", 8),
-        (["--mode", "prompt", "--virtual-tokens", "8"], "virtual_tokens", 8),
-        (["--mode", "prefix", "--projection"], "projection", True),
-        (["--mode", "adapter", "--placement", "mlp"], "placement", "mlp"),
-        (["--mode", "prompt", "--four-bit-base"], "four_bit_base", True),
+        (["--mode", "bottleneck", "--bottleneck", "8"], "bottleneck", 8),
+        (["--mode", "prompt-tuning", "--virtual-tokens", "8"], "virtual_tokens", 8),
+        (["--mode", "prefix-tuning", "--projection"], "projection", True),
+        (["--mode", "bottleneck", "--placement", "mlp"], "placement", "mlp"),
+        (["--mode", "prompt-tuning", "--four-bit-base"], "four_bit_base", True),
         (["--no-gradient-checkpointing"], "gradient_checkpointing", False),
         (["--attention", "eager"], "attention", "eager"),
         (["--loss", "full"], "loss", "full"),
@@ -239,7 +239,9 @@ def test_a_model_by_flag_lies_where_the_user_stands(ask: Any, here: Path) -> Non
     assert ask("recipes/shop.yaml", "--model", "./tiny")["total_parameters"] == alone
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", "qlora", "adapter", "prefix", "prompt"])
+@pytest.mark.parametrize(
+    "mode", ["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
+)
 def test_defaults_of_the_rest_are_what_a_bare_recipe_gives(ask: Any, here: Path, mode: str) -> None:
     bare = RECIPE.split("method")[0] + f"method: {{mode: {mode}}}\ndata: {{train: a.jsonl}}\n"
     (here / "bare.yaml").write_text(bare)
@@ -267,7 +269,7 @@ def test_a_card_between_estimate_and_upper_end_fits_perhaps(show: Any, ask: Any)
     [
         ("--model mixtral-8x7b --mode qlora", "note: the experts stay in 16 bits"),
         ("--model gemma-2-2b", "note: gemma-2-2b caps its attention scores"),
-        ("--model 7b --mode prefix", "note: no gradient checkpointing: keys and values"),
+        ("--model 7b --mode prefix-tuning", "note: no gradient checkpointing: keys and values"),
         ("--model phi-2", "no run covers layers of type phi"),
         ("--model 7b --mode full", "no run covers fp32 weights in full fine-tuning"),
     ],
@@ -290,9 +292,9 @@ def test_what_no_run_covers_widens_the_interval(ask: Any) -> None:
 @pytest.mark.parametrize(
     ("flags", "trained"),
     [
-        ("--mode adapter --bottleneck 32", 32 * 2 * (2 * 32 * 4096 + 32 + 4096)),
-        ("--mode prefix --virtual-tokens 10", 10 * 2 * 32 * 4096),
-        ("--mode prompt --virtual-tokens 10", 10 * 4096),
+        ("--mode bottleneck --bottleneck 32", 32 * 2 * (2 * 32 * 4096 + 32 + 4096)),
+        ("--mode prefix-tuning --virtual-tokens 10", 10 * 2 * 32 * 4096),
+        ("--mode prompt-tuning --virtual-tokens 10", 10 * 4096),
         ("--dora --rank 1 --targets q_proj", 32 * (4096 + 2 * 4096)),
         ("--rank 1 --targets q_proj --modules-to-save lm_head", 32 * 8192 + 32_000 * 4096),
     ],
@@ -306,10 +308,10 @@ def test_methods_by_formula(ask: Any, show: Any, flags: str, trained: int) -> No
     ("flags", "words"),
     [
         ("--mode lora --rank 4", "LoRA r=4 (0.15% trained)"),
-        ("--mode adapter --bottleneck 8", "bottleneck adapters of width 8 (0.07% trained)"),
-        ("--mode prefix", "prefix tuning with 20 virtual tokens (0.08% trained)"),
+        ("--mode bottleneck --bottleneck 8", "bottleneck adapters of width 8 (0.07% trained)"),
+        ("--mode prefix-tuning", "prefix tuning with 20 virtual tokens (0.08% trained)"),
         (
-            "--mode prompt --virtual-tokens 5 --four-bit-base",
+            "--mode prompt-tuning --virtual-tokens 5 --four-bit-base",
             "prompt tuning with 5 virtual tokens on a 4-bit base (0.00% trained)",
         ),
     ],
@@ -319,7 +321,7 @@ def test_a_method_is_named_with_its_size(show: Any, flags: str, words: str) -> N
 
 
 def test_what_cannot_be_merged_has_no_memory_for_it(ask: Any, show: Any) -> None:
-    for mode in ("adapter", "prefix", "prompt"):
+    for mode in ("bottleneck", "prefix-tuning", "prompt-tuning"):
         assert ask("--model", "7b", "--mode", mode)["moments"]["merge_on_cpu"] == 0
         assert "merge" not in joined(show("--model", "7b", "--mode", mode))
     assert ask("--model", "7b")["moments"]["merge_on_cpu"] > 13e9
@@ -331,7 +333,7 @@ def test_another_mode_keeps_no_key_that_it_has_not(ask: Any, here: Path) -> None
     (here / "extras.yaml").write_text(RECIPE.replace("dropout: 0.05", extras))
     trained = ask("extras.yaml")["trainable_parameters"]
     assert trained == 2 * 8 * 576 + 8 * (576 + 192) + 576 + 192 + 49_152 * 576
-    asked = ("extras.yaml", "--mode", "adapter", "--bottleneck", "8")
+    asked = ("extras.yaml", "--mode", "bottleneck", "--bottleneck", "8")
     assert ask(*asked)["trainable_parameters"] == 30 * 2 * (2 * 8 * 576 + 8 + 576)
     assert ask("extras.yaml", "--mode", "lora")["trainable_parameters"] == trained
 
@@ -356,7 +358,7 @@ def test_a_recipe_s_keys_are_refused_at_their_lines(
     assert text.startswith("wrong.yaml:6: method.rank_pattern: (: not a regular expression: ")
     assert code == 2
     override = "training.gradient_checkpointing=true"
-    text, code = refused("  mode: prefix\n", "--set", override)
+    text, code = refused("  mode: prefix-tuning\n", "--set", override)
     assert text.startswith(f"--set {override}: training.gradient_checkpointing: keys and")
     assert code == 2
 
@@ -365,16 +367,16 @@ def test_a_recipe_s_keys_are_refused_at_their_lines(
     ("flags", "method"),
     [
         (
-            "--mode adapter --bottleneck 16 --placement mlp --four-bit-base",
-            Adapter(mode="adapter", bottleneck=16, placement="mlp", quantization="nf4"),
+            "--mode bottleneck --bottleneck 16 --placement mlp --four-bit-base",
+            Bottleneck(mode="bottleneck", bottleneck=16, placement="mlp", quantization="nf4"),
         ),
         (
-            "--mode prefix --virtual-tokens 8 --projection",
-            Prefix(mode="prefix", virtual_tokens=8, projection=True),
+            "--mode prefix-tuning --virtual-tokens 8 --projection",
+            PrefixTuning(mode="prefix-tuning", virtual_tokens=8, projection=True),
         ),
         (
-            "--mode prompt --no-four-bit-base --virtual-tokens 8",
-            Prompt(mode="prompt", virtual_tokens=8),
+            "--mode prompt-tuning --no-four-bit-base --virtual-tokens 8",
+            PromptTuning(mode="prompt-tuning", virtual_tokens=8),
         ),
         (
             "--dora --modules-to-save lm_head --rank 4",
@@ -400,7 +402,7 @@ def test_methods_by_flags_are_written(ask: Any, here: Path, flags: str, method: 
 
 
 def test_a_base_in_4_bits_is_a_suggestion_of_its_own(ask: Any, show: Any, here: Path) -> None:
-    flags = ("seven.yaml", "--mode", "adapter", "--fit", "12GB")
+    flags = ("seven.yaml", "--mode", "bottleneck", "--fit", "12GB")
     found = ask(*flags, "--write", "fits.yaml")
     by_key = {each["key"]: each for each in found["suggestions"]}
     assert list(by_key)[-1] == "method.quantization"
@@ -408,7 +410,7 @@ def test_a_base_in_4_bits_is_a_suggestion_of_its_own(ask: Any, show: Any, here: 
     assert found["fit"]["choices"]["four_bit_base"] is True
     text = joined(show(*flags))
     assert "the frozen base in 4 bits: " in text and "costs time: 4-bit weights" in text
-    assert load_recipe(here / "fits.yaml").recipe.method == Adapter(
-        mode="adapter", quantization="nf4"
+    assert load_recipe(here / "fits.yaml").recipe.method == Bottleneck(
+        mode="bottleneck", quantization="nf4"
     )
     assert ask("fits.yaml", "--fit", "12GB")["suggestions"] == []

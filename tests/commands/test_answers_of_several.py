@@ -61,7 +61,7 @@ def test_prefixes_share_a_base_too(tmp_path: Path) -> None:
     # With smaller weights a random base repeats the last token, whatever stands before it.
     base = save_tiny_model(tmp_path / "lively", initializer_range=0.2)
     for name in ("left", "right"):
-        train(tmp_path, base, name, mode="prefix")
+        train(tmp_path, base, name, mode="prefix-tuning")
     names = ["left", "right", "right", "left", "left", "right"]
     require_each_as_alone(tmp_path / "runs", names, tmp_path)
 
@@ -153,7 +153,12 @@ def test_what_cannot_share_a_base(
     cases: dict[str, tuple[Path, Path, dict[str, Any], str]] = {
         "far": (runs / "shop", strange, LORA, "trained on another base than shop"),
         "four": (runs / "shop", tiny_model, QLORA, "base is held in 4 bits (shop: not quantised)"),
-        "soft": (runs / "shop", tiny_model, {"mode": "prompt"}, "method is prompt (shop: LoRA)"),
+        "soft": (
+            runs / "shop",
+            tiny_model,
+            {"mode": "prompt-tuning"},
+            "method is prompt (shop: LoRA)",
+        ),
         "whole": (runs / "shop", tiny_model, {"mode": "full"}, "holds a whole model"),
         "single": (
             double,

@@ -30,7 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         *(
             pytest.param(family, mode, marks=pytest.mark.slow)
             for family in FAMILIES
-            for mode in ("full", "lora", "qlora", "adapter")
+            for mode in ("full", "lora", "qlora", "bottleneck")
         ),
     ],
 )
@@ -48,7 +48,7 @@ def test_the_whole_path(
         training={"max_steps": 4, "batch_size": 4, "eval_steps": 4, "learning_rate": "1e-2"},
     )
     commands: list[list[str]] = [["train"], ["eval"], ["generate", "Product: kettle"]]
-    if mode != "adapter":
+    if mode != "bottleneck":
         commands.append(["merge"])
     found = {}
     for command, *rest in commands:
@@ -93,7 +93,7 @@ def test_embeddings_with_a_name_of_their_own_are_trained(
     ("sections", "message"),
     [
         (
-            {"method": {"mode": "prefix"}, "training": {"gradient_checkpointing": True}},
+            {"method": {"mode": "prefix-tuning"}, "training": {"gradient_checkpointing": True}},
             "training.gradient_checkpointing: keys and values of a prefix stand in the cache",
         ),
         (
@@ -146,7 +146,7 @@ def test_gpt2_is_refused_before_any_work(
     assert not list((tmp_path / "runs").glob("*"))
 
 
-@pytest.mark.parametrize("mode", ["lora", "prefix"])
+@pytest.mark.parametrize("mode", ["lora", "prefix-tuning"])
 def test_a_mixture_of_experts_takes_full_training_only(
     mode: str,
     write_recipe: Callable[..., Path],

@@ -18,12 +18,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "lora": {"mode": "lora", "rank": 4},
     "qlora": {"mode": "qlora", "rank": 4},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-    "prefix": {"mode": "prefix", "virtual_tokens": 4},
-    "prefix on 4 bits": {"mode": "prefix", "virtual_tokens": 4, "quantization": "nf4"},
-    "prompt": {"mode": "prompt", "virtual_tokens": 4, "init_text": "Product, colour"},
+    "bottleneck": {"mode": "bottleneck", "bottleneck": 8},
+    "prefix-tuning": {"mode": "prefix-tuning", "virtual_tokens": 4},
+    "prefix on 4 bits": {"mode": "prefix-tuning", "virtual_tokens": 4, "quantization": "nf4"},
+    "prompt-tuning": {"mode": "prompt-tuning", "virtual_tokens": 4, "init_text": "Product, colour"},
 }
-LONGEST = ("qlora", "adapter", "prefix", "prefix on 4 bits", "prompt")
+LONGEST = ("qlora", "bottleneck", "prefix-tuning", "prefix on 4 bits", "prompt-tuning")
 FOLDED = ("lora", "qlora")
 TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
@@ -160,7 +160,7 @@ def test_generate_answers_a_file_and_goes_on_where_it_stopped(
     first = ask(capsys, "generate", tiny_run, *flags)
     assert first["rows"] == 5 and first["answered_before"] == 0
     whole = answers.read_text()
-    answers.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"prompt": "mu')
+    answers.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"prompt-tuning": "mu')
     again = ask(capsys, "generate", tiny_run, *flags)
     assert again["answered_before"] == 2
     assert answers.read_text() == whole

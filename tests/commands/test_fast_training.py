@@ -33,7 +33,7 @@ def losses(folder: RunFolder) -> list[float]:
     [
         "lora",
         "full",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("dora", "qlora", "adapter")),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("dora", "qlora", "bottleneck")),
     ],
 )
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])

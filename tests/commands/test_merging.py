@@ -394,9 +394,9 @@ def test_methods_that_no_weight_can_hold(merge: Ask, lora: Path, tmp_path: Path)
     copied = RunFolder(shutil.copytree(lora, tmp_path / "run"))
     recipe = yaml.safe_load(copied.recipe.read_text())
     for mode, words in (
-        ("adapter", "its network is not linear"),
-        ("prefix", "its virtual tokens stand before the input"),
-        ("prompt", "its virtual tokens stand before the input"),
+        ("bottleneck", "its network is not linear"),
+        ("prefix-tuning", "its virtual tokens stand before the input"),
+        ("prompt-tuning", "its virtual tokens stand before the input"),
     ):
         copied.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": mode}}))
         message = merge(copied.path, code=2)["error"]["message"]

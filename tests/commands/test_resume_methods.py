@@ -13,12 +13,12 @@ from tests.conftest import Capture, Patch, Recipes
 METHODS: dict[str, dict[str, Any]] = {
     "dora": {"mode": "lora", "rank": 4, "dora": True, "dropout": 0.1},
     "modules": {"mode": "lora", "rank": 4, "modules_to_save": ["lm_head"]},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-    "prefix": {"mode": "prefix", "virtual_tokens": 4},
-    "projection": {"mode": "prefix", "virtual_tokens": 4, "projection": True},
-    "prompt": {"mode": "prompt", "virtual_tokens": 4},
-    "4-bit adapter": {"mode": "adapter", "bottleneck": 8, "quantization": "nf4"},
-    "4-bit prompt": {"mode": "prompt", "virtual_tokens": 4, "quantization": "nf4"},
+    "bottleneck": {"mode": "bottleneck", "bottleneck": 8},
+    "prefix-tuning": {"mode": "prefix-tuning", "virtual_tokens": 4},
+    "projection": {"mode": "prefix-tuning", "virtual_tokens": 4, "projection": True},
+    "prompt-tuning": {"mode": "prompt-tuning", "virtual_tokens": 4},
+    "4-bit adapter": {"mode": "bottleneck", "bottleneck": 8, "quantization": "nf4"},
+    "4-bit prompt": {"mode": "prompt-tuning", "virtual_tokens": 4, "quantization": "nf4"},
 }
 # Another one than the base's own.
 TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
@@ -64,11 +64,11 @@ def test_a_stopped_run_resumes_whole_where_loading_rules_rename_its_tensors(
 def test_another_kind_of_adapter_cannot_go_on(
     write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert train(write_recipe("first", method=METHODS["adapter"], training=TRAINING)) == 0
+    assert train(write_recipe("first", method=METHODS["bottleneck"], training=TRAINING)) == 0
     for method, words in (
-        ({"mode": "adapter", "bottleneck": 4}, "method.bottleneck: 8 → 4"),
-        ({"mode": "lora"}, "method.mode: adapter → lora"),
-        ({"mode": "adapter", "bottleneck": 8, "quantization": "nf4"}, "none → nf4"),
+        ({"mode": "bottleneck", "bottleneck": 4}, "method.bottleneck: 8 → 4"),
+        ({"mode": "lora"}, "method.mode: bottleneck → lora"),
+        ({"mode": "bottleneck", "bottleneck": 8, "quantization": "nf4"}, "none → nf4"),
     ):
         second = write_recipe("second", method=method, training=TRAINING)
         capsys.readouterr()

@@ -23,11 +23,11 @@ MARGINS: dict[Mode, tuple[float | Literal["auto"], float]] = {
     "full": ("auto", 0.2),
     "lora": (2e-3, 0.5),
     "qlora": (2e-3, 0.3),
-    "adapter": ("auto", 0.8),
-    "prefix": ("auto", 0.1),
-    "prompt": ("auto", 0.1),
+    "bottleneck": ("auto", 0.8),
+    "prefix-tuning": ("auto", 0.1),
+    "prompt-tuning": ("auto", 0.1),
 }
-BEGIN_AT_THE_BASE = ("full", "lora", "adapter")
+BEGIN_AT_THE_BASE = ("full", "lora", "bottleneck")
 
 
 def overrides(model: Path, output: Path, *more: str) -> list[str]:

@@ -58,11 +58,11 @@ def test_what_is_missing_is_named_in_its_section() -> None:
 def test_an_unknown_mode_gets_the_nearest_and_all() -> None:
     assert fault(SHOP.replace("lora", "qlroa")) == (
         "shop.yaml:5: method.mode: no such choice: qlroa; did you mean qlora? "
-        "(there is full, lora, qlora, adapter, prefix, prompt)"
+        "(there is full, lora, qlora, bottleneck, prefix-tuning, prompt-tuning)"
     )
     assert fault(SHOP.replace("lora", "[lora]")) == (
         "shop.yaml:5: method.mode: no such choice: [lora] "
-        "(there is full, lora, qlora, adapter, prefix, prompt)"
+        "(there is full, lora, qlora, bottleneck, prefix-tuning, prompt-tuning)"
     )
 
 

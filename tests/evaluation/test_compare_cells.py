@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ftcli.config.loader import dump_recipe, load_recipe
-from ftcli.config.recipe import Adapter, Lora, Prefix, Prompt, Qlora, holds_4_bits
+from ftcli.config.recipe import Bottleneck, Lora, PrefixTuning, PromptTuning, Qlora, holds_4_bits
 from ftcli.errors import RecipeError, UsageError
 from ftcli.evaluation.compare.cells import (
     METHODS,
@@ -46,23 +46,27 @@ def test_keys_go_to_the_recipes_own_method_and_to_its_sibling(tmp_path: Path) ->
     assert list(found) == list(METHODS)
     assert found["lora"].recipe.method == Lora(mode="lora", rank=4, target_modules=["q_proj"])
     assert found["qlora"].recipe.method == Qlora(mode="qlora", rank=4, target_modules=["q_proj"])
-    assert found["adapter"].recipe.method == Adapter(mode="adapter")
+    assert found["bottleneck"].recipe.method == Bottleneck(mode="bottleneck")
 
 
 def test_keys_that_two_methods_share_by_name_alone_are_not_handed_on(tmp_path: Path) -> None:
-    found = cells(tmp_path, {"mode": "prefix", "virtual_tokens": 7, "quantization": "nf4"})
-    assert found["prefix"].recipe.method.model_dump()["virtual_tokens"] == 7
-    assert found["prompt"].recipe.method == Prompt(mode="prompt")
+    found = cells(tmp_path, {"mode": "prefix-tuning", "virtual_tokens": 7, "quantization": "nf4"})
+    assert found["prefix-tuning"].recipe.method.model_dump()["virtual_tokens"] == 7
+    assert found["prompt-tuning"].recipe.method == PromptTuning(mode="prompt-tuning")
     assert [name for name, cell in found.items() if holds_4_bits(cell.recipe.method)] == [
         "qlora",
-        "prefix",
+        "prefix-tuning",
     ]
 
 
 def test_a_set_key_reaches_every_method_that_has_it(tmp_path: Path) -> None:
     found = cells(tmp_path, LORA, "method.virtual_tokens=5", "method.rank=8")
-    assert found["prefix"].recipe.method == Prefix(mode="prefix", virtual_tokens=5)
-    assert found["prompt"].recipe.method == Prompt(mode="prompt", virtual_tokens=5)
+    assert found["prefix-tuning"].recipe.method == PrefixTuning(
+        mode="prefix-tuning", virtual_tokens=5
+    )
+    assert found["prompt-tuning"].recipe.method == PromptTuning(
+        mode="prompt-tuning", virtual_tokens=5
+    )
     ranks = [found[name].recipe.method.model_dump()["rank"] for name in ("lora", "qlora")]
     assert ranks == [8, 8]
     assert found["full"].recipe.method.model_dump() == {"mode": "full"}
@@ -91,7 +95,7 @@ def test_the_recipes_rate_is_its_own_methods(tmp_path: Path) -> None:
         name: choose_learning_rate(c.recipe)[0]
         for name, c in cells(tmp_path, LORA, rate="auto").items()
     }
-    for name in ("full", "adapter", "prefix", "prompt"):
+    for name in ("full", "bottleneck", "prefix-tuning", "prompt-tuning"):
         assert rates[name] == own[name], "its default"
     assert own["lora"] != 1e-3
 

@@ -122,7 +122,7 @@ def knowing_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     [
         {"mode": "full"},
         {"mode": "lora", "rank": 16},
-        {"mode": "adapter", "bottleneck": 64},
+        {"mode": "bottleneck", "bottleneck": 64},
         {"mode": "lora", "rank": 16, "dora": True},
         {"mode": "qlora", "rank": 16},
     ],
@@ -132,25 +132,25 @@ def test_eight_rows_come_back_and_stop(
     method: dict[str, Any], knowing_model: Path, tmp_path: Path
 ) -> None:
     # Measured: an adapter has six of the eight after 150 steps.
-    steps, rate = (300, 1e-2) if method["mode"] == "adapter" else (150, 4e-3)
+    steps, rate = (300, 1e-2) if method["mode"] == "bottleneck" else (150, 4e-3)
     found = learn(tmp_path, knowing_model, method, max_steps=steps, learning_rate=rate)
     assert found == (8, 8)
 
 
 # Steps and rates that do it on the small model, and how many rows must be right: a soft prompt has
 # all eight here, but so few weights leave a word to how a machine rounds.
-BY_HEART = {"lora": (30, 1e-3, 8), "prefix": (60, 3e-2, 8), "prompt": (40, 3e-2, 6)}
+BY_HEART = {"lora": (30, 1e-3, 8), "prefix-tuning": (60, 3e-2, 8), "prompt-tuning": (40, 3e-2, 6)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mode", [pytest.param("lora", marks=pytest.mark.fault(11)), "prefix", "prompt"]
+    "mode", [pytest.param("lora", marks=pytest.mark.fault(11)), "prefix-tuning", "prompt-tuning"]
 )
 def test_the_small_model_learns_eight_rows_by_heart(
     mode: str, small_model: Path, tmp_path: Path, observed: Callable[[str], None], complete: bool
 ) -> None:
     """Its pad token is its end token."""
-    if mode == "prompt" and not complete:
+    if mode == "prompt-tuning" and not complete:
         pytest.skip("FTCLI_FAULTS=complete learns them with a prompt too")
     steps, rate, least = BY_HEART[mode]
     right, stopped = learn(

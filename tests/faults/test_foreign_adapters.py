@@ -24,7 +24,10 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """Two finished runs: LoRA, and a soft prompt."""
     home = tmp_path_factory.mktemp("adapters")
     save_rows(home)
-    for name, method in (("lora", {"mode": "lora", "rank": 2}), ("prompt", {"mode": "prompt"})):
+    for name, method in (
+        ("lora", {"mode": "lora", "rank": 2}),
+        ("prompt", {"mode": "prompt-tuning"}),
+    ):
         recipe = save_recipe(
             home,
             tiny_model,

@@ -28,9 +28,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"mode": "lora", "rank": 4, "dropout": 0.1},
     "full": {"mode": "full"},
     "qlora": {"mode": "qlora", "rank": 4, "dropout": 0.1},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-    "prefix": {"mode": "prefix", "virtual_tokens": 4, "projection": True},
-    "prompt": {"mode": "prompt", "virtual_tokens": 4},
+    "bottleneck": {"mode": "bottleneck", "bottleneck": 8},
+    "prefix-tuning": {"mode": "prefix-tuning", "virtual_tokens": 4, "projection": True},
+    "prompt-tuning": {"mode": "prompt-tuning", "virtual_tokens": 4},
 }
 
 

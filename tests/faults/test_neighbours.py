@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ftcli.cli import run
-from ftcli.config.recipe import Full, Lora, Method, Prefix, Prompt
+from ftcli.config.recipe import Full, Lora, Method, PrefixTuning, PromptTuning
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.models import loss as loss_module
 from ftcli.models.batches import of_tensors, packed
@@ -27,9 +27,9 @@ Observed = Callable[[str], None]
 METHODS: dict[str, Method] = {
     "full": Full(mode="full"),
     "lora": Lora(mode="lora", rank=4),
-    "prefix": Prefix(mode="prefix", virtual_tokens=5),
-    "projection": Prefix(mode="prefix", virtual_tokens=5, projection=True),
-    "prompt": Prompt(mode="prompt", virtual_tokens=5),
+    "prefix-tuning": PrefixTuning(mode="prefix-tuning", virtual_tokens=5),
+    "projection": PrefixTuning(mode="prefix-tuning", virtual_tokens=5, projection=True),
+    "prompt-tuning": PromptTuning(mode="prompt-tuning", virtual_tokens=5),
 }
 # Beside the plain one: a window shorter than the rows; a softcap, which sdpa does not compute.
 MODELS: dict[str, dict[str, Any]] = {
@@ -118,7 +118,7 @@ def test_other_packing_is_refused_with_the_reason(
 
 
 @pytest.mark.fault(18)
-@pytest.mark.parametrize("mode", ["prefix", "prompt"])
+@pytest.mark.parametrize("mode", ["prefix-tuning", "prompt-tuning"])
 def test_packing_is_refused_where_neighbours_would_leak(
     mode: str,
     write_recipe: Callable[..., Path],

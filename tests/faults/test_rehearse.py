@@ -28,9 +28,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "lora": {"mode": "lora", "rank": 4, "dropout": 0.1, "modules_to_save": ["embed_tokens"]},
     "qlora": {"mode": "qlora", "rank": 4},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-    "prefix": {"mode": "prefix", "projection": True},
-    "prompt": {"mode": "prompt", "init_text": "Product"},
+    "bottleneck": {"mode": "bottleneck", "bottleneck": 8},
+    "prefix-tuning": {"mode": "prefix-tuning", "projection": True},
+    "prompt-tuning": {"mode": "prompt-tuning", "init_text": "Product"},
 }
 DATA = {"prepared.json", "train.arrow", "validation.arrow", "test.arrow"}
 LEGS = [
@@ -281,7 +281,7 @@ def test_answers_that_go_beyond_the_context(write_recipe: Recipes, finds: Finds)
 
 
 def test_virtual_tokens_take_part_of_the_context(write_recipe: Recipes, finds: Finds) -> None:
-    said = finds(write_recipe(method={"mode": "prompt", "virtual_tokens": 480}), "prepare")
+    said = finds(write_recipe(method={"mode": "prompt-tuning", "virtual_tokens": 480}), "prepare")
     assert "37 tokens behind 480 virtual tokens, and " in said
     assert "lower data.max_length to 32 or less" in said
 
@@ -348,7 +348,7 @@ def test_a_machine_with_too_little_memory(
 
 def test_checkpointing_that_a_prefix_cannot_have(write_recipe: Recipes, finds: Finds) -> None:
     recipe = write_recipe(
-        method={"mode": "prefix"}, training={"gradient_checkpointing": True, "batch_size": 4}
+        method={"mode": "prefix-tuning"}, training={"gradient_checkpointing": True, "batch_size": 4}
     )
     said = finds(recipe, "look", code=2)
     assert "training.gradient_checkpointing: keys and values of a prefix stand in the" in said

@@ -30,7 +30,7 @@ def rights_below(folder: Path) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.fault(34)
 @pytest.mark.usefixtures("umask_022")
-@pytest.mark.parametrize("mode", ["lora", "full", "prefix"])
+@pytest.mark.parametrize("mode", ["lora", "full", "prefix-tuning"])
 def test_every_file_of_a_run_is_readable_by_all(
     mode: str, write_recipe: Callable[..., Path], tmp_path: Path, observed: Observed
 ) -> None:
@@ -38,7 +38,7 @@ def test_every_file_of_a_run_is_readable_by_all(
     recipe = write_recipe(method=method, training={"max_steps": 2, "batch_size": 4})
     folder = tmp_path / "runs" / "tiny"
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(json.dumps({"prompt": "mug"}) + "\n")
+    prompts.write_text(json.dumps({"prompt-tuning": "mug"}) + "\n")
     answers = folder / "answers.jsonl"
     assert run(["train", str(recipe)]) == 0
     assert run(["eval", str(recipe)]) == 0

@@ -93,7 +93,12 @@ LIMITS = {"sgd": 1e-6, "adamw": 1e-4}
 @pytest.mark.fault(17)
 @pytest.mark.parametrize(
     "mode",
-    ["full", "lora", "lora, adamw", *(slow(mode) for mode in ("adapter", "prefix", "prompt"))],
+    [
+        "full",
+        "lora",
+        "lora, adamw",
+        *(slow(mode) for mode in ("bottleneck", "prefix-tuning", "prompt-tuning")),
+    ],
 )
 def test_a_step_is_the_same_however_it_is_cut(
     mode: str,

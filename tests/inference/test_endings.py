@@ -132,7 +132,10 @@ def result_of(folder: Path) -> dict[str, Any]:
         ("lora", "fp32"),
         ("full", "bf16"),
         ("qlora", "bf16"),
-        *(pytest.param(m, "bf16", marks=pytest.mark.slow) for m in ("lora", "adapter", "prefix")),
+        *(
+            pytest.param(m, "bf16", marks=pytest.mark.slow)
+            for m in ("lora", "bottleneck", "prefix-tuning")
+        ),
     ],
 )
 def test_measuring_leaves_the_trained_weights_alone(

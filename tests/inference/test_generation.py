@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ftcli.compat import cache_name
-from ftcli.config.recipe import Generation, Prefix
+from ftcli.config.recipe import Generation, PrefixTuning
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference import generation
 from ftcli.inference.generation import (
@@ -291,7 +291,7 @@ def lfm2() -> PreTrainedModel:
     "build",
     [
         lambda: falcon(max_position_embeddings=256),
-        lambda: attach(model_of("llama"), Prefix(mode="prefix", virtual_tokens=4), 1),
+        lambda: attach(model_of("llama"), PrefixTuning(mode="prefix-tuning", virtual_tokens=4), 1),
         mamba,
         lfm2,
     ],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from ftcli.config.recipe import Adapter, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.config.recipe import Bottleneck, Lora, Method, PrefixTuning, PromptTuning, Qlora
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference.generation import Model
 from ftcli.inference.several_adapters import AdapterSet, batches_by_name
@@ -28,9 +28,9 @@ LORAS: dict[str, dict[str, object]] = {
 }
 KINDS: dict[str, list[Method]] = {
     "lora": [Lora.model_validate({"mode": "lora", **keys}) for keys in LORAS.values()],
-    "adapter": [Adapter(mode="adapter", bottleneck=width) for width in (4, 8)],
-    "prefix": [Prefix(mode="prefix", virtual_tokens=count) for count in (3, 5)],
-    "prompt": [Prompt(mode="prompt", virtual_tokens=count) for count in (3, 5)],
+    "bottleneck": [Bottleneck(mode="bottleneck", bottleneck=width) for width in (4, 8)],
+    "prefix-tuning": [PrefixTuning(mode="prefix-tuning", virtual_tokens=count) for count in (3, 5)],
+    "prompt-tuning": [PromptTuning(mode="prompt-tuning", virtual_tokens=count) for count in (3, 5)],
     "qlora": [Qlora.model_validate({"mode": "qlora", **keys}) for keys in LORAS.values()],
 }
 Base = Callable[[], PreTrainedModel]

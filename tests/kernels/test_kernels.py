@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ftcli.config.recipe import Prompt, Qlora
+from ftcli.config.recipe import PromptTuning, Qlora
 from ftcli.data.tokenizing.prefix_tree import (
     SHARED_TOKENS,
     build_prefix_tree,
@@ -266,7 +266,7 @@ def test_scoring_packs_where_the_model_can() -> None:
     ids = [row["input_ids"] for row in rows()]
     assert scoring_collator(llama(), ids, 0) == PackingCollator(2048, None, share_prefix=True)
     assert scoring_collator(falcon(), ids, 0) == PaddingCollator(0)
-    virtual = attach(llama(), Prompt(mode="prompt", virtual_tokens=4), seed=1)
+    virtual = attach(llama(), PromptTuning(mode="prompt-tuning", virtual_tokens=4), seed=1)
     assert scoring_collator(virtual, ids, 0) == PaddingCollator(0)
     long = [[7] * 900 + row for row in ids]
     assert scoring_collator(llama(), long, 0).tokens >= 4 * 900

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ftcli.config.recipe import Adapter, Full, Lora, Method
+from ftcli.config.recipe import Bottleneck, Full, Lora, Method
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.kernels import attention, slots
 from ftcli.kernels.attention import attention_for
@@ -29,7 +29,7 @@ METHODS: dict[str, Method] = {
     "lora": Lora(mode="lora", rank=4, alpha=6),
     "dora": Lora(mode="lora", rank=4, alpha=6, dora=True),
     "dropout 0, attention only": Lora(mode="lora", rank=4, target_modules=["q_proj", "v_proj"]),
-    "adapter": Adapter(mode="adapter", bottleneck=8),
+    "bottleneck": Bottleneck(mode="bottleneck", bottleneck=8),
 }
 PREFIX = [11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 Row = dict[str, list[int]]

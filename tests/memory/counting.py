@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ftcli.models.methods
-from ftcli.config.recipe import Adapter, Full, Lora, Method, Prefix, Prompt, Qlora
+from ftcli.config.recipe import Bottleneck, Full, Lora, Method, PrefixTuning, PromptTuning, Qlora
 from ftcli.kernels.dequantised import keep_dequantised
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
@@ -110,14 +110,16 @@ def method_of(choices: Choices) -> Method:
         case "qlora":
             double = choices.double_quantization
             return Qlora(mode="qlora", double_quantization=double, **_lora_keys(choices))
-        case "adapter":
+        case "bottleneck":
             width, place = choices.bottleneck, choices.placement
-            return Adapter(mode="adapter", bottleneck=width, placement=place, **base)
-        case "prefix":
+            return Bottleneck(mode="bottleneck", bottleneck=width, placement=place, **base)
+        case "prefix-tuning":
             tokens, network = choices.virtual_tokens, choices.projection
-            return Prefix(mode="prefix", virtual_tokens=tokens, projection=network, **base)
-        case "prompt":
-            return Prompt(mode="prompt", virtual_tokens=choices.virtual_tokens, **base)
+            return PrefixTuning(
+                mode="prefix-tuning", virtual_tokens=tokens, projection=network, **base
+            )
+        case "prompt-tuning":
+            return PromptTuning(mode="prompt-tuning", virtual_tokens=choices.virtual_tokens, **base)
         case _:
             assert_never(choices.mode)
 

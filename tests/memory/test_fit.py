@@ -43,10 +43,10 @@ def keys(found: FitResult | None) -> dict[str, Any]:
             "34GB",
             {"training.optimizer": "paged-adamw-8bit"},
         ),
-        (Choices("adapter"), "12GB", {"method.quantization": "nf4"}),
-        (Choices("prompt", four_bit_base=True), "12GB", {}),
+        (Choices("bottleneck"), "12GB", {"method.quantization": "nf4"}),
+        (Choices("prompt-tuning", four_bit_base=True), "12GB", {}),
         (
-            Choices("prefix", gradient_checkpointing=False),
+            Choices("prefix-tuning", gradient_checkpointing=False),
             "16GB",
             {"method.quantization": "nf4"},
         ),
@@ -89,12 +89,12 @@ def test_the_steps_lead_to_what_was_found_and_never_up() -> None:
         assert len(change.change) > 5 and len(change.cost) > 20
 
 
-@pytest.mark.parametrize("mode", ["adapter", "prefix", "prompt"])
+@pytest.mark.parametrize("mode", ["bottleneck", "prefix-tuning", "prompt-tuning"])
 def test_a_base_in_4_bits_stands_between_checkpointing_and_shorter_rows(mode: Any) -> None:
     start = Choices(mode, micro_batch=8, gradient_checkpointing=False, seq_len=16_384)
     found = keys(fit(asked(start, "13b"), find_card("16GB").hardware))
     order = ["training.micro_batch_size", "training.gradient_checkpointing"]
-    order = order[:1] if mode == "prefix" else order
+    order = order[:1] if mode == "prefix-tuning" else order
     optimizer = [key for key in found if key == "training.optimizer"]
     assert list(found) == [*order, *optimizer, "method.quantization", "data.max_length"]
     # 4-bit weights are computed with in 16 bits.
@@ -102,7 +102,7 @@ def test_a_base_in_4_bits_stands_between_checkpointing_and_shorter_rows(mode: An
 
 
 def test_methods_without_a_rank_have_none_to_lower() -> None:
-    for mode in ("adapter", "prefix", "prompt"):
+    for mode in ("bottleneck", "prefix-tuning", "prompt-tuning"):
         options = options_of(asked(Choices(mode)), CARD_24GB)  # type: ignore[arg-type]
         assert (options.rank, options.mode, options.targets) == ((16,), (mode,), ("all-linear",))
         assert options.four_bit_base == (False, True)

@@ -24,7 +24,7 @@ from ftcli.training.estimate.overrides import RecipeWithFlags, with_flags
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 
-FROZEN = ("adapter", "prefix", "prompt")
+FROZEN = ("bottleneck", "prefix-tuning", "prompt-tuning")
 MODELS = ("smollm2-135m", "0.5b", "1b", "3b", "7b", "gemma-2-2b", "phi-3-mini", "mixtral-8x7b")
 
 
@@ -38,7 +38,7 @@ def random_recipe(draw: random.Random) -> dict[str, Any]:
         "batch_size": batch,
         "micro_batch_size": draw.choice(["auto", "auto", *rows]),
         "gradient_checkpointing": draw.choice(
-            ["auto", False] if method["mode"] == "prefix" else ["auto", True, False]
+            ["auto", False] if method["mode"] == "prefix-tuning" else ["auto", True, False]
         ),
         "optimizer": draw.choice(["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"]),
         "precision": draw.choice(["auto", "auto", "bf16", "pure-bf16"]),
@@ -54,14 +54,16 @@ def random_recipe(draw: random.Random) -> dict[str, Any]:
 
 
 def random_method(draw: random.Random, model: str) -> dict[str, Any]:
-    mode = draw.choice(["full", "lora", "lora", "qlora", "adapter", "prefix", "prompt"])
+    mode = draw.choice(
+        ["full", "lora", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]
+    )
     if mode in ("lora", "qlora"):
         return {"mode": mode, **random_lora_keys(draw, model)}
     keys: dict[str, list[Any]] = {
         "full": {},
-        "adapter": {"bottleneck": [8, 64], "placement": ["both", "mlp", "attention"]},
-        "prefix": {"virtual_tokens": [5, 100], "projection": [True, False]},
-        "prompt": {"virtual_tokens": [5, 100]},
+        "bottleneck": {"bottleneck": [8, 64], "placement": ["both", "mlp", "attention"]},
+        "prefix-tuning": {"virtual_tokens": [5, 100], "projection": [True, False]},
+        "prompt-tuning": {"virtual_tokens": [5, 100]},
     }[mode]
     if mode != "full":
         keys["quantization"] = ["none", "none", "nf4"]
@@ -150,7 +152,7 @@ def method_values(wanted: FitRequest) -> dict[str, list[Any]]:
 
 
 def checkpointings(wanted: FitRequest) -> list[bool]:
-    if wanted.choices.mode == "prefix":
+    if wanted.choices.mode == "prefix-tuning":
         return [False]
     asked = wanted.choices.gradient_checkpointing and not wanted.open_checkpointing
     return [True] if asked else [False, True]
@@ -230,5 +232,5 @@ def test_the_random_cases_are_of_all_kinds(tmp_path: Path) -> None:
         counts[wanted.choices.mode] += 1
     assert counts["nothing"] >= 5 and counts["0 changes"] >= 5 and counts["1 changes"] >= 5
     assert len([key for key in counts if "." in key]) >= 7, counts
-    modes = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
+    modes = ("full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning")
     assert min(counts[mode] for mode in modes) >= 5, counts

@@ -44,9 +44,9 @@ METHODS = {
     "dora, dropout": replace(TINY, dora=True, dropout=0.1, device="cuda"),
     "qlora": replace(TINY, mode="qlora"),
     "qlora, dropout": replace(TINY, mode="qlora", dropout=0.1, device="cuda"),
-    "prefix": replace(TINY, mode="prefix"),
-    "prefix, projection": replace(TINY, mode="prefix", projection=True),
-    "prompt": replace(TINY, mode="prompt"),
+    "prefix-tuning": replace(TINY, mode="prefix-tuning"),
+    "prefix, projection": replace(TINY, mode="prefix-tuning", projection=True),
+    "prompt-tuning": replace(TINY, mode="prompt-tuning"),
     "lora, some layers": replace(TINY, layers=(1, 3)),
     "lora, ranks of their own": replace(
         TINY, rank=8, rank_pattern=(("layers.1.mlp.down_proj", 96), ("q_proj", 48), ("o_proj", 2))
@@ -59,12 +59,12 @@ METHODS = {
     "qlora, head and embeddings": replace(
         TINY, mode="qlora", modules_to_save=("embed_tokens", "lm_head")
     ),
-    "adapter": replace(TINY, mode="adapter"),
-    "adapter after the attention": replace(TINY, mode="adapter", placement="attention"),
-    "adapter, 4-bit base": replace(TINY, mode="adapter", four_bit_base=True),
-    "prefix, 4-bit base": replace(TINY, mode="prefix", four_bit_base=True),
-    "prompt, 4-bit base": replace(TINY, mode="prompt", four_bit_base=True),
-    "adapter after the MLP": replace(TINY, mode="adapter", placement="mlp"),
+    "bottleneck": replace(TINY, mode="bottleneck"),
+    "adapter after the attention": replace(TINY, mode="bottleneck", placement="attention"),
+    "adapter, 4-bit base": replace(TINY, mode="bottleneck", four_bit_base=True),
+    "prefix, 4-bit base": replace(TINY, mode="prefix-tuning", four_bit_base=True),
+    "prompt, 4-bit base": replace(TINY, mode="prompt-tuning", four_bit_base=True),
+    "adapter after the MLP": replace(TINY, mode="bottleneck", placement="mlp"),
 }
 # Their experts hold no linear modules.
 NOT_WITH_EXPERTS = ("lora, down", "lora, ranks of their own", "lora, modules of one layer")
@@ -103,13 +103,13 @@ def deviation(config: dict[str, Any], choices: Choices, batch: Batch | None = No
 def test_layers_keep_what_the_formula_says_in_every_method() -> None:
     for name in METHODS.keys() - set(IN_THE_GRID):
         choices = METHODS[name]
-        family = "qwen3" if choices.mode == "prefix" else "llama"
+        family = "qwen3" if choices.mode == "prefix-tuning" else "llama"
         kept = replace(choices, gradient_checkpointing=False)
         off = deviation(tiny_config(family), kept)
         assert abs(off) < 0.02, (name, off)
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "lora, head and embeddings", "prompt"])
+@pytest.mark.parametrize("method", ["full", "lora", "lora, head and embeddings", "prompt-tuning"])
 def test_checkpointing_keeps_what_the_formula_says(method: str) -> None:
     assert METHODS[method].checkpointing
     family = "granite" if method == "lora" else "llama"
@@ -143,7 +143,7 @@ def test_a_mask_copies_no_values_where_there_are_as_many_of_them_as_heads() -> N
     assert abs(deviation(masked, replace(METHODS["full"], gradient_checkpointing=False))) < 0.01
     eager = replace(TINY, attention="eager", gradient_checkpointing=False)
     assert abs(deviation(config, eager)) < 0.01
-    assert abs(deviation(config, METHODS["prefix"])) < 0.01
+    assert abs(deviation(config, METHODS["prefix-tuning"])) < 0.01
 
 
 def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
@@ -206,7 +206,7 @@ def test_packed_rows_with_a_beginning_in_common_keep_what_the_formula_says(mode:
 @pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "mixtral"])
 def test_grid_of_families_methods_and_precisions(family: str, method: str) -> None:
     choices = METHODS[method]
-    if family == "mixtral" and (method in NOT_WITH_EXPERTS or choices.mode == "adapter"):
+    if family == "mixtral" and (method in NOT_WITH_EXPERTS or choices.mode == "bottleneck"):
         pytest.skip("its experts hold no linear modules")
     if family == "mixtral" and choices.layers is None and (choices.dropout or choices.dora):
         pytest.skip("peft refuses dropout and DoRA for stacked experts (lora/layer.py)")

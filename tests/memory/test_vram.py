@@ -16,7 +16,7 @@ LLAMA_7B = find_shape("7b")
 
 choices_of_any_kind = st.builds(
     Choices,
-    mode=st.sampled_from(["full", "lora", "qlora", "adapter", "prefix", "prompt"]),
+    mode=st.sampled_from(["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"]),
     precision=st.sampled_from(["bf16", "fp16", "fp32", "pure-bf16"]),
     optimizer=st.sampled_from(["adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"]),
     rank=st.integers(1, 256),

@@ -46,14 +46,14 @@ METHODS = {
     "qlora": replace(LORA, mode="qlora"),
     "qlora, dora": replace(LORA, mode="qlora", dora=True),
     "qlora, both": replace(LORA, mode="qlora", modules_to_save=("embed_tokens", "lm_head")),
-    "adapter": Choices("adapter", bottleneck=24),
-    "adapter after the attention": Choices("adapter", bottleneck=24, placement="attention"),
-    "prefix": Choices("prefix", virtual_tokens=7),
-    "prefix, projection": Choices("prefix", virtual_tokens=7, projection=True),
-    "prompt": Choices("prompt", virtual_tokens=7),
-    "adapter, 4-bit base": Choices("adapter", bottleneck=24, four_bit_base=True),
-    "prefix, 4-bit base": Choices("prefix", virtual_tokens=7, four_bit_base=True),
-    "prompt, 4-bit base": Choices("prompt", virtual_tokens=7, four_bit_base=True),
+    "bottleneck": Choices("bottleneck", bottleneck=24),
+    "adapter after the attention": Choices("bottleneck", bottleneck=24, placement="attention"),
+    "prefix-tuning": Choices("prefix-tuning", virtual_tokens=7),
+    "prefix, projection": Choices("prefix-tuning", virtual_tokens=7, projection=True),
+    "prompt-tuning": Choices("prompt-tuning", virtual_tokens=7),
+    "adapter, 4-bit base": Choices("bottleneck", bottleneck=24, four_bit_base=True),
+    "prefix, 4-bit base": Choices("prefix-tuning", virtual_tokens=7, four_bit_base=True),
+    "prompt, 4-bit base": Choices("prompt-tuning", virtual_tokens=7, four_bit_base=True),
 }
 CONFIGS = {
     "llama": tiny_config("llama"),
@@ -78,7 +78,7 @@ def test_trained_parameters_are_those_of_the_model(name: str) -> None:
     config = CONFIGS[name]
     shape = shape_from_config(config)
     for method, choices in METHODS.items():
-        if shape.experts > 1 and (choices.mode == "adapter" or choices.dora):
+        if shape.experts > 1 and (choices.mode == "bottleneck" or choices.dora):
             continue  # stacked experts take neither
         if choices.quantization is not None and not name.startswith("llama"):
             continue  # what is trained beside 4-bit layers is what is trained beside others
@@ -101,9 +101,17 @@ def test_the_bias_of_a_head_is_trained_with_it() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", ["fused", "foreach", "8-bit"])
 def test_optimizer_states_are_those_of_a_step(kind: str, tied: bool) -> None:
-    long = {"prompt": Choices("prompt", virtual_tokens=50)}
-    long["prefix"] = Choices("prefix", virtual_tokens=50, projection=True)
-    for method in ("full", "lora", "lora, head", "lora, both", "adapter", "prompt", "prefix"):
+    long = {"prompt-tuning": Choices("prompt-tuning", virtual_tokens=50)}
+    long["prefix-tuning"] = Choices("prefix-tuning", virtual_tokens=50, projection=True)
+    for method in (
+        "full",
+        "lora",
+        "lora, head",
+        "lora, both",
+        "bottleneck",
+        "prompt-tuning",
+        "prefix-tuning",
+    ):
         config = tiny_config("qwen3", vocab_size=300, tie_word_embeddings=tied)
         choices = (METHODS | long)[method]
         if kind == "8-bit":
@@ -170,13 +178,13 @@ FEW_TOKENS = {
     "4 bits": replace(LORA, mode="qlora"),
     "4 bits of fp32": replace(LORA, mode="qlora", precision="fp32"),
     "4 bits of fp32, 16-bit products": replace(LORA, mode="qlora", weights_dtype="fp32"),
-    "adapter": Choices("adapter", bottleneck=64, device="cpu"),
-    "adapter, 4 bits": Choices("adapter", bottleneck=64, four_bit_base=True, device="cpu"),
-    "prefix": Choices("prefix", virtual_tokens=50, device="cpu"),
+    "bottleneck": Choices("bottleneck", bottleneck=64, device="cpu"),
+    "adapter, 4 bits": Choices("bottleneck", bottleneck=64, four_bit_base=True, device="cpu"),
+    "prefix-tuning": Choices("prefix-tuning", virtual_tokens=50, device="cpu"),
     "prefix, projection, 4 bits": Choices(
-        "prefix", virtual_tokens=50, projection=True, four_bit_base=True, device="cpu"
+        "prefix-tuning", virtual_tokens=50, projection=True, four_bit_base=True, device="cpu"
     ),
-    "prompt, 4 bits": Choices("prompt", virtual_tokens=50, four_bit_base=True, device="cpu"),
+    "prompt, 4 bits": Choices("prompt-tuning", virtual_tokens=50, four_bit_base=True, device="cpu"),
 }
 
 

@@ -11,15 +11,15 @@ import torch
 from peft import PeftModel
 from scipy.special import erf
 
-from ftcli.config.recipe import Adapter
+from ftcli.config.recipe import Bottleneck
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.bottleneck import BottleneckLayer
 from ftcli.models.methods import attach, quantization
 from tests.tiny_models import IDS, llama, logits, loss_of, qwen2, reload_in_4_bits
 
 
-def adapter(**keys: object) -> Adapter:
-    return Adapter.model_validate({"mode": "adapter", "bottleneck": 8, **keys})
+def bottleneck(**keys: object) -> Bottleneck:
+    return Bottleneck.model_validate({"mode": "bottleneck", "bottleneck": 8, **keys})
 
 
 def shake(model: torch.nn.Module) -> None:
@@ -36,7 +36,7 @@ def layers(model: torch.nn.Module) -> dict[str, BottleneckLayer]:
 @pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
 def test_an_adapter_adds_a_small_network_to_the_projection(activation: str) -> None:
     """y = h + W_up f(W_down h + b) + b, in NumPy and float64."""
-    adapted = attach(llama(), adapter(activation=activation), 1)
+    adapted = attach(llama(), bottleneck(activation=activation), 1)
     shake(adapted)
     layer = next(iter(layers(adapted).values()))
     x = torch.randn(5, layer.base_layer.in_features)
@@ -62,7 +62,7 @@ def test_an_adapter_adds_a_small_network_to_the_projection(activation: str) -> N
 def test_training_begins_exactly_at_the_base(build) -> None:  # type: ignore[no-untyped-def]
     base = build()
     before = logits(base)
-    adapted = attach(base, adapter(), 0)
+    adapted = attach(base, bottleneck(), 0)
     assert torch.equal(logits(adapted), before)
     shake(adapted)
     assert not torch.equal(logits(adapted), before)
@@ -75,7 +75,7 @@ def test_training_begins_exactly_at_the_base(build) -> None:  # type: ignore[no-
     [("both", {"o_proj", "down_proj"}), ("attention", {"o_proj"}), ("mlp", {"down_proj"})],
 )
 def test_where_adapters_stand(placement: str, ends: set[str]) -> None:
-    adapted = attach(llama(), adapter(placement=placement), 0)
+    adapted = attach(llama(), bottleneck(placement=placement), 0)
     assert {name.rsplit(".", 1)[-1] for name in layers(adapted)} == ends
     trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
     assert trained and all("bottleneck_" in name for name in trained)
@@ -87,7 +87,7 @@ def test_where_adapters_stand(placement: str, ends: set[str]) -> None:
 def test_the_folder_is_that_of_any_peft_adapter(tmp_path: Path) -> None:
     base = llama()
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    adapted = attach(base, adapter(), 0)
+    adapted = attach(base, bottleneck(), 0)
     shake(adapted)
     save_weights(adapted, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -103,7 +103,7 @@ def test_the_folder_is_that_of_any_peft_adapter(tmp_path: Path) -> None:
 
 
 def test_a_4_bit_base_takes_adapters_too(tmp_path: Path) -> None:
-    method = adapter(quantization="nf4")
+    method = bottleneck(quantization="nf4")
     base = reload_in_4_bits(llama(), tmp_path, quantization(method, torch.float32))
     before = logits(base)
     adapted = attach(base, method, 0)

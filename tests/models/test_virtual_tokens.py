@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftcli.config.recipe import Generation, Prefix, Prompt
+from ftcli.config.recipe import Generation, PrefixTuning, PromptTuning
 from ftcli.data.tokenizing.rendering import IGNORED, Renderer
 from ftcli.errors import ModelError
 from ftcli.inference.generation import Model, answer_batch, stream_answer
@@ -27,9 +27,9 @@ from tests.families import chatml
 from tests.tiny_models import IDS, collate, llama, logits, loss_of, qwen2, reload_in_4_bits
 
 METHODS = {
-    "prefix": Prefix(mode="prefix", virtual_tokens=5),
-    "projection": Prefix(mode="prefix", virtual_tokens=5, projection=True),
-    "prompt": Prompt(mode="prompt", virtual_tokens=5),
+    "prefix-tuning": PrefixTuning(mode="prefix-tuning", virtual_tokens=5),
+    "projection": PrefixTuning(mode="prefix-tuning", virtual_tokens=5, projection=True),
+    "prompt-tuning": PromptTuning(mode="prompt-tuning", virtual_tokens=5),
 }
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 
@@ -172,13 +172,13 @@ def test_a_prefix_goes_on_by_the_network_that_makes_it(tmp_path: Path) -> None:
         open_adapter(llama(), tmp_path / "without", trainable=True)
 
 
-@pytest.mark.parametrize("method", [Prefix, Prompt])
+@pytest.mark.parametrize("method", [PrefixTuning, PromptTuning])
 def test_virtual_tokens_begin_as_their_text(method: Any) -> None:
     """Then the first answer is that to the text itself before the prompt."""
     tokenizer = chatml().tokenizer
     words = tokenizer("the answer", add_special_tokens=False)["input_ids"]
     base = llama(vocab_size=len(tokenizer))
-    mode = "prefix" if method is Prefix else "prompt"
+    mode = "prefix-tuning" if method is PrefixTuning else "prompt-tuning"
     chosen = method(mode=mode, virtual_tokens=len(words) + 1, init_text="the answer")
     model = attach(base, chosen, 0, words)
     ids = torch.tensor([[5, 6, 7]])
@@ -200,7 +200,7 @@ def test_virtual_tokens_begin_near_the_base() -> None:
         assert first < 1.3 * base
 
 
-@pytest.mark.parametrize("name", ["prefix", "prompt"])
+@pytest.mark.parametrize("name", ["prefix-tuning", "prompt-tuning"])
 def test_a_4_bit_base_takes_virtual_tokens(name: str, tmp_path: Path) -> None:
     method = METHODS[name].model_copy(update={"quantization": "nf4"})
     base = reload_in_4_bits(llama(), tmp_path, quantization(method, torch.float32))

@@ -22,9 +22,9 @@ HEADINGS: dict[Mode, str] = {
     "full": "Full fine-tuning",
     "lora": "LoRA",
     "qlora": "QLoRA",
-    "adapter": "Bottleneck adapters",
-    "prefix": "Prefix tuning",
-    "prompt": "Prompt tuning",
+    "bottleneck": "Bottleneck adapters",
+    "prefix-tuning": "Prefix tuning",
+    "prompt-tuning": "Prompt tuning",
 }
 
 
@@ -78,9 +78,11 @@ def test_a_prefix_begins_near_the_base_and_lora_at_it(
 ) -> None:
     from ftcli.models import methods
 
-    base, lora, prefix = (first_loss(small_model, mode) for mode in ("full", "lora", "prefix"))
+    base, lora, prefix = (
+        first_loss(small_model, mode) for mode in ("full", "lora", "prefix-tuning")
+    )
     monkeypatch.setattr(methods, "init_virtual_tokens", lambda *_: None)
-    noise = first_loss(small_model, "prefix")
+    noise = first_loss(small_model, "prefix-tuning")
     assert lora == base
     assert (base, prefix, noise) == pytest.approx((4.0, 3.9, 10.0), abs=0.05)
 

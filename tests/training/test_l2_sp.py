@@ -24,10 +24,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora": {"mode": "lora", "rank": 4, "dora": True},
     "modules": {"mode": "lora", "rank": 4, "modules_to_save": ["lm_head"]},
     "qlora": {"mode": "qlora", "rank": 4},
-    "adapter": {"mode": "adapter", "bottleneck": 8},
-    "prefix": {"mode": "prefix", "virtual_tokens": 4},
-    "projection": {"mode": "prefix", "virtual_tokens": 4, "projection": True},
-    "prompt": {"mode": "prompt", "virtual_tokens": 4},
+    "bottleneck": {"mode": "bottleneck", "bottleneck": 8},
+    "prefix-tuning": {"mode": "prefix-tuning", "virtual_tokens": 4},
+    "projection": {"mode": "prefix-tuning", "virtual_tokens": 4, "projection": True},
+    "prompt-tuning": {"mode": "prompt-tuning", "virtual_tokens": 4},
 }
 
 

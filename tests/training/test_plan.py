@@ -20,7 +20,7 @@ from ftcli.training.plan.plan import Plan, RowStatistics
 from tests.conftest import prepared_data
 
 GB = 10**9
-MODES = ("full", "lora", "qlora", "adapter", "prefix", "prompt")
+MODES = ("full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning")
 SMALL, LARGE = find_shape("smollm2-135m"), find_shape("7b")
 # 1,000 rows of 200 tokens, half of which is answers; the longest row has 512.
 PROFILE = RowStatistics(
@@ -217,7 +217,7 @@ def test_adapters_keep_exact_states(hardware: Hardware, mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "rate"), [("full", 2e-5), ("lora", 2e-4), ("qlora", 2e-4), ("adapter", 1e-3)]
+    ("mode", "rate"), [("full", 2e-5), ("lora", 2e-4), ("qlora", 2e-4), ("bottleneck", 1e-3)]
 )
 def test_the_rate_follows_the_method(mode: str, rate: float) -> None:
     assert make_plan(recipe(mode), SMALL, PROFILE, card()).training.learning_rate == rate
@@ -282,9 +282,9 @@ def test_qlora_of_7b_fits_a_24_gb_card(name: str, model: str) -> None:
         ("full", "take method.mode: lora"),
         ("lora", "take method.mode: qlora"),
         ("qlora", "lower method.rank"),
-        ("adapter", "take method.quantization: nf4"),
-        ("prefix", "take method.quantization: nf4"),
-        ("prompt", "take method.quantization: nf4"),
+        ("bottleneck", "take method.quantization: nf4"),
+        ("prefix-tuning", "take method.quantization: nf4"),
+        ("prompt-tuning", "take method.quantization: nf4"),
     ],
 )
 def test_where_nothing_fits_the_error_says_what_to_do(mode: str, advice: str) -> None:

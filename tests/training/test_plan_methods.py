@@ -164,7 +164,7 @@ def test_a_base_in_4_bits_is_estimated_as_qlora_s(mode: str) -> None:
 @pytest.mark.parametrize("hardware", [cpu(), card()], ids=["cpu", "4090"])
 @pytest.mark.parametrize("asked", ["auto", False])
 def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hardware) -> None:
-    wanted = recipe("prefix", training={"gradient_checkpointing": asked})
+    wanted = recipe("prefix-tuning", training={"gradient_checkpointing": asked})
     plan = make_plan(wanted, SMALL, PROFILE, hardware)
     assert decided(plan, "training.gradient_checkpointing") == (
         False,
@@ -178,12 +178,12 @@ def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hard
         make_plan(wanted, LARGE, long, card_with(16))
     assert "take method.quantization: nf4" in str(caught.value)
     assert "gradient_checkpointing" not in str(caught.value)
-    asked_prompt = recipe("prompt", training={"gradient_checkpointing": "auto"})
+    asked_prompt = recipe("prompt-tuning", training={"gradient_checkpointing": "auto"})
     assert make_plan(asked_prompt, LARGE, long, card_with(22)).training.gradient_checkpointing
 
 
 def test_checkpointing_asked_for_a_prefix_is_refused() -> None:
-    wanted = recipe("prefix", training={"gradient_checkpointing": True})
+    wanted = recipe("prefix-tuning", training={"gradient_checkpointing": True})
     with pytest.raises(UsageError) as caught:
         require_possible(wanted, SMALL)
     assert (caught.value.code, caught.value.exit_code) == ("gradient_checkpointing", 2)

@@ -36,8 +36,8 @@ def plan_of(mode: str = "lora", **sections: Any) -> Plan:
     [
         ("lora", {"training": {"fast": False}}, "training.fast: false"),
         ("lora", {"training": {"packing": False}}, "set in the recipe"),
-        ("prefix", {}, "virtual tokens stand before each row by itself"),
-        ("prompt", {}, "virtual tokens stand before each row by itself"),
+        ("prefix-tuning", {}, "virtual tokens stand before each row by itself"),
+        ("prompt-tuning", {}, "virtual tokens stand before each row by itself"),
         ("lora", {"training": {"neftune_noise_alpha": 5}}, "NEFTune measures its noise by the"),
         ("lora", {"model": {"attention": "eager"}}, "model.attention: eager is set in the recipe"),
     ],
@@ -145,7 +145,7 @@ def test_the_estimate_of_a_card_knows_its_levers() -> None:
 @pytest.mark.parametrize("asked", [True, 512])
 def test_packing_that_is_insisted_on_is_refused_where_it_cannot_be(asked: object) -> None:
     with pytest.raises(UsageError, match="virtual tokens"):
-        plan_of("prefix", training={"packing": asked})
+        plan_of("prefix-tuning", training={"packing": asked})
     assert plan_of(training={"packing": asked}).training.packing >= 512
 
 

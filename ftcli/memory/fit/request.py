@@ -82,7 +82,7 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
     # Not flash: its package may be missing, and it saves nothing that sdpa does not.
     sdpa = choices.attention == "eager" and not asked.shape.capped_scores
     checkpointing: tuple[bool, ...] = (False, True)
-    if choices.mode == "prefix":
+    if choices.mode == "prefix-tuning":
         checkpointing = (False,)  # NO_CHECKPOINTING says why
     elif choices.gradient_checkpointing and not asked.open_checkpointing:
         checkpointing = (True,)

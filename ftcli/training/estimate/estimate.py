@@ -215,13 +215,13 @@ def _recipe(options: EstimateOptions, hardware: Hardware | None) -> RecipeWithFl
 def _of_flags(options: EstimateOptions) -> FitRequest:
     choices = replace(Choices(mode="lora"), **options.flags)
     named = "gradient_checkpointing" in options.flags
-    if choices.mode == "prefix" and not named:
+    if choices.mode == "prefix-tuning" and not named:
         choices = replace(choices, gradient_checkpointing=False)
     return FitRequest(
         find_shape(from_here(options.model or "")),
         choices,
         batch_rows=choices.micro_batch,
-        open_checkpointing=not named and choices.mode != "prefix",
+        open_checkpointing=not named and choices.mode != "prefix-tuning",
     )
 
 

@@ -18,10 +18,10 @@ _ONLY_IN: dict[str, tuple[tuple[Mode, ...], str]] = {
     "targets": (LORA, "the modules that get a LoRA update"),
     "dora": (LORA, "a kind of LoRA with a trained magnitude"),
     "modules_to_save": (LORA, "modules trained whole beside LoRA's update"),
-    "bottleneck": (("adapter",), "the inner width of a bottleneck adapter"),
-    "placement": (("adapter",), "the blocks that get a bottleneck adapter"),
-    "virtual_tokens": (("prefix", "prompt"), "the number of trained positions"),
-    "projection": (("prefix",), "the network that a prefix may come out of"),
+    "bottleneck": (("bottleneck",), "the inner width of a bottleneck adapter"),
+    "placement": (("bottleneck",), "the blocks that get a bottleneck adapter"),
+    "virtual_tokens": (("prefix-tuning", "prompt-tuning"), "the number of trained positions"),
+    "projection": (("prefix-tuning",), "the network that a prefix may come out of"),
 }
 # Mode and whether a 4-bit base is asked for → what is wrong with that.
 _BASES: dict[tuple[Mode, bool], str] = {
@@ -52,7 +52,7 @@ def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
     asked = {"mode", "precision", "four_bit_base"} & set(given)
     if asked and choices.quantization == "nf4" and choices.precision == "fp32":
         yield _computes_in_16_bits(choices)
-    if given.get("gradient_checkpointing") and choices.mode == "prefix":
+    if given.get("gradient_checkpointing") and choices.mode == "prefix-tuning":
         yield f"--gradient-checkpointing: {NO_CHECKPOINTING}: take --no-gradient-checkpointing"
 
 

@@ -142,7 +142,8 @@ def with_flags(
         replace(choices, **{name: flags[name] for name in ESTIMATED_ONLY if name in flags}),
         batch_rows=training.batch_size,
         open_micro_batch=training.micro_batch_size == "auto",
-        open_checkpointing=training.gradient_checkpointing == "auto" and choices.mode != "prefix",
+        open_checkpointing=training.gradient_checkpointing == "auto"
+        and choices.mode != "prefix-tuning",
         alpha=_alpha(recipe),
         rslora=isinstance(recipe.method, LoraKeys) and recipe.method.rslora,
         share_longer=_share_longer(loaded.output / "data") if prepared is not None else None,

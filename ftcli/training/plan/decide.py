@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Literal, assert_never
 
 from ftcli.config.recipe import (
-    Adapter,
+    Bottleneck,
     Full,
     Lora,
     Method,
-    Prefix,
-    Prompt,
+    PrefixTuning,
+    PromptTuning,
     Qlora,
     Recipe,
     goes_all_the_way_back,
@@ -199,7 +199,7 @@ def _optimizations(
 
 def require_checkpointing(recipe: Recipe) -> None:
     """Raise UsageError (`gradient_checkpointing`) where the method cannot have it."""
-    if isinstance(recipe.method, Prefix) and recipe.training.gradient_checkpointing is True:
+    if isinstance(recipe.method, PrefixTuning) and recipe.training.gradient_checkpointing is True:
         raise UsageError(
             "gradient_checkpointing",
             f"training.gradient_checkpointing: {NO_CHECKPOINTING}; leave it to auto",
@@ -239,7 +239,7 @@ def choose_dtype(recipe: Recipe, precision: Precision) -> Decided[Literal["bf16"
             if precision == "pure-bf16":
                 return "bf16", "pure-bf16 asked for: small updates round to nothing"
             return "fp32", "trained weights stay in fp32, so that small updates count"
-        case Lora() | Qlora() | Adapter() | Prefix() | Prompt():
+        case Lora() | Qlora() | Bottleneck() | PrefixTuning() | PromptTuning():
             if asked != "auto":
                 return asked, AS_SET
             if precision == "fp32":
@@ -280,13 +280,13 @@ def default_learning_rate(method: Method) -> Decided[float]:
             return 2e-5, "usual for full fine-tuning (1e-5 to 5e-5)"
         case Lora() | Qlora():
             return 2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)"
-        case Adapter():
+        case Bottleneck():
             return 1e-3, "within what the authors tried (Houlsby et al. 2019, section 3.2)"
-        case Prefix(projection=True):
+        case PrefixTuning(projection=True):
             return 1e-3, "a small network makes the prefix; measured, see docs/methods.md"
-        case Prefix():
+        case PrefixTuning():
             return 3e-2, "keys and values are large numbers; measured, see docs/methods.md"
-        case Prompt():
+        case PromptTuning():
             return 3e-2, "few weights far from the answer; measured, at 2e-4 they learn nothing"
         case _:
             assert_never(method)

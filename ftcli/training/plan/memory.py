@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import assert_never
 
-from ftcli.config.recipe import Adapter, Full, Lora, Prefix, Prompt, Qlora, Recipe
+from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.errors import MachineError
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import NO_CHECKPOINTING
@@ -58,7 +58,7 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
     """What the recipe leaves to the plan: of all else there is one value."""
     training = recipe.training
     asked_rows = training.micro_batch_size
-    open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix"
+    open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix-tuning"
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
     # Packed rows, which may have tokens in common, are counted in `_rows_at_once`.
     bounded = hardware.kind == "cuda" and asked_rows == "auto" and not base.packed_rows
@@ -147,7 +147,7 @@ def _too_large(
 def _cheaper(recipe: Recipe) -> str:
     """The change that costs least: first what the recipe forbids the plan to choose."""
     method = recipe.method
-    if recipe.training.gradient_checkpointing is False and not isinstance(method, Prefix):
+    if recipe.training.gradient_checkpointing is False and not isinstance(method, PrefixTuning):
         return "leave training.gradient_checkpointing to auto"
     if recipe.training.micro_batch_size not in ("auto", 1):
         return "leave training.micro_batch_size to auto"
@@ -158,7 +158,7 @@ def _cheaper(recipe: Recipe) -> str:
             return "take method.mode: qlora"
         case Qlora():
             return "lower method.rank"
-        case Adapter() | Prefix() | Prompt():
+        case Bottleneck() | PrefixTuning() | PromptTuning():
             quantised = method.quantization == "nf4"
             return "take method.mode: qlora" if quantised else "take method.quantization: nf4"
         case _:
@@ -187,7 +187,7 @@ def choose_micro_batch(recipe: Recipe, found: Choices, hardware: Hardware) -> De
 
 
 def why_checkpointing(recipe: Recipe, found: Choices) -> str:
-    if isinstance(recipe.method, Prefix):
+    if isinstance(recipe.method, PrefixTuning):
         return NO_CHECKPOINTING
     if recipe.training.gradient_checkpointing != "auto":
         return "set in the recipe"

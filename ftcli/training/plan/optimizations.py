@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftcli.config.recipe import Lora, Prefix, Prompt, Qlora, Recipe
+from ftcli.config.recipe import Lora, PrefixTuning, PromptTuning, Qlora, Recipe
 from ftcli.console import megabytes
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
@@ -56,7 +56,7 @@ def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
         return "set in the recipe"
     if (why := why_no_lever(recipe, hardware) or why_no_flex(hardware)) is not None:
         return why
-    if isinstance(recipe.method, Prefix | Prompt):
+    if isinstance(recipe.method, PrefixTuning | PromptTuning):
         return "virtual tokens stand before each row by itself"
     if training.neftune_noise_alpha is not None:
         return "NEFTune measures its noise by the length of padded rows"

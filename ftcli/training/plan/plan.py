@@ -9,7 +9,16 @@ from fractions import Fraction
 from functools import reduce
 from typing import Any, Literal, TypeVar, assert_never
 
-from ftcli.config.method import Adapter, Full, Lora, LoraKeys, Method, Prefix, Prompt, Qlora
+from ftcli.config.method import (
+    Bottleneck,
+    Full,
+    Lora,
+    LoraKeys,
+    Method,
+    PrefixTuning,
+    PromptTuning,
+    Qlora,
+)
 from ftcli.config.recipe import Model, Training
 from ftcli.config.section import PositiveCount, Rate
 from ftcli.data.dataset import Dataset
@@ -238,7 +247,7 @@ def choices_of(
         seq_len=rows.longest_tokens,
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
-        gradient_checkpointing=not isinstance(method, Prefix) and checkpointing is not False,
+        gradient_checkpointing=not isinstance(method, PrefixTuning) and checkpointing is not False,
         labelled_share=rows.labelled_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
@@ -253,11 +262,11 @@ def choices_of_method(method: Method) -> dict[str, Any]:
             return _choices_of_lora(method)
         case Qlora():
             return _choices_of_lora(method) | {"double_quantization": method.double_quantization}
-        case Adapter():
+        case Bottleneck():
             fields = {"bottleneck": method.bottleneck, "placement": method.placement}
-        case Prefix():
+        case PrefixTuning():
             fields = {"virtual_tokens": method.virtual_tokens, "projection": method.projection}
-        case Prompt():
+        case PromptTuning():
             fields = {"virtual_tokens": method.virtual_tokens}
         case _:
             assert_never(method)

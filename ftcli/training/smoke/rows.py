@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedConfig
 
-from ftcli.config.recipe import Prefix, Prompt, Recipe
+from ftcli.config.recipe import PrefixTuning, PromptTuning, Recipe
 from ftcli.data.dataset import (
     SPLITS,
     Dataset,
@@ -66,7 +66,11 @@ def require_within_context(
     context = context_length(config)
     if context is None:
         return
-    virtual = recipe.method.virtual_tokens if isinstance(recipe.method, Prefix | Prompt) else 0
+    virtual = (
+        recipe.method.virtual_tokens
+        if isinstance(recipe.method, PrefixTuning | PromptTuning)
+        else 0
+    )
     before, room = f" behind {virtual} virtual tokens" if virtual else "", context - virtual
     longest = dataset.longest
     if longest.tokens > room:
