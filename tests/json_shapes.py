@@ -164,11 +164,11 @@ SHAPES: dict[str, dict[str, Any]] = {
             **FIGURES,
             "managed_bytes": COUNT,
             "rests_on": TEXT,
-            "breakdown": record(dict.fromkeys(SIZES, COUNT), {"hold": COUNT}),
+            "breakdown": record(dict.fromkeys(SIZES, COUNT), {"l2_sp": COUNT}),
             "peak_phase": {"enum": list(PHASES)},
             "phases": record(dict.fromkeys(PHASES, COUNT)),
             "timeline": record(
-                dict.fromkeys(PHASES, record(dict.fromkeys(SIZES[:-1], COUNT), {"hold": COUNT})),
+                dict.fromkeys(PHASES, record(dict.fromkeys(SIZES[:-1], COUNT), {"l2_sp": COUNT})),
             ),
             "moments": record(dict.fromkeys(("validation", "answers", "merge_on_cpu"), COUNT)),
             "trainable_parameters": COUNT,

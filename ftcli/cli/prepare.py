@@ -146,13 +146,13 @@ def prepare_recipe(
     from ftcli.memory.shapes import model_source
     from ftcli.runs.folder import find_run
     from ftcli.training.job import TrainJob, open_model, require_own_folder, require_trackers
-    from ftcli.training.plan.decide import make_plan, require_hold
+    from ftcli.training.plan.decide import make_plan, require_l2_sp
     from ftcli.training.plan.plan import RowStatistics
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     require_scored_files(loaded)
     with loaded.blame():
-        require_hold(loaded.recipe)
+        require_l2_sp(loaded.recipe)
     require_rows(loaded.recipe)
 
     from ftcli.data.tokenizing.tokenize import prepare, preview

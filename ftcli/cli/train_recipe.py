@@ -190,11 +190,11 @@ def open_recipe(loaded: RecipeFile, init_from: OpenRun | None) -> tuple[RecipeFi
     from ftcli.cli.prepare import require_rows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.training.job import open_model, require_trackers, starting_from
-    from ftcli.training.plan.decide import require_hold
+    from ftcli.training.plan.decide import require_l2_sp
 
     require_trackers(loaded.recipe)
     require_scored_files(loaded)
-    require_hold(loaded.recipe)
+    require_l2_sp(loaded.recipe)
     require_rows(loaded.recipe)
     recipe = starting_from(loaded.recipe, init_from)
     return replace(loaded, recipe=recipe), open_model(recipe)

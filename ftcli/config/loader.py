@@ -50,7 +50,7 @@ KEY_AT_FAULT = {
     "tracker": "training.report_to",
     "output_base": "output",
     "replay": "data.replay",
-    "hold": "training.hold.strength",
+    "l2_sp": "training.l2_sp",
 }
 # Of these, errors that the recipe has to be changed for, although the model had to be looked at.
 RECIPE_AT_FAULT = {"target_modules", "layers", "rank_pattern", "modules_to_save", "method_refused"}

@@ -51,7 +51,6 @@ __all__ = [
     "Full",
     "Generation",
     "Grounding",
-    "Hold",
     "JsonFormat",
     "Lora",
     "LoraKeys",
@@ -71,22 +70,13 @@ __all__ = [
 ]
 
 
-class Hold(Section):
-    """Weights that are trained are pulled back to where they began (L2-SP, Li et al. 2018)."""
-
-    strength: NotNegative
-    """Each step takes learning rate × strength of the distance back; 0: none. Under AdamW no weight
-    ends much farther than 1 / strength from its start."""
-
-
-def goes_all_the_way_back(rate: float, strength: float) -> str | None:
-    """What is wrong with a hold whose every step takes all of the way back, or more."""
+def l2_sp_fault(rate: float, strength: float) -> str | None:
+    """What is wrong where every step goes all the way back to the start, or beyond it."""
     if rate * strength < 1:
         return None
     return (
-        f"each step takes learning_rate × hold.strength of the way back to the start, which is "
-        f"{rate:g} × {strength:g} = {rate * strength:g} here: all of it or beyond, so that "
-        f"nothing is learnt; take a strength well below {1 / rate:g}"
+        f"each step goes learning_rate × l2_sp = {rate:g} × {strength:g} = {rate * strength:g} of "
+        f"the way back to the start, so that nothing is learnt; take l2_sp well below {1 / rate:g}"
     )
 
 
@@ -106,8 +96,10 @@ class Training(Section):
     first step learns nothing; take 0.03 to 0.1 where the first losses jump."""
     weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
-    hold: Hold | None = None
-    """Pull the trained weights towards their start, so that less is forgotten; none: free."""
+    l2_sp: NotNegative = 0.0
+    """Strength of decoupled L2-SP (Li et al. 2018): each step takes learning rate × this of the
+    distance back to the starting weights, so that less is forgotten. Under AdamW no weight ends
+    much farther than 1 / l2_sp from its start; 0: off."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     batch_size: PositiveCount = 16
@@ -142,11 +134,6 @@ class Training(Section):
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
     """Trackers to log to; each needs its package."""
 
-    @property
-    def hold_strength(self) -> float:
-        """0 where nothing is held."""
-        return 0.0 if self.hold is None else self.hold.strength
-
     @model_validator(mode="after")
     def micro_batch_divides_batch(self) -> Training:
         if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
@@ -168,9 +155,9 @@ class Training(Section):
         return self
 
     @model_validator(mode="after")
-    def hold_leaves_something_to_learn(self) -> Training:
+    def l2_sp_leaves_something_to_learn(self) -> Training:
         if self.learning_rate != "auto":
-            wrong = goes_all_the_way_back(self.learning_rate, self.hold_strength)
+            wrong = l2_sp_fault(self.learning_rate, self.l2_sp)
             if wrong is not None:
                 raise ValueError(wrong)
         return self

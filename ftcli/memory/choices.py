@@ -95,8 +95,8 @@ class Choices:
     """Modules with a rank of their own: the end of a name, as a pattern; the first that matches
     counts."""
     dropout: float = 0.0
-    hold: bool = False
-    """Trained weights are pulled to their start (training.hold), which stays in memory."""
+    l2_sp: bool = False
+    """Trained weights are pulled to their start (training.l2_sp), which stays in memory."""
     dora: bool = False
     """LoRA with a trained magnitude for each output (DoRA)."""
     modules_to_save: tuple[str, ...] = ()

@@ -119,8 +119,8 @@ def card_fits(reserved_bytes: int, card: Card) -> bool:
 
 
 def _items(static: Static, phase: Phase) -> dict[str, int]:
-    """Item by item; `hold` only where a recipe asks for it."""
-    held = {"hold": static.hold} if static.hold else {}
+    """Item by item; `l2_sp` only where a recipe asks for it."""
+    held = {"l2_sp": static.l2_sp} if static.l2_sp else {}
     return {
         "weights": static.weights,
         "quantization": static.quantization,

@@ -16,7 +16,7 @@ from ftcli.memory.shapes import Shape
 from ftcli.memory.trained import (
     adapter_bytes,
     experts_adapted,
-    hold_bytes,
+    l2_sp_bytes,
     optimizer_bytes,
     trainable_parameters,
 )
@@ -40,7 +40,7 @@ class Static:
     quantization: int
     adapter: int
     optimizer: int
-    hold: int
+    l2_sp: int
     """Starting weights that the trained ones are pulled to."""
     managed: int
     """Optimizer states in CUDA managed memory: they leave a full card for the host, and torch
@@ -48,7 +48,7 @@ class Static:
 
     @property
     def total_bytes(self) -> int:
-        return self.weights + self.quantization + self.adapter + self.optimizer + self.hold
+        return self.weights + self.quantization + self.adapter + self.optimizer + self.l2_sp
 
 
 def static_bytes(shape: Shape, choices: Choices) -> Static:
@@ -58,7 +58,7 @@ def static_bytes(shape: Shape, choices: Choices) -> Static:
         quantization=quantization_bytes(shape, choices),
         adapter=adapter_bytes(shape, choices),
         optimizer=optimizer,
-        hold=hold_bytes(shape, choices),
+        l2_sp=l2_sp_bytes(shape, choices),
         managed=managed,
     )
 

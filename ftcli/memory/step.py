@@ -26,7 +26,7 @@ from ftcli.memory.trained import (
     embedding_gradient_bytes,
     gradient_bytes,
     head_gradient_bytes,
-    hold_piece_bytes,
+    l2_sp_piece_bytes,
     trained_tensors,
 )
 
@@ -81,7 +81,7 @@ def step_phases(shape: Shape, choices: Choices) -> dict[str, Phase]:
             gradients=gradients,
             workspace=CUBLAS_BYTES
             # One after the other: the pull to the start comes before the step.
-            + max(gradients if _copies_in_step(choices) else 0, hold_piece_bytes(shape, choices)),
+            + max(gradients if _copies_in_step(choices) else 0, l2_sp_piece_bytes(shape, choices)),
         ),
     }
 
@@ -160,7 +160,7 @@ def answering_bytes(shape: Shape, choices: Choices) -> int:
     static = static_bytes(shape, answered)
     # fp32 logits of the last position of each row, and the copy that a token is drawn from.
     logits = 2 * 4 * rows * shape.vocab
-    model = static.total_bytes - static.optimizer - static.hold
+    model = static.total_bytes - static.optimizer - static.l2_sp
     read = replace(answered, micro_batch=1, seq_len=min(PREFILLED_TOKENS, rows * tokens))
     return model + cache_bytes(shape, answered) + _forward_bytes(shape, read) + logits
 

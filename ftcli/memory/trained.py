@@ -19,7 +19,7 @@ _SMALLEST_8BIT_ELEMENTS = 4096
 _SMALLEST_PAGED_ELEMENTS = 100_000
 
 # Starting weights that ftcli.training.l2_sp casts together: 16 MB of fp32.
-HOLD_PIECE_ELEMENTS = 2**22
+L2_SP_PIECE_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,20 @@ def gradient_bytes(shape: Shape, choices: Choices) -> int:
     return sum(tensors.total_bytes for tensors in trained_tensors(shape, choices))
 
 
-def hold_bytes(shape: Shape, choices: Choices) -> int:
-    """Bytes of the starting weights that training.hold keeps next to the trained ones: of a full
+def l2_sp_bytes(shape: Shape, choices: Choices) -> int:
+    """Bytes of the starting weights that training.l2_sp keeps next to the trained ones: of a full
     training in the type of the model's files, of an adapter in its own (ftcli.training.l2_sp)."""
-    if not choices.hold:
+    if not choices.l2_sp:
         return 0
     if choices.mode == "full":
         return shape.parameters * min(choices.weight_bytes, shape.stored_bytes)
     return gradient_bytes(shape, choices)
 
 
-def hold_piece_bytes(shape: Shape, choices: Choices) -> int:
+def l2_sp_piece_bytes(shape: Shape, choices: Choices) -> int:
     """Bytes of the piece of them that a step casts to the type of the trained weights."""
-    cast = choices.hold and choices.mode == "full" and shape.stored_bytes < choices.weight_bytes
-    return choices.weight_bytes * HOLD_PIECE_ELEMENTS if cast else 0
+    cast = choices.l2_sp and choices.mode == "full" and shape.stored_bytes < choices.weight_bytes
+    return choices.weight_bytes * L2_SP_PIECE_ELEMENTS if cast else 0
 
 
 def trains_embeddings(shape: Shape, choices: Choices) -> bool:

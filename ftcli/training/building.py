@@ -48,7 +48,7 @@ THEIR_NAMES = {
     "training.eval_steps": "our callback",
     "training.save_steps": "our callback",
     "rows.replayed_rows": "our order of rows",
-    "training.hold.strength": "our hook before the optimizer's step",
+    "training.l2_sp": "our hook before the optimizer's step",
 }
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -140,7 +140,7 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
 
 def _l2_sp(model: PreTrainedModel, job: TrainJob) -> L2SP | None:
     """The weights that a run starts from; a resumed run loads its own after this."""
-    recipe, strength = job.recipe, job.plan.training.hold_strength
+    recipe, strength = job.recipe, job.plan.training.l2_sp
     if not strength:
         return None
     whole = isinstance(recipe.method, Full)

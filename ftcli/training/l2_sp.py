@@ -1,4 +1,4 @@
-"""training.hold: decoupled L2-SP, which pulls trained weights to their starting values.
+"""training.l2_sp: decoupled L2-SP, which pulls trained weights to their starting values.
 
 L2-SP (Li, Grandvalet and Davoine 2018) adds strength / 2 · ‖w - start‖² to the loss. We keep it out
 of the gradient, as AdamW does with weight decay (Loshchilov and Hutter 2019): Adam divides a
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftcli.memory.trained import HOLD_PIECE_ELEMENTS
+from ftcli.memory.trained import L2_SP_PIECE_ELEMENTS
 
 STARTS = "start.safetensors"
 
@@ -88,5 +88,5 @@ def _pieces(weight: Tensor, start: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Both in pieces where one has to be cast: a copy of the whole embeddings would be seen."""
     if weight.dtype == start.dtype:
         return iter([(weight, start)])
-    rows = max(1, HOLD_PIECE_ELEMENTS * len(weight) // weight.numel())
+    rows = max(1, L2_SP_PIECE_ELEMENTS * len(weight) // weight.numel())
     return zip(weight.split(rows), start.split(rows), strict=True)

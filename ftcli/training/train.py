@@ -86,10 +86,10 @@ def _warn_of_pure_bf16(job: TrainJob, reporter: Reporter) -> None:
         "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
         "nothing; training.precision: bf16 keeps them"
     )
-    if strength := plan.training.hold_strength:
+    if strength := plan.training.l2_sp:
         pull = plan.training.learning_rate * strength
         reporter.warn(
-            f"training.hold: {lost_pulls(pull)}, so that it holds next to nothing; take "
+            f"training.l2_sp: {lost_pulls(pull)}, so that it has next to no effect; take "
             "training.precision: bf16, which counts every pull"
         )
 

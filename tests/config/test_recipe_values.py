@@ -172,22 +172,22 @@ def test_a_name_that_cannot_be_a_folder() -> None:
     )
 
 
-HOLD = "training:\n  learning_rate: 1e-3\n  hold:\n    strength: {}\n"
+L2_SP = "training:\n  learning_rate: 1e-3\n  l2_sp: {}\n"
 REFUSED = (
-    "training: each step takes learning_rate × hold.strength of the way back to the start, which "
-    "is {} here: all of it or beyond, so that nothing is learnt; take a strength well below {}"
+    "training: each step goes learning_rate × l2_sp = {} of the way back to the start, so that "
+    "nothing is learnt; take l2_sp well below {}"
 )
 
 
-def test_a_hold_that_leaves_nothing_to_learn_is_refused_where_it_was_written() -> None:
-    assert load(more(HOLD.format(999))).recipe.training.hold_strength == 999
+def test_an_l2_sp_that_leaves_nothing_to_learn_is_refused_where_it_was_written() -> None:
+    assert load(more(L2_SP.format(999))).recipe.training.l2_sp == 999
     said = REFUSED.format("0.001 × 1000 = 1", 1000)
-    assert fault(more(HOLD.format(1000))) == f"shop.yaml:9: {said}"
-    flag = "training.hold.strength=2000"
+    assert fault(more(L2_SP.format(1000))) == f"shop.yaml:9: {said}"
+    flag = "training.l2_sp=2000"
     said = REFUSED.format("0.001 × 2000 = 2", 1000)
-    assert fault(more(HOLD.format(10)), flag) == f"--set {flag}: {said}"
+    assert fault(more(L2_SP.format(10)), flag) == f"--set {flag}: {said}"
     flag = "training.learning_rate=0.5"
     said = REFUSED.format("0.5 × 10 = 5", 2)
-    assert fault(more(HOLD.format(10)), flag) == f"--set {flag}: {said}"
-    auto = load(more(HOLD.format(9000)), "training.learning_rate=auto")
+    assert fault(more(L2_SP.format(10)), flag) == f"--set {flag}: {said}"
+    auto = load(more(L2_SP.format(9000)), "training.learning_rate=auto")
     assert auto.recipe.training.learning_rate == "auto", "the method's own rate is the plan's"

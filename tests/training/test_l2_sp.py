@@ -1,4 +1,4 @@
-"""training.hold: weights are pulled to where they began, beside what the optimizer does."""
+"""training.l2_sp: weights are pulled to where they began, beside what the optimizer does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def held(strength: float = STRENGTH) -> dict[str, Any]:
-    return {"hold": {"strength": strength}}
+    return {"l2_sp": strength}
 
 
 def layer() -> nn.Linear:
@@ -78,12 +78,12 @@ def test_towards_zero_it_is_adamw_s_own_weight_decay() -> None:
         weights = [w.clone() for w in ours.parameters()]
         for weight in ours.parameters():
             weight.zero_()
-    hold = L2SP(ours, STRENGTH, None)
+    pull = L2SP(ours, STRENGTH, None)
     with torch.no_grad():
         for weight, value in zip(ours.parameters(), weights, strict=True):
             weight.copy_(value)
     optimizer = torch.optim.AdamW(ours.parameters(), RATE, weight_decay=0)
-    hold.attach(optimizer, ours)
+    pull.attach(optimizer, ours)
     decaying = torch.optim.AdamW(theirs.parameters(), RATE, weight_decay=STRENGTH)
     for step in range(20):
         for model, each in ((ours, optimizer), (theirs, decaying)):
@@ -97,9 +97,9 @@ def test_towards_zero_it_is_adamw_s_own_weight_decay() -> None:
 def test_the_pull_follows_the_learning_rate_of_the_step() -> None:
     model = layer()
     start = [w.detach().clone() for w in model.parameters()]
-    hold = L2SP(model, STRENGTH, None)
+    pull = L2SP(model, STRENGTH, None)
     optimizer = torch.optim.SGD(model.parameters(), RATE)
-    hold.attach(optimizer, model)
+    pull.attach(optimizer, model)
     with torch.no_grad():
         for weight in model.parameters():
             weight += 1
@@ -116,13 +116,13 @@ def test_the_pull_follows_the_learning_rate_of_the_step() -> None:
 @pytest.mark.parametrize("kind", ["sgd", "fused adamw"])
 def test_a_step_that_fp16_leaves_out_pulls_nothing(kind: str) -> None:
     model = layer()
-    hold = L2SP(model, STRENGTH, None)
+    pull = L2SP(model, STRENGTH, None)
     optimizer: torch.optim.Optimizer
     if kind == "sgd":
         optimizer = torch.optim.SGD(model.parameters(), RATE)
     else:
         optimizer = torch.optim.AdamW(model.parameters(), RATE, fused=True)
-    hold.attach(optimizer, model)
+    pull.attach(optimizer, model)
     scaler = torch.amp.GradScaler("cpu")
     with torch.no_grad():
         for weight in model.parameters():
@@ -144,16 +144,16 @@ def test_starting_weights_are_kept_as_they_are_stored_where_that_is_exact(
 ) -> None:
     from ftcli.training import l2_sp as module
 
-    monkeypatch.setattr(module, "HOLD_PIECE_ELEMENTS", 7)  # pieces of one row
+    monkeypatch.setattr(module, "L2_SP_PIECE_ELEMENTS", 7)  # pieces of one row
     model = layer().to(stored).float()
     with torch.no_grad():
         model.bias += 1e-6
     wide, narrow = deepcopy(model), deepcopy(model)
     kept = L2SP(narrow, STRENGTH, stored)
     assert kept.bytes == 2 * 30 + 4 * 5, "the bias is not one that 16 bits can hold"
-    for each, hold in ((wide, L2SP(wide, STRENGTH, torch.float32)), (narrow, kept)):
+    for each, pull in ((wide, L2SP(wide, STRENGTH, torch.float32)), (narrow, kept)):
         optimizer = torch.optim.AdamW(each.parameters(), RATE)
-        hold.attach(optimizer, each)
+        pull.attach(optimizer, each)
         for step in range(5):
             optimizer.zero_grad()
             data_loss(each, step).backward()

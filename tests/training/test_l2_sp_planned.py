@@ -1,4 +1,4 @@
-"""What is said of a hold before the training: its memory, its limits, its room on the disk."""
+"""What is said of L2-SP before the training: its memory, its limits, its room on the disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftcli.cli import run
 from ftcli.config.recipe import Model, Recipe
 from ftcli.memory import Choices, estimate
 from ftcli.memory.shapes import find_shape
-from ftcli.memory.trained import hold_bytes
+from ftcli.memory.trained import l2_sp_bytes
 from ftcli.models.load import load_base
 from ftcli.models.methods import attach
 from ftcli.training.l2_sp import L2SP
@@ -49,20 +49,20 @@ def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path
     files = getattr(torch, stored) if name == "full" else None
     found = L2SP(attach(model, recipe.method, seed=0), STRENGTH, files)
     shape = find_shape(str(base))
-    choices = Choices(**choices_of_method(recipe.method), precision="fp32", hold=True)
-    assert found.bytes == hold_bytes(shape, choices) > 0
-    with_hold = estimate(shape, choices)
+    choices = Choices(**choices_of_method(recipe.method), precision="fp32", l2_sp=True)
+    assert found.bytes == l2_sp_bytes(shape, choices) > 0
+    with_l2_sp = estimate(shape, choices)
     without = estimate(shape, Choices(**choices_of_method(recipe.method), precision="fp32"))
-    assert with_hold.breakdown["hold"] == found.bytes and "hold" not in without.breakdown
-    parts = {name: size for name, size in with_hold.breakdown.items() if name != "context"}
-    assert sum(parts.values()) == with_hold.peak_bytes >= without.peak_bytes + found.bytes
+    assert with_l2_sp.breakdown["l2_sp"] == found.bytes and "l2_sp" not in without.breakdown
+    parts = {name: size for name, size in with_l2_sp.breakdown.items() if name != "context"}
+    assert sum(parts.values()) == with_l2_sp.peak_bytes >= without.peak_bytes + found.bytes
 
 
 def test_a_7b_in_16_bits_holds_two_bytes_a_weight() -> None:
     shape = find_shape("7b")
     for precision in ("bf16", "pure-bf16"):
-        found = estimate(shape, Choices("full", precision=precision, hold=True))
-        assert found.breakdown["hold"] == 2 * 6_738_415_616
+        found = estimate(shape, Choices("full", precision=precision, l2_sp=True))
+        assert found.breakdown["l2_sp"] == 2 * 6_738_415_616
 
 
 def test_all_of_the_way_back_is_refused_before_any_row_is_read(
@@ -74,14 +74,14 @@ def test_all_of_the_way_back_is_refused_before_any_row_is_read(
     for name, *flags in commands:
         assert run([name, str(recipe), *flags]) == 2
         said = capsys.readouterr().err
-        assert "tiny.yaml:" in said and "training: each step takes learning_rate × hold" in said
-        assert "0.001 × 1000 = 1 here" in said and "well below 1000" in said
+        assert "tiny.yaml:" in said and "training: each step goes learning_rate × l2_sp" in said
+        assert "0.001 × 1000 = 1 of" in said and "well below 1000" in said
     # LoRA's own learning rate, which the plan gives.
-    flags = ["--set", "training.learning_rate=auto", "--set", "training.hold.strength=5000"]
+    flags = ["--set", "training.learning_rate=auto", "--set", "training.l2_sp=5000"]
     for name, *more in commands[:3]:
         assert run([name, str(recipe), *flags, *more]) == 2
         said = capsys.readouterr().err
-        assert "--set training.hold.strength=5000: training.hold.strength: each step" in said
+        assert "--set training.l2_sp=5000: training.l2_sp: each step" in said
         assert "0.0002 × 5000 = 1 here" in said
 
 
@@ -89,16 +89,16 @@ def test_plan_and_estimate_show_it_with_its_memory(write_recipe: Recipes, capsys
     recipe = write_recipe(method=METHODS["full"], training={**FP32, **held(100)})
     assert run(["train", str(recipe), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "hold strength 100.0 a step takes up to 10.00% of the way back to the start" in said
+    assert "l2 sp 100.0 a step takes up to 10.00% of the way back to the start" in said
     assert "our hook before the optimizer's step" in said
     assert run(["train", str(recipe), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert run(["estimate-vram", str(recipe), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    held_bytes = found["breakdown"]["hold"]
-    assert held_bytes == plan["estimate"]["breakdown"]["hold"] == 4 * found["total_parameters"]
+    held_bytes = found["breakdown"]["l2_sp"]
+    assert held_bytes == plan["estimate"]["breakdown"]["l2_sp"] == 4 * found["total_parameters"]
     assert run(["estimate-vram", "--model", "7b", "--json"]) == 0
-    assert "hold" not in json.loads(capsys.readouterr().out)["breakdown"]
+    assert "l2_sp" not in json.loads(capsys.readouterr().out)["breakdown"]
 
 
 @pytest.mark.parametrize("pull", [0.001, 0.01, 0.1])
@@ -113,9 +113,9 @@ def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: 
         model = nn.Linear(64, 64, bias=False).to(dtype)
         with torch.no_grad():
             model.weight.copy_(torch.linspace(1, 2, 4096).view(64, 64))
-        hold = L2SP(model, pull / RATE, None)
+        l2_sp = L2SP(model, pull / RATE, None)
         optimizer = torch.optim.SGD(model.parameters(), RATE)
-        hold.attach(optimizer, model)
+        l2_sp.attach(optimizer, model)
         with torch.no_grad():  # so far away, measured by what the weight is then
             model.weight.div_(1 - away)
             moved = model.weight.clone()

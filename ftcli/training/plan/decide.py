@@ -15,7 +15,7 @@ from ftcli.config.recipe import (
     PromptTuning,
     Qlora,
     Recipe,
-    goes_all_the_way_back,
+    l2_sp_fault,
 )
 from ftcli.console import megabytes
 from ftcli.errors import MachineError, UsageError
@@ -75,11 +75,11 @@ def require_possible(recipe: Recipe, shape: Shape) -> None:
     """Raise what recipe and model alone prove, before any row is tokenised.
 
     ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
-    UsageError: `gradient_checkpointing`, `hold`.
+    UsageError: `gradient_checkpointing`, `l2_sp`.
     """
     require_mode(recipe.method.mode, shape)
     require_checkpointing(recipe)
-    require_hold(recipe)
+    require_l2_sp(recipe)
     trainable_parameters(shape, Choices(**choices_of_method(recipe.method)))
 
 
@@ -125,9 +125,9 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
     save_steps, reasons["training.save_steps"] = choose_save_steps(recipe, rows, eval_steps)
     if rows.replayed_rows:
         reasons["rows.replayed_rows"] = rows.in_words
-    if recipe.training.hold_strength:
-        why = why_hold(recipe, precision, estimate.breakdown["hold"])
-        reasons["training.hold.strength"] = why
+    if recipe.training.l2_sp:
+        why = why_l2_sp(recipe, precision, estimate.breakdown["l2_sp"])
+        reasons["training.l2_sp"] = why
     training = {
         "precision": precision,
         "optimizer": choices.optimizer,
@@ -292,19 +292,19 @@ def default_learning_rate(method: Method) -> Decided[float]:
             assert_never(method)
 
 
-def require_hold(recipe: Recipe) -> None:
-    """Raise UsageError (`hold`) where a step would go all the way back, or beyond."""
+def require_l2_sp(recipe: Recipe) -> None:
+    """Raise UsageError (`l2_sp`) where a step would go all the way back, or beyond."""
     rate, _ = choose_learning_rate(recipe)
-    wrong = goes_all_the_way_back(rate, recipe.training.hold_strength)
+    wrong = l2_sp_fault(rate, recipe.training.l2_sp)
     if wrong is not None:
-        raise UsageError("hold", wrong)
+        raise UsageError("l2_sp", wrong)
 
 
-def why_hold(recipe: Recipe, precision: Precision, held_bytes: int) -> str:
-    """What it does in a step; raises as `require_hold`."""
-    require_hold(recipe)
+def why_l2_sp(recipe: Recipe, precision: Precision, held_bytes: int) -> str:
+    """What it does in a step; raises as `require_l2_sp`."""
+    require_l2_sp(recipe)
     rate, _ = choose_learning_rate(recipe)
-    pull = rate * recipe.training.hold_strength
+    pull = rate * recipe.training.l2_sp
     lost = f"; {lost_pulls(pull)}" if precision == "pure-bf16" else ""
     return (
         f"a step takes up to {pull:.2%} of the way back to the start, which is held in "

@@ -208,7 +208,7 @@ class Plan(TrainingRecord):
         states = self.estimate.breakdown["optimizer"] + self.estimate.managed_bytes
         # An adapter's start was drawn at random or is another run's: it is kept with the step.
         full = isinstance(self.method, Full)
-        starts = 0 if full else self.estimate.breakdown.get("hold", 0)
+        starts = 0 if full else self.estimate.breakdown.get("l2_sp", 0)
         return self.estimate.trainable_parameters * each + states + starts
 
     def run_bytes(self, more_bytes: int = 0) -> int:
@@ -239,7 +239,7 @@ def choices_of(
     checkpointing = training.gradient_checkpointing
     return Choices(
         **choices_of_method(method),
-        hold=training.hold_strength > 0,
+        l2_sp=training.l2_sp > 0,
         precision="bf16" if training.precision == "auto" else training.precision,
         weights_dtype=model.dtype,
         optimizer="adamw" if training.optimizer == "auto" else training.optimizer,
