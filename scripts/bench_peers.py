@@ -224,7 +224,7 @@ def _with_recipe(job: Job, *, fast: bool) -> Command:
         "epochs": 1,
         "learning_rate": job.learning_rate,
         "batch_size": BATCH,
-        "scheduler": "cosine",
+        "lr_scheduler": "cosine",
         "warmup_ratio": WARM_UP,
         "precision": job.precision,
         "seed": SEED,

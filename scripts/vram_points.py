@@ -130,7 +130,7 @@ def recipe_of(point: Point, model: Path, rows: Path) -> dict[str, Any]:
             "format": "text",
             "validation": 0,
             "max_length": point.seq_len,
-            "allow_truncation": True,
+            "too_long": "truncate",
         },
         "training": {
             "max_steps": STEPS,

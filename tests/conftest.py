@@ -161,7 +161,7 @@ def prepared_data(**changes: Any) -> Dataset:
         "rows_read": 12,
         "rows_rejected": 0,
         "duplicates": 0,
-        "leaks": 0,
+        "overlap": 0,
         "train": SplitCounts(10, 2000, 500),
         "validation": SplitCounts(2, 300, 100),
         "test": SplitCounts(0, 0, 0),

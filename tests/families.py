@@ -60,7 +60,7 @@ class Family:
     takes_system: bool = True
     kwargs: tuple[tuple[str, bool], ...] = field(default=())
 
-    def renderer(self, loss_on: str = "answer") -> Renderer:
+    def renderer(self, loss_on: str = "completions") -> Renderer:
         return Renderer(self.tokenizer, loss_on, self.kwargs)
 
     def trained(self, *contents: str) -> str:

@@ -146,7 +146,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "prepare": record(
         {
             **dict.fromkeys(("rows_read", "rows_accepted", "rows_rejected", "duplicates"), COUNT),
-            **dict.fromkeys(("leaks", "train_rows", "validation_rows", "test_rows"), COUNT),
+            **dict.fromkeys(("overlap", "train_rows", "validation_rows", "test_rows"), COUNT),
             **dict.fromkeys(("train_tokens", "trained_tokens", "answer_tokens_lost"), COUNT),
             **dict.fromkeys(("replay_rows", "replay_tokens"), COUNT),
             "replay_source": {"type": ["string", "null"]},

@@ -83,7 +83,7 @@ def measured_run(
         "name": "measured",
         "model": {"id": str(model)},
         "method": method,
-        "data": data | {"allow_truncation": True},
+        "data": data | {"too_long": "truncate"},
         "training": {"max_steps": 2, "batch_size": 4, "micro_batch_size": 2, **training},
     }
     (folder / "measured.yaml").write_text(yaml.safe_dump(recipe))

@@ -51,7 +51,7 @@ class PrepareResult:
             "rows_accepted": p.rows_accepted,
             "rows_rejected": p.rows_rejected,
             "duplicates": p.duplicates,
-            "leaks": p.leaks,
+            "overlap": p.overlap,
             "train_rows": p.train.rows,
             "validation_rows": p.validation.rows,
             "test_rows": p.test.rows,
@@ -262,9 +262,9 @@ def _summary(result: PrepareResult) -> list[str]:
         lines.append(f"  rejected    {p.rows_rejected}   {rejected_rows(p, result.folder)}")
     if p.duplicates:
         lines.append(f"  duplicates  {p.duplicates}   kept the first of each")
-    if p.leaks:
+    if p.overlap:
         lines.append(
-            f"  leaks       {p.leaks}   held-out prompts that stand elsewhere too (allowed)"
+            f"  overlap     {p.overlap}   held-out prompts that are in another split too (allowed)"
         )
     mean, trained = p.train.tokens / p.train.rows, p.train.trained_tokens / p.train.rows
     lines.append(

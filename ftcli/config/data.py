@@ -49,9 +49,9 @@ def _share_count_or_file(value: object) -> object:
 HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file), PathKind("data")]
 
 
-# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the share at
+# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the ratio at
 # which they keep all that is measured for less than a fifth more time (docs/forgetting.md).
-BUILTIN, BUILTIN_SHARE = "builtin", 0.1
+BUILTIN, BUILTIN_RATIO = "builtin", 0.1
 
 
 class Replay(Section):
@@ -60,14 +60,14 @@ class Replay(Section):
     source: Annotated[str, PathKind("data", words=(BUILTIN,))]
     """Rows to draw from: `builtin`, a file in any format that is recognised by its columns, plain
     text too, or a hub dataset id."""
-    share: Rate = 0.15
-    """Share of the rows of an epoch that are replayed: 0.15 of 1,000 task rows are 176 more."""
+    ratio: Rate = 0.15
+    """Share of an epoch's rows that are replayed: with 0.15, 1,000 task rows get 176 more."""
 
 
 def _source_alone(value: object) -> object:
     """`replay: builtin` and `replay: general.jsonl` are short for their source."""
     if value == BUILTIN:
-        return {"source": BUILTIN, "share": BUILTIN_SHARE}
+        return {"source": BUILTIN, "ratio": BUILTIN_RATIO}
     return {"source": value} if isinstance(value, str) else value
 
 
@@ -89,7 +89,7 @@ class Data(Section):
     test: HoldOut = 0
     """Held out for `ftcli eval` and never used to choose a checkpoint: as `validation`."""
     max_length: PositiveCount = 1024
-    """Longest row in tokens; what is cut of answers is counted."""
+    """Longest row in tokens."""
     prompt: str | None = None
     """For `columns`: a column, or a template such as `Product: {name}`; with `completion`."""
     completion: str | None = None
@@ -98,18 +98,20 @@ class Data(Section):
     """System prompt of every row: a text, or a template with `{column}`."""
     replay: ReplayOrSource = None
     """General rows that are trained on with the task's, and never held out: `builtin` (320 general
-    instructions that come with ftcli, at a share of 0.1), or a source of your own; none: the
+    instructions that come with ftcli, at a ratio of 0.1), or a source of your own; none: the
     task's rows alone."""
-    loss_on: Literal["answer", "last", "all"] = "answer"
-    """Tokens trained on: every answer, the last answer only, or everything."""
+    loss_on: Literal["completions", "last", "all"] = "completions"
+    """Tokens with a loss: of every answer, of the last answer only, or all."""
     deduplicate: bool = True
     """Keep the first of rows that are equal in prompt and answer."""
     shuffle: bool = True
     """Draw the rows of an epoch in random order (by `training.seed`)."""
-    allow_truncation: bool = False
-    """Go on when more than 1% of the answer tokens are lost to `max_length`."""
-    allow_leaks: bool = False
-    """Go on when a prompt of a validation or test file is trained on, or held out twice."""
+    too_long: Literal["error", "truncate", "drop"] = "error"
+    """Rows whose answer `max_length` cuts: stop where more than 1% of the answer tokens are lost,
+    truncate however many are, or drop these rows. A row without any answer left is always rejected.
+    """
+    allow_overlap: bool = False
+    """Allow a prompt of a validation or test file that is trained on, or held out twice."""
     template: Annotated[str | None, PathKind("template", words=tuple(ENDS))] = None
     """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
     file, or the Jinja text itself; none: the model's, or plain where it has none."""

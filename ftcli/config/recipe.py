@@ -89,7 +89,7 @@ class Training(Section):
     """Stop after this many optimizer steps, whatever `epochs` says; `data.replay` adds its own."""
     learning_rate: Literal["auto"] | Rate = "auto"
     """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "linear"
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "linear"
     """Course of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.0
     """Share of the steps over which the learning rate rises to its peak. It begins at 0, and the
@@ -125,7 +125,7 @@ class Training(Section):
     save_steps: Literal["auto"] | PositiveCount = "auto"
     """Optimizer steps between two checkpoints; auto: with every validation, and where the weights
     are not the best so far only if saving takes under 2% of the time since the last."""
-    keep_checkpoints: PositiveCount = 2
+    save_total_limit: PositiveCount = 2
     """Checkpoints kept besides the best one."""
     early_stopping_patience: PositiveCount | None = None
     """Stop after this many validations without a better loss."""
@@ -144,14 +144,14 @@ class Training(Section):
         return self
 
     @model_validator(mode="after")
-    def scheduler_and_warm_up_agree(self) -> Training:
-        if self.scheduler == "constant" and self.warmup_ratio:
+    def lr_scheduler_and_warm_up_agree(self) -> Training:
+        if self.lr_scheduler == "constant" and self.warmup_ratio:
             raise ValueError(
-                "scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+                "lr_scheduler constant has no warm-up; take constant_with_warmup, or leave out "
                 "warmup_ratio"
             )
-        if self.scheduler == "constant_with_warmup" and not self.warmup_ratio:
-            raise ValueError("scheduler constant_with_warmup needs a warmup_ratio, such as 0.03")
+        if self.lr_scheduler == "constant_with_warmup" and not self.warmup_ratio:
+            raise ValueError("lr_scheduler constant_with_warmup needs a warmup_ratio, such as 0.03")
         return self
 
     @model_validator(mode="after")

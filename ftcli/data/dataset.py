@@ -76,9 +76,9 @@ class Replayed:
     """Rows of data.replay: in a file of their own, in no split, trained on with the task's."""
 
     source: str
-    share: float
+    ratio: float
     wanted: int
-    """Rows that this share asks for; `rows` are fewer where the source has no more."""
+    """Rows that this ratio asks for; `rows` are fewer where the source has no more."""
     rows: int
     tokens: int
     trained_tokens: int
@@ -114,7 +114,8 @@ class Dataset:
     rows_read: int
     rows_rejected: int
     duplicates: int
-    leaks: int
+    overlap: int
+    """Held-out rows whose prompt is in another split too."""
     train: SplitCounts
     validation: SplitCounts
     test: SplitCounts

@@ -1,7 +1,7 @@
 """General rows that are trained on with the task's (replay): which of a source are drawn.
 
 The order is that of a hash of each row's content with the seed: the same rows are drawn whatever
-their order in the file, and a greater share adds to what a smaller one draws. While they are read
+their order in the file, and a greater ratio adds to what a smaller one draws. While they are read
 24 bytes a row are kept, and 8 after that.
 """
 
@@ -135,9 +135,9 @@ def _place(seed: int, digest: bytes) -> bytes:
     return hashlib.sha256(b"replay %d:" % seed + digest).digest()
 
 
-def rows_wanted(share: float, task_rows: int) -> int:
+def rows_wanted(ratio: float, task_rows: int) -> int:
     """Rows to replay so that they are this share of all rows: 0.15 and 1,000 task rows are 176."""
-    return max(1, round(task_rows * share / (1 - share)))
+    return max(1, round(task_rows * ratio / (1 - ratio)))
 
 
 class ReplayDraw:
@@ -148,7 +148,7 @@ class ReplayDraw:
         self.longest = NO_ROW
         self.counts = Replayed(
             source=drawing.replay.source,
-            share=drawing.replay.share,
+            ratio=drawing.replay.ratio,
             wanted=wanted,
             rows=0,
             tokens=0,
@@ -253,11 +253,11 @@ class ReplayDraw:
 
 
 def warn_of_few_rows(found: Replayed, task_rows: int, reporter: Reporter) -> None:
-    """Warn where the user's source has fewer rows than its share asks for."""
+    """Warn where the user's source has fewer rows than its ratio asks for."""
     if found.rows < found.wanted and found.source != BUILTIN:
         share = found.rows / (found.rows + task_rows)
         reporter.warn(
             f"data.replay: {shown_source(found.source)} has {found.rows:,} rows to replay, and "
-            f"share {found.share:g} asks for {found.wanted:,}: all are taken, once each "
-            f"({share:.1%} of the rows); name a larger source, or lower data.replay.share"
+            f"ratio {found.ratio:g} asks for {found.wanted:,}: all are taken, once each "
+            f"({share:.1%} of the rows); name a larger source, or lower data.replay.ratio"
         )

@@ -1,4 +1,4 @@
-"""The first pass over the data: which rows are held out, and which held-out rows leak.
+"""The first pass over the data: which rows are held out, and which overlap with other splits.
 
 Rows are held out by their content and not by their place in the file. Rows with the same prompt
 stay in one split, so that nothing held out was seen in training. Groups of one prompt are ordered
@@ -33,7 +33,7 @@ ASSIGNED: tuple[Assigned, ...] = (*SPLITS, "duplicate")
 # Digests are compared as texts of C, which makes nothing of zeros at their end: all are as long.
 DIGEST = f"S{DIGEST_BYTES}"
 PAIR = [("whole", DIGEST), ("prompt", DIGEST)]
-# How many leaks an error names.
+# Of the overlapping rows, how many an error names.
 NAMED = 5
 ROWS_BETWEEN_REPORTS = 1000
 
@@ -176,7 +176,7 @@ class SplitRows:
     """For each file the splits of its readable rows; `train` means the split that the file is
     for."""
     rows_read: int
-    leaks: int
+    overlap: int
     replay: Drawing | None = None
 
     @property
@@ -222,9 +222,9 @@ def rows_parts(digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
-    """Read all rows; raises DataError as `read_examples` and `assign_splits`, and for leaks.
+    """Read all rows; raises DataError as `read_examples` and `assign_splits`, and for overlap.
 
-    A leak is a row of a validation or test file whose prompt is in another split too: trained on,
+    Overlap is a row of a validation or test file whose prompt is in another split too: trained on,
     or held out both to choose a checkpoint and to judge it.
     """
     # The training rows decide it, so that no other file gives the recipe's words another meaning.
@@ -237,11 +237,11 @@ def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
             validation, test = ratios if source == "train" else (0, 0)
             assignment = assign_splits(digests, validation, test, seed, data.deduplicate)
             reader.files.append(_File(source, digests, assignment))
-    if reader.leaks and not data.allow_leaks:
+    if reader.overlap and not data.allow_overlap:
         raise DataError(
-            "leak",
-            f"{reader.leaks} held-out rows have a prompt that is on another side too: "
-            f"{', '.join(reader.named_leaks())}; take them out, or set data.allow_leaks: true",
+            "overlap",
+            f"{reader.overlap} held-out rows have a prompt that is in another split too: "
+            f"{', '.join(reader.named_overlap())}; remove them, or set data.allow_overlap: true",
         )
     replay = None
     if data.replay is not None:
@@ -249,7 +249,7 @@ def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
             held_out = reader.held_out_questions()
             replay = look_through(data.replay, seed, held_out, Progress(meter).step)
     assignments = {file.source: file.assignment for file in reader.files}
-    return SplitRows(data, assignments, reader.progress.rows, reader.leaks, replay)
+    return SplitRows(data, assignments, reader.progress.rows, reader.overlap, replay)
 
 
 @dataclass(frozen=True)
@@ -275,9 +275,9 @@ class _Reader:
     data: Data
     progress: Progress
     files: list[_File] = field(default_factory=list)
-    leaks: int = 0
+    overlap: int = 0
     named: list[tuple[Origin, Split, bytes]] = field(default_factory=list)
-    """The first leaks: row, the other split, digest of the prompt."""
+    """The first overlapping rows: row, the other split, digest of the prompt."""
     questions: dict[Split, bytearray] = field(default_factory=dict)
     """Question digests of each file's readable rows, where rows are replayed."""
 
@@ -295,7 +295,7 @@ class _Reader:
                 questions += item.question_digest()
             other = next((split for split, prompts in others if prompt in prompts), None)
             if other is not None:
-                self.leaks += 1
+                self.overlap += 1
                 if len(self.named) < NAMED:
                     self.named.append((item.origin, other, prompt))
         return digests
@@ -311,8 +311,8 @@ class _Reader:
                     found.add(bytes(digests[place : place + DIGEST_BYTES]))
         return found
 
-    def named_leaks(self) -> list[str]:
-        """The first leaks, each with the row that asks the same; reads the files once more."""
+    def named_overlap(self) -> list[str]:
+        """The first overlapping rows, each with its match; reads the files once more."""
         wanted = {prompt for _, _, prompt in self.named}
         first: dict[bytes, Origin] = {}
         for file in sources_of(self.data).values():

@@ -183,7 +183,7 @@ def find_seen(
     trained_on: int | None = 0
     in_validation: int | None = 0
     # Held-out rows ask nothing that any other row of the run asks, unless the recipe allowed it.
-    if split is None or opened.prepared.leaks:
+    if split is None or opened.prepared.overlap:
         digests = [question_digest(row.messages, row.input_ids) for row in rows]
         try:
             trained = _asked_in(opened, ("train", "replay"), set(digests))

@@ -117,7 +117,7 @@ def rows_used(p: Dataset, lengths: Sequence[int], path: Change) -> Table:
         ("used", f"{p.rows_accepted:,}"),
         ("rejected", f"{p.rows_rejected:,}"),
         ("duplicates", f"{p.duplicates:,}"),
-        ("held-out prompts that other splits hold too", f"{p.leaks:,}"),
+        ("held-out prompts that other splits have too", f"{p.overlap:,}"),
         ("tokens of a training row", usual),
         ("longest row", f"{p.longest.tokens:,} tokens ({path(p.longest.file)}:{p.longest.line})"),
         ("answer tokens lost to max_length", lost),

@@ -72,7 +72,7 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
         num_train_epochs=1,
         max_steps=plan.steps,
         learning_rate=plan.training.learning_rate,
-        lr_scheduler_type=training.scheduler,
+        lr_scheduler_type=training.lr_scheduler,
         warmup_steps=plan.warmup_steps,
         optim=OPTIMIZERS[plan.training.optimizer],
         weight_decay=training.weight_decay,
@@ -126,7 +126,7 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         job.model.renderer.tokenizer,
         run,
         plan,
-        recipe.training.keep_checkpoints,
+        recipe.training.save_total_limit,
     )
     if plan.optimizations.dequantised:
         keep_dequantised(trainer.model)

@@ -27,7 +27,7 @@ FREE_KEYS = {
     "eval",
     "training.report_to",
     "training.micro_batch_size",
-    "training.keep_checkpoints",
+    "training.save_total_limit",
     "training.eval_steps",
     "training.save_steps",
     "training.early_stopping_patience",

@@ -30,7 +30,7 @@ SPEED_KEYS = FREE_KEYS | {
     "training.epochs",
     "training.max_steps",
     "training.learning_rate",
-    "training.scheduler",
+    "training.lr_scheduler",
     "training.warmup_ratio",
     "training.weight_decay",
     "training.seed",

@@ -83,13 +83,13 @@ class FtcliTrainer(SFTTrainer):
         tokenizer: PreTrainedTokenizerBase,
         run: RunFolder,
         plan: Plan,
-        keep_checkpoints: int,
+        save_total_limit: int,
     ) -> None:
         self.data = data
         self.collator = training_collator(plan, data.pad_id)
         self.run = run
         self.records = Records(run.metrics)
-        self.keep_checkpoints = keep_checkpoints
+        self.save_total_limit = save_total_limit
         self.oom_retry = OomRetry(plan.training.micro_batch_size)
         self.validation_retry = OomRetry(plan.training.micro_batch_size)
         self.stops: StopSignals | None = None
@@ -342,7 +342,7 @@ class FtcliTrainer(SFTTrainer):
         save_checkpoint(self, position, self.run.checkpoint(position.step))
         self.checkpoint_seconds = time.monotonic() - started
         self.run.update_manifest(saved_step=position.step)
-        rotate(self.run, self.keep_checkpoints, self.state.best_global_step, position.step)
+        rotate(self.run, self.save_total_limit, self.state.best_global_step, position.step)
 
 
 def _require_finite_loss(

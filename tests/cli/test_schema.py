@@ -58,7 +58,7 @@ def test_it_accepts_what_ships(schema: dict[str, Any], path: Path) -> None:
         ("method", "rnak", 8),
         ("data", "max_lenght", 64),
         ("training", "epohcs", 3),
-        ("training", "scheduler", "cosin"),
+        ("training", "lr_scheduler", "cosin"),
         ("training", "batch_size", 0),
         ("training", "learning_rate", "fast"),
         ("data", "train", None),

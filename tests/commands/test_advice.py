@@ -149,7 +149,7 @@ def test_replayed_rows_are_none_of_the_tasks(
     save(tmp_path, general, "general.jsonl")
     data = {"train": "rows.jsonl", "validation": 8, "test": 8, "max_length": 256}
     alone = prepare(write_recipe("alone", data=data))["advice"]
-    replay = {"source": "general.jsonl", "share": 0.3}
+    replay = {"source": "general.jsonl", "ratio": 0.3}
     with_replay = prepare(write_recipe("with_replay", data=data | {"replay": replay}))
     assert with_replay["replay_rows"] > 0
     proposed = [s for s in alone["sentences"] if "data.replay: builtin" in s]

@@ -460,7 +460,7 @@ def conversations(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-@pytest.mark.parametrize(("loss_on", "compared"), [("answer", False), ("all", True)])
+@pytest.mark.parametrize(("loss_on", "compared"), [("completions", False), ("all", True)])
 def test_a_loss_is_compared_on_the_same_tokens_alone(
     tmp_path: Path,
     tiny_model: Path,

@@ -204,7 +204,7 @@ def test_early_stopping_keeps_the_best(write_recipe: Recipes, tmp_path: Path) ->
         "learning_rate": 0.5,
         "eval_steps": 2,
         "early_stopping_patience": 2,
-        "scheduler": "constant",
+        "lr_scheduler": "constant",
         "warmup_ratio": 0,
     }
     assert train(write_recipe(training=training)) == 0

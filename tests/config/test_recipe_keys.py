@@ -79,13 +79,13 @@ def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
     )
     for keys, message in (
         (
-            "  scheduler: constant\n  warmup_ratio: 0.1\n",
-            "scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+            "  lr_scheduler: constant\n  warmup_ratio: 0.1\n",
+            "lr_scheduler constant has no warm-up; take constant_with_warmup, or leave out "
             "warmup_ratio",
         ),
         (
-            "  scheduler: constant_with_warmup\n",
-            "scheduler constant_with_warmup needs a warmup_ratio, such as 0.03",
+            "  lr_scheduler: constant_with_warmup\n",
+            "lr_scheduler constant_with_warmup needs a warmup_ratio, such as 0.03",
         ),
     ):
         assert fault(more(f"training:\n{keys}")) == f"shop.yaml:9: training: {message}"
@@ -142,7 +142,7 @@ data:
   validation: 1.5
 training:
   epochs: many
-  sheduler: linear
+  lr_sheduler: linear
 """
     with pytest.raises(RecipeError) as caught:
         load(text)
@@ -158,6 +158,6 @@ training:
         "leading 0, or in quotes if it is a text",
         "shop.yaml:12: data.validation: 1.5 is neither a share below 1 nor a whole number of rows",
         "shop.yaml:14: training.epochs: expected a number, found many",
-        "shop.yaml:15: training.sheduler: unknown key; did you mean scheduler?",
+        "shop.yaml:15: training.lr_sheduler: unknown key; did you mean lr_scheduler?",
     ]
     assert (caught.value.code, caught.value.file) == ("recipe", "shop.yaml")

@@ -134,8 +134,8 @@ def test_a_value_of_the_wrong_kind(line: str, message: str) -> None:
         ),
         ("learning_rate: 2", "learning_rate: must be below 1, found 2"),
         (
-            "scheduler: cosin",
-            "scheduler: expected cosine, linear, constant or constant_with_warmup, found cosin; "
+            "lr_scheduler: cosin",
+            "lr_scheduler: expected cosine, linear, constant or constant_with_warmup, found cosin; "
             "did you mean cosine?",
         ),
         (

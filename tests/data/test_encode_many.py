@@ -59,7 +59,7 @@ texts = st.builds(lambda text: Example((), chat("a").origin, text=text), content
 @given(
     rows=st.lists(st.tuples(system, conversation), max_size=4),
     plain_texts=st.lists(texts, max_size=2),
-    loss_on=st.sampled_from(["answer", "last", "all"]),
+    loss_on=st.sampled_from(["completions", "last", "all"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_rows_are_those_of_one_by_one(

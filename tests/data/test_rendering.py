@@ -268,7 +268,7 @@ def test_a_template_that_asks_for_a_system_turn_has_its_own_stop_token() -> None
 
 def test_stop_ids_are_the_templates_own_and_the_end_of_text(family: Family) -> None:
     expected = dict.fromkeys([*family.ids_of(family.stop), family.tokenizer.eos_token_id])
-    for loss_on in ("answer", "last", "all"):
+    for loss_on in ("completions", "last", "all"):
         assert family.renderer(loss_on).stop_ids == tuple(expected)
 
 

@@ -62,8 +62,8 @@ def prepare(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str
     return ask
 
 
-def replaying(source: str = "general.jsonl", share: float = SHARE) -> dict[str, Any]:
-    return {"source": source, "share": share}
+def replaying(source: str = "general.jsonl", ratio: float = SHARE) -> dict[str, Any]:
+    return {"source": source, "ratio": ratio}
 
 
 def rows_of(found: dict[str, Any], split: str) -> list[dict[str, Any]]:
@@ -117,9 +117,9 @@ def test_what_is_held_out_is_the_same_with_and_without(prepare: Prepare, general
 def test_another_source_or_share_is_another_fingerprint(prepare: Prepare, general: Path) -> None:
     first = prepare()[0]["fingerprint"]
     second = prepare(replay=replaying())[0]["fingerprint"]
-    third = prepare(replay=replaying(share=0.1))[0]["fingerprint"]
+    third = prepare(replay=replaying(ratio=0.1))[0]["fingerprint"]
     general.write_text(general.read_text() + json.dumps({"text": "one more"}) + "\n")
-    fourth = prepare(replay=replaying(share=0.1))[0]["fingerprint"]
+    fourth = prepare(replay=replaying(ratio=0.1))[0]["fingerprint"]
     assert len({first, second, third, fourth}) == 4
 
 
@@ -129,22 +129,22 @@ def test_a_greater_share_adds_to_what_a_smaller_one_draws(prepare: Prepare, gene
         return {row["line"] if moved is None else moved[row["line"]] for row in drawn}
 
     moved: dict[int, int] | None = None
-    found = prepare(replay=replaying(share=0.1))[0]
+    found = prepare(replay=replaying(ratio=0.1))[0]
     few = lines()
-    found = prepare(replay=replaying(share=0.2))[0]
+    found = prepare(replay=replaying(ratio=0.2))[0]
     many = lines()
     assert few < many
     whole = general.read_text().splitlines()
     general.write_text("".join(line + "\n" for line in reversed(whole)))
     moved = {len(whole) - number: number + 1 for number in range(len(whole))}
-    found = prepare(replay=replaying(share=0.2))[0]
+    found = prepare(replay=replaying(ratio=0.2))[0]
     assert lines() == many, "the order in the file decides nothing"
 
 
 def test_a_long_text_is_cut_and_counted_apart(prepare: Prepare, general: Path) -> None:
     lines = general.read_text().splitlines()
     general.write_text((lines[-1] + "\n") * 3)
-    found, prepared, said = prepare(replay=replaying(share=0.03))
+    found, prepared, said = prepare(replay=replaying(ratio=0.03))
     counts = prepared.replay
     assert counts is not None and (counts.rows, counts.texts_cut, counts.duplicates) == (1, 1, 2)
     (row,) = rows_of(found, "replay")
@@ -193,13 +193,13 @@ def test_what_is_asked_in_a_held_out_row_is_not_replayed(prepare: Prepare, tmp_p
 def test_too_few_rows_are_taken_once_each_with_a_warning(
     prepare: Prepare, general: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    found, _, said = prepare(replay=replaying(share=0.5))
+    found, _, said = prepare(replay=replaying(ratio=0.5))
     assert found["replay_rows"] == 20
     assert (
-        "warning: data.replay: general.jsonl has 20 rows to replay, and share 0.5 asks for 32: all "
+        "warning: data.replay: general.jsonl has 20 rows to replay, and ratio 0.5 asks for 32: all "
         "are taken, once each (38.5% of the rows)" in said
     )
-    _, _, again = prepare(replay=replaying(share=0.5))
+    _, _, again = prepare(replay=replaying(ratio=0.5))
     assert "asks for 32" in again, "also where the rows are found prepared"
 
 
@@ -246,7 +246,7 @@ def test_a_text_task_may_replay_conversations(
         train="general.jsonl",
         validation=4,
         test=0,
-        allow_truncation=True,
+        too_long="truncate",
         replay=replaying("rows.jsonl"),
     )
     assert prepared.plain_text and found["replay_rows"] == 4

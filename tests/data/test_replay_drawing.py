@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.config.data import BUILTIN_SHARE
+from ftcli.config.data import BUILTIN_RATIO
 from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Replay
 from ftcli.data import replay as module
@@ -119,21 +119,21 @@ def test_none_of_them_is_one_that_measures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "source", "share"),
+    ("written", "source", "ratio"),
     [
-        ("builtin", "builtin", BUILTIN_SHARE),
+        ("builtin", "builtin", BUILTIN_RATIO),
         ("general.jsonl", "general.jsonl", 0.15),
-        ({"source": "builtin", "share": 0.3}, "builtin", 0.3),
+        ({"source": "builtin", "ratio": 0.3}, "builtin", 0.3),
     ],
 )
 def test_a_source_alone_is_enough(
-    write_recipe: WriteRecipe, written: Any, source: str, share: float
+    write_recipe: WriteRecipe, written: Any, source: str, ratio: float
 ) -> None:
     data = {"train": "rows.jsonl", "replay": written}
     recipe = write_recipe(data=data)
     replay = load_recipe(recipe).recipe.data.replay
     whole = source if source == "builtin" else str(recipe.parent / source)
-    assert replay is not None and (replay.source, replay.share) == (whole, share)
+    assert replay is not None and (replay.source, replay.ratio) == (whole, ratio)
 
 
 def test_the_task_is_seen_as_often_as_without(

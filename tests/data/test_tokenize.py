@@ -70,7 +70,7 @@ def test_what_all_rows_begin_with_is_counted(
     for name, some in {"rows": rows, "general": general}.items():
         lines = (json.dumps(row) + "\n" for row in some)
         (bench.folder / f"{name}.jsonl").write_text("".join(lines))
-    more = {"replay": {"source": "general.jsonl", "share": 0.3}} if replayed else {}
+    more = {"replay": {"source": "general.jsonl", "ratio": 0.3}} if replayed else {}
     words = {"system": system} if system is not None else {}
     found = bench.prepare(train="rows.jsonl", **words, **more)
     kinds: list[RowsOf] = ["train", "replay"] if replayed else ["train"]

@@ -81,13 +81,13 @@ def test_new_rows_and_those_held_out_for_the_test(
 def test_rows_of_validation_have_chosen_the_checkpoint(
     eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where the training rows, which the recipe let leak, are gone."""
+    """Also where the training rows, which overlap with held-out rows, are gone."""
     copy = tmp_path / "runs" / "tiny"
     shutil.copytree(unevaluated(eval_run), copy)
     prepared = json.loads((copy / "data" / "prepared.json").read_text())
     without = prepared | {"test": {"rows": 0, "tokens": 0, "trained_tokens": 0}}
-    for leaks, trained_on in ((0, 0), (1, None)):
-        (copy / "data" / "prepared.json").write_text(json.dumps(without | {"leaks": leaks}))
+    for overlap, trained_on in ((0, 0), (1, None)):
+        (copy / "data" / "prepared.json").write_text(json.dumps(without | {"overlap": overlap}))
         found = ask(capsys, "eval", copy, *FEW)
         assert found["rows_in_validation"] == 8
         assert found["rows_trained_on"] == trained_on
@@ -125,8 +125,8 @@ def test_allowed_leaks_and_replayed_rows_are_trained_on(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     leaked = save(tmp_path / "test.jsonl", [rows[0]["prompt"], "New?"])
     general = save(tmp_path / "general.jsonl", [f"Tell me of hill {n}." for n in range(9)])
-    data = {"train": "rows.jsonl", "test": leaked.name, "validation": 0, "allow_leaks": True}
-    data |= {"replay": {"source": general.name, "share": 0.2}}
+    data = {"train": "rows.jsonl", "test": leaked.name, "validation": 0, "allow_overlap": True}
+    data |= {"replay": {"source": general.name, "ratio": 0.2}}
     recipe = save_recipe(tmp_path, tiny_model, data=data, training={"max_steps": 1})
     assert run(["train", str(recipe)]) == 0
     found = ask(capsys, "eval", recipe, *FEW)

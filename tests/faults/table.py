@@ -64,9 +64,9 @@ GROUPS: dict[str, dict[int, tuple[str, str]]] = {
             "before rounding no logit is more than 1e-3 off; what 16 bits cost is reported",
         ),
         10: (
-            "rows longer than data.max_length: all of an answer cut, or part of it",
+            "rows longer than data.max_length: an answer fully or partly truncated",
             "counted, with row numbers; a row without answer is rejected; more than 1% of answer "
-            "tokens lost ends with 1 unless data.allow_truncation",
+            "tokens lost ends with 1 unless data.too_long says truncate or drop",
         ),
         11: (
             "8 rows learnt by heart where the pad token is the end token",
@@ -143,7 +143,7 @@ GROUPS: dict[str, dict[int, tuple[str, str]]] = {
         ),
         27: (
             "rows twice; validation rows that are trained on too",
-            "read = accepted + rejected + duplicates; a leak from a validation file is an error "
+            "read = accepted + rejected + duplicates; overlap with a validation file is an error "
             "unless allowed",
         ),
         28: (

@@ -103,14 +103,14 @@ def test_what_shapes_nothing_may_change_and_is_named(
     stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     values: dict[str, Any] = yaml.safe_load(stopped.read_text())
-    values["training"] |= {"eval_steps": 2, "keep_checkpoints": 1}
+    values["training"] |= {"eval_steps": 2, "save_total_limit": 1}
     stopped.write_text(yaml.safe_dump(values))
     capsys.readouterr()
     assert train(stopped) == 0
     said = capsys.readouterr().err
     allowed = "note: changed since the run began, and allowed: training"
     assert f"{allowed}.eval_steps: 4 → 2" in said
-    assert f"{allowed}.keep_checkpoints: 2 → 1" in said
+    assert f"{allowed}.save_total_limit: 2 → 1" in said
 
 
 def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
@@ -203,12 +203,12 @@ def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """It is neither counted as one that is kept nor named as where the run stands."""
-    training = TRAINING | {"save_steps": 1, "keep_checkpoints": 1, "eval_steps": 100}
+    training = TRAINING | {"save_steps": 1, "save_total_limit": 1, "eval_steps": 100}
     recipe = write_recipe(training=training)
     folder = RunFolder(tmp_path / "runs" / "tiny")
     with monkeypatch.context() as patch:
         stop_at(4, patch)
-        assert train(recipe, "--set", "training.keep_checkpoints=9") == 130
+        assert train(recipe, "--set", "training.save_total_limit=9") == 130
     (folder.checkpoint(4) / "optimizer.pt").write_bytes(b"")
     (folder.checkpoint(3) / "optimizer.pt").write_bytes(b"")
     capsys.readouterr()

@@ -33,7 +33,7 @@ TRAINING = {
     "micro_batch_size": 2,
     "eval_steps": 2,
     "save_steps": 1,
-    "keep_checkpoints": 2,
+    "save_total_limit": 2,
 }
 # What a write, a sync or a change of a name calls, in Python, torch and safetensors.
 WRITES = {"write", "fsync", "open", "replace", "rename", "mkdir", "serialize_file", "chmod"}

@@ -213,7 +213,7 @@ def train_in(
             precision,
             model={"id": str(stored_in_bf16)},
             method={"mode": "full"},
-            training=training | {"scheduler": "constant", "precision": precision},
+            training=training | {"lr_scheduler": "constant", "precision": precision},
         )
         return watch(recipe)
 

@@ -34,12 +34,12 @@ def prepare(
 ) -> Callable[..., tuple[int, dict[str, Any], str]]:
     """Exit code, --json and stderr of a preparation of so many short rows with others between."""
 
-    def ask(short: int, *others: dict[str, str], allow: bool = False) -> Any:
+    def ask(short: int, *others: dict[str, str], too_long: str = "error") -> Any:
         rows = [{"prompt": f"mug {number}", **SHORT} for number in range(short)]
         rows[3:3] = others
         rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         data = {"train": rows_file.name, "validation": 0, "max_length": MAX_LENGTH}
-        recipe = write_recipe(data=data | {"allow_truncation": allow})
+        recipe = write_recipe(data=data | {"too_long": too_long})
         capsys.readouterr()
         code = run(["prepare", str(recipe), "--json"])
         out, err = capsys.readouterr()
@@ -59,9 +59,9 @@ def test_a_row_without_any_answer_left_is_rejected_by_its_line(
     assert (found["rows_read"], found["rows_accepted"], found["rows_rejected"]) == (61, 60, 1)
     (problem,) = found["problems"]
     assert problem["file"].endswith("rows.jsonl") and problem["line"] == 4
-    assert f"answer cut wholly at {MAX_LENGTH} tokens" in problem["reason"]
+    assert f"answer fully truncated at {MAX_LENGTH} tokens" in problem["reason"]
     assert found["answer_tokens_lost"] == tokens(GONE)[1]
-    observed("an answer cut wholly: its row rejected by file:line")
+    observed("an answer fully truncated: its row rejected by file:line")
 
 
 @pytest.mark.fault(10)
@@ -82,12 +82,19 @@ def test_what_is_lost_of_an_answer_is_counted_and_its_row_named(
     assert code == 1 and share > 0.01
     message = found["error"]["message"]
     assert f"cuts {lost} of {few * each + answer} answer tokens ({share:.1%})" in message
-    assert "rows.jsonl:4" in message and "data.allow_truncation: true" in message
-    code, found, told = prepare(few, CUT, allow=True)
+    assert "rows.jsonl:4" in message and "data.too_long: truncate or drop" in message
+    code, found, told = prepare(few, CUT, too_long="truncate")
     assert (code, found["answer_tokens_lost"]) == (0, lost)
     assert "rows.jsonl:4" in told
+    code, found, told = prepare(few, CUT, too_long="drop")
+    (problem,) = found["problems"]
+    assert (code, found["rows_rejected"], found["answer_tokens_lost"]) == (0, 1, 0)
+    assert (
+        problem["reason"]
+        == f"{prompt + answer} tokens, and max_length is {MAX_LENGTH} (too_long: drop)"
+    )
     observed(
-        f"in part: row and {lost} tokens named; exit 1 at {share:.1%}, 0 below 1% or when allowed"
+        f"in part: row and {lost} tokens named; exit 1 at {share:.1%}, 0 below 1%, truncated or dropped"
     )
 
 
@@ -99,5 +106,5 @@ def test_a_row_as_long_as_the_limit_loses_nothing(prepare: Callable[..., Any]) -
     code, found, told = prepare(10, row)
     assert (code, found["answer_tokens_lost"], found["rows_rejected"]) == (0, 0, 0)
     assert found["longest_row"]["tokens"] == MAX_LENGTH and "rows.jsonl:4" not in told
-    code, found, _ = prepare(10, row | {"completion": row["completion"] + "!"}, allow=True)
+    code, found, _ = prepare(10, row | {"completion": row["completion"] + "!"}, too_long="truncate")
     assert (code, found["answer_tokens_lost"]) == (0, 1)

@@ -203,7 +203,7 @@ def test_a_strong_hold_keeps_weights_near_their_start(
     away = {}
     for strength in (0, 100, 800):
         name = f"by-{strength}"
-        training = {**FP32, "epochs": 4, "scheduler": "constant", **held(strength)}
+        training = {**FP32, "epochs": 4, "lr_scheduler": "constant", **held(strength)}
         assert train(write_recipe(name, method=METHODS["full"], training=training)) == 0
         away[strength] = distance(weights(tmp_path / "runs" / name), start)
     assert away[800] < away[100] < away[0]
@@ -255,7 +255,7 @@ def test_a_further_run_is_held_at_its_parent_s_weights(
         away = {}
         for strength in (0, 900):
             name = f"{mode}-{strength}"
-            training = {**FP32, "scheduler": "constant", **held(strength)}
+            training = {**FP32, "lr_scheduler": "constant", **held(strength)}
             further = write_recipe(name, method=METHODS[mode], training=training)
             assert train(further, "--from", str(parent)) == 0
             away[strength] = distance(weights(runs / name), weights(parent))

@@ -82,7 +82,7 @@ def test_all_of_the_way_back_is_refused_before_any_row_is_read(
         assert run([name, str(recipe), *flags, *more]) == 2
         said = capsys.readouterr().err
         assert "--set training.l2_sp=5000: training.l2_sp: each step" in said
-        assert "0.0002 × 5000 = 1 here" in said
+        assert "0.0002 × 5000 = 1 of" in said
 
 
 def test_plan_and_estimate_show_it_with_its_memory(write_recipe: Recipes, capsys: Capture) -> None:

@@ -45,9 +45,8 @@ def covered(recipe: Recipe, renderer: Renderer) -> dict[str, Any]:
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         # Roles of tokens, which stand in tokenizer_config.json and not with the tokens.
         "roles": [tokenizer.bos_token_id, renderer.pad_id, *renderer.stop_ids],
-        "data": _without_paths(data).model_dump(
-            exclude={"shuffle", "allow_truncation", "allow_leaks"}
-        ),
+        "data": _without_paths(data).model_dump(exclude={"shuffle", "too_long", "allow_overlap"})
+        | {"drop": data.too_long == "drop"},
         "seed": recipe.training.seed,
     }
 

@@ -62,7 +62,7 @@ class Renderer:
     """A tokenizer with its chat template, and what of a conversation is trained on."""
 
     tokenizer: PreTrainedTokenizerBase
-    loss_on: str = "answer"
+    loss_on: str = "completions"
     template_kwargs: tuple[tuple[str, str | bool | int | float], ...] = ()
     note: str | None = None
     """What is unusual about its template, in words."""

@@ -61,8 +61,8 @@ def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter
     """Tokenise the recipe's data into `folder`, or find them there with the same fingerprint.
 
     Rows that are found are proven by the sha256 of their files. Says what is unusual about the
-    template, and which files are prepared again. Raises DataError: nothing to train on, leaks, or
-    too much of the answers cut.
+    template, and which files are prepared again. Raises DataError: nothing to train on, train/test
+    overlap, or too many answer tokens truncated.
     """
     data = recipe.data
     parts = covered(recipe, renderer)
@@ -129,7 +129,7 @@ def _dataset(
         rows_read=rows.rows_read,
         rows_rejected=counts.rejected.count,
         duplicates=rows.duplicates,
-        leaks=rows.leaks,
+        overlap=rows.overlap,
         train=counts.of("train"),
         validation=counts.of("validation"),
         test=counts.of("test"),
@@ -165,12 +165,12 @@ def _require_rows(dataset: Dataset, data: Data) -> None:
 
 def _require_answers(dataset: Dataset, data: Data, longest: LongestRow) -> None:
     share = dataset.answer_tokens_lost / max(dataset.answer_tokens, 1)
-    if share > TRUNCATION_BUDGET and not data.allow_truncation:
+    if share > TRUNCATION_BUDGET and data.too_long == "error":
         raise DataError(
             "truncation",
             f"data.max_length {data.max_length} cuts {dataset.answer_tokens_lost} of "
             f"{dataset.answer_tokens} answer tokens ({share:.1%}){_rows_cut(dataset)}; raise it, "
-            "shorten the rows, or set data.allow_truncation: true",
+            "or set data.too_long: truncate or drop",
             file=longest.file,
             line=longest.line,
         )
@@ -204,6 +204,8 @@ class Counts:
     """Running counts of the rows that were taken, and those that were not."""
 
     max_length: int
+    drop: bool
+    """Rows whose answer is cut are rejected (data.too_long)."""
     rejected: RejectedRows = field(default_factory=RejectedRows)
     cut: RejectedRows = field(default_factory=RejectedRows)
     """Rows that were taken without a part of what is trained on."""
@@ -223,14 +225,20 @@ class Counts:
         """The row within `max_length`; nothing when all that is trained on would be cut."""
         limit, row = self.max_length, whole.first(self.max_length)
         trained, wanted = row.trained_tokens, whole.trained_tokens
+        if self.drop and trained < wanted:
+            reason = f"{len(whole.input_ids)} tokens, and max_length is {limit} (too_long: drop)"
+            self.rejected.add(example.origin, reason)
+            return None
         self.answer_tokens += wanted
         self.lost += wanted - trained
         if trained == 0:
-            reason = f"answer cut wholly at {limit} tokens (the row has {len(whole.input_ids)})"
+            reason = (
+                f"answer fully truncated at {limit} tokens (the row has {len(whole.input_ids)})"
+            )
             self.rejected.add(example.origin, reason)
             return None
         if trained < wanted:
-            reason = f"answer cut at {limit} tokens: {wanted - trained} of {wanted} lost"
+            reason = f"answer truncated at {limit} tokens: {wanted - trained} of {wanted} lost"
             self.cut.add(example.origin, reason)
         tokens, before = len(row.input_ids), self.of(split)
         self.splits[split] = SplitCounts(
@@ -269,7 +277,9 @@ def _write_rows(rows: SplitRows, renderer: Renderer, folder: Path, reporter: Rep
         stack.enter_context(all_cores())
         total = rows.rows_read - rows.duplicates
         progress = Progress(stack.enter_context(reporter.meter("prepare", total)), total)
-        counts = Counts(rows.data.max_length, stack.enter_context(rejected_rows(folder)))
+        data = rows.data
+        rejected = stack.enter_context(rejected_rows(folder))
+        counts = Counts(data.max_length, data.too_long == "drop", rejected)
         writers: dict[Assigned, RowWriter] = {
             name: stack.enter_context(RowWriter(split_file(folder, name))) for name in SPLITS
         }
@@ -301,7 +311,7 @@ def _replay(drawing: Drawing, counts: Counts, renderer: Renderer, writer: RowWri
     task_rows = counts.of("train").rows
     if not task_rows:
         return
-    wanted = rows_wanted(drawing.replay.share, task_rows)
+    wanted = rows_wanted(drawing.replay.ratio, task_rows)
     draw = ReplayDraw(drawing, wanted, counts.max_length)
     for example, row in draw.draw(renderer):
         writer.write(row, example)
@@ -363,7 +373,7 @@ def encode_file(
         item if isinstance(item, RejectedRow) else (item, "train")
         for item in read_examples(source, data)
     )
-    rows, counts = [], Counts(data.max_length)
+    rows, counts = [], Counts(data.max_length, data.too_long == "drop")
     for item in encode_items(items, renderer):
         if isinstance(item, RejectedRow):
             counts.rejected.add(item.origin, item.reason)

@@ -175,7 +175,7 @@ def _lower_rank(asked: FitRequest, found: Choices) -> Iterator[Step]:
 
 
 def _cost_of_length(asked: FitRequest, tokens: int) -> str:
-    refused = "prepare stops where that loses 1% of the answers, unless data.allow_truncation"
+    refused = "prepare stops where that loses 1% of the answers, unless data.too_long allows it"
     if asked.share_longer is None:
         return (
             f"the ends of longer rows, of which nothing is known without prepared data; {refused}"

@@ -160,7 +160,7 @@ def _prepared(loaded: RecipeFile, recipe: Recipe) -> Dataset | None:
     if before is None or now is None:
         same_replay = before is None and now is None
     else:
-        same_replay = _same_source(before.source, now.source) and before.share == now.share
+        same_replay = _same_source(before.source, now.source) and before.ratio == now.ratio
     made_for = (
         same_replay
         and _same_source(prepared.model, model_source(recipe.model.id))

@@ -220,7 +220,7 @@ class Plan(TrainingRecord):
         ends_with = self.estimate.trainable_parameters * each + more_bytes
         # At most one save a validation, one a checkpoint, and one at the end.
         saves = self.steps // self.training.save_steps + self.steps // self.training.eval_steps + 1
-        kept = min(self.training.keep_checkpoints + MORE_CHECKPOINTS, saves)
+        kept = min(self.training.save_total_limit + MORE_CHECKPOINTS, saves)
         return self.checkpoint_bytes * kept + ends_with
 
 

@@ -76,17 +76,17 @@ def test_a_leak_from_a_file_is_an_error_unless_allowed(
     keys["train"] = write(bench, "train.jsonl", many("a", 4))
     with pytest.raises(DataError) as caught:
         bench.prepare(**keys)
-    leaks = named.count("too")
+    overlap = named.count("too")
     assert (caught.value.code, caught.value.exit_code, str(caught.value)) == (
-        "leak",
+        "overlap",
         1,
-        f"{leaks} held-out rows have a prompt that is on another side too: {named}; take them "
-        "out, or set data.allow_leaks: true",
+        f"{overlap} held-out rows have a prompt that is in another split too: {named}; remove "
+        "them, or set data.allow_overlap: true",
     )
-    found = bench.prepare(**keys, allow_leaks=True)
-    assert found.prepared.leaks == leaks
+    found = bench.prepare(**keys, allow_overlap=True)
+    assert found.prepared.overlap == overlap
     found.require_sum()
-    observed(f"{name}: exit 1, {leaks} of {leaks} leaks named; counted where allowed")
+    observed(f"{name}: exit 1, {overlap} of {overlap} named; counted where allowed")
 
 
 @pytest.mark.parametrize(("share", "file"), [("validation", "test"), ("test", "validation")])
@@ -107,14 +107,14 @@ def test_a_row_that_is_no_duplicate_decides(bench: Bench) -> None:
     """A duplicate is on no side, and a prompt that only a duplicate has is on that of its first."""
     train = write(bench, "train.jsonl", [("a", "x"), ("a", "x"), ("b", "x")])
     held = write(bench, "v.jsonl", [("c", "x"), ("c", "x")])
-    assert bench.prepare(train=train, validation=held).prepared.leaks == 0
+    assert bench.prepare(train=train, validation=held).prepared.overlap == 0
 
 
 prompts = st.sampled_from("abcdefgh")
 some = st.lists(st.tuples(prompts, st.sampled_from("xy")), max_size=8)
 
 
-def test_leaks_are_those_that_sets_tell(bench: Bench, complete: bool, observed: Observed) -> None:
+def test_overlap_is_what_sets_find(bench: Bench, complete: bool, observed: Observed) -> None:
     looked = 0
 
     @settings(max_examples=500 if complete else 50, deadline=None)
@@ -123,12 +123,12 @@ def test_leaks_are_those_that_sets_tell(bench: Bench, complete: bool, observed: 
         nonlocal looked
         files = {"train": [("z", "x"), *train], "validation": validation, "test": test}
         keys = {side: write(bench, f"{side}.jsonl", rows) for side, rows in files.items()}
-        found = bench.prepare(**keys, allow_leaks=True)
+        found = bench.prepare(**keys, allow_overlap=True)
         found.require_sum()
         of = {side: {prompt for prompt, _ in rows} for side, rows in files.items()}
-        leaks = sum(prompt in of["train"] for prompt, _ in validation)
-        leaks += sum(prompt in of["train"] | of["validation"] for prompt, _ in test)
-        assert found.prepared.leaks == leaks
+        overlap = sum(prompt in of["train"] for prompt, _ in validation)
+        overlap += sum(prompt in of["train"] | of["validation"] for prompt, _ in test)
+        assert found.prepared.overlap == overlap
         for split in SPLITS:
             rows = read_split(found.folder, split).column("messages").to_pylist()
             turns = [json.loads(row) for row in rows]
@@ -136,7 +136,7 @@ def test_leaks_are_those_that_sets_tell(bench: Bench, complete: bool, observed: 
         looked += sum(len(rows) for rows in files.values())
 
     check()
-    observed(f"{looked:,} random rows in three files: the leaks that sets tell, no more")
+    observed(f"{looked:,} random rows in three files: the overlap that sets find, no more")
 
 
 def test_the_command_says_it(
@@ -146,8 +146,8 @@ def test_the_command_says_it(
     held = write(bench, "held.jsonl", [("a1", "y"), ("b", "x")])
     recipe = write_recipe(data={"train": train, "validation": held})
     assert run(["prepare", str(recipe), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["error"]["code"] == "leak"
-    assert run(["prepare", str(recipe), "--set", "data.allow_leaks=true"]) == 0
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "overlap"
+    assert run(["prepare", str(recipe), "--set", "data.allow_overlap=true"]) == 0
     told = capsys.readouterr().out
     assert "duplicates  1   kept the first of each" in told
-    assert "leaks       1   held-out prompts that stand elsewhere too (allowed)" in told
+    assert "overlap     1   held-out prompts that are in another split too (allowed)" in told
