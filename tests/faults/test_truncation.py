@@ -89,12 +89,11 @@ def test_what_is_lost_of_an_answer_is_counted_and_its_row_named(
     code, found, told = prepare(few, CUT, too_long="drop")
     (problem,) = found["problems"]
     assert (code, found["rows_rejected"], found["answer_tokens_lost"]) == (0, 1, 0)
-    assert (
-        problem["reason"]
-        == f"{prompt + answer} tokens, and max_length is {MAX_LENGTH} (too_long: drop)"
-    )
+    said = f"{prompt + answer} tokens, and max_length is {MAX_LENGTH} (too_long: drop)"
+    assert problem["reason"] == said
     observed(
-        f"in part: row and {lost} tokens named; exit 1 at {share:.1%}, 0 below 1%, truncated or dropped"
+        f"in part: row and {lost} tokens named; exit 1 at {share:.1%}, 0 below 1%, truncated or "
+        "dropped"
     )
 
 
