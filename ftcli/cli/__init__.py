@@ -17,7 +17,7 @@ from ftcli import __version__
 from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema, train
 from ftcli.console import result, result_json, say
 from ftcli.errors import FtcliError, MachineError
-from ftcli.kernels.cpu import skip_final_gc, start_gc_tuning
+from ftcli.kernels.cpu import end_process, start_gc_tuning
 from ftcli.redact import masked
 from ftcli.runs.atomic import is_full
 from ftcli.shell import shown_source
@@ -91,9 +91,7 @@ EXIT_INTERRUPTED = 130
 def main() -> None:
     """Entry point of the `ftcli` command."""
     start_gc_tuning()
-    code = run(sys.argv[1:])
-    skip_final_gc()
-    sys.exit(code)
+    end_process(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:

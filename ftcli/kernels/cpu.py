@@ -5,10 +5,14 @@ Torch is imported inside functions only: the command line tunes the garbage coll
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import platform
-from typing import TYPE_CHECKING, Any
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from ftcli.memory.hardware import Hardware
@@ -42,9 +46,16 @@ def end_gc_tuning() -> None:
         gc.set_threshold(*DEFAULT_GC_THRESHOLD)
 
 
-def skip_final_gc() -> None:
-    """Let the system free all memory at exit at once: Python's own way takes 1.5 s."""
-    gc.freeze()
+def end_process(code: int) -> NoReturn:
+    """Exit as Python does, but leave all objects to the system: freeing them takes 0.2 to 1.5 s."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads any more, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 def tune_cpu(hardware: Hardware) -> None:
