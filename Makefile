@@ -4,7 +4,7 @@
 # make test-all: the long tests too, which vary what the quick ones prove.
 # They hide a GPU; what only a GPU can show, and its speed and memory: make card.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
-# make bench: speed, measured; docs/performance.md is written from it (BENCH="--only levers", ...).
+# make bench: speed, measured; docs/performance.md is written from it (BENCH="--only optimizations", ...).
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3
 VENV ?= .venv
@@ -52,7 +52,7 @@ card: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)
 	FTCLI_SMALL_MODEL=$(abspath $(MODEL)) $(BIN)/python -m pytest -m gpu -rs
 	$(BIN)/python -m scripts.measure_vram
-	$(BIN)/python -m scripts.bench_levers --model $(MODEL)
+	$(BIN)/python -m scripts.bench_optimizations --model $(MODEL)
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m scripts.build_shop_data

@@ -1,7 +1,7 @@
 """Measure the speed of docs/performance.md; print its tables, and write them there.
 
     python -m scripts.bench --model models/SmolLM2-135M-Instruct
-    python -m scripts.bench --model … --data rows.jsonl --only levers peers --rows 512
+    python -m scripts.bench --model … --data rows.jsonl --only optimizations peers --rows 512
     python -m scripts.bench --write      # the page from docs/data/performance, nothing is measured
 
 One program after the other, since each wants the whole machine. Rows are {"prompt", "completion"}.
@@ -74,7 +74,7 @@ def _keep(part: str, found: Found, kind: Callable[[Found], object]) -> None:
     file.write_text(json.dumps({"measured": list(kept.values())}, indent=2) + "\n", "utf-8")
 
 
-def _measure_levers(arguments: argparse.Namespace) -> None:
+def _measure_optimizations(arguments: argparse.Namespace) -> None:
     common = ["--model", str(arguments.model), "--data", str(arguments.data)]
     for mode in arguments.modes:
         ways = [["--mode", mode, "--steps", str(arguments.steps)]]
@@ -82,8 +82,8 @@ def _measure_levers(arguments: argparse.Namespace) -> None:
             few = ["--ways", "plain", "one node", "--steps", "1"]
             ways.append(["--mode", mode, "--instruction", str(INSTRUCTION), *few])
         for way in ways:
-            found = _printed("bench_levers", *common, *way)
-            _keep("levers", found, lambda each: (each["mode"], each["instruction_words"]))
+            found = _printed("bench_optimizations", *common, *way)
+            _keep("optimizations", found, lambda each: (each["mode"], each["instruction_words"]))
 
 
 def _measure_answers(arguments: argparse.Namespace) -> None:
@@ -117,7 +117,7 @@ def _measure_peers(arguments: argparse.Namespace) -> None:
 
 
 MEASURES: dict[str, Callable[[argparse.Namespace], None]] = {
-    "levers": _measure_levers,
+    "optimizations": _measure_optimizations,
     "answers": _measure_answers,
     "start": _measure_start,
     "peers": _measure_peers,
@@ -155,8 +155,8 @@ def table_of(name: str) -> str:
     return TABLES[name](json.loads((FOUND / f"{name}.json").read_text("utf-8")))
 
 
-def levers(found: Found) -> str:
-    """One row for each lever, one column for each kind of training."""
+def optimizations(found: Found) -> str:
+    """One row for each optimisation, one column for each kind of training."""
     kinds = {_kind(each): each for each in found["measured"]}
     names = list(dict.fromkeys(name for each in kinds.values() for name in each["seconds_a_step"]))
     table = [f"| | {' | '.join(kinds)} |", f"|{' --- |' * (len(kinds) + 1)}"]
@@ -320,7 +320,7 @@ def _answer(each: Found) -> list[str]:
 
 
 TABLES: dict[str, Callable[[Found], str]] = {
-    "levers": levers,
+    "optimizations": optimizations,
     "answers": answers,
     "start": start,
     "peers": peers,

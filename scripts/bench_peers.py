@@ -208,15 +208,15 @@ def _environment(command: Command, job: Job) -> dict[str, str]:
 
 
 def _ftcli(job: Job) -> Command:
-    return _with_recipe(job, fast=True)
+    return _with_recipe(job, optimized=True)
 
 
 def _ftcli_plain(job: Job) -> Command:
     """Without optimisations: transformers' and PEFT's own forward on padded rows."""
-    return _with_recipe(job, fast=False)
+    return _with_recipe(job, optimized=False)
 
 
-def _with_recipe(job: Job, *, fast: bool) -> Command:
+def _with_recipe(job: Job, *, optimized: bool) -> Command:
     method: dict[str, object] = {"mode": job.mode}
     if job.mode != "full":
         method |= {"rank": RANK, "alpha": ALPHA}
@@ -228,7 +228,7 @@ def _with_recipe(job: Job, *, fast: bool) -> Command:
         "warmup_ratio": WARM_UP,
         "precision": job.precision,
         "seed": SEED,
-        "fast": "all" if fast else False,
+        "optimizations": "all" if optimized else "off",
     }
     # the others train on equal rows, too
     data = {"train": str(job.rows), "validation": 0, "shuffle": False, "deduplicate": False}

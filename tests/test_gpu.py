@@ -103,16 +103,20 @@ def measured_run(
         ("prompt-tuning", "bf16"),
     ],
 )
-@pytest.mark.parametrize("fast", [True, "all"])
+@pytest.mark.parametrize("optimizations", ["auto", "all"])
 def test_a_training_takes_what_was_estimated(
     mode: str,
     precision: str,
     checkpointing: bool,
-    fast: bool | str,
+    optimizations: str,
     middle_sized: Path,
     tmp_path: Path,
 ) -> None:
-    training = {"precision": precision, "gradient_checkpointing": checkpointing, "fast": fast}
+    training = {
+        "precision": precision,
+        "gradient_checkpointing": checkpointing,
+        "optimizations": optimizations,
+    }
     found = measured_run(tmp_path, middle_sized, {"mode": mode}, training)
     assert [figure.measure for figure in found.figures] == ["allocated", "reserved"]
     for figure in found.figures:
@@ -126,7 +130,7 @@ def test_a_training_takes_what_was_estimated(
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_card_s_levers_give_the_loss_and_the_gradients_of_padded_rows(
+def test_a_card_s_optimisations_give_the_loss_and_the_gradients_of_padded_rows(
     name: str, method: str
 ) -> None:
     import torch
@@ -167,19 +171,24 @@ def test_liger_gives_the_loss_and_the_gradients_of_transformers(
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_a_card_with_all_levers_learns_the_same(
+def test_a_card_with_all_optimisations_learns_the_same(
     method: str, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     curves = {}
-    for name, fast in (("levers", "all"), ("plain", False)):
-        training = {"epochs": 1, "batch_size": 8, "precision": "fp32", "fast": fast}
+    for name, optimizations in (("all", "all"), ("plain", "off")):
+        training = {
+            "epochs": 1,
+            "batch_size": 8,
+            "precision": "fp32",
+            "optimizations": optimizations,
+        }
         recipe = write_recipe(name, method={"mode": method}, training=training)
         assert run(["train", str(recipe)]) == 0
         lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()
         curves[name] = [record["loss"] for record in map(json.loads, lines) if "loss" in record]
         planned = json.loads((tmp_path / "runs" / name / "plan.json").read_text())
-        assert bool(planned["training"]["packing"]) == (name == "levers")
-    assert curves["levers"] == pytest.approx(curves["plain"], abs=1e-3)
+        assert bool(planned["training"]["packing"]) == (name == "all")
+    assert curves["all"] == pytest.approx(curves["plain"], abs=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ftcli.config.answer_format import AnswerFormat, JsonFormat, RegexFormat, SqlFormat, TextFormat
 from ftcli.config.data import Data, Replay
@@ -80,6 +80,11 @@ def l2_sp_fault(rate: float, strength: float) -> str | None:
     )
 
 
+def _off(value: object) -> object:
+    """YAML 1.1 reads `off` as false."""
+    return "off" if value is False else value
+
+
 class Training(Section):
     """How the training runs."""
 
@@ -109,9 +114,9 @@ class Training(Section):
     packing: Literal["auto"] | bool | PositiveCount = "auto"
     """Rows of a step without padding, in micro-batches of up to so many tokens; false: padded rows.
     Which rows make a step stays, and so does the loss. true, as a number, insists on it."""
-    fast: bool | Literal["all"] = True
-    """Levers of docs/performance.md: true: those that were timed on this kind of machine; all: on a
-    card, too, where none was; false: none, transformers' and PEFT's own forward on padded rows."""
+    optimizations: Annotated[Literal["auto", "all", "off"], BeforeValidator(_off)] = "auto"
+    """auto: optimisations measured on this kind of machine (docs/performance.md); all: on a GPU,
+    too, where none was measured yet; off: transformers' and PEFT's own forward on padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Compute activations again in the backward pass; auto: only where memory asks for it."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"

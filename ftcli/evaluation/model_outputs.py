@@ -223,7 +223,7 @@ class ModelRunner:
             "pad_id": self.contract.pad_id,
             "held_as": self.held_as,
             "attention": Plan.read(opened.run.plan).model.attention,
-            "fast": opened.recipe.training.fast,
+            "optimizations": opened.recipe.training.optimizations,
             "rows": wanted.digest,
             "settings": wanted.settings.model_dump(),
             "rows_at_once": wanted.rows_at_once,

@@ -88,7 +88,7 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     limit = min(math.ceil(LENGTH_FACTOR * longest), generation.max_new_tokens)
     greedy = generation.model_copy(update={"temperature": 0.0, "max_new_tokens": limit})
     prompt_format = PromptFormat(job.model.renderer, prepared.stop_ids, prepared.pad_id)
-    model = Model(trainer.model, prompt_format, recipe.training.fast is not False)
+    model = Model(trainer.model, prompt_format, recipe.training.optimizations != "off")
     arithmetic = trainer.compute_loss_context_manager()  # autocast, as in training
     try:
         with reporter.meter("tuned: answers", len(rows)) as meter, arithmetic:

@@ -55,8 +55,8 @@ class Model:
 
     network: PreTrainedModel
     prompt_format: PromptFormat
-    fast: bool = True
-    """Whether the optimisations of docs/performance.md are on (training.fast)."""
+    optimized: bool = True
+    """Whether the optimisations of docs/performance.md are on (training.optimizations)."""
 
     @property
     def device(self) -> torch.device:
@@ -103,7 +103,7 @@ def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
 
 def _collator(model: Model, rows: Sequence[Row]) -> Collator:
     """The collator; the length of `rows` limits the size of a batch."""
-    if not model.fast:
+    if not model.optimized:
         return PaddingCollator(model.prompt_format.pad_id)
     return scoring_collator(
         model.network, [row["input_ids"] for row in rows[:BLOCK_ROWS]], model.prompt_format.pad_id

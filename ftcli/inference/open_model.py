@@ -31,7 +31,7 @@ def load_base_model(opened: OpenRun) -> Model:
     """The base that a run started from, with the run's tokenizer and template."""
     prompt_format = verify_run(opened.recipe, opened.run, opened.prepared)
     network = _base(opened, inference_dtype(opened))
-    return Model(network, prompt_format, opened.recipe.training.fast is not False)
+    return Model(network, prompt_format, opened.recipe.training.optimizations != "off")
 
 
 def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model:
@@ -46,7 +46,7 @@ def load_tuned_model(opened: OpenRun, dtype: torch.dtype | None = None) -> Model
             network = open_adapter(_base(opened, dtype), opened.run.adapter)
         case _:
             assert_never(recipe.method)
-    return Model(network, prompt_format, recipe.training.fast is not False)
+    return Model(network, prompt_format, recipe.training.optimizations != "off")
 
 
 def _base(opened: OpenRun, dtype: torch.dtype) -> Any:

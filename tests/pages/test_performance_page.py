@@ -29,6 +29,6 @@ def test_optimizations_have_the_names_of_the_plan() -> None:
 
 def test_losses_are_those_of_the_plain_path() -> None:
     """Packed or not, a step's loss is the same, but for what 16 bits round at another place."""
-    for each in json.loads((FOUND / "levers.json").read_text(encoding="utf-8"))["measured"]:
+    for each in json.loads((FOUND / "optimizations.json").read_text(encoding="utf-8"))["measured"]:
         within = 1e-3 if each["precision"] == "no" else 1e-2
         assert max(each["largest_loss_difference"].values()) <= within

@@ -1,4 +1,4 @@
-"""Which levers a plan takes, and the reason where one is left."""
+"""Which optimisations a plan takes, and the reason where one is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan_of(mode: str = "lora", **sections: Any) -> Plan:
 @pytest.mark.parametrize(
     ("mode", "sections", "reason"),
     [
-        ("lora", {"training": {"fast": False}}, "training.fast: false"),
+        ("lora", {"training": {"optimizations": "off"}}, "training.optimizations: off"),
         ("lora", {"training": {"packing": False}}, "set in the recipe"),
         ("prefix-tuning", {}, "virtual tokens stand before each row by itself"),
         ("prompt-tuning", {}, "virtual tokens stand before each row by itself"),
@@ -80,14 +80,15 @@ def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
     names = ("fused_lora", "liger", "dequantised")
     keys = ("training.packing", *(f"optimizations.{name}" for name in names))
     assert not any(decided(plan, key)[0] for key in keys)
-    assert all("only training.fast: all takes it" in plan.reasons[key] for key in keys[:-1])
-    with pytest.raises(UsageError, match=r"only training\.fast: all takes it"):
+    only = "only training.optimizations: all takes it"
+    assert all(only in plan.reasons[key] for key in keys[:-1])
+    with pytest.raises(UsageError, match=r"only training\.optimizations: all takes it"):
         make_plan(recipe(training={"packing": True}), SMALL, PROFILE, card())
 
 
 def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **sections: Any) -> Plan:
     hardware = replace(card(), kernels=frozenset(kernels))
-    training = {"fast": "all"} | sections.pop("training", {})
+    training = {"optimizations": "all"} | sections.pop("training", {})
     return make_plan(recipe(mode, training=training, **sections), SMALL, PROFILE, hardware)
 
 
@@ -101,7 +102,7 @@ def test_a_card_takes_every_lever_that_is_asked_for() -> None:
     of_4_bits = on_card("qlora")
     assert of_4_bits.training.packing and of_4_bits.optimizations.fused_lora is False
     assert not of_4_bits.estimated.keeps_dequantised
-    off = on_card(training={"fast": False})
+    off = on_card(training={"optimizations": "off"})
     assert not off.training.packing and off.optimizations.liger is False
 
 
@@ -121,14 +122,14 @@ def test_a_card_without_a_lever_s_package_says_so() -> None:
 
 def test_an_old_card_pads() -> None:
     hardware = replace(card("T4"), kernels=frozenset(CARD_KERNELS))
-    plan = make_plan(recipe(training={"fast": "all"}), SMALL, PROFILE, hardware)
+    plan = make_plan(recipe(training={"optimizations": "all"}), SMALL, PROFILE, hardware)
     assert (
         not plan.training.packing
         and "of the year 2020 or later" in plan.reasons["training.packing"]
     )
 
 
-def test_the_estimate_of_a_card_knows_its_levers() -> None:
+def test_the_estimate_of_a_card_knows_its_optimisations() -> None:
     """Flex attention keeps its output, as torch's other kernels do; Liger's gate keeps less."""
     found = on_card().estimated
     on_cpu = replace(found, device="cpu")
@@ -196,12 +197,12 @@ def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
     by_rows = make_plan(recipe(training={"micro_batch_size": 2}), SMALL, alike, cpu())
     assert by_rows.training.packing == 1000 + 2 * 300
 
-    levers = recipe(training={"fast": "all"})
-    packed = make_plan(levers, SMALL, alike, card()).training.packing
+    asked = recipe(training={"optimizations": "all"})
+    packed = make_plan(asked, SMALL, alike, card()).training.packing
     assert packed == 1000 + 16 * 300, "though 16 of them apart would be too many"
-    assert make_plan(levers, SMALL, unlike, card()).training.packing == CARD_TOKENS < 16 * 1300
+    assert make_plan(asked, SMALL, unlike, card()).training.packing == CARD_TOKENS < 16 * 1300
 
-    for unshared in ({"method": {"dropout": 0.1}}, {"training": {"fast": False}}):
+    for unshared in ({"method": {"dropout": 0.1}}, {"training": {"optimizations": "off"}}):
         found = [make_plan(recipe(**unshared), SMALL, of, cpu()) for of in (unlike, alike)]
         assert found[0].estimate == found[1].estimate
         assert found[0].training == found[1].training
@@ -269,16 +270,16 @@ def test_what_short_rows_keep_is_estimated_by_the_longest_of_them() -> None:
     assert kept[1] - kept[0] == 400 * (208 - 48) * SMALL.heads * each * SMALL.layers
 
 
-def test_the_estimate_is_of_the_levers_that_are_taken() -> None:
+def test_the_estimate_is_of_the_optimisations_that_are_taken() -> None:
     mixed = cpu(fast_bf16=True)
     plan = make_plan(recipe(), SMALL, PROFILE, mixed)
-    plain = make_plan(recipe(training={"fast": False}), SMALL, PROFILE, mixed)
-    levers = ("packed_rows", "fused_lora")
-    for lever in levers:
-        assert getattr(plan.estimated, lever) and not getattr(plain.estimated, lever)
-        without = estimate(SMALL, replace(plan.estimated, **{lever: False}))
+    plain = make_plan(recipe(training={"optimizations": "off"}), SMALL, PROFILE, mixed)
+    optimisations = ("packed_rows", "fused_lora")
+    for optimisation in optimisations:
+        assert getattr(plan.estimated, optimisation) and not getattr(plain.estimated, optimisation)
+        without = estimate(SMALL, replace(plan.estimated, **{optimisation: False}))
         more, less = plan.estimate.peak_bytes, without.peak_bytes
-        assert more > less if lever == "packed_rows" else more < less, "shares are kept"
+        assert more > less if optimisation == "packed_rows" else more < less, "shares are kept"
     assert plan.headline().startswith(
         "CPU (a CPU) · bf16 · 16 rows a step, packed to 2,048 tokens · "
     )

@@ -16,12 +16,12 @@ FIRST_WITH_FLEX: ComputeCapability = (8, 0)
 
 
 def why_no_lever(recipe: Recipe, hardware: Hardware) -> str | None:
-    """Why a training takes no lever at all here; None where it may."""
-    fast = recipe.training.fast
-    if fast is False:
-        return "training.fast: false"
-    if hardware.kind == "cuda" and fast != "all":
-        return "not yet timed on a card, where only training.fast: all takes it"
+    """Why a training takes no optimisation at all here; None where it may."""
+    wanted = recipe.training.optimizations
+    if wanted == "off":
+        return "training.optimizations: off"
+    if hardware.kind == "cuda" and wanted != "all":
+        return "not yet measured on a GPU, where only training.optimizations: all takes it"
     if hardware.kind == "mps":
         return "not proven on this kind of machine"
     return None

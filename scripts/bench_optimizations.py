@@ -1,8 +1,8 @@
-"""Time an optimizer step with one lever after the other, in turn, and say what share of the
+"""Time an optimizer step with one optimisation after the other, in turn, and say what share of the
 machine's matrix products it uses.
 
-    python -m scripts.bench_levers --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
-    python -m scripts.bench_levers --model … --instruction 1000
+    python -m scripts.bench_optimizations --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
+    python -m scripts.bench_optimizations --model … --instruction 1000
 
 Rows are {"prompt", "completion"}. `--instruction` puts so many words, the same ones, before each.
 Prints JSON: the median over steps of each way's seconds by those of the plain path, the largest
@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
-    """As `ftcli train` builds it, with every lever."""
+    """As `ftcli train` builds it, with every optimisation."""
     count = BATCH * (arguments.steps + 1)
     instruction = "Follow these notes. " + "be brief and name the price " * 400
     with arguments.data.open() as lines, (work / "rows.jsonl").open("w") as file:
@@ -100,11 +100,11 @@ def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
             prompt = " ".join([*words, pair["prompt"]])
             file.write(json.dumps({"prompt": prompt, "completion": pair["completion"]}) + "\n")
     recipe = {
-        "name": "levers",
+        "name": "optimizations",
         "model": {"id": str(arguments.model.absolute())},
         "method": {"mode": arguments.mode},
         "data": {"train": "rows.jsonl", "validation": 0, "shuffle": False, "max_length": 4096},
-        "training": {"epochs": 1, "batch_size": BATCH, "fast": "all"},
+        "training": {"epochs": 1, "batch_size": BATCH, "optimizations": "all"},
     }
     (work / "recipe.yaml").write_text(json.dumps(recipe))
     loaded = load_recipe(work / "recipe.yaml")
@@ -136,12 +136,15 @@ def _ways(trainer: FtcliTrainer) -> dict[str, Step]:
 
 
 def _batches(
-    trainer: FtcliTrainer, window: list[int], collator: Collator, *levers: Callable[[Any], int]
+    trainer: FtcliTrainer,
+    window: list[int],
+    collator: Collator,
+    *switches: Callable[[Any], int],
 ) -> float:
-    """Our own step; without levers, with PEFT's and transformers' own forward."""
+    """Our own step; without optimisations, with PEFT's and transformers' own forward."""
     _unfuse(trainer.model)
-    for lever in levers:
-        lever(trainer.model)
+    for switch in switches:
+        switch(trainer.model)
     trainer.collator = collator
     most = ROWS_AT_ONCE if isinstance(collator, PaddingCollator) else BATCH
     examples = trainer.data.train.read(window)
