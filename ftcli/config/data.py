@@ -46,7 +46,9 @@ def _share_count_or_file(value: object) -> object:
     return value
 
 
-HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file), PathKind("data")]
+HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
+# data.test: auto takes this ratio of at least so many rows; of fewer, no score would tell much.
+AUTO, AUTO_TEST, ROWS_FOR_A_TEST = "auto", 0.1, 200
 
 
 # The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the ratio at
@@ -84,10 +86,11 @@ class Data(Section):
     """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
     format: Literal["auto", "pairs", "messages", "sharegpt", "alpaca", "text", "columns"] = "auto"
     """Shape of a row; auto recognises it by the columns."""
-    validation: HoldOut = 0.1
+    validation: Annotated[HoldOut, PathKind("data")] = 0.1
     """Held out to choose the best checkpoint: a share, a number of rows, or a file; 0: none."""
-    test: HoldOut = 0
-    """Held out for `ftcli eval` and never used to choose a checkpoint: as `validation`."""
+    test: Annotated[HoldOut, PathKind("data", words=(AUTO,))] = AUTO
+    """Held out for `ftcli eval` and never used to choose a checkpoint: as `validation`; auto: 0.1
+    from 200 rows on, 0 below or where `validation` is 0."""
     max_length: PositiveCount = 1024
     """Longest row in tokens."""
     prompt: str | None = None

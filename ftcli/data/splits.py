@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftcli.config.recipe import Data
+from ftcli.config.data import AUTO, AUTO_TEST, ROWS_FOR_A_TEST, Data
 from ftcli.console import Meter, Reporter
 from ftcli.data.dataset import SPLITS, Assigned, Split
 from ftcli.data.example import DIGEST_BYTES, Example, Origin
@@ -88,11 +88,12 @@ class Prompts:
 
 
 def assign_splits(
-    digests: Digests, validation: float, test: float, seed: int, deduplicate: bool
+    digests: Digests, validation: float, test: float | None, seed: int, deduplicate: bool
 ) -> Assignment:
     """Splits of the examples.
 
-    `validation` and `test` are ratios of the rows without duplicates (below 1) or numbers of rows.
+    `validation` and `test` are ratios of the rows without duplicates (below 1) or numbers of rows;
+    no `test`: AUTO_TEST where there are enough rows.
     A split takes whole groups of one prompt that fit into that number, the smallest group when
     none does; so it is never empty while there are groups to spare, and training always keeps one.
     Raises DataError (`data_split`) when the numbers leave nothing to train on.
@@ -113,12 +114,14 @@ def assign_splits(
 
 
 def _splits_of_groups(
-    prompts: Codes, sizes: Codes, validation: float, test: float, seed: int
+    prompts: Codes, sizes: Codes, validation: float, test: float | None, seed: int
 ) -> Codes:
     """For each prompt the place of its split in ASSIGNED."""
     import numpy
 
     rows = int(sizes.sum())
+    if test is None:
+        test = AUTO_TEST if rows >= ROWS_FOR_A_TEST else 0
     validation_rows, test_rows = _rows(validation, rows), _rows(test, rows)
     if rows and validation_rows + test_rows >= rows:
         raise DataError(
@@ -195,7 +198,7 @@ def sources_of(data: Data) -> dict[Split, str]:
     sources: dict[Split, str] = {"train": data.train}
     if isinstance(data.validation, str):
         sources["validation"] = data.validation
-    if isinstance(data.test, str):
+    if isinstance(data.test, str) and data.test != AUTO:
         sources["test"] = data.test
     return sources
 
@@ -206,6 +209,14 @@ def files_of(data: Data) -> dict[str, str]:
     if data.replay is not None:
         files["replay"] = replay_file(data.replay.source)
     return files
+
+
+def _sizes(data: Data) -> tuple[float, float | None]:
+    """What validation and test take of the training rows, as `assign_splits` has it."""
+    validation = 0 if isinstance(data.validation, str) else data.validation
+    if data.test == AUTO:
+        return validation, 0 if data.validation == 0 else None
+    return validation, 0 if isinstance(data.test, str) else data.test
 
 
 def source_digests(data: Data) -> dict[str, str]:
@@ -229,12 +240,12 @@ def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
     """
     # The training rows decide it, so that no other file gives the recipe's words another meaning.
     data = data.model_copy(update={"system": pinned_system(data)})
-    ratios = [0 if isinstance(held, str) else held for held in (data.validation, data.test)]
+    of_train = _sizes(data)
     with reporter.meter("read", 0) as meter:
         reader = _Reader(data, Progress(meter))
         for source, file in sources_of(data).items():
             digests = reader.read(source, file)
-            validation, test = ratios if source == "train" else (0, 0)
+            validation, test = of_train if source == "train" else (0, 0)
             assignment = assign_splits(digests, validation, test, seed, data.deduplicate)
             reader.files.append(_File(source, digests, assignment))
     if reader.overlap and not data.allow_overlap:

@@ -44,7 +44,7 @@ def test_four_sections_are_a_complete_recipe() -> None:
     found = recipe()
     assert found.training.batch_size == 16
     assert found.data.validation == 0.1
-    assert found.data.test == 0
+    assert found.data.test == "auto"
     assert found.eval.format is None
 
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftcli.config.data import Data
+from ftcli.console import Terminal
 from ftcli.data.example import Example, Message, Origin
-from ftcli.data.splits import Assignment, Digests, Prompts, assign_splits
+from ftcli.data.splits import Assignment, Digests, Prompts, assign_splits, find_splits
 from ftcli.errors import DataError
 
 
@@ -21,7 +26,7 @@ def example(prompt: str, answer: str, line: int = 1) -> Example:
 def split_of(
     examples: list[Example],
     validation: float = 0,
-    test: float = 0,
+    test: float | None = 0,
     seed: int = 0,
     deduplicate: bool = True,
 ) -> Assignment:
@@ -105,6 +110,30 @@ def test_test_rows_do_not_depend_on_validation() -> None:
     one, other = split_of(HUNDRED, 0.1, 0.2), split_of(HUNDRED, 0.3, 0.2)
     tested = [index for index in range(100) if one.split(index) == "test"]
     assert tested == [index for index in range(100) if other.split(index) == "test"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "test_rows"),
+    [
+        (199, {}, 0),
+        (200, {}, 20),
+        (200, {"validation": 0}, 0),
+        (200, {"test": 0}, 0),
+        (200, {"test": 7}, 7),
+        (200, {"validation": "held.jsonl"}, 20),
+    ],
+)
+def test_a_test_split_is_taken_of_200_rows_or_more(
+    rows: int, keys: dict[str, Any], test_rows: int, tmp_path: Path
+) -> None:
+    for name, count in (("rows", rows), ("held", 3)):
+        pairs = [{"prompt": f"{name} {number}", "completion": "a"} for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    names = {"train": "rows.jsonl"} | keys
+    paths = {key: str(tmp_path / v) if isinstance(v, str) else v for key, v in names.items()}
+    found = find_splits(Data.model_validate(paths), 0, Terminal())
+    assert found.assignments["train"].rows("test") == test_rows
+    assert "test" not in found.assignments
 
 
 @pytest.mark.parametrize(("validation", "test"), [(100, 0), (60, 40), (0.5, 0.5), (0.5, 50)])

@@ -119,7 +119,7 @@ def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str)
         "train": f"{far}/rows.jsonl",
         "test": f"{far}/test.jsonl",
         "system": "/srv/clients is a path that the model is to know",
-        "replay": {"source": f"{far}/general.jsonl", "share": 0.15},
+        "replay": {"source": f"{far}/general.jsonl", "ratio": 0.15},
     }
     recipe["eval"] = {"format": {"type": "sql", "table": f"{far}/tables.csv"}}
     run.recipe.write_text(yaml.safe_dump(recipe))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from ftcli.config.data import AUTO
 from ftcli.config.loader import RecipeFile, differences, load_recipe
 from ftcli.console import Reporter
 from ftcli.data.dataset import load_dataset
@@ -89,9 +90,9 @@ def _require_held_out(loaded: RecipeFile, options: CompareOptions) -> None:
             "0; hold some out"
         )
         raise UsageError("flag", message)
-    if data.validation == 0 and data.test == 0:
+    if data.validation == 0 and data.test in (0, AUTO):
         message = (
-            "data.test: found 0, and data.validation is 0 too; a comparison needs rows that no "
+            "data.validation: found 0, and no data.test; a comparison needs rows that no "
             "method is trained on: hold some out (data.test: 0.1)"
         )
         raise UsageError("recipe", message, file=file, line=line)
