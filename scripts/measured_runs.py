@@ -112,7 +112,7 @@ def measured_choices(row: Row, shape: Shape) -> Choices:
         weights_dtype=_weights_dtype(row),
         optimizer=_known(_OPTIMIZERS, row, "optimizer"),
         rank=int(row["rank"] or 1),
-        targets=targets,
+        target_modules=targets,
         modules_to_save=saved,
         dropout=float(row["lora_dropout"] or 0),
         virtual_tokens=int(row["virtual_tokens"] or 0),

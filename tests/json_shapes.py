@@ -44,12 +44,12 @@ def evaluation() -> dict[str, Any]:
     return {**shape, "properties": properties, "required": [*shape["required"], "tuned"]}
 
 
-VERDICTS = ["pass", "drift accepted", "nothing to merge"]
+VERDICTS = ["pass", "mismatch allowed", "nothing to merge"]
 EXACT = record(
     {"kl": NUMBER, "max_logit_difference": NUMBER, "limit": NUMBER}
     | {"compared_in": {"enum": ["float32", "float64"]}}
 )
-DRIFT = record({"kl": NUMBER, "top1_agreement": SHARE})
+ALLOWED = record({"kl": NUMBER, "top1_agreement": SHARE})
 ROUNDING = record(
     {"dtype": TEXT, "kl": NUMBER, "top1_agreement": SHARE, "shows": {"type": "boolean"}}
     | {"loss_before": NUMBER, "loss": NUMBER, "loss_difference": NUMBER}
@@ -62,7 +62,7 @@ PHASES += ("optimizer step",)
 FIGURES = dict.fromkeys(
     ("peak_bytes", "reserved_bytes", "device_bytes", "low_bytes", "high_bytes"), COUNT
 )
-SIZE = {"enum": ["seq-len", "micro-batch", "rank"]}
+SIZE = {"enum": ["max-length", "micro-batch", "rank"]}
 CARD = {"card": TEXT, "usable_bytes": COUNT}
 FIT = record(CARD | {"fits": {"const": True}, "choices": {"type": "object"}} | FIGURES)
 NAME_OR_NONE = {"type": ["string", "null"]}
@@ -122,14 +122,14 @@ COMPARED = {
 OBJECT_OR_NONE = {"type": ["object", "null"]}
 STATISTICS = ("near_duplicates", "format", "same_prompt_different_answers", "lengths")
 ADVICE = record(
-    dict.fromkeys((*STATISTICS, "instruction", "probe"), OBJECT_OR_NONE)
+    dict.fromkeys((*STATISTICS, "instruction", "prompting"), OBJECT_OR_NONE)
     | {
         "rows": COUNT,
         "verdict": {"enum": ["prompt", "fine-tune", "fine-tune if called often"]},
         "sentences": {"type": "array", "items": TEXT, "minItems": 1},
     }
 )
-PRICE = record(
+COST = record(
     {
         "per_hour": NUMBER,
         "run": record(
@@ -157,7 +157,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "folder": TEXT,
             "advice": ADVICE,
         },
-        {"price": PRICE},
+        {"cost": COST},
     ),
     "estimate-vram": record(
         {
@@ -237,8 +237,8 @@ SHAPES: dict[str, dict[str, Any]] = {
             "rounding": ROUNDING,
             "other_types": {"type": "array", "items": ROUNDING},
             "largest_activation": NUMBER,
-            "drift": {"oneOf": [{"type": "null"}, DRIFT]},
-            "onto": {"enum": ["base", "dequantized", "original"]},
+            "mismatch": {"oneOf": [{"type": "null"}, ALLOWED]},
+            "base": {"enum": ["base", "dequantized", "original"]},
             "rows": COUNT,
             "dtype": TEXT,
             "dtype_reason": TEXT,

@@ -42,15 +42,13 @@ Mode = Annotated[
     Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"] | None,
     typer.Option(help="How to train."),
 ]
-SeqLen = Annotated[int | None, _number("N", "Tokens of the longest row.")]
+MaxLength = Annotated[int | None, _number("N", "Tokens of the longest row.")]
 MicroBatch = Annotated[int | None, _number("N", "Rows that go through at once.")]
 Rank = Annotated[int | None, _number("R", "LoRA's rank.")]
-Targets = Annotated[
+TargetModules = Annotated[
     str | None, typer.Option(metavar="LIST", help="all-linear, or names with commas.")
 ]
-Dora = Annotated[
-    bool | None, typer.Option("--dora/--no-dora", help="LoRA with a trained magnitude.")
-]
+Dora = Annotated[bool | None, typer.Option("--dora/--no-dora", help="DoRA.")]
 ModulesToSave = Annotated[
     str | None, typer.Option(metavar="LIST", help="Trained whole: embed_tokens, lm_head.")
 ]
@@ -105,10 +103,11 @@ Write = Annotated[
 ]
 Max = Annotated[
     str | None,
-    typer.Option("--max", metavar="SIZE", help="The largest seq-len, micro-batch or rank."),
+    typer.Option("--max", metavar="SIZE", help="The largest max-length, micro-batch or rank."),
 ]
 Sweep = Annotated[
-    str | None, typer.Option(metavar="SIZE=LIST", help="How memory grows: seq-len=512,1024,2048.")
+    str | None,
+    typer.Option(metavar="SIZE=LIST", help="How memory grows: max-length=512,1024,2048."),
 ]
 Calibrate = Annotated[
     list[Path] | None,
@@ -124,10 +123,10 @@ def estimate_vram(
     recipe: Recipe = None,
     model: Model = None,
     mode: Mode = None,
-    seq_len: SeqLen = None,
+    max_length: MaxLength = None,
     micro_batch: MicroBatch = None,
     rank: Rank = None,
-    targets: Targets = None,
+    target_modules: TargetModules = None,
     dora: Dora = None,
     modules_to_save: ModulesToSave = None,
     bottleneck: Bottleneck = None,
@@ -160,7 +159,7 @@ def estimate_vram(
     from ftcli.training.estimate.estimate import EstimateOptions, estimate_memory
 
     given = {
-        name: _names(value) if name in ("targets", "modules_to_save") else value
+        name: _names(value) if name in ("target_modules", "modules_to_save") else value
         for name, value in context.params.items()
         if value not in (None, (), []) and name not in ("json", "debug")
     }

@@ -282,7 +282,7 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
         yield from _wrapped(f"not even {limit.size} 1 surely fits {hardware.name}", "  ")
         return
     more = " or more" if limit.value == MOST else ""
-    context = "; whether the model was made for so many is not asked" * (limit.size == "seq-len")
+    context = "; whether the model was made for so many is not asked" * (limit.size == "max-length")
     yield from _wrapped(
         f"largest {limit.size} that surely fits {hardware.name}: {limit.value}{more} "
         f"({_figure(limit.estimate)} of {gigabytes(hardware.usable_bytes)}){context}",

@@ -20,7 +20,7 @@ def evaluate(
         int | None, typer.Option(metavar="N", min=1, help="Use the first N rows.")
     ] = None,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Measure the base too.")] = True,
-    prompted: Annotated[
+    baseline_prompt: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
@@ -28,7 +28,7 @@ def evaluate(
         ),
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(metavar="K", min=0, help="Examples for --prompted (5).")
+        int | None, typer.Option(metavar="K", min=0, help="Examples for --baseline-prompt (5).")
     ] = None,
     scores: Annotated[
         list[Path] | None,
@@ -56,7 +56,7 @@ def evaluate(
             help="Exit with 1 unless this holds, as format>=0.9 or loss:better; repeatable.",
         ),
     ] = None,
-    rows_at_once: Annotated[
+    batch_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Rows answered at once (64).")
     ] = None,
     overrides: options.Overrides = None,
@@ -79,10 +79,10 @@ def evaluate(
         raise UsageError(
             "flag", f"--scores was given {len(scores)} times; put all functions into one file"
         )
-    if shots is not None and prompted is None:
-        raise UsageError("flag", "--shots needs --prompted FILE, the instruction")
-    if prompted is not None and not base:
-        raise UsageError("flag", "--prompted asks the base, and --no-base leaves it out; give one")
+    if shots is not None and baseline_prompt is None:
+        raise UsageError("flag", "--shots needs --baseline-prompt FILE, the instruction")
+    if baseline_prompt is not None and not base:
+        raise UsageError("flag", "--baseline-prompt asks the base, which --no-base leaves out")
     if not forgetting and (general_text is not None or general_instructions is not None):
         raise UsageError(
             "flag", "--no-forgetting leaves out what the other flag measures; give one"
@@ -92,13 +92,13 @@ def evaluate(
         data=data,
         limit=limit,
         with_base=base,
-        prompted=prompted,
+        baseline_prompt=baseline_prompt,
         shots=SHOTS if shots is None else shots,
         scores=scores[0] if scores else None,
         forgetting=forgetting,
         general_text=general_text,
         general_instructions=general_instructions,
-        rows_at_once=rows_at_once,
+        batch_size=batch_size,
     )
     found = evaluate_run(run, overrides or (), wanted, Terminal())
     report_or_say(found.run, Terminal())

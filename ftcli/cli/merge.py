@@ -20,7 +20,7 @@ def merge(
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Output folder; default: RUN/merged.")
     ] = None,
-    onto: Annotated[
+    base: Annotated[
         Literal["dequantized", "original"],
         typer.Option(help="QLoRA: the base as it was trained on, or the original one."),
     ] = "dequantized",
@@ -32,9 +32,9 @@ def merge(
             help="auto: the smallest that costs nothing that shows.",
         ),
     ] = "auto",
-    accept_drift: Annotated[
+    allow_mismatch: Annotated[
         bool,
-        typer.Option("--accept-drift", help="Keep a merge onto the original base that differs."),
+        typer.Option("--allow-mismatch", help="Keep a merge into the original base that differs."),
     ] = False,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -47,7 +47,7 @@ def merge(
     """
     from ftcli.export.merge import MergeOptions, merge_run
 
-    asked = MergeOptions(onto, dtype, accept_drift)
+    asked = MergeOptions(base, dtype, allow_mismatch)
     found = merge_run(run, overrides or (), output=output, options=asked, reporter=Terminal())
     if json:
         result_json(found.as_json())
@@ -68,7 +68,7 @@ def _show(found: MergeResult) -> None:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    exact, drift, dtype = report["exact"], report["drift"], report["dtype"]
+    exact, mismatch, dtype = report["exact"], report["mismatch"], report["dtype"]
     rows = "1 row" if report["rows"] == 1 else f"{report['rows']} rows"
     first = (
         f"exact before rounding (KL {exact['kl']:.1e}, largest logit difference "
@@ -84,7 +84,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"first token {cost['top1_agreement']:.1%}"
         )
     lines = [first, f"{dtype}: {report['dtype_reason']}"]
-    if drift is not None:
+    if mismatch is not None:
         kept = "" if report["verdict"] == "pass" else "; accepted"
-        lines.append(f"not the model that was trained on 4 bits: KL {drift['kl']:.2g}{kept}")
+        lines.append(f"not the model that was trained on 4 bits: KL {mismatch['kl']:.2g}{kept}")
     return lines

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 
-def _price(value: float | None) -> float | None:
+def _cost(value: float | None) -> float | None:
     """Raises BadParameter for what no hour can cost."""
     if value is not None and not (math.isfinite(value) and value >= 0):
-        raise typer.BadParameter(f"expected a price of 0 or more, found {value:g}")
+        raise typer.BadParameter(f"expected a cost of 0 or more, found {value:g}")
     return value
 
 
@@ -27,12 +27,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
 ]
-PricePerHour = Annotated[
+CostPerHour = Annotated[
     float | None,
     typer.Option(
         metavar="P",
-        callback=_price,
-        help="Time the run and its calls here, and price them by the hour.",
+        callback=_cost,
+        help="Time a few steps and calls here, and say what run and calls cost.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ftcli.data.dataset import Dataset
     from ftcli.data.tokenizing.rendering import Renderer
     from ftcli.evaluation.advice.advice import Advice
-    from ftcli.evaluation.advice.prompting import Price
+    from ftcli.evaluation.advice.prompting import Cost
     from ftcli.runs.folder import RunFolder
 
 Piece = tuple[str, bool]
@@ -39,7 +39,7 @@ class PrepareResult:
     folder: Path
     preview: tuple[tuple[Piece, ...], ...]
     advice: Advice
-    price: Price | None = None
+    cost: Cost | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Fields of COMMANDS: names that scripts rely on."""
@@ -64,7 +64,7 @@ class PrepareResult:
             "problems": [row.record() for row in read_problems(p, self.folder)],
             "folder": str(self.folder),
             "advice": self.advice.as_json(),
-            **({"price": self.price.as_json()} if self.price is not None else {}),
+            **({"cost": self.cost.as_json()} if self.cost is not None else {}),
         }
 
 
@@ -73,19 +73,19 @@ def prepare(
     preview: Annotated[
         int, typer.Option(metavar="N", min=0, help="Show N rows with what is trained on.")
     ] = 0,
-    probe: Annotated[
+    try_prompting: Annotated[
         bool,
         typer.Option(
-            "--probe", help="Ask the base 30 rows, with examples in its prompt and without."
+            "--try-prompting", help="Ask the base 30 rows, with examples in its prompt and without."
         ),
     ] = False,
     shots: Annotated[
         int | None,
         typer.Option(
-            metavar="K", min=1, help="Examples in the prompts of --probe and of a priced call (5)."
+            metavar="K", min=1, help="Examples of --try-prompting and --cost-per-hour (5)."
         ),
     ] = None,
-    price_per_hour: options.PricePerHour = None,
+    cost_per_hour: options.CostPerHour = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -97,20 +97,20 @@ def prepare(
     """
     from ftcli.evaluation.advice.prompting import SHOTS
 
-    if shots is not None and not probe and price_per_hour is None:
+    if shots is not None and not try_prompting and cost_per_hour is None:
         raise UsageError(
             "flag",
-            "--shots says how many examples --probe and --price-per-hour put in a prompt; give one "
-            "of them too",
+            "--shots says how many examples --try-prompting and --cost-per-hour put in a prompt; "
+            "give one of them, too",
         )
     found = prepare_recipe(
         recipe,
         overrides or (),
         Terminal(),
         preview_rows=preview,
-        probe=probe,
+        try_prompting=try_prompting,
         shots=SHOTS if shots is None else shots,
-        price_per_hour=price_per_hour,
+        cost_per_hour=cost_per_hour,
     )
     if json:
         result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})
@@ -132,14 +132,14 @@ def prepare_recipe(
     reporter: Reporter,
     *,
     preview_rows: int,
-    probe: bool,
+    try_prompting: bool,
     shots: int,
-    price_per_hour: float | None,
+    cost_per_hour: float | None,
 ) -> PrepareResult:
     """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
     from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.advice import give_advice, with_probe
-    from ftcli.evaluation.advice.prompting import price_of
+    from ftcli.evaluation.advice.advice import give_advice, with_prompting
+    from ftcli.evaluation.advice.prompting import measure_cost
     from ftcli.evaluation.advice.row_statistics import PreparedRows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.hub import require_reachable
@@ -171,16 +171,16 @@ def prepare_recipe(
         shown = tuple(tuple(pieces) for pieces in previewed)
         rows = PreparedRows(run.data, prepared)
         advice = give_advice(loaded.recipe, renderer, rows, reporter)
-        if probe:
-            advice = with_probe(advice, shots, loaded.recipe, renderer, rows, reporter)
-        price = None
-        if price_per_hour is not None:
+        if try_prompting:
+            advice = with_prompting(advice, shots, loaded.recipe, renderer, rows, reporter)
+        cost = None
+        if cost_per_hour is not None:
             require_trackers(loaded.recipe)
             model = open_model(loaded.recipe)
             plan = make_plan(loaded.recipe, model.shape, RowStatistics.of(prepared), model.hardware)
             job = TrainJob(loaded.recipe, loaded.path, model, prepared, plan, run)
-            price = price_of(job, loaded.recipe, price_per_hour, shots, reporter)
-    return PrepareResult(loaded, prepared, run.data, shown, advice, price)
+            cost = measure_cost(job, loaded.recipe, cost_per_hour, shots, reporter)
+    return PrepareResult(loaded, prepared, run.data, shown, advice, cost)
 
 
 def require_rows(recipe: Recipe) -> None:
@@ -292,15 +292,15 @@ def rejected_rows(prepared: Dataset, folder: Path | None) -> str:
 
 
 def _advice_lines(result: PrepareResult) -> list[str]:
-    """The verdict and what explains it, then the price."""
+    """The verdict and what explains it, then the cost."""
     from ftcli.evaluation.advice.advice import advice_file
 
     sentences = result.advice.sentences
     lines = list(sentences[:SENTENCES_SHOWN])
     if (others := len(sentences) - SENTENCES_SHOWN) > 0:
         lines[-1] += f" ({others} more: {shown_path(advice_file(result.folder))})"
-    if result.price is not None:
-        lines += result.price.sentences()
+    if result.cost is not None:
+        lines += result.cost.sentences()
     return lines
 
 

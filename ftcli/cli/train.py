@@ -47,7 +47,7 @@ def train(
             "--rehearse", help="Run every stage with a tiny random model, to find errors early."
         ),
     ] = False,
-    price_per_hour: options.PricePerHour = None,
+    cost_per_hour: options.CostPerHour = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -61,8 +61,8 @@ def train(
 
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
-    if price_per_hour is not None and not dry_run:
-        raise UsageError("flag", "--price-per-hour goes with --dry-run")
+    if cost_per_hour is not None and not dry_run:
+        raise UsageError("flag", "--cost-per-hour goes with --dry-run")
     reporter = Terminal()
     if rehearse:
         _require_rehearsable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
@@ -81,7 +81,7 @@ def train(
             init_from=from_run,
             reporter=reporter,
             fresh=fresh,
-            price_per_hour=price_per_hour,
+            cost_per_hour=cost_per_hour,
         )
         if json:
             result_json(plan.as_json())
@@ -162,8 +162,8 @@ def _show_plan(plan: DryRun) -> None:
     result(wrapped(f"memory {peak} at the peak: {parts}{on_card}"))
     unknown = "not measured yet: no run of this recipe has finished here"
     result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
-    if plan.price is not None:
-        for sentence in plan.price.sentences():
+    if plan.cost is not None:
+        for sentence in plan.cost.sentences():
             result(wrapped(sentence))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ftcli.config.loader import RecipeFile
     from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
-    from ftcli.evaluation.advice.prompting import Price
+    from ftcli.evaluation.advice.prompting import Cost
     from ftcli.runs.folder import RunFolder
     from ftcli.runs.signals import StopSignals
     from ftcli.training.job import BaseModel, TrainJob
@@ -51,13 +51,13 @@ class DryRun:
     """Our name of a decision → where it goes in the libraries."""
     seconds: float | None = None
     """Of the steps, where a run of the same recipe has measured it."""
-    price: Price | None = None
+    cost: Cost | None = None
 
     def as_json(self) -> dict[str, Any]:
         names = dict(self.library_names)
         plan = self.plan.model_dump(mode="json")
         found = {"run_dir": str(self.run.path), "plan": plan, "names": names}
-        return found | ({"price": self.price.as_json()} if self.price is not None else {})
+        return found | ({"cost": self.cost.as_json()} if self.cost is not None else {})
 
 
 def train_recipe(
@@ -135,15 +135,15 @@ def plan_recipe(
     init_from: Path | None,
     reporter: Reporter,
     fresh: bool = False,
-    price_per_hour: float | None = None,
+    cost_per_hour: float | None = None,
 ) -> DryRun:
-    """Prepare and plan, and go no further; with a price, time a few steps and calls.
+    """Prepare and plan, and go no further; with a cost, time a few steps and calls.
 
     A fresh run takes over nothing of an earlier one, and nothing of its plan stays on the disk.
     """
     from ftcli.cli.prepare import data_folder
     from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.prompting import SHOTS, price_of
+    from ftcli.evaluation.advice.prompting import SHOTS, measure_cost
     from ftcli.runs.folder import find_run, free_folder
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run
@@ -159,15 +159,15 @@ def plan_recipe(
         with _planned_in(run, temporary=new) as folder:
             dataset = prepare_rows(loaded, model, folder, reporter, stays=not new)
             job = plan_job(loaded, model, dataset, folder, opened)
-            price = None
-            if price_per_hour is not None:
-                price = price_of(job, loaded.recipe, price_per_hour, SHOTS, reporter)
+            cost = None
+            if cost_per_hour is not None:
+                cost = measure_cost(job, loaded.recipe, cost_per_hour, SHOTS, reporter)
 
     from ftcli.models import methods
     from ftcli.training import building
 
     names = {**methods.THEIR_NAMES, **building.THEIR_NAMES}
-    return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), price)
+    return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), cost)
 
 
 def _choose_run(loaded: RecipeFile, named: RunFolder | None, *, fresh: bool) -> RunFolder:

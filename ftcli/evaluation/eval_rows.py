@@ -33,7 +33,7 @@ class EvalOptions:
     limit: int | None = None
     """The first so many rows only."""
     with_base: bool = True
-    prompted: Path | None = None
+    baseline_prompt: Path | None = None
     """An instruction: the base also answers with it and `shots` training rows before each row."""
     shots: int = SHOTS
     scores: Path | None = None
@@ -43,7 +43,7 @@ class EvalOptions:
     """Text instead of the built-in one."""
     general_instructions: Path | None = None
     """Instructions instead of the built-in ones."""
-    rows_at_once: int | None = None
+    batch_size: int | None = None
     """Rows answered in one batch; None: as many as fill the machine."""
 
     @property
@@ -51,7 +51,7 @@ class EvalOptions:
         """By the flag that names each."""
         files = {
             "data": self.data,
-            "prompted": self.prompted,
+            "baseline_prompt": self.baseline_prompt,
             "scores": self.scores,
             "general-text": self.general_text,
             "general-instructions": self.general_instructions,
@@ -61,7 +61,7 @@ class EvalOptions:
     def flags(self, opened: OpenRun) -> Iterator[str]:
         """What is asked beyond a plain `ftcli eval RUN`; files without their folders."""
         yield from (f"--{flag} {file.name}" for flag, file in self.files.items())
-        if self.prompted is not None:
+        if self.baseline_prompt is not None:
             yield f"--shots {self.shots}"
         if self.limit is not None:
             yield f"--limit {self.limit}"

@@ -181,9 +181,7 @@ class ModelRunner:
             self.progress.add(len(wanted.prompts) * most)
             return
         # Batches are those of the whole set: which rows stand together may tip a near tie.
-        for batch in answer_batches(
-            self.model, wanted.prompts, wanted.settings, wanted.rows_at_once
-        ):
+        for batch in answer_batches(self.model, wanted.prompts, wanted.settings, wanted.batch_size):
             if found.answers_by_row.keys() >= set(batch):
                 self.progress.add(len(batch) * most)
                 continue
@@ -226,7 +224,7 @@ class ModelRunner:
             "optimizations": opened.recipe.training.optimizations,
             "rows": wanted.digest,
             "settings": wanted.settings.model_dump(),
-            "rows_at_once": wanted.rows_at_once,
+            "batch_size": wanted.batch_size,
             "seed": opened.recipe.training.seed if wanted.settings.temperature else None,
         }
         return opened.run.evaluations / WORK / f"{self.name}-{short_digest(parts, 16)}.jsonl"

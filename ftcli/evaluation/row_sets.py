@@ -42,7 +42,7 @@ class RowSet:
     prompts: Sequence[Sequence[int]]
     """Token ids, one prompt a row; empty: the rows are only scored."""
     settings: Generation
-    rows_at_once: int
+    batch_size: int
     too_long: str | None = None
     """What to do where prompt and answer exceed the model's context; None: not checked."""
 
@@ -86,7 +86,7 @@ def build_sets(
     """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
     from ftcli.memory.step import ANSWERED_ROWS
 
-    at_once = options.rows_at_once or ANSWERED_ROWS
+    at_once = options.batch_size or ANSWERED_ROWS
     plain = opened.prepared.plain_text
     prompt_ids = contract.renderer.prompt_ids
     prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
@@ -94,7 +94,7 @@ def build_sets(
     sets = RowSets(held_out)
     if not options.with_base:
         return sets
-    if options.prompted is not None:
+    if options.baseline_prompt is not None:
         sets = replace(sets, prompted=_prompted(opened, options, held_out, contract))
     if options.forgetting:
         name, passages = general_text(options.general_text)
@@ -113,13 +113,13 @@ def _prompted(
     from ftcli.data.example import RowError
     from ftcli.inference.open_model import ids_of
 
-    assert options.prompted is not None
-    instruction = read_text(options.prompted).strip()
+    assert options.baseline_prompt is not None
+    instruction = read_text(options.baseline_prompt).strip()
     if not instruction:
-        raise DataError("data_empty", "holds no instruction", file=str(options.prompted))
+        raise DataError("data_empty", "holds no instruction", file=str(options.baseline_prompt))
     if not plain.prompts:
         raise UsageError(
-            "flag", "--prompted: the run was trained on plain texts, which nobody prompts"
+            "flag", "--baseline-prompt: the run was trained on plain texts, which nobody prompts"
         )
     seed = opened.recipe.training.seed
     examples = choose_examples(stream_turns(opened, "train"), options.shots, seed)
@@ -129,8 +129,8 @@ def _prompted(
     except RowError as fault:
         raise DataError(
             "prompted",
-            f"--prompted: instruction and {counted(options.shots, 'example')} cannot be rendered: "
-            f"{fault}; try --shots 0",
+            f"--baseline-prompt: instruction and {counted(options.shots, 'example')} cannot be "
+            f"rendered: {fault}; try --shots 0",
         ) from fault
     rows = tuple(after_prompt(*pair) for pair in zip(plain.rows, prompts, strict=True))
     return replace(

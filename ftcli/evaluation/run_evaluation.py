@@ -177,7 +177,7 @@ def _evaluate(
         rows=len(rows),
         data=data,
         **asdict(seen),
-        instruction=str(options.prompted) if "prompted" in task else None,
+        instruction=str(options.baseline_prompt) if "prompted" in task else None,
         examples=options.shots if "prompted" in task else 0,
         scores=scores,
         forgetting=forgetting,
@@ -213,7 +213,7 @@ def _run_models(
     planned = [*wanted.values()] * models + ([sets.prompted] if sets.prompted else [])
     found: dict[Side, dict[str, ModelOutputs]] = {}
     with (
-        memory_in_words("take fewer --rows-at-once, or stop what else runs on it"),
+        memory_in_words("take fewer --batch-size, or stop what else runs on it"),
         reporter.meter("eval, tokens", sum(each.tokens for each in planned)) as meter,
     ):
         progress = Progress(meter, len(planned))

@@ -15,11 +15,11 @@ from ftcli.console import Reporter
 from ftcli.data.dataset import SPLITS
 from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
 from ftcli.export.verdict import (
-    DRIFT,
-    MAX_DRIFT,
+    ALLOWED,
+    MAX_MISMATCH_KL,
     PASS,
-    Drift,
     Exactness,
+    Mismatch,
     RoundingCost,
     cost_of,
     dtype_reason,
@@ -49,9 +49,9 @@ TOKENS_COMPARED = 1024
 class MergeOptions:
     """Flags of the command; raises UsageError for those that contradict one another."""
 
-    onto: Literal["dequantized", "original"] = "dequantized"
+    base: Literal["dequantized", "original"] = "dequantized"
     dtype: str = "auto"
-    accept_drift: bool = False
+    allow_mismatch: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype in TOO_COARSE:
@@ -64,8 +64,8 @@ class MergeOptions:
             )
         if self.dtype not in DTYPES:
             raise UsageError("flag", f"--dtype {self.dtype}: takes {', '.join(DTYPES)}")
-        if self.accept_drift and self.onto != "original":
-            raise UsageError("flag", "--accept-drift goes with --onto original")
+        if self.allow_mismatch and self.base != "original":
+            raise UsageError("flag", "--allow-mismatch goes with --base original")
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
         case Full() | Qlora():
             return
         case Lora():
-            if options.onto == "original":
+            if options.base == "original":
                 raise UsageError(
-                    "flag", "--onto original: only a QLoRA run has a quantised base beside it"
+                    "flag", "--base original: only a QLoRA run has a quantised base beside it"
                 )
         case Bottleneck():
             raise UsageError(
@@ -192,7 +192,7 @@ def _merge(
     from ftcli.models.device import memory_in_words
 
     rows = _rows(opened)
-    original = options.onto == "original"
+    original = options.base == "original"
     with memory_in_words("stop what else runs on it"):
         merger = Merger(opened, rows, reporter)
         compared_in = dtype_name(merger.compared_in)
@@ -201,12 +201,12 @@ def _merge(
         whole = merger.merged(None)
         exact = exactness_of(parity(merger.unmerged() if original else trained, whole), compared_in)
         _require_exact(exact, "base + adapter", opened)
-        drift = None
+        mismatch = None
         if original:
             found = parity(trained, whole)
-            drift = Drift(found.kl, found.top1_agreement)
-            reporter.note(drift.in_words())
-            _require_no_drift(drift, options, opened)
+            mismatch = Mismatch(found.kl, found.top1_agreement)
+            reporter.note(mismatch.in_words())
+            _require_no_mismatch(mismatch, options, opened)
         chosen = _choose_type(merger, merger.types_to_try(options.dtype), whole)
         if overflow := overflow_of(chosen.dtype, merger.largest_activation):
             reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
@@ -217,7 +217,7 @@ def _merge(
     found = parity(trained, written)
     asked = options.dtype != "auto"
     return {
-        "verdict": PASS if drift is None or drift.passes else DRIFT,
+        "verdict": PASS if mismatch is None or mismatch.passes else ALLOWED,
         "kl": found.kl,
         "top1_agreement": found.top1_agreement,
         "max_logit_difference": found.max_logit_difference,
@@ -226,8 +226,8 @@ def _merge(
         "rounding": chosen.costs[-1].as_json(),
         "other_types": [cost.as_json() for cost in chosen.costs[:-1]],
         "largest_activation": merger.largest_activation,
-        "drift": asdict(drift) if drift is not None else None,
-        "onto": options.onto if isinstance(opened.recipe.method, Qlora) else "base",
+        "mismatch": asdict(mismatch) if mismatch is not None else None,
+        "base": options.base if isinstance(opened.recipe.method, Qlora) else "base",
         "rows": len(rows),
         "dtype": chosen.dtype,
         "dtype_reason": "as asked" if asked else dtype_reason(chosen.costs, chosen.passed_over),
@@ -283,13 +283,13 @@ def _require_exact(found: Exactness, of_what: str, opened: OpenRun) -> None:
         )
 
 
-def _require_no_drift(found: Drift, options: MergeOptions, opened: OpenRun) -> None:
-    if not found.passes and not (options.accept_drift and isfinite(found.kl)):
+def _require_no_mismatch(found: Mismatch, options: MergeOptions, opened: OpenRun) -> None:
+    if not found.passes and not (options.allow_mismatch and isfinite(found.kl)):
         raise ModelError(
             "merge_differs",
             f"{opened.run.path}: not merged, because the model on the original base is not the "
-            f"one that was trained: KL {found.kl:.2g} (at most {MAX_DRIFT:g}); take --onto "
-            "dequantized, or keep this one with --accept-drift",
+            f"one that was trained: KL {found.kl:.2g} (at most {MAX_MISMATCH_KL:g}); take --base "
+            "dequantized, or keep this one with --allow-mismatch",
         )
 
 

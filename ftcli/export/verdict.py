@@ -22,9 +22,9 @@ SHOWS = 1e-3
 # fp16 ends at 65,504; rows that are not measured may reach twice as far as those that are.
 MAX_FP16_ACTIVATION = 65_504 / 2
 # KL of a merge onto the original base of a QLoRA run (a small model: 0.33; without adapter 2.14).
-MAX_DRIFT = 1e-2
+MAX_MISMATCH_KL = 1e-2
 
-PASS, DRIFT = "pass", "drift accepted"
+PASS, ALLOWED = "pass", "mismatch allowed"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def overflow_of(dtype: str, largest_activation: float) -> str | None:
 
 
 @dataclass(frozen=True)
-class Drift:
+class Mismatch:
     """A merge onto the original base of a QLoRA run, against the model trained on 4 bits."""
 
     kl: float
@@ -118,7 +118,7 @@ class Drift:
 
     @property
     def passes(self) -> bool:
-        return self.kl <= MAX_DRIFT
+        return self.kl <= MAX_MISMATCH_KL
 
     def in_words(self) -> str:
         # KL(p ‖ q): how much lower the log-likelihood of a token drawn from p is under q.

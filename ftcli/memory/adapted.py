@@ -60,7 +60,7 @@ class Adapted:
 def adapted(shape: Shape, choices: Choices) -> Adapted:
     """Raises ModelError: `target_modules`, `layers`, `rank_pattern`."""
     layers = choices.layers
-    return _adapted(shape, choices.targets, choices.rank, layers, choices.rank_pattern)
+    return _adapted(shape, choices.target_modules, choices.rank, layers, choices.rank_pattern)
 
 
 @lru_cache(maxsize=4096)

@@ -88,7 +88,7 @@ class Choices:
     """Of frozen weights; auto: 16-bit, but fp32 where precision is fp32."""
     optimizer: Optimizer = "adamw"
     rank: int = 16
-    targets: Targets = "all-linear"
+    target_modules: Targets = "all-linear"
     layers: tuple[int, ...] | None = None
     """Numbers of the layers that LoRA adapts; None: all."""
     rank_pattern: tuple[tuple[str, int], ...] = ()

@@ -191,7 +191,7 @@ def experts_adapted(shape: Shape, choices: Choices) -> bool:
     linear layers (utils/transformers_weight_conversion.py, _MOE_TARGET_MODULE_MAPPING), but where
     layers are chosen, modules are named instead (ftcli.models.methods)."""
     stacked = shape.experts > 1 and not choices.stack.linear_experts
-    unnamed = choices.targets == "all-linear" and choices.layers is None
+    unnamed = choices.target_modules == "all-linear" and choices.layers is None
     return stacked and choices.has_lora and unnamed
 
 

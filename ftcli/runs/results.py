@@ -182,7 +182,7 @@ class EvalResult(Result):
     rows_in_validation: int | None
     """Rows that chose the checkpoint."""
     instruction: str | None = None
-    """The file of `--prompted`."""
+    """The file of `--baseline-prompt`."""
     examples: int = 0
     """Training rows before each row of the prompted base."""
     scores: tuple[ScoreRow, ...]

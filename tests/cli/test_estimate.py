@@ -138,7 +138,7 @@ def test_nothing_fits_is_said(show: Any) -> None:
     ],
 )
 def test_one_card_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:
-    arguments = ["--model", "7b", "--mode", "qlora", "--seq-len", "2048", "--micro-batch", "4"]
+    arguments = ["--model", "7b", "--mode", "qlora", "--max-length", "2048", "--micro-batch", "4"]
     assert re.fullmatch(verdict, show(*arguments, "--gpu", card)[0])
     assert ask(*arguments, "--gpu", card)["fits"][named] is verdict.startswith("Fits")
 
@@ -149,15 +149,15 @@ def test_a_card_brings_its_own_context(ask: Any) -> None:
 
 
 def test_targets_are_names_with_commas(ask: Any) -> None:
-    pair = ask("--model", "7b", "--targets", "q_proj, v_proj", "--rank", "16")
+    pair = ask("--model", "7b", "--target-modules", "q_proj, v_proj", "--rank", "16")
     assert pair["trainable_parameters"] == 32 * 2 * 16 * (4096 + 4096)
-    whole = ask("--model", "7b", "--targets", "all-linear", "--rank", "16")
+    whole = ask("--model", "7b", "--target-modules", "all-linear", "--rank", "16")
     assert whole["trainable_parameters"] == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     assert ask("--model", "7b") == whole
 
 
 def test_an_unknown_target_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["estimate-vram", "--model", "7b", "--targets", "q_prj"]) == 1
+    assert run(["estimate-vram", "--model", "7b", "--target-modules", "q_prj"]) == 1
     assert "7b has no linear layer 'q_prj'; did you mean q_proj?" in capsys.readouterr().err
 
 
@@ -168,7 +168,7 @@ def test_a_recipe_says_what_its_training_takes(ask: Any) -> None:
         "mode": "qlora",
         "rank": 8,
         "dropout": 0.05,
-        "targets": ["q_proj", "v_proj"],
+        "target_modules": ["q_proj", "v_proj"],
         "seq_len": 512,
         "micro_batch": 1,
         "gradient_accumulation": 8,
@@ -183,8 +183,8 @@ def test_a_recipe_says_what_its_training_takes(ask: Any) -> None:
     [
         (["--mode", "lora"], "mode", "lora"),
         (["--rank", "32"], "rank", 32),
-        (["--targets", "o_proj"], "targets", ["o_proj"]),
-        (["--seq-len", "64"], "seq_len", 64),
+        (["--target-modules", "o_proj"], "target_modules", ["o_proj"]),
+        (["--max-length", "64"], "seq_len", 64),
         (["--micro-batch", "4"], "micro_batch", 4),
         (["--optimizer", "sgd"], "optimizer", "sgd"),
         (["--precision", "fp16"], "precision", "fp16"),
@@ -295,8 +295,8 @@ def test_what_no_run_covers_widens_the_interval(ask: Any) -> None:
         ("--mode bottleneck --bottleneck 32", 32 * 2 * (2 * 32 * 4096 + 32 + 4096)),
         ("--mode prefix-tuning --virtual-tokens 10", 10 * 2 * 32 * 4096),
         ("--mode prompt-tuning --virtual-tokens 10", 10 * 4096),
-        ("--dora --rank 1 --targets q_proj", 32 * (4096 + 2 * 4096)),
-        ("--rank 1 --targets q_proj --modules-to-save lm_head", 32 * 8192 + 32_000 * 4096),
+        ("--dora --rank 1 --target-modules q_proj", 32 * (4096 + 2 * 4096)),
+        ("--rank 1 --target-modules q_proj --modules-to-save lm_head", 32 * 8192 + 32_000 * 4096),
     ],
 )
 def test_methods_by_formula(ask: Any, show: Any, flags: str, trained: int) -> None:

@@ -260,7 +260,7 @@ def test_nothing_is_written_where_nothing_fits(refuse: Any, here: Path) -> None:
 # --max and --sweep
 
 
-@pytest.mark.parametrize("size", ["seq-len", "micro-batch", "rank"])
+@pytest.mark.parametrize("size", ["max-length", "micro-batch", "rank"])
 def test_the_largest_fits_and_one_more_does_not(ask: Any, size: str) -> None:
     base = ("--model", "7b", "--mode", "qlora")
     found = ask(*base, "--gpu", "3060", "--max", size)["max"]
@@ -273,20 +273,20 @@ def test_the_largest_fits_and_one_more_does_not(ask: Any, size: str) -> None:
 
 
 def test_where_not_even_one_fits_that_is_said(ask: Any, show: Any) -> None:
-    arguments = ("--model", "7b", "--mode", "full", "--gpu", "3060", "--max", "seq-len")
-    assert ask(*arguments)["max"] == {"size": "seq-len", "value": None}
-    assert "not even seq-len 1 surely fits RTX 3060 12GB" in show(*arguments)
+    arguments = ("--model", "7b", "--mode", "full", "--gpu", "3060", "--max", "max-length")
+    assert ask(*arguments)["max"] == {"size": "max-length", "value": None}
+    assert "not even max-length 1 surely fits RTX 3060 12GB" in show(*arguments)
 
 
 def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
-    arguments = ("--model", "7b", "--mode", "qlora", "--sweep", "seq-len=512,1024,2048")
+    arguments = ("--model", "7b", "--mode", "qlora", "--sweep", "max-length=512,1024,2048")
     rows = ask(*arguments)["sweep"]["rows"]
     assert [row["value"] for row in rows] == [512, 1024, 2048]
     assert [row["fits"] for row in rows] == [None] * 3
     sizes = [row["device_bytes"] for row in rows]
     assert sizes == sorted(set(sizes))
     lines = show(*arguments, "--gpu", "4090").splitlines()
-    head = next(n for n, line in enumerate(lines) if line.startswith("  seq-len "))
+    head = next(n for n, line in enumerate(lines) if line.startswith("  max-length "))
     assert lines[head].split()[-1] == "fits"
     assert [line.split()[0] for line in lines[head + 1 :]] == ["512", "1024", "2048"]
     assert all("  yes " in line and "█" in line for line in lines[head + 1 :])
@@ -300,7 +300,7 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
     [
         ("--mode full --rank 8", "--rank: the inner width of LoRA's update, and full fine-tuning"),
         ("--mode full --dora", "--dora: a kind of LoRA"),
-        ("--mode full --targets q_proj", "--targets: the modules that get"),
+        ("--mode full --target-modules q_proj", "--target-modules: the modules that get"),
         ("--mode full --modules-to-save lm_head", "--modules-to-save: modules trained whole"),
         ("--mode lora --virtual-tokens 8", "take --mode prefix-tuning or --mode prompt-tuning"),
         ("--mode lora --bottleneck 8", "--bottleneck: the inner width of a bottleneck adapter"),
@@ -323,11 +323,14 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
         ("--fit 24GB --gpu 4090", "--gpu 4090 and --fit 24GB name two cards"),
         ("--fit auto --gpu 4090", "--gpu 4090 and --fit auto name two cards"),
         ("--fit 4091", "no card '4091' is known; did you mean RTX 4090"),
-        ("--max seq-len", "--max seq-len needs a card: add --gpu 4090 or 24GB"),
-        ("--max seqlen --gpu 4090", "--max seqlen: no such size; did you mean seq-len?"),
+        ("--max max-length", "--max max-length needs a card: add --gpu 4090 or 24GB"),
+        ("--max maxlen --gpu 4090", "--max maxlen: no such size; did you mean max-length?"),
         ("--mode full --max rank --gpu 4090", "--max rank: full fine-tuning has none"),
-        ("--sweep seq_len=1,2", "--sweep seq_len: no such size; did you mean seq-len?"),
-        ("--sweep seq-len=a", "--sweep seq-len=a: expected whole numbers from 1 to 1048576, such"),
+        ("--sweep max_length=1,2", "--sweep max_length: no such size; did you mean max-length?"),
+        (
+            "--sweep max-length=a",
+            "--sweep max-length=a: expected whole numbers from 1 to 1048576, such",
+        ),
         ("--write new.yaml", "--write writes what --fit finds: add --fit 24GB, 4090 or auto"),
         ("--write new.yaml --fit 24GB", "--write changes a recipe, and none is given: "),
     ],
@@ -358,12 +361,12 @@ def test_a_micro_batch_that_does_not_divide_is_not_written(refuse: Any) -> None:
     [
         "--model 7b --mode full --gpu 4090",
         "--model 7b --mode full --optimizer paged-adamw-8bit --gpu H200",
-        "--model qwen2.5-7b --mode qlora --seq-len 2048 --gpu 4090",
+        "--model qwen2.5-7b --mode qlora --max-length 2048 --gpu 4090",
         "--model smollm2-135m --mode lora --fit 24GB",
-        "--model 13b --mode lora --rank 64 --seq-len 8192 --attention eager --micro-batch 16 "
+        "--model 13b --mode lora --rank 64 --max-length 8192 --attention eager --micro-batch 16 "
         "--no-gradient-checkpointing --fit 12GB",
-        "--model 70b --mode full --fit 8GB --max seq-len",
-        "--model 7b --mode prefix-tuning --gpu 3060 --max micro-batch --sweep seq-len=1,1048576",
+        "--model 70b --mode full --fit 8GB --max max-length",
+        "--model 7b --mode prefix-tuning --gpu 3060 --max micro-batch --sweep max-length=1,1048576",
         "--model deepseek-r1-distill-qwen-1.5b --mode qlora --sweep rank=8,16 --gpu T4",
         "--model llama-3.3-70b-instruct --mode lora",
         "shop.yaml --fit 8GB --write a-rather-long-name-of-a-recipe-that-fits.yaml",

@@ -24,7 +24,7 @@ def test_a_merge_is_not_quantised_again(
     ("flags", "words"),
     [
         (["--dtype", "bf61"], "--dtype bf61: takes auto, bf16, fp16, fp32"),
-        (["--accept-drift"], "--accept-drift goes with --onto original"),
+        (["--allow-mismatch"], "--allow-mismatch goes with --base original"),
     ],
 )
 def test_flags_that_contradict(
@@ -37,5 +37,5 @@ def test_flags_that_contradict(
 def test_help_names_only_what_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["merge", "--help"]) == 0
     text = capsys.readouterr().out
-    assert "<auto|bf16|fp16|fp32>" in text and "--accept-drift" in text
+    assert "<auto|bf16|fp16|fp32>" in text and "--allow-mismatch" in text
     assert not any(word in text for word in ("nf4", "int4", "int8", "4bit"))

@@ -94,10 +94,10 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     (["prepare", "shop.yaml", "--shots", "3"], 2, "flag", "--shots says how many", None, None),
     *(
         (
-            ["prepare", "shop.yaml", "--price-per-hour", price],
+            ["prepare", "shop.yaml", "--cost-per-hour", price],
             2,
             "usage",
-            "Invalid value for '--price-per-hour': expected a price of 0 or more, found " + price,
+            "Invalid value for '--cost-per-hour': expected a cost of 0 or more, found " + price,
             None,
             None,
         )
@@ -156,7 +156,7 @@ def test_json_tells_a_failure_on_stdout_too(
     [
         (["eval", "runs/x", "--fast"], "Try: ftcli eval --help"),
         (["estimate-vram", "--rank", "many"], "Try: ftcli estimate-vram --help"),
-        (["estimate-vram", "--price-per-hour", "-1"], "Try: ftcli estimate-vram --help"),
+        (["estimate-vram", "--cost-per-hour", "-1"], "Try: ftcli estimate-vram --help"),
         (["trian"], "Try: ftcli --help"),
         (["--fast"], "Try: ftcli --help"),
     ],

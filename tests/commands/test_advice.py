@@ -14,7 +14,7 @@ import yaml
 from ftcli.cli import run
 from ftcli.evaluation.advice.advice import Advice, advise_on
 from ftcli.evaluation.advice.answer_form import AnswerForm
-from ftcli.evaluation.advice.prompting import Probe
+from ftcli.evaluation.advice.prompting import PromptingResult
 from tests.conftest import pair
 
 Prepare = Callable[..., dict[str, Any]]
@@ -54,7 +54,7 @@ def test_advice_is_shown_and_kept_with_the_rows(
     assert advice["verdict"] == "prompt"
     assert advice["sentences"][0].startswith("48 rows are few: under 100")
     assert advice["format"]["kind"] == "lines" and advice["format"]["share"] == 1
-    assert advice["probe"] is None
+    assert advice["prompting"] is None
     counts = json.loads((Path(shown["folder"]) / "prepared.json").read_text())
     tokens = sum(counts[split]["tokens"] for split in ("train", "validation", "test"))
     assert sum(advice["lengths"][side]["total"] for side in ("prompt", "answer")) == tokens
@@ -169,7 +169,7 @@ def test_plain_texts_have_only_lengths(
     advice = prepare(recipe)["advice"]
     assert advice["format"] is advice["near_duplicates"] is advice["instruction"] is None
     assert advice["lengths"]["prompt"]["max"] == 0 < advice["lengths"]["answer"]["max"]
-    assert run(["prepare", str(recipe), "--probe"]) == 1
+    assert run(["prepare", str(recipe), "--try-prompting"]) == 1
     assert "plain texts have no prompts to ask" in capsys.readouterr().err
 
 
@@ -209,13 +209,13 @@ def test_the_base_is_asked_with_examples_and_without(
     write_recipe: WriteRecipe, prepare: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe()
-    shown = prepare(recipe, "--probe", "--shots", "2")
-    probe = shown["advice"]["probe"]
-    assert json.loads(advice_file(shown).read_text())["probe"] == probe
-    assert (probe["rows"], probe["shots"]) == (30, 2)
-    assert probe["rows_from"] == {"test": 8, "train": 22}
-    assert probe["format"]["type"] == "regex"
-    zero, few = probe["zero_shot"], probe["few_shot"]
+    shown = prepare(recipe, "--try-prompting", "--shots", "2")
+    prompting = shown["advice"]["prompting"]
+    assert json.loads(advice_file(shown).read_text())["prompting"] == prompting
+    assert (prompting["rows"], prompting["shots"]) == (30, 2)
+    assert prompting["rows_from"] == {"test": 8, "train": 22}
+    assert prompting["format"]["type"] == "regex"
+    zero, few = prompting["zero_shot"], prompting["few_shot"]
     assert zero["prompt_tokens"] < few["prompt_tokens"]
     for side in (zero, few):
         for name in ("stop_rate", "format_rate", "exact_match", "rouge_l", "chrf"):
@@ -226,24 +226,24 @@ def test_the_base_is_asked_with_examples_and_without(
     assert shown["advice"]["verdict"] == "prompt"
     first = shown["advice"]["sentences"][0]
     assert first.startswith("Prompting with 2 examples reaches 0% format valid (0–11%) on 30 rows.")
-    assert prepare(recipe)["advice"]["probe"] == probe
+    assert prepare(recipe)["advice"]["prompting"] == prompting
     capsys.readouterr()
-    assert run(["prepare", str(recipe), "--probe", "--shots", "2"]) == 0
-    assert "probe" not in capsys.readouterr().err, "the same is asked once"
+    assert run(["prepare", str(recipe), "--try-prompting", "--shots", "2"]) == 0
+    assert "prompting" not in capsys.readouterr().err, "the same is asked once"
     other = prepare(recipe, "--set", "generation.max_new_tokens=4")
-    assert other["advice"]["probe"] is None
+    assert other["advice"]["prompting"] is None
 
 
 def test_without_held_out_rows_training_rows_are_asked(
     write_recipe: WriteRecipe, prepare: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(data={"train": "rows.jsonl", "validation": 0, "max_length": 256})
-    probe = prepare(recipe, "--probe")["advice"]["probe"]
-    assert (probe["rows_from"], probe["shots"]) == ({"train": 30}, 5)
+    prompting = prepare(recipe, "--try-prompting")["advice"]["prompting"]
+    assert (prompting["rows_from"], prompting["shots"]) == ({"train": 30}, 5)
     # A context of 512 tokens holds some of them alone.
-    probe = prepare(recipe, "--probe", "--shots", "20")["advice"]["probe"]
-    assert (probe["shots_asked"], probe["rows"]) == (20, 28) and 5 < probe["shots"] < 20
-    assert run(["prepare", str(recipe), "--probe", "--shots", "48"]) == 1
+    prompting = prepare(recipe, "--try-prompting", "--shots", "20")["advice"]["prompting"]
+    assert (prompting["shots_asked"], prompting["rows"]) == (20, 28) and 5 < prompting["shots"] < 20
+    assert run(["prepare", str(recipe), "--try-prompting", "--shots", "48"]) == 1
     assert "48 training rows are all needed as examples" in capsys.readouterr().err
 
 
@@ -251,13 +251,13 @@ def test_prompting_that_does_changes_the_verdict(
     write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
     """Here every answer has the form."""
-    advice = prepare(write_recipe(eval=ANY_FORM), "--probe")["advice"]
+    advice = prepare(write_recipe(eval=ANY_FORM), "--try-prompting")["advice"]
     assert advice["verdict"] == "fine-tune if called often"
     assert advice["sentences"][0] == (
         "Prompting already reaches 100% format valid (89–100%) on 30 rows: fine-tune only if you "
         "call it often."
     )
-    assert advice["probe"]["format"] == ANY_FORM["format"]
+    assert advice["prompting"]["format"] == ANY_FORM["format"]
 
 
 @pytest.mark.parametrize(
@@ -273,9 +273,9 @@ def test_the_lower_end_decides_whether_prompting_does(
 ) -> None:
     side = {"exact_match": right / 30, "exact_match_interval": [low, 0.994]}
     decided = {"exact_match": "exact match"}
-    probe = Probe("", 30, {"test": 30}, 5, 5, None, decided, side, side)
+    prompting = PromptingResult("", 30, {"test": 30}, 5, 5, None, decided, side, side)
     advice = advise_on(
-        Advice(fingerprint="", rows=600, probe=probe), format_is_set=True, replays=True
+        Advice(fingerprint="", rows=600, prompting=prompting), format_is_set=True, replays=True
     )
     assert advice.verdict == verdict
     assert words in advice.sentences[0]
@@ -298,13 +298,13 @@ def test_a_probe_is_kept_while_what_scores_it_is_the_same(
     schema = tmp_path / "record.json"
     schema.write_text('{"type": "object"}')
     recipe = write_recipe(eval={"format": {"type": "json", "schema": "record.json"}})
-    probe = prepare(recipe, "--probe")["advice"]["probe"]
-    assert prepare(recipe)["advice"]["probe"] == probe
+    prompting = prepare(recipe, "--try-prompting")["advice"]["prompting"]
+    assert prepare(recipe)["advice"]["prompting"] == prompting
     schema.write_text('{"type": "object", "required": ["name"]}')
-    assert prepare(recipe)["advice"]["probe"] is None
-    assert prepare(recipe, "--probe")["advice"]["probe"]["key"] != probe["key"]
+    assert prepare(recipe)["advice"]["prompting"] is None
+    assert prepare(recipe, "--try-prompting")["advice"]["prompting"]["key"] != prompting["key"]
     monkeypatch.setattr("ftcli.evaluation.advice.prompting.code_digest", lambda: "another version")
-    assert prepare(recipe)["advice"]["probe"] is None
+    assert prepare(recipe)["advice"]["prompting"] is None
 
 
 def test_a_stopped_probe_leaves_the_advice_as_it_was(
@@ -320,7 +320,7 @@ def test_a_stopped_probe_leaves_the_advice_as_it_was(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ftcli.inference.generation.answer_prompts", stop)
-    assert run(["prepare", str(recipe), "--probe"]) == 130
+    assert run(["prepare", str(recipe), "--try-prompting"]) == 130
     assert "Traceback" not in capsys.readouterr().err
     assert prepare(recipe)["advice"] == before
 
@@ -353,9 +353,9 @@ def test_queries_are_scored_by_their_results_where_a_turn_holds_tables(
         turns = [*before, ("user", asked), ("assistant", query)]
         rows.append({"messages": [{"role": role, "content": text} for role, text in turns]})
     save(tmp_path, rows)
-    advice = prepare(write_recipe(), "--probe", "--shots", "2")["advice"]
+    advice = prepare(write_recipe(), "--try-prompting", "--shots", "2")["advice"]
     assert advice["format"]["eval_format"].get("table") == ("prompt" if tables else None)
     right = "execution_match" if tables else "sql_match"
-    assert list(advice["probe"]["decided_by"]) == ["format_rate", right]
+    assert list(advice["prompting"]["decided_by"]) == ["format_rate", right]
     if tables:
         assert "and 0% same result (" in advice["sentences"][0]

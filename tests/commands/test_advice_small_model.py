@@ -28,10 +28,10 @@ def test_examples_show_the_house_format_to_the_base(
     recipe = save_recipe(
         tmp_path, small_model, "asked", data=data, generation={"max_new_tokens": 112}
     )
-    assert run(["prepare", str(recipe), "--probe", "--shots", "3", "--json"]) == 0
+    assert run(["prepare", str(recipe), "--try-prompting", "--shots", "3", "--json"]) == 0
     advice = json.loads(capsys.readouterr().out)["advice"]
-    probe = advice["probe"]
-    zero, few = probe["zero_shot"], probe["few_shot"]
+    prompting = advice["prompting"]
+    zero, few = prompting["zero_shot"], prompting["few_shot"]
     assert zero["format_rate"] == 0
     assert few["chrf"] > zero["chrf"] + 0.05
     assert few["prompt_tokens"] > 3 * zero["prompt_tokens"]

@@ -105,9 +105,9 @@ def test_general_sets_of_ones_own(
 def test_the_base_with_a_long_prompt(
     eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("List the product.\n")
-    flags = ["--prompted", told, "--shots", "2"]
+    flags = ["--baseline-prompt", told, "--shots", "2"]
     found = ask(capsys, "eval", eval_run, *flags)
     assert found["examples"] == 2 and found["instruction"] == str(told)
     calls = found["calls"]
@@ -127,9 +127,9 @@ def test_the_base_with_a_long_prompt(
 def test_an_instruction_that_is_too_long_or_cannot_be_read(
     eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("red " * 600)
-    assert run(["eval", str(eval_run), "--prompted", str(told)]) == 1
+    assert run(["eval", str(eval_run), "--baseline-prompt", str(told)]) == 1
     err = capsys.readouterr().err
     assert "context of 512" in err and "fewer --shots" in err
     for content, words in (
@@ -137,15 +137,15 @@ def test_an_instruction_that_is_too_long_or_cannot_be_read(
         (b" \n", "holds no instruction"),
     ):
         told.write_bytes(content)
-        assert run(["eval", str(eval_run), "--prompted", str(told)]) == 1
+        assert run(["eval", str(eval_run), "--baseline-prompt", str(told)]) == 1
         assert f"{told}: " in (err := capsys.readouterr().err) and words in err
 
 
 def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
     eval_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def answers(rows_at_once: int) -> list[tuple[str, str]]:
-        found = ask(capsys, "eval", eval_run, "--rows-at-once", rows_at_once, "--no-forgetting")
+    def answers(batch_size: int) -> list[tuple[str, str]]:
+        found = ask(capsys, "eval", eval_run, "--batch-size", batch_size, "--no-forgetting")
         rows = rows_of(eval_run, found)
         return [tuple(row["sides"][side]["text"] for side in ("base", "tuned")) for row in rows]
 
@@ -159,7 +159,7 @@ def test_answers_do_not_depend_on_how_many_are_drawn_at_once(
 def test_an_evaluation_that_was_stopped_goes_on(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, kept_lines: int
 ) -> None:
-    asked = EvalOptions(with_base=False, forgetting=False, rows_at_once=2)
+    asked = EvalOptions(with_base=False, forgetting=False, batch_size=2)
     whole = evaluate_run(fresh, (), asked, Terminal())
     file = next((fresh / "eval" / "work").iterdir())
     lines = file.read_text().splitlines(keepends=True)
@@ -204,7 +204,7 @@ def test_ctrl_c_keeps_what_was_answered(
         return real(*arguments)
 
     monkeypatch.setattr(generation, "answer_batch", second_time_interrupted)
-    flags = ["eval", str(fresh), "--rows-at-once", "4", "--no-base"]
+    flags = ["eval", str(fresh), "--batch-size", "4", "--no-base"]
     assert run(flags) == 130
     assert "the same command goes on" in capsys.readouterr().err
     work = "".join(file.read_text() for file in (fresh / "eval" / "work").iterdir())
@@ -251,9 +251,9 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
         tmp_path, tiny_model, name="full", method={"mode": "full"}, training=training
     )
     assert run(["train", str(full)]) == 0
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("Answer with the colour alone.\n")
-    asked = ("--prompted", told, "--shots", "2", "--rows-at-once", "8")
+    asked = ("--baseline-prompt", told, "--shots", "2", "--batch-size", "8")
     capsys.readouterr()
     first = ask(capsys, "eval", lora, *asked)
     before = sorted(path.read_bytes() for path in (lora / "eval" / "work").iterdir())
@@ -265,7 +265,7 @@ def test_what_the_base_does_is_taken_from_a_run_beside(
         patched.setattr(engine, "load_base_model", never)
         second = ask(capsys, "eval", tmp_path / "runs" / "full", *asked)
         with pytest.raises(AssertionError, match="the base was opened"):
-            evaluate_run(tmp_path / "runs" / "full", (), EvalOptions(rows_at_once=7), Terminal())
+            evaluate_run(tmp_path / "runs" / "full", (), EvalOptions(batch_size=7), Terminal())
     for side in ("base", "prompted"):
         assert second[side] == first[side]
     assert second["tuned"]["loss"] != first["tuned"]["loss"]
@@ -352,8 +352,8 @@ def test_flags_that_contradict_each_other(
     eval_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flags, words in (
-        (["--shots", "3"], "--shots needs --prompted"),
-        (["--prompted", "told.txt", "--no-base"], "--no-base leaves it out"),
+        (["--shots", "3"], "--shots needs --baseline-prompt"),
+        (["--baseline-prompt", "instructions.txt", "--no-base"], "which --no-base leaves out"),
         (["--general-text", "text.txt", "--no-forgetting"], "--no-forgetting leaves out"),
     ):
         assert run(["eval", str(eval_run), *flags]) == 2
@@ -368,10 +368,10 @@ def test_what_a_person_reads(
     capsys: pytest.CaptureFixture[str],
     columns: int,
 ) -> None:
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("List the product.\n")
     monkeypatch.setenv("COLUMNS", str(columns))
-    assert run(["eval", str(eval_run), "--prompted", str(told), "--shots", "1"]) == 0
+    assert run(["eval", str(eval_run), "--baseline-prompt", str(told), "--shots", "1"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
     heads = ["8", "held-out", "rows", "base", "prompted", "tuned"]
@@ -399,9 +399,9 @@ def test_a_run_on_plain_texts(
     assert [row["name"] for row in found["forgetting"]] == ["general_text"]
     assert row_of(found, "loss")["tuned_vs_base"] is not None
     assert found["samples"] == [] and found["calls"] == {}
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("List it.")
-    assert run(["eval", str(recipe), "--prompted", str(told)]) == 2
+    assert run(["eval", str(recipe), "--baseline-prompt", str(told)]) == 2
     assert "trained on plain texts" in capsys.readouterr().err
 
 
@@ -472,9 +472,11 @@ def test_a_loss_is_compared_on_the_same_tokens_alone(
     data = {"train": "rows.jsonl", "validation": 0, "test": 10, "loss_on": loss_on}
     recipe = save_recipe(tmp_path, tiny_model, data=data, training={"max_steps": 1})
     assert run(["train", str(recipe)]) == 0
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("List it.")
-    found = ask(capsys, "eval", recipe, "--prompted", told, "--shots", "1", "--no-forgetting")
+    found = ask(
+        capsys, "eval", recipe, "--baseline-prompt", told, "--shots", "1", "--no-forgetting"
+    )
     assert (row_of(found, "loss")["tuned_vs_prompted"] is not None) is compared
     rows = rows_of(tmp_path / "runs" / "tiny", found)
     # Only answers are scored, whatever was trained on: at most as many tokens as both answers.

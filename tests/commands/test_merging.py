@@ -113,8 +113,8 @@ def test_a_lora_run_becomes_one_model(
 ) -> None:
     before = digests(home)
     found = merge(lora, "--output", tmp_path / "one", "--dtype", dtype)
-    assert (found["verdict"], found["dtype"], found["onto"]) == ("pass", stored, "base")
-    assert (found["dtype_reason"], found["rows"], found["drift"]) == (reason, 6, None)
+    assert (found["verdict"], found["dtype"], found["base"]) == ("pass", stored, "base")
+    assert (found["dtype_reason"], found["rows"], found["mismatch"]) == (reason, 6, None)
     exact, rounding = found["exact"], found["rounding"]
     assert exact["max_logit_difference"] < exact["limit"] == 1e-3
     assert rounding["dtype"] == stored and found["other_types"] == []
@@ -225,7 +225,7 @@ def test_a_qlora_run_is_merged_onto_what_it_was_trained_on(
     merge: Ask, qlora: Path, tmp_path: Path, observed: Callable[[str], None]
 ) -> None:
     found = merge(qlora, "--output", tmp_path / "one", "--dtype", "bf16")
-    assert found["verdict"] == "pass" and found["onto"] == "dequantized"
+    assert found["verdict"] == "pass" and found["base"] == "dequantized"
     assert found["exact"]["kl"] < 1e-6 and found["kl"] < 1e-3
     observed(f"dequantised, bf16: KL {found['exact']['kl']:.0e}, rounded {found['kl']:.0e}")
 
@@ -234,16 +234,16 @@ def test_a_qlora_run_is_merged_onto_what_it_was_trained_on(
 def test_the_original_base_is_another_model(
     merge: Ask, qlora: Path, tmp_path: Path, observed: Callable[[str], None]
 ) -> None:
-    arguments = (qlora, "--output", tmp_path / "one", "--onto", "original")
+    arguments = (qlora, "--output", tmp_path / "one", "--base", "original")
     refused = merge(*arguments, code=1)
     assert refused["error"]["code"] == "merge_differs"
-    assert "(at most 0.01); take --onto dequantized, or keep" in refused["error"]["message"]
+    assert "(at most 0.01); take --base dequantized, or keep" in refused["error"]["message"]
     assert "trained on weights rounded to 4 bits" in refused["told"]
     assert left_below(tmp_path) == []
-    kept = merge(*arguments, "--accept-drift")
-    assert kept["verdict"] == "drift accepted" and kept["kl"] > 1e-2
-    assert kept["onto"] == "original" and kept["exact"]["max_logit_difference"] < 1e-2
-    assert f"KL {kept['drift']['kl']:.2g} nats a token" in kept["told"]
+    kept = merge(*arguments, "--allow-mismatch")
+    assert kept["verdict"] == "mismatch allowed" and kept["kl"] > 1e-2
+    assert kept["base"] == "original" and kept["exact"]["max_logit_difference"] < 1e-2
+    assert f"KL {kept['mismatch']['kl']:.2g} nats a token" in kept["told"]
     # The base's own weights, plus the update: not those that 4 bits hold.
     lost = merge(qlora, "--output", tmp_path / "other")
     one, other = (digests(tmp_path / name)["model.safetensors"] for name in ("one", "other"))
@@ -252,7 +252,7 @@ def test_the_original_base_is_another_model(
 
 
 def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--output", str(tmp_path / "one"), "--onto", "original", "--accept-drift"]
+    flags = ["--output", str(tmp_path / "one"), "--base", "original", "--allow-mismatch"]
     assert run(["merge", str(qlora), *flags, "--dtype", "bf16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     size = json.loads((tmp_path / "one" / "merge_report.json").read_text())["bytes"]
@@ -386,7 +386,7 @@ def test_a_merge_touches_neither_base_nor_run(merge: Ask, home: Path, lora: Path
 
 
 def test_a_lora_run_has_one_base_only(merge: Ask, lora: Path) -> None:
-    error = merge(lora, "--onto", "original", code=2)["error"]
+    error = merge(lora, "--base", "original", code=2)["error"]
     assert "only a QLoRA run has a quantised base" in error["message"]
 
 

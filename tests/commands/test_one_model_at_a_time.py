@@ -92,5 +92,5 @@ def test_a_price_is_measured_with_one_model_at_a_time(
 ) -> None:
     held = Held(monkeypatch)
     recipe = write_recipe(training=TRAINING)
-    assert run(["train", str(recipe), "--dry-run", "--price-per-hour", "1"]) == 0
+    assert run(["train", str(recipe), "--dry-run", "--cost-per-hour", "1"]) == 0
     assert len(held.loaded) == 1 and held.still_there == []

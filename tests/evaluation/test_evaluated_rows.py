@@ -167,8 +167,8 @@ def test_examples_come_from_training_rows_that_are_proven(
     shutil.copytree(eval_run, copy)
     train = copy / "data" / "train.arrow"
     train.write_bytes(train.read_bytes()[:-64] + b"\0" * 64)
-    told = tmp_path / "told.txt"
+    told = tmp_path / "instructions.txt"
     told.write_text("List it.")
-    assert run(["eval", str(copy), "--prompted", str(told), "--no-forgetting"]) == 1
+    assert run(["eval", str(copy), "--baseline-prompt", str(told), "--no-forgetting"]) == 1
     err = capsys.readouterr().err
     assert "train.arrow: not as ftcli prepare has written it" in err and "Traceback" not in err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ftcli.export.parity import Parity
-from ftcli.export.verdict import SHOWS, Drift, cost_of, dtype_reason, exactness_of
+from ftcli.export.verdict import SHOWS, Mismatch, cost_of, dtype_reason, exactness_of
 
 ROWS = 16
 
@@ -83,8 +83,8 @@ def test_the_reason_names_what_other_types_would_cost() -> None:
 
 
 def test_the_figures_of_a_drift_in_words() -> None:
-    words = Drift(kl=math.log(1.5), top1_agreement=0.77).in_words()
+    words = Mismatch(kl=math.log(1.5), top1_agreement=0.77).in_words()
     assert "1.5 times as perplexing" in words and "at 23.0% of the tokens" in words
     assert "trained on weights rounded to 4 bits" in words
-    assert Drift(0.009, 0.5).passes and not Drift(0.011, 1.0).passes
-    assert not Drift(math.nan, 1.0).passes
+    assert Mismatch(0.009, 0.5).passes and not Mismatch(0.011, 1.0).passes
+    assert not Mismatch(math.nan, 1.0).passes

@@ -117,7 +117,7 @@ def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Obse
     environment = {
         **PLANTED,
         "HF_HOME": str(home / "cache"),
-        "TOLD": str(home / "told.txt"),
+        "TOLD": str(home / "instructions.txt"),
         "HF_HUB_OFFLINE": "1",
     }
     wanted = commands(home, complete)
@@ -131,7 +131,7 @@ def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Obse
     assert "holds a password (user:password@)" in output
     assert "holds the secret in HF_TOKEN" in output
     assert "Authorization: Bearer ***" in output, "the bug has told it, and it was masked"
-    told = (home / "told.txt").read_text()
+    told = (home / "instructions.txt").read_text()
     assert "learning_rate" in told, "the tracker was told of the training"
     planted = {home / "tiny.yaml", home / "commands.json", home / "cache" / "token"}
     written = [path for path in home.rglob("*") if path.is_file() and path not in planted]

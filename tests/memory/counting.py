@@ -125,7 +125,7 @@ def method_of(choices: Choices) -> Method:
 
 
 def _lora_keys(choices: Choices) -> dict[str, Any]:
-    targets = choices.targets
+    targets = choices.target_modules
     return {
         "rank": choices.rank,
         "dropout": choices.dropout,

@@ -104,10 +104,14 @@ def test_a_base_in_4_bits_stands_between_checkpointing_and_shorter_rows(mode: An
 def test_methods_without_a_rank_have_none_to_lower() -> None:
     for mode in ("bottleneck", "prefix-tuning", "prompt-tuning"):
         options = options_of(asked(Choices(mode)), CARD_24GB)  # type: ignore[arg-type]
-        assert (options.rank, options.mode, options.targets) == ((16,), (mode,), ("all-linear",))
+        assert (options.rank, options.mode, options.target_modules) == (
+            (16,),
+            (mode,),
+            ("all-linear",),
+        )
         assert options.four_bit_base == (False, True)
     options = options_of(asked(Choices("lora", rank_pattern=(("q_proj", 4),))), CARD_24GB)
-    assert (options.rank, options.targets) == ((16,), ("all-linear",))
+    assert (options.rank, options.target_modules) == ((16,), ("all-linear",))
     assert options.four_bit_base == (False,)
 
 

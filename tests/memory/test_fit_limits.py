@@ -18,7 +18,7 @@ CARD = find_card("4090").hardware
 
 def test_a_sweep_estimates_each_value_alone() -> None:
     shape, choices = find_shape("7b"), Choices("qlora")
-    found = sweep(shape, choices, "seq-len", (512, 2048, 65_536), CARD)
+    found = sweep(shape, choices, "max-length", (512, 2048, 65_536), CARD)
     assert [row.value for row in found.rows] == [512, 2048, 65_536]
     for row in found.rows:
         assert row.estimate == estimate_on(shape, replace(choices, seq_len=row.value), CARD)
@@ -27,19 +27,26 @@ def test_a_sweep_estimates_each_value_alone() -> None:
 
 
 def test_a_sweep_is_read_from_its_text() -> None:
-    assert sizes_of("seq-len=2048, 512,512") == ("seq-len", (512, 2048))
+    assert sizes_of("max-length=2048, 512,512") == ("max-length", (512, 2048))
     assert sizes_of("rank=8") == ("rank", (8,))
-    for text in ("seq-len", "seq-len=", "seq-len=0", "seq-len=1k", "rank=-4", "rank=1.5"):
+    for text in (
+        "max-length",
+        "max-length=",
+        "max-length=0",
+        "max-length=1k",
+        "rank=-4",
+        "rank=1.5",
+    ):
         with pytest.raises(UsageError, match="expected whole numbers"):
             sizes_of(text)
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("seqlen", "seq-len"), ("micro_batch", "micro-batch"), ("ranks", "rank")]
+    ("name", "near"), [("maxlen", "max-length"), ("micro_batch", "micro-batch"), ("ranks", "rank")]
 )
 def test_an_unknown_size_gets_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
         size_named(name, "--max")
     assert str(caught.value) == (
-        f"--max {name}: no such size; did you mean {near}?; there is seq-len, micro-batch, rank"
+        f"--max {name}: no such size; did you mean {near}?; there is max-length, micro-batch, rank"
     )

@@ -127,7 +127,7 @@ def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
     return {
         "seq_len": [longest, *(n for n in range(longest - 1, 127, -1) if n % 64 == 0)],
         **method_values(wanted),
-        "targets": fewer_targets(shape, choices),
+        "target_modules": fewer_targets(shape, choices),
         "optimizer": (
             ["sgd"]
             if choices.optimizer == "sgd"
@@ -160,10 +160,10 @@ def checkpointings(wanted: FitRequest) -> list[bool]:
 
 def fewer_targets(shape: Shape, choices: Choices) -> list[Any]:
     if choices.mode in FROZEN or choices.rank_pattern:
-        return [choices.targets]
-    if shape.experts > 1 or choices.targets != "all-linear":
-        queries = [("q_proj", "v_proj")] if choices.targets != "all-linear" else []
-        return [choices.targets, *(queries if shape.experts == 1 else [])]
+        return [choices.target_modules]
+    if shape.experts > 1 or choices.target_modules != "all-linear":
+        queries = [("q_proj", "v_proj")] if choices.target_modules != "all-linear" else []
+        return [choices.target_modules, *(queries if shape.experts == 1 else [])]
     if shape.fused_queries:
         return ["all-linear", ("qkv_proj", "o_proj"), ("qkv_proj",)]
     return ["all-linear", ("q_proj", "k_proj", "v_proj", "o_proj"), ("q_proj", "v_proj")]
@@ -188,7 +188,11 @@ def cheapest_of_all(
     def plain(way: Choices) -> Choices:
         # Full fine-tuning knows neither rank nor targets.
         first = wanted.choices
-        return replace(way, rank=first.rank, targets=first.targets) if way.mode == "full" else way
+        return (
+            replace(way, rank=first.rank, target_modules=first.target_modules)
+            if way.mode == "full"
+            else way
+        )
 
     return next(((cost, plain(w)) for cost, w in every_way(wanted) if takes(plain(w))), None)
 

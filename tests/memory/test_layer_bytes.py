@@ -36,8 +36,8 @@ METHODS = {
     "lora": TINY,
     "lora, dropout of CUDA": replace(TINY, dropout=0.1, device="cuda"),
     "lora, dropout of the CPU": replace(TINY, dropout=0.1),
-    "lora, q and v": replace(TINY, targets=("q_proj", "v_proj")),
-    "lora, down": replace(TINY, targets=("down_proj",)),
+    "lora, q and v": replace(TINY, target_modules=("q_proj", "v_proj")),
+    "lora, down": replace(TINY, target_modules=("down_proj",)),
     "lora, head and embeddings": replace(TINY, modules_to_save=("embed_tokens", "lm_head")),
     "lora, fp32 base": replace(TINY, weights_dtype="fp32"),
     "dora": replace(TINY, dora=True),
@@ -52,7 +52,7 @@ METHODS = {
         TINY, rank=8, rank_pattern=(("layers.1.mlp.down_proj", 96), ("q_proj", 48), ("o_proj", 2))
     ),
     "lora, modules of one layer": replace(
-        TINY, targets=("layers.2.self_attn.q_proj", "layers.1.mlp.down_proj")
+        TINY, target_modules=("layers.2.self_attn.q_proj", "layers.1.mlp.down_proj")
     ),
     "dora, some layers": replace(TINY, dora=True, dropout=0.1, device="cuda", layers=(2,)),
     "qlora, last layers": replace(TINY, mode="qlora", layers=(2, 3)),

@@ -38,7 +38,7 @@ def test_sizes_answer_as_models() -> None:
 
 
 def lora_parameters(shape: Shape, rank: int, targets: Targets = "all-linear") -> int:
-    return trainable_parameters(shape, Choices("lora", rank=rank, targets=targets))
+    return trainable_parameters(shape, Choices("lora", rank=rank, target_modules=targets))
 
 
 def test_lora_counts_both_matrices_of_every_target() -> None:

@@ -110,7 +110,7 @@ def test_ranks_of_their_own_count_by_the_first_key_that_matches() -> None:
     q_proj, width = 2 * 4096, 32
 
     def trained(*pattern: tuple[str, int]) -> int:
-        choices = Choices("lora", rank=8, targets=("q_proj",), rank_pattern=pattern)
+        choices = Choices("lora", rank=8, target_modules=("q_proj",), rank_pattern=pattern)
         return trainable_parameters(LLAMA_7B, choices)
 
     assert trained() == width * 8 * q_proj

@@ -23,7 +23,7 @@ LORA = Choices("lora", rank=3, device="cpu")
 METHODS = {
     "full": Choices("full"),
     "lora": LORA,
-    "lora, q and v": replace(LORA, targets=("q_proj", "v_proj")),
+    "lora, q and v": replace(LORA, target_modules=("q_proj", "v_proj")),
     "lora, embeddings": replace(LORA, modules_to_save=("embed_tokens",)),
     "lora, head": replace(LORA, modules_to_save=("lm_head",)),
     "lora, both": replace(LORA, modules_to_save=("embed_tokens", "lm_head")),
@@ -33,7 +33,7 @@ METHODS = {
         rank_pattern=(("layers.0.self_attn.q_proj", 5), ("self_attn.[qk]_proj", 2), ("o_proj", 9)),
     ),
     "lora, modules of one layer": replace(
-        LORA, targets=("layers.1.self_attn.q_proj", "self_attn.o_proj")
+        LORA, target_modules=("layers.1.self_attn.q_proj", "self_attn.o_proj")
     ),
     "lora, all extras": replace(
         LORA,

@@ -135,7 +135,7 @@ def test_no_command_touches_the_gpu_beside_a_recipe_that_says_cpu(
         stop_at(2, patch)
         assert run(["train", str(recipe)]) == 130
     assert f"plan   {find_hardware('cpu').title} · " in capsys.readouterr().err
-    for command in (["train"], ["eval", "--limit", "2"], ["merge"], ["prepare", "--probe"]):
+    for command in (["train"], ["eval", "--limit", "2"], ["merge"], ["prepare", "--try-prompting"]):
         assert run([command[0], str(recipe), *command[1:]]) == 0, command
     assert run(["generate", str(recipe), "Product: kettle"]) == 0
     assert not [record for record in caplog.records if "RNG" in record.getMessage()]

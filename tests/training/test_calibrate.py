@@ -169,7 +169,7 @@ def test_calibrate_prints_lines_or_one_object(
     validate(value, CALIBRATION)
     assert [each["run_dir"] for each in value["runs"]] == [folder, folder]
     assert value["figures"] == len(value["runs"][0]["figures"]) * 2
-    for other in ([str(recipe)], ["--model", "7b"], ["--seq-len", "8"], ["--fit", "24GB"]):
+    for other in ([str(recipe)], ["--model", "7b"], ["--max-length", "8"], ["--fit", "24GB"]):
         assert run(["estimate-vram", "--calibrate", folder, *other]) == 2
         assert "every run has its own" in capsys.readouterr().err
     assert run(["estimate-vram", "--calibrate", str(tmp_path), "--json"]) == 1

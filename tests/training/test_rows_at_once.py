@@ -37,8 +37,8 @@ def prompts(model: Model) -> list[list[int]]:
     return [model.prompt_format.renderer.prompt_ids([Message("user", text)]) for text in asked]
 
 
-def answers(model: Model, rows_at_once: int) -> list[Answer]:
-    return answer_prompts(model, prompts(model), SETTINGS, lambda _: None, rows_at_once)
+def answers(model: Model, batch_size: int) -> list[Answer]:
+    return answer_prompts(model, prompts(model), SETTINGS, lambda _: None, batch_size)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Is fine-tuning the right thing for these rows? Statistics and a probe of the base, a verdict and
+"""Is fine-tuning the right thing for these rows? Statistics, what prompting reaches, a verdict and
 sentences that explain it."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ftcli.console import Reporter, counted
 from ftcli.data.dataset import IDEAL_ROWS, TOO_FEW_ROWS
 from ftcli.errors import FtcliError
 from ftcli.evaluation.advice.answer_form import AnswerForm
-from ftcli.evaluation.advice.prompting import Probe, probe_base, probe_key
+from ftcli.evaluation.advice.prompting import PromptingResult, prompting_key, try_prompting
 from ftcli.evaluation.advice.row_statistics import (
     Instruction,
     PreparedRows,
@@ -55,7 +55,7 @@ class Advice(RowStatistics):
     error_remedy = "prepare again"
 
     version: Literal[3] = 3  # goes up when the same rows would give other statistics
-    probe: Probe | None = None
+    prompting: PromptingResult | None = None
     verdict: Verdict = "fine-tune"
     sentences: tuple[str, ...] = ()
 
@@ -88,9 +88,11 @@ def give_advice(
     try:
         kept = read_advice(rows.folder, prepared.fingerprint)
         found = kept or Advice(**vars(statistics_of(rows, renderer, reporter)))
-        probe = found.probe
-        if probe is not None and probe.key != probe_key(recipe, prepared, probe.shots_asked):
-            found = found.model_copy(update={"probe": None})
+        prompting = found.prompting
+        if prompting is not None and prompting.key != prompting_key(
+            recipe, prepared, prompting.shots_asked
+        ):
+            found = found.model_copy(update={"prompting": None})
         return _concluded(recipe, found, kept, rows)
     except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
         reporter.warn(f"no advice on these rows: {type(error).__name__}: {error}")
@@ -99,7 +101,7 @@ def give_advice(
         return Advice(fingerprint=prepared.fingerprint, rows=count, sentences=(size,))
 
 
-def with_probe(
+def with_prompting(
     advice: Advice,
     shots: int,
     recipe: Recipe,
@@ -109,13 +111,13 @@ def with_probe(
 ) -> Advice:
     """The advice with scores of the base, which is asked unless the advice has the same scores.
 
-    Raises FtcliError as `probe_base`.
+    Raises FtcliError as `try_prompting`.
     """
-    same = advice.probe is not None and advice.probe.shots_asked == shots
+    same = advice.prompting is not None and advice.prompting.shots_asked == shots
     if same or advice.lengths is None:
         return advice
-    probe = probe_base(recipe, renderer, rows, advice.format, shots, reporter)
-    found = advice.model_copy(update={"probe": probe})
+    prompting = try_prompting(recipe, renderer, rows, advice.format, shots, reporter)
+    found = advice.model_copy(update={"prompting": prompting})
     return _concluded(recipe, found, advice, rows)
 
 
@@ -141,8 +143,8 @@ def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
     if not replays and form is not None:
         sentences.append(REPLAY)
     sentences += [*_faults_of_rows(found), *_instruction(found.instruction)]
-    if found.rows < TOO_FEW_ROWS and found.probe is None:
-        sentences.append("What prompting reaches on them: the same command with --probe")
+    if found.rows < TOO_FEW_ROWS and found.prompting is None:
+        sentences.append("What prompting reaches on them: the same command with --try-prompting")
     return found.model_copy(update={"verdict": verdict, "sentences": tuple(sentences)})
 
 
@@ -164,8 +166,8 @@ def _verdict(found: Advice) -> tuple[Verdict, str]:
     size, few = size_in_words(found.rows), found.rows < TOO_FEW_ROWS
     verdict: Verdict = "prompt" if few else "fine-tune"
     form = found.format
-    if found.probe is not None:
-        often, reached = _probed(found.probe)
+    if found.prompting is not None:
+        often, reached = _prompting_reached(found.prompting)
         return ("fine-tune if called often", reached) if often else (verdict, f"{reached}. {size}")
     if not few and form is not None and form.fixed:
         size = f"{size} {_habit(form)}."
@@ -174,20 +176,20 @@ def _verdict(found: Advice) -> tuple[Verdict, str]:
     return verdict, size
 
 
-def _probed(probe: Probe) -> tuple[bool, str]:
+def _prompting_reached(prompting: PromptingResult) -> tuple[bool, str]:
     """Whether prompting does, and `97% in the format (83–99%) on 30 rows`."""
-    scores = probe.few_shot
-    intervals = {name: scores[f"{name}_interval"] for name in probe.decided_by}
+    scores = prompting.few_shot
+    intervals = {name: scores[f"{name}_interval"] for name in prompting.decided_by}
     reached = " and ".join(
-        f"{scores[name]:.0%} {probe.decided_by[name]} ({low * 100:.0f}–{high:.0%})"
+        f"{scores[name]:.0%} {prompting.decided_by[name]} ({low * 100:.0f}–{high:.0%})"
         for name, (low, high) in intervals.items()
     )
-    reached += f" on {counted(probe.rows, 'row')}"
+    reached += f" on {counted(prompting.rows, 'row')}"
     if all(low >= PROMPTING_DOES for low, _ in intervals.values()):
         return True, f"Prompting already reaches {reached}: fine-tune only if you call it often."
     if all(scores[name] >= PROMPTING_DOES for name in intervals):
         reached += f": too few to show that it reaches {PROMPTING_DOES:.0%}"
-    return False, f"Prompting with {counted(probe.shots, 'example')} reaches {reached}"
+    return False, f"Prompting with {counted(prompting.shots, 'example')} reaches {reached}"
 
 
 def _habit(form: AnswerForm) -> str:

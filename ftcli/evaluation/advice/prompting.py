@@ -1,6 +1,9 @@
-"""What prompting reaches and costs: `prepare --probe` scores the base on a few rows with examples
-and without; `--price-per-hour` says what a run takes and costs, and after how many calls its short
-prompt has paid for it."""
+"""What prompting reaches and costs.
+
+`prepare --try-prompting` scores the base on a few rows with and without examples in its prompt;
+`--cost-per-hour` says what a run takes and costs, and after how many calls its short prompt has
+paid for it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ VERSION = 3
 
 
 @dataclass(frozen=True)
-class Probe:
+class PromptingResult:
     """Scores of the base on a few rows, with examples in its prompt and without."""
 
     key: str
@@ -67,7 +70,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class ProbeRows:
+class PromptedRows:
     """The rows that are asked, and the examples that may stand before them."""
 
     rows_from: Mapping[Split, int]
@@ -83,7 +86,7 @@ class ProbeRows:
         return [ids_of(renderer, few_shot(row[:-1], None, shown)) for row in self.rows]
 
 
-def probe_key(recipe: Recipe, prepared: Dataset, shots: int) -> str:
+def prompting_key(recipe: Recipe, prepared: Dataset, shots: int) -> str:
     """16 hex digits of everything that the scores depend on."""
     source = model_source(recipe.model.id)
     form = without_folders(recipe.eval).format
@@ -102,15 +105,15 @@ def probe_key(recipe: Recipe, prepared: Dataset, shots: int) -> str:
     return short_digest(parts, 16)
 
 
-def choose_rows(rows: PreparedRows, shots: int, seed: int) -> ProbeRows:
+def choose_rows(rows: PreparedRows, shots: int, seed: int) -> PromptedRows:
     """Held-out rows, filled up to ROWS with training rows that are no examples.
 
     Raises DataError where rows are plain texts, which have no prompts, or none is left to ask.
     """
     prepared = rows.prepared
     if prepared.plain_text:
-        reason = "plain texts have no prompts to ask; leave --probe out"
-        raise DataError("probe", reason, file=prepared.train_source)
+        reason = "plain texts have no prompts to ask; leave --try-prompting out"
+        raise DataError("prompting", reason, file=prepared.train_source)
     held_out: Split = "test" if prepared.test.rows or not prepared.validation.rows else "validation"
     asked = choose_examples((row.messages for row in rows.of(held_out)), ROWS, seed)
     training = (row.messages for row in rows.of("train"))
@@ -121,20 +124,20 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> ProbeRows:
             f"{prepared.train.rows} training rows are all needed as examples, and none is held "
             "out to ask; lower --shots"
         )
-        raise DataError("probe", reason, file=prepared.train_source)
+        raise DataError("prompting", reason, file=prepared.train_source)
     counts: dict[Split, int] = {held_out: len(asked), "train": len(filling)}
     rows_from = {name: count for name, count in counts.items() if count}
-    return ProbeRows(rows_from, (*asked, *filling), tuple(examples))
+    return PromptedRows(rows_from, (*asked, *filling), tuple(examples))
 
 
-def probe_base(
+def try_prompting(
     recipe: Recipe,
     renderer: Renderer,
     rows: PreparedRows,
     detected: AnswerForm | None,
     shots: int,
     reporter: Reporter,
-) -> Probe:
+) -> PromptingResult:
     """Scores of the base with and without examples; `detected`: the form that answers share.
 
     Raises FtcliError: nothing to ask, a model that cannot be opened, memory.
@@ -150,12 +153,12 @@ def probe_base(
     from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import memory_in_words
 
-    with memory_in_words("stop what else runs on it, or leave --probe out"):
+    with memory_in_words("stop what else runs on it, or leave --try-prompting out"):
         model = load_untrained(recipe, renderer)
         used = fitting(model, asked, recipe.generation.max_new_tokens)
         zero, few = (_scores(model, asked, count, recipe, scorers, reporter) for count in (0, used))
-    return Probe(
-        key=probe_key(recipe, rows.prepared, shots),
+    return PromptingResult(
+        key=prompting_key(recipe, rows.prepared, shots),
         rows=len(asked.rows),
         rows_from=asked.rows_from,
         shots=used,
@@ -167,7 +170,7 @@ def probe_base(
     )
 
 
-def fitting(model: Model, asked: ProbeRows, answer_tokens: int) -> int:
+def fitting(model: Model, asked: PromptedRows, answer_tokens: int) -> int:
     """As many of the examples as leave room for every question and its answer."""
     from ftcli.inference.generation import context_tokens
 
@@ -182,7 +185,7 @@ def fitting(model: Model, asked: ProbeRows, answer_tokens: int) -> int:
 
 def _scores(
     model: Model,
-    asked: ProbeRows,
+    asked: PromptedRows,
     shots: int,
     recipe: Recipe,
     scorers: Sequence[Scorer],
@@ -194,7 +197,7 @@ def _scores(
     prompts = asked.prompts(model.prompt_format.renderer, shots)
     seed_sampling(recipe.training.seed)
     started = time.monotonic()
-    with reporter.meter(f"probe, {counted(shots, 'example')}", len(prompts)) as meter:
+    with reporter.meter(f"prompting, {counted(shots, 'example')}", len(prompts)) as meter:
         answers = answer_prompts(model, prompts, recipe.generation, meter.update)
     seconds = time.monotonic() - started
     tokens = [answer.tokens for answer in answers]
@@ -256,11 +259,11 @@ class RunCost:
     """Where the speed is known from."""
     seconds: float
     cost: float
-    """In the currency of the price."""
+    """In the currency of the cost."""
 
 
 @dataclass(frozen=True)
-class Price:
+class Cost:
     """What a run takes and costs, and what calls take."""
 
     per_hour: float
@@ -272,7 +275,7 @@ class Price:
     def calls_to_pay_back(self) -> int | None:
         """Calls after which the time saved is that of the run; None: a call saves nothing.
 
-        The price of an hour plays no part, as long as both are on one machine.
+        The cost of an hour plays no part, as long as both are on one machine.
         """
         saved = self.call.long.seconds - self.call.short.seconds if self.call else 0.0
         return math.ceil(self.run.seconds / saved) if saved > 0 else None
@@ -308,9 +311,9 @@ class Price:
         return [of_run, of_call, paid]
 
 
-def price_of(
+def measure_cost(
     job: TrainJob, recipe: Recipe, per_hour: float, shots: int, reporter: Reporter
-) -> Price:
+) -> Cost:
     """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
     if (known := known_speed(job)) is not None:
         speed, measured = known[0], f"measured by {shown_path(known[1].path)}"
@@ -322,7 +325,7 @@ def price_of(
     calls = None
     if shots and not job.dataset.plain_text:
         calls = _timed_calls(job, recipe, shots, reporter)
-    return Price(per_hour, run, calls)
+    return Cost(per_hour, run, calls)
 
 
 def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:

@@ -112,14 +112,14 @@ def _other_model(asked: FitRequest, found: Choices) -> Iterator[Step]:
         costs += [_QUANTISED_COST] if found.mode == "qlora" else []
         names = f"{MODE_NAMES[now.mode]} → {MODE_NAMES[found.mode]}"
         yield Step(names, "method.mode", found.mode, "; ".join(costs), ("mode",))
-    if found.targets != now.targets:
+    if found.target_modules != now.target_modules:
         yield Step(
-            f"adapters on {', '.join(found.targets)} alone",
+            f"adapters on {', '.join(found.target_modules)} alone",
             "method.target_modules",
-            list(found.targets),
+            list(found.target_modules),
             "some quality: adapters on all linear layers matched full fine-tuning, on fewer they "
             "did not (QLoRA, figure 2)",
-            ("targets",),
+            ("target_modules",),
         )
     if found.rank != now.rank:
         yield from _lower_rank(asked, found)
@@ -268,9 +268,9 @@ def _fits_as_asked(shape: Shape, asked: FitRequest, hardware: Hardware) -> bool:
     Where it lacks layers or modules that have a rank of their own, nothing is as asked.
     """
     modules = shape.linear_modules()
-    targets = asked.choices.targets
+    targets = asked.choices.target_modules
     known = targets == "all-linear" or all(name.rsplit(".", 1)[-1] in modules for name in targets)
-    choices = asked.choices if known else replace(asked.choices, targets="all-linear")
+    choices = asked.choices if known else replace(asked.choices, target_modules="all-linear")
     try:
         return fits(estimate_on(shape, choices, hardware), hardware)
     except ModelError:

@@ -13,7 +13,7 @@ from ftcli.memory.fit.search import estimate_on, fits
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
 
-Size = Literal["seq-len", "micro-batch", "rank"]
+Size = Literal["max-length", "micro-batch", "rank"]
 SIZES: tuple[Size, ...] = get_args(Size)
 
 # No model here reads a million tokens at once, and no card takes a million rows.
@@ -58,7 +58,7 @@ def size_named(name: str, flag: str) -> Size:
 
 
 def sizes_of(text: str) -> tuple[Size, tuple[int, ...]]:
-    """`seq-len=512,1024` → the size and its values in order; raises UsageError (`flag`)."""
+    """`max-length=512,1024` → the size and its values in order; raises UsageError (`flag`)."""
     name, _, values = text.partition("=")
     size = size_named(name.strip(), "--sweep")
     parts = [part.strip() for part in values.split(",") if part.strip()]
@@ -72,7 +72,7 @@ def sizes_of(text: str) -> tuple[Size, tuple[int, ...]]:
 
 def with_size(choices: Choices, size: Size, value: int) -> Choices:
     match size:
-        case "seq-len":
+        case "max-length":
             return replace(choices, seq_len=value)
         case "micro-batch":
             return replace(choices, micro_batch=value)

@@ -94,7 +94,7 @@ def options_of(asked: FitRequest, hardware: Hardware) -> Options:
         rank=tuple(ranks),
         mode=modes,
         four_bit_base=(False, True) if quantisable else (choices.four_bit_base,),
-        targets=_targets(asked.shape, choices),
+        target_modules=_targets(asked.shape, choices),
         optimizer=_from(OPTIMIZERS, choices.optimizer),
         attention=("eager", "sdpa") if sdpa else (choices.attention,),
         gradient_checkpointing=checkpointing,
@@ -110,9 +110,9 @@ def _targets(shape: Shape, choices: Choices) -> tuple[Targets, ...]:
     Modules with a rank of their own stay: a rank for what is not adapted is an error.
     """
     if shape.experts > 1 or choices.mode in FROZEN_MODES or choices.rank_pattern:
-        return (choices.targets,)
+        return (choices.target_modules,)
     queries, output = shape.layout.queries, shape.layout.output
-    tried: list[Targets] = [choices.targets]
+    tried: list[Targets] = [choices.target_modules]
     for fewer in ((*queries, output), (queries[0], queries[-1]) if len(queries) > 1 else queries):
         if set(fewer) < set(shape.target_modules(tried[-1])):
             tried.append(fewer)

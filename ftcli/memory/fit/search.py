@@ -59,7 +59,7 @@ class Options:
     rank: tuple[int, ...]
     mode: tuple[Mode, ...]
     four_bit_base: tuple[bool, ...]
-    targets: tuple[Targets, ...]
+    target_modules: tuple[Targets, ...]
     optimizer: tuple[Optimizer, ...]
     attention: tuple[Attention, ...]
     gradient_checkpointing: tuple[bool, ...]
@@ -116,7 +116,7 @@ def any_fits(base: Choices, options: Options, seq_len: int, fits: Fits) -> bool:
         rank=options.rank[-1:],
         mode=options.mode[::-1],
         four_bit_base=options.four_bit_base[::-1],
-        targets=options.targets[::-1],
+        target_modules=options.target_modules[::-1],
         optimizer=options.optimizer[::-1],
         attention=options.attention[::-1],
         gradient_checkpointing=options.gradient_checkpointing[::-1],
@@ -133,7 +133,7 @@ def smallest(base: Choices, options: Options) -> Choices:
             rank=options.rank[-1],
             mode=options.mode[-1],
             four_bit_base=options.four_bit_base[-1],
-            targets=options.targets[-1],
+            target_modules=options.target_modules[-1],
             optimizer=options.optimizer[-1],
             attention=options.attention[-1],
             gradient_checkpointing=options.gradient_checkpointing[-1],
@@ -146,10 +146,10 @@ def smallest(base: Choices, options: Options) -> Choices:
 def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Iterator[Choices]:
     """Candidates that fit at this length, in the order of the options."""
     choices = product(
-        options.rank, options.mode, options.four_bit_base, options.targets, options.optimizer
+        options.rank, options.mode, options.four_bit_base, options.target_modules, options.optimizer
     )
     for rank, mode, four_bit_base, targets, optimizer in choices:
-        if mode == "full" and (rank, targets) != (options.rank[0], options.targets[0]):
+        if mode == "full" and (rank, targets) != (options.rank[0], options.target_modules[0]):
             continue  # neither is anything to it: it has been tried
         for attention, checkpointing in product(options.attention, options.gradient_checkpointing):
             candidate = replace(
@@ -158,7 +158,7 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
                 rank=rank,
                 mode=mode,
                 four_bit_base=four_bit_base,
-                targets=targets,
+                target_modules=targets,
                 optimizer=optimizer,
                 attention=attention,
                 gradient_checkpointing=checkpointing,

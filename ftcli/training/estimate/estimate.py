@@ -57,9 +57,9 @@ class EstimateOptions:
             )
         elif self.max is not None and self.gpu is None and self.fit is None:
             problem = f"--max {self.max} needs a card: add --gpu 4090 or 24GB"
-        elif self.flags.get("targets") == ():
+        elif self.flags.get("target_modules") == ():
             problem = (
-                "--targets: no module is named: take all-linear, or names such as q_proj,v_proj"
+                "--target-modules: no module is named: take all-linear, or names as q_proj,v_proj"
             )
         if problem is not None:
             raise UsageError("flag", problem)
@@ -213,7 +213,8 @@ def _recipe(options: EstimateOptions, hardware: Hardware | None) -> RecipeWithFl
 
 
 def _of_flags(options: EstimateOptions) -> FitRequest:
-    choices = replace(Choices(mode="lora"), **options.flags)
+    flags = {"seq_len" if name == "max_length" else name: v for name, v in options.flags.items()}
+    choices = replace(Choices(mode="lora"), **flags)
     named = "gradient_checkpointing" in options.flags
     if choices.mode == "prefix-tuning" and not named:
         choices = replace(choices, gradient_checkpointing=False)

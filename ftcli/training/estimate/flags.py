@@ -15,7 +15,7 @@ LORA: tuple[Mode, ...] = ("lora", "qlora")
 # Field of Choices → the modes in which its flag says anything, and what it is.
 _ONLY_IN: dict[str, tuple[tuple[Mode, ...], str]] = {
     "rank": (LORA, "the inner width of LoRA's update"),
-    "targets": (LORA, "the modules that get a LoRA update"),
+    "target_modules": (LORA, "the modules that get a LoRA update"),
     "dora": (LORA, "a kind of LoRA with a trained magnitude"),
     "modules_to_save": (LORA, "modules trained whole beside LoRA's update"),
     "bottleneck": (("bottleneck",), "the inner width of a bottleneck adapter"),

@@ -33,7 +33,7 @@ from ftcli.training.plan.plan import RowStatistics, choices_of
 KEYS = {
     "mode": "method.mode",
     "rank": "method.rank",
-    "targets": "method.target_modules",
+    "target_modules": "method.target_modules",
     "dora": "method.dora",
     "modules_to_save": "method.modules_to_save",
     "bottleneck": "method.bottleneck",
@@ -41,7 +41,7 @@ KEYS = {
     "virtual_tokens": "method.virtual_tokens",
     "projection": "method.projection",
     "four_bit_base": "method.quantization",
-    "seq_len": "data.max_length",
+    "max_length": "data.max_length",
     "micro_batch": "training.micro_batch_size",
     "optimizer": "training.optimizer",
     "precision": "training.precision",
@@ -135,7 +135,7 @@ def with_flags(
             sections = sections.model_copy(update={"attention": attention})
             training = training.model_copy(update={"precision": precision})
         choices = choices_of(sections, recipe.method, training, rows, hardware)
-        if model is None and "targets" not in flags:
+        if model is None and "target_modules" not in flags:
             adapted(shape, choices)  # names what matches nothing, at its line
     request = FitRequest(
         shape,

@@ -60,26 +60,26 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
     asked_rows = training.micro_batch_size
     open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix-tuning"
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
-    # Packed rows, which may have tokens in common, are counted in `_rows_at_once`.
+    # Packed rows, which may have tokens in common, are counted in `_micro_batch`.
     bounded = hardware.kind == "cuda" and asked_rows == "auto" and not base.packed_rows
     return Options(
         seq_len=(base.seq_len,),
         rank=(base.rank,),
         mode=(base.mode,),
         four_bit_base=(base.four_bit_base,),
-        targets=(base.targets,),
+        target_modules=(base.target_modules,),
         optimizer=("adamw", "paged-adamw-8bit") if paging else (base.optimizer,),
         attention=(base.attention,),
         gradient_checkpointing=(
             (False, True) if open_checkpointing else (base.gradient_checkpointing,)
         ),
-        micro_batch=_rows_at_once(recipe, rows, hardware, base),
+        micro_batch=_micro_batch(recipe, rows, hardware, base),
         batch_rows=training.batch_size,
         most_tokens=CARD_TOKENS if bounded else None,
     )
 
 
-def _rows_at_once(
+def _micro_batch(
     recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choices
 ) -> tuple[int, ...]:
     """Rows of a micro-batch, the most first; of packed ones, as many of the longest as its tokens

@@ -279,7 +279,7 @@ def _choices_of_lora(method: LoraKeys) -> dict[str, Any]:
         "mode": "qlora" if isinstance(method, Qlora) else "lora",
         "rank": method.rank,
         "dropout": method.dropout,
-        "targets": targets if isinstance(targets, str) else tuple(targets),
+        "target_modules": targets if isinstance(targets, str) else tuple(targets),
         "layers": None if method.layers is None else tuple(sorted(set(method.layers))),
         "rank_pattern": tuple(method.rank_pattern.items()),  # the first key that matches counts
         "dora": method.dora,
