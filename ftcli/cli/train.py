@@ -41,10 +41,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan with its reasons, and stop.")
     ] = False,
-    rehearse: Annotated[
+    smoke_test: Annotated[
         bool,
         typer.Option(
-            "--rehearse", help="Run every stage with a tiny random model, to find errors early."
+            "--smoke-test", help="Run every stage with a tiny random model, to find errors early."
         ),
     ] = False,
     cost_per_hour: options.CostPerHour = None,
@@ -64,15 +64,15 @@ def train(
     if cost_per_hour is not None and not dry_run:
         raise UsageError("flag", "--cost-per-hour goes with --dry-run")
     reporter = Terminal()
-    if rehearse:
-        _require_rehearsable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
-        from ftcli.cli.rehearse import rehearse_recipe, show_rehearsal
+    if smoke_test:
+        _require_smoke_testable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
+        from ftcli.cli.smoke_test import run_smoke_test, show_smoke_test
 
-        rehearsal = rehearse_recipe(recipe, tuple(overrides or ()), reporter)
+        passed = run_smoke_test(recipe, tuple(overrides or ()), reporter)
         if json:
-            result_json(rehearsal.as_json())
+            result_json(passed.as_json())
         else:
-            show_rehearsal(rehearsal)
+            show_smoke_test(passed)
         return
     if dry_run:
         plan = plan_recipe(
@@ -97,22 +97,22 @@ def train(
         _show_result(found)
 
 
-def _require_rehearsable(
+def _require_smoke_testable(
     *, resume: bool, fresh: bool, from_run: Path | None, dry_run: bool
 ) -> None:
-    """Raise UsageError for flags that have no meaning beside --rehearse."""
+    """Raise UsageError for flags that have no meaning beside --smoke-test."""
     if dry_run:
-        raise UsageError("flag", "--rehearse shows the plan too: leave --dry-run out")
+        raise UsageError("flag", "--smoke-test shows the plan too: leave --dry-run out")
     if resume or fresh:
         flag = "--resume" if resume else "--fresh"
         raise UsageError(
-            "flag", f"--rehearse touches no run, so that {flag} means nothing: leave it out"
+            "flag", f"--smoke-test touches no run, so that {flag} means nothing: leave it out"
         )
     if from_run is not None:
         raise UsageError(
             "flag",
-            f"--rehearse begins with a tiny random model, on which the weights of {from_run} do "
-            "not fit: leave --from out; a full training's model can be rehearsed as a base (--set "
+            f"--smoke-test begins with a tiny random model, on which the weights of {from_run} do "
+            "not fit: leave --from out; a full training's model can be the base of one (--set "
             "model.id=RUN/model)",
         )
 

@@ -169,7 +169,7 @@ SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "a run without measured memory": (unmeasured, 1),
     "a merge that is not exact": (inexact_merge, 1),
     "another comparison": (another_comparison, 1),
-    "a rehearsal": (lambda: said("train", f"{NEW}.yaml", "--rehearse", code=0), 1),
+    "a smoke test": (lambda: said("train", f"{NEW}.yaml", "--smoke-test", code=0), 1),
     "an unknown flag": (lambda: said("eval", "--nosuch", code=2), 1),
 }
 QUICK = ("eval of a stopped run", "another recipe on a finished run", "no data", "an unknown flag")

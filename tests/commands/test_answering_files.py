@@ -165,7 +165,7 @@ ROWS: list[dict[str, Any]] = [
     {"sku": "12", "prompt": "three\r", "tags": None},
 ]
 ANSWERS = [
-    Answer('A "table",\nwith; legs\r', 5, True),
+    Answer('A "table",\nwith; stages\r', 5, True),
     Answer("", 0, True),
     Answer("ü" * 9, 9, False),
 ]

@@ -18,7 +18,7 @@ COMMANDS = [
     ["prepare"],
     ["train"],
     ["train", "--dry-run"],
-    ["train", "--rehearse"],
+    ["train", "--smoke-test"],
 ]
 NAMED = {
     "eval.format.table": {"format": {"type": "sql", "table": "nosuch.csv"}},

@@ -39,7 +39,7 @@ def nvidia_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nvidia_gpu")
-@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["train", "--rehearse"]])
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["train", "--smoke-test"]])
 def test_a_gpu_that_torch_cannot_use_stops_a_training_before_it_begins(
     command: list[str],
     write_recipe: Callable[..., Path],

@@ -1,4 +1,4 @@
-"""How far a model reads, by its config.json; what goes beyond is for test_rehearse.py."""
+"""How far a model reads, by its config.json; what goes beyond is for test_smoke_test.py."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_all_of_them_are_passed_on(name: str, tmp_path: Path) -> None:
     assert plain.report_to == [], "also where such packages are installed"
 
 
-@pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--rehearse"]])
+@pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--smoke-test"]])
 def test_missing_packages_are_named_before_anything_is_opened(
     flags: list[str], write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:

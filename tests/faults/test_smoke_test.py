@@ -1,4 +1,4 @@
-"""`ftcli train --rehearse` finds what would have failed late, and leaves nothing but the data."""
+"""`ftcli train --smoke-test` finds what would have failed late, and leaves nothing but the data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"mode": "prompt-tuning", "init_text": "Product"},
 }
 DATA = {"prepared.json", "train.arrow", "validation.arrow", "test.arrow"}
-LEGS = [
+STAGES = [
     "look",
     "prepare",
     "plan",
@@ -44,7 +44,7 @@ LEGS = [
     "eval",
     "merge",
 ]
-LEGS.append("generate")
+STAGES.append("generate")
 
 Finds = Callable[..., str]
 
@@ -61,20 +61,20 @@ def left_behind(folder: Path) -> set[str]:
 
 @pytest.fixture
 def finds(tmp_path: Path, capsys: Capture) -> Finds:
-    """Rehearse, and check that it ends in this leg with this exit code, in words and tidily."""
+    """Smoke-test, and check that it ends in this stage with this exit code, in words and tidily."""
 
-    def rehearse(recipe: Path, leg: str, *, code: int = 1) -> str:
-        assert run(["train", str(recipe), "--rehearse"]) == code
+    def smoke_test(recipe: Path, stage: str, *, code: int = 1) -> str:
+        assert run(["train", str(recipe), "--smoke-test"]) == code
         out, err = capsys.readouterr()
         assert out == ""
         assert "Traceback" not in err
-        *_, said = err.partition("rehearsal, ")
-        assert said.startswith(f"{leg}: ")
+        *_, said = err.partition("smoke test, ")
+        assert said.startswith(f"{stage}: ")
         assert left_behind(tmp_path) <= DATA
         assert not list(tmp_path.rglob(".tmp-*"))
-        return said.removeprefix(f"{leg}: ").rstrip()
+        return said.removeprefix(f"{stage}: ").rstrip()
 
-    return rehearse
+    return smoke_test
 
 
 @pytest.fixture
@@ -97,22 +97,22 @@ def test_every_method_passes_and_the_data_stay_for_the_training(
     mode: str, write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe(method=METHODS[mode])
-    assert run(["train", str(recipe), "--rehearse", "--json"]) == 0, capsys.readouterr().err
+    assert run(["train", str(recipe), "--smoke-test", "--json"]) == 0, capsys.readouterr().err
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert set(found) == {"rehearsal", "seconds", "legs", "data", "plan"}
-    assert found["rehearsal"] == "passed"
-    assert [leg["name"] for leg in found["legs"]] == LEGS
-    assert all(set(leg) == {"name", "seconds", "detail"} for leg in found["legs"])
-    assert err.count("\nrehearsal ") == len(LEGS) - 1
+    assert set(found) == {"smoke_test", "seconds", "stages", "data", "plan"}
+    assert found["smoke_test"] == "passed"
+    assert [stage["name"] for stage in found["stages"]] == STAGES
+    assert all(set(stage) == {"name", "seconds", "detail"} for stage in found["stages"])
+    assert err.count("\nsmoke test ") == len(STAGES) - 1
     assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
-    details = {leg["name"]: leg["detail"] for leg in found["legs"]}
+    details = {stage["name"]: stage["detail"] for stage in found["stages"]}
     assert details["train"] == "validated, saved, stopped by SIGTERM after step 2"
     assert details["resume"].startswith("from step 2 to 4; ")
     assert details["eval"] == "base and tuned on 2 test rows"
     data = tmp_path / "runs" / "tiny" / "data"
     assert found["data"] == str(data)
-    # What the training would do, not the rehearsal.
+    # What the training would do, not the smoke test.
     assert found["plan"]["steps"] == 8
     mark = load_dataset(data)
     assert run(["train", str(recipe), "--dry-run"]) == 0
@@ -124,17 +124,17 @@ def test_a_person_reads_the_legs_and_then_the_command_whatever_a_killed_one_has_
     write_recipe: Recipes, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     write_recipe()
-    left = tmp_path / "runs" / ".tmp-rehearsal-tiny" / "run"
+    left = tmp_path / "runs" / ".tmp-smoke-test-tiny" / "run"
     left.mkdir(parents=True)
     (left / "run.json").write_text('{"state": "finished"}')
     monkeypatch.chdir(tmp_path)
-    assert run(["train", "tiny.yaml", "--rehearse", "--set", "training.seed=7"]) == 0
+    assert run(["train", "tiny.yaml", "--smoke-test", "--set", "training.seed=7"]) == 0
     out, err = capsys.readouterr()
-    legs = [line for line in err.splitlines() if line.startswith("rehearsal")]
-    assert legs[0].startswith("rehearsal  1/10  look           llama on ")
-    assert legs[-1].startswith("rehearsal 10/10  generate       up to 8 tokens (")
+    stages = [line for line in err.splitlines() if line.startswith("smoke test")]
+    assert stages[0].startswith("smoke test  1/10  look           llama on ")
+    assert stages[-1].startswith("smoke test 10/10  generate       up to 8 tokens (")
     verdict, plan, *rest = out.splitlines()
-    assert verdict.startswith("rehearsal passed in ")
+    assert verdict.startswith("smoke test passed in ")
     assert verdict.endswith(" s: nothing failed on the way")
     assert plan.startswith("plan   ") and plan.endswith(" 8 steps")
     assert rest == ["data   runs/tiny/data", "next   ftcli train tiny.yaml --set training.seed=7"]
@@ -148,12 +148,14 @@ def test_the_longest_row_goes_first_though_it_comes_last(
     longest = {"prompt": "Product: " + "kettle " * 30, "completion": "# kettle"}
     rows_file.write_text(rows_of() + json.dumps(longest) + "\n")
     recipe = write_recipe(data={"train": rows_file.name, "validation": 0, "max_length": 256})
-    assert run(["train", str(recipe), "--rehearse", "--json"]) == 0, capsys.readouterr().err
-    details = {leg["name"]: leg["detail"] for leg in json.loads(capsys.readouterr().out)["legs"]}
+    assert run(["train", str(recipe), "--smoke-test", "--json"]) == 0, capsys.readouterr().err
+    details = {
+        stage["name"]: stage["detail"] for stage in json.loads(capsys.readouterr().out)["stages"]
+    }
     tokens = int(details["prepare"].partition("the longest has ")[2].split()[0])
     assert details["prepare"].endswith(f"has {tokens} tokens (rows.jsonl:49)")
     assert details["longest batch"] == f"2 × 1 rows, {tokens} tokens"
-    observed(f"a rehearsal begins with row 49 of 49, of {tokens} tokens")
+    observed(f"a smoke test begins with row 49 of 49, of {tokens} tokens")
 
 
 def test_an_existing_run_is_not_touched(
@@ -163,7 +165,7 @@ def test_an_existing_run_is_not_touched(
     assert run(["train", str(recipe), "--set", "training.max_steps=1"]) == 0
     folder = tmp_path / "runs" / "tiny"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert run(["train", str(recipe), "--rehearse"]) == 0
+    assert run(["train", str(recipe), "--smoke-test"]) == 0
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
@@ -173,9 +175,9 @@ def test_the_small_models_recipe_passes(small_model: Path, tmp_path: Path, capsy
     recipe = Path(__file__).parents[2] / "recipes" / "ecommerce-qlora.yaml"
     values = [f"model.id={small_model}", f"output={tmp_path / 'runs' / 'shop'}"]
     flags = [word for value in values for word in ("--set", value)]
-    assert run(["train", str(recipe), "--rehearse", "--json", *flags]) == 0
+    assert run(["train", str(recipe), "--smoke-test", "--json", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [leg["name"] for leg in found["legs"]] == LEGS
+    assert [stage["name"] for stage in found["stages"]] == STAGES
     assert found["plan"]["steps"] == 76  # a tenth is replayed
     assert left_behind(tmp_path) == DATA | {"replay.arrow"}
 
@@ -183,7 +185,7 @@ def test_the_small_models_recipe_passes(small_model: Path, tmp_path: Path, capsy
 def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
     write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
-    from ftcli.cli import rehearse
+    from ftcli.cli import smoke_test
     from ftcli.training import train as training
 
     models: list[weakref.ref[Any]] = []
@@ -201,8 +203,8 @@ def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
         return ""
 
     monkeypatch.setattr(training, "build_trainer", counted)
-    monkeypatch.setattr(rehearse, "_evaluate", evaluating)
-    assert run(["train", str(write_recipe()), "--rehearse"]) == 0
+    monkeypatch.setattr(smoke_test, "_evaluate", evaluating)
+    assert run(["train", str(write_recipe()), "--smoke-test"]) == 0
     assert alive == {"sitting 1": 0, "sitting 2": 0, "eval": 0}
 
 
@@ -248,16 +250,16 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]
 
 
 @pytest.mark.parametrize(
-    ("small_disk", "leg"),
+    ("small_disk", "stage"),
     [(200_000, "plan"), (500_000, "tiny model")],
     indirect=["small_disk"],
     ids=["before any work", "in its middle"],
 )
 def test_a_disk_that_is_really_full(
-    small_disk: Path, leg: str, write_recipe: Recipes, finds: Finds
+    small_disk: Path, stage: str, write_recipe: Recipes, finds: Finds
 ) -> None:
-    said = finds(write_recipe(), leg)
-    assert "needs 0.4 MB" in said if leg == "plan" else "is full" in said
+    said = finds(write_recipe(), stage)
+    assert "needs 0.4 MB" in said if stage == "plan" else "is full" in said
     assert [path.name for path in small_disk.iterdir()] == ["tiny"]
 
 
@@ -357,7 +359,7 @@ def test_checkpointing_that_a_prefix_cannot_have(write_recipe: Recipes, finds: F
 def test_a_merge_that_is_not_what_was_trained(
     write_recipe: Recipes, finds: Finds, monkeypatch: Patch
 ) -> None:
-    """What only the last legs can see; a head with its sign turned while it is written."""
+    """What only the last stages can see; a head with its sign turned while it is written."""
     from ftcli.export import merged_model
 
     right = merged_model.merge_adapter
@@ -376,55 +378,55 @@ def test_a_merge_that_is_not_what_was_trained(
 def test_a_signal_of_the_user_ends_it_and_nothing_stays(
     where: str, write_recipe: Recipes, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    from ftcli.cli import rehearse
+    from ftcli.cli import smoke_test
 
     def interrupt(*_: object, **__: object) -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:  # a second one would kill
             signal.raise_signal(signal.SIGINT)
 
     if where == "a step":
-        monkeypatch.setattr(rehearse.Quiet, "update", interrupt)
+        monkeypatch.setattr(smoke_test.Quiet, "update", interrupt)
     else:
-        monkeypatch.setattr(rehearse, "evaluate_run", interrupt)
-    assert run(["train", str(write_recipe()), "--rehearse"]) == 130
+        monkeypatch.setattr(smoke_test, "evaluate_run", interrupt)
+    assert run(["train", str(write_recipe()), "--smoke-test"]) == 130
     assert capsys.readouterr().err.endswith(
-        "rehearsal stopped; of it no more than the prepared data stays\n"
+        "smoke test stopped; of it no more than the prepared data stays\n"
     )
     assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
 
 
-def test_two_rehearsals_of_one_output(
+def test_two_smoke_tests_of_one_output(
     write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe()
-    with RunFolder(tmp_path / "runs" / ".tmp-rehearsal-tiny").lock():
-        assert run(["train", str(recipe), "--rehearse"]) == 1
-    assert "rehearsal, look: " in (said := capsys.readouterr().err) and "is writing here" in said
+    with RunFolder(tmp_path / "runs" / ".tmp-smoke-test-tiny").lock():
+        assert run(["train", str(recipe), "--smoke-test"]) == 1
+    assert "smoke test, look: " in (said := capsys.readouterr().err) and "is writing here" in said
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dry-run"], "--rehearse shows the plan too: leave --dry-run out"),
-        (["--resume"], "--rehearse touches no run, so that --resume means nothing"),
-        (["--fresh"], "--rehearse touches no run, so that --fresh means nothing"),
+        (["--dry-run"], "--smoke-test shows the plan too: leave --dry-run out"),
+        (["--resume"], "--smoke-test touches no run, so that --resume means nothing"),
+        (["--fresh"], "--smoke-test touches no run, so that --fresh means nothing"),
         (
             ["--from", "runs/x"],
-            "--rehearse begins with a tiny random model, on which the weights of",
+            "--smoke-test begins with a tiny random model, on which the weights of",
         ),
     ],
 )
 def test_flags_that_mean_nothing_beside_it(
     flags: list[str], message: str, write_recipe: Recipes, capsys: Capture
 ) -> None:
-    assert run(["train", str(write_recipe()), "--rehearse", *flags]) == 2
+    assert run(["train", str(write_recipe()), "--smoke-test", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_failure_is_one_json_object(write_recipe: Recipes, capsys: Capture) -> None:
     recipe = write_recipe(method={"mode": "lora", "target_modules": ["q_prj"]})
-    assert run(["train", str(recipe), "--rehearse", "--json"]) == 2
+    assert run(["train", str(recipe), "--smoke-test", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "target_modules"
-    assert error["message"].startswith("rehearsal, look: ")
+    assert error["message"].startswith("smoke test, look: ")
     assert error["file"].endswith("tiny.yaml") and error["line"] == 6

@@ -1,4 +1,4 @@
-"""`ftcli train --rehearse`: the ordinary commands on a tiny random copy of the model.
+"""`ftcli train --smoke-test`: the ordinary commands on a tiny random copy of the model.
 
 Recipe, data, tokenizer, template, machine and disk are the real ones. The copy has the same
 architecture and takes a few steps on the longest rows. Only the prepared data stay.
@@ -56,8 +56,8 @@ STAGES = (
     "merge",
     "generate",
 )
-# Begins the name of a rehearsal's own folder.
-TEMPORARY = ".tmp-rehearsal-"
+# Begins the name of a smoke test's own folder.
+TEMPORARY = ".tmp-smoke-test-"
 STEPS = 4
 # The step at which the tiny model's training gets a SIGTERM, as from a user who stops it.
 STOPPED_AT = 2
@@ -67,13 +67,13 @@ MAX_ROWS, MAX_ACCUMULATION = 2, 2
 MAX_TOKENS = 8192
 HELD_OUT_ROWS, EVALUATED_ROWS = 4, 2
 NEW_TOKENS = 8
-# Remote trackers are off in a rehearsal.
+# Remote trackers are off in a smoke test.
 LOCAL_TRACKERS = ("tensorboard",)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a rehearsal: how long it took, and what was found."""
+    """One part of a smoke test: how long it took, and what was found."""
 
     name: str
     seconds: float
@@ -81,8 +81,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """A rehearsal in which nothing has failed."""
+class SmokeTest:
+    """A smoke test in which nothing has failed."""
 
     loaded: RecipeFile
     data: Path
@@ -93,24 +93,24 @@ class Rehearsal:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "rehearsal": "passed",
+            "smoke_test": "passed",
             "seconds": self.seconds,
-            "legs": [asdict(stage) for stage in self.stages],
+            "stages": [asdict(stage) for stage in self.stages],
             "data": str(self.data),
             "plan": self.plan.model_dump(mode="json"),
         }
 
 
-def show_rehearsal(found: Rehearsal) -> None:
+def show_smoke_test(found: SmokeTest) -> None:
     """Print the verdict, what the real training will be, and its command."""
     loaded = found.loaded
-    result(f"rehearsal passed in {duration(found.seconds)}: nothing failed on the way")
+    result(f"smoke test passed in {duration(found.seconds)}: nothing failed on the way")
     result(f"plan   {found.plan.headline()}")
     result(f"data   {shown_path(found.data)}")
     result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")
 
 
-def rehearse_recipe(recipe: Path, overrides: tuple[str, ...], reporter: Reporter) -> Rehearsal:
+def run_smoke_test(recipe: Path, overrides: tuple[str, ...], reporter: Reporter) -> SmokeTest:
     """Run all stages; raises FtcliError as the real commands do, and Stopped on a signal."""
     started, stages = time.monotonic(), Stages(reporter)
     with stages.named_in_errors(), _stoppable(reporter):
@@ -121,7 +121,7 @@ def rehearse_recipe(recipe: Path, overrides: tuple[str, ...], reporter: Reporter
                 job = _prepare_and_plan(loaded, stages)
             _run_commands(loaded, job, folder.path, stages)
     seconds = time.monotonic() - started
-    return Rehearsal(loaded, job.run.data, job.plan, tuple(stages.passed), seconds)
+    return SmokeTest(loaded, job.run.data, job.plan, tuple(stages.passed), seconds)
 
 
 class Stages:
@@ -139,7 +139,7 @@ class Stages:
         free_memory()
         now = time.monotonic()
         self.passed.append(Stage(name, now - self._started, detail))
-        place = f"rehearsal {len(self.passed):>2}/{len(STAGES)}"
+        place = f"smoke test {len(self.passed):>2}/{len(STAGES)}"
         self.reporter.note(f"{place}  {name:<13}  {detail} ({now - self._started:.1f} s)")
         self._started = now
 
@@ -151,16 +151,16 @@ class Stages:
         except Stopped:
             raise
         except FtcliError as error:
-            raise RehearsalError(self._now, error) from error
+            raise SmokeTestError(self._now, error) from error
         except Exception as error:
             if is_full(error):
                 words = "the disk is full: make room, or name another one in output"
-                raise RehearsalError(self._now, MachineError("disk_full", words)) from error
+                raise SmokeTestError(self._now, MachineError("disk_full", words)) from error
             if isinstance(error, OSError):
                 parts = (error.filename, error.strerror or error)
                 words = ": ".join(str(part) for part in parts if part)
-                raise RehearsalError(self._now, FtcliError("disk", words)) from error
-            error.add_note(f"(in a rehearsal, {self._now})")
+                raise SmokeTestError(self._now, FtcliError("disk", words)) from error
+            error.add_note(f"(in a smoke test, {self._now})")
             raise
 
     @property
@@ -168,7 +168,7 @@ class Stages:
         return STAGES[min(len(self.passed), len(STAGES) - 1)]
 
 
-class RehearsalError(FtcliError):
+class SmokeTestError(FtcliError):
     """What the real command would have said, and in which stage."""
 
     def __init__(self, stage: str, error: FtcliError) -> None:
@@ -177,7 +177,7 @@ class RehearsalError(FtcliError):
         first, *others = str(error).splitlines() or [""]
         # A run that could be resumed is deleted by then.
         lines = [first, *(line for line in others if TEMPORARY not in line)]
-        self._text = f"rehearsal, {stage}: " + "\n".join(lines)
+        self._text = f"smoke test, {stage}: " + "\n".join(lines)
 
     def __str__(self) -> str:
         return self._text
@@ -193,7 +193,7 @@ def _stoppable(reporter: Reporter) -> Iterator[None]:
     except (KeyboardInterrupt, Stopped) as error:
         number = signals.number or getattr(error, "exit_code", 128 + signal.SIGINT) - 128
         raise Stopped(
-            "rehearsal stopped; of it no more than the prepared data stays", number
+            "smoke test stopped; of it no more than the prepared data stays", number
         ) from error
 
 
