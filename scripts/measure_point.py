@@ -42,7 +42,7 @@ def measure_recipe(recipe: Path) -> dict[str, int | None]:
         "resident_bytes": memory.steps.resident_bytes,
         "nvidia_smi_bytes": None if idle_bytes is None else _required(card_bytes()) - idle_bytes,
         "context_bytes": context_bytes,
-        "trained_parameters": trained,
+        "trainable_parameters": trained,
         "retries": torch.cuda.memory_stats(0)["num_alloc_retries"] if context_bytes else 0,
     }
 

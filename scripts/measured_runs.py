@@ -260,7 +260,7 @@ def _stack(row: Row) -> Stack:
         # torchtune's table adds the step in the backward pass before it adds offloading, and its
         # recipe with paged states is the one with the step in the backward pass.
         steps_in_backward=framework == "torchtune" and (offloads or "paged" in row["optimizer"]),
-        trained_parameters=_trained_parameters(row),
+        trainable_parameters=_trained_parameters(row),
     )
 
 

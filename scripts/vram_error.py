@@ -150,7 +150,7 @@ def residuals_of_table(table: Path) -> list[Residuals]:
     kinds: dict[tuple[Figure, str, bool], list[float]] = {}
     for each in scored:
         group = group_of(each.run.choices)
-        groups = [group, POOLED] if each.run.choices.stack.trained_parameters is None else [group]
+        groups = [group, POOLED] if each.run.choices.stack.trainable_parameters is None else [group]
         for name in groups:
             if name == POOLED and group not in ("full fine-tuning", "LoRA", "QLoRA"):
                 continue

@@ -209,7 +209,7 @@ def table_rows(point: Point, measured: Mapping[str, int], gpu: str) -> Iterator[
     for measure, (name, unit) in MEASURES.items():
         yield {
             **columns_of(point, gpu),
-            "trainable_params": str(measured["trained_parameters"]),
+            "trainable_params": str(measured["trainable_parameters"]),
             "measure": measure,
             "peak_gib": f"{measured[name] / GIB:.3f}",
             "unit_note": unit,

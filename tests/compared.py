@@ -62,7 +62,7 @@ def made(method: str, of: Counts, **changes: Any) -> Made:
         "validation_loss": 1.0,
         "scores": scores(of, 21.0),
         "steps": 60,
-        "trained_parameters": 1_000_000,
+        "trainable_parameters": 1_000_000,
         "total_parameters": 100_000_000,
         "peak_memory_bytes": 2_000_000_000,
         "tokens_per_second": 800.0,
@@ -87,7 +87,7 @@ def comparison(
 ) -> CompareResult:
     decision = decided(*cells)
     values = {
-        "folder": str(folder),
+        "run_dir": str(folder),
         "recipe": str(folder / "shop.yaml"),
         "model": "small",
         "steps": 60,

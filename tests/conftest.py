@@ -172,7 +172,7 @@ def prepared_data(**changes: Any) -> Dataset:
         "plain_text": False,
         "stop_ids": (2,),
         "pad_id": 0,
-        "problems": (),
+        "rejected": (),
     }
     return Dataset(**values | changes)
 

@@ -230,7 +230,7 @@ def save_run(folder: Path, name: str = "shop", *, model: str = "Qwen/Qwen2.5-0.5
     }
     run.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
     plan_record().write(run.plan)
-    run.contract.write_text(json.dumps({"base": "ab" * 16, "template": "cd" * 32}))
+    run.prompt_manifest.write_text(json.dumps({"base": "ab" * 16, "template": "cd" * 32}))
     run_record(folder).model_copy(update=record).write(run.manifest)
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in records()))
     run.speed.write_text("".join(json.dumps(line) + "\n" for line in speeds()))
@@ -267,7 +267,7 @@ def run_record(folder: Path) -> RunRecord:
             first_eval_loss=2.31,
             best_step=STEPS,
             tokens_per_second=82.0,
-            trained_parameters=4_884_480,
+            trainable_parameters=4_884_480,
             total_parameters=134_515_008,
             peak_memory_bytes=2_438_991_872,
             saved_bytes=19_593_064,

@@ -23,7 +23,7 @@ SHORT = {
     "format valid": "format",
     "finished (EOS)": "EOS",
     "general text": "general",
-    "trained parameters": "trained",
+    "trainable parameters": "trained",
     "peak memory": "peak",
     "file size": "file",
 }
@@ -112,7 +112,7 @@ def show(found: CompareResult) -> None:
     table([SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=gap)
     for note in notes(found):
         result(wrapped(f"  {note}", "    "))
-    places = f"all figures: {shown_path(Path(found.folder))}/compare.md, .json and .png"
+    places = f"all figures: {shown_path(Path(found.run_dir))}/compare.md, .json and .png"
     for paragraph in (found.verdict, places):
         result("")
         result(wrapped(paragraph, ""))

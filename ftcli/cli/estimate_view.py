@@ -223,14 +223,14 @@ def _verdict(found: EstimateResult) -> str:
     needed, most = found.estimate.device_bytes / 1e9, found.estimate.high_bytes / 1e9
     if not found.fits_card:
         return f"Does not fit: {needed:.1f} of {usable}"
-    if not found.surely_fits:
+    if not found.fits_upper_bound:
         return f"May not fit: {needed:.1f}, up to {most:.1f} of {usable}"
     return f"Fits: {needed:.1f} of {usable}"
 
 
 def _fitting_cards(estimate: Estimate) -> str:
     """Those that take the upper end of the interval, and those that take the estimate alone."""
-    surely = [name for name, fits in estimate.surely_fits.items() if fits]
+    surely = [name for name, fits in estimate.fits_upper_bound.items() if fits]
     perhaps = [name for name, fits in estimate.fits.items() if fits and name not in surely]
     parts = [f"Fits: {', '.join(surely)}"] if surely else []
     parts += [f"may fit (by the estimate, not its upper end): {', '.join(perhaps)}"] * bool(perhaps)

@@ -23,7 +23,7 @@ OutputFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="The rows of --input with their answers, jsonl or csv. FILE.from.json says "
+        help="The rows of --input with their answers, jsonl or csv. FILE.meta.json says "
         "what made them.",
     ),
 ]

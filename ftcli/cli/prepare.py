@@ -43,7 +43,7 @@ class PrepareResult:
 
     def as_json(self) -> dict[str, Any]:
         """Fields of COMMANDS: names that scripts rely on."""
-        from ftcli.data.dataset import read_problems
+        from ftcli.data.dataset import read_rejected
 
         p = self.prepared
         return {
@@ -56,13 +56,13 @@ class PrepareResult:
             "validation_rows": p.validation.rows,
             "test_rows": p.test.rows,
             "train_tokens": p.train.tokens,
-            "trained_tokens": p.train.trained_tokens,
+            "label_tokens": p.train.label_tokens,
             "answer_tokens_lost": p.answer_tokens_lost,
             **_replayed(p),
             "longest_row": asdict(p.longest),
             "fingerprint": p.fingerprint,
-            "problems": [row.record() for row in read_problems(p, self.folder)],
-            "folder": str(self.folder),
+            "rejected": [row.record() for row in read_rejected(p, self.folder)],
+            "run_dir": str(self.folder.parent),
             "advice": self.advice.as_json(),
             **({"cost": self.cost.as_json()} if self.cost is not None else {}),
         }
@@ -242,7 +242,7 @@ def _replay_line(prepared: Dataset) -> Iterator[str]:
     yield (
         f"  replay      {found.rows} rows from {shown_source(found.source)}: "
         f"{found.rows / every.rows:.0%} of the rows, "
-        f"{found.trained_tokens / every.trained_tokens:.0%} of the tokens trained on{cut}{left}"
+        f"{found.label_tokens / every.label_tokens:.0%} of the tokens trained on{cut}{left}"
     )
 
 
@@ -258,7 +258,7 @@ def _summary(result: PrepareResult) -> list[str]:
     )
     files = " + ".join(map(shown_source, sources_of(result.loaded.recipe.data).values()))
     lines = [f"{files}: {p.rows_read} rows → {p.train.rows} train{held}"]
-    if p.problems:
+    if p.rejected:
         lines.append(f"  rejected    {p.rows_rejected}   {rejected_rows(p, result.folder)}")
     if p.duplicates:
         lines.append(f"  duplicates  {p.duplicates}   kept the first of each")
@@ -266,7 +266,7 @@ def _summary(result: PrepareResult) -> list[str]:
         lines.append(
             f"  overlap     {p.overlap}   held-out prompts that are in another split too (allowed)"
         )
-    mean, trained = p.train.tokens / p.train.rows, p.train.trained_tokens / p.train.rows
+    mean, trained = p.train.tokens / p.train.rows, p.train.label_tokens / p.train.rows
     lines.append(
         f"  tokens      {mean:.0f} a row (longest {p.longest.tokens}, {p.longest.file}:"
         f"{p.longest.line}), {trained:.0f} trained on; {p.answer_tokens_lost} answer tokens lost"
@@ -283,11 +283,11 @@ def _summary(result: PrepareResult) -> list[str]:
 def rejected_rows(prepared: Dataset, folder: Path | None) -> str:
     """The first rows that are not used, each with the reason, and where the others are named, in
     a folder that stays."""
-    from ftcli.data.dataset import problems_file
+    from ftcli.data.dataset import rejected_file
 
-    named = " · ".join(str(fault) for fault in prepared.problems[:3])
+    named = " · ".join(str(fault) for fault in prepared.rejected[:3])
     others = prepared.rows_rejected - 3
-    where = f": {shown_path(problems_file(folder))}" if folder is not None else ""
+    where = f": {shown_path(rejected_file(folder))}" if folder is not None else ""
     return named + (f" · {others} more{where}" if others > 0 else "")
 
 

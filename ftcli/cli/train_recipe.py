@@ -240,7 +240,7 @@ def prepare_rows(
     require_ends(run.data, dataset, model.renderer)
     # An earlier command has said it of the same rows.
     is_news = before is None or before.fingerprint != dataset.fingerprint
-    if dataset.problems and is_news:
+    if dataset.rejected and is_news:
         used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
         reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
     return dataset

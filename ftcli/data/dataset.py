@@ -27,8 +27,8 @@ ROW_FILES: tuple[RowsOf, ...] = (*SPLITS, "replay")
 TOO_FEW_ROWS = 100
 IDEAL_ROWS = (500, 5000)
 
-# Rejected rows that prepared.json holds, which every command reads; problems.jsonl holds all.
-MOST_PROBLEMS = 1000
+# Rejected rows that prepared.json holds, which every command reads; rejected.jsonl holds all.
+MOST_REJECTED = 1000
 # A row's own words stand in it.
 LONGEST_REASON = 500
 
@@ -68,7 +68,7 @@ class SplitCounts:
 
     rows: int
     tokens: int
-    trained_tokens: int
+    label_tokens: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Replayed:
     """Rows that this ratio asks for; `rows` are fewer where the source has no more."""
     rows: int
     tokens: int
-    trained_tokens: int
+    label_tokens: int
     rows_read: int
     """All of the source; those that were not drawn are in none of the counts below."""
     rejected: int
@@ -129,12 +129,12 @@ class Dataset:
     """Rows are plain texts without turns."""
     stop_ids: tuple[int, ...]
     pad_id: int
-    problems: tuple[RejectedRow, ...]
-    """The first MOST_PROBLEMS of them (`read_problems`)."""
+    rejected: tuple[RejectedRow, ...]
+    """The first MOST_REJECTED of them (`read_rejected`)."""
     rows_cut: int = 0
     """Rows used without the end of their answers, which data.max_length cut."""
     cut: tuple[RejectedRow, ...] = ()
-    """The first MOST_PROBLEMS of them."""
+    """The first MOST_REJECTED of them."""
     parts: Mapping[str, str] = field(default_factory=dict)
     """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`)."""
     digests: Mapping[str, str] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Dataset:
         return SplitCounts(
             task.rows + replay.rows,
             task.tokens + replay.tokens,
-            task.trained_tokens + replay.trained_tokens,
+            task.label_tokens + replay.label_tokens,
         )
 
     @property
@@ -200,16 +200,16 @@ def damaged_files(
     return found
 
 
-def problems_file(folder: Path) -> Path:
+def rejected_file(folder: Path) -> Path:
     """JSON lines of the rows that were not used; absent where all were."""
-    return folder / "problems.jsonl"
+    return folder / "rejected.jsonl"
 
 
-def read_problems(dataset: Dataset, folder: Path) -> Iterator[RejectedRow]:
+def read_rejected(dataset: Dataset, folder: Path) -> Iterator[RejectedRow]:
     """Every row that was not used; those that prepared.json holds, where the file is gone."""
-    file = problems_file(folder)
+    file = rejected_file(folder)
     if not file.is_file():
-        yield from dataset.problems
+        yield from dataset.rejected
         return
     with file.open(encoding="utf-8") as lines:
         for line in lines:
@@ -230,7 +230,7 @@ class RejectedRows:
         # Halves of characters, which a row may hold, cannot be written.
         written = reason[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
         row = RejectedRow(origin, written)
-        if len(self.first) < MOST_PROBLEMS:
+        if len(self.first) < MOST_REJECTED:
             self.first.append(row)
         if self._file is not None:
             self._file.write(json.dumps(row.record(), ensure_ascii=False) + "\n")
@@ -238,8 +238,8 @@ class RejectedRows:
 
 @contextmanager
 def rejected_rows(folder: Path) -> Iterator[RejectedRows]:
-    """Rows that are written to problems.jsonl; no file is left where there are none."""
-    file = problems_file(folder)
+    """Rows that are written to rejected.jsonl; no file is left where there are none."""
+    file = rejected_file(folder)
     with file.open("w", encoding="utf-8") as lines:
         rows = RejectedRows(lines)
         yield rows

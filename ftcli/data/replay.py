@@ -152,7 +152,7 @@ class ReplayDraw:
             wanted=wanted,
             rows=0,
             tokens=0,
-            trained_tokens=0,
+            label_tokens=0,
             rows_read=drawing.rows_read,
             rejected=drawing.rejected,
             duplicates=drawing.duplicates,
@@ -226,7 +226,7 @@ class ReplayDraw:
             self._first_reason = self._first_reason or reason
             return None
         tokens = len(row.input_ids)
-        self._count(rows=1, tokens=tokens, trained_tokens=row.trained_tokens)
+        self._count(rows=1, tokens=tokens, label_tokens=row.label_tokens)
         self._count(texts_cut=int(beyond > 0), tokens_cut=beyond)
         self.longest = self.longest.or_longer(example.origin, tokens)
         return example, row

@@ -130,7 +130,7 @@ class ModelRunner:
     """The base or the tuned model of a run, opened only when an output is missing."""
 
     opened: OpenRun
-    contract: PromptFormat
+    prompt_format: PromptFormat
     name: ModelName
     held_as: str
     """Data type and machine: losses and answers depend on them in their last digits."""
@@ -217,8 +217,8 @@ class ModelRunner:
             **of_the_model,
             "four_bit": holds_4_bits(method),
             "double": method.model_dump().get("double_quantization"),
-            "stop_ids": self.contract.stop_ids,
-            "pad_id": self.contract.pad_id,
+            "stop_ids": self.prompt_format.stop_ids,
+            "pad_id": self.prompt_format.pad_id,
             "held_as": self.held_as,
             "attention": Plan.read(opened.run.plan).model.attention,
             "optimizations": opened.recipe.training.optimizations,
@@ -233,8 +233,8 @@ class ModelRunner:
         """Digests of the run's base: weights and config; None where they are not known."""
         from ftcli.models.prompt_manifest import read_prompt_manifest
 
-        contract = read_prompt_manifest(self.opened.run)
-        return {"weights": contract.base, "config": contract.config}
+        prompt_format = read_prompt_manifest(self.opened.run)
+        return {"weights": prompt_format.base, "config": prompt_format.config}
 
     def _copy_from_sibling_run(self, file: Path) -> None:
         """Another run of the same base, machine and rows may have the base's outputs already."""

@@ -80,7 +80,7 @@ def build_sets(
     opened: OpenRun,
     options: EvalOptions,
     rows: tuple[Row, ...],
-    contract: PromptFormat,
+    prompt_format: PromptFormat,
     reporter: Reporter,
 ) -> RowSets:
     """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
@@ -88,26 +88,26 @@ def build_sets(
 
     at_once = options.batch_size or ANSWERED_ROWS
     plain = opened.prepared.plain_text
-    prompt_ids = contract.renderer.prompt_ids
+    prompt_ids = prompt_format.renderer.prompt_ids
     prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
     held_out = RowSet("rows", rows, prompts, opened.recipe.generation, at_once)
     sets = RowSets(held_out)
     if not options.with_base:
         return sets
     if options.baseline_prompt is not None:
-        sets = replace(sets, prompted=_prompted(opened, options, held_out, contract))
+        sets = replace(sets, prompted=_prompted(opened, options, held_out, prompt_format))
     if options.forgetting:
         name, passages = general_text(options.general_text)
-        sets = replace(sets, text=_text_set(contract, passages, name), text_name=name)
+        sets = replace(sets, text=_text_set(prompt_format, passages, name), text_name=name)
     if options.forgetting and not plain:
         wanted = general_instructions(options.general_instructions)
-        instructions, checks = _instruction_set(contract, wanted, reporter)
+        instructions, checks = _instruction_set(prompt_format, wanted, reporter)
         sets = replace(sets, instructions=instructions, checks=checks)
     return sets
 
 
 def _prompted(
-    opened: OpenRun, options: EvalOptions, plain: RowSet, contract: PromptFormat
+    opened: OpenRun, options: EvalOptions, plain: RowSet, prompt_format: PromptFormat
 ) -> RowSet:
     """The rows as somebody would ask them who does not tune: with an instruction and examples."""
     from ftcli.data.example import RowError
@@ -125,7 +125,7 @@ def _prompted(
     examples = choose_examples(stream_turns(opened, "train"), options.shots, seed)
     conversations = [few_shot(row.prompt, instruction, examples) for row in plain.rows]
     try:
-        prompts = [ids_of(contract.renderer, turns) for turns in conversations]
+        prompts = [ids_of(prompt_format.renderer, turns) for turns in conversations]
     except RowError as fault:
         raise DataError(
             "prompted",
@@ -142,18 +142,18 @@ def _prompted(
     )
 
 
-def _text_set(contract: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
+def _text_set(prompt_format: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
     """Passages, long ones in pieces; `line` is the number of the passage."""
     rows = tuple(
         Row(row["input_ids"], row["labels"], 0, (), name, number)
         for number, passage in enumerate(passages, start=1)
-        for row in passage_rows(contract.renderer, [passage])
+        for row in passage_rows(prompt_format.renderer, [passage])
     )
     return RowSet("general text", rows, (), GREEDY, 1)
 
 
 def _instruction_set(
-    contract: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
+    prompt_format: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
 ) -> tuple[RowSet | None, tuple[Instruction, ...]]:
     """Instructions that the template renders: it may demand a system turn, which they lack."""
     from ftcli.data.example import RowError
@@ -163,7 +163,7 @@ def _instruction_set(
     rows, kept, reason = [], [], ""
     for each in wanted:
         try:
-            rows.append(row_of(record(contract.renderer.encode(each.example), each.example)))
+            rows.append(row_of(record(prompt_format.renderer.encode(each.example), each.example)))
             kept.append(each)
         except RowError as fault:
             reason = str(fault)

@@ -153,9 +153,9 @@ def _evaluate(
     rows = read_rows(opened, options.data, split, options.limit, reporter)
     seen = find_seen(opened, rows, None if options.data else split, reporter)
     seen.warn(data, len(rows), reporter)
-    contract = verify_run(opened.recipe, opened.run, opened.prepared)
-    sets = build_sets(opened, options, rows, contract, reporter)
-    outputs = _run_models(opened, contract, sets, reporter, with_base=options.with_base)
+    prompt_format = verify_run(opened.recipe, opened.run, opened.prepared)
+    sets = build_sets(opened, options, rows, prompt_format, reporter)
+    outputs = _run_models(opened, prompt_format, sets, reporter, with_base=options.with_base)
     task = {side: each["rows"] for side, each in outputs.items()}
     answered = {side: each for side, each in task.items() if each.answers}
 
@@ -196,7 +196,7 @@ def _evaluate(
 
 def _run_models(
     opened: OpenRun,
-    contract: PromptFormat,
+    prompt_format: PromptFormat,
     sets: RowSets,
     reporter: Reporter,
     *,
@@ -220,7 +220,7 @@ def _run_models(
         for side in ("base", "tuned"):
             if side == "base" and not with_base:
                 continue
-            runner = ModelRunner(opened, contract, side, how, progress)
+            runner = ModelRunner(opened, prompt_format, side, how, progress)
             found[side] = {name: runner.outputs(rows) for name, rows in wanted.items()}
             if side == "base" and sets.prompted is not None:
                 found["prompted"] = {"rows": runner.outputs(sets.prompted)}

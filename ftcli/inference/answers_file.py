@@ -1,6 +1,6 @@
 """A file of prompts and the file of its answers, which repeats every column of its row.
 
-`answers.csv.from.json` next to `answers.csv` says what the answers were made with: a prompt alone
+`answers.csv.meta.json` next to `answers.csv` says what the answers were made with: a prompt alone
 does not tell one run's answers from another's.
 """
 
@@ -254,7 +254,7 @@ class AnswersFile:
 
     @property
     def _settings(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.from.json")
+        return self.path.with_name(f"{self.path.name}.meta.json")
 
     def _taken(self, reason: str, line: int | None = None) -> FtcliError:
         message = f"{reason}; take another --output, or delete this file"

@@ -73,7 +73,7 @@ class Stack:
     """torch.compile computes norms and activations again instead of keeping them."""
     offloads_activations: bool = False
     """What checkpointing keeps waits in the host's memory (torchtune)."""
-    trained_parameters: int | None = None
+    trainable_parameters: int | None = None
     """Trained weights of a method that ftcli has no formula for; None: by formula."""
 
 
@@ -121,7 +121,7 @@ class Choices:
     gradient_checkpointing: bool = True
     attention: Attention = "sdpa"
     loss: Loss = "chunked"
-    labelled_share: float = 1.0
+    label_share: float = 1.0
     """Share of the tokens that are trained on; the rest get no logits."""
     padding: bool = False
     """Rows of a micro-batch bring a mask of their padding. ftcli.models.loss passes none: it pads
@@ -159,8 +159,8 @@ class Choices:
         return self.positions + (self.virtual_tokens if self.mode == "prefix-tuning" else 0)
 
     @property
-    def labelled_tokens(self) -> int:
-        return math.ceil(self.micro_batch * self.seq_len * self.labelled_share)
+    def label_tokens(self) -> int:
+        return math.ceil(self.micro_batch * self.seq_len * self.label_share)
 
     @property
     def has_lora(self) -> bool:

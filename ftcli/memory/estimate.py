@@ -51,7 +51,7 @@ class Estimate:
     total_parameters: int
     fits: dict[str, bool]
     """By `device_bytes`."""
-    surely_fits: dict[str, bool]
+    fits_upper_bound: dict[str, bool]
     """By the upper end of the interval, as `train` and --fit decide."""
     assumptions: dict[str, str | int | float | bool]
 
@@ -106,7 +106,7 @@ def estimate(
         trainable_parameters=trainable_parameters(shape, choices),
         total_parameters=shape.parameters,
         fits={known.name: card_fits(reserved, known) for known in KNOWN_CARDS},
-        surely_fits={
+        fits_upper_bound={
             known.name: residuals.high * (reserved + known.context_bytes) <= known.usable_bytes
             for known in KNOWN_CARDS
         },
@@ -137,7 +137,7 @@ def _items(static: Static, phase: Phase) -> dict[str, int]:
 def _assumptions(choices: Choices) -> dict[str, str | int | float | bool]:
     return {
         "sequence": f"every row of the micro-batch fills {choices.seq_len} tokens",
-        "labelled_share": choices.labelled_share,
+        "label_share": choices.label_share,
         "loss_chunk_positions": LOSS_CHUNK_POSITIONS
         if choices.loss == "chunked"
         else choices.tokens,

@@ -38,7 +38,7 @@ def head_bytes(shape: Shape, choices: Choices) -> int:
     norm = _last_norm_bytes(shape, choices)
     if choices.stack.trl_head:
         return norm + _normed_bytes(shape, choices) + _trl_head_bytes(shape, choices)
-    return norm + _labelled_bytes(shape, choices)
+    return norm + _label_bytes(shape, choices)
 
 
 def positions_of(labelled: int) -> int:
@@ -65,11 +65,11 @@ def _normed_bytes(shape: Shape, choices: Choices) -> int:
     return choices.tokens * choices.residual_bytes * shape.hidden
 
 
-def _labelled_bytes(shape: Shape, choices: Choices) -> int:
+def _label_bytes(shape: Shape, choices: Choices) -> int:
     """The largest of three phases: labelled positions are taken out, are cast, and go through the
     head together with their gradient."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
-    elements = shape.hidden * positions_of(choices.labelled_tokens)
+    elements = shape.hidden * positions_of(choices.label_tokens)
     taken = _normed_bytes(shape, choices) + elements * residual
     cast = elements * (residual + compute) if compute != residual else 0
     return max(taken, cast, 2 * elements * compute + _chunked_bytes(shape, choices))
@@ -80,7 +80,7 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
     and cast at the end of the backward pass."""
     residual, compute = choices.residual_bytes, choices.compute_bytes
     weight = head_weight_bytes(shape, choices)
-    labelled = choices.labelled_tokens
+    labelled = choices.label_tokens
     positions = min(labelled, _TRL_TILE_POSITIONS)
     columns = min(shape.vocab, _TRL_TILE_VOCABULARY)
     tile = positions * _TRL_TILE_VOCABULARY * compute
@@ -100,7 +100,7 @@ def _trl_head_bytes(shape: Shape, choices: Choices) -> int:
 def _chunked_bytes(shape: Shape, choices: Choices) -> int:
     """A chunk of positions while it goes through the vocabulary, tile by tile: its largest phase;
     of a head that is trained, what all tiles keep until the end, and the gradient."""
-    positions = min(positions_of(choices.labelled_tokens), LOSS_CHUNK_POSITIONS)
+    positions = min(positions_of(choices.label_tokens), LOSS_CHUNK_POSITIONS)
     largest = _tile_bytes(shape, choices, positions)
     if not trains_head(shape, choices):
         return largest

@@ -52,7 +52,7 @@ def group_of(choices: Choices) -> str:
     formula here."""
     if choices.mode in ("prefix-tuning", "prompt-tuning"):
         return "prefix and prompt tuning"
-    if choices.stack.trained_parameters is not None:
+    if choices.stack.trainable_parameters is not None:
         return "other adapters"
     return MODE_NAMES[choices.mode]
 

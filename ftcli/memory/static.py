@@ -178,8 +178,8 @@ def _cast_parameters(shape: Shape, choices: Choices) -> int:
 
 def _adapter_matrices(shape: Shape, choices: Choices) -> int:
     """Trained weights of linear layers that a method adds, which autocast casts."""
-    if choices.stack.trained_parameters is not None:
-        return choices.stack.trained_parameters
+    if choices.stack.trainable_parameters is not None:
+        return choices.stack.trainable_parameters
     match choices.mode:
         case "lora" | "qlora":
             return adapted(shape, choices).parameters

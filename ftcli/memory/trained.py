@@ -50,8 +50,8 @@ def trained_tensors(shape: Shape, choices: Choices) -> Iterator[Tensors]:
         yield from _full_tensors(shape, choices.weight_bytes)
         return
     each = choices.stack.adapter_bytes
-    if choices.stack.trained_parameters is not None:
-        yield Tensors(choices.stack.trained_parameters, 1, each)
+    if choices.stack.trainable_parameters is not None:
+        yield Tensors(choices.stack.trainable_parameters, 1, each)
     else:
         yield from _method_tensors(shape, choices, each)
     yield from _saved_modules(shape, choices)

@@ -50,7 +50,10 @@ CONFIGS: dict[str, type[PeftConfig]] = {
 WRITTEN_KEYS = frozenset(
     (
         *("peft_type", "peft_version", "task_type", "inference_mode"),
-        *("base_model_name_or_path", "revision"),  # never followed: contract.json knows the base
+        *(
+            "base_model_name_or_path",
+            "revision",
+        ),  # never followed: prompt_manifest.json knows the base
         *("target_modules", "modules_to_save", "layers_to_transform"),
         *("r", "lora_alpha", "lora_dropout", "rank_pattern", "use_rslora", "use_dora"),
         *("ensure_weight_tying", "bottleneck", "activation"),
@@ -108,7 +111,7 @@ def open_adapter(
     """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
     config = read_adapter_config(folder)
     config.inference_mode = not trainable
-    # PEFT warns of a base that has moved; contract.json knows it by its weights.
+    # PEFT warns of a base that has moved; prompt_manifest.json knows it by its weights.
     config.base_model_name_or_path = model.name_or_path or None
     with _opening_adapter(folder):
         adapted = get_peft_model(model, config)

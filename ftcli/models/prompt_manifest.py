@@ -1,4 +1,4 @@
-"""Prompt manifest: how a run was prompted and on which base, written to contract.json by its
+"""Prompt manifest: how a run was prompted and on which base, written to prompt_manifest.json by its
 training and verified whenever the run is opened.
 
 People edit tokenizers and templates, and replace the folder of a base: each changes what a tuned
@@ -31,7 +31,7 @@ from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint, model_folder
 from ftcli.models.load import load_tokenizer, open_config, renderer_of
 from ftcli.runs.atomic import write_json
-from ftcli.runs.folder import RunFolder, unreadable_contract
+from ftcli.runs.folder import RunFolder, unreadable_prompt_manifest
 from ftcli.shell import command
 
 RECORDED_PROMPTS = 3
@@ -87,7 +87,7 @@ class RecordedPrompt:
 
 @dataclass(frozen=True)
 class PromptManifest:
-    """What contract.json holds."""
+    """What prompt_manifest.json holds."""
 
     base: str | None
     """Fingerprint of the weights (base_files.py); None if they were not found."""
@@ -141,7 +141,7 @@ def _without_ignored(values: dict[str, Any]) -> dict[str, Any]:
 def verify_run(recipe: Recipe, run: RunFolder, prepared: Dataset) -> PromptFormat:
     """The run's prompt format, rebuilt from its folder and its recipe.
 
-    Raises FtcliError (`contract_broken`) where that, or an adapter's base, is not as in training.
+    Raises FtcliError (`prompt_manifest`) where that, or an adapter's base, is not as in training.
     """
     manifest = read_prompt_manifest(run)
     renderer = _rebuilt(recipe, run)
@@ -165,7 +165,7 @@ def verified_base(runs: Sequence[RunFolder], source: str, revision: str | None) 
     """Raise where the base that the block loads is not the one that these runs began with.
 
     Before the block, or after it where the weights have to be fetched first. Raises FtcliError
-    (`contract_broken`).
+    (`prompt_manifest`).
     """
     before = base_at(source, revision)
     for run in runs:
@@ -182,8 +182,8 @@ def write_or_verify_manifest(
     run: RunFolder, renderer: Renderer, prepared: Dataset, base: Base, *, begun: bool
 ) -> None:
     """Write the manifest of a new run; verify the prompts of a resumed one, whose base is verified
-    by `verified_base`. Raises FtcliError (`contract_broken`)."""
-    if begun and (run.contract.is_file() or run.steps_saved()):
+    by `verified_base`. Raises FtcliError (`prompt_manifest`)."""
+    if begun and (run.prompt_manifest.is_file() or run.steps_saved()):
         _raise_if_any(_differences(read_prompt_manifest(run), renderer), run)
         return
     manifest = PromptManifest(
@@ -198,12 +198,12 @@ def write_or_verify_manifest(
         config=base.config,
     )
     _raise_if_any(_other_prompts(manifest.prompts, renderer), run)  # rows tokenised otherwise
-    write_json(run.contract, asdict(manifest))
+    write_json(run.prompt_manifest, asdict(manifest))
 
 
 def read_prompt_manifest(run: RunFolder) -> PromptManifest:
-    """contract.json of a run; raises FtcliError where it is missing or cannot be read."""
-    file = run.require_contract()
+    """prompt_manifest.json of a run; raises FtcliError where it is missing or cannot be read."""
+    file = run.require_prompt_manifest()
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         prompts = tuple(
@@ -217,7 +217,7 @@ def read_prompt_manifest(run: RunFolder) -> PromptManifest:
         fixed = {"stop_ids": tuple(values["stop_ids"]), "prompts": prompts}
         return PromptManifest(**{**values, **fixed})
     except (ValueError, TypeError, KeyError) as error:
-        raise unreadable_contract(file, error) from error
+        raise unreadable_prompt_manifest(file, error) from error
 
 
 def _recorded_prompts(
@@ -357,7 +357,7 @@ def _short(digest: str | None) -> str:
 def _raise_if_any(found: Sequence[str], run: RunFolder) -> None:
     if found:
         raise FtcliError(
-            "contract_broken",
+            "prompt_manifest",
             f"{shown_path(run.path)} is no longer what was trained:\n  "
             + "\n  ".join(found)
             + "\nput back what has changed, or train anew: "

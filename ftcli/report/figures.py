@@ -135,7 +135,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         plan=read(run.plan, partial(Plan.read, run.plan)),
         recipe=recipe,
         hub_base=_hub_base(recipe.model.id) if recipe is not None else "",
-        base_digest=read(run.contract, run.base_fingerprint),
+        base_digest=read(run.prompt_manifest, run.base_fingerprint),
         prepared=read(run.data / "prepared.json", partial(load_dataset, run.data)),
         lengths=_lengths(run),
         advice=advice.sentences if advice is not None else (),

@@ -79,9 +79,9 @@ def _training(figures: ReportFigures) -> Iterator[tuple[str, str]]:
         best = f" (best: step {found.best_step})" if found.best_step is not None else ""
         loss = f"{first}{found.eval_loss:.3f}{best}"
     yield "validation loss", loss
-    trained, total = found.trained_parameters, found.total_parameters
+    trained, total = found.trainable_parameters, found.total_parameters
     if trained and total:
-        yield "trained parameters", f"{trained:,} of {total:,} ({trained / total:.2%})"
+        yield "trainable parameters", f"{trained:,} of {total:,} ({trained / total:.2%})"
     if found.seconds is not None:
         yield "time", duration(found.seconds)
     if found.tokens_per_second:
@@ -96,9 +96,9 @@ def _training(figures: ReportFigures) -> Iterator[tuple[str, str]]:
 def splits(p: Dataset, path: Change) -> Table:
     """Sizes of each split, and of what is replayed."""
     parts = [("training", p.train), ("validation", p.validation), ("test", p.test)]
-    sizes = [(name, each.rows, each.tokens, each.trained_tokens) for name, each in parts]
+    sizes = [(name, each.rows, each.tokens, each.label_tokens) for name, each in parts]
     if (r := p.replay) is not None:
-        sizes.append((f"replayed, from {path(r.source)}", r.rows, r.tokens, r.trained_tokens))
+        sizes.append((f"replayed, from {path(r.source)}", r.rows, r.tokens, r.label_tokens))
     rows = tuple((name, *(f"{size:,}" for size in others)) for name, *others in sizes)
     heads = ("split", "rows", "tokens", "trained on")
     return Table(f"Splits of {path(p.train_source)}", heads, rows)

@@ -3,7 +3,7 @@
 runs/<name>/
   recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
   plan.json       what was decided, and why  data/        tokenised splits
-  contract.json   base, template, prompts    metrics.jsonl
+  prompt_manifest.json   base, template, prompts    metrics.jsonl
   checkpoints/    step-N, resumable          speed.jsonl  tokens and seconds of each step
   adapter/ or model/                         README.md    model card
   eval/           scores and answers         report.html  all of it, to read
@@ -45,8 +45,8 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
-    def contract(self) -> Path:
-        return self.path / "contract.json"
+    def prompt_manifest(self) -> Path:
+        return self.path / "prompt_manifest.json"
 
     @property
     def data(self) -> Path:
@@ -145,27 +145,27 @@ class RunFolder:
         write_text(self.manifest, f"{record.model_dump_json(indent=2, exclude_unset=True)}\n")
         return record.model_dump(mode="json", exclude_unset=True)
 
-    def require_contract(self) -> Path:
-        """contract.json; raises FtcliError for a run that was trained without one."""
-        if not self.contract.is_file():
+    def require_prompt_manifest(self) -> Path:
+        """prompt_manifest.json; raises FtcliError for a run that was trained without one."""
+        if not self.prompt_manifest.is_file():
             raise FtcliError(
-                "contract_missing",
-                f"{self.path} has no {self.contract.name}, by which its base and its prompts are "
-                f"known; train it anew: {command('train', self.path, '--fresh')}",
+                "no_prompt_manifest",
+                f"{self.path} has no {self.prompt_manifest.name}, so that its base and prompts are "
+                f"unknown; train it again: {command('train', self.path, '--fresh')}",
             )
-        return self.contract
+        return self.prompt_manifest
 
     def base_fingerprint(self) -> str | None:
         """Of the weights that the run began with; none where they could not be found then.
 
         Raises FtcliError.
         """
-        file = self.require_contract()
+        file = self.require_prompt_manifest()
         try:
             base: str | None = json.loads(file.read_text(encoding="utf-8"))["base"]
             return base
         except (ValueError, KeyError, TypeError) as error:
-            raise unreadable_contract(file, error) from error
+            raise unreadable_prompt_manifest(file, error) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -189,10 +189,10 @@ class RunFolder:
             self.path.rmdir()
 
 
-def unreadable_contract(file: Path, error: Exception) -> FtcliError:
-    """What to say of a contract.json that is not as a training writes it."""
+def unreadable_prompt_manifest(file: Path, error: Exception) -> FtcliError:
+    """What to say of a prompt_manifest.json that is not as a training writes it."""
     return FtcliError(
-        "contract_broken",
+        "prompt_manifest",
         f"cannot be read ({error!r}); put back the file as the training wrote it, or train anew: "
         f"{command('train', file.parent, '--fresh')}",
         file=str(file),

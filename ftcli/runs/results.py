@@ -261,7 +261,7 @@ class ComparedCell(Result):
     scores: dict[str, Score]
     """Of the tuned model, by the names of its ScoreRows; `general_text` is a loss."""
     steps: int
-    trained_parameters: int
+    trainable_parameters: int
     total_parameters: int
     peak_memory_bytes: int
     tokens_per_second: float | None
@@ -290,7 +290,7 @@ class FailedCell(Result):
 class CompareResult(Result):
     """`compare.json`."""
 
-    folder: str
+    run_dir: str
     recipe: str
     model: str
     steps: int | None

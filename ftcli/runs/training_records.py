@@ -62,7 +62,7 @@ class TrainingResult(Result):
     first_eval_loss: float | None = None
     best_step: int | None = None
     tokens_per_second: float | None = None
-    trained_parameters: int | None = None
+    trainable_parameters: int | None = None
     total_parameters: int | None = None
     peak_memory_bytes: int | None = None
     saved_bytes: int | None = None

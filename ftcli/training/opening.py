@@ -113,7 +113,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
             "run_unfinished",
             f"{path} is not finished ({run.state}); go on: {command('train', run.path)}",
         )
-    run.require_contract()
+    run.require_prompt_manifest()
     prepared = load_dataset(run.data)
     if prepared is None:
         raise FtcliError(
@@ -146,7 +146,7 @@ def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
     """Verify template, tokenizer and base before cached results are shown.
 
     The base of a full training counts where its figures are shown too. Raises FtcliError
-    (`contract_broken`).
+    (`prompt_manifest`).
     """
     from ftcli.models.prompt_manifest import verified_base, verify_run
 

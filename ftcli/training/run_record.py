@@ -95,7 +95,7 @@ def finish_run(
             # The weights alone: the tokenizer next to them is that of the base.
             "saved_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
             "training_seconds": result.training_seconds,
-            "trained_parameters": result.trainable_parameters,
+            "trainable_parameters": result.trainable_parameters,
             "peak_memory_bytes": result.peak_memory_bytes,
             **stop_rate,
             "seconds": seconds,

@@ -98,7 +98,7 @@ def _build(job: TrainJob) -> FtcliTrainer:
     """The trainer, on the base that this run and its parent began with; a new run begins here."""
     run, model, init_from = job.run, job.model, job.init_from
     begun = bool(run.read_manifest())
-    bound = [run] if begun and run.contract.is_file() else []
+    bound = [run] if begun and run.prompt_manifest.is_file() else []
     if init_from is not None and job.init_adapter is not None:
         bound.append(init_from.run)
     with verified_base(bound, model.source, model.revision):

@@ -17,10 +17,10 @@ MEMORY = "one row of 1024 tokens needs 60.1 GB, and NVIDIA RTX 4090 has 22.9 GB 
 def found(tmp_path: Path) -> CompareResult:
     """Figures as wide as they come."""
     parts: dict[str, dict[str, object]] = {
-        "lora": {"trained_parameters": 4_884_480, "tokens_per_second": 12_345.6},
-        "qlora": {"trained_parameters": 134_515_008, "seconds": 7_384.0},
+        "lora": {"trainable_parameters": 4_884_480, "tokens_per_second": 12_345.6},
+        "qlora": {"trainable_parameters": 134_515_008, "seconds": 7_384.0},
         "bottleneck": {"peak_memory_bytes": 12_345_678_901, "seconds": 601.0},
-        "prompt-tuning": {"trained_parameters": 11_520, "saved_bytes": 52_000},
+        "prompt-tuning": {"trainable_parameters": 11_520, "saved_bytes": 52_000},
     }
     cells = [
         made(name, losses(1.0 + place / 10), learning_rate=2e-4, **changes)
@@ -39,7 +39,7 @@ def lines(
     monkeypatch.setenv("COLUMNS", str(columns))
     show(found)
     shown = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in shown if found.folder not in line) <= columns
+    assert max(len(line) for line in shown if found.run_dir not in line) <= columns
     for name in ("base", "lora", "qlora", "bottleneck", "prompt-tuning", "full failed:"):
         assert sum(line.startswith(f"  {name}") for line in shown) == 1
     text = " ".join(" ".join(shown).split())

@@ -256,7 +256,7 @@ def test_defaults_of_the_rest_are_what_a_bare_recipe_gives(ask: Any, here: Path,
 def test_a_card_between_estimate_and_upper_end_fits_perhaps(show: Any, ask: Any) -> None:
     found = ask("--model", "7b")
     perhaps = {name for name, fits in found["fits"].items() if fits}
-    surely = {name for name, fits in found["surely_fits"].items() if fits}
+    surely = {name for name, fits in found["fits_upper_bound"].items() if fits}
     assert surely < perhaps
     text = joined(show("--model", "7b"))
     assert "may fit (by the estimate, not its upper end): " in text

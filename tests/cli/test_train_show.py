@@ -41,7 +41,7 @@ REPORT = {
     "first_eval_loss": 2.306,
     "best_step": 24,
     "tokens_per_second": 300.5,
-    "trained_parameters": 4_884_480,
+    "trainable_parameters": 4_884_480,
     "total_parameters": 134_515_008,
     "peak_memory_bytes": 1_840_000_000,
     "saved_bytes": 19_600_000,

@@ -41,7 +41,7 @@ def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
 
 
 def advice_file(shown: dict[str, Any]) -> Path:
-    return Path(shown["folder"]) / "advice.json"
+    return Path(shown["run_dir"], "data") / "advice.json"
 
 
 def test_advice_is_shown_and_kept_with_the_rows(
@@ -55,7 +55,7 @@ def test_advice_is_shown_and_kept_with_the_rows(
     assert advice["sentences"][0].startswith("48 rows are few: under 100")
     assert advice["format"]["kind"] == "lines" and advice["format"]["share"] == 1
     assert advice["prompting"] is None
-    counts = json.loads((Path(shown["folder"]) / "prepared.json").read_text())
+    counts = json.loads((Path(shown["run_dir"], "data") / "prepared.json").read_text())
     tokens = sum(counts[split]["tokens"] for split in ("train", "validation", "test"))
     assert sum(advice["lengths"][side]["total"] for side in ("prompt", "answer")) == tokens
 

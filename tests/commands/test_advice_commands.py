@@ -107,13 +107,13 @@ def no_checkpoint() -> str:
     return said("train", f"runs/{STOPPED}", code=1)
 
 
-def no_contract() -> str:
-    run_of(DONE).contract.unlink()
+def no_prompt_manifest() -> str:
+    run_of(DONE).prompt_manifest.unlink()
     return said("eval", f"runs/{DONE}", code=1)
 
 
-def broken_contract() -> str:
-    run_of(DONE).contract.write_text("{")
+def broken_prompt_manifest() -> str:
+    run_of(DONE).prompt_manifest.write_text("{")
     return said("eval", f"runs/{DONE}", code=1)
 
 
@@ -164,8 +164,8 @@ SITUATIONS: dict[str, tuple[Callable[[], str], int]] = {
     "damaged weights": (damaged_weights, 1),
     "damaged checkpoints": (damaged_checkpoints, 1),
     "no checkpoint": (no_checkpoint, 1),
-    "no contract": (no_contract, 1),
-    "a broken contract": (broken_contract, 1),
+    "no prompt manifest": (no_prompt_manifest, 1),
+    "a broken prompt manifest": (broken_prompt_manifest, 1),
     "a run without measured memory": (unmeasured, 1),
     "a merge that is not exact": (inexact_merge, 1),
     "another comparison": (another_comparison, 1),

@@ -278,7 +278,7 @@ def test_beside_a_pipe_nothing_is_written(tmp_path: Path) -> None:
         if name == "pipe":
             os.mkfifo(output)
         AnswersFile(output, [], output).begin({})
-        assert output.with_name(f"{output.name}.from.json").is_file() == expected
+        assert output.with_name(f"{output.name}.meta.json").is_file() == expected
 
 
 def test_answers_of_others_are_refused_before_a_model_is_loaded(
@@ -294,12 +294,12 @@ def test_answers_of_others_are_refused_before_a_model_is_loaded(
     (unloadable / "adapter" / "adapter_config.json").unlink()
     RunFolder(unloadable).update_manifest(weights=None)  # or it would be missed at once
     flags = ["--input", str(source), "--output", str(output)]
-    for words in ("made otherwise: without shop, with note", "no out.jsonl.from.json says"):
+    for words in ("made otherwise: without shop, with note", "no out.jsonl.meta.json says"):
         capsys.readouterr()
         assert run(["generate", str(unloadable), *flags]) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"{output}: ") and words in error and error.count("\n") == 1
-        (tmp_path / "out.jsonl.from.json").unlink(missing_ok=True)
+        (tmp_path / "out.jsonl.meta.json").unlink(missing_ok=True)
     assert output.read_text() == begun
 
 
@@ -351,7 +351,7 @@ def test_one_writer_per_output(
     assert len(output.read_text().splitlines()) == len(PROMPTS)
     assert {file.name for file in output.parent.iterdir()} == {
         "out.jsonl",
-        "out.jsonl.from.json",
+        "out.jsonl.meta.json",
     }
     observed("a second generate on one output: exit 1, naming process and host; free after a kill")
 

@@ -81,7 +81,7 @@ def test_embeddings_with_a_name_of_their_own_are_trained(
     for command in ("estimate-vram", "train", "eval", "merge"):
         assert run([command, str(recipe), "--json"]) == 0, capsys.readouterr().err
         found[command] = json.loads(capsys.readouterr().out)
-    trained = found["train"]["trained_parameters"]
+    trained = found["train"]["trainable_parameters"]
     assert trained == found["estimate-vram"]["trainable_parameters"]
     config = json.loads((model / "config.json").read_text())
     matrix = config["vocab_size"] * config["hidden_size"]

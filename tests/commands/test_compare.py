@@ -68,7 +68,7 @@ def ask(capsys: Capture, recipe: Path, *flags: str) -> CompareResult:
     assert code == 0, err
     validate(json.loads(out), SHAPES["compare"])
     found = CompareResult.model_validate_json(out)
-    assert CompareResult.read(Path(found.folder) / "compare.json") == found
+    assert CompareResult.read(Path(found.run_dir) / "compare.json") == found
     return found
 
 
@@ -95,21 +95,21 @@ def stamps(folder: Path) -> dict[Path, int]:
 def test_all_six_methods_are_in_the_table_the_page_and_the_picture(six: CompareResult) -> None:
     cells = {cell.name: cell for cell in six.finished}
     assert tuple(cells) == METHODS
-    trained = {name: cell.trained_parameters for name, cell in cells.items()}
+    trained = {name: cell.trainable_parameters for name, cell in cells.items()}
     assert trained["full"] == cells["full"].total_parameters
     assert trained["lora"] == trained["qlora"] and len(set(trained.values())) == 5
     assert cells["lora"].learning_rate == cells["qlora"].learning_rate == 1e-3
     assert cells["full"].learning_rate == 2e-5
-    text = (Path(six.folder) / "compare.md").read_text()
+    text = (Path(six.run_dir) / "compare.md").read_text()
     assert all(f"| {name} | " in text for name in ("base", *METHODS)) and six.verdict in text
-    assert (Path(six.folder) / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert (Path(six.run_dir) / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_cells_share_rows_and_base_and_their_scores_are_those_of_eval(
     six: CompareResult, capsys: Capture
 ) -> None:
-    folder = Path(six.folder)
+    folder = Path(six.run_dir)
     assert len({(folder / n / "data/train.arrow").stat().st_ino for n in METHODS}) == 1
     base_of_16_bits = {
         file.name: file.read_text()
@@ -182,8 +182,8 @@ def test_a_comparison_is_never_mixed_with_another(
     code, name, message = refused(capsys, recipe, *flags)
     assert (code, name) == (1, "recipe_changed") and "rows of data.train: " in message
     fresh = ask(capsys, recipe, "--methods", "lora", "--steps", "2", "--fresh")
-    assert fresh.folder == str(tmp_path / "runs/tiny-compare-2")
-    assert ask(capsys, recipe, "--methods", "lora", "--steps", "2").folder == fresh.folder
+    assert fresh.run_dir == str(tmp_path / "runs/tiny-compare-2")
+    assert ask(capsys, recipe, "--methods", "lora", "--steps", "2").run_dir == fresh.run_dir
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     resumed = ask(capsys, recipe, *flags)
     fresh = ask(capsys, recipe, *flags, "--fresh")
     for name in ("lora/adapter/adapter_model.safetensors", "full/model/model.safetensors"):
-        assert sha256_file(folder / name) == sha256_file(Path(fresh.folder) / name)
+        assert sha256_file(folder / name) == sha256_file(Path(fresh.run_dir) / name)
     assert [c.scores for c in resumed.finished] == [c.scores for c in fresh.finished]
     assert resumed.seed == 7 and resumed.verdict == fresh.verdict
 

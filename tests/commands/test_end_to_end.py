@@ -79,7 +79,7 @@ def test_six_commands(
     folder = Path(trained["run_dir"])
     assert trained["state"] == "finished" and trained["steps"] == 8
     assert trained["eval_loss"] < trained["first_eval_loss"]
-    assert trained["trained_parameters"] == estimate["trainable_parameters"]
+    assert trained["trainable_parameters"] == estimate["trainable_parameters"]
 
     weights = {f"model/{n}" for n in MODEL} if mode == "full" else set()
     if mode != "full":
@@ -96,7 +96,7 @@ def test_six_commands(
         )
     }
     expected = weights | checkpoints | data | {f"{where}/{n}" for n in TOKENIZER}
-    expected |= {"README.md", "contract.json", "metrics.jsonl", "plan.json"}
+    expected |= {"README.md", "prompt_manifest.json", "metrics.jsonl", "plan.json"}
     expected |= {"report.html", "speed.jsonl"}
     expected |= {"recipe.yaml", "run.json"}
     assert files_below(folder) - {".lock"} == expected

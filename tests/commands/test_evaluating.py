@@ -301,7 +301,7 @@ def test_a_base_that_is_not_known_is_asked_anew(
     runs = [tmp_path / "runs" / name for name in ("one", "other")]
     for folder in runs:
         shutil.copytree(eval_run, folder)
-        file = unevaluated(folder) / "contract.json"
+        file = unevaluated(folder) / "prompt_manifest.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {part: None}))
     opened: list[int] = []
     counted = _counting(engine.load_base_model, opened)

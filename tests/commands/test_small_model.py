@@ -90,7 +90,7 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     kept |= {f"adapter/{n}" for n in ADAPTER | TOKENIZER}
     kept |= {f"data/{n}" for n in ("prepared.json", "advice.json", "test.arrow", "train.arrow")}
     kept |= {"data/validation.arrow", "README.md", "metrics.jsonl", "plan.json"}
-    kept |= {"report.html", "speed.jsonl", "contract.json", "recipe.yaml", "run.json"}
+    kept |= {"report.html", "speed.jsonl", "prompt_manifest.json", "recipe.yaml", "run.json"}
     assert files_below(folder.path) - {".lock"} == kept
 
     scores = ask(capsys, "eval", folder.path, "--limit", "2", "--no-forgetting")

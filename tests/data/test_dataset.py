@@ -30,7 +30,7 @@ PREPARED = prepared_data(
     answer_tokens_lost=20,
     longest=LongestRow("Größe.jsonl", 7, 321),
     stop_ids=(2, 5),
-    problems=(
+    rejected=(
         RejectedRow(Origin("Größe.jsonl", 3), "empty answer"),
         RejectedRow(Origin("Größe.jsonl", 9), "not JSON"),
     ),

@@ -53,7 +53,7 @@ def test_the_answer_and_its_stop_token_are_trained_on(
     assert trained_text(family.tokenizer, row) == family.trained(answer)
     assert row.labels[row.prompt_tokens :] == row.input_ids[row.prompt_tokens :]
     assert set(row.labels[: row.prompt_tokens]) == {IGNORED}
-    assert row.trained_tokens == len(row.input_ids) - row.prompt_tokens
+    assert row.label_tokens == len(row.input_ids) - row.prompt_tokens
     assert row.input_ids[-1:] == family.ids_of(family.stop)
 
 

@@ -53,9 +53,9 @@ def prepare(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str
         assert run(["prepare", str(recipe), "--json"]) == 0
         out, said = capsys.readouterr()
         found = json.loads(out)
-        prepared = load_dataset(Path(found["folder"]))
+        prepared = load_dataset(Path(found["run_dir"], "data"))
         assert prepared is not None
-        folder = Path(found["folder"])
+        folder = Path(found["run_dir"], "data")
         found["rows"] = {name: read_split(folder, name).to_pylist() for name in prepared.row_files}
         return found, prepared, said
 
@@ -78,7 +78,7 @@ def test_replayed_rows_stand_beside_the_tasks_and_in_no_other_count(
     found, prepared, _ = prepare(replay=replaying())
     assert (found["replay_rows"], found["replay_source"]) == (REPLAYED, "general.jsonl")
     assert plain["replay_rows"] == 0 and plain["replay_source"] is None
-    for name in ("rows_read", "rows_accepted", "train_rows", "train_tokens", "trained_tokens"):
+    for name in ("rows_read", "rows_accepted", "train_rows", "train_tokens", "label_tokens"):
         assert found[name] == plain[name]
     drawn = rows_of(found, "replay")
     assert rows_of(found, "train") == rows_of(plain, "train"), "the task's rows stay what they were"
@@ -89,9 +89,7 @@ def test_replayed_rows_stand_beside_the_tasks_and_in_no_other_count(
     every = prepared.trained_on
     assert every.rows == len(train)
     assert every.tokens == sum(len(row["input_ids"]) for row in train)
-    assert every.trained_tokens == sum(
-        sum(label != -100 for label in row["labels"]) for row in train
-    )
+    assert every.label_tokens == sum(sum(label != -100 for label in row["labels"]) for row in train)
     assert prepared.replay is not None
     assert replace(prepared, replay=None).trained_on == alone.trained_on
 
@@ -99,12 +97,12 @@ def test_replayed_rows_stand_beside_the_tasks_and_in_no_other_count(
 def test_replayed_rows_are_proven_as_all_others(prepare: Prepare, general: Path) -> None:
     found, prepared, _ = prepare(replay=replaying())
     assert prepared.digests.keys() == {"train", "validation", "test", "replay"}
-    (Path(found["folder"]) / "replay.arrow").unlink()
+    (Path(found["run_dir"], "data") / "replay.arrow").unlink()
     again, _, said = prepare(replay=replaying())
     assert "replay.arrow: is gone; the rows are prepared anew" in said
     assert again == found
     prepare()
-    assert not (Path(found["folder"]) / "replay.arrow").exists()
+    assert not (Path(found["run_dir"], "data") / "replay.arrow").exists()
 
 
 def test_what_is_held_out_is_the_same_with_and_without(prepare: Prepare, general: Path) -> None:

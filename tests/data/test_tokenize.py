@@ -135,8 +135,10 @@ def test_a_token_with_another_role_prepares_anew(
         config.write_text(kept)
     assert after["fingerprint"] != before["fingerprint"]
     if role == "eos_token":
-        stops = json.loads((Path(after["folder"]) / "prepared.json").read_text())["stop_ids"]
-        labels = read_split(Path(after["folder"]), "train").column("labels").to_pylist()
+        stops = json.loads((Path(after["run_dir"], "data") / "prepared.json").read_text())[
+            "stop_ids"
+        ]
+        labels = read_split(Path(after["run_dir"], "data"), "train").column("labels").to_pylist()
         assert {row[-1] for row in labels} <= set(stops)
     assert prepare()["fingerprint"] == before["fingerprint"]
 
@@ -149,7 +151,7 @@ def test_the_parts_of_a_fingerprint_say_what_has_changed(
     def parts(*flags: str) -> dict[str, str]:
         capsys.readouterr()
         assert run(["prepare", str(recipe), "--json", *flags]) == 0
-        folder = Path(json.loads(capsys.readouterr().out)["folder"])
+        folder = Path(json.loads(capsys.readouterr().out)["run_dir"], "data")
         prepared = load_dataset(folder)
         assert prepared is not None
         return dict(prepared.parts)

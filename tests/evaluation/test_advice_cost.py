@@ -54,7 +54,7 @@ def test_the_run_and_its_calls_are_priced(
     assert call["shots"] == 2
     assert call["long"]["prompt_tokens"] > call["short"]["prompt_tokens"] > 0
     assert call["long"]["seconds"] > 0 < call["short"]["seconds"]
-    left = {path.name for path in Path(shown["folder"]).parent.iterdir()}
+    left = {path.name for path in Path(shown["run_dir"]).iterdir()}
     assert left == {"data", ".lock"}, "what was timed is thrown away"
 
 

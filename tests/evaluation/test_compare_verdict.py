@@ -22,13 +22,13 @@ def test_the_best_is_taken_with_its_margin_and_the_seed() -> None:
 
 
 def test_of_those_that_are_not_significantly_worse_the_lightest_is_taken() -> None:
-    near = made("bottleneck", losses(1.41, wobble=0.5), trained_parameters=5_000)
-    far = made("prompt-tuning", losses(2.5), trained_parameters=10)
+    near = made("bottleneck", losses(1.41, wobble=0.5), trainable_parameters=5_000)
+    far = made("prompt-tuning", losses(2.5), trainable_parameters=10)
     found = decided(far, near, made("lora", losses(1.40)))
     assert found.take == "bottleneck-0.001"
     assert found.among == ("lora-0.001", "bottleneck-0.001")
     assert "bottleneck at 1e-3 is not significantly worse than lora at 1e-3" in found.text
-    assert "5,000 trained parameters" in found.text and "prompt-tuning" not in found.text
+    assert "5,000 trainable parameters" in found.text and "prompt-tuning" not in found.text
 
 
 def test_of_equal_size_the_one_that_takes_less_memory_is_the_lightest() -> None:
@@ -38,7 +38,7 @@ def test_of_equal_size_the_one_that_takes_less_memory_is_the_lightest() -> None:
 
 
 def test_a_method_that_does_not_beat_the_base_is_not_taken_for_its_lightness() -> None:
-    idle = made("prompt-tuning", losses(1.45, wobble=0.9), trained_parameters=10)
+    idle = made("prompt-tuning", losses(1.45, wobble=0.9), trainable_parameters=10)
     found = decided(made("lora", losses(1.4)), idle, base=losses(1.5))
     assert found.among == ("lora-0.001", "prompt-tuning-0.001") and found.take == "lora-0.001"
 
@@ -114,7 +114,7 @@ def test_a_base_in_16_bits_and_a_method_in_4_are_said_to_differ(tmp_path: Path) 
 def test_the_picture_is_drawn_and_what_is_written_is_read_again(tmp_path: Path) -> None:
     grid = [made("lora", losses(1.4), learning_rate=rate) for rate in (1e-4, 1e-3)]
     found = comparison(
-        tmp_path, *grid, made("prompt-tuning", losses(2.0), trained_parameters=11_520)
+        tmp_path, *grid, made("prompt-tuning", losses(2.0), trainable_parameters=11_520)
     )
     draw(found, tmp_path / "compare.png")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")

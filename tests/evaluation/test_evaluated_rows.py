@@ -85,7 +85,7 @@ def test_rows_of_validation_have_chosen_the_checkpoint(
     copy = tmp_path / "runs" / "tiny"
     shutil.copytree(unevaluated(eval_run), copy)
     prepared = json.loads((copy / "data" / "prepared.json").read_text())
-    without = prepared | {"test": {"rows": 0, "tokens": 0, "trained_tokens": 0}}
+    without = prepared | {"test": {"rows": 0, "tokens": 0, "label_tokens": 0}}
     for overlap, trained_on in ((0, 0), (1, None)):
         (copy / "data" / "prepared.json").write_text(json.dumps(without | {"overlap": overlap}))
         found = ask(capsys, "eval", copy, *FEW)

@@ -13,7 +13,7 @@ from typing import Any
 from ftcli.config.loader import with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.console import Terminal
-from ftcli.data.dataset import SPLITS, Dataset, read_problems
+from ftcli.data.dataset import SPLITS, Dataset, read_rejected
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import IGNORED, Renderer
 from ftcli.data.tokenizing.tokenize import prepare
@@ -66,13 +66,13 @@ class Outcome:
         return [decode([label for label in row if label != IGNORED]) for row in rows]
 
     def problems(self) -> dict[int, str]:
-        return {row.origin.line: row.reason for row in read_problems(self.prepared, self.folder)}
+        return {row.origin.line: row.reason for row in read_rejected(self.prepared, self.folder)}
 
     def require_sum(self) -> None:
         """Read = accepted + rejected + duplicates, and each reject is named."""
         p = self.prepared
         assert p.rows_read == p.rows_accepted + p.rows_rejected + p.duplicates
-        assert p.rows_rejected == len(list(read_problems(p, self.folder)))
+        assert p.rows_rejected == len(list(read_rejected(p, self.folder)))
         assert p.rows_accepted == sum(read_split(self.folder, split).num_rows for split in SPLITS)
 
 

@@ -44,7 +44,7 @@ def refused(recipe: Path, capsys: Capture, *flags: str) -> str:
     capsys.readouterr()
     assert train(recipe, "--json", *flags) == 1
     error = json.loads(capsys.readouterr().out)["error"]
-    assert error["code"] in {"recipe_changed", "contract_broken"}
+    assert error["code"] in {"recipe_changed", "prompt_manifest"}
     message: str = error["message"]
     return message
 

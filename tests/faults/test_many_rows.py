@@ -90,8 +90,8 @@ def test_a_million_rows_take_little_memory(
     assert told["rows_read"] == rows
     assert (told["rows_rejected"], told["duplicates"]) == (bad, again)
     assert told["rows_accepted"] == rows - bad - again
-    assert len(told["problems"]) == bad
-    assert [told["problems"][-1][key] for key in ("line", "reason")] == [
+    assert len(told["rejected"]) == bad
+    assert [told["rejected"][-1][key] for key in ("line", "reason")] == [
         rows - BAD_EVERY + 8,
         "completion is null, where text is expected",
     ]

@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from ftcli.cli import run
 from ftcli.console import shown_path
-from ftcli.data.dataset import MOST_PROBLEMS, problems_file
+from ftcli.data.dataset import MOST_REJECTED, rejected_file
 from tests.faults.bench import Bench, bench_in
 
 Observed = Callable[[str], None]
@@ -161,21 +161,21 @@ def test_the_sum_holds_for_any_mixture(
 def test_all_bad_rows_are_named_however_many(
     bench: Bench, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = MOST_PROBLEMS + 500
+    bad = MOST_REJECTED + 500
     lines = ['{"prompt": "a", "completion": "b"}', *["null"] * bad]
     (bench.folder / "bad.jsonl").write_text("\n".join(lines))
     recipe = write_recipe(data={"train": "bad.jsonl", "validation": 0})
     assert run(["prepare", str(recipe), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     reason = "null, where an object is expected"
-    assert told["problems"] == [
+    assert told["rejected"] == [
         {"file": "bad.jsonl", "line": line, "reason": reason} for line in range(2, bad + 2)
     ]
-    prepared = json.loads((Path(told["folder"]) / "prepared.json").read_text())
-    assert (prepared["rows_rejected"], len(prepared["problems"])) == (bad, MOST_PROBLEMS)
+    prepared = json.loads((Path(told["run_dir"], "data") / "prepared.json").read_text())
+    assert (prepared["rows_rejected"], len(prepared["rejected"])) == (bad, MOST_REJECTED)
     assert run(["prepare", str(recipe)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"· {bad - 3} more: {shown_path(problems_file(Path(told['folder'])))} " in shown
+    assert f"· {bad - 3} more: {shown_path(rejected_file(Path(told['folder'])))} " in shown
 
 
 @pytest.mark.fault(25)

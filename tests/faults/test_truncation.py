@@ -57,7 +57,7 @@ def test_a_row_without_any_answer_left_is_rejected_by_its_line(
     code, found, _ = prepare(60, GONE)
     assert code == 0
     assert (found["rows_read"], found["rows_accepted"], found["rows_rejected"]) == (61, 60, 1)
-    (problem,) = found["problems"]
+    (problem,) = found["rejected"]
     assert problem["file"].endswith("rows.jsonl") and problem["line"] == 4
     assert f"answer fully truncated at {MAX_LENGTH} tokens" in problem["reason"]
     assert found["answer_tokens_lost"] == tokens(GONE)[1]
@@ -87,7 +87,7 @@ def test_what_is_lost_of_an_answer_is_counted_and_its_row_named(
     assert (code, found["answer_tokens_lost"]) == (0, lost)
     assert "rows.jsonl:4" in told
     code, found, told = prepare(few, CUT, too_long="drop")
-    (problem,) = found["problems"]
+    (problem,) = found["rejected"]
     assert (code, found["rows_rejected"], found["answer_tokens_lost"]) == (0, 1, 0)
     said = f"{prompt + answer} tokens, and max_length is {MAX_LENGTH} (too_long: drop)"
     assert problem["reason"] == said

@@ -50,7 +50,7 @@ FAMILIES: dict[str, dict[str, Any]] = architectures.FAMILIES | {
 # They differ from the others in nothing that decoding sees.
 ALIKE = ("llama tied", "qwen2", "qwen3", "gemma")
 SETTINGS = Generation(max_new_tokens=12)
-CONTRACT = PromptFormat(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
+PROMPT_FORMAT = PromptFormat(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
 BEGINNING = list(range(11, 25))
 
 
@@ -104,8 +104,8 @@ def decode(
     settings: Generation,
     stops: Sequence[int],
 ) -> list[list[int]]:
-    contract = replace(CONTRACT, stop_ids=tuple(stops))
-    arguments = generation._generate_arguments(Model(model, contract), settings)
+    prompt_format = replace(PROMPT_FORMAT, stop_ids=tuple(stops))
+    arguments = generation._generate_arguments(Model(model, prompt_format), settings)
     return generate_ids(model, prompts, stops, settings.max_new_tokens, arguments)
 
 
@@ -299,7 +299,7 @@ def lfm2() -> PreTrainedModel:
 )
 def test_batches_of_other_models(build: Callable[[], PreTrainedModel]) -> None:
     network = build().eval()
-    model = Model(network, CONTRACT)
+    model = Model(network, PROMPT_FORMAT)
     found = answer_prompts(model, PROMPTS, SETTINGS, lambda _: None)
     assert found == [answer_batch(model, [prompt], SETTINGS)[0] for prompt in PROMPTS]
     assert len({answer.text for answer in found}) > 1
@@ -317,7 +317,7 @@ def test_what_else_a_base_wants_of_its_answers_is_done() -> None:
 
 
 def test_a_batch_is_halved_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(model_of("llama"), CONTRACT)
+    model = Model(model_of("llama"), PROMPT_FORMAT)
     expected = answer_batch(model, PROMPTS, SETTINGS)
     tried: list[int] = []
 
@@ -338,4 +338,4 @@ def test_another_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(generation, "generate_ids", broken)
     with pytest.raises(RuntimeError, match="illegal"):
-        answer_batch(Model(model_of("llama"), CONTRACT), PROMPTS, SETTINGS)
+        answer_batch(Model(model_of("llama"), PROMPT_FORMAT), PROMPTS, SETTINGS)

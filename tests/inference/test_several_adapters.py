@@ -20,7 +20,7 @@ from ftcli.models.prompt_manifest import PromptFormat
 from tests.families import chatml
 from tests.tiny_models import llama, logits, reload_in_4_bits
 
-CONTRACT = PromptFormat(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
+PROMPT_FORMAT = PromptFormat(Renderer(chatml().tokenizer), stop_ids=(96,), pad_id=0)
 LORAS: dict[str, dict[str, object]] = {
     "shop": {"rank": 4, "alpha": 8},
     "sql": {"rank": 2, "alpha": 8, "target_modules": ["q_proj", "down_proj"]},
@@ -69,9 +69,9 @@ def saved(base: Base, method: Method, folder: Path, seed: int) -> Path:
 
 def together(base: Base, folders: dict[str, Path]) -> AdapterSet:
     (name, folder), *others = folders.items()
-    adapters = AdapterSet(name, Model(open_adapter(base(), folder), CONTRACT))
+    adapters = AdapterSet(name, Model(open_adapter(base(), folder), PROMPT_FORMAT))
     for name, folder in others:
-        adapters.add(name, folder, CONTRACT)
+        adapters.add(name, folder, PROMPT_FORMAT)
     return adapters
 
 
@@ -135,7 +135,7 @@ def test_a_sum_is_the_sum_of_the_updates(
         for name, method in zip(LORAS, KINDS[kind], strict=True)
     }
     adapters = together(base, folders)
-    adapters.add_sum("mix", parts, CONTRACT)
+    adapters.add_sum("mix", parts, PROMPT_FORMAT)
     network = adapters.use("mix").network
     layers = [m for m in network.modules() if hasattr(m, "lora_A") and "adapter3" in m.lora_A]
     assert layers

@@ -45,7 +45,7 @@ def head_choices(method: str, precision: Any, head: str, tokens: int, share: flo
         rank=2,
         modules_to_save=("lm_head",) if method == "lora, head" else (),
         seq_len=tokens,
-        labelled_share=share,
+        label_share=share,
         attention="eager" if head == "softcapped" else "sdpa",
         device="cpu",
     )
@@ -59,7 +59,7 @@ def deviation(config: dict[str, Any], choices: Choices, model: Any, loss: Loss) 
     """Formula over count, less one, for the peak from the embeddings to the head's gradients."""
     ids = rows(choices, config["vocab_size"])
     labels = ids.clone()
-    labels[:, : choices.seq_len - choices.labelled_tokens] = -100
+    labels[:, : choices.seq_len - choices.label_tokens] = -100
 
     def stop(gradient: Tensor) -> None:
         raise HeadIsDone

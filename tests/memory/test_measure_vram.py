@@ -35,7 +35,7 @@ def as_estimated(point: vram_points.Point) -> dict[str, int]:
         "reserved_bytes": found.reserved_bytes,
         "nvidia_smi_bytes": found.device_bytes,
         "context_bytes": 2**29,
-        "trained_parameters": found.trainable_parameters,
+        "trainable_parameters": found.trainable_parameters,
         "retries": 0,
     }
 

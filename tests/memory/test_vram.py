@@ -36,7 +36,7 @@ choices_of_any_kind = st.builds(
     gradient_checkpointing=st.booleans(),
     attention=st.sampled_from(["sdpa", "flash", "eager"]),
     loss=st.sampled_from(["chunked", "full"]),
-    labelled_share=st.floats(0.01, 1),
+    label_share=st.floats(0.01, 1),
     stack=st.sampled_from([Stack(), Stack(trl_head=True)]),
 ).filter(lambda choices: choices.layers is None or "layers.3" not in str(choices.rank_pattern))
 shapes = st.sampled_from(
@@ -144,9 +144,9 @@ def test_paged_states_leave_the_card() -> None:
 
 def test_unlabelled_tokens_get_no_logits() -> None:
     shape = find_shape("llama-3.1-8b")
-    all_labelled = Choices("lora", micro_batch=4, gradient_checkpointing=False)
-    some = replace(all_labelled, labelled_share=0.1)
-    most, least = estimate(shape, all_labelled), estimate(shape, some)
+    all_labels = Choices("lora", micro_batch=4, gradient_checkpointing=False)
+    some = replace(all_labels, label_share=0.1)
+    most, least = estimate(shape, all_labels), estimate(shape, some)
     assert least.phases["head and loss"] < most.phases["head and loss"] - 410 * shape.vocab
 
 

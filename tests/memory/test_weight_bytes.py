@@ -1,4 +1,4 @@
-"""Weights, trained parameters, optimizer states and copies of weights: formula against count."""
+"""Weights, trainable parameters, optimizer states and copies of weights: formula against count."""
 
 from __future__ import annotations
 

@@ -355,20 +355,20 @@ def test_a_column_of_system_prompts_is_the_same_under_both_its_names(place: Path
 
 
 def test_a_run_without_a_manifest_is_refused(place: Path, ask: Ask) -> None:
-    (place / "runs" / "lora" / "contract.json").unlink()
+    (place / "runs" / "lora" / "prompt_manifest.json").unlink()
     (message,) = refusals(ask)
     assert message.endswith(
-        "runs/lora has no contract.json, by which its base and its prompts are known; train it "
-        "anew: ftcli train runs/lora --fresh"
+        "runs/lora has no prompt_manifest.json, so that its base and prompts are unknown; train it "
+        "again: ftcli train runs/lora --fresh"
     )
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"prompts": [], "stop_ids": []}'])
 def test_a_manifest_that_cannot_be_read_is_named(content: str, place: Path, ask: Ask) -> None:
-    file = place / "runs" / "lora" / "contract.json"
+    file = place / "runs" / "lora" / "prompt_manifest.json"
     file.write_text(content)
     code, message = ask("generate", "runs/lora", "a")
-    assert code == 1 and "contract.json: cannot be read" in message
+    assert code == 1 and "prompt_manifest.json: cannot be read" in message
     assert message.rstrip().endswith("or train anew: ftcli train runs/lora --fresh")
 
 
@@ -386,7 +386,7 @@ def test_weights_that_had_to_be_fetched_are_verified_after_loading(
                 loaded.append(after)
             assert not refused
         except FtcliError as error:
-            assert refused and error.code == "contract_broken"
+            assert refused and error.code == "prompt_manifest"
     assert loaded == [kept, "0" * 32, None]
 
 
@@ -504,17 +504,17 @@ def test_a_run_resumes_only_on_its_own_base_and_keeps_its_manifest(
         stop_at(1, patch)
         assert ask("train", recipe)[0] == 130
     folder = RunFolder(place / "runs" / "stopped")
-    manifest, steps = folder.contract.read_bytes(), folder.steps_saved()
-    before = os.stat(folder.contract)
+    manifest, steps = folder.prompt_manifest.read_bytes(), folder.steps_saved()
+    before = os.stat(folder.prompt_manifest)
     for file, edit in (("model.safetensors", other_weights), ("config.json", edit_config)):
         kept = (base / file).read_bytes()
         lines = edit(base) or ["weights of the base"]
         code, message = ask("train", recipe)
         assert code == 1 and all(line in message for line in lines)
-        assert folder.contract.read_bytes() == manifest and folder.steps_saved() == steps
+        assert folder.prompt_manifest.read_bytes() == manifest and folder.steps_saved() == steps
         (base / file).write_bytes(kept)
     assert ask("train", recipe)[0] == 0
-    assert os.stat(folder.contract).st_mtime_ns == before.st_mtime_ns
+    assert os.stat(folder.prompt_manifest).st_mtime_ns == before.st_mtime_ns
     assert ask("generate", "runs/stopped", "a prompt")[0] == 0
 
 
@@ -526,9 +526,9 @@ def test_a_run_without_a_manifest_resumes_only_where_nothing_was_trained(
         stop_at(1, patch)
         assert ask("train", recipe)[0] == 130
     folder = RunFolder(place / "runs" / "stopped")
-    folder.contract.unlink()
+    folder.prompt_manifest.unlink()
     code, message = ask("train", recipe)
-    assert code == 1 and "has no contract.json" in message
+    assert code == 1 and "has no prompt_manifest.json" in message
     shutil.rmtree(folder.checkpoints)
     code, message = ask("train", recipe)
     assert code == 1 and "step 2 was saved, and no checkpoint is there any more" in message

@@ -105,7 +105,7 @@ def with_data(run: RunFolder, far: str) -> None:
         replay=replayed,
         train_source=f"{far}/rows.jsonl",
         longest=replace(prepared.longest, file=f"{far}/rows.jsonl"),
-        problems=(RejectedRow(Origin(f"{far}/rows.jsonl", 3), "holds no prompt"),),
+        rejected=(RejectedRow(Origin(f"{far}/rows.jsonl", 3), "holds no prompt"),),
     )
     save_dataset(changed, run.data)
 

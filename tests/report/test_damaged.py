@@ -20,7 +20,7 @@ MISSING = {
     "metrics.jsonl": "No step was recorded",
     "data": "No prepared rows are in the run: ftcli prepare runs/shop",
     "speed.jsonl": "before clipping",
-    "contract.json": "adapter_model.safetensors (sha256)",
+    "prompt_manifest.json": "adapter_model.safetensors (sha256)",
     "recipe.yaml": "unknown model · unknown method",
     "eval/answers": "0 of 40 rows are there; remove it and evaluate again",
 }
@@ -38,7 +38,7 @@ def test_a_page_without_a_part_says_what_brings_it(whole: RunFolder, name: str) 
 def test_files_that_are_broken_are_named_with_what_to_do(whole: RunFolder, written: str) -> None:
     files = {
         "plan.json": "train anew",
-        "contract.json": "train anew",
+        "prompt_manifest.json": "train anew",
         "recipe.yaml": "",
         "data/prepared.json": "prepare again",
         "data/advice.json": "prepare again",

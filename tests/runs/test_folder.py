@@ -34,11 +34,11 @@ def test_the_manifest_keeps_what_is_not_changed(tmp_path: Path) -> None:
 
 def test_a_run_without_a_contract_says_what_to_do(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    with pytest.raises(FtcliError, match=r"has no contract.json.*train it anew") as caught:
-        run.require_contract()
-    assert caught.value.code == "contract_missing"
-    write_json(run.contract, {})
-    assert run.require_contract() == tmp_path / "run" / "contract.json"
+    with pytest.raises(FtcliError, match=r"has no prompt_manifest.json.*train it again") as caught:
+        run.require_prompt_manifest()
+    assert caught.value.code == "no_prompt_manifest"
+    write_json(run.prompt_manifest, {})
+    assert run.require_prompt_manifest() == tmp_path / "run" / "prompt_manifest.json"
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b"\xff\xfe", b""])

@@ -48,7 +48,7 @@ CALIBRATION = kinds.record(
 )
 
 SHAPE = find_shape("qwen2.5-7b")
-CHOICES = Choices(mode="qlora", seq_len=2048, targets=("q_proj", "v_proj"))
+CHOICES = Choices(mode="qlora", seq_len=2048, target_modules=("q_proj", "v_proj"))
 FOUND = estimate(SHAPE, CHOICES)
 
 

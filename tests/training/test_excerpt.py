@@ -64,7 +64,7 @@ def test_counts_are_those_of_the_few_and_all_else_stays(prepared: Path, tmp_path
     assert found.test == SplitCounts(0, 0, 0) and row_lengths(folder, "test") == []
     kept = {
         name: getattr(found, name)
-        for name in ("train", "validation", "longest", "digests", "problems")
+        for name in ("train", "validation", "longest", "digests", "rejected")
     }
     assert replace(whole, **kept) == found
 

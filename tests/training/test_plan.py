@@ -24,7 +24,7 @@ MODES = ("full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"
 SMALL, LARGE = find_shape("smollm2-135m"), find_shape("7b")
 # 1,000 rows of 200 tokens, half of which is answers; the longest row has 512.
 PROFILE = RowStatistics(
-    rows=1000, tokens=200_000, longest_tokens=512, labelled_share=0.5, validation_tokens=20_000
+    rows=1000, tokens=200_000, longest_tokens=512, label_share=0.5, validation_tokens=20_000
 )
 
 
@@ -178,7 +178,7 @@ def test_attention_follows_the_model() -> None:
 
 def test_tight_full_training_pages_its_optimizer() -> None:
     """Between what AdamW's fp32 states take and what the rest takes, 8 bits decide."""
-    choices = Choices("full", seq_len=512, gradient_accumulation=16, labelled_share=0.5)
+    choices = Choices("full", seq_len=512, gradient_accumulation=16, label_share=0.5)
     exact, paged = (
         estimate(SMALL, replace(choices, optimizer=name)).device_bytes / GB
         for name in ("adamw", "paged-adamw-8bit")

@@ -137,7 +137,7 @@ def test_the_method_is_what_the_estimator_takes() -> None:
     lora = {"rank": 8, "target_modules": ["q_proj", "o_proj"], "layers": [2, 0, 2]}
     lora |= {"rank_pattern": {"q_proj": 4, "_proj": 2}, "modules_to_save": ["lm_head"]}
     found = choices_of_method(recipe("lora", method=lora).method)
-    assert found["targets"] == ("q_proj", "o_proj") and found["layers"] == (0, 2)
+    assert found["target_modules"] == ("q_proj", "o_proj") and found["layers"] == (0, 2)
     assert found["rank_pattern"] == (("q_proj", 4), ("_proj", 2))
     assert found["modules_to_save"] == ("lm_head",)
     assert choices_of_method(recipe("full").method) == {"mode": "full"}

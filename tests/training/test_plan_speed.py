@@ -190,7 +190,7 @@ def test_what_all_rows_begin_with_is_planned_and_estimated_once() -> None:
     assert plan.reasons["optimizations.shared_prefix"].endswith(
         "all rows have 1,000 tokens in common"
     )
-    assert plan.estimated.labelled_tokens == 4 * 1300 * PROFILE.labelled_share
+    assert plan.estimated.label_tokens == 4 * 1300 * PROFILE.label_share
 
     plan = make_plan(recipe(), SMALL, alike, cpu())
     assert (plan.training.packing, plan.estimated.gradient_accumulation) == (4000, 2)

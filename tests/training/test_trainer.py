@@ -66,7 +66,7 @@ def test_rows_longer_than_trl_s_limit_are_trained_on_whole(
     assert run(["train", str(recipe)]) == 0
     assert max(length for length, _ in seen) == prepared["longest_row"]["tokens"]
     (_, *steps) = seen  # the first is the check of the longest batch
-    assert sum(labelled for _, labelled in steps) == prepared["trained_tokens"]
+    assert sum(labelled for _, labelled in steps) == prepared["label_tokens"]
 
 
 def test_a_step_that_is_read_ahead_is_the_same(

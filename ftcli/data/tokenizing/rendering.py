@@ -47,7 +47,7 @@ class Encoded:
     prompt_tokens: int
 
     @property
-    def trained_tokens(self) -> int:
+    def label_tokens(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED)
 
     def first(self, tokens: int) -> Encoded:

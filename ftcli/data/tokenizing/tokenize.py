@@ -140,7 +140,7 @@ def _dataset(
         plain_text=counts.plain_text,
         stop_ids=renderer.stop_ids,
         pad_id=renderer.pad_id,
-        problems=tuple(counts.rejected.first),
+        rejected=tuple(counts.rejected.first),
         rows_cut=counts.cut.count,
         cut=tuple(counts.cut.first),
         parts=fingerprint_parts(recipe, renderer),
@@ -154,7 +154,7 @@ def _require_rows(dataset: Dataset, data: Data) -> None:
         return
     if not dataset.rows_read:
         raise DataError("data_empty", "holds no rows", file=data.train)
-    first = {fault.reason: fault for fault in reversed(dataset.problems)}  # of each reason
+    first = {fault.reason: fault for fault in reversed(dataset.rejected)}  # of each reason
     reasons = ", ".join(map(str, list(reversed(first.values()))[:NAMED]))
     raise DataError(
         "data_empty",
@@ -224,7 +224,7 @@ class Counts:
     def take(self, example: Example, split: Assigned, whole: Encoded) -> Encoded | None:
         """The row within `max_length`; nothing when all that is trained on would be cut."""
         limit, row = self.max_length, whole.first(self.max_length)
-        trained, wanted = row.trained_tokens, whole.trained_tokens
+        trained, wanted = row.label_tokens, whole.label_tokens
         if self.drop and trained < wanted:
             reason = f"{len(whole.input_ids)} tokens, and max_length is {limit} (too_long: drop)"
             self.rejected.add(example.origin, reason)
@@ -242,7 +242,7 @@ class Counts:
             self.cut.add(example.origin, reason)
         tokens, before = len(row.input_ids), self.of(split)
         self.splits[split] = SplitCounts(
-            before.rows + 1, before.tokens + tokens, before.trained_tokens + trained
+            before.rows + 1, before.tokens + tokens, before.label_tokens + trained
         )
         self.plain_text = example.text is not None
         self.longest = self.longest.or_longer(example.origin, tokens)

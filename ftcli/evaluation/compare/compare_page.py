@@ -27,7 +27,7 @@ def rows_of(found: CompareResult) -> list[dict[str, str]]:
                 "method": cell.method,
                 "learning rate": short_rate(cell.learning_rate) + star,
                 **_scores(cell, found),
-                "trained parameters": amount(cell.trained_parameters),
+                "trainable parameters": amount(cell.trainable_parameters),
                 "peak memory": gigabytes(cell.peak_memory_bytes),
                 "tokens/s": NONE if speed is None else f"{speed:,.0f}",
                 "file size": megabytes(cell.saved_bytes),
@@ -115,23 +115,23 @@ def page(found: CompareResult, picture: str) -> str:
         found.verdict,
         "\n".join(f"| {' | '.join(cells)} |" for cells in lines),
         "\n".join(f"- {note}" for note in notes(found)),
-        f"![held-out loss and trained parameters]({picture})\n",
+        f"![held-out loss and trainable parameters]({picture})\n",
     )
     return "\n\n".join(parts)
 
 
 def draw(found: CompareResult, file: Path) -> None:
-    """Held-out loss and trained parameters, a point a cell; rates that were not chosen are
+    """Held-out loss and trainable parameters, a point a cell; rates that were not chosen are
     faint."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="trained parameters", ylabel="held-out loss (95% interval)")
+    axes = figure.add_subplot(xlabel="trainable parameters", ylabel="held-out loss (95% interval)")
     for cell in found.finished:
         loss = cell.scores["loss"]
         low, high = loss.interval
         axes.errorbar(
-            cell.trained_parameters,
+            cell.trainable_parameters,
             loss.value,
             yerr=[[max(0.0, loss.value - low)], [max(0.0, high - loss.value)]],
             # Those of a method are the same in every picture, and differ without colour too.

@@ -173,7 +173,7 @@ def _result(
     decision = decide([each.cell for each in finished], losses, first.losses["base"], seed)
     cells = {cell.name: cell for cell in decision.cells}
     return CompareResult(
-        folder=str(folder),
+        run_dir=str(folder),
         recipe=str(loaded.path),
         model=shown_source(loaded.recipe.model.id),
         steps=options.steps,
@@ -225,7 +225,7 @@ def decide(
     # Few trained weights, then little memory, then little time.
     take = min(
         helpful,
-        key=lambda cell: (cell.trained_parameters, cell.peak_memory_bytes, cell.seconds),
+        key=lambda cell: (cell.trainable_parameters, cell.peak_memory_bytes, cell.seconds),
         default=None,
     )
     return Decision(
@@ -275,7 +275,7 @@ def _text(
             f"{listed([named(cell) for cell in equal])} {'is' if len(equal) == 1 else 'are'} not "
             f"significantly worse than {named(best)}, which has the lowest held-out loss "
             f"({loss}), on {gain.n} rows; of those that are better than the base, {named(take)} "
-            f"is the lightest ({take.trained_parameters:,} trained parameters)"
+            f"is the lightest ({take.trainable_parameters:,} trainable parameters)"
         )
     else:
         than = f"the base's, by {_shown(gain, -1)}; no other method was trained"

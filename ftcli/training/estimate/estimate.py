@@ -113,7 +113,7 @@ class EstimateResult:
         return self.estimate.device_bytes <= self.hardware.usable_bytes
 
     @property
-    def surely_fits(self) -> bool | None:
+    def fits_upper_bound(self) -> bool | None:
         """Whether the upper end of the interval fits too, by which `train` and --fit decide."""
         return None if self.hardware is None else fits(self.estimate, self.hardware)
 
@@ -121,7 +121,7 @@ class EstimateResult:
         """Names that scripts rely on; some only where a flag asks for them."""
         found, hardware = self.estimate, self.hardware
         own = {} if hardware is None else {hardware.name: self.fits_card}
-        surely = {} if hardware is None else {hardware.name: self.surely_fits}
+        surely = {} if hardware is None else {hardware.name: self.fits_upper_bound}
         changes = self.fit.changes if self.fit is not None else ()
         fields: dict[str, Any] = {
             **_figures(found),
@@ -135,7 +135,7 @@ class EstimateResult:
             "trainable_parameters": found.trainable_parameters,
             "total_parameters": found.total_parameters,
             "fits": found.fits | own,
-            "surely_fits": found.surely_fits | surely,
+            "fits_upper_bound": found.fits_upper_bound | surely,
             "assumptions": found.assumptions | {"choices": _fields(self.choices)},
             "textbook": [figure._asdict() for figure in self.textbook],
             "suggestions": [asdict(change) for change in changes],

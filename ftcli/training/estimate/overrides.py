@@ -183,7 +183,7 @@ def _rows(recipe: Recipe, prepared: Dataset | None) -> RowStatistics:
     tokens = recipe.data.max_length
     # A whole step, so that a plan can be made of it.
     count = recipe.training.batch_size
-    return RowStatistics(count, count * tokens, tokens, labelled_share=1.0, validation_tokens=0)
+    return RowStatistics(count, count * tokens, tokens, label_share=1.0, validation_tokens=0)
 
 
 def _alpha(recipe: Recipe) -> float | None:

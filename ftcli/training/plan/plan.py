@@ -45,7 +45,7 @@ class RowStatistics:
     rows: int
     tokens: int
     longest_tokens: int
-    labelled_share: float
+    label_share: float
     validation_tokens: int
     replayed_rows: int = 0
     """Of `rows`, those of data.replay."""
@@ -61,7 +61,7 @@ class RowStatistics:
             rows=train.rows,
             tokens=train.tokens,
             longest_tokens=prepared.longest.tokens,
-            labelled_share=train.trained_tokens / train.tokens,
+            label_share=train.label_tokens / train.tokens,
             validation_tokens=prepared.validation.tokens,
             replayed_rows=prepared.replay.rows if prepared.replay is not None else 0,
             shared_tokens=prepared.shared_tokens,
@@ -83,9 +83,9 @@ class RowStatistics:
     def packed_share(self, tokens: int) -> float:
         """Labels per packed token; each row has its own labels, and common tokens count once."""
         if not self.common_tokens:
-            return self.labelled_share
+            return self.label_share
         unpacked = self.packed_rows(tokens) * self.longest_tokens
-        return self.labelled_share * float(unpacked / tokens)
+        return self.label_share * float(unpacked / tokens)
 
     @property
     def _own_tokens(self) -> int:
@@ -248,7 +248,7 @@ def choices_of(
         micro_batch=micro_batch,
         gradient_accumulation=training.batch_size // micro_batch,
         gradient_checkpointing=not isinstance(method, PrefixTuning) and checkpointing is not False,
-        labelled_share=rows.labelled_share,
+        label_share=rows.label_share,
         device="cuda" if hardware is None or hardware.kind == "cuda" else "cpu",
     )
 
@@ -295,7 +295,7 @@ def packed(choices: Choices, rows: RowStatistics, tokens: int, batch_size: int) 
         micro_batch=1,
         seq_len=tokens,
         longest_row=rows.longest_tokens,
-        labelled_share=rows.packed_share(tokens),
+        label_share=rows.packed_share(tokens),
         gradient_accumulation=math.ceil(batch_size / rows.packed_rows(tokens)),
     )
 

@@ -159,7 +159,7 @@ def write_excerpt(
             test=counts["test"],
             longest=worst,
             replay=None,
-            problems=(),  # were named when the rows were prepared
+            rejected=(),  # were named when the rows were prepared
             digests=split_digests(temporary),
         )
         save_dataset(excerpt, temporary)
