@@ -193,18 +193,6 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def gigabytes(size_bytes: float) -> str:
-    """`6.4 GB`: GB is 10⁹ bytes."""
-    return f"{size_bytes / 1e9:.1f} GB"
-
-
-def megabytes(size_bytes: float) -> str:
-    """`39 MB`; kB below one, GB from a thousand on."""
-    if size_bytes < 1e6:
-        return f"{size_bytes / 1e3:.0f} kB"
-    return gigabytes(size_bytes) if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
-
-
 def about(seconds: float) -> str:
     """`about 12 min`: of an estimate the seconds after a minute mean nothing."""
     minutes = round(seconds / 60)

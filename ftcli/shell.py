@@ -1,4 +1,4 @@
-"""Paths and commands as a person would type them where they stand."""
+"""Paths, commands and sizes as a person has them in the shell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+
+GIB = 2**30
 
 
 def shown_path(path: Path) -> str:
@@ -30,3 +32,15 @@ def command(*words: str | Path) -> str:
 def set_flags(overrides: Iterable[str]) -> Iterable[str]:
     """The `--set` flags that were given."""
     return (word for override in overrides for word in ("--set", override))
+
+
+def gib(size_bytes: float) -> str:
+    """`6.4 GiB`, as nvidia-smi counts."""
+    return f"{size_bytes / GIB:.1f} GiB"
+
+
+def shown_size(size_bytes: float) -> str:
+    """`39 MiB`; KiB below one, GiB from 1,024 on."""
+    if size_bytes < 2**20:
+        return f"{size_bytes / 2**10:.0f} KiB"
+    return gib(size_bytes) if size_bytes >= GIB else f"{size_bytes / 2**20:.0f} MiB"

@@ -24,9 +24,9 @@ from typing import Any
 
 import yaml
 
-from ftcli.console import gigabytes
 from ftcli.memory import Estimate
-from ftcli.memory.hardware import GIB, Card, find_card
+from ftcli.memory.hardware import Card, find_card
+from ftcli.shell import GIB, gib
 from scripts.measured_runs import DATA, TABLE, Row, read_rows
 from scripts.vram_points import (
     GRIDS,
@@ -90,9 +90,9 @@ def _shown(grid: Iterable[Point], card: Card) -> Iterator[str]:
         measured = _may_fit(found, card)
         total, count = total + 1, count + measured
         yield (
-            f"{point!s:<55} {gigabytes(found.peak_bytes):>9} {gigabytes(found.reserved_bytes):>9} "
-            f"{gigabytes(found.device_bytes):>11}  {gigabytes(found.low_bytes)} to "
-            f"{gigabytes(found.high_bytes)}{'' if measured else ', passed over'}"
+            f"{point!s:<55} {gib(found.peak_bytes):>9} {gib(found.reserved_bytes):>9} "
+            f"{gib(found.device_bytes):>11}  {gib(found.low_bytes)} to "
+            f"{gib(found.high_bytes)}{'' if measured else ', passed over'}"
         )
     yield f"{count} of {total} points may fit {card.name}"
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, Stack
-from ftcli.memory.hardware import GIB, find_card
+from ftcli.memory.hardware import find_card
 from ftcli.memory.shapes import Shape, find_shape
+from ftcli.shell import GIB
 
 DATA = Path(__file__).parents[1] / "docs" / "data"
 TABLE = DATA / "measured_runs.csv"

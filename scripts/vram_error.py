@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.memory import estimate
-from ftcli.memory.hardware import GIB
 from ftcli.memory.interval import (
     POOLED,
     RESIDUALS,
@@ -29,6 +28,7 @@ from ftcli.memory.interval import (
     residuals,
     residuals_of,
 )
+from ftcli.shell import GIB
 from scripts.measured_runs import DATA, TABLE, MeasuredRun, Row, expressed, read_rows
 
 PAGE, CAUSES = DATA.parent / "vram.md", DATA / "causes.json"

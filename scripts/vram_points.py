@@ -17,8 +17,9 @@ from ftcli import __version__
 from ftcli.errors import FtcliError
 from ftcli.memory import Choices, Estimate, estimate
 from ftcli.memory.choices import Mode, Precision
-from ftcli.memory.hardware import GIB, KNOWN_CARDS, Card
+from ftcli.memory.hardware import KNOWN_CARDS, Card
 from ftcli.memory.shapes import Shape, find_shape
+from ftcli.shell import GIB
 
 STEPS = 3  # AdamW's states appear in the first step; the second is the first whole one
 RANK = 16

@@ -163,7 +163,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         {
             **FIGURES,
             "managed_bytes": COUNT,
-            "rests_on": TEXT,
+            "based_on": TEXT,
             "breakdown": record(dict.fromkeys(SIZES, COUNT), {"l2_sp": COUNT}),
             "peak_phase": {"enum": list(PHASES)},
             "phases": record(dict.fromkeys(PHASES, COUNT)),

@@ -12,8 +12,6 @@ from ftcli import console
 from ftcli.console import (
     Terminal,
     duration,
-    gigabytes,
-    megabytes,
     result,
     result_json,
     say,
@@ -22,6 +20,7 @@ from ftcli.console import (
     table,
     width,
 )
+from ftcli.shell import gib, shown_size
 
 
 class OnTerminal(io.StringIO):
@@ -149,10 +148,10 @@ def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
 
 
 def test_a_gigabyte_is_a_thousand_million_bytes() -> None:
-    assert gigabytes(6_400_000_000) == "6.4 GB"
-    assert gigabytes(0) == "0.0 GB"
-    assert megabytes(39_000_000) == "39 MB"
-    assert megabytes(1_200_000_000) == "1.2 GB"
+    assert gib(6_400_000_000) == "6.0 GiB"
+    assert gib(0) == "0.0 GiB"
+    assert shown_size(39_000_000) == "37 MiB"
+    assert shown_size(1_200_000_000) == "1.1 GiB"
 
 
 def test_a_path_is_shown_from_where_the_user_stands(

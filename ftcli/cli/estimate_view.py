@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from ftcli.console import gigabytes, megabytes, shown_path, width
+from ftcli.console import shown_path, width
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
 from ftcli.memory.fit.fitting import Alternatives, FitResult
 from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.step import ANSWERED_ROWS
+from ftcli.shell import GIB, gib, shown_size
 from ftcli.training.estimate.estimate import EstimateResult
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
         yield ""
         yield "Textbook figures for full fine-tuning, before activations:"
         for figure in found.textbook:
-            start = f"  {figure.label:<24}{gigabytes(figure.total_bytes):>9}  "
+            start = f"  {figure.label:<24}{gib(figure.total_bytes):>9}  "
             yield from _wrapped(start + figure.why, " " * len(start))
 
 
@@ -152,39 +153,39 @@ def _items(estimate: Estimate) -> Iterator[str]:
 
 def _step(estimate: Estimate) -> Iterator[str]:
     """The phases of a step in their order; the largest is the peak."""
-    yield f"peak {megabytes(estimate.peak_bytes)}, at the {estimate.peak_phase}"
+    yield f"peak {shown_size(estimate.peak_bytes)}, at the {estimate.peak_phase}"
     for name, size in estimate.phases.items():
         mark = " peak" if name == estimate.peak_phase else ""
         yield _barred(name, size, estimate.peak_bytes, mark)
 
 
 def _barred(label: str, size: int, largest: int, mark: str = "") -> str:
-    start = f"  {label:<24}{megabytes(size):>{max(9, len(megabytes(largest)) + 1)}}  "
+    start = f"  {label:<24}{shown_size(size):>{max(9, len(shown_size(largest)) + 1)}}  "
     bar = max(10, width() - len(start) - len(" peak"))
     return f"{start}{'█' * max(1, round(bar * size / largest))}{mark}"
 
 
 def _figures(estimate: Estimate) -> Iterator[str]:
-    low, high = estimate.low_bytes / 1e9, estimate.high_bytes / 1e9
+    low, high = estimate.low_bytes / GIB, estimate.high_bytes / GIB
     yield from _wrapped(
-        f"allocated by tensors {megabytes(estimate.peak_bytes)} · reserved by the allocator "
-        f"{megabytes(estimate.reserved_bytes)} · shown by nvidia-smi, with the context, "
-        f"{megabytes(estimate.device_bytes)}",
+        f"allocated by tensors {shown_size(estimate.peak_bytes)} · reserved by the allocator "
+        f"{shown_size(estimate.reserved_bytes)} · shown by nvidia-smi, with the context, "
+        f"{shown_size(estimate.device_bytes)}",
         "  ",
     )
-    yield from _wrapped(f"between {low:.1f} and {high:.1f} GB: rests on {estimate.rests_on}", "  ")
+    yield from _wrapped(f"between {low:.1f} and {high:.1f} GiB, based on {estimate.based_on}", "  ")
     if estimate.managed_bytes:
         yield from _wrapped(
-            f"paged optimizer states {megabytes(estimate.managed_bytes)} more: on the card while "
-            "there is room, else in the host's memory",
+            f"paged optimizer states {shown_size(estimate.managed_bytes)} more: on the GPU while "
+            "there is room, else in RAM",
             "  ",
         )
     outside = estimate.moments
     on_host = outside["merge_on_cpu"]
-    merge = f" · merge {megabytes(on_host)} of the host's memory" if on_host else ""
+    merge = f" · merge {shown_size(on_host)} of RAM" if on_host else ""
     yield from _wrapped(
-        f"outside the step: validation {megabytes(outside['validation'])} · up to {ANSWERED_ROWS} "
-        f"answers at once {megabytes(outside['answers'])}, fewer at once less{merge}",
+        f"outside the step: validation {shown_size(outside['validation'])} · generation, "
+        f"batch {ANSWERED_ROWS}, {shown_size(outside['answers'])}, a smaller batch less{merge}",
         "  ",
     )
 
@@ -216,15 +217,15 @@ def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
 
 
 def _verdict(found: EstimateResult) -> str:
-    """`Fits: 7.4 of 24.8 GB (RTX 4090 24GB)`; without a GPU, which known ones it fits."""
+    """`Fits: 7.4 of 24.0 GiB (RTX 4090 24GB)`; without a GPU, which known ones it fits."""
     if found.hardware is None:
         return _fitting_cards(found.estimate)
-    usable = f"{gigabytes(found.hardware.usable_bytes)} ({found.hardware.name})"
-    needed, most = found.estimate.device_bytes / 1e9, found.estimate.high_bytes / 1e9
+    usable = f"{gib(found.hardware.usable_bytes)} ({found.hardware.name})"
+    needed, most = found.estimate.device_bytes / GIB, found.estimate.high_bytes / GIB
     if not found.fits_card:
         return f"Does not fit: {needed:.1f} of {usable}"
     if not found.fits_upper_bound:
-        return f"May not fit: {needed:.1f}, up to {most:.1f} of {usable}"
+        return f"May not fit: {needed:.1f}, upper bound {most:.1f} of {usable}"
     return f"Fits: {needed:.1f} of {usable}"
 
 
@@ -243,9 +244,9 @@ def _changes(found: FitResult, hardware: Hardware, written: Path | None) -> Iter
     if found.changes:
         yield from _wrapped(f"to fit {hardware.name}, the cheapest changes:", "  ")
     for change in found.changes:
-        upper = f"up to {gigabytes(change.high_bytes)}"
+        upper = f"up to {gib(change.high_bytes)}"
         yield from _wrapped(
-            f"  {change.change}: {gigabytes(change.device_bytes)}, {upper} ({change.key})", "    "
+            f"  {change.change}: {gib(change.device_bytes)}, {upper} ({change.key})", "    "
         )
         yield from _wrapped(f"    costs {change.cost}", "    ")
     yield from _wrapped(_outcome(found, hardware), "  ")
@@ -260,7 +261,7 @@ def _outcome(found: FitResult, hardware: Hardware) -> str:
     return (
         f"{start}: micro-batch {choices.micro_batch} × {choices.gradient_accumulation}, "
         f"{checkpointing} gradient checkpointing, {_figure(found.estimate)} of "
-        f"{gigabytes(hardware.usable_bytes)}"
+        f"{gib(hardware.usable_bytes)}"
     )
 
 
@@ -285,7 +286,7 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
     context = "; whether the model was made for so many is not asked" * (limit.size == "max-length")
     yield from _wrapped(
         f"largest {limit.size} that surely fits {hardware.name}: {limit.value}{more} "
-        f"({_figure(limit.estimate)} of {gigabytes(hardware.usable_bytes)}){context}",
+        f"({_figure(limit.estimate)} of {gib(hardware.usable_bytes)}){context}",
         "  ",
     )
 
@@ -310,14 +311,14 @@ def _sweep(sweep: Sweep) -> Iterator[str]:
 
 def _cells(row: SweepRow) -> list[str]:
     estimate = row.estimate
-    between = f"{estimate.low_bytes / 1e9:.1f}–{estimate.high_bytes / 1e9:.1f} GB"
-    figures = [gigabytes(estimate.peak_bytes), gigabytes(estimate.device_bytes), between]
+    between = f"{estimate.low_bytes / GIB:.1f}–{estimate.high_bytes / GIB:.1f} GiB"
+    figures = [gib(estimate.peak_bytes), gib(estimate.device_bytes), between]
     fits = [] if row.fits is None else ["yes" if row.fits else "no"]
     return [str(row.value), *figures, *fits]
 
 
 def _figure(estimate: Estimate) -> str:
-    return f"{gigabytes(estimate.device_bytes)}, up to {gigabytes(estimate.high_bytes)}"
+    return f"{gib(estimate.device_bytes)}, up to {gib(estimate.high_bytes)}"
 
 
 ON_A_CPU = (
@@ -370,8 +371,8 @@ def _figure_line(figure: Figure) -> str:
 
 
 def _size(size_bytes: int) -> str:
-    """Two decimals of a GB: an error of 1% shows."""
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else megabytes(size_bytes)
+    """Two decimals of a GiB: an error of 1% shows."""
+    return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else shown_size(size_bytes)
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

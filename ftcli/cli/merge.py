@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, megabytes, result, result_json, shown_path, wrapped
+from ftcli.console import Terminal, result, result_json, shown_path, wrapped
+from ftcli.shell import shown_size
 
 if TYPE_CHECKING:
     from ftcli.export.merge import MergeResult
@@ -58,7 +59,7 @@ def merge(
 def _show(found: MergeResult) -> None:
     path, report = shown_path(found.folder), found.report
     if found.merged:
-        result(f"merged {path} ({report['dtype']}, {megabytes(report['bytes'])})")
+        result(f"merged {path} ({report['dtype']}, {shown_size(report['bytes'])})")
         for line in _lines(report):
             result(wrapped(f"       {line}", " " * 7))
     else:

@@ -25,7 +25,7 @@ from ftcli.cli.train_recipe import (
 )
 from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
-from ftcli.console import Meter, Reporter, duration, megabytes, result
+from ftcli.console import Meter, Reporter, duration, result
 from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message
 from ftcli.errors import FtcliError, MachineError, Stopped
@@ -38,7 +38,7 @@ from ftcli.report.page import report_or_say
 from ftcli.runs.atomic import free_bytes, is_full
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
-from ftcli.shell import command, set_flags, shown_path
+from ftcli.shell import command, set_flags, shown_path, shown_size
 from ftcli.training.job import TrainJob, require_own_folder, temporary_run
 from ftcli.training.opening import OpenRun, open_run
 from ftcli.training.plan.plan import Plan
@@ -218,10 +218,10 @@ def _prepare_and_plan(loaded: RecipeFile, stages: Stages) -> TrainJob:
     merged, left = 2 * model.shape.parameters, free_bytes(run.path) - saved
     if isinstance(loaded.recipe.method, LoraKeys) and left < merged:
         stages.reporter.warn(
-            f"a merge will take {megabytes(merged)}, and of the disk {megabytes(left)} are left "
+            f"a merge will take {shown_size(merged)}, and of the disk {shown_size(left)} are left "
             "then; make room, or give the merge another disk with --output"
         )
-    stages.passes("plan", f"{job.plan.headline()}; {megabytes(saved)} to be saved")
+    stages.passes("plan", f"{job.plan.headline()}; {shown_size(saved)} to be saved")
     return job
 
 
@@ -310,7 +310,7 @@ def _train(
     step = run.steps_saved()[-1]
     stages.passes("train", f"validated, saved, stopped by SIGTERM after step {step}")
     report = train(Quiet(stages.reporter))
-    kept = f"{run.trained().name} saved ({megabytes(report['saved_bytes'])})"
+    kept = f"{run.trained().name} saved ({shown_size(report['saved_bytes'])})"
     stages.passes("resume", f"from step {step} to {report['steps']}; {kept}")
 
 

@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import (
-    Terminal,
-    about,
-    duration,
-    gigabytes,
-    megabytes,
-    result,
-    result_json,
-    shown_path,
-    wrapped,
-)
+from ftcli.console import Terminal, about, duration, result, result_json, shown_path, wrapped
 from ftcli.errors import UsageError
-from ftcli.shell import command
+from ftcli.shell import command, gib, shown_size
 
 if TYPE_CHECKING:
     from ftcli.cli.train_recipe import DryRun, Trained
@@ -131,7 +121,7 @@ def _show_result(found: Trained) -> None:
         stops = f" · stops {round(report['stop_rate'] * rows)} of {rows}"
     result(
         f"done   {duration(report['seconds'])} · validation loss {loss}{stops} · "
-        f"peak {gigabytes(report['peak_memory_bytes'])} · {megabytes(report['saved_bytes'])}"
+        f"peak {gib(report['peak_memory_bytes'])} · {shown_size(report['saved_bytes'])}"
     )
     result(f"       {path}")
     result(f"next   {command('eval', found.run.path)}")
@@ -141,7 +131,7 @@ def _show_plan(plan: DryRun) -> None:
     from ftcli.training.plan.plan import short_key
 
     found = plan.plan
-    result(f"plan for {found.hardware.name} ({gigabytes(found.hardware.free_bytes)} free)")
+    result(f"plan for {found.hardware.name} ({gib(found.hardware.free_bytes)} free)")
     values = {key: _in_words(key, value) for key, value, _ in found.decisions()}
     name_width = max(len(short_key(key)) for key in values)
     value_width = max(map(len, values.values()))
@@ -156,9 +146,9 @@ def _show_plan(plan: DryRun) -> None:
     result(f"  {found.step_in_words()}")
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
-    parts = " · ".join(f"{name} {gigabytes(size)}" for name, size in items.items() if size >= 5e7)
-    on_card = f"; CUDA context {gigabytes(context)}" if found.hardware.kind == "cuda" else ""
-    peak = gigabytes(found.estimate.peak_bytes)
+    parts = " · ".join(f"{name} {gib(size)}" for name, size in items.items() if size >= 5e7)
+    on_card = f"; CUDA context {gib(context)}" if found.hardware.kind == "cuda" else ""
+    peak = gib(found.estimate.peak_bytes)
     result(wrapped(f"memory {peak} at the peak: {parts}{on_card}"))
     unknown = "not measured yet: no run of this recipe has finished here"
     result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")

@@ -56,10 +56,10 @@ class Estimate:
     assumptions: dict[str, str | int | float | bool]
 
     @property
-    def rests_on(self) -> str:
+    def based_on(self) -> str:
         """What the interval rests on, in one line."""
         none = f"; no run covers {' or '.join(self.uncovered)}" if self.uncovered else ""
-        return self.residuals.rests_on + none
+        return self.residuals.based_on + none
 
     @property
     def low_bytes(self) -> int:

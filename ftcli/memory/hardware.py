@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ftcli.errors import UsageError
-
-GIB = 2**30
+from ftcli.shell import GIB
 
 ComputeCapability = tuple[int, int]
 

@@ -41,7 +41,7 @@ class Residuals:
     high: float
 
     @property
-    def rests_on(self) -> str:
+    def based_on(self) -> str:
         stack = "a like stack" if self.like_ours else "older stacks"
         runs = f"{self.runs} measured runs of {self.group} on {stack}"
         return f"{runs}, median error {self.median_error:.1%}"

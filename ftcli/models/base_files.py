@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from ftcli.console import megabytes
 from ftcli.errors import ModelError
 from ftcli.hub import hub_files
 from ftcli.runs.atomic import free_bytes
+from ftcli.shell import shown_size
 
 if TYPE_CHECKING:
     from ftcli.memory.shapes import Shape
@@ -117,7 +117,7 @@ def require_weights(source: str, revision: str | None, shape: Shape) -> str:
     words. Whether a tensor is missing shows when they are loaded (load.py). Raises ModelError."""
     if files := weight_files(source, revision):
         base_fingerprint(source, revision)  # raises for a truncated file
-        return f"weights whole ({megabytes(sum(file.stat().st_size for file in files))})"
+        return f"weights whole ({shown_size(sum(file.stat().st_size for file in files))})"
     if os.path.isdir(source):
         index = Path(source, INDEX)
         if not index.is_file():
@@ -138,10 +138,10 @@ def require_weights(source: str, revision: str | None, shape: Shape) -> str:
     if free < wanted:
         raise ModelError(
             "model",
-            f"{source}: its weights are to be fetched, about {megabytes(wanted)}, and the disk of "
-            f"{HF_HUB_CACHE} has {megabytes(free)} free; make room, or set HF_HOME to another disk",
+            f"{source}: its weights are to be fetched, about {shown_size(wanted)}, and the disk "
+            f"of {HF_HUB_CACHE} has {shown_size(free)} free; make room, or set HF_HOME to another",
         )
-    return f"weights on the hub, to be fetched (about {megabytes(wanted)})"
+    return f"weights on the hub, to be fetched (about {shown_size(wanted)})"
 
 
 def base_fingerprint(source: str, revision: str | None = None) -> str | None:

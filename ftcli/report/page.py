@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ftcli.console import Reporter, counted, megabytes
+from ftcli.console import Reporter, counted
 from ftcli.evaluation.verdicts import summary_of
 from ftcli.redact import masker
 from ftcli.report import charts, samples, tables
@@ -23,7 +23,7 @@ from ftcli.report.figures import ReportFigures, read_figures
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.results import Finding
-from ftcli.shell import command
+from ftcli.shell import command, shown_size
 
 FOLDER = Path(__file__).parent
 # What a page must not hold as it is (HTML, "preprocessing the input stream"): control characters
@@ -104,6 +104,6 @@ def page(figures: ReportFigures) -> str:
         tables=tables,
         pieces=pieces,
         summary_of=summary_of,
-        megabytes=megabytes,
+        shown_size=shown_size,
         counted=counted,
     )

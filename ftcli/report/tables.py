@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ftcli.console import counted, duration, gigabytes, megabytes
+from ftcli.console import counted, duration
 from ftcli.data.dataset import Dataset
 from ftcli.evaluation.verdicts import data_of, difference_of, rows_of, value_of, word_of
 from ftcli.report.figures import Change, ReportFigures
 from ftcli.runs.results import EvalResult, ScoreRow, Side
 from ftcli.runs.training_records import MemoryFigures
+from ftcli.shell import GIB, gib, shown_size
 from ftcli.training.plan.plan import Plan, short_key
 
 SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
@@ -88,9 +89,9 @@ def _training(figures: ReportFigures) -> Iterator[tuple[str, str]]:
         yield "speed", f"{found.tokens_per_second:,.0f} tokens/s"
     if found.peak_memory_bytes:
         on_card = memory is not None and memory.device == "cuda"
-        yield CARD_PEAK if on_card else PROCESS_PEAK, gigabytes(found.peak_memory_bytes)
+        yield CARD_PEAK if on_card else PROCESS_PEAK, gib(found.peak_memory_bytes)
     if found.saved_bytes:
-        yield "size of the weights", megabytes(found.saved_bytes)
+        yield "size of the weights", shown_size(found.saved_bytes)
 
 
 def splits(p: Dataset, path: Change) -> Table:
@@ -139,8 +140,8 @@ def memory(plan: Plan, found: MemoryFigures) -> Table:
         if planned and measured:
             where = "below" if measured < low else "above" if measured > high else "within"
             change = f"{100 * (measured / planned - 1):+.0f}%".replace("-", "−")
-            interval = f"{gigabytes(planned)} ({low / 1e9:.1f} to {high / 1e9:.1f})"
-            rows.append((what, interval, gigabytes(measured), f"{where} the interval ({change})"))
+            interval = f"{gib(planned)} ({low / GIB:.1f} to {high / GIB:.1f})"
+            rows.append((what, interval, gib(measured), f"{where} the interval ({change})"))
     heads = ("memory", "planned (interval)", "measured", "verdict")
     return Table("Planned and measured", heads, tuple(rows))
 
@@ -158,7 +159,7 @@ def versions(figures: ReportFigures) -> Table:
     """Python, ftcli, the libraries, and the machine."""
     machine, rows = figures.record.hardware, list(figures.record.versions.items())
     if machine is not None:
-        size = f", {gigabytes(machine.memory_bytes)}" if machine.memory_bytes else ""
+        size = f", {gib(machine.memory_bytes)}" if machine.memory_bytes else ""
         rows.append(("hardware", f"{machine.name}{size}"))
     return Table("Versions and hardware", (), tuple(rows))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import MachineError
+from ftcli.shell import shown_size
 
 TEMPORARY = ".tmp-"
 BEFORE = f"{TEMPORARY}before-"
@@ -188,13 +189,9 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
     if free < needed_bytes:
         raise MachineError(
             "disk_full",
-            f"{what} needs {_size(needed_bytes)} on the disk of {folder}, and {_size(free)} are "
-            "free; make room, or name another folder in output",
+            f"{what} needs {shown_size(needed_bytes)} on the disk of {folder}, and "
+            f"{shown_size(free)} are free; make room, or name another folder in output",
         )
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
 
 
 def is_full(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftcli.console import Reporter, gigabytes
+from ftcli.console import Reporter
 from ftcli.kernels.attention import saved_probabilities
 from ftcli.kernels.cpu import trim_heap
 from ftcli.memory.activations import KEPT_KEYS, layers_bytes, rebuilt_layer_bytes
@@ -26,6 +26,7 @@ from ftcli.memory.hardware import Hardware
 from ftcli.models.device import uses_gpu
 from ftcli.models.load import shape_of
 from ftcli.runs.atomic import TEMPORARY, drop_folder, folder_bytes, require_space
+from ftcli.shell import gib
 from ftcli.training.building import build_trainer
 from ftcli.training.checkpoint import (
     optimizer_bytes,
@@ -201,7 +202,7 @@ def check_longest(
     restore_random_state(before)
     longest = max(trainer.data.train.lengths[row] for row in rows)
     peak = memory.watched_bytes()
-    size = f": peak {gigabytes(peak)}" if peak is not None else ""
+    size = f": peak {gib(peak)}" if peak is not None else ""
     reporter.note(f"check  longest batch ({longest} tokens) {', '.join(did)} and saved{size}")
 
 

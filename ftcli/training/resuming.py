@@ -30,7 +30,7 @@ from ftcli.runs.atomic import (
 from ftcli.runs.checkpoints import Checkpoint, newest_whole
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
-from ftcli.shell import command, set_flags, shown_path
+from ftcli.shell import command, set_flags, shown_path, shown_size
 from ftcli.training.opening import FREE_KEYS
 from ftcli.training.plan.plan import Plan
 
@@ -262,10 +262,10 @@ def early_end_in_words(
     except Exception as error:
         if not is_full(error):
             raise
-        free = free_bytes(run.path) / 1e6
         raise MachineError(
             "disk_full",
-            f"the disk of {run.path} is full ({free:.1f} MB free): make room{_kept(run, commands)}",
+            f"the disk of {run.path} is full ({shown_size(free_bytes(run.path))} free): make "
+            f"room{_kept(run, commands)}",
         ) from error
 
 

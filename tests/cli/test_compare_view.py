@@ -10,7 +10,7 @@ from ftcli.cli.compare import show
 from ftcli.runs.results import CompareResult, FailedCell
 from tests.compared import comparison, losses, made
 
-MEMORY = "one row of 1024 tokens needs 60.1 GB, and NVIDIA RTX 4090 has 22.9 GB free; take lora"
+MEMORY = "one row of 1024 tokens needs 56.0 GiB, and NVIDIA RTX 4090 has 21.3 GiB free; take lora"
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_120_columns_have_everything(
         assert head in heads
     text = "\n".join(shown)
     assert "1.039 (0." in text
-    for figure in ("+5.0%", "4.9 M", "12,346", "2 h 03 min", "12.3 GB", "52 kB"):
+    for figure in ("+5.0%", "4.9 M", "12,346", "2 h 03 min", "11.5 GiB", "51 KiB"):
         assert figure in text
 
 

@@ -120,7 +120,7 @@ def test_a_person_reads_items_peak_and_cards(show: Any, monkeypatch: pytest.Monk
     )
     assert lines[what + 1] == "  tokens, bf16, with gradient checkpointing, adamw, sdpa"
     weights = next(line for line in lines if line.startswith("  weights"))
-    assert weights.split()[1:3] == ["3.8", "GB"]
+    assert weights.split()[1:3] == ["3.5", "GiB"]
     assert any(line.startswith("peak ") for line in lines)
 
 
@@ -132,9 +132,9 @@ def test_nothing_fits_is_said(show: Any) -> None:
 @pytest.mark.parametrize(
     ("card", "verdict", "named"),
     [
-        ("4090", r"Fits: \d+\.\d of 24.8 GB \(RTX 4090 24GB\)", "RTX 4090 24GB"),
-        ("8GB", r"Does not fit: \d+\.\d of 7.9 GB \(card of 8GB\)", "card of 8GB"),
-        ("8", r"Does not fit: \d+\.\d of 7.9 GB \(card of 8GB\)", "card of 8GB"),
+        ("4090", r"Fits: \d+\.\d of 23.1 GiB \(RTX 4090 24GB\)", "RTX 4090 24GB"),
+        ("8GB", r"Does not fit: \d+\.\d of 7.3 GiB \(card of 8GB\)", "card of 8GB"),
+        ("8", r"Does not fit: \d+\.\d of 7.3 GiB \(card of 8GB\)", "card of 8GB"),
     ],
 )
 def test_one_card_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:

@@ -404,4 +404,4 @@ def test_an_estimate_whose_upper_end_does_not_fit_says_so(ask: Any, show: Any) -
     arguments = ("--model", "13b", "--mode", "qlora", "--gpu")
     gib = ask(*arguments, "4090")["device_bytes"] * 1.05 / 2**30 + 0.5
     text = show(*arguments, f"{gib / 0.98:.2f}GB")
-    assert re.match(r"May not fit: [\d.]+, up to [\d.]+ of [\d.]+ GB \(card of ", text)
+    assert re.match(r"May not fit: [\d.]+, upper bound [\d.]+ of [\d.]+ GiB \(card of ", text)

@@ -78,7 +78,7 @@ def test_a_person_reads_time_loss_and_what_comes_next(
     out, err = capsys.readouterr()
     assert err == ""
     assert out == (
-        "done   6 min 12 s · validation loss 2.31 → 0.90 (best: step 24) · peak 1.8 GB · 20 MB\n"
+        "done   6 min 12 s · validation loss 2.31 → 0.90 (best: step 24) · peak 1.7 GiB · 19 MiB\n"
         "       runs/shop\n"
         "next   ftcli eval runs/shop\n"
     )
@@ -168,7 +168,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
-    assert lines[0] == "plan for two cores (12.0 GB free)"
+    assert lines[0] == "plan for two cores (11.2 GiB free)"
     for key, decided, reason in dry.plan.decisions():
         value = f"{decided:,} tokens" if key == "training.packing" else str(decided)
         if isinstance(decided, bool):
@@ -179,7 +179,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
         assert shown[0].endswith(f"  {reason}")
     assert f"  {dry.plan.step_in_words()}" in lines
     memory = next(line for line in lines if line.startswith("memory "))
-    assert "weights 0.5 GB" in memory
+    assert "weights 0.5 GiB" in memory
     assert "quantization" not in memory
 
 

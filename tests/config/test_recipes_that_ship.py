@@ -129,5 +129,5 @@ def test_small_models_train_on_two_cores(fast_bf16: bool, precision: str) -> Non
 def test_a_stricter_machine_is_refused_in_words(path: Path) -> None:
     loaded = load_recipe(path)
     tiny = Hardware("cpu", "a toaster", 10**8, 10**8, None, False, 1)
-    with pytest.raises(MachineError, match=r"a toaster has 0\.1 GB free; "):
+    with pytest.raises(MachineError, match=r"a toaster has 0\.1 GiB free; "):
         make_plan(loaded.recipe, shape_of(loaded), replace(longest_rows(loaded)), tiny)

@@ -87,7 +87,7 @@ def test_the_page_has_every_figure_and_every_reason(tmp_path: Path) -> None:
     found = comparison(tmp_path, made("lora", losses(1.4), learning_rate=2e-4), failed=[failed])
     text = page(found, "compare.png")
     assert "| base |  | 3." in text and "| 90% | 100% | 20.0 |" in text
-    assert "| lora | 2e-4 | 1." in text and "| +5.0% | 1.0 M | 2.0 GB | 800 | 20 MB |" in text
+    assert "| lora | 2e-4 | 1." in text and "| +5.0% | 1.0 M | 1.9 GiB | 800 | 19 MiB |" in text
     assert "- full failed: one row needs 60 GB, and there is 24" in text
     assert found.verdict in text and "](compare.png)" in text
     assert "30 held-out rows (test), 60 steps each, seed 42" in text

@@ -311,7 +311,7 @@ def test_room_is_looked_for_before_the_training(
     assert train(write_recipe(method=METHOD, training=TRAINING), "--json") == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "disk_full"
-    assert "this run with its checkpoints needs 0.4 MB on the disk of" in error["message"]
+    assert "this run with its checkpoints needs 432 KiB on the disk of" in error["message"]
     assert not (tmp_path / "runs" / "tiny" / "run.json").exists()
 
 

@@ -232,8 +232,8 @@ def test_a_disk_that_is_too_small(write_recipe: Recipes, finds: Finds, monkeypat
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * 10**9, 10**9, 100_000))
     said = finds(write_recipe(), "plan")
-    assert said.startswith("this run with its checkpoints needs 0.4 MB on the disk of ")
-    assert "0.1 MB are free; make room" in said
+    assert said.startswith("this run with its checkpoints needs 432 KiB on the disk of ")
+    assert "98 KiB are free; make room" in said
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_disk_that_is_really_full(
     small_disk: Path, stage: str, write_recipe: Recipes, finds: Finds
 ) -> None:
     said = finds(write_recipe(), stage)
-    assert "needs 0.4 MB" in said if stage == "plan" else "is full" in said
+    assert "needs 432 KiB" in said if stage == "plan" else "is full" in said
     assert [path.name for path in small_disk.iterdir()] == ["tiny"]
 
 

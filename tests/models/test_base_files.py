@@ -273,11 +273,11 @@ def test_weights_that_are_to_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(base_files, "weight_files", lambda *_: ())
     monkeypatch.setattr(base_files, "hub_files", lambda *_, **__: held)
     assert require_weights("owner/name", None, SHAPE) == (
-        "weights on the hub, to be fetched (about 269 MB)"
+        "weights on the hub, to be fetched (about 257 MiB)"
     )
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 9 * 10**8, 10**8))
-    with pytest.raises(ModelError, match=r"about 269 MB, and the disk of .* has 100 MB free"):
+    with pytest.raises(ModelError, match=r"about 257 MiB, and the disk of .* has 95 MiB free"):
         require_weights("owner/name", None, SHAPE)
     held.remove("model.safetensors")
     with pytest.raises(ModelError, match="the repository holds no weights"):

@@ -134,7 +134,7 @@ def test_room_is_that_of_the_nearest_folder_there_is(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=int(path.exists())))
     assert free_bytes(tmp_path / "not" / "yet") == 1
     require_space(tmp_path / "runs", 1, "a run")
-    with pytest.raises(MachineError, match=r"a run needs 1\.2 GB on the disk of .*, and 0\.0 MB"):
+    with pytest.raises(MachineError, match=r"a run needs 1\.1 GiB on the disk of .*, and 0 KiB"):
         require_space(tmp_path / "runs", 1_200_000_000, "a run")
 
 

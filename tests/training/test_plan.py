@@ -294,7 +294,7 @@ def test_where_nothing_fits_the_error_says_what_to_do(mode: str, advice: str) ->
     assert needed.startswith("one row of 512 tokens needs ")
     assert float(needed.split()[-2]) > 2
     assert text == (
-        f"RTX 4090 24GB has 2.0 GB free; {advice}, lower data.max_length, or take a smaller model"
+        f"RTX 4090 24GB has 1.9 GiB free; {advice}, lower data.max_length, or take a smaller model"
     )
     assert (caught.value.code, caught.value.exit_code) == ("memory", 1)
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftcli.console import counted, duration, gigabytes, megabytes
+from ftcli.console import counted, duration
 from ftcli.evaluation.compare.cells import METHODS, named, short_rate
 from ftcli.evaluation.statistics import percent
 from ftcli.runs.results import ComparedBase, ComparedCell, CompareResult
-from ftcli.shell import shown_path
+from ftcli.shell import gib, shown_path, shown_size
 
 NONE = "–"
 MARKERS = "osD^vP"
@@ -28,9 +28,9 @@ def rows_of(found: CompareResult) -> list[dict[str, str]]:
                 "learning rate": short_rate(cell.learning_rate) + star,
                 **_scores(cell, found),
                 "trainable parameters": amount(cell.trainable_parameters),
-                "peak memory": gigabytes(cell.peak_memory_bytes),
+                "peak memory": gib(cell.peak_memory_bytes),
                 "tokens/s": NONE if speed is None else f"{speed:,.0f}",
-                "file size": megabytes(cell.saved_bytes),
+                "file size": shown_size(cell.saved_bytes),
                 "time": ("≥ " if cell.resumed else "") + duration(cell.seconds),
             }
         )

@@ -126,7 +126,7 @@ class EstimateResult:
         fields: dict[str, Any] = {
             **_figures(found),
             "managed_bytes": found.managed_bytes,
-            "rests_on": found.rests_on,
+            "based_on": found.based_on,
             "breakdown": found.breakdown,
             "peak_phase": found.peak_phase,
             "phases": found.phases,

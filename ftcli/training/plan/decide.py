@@ -17,7 +17,6 @@ from ftcli.config.recipe import (
     Recipe,
     l2_sp_fault,
 )
-from ftcli.console import megabytes
 from ftcli.errors import MachineError, UsageError
 from ftcli.memory import Choices
 from ftcli.memory.choices import NO_CHECKPOINTING, Attention, Precision
@@ -26,6 +25,7 @@ from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
 from ftcli.memory.static import kept_dequantised_bytes
 from ftcli.memory.trained import trainable_parameters
+from ftcli.shell import shown_size
 from ftcli.training.plan.memory import (
     choose_micro_batch,
     fit_memory,
@@ -308,7 +308,7 @@ def why_l2_sp(recipe: Recipe, precision: Precision, held_bytes: int) -> str:
     lost = f"; {lost_pulls(pull)}" if precision == "pure-bf16" else ""
     return (
         f"a step takes up to {pull:.2%} of the way back to the start, which is held in "
-        f"{megabytes(held_bytes)}{lost}"
+        f"{shown_size(held_bytes)}{lost}"
     )
 
 

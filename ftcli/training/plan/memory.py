@@ -24,6 +24,7 @@ from ftcli.memory.fit.search import (
 )
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
+from ftcli.shell import gib
 from ftcli.training.plan.optimizations import may_keep_dequantised, why_not_fused
 from ftcli.training.plan.plan import Decided, RowStatistics, packed
 
@@ -133,13 +134,13 @@ def _too_large(
     recipe: Recipe, rows: RowStatistics, hardware: Hardware, least: Choices, found: Estimate
 ) -> MachineError:
     upper = "up to " if hardware.kind == "cuda" else ""
-    needed = f"{upper}{needed_bytes(found, hardware) / 1e9:.1f} GB"
+    needed = f"{upper}{gib(needed_bytes(found, hardware))}"
     count = "one row" if least.micro_batch == 1 else f"{least.micro_batch} rows"
     verb = "needs" if least.micro_batch == 1 else "need"
     return MachineError(
         "memory",
         f"{count} of {rows.longest_tokens} tokens {verb} {needed}, and "
-        f"{hardware.name} has {hardware.free_bytes / 1e9:.1f} GB free; "
+        f"{hardware.name} has {gib(hardware.free_bytes)} free; "
         f"{_cheaper(recipe)}, lower data.max_length, or take a smaller model",
     )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ftcli.config.recipe import Lora, PrefixTuning, PromptTuning, Qlora, Recipe
-from ftcli.console import megabytes
 from ftcli.errors import UsageError
 from ftcli.memory import Choices
 from ftcli.memory.hardware import ComputeCapability, Hardware
 from ftcli.memory.shapes import Shape
 from ftcli.memory.shapes.shape import PACKED_TYPES
+from ftcli.shell import shown_size
 from ftcli.training.plan.plan import Decided
 
 # CUDA programming guide: bf16, and all that torch's flex attention is tried with, since Ampere.
@@ -165,9 +165,9 @@ def choose_dequantised(
     if choices.quantization != "nf4":
         return None
     if choices.keeps_dequantised:
-        return True, f"memory has room for {megabytes(kept_bytes)}; the same numbers"
+        return True, f"memory has room for {shown_size(kept_bytes)}; the same numbers"
     if hardware.kind != "cpu":
         return False, "a card's kernels dequantise as they multiply"
     if (why := why_no_lever(recipe, hardware)) is not None:
         return False, why
-    return False, f"memory has no room for {megabytes(kept_bytes)}"
+    return False, f"memory has no room for {shown_size(kept_bytes)}"

@@ -27,6 +27,7 @@ from ftcli.memory.choices import Attention, Optimizer, Precision
 from ftcli.memory.hardware import Hardware
 from ftcli.runs.results import Result
 from ftcli.runs.training_records import TrainingRecord
+from ftcli.shell import GIB
 
 T = TypeVar("T")
 Decided = tuple[T, str]
@@ -183,12 +184,12 @@ class Plan(TrainingRecord):
 
     def headline(self) -> str:
         """The plan in one line, the machine first."""
-        checkpointing = "" if self.training.gradient_checkpointing else "no "
-        peak, free = self.estimate.peak_bytes / 1e9, self.hardware.free_bytes / 1e9
+        checkpointing = "on" if self.training.gradient_checkpointing else "off"
+        peak, free = self.estimate.peak_bytes / GIB, self.hardware.free_bytes / GIB
         replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
         return (
             f"{self.hardware.title} · {self.training.precision} · {self.step_in_words()} · "
-            f"{checkpointing}checkpointing ({peak:.1f} of {free:.1f} GB) · "
+            f"gradient checkpointing {checkpointing} ({peak:.1f} of {free:.1f} GiB) · "
             f"{self.steps} steps{replayed}"
         )
 
