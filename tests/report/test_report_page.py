@@ -33,7 +33,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
         "All 40 rows of eval/answers/0123456789abcdef.jsonl",
         "reference answer",
         "372 rows are enough for a fixed format.",
-        "1.6 GiB (1.5 to 1.8) 1.7 GiB within the interval (+3%)",
+        "1.6 GiB (1.6 to 1.8) 1.7 GiB within the interval (+3%)",
         "peak of the whole process, libraries and loading included 2.3 GiB",
         "bf16 this CPU supports it",
         "2.13.0",
