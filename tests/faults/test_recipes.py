@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from ftcli.cli import run
 from ftcli.config.loader import RecipeFile, load_recipe
-from ftcli.config.nodes import MOST_REJECTED
+from ftcli.config.nodes import MOST_PROBLEMS
 from ftcli.errors import RecipeError, UsageError
 
 SHOP: dict[str, Any] = {
@@ -240,8 +240,8 @@ def test_utf_16_is_told(judge: Judged) -> None:
 
 def test_of_very_many_faults_the_first_are_told(judge: Judged) -> None:
     told = judge(b"".join(b"k%d: 1\n" % number for number in range(2000))).splitlines()
-    assert len(told) == MOST_REJECTED + 1
-    assert told[-1] == f"shop.yaml: and more; these are the first {MOST_REJECTED} faults"
+    assert len(told) == MOST_PROBLEMS + 1
+    assert told[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} faults"
 
 
 # What is made to take all memory, or all time
