@@ -101,11 +101,3 @@ def plain_falcon_layers() -> Iterator[None]:
         yield
     finally:
         falcon.FalconLinear = own
-
-
-def cache_name() -> str:
-    """What a model calls its KV cache, as an argument and in its output: `past_key_values` before
-    transformers 5.24, which still takes that name and warns of it."""
-    from transformers.modeling_outputs import BaseModelOutputWithPast
-
-    return "cache" if "cache" in BaseModelOutputWithPast.__annotations__ else "past_key_values"

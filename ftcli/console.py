@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ftcli.redact import masked
+from ftcli.redact import redact
 from ftcli.shell import shown_path as shown_path
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _rich(*, stderr: bool) -> Console:
 
 def say(text: str, *, style: str | None = None) -> None:
     """A line of the story, to stderr, without the secrets that a message may have picked up."""
-    text = masked(text)
+    text = redact(text)
     if style and sys.stderr.isatty():
         _rich(stderr=True).print(text, style=style, markup=False)
     else:

@@ -27,13 +27,13 @@ TOKEN = re.compile(
 LOGIN = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)[^\s/@:]*:[^\s/@]+(?=@)")
 
 
-def masked(text: str) -> str:
+def redact(text: str) -> str:
     """The text with stars in the place of every secret in it."""
-    return masker()(text)
+    return redactor()(text)
 
 
-def masker() -> Callable[[str], str]:
-    """`masked` for many texts: where secrets are kept is looked up once."""
+def redactor() -> Callable[[str], str]:
+    """`redact` for many texts: where secrets are kept is looked up once."""
     values = [value for _, value in _known()]
 
     def mask(text: str) -> str:

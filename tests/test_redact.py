@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ftcli import redact
 from ftcli.console import say
-from ftcli.redact import masked, secret_in
+from ftcli.redact import redact, secret_in
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz"
 
@@ -16,7 +16,7 @@ TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz"
 @pytest.fixture(autouse=True)
 def no_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An environment and a cache without secrets."""
-    monkeypatch.setattr(redact.os, "environ", {"HF_HOME": str(tmp_path), "PATH": "/usr/bin"})
+    monkeypatch.setattr(os, "environ", {"HF_HOME": str(tmp_path), "PATH": "/usr/bin"})
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def no_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ],
 )
 def test_secrets_are_known_by_their_form(text: str, told: str | None, kind: str | None) -> None:
-    assert masked(text) == (text if told is None else told)
+    assert redact(text) == (text if told is None else told)
     assert secret_in(text) == kind
 
 
@@ -73,8 +73,8 @@ def test_secrets_are_known_by_their_form(text: str, told: str | None, kind: str 
 def test_values_of_the_environment_are_known_by_their_names(
     name: str, value: str, known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(redact.os.environ, name, value)
-    assert masked(f"a {value} b") == ("a *** b" if known else f"a {value} b")
+    monkeypatch.setitem(os.environ, name, value)
+    assert redact(f"a {value} b") == ("a *** b" if known else f"a {value} b")
     assert secret_in(value) == (f"the secret in {name}" if known else None)
 
 
@@ -85,7 +85,7 @@ def test_tokens_in_files_are_known(
     kept = "[me]\nhf_token = formless-token\n" if place == "stored_tokens" else "formless-token\n"
     (tmp_path / place).write_text(kept)
     if place == "elsewhere":
-        monkeypatch.setitem(redact.os.environ, "HF_TOKEN_PATH", str(tmp_path / place))
+        monkeypatch.setitem(os.environ, "HF_TOKEN_PATH", str(tmp_path / place))
     say("it is formless-token")
     assert capsys.readouterr().err == "it is ***\n"
     assert secret_in("a formless-token") == f"the secret in {tmp_path / place}"

@@ -18,7 +18,7 @@ from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, rep
 from ftcli.console import result, result_json, say
 from ftcli.errors import FtcliError, MachineError
 from ftcli.kernels.cpu import end_process, start_gc_tuning
-from ftcli.redact import masked
+from ftcli.redact import redact
 from ftcli.runs.atomic import is_full
 from ftcli.shell import shown_source
 
@@ -157,6 +157,6 @@ def _failed(
 ) -> int:
     say(message)
     if as_json:
-        place = {"file": file and masked(shown_source(file)), "line": line}
-        result_json({"error": {"code": code, "message": masked(message), **place}})
+        place = {"file": file and redact(shown_source(file)), "line": line}
+        result_json({"error": {"code": code, "message": redact(message), **place}})
     return exit_code

@@ -151,21 +151,21 @@ def prepare_recipe(
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
     require_scored_files(loaded)
-    with loaded.blame():
+    with loaded.locate():
         require_l2_sp(loaded.recipe)
     require_rows(loaded.recipe)
 
     from ftcli.data.tokenizing.tokenize import prepare, preview
     from ftcli.models.load import load_renderer
 
-    with loaded.blame():
+    with loaded.locate():
         source = model_source(loaded.recipe.model.id)
         require_reachable(source, loaded.recipe.model.revision)
         renderer = load_renderer(loaded.recipe, source)
     run = data_folder(loaded, renderer, named)
-    with loaded.blame():
+    with loaded.locate():
         require_own_folder(run, loaded.recipe)
-    with run.lock(), loaded.blame():
+    with run.lock(), loaded.locate():
         prepared = prepare(loaded.recipe, renderer, run.data, reporter)
         previewed = preview(run.data, renderer, preview_rows)
         shown = tuple(tuple(pieces) for pieces in previewed)
@@ -232,7 +232,7 @@ def _replay_line(prepared: Dataset) -> Iterator[str]:
     found = prepared.replay
     if found is None:
         return
-    every = prepared.trained_on
+    every = prepared.epoch_counts
     left_out = {
         "asked in a held-out row too": found.held_out,
         "conversations longer than data.max_length": found.too_long,

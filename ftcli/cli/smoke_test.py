@@ -117,7 +117,7 @@ def run_smoke_test(recipe: Path, overrides: tuple[str, ...], reporter: Reporter)
         loaded = load_recipe(recipe, overrides)
         require_own_folder(RunFolder(loaded.output), loaded.recipe)
         with temporary_run(loaded.output, TEMPORARY) as folder:
-            with loaded.blame():
+            with loaded.locate():
                 job = _prepare_and_plan(loaded, stages)
             _run_commands(loaded, job, folder.path, stages)
     seconds = time.monotonic() - started

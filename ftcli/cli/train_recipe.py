@@ -98,7 +98,7 @@ def train_recipe(
         require_as_finished(run, loaded.recipe, again)
         return Trained(run, run.read_manifest()["result"], again)
     opened = open_run(source) if source is not None else None
-    with loaded.blame():
+    with loaded.locate():
         require_own_folder(run, loaded.recipe, opened)
     stops = StopSignals(reporter.note)
     commands = TrainCommands(
@@ -107,7 +107,7 @@ def train_recipe(
     )
     with (
         run.lock(),
-        loaded.blame(),
+        loaded.locate(),
         stops.caught(),
         early_end_in_words(run, stops, commands),
     ):
@@ -150,7 +150,7 @@ def plan_recipe(
     from ftcli.training.run_record import known_seconds
 
     loaded, named = load_recipe(recipe, overrides), find_run(recipe)
-    with loaded.blame():
+    with loaded.locate():
         opened = open_run(init_from) if init_from is not None else None
         new = fresh or opened is not None
         loaded, model = open_recipe(loaded, opened)

@@ -148,7 +148,7 @@ class Template:
     file: Path | None = None
 
 
-def named(name: str) -> Template:
+def builtin_template(name: str) -> Template:
     """A template of ours."""
     file = Path(__file__).with_name("chat_templates") / f"{name}.jinja"
     return Template(file.read_text(encoding="utf-8"), name=name)
@@ -166,7 +166,7 @@ def find_template(value: str) -> Template:
     unreadable file.
     """
     if value in ENDS:
-        return named(value)
+        return builtin_template(value)
     template = Template(value) if is_jinja(value) else _from_file(Path(value))
     if not template.text.strip():
         raise DataError("template", "is empty", file=str(template.file))

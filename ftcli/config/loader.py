@@ -76,7 +76,7 @@ class RecipeFile:
         return self.shown_path(), self.lines.get(key, self.lines.get(section))
 
     @contextmanager
-    def blame(self) -> Iterator[None]:
+    def locate(self) -> Iterator[None]:
         """Give an error that a key of the recipe has caused the place of that key."""
         try:
             yield

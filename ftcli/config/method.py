@@ -133,7 +133,7 @@ METHOD_CLASSES: Mapping[str, type[Section]] = {
 """Word of `method.mode` → its class."""
 
 
-def holds_4_bits(method: Method) -> bool:
+def has_4_bit_base(method: Method) -> bool:
     """Whether the method's frozen base is quantised."""
     match method:
         case Full() | Lora():

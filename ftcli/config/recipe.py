@@ -26,7 +26,7 @@ from ftcli.config.method import (
     PrefixTuning,
     PromptTuning,
     Qlora,
-    holds_4_bits,
+    has_4_bit_base,
 )
 from ftcli.config.section import (
     NO_BOOLEAN,
@@ -66,7 +66,7 @@ __all__ = [
     "SqlFormat",
     "TextFormat",
     "Training",
-    "holds_4_bits",
+    "has_4_bit_base",
 ]
 
 

@@ -147,7 +147,7 @@ class Dataset:
     computed once."""
 
     @property
-    def trained_on(self) -> SplitCounts:
+    def epoch_counts(self) -> SplitCounts:
         """What an epoch is made of: the task's training rows, and what is replayed."""
         task, replay = self.train, self.replay
         if replay is None:

@@ -84,7 +84,7 @@ def replayed_examples(replay: Replay) -> Iterator[Example | RejectedRow]:
         raise
 
 
-def look_through(
+def read_source(
     replay: Replay, seed: int, held_out: Container[bytes], step: Callable[[], None]
 ) -> Drawing:
     """Read all rows of the source once; `held_out` are question digests (`Example`).

@@ -19,7 +19,7 @@ from ftcli.config.data import AUTO, AUTO_TEST, ROWS_FOR_A_TEST, Data
 from ftcli.console import Meter, Reporter
 from ftcli.data.dataset import SPLITS, Assigned, Split
 from ftcli.data.example import DIGEST_BYTES, Example, Origin
-from ftcli.data.replay import Drawing, look_through, replay_file
+from ftcli.data.replay import Drawing, read_source, replay_file
 from ftcli.data.sources import pinned_system, read_examples
 from ftcli.errors import DataError
 from ftcli.runs.atomic import sha256_file, short_digest
@@ -258,7 +258,7 @@ def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
     if data.replay is not None:
         with reporter.meter("read replay", 0) as meter:
             held_out = reader.held_out_questions()
-            replay = look_through(data.replay, seed, held_out, Progress(meter).step)
+            replay = read_source(data.replay, seed, held_out, Progress(meter).step)
     assignments = {file.source: file.assignment for file in reader.files}
     return SplitRows(data, assignments, reader.progress.rows, reader.overlap, replay)
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ftcli.config.recipe import holds_4_bits
+from ftcli.config.recipe import has_4_bit_base
 from ftcli.console import Meter
 from ftcli.errors import DataError, ModelError
 from ftcli.evaluation.eval_rows import Row
@@ -215,7 +215,7 @@ class ModelRunner:
         parts = {
             "version": VERSION,
             **of_the_model,
-            "four_bit": holds_4_bits(method),
+            "four_bit": has_4_bit_base(method),
             "double": method.model_dump().get("double_quantization"),
             "stop_ids": self.prompt_format.stop_ids,
             "pad_id": self.prompt_format.pad_id,

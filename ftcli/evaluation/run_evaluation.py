@@ -204,7 +204,7 @@ def _run_models(
 ) -> dict[Side, dict[str, ModelOutputs]]:
     """Side → set → outputs; one model in memory at a time, the base first."""
     from ftcli.inference.open_model import held_as
-    from ftcli.models.device import free_memory, memory_in_words
+    from ftcli.models.device import explain_out_of_memory, free_memory
 
     named = {"rows": sets.rows, "text": sets.text, "instructions": sets.instructions}
     wanted = {name: rows for name, rows in named.items() if rows is not None}
@@ -213,7 +213,7 @@ def _run_models(
     planned = [*wanted.values()] * models + ([sets.prompted] if sets.prompted else [])
     found: dict[Side, dict[str, ModelOutputs]] = {}
     with (
-        memory_in_words("take fewer --batch-size, or stop what else runs on it"),
+        explain_out_of_memory("take fewer --batch-size, or stop what else runs on it"),
         reporter.meter("eval, tokens", sum(each.tokens for each in planned)) as meter,
     ):
         progress = Progress(meter, len(planned))

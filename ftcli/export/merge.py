@@ -189,11 +189,11 @@ def _merge(
     """Write the merged model; return its report. Raises ModelError if the merge is not exact."""
     from ftcli.export.merged_model import Merger, dtype_name
     from ftcli.export.parity import parity
-    from ftcli.models.device import memory_in_words
+    from ftcli.models.device import explain_out_of_memory
 
     rows = _rows(opened)
     original = options.base == "original"
-    with memory_in_words("stop what else runs on it"):
+    with explain_out_of_memory("stop what else runs on it"):
         merger = Merger(opened, rows, reporter)
         compared_in = dtype_name(merger.compared_in)
         trained = merger.measure_trained()

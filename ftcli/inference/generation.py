@@ -26,7 +26,6 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from ftcli.compat import cache_name
 from ftcli.config.recipe import Generation
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
 from ftcli.memory.step import ANSWERED_ROWS, LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
@@ -278,7 +277,7 @@ def generate_ids(
             stopping_criteria=some_finished if plain_cache else None,
             return_dict_in_generate=True,
         )
-        ids, cache = output.sequences, output[cache_name()]
+        ids, cache = output.sequences, output.cache
         for row, new in zip(unfinished, ids[:, start:].tolist(), strict=True):
             answers[row] += new
         done += ids.shape[1] - start
@@ -289,7 +288,7 @@ def generate_ids(
         unfinished = [unfinished[index] for index in stay.tolist()]
         cache.batch_select_indices(stay)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - start), value=1)
-        inputs = {"input_ids": ids[stay], "attention_mask": mask[stay], cache_name(): cache}
+        inputs = {"input_ids": ids[stay], "attention_mask": mask[stay], "cache": cache}
 
 
 class _SomeFinished(StoppingCriteria):
@@ -314,9 +313,9 @@ def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[st
         return generation_inputs(model, ids.to(model.device), mask.to(model.device))
     ids, mask = (each.to(model.device) for each in _padded(prompts, shared))
     cache = DynamicCache(config=network.config)
-    network.base_model(input_ids=ids[:1, :shared], use_cache=True, **{cache_name(): cache})
+    network.base_model(input_ids=ids[:1, :shared], use_cache=True, cache=cache)
     cache.batch_repeat_interleave(len(prompts))
-    return {"input_ids": ids, "attention_mask": mask, cache_name(): cache}
+    return {"input_ids": ids, "attention_mask": mask, "cache": cache}
 
 
 def _cache_layers(model: PreTrainedModel) -> set[type]:

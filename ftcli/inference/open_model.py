@@ -78,7 +78,7 @@ def _load(
 
 def hardware_of(opened: OpenRun) -> Hardware:
     """The device that a run's model uses here; raises MachineError at the recipe's key."""
-    with opened.file.blame():
+    with opened.file.locate():
         return hardware_for(opened.recipe)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftcli.config.recipe import Full, LoraKeys, Qlora, holds_4_bits
+from ftcli.config.recipe import Full, LoraKeys, Qlora, has_4_bit_base
 from ftcli.console import shown_path
 from ftcli.errors import ModelError, UsageError, did_you_mean
 from ftcli.shell import command
@@ -168,7 +168,7 @@ def _base(opened: OpenRun) -> str:
 def _precision(opened: OpenRun) -> dict[str, str]:
     """What adapters on one base have in common, besides the base; raises FtcliError."""
     method = opened.recipe.method
-    base = "held in 4 bits" if holds_4_bits(method) else "not quantised"
+    base = "held in 4 bits" if has_4_bit_base(method) else "not quantised"
     if isinstance(method, Qlora) and not method.double_quantization:
         base += " with double_quantization false"
     return {

@@ -133,7 +133,7 @@ def _why_no_cuda() -> str:
 
 
 @contextmanager
-def memory_in_words(advice: str) -> Iterator[None]:
+def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Raise MachineError where torch runs out of memory."""
     try:
         yield

@@ -14,8 +14,6 @@ from peft import PeftModel, initialize_kv_prefix_from_past_key_values
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ftcli.compat import cache_name
-
 
 def virtual_tokens(model: PreTrainedModel) -> int:
     """Positions that the method puts before the input; 0 for methods that put none."""
@@ -38,7 +36,7 @@ def backbone_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]
         return {"input_ids": input_ids, "use_cache": False}
     before = model.get_prompt(batch_size=len(input_ids))
     if _is_prefix(config):
-        return {"input_ids": input_ids, cache_name(): before, "use_cache": False}
+        return {"input_ids": input_ids, "cache": before, "use_cache": False}
     embedded = causal_model(model).get_input_embeddings()(input_ids)
     return {
         "inputs_embeds": torch.cat((before.to(embedded.dtype), embedded), dim=1),
@@ -59,7 +57,7 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
     seen = torch.ones(len(mask), count, dtype=mask.dtype, device=mask.device)
     if _is_prefix(config):
         whole = torch.cat((seen, mask), dim=1)
-        return {"input_ids": ids, "attention_mask": whole, cache_name(): before}
+        return {"input_ids": ids, "attention_mask": whole, "cache": before}
     embedded = causal_model(model).get_input_embeddings()(input_ids)
     # Padding comes before the soft prompt, so that its positions are those of the training.
     return {
@@ -87,7 +85,7 @@ def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None
         ids = torch.randint(embeddings.num_embeddings, (count,)).to(device)
     with torch.no_grad():
         if _is_prefix(config):
-            cache = base(input_ids=ids[None], use_cache=True)[cache_name()]
+            cache = base(input_ids=ids[None], use_cache=True).cache
             initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
         else:
             model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings(ids))

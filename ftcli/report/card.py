@@ -14,7 +14,7 @@ from typing import Any
 
 from ftcli.console import counted
 from ftcli.evaluation.verdicts import NOT_MEASURED, summary_of
-from ftcli.redact import masked
+from ftcli.redact import redact
 from ftcli.report import tables
 from ftcli.report.figures import HELD_OUT, ReportFigures, name_alone, named
 from ftcli.report.tables import Table
@@ -35,7 +35,7 @@ def model_card(figures: ReportFigures) -> str:
     )
     whole = "".join(f"{line}\n" for line in (_front_matter(shown), *_body(shown)))
     # Halves of characters, which names of files may hold, can be written nowhere.
-    return masked(whole).encode("utf-8", "replace").decode("utf-8")
+    return redact(whole).encode("utf-8", "replace").decode("utf-8")
 
 
 def _front_matter(figures: ReportFigures) -> str:
@@ -179,4 +179,4 @@ def _row(cells: Sequence[str]) -> str:
 
 def _line(words: str) -> str:
     """On one line, without secrets; what would be taken for HTML is not."""
-    return " ".join(masked(words).split()).replace("<", "&lt;")
+    return " ".join(redact(words).split()).replace("<", "&lt;")

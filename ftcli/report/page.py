@@ -16,7 +16,7 @@ from typing import Any
 
 from ftcli.console import Reporter, counted
 from ftcli.evaluation.verdicts import summary_of
-from ftcli.redact import masker
+from ftcli.redact import redactor
 from ftcli.report import charts, samples, tables
 from ftcli.report.card import model_card
 from ftcli.report.figures import ReportFigures, read_figures
@@ -60,7 +60,7 @@ def page(figures: ReportFigures) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    mask = masker()
+    mask = redactor()
 
     def pieces(text: str, findings: Sequence[Finding] = ()) -> list[samples.Piece]:
         """A text with what was found in it marked: where a secret is masked, places are others."""

@@ -21,7 +21,11 @@ from transformers import PreTrainedModel
 from ftcli.config.recipe import Recipe
 from ftcli.data.dataset import Dataset, RowsOf, row_lengths, split_file
 from ftcli.data.order import StepSampler, micro_batches, run_rows
-from ftcli.data.tokenizing.prefix_tree import build_prefix_tree, divide, typical_common_prefix
+from ftcli.data.tokenizing.prefix_tree import (
+    build_prefix_tree,
+    split_by_tokens,
+    typical_common_prefix,
+)
 from ftcli.memory.fit.search import CPU_TOKENS
 from ftcli.models.batches import Batch, Row, packed, padded
 from ftcli.models.device import is_out_of_memory
@@ -146,7 +150,7 @@ class PackingCollator:
     def split(self, ids: Sequence[Sequence[int]], max_rows: int) -> list[list[int]]:
         """Places of a step's rows in as few micro-batches as tokens and rows allow."""
         rows = max_rows if self.rows else len(ids)
-        return divide(ids, self._max_tokens(max_rows), rows, share=self.share_prefix)
+        return split_by_tokens(ids, self._max_tokens(max_rows), rows, share=self.share_prefix)
 
     def rows_of_largest(self, ids: Sequence[Sequence[int]], max_rows: int) -> int:
         """How many of the rows, the longest first, the largest micro-batch has."""

@@ -332,7 +332,7 @@ def measure_speed(job: TrainJob) -> float:
     """Tokens a second, padding not counted, of a few steps without a validation or a save."""
     plan = job.plan
     steps = UNTIMED_STEPS + TIMED_STEPS
-    enough = steps * job.recipe.training.batch_size / job.dataset.trained_on.rows
+    enough = steps * job.recipe.training.batch_size / job.dataset.epoch_counts.rows
     timed = {"steps": steps, "epochs": max(plan.epochs, enough), "warmup_steps": 0}
     short = plan.model_copy(update=timed)
     trainer = build_trainer(replace(job, plan=short))

@@ -128,7 +128,7 @@ def record_memory(job: TrainJob, measured: StepMemory) -> None:
 
 def tokens_to_train(job: TrainJob) -> int:
     """Tokens of all steps, padding not counted, by the rows' mean."""
-    rows = job.dataset.trained_on
+    rows = job.dataset.epoch_counts
     return round(job.plan.steps * job.recipe.training.batch_size * rows.tokens / rows.rows)
 
 

@@ -11,7 +11,7 @@ from ftcli.config.recipe import Full
 from ftcli.console import Reporter, about
 from ftcli.errors import FtcliError
 from ftcli.models.base_files import tokenizer_bytes
-from ftcli.models.device import is_out_of_memory, memory_in_words
+from ftcli.models.device import explain_out_of_memory, is_out_of_memory
 from ftcli.models.prompt_manifest import base_at, verified_base, write_or_verify_manifest
 from ftcli.runs.atomic import whole_folder
 from ftcli.runs.checkpoints import Checkpoint, require_whole
@@ -53,7 +53,7 @@ def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
     checkpoint = resume_point(run, reporter)
     require_room(run, plan, tokenizer_bytes(job.model.source, job.model.revision))
     memory = StepMemory(MemoryMeter(plan.hardware))
-    with memory_in_words(NO_MEMORY):
+    with explain_out_of_memory(NO_MEMORY):
         trainer = _build(job)
         schedule = _take_steps(job, trainer, checkpoint, stops, memory, reporter)
     record_memory(job, memory)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.config import data
-from ftcli.config.data import DEFAULT, ENDS, Template, find_template, named, names_file
+from ftcli.config.data import DEFAULT, ENDS, Template, builtin_template, find_template, names_file
 from ftcli.errors import DataError, UsageError
 from tests.config.shop import SHOP, load
 
@@ -22,13 +22,13 @@ def test_every_name_has_its_file_and_no_file_is_without_a_name() -> None:
     assert DEFAULT in ENDS
     assert {file.stem for file in folder.glob("*.jinja")} == set(ENDS)
     for name, end in ENDS.items():
-        assert (end or "eos_token") in named(name).text
+        assert (end or "eos_token") in builtin_template(name).text
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_a_name_goes_before_a_file_or_folder_of_that_name(name: str, here: Path) -> None:
     (here / name).write_text("{{ other }}")
-    assert find_template(template_of(name)) == named(name)
+    assert find_template(template_of(name)) == builtin_template(name)
     assert not names_file(template_of(name))
     assert find_template(template_of(f"./{name}")).text == "{{ other }}"
 

@@ -24,10 +24,10 @@ def test_a_key_has_its_place(here: Path) -> None:
 
 def test_an_error_of_a_key_gets_its_place(here: Path) -> None:
     loaded = load(SHOP)
-    with pytest.raises(ModelError) as caught, loaded.blame():
+    with pytest.raises(ModelError) as caught, loaded.locate():
         raise ModelError("model_missing", "nowhere does not exist")
     assert str(caught.value) == "shop.yaml:3: model.id: nowhere does not exist"
-    with pytest.raises(ModelError) as caught, loaded.blame():
+    with pytest.raises(ModelError) as caught, loaded.locate():
         raise ModelError("model_missing", "model.id: nowhere does not exist")
     assert str(caught.value) == "shop.yaml:3: model.id: nowhere does not exist"
 
@@ -42,6 +42,6 @@ def test_an_error_of_a_key_gets_its_place(here: Path) -> None:
 )
 def test_another_error_stays_as_it_is(error: FtcliError) -> None:
     before = str(error)
-    with pytest.raises(FtcliError) as caught, load(SHOP).blame():
+    with pytest.raises(FtcliError) as caught, load(SHOP).locate():
         raise error
     assert str(caught.value) == before

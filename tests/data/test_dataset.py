@@ -49,8 +49,8 @@ def test_what_is_replayed_is_kept_beside_the_counts(tmp_path: Path) -> None:
     save_dataset(prepared, tmp_path)
     assert load_dataset(tmp_path) == prepared
     assert prepared.rows_accepted == PREPARED.rows_accepted
-    assert prepared.trained_on == SplitCounts(14, 2800, 1296)
-    assert PREPARED.trained_on is PREPARED.train
+    assert prepared.epoch_counts == SplitCounts(14, 2800, 1296)
+    assert PREPARED.epoch_counts is PREPARED.train
 
 
 def test_counts_add_up() -> None:

@@ -86,12 +86,12 @@ def test_replayed_rows_stand_beside_the_tasks_and_in_no_other_count(
     train = [*rows_of(found, "train"), *drawn]
     assert len(drawn) == REPLAYED and len({row["line"] for row in drawn}) == REPLAYED
     assert found["replay_tokens"] == sum(len(row["input_ids"]) for row in drawn)
-    every = prepared.trained_on
+    every = prepared.epoch_counts
     assert every.rows == len(train)
     assert every.tokens == sum(len(row["input_ids"]) for row in train)
     assert every.label_tokens == sum(sum(label != -100 for label in row["labels"]) for row in train)
     assert prepared.replay is not None
-    assert replace(prepared, replay=None).trained_on == alone.trained_on
+    assert replace(prepared, replay=None).epoch_counts == alone.epoch_counts
 
 
 def test_replayed_rows_are_proven_as_all_others(prepare: Prepare, general: Path) -> None:
@@ -348,7 +348,7 @@ def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
 
     monkeypatch.setattr(replay_data, "replayed_examples", counted)
     wants = recipes.Replay(source="mixed.jsonl")
-    drawing = replay_data.look_through(wants, 7, set(), lambda: None)
+    drawing = replay_data.read_source(wants, 7, set(), lambda: None)
 
     def replay() -> ReplayDraw:
         return ReplayDraw(drawing, wanted, max_length=64)

@@ -18,7 +18,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Replay
 from ftcli.data import replay as module
 from ftcli.data.example import Example, Message, Origin, RejectedRow
-from ftcli.data.replay import BUILTIN_FILE, Drawing, look_through
+from ftcli.data.replay import BUILTIN_FILE, Drawing, read_source
 from ftcli.evaluation.general_ability import BUILT_IN_INSTRUCTIONS
 
 SEED = 7
@@ -34,7 +34,7 @@ def looked_through(
 ) -> Drawing:
     monkeypatch.setattr(module, "replayed_examples", lambda replay: rows)
     replay = Replay(source="general.jsonl")
-    return look_through(replay, SEED, held_out, lambda: None)
+    return read_source(replay, SEED, held_out, lambda: None)
 
 
 def test_the_order_is_that_of_the_places_and_of_equal_rows_the_first_counts(

@@ -10,7 +10,7 @@ import pytest
 from test_rendering import AWKWARD
 from transformers import PreTrainedTokenizerBase
 
-from ftcli.config.data import ENDS, Template, named
+from ftcli.config.data import ENDS, Template, builtin_template
 from ftcli.config.loader import RecipeFile, with_absolute_paths
 from ftcli.config.recipe import Recipe
 from ftcli.data.example import Example, Message, Origin
@@ -93,7 +93,7 @@ def of_its_kind(name: str) -> PreTrainedTokenizerBase:
 
 
 def laid(name: str, tokenizer: PreTrainedTokenizerBase) -> Renderer:
-    set_template(tokenizer, named(name))
+    set_template(tokenizer, builtin_template(name))
     return Renderer(tokenizer)
 
 
@@ -147,7 +147,7 @@ def test_mistrals_turns_have_to_alternate() -> None:
 @pytest.mark.parametrize("name", [name for name, end in ENDS.items() if end])
 def test_a_model_without_the_token_that_ends_answers_is_refused(name: str) -> None:
     with pytest.raises(ModelError) as caught:
-        set_template(tokenizer_for("plain"), named(name))
+        set_template(tokenizer_for("plain"), builtin_template(name))
     assert caught.value.message == (
         f"{name} ends answers with {ENDS[name]}, which is no token of this model, so that it would "
         "not learn to stop; take plain"
@@ -174,7 +174,7 @@ def test_a_template_that_does_not_compile_has_its_place(
     start = f"chat.jinja:{line}: data.template does not compile: "
     assert str(caught.value).startswith(start) and reason in str(caught.value)
     recipe = loaded(tmp_path, template=text)
-    with pytest.raises(DataError) as caught, recipe.blame():
+    with pytest.raises(DataError) as caught, recipe.locate():
         choose_template(tokenizer_for("plain"), recipe.recipe)
     start = f"shop.yaml:7: data.template: does not compile, line {line} of it: "
     assert str(caught.value).startswith(start) and reason in str(caught.value)
@@ -207,7 +207,7 @@ def loaded(base: Path, **data: object) -> RecipeFile:
 def test_a_base_without_a_template_gets_the_plain_one_and_a_note(tmp_path: Path) -> None:
     tokenizer = tokenizer_for("plain")
     note = choose_template(tokenizer, loaded(tmp_path).recipe)
-    assert tokenizer.chat_template == named("plain").text
+    assert tokenizer.chat_template == builtin_template("plain").text
     assert note == (
         "note: owner/base has no chat template; conversations are written in the plain one "
         "(docs/templates.md), and data.template names another"
@@ -235,13 +235,13 @@ def test_the_recipes_template_takes_its_place_with_a_note(tmp_path: Path) -> Non
     assert choose_template(tokenizer, recipe.recipe) == (
         "note: data.template takes the place of owner/base's own chat template"
     )
-    assert tokenizer.chat_template == named("chatml").text
+    assert tokenizer.chat_template == builtin_template("chatml").text
     assert choose_template(tokenizer, recipe.recipe) is None, "it is its own by now"
 
 
 def test_an_unknown_template_is_told_at_its_line(tmp_path: Path) -> None:
     recipe = replace(loaded(tmp_path, template="chatlm"), path=Path("shop.yaml"))
-    with pytest.raises(UsageError) as caught, recipe.blame():
+    with pytest.raises(UsageError) as caught, recipe.locate():
         choose_template(tokenizer_for("plain"), recipe.recipe)
     assert str(caught.value).startswith("shop.yaml:7: data.template: 'chatlm' is no template's")
     assert str(caught.value).endswith("did you mean chatml?")

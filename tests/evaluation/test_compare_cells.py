@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ftcli.config.loader import dump_recipe, load_recipe
-from ftcli.config.recipe import Bottleneck, Lora, PrefixTuning, PromptTuning, Qlora, holds_4_bits
+from ftcli.config.recipe import Bottleneck, Lora, PrefixTuning, PromptTuning, Qlora, has_4_bit_base
 from ftcli.errors import RecipeError, UsageError
 from ftcli.evaluation.compare.cells import (
     METHODS,
@@ -53,7 +53,7 @@ def test_keys_that_two_methods_share_by_name_alone_are_not_handed_on(tmp_path: P
     found = cells(tmp_path, {"mode": "prefix-tuning", "virtual_tokens": 7, "quantization": "nf4"})
     assert found["prefix-tuning"].recipe.method.model_dump()["virtual_tokens"] == 7
     assert found["prompt-tuning"].recipe.method == PromptTuning(mode="prompt-tuning")
-    assert [name for name, cell in found.items() if holds_4_bits(cell.recipe.method)] == [
+    assert [name for name, cell in found.items() if has_4_bit_base(cell.recipe.method)] == [
         "qlora",
         "prefix-tuning",
     ]

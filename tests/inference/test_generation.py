@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftcli.compat import cache_name
 from ftcli.config.recipe import Generation, PrefixTuning
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference import generation
@@ -251,7 +250,7 @@ def test_the_cache_grows_with_the_model_and_with_the_memory(
 
 def cache_of(model: PreTrainedModel, tokens: int) -> list[torch.Tensor]:
     with torch.no_grad():
-        cache = model(torch.ones(1, tokens, dtype=torch.long), use_cache=True)[cache_name()]
+        cache = model(torch.ones(1, tokens, dtype=torch.long), use_cache=True).cache
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
 
 

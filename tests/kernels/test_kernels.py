@@ -19,7 +19,7 @@ from ftcli.config.recipe import PromptTuning, Qlora
 from ftcli.data.tokenizing.prefix_tree import (
     SHARED_TOKENS,
     build_prefix_tree,
-    divide,
+    split_by_tokens,
     typical_common_prefix,
 )
 from ftcli.kernels import liger
@@ -224,7 +224,7 @@ def test_micro_batches_hold_every_row_once_within_tokens_and_rows(
     ids: list[list[int]], prefix: int, tokens: int, most: int, share: bool
 ) -> None:
     texts = [[9] * prefix + row for row in ids]
-    parts = divide(texts, tokens, most, share=share)
+    parts = split_by_tokens(texts, tokens, most, share=share)
     assert sorted(row for part in parts for row in part) == list(range(len(texts)))
     for part in parts:
         found = build_prefix_tree([texts[row] for row in part], share=share).tokens
@@ -235,11 +235,14 @@ def test_micro_batches_hold_every_row_once_within_tokens_and_rows(
 
 def test_parts_are_even_and_like_rows_stay_together() -> None:
     rows_of_ten = [[place] * 10 for place in range(10)]
-    assert [len(part) for part in divide(rows_of_ten, 90, 99, share=True)] == [5, 5]
+    assert [len(part) for part in split_by_tokens(rows_of_ten, 90, 99, share=True)] == [5, 5]
     one, other = [1] * 50, [2] * 50
     mixed = [[*start, last] for last in (3, 4, 5) for start in (one, other)]
-    assert sorted(map(sorted, divide(mixed, 60, 99, share=True))) == [[0, 2, 4], [1, 3, 5]]
-    assert len(divide(mixed, 60, 99, share=False)) == 6
+    assert sorted(map(sorted, split_by_tokens(mixed, 60, 99, share=True))) == [
+        [0, 2, 4],
+        [1, 3, 5],
+    ]
+    assert len(split_by_tokens(mixed, 60, 99, share=False)) == 6
 
 
 @pytest.mark.parametrize("common", [0, 50])

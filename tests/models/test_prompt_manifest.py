@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ftcli.cli import run
-from ftcli.config.data import named
+from ftcli.config.data import builtin_template
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.errors import FtcliError
 from ftcli.models import prompt_manifest
@@ -548,11 +548,11 @@ def test_a_base_without_a_template_is_trained_in_the_plain_one(
     capsys.readouterr()
     assert run(["train", str(recipe)]) == 0
     assert capsys.readouterr().err.count("note: base has no chat template; ") == 1
-    assert open_tokenizer(place, "bare").chat_template == named("plain").text
+    assert open_tokenizer(place, "bare").chat_template == builtin_template("plain").text
     for command in (["eval", "runs/bare"], ["generate", "runs/bare", "a"], ["merge", "runs/bare"]):
         assert run(command) == 0
     merged = place / "runs" / "bare" / "merged" / "chat_template.jinja"
-    assert merged.read_text() == named("plain").text
+    assert merged.read_text() == builtin_template("plain").text
     row = read_split(place / "runs" / "bare" / "data", "train").to_pylist()[0]
     question, answer = (content for _, content in json.loads(row["messages"]))
     assert open_tokenizer(place, "bare").decode(row["input_ids"]) == (

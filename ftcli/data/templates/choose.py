@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from ftcli.config.data import DEFAULT, ENDS, Template, find_template, named
+from ftcli.config.data import DEFAULT, ENDS, Template, builtin_template, find_template
 from ftcli.config.recipe import Recipe
 from ftcli.data.sources import format_of
 from ftcli.data.tokenizing.rendering import Renderer
@@ -26,7 +26,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> str |
         return f"note: data.template takes the place of {model}'s own chat template"
     if own or format_of(data) == "text":
         return None
-    set_template(tokenizer, named(DEFAULT))
+    set_template(tokenizer, builtin_template(DEFAULT))
     return (
         f"note: {model} has no chat template; conversations are written in the plain one "
         "(docs/templates.md), and data.template names another"

@@ -20,22 +20,22 @@ FINGERPRINT_VERSION = 3
 
 def fingerprint(recipe: Recipe, renderer: Renderer) -> str:
     """16 hex digits that change with anything that shapes the token ids."""
-    return fingerprint_of(covered(recipe, renderer))
+    return fingerprint_of(fingerprint_inputs(recipe, renderer))
 
 
 def fingerprint_of(parts: dict[str, Any]) -> str:
-    """`fingerprint` of what `covered` found."""
+    """`fingerprint` of what `fingerprint_inputs` found."""
     return short_digest(parts, 16)
 
 
 def fingerprint_parts(recipe: Recipe, renderer: Renderer) -> dict[str, str]:
     """8 hex digits for each part of the fingerprint, by its name in the words of a message."""
-    parts = covered(recipe, renderer)
+    parts = fingerprint_inputs(recipe, renderer)
     rows = rows_parts(parts.pop("files"))
     return rows | {PART_NAMES[name]: short_digest(part, 8) for name, part in parts.items()}
 
 
-def covered(recipe: Recipe, renderer: Renderer) -> dict[str, Any]:
+def fingerprint_inputs(recipe: Recipe, renderer: Renderer) -> dict[str, Any]:
     """What shapes the token ids, part by part."""
     data, tokenizer = recipe.data, renderer.tokenizer
     return {

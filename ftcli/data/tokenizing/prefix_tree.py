@@ -47,10 +47,10 @@ class PrefixTree:
 
 def build_prefix_tree(rows: Sequence[Sequence[int]], *, share: bool) -> PrefixTree:
     """The tree of these rows of token ids; without `share`, each row is a segment of its own."""
-    builder = _Builder([rows[row] for row in alike(rows)] if share else list(rows))
+    builder = _Builder([rows[row] for row in prefix_order(rows)] if share else list(rows))
     builder.commons = _common_lengths(builder.rows) if share else [0] * (len(rows) - 1)
     builder.grow(0, len(rows) - 1, 0, ())
-    order = alike(rows) if share else range(len(rows))
+    order = prefix_order(rows) if share else range(len(rows))
     spans = dict(zip(order, builder.spans, strict=True))
     return PrefixTree(tuple(builder.segments), tuple(spans[row] for row in range(len(rows))))
 
@@ -67,19 +67,19 @@ def rounded(tree: PrefixTree, multiple: int, most: int | None) -> PrefixTree:
     return replace(tree, segments=(*others, replace(last, end=last.end + more)))
 
 
-def alike(rows: Sequence[Sequence[int]]) -> list[int]:
+def prefix_order(rows: Sequence[Sequence[int]]) -> list[int]:
     """Places of the rows, those with common prefixes next to each other."""
     return sorted(range(len(rows)), key=lambda row: list(rows[row]))
 
 
-def divide(
+def split_by_tokens(
     rows: Sequence[Sequence[int]], tokens: int, most: int, *, share: bool
 ) -> list[list[int]]:
     """Places of rows in as few parts as hold about `tokens` packed tokens and `most` rows each.
 
     A row that is longer is a part of its own. Parts are as even as rows allow.
     """
-    order = alike(rows) if share else list(range(len(rows)))
+    order = prefix_order(rows) if share else list(range(len(rows)))
     ordered = [rows[row] for row in order]
     lengths = [len(row) for row in ordered]
     commons = [0, *(_common_lengths(ordered) if share else [0] * (len(rows) - 1))]
@@ -107,7 +107,7 @@ def typical_common_prefix(rows: Sequence[Sequence[int]], step: int = 16) -> int:
     found: list[int] = []
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        found += _common_lengths([some[place] for place in alike(some)])
+        found += _common_lengths([some[place] for place in prefix_order(some)])
     return int(np.median(found)) if found else 0
 
 

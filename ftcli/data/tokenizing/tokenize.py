@@ -44,7 +44,7 @@ from ftcli.data.splits import (
     sources_of,
 )
 from ftcli.data.tokenizing.arrow_rows import RowWriter, first_rows, record
-from ftcli.data.tokenizing.fingerprint import covered, fingerprint_of, fingerprint_parts
+from ftcli.data.tokenizing.fingerprint import fingerprint_inputs, fingerprint_of, fingerprint_parts
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens, typical_common_prefix
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Item, Renderer, encode_items
 from ftcli.errors import DataError, FtcliError
@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter
     overlap, or too many answer tokens truncated.
     """
     data = recipe.data
-    parts = covered(recipe, renderer)
+    parts = fingerprint_inputs(recipe, renderer)
     fingerprint = fingerprint_of(parts)
     if renderer.note is not None:
         reporter.note(renderer.note)
@@ -257,7 +257,7 @@ class Counts:
             common = common[: common_tokens(common, row.input_ids)]
         self.common = common
 
-    def look_for_controls(self, example: Example, row: Encoded, renderer: Renderer) -> None:
+    def note_control_tokens(self, example: Example, row: Encoded, renderer: Renderer) -> None:
         """A plain text has no template, so that nobody knows whose the tokens within it are."""
         ids = row.input_ids[:-1] if example.text is not None else []
         begun = ids[:1] == [renderer.tokenizer.bos_token_id]
@@ -292,7 +292,7 @@ def _write_rows(rows: SplitRows, renderer: Renderer, folder: Path, reporter: Rep
             row = counts.take(example, split, whole)
             if row is not None:
                 writers[split].write(row, example)
-                counts.look_for_controls(example, row, renderer)
+                counts.note_control_tokens(example, row, renderer)
         if rows.replay is not None:
             writer = stack.enter_context(RowWriter(split_file(folder, "replay")))
             _replay(rows.replay, counts, renderer, writer)
@@ -316,7 +316,7 @@ def _replay(drawing: Drawing, counts: Counts, renderer: Renderer, writer: RowWri
     for example, row in draw.draw(renderer):
         writer.write(row, example)
         counts.compare(row)
-        counts.look_for_controls(example, row, renderer)
+        counts.note_control_tokens(example, row, renderer)
     counts.replayed, counts.longest_replayed = draw.counts, draw.longest
 
 

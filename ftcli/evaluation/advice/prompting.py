@@ -151,9 +151,9 @@ def try_prompting(
         scorers.insert(0, format_scorer(form))
 
     from ftcli.inference.open_model import load_untrained
-    from ftcli.models.device import memory_in_words
+    from ftcli.models.device import explain_out_of_memory
 
-    with memory_in_words("stop what else runs on it, or leave --try-prompting out"):
+    with explain_out_of_memory("stop what else runs on it, or leave --try-prompting out"):
         model = load_untrained(recipe, renderer)
         used = fitting(model, asked, recipe.generation.max_new_tokens)
         zero, few = (_scores(model, asked, count, recipe, scorers, reporter) for count in (0, used))
@@ -330,7 +330,7 @@ def measure_cost(
 
 def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
     """Of a few steps that are thrown away."""
-    from ftcli.models.device import free_memory, memory_in_words
+    from ftcli.models.device import explain_out_of_memory, free_memory
     from ftcli.training.preflight import TIMED_STEPS, UNTIMED_STEPS, measure_speed
 
     training = job.recipe.training.model_copy(update={"report_to": []})
@@ -339,7 +339,9 @@ def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
     logs = job.run.path / "logs"
     there = logs.is_dir()
     try:
-        with memory_in_words("set training.micro_batch_size lower, or stop what else runs on it"):
+        with explain_out_of_memory(
+            "set training.micro_batch_size lower, or stop what else runs on it"
+        ):
             tokens_per_second = measure_speed(silent)
         free_memory()
     finally:
@@ -352,13 +354,13 @@ def _timed_calls(job: TrainJob, recipe: Recipe, shots: int, reporter: Reporter) 
     """A few rows asked one by one, after examples and without."""
     from ftcli.inference.generation import time_calls
     from ftcli.inference.open_model import load_untrained
-    from ftcli.models.device import memory_in_words
+    from ftcli.models.device import explain_out_of_memory
 
     rows = PreparedRows(job.run.data, job.dataset)
     asked = choose_rows(rows, shots, recipe.training.seed)
     reporter.note("timing a few calls of the base")
     answer_tokens = sum(row.answer_tokens for row in rows.all()) / job.dataset.rows_accepted
-    with memory_in_words("stop what else runs on it"):
+    with explain_out_of_memory("stop what else runs on it"):
         model = load_untrained(recipe, job.model.renderer)
         used = fitting(model, asked, round(answer_tokens))
         renderer = model.prompt_format.renderer

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from ftcli.config.loader import dump_recipe, load_recipe
-from ftcli.config.recipe import METHOD_CLASSES, Recipe, holds_4_bits
+from ftcli.config.recipe import METHOD_CLASSES, Recipe, has_4_bit_base
 from ftcli.errors import FtcliError, MachineError, Stopped, UsageError, did_you_mean
 from ftcli.evaluation.statistics import Counts
 from ftcli.runs.atomic import write_text
@@ -229,7 +229,7 @@ def measure(cell: Cell, options: CompareOptions) -> MeasuredCell:
         name=cell.name,
         method=cell.method,
         learning_rate=Plan.read(cell.run.plan).training.learning_rate,
-        four_bit=holds_4_bits(cell.recipe.method),
+        four_bit=has_4_bit_base(cell.recipe.method),
         run_dir=str(cell.run.path),
         evaluation=key,
         validation_loss=trained["eval_loss"],

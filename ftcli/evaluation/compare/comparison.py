@@ -56,7 +56,7 @@ def compare_recipe(options: CompareOptions, reporter: Reporter) -> CompareResult
     """
     loaded = load_recipe(options.recipe, split_overrides(options.overrides)[1])
     _require_held_out(loaded, options)
-    with loaded.blame():
+    with loaded.locate():
         find_shape(loaded.recipe.model.id, loaded.recipe.model.revision)
     general_text(options.general_text)  # one that cannot be read is an error before any training
     folder = _folder(loaded.output, fresh=options.fresh)

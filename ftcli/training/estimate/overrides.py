@@ -123,7 +123,7 @@ def with_flags(
     prepared = _prepared(loaded, recipe)
     rows = _rows(recipe, prepared)
     by_flag = find_shape(from_here(model)) if model is not None else None
-    with loaded.blame():
+    with loaded.locate():
         shape = by_flag or find_shape(recipe.model.id, recipe.model.revision)
         if "gradient_checkpointing" not in flags:
             require_checkpointing(recipe)

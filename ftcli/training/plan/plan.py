@@ -57,7 +57,7 @@ class RowStatistics:
 
     @classmethod
     def of(cls, prepared: Dataset) -> RowStatistics:
-        train = prepared.trained_on
+        train = prepared.epoch_counts
         return cls(
             rows=train.rows,
             tokens=train.tokens,
