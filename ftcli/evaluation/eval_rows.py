@@ -121,7 +121,7 @@ def read_rows(
     from ftcli.models.prompt_manifest import verify_run
 
     if data is None:
-        require_whole(opened, split)
+        verify(opened, split)
         found: Iterable[Mapping[str, Any]] = read_split(opened.run.data, split).to_pylist()
     else:
         source = str(data.absolute())
@@ -214,7 +214,7 @@ def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> 
     }
 
 
-def require_whole(opened: OpenRun, split: RowsOf) -> None:
+def verify(opened: OpenRun, split: RowsOf) -> None:
     """Raise DataError (`data_damaged`) where a file of rows differs from what was written."""
     for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
         raise DataError(
@@ -235,7 +235,7 @@ def stream_rows(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
 
     Raises DataError (`data_damaged`).
     """
-    require_whole(opened, split)
+    verify(opened, split)
     for batch in row_batches(opened.run.data, split):
         ids = batch.column("input_ids")
         for index, turns in enumerate(batch.column("messages").to_pylist()):

@@ -132,7 +132,7 @@ class ModelRunner:
     opened: OpenRun
     prompt_format: PromptFormat
     name: ModelName
-    held_as: str
+    dtype_and_device: str
     """Data type and machine: losses and answers depend on them in their last digits."""
     progress: Progress
     was_opened: bool = False
@@ -219,7 +219,7 @@ class ModelRunner:
             "double": method.model_dump().get("double_quantization"),
             "stop_ids": self.prompt_format.stop_ids,
             "pad_id": self.prompt_format.pad_id,
-            "held_as": self.held_as,
+            "dtype_and_device": self.dtype_and_device,
             "attention": Plan.read(opened.run.plan).model.attention,
             "optimizations": opened.recipe.training.optimizations,
             "rows": wanted.digest,

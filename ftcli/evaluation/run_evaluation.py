@@ -35,7 +35,7 @@ from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import sha256_file, short_digest, write_text
 from ftcli.runs.folder import RunFolder
-from ftcli.runs.locks import one_writer
+from ftcli.runs.locks import exclusive_lock
 from ftcli.runs.results import Answer, AnsweredRow, Call, EvalResult, Side
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import shown_source
@@ -127,7 +127,7 @@ def _detector_weights(wanted: Grounding | None) -> str | None:
 def _one_at_a_time(run: RunFolder, reporter: Reporter) -> Iterator[None]:
     """Holds the lock of the run's evaluations; raises Stopped on a signal."""
     folder, stops = run.evaluations, StopSignals(reporter.note)
-    with one_writer(folder / LOCK, folder, "eval_locked", "evaluate it later"):
+    with exclusive_lock(folder / LOCK, folder, "eval_locked", "evaluate it later"):
         try:
             with stops.caught():
                 yield
@@ -203,12 +203,12 @@ def _run_models(
     with_base: bool,
 ) -> dict[Side, dict[str, ModelOutputs]]:
     """Side → set → outputs; one model in memory at a time, the base first."""
-    from ftcli.inference.open_model import held_as
+    from ftcli.inference.open_model import dtype_and_device
     from ftcli.models.device import explain_out_of_memory, free_memory
 
     named = {"rows": sets.rows, "text": sets.text, "instructions": sets.instructions}
     wanted = {name: rows for name, rows in named.items() if rows is not None}
-    how = held_as(opened)
+    how = dtype_and_device(opened)
     models = 2 if with_base else 1
     planned = [*wanted.values()] * models + ([sets.prompted] if sets.prompted else [])
     found: dict[Side, dict[str, ModelOutputs]] = {}

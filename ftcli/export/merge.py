@@ -27,7 +27,7 @@ from ftcli.export.verdict import (
     overflow_of,
 )
 from ftcli.memory.shapes import model_source
-from ftcli.runs.atomic import folder_bytes, whole_folder, write_json
+from ftcli.runs.atomic import atomic_directory, folder_bytes, write_json
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun, open_run
@@ -99,10 +99,10 @@ def merge_run(
     _require_linear(opened, options)
     folder = (output or opened.run.path / "merged").absolute()
     _require_own_place(folder, opened)
-    with _no_trace(folder, reporter), whole_folder(folder) as temporary:
+    with _no_trace(folder, reporter), atomic_directory(folder) as temporary:
         report = _merge(opened, temporary, options, reporter)
         write_json(temporary / REPORT, report)
-        _require_free(folder)  # a merge takes minutes, and whole_folder replaces what is there
+        _require_free(folder)  # a merge takes minutes, and atomic_directory replaces what is there
     return MergeResult(folder, report, merged=True)
 
 

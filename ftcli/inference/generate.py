@@ -20,7 +20,7 @@ from ftcli.inference.answers_file import (
     read_prompt_file,
 )
 from ftcli.inference.several_adapters import Member, chosen, find_members
-from ftcli.runs.locks import one_writer_of
+from ftcli.runs.locks import exclusive_file_lock
 from ftcli.runs.signals import StopSignals
 from ftcli.training.opening import open_run
 
@@ -126,7 +126,7 @@ def answer_file(
             raise UsageError(
                 "prompt", f"{member.name} was trained on plain texts; give one as PROMPT"
             )
-    with one_writer_of(output, "output_locked", "take another --output"):
+    with exclusive_file_lock(output, "output_locked", "take another --output"):
         prompts = read_prompt_file(members, chosen(members, options.use).name, source)
         answers = AnswersFile(output, prompts.rows, source)
         made = made_with(members, options.seed)

@@ -90,7 +90,7 @@ def inference_dtype(opened: OpenRun) -> torch.dtype:
     return compute_dtype(Plan.read(opened.run.plan).training.precision)
 
 
-def held_as(opened: OpenRun) -> str:
+def dtype_and_device(opened: OpenRun) -> str:
     """Type and machine in which a run's models answer here: `torch.bfloat16 on NVIDIA …`."""
     return f"{inference_dtype(opened)} on {hardware_of(opened).name}"
 

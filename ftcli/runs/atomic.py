@@ -75,7 +75,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` only when the block ends without an error.
 
     Files get the rights that the user's umask gives: safetensors writes 0600 on its own.
@@ -140,7 +140,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def drop_folder(path: Path) -> None:
+def delete_folder(path: Path) -> None:
     """Take a folder away under its name at once; a kill leaves no half of it there."""
     if path.exists():
         dying = path.with_name(f"{TEMPORARY}old-{path.name}")
@@ -149,7 +149,7 @@ def drop_folder(path: Path) -> None:
         shutil.rmtree(dying)
 
 
-def drop_temporary(folder: Path) -> None:
+def delete_temporary(folder: Path) -> None:
     """Take away what a killed process left half written in a folder."""
     for before in folder.glob(f"{BEFORE}*"):
         _bring_back(before, before.with_name(before.name.removeprefix(BEFORE)))

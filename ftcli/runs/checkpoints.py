@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.errors import FtcliError
-from ftcli.runs.atomic import drop_folder, sha256_file, sync, write_json
+from ftcli.runs.atomic import delete_folder, sha256_file, sync, write_json
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import command
 
@@ -59,17 +59,17 @@ class _BrokenError(Exception):
     """Why a checkpoint is not whole, in words."""
 
 
-def seal(folder: Path, position: Position) -> None:
+def write_manifest(folder: Path, position: Position) -> None:
     """Write the manifest of all files in a folder, once they are on the disk."""
     files = {}
     for file in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         sync(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
     body = {"version": VERSION, "position": asdict(position), "files": files}
-    write_json(folder / MANIFEST, body | {"seal": _seal(body)})
+    write_json(folder / MANIFEST, body | {"seal": _digest(body)})
 
 
-def newest_whole(run: RunFolder, run_id: str) -> Found:
+def latest_valid(run: RunFolder, run_id: str) -> Found:
     """The checkpoint to go on from.
 
     Raises FtcliError for one of another run (`checkpoint_foreign`), and where checkpoints are there
@@ -92,7 +92,7 @@ def newest_whole(run: RunFolder, run_id: str) -> Found:
     return Found(None, ())
 
 
-def require_whole(run: RunFolder, step: int, run_id: str) -> Path:
+def verify(run: RunFolder, step: int, run_id: str) -> Path:
     """Folder of a step's checkpoint; raises FtcliError (`checkpoint_broken`) if it is not whole."""
     folder = run.checkpoint(step)
     try:
@@ -109,7 +109,7 @@ def rotate(run: RunFolder, keep: int, best_step: int | None, now: int) -> None:
     """
     for step in [step for step in run.steps_saved() if step <= now][:-keep]:
         if step != best_step:
-            drop_folder(run.checkpoint(step))
+            delete_folder(run.checkpoint(step))
 
 
 def _verified(folder: Path, step: int, run_id: str) -> Position:
@@ -134,12 +134,12 @@ def _verified(folder: Path, step: int, run_id: str) -> Position:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         body = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-        sealed = body.pop("seal")
+        digest = body.pop("seal")
     except FileNotFoundError as error:
         raise _BrokenError(f"it has no {MANIFEST}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _BrokenError(f"{MANIFEST} cannot be read ({error!r})") from error
-    if sealed != _seal(body):
+    if digest != _digest(body):
         raise _BrokenError(f"{MANIFEST} was changed after it was written")
     return body
 
@@ -159,5 +159,5 @@ def _compare(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise _BrokenError(f"{name} is not what was saved (sha256)")
 
 
-def _seal(body: Mapping[str, object]) -> str:
+def _digest(body: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from ftcli.errors import FtcliError
 from ftcli.runs.atomic import write_text
-from ftcli.runs.locks import one_writer
+from ftcli.runs.locks import exclusive_lock
 from ftcli.runs.training_records import RunRecord
 from ftcli.shell import command
 
@@ -175,14 +175,14 @@ class RunFolder:
         """
         held, advice = False, "give another folder with --set output=…"
         try:
-            with one_writer(self.path / LOCK, self.path, "run_locked", advice):
+            with exclusive_lock(self.path / LOCK, self.path, "run_locked", advice):
                 held = True
                 yield
         finally:
             if held:
-                self._drop_if_unused()
+                self._delete_if_unused()
 
-    def _drop_if_unused(self) -> None:
+    def _delete_if_unused(self) -> None:
         """Nothing was written: leave no trace of the lock, nor of folders made for it."""
         if [file.name for file in self.path.iterdir()] == [LOCK]:
             (self.path / LOCK).unlink()

@@ -15,7 +15,7 @@ from ftcli.runs.atomic import write_json
 
 
 @contextmanager
-def one_writer(lock_file: Path, place: Path, code: str, advice: str) -> Iterator[None]:
+def exclusive_lock(lock_file: Path, place: Path, code: str, advice: str) -> Iterator[None]:
     """Hold `lock_file`, which frees itself when its holder ends, however it ends.
 
     The file itself stays; beside it stands who holds it, as long as that lasts. Raises MachineError
@@ -40,7 +40,7 @@ def one_writer(lock_file: Path, place: Path, code: str, advice: str) -> Iterator
 
 
 @contextmanager
-def one_writer_of(file: Path, code: str, advice: str) -> Iterator[None]:
+def exclusive_file_lock(file: Path, code: str, advice: str) -> Iterator[None]:
     """The same for one file that is written, with nothing left beside it at the end.
 
     A pipe or a device has no lock: nothing can be laid beside it, and nobody goes on with it.
@@ -50,7 +50,7 @@ def one_writer_of(file: Path, code: str, advice: str) -> Iterator[None]:
         return
     real = file.resolve()  # a file may have two names
     lock_file, new_folder = real.with_name(f".{real.name}.lock"), not real.parent.exists()
-    with one_writer(lock_file, file, code, advice):
+    with exclusive_lock(lock_file, file, code, advice):
         try:
             yield
         finally:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, TrainerState
 from ftcli.errors import FtcliError
 from ftcli.models.adapters import save_resumable
 from ftcli.models.device import uses_gpu
-from ftcli.runs.atomic import whole_folder, write_text
-from ftcli.runs.checkpoints import Position, seal
+from ftcli.runs.atomic import atomic_directory, write_text
+from ftcli.runs.checkpoints import Position, write_manifest
 from ftcli.runs.metrics_log import Records
 from ftcli.training.l2_sp import L2SP
 
@@ -88,7 +88,7 @@ def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> Non
     Raises NotFiniteError, and OSError or what the libraries make of it (`disk.is_full`).
     """
     require_finite_weights(trainer.model, position.step)
-    with whole_folder(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         save_resumable(trainer.model, temporary)
         if trainer.l2_sp is not None:
             trainer.l2_sp.save(temporary)
@@ -99,7 +99,7 @@ def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> Non
         _save(random_state(), temporary / RANDOM)
         trainer.state.save_to_json(str(temporary / STATE))
         write_text(temporary / RECORDS, trainer.records.text())
-        seal(temporary, position)
+        write_manifest(temporary, position)
 
 
 def _save(state: dict[str, Any], file: Path) -> None:

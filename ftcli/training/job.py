@@ -17,7 +17,7 @@ from ftcli.errors import FtcliError, MachineError, UsageError
 from ftcli.hub import require_reachable
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape, find_shape, model_source
-from ftcli.runs.checkpoints import require_whole
+from ftcli.runs.checkpoints import verify
 from ftcli.runs.folder import RunFolder
 from ftcli.training.opening import OpenRun
 from ftcli.training.plan.decide import require_machine, require_possible
@@ -69,7 +69,7 @@ class TrainJob:
             manifest, steps = source.run.read_manifest(), source.run.steps_saved()
             if steps:
                 step = manifest["result"]["best_step"] or steps[-1]
-                return require_whole(source.run, step, manifest["run_id"])
+                return verify(source.run, step, manifest["run_id"])
         return source.run.adapter
 
 

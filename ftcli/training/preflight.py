@@ -25,7 +25,7 @@ from ftcli.memory.activations import KEPT_KEYS, layers_bytes, rebuilt_layer_byte
 from ftcli.memory.hardware import Hardware
 from ftcli.models.device import uses_gpu
 from ftcli.models.load import shape_of
-from ftcli.runs.atomic import TEMPORARY, drop_folder, folder_bytes, require_space
+from ftcli.runs.atomic import TEMPORARY, delete_folder, folder_bytes, require_space
 from ftcli.shell import gib
 from ftcli.training.building import build_trainer
 from ftcli.training.checkpoint import (
@@ -198,7 +198,7 @@ def check_longest(
         trainer.score(trainer.data.validation.longest_first())
         did.append("validated")
     del reserved
-    _save_and_drop(trainer, plan)
+    _save_and_delete(trainer, plan)
     restore_random_state(before)
     longest = max(trainer.data.train.lengths[row] for row in rows)
     peak = memory.watched_bytes()
@@ -290,7 +290,7 @@ def _room_for_states(trainer: FtcliTrainer, plan: Plan) -> torch.Tensor | None:
     return torch.ones(size, dtype=torch.uint8, device=trainer.args.device)
 
 
-def _save_and_drop(trainer: FtcliTrainer, plan: Plan) -> None:
+def _save_and_delete(trainer: FtcliTrainer, plan: Plan) -> None:
     folder: Path = trainer.run.checkpoints / f"{TEMPORARY}check"
     started = time.monotonic()
     try:
@@ -298,7 +298,7 @@ def _save_and_drop(trainer: FtcliTrainer, plan: Plan) -> None:
         seconds = time.monotonic() - started
         written = size = folder_bytes(folder)
     finally:
-        drop_folder(folder)
+        delete_folder(folder)
     if not optimizer_bytes(trainer.optimizer):
         size += plan.estimate.breakdown["optimizer"] + plan.estimate.managed_bytes
     trainer.checkpoint_bytes, trainer.checkpoint_seconds = size, seconds * size / written

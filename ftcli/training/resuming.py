@@ -20,14 +20,14 @@ from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import (
-    drop_temporary,
+    delete_temporary,
     folder_bytes,
     free_bytes,
     is_full,
     require_space,
     short_digest,
 )
-from ftcli.runs.checkpoints import Checkpoint, newest_whole
+from ftcli.runs.checkpoints import Checkpoint, latest_valid
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command, set_flags, shown_path, shown_size
@@ -185,7 +185,7 @@ def _for_more(run: RunFolder, loaded: RecipeFile, changed: list[str]) -> str:
 def delete_leftovers(run: RunFolder) -> None:
     """Delete what a killed process of this run left half written."""
     for folder in (run.path, run.checkpoints):
-        drop_temporary(folder)
+        delete_temporary(folder)
 
 
 def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
@@ -197,7 +197,7 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
     if not manifest:
         _require_none_before(run)
         return None
-    found = newest_whole(run, manifest["run_id"])
+    found = latest_valid(run, manifest["run_id"])
     for folder, reason in found.skipped:
         reporter.warn(f"{shown_path(folder)} is skipped: {reason}")
     saved, checkpoint = manifest.get("saved_step"), found.checkpoint

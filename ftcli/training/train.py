@@ -13,8 +13,8 @@ from ftcli.errors import FtcliError
 from ftcli.models.base_files import tokenizer_bytes
 from ftcli.models.device import explain_out_of_memory, is_out_of_memory
 from ftcli.models.prompt_manifest import base_at, verified_base, write_or_verify_manifest
-from ftcli.runs.atomic import whole_folder
-from ftcli.runs.checkpoints import Checkpoint, require_whole
+from ftcli.runs.atomic import atomic_directory
+from ftcli.runs.checkpoints import Checkpoint, verify
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command
 from ftcli.training.building import build_trainer, save_trained
@@ -60,7 +60,9 @@ def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
     if stops.number is not None:
         raise KeyboardInterrupt
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    with whole_folder(run.model if isinstance(recipe.method, Full) else run.adapter) as temporary:
+    with atomic_directory(
+        run.model if isinstance(recipe.method, Full) else run.adapter
+    ) as temporary:
         save_trained(trainer, job, temporary)
     _delete_if_empty(run.path / "logs")
     state, evals = trainer.state, dict(trainer.records.eval_losses())
@@ -236,7 +238,7 @@ def _load_best(trainer: FtcliTrainer, reporter: Reporter) -> None:
 def _lost(trainer: FtcliTrainer, step: int) -> str | None:
     """What is wrong with the checkpoint of the best step, if anything is."""
     try:
-        require_whole(trainer.run, step, trainer.run.read_manifest()["run_id"])
+        verify(trainer.run, step, trainer.run.read_manifest()["run_id"])
     except FtcliError as error:
         return f"the best weights so far are lost: {error}"
     return None

@@ -307,8 +307,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import sys, time
 from pathlib import Path
-from ftcli.runs.locks import one_writer_of
-with one_writer_of(Path(sys.argv[1]), "output_locked", "take another --output"):
+from ftcli.runs.locks import exclusive_file_lock
+with exclusive_file_lock(Path(sys.argv[1]), "output_locked", "take another --output"):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ftcli.cli import run
-from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.checkpoints import latest_valid
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import shown_path
 from tests.conftest import Capture, Observed, Patch, Recipes, pair, save_tiny_model
@@ -106,7 +106,7 @@ def test_a_row_whose_loss_is_no_number_is_named(
     assert f"the loss became nan in step {step}, before any weight was changed, on " in message
     assert f"rows.jsonl:{PLACE + 1}" in message
     folder = RunFolder(tmp_path / "runs" / "tiny")
-    found = newest_whole(folder, folder.read_manifest()["run_id"]).checkpoint
+    found = latest_valid(folder, folder.read_manifest()["run_id"]).checkpoint
     assert found is not None and found.position.step == step - 1
     assert str(shown_path(found.folder)) in message and all_finite(folder.path)
     assert folder.state != "finished" and not folder.adapter.exists()

@@ -12,7 +12,7 @@ import torch
 
 from ftcli.cli import run
 from ftcli.models.batches import Batch
-from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.checkpoints import latest_valid
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import shown_path
 from tests.commands.test_training import stop_at
@@ -99,7 +99,7 @@ def test_a_step_is_done_again_with_half_the_rows(
     folder = RunFolder(tmp_path / "runs" / "short")
     furthest = max(abs(a - b) for a, b in zip(losses(folder.path), undisturbed, strict=True))
     assert furthest <= 1e-3
-    found = newest_whole(folder, folder.read_manifest()["run_id"]).checkpoint
+    found = latest_valid(folder, folder.read_manifest()["run_id"]).checkpoint
     assert found is not None and found.position.micro_batch == 2
     plan = json.loads(folder.plan.read_text())
     assert plan["training"]["micro_batch_size"] == 4, "what was planned stays on record"

@@ -17,7 +17,7 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.errors import FtcliError
-from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.checkpoints import latest_valid
 from ftcli.runs.folder import RunFolder
 from tests.conftest import save_recipe, save_rows
 from tests.faults.disk_states import FailingCall, Watcher
@@ -99,7 +99,7 @@ def test_a_kill_at_every_file_operation_of_a_save(
     states = 0
     for number, watcher in watchers.items():
         for place, state in enumerate(watcher.all_states()):
-            found = newest_whole(RunFolder(state), run_id)
+            found = latest_valid(RunFolder(state), run_id)
             assert not found.skipped, "half a checkpoint has the name of a whole one"
             step = found.checkpoint.position.step if found.checkpoint else None
             if (number, step) not in outcomes:
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     caught = Counter[str]()
     for file in sorted(folder.checkpoint(newest).iterdir()):
         for damage in damages(file):
-            found = newest_whole(folder, run_id)
+            found = latest_valid(folder, run_id)
             assert found.checkpoint is not None and found.checkpoint.position.step < newest
             assert [path for path, _ in found.skipped] == [folder.checkpoint(newest)]
             caught[damage] += 1
@@ -281,7 +281,7 @@ def test_a_save_that_fails_at_any_write_leaves_the_older_ones_whole(
                 sys.setprofile(None)
             if not failing.failed:
                 break
-            found = newest_whole(folder, run_id)
+            found = latest_valid(folder, run_id)
             assert found.checkpoint is not None and not found.skipped
             assert not list(folder.checkpoints.glob(".tmp-step-*")), "half a checkpoint"
         self.state.global_step = 3
@@ -397,9 +397,9 @@ def test_a_manifest_says_what_is_wrong(whole: RunFolder, tmp_path: Path) -> None
     ):
         manifest.write_text(broken)
         with pytest.raises(FtcliError, match=words):
-            newest_whole(folder, run_id)
+            latest_valid(folder, run_id)
     manifest.write_text(text)
     (newest / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(FtcliError, match=r"pytorch_model\.bin was added to it"):
-        newest_whole(folder, run_id)
+        latest_valid(folder, run_id)
     assert values["position"]["step"] == 8 and values["position"]["rows_done"] == 32

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.runs.checkpoints import newest_whole
+from ftcli.runs.checkpoints import latest_valid
 from ftcli.runs.folder import RunFolder
 from ftcli.training.resuming import delete_leftovers
 from tests.conftest import Capture, Observed, Patch, Recipes, save_recipe, save_rows
@@ -154,7 +154,7 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
     for state in watcher.all_states():
         kept = shutil.copytree(state, tmp_path / "kept")
         delete_leftovers(RunFolder(kept))
-        found = newest_whole(RunFolder(kept), run_id)
+        found = latest_valid(RunFolder(kept), run_id)
         assert found.checkpoint is not None and found.checkpoint.position.step == 2
         records = (kept / "checkpoints" / "step-2" / "records.jsonl").read_text()
         validated = '"step": 2, "eval_loss"' in records

@@ -13,15 +13,15 @@ import pytest
 from ftcli.errors import MachineError
 from ftcli.runs.atomic import (
     append_json,
-    drop_folder,
-    drop_temporary,
+    atomic_directory,
+    delete_folder,
+    delete_temporary,
     folder_bytes,
     free_bytes,
     is_full,
     read_json_lines,
     require_space,
     sha256_file,
-    whole_folder,
     write_json,
     write_text,
 )
@@ -58,16 +58,16 @@ def test_json_lines_are_read_without_what_a_kill_has_cut(tmp_path: Path) -> None
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
-    with pytest.raises(RuntimeError, match="disk full"), whole_folder(target) as temporary:
+    with pytest.raises(RuntimeError, match="disk full"), atomic_directory(target) as temporary:
         (temporary / "half.txt").write_text("half")
         raise RuntimeError("disk full")
     assert not target.exists()
-    with whole_folder(target) as temporary:
+    with atomic_directory(target) as temporary:
         assert not (temporary / "half.txt").exists()
         (temporary / "weights.txt").write_text("1")
         assert not target.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
-    with whole_folder(target) as temporary:
+    with atomic_directory(target) as temporary:
         (temporary / "other.txt").write_text("2")
     assert [path.name for path in target.iterdir()] == ["other.txt"]
 
@@ -76,7 +76,7 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 def test_files_get_the_rights_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        with whole_folder(tmp_path / "adapter") as temporary:
+        with atomic_directory(tmp_path / "adapter") as temporary:
             secret = temporary / "below" / "adapter.safetensors"
             secret.parent.mkdir()
             secret.touch(mode=0o600)
@@ -107,7 +107,7 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(
         original(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with whole_folder(tmp_path / "adapter") as temporary:
+    with atomic_directory(tmp_path / "adapter") as temporary:
         (temporary / "weights").write_bytes(b"1")
     assert synced == ["weights", ".tmp-adapter", tmp_path.name]
     synced.clear()
@@ -120,10 +120,10 @@ def test_what_a_kill_left_is_swept_up(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step-4" / "weights").write_bytes(b"1")
     (tmp_path / ".tmp-run.json").write_text("{")
     (tmp_path / "step-3").mkdir()
-    drop_temporary(tmp_path)
+    delete_temporary(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
-    drop_folder(tmp_path / "step-3")
-    drop_folder(tmp_path / "step-3")
+    delete_folder(tmp_path / "step-3")
+    delete_folder(tmp_path / "step-3")
     assert not list(tmp_path.iterdir())
 
 
@@ -156,7 +156,7 @@ def test_one_of_two_is_whole_while_a_folder_is_replaced(
     for kills_at in (1, 2, 3):
         place = tmp_path / str(kills_at)
         place.mkdir()
-        with whole_folder(place / "step-2") as temporary:
+        with atomic_directory(place / "step-2") as temporary:
             (temporary / "weights").write_text("old")
         done: list[Path] = []
 
@@ -169,11 +169,11 @@ def test_one_of_two_is_whole_while_a_folder_is_replaced(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", replace)
             try:
-                with whole_folder(place / "step-2") as temporary:
+                with atomic_directory(place / "step-2") as temporary:
                     (temporary / "weights").write_text("new")
             except KeyboardInterrupt:
                 pass
-        drop_temporary(place)
+        delete_temporary(place)
         assert [path.name for path in place.iterdir()] == ["step-2"]
         found = (place / "step-2" / "weights").read_text()
         assert found == ("new" if kills_at == 3 else "old")

@@ -48,7 +48,7 @@ from ftcli.data.tokenizing.fingerprint import fingerprint_inputs, fingerprint_of
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens, typical_common_prefix
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Item, Renderer, encode_items
 from ftcli.errors import DataError, FtcliError
-from ftcli.runs.atomic import whole_folder
+from ftcli.runs.atomic import atomic_directory
 
 PARALLEL = "TOKENIZERS_PARALLELISM"
 # Training rows that show how much rows have in common.
@@ -74,7 +74,7 @@ def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter
         _report(earlier, reporter)
         return earlier
     split_rows = find_splits(data, recipe.training.seed, reporter)
-    with whole_folder(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         counts = _write_rows(split_rows, renderer, temporary, reporter)
         now = source_digests(data)
         for role, file in files_of(data).items():

@@ -28,7 +28,7 @@ from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import DataError, ModelError
 from ftcli.models.load import open_config
-from ftcli.runs.atomic import whole_folder
+from ftcli.runs.atomic import atomic_directory
 from ftcli.shell import shown_source
 from ftcli.training.job import BaseModel
 
@@ -132,7 +132,7 @@ def write_excerpt(
     """
     counts: dict[Split, SplitCounts] = {}
     worst = LongestRow("", 0, 0)
-    with whole_folder(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         for split in SPLITS:
             replays = split == "train" and dataset.replay is not None
             names: tuple[RowsOf, ...] = ("train", "replay") if replays else (split,)
