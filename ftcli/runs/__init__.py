@@ -1,1 +1,1 @@
-"""The run folder: names, files that are whole or not there, locks, checkpoints, results."""
+"""The run folder: names, atomic writes, locks, checkpoints, results."""

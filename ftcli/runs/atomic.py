@@ -1,8 +1,7 @@
-"""Files and folders that are whole or not there at all, and the room that they need.
+"""Files and folders that are written whole or not at all, and free disk space.
 
-What is written comes to the disk before its name does: first the bytes are synced, then the name
-is changed, then the folder that holds the name is synced. So neither a kill nor a power cut leaves
-half a file under a name that is read.
+Bytes are synced first, then the name is changed, then the parent folder is synced. So neither a
+kill nor a power cut leaves half a file under a name that is read.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from ftcli.shell import shown_size
 
 TEMPORARY = ".tmp-"
 BEFORE = f"{TEMPORARY}before-"
-# What a full disk and a full quota are called.
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write whole or not at all."""
+    """Write atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
@@ -43,12 +41,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write one JSON object whole or not at all."""
+    """Write one JSON object atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def append_json(path: Path, value: Mapping[str, object]) -> None:
-    """Add one line to a JSON-lines file; a line that a kill has cut is ended first."""
+    """Append one line to a JSON-lines file; a line cut by a kill is ended first."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -58,13 +56,13 @@ def append_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The object of each line, none of a missing file; a line that a kill has cut is left out."""
+    """The object of each line; lines cut by a kill are skipped, and a missing file has none."""
     try:
         # A kill may have cut a character.
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
-    # Not `splitlines`: a text may hold U+2028 and others, which would end a line there.
+    # Not `splitlines`, which also splits at U+2028 within a text.
     for line in text.split("\n"):
         try:
             value = json.loads(line)
@@ -76,16 +74,16 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that becomes `path` only when the block ends without an error.
+    """A temporary folder that becomes `path` when the block ends without an error.
 
-    Files get the rights that the user's umask gives: safetensors writes 0600 on its own.
+    Files get the user's usual permissions: safetensors writes them with 0600.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        _settle(temporary)
+        _set_permissions_and_sync(temporary)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -93,7 +91,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
-    """Give a whole folder its name; what had it before stays until then, under one of two names."""
+    """Rename a finished folder; the earlier one is kept under another name until then."""
     before = path.with_name(f"{BEFORE}{path.name}")
     try:
         if path.exists():
@@ -109,13 +107,12 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _bring_back(before: Path, path: Path) -> None:
-    """Give a folder its name again whose replacement came to nothing between the two renamings."""
+    """Undo the first of two renames if the second one failed."""
     if before.exists() and not path.exists():
         before.replace(path)
 
 
-def _settle(folder: Path) -> None:
-    """Usual rights for all files below a folder, and all of it on the disk."""
+def _set_permissions_and_sync(folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.rglob("*"):
@@ -126,7 +123,7 @@ def _settle(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
+    """fsync(2) of a file, or of the names in a folder."""
     if not hasattr(os, "O_DIRECTORY") and path.is_dir():
         return  # Windows opens no folder
     descriptor = os.open(path, os.O_RDONLY)
@@ -141,7 +138,7 @@ def sync(path: Path) -> None:
 
 
 def delete_folder(path: Path) -> None:
-    """Take a folder away under its name at once; a kill leaves no half of it there."""
+    """Delete a folder under another name, so that a kill never leaves half of it."""
     if path.exists():
         dying = path.with_name(f"{TEMPORARY}old-{path.name}")
         shutil.rmtree(dying, ignore_errors=True)
@@ -150,7 +147,7 @@ def delete_folder(path: Path) -> None:
 
 
 def delete_temporary(folder: Path) -> None:
-    """Take away what a killed process left half written in a folder."""
+    """Delete what a killed process left half written in a folder."""
     for before in folder.glob(f"{BEFORE}*"):
         _bring_back(before, before.with_name(before.name.removeprefix(BEFORE)))
     for leftover in folder.glob(f"{TEMPORARY}*"):
@@ -161,7 +158,7 @@ def delete_temporary(folder: Path) -> None:
 
 
 def short_digest(value: object, digits: int) -> str:
-    """Hex digits that change with a value that JSON can hold."""
+    """The first hex digits of the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:digits]
 
 
@@ -177,29 +174,29 @@ def folder_bytes(path: Path) -> int:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder that need not be there yet."""
+    """Free disk space for a folder, which may not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def require_space(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raise MachineError (`disk_full`) where the disk of `folder` has no room for `what`."""
+    """Raise MachineError (`disk_full`) if the disk of `folder` has no space for `what`."""
     free = free_bytes(folder)
     if free < needed_bytes:
         raise MachineError(
             "disk_full",
             f"{what} needs {shown_size(needed_bytes)} on the disk of {folder}, and "
-            f"{shown_size(free)} are free; make room, or name another folder in output",
+            f"{shown_size(free)} are free; free some space, or set output to another folder",
         )
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that it came of, means that the disk or the user's share is full."""
-    if isinstance(error, OSError) and error.errno in FULL:
+    """Whether an error, or one that led to it, means a full disk or quota."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return True
-    # safetensors writes by itself and puts the system's word into its own.
-    if any(f"(os error {number})" in str(error) for number in FULL):
+    # safetensors (Rust) names the system's error in its own message.
+    if any(f"(os error {number})" in str(error) for number in DISK_FULL):
         return True
-    # torch speaks of a position in the file, behind the error of the file it wrote to.
+    # torch raises its own error after the one of the file.
     return error.__context__ is not None and is_full(error.__context__)

@@ -1,7 +1,7 @@
-"""Which checkpoint a run can go on from: a manifest in it proves every byte of it.
+"""Checkpoints to resume from: a manifest proves every byte of one.
 
-The manifest is written last, names the run and the place in it, and lists each file with its size
-and sha256. It carries a digest of itself, so that a damaged one is told from another run's.
+The manifest is written last. It has the run's id, the position in the run, and each file's size and
+sha256. It has a digest of itself, which distinguishes a damaged manifest from another run's.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where in which run a checkpoint stands."""
+    """Position of a checkpoint in a run."""
 
     run_id: str
     step: int
     """Optimizer steps done."""
     rows_done: int
-    """Rows of the run's order that they trained on."""
+    """Rows of the run's order that these steps trained on."""
     order: str
     """Digest of the run's order of rows."""
     micro_batch: int
-    """Rows at once in a training step, smaller than planned where memory ran out."""
+    """Rows of a micro-batch; fewer than planned if memory ran out."""
     validation_rows: int
-    """The same for a validation."""
+    """Rows of a validation batch."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A verified checkpoint on disk."""
 
     folder: Path
     position: Position
@@ -49,18 +49,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Found:
-    """The newest whole checkpoint, and what is wrong with the newer ones."""
+    """The newest valid checkpoint, and what is wrong with newer ones."""
 
     checkpoint: Checkpoint | None
     skipped: tuple[tuple[Path, str], ...]
 
 
-class _BrokenError(Exception):
-    """Why a checkpoint is not whole, in words."""
+class _InvalidError(Exception):
+    """What is wrong with a checkpoint."""
 
 
 def write_manifest(folder: Path, position: Position) -> None:
-    """Write the manifest of all files in a folder, once they are on the disk."""
+    """Sync all files of a folder, and write their manifest."""
     files = {}
     for file in sorted(path for path in folder.iterdir() if path.name != MANIFEST):
         sync(file)
@@ -70,44 +70,44 @@ def write_manifest(folder: Path, position: Position) -> None:
 
 
 def latest_valid(run: RunFolder, run_id: str) -> Found:
-    """The checkpoint to go on from.
+    """The checkpoint to resume from.
 
-    Raises FtcliError for one of another run (`checkpoint_foreign`), and where checkpoints are there
-    and none of them is whole (`checkpoint_broken`).
+    Raises FtcliError: `checkpoint_foreign` for one of another run, `checkpoint_broken` if there are
+    checkpoints and none is valid.
     """
     skipped: list[tuple[Path, str]] = []
     for step in reversed(run.steps_saved()):
         folder = run.checkpoint(step)
         try:
             return Found(Checkpoint(folder, _verified(folder, step, run_id)), tuple(skipped))
-        except _BrokenError as error:
+        except _InvalidError as error:
             skipped.append((folder, str(error)))
     if skipped:
         reasons = "".join(f"\n  {folder.name}: {reason}" for folder, reason in skipped)
         raise FtcliError(
             "checkpoint_broken",
-            f"{run.path}: no checkpoint is whole:{reasons}\nput the files back as they were saved, "
-            f"or start over beside it: {command('train', run.path, '--fresh')}",
+            f"{run.path}: no checkpoint is valid:{reasons}\nrestore the files as they were saved, "
+            f"or train in a new folder: {command('train', run.path, '--fresh')}",
         )
     return Found(None, ())
 
 
 def verify(run: RunFolder, step: int, run_id: str) -> Path:
-    """Folder of a step's checkpoint; raises FtcliError (`checkpoint_broken`) if it is not whole."""
+    """Folder of a step's checkpoint; raises FtcliError (`checkpoint_broken`) if it is not valid."""
     folder = run.checkpoint(step)
     try:
         _verified(folder, step, run_id)
-    except _BrokenError as error:
-        raise FtcliError("checkpoint_broken", f"{folder} is not whole: {error}") from error
+    except _InvalidError as error:
+        raise FtcliError("checkpoint_broken", f"{folder} is not valid: {error}") from error
     return folder
 
 
-def rotate(run: RunFolder, keep: int, best_step: int | None, now: int) -> None:
-    """Delete checkpoints that are neither the best nor among the `keep` newest up to step `now`.
+def rotate(run: RunFolder, save_total_limit: int, best_step: int | None, now: int) -> None:
+    """Delete checkpoints up to step `now`, except the newest ones and the best one.
 
-    Those of later steps are damaged ones that were passed over.
+    Later ones are damaged, and were skipped.
     """
-    for step in [step for step in run.steps_saved() if step <= now][:-keep]:
+    for step in [step for step in run.steps_saved() if step <= now][:-save_total_limit]:
         if step != best_step:
             delete_folder(run.checkpoint(step))
 
@@ -118,16 +118,16 @@ def _verified(folder: Path, step: int, run_id: str) -> Position:
         position = Position(**manifest["position"])
         files: Mapping[str, Mapping[str, Any]] = manifest["files"]
     except (KeyError, TypeError) as error:
-        raise _BrokenError(f"{MANIFEST} lacks what this version reads ({error})") from error
+        raise _InvalidError(f"{MANIFEST} lacks fields that this version reads ({error})") from error
     if position.run_id != run_id:
         raise FtcliError(
             "checkpoint_foreign",
-            f"{folder} belongs to another run ({position.run_id[:8]}, and this is {run_id[:8]}); "
-            "move it away",
+            f"{folder} belongs to run {position.run_id[:8]}, and this is run {run_id[:8]}; move it "
+            "away",
         )
     if position.step != step:
-        raise _BrokenError(f"it was saved as step {position.step}")
-    _compare(folder, files)
+        raise _InvalidError(f"it was saved as step {position.step}")
+    _compare_files(folder, files)
     return position
 
 
@@ -136,27 +136,27 @@ def _manifest(folder: Path) -> dict[str, Any]:
         body = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         digest = body.pop("seal")
     except FileNotFoundError as error:
-        raise _BrokenError(f"it has no {MANIFEST}") from error
+        raise _InvalidError(f"it has no {MANIFEST}") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _BrokenError(f"{MANIFEST} cannot be read ({error!r})") from error
+        raise _InvalidError(f"{MANIFEST} cannot be read ({error!r})") from error
     if digest != _digest(body):
-        raise _BrokenError(f"{MANIFEST} was changed after it was written")
+        raise _InvalidError(f"{MANIFEST} was changed after it was written")
     return body
 
 
-def _compare(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    there = {path.name for path in folder.iterdir()} - {MANIFEST}
-    if missing := sorted(set(files) - there):
-        raise _BrokenError(f"{missing[0]} is missing")
-    if foreign := sorted(there - set(files)):
-        raise _BrokenError(f"{foreign[0]} was added to it")
-    for name, wanted in files.items():
+def _compare_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    found = {path.name for path in folder.iterdir()} - {MANIFEST}
+    if missing := sorted(set(files) - found):
+        raise _InvalidError(f"{missing[0]} is missing")
+    if added := sorted(found - set(files)):
+        raise _InvalidError(f"{added[0]} was added to it")
+    for name, saved in files.items():
         size = (folder / name).stat().st_size
-        if size != wanted["bytes"]:
-            raise _BrokenError(f"{name} has {size} bytes and was saved with {wanted['bytes']}")
-    for name, wanted in files.items():
-        if sha256_file(folder / name) != wanted["sha256"]:
-            raise _BrokenError(f"{name} is not what was saved (sha256)")
+        if size != saved["bytes"]:
+            raise _InvalidError(f"{name} has {size} bytes and was saved with {saved['bytes']}")
+    for name, saved in files.items():
+        if sha256_file(folder / name) != saved["sha256"]:
+            raise _InvalidError(f"{name} is not what was saved (sha256)")
 
 
 def _digest(body: Mapping[str, object]) -> str:

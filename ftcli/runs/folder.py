@@ -1,12 +1,12 @@
-"""The run folder: its names, its lock, and how a run is found again.
+"""The run folder: names, lock, and finding a run.
 
 runs/<name>/
   recipe.yaml     the resolved recipe        run.json     state, versions, hashes, hardware
-  plan.json       what was decided, and why  data/        tokenised splits
+  plan.json       decisions with reasons     data/        tokenised splits
   prompt_manifest.json   base, template, prompts    metrics.jsonl
   checkpoints/    step-N, resumable          speed.jsonl  tokens and seconds of each step
   adapter/ or model/                         README.md    model card
-  eval/           scores and answers         report.html  all of it, to read
+  eval/           scores and answers         report.html  a page with all of it
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAST_EVALUATION = "last"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names inside one run folder; nothing is read or written by asking for a name."""
+    """Paths in a run folder; a property neither reads nor writes a file, except `state`."""
 
     path: Path
 
@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def evaluated_last(self) -> Path:
-        """Holds the key of the evaluation that was asked for last."""
+        """File with the key of the newest evaluation."""
         return self.evaluations / LAST_EVALUATION
 
     @property
@@ -110,7 +110,7 @@ class RunFolder:
         return sorted(int(n.removeprefix("step-")) for n in names if n[5:].isdigit())
 
     def read_manifest(self) -> dict[str, Any]:
-        """run.json, or nothing where no training has begun."""
+        """run.json; empty before a training has begun."""
         if not self.manifest.is_file():
             return {}
         try:
@@ -123,12 +123,12 @@ class RunFolder:
             ) from error
 
     def record(self) -> RunRecord:
-        """run.json; raises FtcliError (`run_broken`) where it is damaged or not there."""
+        """run.json; raises FtcliError (`run_broken`) if it is damaged or missing."""
         return RunRecord.read(self.manifest)
 
     @property
     def state(self) -> State | None:
-        """What run.json says; none where no training has begun."""
+        """In run.json; None before a training has begun."""
         state: State | None = self.read_manifest().get("state")
         return state
 
@@ -139,24 +139,24 @@ class RunFolder:
     def update_manifest(self, **changes: object) -> dict[str, Any]:
         """Write changed entries of run.json; the others stay.
 
-        Raises FtcliError (`run_broken`) where they are not those of a RunRecord.
+        Raises FtcliError (`run_broken`) for entries that a RunRecord does not have.
         """
         record = RunRecord.of(self.read_manifest() | changes, self.manifest)
         write_text(self.manifest, f"{record.model_dump_json(indent=2, exclude_unset=True)}\n")
         return record.model_dump(mode="json", exclude_unset=True)
 
     def require_prompt_manifest(self) -> Path:
-        """prompt_manifest.json; raises FtcliError for a run that was trained without one."""
+        """prompt_manifest.json; raises FtcliError (`no_prompt_manifest`)."""
         if not self.prompt_manifest.is_file():
             raise FtcliError(
                 "no_prompt_manifest",
-                f"{self.path} has no {self.prompt_manifest.name}, so that its base and prompts are "
+                f"{self.path} has no {self.prompt_manifest.name}, so its base and prompts are "
                 f"unknown; train it again: {command('train', self.path, '--fresh')}",
             )
         return self.prompt_manifest
 
     def base_fingerprint(self) -> str | None:
-        """Of the weights that the run began with; none where they could not be found then.
+        """Of the weights that the run started from; None if they were not found then.
 
         Raises FtcliError.
         """
@@ -169,7 +169,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer at a time; the lock frees itself when its holder ends, however it ends.
+        """Exclusive lock, which ends with its process.
 
         Raises MachineError (`run_locked`) naming the holder, without waiting for it.
         """
@@ -183,17 +183,17 @@ class RunFolder:
                 self._delete_if_unused()
 
     def _delete_if_unused(self) -> None:
-        """Nothing was written: leave no trace of the lock, nor of folders made for it."""
+        """Delete the lock and its folder if nothing was written."""
         if [file.name for file in self.path.iterdir()] == [LOCK]:
             (self.path / LOCK).unlink()
             self.path.rmdir()
 
 
 def unreadable_prompt_manifest(file: Path, error: Exception) -> FtcliError:
-    """What to say of a prompt_manifest.json that is not as a training writes it."""
+    """The error for a prompt_manifest.json that a training did not write."""
     return FtcliError(
         "prompt_manifest",
-        f"cannot be read ({error!r}); put back the file as the training wrote it, or train anew: "
+        f"cannot be read ({error!r}); restore the file as the training wrote it, or train again: "
         f"{command('train', file.parent, '--fresh')}",
         file=str(file),
     )
@@ -211,23 +211,25 @@ def run_above(path: Path) -> RunFolder | None:
 
 
 def newest_finished(output: Path, begin: str) -> RunFolder:
-    """The newest finished run among `output`, `output-2`, …; raises FtcliError, which names the
-    command that makes one: that which begins it, or goes on with the newest."""
+    """The newest finished run among `output`, `output-2`, …
+
+    Raises FtcliError with the command that makes one: `begin`, or the one that resumes the newest.
+    """
     runs = runs_at(output)
     finished = [run for run in runs if run.state == "finished"]
     if finished:
         return finished[-1]
     if not runs:
-        raise FtcliError("run_missing", f"{output}: it has not been trained; first: {begin}")
+        raise FtcliError("run_missing", f"{output} has not been trained; first: {begin}")
     raise FtcliError(
         "run_missing",
-        f"{output}: its run is not finished ({runs[-1].state}); first: "
+        f"{output}: its run is not finished ({runs[-1].state}); resume: "
         f"{command('train', runs[-1].path)}",
     )
 
 
 def numbered(output: Path) -> Iterator[Path]:
-    """`output`, `output-2`, `output-3` …, as far as they exist without a gap."""
+    """`output`, `output-2`, `output-3` … up to the first that does not exist."""
     yield output
     number = 2
     while (path := output.with_name(f"{output.name}-{number}")).exists():

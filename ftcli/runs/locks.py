@@ -1,4 +1,4 @@
-"""One writer at a time in one place of the disk, known to the others by process and host."""
+"""Exclusive locks of files and folders; an error names the holder's process and host."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ftcli.runs.atomic import write_json
 
 @contextmanager
 def exclusive_lock(lock_file: Path, place: Path, code: str, advice: str) -> Iterator[None]:
-    """Hold `lock_file`, which frees itself when its holder ends, however it ends.
+    """Hold `lock_file`, a lock that ends with its process.
 
-    The file itself stays; beside it stands who holds it, as long as that lasts. Raises MachineError
-    (`code`) naming the holder and the `advice`, without waiting for it.
+    The file itself stays; a file next to it names the holder. Raises MachineError (`code`) naming
+    the holder and the `advice`, without waiting.
     """
     from filelock import FileLock, Timeout
 
@@ -41,9 +41,9 @@ def exclusive_lock(lock_file: Path, place: Path, code: str, advice: str) -> Iter
 
 @contextmanager
 def exclusive_file_lock(file: Path, code: str, advice: str) -> Iterator[None]:
-    """The same for one file that is written, with nothing left beside it at the end.
+    """Hold the lock of an output file, and leave no lock file at the end.
 
-    A pipe or a device has no lock: nothing can be laid beside it, and nobody goes on with it.
+    A pipe or a device needs no lock: nobody resumes it.
     """
     if file.exists() and not file.is_file():
         yield
@@ -58,23 +58,23 @@ def exclusive_file_lock(file: Path, code: str, advice: str) -> Iterator[None]:
             lock_file.unlink(missing_ok=True)
             if new_folder and not real.exists():
                 _named(lock_file).unlink(missing_ok=True)
-                with suppress(OSError):  # something else was laid there
+                with suppress(OSError):  # another file was put there
                     real.parent.rmdir()
 
 
 def holder_now() -> dict[str, object]:
-    """This process, as the holder of a lock says who it is."""
+    """This process, as the file of a lock names its holder."""
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
 
 
 def _named(lock_file: Path) -> Path:
-    """Who holds the lock; not in its own file, which taking the lock may empty."""
+    """File that names the holder; not the lock itself, which acquiring may empty."""
     return lock_file.with_name(f"{lock_file.name}.json")
 
 
 def _holder(lock_file: Path) -> str:
-    """Who holds the lock, in words; a holder that has only just begun has left no name yet."""
+    """The holder in words; one that has just begun is not named yet."""
     try:
         holder = json.loads(_named(lock_file).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']},"

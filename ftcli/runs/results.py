@@ -1,6 +1,6 @@
-"""What evaluations and comparisons leave and print with --json: one class for writer and readers.
+"""Results of evaluations and comparisons, as written and as printed with --json.
 
-`eval/<key>.json` is an EvalResult, `compare.json` a CompareResult. What a training leaves stands in
+`eval/<key>.json` is an EvalResult, `compare.json` a CompareResult. Those of a training are in
 `training_records.py`.
 """
 
@@ -37,7 +37,7 @@ class Result(BaseModel):
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Raises FtcliError (`cls.error_code`) where the file is not as ftcli writes it."""
+        """Raises FtcliError (`cls.error_code`) if the file is not as ftcli writes it."""
         try:
             return cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
@@ -45,7 +45,7 @@ class Result(BaseModel):
 
     @classmethod
     def of(cls, values: object, file: Path) -> Self:
-        """The values that are to be written to a file; raises FtcliError (`cls.error_code`)."""
+        """From values that will be written to a file; raises FtcliError (`cls.error_code`)."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -77,7 +77,7 @@ class Score(Result):
 
 
 class Difference(Result):
-    """The tuned model less another side, over the same rows."""
+    """The tuned model minus another side, over the same rows."""
 
     value: float
     interval: Interval
@@ -85,10 +85,10 @@ class Difference(Result):
     n: int
     rows_better: int | None
     rows_worse: int | None
-    """None where neither way is better."""
+    """None if neither direction is better."""
     p_value: float
     verdict: Verdict | None
-    """Corrected for all scores shown (Holm); none where neither way is better."""
+    """Corrected for all scores shown (Holm); None if neither direction is better."""
 
 
 class ScoreRow(Result):
@@ -97,14 +97,14 @@ class ScoreRow(Result):
     name: str
     label: str
     unit: Literal["share", "value", "perplexity"]
-    """A perplexity is kept as the loss whose exponential it is."""
+    """A perplexity is stored as its logarithm, the loss."""
     better: Literal["higher", "lower"] | None
     shown: bool = True
-    """Whether the tables show it; the others are in the JSON alone."""
+    """Whether the tables show it; the JSON has all."""
     own: bool = False
     """A score of the user's (`--scores`)."""
     your_answers: Score | None = None
-    """Of the rows' own answers, where they can have this score."""
+    """Of the reference answers, if they can have this score."""
     base: Score | None = None
     prompted: Score | None = None
     tuned: Score | None = None
@@ -121,7 +121,7 @@ class ScoreRow(Result):
 
 
 class Call(Result):
-    """What answering one row takes."""
+    """Tokens and speed of answering one row."""
 
     prompt_tokens: float
     answer_tokens: float
@@ -130,24 +130,24 @@ class Call(Result):
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with one answer."""
+    """A fault of one answer."""
 
     kind: str
     """`number not in the prompt`, `banned phrase`, `not JSON`, …"""
     message: str
     start: int | None = None
-    """Characters [start, end) of the answer that prove it; None: in no single place."""
+    """Characters [start, end) of the answer that show it; None: in no single place."""
     end: int | None = None
 
 
 class Answer(Result):
-    """What one side answered."""
+    """One side's answer to a row."""
 
     text: str
     tokens: int
     stopped: bool
     loss: float
-    """Of the row's own answer, summed, in nats."""
+    """Of the reference answer, summed, in nats."""
     loss_tokens: int
     prompt_tokens: int
     counts: dict[str, tuple[float, float]] = {}
@@ -165,7 +165,7 @@ class AnsweredRow(Result):
     prompt: str
     reference: str
     facts: str | None = None
-    """Where they are not the prompt."""
+    """If they are not the prompt."""
     sides: dict[Side, Answer]
 
 
@@ -178,40 +178,40 @@ class EvalResult(Result):
     data: str
     """`test`, `validation`, or the file of `--data`."""
     rows_trained_on: int | None
-    """Rows that ask what the run was trained on; None: not known."""
+    """Rows with a prompt of the training rows; None: not known."""
     rows_in_validation: int | None
     """Rows that chose the checkpoint."""
     instruction: str | None = None
     """The file of `--baseline-prompt`."""
     examples: int = 0
-    """Training rows before each row of the prompted base."""
+    """Few-shot examples before each row of the prompted base."""
     scores: tuple[ScoreRow, ...]
     forgetting: tuple[ScoreRow, ...] = ()
     """General ability before and after."""
     general_text: str | None = None
     calls: dict[Side, Call] = {}
     replay: str | None = None
-    """What the run was trained on besides the task's rows."""
+    """Source of the replayed rows."""
     decides_by: str | None = None
     truth_measured_by: tuple[str, ...] = ()
-    """Scores that say whether answers are right."""
+    """Scores that measure whether answers are correct."""
     notes: tuple[str, ...] = ()
     """Sentences below the table."""
     samples: tuple[AnsweredRow, ...]
-    """A few rows to read, drawn by a hash."""
+    """A few example rows, drawn by a hash."""
     answers: str
-    """File of all rows, from `eval/`; empty for plain texts."""
+    """File of all rows, relative to `eval/`; empty for plain texts."""
     eval_config: dict[str, Any]
     flags: tuple[str, ...] = ()
-    """What was asked beyond a plain `ftcli eval RUN`."""
+    """Flags besides those of a plain `ftcli eval RUN`."""
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """Those that were measured."""
+        """The sides that were measured."""
         return tuple(side for side in SIDES if any(row.side(side) for row in self.scores))
 
     def row(self, name: str) -> ScoreRow | None:
-        """The score of this name, general ability too."""
+        """The score of this name, also of general ability."""
         return next((row for row in self.every_row if row.name == name), None)
 
     @property
@@ -223,7 +223,7 @@ class EvalResult(Result):
         return tuple(row for row in self.scores if row.shown)
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`: with every side's scores by name, as `loss` and `loss_interval`."""
+        """For `--json`: also each side's scores by name, as `loss` and `loss_interval`."""
         flat: dict[str, Any] = {side: dict(self._flat(side)) for side in self.sides}
         return {**self.model_dump(mode="json"), **flat}
 
@@ -242,7 +242,7 @@ class ComparedBase(Result):
 
     four_bit: bool
     scores: dict[str, Score]
-    """By name, as those of a cell."""
+    """By name, as in a cell."""
 
 
 class ComparedCell(Result):
@@ -253,7 +253,7 @@ class ComparedCell(Result):
     method: str
     learning_rate: float
     four_bit: bool
-    """Whether its base is held in 4 bits."""
+    """Whether its base is in 4 bits."""
     run_dir: str
     evaluation: str | None
     """Key of its EvalResult."""
@@ -268,17 +268,17 @@ class ComparedCell(Result):
     saved_bytes: int
     seconds: float
     resumed: bool
-    """Whether the seconds are those of the last process alone."""
+    """Whether `seconds` are of the last process only."""
     chosen: bool = False
     """Whether it has the lowest validation loss of its method; the others have no differences."""
     vs_base: Difference | None = None
-    """Held-out loss, less that of the base shown."""
+    """Held-out loss minus that of the base."""
     vs_best: Difference | None = None
-    """Less that of the chosen cell with the lowest held-out loss; None: this is it."""
+    """Minus that of the chosen cell with the lowest held-out loss; None: this is it."""
 
 
 class FailedCell(Result):
-    """A training of a comparison without figures."""
+    """A training of a comparison that failed."""
 
     state: Literal["failed"] = "failed"
     name: str
@@ -303,13 +303,13 @@ class CompareResult(Result):
     """Its name."""
     base: ComparedBase
     cells: tuple[ComparedCell | FailedCell, ...]
-    """In the order asked for."""
+    """In the order of the command line."""
     take: str | None
     """Name of a cell; None: no method is better than the base."""
     among: tuple[str, ...]
     """Cells that are not significantly worse than the best, which is the first."""
     verdict: str
-    """The same in sentences."""
+    """`take` in sentences."""
 
     @property
     def finished(self) -> tuple[ComparedCell, ...]:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first ends a command where nothing is lost, a second one at once."""
+"""SIGINT and SIGTERM: the first ends a command without loss, a second one immediately."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """What signals ask for: `number` of the first one, or none yet.
+    """`number` of the first signal; None without one.
 
-    A signal raises KeyboardInterrupt where the program stands, unless the program is `patient`:
-    then it only leaves its number, and whoever takes the steps looks at it. From then on signals do
-    what they do to every program: they end it at once.
+    A signal raises KeyboardInterrupt; if the program is `patient` it only sets `number`, which the
+    training loop reads after each step. A second signal ends the program, as by default.
     """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
@@ -40,4 +39,6 @@ class StopSignals:
             signal.signal(each, signal.SIG_DFL)
         if not self.patient:
             raise KeyboardInterrupt
-        self._announce("stopping after this step (once more: at once, back to the last checkpoint)")
+        self._announce(
+            "stopping after this step (once more: immediately, back to the last checkpoint)"
+        )

@@ -1,4 +1,4 @@
-"""What a training leaves: `run.json` is a RunRecord (`plan.json`: training/plan/plan.py)."""
+"""Results of a training: `run.json` is a RunRecord (`plan.json`: training/plan/plan.py)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ftcli.runs.results import Result
 
 
 class TrainingRecord(Result):
-    """A file without which a run cannot be used."""
+    """A file that every use of a run needs."""
 
     error_code: ClassVar[str] = "run_broken"
-    error_remedy: ClassVar[str] = "put it back from a copy, or train anew"
+    error_remedy: ClassVar[str] = "restore it from a copy, or train again"
 
 
 class HardwareRecord(Result):
@@ -24,7 +24,7 @@ class HardwareRecord(Result):
 
 
 class ReplayRecord(Result):
-    """An epoch's rows where some are replayed (`data.replay`)."""
+    """An epoch's rows with data.replay."""
 
     source: str
     task_rows: int
@@ -33,9 +33,9 @@ class ReplayRecord(Result):
 
 
 class MemoryFigures(Result):
-    """`memory` of run.json: bytes that the plan estimates, and those that the steps took.
+    """`memory` of run.json: the plan's estimate, and the peaks of the steps.
 
-    A measurement is none where the device has no such figure or no step was taken.
+    A measurement is None if the device has no such figure or no step was taken.
     """
 
     device: Literal["cuda", "cpu", "mps"]
@@ -67,22 +67,23 @@ class TrainingResult(Result):
     peak_memory_bytes: int | None = None
     saved_bytes: int | None = None
     stop_rate: float | None = None
-    """Share of a few answers that were finished (EOS), at the end of the training."""
+    """Share of a few sample answers that finished (EOS), at the end of the training."""
     stop_rate_rows: int = 0
     training_seconds: float | None = None
     seconds: float | None = None
 
 
 class FileMark(Result):
-    """By which a large file is known again without reading it."""
+    """Size and date of a large file, to recognise it without reading it."""
 
     bytes: int
     mtime_ns: int
 
 
 class RunRecord(TrainingRecord):
-    """`run.json`. It is written in steps, so that a field may be missing: at the first step of the
-    training, at each checkpoint, when the memory was measured, and at the end."""
+    """`run.json`, written at the start, at each checkpoint, after the last step and at the end.
+
+    Fields that are not written yet are missing."""
 
     state: Literal["training", "stopped", "finished"] | None = None
     run_id: str | None = None

@@ -79,7 +79,7 @@ def test_files_that_cannot_be_read_are_told(
     run.plan.write_text("{")
     assert ftcli(["report", str(run.path)]) == 0
     found = capsys.readouterr()
-    assert "warning: plan.json: not as ftcli" in found.err and "train anew" in found.err
+    assert "warning: plan.json: not as ftcli" in found.err and "train again" in found.err
     lines = found.out.splitlines()  # a command stands alone, to be pasted
     assert lines[:3] == [
         "Not evaluated yet",

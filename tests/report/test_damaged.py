@@ -37,8 +37,8 @@ def test_a_page_without_a_part_says_what_brings_it(whole: RunFolder, name: str) 
 @pytest.mark.parametrize("written", ["", "{", "[1, 2]", "null", '{"a": [', "\x00\xff"])
 def test_files_that_are_broken_are_named_with_what_to_do(whole: RunFolder, written: str) -> None:
     files = {
-        "plan.json": "train anew",
-        "prompt_manifest.json": "train anew",
+        "plan.json": "train again",
+        "prompt_manifest.json": "train again",
         "recipe.yaml": "",
         "data/prepared.json": "prepare again",
         "data/advice.json": "prepare again",
@@ -60,7 +60,7 @@ def test_files_that_are_broken_are_named_with_what_to_do(whole: RunFolder, writt
 @pytest.mark.parametrize("written", ["", "{", "[]", '{"state": "done"}', '{"unknown": 1}'])
 def test_no_page_is_made_from_a_run_json_that_is_broken(whole: RunFolder, written: str) -> None:
     whole.manifest.write_text(written)
-    with pytest.raises(FtcliError, match="put it back from a copy, or train anew") as caught:
+    with pytest.raises(FtcliError, match="restore it from a copy, or train again") as caught:
         outline(whole)
     assert caught.value.code == "run_broken" and caught.value.file == str(whole.manifest)
     assert not whole.report.exists()

@@ -94,13 +94,13 @@ def test_the_newest_finished_run_is_taken(tmp_path: Path) -> None:
     output = tmp_path / "shop"
     with pytest.raises(FtcliError) as caught:
         newest_finished(output, "ftcli train shop.yaml")
-    assert caught.value.message.endswith("it has not been trained; first: ftcli train shop.yaml")
+    assert caught.value.message.endswith("has not been trained; first: ftcli train shop.yaml")
     assert caught.value.exit_code == 1
     run_at(output, "stopped")
     with pytest.raises(FtcliError) as caught:
         newest_finished(output, "ftcli train shop.yaml")
     assert caught.value.message == (
-        f"{output}: its run is not finished (stopped); first: ftcli train {output}"
+        f"{output}: its run is not finished (stopped); resume: ftcli train {output}"
     )
     run_at(output, "finished")
     run_at(tmp_path / "shop-2", "finished")

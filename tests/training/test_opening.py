@@ -146,7 +146,7 @@ def test_the_command_that_makes_the_run_is_whole(tmp_path: Path, monkeypatch: Pa
     monkeypatch.chdir(tmp_path)
     Path("my shop.yaml").write_text(SHOP)
     assert reason(Path("my shop.yaml")).endswith(
-        "it has not been trained; first: ftcli train 'my shop.yaml'"
+        "has not been trained; first: ftcli train 'my shop.yaml'"
     )
     with pytest.raises(FtcliError) as caught:
         run_at(Path("my shop.yaml"), ["output=runs/b c"])
