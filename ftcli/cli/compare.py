@@ -98,10 +98,10 @@ def _rates(text: str | None) -> tuple[float, ...]:
 
 def show(found: CompareResult) -> None:
     """A comparison as a person reads it: one table, its notes, and the verdict."""
-    from ftcli.evaluation.compare.compare_page import headline, notes, rows_of
+    from ftcli.evaluation.compare.compare_page import headline, notes, table_rows
 
     result(wrapped(headline(found), ""))
-    rows = rows_of(found)
+    rows = table_rows(found)
     heads, gap = list(rows[0]), 2
     if width() < WIDE:
         gap = 1

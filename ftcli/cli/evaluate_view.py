@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ftcli.console import counted, result, say, shown_path, table, width, wrapped
-from ftcli.evaluation.run_evaluation import Evaluated
+from ftcli.evaluation.run_evaluation import EvaluatedRun
 from ftcli.evaluation.statistics import MIN_ROWS
 from ftcli.evaluation.verdicts import (
     NOT_MEASURED,
     REPLAY,
     RunVerdict,
-    data_of,
+    rows_in_words,
     summary_of,
     verdict_of,
 )
@@ -57,7 +57,7 @@ LAYOUTS = (
 )
 
 
-def show(found: Evaluated) -> None:
+def show(found: EvaluatedRun) -> None:
     """Print it."""
     evaluated, run = found.result, found.run
     if found.stored:
@@ -78,7 +78,7 @@ def show(found: Evaluated) -> None:
     verdict = verdict_of(evaluated)
     if evaluated.rows < MIN_ROWS:
         are = "is" if evaluated.rows == 1 else "are"
-        result(f"{data_of(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least.")
+        result(f"{rows_in_words(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least.")
     else:
         result(f"{verdict.headline}.")
     # The summary has the others.

@@ -95,7 +95,7 @@ def prepare(
     Every row that is not used is counted, and named with file, line and reason. Ends with advice:
     is fine-tuning the right thing for these rows?
     """
-    from ftcli.evaluation.advice.prompting import SHOTS
+    from ftcli.evaluation.eval_rows import SHOTS
 
     if shots is not None and not try_prompting and cost_per_hour is None:
         raise UsageError(

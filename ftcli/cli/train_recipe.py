@@ -143,7 +143,8 @@ def plan_recipe(
     """
     from ftcli.cli.prepare import data_folder
     from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.prompting import SHOTS, measure_cost
+    from ftcli.evaluation.advice.prompting import measure_cost
+    from ftcli.evaluation.eval_rows import SHOTS
     from ftcli.runs.folder import find_run, free_folder
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run

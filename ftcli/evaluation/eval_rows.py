@@ -121,7 +121,7 @@ def read_rows(
     from ftcli.models.prompt_manifest import verify_run
 
     if data is None:
-        verify(opened, split)
+        require_undamaged(opened, split)
         found: Iterable[Mapping[str, Any]] = read_split(opened.run.data, split).to_pylist()
     else:
         source = str(data.absolute())
@@ -131,13 +131,13 @@ def read_rows(
     rows = tuple(map(row_of, found))
     if opened.recipe.data.loss_on == "all":
         # Only the last answer is scored; a plain text has no prompt.
-        rows = tuple(after_prompt(row, row.input_ids[: row.prompt_tokens]) for row in rows)
+        rows = tuple(with_prompt(row, row.input_ids[: row.prompt_tokens]) for row in rows)
     if not rows:
         raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
     return rows[:limit]
 
 
-def after_prompt(row: Row, prompt: Sequence[int]) -> Row:
+def with_prompt(row: Row, prompt: Sequence[int]) -> Row:
     """The row's last answer after this prompt, of which nothing is scored."""
     from ftcli.data.tokenizing.rendering import IGNORED
 
@@ -151,7 +151,7 @@ def after_prompt(row: Row, prompt: Sequence[int]) -> Row:
 
 
 @dataclass(frozen=True)
-class SeenRows:
+class ContaminatedRows:
     """Contaminated rows, on which the tuned model looks better than it is; None: not known."""
 
     rows_trained_on: int | None
@@ -173,9 +173,9 @@ class SeenRows:
             )
 
 
-def find_seen(
+def find_contaminated(
     opened: OpenRun, rows: Sequence[Row], split: Split | None, reporter: Reporter
-) -> SeenRows:
+) -> ContaminatedRows:
     """`split`: where the rows are from; None: a file.
 
     Both counts are None, with a warning, where a file of the run's rows is missing or damaged.
@@ -193,7 +193,7 @@ def find_seen(
         except DataError as error:
             reporter.warn(f"whether these rows were trained on is not known: {error}")
             trained_on = in_validation = None
-    return SeenRows(trained_on, len(rows) if split == "validation" else in_validation)
+    return ContaminatedRows(trained_on, len(rows) if split == "validation" else in_validation)
 
 
 def question_digest(turns: Turns, input_ids: Iterable[int]) -> bytes:
@@ -214,7 +214,7 @@ def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> 
     }
 
 
-def verify(opened: OpenRun, split: RowsOf) -> None:
+def require_undamaged(opened: OpenRun, split: RowsOf) -> None:
     """Raise DataError (`data_damaged`) where a file of rows differs from what was written."""
     for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
         raise DataError(
@@ -235,7 +235,7 @@ def stream_rows(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
 
     Raises DataError (`data_damaged`).
     """
-    verify(opened, split)
+    require_undamaged(opened, split)
     for batch in row_batches(opened.run.data, split):
         ids = batch.column("input_ids")
         for index, turns in enumerate(batch.column("messages").to_pylist()):

@@ -13,7 +13,7 @@ from ftcli.config.recipe import Generation
 from ftcli.console import Reporter, counted
 from ftcli.data.prompts import choose_examples, few_shot
 from ftcli.errors import DataError, UsageError
-from ftcli.evaluation.eval_rows import EvalOptions, Row, after_prompt, row_of, stream_turns
+from ftcli.evaluation.eval_rows import EvalOptions, Row, row_of, stream_turns, with_prompt
 from ftcli.evaluation.general_ability import (
     Instruction,
     general_instructions,
@@ -132,7 +132,7 @@ def _prompted(
             f"--baseline-prompt: instruction and {counted(options.shots, 'example')} cannot be "
             f"rendered: {fault}; try --shots 0",
         ) from fault
-    rows = tuple(after_prompt(*pair) for pair in zip(plain.rows, prompts, strict=True))
+    rows = tuple(with_prompt(*pair) for pair in zip(plain.rows, prompts, strict=True))
     return replace(
         plain,
         label="rows, prompted",

@@ -16,17 +16,24 @@ from ftcli.config.section import named_files, without_folders
 from ftcli.console import Reporter
 from ftcli.data.dataset import Split
 from ftcli.errors import Stopped
-from ftcli.evaluation.eval_rows import EvalOptions, Row, SeenRows, find_seen, held_out, read_rows
+from ftcli.evaluation.eval_rows import (
+    ContaminatedRows,
+    EvalOptions,
+    Row,
+    find_contaminated,
+    held_out,
+    read_rows,
+)
 from ftcli.evaluation.model_outputs import VERSION, ModelOutputs, ModelRunner, Progress
 from ftcli.evaluation.row_sets import RowSets, build_sets
 from ftcli.evaluation.score_table import (
     are_labels,
+    correctness_scores,
     forgetting_scores,
     possible_kinds,
     require_known,
     score_rows,
     task_scores,
-    truth_of,
 )
 from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, code_digest
@@ -50,7 +57,7 @@ SAMPLES = 5
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluatedRun:
     """An evaluation of a run; `stored`: it was read from the folder."""
 
     run: RunFolder
@@ -60,7 +67,7 @@ class Evaluated:
 
 def evaluate_run(
     path: Path, overrides: Sequence[str], options: EvalOptions, reporter: Reporter
-) -> Evaluated:
+) -> EvaluatedRun:
     """Evaluate a finished run; the same evaluation is made once.
 
     Raises FtcliError; Stopped on a signal: what was answered until then is kept.
@@ -82,7 +89,7 @@ def evaluate_run(
     if stored:
         require_as_trained(opened, with_base=options.with_base)
         result = EvalResult.read(file)
-        seen = SeenRows(result.rows_trained_on, result.rows_in_validation)
+        seen = ContaminatedRows(result.rows_trained_on, result.rows_in_validation)
         seen.warn(result.data, result.rows, reporter)
     else:
         with _one_at_a_time(run, reporter):
@@ -90,7 +97,7 @@ def evaluate_run(
             result.write(file)
     with suppress(OSError):  # a run that nobody may write to can still be evaluated
         write_text(run.evaluated_last, f"{key}\n")
-    return Evaluated(run, result, stored)
+    return EvaluatedRun(run, result, stored)
 
 
 def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
@@ -151,7 +158,7 @@ def _evaluate(
 
     recipe, data = opened.recipe, str(options.data or split)
     rows = read_rows(opened, options.data, split, options.limit, reporter)
-    seen = find_seen(opened, rows, None if options.data else split, reporter)
+    seen = find_contaminated(opened, rows, None if options.data else split, reporter)
     seen.warn(data, len(rows), reporter)
     prompt_format = verify_run(opened.recipe, opened.run, opened.prepared)
     sets = build_sets(opened, options, rows, prompt_format, reporter)
@@ -185,7 +192,7 @@ def _evaluate(
         calls={side: _call(each) for side, each in answered.items()},
         replay=shown_source(recipe.data.replay.source) if recipe.data.replay is not None else None,
         decides_by=recipe.eval.decides_by,
-        truth_measured_by=truth_of(scores, labels=labels),
+        truth_measured_by=correctness_scores(scores, labels=labels),
         notes=scored.notes,
         samples=tuple(sorted(answers, key=_sample_order)[:SAMPLES]) if answered else (),
         answers=str(file.relative_to(opened.run.evaluations)),

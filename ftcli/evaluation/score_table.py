@@ -33,16 +33,28 @@ INSTRUCTIONS_FINISHED = ScoreKind("instructions finished (EOS)", "share", "highe
 HIDDEN = {"chrf", "repetition", "answer_tokens"}
 LABEL_SCORE = "exact_match"
 # They compare with the row's own answer, which is right by definition.
-OF_REFERENCE = {"sql_match", "execution_match", "execution_tested", "field_f1", "field_accuracy"}
+REFERENCE_SCORES = {
+    "sql_match",
+    "execution_match",
+    "execution_tested",
+    "field_f1",
+    "field_accuracy",
+}
 # Scores that say whether an answer is right.
-TRUTH = {"judge_supported", "spans_supported", "execution_match", "sql_match", "field_f1"}
-TRUTH |= {"field_accuracy"}
+CORRECTNESS_SCORES = {
+    "judge_supported",
+    "spans_supported",
+    "execution_match",
+    "sql_match",
+    "field_f1",
+}
+CORRECTNESS_SCORES |= {"field_accuracy"}
 # Answers are labels where few different ones occur, all short, and each of them often.
 MAX_LABELS, MAX_LABEL_CHARACTERS, ROWS_PER_LABEL = 20, 60, 3
 
 
 @dataclass
-class Measured:
+class MeasuredScore:
     """One score of all sides, before it is a row."""
 
     name: str
@@ -75,15 +87,15 @@ def possible_kinds(kinds: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
     return {**form, "stop_rate": FINISHED, **kinds, "loss": LOSS}
 
 
-def truth_of(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, ...]:
+def correctness_scores(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, ...]:
     """Scores that say whether answers are right, the user's own among them."""
-    truth = {*TRUTH, LABEL_SCORE} if labels else TRUTH
+    truth = {*CORRECTNESS_SCORES, LABEL_SCORE} if labels else CORRECTNESS_SCORES
     return tuple(row.name for row in rows if row.name in truth or (row.own and row.better))
 
 
 def task_scores(
     outputs: Mapping[Side, ModelOutputs], scored: ScoredSides, scorers: Scorers, *, labels: bool
-) -> list[Measured]:
+) -> list[MeasuredScore]:
     """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
     kinds = {"loss": LOSS}
     if scored.counts:
@@ -97,11 +109,11 @@ def task_scores(
     rows = []
     for name, kind in kinds.items():
         sides = {side: each[name] for side, each in counts.items() if name in each}
-        row = Measured(name, kind, sides, own=name in scorers.own)
-        if name.partition(".")[0] not in OF_REFERENCE:
+        row = MeasuredScore(name, kind, sides, own=name in scorers.own)
+        if name.partition(".")[0] not in REFERENCE_SCORES:
             row.your_answers = scored.your_answers.get(name)
         row.shown = name not in HIDDEN and (name != LABEL_SCORE or labels)
-        if name == "rouge_l" and (labels or TRUTH & kinds.keys()):
+        if name == "rouge_l" and (labels or CORRECTNESS_SCORES & kinds.keys()):
             row.shown = False
         rows.append(row)
     return [row for row in rows if row.sides]
@@ -109,12 +121,12 @@ def task_scores(
 
 def forgetting_scores(
     sets: RowSets, outputs: Mapping[Side, Mapping[str, ModelOutputs]]
-) -> list[Measured]:
+) -> list[MeasuredScore]:
     """General ability of base and tuned model, by the sets `text` and `instructions`."""
-    text = Measured("general_text", TEXT)
-    loss = Measured("instructions", INSTRUCTIONS)
-    followed = Measured("instructions_followed", FOLLOWED)
-    finished = Measured("instructions_finished", INSTRUCTIONS_FINISHED)
+    text = MeasuredScore("general_text", TEXT)
+    loss = MeasuredScore("instructions", INSTRUCTIONS)
+    followed = MeasuredScore("instructions_followed", FOLLOWED)
+    finished = MeasuredScore("instructions_finished", INSTRUCTIONS_FINISHED)
     for side, by_set in outputs.items():
         if sets.text is not None and "text" in by_set:
             passages = [row.line for row in sets.text.rows]
@@ -156,7 +168,7 @@ def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> Non
 
 
 def score_rows(
-    scores: Sequence[Measured], forgetting: Sequence[Measured], decides_by: str | None
+    scores: Sequence[MeasuredScore], forgetting: Sequence[MeasuredScore], decides_by: str | None
 ) -> tuple[tuple[ScoreRow, ...], tuple[ScoreRow, ...]]:
     """Rows with their verdicts, with a family-wise error of 5% over all that are shown together.
 
@@ -170,7 +182,7 @@ def score_rows(
 
 
 def _differences(
-    rows: Sequence[Measured], other: Side, decides_by: str | None
+    rows: Sequence[MeasuredScore], other: Side, decides_by: str | None
 ) -> dict[str, Difference]:
     """By the name of the score."""
     compared = [(row, each) for row in rows if (each := row.comparison(other)) is not None]
@@ -192,7 +204,7 @@ def _differences(
     }
 
 
-def _row(row: Measured, base: Difference | None, prompted: Difference | None) -> ScoreRow:
+def _row(row: MeasuredScore, base: Difference | None, prompted: Difference | None) -> ScoreRow:
     return ScoreRow(
         name=row.name,
         **asdict(row.kind),

@@ -61,10 +61,10 @@ def score_answers(
         done()
     # A scorer may know its scores only after every question.
     names = [name for each in scorers for name in each.kinds]
-    return ScoredAnswers(results, gathered(results, names))
+    return ScoredAnswers(results, collect_counts(results, names))
 
 
-def gathered(results: Sequence[ExampleResult], names: Sequence[str]) -> dict[str, Counts]:
+def collect_counts(results: Sequence[ExampleResult], names: Sequence[str]) -> dict[str, Counts]:
     """Counts of each score that a row counts for; (0, 0) for the other rows."""
     found = {}
     for name in names:

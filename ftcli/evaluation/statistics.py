@@ -1,4 +1,4 @@
-"""Scores of many answers, their 95% intervals, and two sides compared row by row.
+"""Scores over many rows, their 95% intervals, and paired comparisons.
 
 A score is Σ numerator ÷ Σ denominator over the rows.
 """
@@ -15,16 +15,16 @@ from ftcli.evaluation.scorers.scorer import Better
 from ftcli.runs.results import Difference, Interval, Verdict
 
 CONFIDENCE = 0.95
-RESAMPLES, SWAPS = 2000, 9_999
-VALUES_AT_ONCE = 4_000_000  # rows × resamples in memory: 32 MB an array
+RESAMPLES, PERMUTATIONS = 2000, 9_999
+BATCH_VALUES = 4_000_000  # rows × resamples in memory: 32 MB per array
 SEED = 0  # the same answers give the same interval
-# Minimum samples for a verdict: an interval of 5 skewed rows covers 89% (simulated). Where only
-# some rows count, intervals of fewer than 30 such rows are too narrow (simulated: 9.5% for 5%).
+# Minimum samples for a verdict: an interval of 5 skewed rows covers 89% (simulated). If only some
+# rows count, fewer than 30 of them give intervals that are too narrow (simulated: 9.5% for 5%).
 MIN_ROWS, MIN_COUNTING_ROWS = 10, 30
 # Family-wise error over all comparisons that are shown together.
 LEVEL = 0.05
-# Rounding error of a sum: a share nearer to 0 or 1 than this is 0 or 1.
-NEARLY = 1e-9
+# A proportion nearer to 0 or 1 than this is 0 or 1.
+ROUNDING_ERROR = 1e-9
 
 Ratio = tuple[Sequence[float], Sequence[float]]
 """Numerators and denominators, row by row."""
@@ -43,7 +43,7 @@ class Counts:
 
     @property
     def n(self) -> int:
-        """Rows that count."""
+        """Rows with a denominator above 0."""
         return sum(denominator > 0 for denominator in self.denominators)
 
     @property
@@ -51,24 +51,24 @@ class Counts:
         return sum(self.numerators) / sum(self.denominators)
 
     @property
-    def are_hits(self) -> bool:
-        """Whether each row is a hit, a miss, or does not count."""
+    def is_binary(self) -> bool:
+        """Whether each row is a success, a failure, or does not count."""
         pairs = zip(*self.ratio, strict=True)
         return all(pair in ((0, 0), (0, 1), (1, 1)) for pair in pairs)
 
     def interval(self) -> Interval:
-        """Wilson's for a share of rows, else by resampling rows; 95%."""
-        if self.are_hits:
-            return share_interval(round(sum(self.numerators)), self.n)
+        """Of 95%: Wilson's for a proportion of rows, else a bootstrap over rows."""
+        if self.is_binary:
+            return wilson_interval(round(sum(self.numerators)), self.n)
         counting = [row for row, each in enumerate(self.denominators) if each > 0]
-        return ratio_interval(*self.only(counting).ratio)
+        return ratio_interval(*self.select(counting).ratio)
 
     def by_row(self) -> list[float | None]:
-        """The score of each row alone; None where it does not count."""
+        """The score of each row alone; None if the row does not count."""
         pairs = zip(*self.ratio, strict=True)
         return [numerator / each if each > 0 else None for numerator, each in pairs]
 
-    def only(self, rows: Sequence[int]) -> Counts:
+    def select(self, rows: Sequence[int]) -> Counts:
         return Counts(*(tuple(column[row] for row in rows) for column in self.ratio))
 
 
@@ -79,32 +79,32 @@ def mean_of(values: Sequence[float]) -> Counts:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One score of a second side less that of a first, over the same rows."""
+    """A score of a second side minus that of a first, over the same rows."""
 
     difference: float
     interval: Interval
     """Paired, 95%."""
     n: int
-    """Rows that count for the side that has fewer of them."""
+    """Rows that count, on the side where fewer do."""
     rows_higher: int
     rows_lower: int
     p_value: float
-    """Of no difference (`swapped_p_value`)."""
+    """From `permutation_p_value`."""
     too_few: bool
-    """Fewer rows count than a verdict needs."""
+    """Whether fewer rows count than a verdict needs."""
 
 
 def compare(first: Counts, second: Counts) -> Comparison | None:
-    """None where no row counts for both."""
+    """None if no row counts for both."""
     rows = list(zip(first.by_row(), second.by_row(), strict=True))
     used = [index for index, row in enumerate(rows) if row != (None, None)]
-    first, second = first.only(used), second.only(used)
+    first, second = first.select(used), second.select(used)
     n = min(first.n, second.n)
     if not n:
         return None
-    hits = first.are_hits and second.are_hits
-    if hits and first.n == second.n == len(used):
-        interval = paired_share_interval(first.numerators, second.numerators)
+    binary = first.is_binary and second.is_binary
+    if binary and first.n == second.n == len(used):
+        interval = newcombe_interval(first.numerators, second.numerators)
     else:
         interval = paired_ratio_interval(first.ratio, second.ratio)
     pairs = [(a, b) for a, b in rows if a is not None and b is not None]
@@ -114,8 +114,8 @@ def compare(first: Counts, second: Counts) -> Comparison | None:
         n,
         sum(b > a for a, b in pairs),
         sum(b < a for a, b in pairs),
-        swapped_p_value(first.ratio, second.ratio),
-        too_few=n < (MIN_ROWS if hits or n == len(rows) else MIN_COUNTING_ROWS),
+        permutation_p_value(first.ratio, second.ratio),
+        too_few=n < (MIN_ROWS if binary or n == len(rows) else MIN_COUNTING_ROWS),
     )
 
 
@@ -123,7 +123,7 @@ def holm(p_values: Sequence[float], level: float = LEVEL) -> tuple[bool, ...]:
     """Which comparisons are significant, with a family-wise error of `level`.
 
     Holm 1979, Scandinavian Journal of Statistics 6, 65-70: the smallest p is compared with level
-    ÷ m, the next with level ÷ (m - 1), until one fails. Dependence between them does no harm.
+    ÷ m, the next with level ÷ (m - 1), until one fails. It holds for dependent comparisons too.
     """
     significant = [False] * len(p_values)
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
@@ -145,7 +145,7 @@ def verdict_of(found: Comparison, better: Better, *, significant: bool) -> Verdi
 def to_difference(
     found: Comparison, better: Better | None, *, significant: bool, has_verdict: bool = True
 ) -> Difference:
-    """As it is kept: rows higher and lower become rows better and worse (None: neither way is)."""
+    """The record of a comparison; without `better`, no row is better or worse."""
     better_and_worse: tuple[int | None, int | None] = (None, None)
     if better is not None:
         better_and_worse = found.rows_higher, found.rows_lower
@@ -164,24 +164,24 @@ def to_difference(
     )
 
 
-def smallest_points(rows: int) -> int:
-    """Points by which two shares must differ to be told apart on so many rows: half the width of
-    the 95% interval of the difference of two shares of a half."""
+def detectable_points(rows: int) -> int:
+    """Smallest difference of two proportions, in percentage points, that so many rows can show:
+    half the width of the 95% interval at 50%."""
     return math.ceil(100 * 1.96 * math.sqrt(0.5 / rows))
 
 
 def percent(share: float) -> str:
-    """`97%`; `>99%` and `<1%` where rounding would say all or none."""
+    """`97%`; `>99%` and `<1%` instead of a rounded 100% or 0%."""
     shown = f"{share:.0%}"
-    if shown == "100%" and share < 1 - NEARLY:
+    if shown == "100%" and share < 1 - ROUNDING_ERROR:
         return ">99%"
-    if shown == "0%" and share > NEARLY:
+    if shown == "0%" and share > ROUNDING_ERROR:
         return "<1%"
     return shown
 
 
-def share_interval(successes: int, count: int) -> Interval:
-    """Wilson's score interval of a share."""
+def wilson_interval(successes: int, count: int) -> Interval:
+    """Wilson's score interval of a proportion."""
     from scipy.stats import binomtest
 
     found = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
@@ -189,7 +189,7 @@ def share_interval(successes: int, count: int) -> Interval:
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
-    """Percentile bootstrap over rows of Σ numerators / Σ denominators (loss per token)."""
+    """Percentile bootstrap over rows of Σ numerators ÷ Σ denominators (loss per token)."""
     if len(numerators) < 2 or len(set(zip(numerators, denominators, strict=True))) == 1:
         value = sum(numerators) / sum(denominators)
         return value, value
@@ -197,9 +197,9 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
 
 
 def paired_ratio_interval(first: Ratio, second: Ratio) -> Interval:
-    """Percentile bootstrap over rows of the second ratio of sums less the first.
+    """Percentile bootstrap over rows of the second ratio of sums minus the first.
 
-    A row is drawn for both at once, so that its difficulty cancels.
+    A row is drawn for both sides together, so that its difficulty cancels.
     """
     rows = list(zip(*first, *second, strict=True))
     if len(rows) < 2 or len(set(rows)) == 1:
@@ -210,19 +210,19 @@ def paired_ratio_interval(first: Ratio, second: Ratio) -> Interval:
     )
 
 
-def paired_share_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Of the second share of hits less the first; each row is a hit (1) or a miss (0) of both.
+def newcombe_interval(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Of the second proportion minus the first; both sides have 1 or 0 for each row.
 
     Newcombe (1998, Statistics in Medicine 17, 2635–2650), method 10: two Wilson intervals and the
-    correlation of the pairs. It keeps its width where all rows are alike (0 of 40 against 40 of
-    40), and resampling sees no variance.
+    correlation of the pairs. It has a width even if all rows are equal (0 of 40 against 40 of 40),
+    where a bootstrap sees no variance.
     """
     pairs = Counter(zip(first, second, strict=True))
     both, neither, only_first, only_second = pairs[1, 1], pairs[0, 0], pairs[1, 0], pairs[0, 1]
     rows = len(first)
     p1, p2 = (both + only_first) / rows, (both + only_second) / rows
-    l1, u1 = share_interval(both + only_first, rows)
-    l2, u2 = share_interval(both + only_second, rows)
+    l1, u1 = wilson_interval(both + only_first, rows)
+    l2, u2 = wilson_interval(both + only_second, rows)
     phi = 0.0
     product = (both + only_first) * (only_second + neither)
     if product := product * (both + only_second) * (only_first + neither):
@@ -237,13 +237,12 @@ def paired_share_interval(first: Sequence[float], second: Sequence[float]) -> In
     return p2 - p1 - length(p2 - l2, u1 - p1), p2 - p1 + length(u2 - p2, p1 - l1)
 
 
-def swapped_p_value(first: Ratio, second: Ratio) -> float:
-    """Of no difference between two ratios of sums, two-sided.
+def permutation_p_value(first: Ratio, second: Ratio) -> float:
+    """Two-sided, of no difference between two ratios of sums; assumes no distribution.
 
-    Without a difference, swapping the sides within any row changes nothing: the share of SWAPS
-    random swaps with a difference at least as large, the observed one counted (Phipson and Smyth
-    2010). It assumes no distribution. scipy's permutation_test does the same in 24 times the time
-    (0.77 s a score of 200 rows, 12 s an evaluation).
+    The proportion of random swaps of the sides within rows that give at least as large a
+    difference, the observed one counted (Phipson and Smyth 2010). scipy's permutation_test does
+    the same in 24 times the time (0.77 s per score of 200 rows, 12 s per evaluation).
     """
     import numpy as np
 
@@ -252,22 +251,23 @@ def swapped_p_value(first: Ratio, second: Ratio) -> float:
     rng = np.random.default_rng(SEED)
 
     def difference(swapped: Any) -> Any:
-        moved = swapped @ (other_numerators - numerators)
-        moved_down = swapped @ (other_denominators - denominators)
-        ours = (numerators.sum() + moved) / _above_zero(denominators.sum() + moved_down)
-        theirs = other_numerators.sum() - moved
-        return theirs / _above_zero(other_denominators.sum() - moved_down) - ours
+        up = swapped @ (other_numerators - numerators)
+        down = swapped @ (other_denominators - denominators)
+        first_score = (numerators.sum() + up) / _above_zero(denominators.sum() + down)
+        return (other_numerators.sum() - up) / _above_zero(
+            other_denominators.sum() - down
+        ) - first_score
 
     rows = len(numerators)
     observed = abs(float(difference(np.zeros((1, rows)))[0]))
     as_large, done = 0, 0
-    while done < SWAPS:
-        draws = min(SWAPS - done, max(1, VALUES_AT_ONCE // rows))
+    while done < PERMUTATIONS:
+        draws = min(PERMUTATIONS - done, max(1, BATCH_VALUES // rows))
         swapped = rng.random((draws, rows)) < 0.5
         found = np.abs(difference(swapped.astype(np.float64)))
         as_large += int((found >= observed * (1 - 1e-9) - 1e-15).sum())
         done += draws
-    return (as_large + 1) / (SWAPS + 1)
+    return (as_large + 1) / (PERMUTATIONS + 1)
 
 
 def _ratio(numerators: Any, denominators: Any, axis: int) -> Any:
@@ -275,7 +275,7 @@ def _ratio(numerators: Any, denominators: Any, axis: int) -> Any:
 
 
 def _above_zero(denominators: Any) -> Any:
-    """A resample in which no row counts has a score of 0."""
+    """So that a resample in which no row counts scores 0."""
     import numpy as np
 
     return np.maximum(denominators, np.finfo(np.float64).tiny)
@@ -295,7 +295,7 @@ def _bootstrap(columns: Sequence[Sequence[float]], statistic: Callable[..., Any]
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=max(1, VALUES_AT_ONCE // rows),
+        batch=max(1, BATCH_VALUES // rows),
         confidence_level=float(1 - 2 * norm.cdf(-expanded)),
         method="percentile",
         rng=np.random.default_rng(SEED),

@@ -21,7 +21,7 @@ from typing import Literal
 
 from ftcli.console import counted
 from ftcli.errors import UsageError, did_you_mean
-from ftcli.evaluation.statistics import percent, share_interval, smallest_points
+from ftcli.evaluation.statistics import detectable_points, percent, wilson_interval
 from ftcli.runs.results import Difference, EvalResult, Score, ScoreRow, Side
 
 # Targets of our own, for the lower end of the interval: the first users notice one answer in twenty
@@ -29,7 +29,7 @@ from ftcli.runs.results import Difference, EvalResult, Score, ScoreRow, Side
 TARGETS = {"stop_rate": 0.95, "format_rate": 0.90}
 RIGHT_TARGET = 0.80
 # A general text one twentieth more perplexing is less than what quantising to 4 bits does.
-MUCH = 0.05
+SUBSTANTIAL = 0.05
 SLIGHTLY = "slightly higher"
 NOT_MEASURED = "Whether the answers are true was not measured"
 REPLAY = "General ability was lost: train again with data.replay: builtin"
@@ -57,12 +57,12 @@ class RunVerdict:
     """What to check, a sentence each."""
 
 
-def value_of(row: ScoreRow, score: Score | None) -> str:
+def format_value(row: ScoreRow, score: Score | None) -> str:
     """`97%`, `1.77`; of a perplexity the exponential of its loss; `–` without one."""
     return "–" if score is None else _number(row, score.value)
 
 
-def interval_of(row: ScoreRow, score: Score) -> str:
+def format_interval(row: ScoreRow, score: Score) -> str:
     """`89 to 99%`."""
     low, high = (_number(row, end) for end in score.interval)
     return f"{low.removesuffix('%')} to {high}"
@@ -75,7 +75,7 @@ def _number(row: ScoreRow, value: float) -> str:
     return f"{shown:,.{0 if abs(shown) >= 100 else 1 if abs(shown) >= 10 else 2}f}"
 
 
-def difference_of(row: ScoreRow, found: Difference | None) -> str:
+def format_difference(row: ScoreRow, found: Difference | None) -> str:
     """`+93 (82 to 97)` in points of a share; of a perplexity its change in percent."""
     if found is None:
         return ""
@@ -94,14 +94,14 @@ def _with_sign(value: float, decimals: int) -> str:
     return shown if float(shown.replace("−", "-")) else shown[1:]
 
 
-def rows_of(found: Difference | None) -> str:
+def format_row_counts(found: Difference | None) -> str:
     """`56 / 0`: rows better and worse."""
     if found is None or found.rows_better is None:
         return ""
     return f"{found.rows_better} / {found.rows_worse}"
 
 
-def word_of(row: ScoreRow, found: Difference | None) -> str:
+def verdict_word(row: ScoreRow, found: Difference | None) -> str:
     """`better`, `worse`, `not significant`; `slightly higher` of a perplexity worse by up to 5%."""
     if found is None or found.verdict is None:
         return ""
@@ -111,16 +111,16 @@ def word_of(row: ScoreRow, found: Difference | None) -> str:
 
 
 def _is_slight(row: ScoreRow, found: Difference) -> bool:
-    return found.verdict == "worse" and row.unit == "perplexity" and not is_much(row)
+    return found.verdict == "worse" and row.unit == "perplexity" and not is_substantial(row)
 
 
-def is_much(row: ScoreRow) -> bool:
+def is_substantial(row: ScoreRow) -> bool:
     """Whether general ability is worse by more than a twentieth."""
     found = row.tuned_vs_base
     if found is None or found.verdict != "worse":
         return False
     lost = math.expm1(found.value) if row.unit == "perplexity" else -found.value
-    return lost > MUCH
+    return lost > SUBSTANTIAL
 
 
 def summary_of(result: EvalResult) -> list[str]:
@@ -136,7 +136,10 @@ def summary_of(result: EvalResult) -> list[str]:
         found.append(f"{REPLAY}.")
     found += [f"{_capital(note)}." for note in result.notes]
     if any(row.unit == "share" for row in result.shown_rows) and "base" in result.sides:
-        rows, points = counted(result.rows, "row shows", "rows show"), smallest_points(result.rows)
+        rows, points = (
+            counted(result.rows, "row shows", "rows show"),
+            detectable_points(result.rows),
+        )
         found.append(f"{rows} differences in shares from {points} points on.")
     return found
 
@@ -145,8 +148,8 @@ def _better_and_worse(result: EvalResult, other: Side) -> str:
     parts = []
     for word in ("better", "worse", SLIGHTLY):
         rows = _with_verdict(result, other, "better" if word == "better" else "worse")
-        if named := [row.label for row in rows if word_of(row, row.against(other)) == word]:
-            parts.append(f"{word}: {listed(named)}")
+        if named := [row.label for row in rows if verdict_word(row, row.against(other)) == word]:
+            parts.append(f"{word}: {join_words(named)}")
     return "; ".join(parts) or "no difference is significant"
 
 
@@ -156,7 +159,7 @@ def _with_verdict(result: EvalResult, other: Side, verdict: str) -> list[ScoreRo
     return [row for row, found in pairs if found is not None and found.verdict == verdict]
 
 
-def listed(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """`a, b and c`."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
@@ -165,9 +168,11 @@ def listed(names: Sequence[str]) -> str:
 def verdict_of(result: EvalResult) -> RunVerdict:
     """Ready to be used, by the rules at the top of this file."""
     if "base" not in result.sides:
-        sentence = f"Its own scores were measured on {data_of(result)}, those of the base were not."
+        sentence = (
+            f"Its own scores were measured on {rows_in_words(result)}, those of the base were not."
+        )
         return RunVerdict("not compared", "Not compared with its base", sentence)
-    measured = f"Measured on {data_of(result)}."
+    measured = f"Measured on {rows_in_words(result)}."
     sentence = f"{_capital(_better_and_worse(result, 'base'))}. {measured}"
     better = [row for row in _with_verdict(result, "base", "better") if row in result.scores]
     worse = _with_verdict(result, "base", "worse")
@@ -192,17 +197,17 @@ def _reasons(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
     yield from _missed_targets(result)
     yield from _lost(result, worse)
     if prompted := [row.label for row in _with_verdict(result, "prompted", "worse")]:
-        yield f"The base with a prompt, which needs no training, is better: {listed(prompted)}"
+        yield f"The base with a prompt, which needs no training, is better: {join_words(prompted)}"
     banned = result.row("banned_phrases")
-    if banned is not None and banned.tuned is not None and banned.tuned.value > MUCH:
-        yield f"{value_of(banned, banned.tuned)} of the answers have a banned phrase"
+    if banned is not None and banned.tuned is not None and banned.tuned.value > SUBSTANTIAL:
+        yield f"{format_value(banned, banned.tuned)} of the answers have a banned phrase"
     yield from contaminated(result)
 
 
 def _lost(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
     for row in worse:
-        if row not in result.forgetting or is_much(row):
-            before, after = value_of(row, row.base), value_of(row, row.tuned)
+        if row not in result.forgetting or is_substantial(row):
+            before, after = format_value(row, row.base), format_value(row, row.tuned)
             yield f"Worse than the base: {row.label} {before} → {after}"
     if not result.forgetting:
         yield "Whether general ability was lost was not measured"
@@ -212,7 +217,7 @@ def _lost(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
 
 def needs_replay(result: EvalResult) -> bool:
     """Whether general ability was lost that replay would have kept."""
-    return result.replay is None and any(is_much(row) for row in result.forgetting)
+    return result.replay is None and any(is_substantial(row) for row in result.forgetting)
 
 
 def _missed_targets(result: EvalResult) -> Iterator[str]:
@@ -225,10 +230,10 @@ def _missed_targets(result: EvalResult) -> Iterator[str]:
         low = row.tuned.interval[0]
         if low == row.tuned.interval[1]:  # all rows are alike: resampling sees no variance
             hits = round(min(max(row.tuned.value, 0), 1) * row.tuned.n)
-            low = share_interval(hits, row.tuned.n)[0]
+            low = wilson_interval(hits, row.tuned.n)[0]
         if low < target:
             short = "below" if row.tuned.value < target else "not shown to reach"
-            shown = f"{value_of(row, row.tuned)} ({interval_of(row, row.tuned)})"
+            shown = f"{format_value(row, row.tuned)} ({format_interval(row, row.tuned)})"
             yield f"{_capital(row.label)}: {shown} is {short} the target of {target:.0%}"
 
 
@@ -245,7 +250,7 @@ def _part(result: EvalResult, rows: int) -> str:
     return "These rows" if rows >= result.rows else f"{rows:,} of {counted(result.rows, 'row')}"
 
 
-def data_of(result: EvalResult) -> str:
+def rows_in_words(result: EvalResult) -> str:
     """`60 held-out rows (test)`."""
     if result.data in ("test", "validation"):
         return f"{counted(result.rows, 'held-out row')} ({result.data})"
@@ -271,11 +276,11 @@ class Requirement:
         if self.sign in COMPARE:
             if row.tuned is not None and COMPARE[self.sign](row.tuned.value, self.limit):
                 return None
-            return f"{row.label} is {value_of(row, row.tuned)}"
+            return f"{row.label} is {format_value(row, row.tuned)}"
         verdict = row.tuned_vs_base.verdict if row.tuned_vs_base is not None else None
         if verdict == "better" or (self.sign == "not-worse" and verdict not in (None, "worse")):
             return None
-        before, after = value_of(row, row.base), value_of(row, row.tuned)
+        before, after = format_value(row, row.base), format_value(row, row.tuned)
         return f"{row.label} {before} → {after} is {verdict or 'not compared'}"
 
 

@@ -20,7 +20,14 @@ from transformers import PreTrainedModel
 from ftcli.config.recipe import Qlora
 from ftcli.console import Reporter
 from ftcli.errors import ModelError
-from ftcli.export.parity import Part, Prediction, Rows, largest_activation, parts_of, predictions_of
+from ftcli.export.parity import (
+    Prediction,
+    Rows,
+    WeightGroup,
+    largest_activation,
+    modules_with_weights,
+    predictions_of,
+)
 from ftcli.inference.open_model import hardware_of, load_tuned_model
 from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
@@ -122,7 +129,7 @@ class Merger:
         """Predictions of the merged model, its weights rounded to `stored`; None: not rounded."""
         label = "merged" if stored is None else f"merged, {stored}"
         dtype = STORED_TYPES[stored] if stored is not None else None
-        parts = merged_parts(self._adapted, self.compared_in, dtype, self._nf4)
+        parts = merged_groups(self._adapted, self.compared_in, dtype, self._nf4)
         with largest_activation(self._adapted) as largest:
             found = self._predict(self._adapted, label, parts)
         self.largest_activation = max(self.largest_activation, largest())
@@ -162,7 +169,7 @@ class Merger:
         return network.to(device_of(self._hardware)) if needed < free else network
 
     def _predict(
-        self, network: PreTrainedModel, label: str, parts: Sequence[Part] | None = None
+        self, network: PreTrainedModel, label: str, parts: Sequence[WeightGroup] | None = None
     ) -> list[Prediction]:
         predictions: list[Prediction] = []
         pad_id = self._prompt_format.pad_id
@@ -277,21 +284,21 @@ def without_adapter(adapted: PeftModel, stored: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def merged_parts(
+def merged_groups(
     adapted: PeftModel, dtype: torch.dtype, stored: torch.dtype | None, nf4: Nf4Config | None
-) -> list[Part]:
+) -> list[WeightGroup]:
     """Parts of the model that `merge_adapter` makes, each merged while it computes in `dtype`.
 
     Their weights are rounded to `stored` first; None: not rounded.
     """
     layers = {layer: name for name, layer in layers_to_merge(adapted, nf4)}
     return [
-        _MergedPart(module, dtype, layers.get(module), stored, nf4)
-        for module in parts_of(causal_model(adapted))
+        _MergedGroup(module, dtype, layers.get(module), stored, nf4)
+        for module in modules_with_weights(causal_model(adapted))
     ]
 
 
-class _MergedPart(Part):
+class _MergedGroup(WeightGroup):
     """A part with its update in its weight; its adapter computes nothing meanwhile."""
 
     def __init__(
@@ -305,7 +312,7 @@ class _MergedPart(Part):
         super().__init__(module, dtype)
         self.name, self.rounded_to, self.nf4 = name, stored, nf4
 
-    def widen(self, *_: object) -> None:
+    def upcast(self, *_: object) -> None:
         self.stored = [(each, each.data) for each in self.module.parameters()]
         if self.name is not None:
             add_update(self.name, self.module, self.nf4)

@@ -67,11 +67,11 @@ def predictions_of(
     rows: Rows,
     pad_id: int,
     dtype: torch.dtype,
-    parts: Sequence[Part] | None = None,
+    parts: Sequence[WeightGroup] | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions row by row, computed in `dtype`; `parts` as in `computing_in`."""
+    """Predictions row by row, computed in `dtype`; `parts` as in `compute_in`."""
     network = causal_model(network.eval())
-    with torch.no_grad(), computing_in(network, dtype, parts):
+    with torch.no_grad(), compute_in(network, dtype, parts):
         for some in _together(rows):
             batch = padded(some, pad_id).to(network.device)
             logits = network(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
@@ -95,20 +95,20 @@ def _together(rows: Rows) -> Iterator[Rows]:
 
 
 @contextmanager
-def computing_in(
-    network: PreTrainedModel, dtype: torch.dtype, parts: Sequence[Part] | None = None
+def compute_in(
+    network: PreTrainedModel, dtype: torch.dtype, parts: Sequence[WeightGroup] | None = None
 ) -> Iterator[None]:
     """Compute in this type: each part's weights are widened for its own forward pass alone.
 
     Memory holds one copy of the weights, in their own type; 4-bit weights are not widened.
     """
     if parts is None:
-        parts = [Part(module, dtype) for module in parts_of(network)]
+        parts = [WeightGroup(module, dtype) for module in modules_with_weights(network)]
     handles = [
         handle
         for part in parts
         for handle in (
-            part.module.register_forward_pre_hook(part.widen),
+            part.module.register_forward_pre_hook(part.upcast),
             part.module.register_forward_hook(part.restore, always_call=True),
         )
     ]
@@ -163,7 +163,7 @@ def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
             handle.remove()
 
 
-class Part:
+class WeightGroup:
     """A module that holds weights, and its stored weights while it computes with widened ones."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
@@ -171,7 +171,7 @@ class Part:
         self.dtype = dtype
         self.stored: list[tuple[nn.Parameter, Tensor]] = []
 
-    def widen(self, *_: object) -> None:
+    def upcast(self, *_: object) -> None:
         for parameter in self.module.parameters():
             if parameter.is_floating_point() and parameter.dtype != self.dtype:
                 self.stored.append((parameter, parameter.data))
@@ -183,14 +183,14 @@ class Part:
         self.stored.clear()
 
 
-def parts_of(module: nn.Module) -> Iterator[nn.Module]:
+def modules_with_weights(module: nn.Module) -> Iterator[nn.Module]:
     """The smallest modules that use their weights together: an adapter reads its base's."""
     together = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
     if together or any(True for _ in module.parameters(recurse=False)):
         yield module
         return
     for child in module.children():
-        yield from parts_of(child)
+        yield from modules_with_weights(child)
 
 
 def parity(reference: Sequence[Prediction], candidate: Sequence[Prediction]) -> Parity:

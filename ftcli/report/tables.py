@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from ftcli.console import counted, duration
 from ftcli.data.dataset import Dataset
-from ftcli.evaluation.verdicts import data_of, difference_of, rows_of, value_of, word_of
+from ftcli.evaluation.verdicts import (
+    format_difference,
+    format_row_counts,
+    format_value,
+    rows_in_words,
+    verdict_word,
+)
 from ftcli.report.figures import Change, ReportFigures
 from ftcli.runs.results import EvalResult, ScoreRow, Side
 from ftcli.runs.training_records import MemoryFigures
@@ -39,7 +45,7 @@ def scores(result: EvalResult) -> list[Table]:
     shown = result.shown_rows
     prompted = [row for row in shown if row.tuned_vs_prompted]
     found = (
-        _scores(f"Scores on {data_of(result)}", shown, result.sides),
+        _scores(f"Scores on {rows_in_words(result)}", shown, result.sides),
         _scores("Tuned against the base with a prompt", prompted, (), "prompted"),
         _scores("General ability (forgetting)", result.forgetting, ("base", "tuned")),
     )
@@ -58,8 +64,12 @@ def _scores(
         values = [row.your_answers] if yours else []
         values += [row.side(side) for side in sides]
         found = row.against(other)
-        difference = word_of(row, found), difference_of(row, found), rows_of(found)
-        shown = (value_of(row, value) for value in values)
+        difference = (
+            verdict_word(row, found),
+            format_difference(row, found),
+            format_row_counts(found),
+        )
+        shown = (format_value(row, value) for value in values)
         cells.append((row.label, *shown, *(difference if compared else ())))
     return Table(title, (*heads, *(DIFFERENCE if compared else ())), tuple(cells))
 

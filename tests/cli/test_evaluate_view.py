@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import evaluate_view
-from ftcli.evaluation.run_evaluation import Evaluated
+from ftcli.evaluation.run_evaluation import EvaluatedRun
 from ftcli.runs.results import EvalResult
 from tests.reported import evaluation, prompted, row, save_run, score, usual_lines
 
@@ -23,7 +23,7 @@ def shown(
 
     def lines(result: EvalResult, columns: int = 80) -> list[str]:
         monkeypatch.setenv("COLUMNS", str(columns))
-        evaluate_view.show(Evaluated(run, result, stored=False))
+        evaluate_view.show(EvaluatedRun(run, result, stored=False))
         return capsys.readouterr().out.splitlines()
 
     return lines

@@ -261,7 +261,7 @@ def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     ("flags", "code", "words"),
     [
         (["--methods", "lroa"], "method_unknown", "no method 'lroa'; did you mean lora?"),
-        (["--methods", ","], "flag", "--methods names none"),
+        (["--methods", ","], "flag", "--methods names no method"),
         (["--learning-rates", "fast"], "flag", "expected numbers, as 1e-4,1e-3"),
         (["--learning-rates", "3"], "recipe", "must be below 1"),
         (["--learning-rates", "0"], "recipe", "must be above 0"),
@@ -331,7 +331,7 @@ def instead_of_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("kill -9 $$", "killed (signal 9), as a system does that runs out of memory"),
+        ("kill -9 $$", "killed (signal 9): the system may have run out of memory"),
         ("kill -11 $$", "crashed (signal 11)"),
         ("exit 1", "ended with code 1"),
         ("exit 2", "ended with code 2"),

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftcli.data.example import Message, Origin
-from ftcli.evaluation.advice.answer_form import shared_beginning
+from ftcli.evaluation.advice.answer_form import common_beginning
 from ftcli.evaluation.advice.row_statistics import (
     SIMILAR,
     Contradictions,
     DataRow,
     NearDuplicates,
+    common_instruction,
     contradictions,
     lengths,
     near_duplicates,
-    shared_instruction,
 )
 
 WORDS = [f"word{number}" for number in range(3000)]
@@ -182,10 +182,10 @@ def test_every_row_is_in_one_bin(pairs: list[tuple[int, int]]) -> None:
     ],
 )
 def test_the_beginning_ends_with_a_line_or_a_word(texts: list[str], beginning: str) -> None:
-    assert shared_beginning(texts) == beginning
+    assert common_beginning(texts) == beginning
 
 
 def test_a_system_prompt_is_part_of_the_instruction() -> None:
     rows = [row(f"{FACTS}{n}", "x", system="Be brief.") for n in range(3)]
-    assert shared_instruction(rows) == f"Be brief.\n{FACTS[:-9]}"
-    assert shared_instruction([row(f"{n}", "x", system="abc"[n]) for n in range(3)]) == ""
+    assert common_instruction(rows) == f"Be brief.\n{FACTS[:-9]}"
+    assert common_instruction([row(f"{n}", "x", system="abc"[n]) for n in range(3)]) == ""

@@ -134,7 +134,7 @@ def test_methods_are_known_and_each_is_taken_once() -> None:
     assert require_methods(("lora", "full", "lora")) == ("lora", "full")
     with pytest.raises(UsageError, match="no method 'lroa'; did you mean lora"):
         require_methods(("full", "lroa"))
-    with pytest.raises(UsageError, match="names none"):
+    with pytest.raises(UsageError, match="names no method"):
         require_methods(())
 
 

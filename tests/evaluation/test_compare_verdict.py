@@ -12,8 +12,8 @@ from tests.compared import comparison, decided, losses, made
 def test_the_best_is_taken_with_its_margin_and_the_seed() -> None:
     found = decided(made("full", losses(1.5)), made("lora", losses(1.4)))
     assert found.take == "lora-0.001" and found.among == ("lora-0.001",)
-    assert "with this seed (42) its held-out loss of" in found.text
-    assert "that of full at 1e-3, the next, is worse by 0.100 (95% interval 0.100 to" in found.text
+    assert "with this seed (42) it has the lowest held-out loss (" in found.text
+    assert "the next, full at 1e-3, is worse by 0.100 (95% interval 0.100 to" in found.text
     assert "60 steps" in found.text and "another seed" in found.text
     full, lora = found.cells
     assert full.vs_best is not None and full.vs_best.verdict == "worse"
@@ -21,23 +21,23 @@ def test_the_best_is_taken_with_its_margin_and_the_seed() -> None:
     assert (lora.vs_base.rows_better, lora.vs_base.rows_worse) == (30, 0)
 
 
-def test_of_those_that_are_not_significantly_worse_the_lightest_is_taken() -> None:
+def test_of_methods_that_are_not_significantly_worse_the_smallest_is_taken() -> None:
     near = made("bottleneck", losses(1.41, wobble=0.5), trainable_parameters=5_000)
     far = made("prompt-tuning", losses(2.5), trainable_parameters=10)
     found = decided(far, near, made("lora", losses(1.40)))
     assert found.take == "bottleneck-0.001"
     assert found.among == ("lora-0.001", "bottleneck-0.001")
     assert "bottleneck at 1e-3 is not significantly worse than lora at 1e-3" in found.text
-    assert "5,000 trainable parameters" in found.text and "prompt-tuning" not in found.text
+    assert "fewest trainable parameters (5,000)" in found.text and "prompt-tuning" not in found.text
 
 
-def test_of_equal_size_the_one_that_takes_less_memory_is_the_lightest() -> None:
+def test_of_equally_small_methods_the_one_with_less_memory_is_taken() -> None:
     lora = made("lora", losses(1.40, wobble=0.5))
     qlora = made("qlora", losses(1.40), peak_memory_bytes=1_000_000_000)
     assert decided(lora, qlora).take == "qlora-0.001"
 
 
-def test_a_method_that_does_not_beat_the_base_is_not_taken_for_its_lightness() -> None:
+def test_a_small_method_that_does_not_beat_the_base_is_not_taken() -> None:
     idle = made("prompt-tuning", losses(1.45, wobble=0.9), trainable_parameters=10)
     found = decided(made("lora", losses(1.4)), idle, base=losses(1.5))
     assert found.among == ("lora-0.001", "prompt-tuning-0.001") and found.take == "lora-0.001"
@@ -59,7 +59,7 @@ def test_few_rows_have_no_verdict() -> None:
 def test_one_method_alone_is_compared_with_the_base() -> None:
     found = decided(made("lora", losses(1.4)))
     assert found.take == "lora-0.001"
-    assert "better than the base's, by 1.600 (95% interval 1.600 to 1.600" in found.text
+    assert "better than the base's by 1.600 (95% interval 1.600 to 1.600" in found.text
 
 
 def test_verdicts_are_corrected_for_the_number_of_methods() -> None:
@@ -91,7 +91,7 @@ def test_the_page_has_every_figure_and_every_reason(tmp_path: Path) -> None:
     assert "- full failed: one row needs 60 GB, and there is 24" in text
     assert found.verdict in text and "](compare.png)" in text
     assert "30 held-out rows (test), 60 steps each, seed 42" in text
-    assert "no interval holds what another seed of the training would change" in text
+    assert "intervals do not cover what another training seed would change" in text
 
 
 def test_notes_say_what_a_figure_is_not(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_notes_say_what_a_figure_is_not(tmp_path: Path) -> None:
 
 def test_a_base_in_16_bits_and_a_method_in_4_are_said_to_differ(tmp_path: Path) -> None:
     both = comparison(tmp_path, made("lora", losses(1.4)), made("qlora", losses(1.5)))
-    assert "general text of qlora-0.001: from the base in 16 bits" in page(both, "x")
+    assert "general text of qlora-0.001: change from the base in 16 bits" in page(both, "x")
 
 
 def test_the_picture_is_drawn_and_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ftcli.evaluation import statistics
-from ftcli.evaluation.score_table import Measured, score_rows
+from ftcli.evaluation.score_table import MeasuredScore, score_rows
 from ftcli.evaluation.scorers.scorer import ScoreKind
 from ftcli.evaluation.statistics import Counts
 
@@ -22,13 +22,13 @@ RECORDED = json.loads(Path(__file__).with_name("recorded_scores.json").read_text
 DRAWS = 500
 
 
-def measured(name: str, kept: dict[str, Any], swap: random.Random | None) -> Measured:
+def measured(name: str, kept: dict[str, Any], swap: random.Random | None) -> MeasuredScore:
     base, tuned = [], []
     for one, other in zip(kept["base"], kept["tuned"], strict=True):
         pair = (other, one) if swap is not None and swap.random() < 0.5 else (one, other)
         base.append(pair[0])
         tuned.append(pair[1])
-    row = Measured(name, ScoreKind(name, "value", kept["better"]))
+    row = MeasuredScore(name, ScoreKind(name, "value", kept["better"]))
     for side, values in (("base", base), ("tuned", tuned)):
         row.sides[side] = Counts(*zip(*values, strict=True))  # type: ignore[index, arg-type]
     return row
@@ -48,9 +48,9 @@ def test_at_most_one_in_twenty_evaluations_of_nothing_has_a_verdict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Fewer swaps for each p value than in use: they decide nothing about its mean.
-    monkeypatch.setattr(statistics, "SWAPS", 999)
+    monkeypatch.setattr(statistics, "PERMUTATIONS", 999)
     # Intervals are no part of a verdict.
-    for name in ("share", "ratio", "paired_share", "paired_ratio"):
+    for name in ("wilson", "ratio", "newcombe", "paired_ratio"):
         monkeypatch.setattr(statistics, f"{name}_interval", lambda *_: (0.0, 0.0))
     swap = random.Random(20)
     names = list(RECORDED)

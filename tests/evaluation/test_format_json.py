@@ -15,7 +15,7 @@ from ftcli.config.recipe import JsonFormat
 from ftcli.errors import DataError
 from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question
-from ftcli.evaluation.scoring import gathered
+from ftcli.evaluation.scoring import collect_counts
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -254,7 +254,7 @@ def test_a_field_counts_wherever_the_first_record_that_has_it_is() -> None:
     for order in (rows, rows[::-1]):
         scorer = format_scorer(JsonFormat(type="json"))
         results = [scorer.score(answer, ask(reference)) for answer, reference in order]
-        assert gathered(results, scorer.kinds)["field_f1.b"].value == pytest.approx(2 / 3)
+        assert collect_counts(results, scorer.kinds)["field_f1.b"].value == pytest.approx(2 / 3)
 
 
 VALUES = st.recursive(

@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 
 from ftcli.evaluation import statistics
 from ftcli.evaluation.scorers.scorer import ExampleResult
-from ftcli.evaluation.scoring import gathered
+from ftcli.evaluation.scoring import collect_counts
 from ftcli.evaluation.statistics import (
     LEVEL,
     MIN_COUNTING_ROWS,
     MIN_ROWS,
     Counts,
     compare,
+    detectable_points,
     holm,
+    newcombe_interval,
     paired_ratio_interval,
-    paired_share_interval,
     percent,
+    permutation_p_value,
     ratio_interval,
-    share_interval,
-    smallest_points,
-    swapped_p_value,
     verdict_of,
+    wilson_interval,
 )
 
 
@@ -35,13 +35,13 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
 
 
 def test_wilson_of_57_in_60() -> None:
-    assert share_interval(57, 60) == pytest.approx((0.8630, 0.9829), abs=5e-5)
+    assert wilson_interval(57, 60) == pytest.approx((0.8630, 0.9829), abs=5e-5)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_a_share_is_inside_its_interval(numbers: tuple[int, int]) -> None:
     successes, count = numbers
-    low, high = share_interval(successes, count)
+    low, high = wilson_interval(successes, count)
     assert 0 <= low <= successes / count <= high <= 1
 
 
@@ -85,7 +85,7 @@ def test_memory_is_bounded_and_changes_nothing_but_the_draws(
 ) -> None:
     values = [float(n % 10) for n in range(300)]
     whole = mean_interval(values)
-    monkeypatch.setattr(statistics, "VALUES_AT_ONCE", 30_000)
+    monkeypatch.setattr(statistics, "BATCH_VALUES", 30_000)
     assert mean_interval(values) == pytest.approx(whole, abs=0.1)
 
 
@@ -115,19 +115,19 @@ def counts(values: list[float]) -> Counts:
 )
 def test_newcombes_interval(rows: tuple[int, int, int, int], interval: tuple[float, float]) -> None:
     ours, theirs = shares(*rows)
-    assert paired_share_interval(theirs, ours) == pytest.approx(interval, abs=5e-5)
+    assert newcombe_interval(theirs, ours) == pytest.approx(interval, abs=5e-5)
 
 
 def test_turned_round_it_is_its_mirror() -> None:
     ours, theirs = shares(20, 12, 2, 16)
-    low, high = paired_share_interval(ours, theirs)
-    assert paired_share_interval(theirs, ours) == pytest.approx((-high, -low))
+    low, high = newcombe_interval(ours, theirs)
+    assert newcombe_interval(theirs, ours) == pytest.approx((-high, -low))
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=80))
 def test_a_difference_of_shares_is_inside_its_interval(rows: list[tuple[int, int]]) -> None:
     ours, theirs = [row[0] for row in rows], [row[1] for row in rows]
-    low, high = paired_share_interval(ours, theirs)
+    low, high = newcombe_interval(ours, theirs)
     assert -1 <= low <= (sum(theirs) - sum(ours)) / len(rows) <= high <= 1
 
 
@@ -141,7 +141,7 @@ def test_95_of_100_intervals_hold_the_true_difference(
         # One draw for both in a third of the rows: what is hard is hard for both.
         pairs = [(a, a if draw.random() < 1 / 3 else draw.random()) for a in _draws(draw, rows)]
         hits = [[a < ours for a, _ in pairs], [b < theirs for _, b in pairs]]
-        low, high = paired_share_interval(*hits)
+        low, high = newcombe_interval(*hits)
         held += low <= theirs - ours <= high
     assert 0.92 <= held / 400 <= 0.985
 
@@ -199,7 +199,7 @@ def test_swapping_agrees_with_the_exact_test_of_mcnemar(rows: tuple[int, int, in
 def test_swapping_agrees_with_wilcoxons_example() -> None:
     """A constant shift: both sides of each of 8 rows swapped alike have 2 chances in 2**8."""
     ours = [float(n) for n in range(8)]
-    found = swapped_p_value((ours, [1.0] * 8), ([n + 1 for n in ours], [1.0] * 8))
+    found = permutation_p_value((ours, [1.0] * 8), ([n + 1 for n in ours], [1.0] * 8))
     assert found == pytest.approx(2 / 2**8, abs=0.003)
 
 
@@ -234,15 +234,15 @@ def test_rows_that_count_for_one_side_alone() -> None:
 
 def test_rows_that_do_not_count_are_left_out() -> None:
     ours = Counts((1.0, 0.0, 0.0), (2.0, 0.0, 2.0))
-    assert (ours.n, ours.value, ours.are_hits) == (2, 0.25, False)
+    assert (ours.n, ours.value, ours.is_binary) == (2, 0.25, False)
     assert ours.by_row() == [0.5, None, 0.0]
 
 
 def test_a_share_is_weighed_by_rows_and_a_ratio_by_what_it_counts() -> None:
-    assert Counts((1.0, 0.0), (1.0, 1.0)).are_hits
+    assert Counts((1.0, 0.0), (1.0, 1.0)).is_binary
     precision = Counts((9.0, 0.0), (10.0, 1.0))
     assert precision.value == pytest.approx(9 / 11)
-    assert not precision.are_hits
+    assert not precision.is_binary
 
 
 def test_holm_on_a_textbooks_example() -> None:
@@ -260,12 +260,12 @@ def test_holm_is_between_bonferroni_and_each_alone(p_values: list[float]) -> Non
 
 
 def test_what_so_many_rows_show() -> None:
-    assert [smallest_points(rows) for rows in (20, 60, 400)] == [31, 18, 7]
+    assert [detectable_points(rows) for rows in (20, 60, 400)] == [31, 18, 7]
 
 
 def test_scores_that_some_rows_do_not_name() -> None:
     said = [ExampleResult({"a": (1, 1), "b": (1, 2)}), ExampleResult({"a": (0, 1)})]
-    found = gathered(said, ["a", "b", "c"])
+    found = collect_counts(said, ["a", "b", "c"])
     assert set(found) == {"a", "b"}
     assert found["a"].value == 0.5
     assert (found["b"].value, found["b"].n) == (0.5, 1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftcli.evaluation.scorers.vocabulary import Vocabulary, readings, tokens_in
+from ftcli.evaluation.scorers.vocabulary import Vocabulary, possible_values, tokens_in
 
 COLOURS = ["red", "blue", "green", "olive", "teal"]
 # Answers take their colour from the prompt, and praise what they like.
@@ -94,7 +94,7 @@ def test_other_languages() -> None:
     ],
 )
 def test_every_reading_of_a_number(number: str, values: set[float]) -> None:
-    assert readings(number) == values
+    assert possible_values(number) == values
 
 
 @given(st.text(max_size=200), st.text(max_size=200))

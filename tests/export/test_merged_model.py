@@ -26,9 +26,9 @@ from ftcli.export.merged_model import (
     dtype_name,
     four_bit_layers,
     merge_adapter,
-    merged_parts,
+    merged_groups,
 )
-from ftcli.export.parity import Part, Prediction, largest_activation, parity, predictions_of
+from ftcli.export.parity import Prediction, WeightGroup, largest_activation, parity, predictions_of
 from ftcli.export.verdict import Exactness, RoundingCost, cost_of, exactness_of
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.methods import attach, quantization
@@ -88,7 +88,7 @@ def trained_adapter(base: PreTrainedModel, method: LoraKeys, folder: Path) -> No
 
 
 def said(
-    model: PreTrainedModel, dtype: torch.dtype, parts: Sequence[Part] | None = None
+    model: PreTrainedModel, dtype: torch.dtype, parts: Sequence[WeightGroup] | None = None
 ) -> list[Prediction]:
     rows = [{"input_ids": row, "labels": [IGNORED, *row[1:]]} for row in ROWS]
     return list(predictions_of(model, rows, 0, dtype, parts))
@@ -134,7 +134,7 @@ def certificate(
     if isinstance(method, Qlora):
         nf4 = Nf4Config(names, method.double_quantization, held, CPU)
     whole, rounded = (
-        said(adapted, arithmetic, merged_parts(adapted, arithmetic, stored, nf4))
+        said(adapted, arithmetic, merged_groups(adapted, arithmetic, stored, nf4))
         for stored in (None, wanted)
     )
     merge_adapter(adapted, wanted, nf4, Terminal()).save_pretrained(folder / "merged")
@@ -324,7 +324,7 @@ def test_a_fault_that_comes_with_writing_is_found(tmp_path: Path) -> None:
     base = llama()
     adapted = attach(base, Lora(mode="lora", rank=4), seed=0)
     shake(adapted)
-    rounded = said(adapted, torch.float64, merged_parts(adapted, torch.float64, None, None))
+    rounded = said(adapted, torch.float64, merged_groups(adapted, torch.float64, None, None))
     merged = merge_adapter(adapted, torch.float32, None, Terminal())
     assert exactness_of(parity(rounded, said(merged, torch.float64)), "float64").passes
     merged.model.layers[1].mlp.up_proj.weight.data[3, 5] += 0.1
@@ -336,7 +336,7 @@ def test_measuring_leaves_base_and_adapter_as_they_are() -> None:
     shake(adapted)
     before = {name: weight.clone() for name, weight in adapted.state_dict().items()}
     first = said(adapted, torch.float64)
-    said(adapted, torch.float64, merged_parts(adapted, torch.float64, torch.float16, None))
+    said(adapted, torch.float64, merged_groups(adapted, torch.float64, torch.float16, None))
     assert all(torch.equal(before[name], weight) for name, weight in adapted.state_dict().items())
     assert parity(first, said(adapted, torch.float64)).max_logit_difference == 0.0
 
@@ -348,7 +348,7 @@ def test_a_weight_that_fp16_cannot_hold_is_named() -> None:
     with pytest.raises(
         ModelError, match="a weight of 1e\\+05 is beyond what float16 holds"
     ) as error:
-        said(adapted, torch.float64, merged_parts(adapted, torch.float64, torch.float16, None))
+        said(adapted, torch.float64, merged_groups(adapted, torch.float64, torch.float16, None))
     assert error.value.code == "merge_range"
     assert norm.data[0] == 1e5, "and it is as it was"
 

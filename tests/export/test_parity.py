@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ftcli.config.recipe import Lora, Qlora
-from ftcli.export.parity import Parity, Prediction, computing_in, parity, predictions_of
+from ftcli.export.parity import Parity, Prediction, compute_in, parity, predictions_of
 from ftcli.models.methods import attach, quantization
 from tests.tiny_models import IDS, llama, logits, lora, reload_in_4_bits, shake
 
@@ -27,7 +27,7 @@ def compared(reference: list[Tensor], candidate: list[Tensor]) -> Parity:
 
 
 def logits_in(model: PreTrainedModel, dtype: torch.dtype) -> Tensor:
-    with torch.no_grad(), computing_in(model, dtype):
+    with torch.no_grad(), compute_in(model, dtype):
         return model(input_ids=IDS, use_cache=False).logits
 
 

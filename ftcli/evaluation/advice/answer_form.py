@@ -73,7 +73,7 @@ def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
         return None
 
 
-def shared_beginning(texts: Sequence[str], alike: float = ALIKE) -> str:
+def common_beginning(texts: Sequence[str], alike: float = ALIKE) -> str:
     """The longest text of whole lines, or of whole words, with which so many of the texts begin.
 
     Nothing where it would be the whole of them: then it is the question and no instruction.
@@ -196,7 +196,7 @@ def _sections(answers: Sequence[str]) -> AnswerForm | None:
 
 
 def _opening(answers: Sequence[str]) -> AnswerForm | None:
-    words = shared_beginning(answers, NEARLY_ALL).strip()
+    words = common_beginning(answers, NEARLY_ALL).strip()
     if not words:
         return None
     share = sum(answer.startswith(words) for answer in answers) / len(answers)

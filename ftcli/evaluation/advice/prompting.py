@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 TIMED_CALLS = 3
 ROWS = 30
-SHOTS = 5
 # How right what a form holds is; the first that was measured.
 RIGHT = ("execution_match", "sql_match", "field_accuracy")
 # Answers of these kinds are right or wrong, whatever form the recipe asks for.

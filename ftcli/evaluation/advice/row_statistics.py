@@ -23,8 +23,8 @@ from ftcli.evaluation.advice.answer_form import (
     ALIKE,
     AnswerForm,
     answer_form,
+    common_beginning,
     read_format,
-    shared_beginning,
 )
 from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.sql_databases import has_tables
@@ -337,7 +337,7 @@ def _format(sample: Sequence[DataRow]) -> AnswerForm:
 
 def _instruction(sample: Sequence[DataRow], renderer: Renderer) -> Instruction:
     """How much of the rows all of them share."""
-    text = shared_instruction(sample)
+    text = common_instruction(sample)
     tokens = len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
     prompts = sum(row.prompt_tokens for row in sample)
     whole = prompts + sum(row.answer_tokens for row in sample)
@@ -345,12 +345,12 @@ def _instruction(sample: Sequence[DataRow], renderer: Renderer) -> Instruction:
     return Instruction(tokens, shared / max(prompts, 1), shared / max(whole, 1), text[:80])
 
 
-def shared_instruction(rows: Sequence[DataRow]) -> str:
+def common_instruction(rows: Sequence[DataRow]) -> str:
     """The system prompt and the beginning of the first question that nearly all rows share."""
     systems = [row.messages[0].content for row in rows if row.messages[0].role == "system"]
     system, often = Counter(systems).most_common(1)[0] if systems else ("", 0)
     questions = [
         next((turn.content for turn in row.messages if turn.role == "user"), "") for row in rows
     ]
-    parts = (system if often >= ALIKE * len(rows) else "", shared_beginning(questions))
+    parts = (system if often >= ALIKE * len(rows) else "", common_beginning(questions))
     return "\n".join(filter(None, parts))

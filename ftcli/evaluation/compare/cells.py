@@ -1,6 +1,8 @@
-"""The cells of a comparison: each a whole recipe with one method and one rate, run by `ftcli train`
-and `ftcli eval` in processes of their own, so that memory is measured for each and
-a crash ends one."""
+"""The cells of a comparison: one recipe for each method and learning rate.
+
+`ftcli train` and `ftcli eval` run each in a process of its own, so that its memory is measured and
+a crash ends no other cell.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +30,24 @@ from ftcli.shell import command, set_flags
 from ftcli.training.plan.plan import Plan
 
 METHODS = tuple(METHOD_CLASSES)
-# One update, over a 16-bit or a 4-bit base: keys and rate of one are those of the other.
+# The same update on a 16-bit or a 4-bit base: both take the same keys and learning rate.
 LOW_RANK = {"lora", "qlora"}
-# A training that was not resumed ends this long after the seconds it reports, at most.
+# A run that took longer than the seconds it reports, and this, was resumed.
 CLOCK_SECONDS = 2.0
-# A process stopped by a signal ends with its number, as an exit code or as a signal.
+# Exit codes of a process that a signal stopped → the signal.
 STOPPED = {code: number for number in SIGNALS for code in (-number, 128 + number)}
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """The flags of `ftcli compare`; without `steps` the recipe's own length."""
+    """Flags of `ftcli compare`."""
 
     recipe: Path
     overrides: tuple[str, ...] = ()
     methods: tuple[str, ...] = METHODS
     learning_rates: tuple[float, ...] = ()
     steps: int | None = None
+    """None: as many as the recipe says."""
     general_text: Path | None = None
     limit: int | None = None
     fresh: bool = False
@@ -65,7 +68,7 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the comparison; its paths are absolute, and its output is its run folder."""
+    """One run of the comparison; its recipe has absolute paths."""
 
     name: str
     method: str
@@ -82,20 +85,19 @@ class Cell:
 
 
 def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods named, each once; raises UsageError where one is not known."""
+    """The methods cell_label, each once; raises UsageError where one is not known."""
     known = f"there is {', '.join(METHODS)}"
     for name in methods:
         if name not in METHODS:
             hint = did_you_mean(name, METHODS)
             raise UsageError("method_unknown", f"--methods: no method {name!r}{hint} ({known})")
     if not methods:
-        raise UsageError("flag", f"--methods names none; {known}")
+        raise UsageError("flag", f"--methods names no method; {known}")
     return tuple(dict.fromkeys(methods))
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Overrides of the methods' keys, each under its key, and those of all else; raises
-    UsageError."""
+    """(key, override) of `method.<key>`, and the other overrides; raises UsageError."""
     of_methods, others = [], []
     for override in overrides:
         section, *keys = override.partition("=")[0].strip().split(".")
@@ -104,8 +106,8 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], li
         elif keys in ([], ["mode"]):
             raise UsageError(
                 "flag",
-                f"--set {override}: --methods names the methods to compare; of a method's keys, "
-                "one at a time can be set (method.rank=8), for every method that has it",
+                f"--set {override}: --methods names the methods to compare; set single keys, as "
+                "method.rank=8, for every method that has them",
             )
         else:
             of_methods.append((keys[0], override))
@@ -129,7 +131,7 @@ def cells_of(options: CompareOptions, folder: Path) -> tuple[Cell, ...]:
         if method == own.mode or {method, own.mode} <= LOW_RANK:
             kept = own.model_dump(mode="json").items()
             section = {key: value for key, value in kept if key in known[method]} | section
-        else:  # the recipe's rate is that of its own method
+        else:  # the recipe's learning rate is for its own method
             flags = flags or ["training.learning_rate=auto"]
         flags.append(f"method={json.dumps(section, ensure_ascii=False)}")
         flags += [override for key, override in of_methods if key in known[method]]
@@ -143,7 +145,7 @@ def cells_of(options: CompareOptions, folder: Path) -> tuple[Cell, ...]:
 
 
 def ask(*words: str) -> dict[str, Any]:
-    """What `ftcli WORDS --json` prints; raises its error as FtcliError, Stopped on a signal."""
+    """The JSON that `ftcli WORDS --json` prints; raises its error as FtcliError, or Stopped."""
     code, out = run([*words, "--json"])
     if code in STOPPED:
         raise Stopped("stopped", STOPPED[code])
@@ -157,10 +159,10 @@ def ask(*words: str) -> dict[str, Any]:
 
 
 def run(words: Sequence[str]) -> tuple[int, str]:
-    """Exit code and stdout of a command; what it says on stderr is seen as it comes.
+    """Exit code and stdout of a command; its stderr is shown immediately.
 
-    SIGINT and SIGTERM are handed on: the first lets the command end its step, a second ends it. The
-    code is then that of a stopped command, whatever it was.
+    SIGINT and SIGTERM are passed on: the first lets the command finish its step, a second ends it.
+    The code is then that of a stopped command.
     """
     child: subprocess.Popen[str] | None = None
     seen: list[int] = []
@@ -172,11 +174,11 @@ def run(words: Sequence[str]) -> tuple[int, str]:
 
     earlier = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        # -P: a module of the user's in this folder must not take another's place. A group of its
-        # own, or Ctrl-C would reach the process twice.
+        # -P: modules in the user's folder must not shadow libraries. A process group of its own,
+        # or Ctrl-C would reach the process twice.
         command = [sys.executable, "-P", "-m", "ftcli", *words]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0)
-        for number in seen[:1]:  # it came while the process was made
+        for number in seen[:1]:  # it came while the process was started
             child.send_signal(number)
         out, _ = child.communicate()
         return (128 + seen[0] if seen else child.returncode), out
@@ -187,10 +189,10 @@ def run(words: Sequence[str]) -> tuple[int, str]:
 
 def _crashed(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "its process was killed (signal 9), as a system does that runs out of memory"
+        return "its process was killed (signal 9): the system may have run out of memory"
     if code < 0:
         return f"its process crashed (signal {-code})"
-    return f"its process ended with code {code}; what it printed stands above"
+    return f"its process ended with code {code}; its output is above"
 
 
 @dataclass(frozen=True)
@@ -200,17 +202,17 @@ class MeasuredCell:
     cell: ComparedCell
     evaluation: EvalResult
     losses: Mapping[Side, Counts]
-    data: str | None
-    """Fingerprint of the prepared rows."""
+    fingerprint: str | None
+    """Of the prepared rows."""
 
 
 def measure(cell: Cell, options: CompareOptions) -> MeasuredCell:
-    """Train and evaluate a cell, as far as that is not done; raises FtcliError, Stopped."""
+    """Train and evaluate a cell unless that is done; raises FtcliError or Stopped."""
     write_text(cell.file, dump_recipe(cell.recipe))
     trained = ask("train", str(cell.file))
     flags = ["--general-text", str(options.general_text)] if options.general_text else []
     flags += ["--limit", str(options.limit)] if options.limit else []
-    # By its recipe, so that what an answer is scored by may change without another training.
+    # By its recipe, so that `eval:` may change without another training.
     key = ask("eval", str(cell.file), *flags)["key"]
     evaluation, record = EvalResult.read(cell.run.evaluation(key)), cell.run.record()
     lines = (cell.run.evaluations / evaluation.answers).read_bytes().splitlines()
@@ -241,17 +243,17 @@ def measure(cell: Cell, options: CompareOptions) -> MeasuredCell:
 
 
 def scores_of(evaluation: EvalResult, side: Side) -> dict[str, Score]:
-    """By name, as far as this side has them."""
+    """This side's scores by name."""
     found = ((row.name, row.side(side)) for row in evaluation.every_row)
     return {name: score for name, score in found if score is not None}
 
 
-def named(cell: ComparedCell) -> str:
+def cell_label(cell: ComparedCell) -> str:
     """`lora at 2e-4`."""
     return f"{cell.method} at {short_rate(cell.learning_rate)}"
 
 
 def short_rate(rate: float) -> str:
-    """`2e-4`: short, and one word a rate, for names of folders and for tables."""
+    """`2e-4`: short, for names of folders and for tables."""
     mantissa, _, exponent = f"{rate:e}".partition("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -1,4 +1,4 @@
-"""compare.md: a comparison as a table, which the terminal shows too, its notes and a picture."""
+"""compare.md and the terminal's output: table and notes of a comparison, and its plot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ftcli.console import counted, duration
-from ftcli.evaluation.compare.cells import METHODS, named, short_rate
+from ftcli.evaluation.compare.cells import METHODS, cell_label, short_rate
 from ftcli.evaluation.statistics import percent
 from ftcli.runs.results import ComparedBase, ComparedCell, CompareResult
 from ftcli.shell import gib, shown_path, shown_size
@@ -16,8 +16,8 @@ NONE = "–"
 MARKERS = "osD^vP"
 
 
-def rows_of(found: CompareResult) -> list[dict[str, str]]:
-    """The table, the base first: head of a column → the words there."""
+def table_rows(found: CompareResult) -> list[dict[str, str]]:
+    """Rows of the table, the base first: column → cell."""
     rows = [{"method": "base", "learning rate": "", **_scores(found.base, found)}]
     for cell in found.finished:
         star = " *" if cell.chosen and found.has_rates else ""
@@ -38,7 +38,7 @@ def rows_of(found: CompareResult) -> list[dict[str, str]]:
 
 
 def _scores(of: ComparedBase | ComparedCell, found: CompareResult) -> dict[str, str]:
-    """Of the base the perplexity of the general text, of a cell by how much that has changed."""
+    """Cells of the scores; general text: the base's perplexity, and its change by the training."""
     loss, general = of.scores["loss"], of.scores.get("general_text")
     before = found.base.scores.get("general_text")
     low, high = loss.interval
@@ -69,14 +69,14 @@ def amount(count: int) -> str:
 
 
 def headline(found: CompareResult) -> str:
-    """A model's folder by its name alone."""
+    """Of a local model, its folder's name."""
     local = found.model.startswith((".", "/", "~"))
     model = Path(found.model).name if local else found.model
     return f"{model}, tuned on the data of {shown_path(Path(found.recipe))}"
 
 
 def notes(found: CompareResult) -> Iterator[str]:
-    """What a reader of the figures has to know."""
+    """What a reader of the figures needs to know."""
     steps = "the recipe's own length" if found.steps is None else counted(found.steps, "step")
     length = f"{steps} each"
     text = f" ({found.general_text})" if found.general_text else ""
@@ -85,30 +85,30 @@ def notes(found: CompareResult) -> Iterator[str]:
         f"general text: change of its perplexity{text}"
     )
     yield (
-        "better and worse are corrected for all pairs of methods and base (Holm); no interval "
-        "holds what another seed of the training would change"
+        "better and worse are corrected for all pairs of methods and base (Holm); intervals do not "
+        "cover what another training seed would change"
     )
     if found.data == "validation":
-        yield "these rows chose the checkpoints; hold others out with data.test for a fair loss"
+        yield "these rows chose the checkpoints; set data.test for a fair loss"
     rounded = [cell.name for cell in found.finished if cell.four_bit]
     if rounded and found.base.four_bit:
-        yield "the base is held in 4 bits, as these methods hold it"
+        yield "the base is in 4 bits, as these methods use it"
     elif rounded:
         yield (
-            f"general text of {', '.join(rounded)}: from the base in 16 bits, so that the rounding "
-            "to 4 bits counts too"
+            f"general text of {', '.join(rounded)}: change from the base in 16 bits, quantisation "
+            "to 4 bits included"
         )
     if found.has_rates:
         yield "* the rate with the lowest validation loss of its method"
     if any(cell.resumed for cell in found.finished):
-        yield "≥ stopped and resumed: the time of its last part alone"
+        yield "≥ stopped and resumed: the time of its last process alone"
     for cell in found.failed:
         yield f"{cell.name} failed: {' '.join(cell.reason.split())}"
 
 
 def page(found: CompareResult, picture: str) -> str:
-    """compare.md; `picture`: address of the picture from there."""
-    rows = rows_of(found)
+    """compare.md; `picture`: path of the plot from there."""
+    rows = table_rows(found)
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     parts = (
         f"# {headline(found)}",
@@ -121,8 +121,7 @@ def page(found: CompareResult, picture: str) -> str:
 
 
 def draw(found: CompareResult, file: Path) -> None:
-    """Held-out loss and trainable parameters, a point a cell; rates that were not chosen are
-    faint."""
+    """Held-out loss by trainable parameters, one point per cell; rates not chosen are faint."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
@@ -134,13 +133,13 @@ def draw(found: CompareResult, file: Path) -> None:
             cell.trainable_parameters,
             loss.value,
             yerr=[[max(0.0, loss.value - low)], [max(0.0, high - loss.value)]],
-            # Those of a method are the same in every picture, and differ without colour too.
+            # A method has the same marker in every plot, so that colour is not needed.
             marker=MARKERS[METHODS.index(cell.method)],
             color=f"C{METHODS.index(cell.method)}",
             linestyle="none",
             alpha=1.0 if cell.chosen else 0.35,
             capsize=3,
-            label=named(cell),
+            label=cell_label(cell),
         )
     axes.axhline(found.base.scores["loss"].value, color="0.35", linestyle="--", label="base")
     axes.set_xscale("log")

@@ -1,7 +1,6 @@
-"""`ftcli compare`: `train` and `eval` for each method and rate, and one table of what they found.
+"""`ftcli compare`: `train` and `eval` for each method and learning rate, in one table.
 
-Run folders are the cache: `train` trains no finished run again, `eval` makes no stored evaluation
-again.
+Run folders are the cache: `train` skips finished runs, `eval` reads stored evaluations.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from ftcli.evaluation.compare.cells import (
     Cell,
     CompareOptions,
     MeasuredCell,
+    cell_label,
     cells_of,
     measure,
-    named,
     scores_of,
     split_overrides,
 )
 from ftcli.evaluation.compare.compare_page import draw, page
 from ftcli.evaluation.general_ability import general_text
 from ftcli.evaluation.statistics import MIN_ROWS, Counts, compare, holm, to_difference
-from ftcli.evaluation.verdicts import listed
+from ftcli.evaluation.verdicts import join_words
 from ftcli.memory.shapes import find_shape
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, numbered
@@ -52,24 +51,24 @@ BASE = ""
 def compare_recipe(options: CompareOptions, reporter: Reporter) -> CompareResult:
     """Train and evaluate what is not finished, and write the comparison into its folder.
 
-    Raises FtcliError, also where nothing could be trained; Stopped on a signal.
+    Raises FtcliError, also if no cell could be trained; Stopped on a signal.
     """
     loaded = load_recipe(options.recipe, split_overrides(options.overrides)[1])
     _require_held_out(loaded, options)
     with loaded.locate():
         find_shape(loaded.recipe.model.id, loaded.recipe.model.revision)
-    general_text(options.general_text)  # one that cannot be read is an error before any training
+    general_text(options.general_text)  # an unreadable file is an error before any training
     folder = _folder(loaded.output, fresh=options.fresh)
     cells = cells_of(options, folder)
     found: dict[str, MeasuredCell | FailedCell] = {}
     try:
         with RunFolder(folder).lock():
-            # Changed rows or weights of the base are an error of a finished run: those come first.
             for cell in cells:
-                _require_as_begun(cell, options)
+                _require_same_recipe(cell, options)
+            # Finished runs first: they show whether rows or base weights have changed since.
             for cell in sorted(cells, key=lambda cell: cell.run.state != "finished"):
                 reporter.note(f"{cell.name} ({len(found) + 1} of {len(cells)})")
-                _share_data(cells, cell)
+                _link_data(cells, cell)
                 found[cell.name] = _attempt(cell, options, reporter)
             ordered = {cell.name: found[cell.name] for cell in cells}
             result = _result(loaded, options, folder, ordered)
@@ -77,7 +76,7 @@ def compare_recipe(options: CompareOptions, reporter: Reporter) -> CompareResult
             write_text(folder / "compare.md", page(result, PICTURE))
             draw(result, folder / PICTURE)
     except Stopped as stopped:
-        message = f"stopped; what is finished is kept, and the rest goes on with: {options.again}"
+        message = f"stopped; finished runs are kept; resume the others with: {options.again}"
         raise Stopped(message, stopped.exit_code - 128) from stopped
     return result
 
@@ -107,37 +106,39 @@ def _folder(output: Path, *, fresh: bool) -> Path:
     return first.with_name(f"{first.name}-{len(there) + 1}") if fresh else there[-1]
 
 
-def _require_as_begun(cell: Cell, options: CompareOptions) -> None:
-    """Raises FtcliError (`recipe_changed`) where the run began with another recipe: `train` would
-    advise on this run alone."""
+def _require_same_recipe(cell: Cell, options: CompareOptions) -> None:
+    """Raise FtcliError (`recipe_changed`) if the run began with another recipe.
+
+    `train` checks this too, but its advice is for a single run.
+    """
     if cell.run.state is not None:
         begun = load_recipe(cell.run.recipe).recipe
         if changed := differences(begun, cell.recipe, FREE_KEYS):
-            raise _begun_otherwise(cell.run.path.parent, changed, options)
+            raise _recipe_changed(cell.run.path.parent, changed, options)
 
 
-def _begun_otherwise(folder: Path, changed: Sequence[str], options: CompareOptions) -> FtcliError:
+def _recipe_changed(folder: Path, changed: Sequence[str], options: CompareOptions) -> FtcliError:
     return FtcliError(
         "recipe_changed",
-        f"{shown_path(folder)} was begun with another recipe or other flags:\n  "
+        f"{shown_path(folder)} was started with another recipe or other flags:\n  "
         + "\n  ".join(changed)
-        + f"\nchange it back to go on, or start over in a new folder:\n  {options.again} --fresh",
+        + f"\nchange it back to resume, or start over in a new folder:\n  {options.again} --fresh",
     )
 
 
-def _share_data(cells: Sequence[Cell], cell: Cell) -> None:
-    """Give a new run the rows of another as links; `train` prepares them where they do not suit."""
-    there = [other.run.data for other in cells if load_dataset(other.run.data) is not None]
-    if not there or cell.run.data.exists():
+def _link_data(cells: Sequence[Cell], cell: Cell) -> None:
+    """Hard-link another run's prepared rows into a new run; `train` checks that they fit."""
+    prepared = [other.run.data for other in cells if load_dataset(other.run.data) is not None]
+    if not prepared or cell.run.data.exists():
         return
     try:
-        shutil.copytree(there[0], cell.run.data, copy_function=os.link)
+        shutil.copytree(prepared[0], cell.run.data, copy_function=os.link)
     except OSError:  # a file system without links
         shutil.rmtree(cell.run.data, ignore_errors=True)
 
 
 def _attempt(cell: Cell, options: CompareOptions, reporter: Reporter) -> MeasuredCell | FailedCell:
-    """Train and evaluate one cell; raises FtcliError where the fault is that of all cells."""
+    """Train and evaluate one cell; raises FtcliError for an error that all cells would have."""
     try:
         return measure(cell, options)
     except Stopped:
@@ -145,7 +146,7 @@ def _attempt(cell: Cell, options: CompareOptions, reporter: Reporter) -> Measure
     except FtcliError as error:
         if error.code == "recipe_changed":  # of the rows or of the base
             changed = [line.strip() for line in error.message.splitlines() if " → " in line]
-            raise _begun_otherwise(cell.run.path.parent, changed, options) from error
+            raise _recipe_changed(cell.run.path.parent, changed, options) from error
         if error.code.startswith("data_"):
             raise
         reporter.warn(f"{cell.name} failed")
@@ -163,10 +164,10 @@ def _result(
     if not finished:
         reasons = "".join(f"\n  {cell.name}: {cell.reason}" for cell in failed)
         raise FtcliError("compare_failed", f"none of the methods could be trained:{reasons}")
-    marks = list(dict.fromkeys(str(each.data) for each in finished))
-    if len(marks) > 1:  # they were changed while the cells were trained
-        raise _begun_otherwise(folder, [f"data: {' → '.join(marks)} (rows or tokenizer)"], options)
-    # A base in 16 bits is the one to compare with, where a method holds it so.
+    prints = list(dict.fromkeys(str(each.fingerprint) for each in finished))
+    if len(prints) > 1:  # the rows changed while the cells were trained
+        raise _recipe_changed(folder, [f"data: {' → '.join(prints)} (rows or tokenizer)"], options)
+    # Compare with the 16-bit base if any method uses it.
     first = min(finished, key=lambda each: each.cell.four_bit)
     seed, evaluation = loaded.recipe.training.seed, first.evaluation
     losses = {each.cell.name: each.losses["tuned"] for each in finished}
@@ -191,7 +192,7 @@ def _result(
 
 @dataclass(frozen=True)
 class Decision:
-    """Cells with their differences; which to take, and those that are as good; a sentence."""
+    """Cells with their differences, the cell to take, and the cells not worse than the best."""
 
     cells: tuple[ComparedCell, ...]
     take: str | None
@@ -202,14 +203,14 @@ class Decision:
 def decide(
     cells: Sequence[ComparedCell], losses: Mapping[str, Counts], base: Counts, seed: int
 ) -> Decision:
-    """`losses`: of each cell's name the summed loss and the tokens of each held-out row."""
-    # Of each method the rate with the lowest validation loss: the held-out rows choose none.
+    """`losses`: cell name → summed loss and tokens of each held-out row."""
+    # The best rate of a method is chosen by validation loss, not by held-out rows.
     lowest_last = sorted(cells, key=lambda cell: cell.validation_loss or 0.0, reverse=True)
     best_rates = {cell.method: cell for cell in lowest_last}.values()
     chosen = sorted(best_rates, key=lambda cell: losses[cell.name].value)
     names = [cell.name for cell in chosen]
     pairs = _pairs({BASE: base} | {name: losses[name] for name in names})
-    judged = {
+    compared = {
         cell.name: cell.model_copy(
             update={
                 "chosen": True,
@@ -219,17 +220,17 @@ def decide(
         )
         for cell in chosen
     }
-    best, *others = judged.values()
+    best, *others = compared.values()
     equal = [cell for cell in others if cell.vs_best and cell.vs_best.verdict != "worse"]
     helpful = [cell for cell in (best, *equal) if cell.vs_base and cell.vs_base.verdict == "better"]
-    # Few trained weights, then little memory, then little time.
+    # Fewest trainable parameters, then least memory, then least time.
     take = min(
         helpful,
         key=lambda cell: (cell.trainable_parameters, cell.peak_memory_bytes, cell.seconds),
         default=None,
     )
     return Decision(
-        tuple(judged.get(cell.name, cell) for cell in cells),
+        tuple(compared.get(cell.name, cell) for cell in cells),
         take.name if take else None,
         tuple(cell.name for cell in (best, *equal)),
         _text(take, best, others, equal, seed),
@@ -237,15 +238,15 @@ def decide(
 
 
 def _pairs(losses: Mapping[str, Counts]) -> dict[tuple[str, str], Difference]:
-    """(first, second) in the mapping's order → the loss of the second less that of the first."""
+    """(first, second) in the mapping's order → the loss of the second minus that of the first."""
     pairs = combinations(losses, 2)
     compared = {(a, b): compare(losses[a], losses[b]) for a, b in pairs}
     found = {pair: each for pair, each in compared.items() if each is not None}
-    # Of all pairs, since which of them is the best is seen on the same rows.
+    # Corrected for all pairs, because the same rows show which method is best.
     significant = holm([each.p_value for each in found.values()])
     return {
-        pair: to_difference(each, "lower", significant=holds)
-        for (pair, each), holds in zip(found.items(), significant, strict=True)
+        pair: to_difference(each, "lower", significant=is_significant)
+        for (pair, each), is_significant in zip(found.items(), significant, strict=True)
     }
 
 
@@ -256,7 +257,7 @@ def _text(
     equal: Sequence[ComparedCell],
     seed: int,
 ) -> str:
-    gain, loss = best.vs_base, f"{best.scores['loss'].value:.3f}"
+    gain, loss, label = best.vs_base, f"{best.scores['loss'].value:.3f}", cell_label(best)
     assert gain is not None
     if gain.verdict == "too few rows":
         return (
@@ -266,34 +267,37 @@ def _text(
     if take is None:
         return (
             f"Take none of them yet: with this seed ({seed}) no method is significantly better "
-            f"than the base on {gain.n} rows; the loss of the best, {named(best)}, differs from "
-            f"the base's by {_shown(gain)}. Train for longer than {_steps([best])}, or try other "
+            f"than the base on {gain.n} rows; the loss of the best, {label}, differs from the "
+            f"base's by {_difference(gain)}. Train for longer than {_steps([best])}, or try other "
             "learning rates."
         )
     if equal:
+        labels = join_words([cell_label(cell) for cell in equal])
         why = (
-            f"{listed([named(cell) for cell in equal])} {'is' if len(equal) == 1 else 'are'} not "
-            f"significantly worse than {named(best)}, which has the lowest held-out loss "
-            f"({loss}), on {gain.n} rows; of those that are better than the base, {named(take)} "
-            f"is the lightest ({take.trainable_parameters:,} trainable parameters)"
+            f"{labels} {'is' if len(equal) == 1 else 'are'} not significantly worse than {label}, "
+            f"which has the lowest held-out loss ({loss}), on {gain.n} rows; of the methods that "
+            f"are better than the base, {cell_label(take)} has the fewest trainable parameters "
+            f"({take.trainable_parameters:,})"
         )
+    elif others:
+        next_best, gap = cell_label(others[0]), _difference(others[0].vs_best)
+        why = f"it has the lowest held-out loss ({loss}); the next, {next_best}, is worse by {gap}"
     else:
-        than = f"the base's, by {_shown(gain, -1)}; no other method was trained"
-        if others:
-            next_best, gap = named(others[0]), _shown(others[0].vs_best)
-            than = f"that of every other method; that of {next_best}, the next, is worse by {gap}"
-        why = f"its held-out loss of {loss} is better than {than}"
+        why = (
+            f"its held-out loss ({loss}) is better than the base's by {_difference(gain, -1)}; no "
+            "other method was trained"
+        )
     return (
-        f"Take {named(take)}: with this seed ({seed}) {why}. This holds for "
-        f"{_steps([best, *others])} at these learning rates; a longer training, other rates or "
-        "another seed may order them otherwise."
+        f"Take {cell_label(take)}: with this seed ({seed}) {why}. Measured with "
+        f"{_steps([best, *others])} at these learning rates; longer training, other rates or "
+        "another seed may change the order."
     )
 
 
-def _shown(found: Difference | None, sign: int = 1) -> str:
+def _difference(found: Difference | None, sign: int = 1) -> str:
     assert found is not None
     low, high = sorted(sign * end for end in found.interval)
-    return f"{sign * found.value:.3f} (95% interval {low:.3f} to {high:.3f}, row by row)"
+    return f"{sign * found.value:.3f} (95% interval {low:.3f} to {high:.3f}, paired by row)"
 
 
 def _steps(cells: Sequence[ComparedCell]) -> str:

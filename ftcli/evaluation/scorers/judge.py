@@ -27,7 +27,7 @@ from ftcli.console import counted, shown_path
 from ftcli.errors import DataError, MachineError
 from ftcli.evaluation.scorers.facts import facts_text
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
-from ftcli.evaluation.statistics import share_interval
+from ftcli.evaluation.statistics import wilson_interval
 from ftcli.runs.atomic import append_json, read_json_lines
 
 Verdict = dict[str, Any]
@@ -268,7 +268,7 @@ def agreement(who: CheckerName, labels: Sequence[Label], verdicts: Sequence[bool
     if not known:
         return f"the {who} gave no verdict on your {counted(len(labels), 'labelled answer')}"
     agreed = sum(label == each for label, each in known)
-    low, high = share_interval(agreed, len(known))
+    low, high = wilson_interval(agreed, len(known))
     wrong = [each for label, each in known if not label]
     words = (
         f"the {who} agrees with {agreed} of {len(known)} of your labels ({low:.0%} to {high:.0%})"

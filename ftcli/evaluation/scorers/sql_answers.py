@@ -18,8 +18,8 @@ from ftcli.evaluation.scorers.sql_databases import (
     Result,
     create_statements,
     file_database,
+    generated_database,
     in_memory,
-    made_database,
 )
 from ftcli.shell import shown_source
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_QUERY = 20_000
 # Databases that are kept, of those that are made: where the reference finds something.
-MADE_DATABASES = 9
+GENERATED_DATABASES = 9
 MOST_TRIES = 27
 # SQLite's messages for a text that is no statement, whatever tables there are.
 SYNTAX_ERRORS = (
@@ -191,7 +191,7 @@ class SqlScorer:
             why = "the reference finds nothing in the tables, as any wrong query might"
             if result.fault is None and not result.is_empty:
                 kept.append((database, result))
-            if len(kept) == MADE_DATABASES:
+            if len(kept) == GENERATED_DATABASES:
                 break
         return kept, "" if kept else why
 
@@ -201,7 +201,7 @@ class SqlScorer:
             return
         statements = create_statements(question.prompt) or create_statements(question.conversation)
         for number in range(MOST_TRIES if statements else 0):
-            yield made_database(statements, reference.tokens, number)
+            yield generated_database(statements, reference.tokens, number)
 
     def warnings(self) -> list[str]:
         """That no row could be tested by its result, and why the first one could not."""

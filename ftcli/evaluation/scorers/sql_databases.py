@@ -60,7 +60,7 @@ QUERY_ERRORS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, Memor
 CREATE = re.compile(r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\b)", re.IGNORECASE)
 LONGEST_STATEMENT = 20_000
 MOST_TABLES = 30
-MADE_STEPS = 500_000  # a query takes at most so many in made tables
+GENERATED_STEPS = 500_000  # a query takes at most so many in made tables
 ROWS, LARGEST_GROUP = 40, 20
 # Share of the values that are mutated: of a third of the databases each.
 MUTATED = (0.4, 0.6, 0.85)
@@ -270,7 +270,9 @@ def create_statements(text: str) -> list[str]:
     return accepted
 
 
-def made_database(statements: Sequence[str], reference: Sequence[Token], number: int) -> Database:
+def generated_database(
+    statements: Sequence[str], reference: Sequence[Token], number: int
+) -> Database:
     """Tables whose rows have the reference's literals, values near them, and others; always the
     same for the same arguments."""
     connection = in_memory()
@@ -305,7 +307,7 @@ def made_database(statements: Sequence[str], reference: Sequence[Token], number:
                 # A row that a constraint refuses is left out.
                 with suppress(*QUERY_ERRORS):
                     connection.execute(insert, row)
-    return Database(connection, MADE_STEPS)
+    return Database(connection, GENERATED_STEPS)
 
 
 def _literals(tokens: Sequence[Token], names: set[str]) -> dict[str, list[tuple[str, Literal]]]:

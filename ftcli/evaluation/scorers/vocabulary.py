@@ -67,7 +67,7 @@ def tokens_in(text: str) -> list[Token]:
     return found
 
 
-def readings(number: str) -> set[float]:
+def possible_values(number: str) -> set[float]:
     """Every value that a number may mean: `1,200` 1200 and 1.2, `1.200,50` 1200.5."""
     found = set()
     for thousands, decimal in (",.", ".,"):
@@ -101,7 +101,7 @@ class Language:
             spoken = alpha2digit(text, self._code)
             numbers += DIGITS.findall(spoken)
             numbers += [a + b for a, b in re.findall(r"\b(?=(\d{1,2}) (\d\d)\b)", spoken)]
-        return frozenset(value for number in numbers for value in readings(number))
+        return frozenset(value for number in numbers for value in possible_values(number))
 
 
 @dataclass(frozen=True)

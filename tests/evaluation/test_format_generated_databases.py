@@ -12,7 +12,7 @@ from ftcli.data.example import Message, Role
 from ftcli.evaluation.scorers.facts import question_of
 from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question
-from ftcli.evaluation.scorers.sql_databases import create_statements, has_tables, made_database
+from ftcli.evaluation.scorers.sql_databases import create_statements, generated_database, has_tables
 
 SHOP = "CREATE TABLE shop (id INTEGER PRIMARY KEY, name TEXT, price REAL, colour TEXT, seen);"
 TWO = """Answer with SQL.
@@ -181,7 +181,7 @@ def test_the_same_reference_gets_the_same_databases() -> None:
     reference = sqlglot.tokenize("SELECT name FROM players WHERE goals > 3", read="sqlite")
 
     def rows(number: int) -> object:
-        made = made_database(create_statements(TWO), reference, number)
+        made = generated_database(create_statements(TWO), reference, number)
         return made.run("SELECT * FROM players").rows
 
     assert rows(0) == rows(0) != rows(1)
