@@ -1,7 +1,7 @@
-"""The only module that prints: results to stdout, the story to stderr.
+"""The only module that prints: results to stdout, messages to stderr.
 
-Without a terminal there are no colours and no bars, and progress is a plain line now and then.
-rich is imported inside: `ftcli --help` does not pay for it.
+Without a terminal there are no colours and no bars, and progress is a plain line every 10 seconds.
+rich is imported in functions: `ftcli --help` does not pay for it.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 class Meter(Protocol):
-    """One running count that the engine moves and the console shows."""
+    """A progress count that the engine updates and the console shows."""
 
     def update(self, done: int, figures: str = "") -> None:
-        """`done` of the meter's total are finished; `figures` is a short text beside it."""
+        """`done` of the meter's total are finished; `figures` is a short text next to it."""
 
 
 class Reporter(Protocol):
-    """How the engine speaks without printing."""
+    """How the engine reports without printing."""
 
     def note(self, text: str) -> None:
-        """Something unusual that the user should know."""
+        """Report something unusual that the user should know."""
 
     def warn(self, text: str) -> None:
-        """Something that works but is likely wrong, and how to stop it."""
+        """Report something that is likely wrong, and how to stop it."""
 
     def meter(self, label: str, total: int) -> Any:
-        """A context manager that gives a Meter; a total of 0 is not known."""
+        """A context manager that gives a Meter; a total of 0 means unknown."""
 
 
 class Terminal:
     """Reporter of the command line."""
 
     def note(self, text: str) -> None:
-        say(text)
+        print_message(text)
 
     def warn(self, text: str) -> None:
-        say(f"warning: {text}", style="yellow")
+        print_message(f"warning: {text}", style="yellow")
 
     @contextmanager
     def meter(self, label: str, total: int) -> Iterator[Meter]:
@@ -83,11 +83,11 @@ class _PlainLines:
         if finished or now - self.last >= SECONDS_BETWEEN_PLAIN_LINES:
             self.last = now
             total = f"/{self.total}" if self.total else ""
-            say(f"{self.label} {done}{total}  {figures}".rstrip())
+            print_message(f"{self.label} {done}{total}  {figures}".rstrip())
 
 
 def _bar(*, known: bool) -> Progress:
-    """`known`: how many there are in all."""
+    """A bar with percentage and time left if the total is `known`."""
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
     columns: list[ProgressColumn] = [
@@ -106,8 +106,8 @@ def _rich(*, stderr: bool) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def say(text: str, *, style: str | None = None) -> None:
-    """A line of the story, to stderr, without the secrets that a message may have picked up."""
+def print_message(text: str, *, style: str | None = None) -> None:
+    """Print a line to stderr, without the secrets that a message may contain."""
     text = redact(text)
     if style and sys.stderr.isatty():
         _rich(stderr=True).print(text, style=style, markup=False)
@@ -115,34 +115,34 @@ def say(text: str, *, style: str | None = None) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def result(text: str) -> None:
-    """A line of the result, to stdout."""
+def print_result(text: str) -> None:
+    """Print a line of the result to stdout."""
     print(text, flush=True)
 
 
-def stream(text: str) -> None:
-    """A piece of generated text, to stdout, at once."""
+def print_text(text: str) -> None:
+    """Print a piece of generated text to stdout immediately."""
     print(text, end="", flush=True)
 
 
-def result_json(value: object) -> None:
-    """The one JSON object of `--json`."""
+def print_json(value: object) -> None:
+    """Print the one JSON object of `--json`."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:  # such as bytes of a file's name that are no text
+    except UnicodeEncodeError:  # a file name may have bytes that are not UTF-8
         text = json.dumps(value)
     print(text, flush=True)
 
 
-def table(
+def print_table(
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
     numbers: Sequence[int] = (),
     gap: int = 3,
 ) -> None:
-    """Aligned columns without rules, to stdout; those of `numbers` to the right."""
+    """Print aligned columns without rules to stdout; the columns of `numbers` to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -169,7 +169,7 @@ def width() -> int:
 
 
 def wrapped(sentence: str, further: str = "  ") -> str:
-    """A sentence on as many lines as the terminal asks for; `further` begins all but the first."""
+    """A sentence wrapped to the terminal's width; `further` begins all lines but the first."""
     import textwrap
 
     return textwrap.fill(
@@ -179,6 +179,11 @@ def wrapped(sentence: str, further: str = "  ") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def on_terminal() -> bool:
+    """Whether messages are read on a terminal."""
+    return sys.stderr.isatty()
 
 
 def colours() -> bool:
@@ -194,7 +199,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def about(seconds: float) -> str:
-    """`about 12 min`: of an estimate the seconds after a minute mean nothing."""
+    """`about 12 min`: an estimate of minutes is not exact to seconds."""
     minutes = round(seconds / 60)
     return f"about {minutes} min" if 1 <= minutes < 60 else f"about {duration(seconds)}"
 

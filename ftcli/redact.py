@@ -1,4 +1,4 @@
-"""Tokens and passwords, known by where they are kept or by their form: never told, never copied."""
+"""Tokens and passwords, known by where they are kept or by their form: never printed or copied."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MASK = "***"
-# Names of environment variables that hold one: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY,
-# or, as a word of its own between underscores, DB_PASS, GITHUB_PAT, SLACK_WEBHOOK_URL …
+# Names of environment variables with a secret: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY,
+# or, as a word between underscores, DB_PASS, GITHUB_PAT, SLACK_WEBHOOK_URL …
 NAMES = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|CREDENTIALS)$"
     r"|_PWD$|(^|_)(PASS|PAT|PASSPHRASE|WEBHOOK(_URL)?|((PRIVATE|SECRET|SIGNING|ENCRYPTION)_KEY))$",
     re.IGNORECASE,
 )
-# Folders of the shell, which end in the same word.
+# A folder of the shell whose name ends in the same word.
 NO_SECRETS = frozenset(("OLD_PWD",))
-SHORTEST = 8  # what is shorter may be any word
-# The tokens of Hugging Face, OpenAI and others, GitHub and Amazon begin alike, each its own way.
+SHORTEST = 8  # a shorter value may be any word
+# Prefixes of the tokens of Hugging Face, OpenAI and others, GitHub and Amazon.
 TOKEN = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[a-z]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b"
 )
@@ -28,24 +28,24 @@ LOGIN = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)[^\s/@:]*:[^\s/@]+(?=@)")
 
 
 def redact(text: str) -> str:
-    """The text with stars in the place of every secret in it."""
+    """Replace every secret in the text with stars."""
     return redactor()(text)
 
 
 def redactor() -> Callable[[str], str]:
-    """`redact` for many texts: where secrets are kept is looked up once."""
+    """`redact` for many texts: the known secrets are looked up once."""
     values = [value for _, value in _known()]
 
-    def mask(text: str) -> str:
+    def redact_known(text: str) -> str:
         for value in values:
             text = text.replace(value, MASK)
         return TOKEN.sub(MASK, LOGIN.sub(rf"\1{MASK}", text))
 
-    return mask
+    return redact_known
 
 
 def secret_in(text: str) -> str | None:
-    """What kind of secret a text holds, in words that do not tell it; none where it holds none."""
+    """The kind of secret in a text, without the secret itself; None if there is no secret."""
     for name, value in _known():
         if value in text:
             return f"the secret in {name}"
@@ -55,7 +55,7 @@ def secret_in(text: str) -> str | None:
 
 
 def _known() -> Iterator[tuple[str, str]]:
-    """Secrets of this machine's user, each with the name of where it is."""
+    """Secrets of this machine's user, each with the name of its variable or file."""
     for name, value in os.environ.items():
         if NAMES.search(name) and name not in NO_SECRETS and len(value) >= SHORTEST:
             yield name, value
@@ -73,7 +73,7 @@ def _token_files() -> tuple[Path, ...]:
 
 @functools.cache
 def _tokens(path: Path) -> tuple[str, ...]:
-    """The file is one token, or has lines such as `hf_token = …`."""
+    """The file is one token, or has lines like `hf_token = …`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Paths, commands and sizes as a person has them in the shell."""
+"""Paths, commands and sizes as the user types and reads them in the shell."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GIB = 2**30
 
 
 def shown_path(path: Path) -> str:
-    """Relative to where the user stands when it lies below, else whole."""
+    """Relative to the working directory if it is inside it, else absolute."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -19,18 +19,18 @@ def shown_path(path: Path) -> str:
 
 
 def shown_source(source: str) -> str:
-    """The same of an absolute path; a hub id, a flag or another word stays as it is."""
+    """`shown_path` of an absolute path; a hub id, a flag or another word stays as it is."""
     return shown_path(Path(source)) if os.path.isabs(source) else source
 
 
 def command(*words: str | Path) -> str:
-    """A whole command line of ftcli, to be pasted into the user's shell."""
+    """A command line of ftcli, quoted for the user's shell."""
     typed = (shown_path(word) if isinstance(word, Path) else word for word in words)
     return shlex.join(("ftcli", *typed))
 
 
 def set_flags(overrides: Iterable[str]) -> Iterable[str]:
-    """The `--set` flags that were given."""
+    """Each override after its `--set`."""
     return (word for override in overrides for word in ("--set", override))
 
 

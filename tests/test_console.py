@@ -12,12 +12,12 @@ from ftcli import console
 from ftcli.console import (
     Terminal,
     duration,
-    result,
-    result_json,
-    say,
+    print_json,
+    print_message,
+    print_result,
+    print_table,
+    print_text,
     shown_path,
-    stream,
-    table,
     width,
 )
 from ftcli.shell import gib, shown_size
@@ -31,15 +31,15 @@ class OnTerminal(io.StringIO):
 def test_the_story_goes_to_stderr_and_the_result_to_stdout(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    say("reading")
-    result("7 rows")
-    stream("a")
-    stream("b")
+    print_message("reading")
+    print_result("7 rows")
+    print_text("a")
+    print_text("b")
     assert capsys.readouterr() == ("7 rows\nab", "reading\n")
 
 
 def test_json_is_one_line_with_its_letters(capsys: pytest.CaptureFixture[str]) -> None:
-    result_json({"name": "Größe\n二"})
+    print_json({"name": "Größe\n二"})
     out = capsys.readouterr().out
     assert out == '{"name": "Größe\\n二"}\n'
     assert json.loads(out) == {"name": "Größe\n二"}
@@ -120,12 +120,12 @@ def test_names_that_are_no_text_are_written_as_json_has_them(
 ) -> None:
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
     monkeypatch.setattr(sys, "stdout", stdout)
-    result_json({"file": "Größe-\udcff.yaml"})
+    print_json({"file": "Größe-\udcff.yaml"})
     assert json.loads(stdout.buffer.getvalue()) == {"file": "Größe-\udcff.yaml"}
 
 
 def test_columns_start_at_one_place(capsys: pytest.CaptureFixture[str]) -> None:
-    table(["rows", "base", "tuned"], [["loss", "2.31", "0.4"], ["exact match", "0%", "61%"]])
+    print_table(["rows", "base", "tuned"], [["loss", "2.31", "0.4"], ["exact match", "0%", "61%"]])
     assert capsys.readouterr().out == (
         "  rows          base   tuned\n  loss          2.31   0.4\n  exact match   0%     61%\n"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftcli.console import say
+from ftcli.console import print_message
 from ftcli.redact import redact, secret_in
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz"
@@ -86,6 +86,6 @@ def test_tokens_in_files_are_known(
     (tmp_path / place).write_text(kept)
     if place == "elsewhere":
         monkeypatch.setitem(os.environ, "HF_TOKEN_PATH", str(tmp_path / place))
-    say("it is formless-token")
+    print_message("it is formless-token")
     assert capsys.readouterr().err == "it is ***\n"
     assert secret_in("a formless-token") == f"the secret in {tmp_path / place}"

@@ -14,8 +14,9 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from ftcli import __version__
-from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema, train
-from ftcli.console import result, result_json, say
+from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema
+from ftcli.cli.train.command import train
+from ftcli.console import print_json, print_message, print_result
 from ftcli.errors import FtcliError, MachineError
 from ftcli.kernels.cpu import end_process, start_gc_tuning
 from ftcli.redact import redact
@@ -37,7 +38,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        result(__version__)
+        print_result(__version__)
         raise typer.Exit
 
 
@@ -71,7 +72,7 @@ def _not_on_windows(command: Callable[P, None]) -> Callable[P, None]:
 
 app.command("prepare")(_not_on_windows(prepare.prepare))
 app.command("estimate-vram")(estimate.estimate_vram)
-app.command("train")(_not_on_windows(train.train))
+app.command("train")(_not_on_windows(train))
 app.command("eval")(_not_on_windows(evaluate.evaluate))
 app.command("report")(report.report)
 app.command("compare")(_not_on_windows(compare.compare))
@@ -105,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except FtcliError as error:
         if debug:
-            say(traceback.format_exc())
+            print_message(traceback.format_exc())
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
         message = error.format_message()  # names the option, which str(error) does not
@@ -132,7 +133,7 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
     if isinstance(error, OSError):
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         return _failed("disk", message, EXIT_MACHINE, as_json)
-    say("".join(traceback.format_exception(error)))
+    print_message("".join(traceback.format_exception(error)))
     message = (
         f"this is a bug of ftcli ({error!r}): tell whoever you have ftcli from, with the lines "
         "above, the recipe and what `pip list` prints"
@@ -155,8 +156,8 @@ def _failed(
     file: str | None = None,
     line: int | None = None,
 ) -> int:
-    say(message)
+    print_message(message)
     if as_json:
         place = {"file": file and redact(shown_source(file)), "line": line}
-        result_json({"error": {"code": code, "message": redact(message), **place}})
+        print_json({"error": {"code": code, "message": redact(message), **place}})
     return exit_code

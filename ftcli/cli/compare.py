@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result, result_json, shown_path, table, width, wrapped
+from ftcli.console import (
+    Terminal,
+    print_json,
+    print_result,
+    print_table,
+    shown_path,
+    width,
+    wrapped,
+)
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ def compare(
     )
     found = compare_recipe(asked, Terminal())
     if json:
-        result_json(found.model_dump(mode="json"))
+        print_json(found.model_dump(mode="json"))
     else:
         show(found)
 
@@ -100,7 +108,7 @@ def show(found: CompareResult) -> None:
     """A comparison as a person reads it: one table, its notes, and the verdict."""
     from ftcli.evaluation.compare.compare_page import headline, notes, table_rows
 
-    result(wrapped(headline(found), ""))
+    print_result(wrapped(headline(found), ""))
     rows = table_rows(found)
     heads, gap = list(rows[0]), 2
     if width() < WIDE:
@@ -109,10 +117,12 @@ def show(found: CompareResult) -> None:
         for row in rows:
             row["held-out loss"] = row["held-out loss"].partition(" ")[0]
     shown = [[row[head] for head in heads] for row in rows]
-    table([SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=gap)
+    print_table(
+        [SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=gap
+    )
     for note in notes(found):
-        result(wrapped(f"  {note}", "    "))
+        print_result(wrapped(f"  {note}", "    "))
     places = f"all figures: {shown_path(Path(found.run_dir))}/compare.md, .json and .png"
     for paragraph in (found.verdict, places):
-        result("")
-        result(wrapped(paragraph, ""))
+        print_result("")
+        print_result(wrapped(paragraph, ""))

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ftcli.cli import options
-from ftcli.console import result, result_json
 from ftcli.errors import UsageError
 
 CALIBRATE_ALONE = (
     "--calibrate compares what runs recorded, and takes neither RECIPE nor another flag but "
     "--json; every run has its own: --calibrate RUN --calibrate RUN"
 )
-
-
-class Answer(Protocol):
-    """What the command finds."""
-
-    def as_json(self) -> dict[str, Any]: ...
-
-
-T = TypeVar("T", bound=Answer)
 
 
 def _number(metavar: str, help: str) -> Any:
@@ -155,7 +144,7 @@ def estimate_vram(
     Arithmetic only: needs no weights, and no network for known models. With --gpu, a recipe is
     planned as train would; without, what it leaves open is taken at its smallest.
     """
-    from ftcli.cli.estimate_view import calibration_lines, estimate_lines
+    from ftcli.cli.estimate_view import show_calibration, show_estimate
     from ftcli.training.estimate.estimate import EstimateOptions, estimate_memory
 
     given = {
@@ -168,21 +157,13 @@ def estimate_vram(
 
         if given.keys() != {"calibrate"}:
             raise UsageError("flag", CALIBRATE_ALONE)
-        _print(json, calibrate_runs(calibrate), calibration_lines)
+        options.print_found(calibrate_runs(calibrate), show_calibration, json=json)
         return
     flags = {name: value for name, value in given.items() if name not in OTHERS}
     question = EstimateOptions(
         recipe, tuple(overrides or ()), model, flags, gpu, fit, write, largest, sweep
     )
-    _print(json, estimate_memory(question), estimate_lines)
-
-
-def _print(json: bool, found: T, lines: Callable[[T], Iterable[str]]) -> None:
-    if json:
-        result_json(found.as_json())
-        return
-    for line in lines(found):
-        result(line)
+    options.print_found(estimate_memory(question), show_estimate, json=json)
 
 
 def _names(text: str) -> str | tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from ftcli.console import shown_path, width
+from ftcli.console import print_result, shown_path, width
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
 from ftcli.memory.fit.fitting import Alternatives, FitResult
@@ -53,6 +53,18 @@ FILLS = {
 }
 # Too small to be worth a line.
 LEAST_BYTES = 5e6
+
+
+def show_estimate(found: EstimateResult) -> None:
+    """Print an estimate."""
+    for line in estimate_lines(found):
+        print_result(line)
+
+
+def show_calibration(found: CalibrationResult) -> None:
+    """Print what recorded runs took, next to their estimates."""
+    for line in calibration_lines(found):
+        print_result(line)
 
 
 def estimate_lines(found: EstimateResult) -> Iterator[str]:

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ftcli.console import counted, result, say, shown_path, table, width, wrapped
+from ftcli.console import (
+    counted,
+    print_message,
+    print_result,
+    print_table,
+    shown_path,
+    width,
+    wrapped,
+)
 from ftcli.evaluation.run_evaluation import EvaluatedRun
 from ftcli.evaluation.statistics import MIN_ROWS
 from ftcli.evaluation.verdicts import (
@@ -61,33 +69,33 @@ def show(found: EvaluatedRun) -> None:
     """Print it."""
     evaluated, run = found.result, found.run
     if found.stored:
-        say("evaluated before; the same scores again")
+        print_message("evaluated before; the same scores again")
     if evaluated.rows_in_validation:
-        say(
+        print_message(
             "note: these rows chose the checkpoint, so that their scores are probably too good; "
             "set data.test: 0.1"
         )
     for sample in evaluated.samples[:SAMPLES_SHOWN]:
-        result("\n".join((*side_by_side(sample, evaluated.sides, width()), "")))
+        print_result("\n".join((*side_by_side(sample, evaluated.sides, width()), "")))
     rows_title = counted(evaluated.rows, "held-out row")
     for each in tables.scores(evaluated):
         _print_table(SHORT_HEADS.get(each.title, rows_title), each)
-        result("")
+        print_result("")
     for sentence in summary_of(evaluated):
-        result(wrapped(sentence, ""))
+        print_result(wrapped(sentence, ""))
     verdict = verdict_of(evaluated)
     if evaluated.rows < MIN_ROWS:
         are = "is" if evaluated.rows == 1 else "are"
-        result(f"{rows_in_words(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least.")
+        print_result(f"{rows_in_words(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least.")
     else:
-        result(f"{verdict.headline}.")
+        print_result(f"{verdict.headline}.")
     # The summary has the others.
     reasons = [each for each in verdict.reasons if not each.startswith((NOT_MEASURED, REPLAY))]
     for reason in reasons:
-        result(wrapped(f"  - {reason}", "    "))
+        print_result(wrapped(f"  - {reason}", "    "))
     shown = run.report if run.report.is_file() else run.evaluations / evaluated.answers
-    result(f"all rows side by side: {shown_path(shown)}")
-    result(f"next   {_next_command(verdict, run.path)}")
+    print_result(f"all rows side by side: {shown_path(shown)}")
+    print_result(f"next   {_next_command(verdict, run.path)}")
 
 
 def _next_command(verdict: RunVerdict, run: Path) -> str:
@@ -109,7 +117,7 @@ def _print_table(title: str, found: Table) -> None:
         if layout is LAYOUTS[-1] or 2 + wide + layout.gap * (len(columns) - 1) <= width():
             heads, *rows = zip(*columns, strict=True)
             numbers = [n for n, head in enumerate(heads) if n and head and head[0] != "d"]
-            table(heads, rows, numbers=numbers, gap=layout.gap)
+            print_table(heads, rows, numbers=numbers, gap=layout.gap)
             return
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result, result_json, say, shown_path, stream
+from ftcli.console import Terminal, print_json, print_message, print_result, print_text, shown_path
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def _standard_input() -> str:
 def _answer_one(asked: GenerateOptions, prompt: str, json: bool) -> None:
     from ftcli.inference.generate import open_generator
 
-    answer = open_generator(asked).answer(prompt, asked.use, None if json else stream)
+    answer = open_generator(asked).answer(prompt, asked.use, None if json else print_text)
     if json:
-        result_json({"prompt": prompt, "answer": answer.text, "stopped": answer.stopped})
+        print_json({"prompt": prompt, "answer": answer.text, "stopped": answer.stopped})
     else:
-        stream("\n")
+        print_text("\n")
 
 
 def _answer_file(
@@ -116,10 +116,10 @@ def _answer_file(
         raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
     found = answer_file(asked, source=source, output=output, reporter=Terminal())
     for reject in found.rejected:
-        say(f"left out {reject}")
+        print_message(f"left out {reject}")
     if json:
-        result_json(found.as_json())
+        print_json(found.as_json())
         return
     answers = "1 answer" if found.rows == 1 else f"{found.rows} answers"
     before = f", {found.answered_before} of them before" if found.answered_before else ""
-    result(f"{answers} in {shown_path(found.output)}{before}")
+    print_result(f"{answers} in {shown_path(found.output)}{before}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, result, result_json, shown_path, wrapped
+from ftcli.console import Terminal, print_result, shown_path, wrapped
 from ftcli.shell import shown_size
 
 if TYPE_CHECKING:
@@ -50,22 +50,19 @@ def merge(
 
     asked = MergeOptions(base, dtype, allow_mismatch)
     found = merge_run(run, overrides or (), output=output, options=asked, reporter=Terminal())
-    if json:
-        result_json(found.as_json())
-    else:
-        _show(found)
+    options.print_found(found, _show, json=json)
 
 
 def _show(found: MergeResult) -> None:
     path, report = shown_path(found.folder), found.report
     if found.merged:
-        result(f"merged {path} ({report['dtype']}, {shown_size(report['bytes'])})")
+        print_result(f"merged {path} ({report['dtype']}, {shown_size(report['bytes'])})")
         for line in _lines(report):
-            result(wrapped(f"       {line}", " " * 7))
+            print_result(wrapped(f"       {line}", " " * 7))
     else:
-        result(f"nothing to merge: {path} is a stand-alone model already")
-    result(f"next   vllm serve {shlex.quote(path)}")
-    result(f'       or AutoModelForCausalLM.from_pretrained("{path}")')
+        print_result(f"nothing to merge: {path} is a stand-alone model already")
+    print_result(f"next   vllm serve {shlex.quote(path)}")
+    print_result(f'       or AutoModelForCausalLM.from_pretrained("{path}")')
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

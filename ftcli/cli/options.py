@@ -1,16 +1,36 @@
-"""Arguments and flags that several commands share."""
+"""Arguments, flags and output that several commands share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from ftcli.console import print_json
+
+
+class JsonResult(Protocol):
+    """What a command found."""
+
+    def as_json(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=JsonResult)
+
+
+def print_found(found: T, show: Callable[[T], None], *, json: bool) -> None:
+    """Print what a command found: as one JSON object, or with `show`."""
+    if json:
+        print_json(found.as_json())
+    else:
+        show(found)
+
 
 def _cost(value: float | None) -> float | None:
-    """Raises BadParameter for what no hour can cost."""
+    """Raises BadParameter for a negative or infinite cost."""
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise typer.BadParameter(f"expected a cost of 0 or more, found {value:g}")
     return value
@@ -32,7 +52,7 @@ CostPerHour = Annotated[
     typer.Option(
         metavar="P",
         callback=_cost,
-        help="Time a few steps and calls here, and say what run and calls cost.",
+        help="Cost of an hour; times a few steps and calls, and shows what run and calls cost.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]

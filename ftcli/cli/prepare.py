@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Reporter, Terminal, colours, result, result_json, shown_path, wrapped
+from ftcli.console import Reporter, Terminal, colours, print_json, print_result, shown_path, wrapped
 from ftcli.errors import UsageError
 from ftcli.shell import shown_source
 
@@ -113,17 +113,17 @@ def prepare(
         cost_per_hour=cost_per_hour,
     )
     if json:
-        result_json(found.as_json() | {"preview": [list(row) for row in found.preview]})
+        print_json(found.as_json() | {"preview": [list(row) for row in found.preview]})
         return
     for row in found.preview:
-        result(rendered(row, colours()))
-        result("")
+        print_result(rendered(row, colours()))
+        print_result("")
     if found.preview and not colours():
-        result("⟦…⟧ is trained on, the rest is given.\n")
+        print_result("⟦…⟧ is trained on, the rest is given.\n")
     for line in _summary(found):
-        result(wrapped(line))
+        print_result(wrapped(line))
     for line in _advice_lines(found):
-        result(wrapped(line))
+        print_result(wrapped(line))
 
 
 def prepare_recipe(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import result, result_json, say, shown_path, wrapped
+from ftcli.console import print_json, print_message, print_result, shown_path, wrapped
 
 if TYPE_CHECKING:
     from ftcli.evaluation.verdicts import RunVerdict
@@ -33,9 +33,9 @@ def report(
     found = write_report(run_at(run))
     verdict = found.verdict(shlex.quote(shown_path(found.run.path)))
     for problem in found.problems:
-        say(f"warning: {problem}", style="yellow")
+        print_message(f"warning: {problem}", style="yellow")
     if json:
-        result_json(
+        print_json(
             {
                 "run_dir": str(found.run.path),
                 "report": str(found.run.report),
@@ -54,17 +54,17 @@ def report(
 
 def _show(run: RunFolder, verdict: RunVerdict) -> None:
     words, mark, command = verdict.sentence.partition(": ftcli ")
-    result(verdict.headline)
-    result(wrapped(words + (":" if mark else ""), further=""))
+    print_result(verdict.headline)
+    print_result(wrapped(words + (":" if mark else ""), further=""))
     if mark:
-        result(f"  ftcli {command}")
+        print_result(f"  ftcli {command}")
     for reason in verdict.reasons:
-        result(wrapped(f"  - {reason}", further="    "))
-    result(f"report  {shown_path(run.report)}")
+        print_result(wrapped(f"  - {reason}", further="    "))
+    print_result(f"report  {shown_path(run.report)}")
 
 
 def _open(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.as_uri()):
-        say("no browser was found; open the page by hand")
+        print_message("no browser was found; open the page by hand")

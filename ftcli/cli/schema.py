@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import result
+from ftcli.console import print_result
 from ftcli.errors import UsageError
 
 
@@ -26,6 +26,6 @@ def schema(
         raise UsageError("flag", "SECTION goes with --text; the JSON Schema is one piece")
     if text and not json:
         for line in key_lines(section):
-            result(line)
+            print_result(line)
     else:
-        result(json_schema())
+        print_result(json_schema())

@@ -1,9 +1,9 @@
 """report.html and the model card, written from a run's folder.
 
-The page is a template filled with the run's figures, with its style, script and pictures inside: it
+The page is a template filled with the run's figures. Style, script and pictures are inside it: it
 needs no network and no other file.
-Whatever a model wrote stays text: every value is escaped, and the page's own policy lets nothing
-run or load but the one style sheet and the one script whose hashes it names.
+What a model wrote stays text: every value is escaped, and the page's own policy allows only the
+one style sheet and the one script whose hashes it names.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ftcli.runs.results import Finding
 from ftcli.shell import command, shown_size
 
 FOLDER = Path(__file__).parent
-# What a page must not hold as it is (HTML, "preprocessing the input stream"): control characters
-# are shown as their pictures, halves of characters and non-characters as U+FFFD.
+# Code points that HTML does not allow ("preprocessing the input stream"): control characters are
+# shown as their pictures, surrogates and non-characters as U+FFFD.
 CLEAR = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
 NO_CHARACTERS = (range(0x80, 0xA0), range(0xD800, 0xE000), range(0xFDD0, 0xFDF0), (0xFFFE, 0xFFFF))
 CLEAR |= {code: 0xFFFD for codes in NO_CHARACTERS for code in codes}
 
 
-def report_or_say(run: RunFolder, reporter: Reporter) -> None:
-    """Write report and model card after other work, which no failure of theirs may spoil."""
+def report_or_warn(run: RunFolder, reporter: Reporter) -> None:
+    """Write report and model card after other work; a failure is a warning."""
     try:
         write_report(run)
     except Exception as error:  # noqa: BLE001 - a page is not worth a finished training
@@ -45,9 +45,9 @@ def report_or_say(run: RunFolder, reporter: Reporter) -> None:
 
 
 def write_report(run: RunFolder) -> ReportFigures:
-    """Write report.html and README.md again from all that is in the folder.
+    """Write report.html and README.md again from the files of the folder.
 
-    Raises FtcliError where run.json cannot be read, OSError where they cannot be written.
+    Raises FtcliError if run.json cannot be read, OSError if they cannot be written.
     """
     figures = read_figures(run)
     write_text(run.report, page(figures))
@@ -60,27 +60,27 @@ def page(figures: ReportFigures) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    mask = redactor()
+    redact = redactor()
 
     def pieces(text: str, findings: Sequence[Finding] = ()) -> list[samples.Piece]:
-        """A text with what was found in it marked: where a secret is masked, places are others."""
-        hidden = mask(text)
-        return samples.marked(hidden, findings if hidden == text else ())
+        """A text with its findings marked, unless a secret before them is redacted."""
+        shown = redact(text)
+        return samples.marked(shown, findings if shown == text else ())
 
     def hash_of(text: str) -> str:
-        """As a Content-Security-Policy names what may stand inline."""
+        """The hash by which a Content-Security-Policy allows inline text."""
         digest = hashlib.sha256(text.encode("utf-8")).digest()
         return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 
     def picture(chart: charts.Chart) -> str:
-        """A chart as the address of an image."""
+        """A chart as the data URL of an image."""
         svg = charts.draw(chart).encode("utf-8")
         return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
 
     def finalized(value: Any) -> Any:
-        """Every value on its way into the page, without secrets; markup is our own."""
+        """Redact every value that is not our own markup."""
         is_text = isinstance(value, str) and not isinstance(value, Markup)
-        return mask(value).translate(CLEAR) if is_text else value
+        return redact(value).translate(CLEAR) if is_text else value
 
     environment = Environment(
         loader=FileSystemLoader(FOLDER),

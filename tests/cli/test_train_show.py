@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ftcli.cli import run
-from ftcli.cli import train_recipe as command
-from ftcli.cli.train_recipe import DryRun, Trained
+from ftcli.cli.train import train_recipe as command
+from ftcli.cli.train.train_recipe import DryRun, Trained
 from ftcli.config.loader import load_recipe
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
@@ -131,7 +131,7 @@ def test_json_is_the_report_with_its_run(capsys: Capture, monkeypatch: Patch, he
         (["--resume"], {}),
         (["--fresh"], {"fresh": True}),
         (["--from", "runs/a"], {"init_from": Path("runs/a")}),
-        (["--set", "a=1", "--set", "b=2"], {"overrides": ["a=1", "b=2"]}),
+        (["--set", "a=1", "--set", "b=2"], {"overrides": ("a=1", "b=2")}),
     ],
 )
 def test_flags_reach_the_stage(

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from ftcli.cli import run
-from ftcli.cli.train_recipe import train_recipe
+from ftcli.cli.train.train_recipe import train_recipe
 from ftcli.console import Terminal
 from ftcli.inference import open_model
 from ftcli.training import preflight, train

@@ -225,7 +225,7 @@ def test_a_path_may_be_spelt_otherwise(
     stopped: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Other spellings of recipe, rows and base; by the run's folder and by its own recipe."""
-    from ftcli.cli import train_recipe as stage
+    from ftcli.cli.train import train_recipe as stage
 
     below, link = tmp_path / "below", tmp_path / "link"
     below.mkdir()

@@ -185,7 +185,7 @@ def test_the_small_models_recipe_passes(small_model: Path, tmp_path: Path, capsy
 def test_no_model_of_an_earlier_leg_is_held_when_the_next_begins(
     write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
-    from ftcli.cli import smoke_test
+    from ftcli.cli.train import smoke_test
     from ftcli.training import train as training
 
     models: list[weakref.ref[Any]] = []
@@ -378,7 +378,7 @@ def test_a_merge_that_is_not_what_was_trained(
 def test_a_signal_of_the_user_ends_it_and_nothing_stays(
     where: str, write_recipe: Recipes, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    from ftcli.cli import smoke_test
+    from ftcli.cli.train import smoke_test
 
     def interrupt(*_: object, **__: object) -> None:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:  # a second one would kill

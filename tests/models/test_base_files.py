@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ftcli.cli.train_recipe import plan_recipe
+from ftcli.cli.train.train_recipe import plan_recipe
 from ftcli.console import Terminal
 from ftcli.errors import ModelError
 from ftcli.memory.shapes import find_shape

@@ -8,83 +8,95 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, about, duration, result, result_json, shown_path, wrapped
+from ftcli.console import (
+    Terminal,
+    about,
+    duration,
+    on_terminal,
+    print_message,
+    print_result,
+    shown_path,
+    wrapped,
+)
 from ftcli.errors import UsageError
-from ftcli.shell import command, gib, shown_size
+from ftcli.shell import command, gib, shown_size, shown_source
 
 if TYPE_CHECKING:
-    from ftcli.cli.train_recipe import DryRun, Trained
+    from ftcli.cli.train.train_recipe import DryRun, Trained
+
+
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished run (the default).")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over in a new run folder.")]
+From = Annotated[
+    Path | None,
+    typer.Option("--from", metavar="RUN", help="Start from another run's adapter or model."),
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan with its reasons, and stop.")
+]
+SmokeTestFlag = Annotated[
+    bool,
+    typer.Option(
+        "--smoke-test", help="Run every stage with a tiny random model, to find errors early."
+    ),
+]
 
 
 def train(
     recipe: options.Recipe,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished run (the default).")
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over in a new folder beside the old one.")
-    ] = False,
-    from_run: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RUN", help="Start from another run's adapter or model."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan with its reasons, and stop.")
-    ] = False,
-    smoke_test: Annotated[
-        bool,
-        typer.Option(
-            "--smoke-test", help="Run every stage with a tiny random model, to find errors early."
-        ),
-    ] = False,
+    resume: Resume = False,
+    fresh: Fresh = False,
+    from_run: From = None,
+    dry_run: DryRunFlag = False,
+    smoke_test: SmokeTestFlag = False,
     cost_per_hour: options.CostPerHour = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train, or go on with a stopped run.
+    """Train, or resume a stopped run.
 
     Prepares the data if needed, plans, trains, and keeps the best and the last weights. Ctrl-C
-    ends the run after its step; the same command goes on.
+    stops the run after its step; the same command resumes it.
     """
-    from ftcli.cli.train_recipe import plan_recipe, train_recipe
+    from ftcli.cli.train.train_recipe import plan_recipe, train_recipe
 
     if resume and (fresh or from_run):
         raise UsageError("flag", "--resume goes with neither --fresh nor --from")
     if cost_per_hour is not None and not dry_run:
         raise UsageError("flag", "--cost-per-hour goes with --dry-run")
-    reporter = Terminal()
+    changes, reporter = tuple(overrides or ()), Terminal()
     if smoke_test:
         _require_smoke_testable(resume=resume, fresh=fresh, from_run=from_run, dry_run=dry_run)
-        from ftcli.cli.smoke_test import run_smoke_test, show_smoke_test
+    if not json and on_terminal():
+        print_message(_reading(recipe, changes))
+    if smoke_test:
+        from ftcli.cli.train.smoke_test import run_smoke_test, show_smoke_test
 
-        passed = run_smoke_test(recipe, tuple(overrides or ()), reporter)
-        if json:
-            result_json(passed.as_json())
-        else:
-            show_smoke_test(passed)
-        return
-    if dry_run:
+        passed = run_smoke_test(recipe, changes, reporter)
+        options.print_found(passed, show_smoke_test, json=json)
+    elif dry_run:
         plan = plan_recipe(
             recipe,
-            overrides or (),
+            changes,
             init_from=from_run,
             reporter=reporter,
             fresh=fresh,
             cost_per_hour=cost_per_hour,
         )
-        if json:
-            result_json(plan.as_json())
-        else:
-            _show_plan(plan)
-        return
-    found = train_recipe(
-        recipe, overrides or (), fresh=fresh, init_from=from_run, reporter=reporter
-    )
-    if json:
-        result_json(found.as_json())
+        options.print_found(plan, _show_plan, json=json)
     else:
-        _show_result(found)
+        found = train_recipe(recipe, changes, fresh=fresh, init_from=from_run, reporter=reporter)
+        options.print_found(found, _show_result, json=json)
+
+
+def _reading(recipe: Path, overrides: tuple[str, ...]) -> str:
+    """What is trained, for a person who waits while libraries are imported."""
+    from ftcli.config.loader import load_recipe
+
+    found = load_recipe(recipe, overrides).recipe
+    model, data = shown_source(found.model.id), shown_source(found.data.train)
+    return f"reading {shown_path(recipe)}: {found.method.mode} on {model}, data {data}"
 
 
 def _require_smoke_testable(
@@ -110,7 +122,7 @@ def _require_smoke_testable(
 def _show_result(found: Trained) -> None:
     report, path = found.report, shown_path(found.run.path)
     if found.again is not None:
-        result(f"{path} is finished; nothing is left to do (again, beside it: {found.again})")
+        print_result(f"{path} is finished; nothing is left to do (again, beside it: {found.again})")
     loss, stops = "not measured", ""
     if report["eval_loss"] is not None:
         first = report["first_eval_loss"]
@@ -119,42 +131,42 @@ def _show_result(found: Trained) -> None:
     if report.get("stop_rate") is not None:
         rows = report["stop_rate_rows"]
         stops = f" · stops {round(report['stop_rate'] * rows)} of {rows}"
-    result(
+    print_result(
         f"done   {duration(report['seconds'])} · validation loss {loss}{stops} · "
         f"peak {gib(report['peak_memory_bytes'])} · {shown_size(report['saved_bytes'])}"
     )
-    result(f"       {path}")
-    result(f"next   {command('eval', found.run.path)}")
+    print_result(f"       {path}")
+    print_result(f"next   {command('eval', found.run.path)}")
 
 
 def _show_plan(plan: DryRun) -> None:
     from ftcli.training.plan.plan import short_key
 
     found = plan.plan
-    result(f"plan for {found.hardware.name} ({gib(found.hardware.free_bytes)} free)")
+    print_result(f"plan for {found.hardware.name} ({gib(found.hardware.free_bytes)} free)")
     values = {key: _in_words(key, value) for key, value, _ in found.decisions()}
     name_width = max(len(short_key(key)) for key in values)
     value_width = max(map(len, values.values()))
     indent = " " * (name_width + value_width + 6)
     for key, value in values.items():
         start = f"  {short_key(key):<{name_width}}  {value:<{value_width}}  "
-        result(wrapped(start + found.reasons[key], indent))
-        result(wrapped(f"{indent}→ {plan.library_names[key]}", f"{indent}  "))
+        print_result(wrapped(start + found.reasons[key], indent))
+        print_result(wrapped(f"{indent}→ {plan.library_names[key]}", f"{indent}  "))
     for key, value in plan.recipe.method:
         if key in plan.library_names:
-            result(f"  method.{key} {value} → {plan.library_names[key]}")
-    result(f"  {found.step_in_words()}")
+            print_result(f"  method.{key} {value} → {plan.library_names[key]}")
+    print_result(f"  {found.step_in_words()}")
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
     parts = " · ".join(f"{name} {gib(size)}" for name, size in items.items() if size >= 5e7)
     on_card = f"; CUDA context {gib(context)}" if found.hardware.kind == "cuda" else ""
     peak = gib(found.estimate.peak_bytes)
-    result(wrapped(f"memory {peak} at the peak: {parts}{on_card}"))
+    print_result(wrapped(f"memory {peak} at the peak: {parts}{on_card}"))
     unknown = "not measured yet: no run of this recipe has finished here"
-    result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
+    print_result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
     if plan.cost is not None:
         for sentence in plan.cost.sentences():
-            result(wrapped(sentence))
+            print_result(wrapped(sentence))
 
 
 def _in_words(key: str, value: object) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ftcli.cli.prepare import data_folder
-from ftcli.cli.train_recipe import (
+from ftcli.cli.train.train_recipe import (
     open_recipe,
     plan_job,
     prepare_rows,
@@ -25,7 +25,7 @@ from ftcli.cli.train_recipe import (
 )
 from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
-from ftcli.console import Meter, Reporter, duration, result
+from ftcli.console import Meter, Reporter, duration, print_result
 from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message
 from ftcli.errors import FtcliError, MachineError, Stopped
@@ -34,7 +34,7 @@ from ftcli.evaluation.run_evaluation import evaluate_run
 from ftcli.export.merge import MergeOptions, merge_run
 from ftcli.inference.generate import GenerateOptions, open_generator
 from ftcli.models.base_files import tokenizer_bytes
-from ftcli.report.page import report_or_say
+from ftcli.report.page import report_or_warn
 from ftcli.runs.atomic import free_bytes, is_full
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
@@ -104,10 +104,10 @@ class SmokeTest:
 def show_smoke_test(found: SmokeTest) -> None:
     """Print the verdict, what the real training will be, and its command."""
     loaded = found.loaded
-    result(f"smoke test passed in {duration(found.seconds)}: nothing failed on the way")
-    result(f"plan   {found.plan.headline()}")
-    result(f"data   {shown_path(found.data)}")
-    result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")
+    print_result(f"smoke test passed in {duration(found.seconds)}: nothing failed on the way")
+    print_result(f"plan   {found.plan.headline()}")
+    print_result(f"data   {shown_path(found.data)}")
+    print_result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")
 
 
 def run_smoke_test(recipe: Path, overrides: tuple[str, ...], reporter: Reporter) -> SmokeTest:
@@ -318,7 +318,7 @@ def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
     if not (opened.prepared.validation.rows or opened.prepared.test.rows):
         return "no rows are held out"
     found = evaluate_run(opened.run.path, (), EvalOptions(limit=EVALUATED_ROWS), reporter)
-    report_or_say(found.run, reporter)
+    report_or_warn(found.run, reporter)
     return f"base and tuned on {found.result.rows} {found.result.data} rows"
 
 

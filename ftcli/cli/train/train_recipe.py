@@ -1,4 +1,4 @@
-"""What `ftcli train` does: prepare the data, advise, plan, train, sample answers, report."""
+"""Train a recipe: prepare the data, plan, advise, train, sample answers, write the report."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.console import Reporter
 from ftcli.errors import FtcliError
+from ftcli.runs.folder import RunFolder, find_run, free_folder, runs_at
+from ftcli.runs.signals import StopSignals
 
 if TYPE_CHECKING:
-    from ftcli.config.loader import RecipeFile
     from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
     from ftcli.evaluation.advice.prompting import Cost
-    from ftcli.runs.folder import RunFolder
-    from ftcli.runs.signals import StopSignals
     from ftcli.training.job import BaseModel, TrainJob
     from ftcli.training.opening import OpenRun
     from ftcli.training.plan.plan import Plan
 
-# Begins the name of the folder in which a fresh run is planned.
+# Prefix of the folder in which a fresh run is planned.
 TEMPORARY = ".tmp-dry-run-"
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What `ftcli train` ends with."""
+    """The run of `ftcli train`, with its figures."""
 
     run: RunFolder
     report: dict[str, Any]
     again: str | None = None
-    """The command that trains the same in a new folder, where the run was already finished."""
+    """If the run was already finished: the command that trains it again in a new folder."""
 
     def as_json(self) -> dict[str, Any]:
         return {"run_dir": str(self.run.path), "trained": self.again is None, **self.report}
@@ -42,15 +42,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class DryRun:
-    """A plan that is not carried out."""
+    """The plan of a training that was not started."""
 
     recipe: Recipe
     run: RunFolder
     plan: Plan
     library_names: Mapping[str, str]
-    """Our name of a decision → where it goes in the libraries."""
+    """Our name of a decision → its name in the libraries."""
     seconds: float | None = None
-    """Of the steps, where a run of the same recipe has measured it."""
+    """Of all steps; None if no run of the recipe has measured it."""
     cost: Cost | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -68,15 +68,10 @@ def train_recipe(
     init_from: Path | None,
     reporter: Reporter,
 ) -> Trained:
-    """Train, resume, or say that the run is finished. Raises FtcliError; Stopped on a signal.
+    """Train, resume, or return the finished run. Raises FtcliError; Stopped on a signal.
 
     `recipe` may be a run folder: that run resumes, or with `fresh` its recipe is trained again.
     """
-    from ftcli.config.loader import load_recipe
-    from ftcli.evaluation.advice.advice import give_advice
-    from ftcli.evaluation.advice.row_statistics import PreparedRows
-    from ftcli.runs.folder import find_run
-    from ftcli.runs.signals import StopSignals
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run
     from ftcli.training.resuming import (
@@ -119,12 +114,11 @@ def train_recipe(
         require_weights(model)
         dataset = prepare_rows(loaded, model, run, reporter)
         job = plan_job(loaded, model, dataset, run, opened)
-        give_advice(loaded.recipe, model.renderer, PreparedRows(run.data, dataset), reporter)
         _train_and_report(job, stops, reporter)
 
     from ftcli.models.device import free_memory
 
-    free_memory()  # nothing refers to the model and the optimizer's states any more
+    free_memory()  # of model and optimizer states, which nothing refers to now
     return Trained(run, run.read_manifest()["result"])
 
 
@@ -137,15 +131,13 @@ def plan_recipe(
     fresh: bool = False,
     cost_per_hour: float | None = None,
 ) -> DryRun:
-    """Prepare and plan, and go no further; with a cost, time a few steps and calls.
+    """Prepare and plan without training; with a cost, time a few steps and calls.
 
-    A fresh run takes over nothing of an earlier one, and nothing of its plan stays on the disk.
+    The plan of a fresh run uses nothing of an earlier run, and leaves nothing on the disk.
     """
     from ftcli.cli.prepare import data_folder
-    from ftcli.config.loader import load_recipe
     from ftcli.evaluation.advice.prompting import measure_cost
     from ftcli.evaluation.eval_rows import SHOTS
-    from ftcli.runs.folder import find_run, free_folder
     from ftcli.training.job import require_own_folder
     from ftcli.training.opening import open_run
     from ftcli.training.run_record import known_seconds
@@ -172,9 +164,7 @@ def plan_recipe(
 
 
 def _choose_run(loaded: RecipeFile, named: RunFolder | None, *, fresh: bool) -> RunFolder:
-    """The run that was named, or the newest of the recipe, or a new folder."""
-    from ftcli.runs.folder import free_folder, runs_at
-
+    """The named run, else the recipe's newest run, else a new folder."""
     if fresh:
         return free_folder(loaded.output)
     if named is not None:
@@ -184,9 +174,9 @@ def _choose_run(loaded: RecipeFile, named: RunFolder | None, *, fresh: bool) -> 
 
 
 def open_recipe(loaded: RecipeFile, init_from: OpenRun | None) -> tuple[RecipeFile, BaseModel]:
-    """The recipe with the base it starts from, and that base; no weights are loaded.
+    """The recipe with the base that it starts from, and that base without weights.
 
-    Raises FtcliError for all that can be known before a row is read.
+    Raises FtcliError for every error that can be found before a row is read.
     """
     from ftcli.cli.prepare import require_rows
     from ftcli.evaluation.scoring import require_scored_files
@@ -202,9 +192,9 @@ def open_recipe(loaded: RecipeFile, init_from: OpenRun | None) -> tuple[RecipeFi
 
 
 def require_weights(model: BaseModel) -> str:
-    """What is there, in words; raises ModelError where weights are missing.
+    """The base's weight files, in words; raises ModelError for missing weights.
 
-    transformers would begin with random ones.
+    transformers would initialise them at random.
     """
     from ftcli.models import base_files
 
@@ -213,7 +203,7 @@ def require_weights(model: BaseModel) -> str:
 
 @contextmanager
 def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
-    """Where the rows of a plan are prepared: in the run, or in a folder that does not stay."""
+    """Where the rows of a plan are prepared: the run, or a temporary folder."""
     from ftcli.training.job import temporary_run
 
     if temporary:
@@ -227,7 +217,10 @@ def _planned_in(run: RunFolder, *, temporary: bool) -> Iterator[RunFolder]:
 def prepare_rows(
     loaded: RecipeFile, model: BaseModel, run: RunFolder, reporter: Reporter, *, stays: bool = True
 ) -> Dataset:
-    """The recipe's rows in the run's data folder; says which were rejected. Raises DataError."""
+    """Prepare the recipe's rows in the run's data folder; warns of rejected rows.
+
+    Rejected rows are listed in the folder if it `stays`. Raises DataError.
+    """
     from ftcli.cli.prepare import rejected_rows
     from ftcli.data.dataset import load_dataset
     from ftcli.data.tokenizing.tokenize import prepare
@@ -235,13 +228,13 @@ def prepare_rows(
 
     try:
         before = load_dataset(run.data)
-    except FtcliError:  # `prepare` says so
+    except FtcliError:  # `prepare` reports it
         before = None
     dataset = prepare(loaded.recipe, model.renderer, run.data, reporter)
     require_ends(run.data, dataset, model.renderer)
-    # An earlier command has said it of the same rows.
-    is_news = before is None or before.fingerprint != dataset.fingerprint
-    if dataset.rejected and is_news:
+    # An earlier command has printed the warning for the same rows.
+    changed = before is None or before.fingerprint != dataset.fingerprint
+    if dataset.rejected and changed:
         used = f"{dataset.rows_rejected} of {dataset.rows_read} rows are not used"
         reporter.warn(f"{used}: {rejected_rows(dataset, run.data if stays else None)}")
     return dataset
@@ -254,21 +247,21 @@ def plan_job(
     run: RunFolder,
     init_from: OpenRun | None = None,
 ) -> TrainJob:
-    """Decide what the recipe leaves open; raises MachineError and UsageError."""
+    """Decide every `auto` of the recipe; raises MachineError and UsageError."""
     from ftcli.training.job import TrainJob
     from ftcli.training.plan.decide import make_plan
     from ftcli.training.plan.plan import RowStatistics
 
-    recipe = _as_begun(loaded.recipe, run)
+    recipe = _with_first_plan(loaded.recipe, run)
     plan = make_plan(recipe, model.shape, RowStatistics.of(dataset), model.hardware)
     return TrainJob(loaded.recipe, loaded.path, model, dataset, plan, run, init_from)
 
 
-def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
-    """What was planned when the run began stays, whatever memory is free today.
+def _with_first_plan(recipe: Recipe, run: RunFolder) -> Recipe:
+    """The recipe with the run's first plan, whatever memory is free now.
 
-    Rows at once may be set again: they shape no gradient. Raises FtcliError where plan.json is
-    gone.
+    The recipe may set another micro-batch size: it does not change gradients. Raises FtcliError if
+    plan.json is missing.
     """
     if not run.read_manifest():
         return recipe
@@ -288,13 +281,17 @@ def _as_begun(recipe: Recipe, run: RunFolder) -> Recipe:
 
 
 def _train_and_report(job: TrainJob, stops: StopSignals, reporter: Reporter) -> None:
+    from ftcli.evaluation.advice.advice import give_advice
+    from ftcli.evaluation.advice.row_statistics import PreparedRows
     from ftcli.inference.endings import measure_stop_rate
-    from ftcli.report.page import report_or_say
+    from ftcli.report.page import report_or_warn
     from ftcli.training.run_record import finish_run
     from ftcli.training.train import train as train_job
 
+    rows = PreparedRows(job.run.data, job.dataset)
+    give_advice(job.recipe, job.model.renderer, rows, reporter)
     started = time.monotonic()
     trained = train_job(job, stops, reporter)
     stop_rate = measure_stop_rate(trained.trainer, job, reporter)
     finish_run(job, trained, asdict(stop_rate), time.monotonic() - started)
-    report_or_say(job.run, reporter)
+    report_or_warn(job.run, reporter)
