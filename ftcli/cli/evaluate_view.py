@@ -86,7 +86,9 @@ def show(found: EvaluatedRun) -> None:
     verdict = verdict_of(evaluated)
     if evaluated.rows < MIN_ROWS:
         are = "is" if evaluated.rows == 1 else "are"
-        print_result(f"{rows_in_words(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least.")
+        print_result(
+            f"{rows_in_words(evaluated)} {are} too few for a verdict: {MIN_ROWS} at least."
+        )
     else:
         print_result(f"{verdict.headline}.")
     # The summary has the others.
