@@ -234,7 +234,7 @@ def _replay_line(prepared: Dataset) -> Iterator[str]:
         return
     every = prepared.epoch_counts
     left_out = {
-        "asked in a held-out row too": found.held_out,
+        "with the question of a held-out row": found.held_out,
         "conversations longer than data.max_length": found.too_long,
     }
     left = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)

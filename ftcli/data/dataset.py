@@ -20,19 +20,19 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Assigned = Literal["train", "validation", "test", "duplicate"]
 RowsOf = Literal["train", "validation", "test", "replay"]
-"""What has a file of rows: the splits of the task, and the replayed rows."""
+"""Row files: the splits of the task, and the replayed rows."""
 ROW_FILES: tuple[RowsOf, ...] = (*SPLITS, "replay")
 
 # Field experience (MISSION): under 100 rows a good prompt wins; 500 to 5,000 rows are ideal.
 TOO_FEW_ROWS = 100
 IDEAL_ROWS = (500, 5000)
 
-# Rejected rows that prepared.json holds, which every command reads; rejected.jsonl holds all.
+# Rejected rows in prepared.json, which every command reads; rejected.jsonl has all.
 MOST_REJECTED = 1000
-# A row's own words stand in it.
+# In characters: a reason quotes the row.
 LONGEST_REASON = 500
 
-# Each part of the fingerprint but the files, in the words of a message.
+# Parts of the fingerprint besides the files, as messages name them.
 PART_NAMES = {
     "version": "way of preparing",
     "template": "chat template",
@@ -42,7 +42,7 @@ PART_NAMES = {
     "seed": "seed",
 }
 
-# Share of answer tokens that may be lost to max_length without being asked.
+# Share of answer tokens that max_length may cut without an error.
 TRUNCATION_BUDGET = 0.01
 
 
@@ -73,32 +73,32 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Rows of data.replay: in a file of their own, in no split, trained on with the task's."""
+    """Rows of data.replay: trained on with the task's rows, in a file of their own, in no split."""
 
     source: str
     ratio: float
     wanted: int
-    """Rows that this ratio asks for; `rows` are fewer where the source has no more."""
+    """Rows that this ratio asks for; `rows` is smaller where the source has fewer."""
     rows: int
     tokens: int
     label_tokens: int
     rows_read: int
-    """All of the source; those that were not drawn are in none of the counts below."""
+    """All rows of the source; the counts below are of drawn rows only."""
     rejected: int
     """Rows that cannot be read or rendered."""
     duplicates: int
     held_out: int
-    """Left out, because they ask what a held-out row of the task asks."""
+    """Left out because a held-out row of the task has the same question."""
     too_long: int
-    """Conversations longer than data.max_length, passed over for others."""
+    """Conversations longer than data.max_length; others are drawn instead."""
     texts_cut: int
-    """Plain texts of which the first data.max_length tokens are replayed."""
+    """Plain texts cut to their first data.max_length tokens."""
     tokens_cut: int
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One preparation, as `prepared.json` in the data folder keeps it.
+    """Prepared rows, as `prepared.json` in the data folder describes them.
 
     `fingerprint` covers the data files, the template, the tokenizer and the recipe keys that shape
     tokens; not the hardware and not the plan.
@@ -122,9 +122,9 @@ class Dataset:
     answer_tokens: int
     answer_tokens_lost: int
     longest: LongestRow
-    """Of all rows, also those that are replayed."""
+    """Of all rows, replayed ones included."""
     system: str | None
-    """data.system as a template: a column's name has become `{column}`."""
+    """data.system as a template: a column's name is written `{column}`."""
     plain_text: bool
     """Rows are plain texts without turns."""
     stop_ids: tuple[int, ...]
@@ -132,23 +132,22 @@ class Dataset:
     rejected: tuple[RejectedRow, ...]
     """The first MOST_REJECTED of them (`read_rejected`)."""
     rows_cut: int = 0
-    """Rows used without the end of their answers, which data.max_length cut."""
+    """Rows used although data.max_length cut the end of their answer."""
     cut: tuple[RejectedRow, ...] = ()
     """The first MOST_REJECTED of them."""
     parts: Mapping[str, str] = field(default_factory=dict)
-    """What the fingerprint covers, each with a digest of its own (`fingerprint_parts`)."""
+    """A digest of each part of the fingerprint (`fingerprint_parts`)."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """sha256 of each split's file as it was written."""
     replay: Replayed | None = None
     shared_tokens: int = 0
-    """Tokens that a training row usually has in common with others of its step."""
+    """Tokens that a training row usually shares with others of its step."""
     common_tokens: int = 0
-    """Tokens with which every row begins that is trained on; 0 where they are too few to be
-    computed once."""
+    """Length of the prefix that all training rows share; 0 if too short to be computed once."""
 
     @property
     def epoch_counts(self) -> SplitCounts:
-        """What an epoch is made of: the task's training rows, and what is replayed."""
+        """Size of an epoch: the task's training rows and the replayed rows."""
         task, replay = self.train, self.replay
         if replay is None:
             return task
@@ -160,7 +159,7 @@ class Dataset:
 
     @property
     def row_files(self) -> tuple[RowsOf, ...]:
-        """The files of rows that there are."""
+        """The row files of this dataset."""
         return SPLITS if self.replay is None else ROW_FILES
 
     @property
@@ -173,12 +172,12 @@ class Dataset:
 
 
 def split_file(folder: Path, split: RowsOf) -> Path:
-    """Arrow file of one split, or of the rows that are replayed."""
+    """Arrow file of one split, or of the replayed rows."""
     return folder / f"{split}.arrow"
 
 
 def split_digests(folder: Path) -> dict[str, str]:
-    """sha256 of each file of rows; about a second for each GB."""
+    """sha256 of each row file; about a second per GB."""
     files = {name: split_file(folder, name) for name in ROW_FILES}
     return {name: sha256_file(file) for name, file in files.items() if file.is_file()}
 
@@ -186,9 +185,9 @@ def split_digests(folder: Path) -> dict[str, str]:
 def damaged_files(
     dataset: Dataset, folder: Path, splits: Iterable[RowsOf] | None = None
 ) -> dict[Path, str]:
-    """Files of these splits that are not as they were written, each with what is wrong with it.
+    """Files of these splits that have changed since they were written, each with what is wrong.
 
-    Files without a digest count as whole, as long as they are there.
+    A file without a digest only has to exist.
     """
     found: dict[Path, str] = {}
     for split in dataset.row_files if splits is None else splits:
@@ -196,17 +195,17 @@ def damaged_files(
         if not file.is_file():
             found[file] = "is gone"
         elif digest is not None and sha256_file(file) != digest:
-            found[file] = "not as ftcli prepare has written it (its sha256 is another)"
+            found[file] = "not as ftcli prepare wrote it (its sha256 differs)"
     return found
 
 
 def rejected_file(folder: Path) -> Path:
-    """JSON lines of the rows that were not used; absent where all were."""
+    """JSON lines of the rejected rows; absent if there are none."""
     return folder / "rejected.jsonl"
 
 
 def read_rejected(dataset: Dataset, folder: Path) -> Iterator[RejectedRow]:
-    """Every row that was not used; those that prepared.json holds, where the file is gone."""
+    """Every rejected row; if the file is gone, those in prepared.json."""
     file = rejected_file(folder)
     if not file.is_file():
         yield from dataset.rejected
@@ -218,7 +217,7 @@ def read_rejected(dataset: Dataset, folder: Path) -> Iterator[RejectedRow]:
 
 
 class RejectedRows:
-    """Rows as they are rejected: their number and the first ones here, all of them in a file."""
+    """Collects rejected rows: their number and the first ones here, all of them in a file."""
 
     def __init__(self, file: TextIO | None = None) -> None:
         self.first: list[RejectedRow] = []
@@ -227,7 +226,7 @@ class RejectedRows:
 
     def add(self, origin: Origin, reason: str) -> None:
         self.count += 1
-        # Halves of characters, which a row may hold, cannot be written.
+        # A row may hold lone surrogates, which cannot be written.
         written = reason[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
         row = RejectedRow(origin, written)
         if len(self.first) < MOST_REJECTED:
@@ -238,7 +237,7 @@ class RejectedRows:
 
 @contextmanager
 def rejected_rows(folder: Path) -> Iterator[RejectedRows]:
-    """Rows that are written to rejected.jsonl; no file is left where there are none."""
+    """Write rejected rows to rejected.jsonl; without any, no file is left."""
     file = rejected_file(folder)
     with file.open("w", encoding="utf-8") as lines:
         rows = RejectedRows(lines)
@@ -248,7 +247,7 @@ def rejected_rows(folder: Path) -> Iterator[RejectedRows]:
 
 
 def row_lengths(folder: Path, split: RowsOf) -> list[int]:
-    """Tokens of each row of one split, without reading the rows; none where they are gone."""
+    """Tokens of each row of one split, without reading the rows; empty if the file is gone."""
     file = split_file(folder, split)
     if not file.is_file():
         return []
@@ -262,29 +261,26 @@ def row_lengths(folder: Path, split: RowsOf) -> list[int]:
 
 
 def row_batches(folder: Path, split: RowsOf) -> Iterator[Any]:
-    """Arrow record batches of one split; of a large one no list is made.
-
-    Raises pyarrow.ArrowInvalid where the file is no stream of them.
-    """
+    """Arrow record batches of one split, one at a time; raises pyarrow.ArrowInvalid."""
     import pyarrow as pa
 
-    # Read and not mapped: a map of the whole file counts as memory of the process.
+    # Not memory-mapped: a map of the whole file counts as memory of the process.
     with pa.OSFile(str(split_file(folder, split))) as source:
         yield from pa.ipc.open_stream(source)
 
 
 def read_turns(messages: str) -> tuple[Message, ...]:
-    """The turns that a prepared row holds as JSON; none of a plain text."""
+    """The turns of a prepared row, stored as JSON; empty for a plain text."""
     return tuple(Message(*turn) for turn in json.loads(messages))
 
 
 def save_dataset(dataset: Dataset, folder: Path) -> None:
-    """Write `prepared.json`; it comes last, so that its presence means a whole preparation."""
+    """Write `prepared.json`. It is written last: its presence means that all rows are there."""
     write_json(folder / "prepared.json", dataclasses.asdict(dataset))
 
 
 def load_dataset(folder: Path) -> Dataset | None:
-    """The dataset in a folder, or none; raises FtcliError where it cannot be read."""
+    """The dataset in a folder, if any; raises FtcliError if it cannot be read."""
     file = folder / "prepared.json"
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""A row of the user's files, and what it becomes before any tokenizer sees it."""
+"""A row of the user's files, and the example made of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 from ftcli.errors import FtcliError
 
-# Two of 10 million rows would be taken for one with a chance of 1 in 10^24.
+# Probability of a collision among 10 million rows: 1 in 10^24.
 DIGEST_BYTES = 16
 
 Role = Literal["system", "user", "assistant"]
@@ -18,7 +18,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row stands in the user's data; `line` from 1 (a record's number in parquet)."""
+    """Place of a row in the user's data; `line` counts from 1 (in parquet, the record's number)."""
 
     file: str
     line: int
@@ -28,7 +28,7 @@ class Origin:
 
 
 class RowError(FtcliError):
-    """This row cannot be trained on; the message says why."""
+    """This row cannot be used; the message says why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("row", reason)
@@ -36,7 +36,7 @@ class RowError(FtcliError):
 
 @dataclass(frozen=True)
 class Row:
-    """One record as it stands in the file."""
+    """One record of a file."""
 
     origin: Origin
     fields: Mapping[str, object]
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A record that is left out, and why."""
+    """A record that is not used, and why."""
 
     origin: Origin
     reason: str
@@ -53,7 +53,7 @@ class RejectedRow:
         return f"{self.origin} {self.reason}"
 
     def record(self) -> dict[str, str | int]:
-        """As it is written in JSON."""
+        """The row as JSON output has it."""
         return {"file": self.origin.file, "line": self.origin.line, "reason": self.reason}
 
 
@@ -75,7 +75,7 @@ class Example:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The turns before the last answer: what the model is given when it is used."""
+        """The turns before the last answer, as the model gets them in use."""
         return self.messages[:-1]
 
     @property
@@ -85,20 +85,20 @@ class Example:
 
     @property
     def characters(self) -> int:
-        """Length of all its contents."""
+        """Total length of its contents."""
         return len(self.text or "") + sum(len(message.content) for message in self.messages)
 
     def prompt_digest(self) -> bytes:
-        """16 bytes that are equal when the prompts are equal (a plain text is its own prompt)."""
+        """16 bytes, equal for equal prompts (a plain text is its own prompt)."""
         return _digest([self.text] if self.text is not None else _turns(self.prompt))
 
     def question_digest(self) -> bytes:
-        """As `prompt_digest`, without a system turn: another one does not change the question."""
+        """As `prompt_digest`, without the system turn."""
         turns = self.prompt[1:] if self.prompt[:1] and self.prompt[0].role == "system" else None
         return self.prompt_digest() if turns is None else _digest(_turns(turns))
 
     def digest(self) -> bytes:
-        """16 bytes that are equal when prompts and answers are equal."""
+        """16 bytes, equal for equal prompts and answers."""
         return _digest([self.text] if self.text is not None else _turns(self.messages))
 
 

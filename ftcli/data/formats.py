@@ -1,4 +1,4 @@
-"""What a row's columns mean: recognise the format of a data set, turn its rows into examples.
+"""Recognise the format of a data set by its columns, and turn its rows into examples.
 
 A format is a pure function of one row. Content is kept byte for byte; only alpaca's instruction
 and input, and the text parts of a turn, are joined.
@@ -34,14 +34,14 @@ TEXT_COLUMNS = ("text", "content")
 SYSTEM_COLUMNS = ("system", "system_prompt")
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 TOOL_COLUMNS = ("tools", "functions", "tool_calls", "function_call")
-# What their names begin with.
+# Prefixes of column names.
 PREFERENCE_COLUMNS = ("chosen", "rejected")
 # `label` as in TRL's unpaired preferences, `kto_tag` as in LLaMA-Factory's.
 VERDICT_COLUMNS = ("label", "kto_tag")
-# Columns that are half of the task in well-known data sets (dolly and SQuAD; labels, summaries).
+# Columns that well-known data sets need besides the pair (dolly, SQuAD; labels, summaries).
 CONTEXT_COLUMNS = ("context", "input", "passage", "document", "history")
 ANSWER_COLUMNS = ("label", "summary", "answer", "response", "completion", "output", "target")
-NOTHING: tuple[object, ...] = (None, "", "[]", [], {})
+EMPTY: tuple[object, ...] = (None, "", "[]", [], {})
 KNOWN = (
     f"{', '.join('/'.join(pair) for pair in PAIRS)}, instruction/input/output, "
     f"{', '.join(CONVERSATION_COLUMNS)}, {', '.join(TEXT_COLUMNS)}"
@@ -51,9 +51,9 @@ PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
 def to_example(row: Row, data: Data, format_name: str) -> Example | RejectedRow:
-    """The row as an example, with the recipe's system prompt where it has none of its own.
+    """The row as an example, with the recipe's system prompt unless it has its own.
 
-    `data.system` is a text or a template here; `pin_system` makes a column's name one.
+    `data.system` is a text or a template; `pin_system` has turned a column's name into one.
     """
     try:
         content = FORMATS[format_name](row.fields, data)
@@ -67,9 +67,9 @@ def to_example(row: Row, data: Data, format_name: str) -> Example | RejectedRow:
 
 
 def recognise(row: Row) -> str:
-    """The format that a data set's first readable row shows by its columns.
+    """The format of a data set, by the columns of its first readable row.
 
-    Raises DataError (`data_format`) when none fits, or one that would leave half of the task out.
+    Raises DataError (`data_format`) if no format fits, or if it would ignore half of the task.
     """
     refuse_unsupported(row)
     columns = row.fields.keys()
@@ -89,26 +89,26 @@ def recognise(row: Row) -> str:
     raise _format_error(
         row,
         f"no format is known for the columns {', '.join(columns) or '(none)'}; known are {KNOWN}; "
-        "for others say `format: columns` and give data.prompt and data.completion, each a column "
-        "or a template such as `Product: {name}`",
+        "for others write `format: columns` and give data.prompt and data.completion, each a "
+        "column or a template such as `Product: {name}`",
     )
 
 
 def refuse_unsupported(row: Row) -> None:
-    """Raises DataError (`data_format`) when the first row shows a kind of data not trained on."""
+    """Raise DataError (`data_format`) if the first row is of an unsupported kind of data."""
     reason = _unsupported(row.fields)
     if reason:
         raise _format_error(
             row,
-            f"{reason}; keep only the text to be learned, or say `format: columns` to read no "
-            "other columns than you name",
+            f"{reason}; keep only the text to be learned, or write `format: columns` to read "
+            "only the columns that you name",
         )
 
 
 def pin_system(data: Data, first: Row) -> Data:
-    """`system: persona` becomes `{persona}` when the data have a column of that name.
+    """`system: persona` becomes `{persona}` if the data have a column of that name.
 
-    Decided once: a later row without the column is rejected, not given its name as a prompt.
+    Decided once: a later row without the column is rejected, not prompted with its name.
     """
     if data.system in first.fields:
         return data.model_copy(update={"system": f"{{{data.system}}}"})
@@ -116,9 +116,9 @@ def pin_system(data: Data, first: Row) -> Data:
 
 
 def fill(template: str, fields: Fields, key: str) -> str:
-    """The template with its columns' values, numbers and booleans as the file has them.
+    """The template filled with the row's values, numbers and booleans as written in the file.
 
-    Raises RowError naming the recipe's `key` and the column.
+    Raises RowError with the recipe's `key` and the column.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -189,7 +189,7 @@ def _from_text(fields: Fields, _: Data) -> Content:
 
 
 def _from_columns(fields: Fields, data: Data) -> Content:
-    # The recipe's schema sees to it that both are given.
+    # The recipe's schema requires both.
     assert data.prompt is not None
     assert data.completion is not None
     prompt = _column_or_template(data.prompt, fields, "data.prompt")
@@ -238,7 +238,7 @@ def _optional_text(fields: Fields, column: str) -> str:
 
 
 def _unsupported(fields: Fields) -> str | None:
-    """Why data with these columns are not trained on: preferences, media, tools. None: they are."""
+    """Why data with these columns are unsupported (preferences, media, tools), or None."""
     if not _suspicious(tuple(fields)):
         return None
     preference = [name for name in fields if name.startswith(PREFERENCE_COLUMNS)]
@@ -258,13 +258,13 @@ def _unsupported(fields: Fields) -> str | None:
 
 @lru_cache
 def _suspicious(columns: tuple[str, ...]) -> bool:
-    """Whether values have to be looked at; a file's rows mostly have the same columns."""
+    """Whether a row's values have to be checked; a file's rows mostly have the same columns."""
     known = {*VERDICT_COLUMNS, *MEDIA_COLUMNS, *TOOL_COLUMNS}
     return any(name in known or name.startswith(PREFERENCE_COLUMNS) for name in columns)
 
 
 def _is_verdict(fields: Fields, column: str) -> bool:
-    """Is it true or false about an answer in the same row?"""
+    """Whether the column rates an answer in the same row as true or false."""
     answers = (*CONVERSATION_COLUMNS, *(answer for _, answer in PAIRS))
     is_boolean = str(fields.get(column)).lower() in ("true", "false")
     return is_boolean and _first(answers, fields) is not None
@@ -282,9 +282,9 @@ def _refuse_unused_context(row: Row, pair: tuple[str, str], suspects: Set[str]) 
         prompt, completion = pair
         raise _format_error(
             row,
-            f"{_listed(unused)} would be left out beside {prompt} and {completion}; say `format: "
-            f"pairs` if that is right, or `format: columns` with a template such as `prompt: "
-            f'"{{{unused[0]}}} {{{prompt}}}"` and `completion: {completion}`',
+            f"{_listed(unused)} would be ignored (only {prompt} and {completion} are read); write "
+            "`format: pairs` if that is right, or `format: columns` with a template such as "
+            f'`prompt: "{{{unused[0]}}} {{{prompt}}}"` and `completion: {completion}`',
         )
 
 
@@ -293,20 +293,20 @@ def _refuse_unused_answer(row: Row, text: str) -> None:
     if answer:
         raise _format_error(
             row,
-            f"{answer} would be left out beside {text}; say `format: text` if that is right, or "
-            f"`format: columns` with `prompt: {text}` and `completion: {answer}`",
+            f"{answer} would be ignored (only {text} is read); write `format: text` if that is "
+            f"right, or `format: columns` with `prompt: {text}` and `completion: {answer}`",
         )
 
 
 def _turn_words(turns: object) -> str:
-    """`sharegpt` when the first turn says who speaks in `from`, else `messages`."""
+    """`sharegpt` if the first turn names its speaker in `from`, else `messages`."""
     first = turns[0] if isinstance(turns, list) and turns else None
     speaks_from = isinstance(first, Mapping) and TURN_KEYS["sharegpt"][0] in first
     return "sharegpt" if speaks_from else "messages"
 
 
 def _filled(wanted: Iterable[str], fields: Fields) -> list[str]:
-    return [name for name in wanted if fields.get(name) not in NOTHING]
+    return [name for name in wanted if fields.get(name) not in EMPTY]
 
 
 def _first(wanted: Iterable[str], columns: Collection[str]) -> str | None:

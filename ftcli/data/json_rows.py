@@ -1,6 +1,7 @@
-"""JSON → rows: one object a line, or one document.
+"""JSON → rows: one object per line, or one document.
 
-What Python takes though it loses or invents something (a key that stands twice, NaN) is refused.
+Refused although Python's parser accepts it: duplicate keys, NaN, and other values that it would
+lose or invent.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import IO, AnyStr, BinaryIO, NoReturn
 from ftcli.data.example import Origin, RejectedRow, Row
 from ftcli.errors import DataError
 
-# Bytes of a line, or characters of a value: ten times what a context of a million tokens holds.
+# Bytes of a line, or characters of a value: ten times a context of a million tokens.
 LONGEST = 50_000_000
-# Bytes of a JSON document, which is held in memory whole.
+# Bytes of a JSON document, which is read into memory whole.
 LARGEST_DOCUMENT = 500_000_000
 JSON_SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -30,7 +31,7 @@ def lines_of(stream: IO[AnyStr], file: str) -> Iterator[AnyStr]:
         if len(line) > LONGEST:
             raise DataError(
                 "data_broken",
-                f"a line of more than {LONGEST // 10**6} MB, which no row is; put each row on a "
+                f"a line of more than {LONGEST // 10**6} MB, too long for a row; put each row on a "
                 "line of its own",
                 file=file,
                 line=number,
@@ -44,15 +45,15 @@ def document_of(stream: BinaryIO, file: str) -> bytes:
     if len(content) > LARGEST_DOCUMENT:
         raise DataError(
             "data_broken",
-            f"a JSON document of more than {LARGEST_DOCUMENT // 10**6} MB, which is held in memory "
-            "whole; write one object a line (jsonl)",
+            f"a JSON document of more than {LARGEST_DOCUMENT // 10**6} MB, which would be read "
+            "into memory whole; write one object per line (jsonl)",
             file=file,
         )
     return content
 
 
 def read_jsonl(lines: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
-    """One object a line; blank lines are no rows, every other line is a Row or a RejectedRow."""
+    """One object per line; blank lines are skipped, any other is a Row or a RejectedRow."""
     for number, line in enumerate(lines_of(lines, file), 1):
         stripped = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
         if stripped:
@@ -60,12 +61,12 @@ def read_jsonl(lines: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
 
 
 def read_json(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
-    """An array of objects, `{"data": [...]}` or, as jsonl, one object a line.
+    """An array of objects, `{"data": [...]}` or, as jsonl, one object per line.
 
-    The text of a document is held in memory, its rows are not. A row's line is where it begins.
-    Raises DataError (`data_broken`) where the document is no JSON, or none of the three.
+    The text of a document is kept in memory, its rows are not. A row's line is where it begins.
+    Raises DataError (`data_broken`) if the document is not JSON, or none of the three.
     """
-    by_line = _holds_an_object_a_line(stream)
+    by_line = _is_jsonl(stream)
     stream.seek(0)
     if by_line:
         yield from read_jsonl(stream, file)
@@ -82,7 +83,7 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
 
 
 def json_kind(value: object) -> str:
-    """What a value is, in the words of JSON: `null`, `the number 5`, `text`, `a list` ..."""
+    """The kind of a value, as JSON calls it: `null`, `the number 5`, `text`, `a list` ..."""
     match value:
         case None | bool():
             return json.dumps(value)
@@ -99,7 +100,7 @@ def json_kind(value: object) -> str:
 
 
 class Number(float):
-    """A number that Python would write otherwise than the file has it, such as `1.10`."""
+    """A number that Python would not write as the file does, such as `1.10`."""
 
     written: str
 
@@ -108,7 +109,7 @@ class Number(float):
 
 
 class _NotAcceptedError(ValueError):
-    """A value that Python's parser would take, though it would lose or invent something."""
+    """A value that Python's parser accepts, although it loses or invents something."""
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -116,12 +117,12 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise _NotAcceptedError(f"key {repeated} stands twice in one object")
+        raise _NotAcceptedError(f"duplicate key {repeated} in one object")
     return fields
 
 
 def _no_constant(word: str) -> NoReturn:
-    raise _NotAcceptedError(f"not JSON: {word} is no JSON value")
+    raise _NotAcceptedError(f"not JSON: {word} is not a JSON value")
 
 
 def _number(written: str) -> float:
@@ -148,7 +149,7 @@ STRICT = json.JSONDecoder(
     parse_float=_number,
     parse_int=_integer,
 )
-# Finds where a value ends, whatever it holds.
+# Finds the end of any value.
 LENIENT = json.JSONDecoder(parse_int=str)
 
 
@@ -180,16 +181,16 @@ def _not_json(error: json.JSONDecodeError) -> str:
 
 
 def _hint(line: bytes) -> str:
-    """What many a broken line has in common."""
+    """A common cause of broken lines."""
     if line.startswith(codecs.BOM_UTF8):
-        return "; a byte order mark stands before it, as where files were joined"
+        return "; it begins with a byte order mark, as in joined files"
     if b"\r" in line:
-        return "; lines have to end in a line feed, and this one holds carriage returns"
+        return "; lines must end in a line feed, and this one contains carriage returns"
     return ""
 
 
-def _holds_an_object_a_line(stream: BinaryIO) -> bool:
-    # A document on one line may be longer than any row; then it is no object either.
+def _is_jsonl(stream: BinaryIO) -> bool:
+    # A document on one line may be longer than any row; it is not one either.
     lines = iter(partial(stream.readline, LONGEST), b"")
     first = next((line for line in lines if line.strip(codecs.BOM_UTF8 + b" \t\r\n")), b"")
     try:
@@ -204,7 +205,7 @@ def _array_rows(text: str, file: str) -> Iterator[Row | RejectedRow]:
         return
     start = _array_start(text)
     if start is None:
-        expected = 'expected an array of objects, {"data": [...]}, or one object a line'
+        expected = 'expected an array of objects, {"data": [...]}, or one object per line'
         raise DataError("data_broken", expected, file=file)
     line, counted = 1, 0
     position = _after_space(text, start + 1)

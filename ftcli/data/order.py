@@ -1,8 +1,7 @@
-"""Which rows make which optimizer step, and how a step is cut into micro-batches.
+"""Which rows form which optimizer step, and how a step is split into micro-batches.
 
-The order of a whole run is one list, known before it starts: steps run across the borders of
-epochs, so that every step but the last has exactly `batch_size` rows, and a resumed run only has
-to skip.
+The order of a whole run is one list, fixed before it starts. Steps cross the borders of epochs, so
+every step but the last has exactly `batch_size` rows, and a resumed run only has to skip.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import overload
 def run_rows(rows: int, epochs: float, seed: int, *, shuffle: bool, replayed: int = 0) -> list[int]:
     """Row numbers of the whole run, epoch after epoch, each epoch a fresh permutation.
 
-    The last `replayed` of the rows are spread evenly among the others where nothing is shuffled.
+    Without shuffling, the last `replayed` rows are spread evenly among the others.
     """
     order: list[int] = []
     for epoch in range(math.ceil(epochs)):
@@ -28,7 +27,7 @@ def run_rows(rows: int, epochs: float, seed: int, *, shuffle: bool, replayed: in
 
 
 def _spread(rows: int, replayed: int) -> list[int]:
-    """All rows as they stand, the last ones each in the middle of its part of the others."""
+    """All rows in order, the replayed ones at equal distances."""
     task = rows - replayed
 
     def place(row: int) -> float:
@@ -38,10 +37,10 @@ def _spread(rows: int, replayed: int) -> list[int]:
 
 
 class StepSampler(Sequence[list[int]]):
-    """A batch sampler of whole optimizer steps: `batch_size` rows each, the last maybe fewer.
+    """Batch sampler of whole optimizer steps: `batch_size` rows each, in the last maybe fewer.
 
-    The rows of a step are sorted by length, the longest first: rows of one micro-batch are padded
-    to its longest. Which rows make a step does not change, so neither do the step's gradients.
+    The rows of a step are sorted by length, longest first, to save padding in its micro-batches.
+    The set of rows does not change, so neither do the step's gradients.
     """
 
     def __init__(self, order: Sequence[int], lengths: Sequence[int], batch_size: int) -> None:
@@ -64,18 +63,18 @@ class StepSampler(Sequence[list[int]]):
         return sorted(rows, key=lambda row: self._lengths[row], reverse=True)
 
     def tokens(self, step: int) -> int:
-        """Real tokens, without padding, of the step with this number, from 0."""
+        """Tokens without padding of step number `step`, from 0."""
         return sum(self._lengths[row] for row in self[step])
 
     def rows_done(self, steps: int) -> int:
-        """Rows of the order that the first `steps` steps train on."""
+        """Rows of the order in the first `steps` steps."""
         return min(steps * self.batch_size, len(self.order))
 
     def epochs_done(self, steps: int) -> float:
-        """Passes over the rows that the first `steps` steps come to."""
+        """Epochs in the first `steps` steps."""
         return self.rows_done(steps) / len(self._lengths)
 
 
 def micro_batches(window: Sequence[int], rows: int) -> list[list[int]]:
-    """A step's rows cut into pieces of at most `rows`."""
+    """A step's rows in micro-batches of at most `rows`."""
     return [list(window[i : i + rows]) for i in range(0, len(window), rows)]

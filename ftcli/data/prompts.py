@@ -1,4 +1,4 @@
-"""Rows that are only to be answered: the training's formats without their answers."""
+"""Rows to be answered: the training's formats without their answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ftcli.data.table_rows import bad_byte
 from ftcli.errors import DataError
 from ftcli.shell import shown_source
 
-# Stands where the answer will be, so that the training's own readers can check the row.
+# Put in the place of the answer, so that the training's readers accept the row.
 PLACEHOLDER = "…"
 
 Turns = tuple[Message, ...]
 
 
 def read_prompt_rows(source: str) -> Iterator[Row | RejectedRow]:
-    """Records of a data file, or of a text file: its lines, as the column `prompt`."""
+    """Records of a data file, or the lines of a text file as column `prompt`."""
     if not _is_text(source):
         return read_rows(source)
     if not Path(source).is_file():
@@ -51,7 +51,7 @@ def _is_text(source: str) -> bool:
 
 
 def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
-    """A prompt a line; blank lines are left out."""
+    """One prompt per line; blank lines are skipped."""
     with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines_of(lines, file), 1):
             origin, prompt = Origin(file, number), line.rstrip("\n")
@@ -63,7 +63,7 @@ def _read_text(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
 
 
 def _with_placeholder(row: Row, data: Data) -> Row:
-    """The row with a placeholder for its answer, whether it has one or not."""
+    """The row with a placeholder as its answer, whether it has one or not."""
     fields = dict(row.fields)
     if data.prompt is not None and data.completion is not None:
         return Row(row.origin, fields | {PLACEHOLDER: PLACEHOLDER})
@@ -81,7 +81,7 @@ def _with_placeholder(row: Row, data: Data) -> Row:
 
 
 def _open_turns(turns: list[object]) -> list[object]:
-    """The turns up to the last question, and a placeholder for its answer."""
+    """The turns up to the last question, and a placeholder as its answer."""
     last = turns[-1]
     if not isinstance(last, dict):
         return turns
@@ -90,39 +90,39 @@ def _open_turns(turns: list[object]) -> list[object]:
     return [*kept, {role: "gpt" if role == "from" else "assistant", content: PLACEHOLDER}]
 
 
-# Prompts with examples: what a base model is given instead of a training
+# Few-shot prompts, to compare the base with the tuned model
 
 
 def few_shot(
     messages: Sequence[Message], instruction: str | None, examples: Sequence[Turns]
 ) -> list[Message]:
-    """The turns that wait for an answer, after whole example conversations.
+    """The row's prompt after whole example conversations.
 
-    The instruction is the system turn, before the row's own system prompt where it has another.
-    An example whose question is the asked one is left out; its system prompt stands in its first
-    user turn where it is not the row's.
+    The system turn is the instruction, followed by the row's own system prompt if it differs. An
+    example with the row's question is left out. If an example's system prompt is not the row's, it
+    opens the example's first user turn.
     """
-    system, asked = _parted(messages)
+    system, asked = _split_system(messages)
     texts = [text.strip() for text in (instruction, system) if text is not None]
-    # A row that is asked with an empty system turn keeps the template's default away.
+    # An empty system turn keeps the template's default away.
     given = "\n\n".join(dict.fromkeys(text for text in texts if text)) if texts else None
     opening = [] if given is None else [Message("system", given)]
-    shown = [turn for example in examples for turn in _shown(example, system, asked)]
+    shown = [turn for example in examples for turn in _example_turns(example, system, asked)]
     return [*opening, *shown, *asked]
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The same words for templates that take no system turn: in the first user turn."""
-    system, turns = _parted(messages)
-    return _below(system, turns)
+    """The system prompt in the first user turn, for templates without a system turn."""
+    system, turns = _split_system(messages)
+    return _in_first_turn(system, turns)
 
 
 def choose_examples(rows: Iterable[Sequence[Message]], k: int, seed: int) -> list[Turns]:
-    """`k` of the rows, or all where there are fewer, by a hash of their content with the seed.
+    """`k` of the rows, or all if there are fewer, by a hash of their content with the seed.
 
-    The same rows in another order give the same examples; only `k` of them are held in memory.
+    The order of the rows does not matter; few of them are kept in memory.
     """
-    chosen: dict[bytes, Turns] = {}  # by rank: rows that are equal count once
+    chosen: dict[bytes, Turns] = {}  # by rank: equal rows count once
     for row in rows:
         turns = tuple(row)
         if turns:
@@ -141,23 +141,23 @@ def _rank(turns: Turns, seed: int) -> bytes:
     return hashlib.sha256(content.encode()).digest()
 
 
-def _parted(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
-    """The system prompt, and the turns after it."""
+def _split_system(messages: Sequence[Message]) -> tuple[str | None, list[Message]]:
+    """The system prompt, if any, and the turns after it."""
     turns = list(messages)
     if turns and turns[0].role == "system":
         return turns[0].content, turns[1:]
     return None, turns
 
 
-def _shown(example: Turns, system: str | None, asked: list[Message]) -> list[Message]:
-    own, turns = _parted(example)
+def _example_turns(example: Turns, system: str | None, asked: list[Message]) -> list[Message]:
+    own, turns = _split_system(example)
     if turns[:-1] == asked and own in (None, system):
         return []
-    return turns if own == system else _below(own, turns)
+    return turns if own == system else _in_first_turn(own, turns)
 
 
-def _below(system: str | None, turns: list[Message]) -> list[Message]:
-    """The turns, with a system prompt at the beginning of the first one."""
+def _in_first_turn(system: str | None, turns: list[Message]) -> list[Message]:
+    """The turns, the first one opened by the system prompt."""
     if not system or not turns:
         return turns
     first = Message(turns[0].role, f"{system}\n\n{turns[0].content}")

@@ -1,8 +1,8 @@
-"""General rows that are trained on with the task's (replay): which of a source are drawn.
+"""Replay: which rows of a general source are drawn and trained on with the task's rows.
 
-The order is that of a hash of each row's content with the seed: the same rows are drawn whatever
-their order in the file, and a greater ratio adds to what a smaller one draws. While they are read
-24 bytes a row are kept, and 8 after that.
+Rows are drawn in the order of a hash of their content with the seed: their order in the file does
+not matter, and a larger ratio draws the rows of a smaller one and more. Memory: 24 bytes per row
+while the source is read, 8 afterwards.
 """
 
 from __future__ import annotations
@@ -28,35 +28,34 @@ if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Encoded, Item, Renderer
 
     Drawn = RejectedRow | tuple[Example, Encoded | None, int]
-    """A row as it would be replayed, and how many of its tokens are cut; None: it is too long."""
+    """A row as it would be replayed (None: too long), and how many of its tokens are cut."""
 
 BUILTIN_FILE = Path(__file__).with_name("builtin_replay.jsonl")
-# More rows are read ahead than will probably do: too few mean one more pass over the source.
+# More rows are read ahead than probably needed: too few mean one more pass over the source.
 MARGIN, LEAST_AHEAD = 1.2, 16
-# They wait in memory, 70 bytes each.
+# Tokens of rows that are read ahead, 70 bytes each.
 MOST_TOKENS_AHEAD = 1_000_000
 
 
 def replay_file(source: str) -> str:
-    """Where the rows of a source are: a path, or a hub dataset id."""
+    """Path or hub dataset id of a source."""
     return str(BUILTIN_FILE) if source == BUILTIN else source
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is known of a source once all of its rows have been read."""
+    """A source after its first reading: which rows may be drawn, and in which order."""
 
     replay: Replay
     order: array[int]
-    """Numbers of the readable rows that may be drawn, counted from 0, the first to be drawn
-    first."""
+    """Numbers (from 0) of the readable rows that may be drawn, in drawing order."""
     rows_read: int
     rejected: int
     """Rows that cannot be read."""
     first_rejected: RejectedRow | None
     duplicates: int
     held_out: int
-    """Rows left out because they ask what a row held out of the task's asks."""
+    """Rows left out because a held-out row of the task has the same question."""
 
     def rows(self, numbers: Set[int]) -> Iterator[Example]:
         """The readable rows with these numbers, in the order of the file."""
@@ -71,12 +70,12 @@ class Drawing:
 def replayed_examples(replay: Replay) -> Iterator[Example | RejectedRow]:
     """Every row of the source, read by its own columns and without the task's system prompt.
 
-    Raises DataError as `read_examples`; where the hub was asked for it, with code `replay`.
+    Raises DataError as `read_examples`, but errors of the hub with code `replay`.
     """
     try:
         source = replay_file(replay.source)
         for item in read_examples(source, Data(train=source)):
-            # `builtin` as the recipe names it: no path of an installation.
+            # `builtin`, as in the recipe, and not a path of the installation.
             yield replace(item, origin=replace(item.origin, file=shown_source(replay.source)))
     except DataError as error:
         if error.code.startswith("hub_"):
@@ -87,9 +86,9 @@ def replayed_examples(replay: Replay) -> Iterator[Example | RejectedRow]:
 def read_source(
     replay: Replay, seed: int, held_out: Container[bytes], step: Callable[[], None]
 ) -> Drawing:
-    """Read all rows of the source once; `held_out` are question digests (`Example`).
+    """Read all rows of the source once, calling `step` for each.
 
-    `step` is called for each row.
+    `held_out`: question digests (`Example`) of the task's held-out rows.
     """
     numbers, digests = array("q"), bytearray()
     readable = rejected = left_out = 0
@@ -118,10 +117,10 @@ def read_source(
 
 
 def _drawing_order(numbers: array[int], digests: bytearray, seed: int) -> array[int]:
-    """Numbers by the hash of their digest; of rows with equal content, that of the first."""
+    """Numbers by the hash of their digest; of rows with equal content, only the first."""
     import numpy
 
-    # Compared as texts of C, which ignores zeros at their end: all are as long.
+    # numpy ignores trailing zero bytes, which is safe here: all digests have one length.
     first = numpy.unique(numpy.frombuffer(digests, f"S{DIGEST_BYTES}"), return_index=True)[1]
     places = bytearray()
     for index in first:
@@ -136,12 +135,12 @@ def _place(seed: int, digest: bytes) -> bytes:
 
 
 def rows_wanted(ratio: float, task_rows: int) -> int:
-    """Rows to replay so that they are this share of all rows: 0.15 and 1,000 task rows are 176."""
+    """Rows to replay for this share of all rows: ratio 0.15 and 1,000 task rows give 176."""
     return max(1, round(task_rows * ratio / (1 - ratio)))
 
 
 class ReplayDraw:
-    """Draws as many rows of a source as are wanted, none of them twice, and counts them."""
+    """Draws the wanted number of rows of a source, none twice, and counts them."""
 
     def __init__(self, drawing: Drawing, wanted: int, max_length: int) -> None:
         self.drawing, self.max_length = drawing, max_length
@@ -164,15 +163,15 @@ class ReplayDraw:
         self._first_reason = str(drawing.first_rejected or "")
 
     def draw(self, renderer: Renderer) -> Iterator[tuple[Example, Encoded]]:
-        """The rows; for each that is left out the next one is drawn.
+        """The drawn rows; for each one left out, the next is drawn.
 
-        Raises DataError (`data_empty`) where none can be used.
+        Raises DataError (`data_empty`) if none can be used.
         """
         order, place, wanted = self.drawing.order, 0, self.counts.wanted
         while place < len(order) and self.counts.rows < wanted:
             numbers = order[place : place + self._rows_to_read(place)]
             found = self._read(set(numbers), renderer)
-            if place:  # more are read than are taken: those that are drawn first count
+            if place:  # more are read than needed: take them in drawing order
                 by_number = dict(found)
                 found = ((n, by_number[n]) for n in numbers if n in by_number)
             for _, item in found:
@@ -183,10 +182,7 @@ class ReplayDraw:
             raise self._nothing()
 
     def _rows_to_read(self, drawn: int) -> int:
-        """How many rows the next pass over the source encodes: as many as are missing.
-
-        After the first pass, a few more than will probably be left out; they wait in memory.
-        """
+        """Rows to encode in the next pass: those missing, and after the first pass some more."""
         rows, missing = self.counts.rows, self.counts.wanted - self.counts.rows
         if not drawn:
             return missing
@@ -198,14 +194,14 @@ class ReplayDraw:
         from ftcli.data.tokenizing.rendering import encode_items
 
         items: Iterator[Item] = ((row, "train") for row in self.drawing.rows(numbers))
-        # A source that has changed meanwhile may have fewer; it is found out at the end.
+        # Not strict: a source that has changed since may have fewer; that is detected at the end.
         for number, item in zip(sorted(numbers), encode_items(items, renderer), strict=False):
             yield number, item if isinstance(item, RejectedRow) else self._cut(item[0], item[2])
 
     def _cut(self, example: Example, whole: Encoded) -> Drawn:
-        """The row within `max_length`: a text's first tokens; a conversation whole, or not at all.
+        """The row within `max_length`: a text is cut, a longer conversation is left out.
 
-        An answer that is cut would teach not to end, and there are other conversations to draw.
+        A truncated answer would teach the model not to end it.
         """
         limit = self.max_length
         beyond = max(len(whole.input_ids) - limit, 0)
@@ -214,7 +210,7 @@ class ReplayDraw:
         return example, whole.first(limit), beyond
 
     def _take(self, item: Drawn) -> tuple[Example, Encoded] | None:
-        """Count a row that is drawn, or why it is left out."""
+        """The drawn row, or None if it is left out; counts both."""
         if isinstance(item, RejectedRow):
             self._count(rejected=1)
             self._first_reason = self._first_reason or str(item)
@@ -240,7 +236,7 @@ class ReplayDraw:
         parts = {
             "unreadable": found.rejected,
             "too long": found.too_long,
-            "asked in a held-out row too": found.held_out,
+            "with the question of a held-out row": found.held_out,
         }
         counted = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
         first = f"; {self._first_reason}" if self._first_reason else ""
@@ -253,7 +249,7 @@ class ReplayDraw:
 
 
 def warn_of_few_rows(found: Replayed, task_rows: int, reporter: Reporter) -> None:
-    """Warn where the user's source has fewer rows than its ratio asks for."""
+    """Warn if the user's source has fewer rows than the ratio asks for."""
     if found.rows < found.wanted and found.source != BUILTIN:
         share = found.rows / (found.rows + task_rows)
         reporter.warn(

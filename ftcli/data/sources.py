@@ -1,7 +1,6 @@
 """Rows of the user's data, streamed from a file or a hub data set.
 
-A row that cannot be read becomes a `RejectedRow`, and the next one is read; a file that cannot be
-read is a `DataError`.
+A row that cannot be read becomes a `RejectedRow`; a file that cannot be read raises `DataError`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from ftcli.errors import DataError, did_you_mean
 from ftcli.hub import hub_file, hub_files
 from ftcli.shell import shown_source
 
-# In order of preference, where a hub data set offers the same rows in several formats.
 Reader = Callable[[BinaryIO, str], Iterator[Row | RejectedRow]]
+# In order of preference, if a hub data set has the same rows in several formats.
 READERS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".jsonl": read_jsonl,
@@ -33,40 +32,38 @@ READERS: dict[str, Reader] = {
     ".json": read_json,
 }
 KINDS = "give .jsonl, .json, .csv or .tsv (each also with .gz), or .parquet"
-NO_ROWS = re.compile(r"(^|/)(dataset_infos?|state|config|package)\.json$")
+NOT_ROWS = re.compile(r"(^|/)(dataset_infos?|state|config|package)\.json$")
 HELD_OUT = re.compile(r"(^|[/_.-])(test|valid|validation|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
-# In these the user has named what is trained on, so other columns do not matter.
+# Here the user has chosen the columns, so the others do not matter.
 CHOSEN_BY_USER = ("columns", "text")
 
 
 def read_rows(source: str) -> Iterator[Row | RejectedRow]:
     """Rows of a file or of a hub data set's train split, one at a time.
 
-    Raises DataError: at once with code `data_missing`, `data_suffix`, `data_ambiguous` or the
+    Raises DataError: immediately with code `data_missing`, `data_suffix`, `data_ambiguous` or the
     hub's; while reading with `data_cut`, `data_unreadable` or `data_broken`.
     """
     path = Path(source).absolute()
     suffix, name = data_suffix(source), shown_source(source)
     if path.is_file():
         if suffix is None:
-            raise DataError("data_suffix", f"not a kind of file that is read; {KINDS}", file=name)
+            raise DataError("data_suffix", f"unsupported kind of file; {KINDS}", file=name)
         return read_file(path, READERS[suffix], name)
     if looks_like_dataset_id(source):
         return _read_hub(source, train_files(source, hub_files(source, repo_type="dataset")))
-    raise DataError("data_missing", _what_is_there(path), file=name)
+    raise DataError("data_missing", _not_found(path), file=name)
 
 
 def train_files(repo: str, names: Iterable[str]) -> list[str]:
-    """The files of a hub data set's train split: of one kind, in one folder, by name.
+    """The files of a hub data set's train split: of one kind and in one folder, sorted by name.
 
     Raises DataError (`data_suffix`: nothing readable; `data_ambiguous`: several subsets).
     """
-    suffixes = {name: data_suffix(name) for name in names if not NO_ROWS.search(name)}
+    suffixes = {name: data_suffix(name) for name in names if not NOT_ROWS.search(name)}
     readable = [name for name, suffix in suffixes.items() if suffix]
     if not readable:
-        raise DataError(
-            "data_suffix", "no file of this data set is of a kind that is read", file=repo
-        )
+        raise DataError("data_suffix", "no file of this data set is of a supported kind", file=repo)
     split = (
         [name for name in readable if "train" in name.lower()]
         or [name for name in readable if not HELD_OUT.search(name)]
@@ -92,9 +89,9 @@ def _read_hub(repo: str, names: Iterable[str]) -> Iterator[Row | RejectedRow]:
 
 
 def read_file(path: Path, reader: Reader, file: str) -> Iterator[Row | RejectedRow]:
-    """A file's rows, as its reader finds them; `file` is its name for people.
+    """The rows of a file; `file` is its name in messages.
 
-    Raises DataError, while reading: `data_cut`, `data_unreadable`, or what the reader raises.
+    Raises DataError while reading: `data_cut`, `data_unreadable`, or what the reader raises.
     """
     last = 0
     try:
@@ -114,7 +111,7 @@ def _open(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _what_is_there(path: Path) -> str:
+def _not_found(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         return f"no such file, and no folder {folder}"
@@ -129,43 +126,43 @@ def _what_is_there(path: Path) -> str:
 def read_examples(source: str, data: Data) -> Iterator[Example | RejectedRow]:
     """Every row of `source` (as in `read_rows`) as an Example or a RejectedRow, streamed.
 
-    Raises DataError as `read_rows`, at once for what is missing, and with code `data_format` at
-    the first readable row when the data are not of a kind that can be trained on.
+    Raises DataError as `read_rows`, and with code `data_format` at the first readable row if the
+    data are of an unsupported kind.
     """
     return read_rows_as_examples(read_rows(source), data)
 
 
 def pinned_system(data: Data) -> str | None:
-    """data.system as a template: where it names a column of the training rows, `{column}`."""
+    """data.system as a template: the name of a column of the training rows becomes `{column}`."""
     first = next((row for row in read_rows(data.train) if isinstance(row, Row)), None)
     return data.system if first is None else pin_system(data, first).system
 
 
 def format_of(data: Data) -> str | None:
-    """The format of the training rows, by the recipe or by the first of them; none: no row."""
+    """The format of the training rows, by the recipe or the first row; None without any row."""
     if data.format != "auto":
         return data.format
     first = next((row for row in read_rows(data.train) if isinstance(row, Row)), None)
-    return None if first is None else _settle_format(first, data)
+    return None if first is None else _choose_format(first, data)
 
 
 def read_rows_as_examples(
     rows: Iterator[Row | RejectedRow], data: Data
 ) -> Iterator[Example | RejectedRow]:
-    """Rows as examples of the recipe's format, or of the one that the first of them shows."""
+    """Rows as examples, in the recipe's format or the one recognised by the first row."""
     format_name = None
     for row in rows:
         if isinstance(row, RejectedRow):
             yield row
             continue
         if format_name is None:
-            format_name = _settle_format(row, data)
+            format_name = _choose_format(row, data)
             data = pin_system(data, row)
         yield to_example(row, data, format_name)
 
 
-def _settle_format(first: Row, data: Data) -> str:
-    """The recipe's format, or the one its keys or the first row show; raises DataError."""
+def _choose_format(first: Row, data: Data) -> str:
+    """The recipe's format, or the one that its keys or the first row imply; raises DataError."""
     format_name: str = data.format
     if format_name != "auto":
         if format_name not in CHOSEN_BY_USER:
@@ -177,7 +174,7 @@ def _settle_format(first: Row, data: Data) -> str:
     if format_name == "text" and data.system is not None:
         raise DataError(
             "data_format",
-            "plain text has no turn for data.system; leave it out",
+            "plain text has no turn for data.system; remove that key",
             file=first.origin.file,
             line=first.origin.line,
         )

@@ -1,9 +1,9 @@
 """The first pass over the data: which rows are held out, and which overlap with other splits.
 
-Rows are held out by their content and not by their place in the file. Rows with the same prompt
-stay in one split, so that nothing held out was seen in training. Groups of one prompt are ordered
-by a hash with the seed: the same rows in another order are split alike, and new rows leave most old
-ones where they were. Only digests are kept, 32 bytes a row.
+Rows are held out by their content, not by their place in the file. Rows with the same prompt stay
+in one split, so that no held-out prompt was seen in training. Groups of one prompt are ordered by a
+hash with the seed: the order of the rows does not matter, and new rows leave most old ones in their
+split. Only digests are kept, 32 bytes per row.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     Codes = NDArray[Any]
 
 ASSIGNED: tuple[Assigned, ...] = (*SPLITS, "duplicate")
-# Digests are compared as texts of C, which makes nothing of zeros at their end: all are as long.
+# numpy ignores trailing zero bytes, which is safe here: all digests have one length.
 DIGEST = f"S{DIGEST_BYTES}"
 PAIR = [("whole", DIGEST), ("prompt", DIGEST)]
-# Of the overlapping rows, how many an error names.
+# Overlapping rows that an error names.
 NAMED = 5
 ROWS_BETWEEN_REPORTS = 1000
 
@@ -51,7 +51,7 @@ class Digests:
         self._pairs += whole + prompt
 
     def pairs(self) -> Codes:
-        """Records of `whole` and `prompt`, one an example."""
+        """Records of `whole` and `prompt`, one per example."""
         import numpy
 
         return numpy.frombuffer(self._pairs, PAIR)
@@ -62,14 +62,14 @@ class Assignment:
     """The split of each example, by its number in reading order."""
 
     codes: bytes
-    """One byte an example: its split's place in ASSIGNED."""
+    """One byte per example: the index of its split in ASSIGNED."""
 
     def split(self, index: int) -> Assigned:
         """Split of the example with this number, counted from 0."""
         return ASSIGNED[self.codes[index]]
 
     def rows(self, split: Assigned) -> int:
-        """How many examples are in a split."""
+        """Number of examples in a split."""
         return self.codes.count(ASSIGNED.index(split))
 
 
@@ -93,10 +93,10 @@ def assign_splits(
     """Splits of the examples.
 
     `validation` and `test` are ratios of the rows without duplicates (below 1) or numbers of rows;
-    no `test`: AUTO_TEST where there are enough rows.
-    A split takes whole groups of one prompt that fit into that number, the smallest group when
-    none does; so it is never empty while there are groups to spare, and training always keeps one.
-    Raises DataError (`data_split`) when the numbers leave nothing to train on.
+    `test` None: AUTO_TEST if there are enough rows.
+    A split takes whole groups of one prompt that fit into its number of rows, or the smallest group
+    if none fits. So no split is empty while there are groups left, and training always keeps one.
+    Raises DataError (`data_split`) if the numbers leave nothing to train on.
     """
     import numpy
 
@@ -116,7 +116,7 @@ def assign_splits(
 def _splits_of_groups(
     prompts: Codes, sizes: Codes, validation: float, test: float | None, seed: int
 ) -> Codes:
-    """For each prompt the place of its split in ASSIGNED."""
+    """For each prompt the index of its split in ASSIGNED."""
     import numpy
 
     rows = int(sizes.sum())
@@ -132,7 +132,7 @@ def _splits_of_groups(
     codes = numpy.full(len(prompts), ASSIGNED.index("train"), numpy.uint8)
     if validation_rows or test_rows:
         order = _hash_order(prompts, seed)
-        # The test rows come first, so that another `validation` leaves them as they are.
+        # Test rows are taken first, so that changing `validation` does not change them.
         kept_back = 2 if validation else 1
         codes[_taken(order, sizes, test_rows, len(order) - kept_back)] = ASSIGNED.index("test")
         rest = order[codes[order] == ASSIGNED.index("train")]
@@ -145,17 +145,17 @@ def _rows(share_or_count: float, rows: int) -> float:
 
 
 def _hash_order(prompts: Codes, seed: int) -> Codes:
-    """Numbers of the prompts, in the order of their hashes with the seed."""
+    """Indices of the prompts, ordered by their hash with the seed."""
     import numpy
 
-    # numpy leaves out zeros at the end of what it gives back.
+    # numpy strips trailing zero bytes.
     whole = (prompt.ljust(DIGEST_BYTES, b"\0") for prompt in prompts)
     hashes = [hashlib.sha256(b"%d:" % seed + prompt).digest() for prompt in whole]
     return numpy.array(hashes, "S32").argsort(kind="stable")
 
 
 def _taken(order: Codes, sizes: Codes, wanted_rows: float, most_groups: int) -> list[int]:
-    """Groups from the front of `order` that fit into `wanted_rows`, or the smallest one."""
+    """Groups from the front of `order` that fit into `wanted_rows`, or else the smallest one."""
     taken: list[int] = []
     left_rows = round(wanted_rows)
     for group in order:
@@ -171,20 +171,19 @@ def _taken(order: Codes, sizes: Codes, wanted_rows: float, most_groups: int) -> 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """What is known of the rows once all of them have been read."""
+    """Result of the first pass over the data."""
 
     data: Data
-    """The recipe's, with the system prompt as a template where it names a column."""
+    """The recipe's, with the system prompt as a template if it names a column."""
     assignments: Mapping[Split, Assignment]
-    """For each file the splits of its readable rows; `train` means the split that the file is
-    for."""
+    """For each file the splits of its readable rows; `train` means the file's own split."""
     rows_read: int
     overlap: int
     replay: Drawing | None = None
 
     @property
     def duplicates(self) -> int:
-        """Rows that are left out because an equal one comes before them in the same file."""
+        """Rows left out because an equal one precedes them in the same file."""
         return sum(assignment.rows("duplicate") for assignment in self.assignments.values())
 
     def split(self, source: Split, index: int) -> Assigned:
@@ -194,7 +193,7 @@ class SplitRows:
 
 
 def sources_of(data: Data) -> dict[Split, str]:
-    """The files named in the recipe: train always, the others where they are no share."""
+    """The files named in the recipe: train always, the others unless they are numbers."""
     sources: dict[Split, str] = {"train": data.train}
     if isinstance(data.validation, str):
         sources["validation"] = data.validation
@@ -204,7 +203,7 @@ def sources_of(data: Data) -> dict[Split, str]:
 
 
 def files_of(data: Data) -> dict[str, str]:
-    """Every file or data set that rows come from, by what it is for: also the replayed ones."""
+    """Every file or data set that rows come from, by its role; includes data.replay."""
     files = {str(source): file for source, file in sources_of(data).items()}
     if data.replay is not None:
         files["replay"] = replay_file(data.replay.source)
@@ -212,7 +211,7 @@ def files_of(data: Data) -> dict[str, str]:
 
 
 def _sizes(data: Data) -> tuple[float, float | None]:
-    """What validation and test take of the training rows, as `assign_splits` has it."""
+    """Validation and test sizes taken from the training rows, as arguments of `assign_splits`."""
     validation = 0 if isinstance(data.validation, str) else data.validation
     if data.test == AUTO:
         return validation, 0 if data.validation == 0 else None
@@ -220,7 +219,7 @@ def _sizes(data: Data) -> tuple[float, float | None]:
 
 
 def source_digests(data: Data) -> dict[str, str]:
-    """sha256 of each file that rows come from; of a hub data set its name."""
+    """sha256 of each file that rows come from; for a hub data set its name."""
     return {
         role: sha256_file(Path(source)) if Path(source).is_file() else source
         for role, source in files_of(data).items()
@@ -228,17 +227,17 @@ def source_digests(data: Data) -> dict[str, str]:
 
 
 def rows_parts(digests: Mapping[str, str]) -> dict[str, str]:
-    """8 hex digits for the rows of each source, by their name in the words of a message."""
+    """8 hex digits for the rows of each source, by their name in messages."""
     return {f"rows of data.{role}": short_digest(mark, 8) for role, mark in digests.items()}
 
 
 def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
     """Read all rows; raises DataError as `read_examples` and `assign_splits`, and for overlap.
 
-    Overlap is a row of a validation or test file whose prompt is in another split too: trained on,
-    or held out both to choose a checkpoint and to judge it.
+    Overlap: a row of a validation or test file whose prompt is in another split too, so that it is
+    trained on, or both chooses a checkpoint and scores it.
     """
-    # The training rows decide it, so that no other file gives the recipe's words another meaning.
+    # Decided by the training rows alone, for all files.
     data = data.model_copy(update={"system": pinned_system(data)})
     of_train = _sizes(data)
     with reporter.meter("read", 0) as meter:
@@ -251,7 +250,7 @@ def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
     if reader.overlap and not data.allow_overlap:
         raise DataError(
             "overlap",
-            f"{reader.overlap} held-out rows have a prompt that is in another split too: "
+            f"{reader.overlap} held-out rows have a prompt that another split has too: "
             f"{', '.join(reader.named_overlap())}; remove them, or set data.allow_overlap: true",
         )
     replay = None
@@ -265,7 +264,7 @@ def find_splits(data: Data, seed: int, reporter: Reporter) -> SplitRows:
 
 @dataclass(frozen=True)
 class _File:
-    """One file's rows."""
+    """One file's rows and their splits."""
 
     source: Split
     digests: Digests
@@ -281,7 +280,7 @@ class _File:
 
 @dataclass
 class _Reader:
-    """Reads one file after the other, and compares each with those before it."""
+    """Reads the files one by one, and compares each with the ones before it."""
 
     data: Data
     progress: Progress
@@ -290,7 +289,7 @@ class _Reader:
     named: list[tuple[Origin, Split, bytes]] = field(default_factory=list)
     """The first overlapping rows: row, the other split, digest of the prompt."""
     questions: dict[Split, bytearray] = field(default_factory=dict)
-    """Question digests of each file's readable rows, where rows are replayed."""
+    """Question digests of each file's readable rows, if data.replay is set."""
 
     def read(self, source: Split, file: str) -> Digests:
         digests = Digests()
@@ -312,7 +311,7 @@ class _Reader:
         return digests
 
     def held_out_questions(self) -> set[bytes]:
-        """Question digests of the rows that are held out of training."""
+        """Question digests of the held-out rows."""
         found = set()
         for file in self.files:
             digests = self.questions[file.source]
@@ -323,7 +322,7 @@ class _Reader:
         return found
 
     def named_overlap(self) -> list[str]:
-        """The first overlapping rows, each with its match; reads the files once more."""
+        """The first overlapping rows, each with its match; reads the files again."""
         wanted = {prompt for _, _, prompt in self.named}
         first: dict[bytes, Origin] = {}
         for file in sources_of(self.data).values():
@@ -339,16 +338,16 @@ class _Reader:
 
 @dataclass
 class Progress:
-    """Rows that are done, and how fast they go, shown by a meter now and then."""
+    """Counts rows, and shows their number and speed every ROWS_BETWEEN_REPORTS rows."""
 
     meter: Meter
     total: int = 0
-    """0: not known."""
+    """0: unknown."""
     rows: int = 0
     begin: float = field(default_factory=time.monotonic)
 
     def step(self) -> None:
-        """One row more."""
+        """Count one row."""
         self.rows += 1
         last = self.rows == self.total > ROWS_BETWEEN_REPORTS
         if last or self.rows % ROWS_BETWEEN_REPORTS == 0:

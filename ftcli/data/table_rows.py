@@ -1,4 +1,4 @@
-"""CSV and parquet → rows. Nothing is guessed about types: a CSV value stays text."""
+"""CSV and parquet → rows. No types are guessed: a CSV value stays text."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ftcli.errors import DataError
 if TYPE_CHECKING:
     from _csv import Reader
 
-# Rows of a parquet file in memory at once.
+# Rows of a parquet file that are in memory together.
 PARQUET_BATCH_ROWS = 256
 
 
 def read_csv(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
-    """Records under a header line, parted by comma, semicolon or tab, whichever it uses most.
+    """Records under a header line, separated by comma, semicolon or tab (`delimiter_of`).
 
-    A row's line is where it begins, also when quoted values hold line ends. Raises DataError
-    (`data_broken`) for a header that cannot be read and for a quote that is never closed.
+    A row's line is where it begins, even if quoted values contain line ends. Raises DataError
+    (`data_broken`) for an unreadable header and for a quote that is never closed.
     """
-    # The default, 131072 characters a value, is less than a long document.
+    # The default, 131072 characters per value, is less than a long document.
     csv.field_size_limit(LONGEST)
     with io.TextIOWrapper(
         stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as lines:
         bounded = lines_of(lines, file)
         first = next(bounded, "")
-        # Without strict the csv module drops a stray quote in silence.
+        # Without strict the csv module silently drops a stray quote.
         reader = csv.reader(
             itertools.chain([first], bounded), delimiter=delimiter_of(first), strict=True
         )
@@ -62,13 +62,13 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[Row | RejectedRow]:
 
 
 def delimiter_of(header: str) -> str:
-    """Comma, semicolon or tab, whichever the header line uses most outside quotes."""
+    """Comma, semicolon or tab: the one that the header line has most outside quotes."""
     unquoted = re.sub(r'"[^"]*"', "", header)
     return max(",;\t", key=unquoted.count)
 
 
 def _header(reader: Reader, file: str) -> list[str]:
-    """Names of the columns; none when the file is empty."""
+    """Names of the columns; empty for an empty file."""
     line, names = next(_records(reader, file), (1, []))
     if isinstance(names, csv.Error):
         raise DataError("data_broken", f"header: {names}", file=file, line=line)
@@ -83,12 +83,12 @@ def _refuse_repeated(names: Sequence[str], file: str, line: int | None = None) -
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:
         raise DataError(
-            "data_broken", f"columns that stand twice: {', '.join(repeated)}", file=file, line=line
+            "data_broken", f"duplicate columns: {', '.join(repeated)}", file=file, line=line
         )
 
 
 def _records(reader: Reader, file: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
-    """Each record with the line on which it starts; blank lines are none."""
+    """Each record with the line on which it starts; blank lines are skipped."""
     while True:
         line = reader.line_num + 1
         try:
@@ -96,9 +96,9 @@ def _records(reader: Reader, file: str) -> Iterator[tuple[int, list[str] | csv.E
         except StopIteration:
             return
         except csv.Error as error:
-            # The quote has swallowed all that follows (text of CPython's Modules/_csv.c).
+            # The open quote took the rest of the file (message of CPython's Modules/_csv.c).
             if "unexpected end of data" in str(error):
-                message = "a quote that opens in this row is never closed"
+                message = "a quote opened in this row is never closed"
                 raise DataError("data_broken", message, file=file, line=line) from error
             if "larger than field limit" in str(error):
                 message = f"a value of more than {LONGEST // 10**6} MB; is a quote never closed?"
@@ -120,12 +120,12 @@ def _csv_row(
     bad = bad_byte(record)
     if bad:
         return RejectedRow(origin, bad)
-    # A column without a name (pandas writes its index so) cannot be referred to.
+    # A column without a name, such as pandas' index, cannot be referred to.
     return Row(origin, {name: value for name, value in zip(names, record, strict=True) if name})
 
 
 def bad_byte(values: Sequence[str]) -> str | None:
-    """What is wrong when a value was not UTF-8; surrogateescape kept the byte as U+DC00 + byte."""
+    """The first byte that is not UTF-8, as a message; surrogateescape keeps it as U+DC00 + byte."""
     for value in values:
         try:
             value.encode("utf-8")

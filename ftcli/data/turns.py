@@ -1,4 +1,4 @@
-"""Turns of a conversation, in OpenAI's or ShareGPT's words, and the order they must keep."""
+"""Turns of a conversation, with OpenAI's or ShareGPT's keys, and their valid order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from ftcli.data.example import Message, Role, RowError
 from ftcli.data.json_rows import json_kind
 
-# The two formats differ in these words only, and files in the wild mix them.
+# The two formats differ in these keys only, and real files mix them.
 TURN_KEYS = {"messages": ("role", "content"), "sharegpt": ("from", "value")}
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -21,7 +21,7 @@ ROLES: dict[str, Role] = {
     "bing": "assistant",
 }
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation")
-# What a turn may carry besides its content, and would lose here.
+# Parts of a turn besides its content, which would be lost here.
 CARRIED = {
     "tool_calls": "tool calls",
     "function_call": "tool calls",
@@ -32,19 +32,19 @@ WEIGHT_KEYS = ("weight", "loss_weight")
 
 
 def checked_text(value: object, name: str) -> str:
-    """`value`, when it is text that can be written as UTF-8; raises RowError naming it."""
+    """`value` if it is text that can be written as UTF-8, else RowError with its name."""
     if not isinstance(value, str):
         raise RowError(f"{name} is {json_kind(value)}, where text is expected")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(value[error.start]):04x}"
-        raise RowError(f"{name} holds half of a character ({half})") from error
+        raise RowError(f"{name} contains half of a character ({half})") from error
     return value
 
 
 def filled_text(value: object, name: str) -> str:
-    """As `checked_text`, and not blank."""
+    """As `checked_text`, but blank text is an error too."""
     text = checked_text(value, name)
     if not text.strip():
         raise RowError(f"{name} is empty")
@@ -52,16 +52,16 @@ def filled_text(value: object, name: str) -> str:
 
 
 def read_turns(value: object, column: str) -> tuple[Message, ...]:
-    """Messages of a list of turns; raises RowError naming the turn, counted from 1."""
+    """Messages of a list of turns; raises RowError with the turn's number, from 1."""
     if not isinstance(value, list):
         raise RowError(f"{column} is {json_kind(value)}, where a list of turns is expected")
     return tuple(_read_turn(turn, number) for number, turn in enumerate(value, 1))
 
 
 def check_order(messages: tuple[Message, ...]) -> None:
-    """An optional system turn, then user and assistant in turn, the last word the assistant's.
+    """Raise RowError unless user and assistant alternate after an optional system turn.
 
-    Raises RowError.
+    The last turn must be the assistant's.
     """
     roles = [message.role for message in messages]
     if "assistant" not in roles:
@@ -103,9 +103,9 @@ def _role(word: object, number: int) -> Role:
 def _refuse_carried(turn: Mapping[str, object], role: Role, name: str) -> None:
     for key, what in CARRIED.items():
         if turn.get(key):
-            raise RowError(f"{name} carries {what} ({key}), which is not supported")
+            raise RowError(f"{name} has {what} ({key}), which is not supported")
     for key in WEIGHT_KEYS:
-        # Every assistant turn is trained on and no other; a weight that says so is no news.
+        # Assistant turns alone are trained on; a weight that says the same is accepted.
         if turn.get(key) is not None and turn[key] != (role == "assistant"):
             raise RowError(f"{name} has {key} {turn[key]}; weights of turns are not supported")
 
@@ -113,7 +113,7 @@ def _refuse_carried(turn: Mapping[str, object], role: Role, name: str) -> None:
 def _content(value: object, role: Role, name: str) -> str:
     if isinstance(value, list):
         value = "".join(_part(part, name) for part in value)
-    # An empty system turn is meaningful: it keeps a template's default system prompt away.
+    # An empty system turn has a meaning: it suppresses the template's default system prompt.
     return checked_text(value, name) if role == "system" else filled_text(value, name)
 
 

@@ -18,7 +18,7 @@ from tests.families import CORPUS, FORGED, Family, chat, family_named, plain, qw
 
 
 def one_by_one(renderer: Renderer, examples: list[Example]) -> list[Encoded | str]:
-    return [shown(rendering._or_fault(partial(renderer.encode, example))) for example in examples]
+    return [shown(rendering._or_error(partial(renderer.encode, example))) for example in examples]
 
 
 def shown(row: Encoded | RowError) -> Encoded | str:
@@ -85,34 +85,6 @@ def test_prompts_are_not_encoded_again_behind_a_control_token(name: str) -> None
     (whole,) = escaping.encodings([rendered.text])
     prompt_tokens = len(escaping.tokens(rendered.prompt))
     assert escaping.tokens_before(border, rendered.text, whole) == prompt_tokens
-    if escaping.by_bytes:
-        assert escaping.ids_before(border, rendered.text, whole.ids) == prompt_tokens
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
-@given(question=st.text(max_size=6), answer=st.text(min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
-def test_ids_alone_tell_the_prompt_where_tokens_are_bytes(
-    name: str, question: str, answer: str
-) -> None:
-    renderer = FAMILIES[name].renderer()
-    escaping = renderer.escaping
-    try:
-        rendered = renderer.render(chat(question, answer).messages)
-    except RowError:
-        return
-    if not escaping.by_bytes or rendered.injected:
-        return
-    (ids,) = escaping.ids([rendered.text])
-    assert ids == [token.id for token in escaping.tokens(rendered.text)]
-    found = escaping.ids_before(rendered.answers[-1].start, rendered.text, ids)
-    assert found is None or ids[:found] == [token.id for token in escaping.tokens(rendered.prompt)]
-
-
-def test_which_tokenizers_are_of_bytes() -> None:
-    known = {name: family.renderer().escaping.by_bytes for name, family in FAMILIES.items()}
-    assert known["chatml"] and known["llama3"]
-    assert not known["gemma"] and not known["mistral"]
 
 
 def test_a_tokens_way_into_the_answer_is_seen() -> None:
@@ -174,10 +146,10 @@ def test_rows_that_cannot_be_rendered_stand_in_their_place() -> None:
 
 
 def test_batches_hold_little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "CHARACTERS_AT_ONCE", 10)
+    monkeypatch.setattr(rendering, "CHARACTERS_PER_BATCH", 10)
     long, short = chat("a" * 20, "b"), chat("a", "b")
     batches = rendering._batches((row, "train") for row in [short, short, long, long, short])
     assert [len(batch) for batch in batches] == [3, 1, 1]
-    monkeypatch.setattr(rendering, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(rendering, "ROWS_PER_BATCH", 2)
     batches = rendering._batches((row, "train") for row in [short] * 5)
     assert [len(batch) for batch in batches] == [2, 2, 1]

@@ -63,7 +63,7 @@ def test_recognise(fields: Mapping[str, object], format_name: str) -> None:
 
 
 ADVICE = (
-    "keep only the text to be learned, or say `format: columns` to read no other columns than "
+    "keep only the text to be learned, or write `format: columns` to read only the columns that "
     "you name"
 )
 PAIR = {"prompt": "p", "completion": "c"}
@@ -101,24 +101,24 @@ def test_data_of_another_kind_are_refused(fields: Mapping[str, object], what: st
             "no format is known for the columns titel, body; known are prompt/completion, "
             "input/output, question/answer, instruction/response, source/target, prompt/response, "
             "instruction/input/output, messages, conversations, conversation, text, content; for "
-            "others say `format: columns` and give data.prompt and data.completion, each a column "
-            "or a template such as `Product: {name}`",
+            "others write `format: columns` and give data.prompt and data.completion, each a "
+            "column or a template such as `Product: {name}`",
         ),
         (
             {"instruction": "i", "context": "", "response": "r"},
-            "context would be left out beside instruction and response; say `format: pairs` if "
-            "that is right, or `format: columns` with a template such as "
+            "context would be ignored (only instruction and response are read); write `format: "
+            "pairs` if that is right, or `format: columns` with a template such as "
             '`prompt: "{context} {instruction}"` and `completion: response`',
         ),
         (
             {"prompt": "p", "completion": "c", "response": "r"},
-            "response would be left out beside prompt and completion; say `format: pairs` if that "
-            "is right, or `format: columns` with a template such as "
+            "response would be ignored (only prompt and completion are read); write `format: "
+            "pairs` if that is right, or `format: columns` with a template such as "
             '`prompt: "{response} {prompt}"` and `completion: completion`',
         ),
         (
             {"text": "t", "label": 1},
-            "label would be left out beside text; say `format: text` if that is right, or "
+            "label would be ignored (only text is read); write `format: text` if that is right, or "
             "`format: columns` with `prompt: text` and `completion: label`",
         ),
     ],
@@ -156,7 +156,10 @@ def test_pairs_keep_content_byte_for_byte() -> None:
         ({"prompt": "p", "completion": 5}, "completion is the number 5, where text is expected"),
         ({"prompt": "p", "completion": True}, "completion is true, where text is expected"),
         ({"prompt": ["p"], "completion": "c"}, "prompt is a list, where text is expected"),
-        ({"prompt": "p", "completion": "\ud83d"}, "completion holds half of a character (\\ud83d)"),
+        (
+            {"prompt": "p", "completion": "\ud83d"},
+            "completion contains half of a character (\\ud83d)",
+        ),
         ({"prompt": "p", "id": 1}, "no pair of columns such as prompt/completion in prompt, id"),
         ({**PAIR, "tools": [{}]}, "tool calls (column tools) are not supported"),
     ],

@@ -72,7 +72,7 @@ def test_plain_text_has_no_system_prompt(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path, system="Be kind.")
     assert str(caught.value) == (
-        "rows.jsonl:1: plain text has no turn for data.system; leave it out"
+        "rows.jsonl:1: plain text has no turn for data.system; remove that key"
     )
 
 

@@ -148,7 +148,7 @@ def test_thoughts_of_the_last_answer_are_trained_on_and_of_earlier_ones_left_out
 def test_thoughts_that_the_prompt_rules_out_are_refused() -> None:
     answer = "<think>\nIt is brown.\n</think>\n\nChair."
     reason = reason_of(family_named("qwen3").renderer(), chat("Which?", answer))
-    assert "otherwise in training than in use" in reason
+    assert "differently in training and in use" in reason
 
 
 def test_thinking_tokens_are_text_where_the_user_writes_them() -> None:
@@ -211,7 +211,7 @@ def test_a_template_that_moves_the_system_prompt_trains_on_the_last_answer_only(
     prompt = family.tokenizer.decode(row.input_ids[: row.prompt_tokens])
     assert prompt.endswith("[INST] Be </s> brief.\n\nHue? [/INST]")
     assert family.renderer("last").prompt_ids(example.prompt) == row.input_ids[: row.prompt_tokens]
-    assert "otherwise in training than in use" in reason_of(family.renderer(), example)
+    assert "differently in training and in use" in reason_of(family.renderer(), example)
 
 
 def test_an_answer_that_a_template_rewrites_is_refused() -> None:

@@ -99,7 +99,7 @@ def test_replayed_rows_are_proven_as_all_others(prepare: Prepare, general: Path)
     assert prepared.digests.keys() == {"train", "validation", "test", "replay"}
     (Path(found["run_dir"], "data") / "replay.arrow").unlink()
     again, _, said = prepare(replay=replaying())
-    assert "replay.arrow: is gone; the rows are prepared anew" in said
+    assert "replay.arrow: is gone; the rows are prepared again" in said
     assert again == found
     prepare()
     assert not (Path(found["run_dir"], "data") / "replay.arrow").exists()

@@ -60,8 +60,8 @@ def test_jsonl_lines_are_rows_or_rejects_with_reasons(tmp_path: Path) -> None:
         (5, "not JSON: Unterminated string starting at column 7"),
         (6, "not JSON: Expecting ':' delimiter at column 6"),
         (7, "not UTF-8: byte 0xff at position 8"),
-        (8, "key c stands twice in one object"),
-        (9, "not JSON: NaN is no JSON value"),
+        (8, "duplicate key c in one object"),
+        (9, "not JSON: NaN is not a JSON value"),
         (10, "a number of 5000 digits"),
         (11, "nested too deeply"),
         (12, {"a": 5}),
@@ -124,8 +124,8 @@ def test_json_elements_that_are_no_objects_are_rejects(tmp_path: Path) -> None:
     content = b'[null,\n {"a": 1, "a": 2},\n {"a": NaN},\n {"a": 3}]'
     assert rows_of(tmp_path, "rows.json", content) == [
         (1, "null, where an object is expected"),
-        (2, "key a stands twice in one object"),
-        (3, "not JSON: NaN is no JSON value"),
+        (2, "duplicate key a in one object"),
+        (3, "not JSON: NaN is not a JSON value"),
         (4, {"a": 3}),
     ]
 
@@ -141,7 +141,7 @@ def test_json_elements_that_are_no_objects_are_rejects(tmp_path: Path) -> None:
         (b'[{"a": ' + b"[" * 100_000, "bad.json: nested too deeply"),
         (
             b'{\n "train": [{"a": 1}]\n}',
-            'bad.json: expected an array of objects, {"data": [...]}, or one object a line',
+            'bad.json: expected an array of objects, {"data": [...]}, or one object per line',
         ),
     ],
 )
@@ -184,8 +184,8 @@ def test_csv_rows_that_cannot_be_read_are_rejects(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'a,b\n1,2\n"open,2\n3,4\n', "bad.csv:3: a quote that opens in this row is never closed"),
-        (b"a,b,a\n1,2,3\n", "bad.csv:1: columns that stand twice: a"),
+        (b'a,b\n1,2\n"open,2\n3,4\n', "bad.csv:3: a quote opened in this row is never closed"),
+        (b"a,b,a\n1,2,3\n", "bad.csv:1: duplicate columns: a"),
         (b"\xff\xfea\x00", "bad.csv:1: header: not UTF-8: byte 0xff; save it as UTF-8"),
     ],
 )
@@ -291,7 +291,7 @@ def test_an_unknown_suffix_is_an_error(tmp_path: Path, name: str) -> None:
     error = error_of(tmp_path, name, b"text")
     assert (error.code, str(error)) == (
         "data_suffix",
-        f"{name}: not a kind of file that is read; give .jsonl, .json, .csv or .tsv (each also "
+        f"{name}: unsupported kind of file; give .jsonl, .json, .csv or .tsv (each also "
         "with .gz), or .parquet",
     )
 
@@ -331,7 +331,7 @@ def test_train_files(names: list[str], chosen: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["README.md", "a.zip"], "o/n: no file of this data set is of a kind that is read"),
+        (["README.md", "a.zip"], "o/n: no file of this data set is of a supported kind"),
         (
             ["main/train.parquet", "socratic/train.parquet"],
             "o/n: several subsets (main, socratic); download the file you want with `hf download "

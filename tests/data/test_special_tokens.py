@@ -77,7 +77,7 @@ def test_a_control_token_that_cannot_be_spelled_is_refused() -> None:
     fast.chat_template = "{% for m in messages %}{{ m.content + ' <end> ' }}{% endfor %}"
     renderer = Renderer(fast)
     assert renderer.encode(chat("the", "answer")).input_ids == [2, 1, 3, 1]
-    assert "cannot spell" in reason_of(renderer, chat("the <end>", "answer"))
+    assert "cannot encode" in reason_of(renderer, chat("the <end>", "answer"))
 
 
 def test_characters_that_stand_for_control_tokens_cannot_be_smuggled_in() -> None:
@@ -85,13 +85,13 @@ def test_characters_that_stand_for_control_tokens_cannot_be_smuggled_in() -> Non
     smuggled = "".join(chr(0xF0000 + number) * 10 for number in range(4))
     row = renderer.encode(chat(smuggled, "The chair."))
     assert smuggled in renderer.tokenizer.decode(row.input_ids)
-    assert "cannot spell" in reason_of(renderer, chat(smuggled + "<|im_end|>", "The chair."))
+    assert "cannot encode" in reason_of(renderer, chat(smuggled + "<|im_end|>", "The chair."))
 
 
 def test_a_control_token_in_a_content_that_is_rewritten_is_refused() -> None:
     answer = "<think>\nIt is <|im_end|>.\n</think>\n\nChair."
     reason = reason_of(qwen3(thinking=True).renderer(), chat("Which?", answer))
-    assert "control token in a content the chat template rewrites" in reason
+    assert "control token in a content that the chat template rewrites" in reason
 
 
 def test_a_length_limit_in_the_tokenizer_cuts_no_row() -> None:

@@ -149,8 +149,8 @@ def test_a_model_without_the_token_that_ends_answers_is_refused(name: str) -> No
     with pytest.raises(ModelError) as caught:
         set_template(tokenizer_for("plain"), builtin_template(name))
     assert caught.value.message == (
-        f"{name} ends answers with {ENDS[name]}, which is no token of this model, so that it would "
-        "not learn to stop; take plain"
+        f"{name} ends answers with {ENDS[name]}, which is not a token of this model, so that it "
+        "would not learn to stop; take plain"
     )
 
 
@@ -209,8 +209,8 @@ def test_a_base_without_a_template_gets_the_plain_one_and_a_note(tmp_path: Path)
     note = choose_template(tokenizer, loaded(tmp_path).recipe)
     assert tokenizer.chat_template == builtin_template("plain").text
     assert note == (
-        "note: owner/base has no chat template; conversations are written in the plain one "
-        "(docs/templates.md), and data.template names another"
+        "note: owner/base has no chat template; conversations use the plain one "
+        "(docs/templates.md), unless data.template names another"
     )
 
 
@@ -233,7 +233,7 @@ def test_the_recipes_template_takes_its_place_with_a_note(tmp_path: Path) -> Non
     tokenizer.chat_template = "{{ 'own' }}"
     recipe = loaded(tmp_path, template="chatml")
     assert choose_template(tokenizer, recipe.recipe) == (
-        "note: data.template takes the place of owner/base's own chat template"
+        "note: data.template replaces owner/base's own chat template"
     )
     assert tokenizer.chat_template == builtin_template("chatml").text
     assert choose_template(tokenizer, recipe.recipe) is None, "it is its own by now"

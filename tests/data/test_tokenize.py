@@ -48,7 +48,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(
     monkeypatch.setattr(tokenize, "find_splits", changing)
     with pytest.raises(DataError) as caught:
         bench.prepare(train="rows.jsonl")
-    assert str(caught.value) == "rows.jsonl: has changed while it was read; begin again"
+    assert str(caught.value) == "rows.jsonl: has changed while it was read; run the command again"
     assert caught.value.code == "data_changed"
     assert [path.name for path in bench.folder.iterdir()] == ["rows.jsonl"]
 

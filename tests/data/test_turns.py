@@ -59,7 +59,7 @@ KNOWN_ROLES = "system, developer, user, human, assistant, gpt, chatgpt, bing"
         ([{"speaker": "a"}], "turn 1 has no role; its keys are speaker"),
         (
             [{"role": "assistant", "content": None, "tool_calls": [{}]}],
-            "turn 1 (assistant) carries tool calls (tool_calls), which is not supported",
+            "turn 1 (assistant) has tool calls (tool_calls), which is not supported",
         ),
         (
             [{"role": "assistant", "content": "a", "weight": 0}],

@@ -171,4 +171,4 @@ def test_examples_come_from_training_rows_that_are_proven(
     told.write_text("List it.")
     assert run(["eval", str(copy), "--baseline-prompt", str(told), "--no-forgetting"]) == 1
     err = capsys.readouterr().err
-    assert "train.arrow: not as ftcli prepare has written it" in err and "Traceback" not in err
+    assert "train.arrow: not as ftcli prepare wrote it" in err and "Traceback" not in err

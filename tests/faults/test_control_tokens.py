@@ -125,7 +125,7 @@ def test_a_content_of_which_nothing_can_be_found_again_is_refused() -> None:
     renderer = replace(family, tokenizer=tokenizer).renderer()
     (found,) = encode_many(renderer, [chat("<|IM_END|>", "a")])
     assert isinstance(found, RowError)
-    assert "holds the text of a control token" in found.message
+    assert "contains the text of a control token" in found.message
 
 
 # A whole run
@@ -228,6 +228,6 @@ def test_a_plain_text_is_taken_as_written_with_a_warning(
     found = bench.of("texts.jsonl", lines)
     assert found.prepared.train.rows == 4
     assert (
-        "warning: 2 plain texts hold control tokens, first texts.jsonl:2, and are trained on as "
-        "they are written;"
+        "warning: 2 plain texts contain control tokens, first texts.jsonl:2, and are trained on as "
+        "they are; if users "
     ) in capsys.readouterr().err

@@ -126,5 +126,5 @@ def test_prepared_rows_that_lead_out_of_their_file_are_refused(
     capsys.readouterr()
     assert run([command, str(made)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and ".arrow: not as ftcli prepare has written it" in lines[0]
+    assert len(lines) == 1 and ".arrow: not as ftcli prepare wrote it" in lines[0]
     observed("an offset of 4 GB in prepared rows: refused in one line, no crash")

@@ -80,7 +80,7 @@ def test_a_leak_from_a_file_is_an_error_unless_allowed(
     assert (caught.value.code, caught.value.exit_code, str(caught.value)) == (
         "overlap",
         1,
-        f"{overlap} held-out rows have a prompt that is in another split too: {named}; remove "
+        f"{overlap} held-out rows have a prompt that another split has too: {named}; remove "
         "them, or set data.allow_overlap: true",
     )
     found = bench.prepare(**keys, allow_overlap=True)

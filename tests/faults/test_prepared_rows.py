@@ -112,8 +112,8 @@ def test_rows_of_a_stopped_run_are_proven(
         assert read_split(runs.data, "train").num_rows
     lines = [line for line in go_on(runs, capsys).splitlines() if ".arrow" in line]
     assert len(lines) == 1
-    assert f"{split}.arrow: " in lines[0] and "the rows are prepared anew" in lines[0]
-    observed(f"{split} rows {done}: named, prepared anew, the same sha256 of the weights")
+    assert f"{split}.arrow: " in lines[0] and "the rows are prepared again" in lines[0]
+    observed(f"{split} rows {done}: named, prepared again, the same sha256 of the weights")
 
 
 @pytest.mark.fault(2)
@@ -124,7 +124,7 @@ def test_a_record_that_lacks_keys_is_made_anew(
     file = runs.data / "prepared.json"
     values = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps({k: v for k, v in values.items() if k not in keys}), "utf-8")
-    assert "prepared.json: cannot be read; the rows are prepared anew" in go_on(runs, capsys)
+    assert "prepared.json: cannot be read; the rows are prepared again" in go_on(runs, capsys)
     assert json.loads(file.read_text("utf-8")) == values
 
 
@@ -135,7 +135,7 @@ def test_rows_without_a_digest_are_not_proven(
     values = json.loads(file.read_text("utf-8"))
     file.write_text(json.dumps({k: v for k, v in values.items() if k != "digests"}), "utf-8")
     flip(runs.data / "train.arrow")
-    assert "holds no sha256 of its rows: prepared anew" in go_on(runs, capsys)
+    assert "has no sha256 of its rows; they are prepared again" in go_on(runs, capsys)
     assert json.loads(file.read_text("utf-8")) == values
 
 
@@ -148,13 +148,13 @@ def test_other_rows_from_the_same_sources_are_told(
     values["digests"]["train"] = "0" * 64
     file.write_text(json.dumps(values), "utf-8")
     said = go_on(runs, capsys)
-    assert "the rows prepared anew have another sha256" in said
+    assert "the sha256 of the rows differs from before" in said
 
 
 def test_whole_rows_are_taken_as_they_are(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     files = [runs.data / f"{split}.arrow" for split in SPLITS]
     before = [file.stat().st_ino for file in files]
-    assert "anew" not in go_on(runs, capsys)
+    assert "prepared again" not in go_on(runs, capsys)
     assert [file.stat().st_ino for file in files] == before
 
 

@@ -133,7 +133,7 @@ def test_rows_of_csv_that_cannot_be_used_are_named(bench: Bench, observed: Obser
     found.require_sum()
     with pytest.raises(DataError) as caught:
         bench.of("open.csv", 'prompt,completion\n1,2\n"open,2\n3,4\n')
-    assert str(caught.value).startswith("open.csv:3: a quote that opens in this row")
+    assert str(caught.value).startswith("open.csv:3: a quote opened in this row")
     observed(f"{len(CSV)} of {len(CSV)} bad CSV rows named with their line")
 
 
@@ -153,11 +153,11 @@ JSONL: dict[bytes, str] = {
     b'{"prompt": "a"}': "no pair of columns such as prompt/completion in prompt",
     b'{"late": "a"}': "no pair of columns such as prompt/completion in late",
     b'{"\\ud800": "a"}': "no pair of columns such as prompt/completion in \\ud800",
-    b'{"prompt": "a", "prompt": "c", "completion": "b"}': "key prompt stands twice in one object",
-    b'{"prompt": "a", "completion": NaN}': "not JSON: NaN is no JSON value",
-    b'{"prompt": "a", "completion": "\\ud800"}': "completion holds half of a character (\\ud800)",
+    b'{"prompt": "a", "prompt": "c", "completion": "b"}': "duplicate key prompt in one object",
+    b'{"prompt": "a", "completion": NaN}': "not JSON: NaN is not a JSON value",
+    b'{"prompt": "a", "completion": "\\ud800"}': "completion contains half of a character",
     b'{"prompt": "a", "completion": "\x07"}': "not JSON: Invalid control character",
-    b'\xef\xbb\xbf{"prompt": "a"}': "not JSON: Expecting value at column 1; a byte order mark",
+    b'\xef\xbb\xbf{"prompt": "a"}': "not JSON: Expecting value at column 1; it begins with",
     b'{"prompt": "a", "completion": "b"}\r{"prompt": "c", "completion": "d"}': "not JSON: Extra da",
     b"[" * 100_000: "nested too deeply",
     b'{"prompt": "a", "completion": ' + b"9" * 5000 + b"}": "a number of 5000 digits",
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read_are_told(bench: Bench, observed: Observed) ->
         "none.jsonl": (
             b"null\n{\n",
             "data_empty",
-            "none of 2 rows can be trained on: none.jsonl:1",
+            "none of 2 rows can be used: none.jsonl:1",
         ),
         "cut.jsonl.gz": (gzip.compress(rows)[:-9], "data_cut", "cut or damaged gzip file"),
         "no.jsonl.gz": (rows, "data_cut", "cut or damaged gzip file"),

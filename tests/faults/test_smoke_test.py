@@ -225,7 +225,9 @@ def test_a_template_without_an_end_token_where_the_tokenizer_has_none(
 
 def test_a_template_whose_end_token_the_model_has_not(write_recipe: Recipes, finds: Finds) -> None:
     said = finds(write_recipe(data={"train": "rows.jsonl", "template": "llama3"}), "look")
-    assert "data.template: llama3 ends answers with <|eot_id|>, which is no token of this" in said
+    assert (
+        "data.template: llama3 ends answers with <|eot_id|>, which is not a token of this" in said
+    )
 
 
 def test_a_disk_that_is_too_small(write_recipe: Recipes, finds: Finds, monkeypatch: Patch) -> None:
@@ -333,7 +335,7 @@ def test_a_template_that_refuses_every_row(
     )
     keys = {"train": "rows.jsonl", "template": "strict.jinja", "system": "Be short."}
     said = finds(write_recipe(data=keys), "prepare")
-    assert said.startswith("rows.jsonl: none of 48 rows can be trained on: rows.jsonl:1 ")
+    assert said.startswith("rows.jsonl: none of 48 rows can be used: rows.jsonl:1 ")
     assert "no system turn" in said
 
 

@@ -175,7 +175,7 @@ def test_all_bad_rows_are_named_however_many(
     assert (prepared["rows_rejected"], len(prepared["rejected"])) == (bad, MOST_REJECTED)
     assert run(["prepare", str(recipe)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"· {bad - 3} more: {shown_path(rejected_file(Path(told['folder'])))} " in shown
+    assert f"· {bad - 3} more: {shown_path(rejected_file(Path(told['run_dir'], 'data')))} " in shown
 
 
 @pytest.mark.fault(25)
@@ -190,5 +190,5 @@ def test_rows_that_an_evaluation_leaves_out_are_named(
     told = capsys.readouterr()
     assert json.loads(told.out)["rows"] == 1
     assert (
-        f"warning: 1 rows are left out: {file}:2 completion is the number 5, where text is expected"
+        f"warning: 1 row left out: {file}:2 completion is the number 5, where text is expected"
     ) in told.err.splitlines()

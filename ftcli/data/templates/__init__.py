@@ -1,1 +1,1 @@
-"""Chat templates come with models, which strangers have made: rendered within limits."""
+"""Chat templates: chosen, and rendered within limits, because strangers wrote them."""

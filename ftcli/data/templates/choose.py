@@ -1,4 +1,4 @@
-"""Which chat template a model is spoken to in: its own, the recipe's, or the plain default."""
+"""The chat template of a model: its own, the recipe's, or the plain default."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ftcli.shell import shown_path, shown_source
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> str | None:
-    """Give the tokenizer the recipe's template, or the plain one where it has none.
+    """Give the tokenizer the recipe's template, or the plain one if it has none.
 
-    Plain texts need none. Returns what is unusual about it, in words; raises as `set_template`.
+    Plain texts need none. Returns a note on an unusual choice, if any; raises as `set_template`.
     """
     data, own = recipe.data, tokenizer.chat_template
     model = shown_source(recipe.model.id)
@@ -23,21 +23,21 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> str |
         set_template(tokenizer, find_template(data.template))
         if not own or own == tokenizer.chat_template:
             return None
-        return f"note: data.template takes the place of {model}'s own chat template"
+        return f"note: data.template replaces {model}'s own chat template"
     if own or format_of(data) == "text":
         return None
     set_template(tokenizer, builtin_template(DEFAULT))
     return (
-        f"note: {model} has no chat template; conversations are written in the plain one "
-        "(docs/templates.md), and data.template names another"
+        f"note: {model} has no chat template; conversations use the plain one "
+        "(docs/templates.md), unless data.template names another"
     )
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
-    """Give the tokenizer a template; ours begin as its texts do.
+    """Give the tokenizer a template; built-in ones begin with BOS if its texts do.
 
-    Raises ModelError where the tokenizer lacks the token that ends an answer, and DataError where
-    the template does not compile, or goes beyond its limits.
+    Raises ModelError if the tokenizer lacks the token that ends an answer, and DataError if the
+    template does not compile or exceeds its limits.
     """
     text = template.text
     if template.name is not None:
@@ -66,12 +66,12 @@ def _require_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if end is not None and end not in known:
         raise ModelError(
             "template",
-            f"{name} ends answers with {end}, which is no token of this model, so that it would "
+            f"{name} ends answers with {end}, which is not a token of this model, so that it would "
             f"not learn to stop; take {DEFAULT}",
         )
 
 
 def _begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer itself puts its beginning token before a text."""
+    """Whether the tokenizer itself puts BOS before a text."""
     first, bos = tokenizer("a")["input_ids"][:1], tokenizer.bos_token_id
     return bos is not None and first == [bos]

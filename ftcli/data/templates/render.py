@@ -1,7 +1,7 @@
-"""The text that a chat template writes, and which of its characters are whose.
+"""Render a chat template, and find the answers and injected control tokens in its text.
 
-A conversation is rendered whole, because encoding it piece by piece changes ids at the seams. Where
-a content stands in the text is found by rendering once more with a placeholder in its place.
+A conversation is rendered as a whole, because encoding it piece by piece changes ids at the seams.
+The position of a content in the text is found by rendering again with a placeholder in its place.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from ftcli.data.example import Message
 
-# Private-use characters: no template tests for them, and real text does not hold the whole word.
+# Private-use characters: no template tests for them, and no real text contains this string.
 PLACEHOLDER = "\ue000ftcli\ue001"
-# Characters of one text: a context of a million tokens has 5 million.
+# Characters of one text; a context of a million tokens has 5 million.
 LARGEST = 50_000_000
-# Of the template itself; those that models come with have up to 50,000 characters.
+# Characters of the template itself; templates of models have up to 50,000.
 LONGEST_TEMPLATE = 1_000_000
 
-# What a template may raise: its own faults, and those of the Python beneath.
+# Exceptions that a template may raise: Jinja's, and those of the Python below.
 TEMPLATE_FAULTS = (
     TemplateError,
     TypeError,
@@ -46,12 +46,12 @@ class RefusedError(Exception):
 
 
 class TooLargeError(Exception):
-    """The template, or what it writes, is longer than any conversation needs."""
+    """The template or its output is longer than any conversation needs."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Characters [start, end) to train on; they hold the token that ends it if `stopped`."""
+    """Characters [start, end) to train on; if `stopped`, they include the token that ends it."""
 
     start: int
     end: int
@@ -60,16 +60,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A training row up to the end of its last answer; or a prompt, which has no answers."""
+    """A training row up to the end of its last answer, or a prompt without answers."""
 
     text: str
     answers: tuple[Answer, ...]
     injected: tuple[Span, ...]
-    """Where contents hold the text of a control token."""
+    """Where contents contain the text of a control token."""
 
     @property
     def prompt(self) -> str:
-        """What stands before the last answer."""
+        """The text before the last answer."""
         return self.text[: self.answers[-1].start]
 
 
@@ -79,16 +79,16 @@ class Refused:
 
     reason: str
     syntax: tuple[int, str] | None = None
-    """Line of the template and what is wrong there, where it does not compile."""
+    """Line of the template and the error there, if it does not compile."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template, and what has to be known of its tokenizer and of the recipe."""
+    """A chat template, with what rendering needs from the tokenizer and the recipe."""
 
     text: str
     variables: Mapping[str, object]
-    """What it is given besides the turns."""
+    """Variables besides the turns."""
     last_only: bool
     """Only the last answer is trained on."""
     special: str
@@ -96,12 +96,13 @@ class ChatTemplate:
     added: str
     """Regular expression of all added tokens, such as `<think>`."""
     seconds: float
-    """Processor time that one rendering may take."""
+    """CPU time limit of one rendering."""
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> Rendered | Refused:
         """A training row that ends with an answer, or the prompt of the next answer.
 
-        Raises TooLargeError and MemoryError; SIGPROF comes where a rendering takes too long.
+        Raises TooLargeError and MemoryError; SIGPROF ends the process if a rendering takes too
+        long.
         """
         try:
             text = self._render(messages, generation_prompt=prompt)
@@ -122,7 +123,7 @@ class ChatTemplate:
             raise RefusedError("begins with an answer")
         if len(self.text) > LONGEST_TEMPLATE:
             raise TooLargeError(
-                f"is {len(self.text):,} characters long, and at most {LONGEST_TEMPLATE:,} may"
+                f"is {len(self.text):,} characters long; the limit is {LONGEST_TEMPLATE:,}"
             )
         turns = [{"role": m.role, "content": m.content} for m in messages]
         signal.setitimer(signal.ITIMER_PROF, self.seconds)
@@ -150,10 +151,10 @@ class ChatTemplate:
         return tuple(self._answer(text, messages, index) for index in answers)
 
     def _answer(self, text: str, messages: Sequence[Message], index: int) -> Answer:
-        """From the end of the answer's prompt to the end of the token that stops it.
+        """From the end of the answer's prompt to the end of the token that ends it.
 
-        What the template puts between prompt and content (an empty thinking block, a space) is
-        part of the answer, because the model has to write it in use.
+        Text that the template puts between prompt and content (an empty thinking block, a space)
+        belongs to the answer, because the model has to write it in use.
         """
         prompt = self._render(messages[:index], generation_prompt=True)
         start = len(prompt) if text.startswith(prompt) else None
@@ -166,20 +167,20 @@ class ChatTemplate:
                 start = _after_header(text, header, content)
         if start is None:
             raise RefusedError(
-                "the chat template renders the prompt of this answer otherwise in training than in "
-                "use"
+                "the chat template renders the prompt of this answer differently in training and "
+                "in use"
             )
         if end is None or end < start:
             raise RefusedError("the chat template rewrites this answer")
-        # An added token ends an answer, after white space or not.
+        # An added token ends the answer, with or without white space before it.
         stop = self._stop.match(text, end)
         return Answer(start, stop.end() if stop else end, stop is not None)
 
     def _last_end(self, start: int | None, text: str, messages: Sequence[Message]) -> int | None:
         """The end of the last content.
 
-        Needs no rendering where the content follows its prompt unchanged, before what the template
-        has written after the last content of another conversation with these roles.
+        Needs no rendering if the content follows its prompt unchanged, and is followed by the same
+        text as the last content of an earlier conversation with these roles.
         """
         roles, content = tuple(message.role for message in messages), messages[-1].content
         if start is not None and text.startswith(content, start):
@@ -196,7 +197,7 @@ class ChatTemplate:
     ) -> tuple[int | None, int | None]:
         """Where a content begins and ends; templates may strip white space around it.
 
-        A border is None where the template writes something else around another content.
+        None for a border if the text around it depends on the content.
         """
         replaced = list(messages)
         replaced[index] = Message(messages[index].role, PLACEHOLDER)
@@ -212,9 +213,9 @@ class ChatTemplate:
     def _injected(
         self, text: str, messages: Sequence[Message], *, generation_prompt: bool
     ) -> list[Span]:
-        """Where contents hold the text of a control token, which must be encoded as text.
+        """Where contents contain the text of a control token, which must be encoded as text.
 
-        In an answer, added tokens that are not special (`<think>`) mean themselves.
+        In an answer, added tokens that are not special (`<think>`) stay tokens.
         """
         injected: list[Span] = []
         made = self._makes_controls(text, messages, generation_prompt)
@@ -225,7 +226,8 @@ class ChatTemplate:
             start, end = self._span(text, messages, index, generation_prompt=generation_prompt)
             if start is None or end is None:
                 raise RefusedError(
-                    "holds the text of a control token in a content the chat template rewrites"
+                    "contains the text of a control token in a content that the chat template "
+                    "rewrites"
                 )
             injected += [found.span() for found in control.finditer(text, start, end)]
         return injected
@@ -235,12 +237,12 @@ class ChatTemplate:
     ) -> bool:
         """Whether there are more control tokens than the template's own and those in contents.
 
-        A template that changes contents, such as their case, can make some of them.
+        A template that changes contents, such as their case, can create some.
         """
         key = (tuple(message.role for message in messages), generation_prompt)
         if key not in self._own_controls:
             replaced = [Message(message.role, PLACEHOLDER) for message in messages]
-            rendered = text  # where the template takes no such contents, nothing is known
+            rendered = text  # if the template refuses the placeholder, nothing is known
             with suppress(RefusedError):
                 rendered = self._render(replaced, generation_prompt=generation_prompt)
             self._own_controls[key] = self._count_special(rendered)
@@ -264,17 +266,17 @@ class ChatTemplate:
 
     @cached_property
     def _tails(self) -> dict[tuple[str, ...], str]:
-        """What the template writes after the last content, by the roles of the turns."""
+        """Text of the template after the last content, by the roles of the turns."""
         return {}
 
     @cached_property
     def _own_controls(self) -> dict[tuple[tuple[str, ...], bool], int]:
-        """Control tokens that the template writes itself, by roles and generation prompt."""
+        """Number of the template's own control tokens, by roles and generation prompt."""
         return {}
 
 
 def _after_header(text: str, header: str, content: int | None) -> int | None:
-    """Where an earlier answer begins whose thinking block is left out of the history."""
+    """Start of an earlier answer whose thinking block the template leaves out of the history."""
     found = content is not None and any(
         text.endswith(header[:length], 0, content) for length in range(1, len(header) + 1)
     )

@@ -1,8 +1,8 @@
-"""A forked process that renders chat templates, so that none of them runs or grows for ever.
+"""A forked process that renders chat templates within limits of time and memory.
 
-Templates come with models, which strangers have made. transformers' sandbox keeps them from the
-machine, but sets no limit: here the system ends the process when one rendering takes too long, and
-refuses it memory.
+Templates come with models, which strangers made. transformers' sandbox protects the machine, but
+sets no limits: here the system ends the process if a rendering takes too long, and refuses it more
+memory than the limit.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import NoReturn
 from ftcli.data.example import Message
 from ftcli.data.templates.render import ChatTemplate, Refused, Rendered, TooLargeError
 
-# Processor time of one rendering: a conversation takes 0.02 ms, and one of 10,000 turns 0.1 s.
+# CPU time of one rendering: a conversation takes 0.02 ms, one of 10,000 turns 0.1 s.
 SECONDS = 2.0
-# Beyond what the process holds when it is forked; only Linux keeps to it.
+# On top of the memory of the process when it is forked; enforced on Linux only.
 MEMORY_BYTES = 500_000_000
 TEMPLATES_KEPT = 32
 
@@ -34,7 +34,7 @@ Request = tuple[bytes, Sequence[Sequence[Message]], bool]
 
 
 class LimitError(Exception):
-    """The template asks for more than a conversation can need; the text continues its name."""
+    """The template exceeds a limit; the message continues a sentence that begins with its name."""
 
 
 def render(
@@ -51,7 +51,7 @@ def render_batches(
     *,
     prompt: bool = False,
 ) -> Iterator[list[Outcome]]:
-    """As `render`, batch by batch; the next one is rendered while this one is used."""
+    """As `render`, batch by batch; the next batch is rendered while this one is used."""
     pickled = pickle.dumps(template)
     ahead: _Task | None = None
     for batch in batches:
@@ -64,7 +64,7 @@ def render_batches(
 
 
 class _Task:
-    """A request that the worker works on; a second one waits until this one is done."""
+    """A request to the worker, which handles one at a time."""
 
     def __init__(self, seconds: float, request: Request) -> None:
         self._seconds = seconds
@@ -78,7 +78,7 @@ class _Task:
             self._worker.send(request)
 
     def result(self) -> list[Outcome]:
-        """What was asked for; raises LimitError."""
+        """The rendered batch; raises LimitError."""
         with _lock:
             if self._answer is None:
                 self._receive()
@@ -93,12 +93,12 @@ class _Task:
 
 
 class _Worker:
-    """The process, at its other end."""
+    """The worker process, seen from its parent."""
 
     current: _Worker | None = None
 
     def __init__(self) -> None:
-        # Pipes and not sockets: a process may be forbidden to open any.
+        # Pipes, not sockets: a process may be forbidden to open sockets.
         requests, self._requests = Pipe(duplex=False)
         self._answers, answers = Pipe(duplex=False)
         self.task: _Task | None = None
@@ -111,33 +111,33 @@ class _Worker:
 
     @classmethod
     def running(cls) -> _Worker:
-        """That of this process; another process that was forked from it gets its own."""
+        """The worker of this process; a fork of this process gets its own."""
         if cls.current is None or cls.current._owner != os.getpid():
             cls.current = cls()
         return cls.current
 
     def send(self, request: Request) -> None:
-        # A worker that has ended is found out when its answer is read.
+        # That a worker has ended shows when its answer is read.
         with suppress(BrokenPipeError):
             self._requests.send(request)
 
     def receive(self, seconds: float) -> list[Outcome] | Exception:
-        """The next answer, or the limit that ended the process."""
+        """The next answer, or the limit that ended the worker."""
         try:
             answer: list[Outcome] | Exception = self._answers.recv()
         except (EOFError, ConnectionResetError):
             return LimitError(self._end(seconds))
-        except BaseException:  # Ctrl-C: the next answer would be this one
+        except BaseException:  # Ctrl-C: else the next request would get this answer
             self._end(seconds)
             raise
         return answer
 
     def _end(self, seconds: float) -> str:
-        """End the process, and say what has ended it."""
+        """End the process; returns what ended it, as a message."""
         _Worker.current = None
         self._requests.close()
         self._answers.close()
-        os.kill(self._pid, signal.SIGKILL)  # where it has ended by itself, nothing happens
+        os.kill(self._pid, signal.SIGKILL)  # no effect if it has ended by itself
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         if code == -signal.SIGPROF:
             return f"runs for more than {seconds:g} s"
@@ -149,9 +149,9 @@ _lock = Lock()
 
 
 def _work(requests: Connection, answers: Connection, owner: int) -> NoReturn:
-    """In the forked process: answer until the other end is closed, and never return."""
+    """In the forked process: answer requests until the pipe is closed, then exit."""
     try:
-        _keep_to_itself({requests.fileno(), answers.fileno()})
+        _isolate({requests.fileno(), answers.fileno()})
         if sys.platform == "linux":
             _limit_memory()
         while True:
@@ -176,7 +176,7 @@ def _answer(
     outcomes = []
     try:
         for messages in conversations:
-            if os.getppid() != owner:  # nobody waits for the rest
+            if os.getppid() != owner:  # the parent has ended
                 os._exit(0)
             outcomes.append(template.render(messages, prompt=prompt))
     except TooLargeError as error:
@@ -186,18 +186,18 @@ def _answer(
 
 @lru_cache(TEMPLATES_KEPT)
 def _template(pickled: bytes) -> ChatTemplate:
-    """The same object each time: it remembers what it has found."""
+    """The same object each time, because it caches what it finds."""
     loaded: ChatTemplate = pickle.loads(pickled)
     return loaded
 
 
-def _keep_to_itself(kept: set[int]) -> None:
-    """Hold none of the other process's files, locks and devices, and leave signals to it."""
+def _isolate(kept: set[int]) -> None:
+    """Close the parent's files, locks and devices, and ignore the signals meant for it."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    gc.freeze()  # a file object that was closed here would close another one's number
+    gc.freeze()  # else a collected file object would close a reused file number
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(nothing, number)
@@ -208,8 +208,8 @@ def _keep_to_itself(kept: set[int]) -> None:
 
 
 def _limit_memory() -> None:
-    """Allow as much address space as is used now, and MEMORY_BYTES more."""
-    import resource  # not on Windows, where this module is imported, too
+    """Limit address space to what is used now plus MEMORY_BYTES."""
+    import resource  # missing on Windows, where this module is imported too
 
     with open("/proc/self/statm", encoding="ascii") as sizes:
         pages = int(sizes.read().partition(" ")[0])

@@ -1,4 +1,4 @@
-"""Prepared rows on disk: Arrow streams that are read back memory-mapped."""
+"""Prepared rows on disk: Arrow streams, read back memory-mapped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         "line": pa.int32(),
     }
 )
-# A batch is written when it holds as many rows, or as many tokens or characters.
+# A batch is written when it has this many rows, or this many tokens or characters.
 ROWS_PER_BATCH = 512
 SIZE_PER_BATCH = 4_000_000
 
@@ -51,7 +51,7 @@ def _messages(example: Example) -> str:
 
 @dataclass
 class _Batch:
-    """Rows that wait to be written: token ids as numbers of 4 bytes, not as Python's."""
+    """Rows to be written; token ids take 4 bytes each, unlike Python's integers."""
 
     input_ids: array[int] = field(default_factory=lambda: array("i"))
     labels: array[int] = field(default_factory=lambda: array("i"))
@@ -94,7 +94,7 @@ def _numbers(values: array[int]) -> pa.Array:
 
 
 class RowWriter:
-    """Rows of one split into an Arrow stream, batch by batch."""
+    """Writes the rows of one split to an Arrow stream, batch by batch."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -122,28 +122,28 @@ class RowWriter:
 
 
 def read_split(folder: Path, split: RowsOf) -> pa.Table:
-    """Memory-mapped rows of one file; raises DataError where it is damaged.
+    """Memory-mapped rows of one file; raises DataError if it is damaged.
 
-    Arrow follows the offsets that a file holds, out of its own bounds and into a crash.
+    Validated first, because Arrow crashes on offsets that lead out of the file.
     """
     file = split_file(folder, split)
     try:
         with pa.memory_map(str(file)) as source:
             rows = pa.ipc.open_stream(source).read_all()
         if rows.schema != SCHEMA:
-            raise pa.ArrowInvalid("its columns are not those of prepared rows")
+            raise pa.ArrowInvalid("its columns are not the ones of prepared rows")
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         raise DataError(
             "data_damaged",
-            f"not as ftcli prepare has written it ({error}); delete {folder} to prepare anew",
+            f"not as ftcli prepare wrote it ({error}); delete {folder} to prepare again",
             file=str(file),
         ) from error
     return rows
 
 
 def first_rows(folder: Path, split: Split, count: int) -> Iterator[dict[str, Any]]:
-    """So many rows, batch by batch: a map of the whole file counts as memory of the process."""
+    """The first `count` rows, without mapping the file, which would count as process memory."""
     with pa.OSFile(str(split_file(folder, split))) as source:
         batches = pa.ipc.open_stream(source)
         yield from islice((row for batch in batches for row in batch.to_pylist()), count)

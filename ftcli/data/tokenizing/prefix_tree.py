@@ -1,8 +1,8 @@
-"""Rows of a micro-batch without padding, common prefixes stored once.
+"""Prefix tree of a micro-batch: rows without padding, common prefixes stored once.
 
-Causal attention gives a token the same values whatever follows it. So rows with a common prefix
-share its values, and its gradients add up. Together the rows are a tree of prefixes, whose segments
-are what some rows share and others do not.
+With causal attention a token's values do not depend on what follows it. So rows with a common
+prefix can share its values, and its gradients add up. The rows form a tree of prefixes; a segment
+is a stretch of tokens that the same rows share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-# Fewer tokens in common are not worth a segment of their own.
+# A shorter common prefix does not get a segment of its own.
 SHARED_TOKENS = 8
 
 Span = tuple[int, int]
@@ -22,23 +22,23 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of a packed sequence, and what stands before them in their rows."""
+    """Tokens [start, end) of a packed sequence, and the tokens before them in their rows."""
 
     start: int
     end: int
     position: int
-    """How many tokens stand before them."""
+    """Number of tokens before them."""
     before: tuple[Span, ...]
-    """Where those are in the packed sequence, first to last."""
+    """Spans of these in the packed sequence, in order."""
 
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """Segments in the order in which they stand, and where the tokens of each row are."""
+    """Segments in packed order, and the spans of each row."""
 
     segments: tuple[Segment, ...]
     rows: tuple[tuple[Span, ...], ...]
-    """Spans of the packed sequence, for each row as it was given."""
+    """Spans of the packed sequence, for each row in the order given."""
 
     @property
     def tokens(self) -> int:
@@ -46,7 +46,7 @@ class PrefixTree:
 
 
 def build_prefix_tree(rows: Sequence[Sequence[int]], *, share: bool) -> PrefixTree:
-    """The tree of these rows of token ids; without `share`, each row is a segment of its own."""
+    """The tree of these rows of token ids; without `share`, each row is its own segment."""
     builder = _Builder([rows[row] for row in prefix_order(rows)] if share else list(rows))
     builder.commons = _common_lengths(builder.rows) if share else [0] * (len(rows) - 1)
     builder.grow(0, len(rows) - 1, 0, ())
@@ -56,9 +56,9 @@ def build_prefix_tree(rows: Sequence[Sequence[int]], *, share: bool) -> PrefixTr
 
 
 def rounded(tree: PrefixTree, multiple: int, most: int | None) -> PrefixTree:
-    """The tree with a longer last segment: its tokens are a multiple of so many, or `most`.
+    """The tree padded at its end to a multiple of `multiple` tokens, but at most to `most`.
 
-    The added tokens belong to no row, and tokens that follow change nothing before them.
+    The added tokens belong to no row, and change nothing before them.
     """
     *others, last = tree.segments
     more = -tree.tokens % multiple
@@ -68,16 +68,16 @@ def rounded(tree: PrefixTree, multiple: int, most: int | None) -> PrefixTree:
 
 
 def prefix_order(rows: Sequence[Sequence[int]]) -> list[int]:
-    """Places of the rows, those with common prefixes next to each other."""
+    """Indices of the rows, sorted so that common prefixes are next to each other."""
     return sorted(range(len(rows)), key=lambda row: list(rows[row]))
 
 
 def split_by_tokens(
     rows: Sequence[Sequence[int]], tokens: int, most: int, *, share: bool
 ) -> list[list[int]]:
-    """Places of rows in as few parts as hold about `tokens` packed tokens and `most` rows each.
+    """Indices of rows in as few parts as possible, each of `tokens` packed tokens and `most` rows.
 
-    A row that is longer is a part of its own. Parts are as even as rows allow.
+    A longer row is a part of its own. Parts are as even as the rows allow.
     """
     order = prefix_order(rows) if share else list(range(len(rows)))
     ordered = [rows[row] for row in order]
@@ -103,7 +103,7 @@ def split_by_tokens(
 
 
 def typical_common_prefix(rows: Sequence[Sequence[int]], step: int = 16) -> int:
-    """How many tokens a row usually has in common with the one most like it in its step."""
+    """Median length of the prefix that a row shares with its neighbour in a sorted step."""
     found: list[int] = []
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
@@ -112,12 +112,12 @@ def typical_common_prefix(rows: Sequence[Sequence[int]], step: int = 16) -> int:
 
 
 def _common_lengths(rows: Sequence[Sequence[int]]) -> list[int]:
-    """How many tokens each row but the first has in common with the one before it."""
+    """Length of the prefix that each row but the first shares with the one before it."""
     return [common_tokens(one, other) for one, other in pairwise(rows)]
 
 
 def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Length of the common prefix."""
     length = min(len(one), len(other))
     differ = np.asarray(one[:length]) != np.asarray(other[:length])
     return int(differ.argmax()) if differ.any() else length
@@ -133,7 +133,7 @@ class _Builder:
     spans: list[tuple[Span, ...]] = field(default_factory=list)
 
     def grow(self, first: int, last: int, depth: int, before: tuple[Span, ...]) -> None:
-        """Rows from `first` to `last`, whose first `depth` tokens stand in `before` already."""
+        """Add rows `first` to `last`, whose first `depth` tokens are in `before` already."""
         if first == last:
             self.spans.append(self._add(len(self.rows[first]), depth, before))
             return
@@ -147,7 +147,7 @@ class _Builder:
                 start = place + 1
 
     def _add(self, end: int, depth: int, before: tuple[Span, ...]) -> tuple[Span, ...]:
-        """A segment of the tokens from `depth` to `end`, if any; the spans up to its end."""
+        """Add a segment of tokens `depth` to `end`, if any; returns the spans up to its end."""
         if end == depth:
             return before
         start = self.segments[-1].end if self.segments else 0

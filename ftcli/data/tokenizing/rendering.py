@@ -1,6 +1,7 @@
-"""The one place where messages become token ids, for prepare, train, eval and generate alike.
+"""Messages → token ids and labels, the same for prepare, train, eval and generate.
 
-A conversation is rendered whole by the chat template (ftcli.data.templates) and encoded whole.
+A conversation is rendered as a whole by the chat template (ftcli.data.templates), then encoded as a
+whole.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from ftcli.data.tokenizing.special_tokens import (
 )
 from ftcli.errors import DataError, ModelError
 
-NO_TEMPLATE = "is a conversation, and the model has no chat template to write it in"
+NO_TEMPLATE = "is a conversation, and the model has no chat template for it"
 IGNORED = -100  # torch.nn.CrossEntropyLoss's default ignore_index
-# As many rows as keep the cores busy, and no more text than fits into little memory.
-ROWS_AT_ONCE = 512
-CHARACTERS_AT_ONCE = 2_000_000
-# About as many as a context of a million tokens has.
+# A batch: enough rows to keep the cores busy, and little text in memory.
+ROWS_PER_BATCH = 512
+CHARACTERS_PER_BATCH = 2_000_000
+# About a context of a million tokens.
 MOST_CHARACTERS = 5_000_000
 
 Turns = tuple[Message, ...]
@@ -40,7 +41,7 @@ Item = tuple[Example, Assigned] | RejectedRow
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row: ids, labels (IGNORED where nothing is trained), and where the last answer begins."""
+    """One row: ids, labels (IGNORED for tokens without loss), and the length of its last prompt."""
 
     input_ids: list[int]
     labels: list[int]
@@ -51,7 +52,7 @@ class Encoded:
         return len(self.labels) - self.labels.count(IGNORED)
 
     def first(self, tokens: int) -> Encoded:
-        """The row up to so many tokens."""
+        """The row truncated to its first `tokens`."""
         if len(self.input_ids) <= tokens:
             return self
         return Encoded(self.input_ids[:tokens], self.labels[:tokens], self.prompt_tokens)
@@ -59,19 +60,19 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A tokenizer with its chat template, and what of a conversation is trained on."""
+    """A tokenizer with its chat template, and which tokens have a loss."""
 
     tokenizer: PreTrainedTokenizerBase
     loss_on: str = "completions"
     template_kwargs: tuple[tuple[str, str | bool | int | float], ...] = ()
     note: str | None = None
-    """What is unusual about its template, in words."""
+    """Note on an unusual choice of template."""
     template_name: str = "the chat template"
 
     def encode(self, example: Example) -> Encoded:
         """Ids and labels of a training row, up to the token that ends the last answer.
 
-        Trained on are the answers (all, or the last one) and the token that ends each; raises
+        Labels are the answers (all, or the last one), each with the token that ends it. Raises
         RowError.
         """
         if example.text is not None:
@@ -83,20 +84,20 @@ class Renderer:
         prompt, tokens = (
             self._tokens(part, rendered.injected) for part in (rendered.prompt, rendered.text)
         )
-        return self.labelled(rendered, prompt, tokens)
+        return self.with_labels(rendered, prompt, tokens)
 
     def text_prompt_ids(self, text: str) -> list[int]:
-        """Ids that a model of plain texts is given to go on from."""
+        """Ids of a text to be continued, by a model of plain texts."""
         return self._encode_text(text).input_ids[:-1]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids that the model is given before it answers: the prefix of the training row."""
+        """Ids of the prompt: the prefix of the training row."""
         rendered = self.render(messages, prompt=True)
         return [token.id for token in self._tokens(rendered.text, rendered.injected)]
 
     @cached_property
     def end_of_text(self) -> int:
-        """Id of the token that ends a text; raises ModelError where the tokenizer has none."""
+        """Id of the token that ends a text; raises ModelError if the tokenizer has none."""
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise ModelError("tokenizer", "the tokenizer has no end-of-text token (eos_token)")
@@ -106,7 +107,7 @@ class Renderer:
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the template's own and the tokenizer's end of text."""
         turns = (Message("user", "a"), Message("assistant", "b"))
-        for messages in (turns, (Message("system", "c"), *turns)):  # some ask for a system turn
+        for messages in (turns, (Message("system", "c"), *turns)):  # some need a system turn
             with suppress(RowError):
                 own = self.encode(Example(messages, Origin("", 0))).input_ids[-1]
                 return tuple(dict.fromkeys([own, self.end_of_text]))
@@ -114,12 +115,12 @@ class Renderer:
 
     @cached_property
     def pad_id(self) -> int:
-        """Id that fills up rows; the end of text where the tokenizer names none."""
+        """Id of the padding; the end of text if the tokenizer names none."""
         pad = self.tokenizer.pad_token_id
         return self.end_of_text if pad is None else int(pad)
 
     def syntax_error(self) -> tuple[int, str] | None:
-        """Line of the template and what is wrong there, where it does not compile."""
+        """Line of the template and the error there, if it does not compile."""
         if self._template is None:
             return None
         with self._within_limits():
@@ -127,7 +128,7 @@ class Renderer:
         return found.syntax if isinstance(found, Refused) else None
 
     def _encode_text(self, text: str) -> Encoded:
-        """A plain text: one beginning token where the tokenizer adds one, and one end token."""
+        """A plain text: one BOS if the tokenizer adds it, and one EOS."""
         stripped, end = text.rstrip(), self.tokenizer.eos_token
         ends = end is not None and stripped.endswith(end)
         ids = list(self.tokenizer(stripped if ends else text)["input_ids"])
@@ -139,20 +140,23 @@ class Renderer:
         ids.append(self.end_of_text)
         return Encoded(ids, _all_but_first(ids), 0)
 
-    def labelled(self, rendered: Rendered, prompt: list[Token], tokens: list[Token]) -> Encoded:
+    def with_labels(self, rendered: Rendered, prompt: list[Token], tokens: list[Token]) -> Encoded:
+        """The row of `tokens`, with labels on its answers; `prompt` encodes the last prompt."""
         *earlier, last = rendered.answers
         if tokens[: len(prompt)] != prompt:
-            # A token reaches from the prompt into the answer; in use, the prompt's own come first.
+            # A token spans prompt and answer; in use the prompt is encoded alone.
             tokens = prompt + self._tokens(rendered.text, rendered.injected, last.start)
         trained = set(range(len(prompt), len(tokens)))
         for answer in earlier:
-            trained |= places_of(tokens, answer)
+            trained |= _places_of(tokens, answer)
         ids = [token.id for token in tokens]
         labels = [id_ if place in trained else IGNORED for place, id_ in enumerate(ids)]
-        return self.closed(rendered, ids, labels, len(prompt))
+        return self.with_end(rendered, ids, labels, len(prompt))
 
-    def closed(self, rendered: Rendered, ids: list[int], labels: list[int], prompt: int) -> Encoded:
-        """The row with an end of text, where its template writes no token that ends an answer."""
+    def with_end(
+        self, rendered: Rendered, ids: list[int], labels: list[int], prompt: int
+    ) -> Encoded:
+        """The row, with an end of text if the template writes no token that ends an answer."""
         if not rendered.answers[-1].stopped:
             ids, labels = [*ids, self.end_of_text], [*labels, self.end_of_text]
         return Encoded(ids, _all_but_first(ids) if self.loss_on == "all" else labels, prompt)
@@ -176,7 +180,7 @@ class Renderer:
     def render_batches(
         self, batches: Iterable[Sequence[Sequence[Message]]], *, prompt: bool = False
     ) -> Iterator[list[Rendered | RowError]]:
-        """`render_all` of each batch; the next is rendered while this one is used."""
+        """`render_all`, batch by batch; the next batch is rendered while this one is used."""
         template = self._template
         if template is None:
             for batch in batches:
@@ -188,7 +192,7 @@ class Renderer:
 
     @contextmanager
     def _within_limits(self) -> Iterator[None]:
-        """Name the template that asks for more than it may; raises DataError."""
+        """Raise DataError with the template's name if it exceeds a limit."""
         try:
             yield
         except worker.LimitError as error:
@@ -205,7 +209,7 @@ class Renderer:
             return self.escaping.tokens(text, injected, start)
         except CannotEscapeError as error:
             raise RowError(
-                "holds the text of a control token, and the tokenizer cannot spell it"
+                "contains the text of a control token, which the tokenizer cannot encode as text"
             ) from error
 
     @cached_property
@@ -227,17 +231,17 @@ class Renderer:
 
 
 def _all_but_first(ids: list[int]) -> list[int]:
-    """Labels of a row that is trained on whole: nothing predicts its first token."""
+    """Labels of all tokens but the first, which nothing predicts."""
     return [IGNORED, *ids[1:]]
 
 
-def places_of(tokens: Sequence[Token], answer: Answer) -> set[int]:
-    """Where the tokens of an earlier answer stand, without one that it shares with its prompt.
+def _places_of(tokens: Sequence[Token], answer: Answer) -> set[int]:
+    """Places of an earlier answer's tokens, without one that spans its prompt too.
 
-    In use the history is encoded without regard to such borders.
+    In use, such tokens of the history are the same.
     """
     first = sum(token.end <= answer.start for token in tokens)
-    # Offsets may leave out a token's first space; a gap before the answer tells as well.
+    # Offsets may leave out a token's first space; a gap before the answer shows it too.
     first += tokens[first - 1].end < answer.start
     return set(range(first, sum(token.start < answer.end for token in tokens)))
 
@@ -245,11 +249,11 @@ def places_of(tokens: Sequence[Token], answer: Answer) -> set[int]:
 def encode_items(
     items: Iterable[Item], renderer: Renderer
 ) -> Iterator[tuple[Example, Assigned, Encoded] | RejectedRow]:
-    """Examples with their rows, in the same order; what cannot be rendered is a RejectedRow."""
+    """Examples with their rows, in order; one that cannot be rendered is a RejectedRow."""
     waiting: deque[list[Item]] = deque()
 
     def conversations() -> Iterator[list[Turns]]:
-        for batch in _batches(map(_not_too_long, items)):
+        for batch in _batches(map(_reject_too_long, items)):
             waiting.append(batch)
             yield _conversations([item[0] for item in batch if not isinstance(item, RejectedRow)])
 
@@ -268,7 +272,7 @@ def encode_items(
                 yield *item, row
 
 
-def _not_too_long(item: Item) -> Item:
+def _reject_too_long(item: Item) -> Item:
     if isinstance(item, RejectedRow) or item[0].characters <= MOST_CHARACTERS:
         return item
     reason = f"{item[0].characters:,} characters; a row has at most {MOST_CHARACTERS:,}"
@@ -281,17 +285,17 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     for item in items:
         batch.append(item)
         characters += 0 if isinstance(item, RejectedRow) else item[0].characters
-        if len(batch) == ROWS_AT_ONCE or characters >= CHARACTERS_AT_ONCE:
+        if len(batch) == ROWS_PER_BATCH or characters >= CHARACTERS_PER_BATCH:
             yield batch
             batch, characters = [], 0
     yield batch
 
 
 def encode_many(renderer: Renderer, examples: Sequence[Example]) -> list[Encoded | RowError]:
-    """Rows of the examples; a RowError stands in the place of a row that cannot be rendered.
+    """Rows of the examples, with a RowError for each that cannot be rendered.
 
-    The tokenizer works on all cores. Rows that hold the text of a control token, and plain texts,
-    are encoded one by one.
+    The tokenizer works on all cores. Rows that contain the text of a control token, and plain
+    texts, are encoded one by one.
     """
     return _encoded(renderer, examples, renderer.render_all(_conversations(examples)))
 
@@ -303,7 +307,7 @@ def _conversations(examples: Iterable[Example]) -> list[Turns]:
 def _encoded(
     renderer: Renderer, examples: Sequence[Example], rendered: Sequence[Rendered | RowError]
 ) -> list[Encoded | RowError]:
-    """`rendered`: the conversations among the examples."""
+    """`encode_many`; `rendered` are the conversations among the examples."""
     plain = _plain_rows(
         renderer, [row for row in rendered if isinstance(row, Rendered) and not row.injected]
     )
@@ -312,49 +316,28 @@ def _encoded(
     for example in examples:
         row = next(conversations) if example.text is None else None
         if row is None:
-            rows.append(_or_fault(partial(renderer.encode, example)))
+            rows.append(_or_error(partial(renderer.encode, example)))
         elif isinstance(row, RowError):
             rows.append(row)
         elif row.injected:
-            rows.append(_or_fault(partial(renderer.tokens_and_labels, row)))
+            rows.append(_or_error(partial(renderer.tokens_and_labels, row)))
         else:
             rows.append(next(plain))
     return rows
 
 
-def _or_fault(encode: Callable[[], Encoded]) -> Encoded | RowError:
+def _or_error(encode: Callable[[], Encoded]) -> Encoded | RowError:
     try:
         return encode()
-    except RowError as fault:
-        return fault
+    except RowError as error:
+        return error
 
 
 def _plain_rows(renderer: Renderer, rendered: Sequence[Rendered]) -> Iterator[Encoded | RowError]:
-    """Rows without injected control tokens."""
-    found = _by_ids(renderer, rendered)
-    rest = _by_offsets(
-        renderer, [row for row, known in zip(rendered, found, strict=True) if not known]
-    )
-    return (known or next(rest) for known in found)
+    """Rows without injected control tokens, encoded in one batch.
 
-
-def _by_ids(renderer: Renderer, rendered: Sequence[Rendered]) -> list[Encoded | None]:
-    """Rows with one answer, where ids tell how long its prompt is."""
-    escaping = renderer.escaping
-    found: list[Encoded | None] = [None] * len(rendered)
-    if not escaping.by_bytes:
-        return found
-    places = [place for place, row in enumerate(rendered) if len(row.answers) == 1]
-    for place, ids in zip(places, escaping.ids([rendered[n].text for n in places]), strict=True):
-        row = rendered[place]
-        first = escaping.ids_before(row.answers[0].start, row.text, ids)
-        if first is not None:
-            found[place] = _closed(renderer, row, ids, first)
-    return found
-
-
-def _by_offsets(renderer: Renderer, rendered: Sequence[Rendered]) -> Iterator[Encoded | RowError]:
-    """All others."""
+    Prompts are encoded again only if `tokens_before` cannot find them in the row.
+    """
     wholes = renderer.escaping.encodings([row.text for row in rendered])
     found = [
         renderer.escaping.tokens_before(row.answers[-1].start, row.text, whole)
@@ -365,25 +348,20 @@ def _by_offsets(renderer: Renderer, rendered: Sequence[Rendered]) -> Iterator[En
     for row, whole, first in zip(rendered, wholes, found, strict=True):
         prompt = whole if first is not None else next(prompts)
         length = len(prompt) if first is None else first
-        yield _or_fault(partial(_joined, renderer, row, prompt, length, whole))
+        yield _or_error(partial(_joined, renderer, row, prompt, length, whole))
 
 
 def _joined(
     renderer: Renderer, rendered: Rendered, prompt: Encoding, first: int, whole: Encoding
 ) -> Encoded:
-    """A row of `whole`; its prompt's are the `first` tokens of `prompt`."""
+    """A row of the tokens of `whole`; its prompt is the `first` tokens of `prompt`."""
     ids = whole.ids
     agree = prompt is whole or (ids[:first] == prompt.ids and _ends_alike(prompt, whole, first))
     if len(rendered.answers) > 1 or not agree:
-        return renderer.labelled(rendered, tokens_of(prompt)[:first], tokens_of(whole))
-    return _closed(renderer, rendered, ids, first)
-
-
-def _closed(renderer: Renderer, rendered: Rendered, ids: list[int], first: int) -> Encoded:
-    """With labels after the first ids."""
-    return renderer.closed(rendered, ids, [IGNORED] * first + ids[first:], first)
+        return renderer.with_labels(rendered, tokens_of(prompt)[:first], tokens_of(whole))
+    return renderer.with_end(rendered, ids, [IGNORED] * first + ids[first:], first)
 
 
 def _ends_alike(prompt: Encoding, whole: Encoding, first: int) -> bool:
-    """A token that stands for any unknown text may reach further in the whole."""
+    """Whether the prompt's last token covers the same text: an unknown token may cover more."""
     return not first or whole.token_to_chars(first - 1) == prompt.token_to_chars(first - 1)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tokenizers import AddedToken, Encoding, Tokenizer
-from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 
 from ftcli.data.templates.render import Span
 
-# The last two planes of Unicode are for private use: one character for each added token.
+# The last two planes of Unicode are for private use: one character per added token.
 FIRST_SUBSTITUTE = 0xF0000
 BORDER = "\U0010fffd"
 SUBSTITUTES = re.compile("[\U000f0000-\U0010ffff]")
@@ -45,20 +44,20 @@ class EscapingTokenizer:
     tokenizer: PreTrainedTokenizerBase
 
     def tokens(self, text: str, injected: Sequence[Span] = (), start: int = 0) -> list[Token]:
-        """Tokens of text[start:], as they follow on text[:start]; control tokens at `injected` as
+        """Tokens of text[start:], as they follow text[:start]; control tokens at `injected` as
         plain text. Raises CannotEscapeError.
 
-        That nothing else changes is proven on the text with the injected ones masked.
+        Checked on the text with the injected ones replaced by x: all other tokens stay the same.
         """
         injected = [span for span in injected if start <= span[0] and span[1] <= len(text)]
         if not injected and not start:
             return self._whole(text)
         tokens = self._escaped(text, injected, start)
         if not start:
-            masked = list(text)
+            characters = list(text)
             for begin, end in injected:
-                masked[begin:end] = "x" * (end - begin)
-            neutral = "".join(masked)
+                characters[begin:end] = "x" * (end - begin)
+            neutral = "".join(characters)
             if self._escaped(neutral, (), 0) != self._whole(neutral):
                 raise CannotEscapeError
         return tokens
@@ -67,17 +66,12 @@ class EscapingTokenizer:
         """Each text as `tokens` encodes it, in one batch on all cores."""
         return list(self._backend().encode_batch(list(texts), add_special_tokens=False))
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of `encodings` alone: the tokenizer counts no characters for them."""
-        found = self._backend().encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
-
     def tokens_before(self, border: int, text: str, whole: Encoding) -> int | None:
-        """How many tokens of a text's encoding are those of text[:border] encoded alone.
+        """How many tokens of a text's encoding are the encoding of text[:border] alone.
 
-        Known where a control token stands shortly before the border: texts are cut at these before
-        all else, so that what comes before one does not change what follows (tokenizers,
-        `added_vocabulary.rs`). None: not known, or the two differ.
+        Known if a control token is shortly before the border: tokenizers splits texts at these
+        first, so the text before one does not change the tokens after it (`added_vocabulary.rs`).
+        None: not known, or the two differ.
         """
         last = whole.char_to_token(border - 1) if border else None
         if last is None or _end(whole, last) != border:
@@ -90,31 +84,17 @@ class EscapingTokenizer:
                 return last + 1 if ids[place + 1 : last + 1] == alone else None
         return None
 
-    def ids_before(self, border: int, text: str, ids: Sequence[int]) -> int | None:
-        """As `tokens_before`, of the ids alone; for a tokenizer that is `by_bytes`."""
-        place, end = -1, 0
-        for control in self._any_added.finditer(text, 0, border):
-            id_ = self._ids_as_they_stand.get(control.group())
-            try:
-                place, end = ids.index(id_, place + 1), control.end()
-            except ValueError:  # it may take more than its own text, or is split
-                return None
-        alone = self._ids_after(ids[place], text[end:border]) if end else None
-        if alone is None or ids[place + 1 : place + 1 + len(alone)] != alone:
-            return None
-        return place + 1 + len(alone)
-
     def _ids_after(self, control: int, tail: str) -> list[int] | None:
-        """Ids of a text that follows a control token and ends there; the template's own are few."""
+        """Ids of a text that follows a control token and ends there; cached: templates have few."""
         if (control, tail) not in self._tails:
             if len(self._tails) == MOST_TAILS:
                 return None
-            first, *rest = self.encodings([self._as_it_stands[control] + tail])[0].ids
+            first, *rest = self.encodings([self._exact[control] + tail])[0].ids
             self._tails[control, tail] = rest if first == control else None
         return self._tails[control, tail]
 
     def _backend(self) -> Tokenizer:
-        """As transformers sets it before each call."""
+        """The tokenizers object, set as transformers does before each call."""
         backend: Tokenizer = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -122,21 +102,8 @@ class EscapingTokenizer:
         return backend
 
     @cached_property
-    def by_bytes(self) -> bool:
-        """Whether a token stands for the same bytes wherever it is found."""
-        backend = self.tokenizer.backend_tokenizer
-        model = backend.model
-        if backend.normalizer is not None or not isinstance(model, BPE) or model.unk_token:
-            return False
-        state = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {}
-        parts = state.get("pretokenizers", [state])
-        names = {part.get("type") for part in parts}
-        kept = all(part.get("behavior") != "Removed" for part in parts)
-        return "ByteLevel" in names and names <= {"ByteLevel", "Digits", "Split"} and kept
-
-    @cached_property
     def added_text(self) -> re.Pattern[str]:
-        """Text of any added token but white space (Gemma has tokens of line feeds)."""
+        """Matches any added token except white space (Gemma has tokens of line feeds)."""
         return re.compile(any_of(self._substitutes))
 
     @cached_property
@@ -147,20 +114,16 @@ class EscapingTokenizer:
 
     @cached_property
     def special_text(self) -> re.Pattern[str]:
-        """Text of any added token that is marked as special, which `<think>` is not."""
+        """Matches any added token marked as special, which `<think>` is not."""
         added = self.tokenizer.added_tokens_decoder.values()
         return re.compile(any_of(t.content for t in added if t.special and t.content.strip()))
-
-    def count_specials(self, text: str) -> int:
-        """How often the text of a special token stands in a text."""
-        return len(self.special_text.findall(text))
 
     def _whole(self, text: str) -> list[Token]:
         (encoding,) = self.encodings([text])
         return tokens_of(encoding)
 
     def _escaped(self, text: str, injected: Sequence[Span], start: int) -> list[Token]:
-        """One pass over the text, in which the true control tokens go by other names."""
+        """Encode with the real control tokens renamed, so that injected ones are plain text."""
         if SUBSTITUTES.search(text):
             raise CannotEscapeError
 
@@ -169,7 +132,7 @@ class EscapingTokenizer:
             is_injected = any(begin < last and first < end for first, last in injected)
             return mark.group() if is_injected else self._substitutes[mark.group()]
 
-        # The border is a token of its own: what follows it is not taken for the text's beginning.
+        # The border is a token of its own, so the text after it is not encoded as a beginning.
         border = BORDER if start else ""
         tokenizer, real = self._renamed
         encoding = tokenizer.encode(
@@ -185,7 +148,7 @@ class EscapingTokenizer:
 
     @cached_property
     def _renamed(self) -> tuple[Tokenizer, dict[int, int]]:
-        """The tokenizer with renamed added tokens, and their ids in the tokenizer itself."""
+        """The tokenizer with renamed added tokens, and their ids in the original."""
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state |= {"added_tokens": [], "truncation": None, "padding": None}
         renamed = Tokenizer.from_str(json.dumps(state))
@@ -204,7 +167,7 @@ class EscapingTokenizer:
 
     @cached_property
     def _substitutes(self) -> dict[str, str]:
-        """For the text of each added token another of the same length."""
+        """For the text of each added token a substitute of the same length."""
         words = (token.content for token in self.tokenizer.added_tokens_decoder.values())
         return {
             word: chr(FIRST_SUBSTITUTE + number) * len(word)
@@ -213,8 +176,8 @@ class EscapingTokenizer:
         }
 
     @cached_property
-    def _as_it_stands(self) -> dict[int, str]:
-        """Added tokens that match their text exactly and take nothing from the text around them."""
+    def _exact(self) -> dict[int, str]:
+        """Added tokens that match exactly their text, and no white space around it."""
         added = self.tokenizer.added_tokens_decoder.items()
         return {
             id_: token.content
@@ -224,16 +187,8 @@ class EscapingTokenizer:
 
     @cached_property
     def _cutting(self) -> frozenset[int]:
-        """Control tokens of these."""
-        return self.special & self._as_it_stands.keys()
-
-    @cached_property
-    def _ids_as_they_stand(self) -> dict[str, int]:
-        return {text: id_ for id_, text in self._as_it_stands.items()}
-
-    @cached_property
-    def _any_added(self) -> re.Pattern[str]:
-        return re.compile(any_of(t.content for t in self.tokenizer.added_tokens_decoder.values()))
+        """The control tokens among these."""
+        return self.special & self._exact.keys()
 
     @cached_property
     def _tails(self) -> dict[tuple[int, str], list[int] | None]:
@@ -258,6 +213,6 @@ def tokens_of(encoding: Encoding) -> list[Token]:
 
 
 def any_of(words: Iterable[str]) -> str:
-    """Regular expression of any of the words, the longest first; of no word, one for nothing."""
+    """Regular expression of any of the words, longest first; without words, it matches nothing."""
     longest_first = sorted(words, key=len, reverse=True)
     return "|".join(map(re.escape, longest_first)) or "(?!)"

@@ -1,7 +1,7 @@
-"""Examples → cleaned, split, tokenised Arrow files: the one preparation that all else reads.
+"""Examples → cleaned, split, tokenised Arrow files, read by every other command.
 
-Two passes over the data keep memory small: the first remembers 32 bytes a row to find duplicates
-and decide the splits (24 of a row that may be replayed), the second renders, encodes and writes.
+Two passes over the data keep memory small: the first keeps 32 bytes per row to find duplicates and
+assign splits (24 per row that may be replayed); the second renders, encodes and writes.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ftcli.config.recipe import Data, Recipe
-from ftcli.console import Reporter, shown_path
+from ftcli.console import Reporter, counted, shown_path
 from ftcli.data.dataset import (
-    NO_ROW,
     SPLITS,
     TRUNCATION_BUDGET,
     Assigned,
     Dataset,
     LongestRow,
-    RejectedRows,
-    Replayed,
-    SplitCounts,
     damaged_files,
     load_dataset,
     rejected_rows,
@@ -32,7 +28,7 @@ from ftcli.data.dataset import (
     split_digests,
     split_file,
 )
-from ftcli.data.example import Example, RejectedRow
+from ftcli.data.example import RejectedRow
 from ftcli.data.replay import Drawing, ReplayDraw, rows_wanted, warn_of_few_rows
 from ftcli.data.sources import read_examples
 from ftcli.data.splits import (
@@ -44,25 +40,25 @@ from ftcli.data.splits import (
     sources_of,
 )
 from ftcli.data.tokenizing.arrow_rows import RowWriter, first_rows, record
+from ftcli.data.tokenizing.counts import Counts
 from ftcli.data.tokenizing.fingerprint import fingerprint_inputs, fingerprint_of, fingerprint_parts
-from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens, typical_common_prefix
+from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, typical_common_prefix
 from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Item, Renderer, encode_items
 from ftcli.errors import DataError, FtcliError
 from ftcli.runs.atomic import atomic_directory
 
 PARALLEL = "TOKENIZERS_PARALLELISM"
-# Training rows that show how much rows have in common.
+# Training rows compared for common prefixes.
 ROWS_COMPARED = 256
-# How many rows are named in a message.
+# Rows named in a message.
 NAMED = 5
 
 
 def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter) -> Dataset:
-    """Tokenise the recipe's data into `folder`, or find them there with the same fingerprint.
+    """Tokenise the recipe's data into `folder`, unless they are there with the same fingerprint.
 
-    Rows that are found are proven by the sha256 of their files. Says what is unusual about the
-    template, and which files are prepared again. Raises DataError: nothing to train on, train/test
-    overlap, or too many answer tokens truncated.
+    Rows found there are verified by the sha256 of their files, and prepared again if damaged.
+    Raises DataError: nothing to train on, train/test overlap, or too many answer tokens truncated.
     """
     data = recipe.data
     parts = fingerprint_inputs(recipe, renderer)
@@ -70,7 +66,7 @@ def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter
     if renderer.note is not None:
         reporter.note(renderer.note)
     earlier = _earlier(folder, fingerprint, reporter)
-    if earlier is not None and _is_whole(earlier, folder, reporter):
+    if earlier is not None and _is_intact(earlier, folder, reporter):
         _report(earlier, reporter)
         return earlier
     split_rows = find_splits(data, recipe.training.seed, reporter)
@@ -90,30 +86,32 @@ def prepare(recipe: Recipe, renderer: Renderer, folder: Path, reporter: Reporter
         save_dataset(dataset, temporary)
     if earlier is not None and earlier.digests not in ({}, dataset.digests):
         reporter.warn(
-            "the rows prepared anew have another sha256 than those of before, from the same "
-            "sources: another version of tokenizers or pyarrow, or a changed prepared.json"
+            "the sha256 of the rows differs from before, although the sources are the same: "
+            "another version of tokenizers or pyarrow, or a changed prepared.json"
         )
     _report(dataset, reporter)
     return dataset
 
 
 def _earlier(folder: Path, fingerprint: str, reporter: Reporter) -> Dataset | None:
-    """What was prepared here from the same sources."""
+    """The dataset in `folder`, if it has this fingerprint."""
     try:
         earlier = load_dataset(folder)
     except FtcliError as error:
-        reporter.warn(f"{error.file}: cannot be read; the rows are prepared anew")
+        reporter.warn(f"{error.file}: cannot be read; the rows are prepared again")
         return None
     return earlier if earlier is not None and earlier.fingerprint == fingerprint else None
 
 
-def _is_whole(earlier: Dataset, folder: Path, reporter: Reporter) -> bool:
-    """Whether the rows are still as they were written; says of each file what is not."""
+def _is_intact(earlier: Dataset, folder: Path, reporter: Reporter) -> bool:
+    """Whether the row files are as they were written; warns of each that is not."""
     damaged = damaged_files(earlier, folder)
     for file, what in damaged.items():
-        reporter.warn(f"{shown_path(file)}: {what}; the rows are prepared anew")
+        reporter.warn(f"{shown_path(file)}: {what}; the rows are prepared again")
     if not damaged and not earlier.digests:
-        reporter.note(f"note: {shown_path(folder)} holds no sha256 of its rows: prepared anew")
+        reporter.note(
+            f"note: {shown_path(folder)} has no sha256 of its rows; they are prepared again"
+        )
     return not damaged and bool(earlier.digests)
 
 
@@ -154,11 +152,11 @@ def _require_rows(dataset: Dataset, data: Data) -> None:
         return
     if not dataset.rows_read:
         raise DataError("data_empty", "holds no rows", file=data.train)
-    first = {fault.reason: fault for fault in reversed(dataset.rejected)}  # of each reason
+    first = {row.reason: row for row in reversed(dataset.rejected)}  # of each reason
     reasons = ", ".join(map(str, list(reversed(first.values()))[:NAMED]))
     raise DataError(
         "data_empty",
-        f"none of {dataset.rows_read} rows can be trained on: {reasons}",
+        f"none of {dataset.rows_read} rows can be used: {reasons}",
         file=data.train,
     )
 
@@ -177,16 +175,16 @@ def _require_answers(dataset: Dataset, data: Data, longest: LongestRow) -> None:
 
 
 def _rows_cut(dataset: Dataset) -> str:
-    """`, the ends of 7 answers: rows.jsonl:4, …`, or nothing."""
+    """`, in 7 rows: rows.jsonl:4, …`, or nothing."""
     if not dataset.rows_cut:
         return ""
     named = ", ".join(str(row.origin) for row in dataset.cut[:NAMED])
     more = ", …" if dataset.rows_cut > NAMED else ""
-    return f", the ends of {dataset.rows_cut} answers: {named}{more}"
+    return f", in {counted(dataset.rows_cut, 'row')}: {named}{more}"
 
 
 def _report(dataset: Dataset, reporter: Reporter) -> None:
-    """What is to be known of the rows, whenever they were prepared."""
+    """Notes on the rows, shown each time they are used."""
     if dataset.replay is not None:
         warn_of_few_rows(dataset.replay, dataset.train.rows, reporter)
     if dataset.rows_cut:
@@ -199,79 +197,10 @@ def _report(dataset: Dataset, reporter: Reporter) -> None:
 # The second pass
 
 
-@dataclass
-class Counts:
-    """Running counts of the rows that were taken, and those that were not."""
-
-    max_length: int
-    drop: bool
-    """Rows whose answer is cut are rejected (data.too_long)."""
-    rejected: RejectedRows = field(default_factory=RejectedRows)
-    cut: RejectedRows = field(default_factory=RejectedRows)
-    """Rows that were taken without a part of what is trained on."""
-    controlled: RejectedRows = field(default_factory=RejectedRows)
-    """Plain texts with control tokens in them, which are taken."""
-    splits: dict[str, SplitCounts] = field(default_factory=dict)
-    answer_tokens: int = 0
-    lost: int = 0
-    longest: LongestRow = NO_ROW
-    plain_text: bool = False
-    replayed: Replayed | None = None
-    longest_replayed: LongestRow = NO_ROW
-    common: list[int] | None = None
-    """What all rows that are trained on begin with; None before the first of them."""
-
-    def take(self, example: Example, split: Assigned, whole: Encoded) -> Encoded | None:
-        """The row within `max_length`; nothing when all that is trained on would be cut."""
-        limit, row = self.max_length, whole.first(self.max_length)
-        trained, wanted = row.label_tokens, whole.label_tokens
-        if self.drop and trained < wanted:
-            reason = f"{len(whole.input_ids)} tokens, and max_length is {limit} (too_long: drop)"
-            self.rejected.add(example.origin, reason)
-            return None
-        self.answer_tokens += wanted
-        self.lost += wanted - trained
-        if trained == 0:
-            reason = (
-                f"answer fully truncated at {limit} tokens (the row has {len(whole.input_ids)})"
-            )
-            self.rejected.add(example.origin, reason)
-            return None
-        if trained < wanted:
-            reason = f"answer truncated at {limit} tokens: {wanted - trained} of {wanted} lost"
-            self.cut.add(example.origin, reason)
-        tokens, before = len(row.input_ids), self.of(split)
-        self.splits[split] = SplitCounts(
-            before.rows + 1, before.tokens + tokens, before.label_tokens + trained
-        )
-        self.plain_text = example.text is not None
-        self.longest = self.longest.or_longer(example.origin, tokens)
-        if split == "train":
-            self.compare(row)
-        return row
-
-    def compare(self, row: Encoded) -> None:
-        """Take note of what a row that is trained on begins with."""
-        common = row.input_ids if self.common is None else self.common
-        if row.input_ids[: len(common)] != common:
-            common = common[: common_tokens(common, row.input_ids)]
-        self.common = common
-
-    def note_control_tokens(self, example: Example, row: Encoded, renderer: Renderer) -> None:
-        """A plain text has no template, so that nobody knows whose the tokens within it are."""
-        ids = row.input_ids[:-1] if example.text is not None else []
-        begun = ids[:1] == [renderer.tokenizer.bos_token_id]
-        if not renderer.escaping.special.isdisjoint(ids[begun:]):
-            self.controlled.add(example.origin, "")
-
-    def of(self, split: Assigned) -> SplitCounts:
-        return self.splits.get(split, SplitCounts(0, 0, 0))
-
-
 def _write_rows(rows: SplitRows, renderer: Renderer, folder: Path, reporter: Reporter) -> Counts:
-    """Write the rows of every split, and the rows that were not used, into `folder`.
+    """Write the rows of every split, and the rejected rows, into `folder`.
 
-    Raises DataError (`data_changed`) where the files do not hold what the first pass has seen.
+    Raises DataError (`data_changed`) if a file has changed since the first pass.
     """
     with ExitStack() as stack:
         stack.enter_context(all_cores())
@@ -298,16 +227,15 @@ def _write_rows(rows: SplitRows, renderer: Renderer, folder: Path, reporter: Rep
             _replay(rows.replay, counts, renderer, writer)
     if counts.controlled.count:
         reporter.warn(
-            f"{counts.controlled.count} plain texts hold control tokens, first "
-            f"{counts.controlled.first[0].origin}, and are trained on as they are written; where "
-            "these are a user's own words, give the rows as prompt and completion, in which they "
-            "stay text"
+            f"{counts.controlled.count} plain texts contain control tokens, first "
+            f"{counts.controlled.first[0].origin}, and are trained on as they are; if users wrote "
+            "them, give the rows as prompt and completion, where they stay text"
         )
     return counts
 
 
 def _replay(drawing: Drawing, counts: Counts, renderer: Renderer, writer: RowWriter) -> None:
-    """Write the rows that are replayed; the number of the task's decides theirs."""
+    """Write the replayed rows; their number depends on the task's training rows."""
     task_rows = counts.of("train").rows
     if not task_rows:
         return
@@ -315,16 +243,16 @@ def _replay(drawing: Drawing, counts: Counts, renderer: Renderer, writer: RowWri
     draw = ReplayDraw(drawing, wanted, counts.max_length)
     for example, row in draw.draw(renderer):
         writer.write(row, example)
-        counts.compare(row)
+        counts.shorten_common(row)
         counts.note_control_tokens(example, row, renderer)
     counts.replayed, counts.longest_replayed = draw.counts, draw.longest
 
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Let the tokenizer use them within; it reads the variable at each call.
+    """Let the tokenizer use all cores within the block; it reads the variable at each call.
 
-    Elsewhere it does not (ftcli.environment), so that a process can be forked without a warning.
+    Elsewhere it uses one (ftcli.environment), so that forking a process prints no warning.
     """
     before = os.environ.get(PARALLEL)
     os.environ[PARALLEL] = "true"
@@ -335,7 +263,7 @@ def all_cores() -> Iterator[None]:
 
 
 def _items(rows: SplitRows) -> Iterator[Item]:
-    """Readable rows with their splits, without duplicates; what could not be read, as it is."""
+    """Readable rows with their splits, without duplicates, and all rejected rows."""
     for source, file in sources_of(rows.data).items():
         index, known = 0, len(rows.assignments[source].codes)
         for item in read_examples(file, rows.data):
@@ -353,20 +281,22 @@ def _items(rows: SplitRows) -> Iterator[Item]:
 
 
 def _changed(file: str) -> DataError:
-    """A file that is written to while it is read."""
-    return DataError("data_changed", "has changed while it was read; begin again", file=file)
+    """The error for a file that changed between the two passes."""
+    return DataError(
+        "data_changed", "has changed while it was read; run the command again", file=file
+    )
 
 
-# Other rows, and what the rows look like
+# Rows of other files, and previews
 
 
 def encode_file(
     source: str, recipe: Recipe, renderer: Renderer, system: str | None, reporter: Reporter
 ) -> list[dict[str, Any]]:
-    """Rows of a further file, rendered as the run's own; says which are left out.
+    """Rows of another file, prepared like the run's own; warns of rejected rows.
 
-    `system`: data.system of the run, as a template where it names a column.
-    Raises DataError when none can be used.
+    `system`: data.system of the run, as a template if it names a column.
+    Raises DataError if no row can be used.
     """
     data = recipe.data.model_copy(update={"system": system})
     items: Iterator[Item] = (
@@ -385,18 +315,18 @@ def encode_file(
     if rejected.count:
         named = " · ".join(map(str, rejected.first[:NAMED]))
         more = " · …" if rejected.count > NAMED else ""
-        reporter.warn(f"{rejected.count} rows are left out: {named}{more}")
+        reporter.warn(f"{counted(rejected.count, 'row')} left out: {named}{more}")
     return rows
 
 
 def preview(folder: Path, renderer: Renderer, count: int) -> Iterator[list[tuple[str, bool]]]:
-    """The first training rows as pieces of text, each with whether it is trained on."""
+    """The first training rows as pieces of text, each with whether it has labels."""
     for row in first_rows(folder, "train", count):
         yield pieces(renderer, Encoded(row["input_ids"], row["labels"], row["prompt_tokens"]))
 
 
 def pieces(renderer: Renderer, row: Encoded) -> list[tuple[str, bool]]:
-    """Decoded runs of tokens that are alike in being trained on or not."""
+    """The decoded row, cut where tokens with and without labels meet."""
     runs: list[tuple[list[int], bool]] = []
     for id_, label in zip(row.input_ids, row.labels, strict=True):
         trained = label != IGNORED
