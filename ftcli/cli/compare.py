@@ -42,7 +42,8 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            metavar="A,B,…", help="Methods to compare; `method` keys go to the recipe's own."
+            metavar="A,B,…",
+            help="Methods to compare; the recipe's `method:` keys apply to its own method only.",
         ),
     ] = "full,lora,qlora,bottleneck,prefix-tuning,prompt-tuning",
     steps: Annotated[

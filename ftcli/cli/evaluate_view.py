@@ -72,7 +72,7 @@ def show(found: EvaluatedRun) -> None:
         print_message("evaluated before; the same scores again")
     if evaluated.rows_in_validation:
         print_message(
-            "note: these rows chose the checkpoint, so that their scores are probably too good; "
+            "note: scored on validation rows, which chose the checkpoint, so probably too good; "
             "set data.test: 0.1"
         )
     for sample in evaluated.samples[:SAMPLES_SHOWN]:

@@ -1,4 +1,4 @@
-"""The rows of an evaluation: how they are read, and which of them the run has seen."""
+"""The rows of an evaluation: reading them, and counting those that the run has seen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ftcli.console import Reporter, counted
 from ftcli.data.dataset import RowsOf, Split, damaged_files, read_turns, row_batches
@@ -17,38 +17,35 @@ from ftcli.errors import DataError
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun
 
-if TYPE_CHECKING:
-    pass
-
-# Enough to show a format, and few enough for a context of 2,048 tokens.
+# Enough to show a format, and few enough for a context of 2,048 tokens. Also of --try-prompting.
 SHOTS = 5
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Which rows, which models, and what else is measured: the flags of `ftcli eval`."""
+    """Flags of `ftcli eval`."""
 
     data: Path | None = None
-    """Rows instead of the held-out ones."""
+    """A file of rows; None: the held-out rows."""
     limit: int | None = None
-    """The first so many rows only."""
+    """Only the first rows, this many."""
     with_base: bool = True
     baseline_prompt: Path | None = None
-    """An instruction: the base also answers with it and `shots` training rows before each row."""
+    """A file with an instruction: the base also answers after it and `shots` training rows."""
     shots: int = SHOTS
     scores: Path | None = None
-    """A Python file of the user's, whose functions are scores."""
+    """A Python file with the user's own scores."""
     forgetting: bool = True
     general_text: Path | None = None
-    """Text instead of the built-in one."""
+    """None: the built-in text."""
     general_instructions: Path | None = None
-    """Instructions instead of the built-in ones."""
+    """None: the built-in instructions."""
     batch_size: int | None = None
-    """Rows answered in one batch; None: as many as fill the machine."""
+    """None: as many as memory allows."""
 
     @property
     def files(self) -> dict[str, Path]:
-        """By the flag that names each."""
+        """Flag → file."""
         files = {
             "data": self.data,
             "baseline_prompt": self.baseline_prompt,
@@ -59,7 +56,7 @@ class EvalOptions:
         return {flag: file for flag, file in files.items() if file is not None}
 
     def flags(self, opened: OpenRun) -> Iterator[str]:
-        """What is asked beyond a plain `ftcli eval RUN`; files without their folders."""
+        """How this differs from a plain `ftcli eval RUN`; files without their folders."""
         yield from (f"--{flag} {file.name}" for flag, file in self.files.items())
         if self.baseline_prompt is not None:
             yield f"--shots {self.shots}"
@@ -75,7 +72,7 @@ class EvalOptions:
 
 @dataclass(frozen=True)
 class Row:
-    """One row to be scored and, where it is a conversation, answered."""
+    """A row to be scored and, if it is a conversation, answered."""
 
     input_ids: Sequence[int]
     labels: Sequence[int]
@@ -91,24 +88,24 @@ class Row:
 
     @property
     def scored(self) -> Mapping[str, Sequence[int]]:
-        """What the model scores."""
+        """The columns that the model scores."""
         return {"input_ids": self.input_ids, "labels": self.labels}
 
 
 def row_of(values: Mapping[str, Any]) -> Row:
-    """A prepared row as it stands on disk."""
+    """From the columns of a prepared row."""
     return Row(**{**values, "messages": read_turns(values["messages"])})
 
 
 def held_out(opened: OpenRun, data: Path | None) -> Split:
-    """The test rows, or else the validation rows (which have chosen the checkpoint)."""
+    """The test rows, else the validation rows (which chose the checkpoint)."""
     if data is not None or opened.prepared.test.rows:
         return "test"
     if opened.prepared.validation.rows:
         return "validation"
     raise DataError(
         "data_empty",
-        "the run held no rows out (data.test: 0, data.validation: 0); name some with --data FILE",
+        "the run has no held-out rows (data.test: 0, data.validation: 0); name a file with --data",
     )
 
 
@@ -133,12 +130,12 @@ def read_rows(
         # Only the last answer is scored; a plain text has no prompt.
         rows = tuple(with_prompt(row, row.input_ids[: row.prompt_tokens]) for row in rows)
     if not rows:
-        raise DataError("data_empty", "holds no row to evaluate on", file=str(data or split))
+        raise DataError("data_empty", "has no row to evaluate on", file=str(data or split))
     return rows[:limit]
 
 
 def with_prompt(row: Row, prompt: Sequence[int]) -> Row:
-    """The row's last answer after this prompt, of which nothing is scored."""
+    """The row's last answer after another prompt, whose tokens are not scored."""
     from ftcli.data.tokenizing.rendering import IGNORED
 
     start = row.prompt_tokens
@@ -152,15 +149,15 @@ def with_prompt(row: Row, prompt: Sequence[int]) -> Row:
 
 @dataclass(frozen=True)
 class ContaminatedRows:
-    """Contaminated rows, on which the tuned model looks better than it is; None: not known."""
+    """Rows that the run has seen, on which the tuned model looks too good; None: not known."""
 
     rows_trained_on: int | None
-    """Their question is also that of a training row or a replayed one."""
+    """A training row or a replayed row asks the same question."""
     rows_in_validation: int | None
     """They chose the checkpoint."""
 
     def warn(self, data: str, rows: int, reporter: Reporter) -> None:
-        """`data`: where the rows are from; validation rows are expected to have chosen it."""
+        """`data`: where the rows are from."""
         parts, of_rows = [], f"of {counted(rows, 'row')}"
         if self.rows_trained_on:
             parts.append(f"{self.rows_trained_on} {of_rows} ask what the run was trained on")
@@ -169,7 +166,7 @@ class ContaminatedRows:
         if parts:
             reporter.warn(
                 f"{data}: {', '.join(parts)}: the tuned model looks better on them than it is; "
-                "take rows that it never saw"
+                "take rows that it has not seen"
             )
 
 
@@ -178,16 +175,16 @@ def find_contaminated(
 ) -> ContaminatedRows:
     """`split`: where the rows are from; None: a file.
 
-    Both counts are None, with a warning, where a file of the run's rows is missing or damaged.
+    If the run's rows are missing or damaged, both counts are None, with a warning.
     """
     trained_on: int | None = 0
     in_validation: int | None = 0
-    # Held-out rows ask nothing that any other row of the run asks, unless the recipe allowed it.
+    # A run's splits share no question unless the recipe allowed overlap.
     if split is None or opened.prepared.overlap:
         digests = [question_digest(row.messages, row.input_ids) for row in rows]
         try:
-            trained = _asked_in(opened, ("train", "replay"), set(digests))
-            validated = _asked_in(opened, ("validation",), set(digests))
+            trained = _questions_in(opened, ("train", "replay"), set(digests))
+            validated = _questions_in(opened, ("validation",), set(digests))
             trained_on = sum(digest in trained for digest in digests)
             in_validation = sum(digest in validated for digest in digests)
         except DataError as error:
@@ -197,14 +194,14 @@ def find_contaminated(
 
 
 def question_digest(turns: Turns, input_ids: Iterable[int]) -> bytes:
-    """Equal for equal questions, whatever their system turns; of plain texts, for equal tokens."""
+    """Equal for equal questions without their system turns; for plain texts, for equal tokens."""
     if turns:
         return Example(turns, Origin("", 0)).question_digest()
     return hashlib.sha256(array("i", input_ids).tobytes()).digest()
 
 
-def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> set[bytes]:
-    """Which of the questions also stand in the run's rows, read row by row."""
+def _questions_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> set[bytes]:
+    """The wanted question digests that rows of these splits have."""
     return {
         digest
         for split in splits
@@ -215,23 +212,23 @@ def _asked_in(opened: OpenRun, splits: Iterable[RowsOf], wanted: set[bytes]) -> 
 
 
 def require_undamaged(opened: OpenRun, split: RowsOf) -> None:
-    """Raise DataError (`data_damaged`) where a file of rows differs from what was written."""
+    """Raise DataError (`data_damaged`) if a file of rows differs from what was written."""
     for file, what in damaged_files(opened.prepared, opened.run.data, [split]).items():
         raise DataError(
             "data_damaged",
-            f"{what}, so that it proves nothing; put it back, or write it again, while data and "
-            f"model are as they were: {command('prepare', opened.run.path)}",
+            f"{what}; restore it, or write it again with the same data and model: "
+            f"{command('prepare', opened.run.path)}",
             file=str(file),
         )
 
 
 def stream_turns(opened: OpenRun, split: RowsOf) -> Iterator[Turns]:
-    """The turns of each row; raises DataError (`data_damaged`)."""
+    """Turns of each row; raises DataError (`data_damaged`)."""
     return (turns for turns, _ in stream_rows(opened, split))
 
 
 def stream_rows(opened: OpenRun, split: RowsOf) -> Iterator[tuple[Turns, Any]]:
-    """The turns of each row and its token ids, an Arrow list, batch by batch.
+    """Turns and token ids (an Arrow list) of each row, batch by batch.
 
     Raises DataError (`data_damaged`).
     """

@@ -1,5 +1,4 @@
-"""General ability before and after a training, by a text of many subjects and by instructions of
-many kinds, none of them the task. What is lost there was forgotten."""
+"""General ability before and after training: text on many subjects, instructions of many kinds."""
 
 from __future__ import annotations
 
@@ -16,13 +15,15 @@ from ftcli.errors import DataError
 
 BUILT_IN_TEXT = Path(__file__).with_name("general_text.txt")
 BUILT_IN_INSTRUCTIONS = Path(__file__).with_name("general_instructions.jsonl")
-# A regular expression that the whole answer has to match.
+# A regular expression for the whole answer.
 CHECK_COLUMN = "check"
 
 
 def general_text(file: Path | None) -> tuple[str, tuple[str, ...]]:
-    """Name and passages of the built-in text or of a file: rows with a `text`, or passages between
-    blank lines, where lines that begin with `#` are left out. Raises DataError."""
+    """Name and passages of the built-in text or of a file; raises DataError.
+
+    A file has rows with a `text`, or passages between blank lines and comments after `#`.
+    """
     if file is not None and data_suffix(file.name):
         passages = _passages_of_rows(file)
     else:
@@ -31,7 +32,7 @@ def general_text(file: Path | None) -> tuple[str, tuple[str, ...]]:
         parts = (part.strip() for part in re.split(r"\n\s*\n", "\n".join(lines)))
         passages = tuple(part for part in parts if part)
     if not passages:
-        raise DataError("data_empty", "holds no passage of text", file=str(file))
+        raise DataError("data_empty", "has no passage of text", file=str(file))
     return str(file) if file else "built-in", passages
 
 
@@ -39,7 +40,7 @@ def _passages_of_rows(file: Path) -> tuple[str, ...]:
     found = []
     for item in read_examples(str(file.absolute()), Data(train=str(file))):
         if isinstance(item, Example) and item.text is None:
-            reason = "is no plain text: rows with a `text` are read here"
+            reason = "not plain text: expected rows with a `text`"
             raise DataError("data_format", reason, file=item.origin.file, line=item.origin.line)
         if isinstance(item, Example) and item.text:
             found.append(item.text.strip())
@@ -61,19 +62,22 @@ def read_text(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A prompt with an answer, and the pattern of every right answer (None: nothing is checked)."""
+    """A prompt with a reference answer, and a pattern that every right answer matches."""
 
     example: Example
     check: re.Pattern[str] | None
+    """None: answers are not checked."""
 
     def is_followed_by(self, answer: str) -> bool | None:
-        """Whether the answer follows the instruction; None where that is not checked."""
+        """Whether the answer follows the instruction; None: not checked."""
         return None if self.check is None else self.check.fullmatch(answer.strip()) is not None
 
 
 def general_instructions(file: Path | None) -> tuple[Instruction, ...]:
-    """The built-in instructions, or those of a file in any format that ftcli reads, each perhaps
-    with a `check`. Raises DataError."""
+    """The built-in instructions, or a file in any format that ftcli reads; raises DataError.
+
+    A row may have a `check`.
+    """
     source = str((file or BUILT_IN_INSTRUCTIONS).absolute())
     rows = list(read_rows(source))
     examples = read_rows_as_examples(iter(rows), Data(train=source))
@@ -85,11 +89,11 @@ def general_instructions(file: Path | None) -> tuple[Instruction, ...]:
         if isinstance(example, RejectedRow):
             raise DataError("data_format", example.reason, file=file_name, line=line)
         if not example.messages:
-            reason = "is a plain text, and no instruction"
+            reason = "a plain text, not an instruction"
             raise DataError("data_format", reason, file=file_name, line=line)
         found.append(Instruction(example, _check(row)))
     if not found:
-        raise DataError("data_empty", "holds no instruction", file=source)
+        raise DataError("data_empty", "has no instruction", file=source)
     return tuple(found)
 
 

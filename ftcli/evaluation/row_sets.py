@@ -1,4 +1,4 @@
-"""Sets of rows that the models of an evaluation score and answer: held out, prompted, general."""
+"""The sets of rows of an evaluation: held out, prompted, general text, general instructions."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
     from ftcli.models.prompt_manifest import PromptFormat
 
-# Enough for the built-in instructions: a longer answer has not finished.
+# Built-in instructions need no longer answers.
 GREEDY = Generation(max_new_tokens=96)
-# Longer passages are cut: a bound on memory that prose of a page or two does not reach.
-MOST_TOKENS = 1024
+# Longer passages are cut, to bound memory.
+MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class RowSet:
-    """Rows to be scored and, where there are prompts, to be answered."""
+    """Rows to score and, if they have prompts, to answer."""
 
     label: str
     """Shown by the progress bar."""
     rows: tuple[Row, ...]
     prompts: Sequence[Sequence[int]]
-    """Token ids, one prompt a row; empty: the rows are only scored."""
+    """Token ids of each row's prompt; empty: rows are only scored."""
     settings: Generation
     batch_size: int
     too_long: str | None = None
-    """What to do where prompt and answer exceed the model's context; None: not checked."""
+    """Advice if prompt and answer exceed the model's context; None: not checked."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that are scored, and at most generated."""
+        """Scored tokens plus the most that can be generated."""
         scored = sum(len(row.input_ids) for row in self.rows)
         return scored + len(self.prompts) * self.settings.max_new_tokens
 
@@ -64,7 +64,7 @@ class RowSet:
 
 @dataclass(frozen=True)
 class RowSets:
-    """Everything that is scored and answered."""
+    """All sets of one evaluation."""
 
     rows: RowSet
     prompted: RowSet | None = None
@@ -73,7 +73,7 @@ class RowSets:
     text_name: str | None = None
     instructions: RowSet | None = None
     checks: tuple[Instruction, ...] = ()
-    """One for each row of `instructions`."""
+    """Of each row of `instructions`."""
 
 
 def build_sets(
@@ -83,14 +83,14 @@ def build_sets(
     prompt_format: PromptFormat,
     reporter: Reporter,
 ) -> RowSets:
-    """Tokenise every prompt; raises DataError where one does not fit into the model's context."""
+    """Tokenise every prompt; raises DataError."""
     from ftcli.memory.step import ANSWERED_ROWS
 
-    at_once = options.batch_size or ANSWERED_ROWS
+    batch_size = options.batch_size or ANSWERED_ROWS
     plain = opened.prepared.plain_text
     prompt_ids = prompt_format.renderer.prompt_ids
     prompts = [] if plain else [prompt_ids(list(row.prompt)) for row in rows]
-    held_out = RowSet("rows", rows, prompts, opened.recipe.generation, at_once)
+    held_out = RowSet("rows", rows, prompts, opened.recipe.generation, batch_size)
     sets = RowSets(held_out)
     if not options.with_base:
         return sets
@@ -109,17 +109,17 @@ def build_sets(
 def _prompted(
     opened: OpenRun, options: EvalOptions, plain: RowSet, prompt_format: PromptFormat
 ) -> RowSet:
-    """The rows as somebody would ask them who does not tune: with an instruction and examples."""
+    """The rows after an instruction and examples: the alternative to fine-tuning."""
     from ftcli.data.example import RowError
     from ftcli.inference.open_model import ids_of
 
     assert options.baseline_prompt is not None
     instruction = read_text(options.baseline_prompt).strip()
     if not instruction:
-        raise DataError("data_empty", "holds no instruction", file=str(options.baseline_prompt))
+        raise DataError("data_empty", "has no instruction", file=str(options.baseline_prompt))
     if not plain.prompts:
         raise UsageError(
-            "flag", "--baseline-prompt: the run was trained on plain texts, which nobody prompts"
+            "flag", "--baseline-prompt: the run was trained on plain texts, which have no prompts"
         )
     seed = opened.recipe.training.seed
     examples = choose_examples(stream_turns(opened, "train"), options.shots, seed)
@@ -143,11 +143,11 @@ def _prompted(
 
 
 def _text_set(prompt_format: PromptFormat, passages: Sequence[str], name: str) -> RowSet:
-    """Passages, long ones in pieces; `line` is the number of the passage."""
+    """Long passages in pieces; a row's `line` is the number of its passage."""
     rows = tuple(
         Row(row["input_ids"], row["labels"], 0, (), name, number)
         for number, passage in enumerate(passages, start=1)
-        for row in passage_rows(prompt_format.renderer, [passage])
+        for row in passage_rows(prompt_format.renderer, passage)
     )
     return RowSet("general text", rows, (), GREEDY, 1)
 
@@ -155,7 +155,7 @@ def _text_set(prompt_format: PromptFormat, passages: Sequence[str], name: str) -
 def _instruction_set(
     prompt_format: PromptFormat, wanted: Sequence[Instruction], reporter: Reporter
 ) -> tuple[RowSet | None, tuple[Instruction, ...]]:
-    """Instructions that the template renders: it may demand a system turn, which they lack."""
+    """The instructions that the template accepts: it may require a system turn."""
     from ftcli.data.example import RowError
     from ftcli.data.tokenizing.arrow_rows import record
     from ftcli.memory.step import ANSWERED_ROWS
@@ -178,18 +178,15 @@ def _instruction_set(
     return RowSet("instructions", tuple(rows), prompts, GREEDY, ANSWERED_ROWS), tuple(kept)
 
 
-def passage_rows(renderer: Renderer, passages: Sequence[str]) -> list[dict[str, list[int]]]:
-    """input_ids and labels of each passage, in pieces of at most MOST_TOKENS.
+def passage_rows(renderer: Renderer, passage: str) -> Iterator[dict[str, list[int]]]:
+    """input_ids and labels of a passage, in pieces of at most MAX_TOKENS.
 
-    The end token is left out: how a text ends is what the training has changed.
+    Without an end token: a training changes where texts end, which is no loss of general ability.
     """
-    rows = [row for passage in passages for row in _pieces(renderer.text_prompt_ids(passage))]
-    return [row for row in rows if len(row["input_ids"]) > 1]
-
-
-def _pieces(ids: Sequence[int]) -> Iterator[dict[str, list[int]]]:
     from ftcli.data.tokenizing.rendering import IGNORED
 
-    for start in range(0, len(ids), MOST_TOKENS):
-        piece = list(ids[start : start + MOST_TOKENS])
-        yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]]}
+    ids = renderer.text_prompt_ids(passage)
+    for start in range(0, len(ids), MAX_TOKENS):
+        piece = list(ids[start : start + MAX_TOKENS])
+        if len(piece) > 1:
+            yield {"input_ids": piece, "labels": [IGNORED, *piece[1:]]}

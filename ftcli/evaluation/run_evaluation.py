@@ -1,4 +1,4 @@
-"""`ftcli eval`: base and tuned on the same held-out rows, and what the training cost elsewhere."""
+"""`ftcli eval`: base and tuned model on the same held-out rows, and general ability."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ if TYPE_CHECKING:
     from ftcli.models.prompt_manifest import PromptFormat
 
 LOCK = ".lock"
-# Rows to read by eye: only a person can judge answers that no score measures.
+# Rows for a person to read.
 SAMPLES = 5
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluation of a run; `stored`: it was read from the folder."""
+    """A run and its evaluation; `stored`: read from the run folder."""
 
     run: RunFolder
     result: EvalResult
@@ -68,9 +68,9 @@ class EvaluatedRun:
 def evaluate_run(
     path: Path, overrides: Sequence[str], options: EvalOptions, reporter: Reporter
 ) -> EvaluatedRun:
-    """Evaluate a finished run; the same evaluation is made once.
+    """Evaluate a finished run, or read the stored evaluation.
 
-    Raises FtcliError; Stopped on a signal: what was answered until then is kept.
+    Raises FtcliError; Stopped on a signal: losses and answers so far are kept.
     """
     opened = open_run(path, overrides)
     run = opened.run
@@ -79,12 +79,12 @@ def evaluate_run(
     split = held_out(opened, options.data)
     scorers = Scorers(opened, options.scores, reporter)
     decides_by = opened.recipe.eval.decides_by
-    # The fields of JSON answers are known only when a reference has been read.
+    # Names of JSON fields are known only after reading the rows.
     if decides_by is not None and not decides_by.startswith("field_f1."):
         require_known(decides_by, possible_kinds(scorers.kinds))
     key = key_of(opened, options, split)
     file = run.evaluation(key)
-    # What a file of scores imports or reads may have changed: its scores are always counted again.
+    # A file of scores is always run again: what it imports may have changed.
     stored = options.scores is None and file.is_file() and run.answers(key).is_file()
     if stored:
         require_as_trained(opened, with_base=options.with_base)
@@ -92,16 +92,16 @@ def evaluate_run(
         seen = ContaminatedRows(result.rows_trained_on, result.rows_in_validation)
         seen.warn(result.data, result.rows, reporter)
     else:
-        with _one_at_a_time(run, reporter):
+        with _lock(run, reporter):
             result = _evaluate(opened, options, split, scorers, key, reporter)
             result.write(file)
-    with suppress(OSError):  # a run that nobody may write to can still be evaluated
+    with suppress(OSError):  # a stored evaluation of a read-only run can be shown
         write_text(run.evaluated_last, f"{key}\n")
     return EvaluatedRun(run, result, stored)
 
 
 def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
-    """16 hex digits of everything that the scores depend on."""
+    """16 hex digits of everything the scores depend on."""
     recipe = opened.recipe
     files = [*options.files.values(), *named_files(recipe.eval)]
     parts = {
@@ -116,14 +116,14 @@ def key_of(opened: OpenRun, options: EvalOptions, split: Split) -> str:
         "keys": recipe.data.model_dump(mode="json"),
         "model": recipe.model.model_dump(),
         "seed": recipe.training.seed,
-        # Another version counts again, from the same answers.
+        # Another version scores the same answers again.
         "code": [code_digest(), VERSION],
     }
     return short_digest(parts, 16)
 
 
 def _detector_weights(wanted: Grounding | None) -> str | None:
-    """Of a folder; a hub id names its weights itself."""
+    """Digest of a local detector; a hub id identifies its weights."""
     if wanted is None or wanted.model is None:
         return None
     source = model_source(wanted.model)
@@ -131,8 +131,8 @@ def _detector_weights(wanted: Grounding | None) -> str | None:
 
 
 @contextmanager
-def _one_at_a_time(run: RunFolder, reporter: Reporter) -> Iterator[None]:
-    """Holds the lock of the run's evaluations; raises Stopped on a signal."""
+def _lock(run: RunFolder, reporter: Reporter) -> Iterator[None]:
+    """One evaluation of a run at a time; raises Stopped on a signal."""
     folder, stops = run.evaluations, StopSignals(reporter.note)
     with exclusive_lock(folder / LOCK, folder, "eval_locked", "evaluate it later"):
         try:
@@ -140,7 +140,7 @@ def _one_at_a_time(run: RunFolder, reporter: Reporter) -> Iterator[None]:
                 yield
         except KeyboardInterrupt as interrupt:
             raise Stopped(
-                "stopped; what was scored and answered is kept, and the same command goes on",
+                "stopped; losses and answers so far are kept; the same command resumes",
                 stops.number or signal.SIGINT,
             ) from interrupt
 
@@ -153,7 +153,7 @@ def _evaluate(
     key: str,
     reporter: Reporter,
 ) -> EvalResult:
-    """Rows → losses and answers of all sides → scores → rows of the table."""
+    """Rows → losses and answers of all sides → scores → table."""
     from ftcli.models.prompt_manifest import verify_run
 
     recipe, data = opened.recipe, str(options.data or split)
@@ -209,7 +209,7 @@ def _run_models(
     *,
     with_base: bool,
 ) -> dict[Side, dict[str, ModelOutputs]]:
-    """Side → set → outputs; one model in memory at a time, the base first."""
+    """Side → set → outputs; one model in memory at a time."""
     from ftcli.inference.open_model import dtype_and_device
     from ftcli.models.device import explain_out_of_memory, free_memory
 
@@ -220,7 +220,7 @@ def _run_models(
     planned = [*wanted.values()] * models + ([sets.prompted] if sets.prompted else [])
     found: dict[Side, dict[str, ModelOutputs]] = {}
     with (
-        explain_out_of_memory("take fewer --batch-size, or stop what else runs on it"),
+        explain_out_of_memory("take a smaller --batch-size, or stop what else runs on it"),
         reporter.meter("eval, tokens", sum(each.tokens for each in planned)) as meter,
     ):
         progress = Progress(meter, len(planned))
@@ -253,7 +253,7 @@ def _answered_rows(
     task: Mapping[Side, ModelOutputs],
     results: Mapping[Side, Sequence[ExampleResult]],
 ) -> list[AnsweredRow]:
-    """Every row with the answers of all sides."""
+    """Each row with the answers of all sides."""
     return [
         AnsweredRow(
             number=index + 1,
@@ -269,7 +269,7 @@ def _answered_rows(
 
 
 def _answer(outputs: ModelOutputs, row: int, results: Sequence[ExampleResult] | None) -> Answer:
-    """With its scores; a plain text has a loss alone."""
+    """An answer with its scores; a plain text has only a loss."""
     loss, tokens = outputs.losses_by_row[row]
     losses = {"loss": loss, "loss_tokens": tokens}
     if results is None:

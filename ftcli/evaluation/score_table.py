@@ -1,4 +1,4 @@
-"""The scores of all sides as the rows of one table, with verdicts corrected together."""
+"""The scores of all sides as rows of one table; verdicts are corrected for all of them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TEXT = ScoreKind("general text perplexity", "perplexity", "lower")
 INSTRUCTIONS = ScoreKind("instructions perplexity", "perplexity", "lower")
 FOLLOWED = ScoreKind("instructions followed", "share", "higher")
 INSTRUCTIONS_FINISHED = ScoreKind("instructions finished (EOS)", "share", "higher")
-# In the JSON alone: ROUGE-L says the same as chrF, exact match something of labels only, and
-# repetition is a warning.
+# Only in the JSON: chrF says the same as ROUGE-L, and repetition is a warning.
 HIDDEN = {"chrf", "repetition", "answer_tokens"}
+# Shown only for labels.
 LABEL_SCORE = "exact_match"
-# They compare with the row's own answer, which is right by definition.
+# Scores that compare with the reference answer: it cannot have them itself.
 REFERENCE_SCORES = {
     "sql_match",
     "execution_match",
@@ -40,7 +40,7 @@ REFERENCE_SCORES = {
     "field_f1",
     "field_accuracy",
 }
-# Scores that say whether an answer is right.
+# Scores that measure whether an answer is right.
 CORRECTNESS_SCORES = {
     "judge_supported",
     "spans_supported",
@@ -49,13 +49,13 @@ CORRECTNESS_SCORES = {
     "field_f1",
 }
 CORRECTNESS_SCORES |= {"field_accuracy"}
-# Answers are labels where few different ones occur, all short, and each of them often.
+# Answers are labels if they are few, short, and each of them frequent.
 MAX_LABELS, MAX_LABEL_CHARACTERS, ROWS_PER_LABEL = 20, 60, 3
 
 
 @dataclass
 class MeasuredScore:
-    """One score of all sides, before it is a row."""
+    """A score of all sides, before it is a row."""
 
     name: str
     kind: ScoreKind
@@ -65,30 +65,30 @@ class MeasuredScore:
     own: bool = False
 
     def comparison(self, other: Side) -> Comparison | None:
-        """The tuned model less another side; none where they cannot be compared."""
+        """The tuned model minus another side; None: they cannot be compared."""
         ours, theirs = self.sides.get(other), self.sides.get("tuned")
         if ours is None or theirs is None:
             return None
         if self.name == "loss" and ours.denominators != theirs.denominators:
-            return None  # a long prompt holds the earlier answers of a conversation
+            return None  # with a long prompt only the last answer of a conversation is scored
         return compare(ours, theirs)
 
 
 def are_labels(references: Sequence[str]) -> bool:
-    """Whether all of the rows' own answers are a few short ones, so that one alone is right."""
+    """Whether the reference answers are a few short ones, so that only one is right."""
     found = {reference.strip() for reference in references}
     short = all(text and "\n" not in text and len(text) <= MAX_LABEL_CHARACTERS for text in found)
     return short and len(found) <= min(MAX_LABELS, len(references) / ROWS_PER_LABEL)
 
 
 def possible_kinds(kinds: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
-    """What may be shown of the held-out rows: scores of answers, and what needs no scorer."""
+    """Every score that held-out rows may have, in the order of the table."""
     form = {name: kind for name, kind in kinds.items() if name == "format_rate"}
     return {**form, "stop_rate": FINISHED, **kinds, "loss": LOSS}
 
 
 def correctness_scores(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, ...]:
-    """Scores that say whether answers are right, the user's own among them."""
+    """Scores in the table that measure whether answers are right; the user's own count."""
     truth = {*CORRECTNESS_SCORES, LABEL_SCORE} if labels else CORRECTNESS_SCORES
     return tuple(row.name for row in rows if row.name in truth or (row.own and row.better))
 
@@ -96,7 +96,7 @@ def correctness_scores(rows: Sequence[ScoreRow], *, labels: bool) -> tuple[str, 
 def task_scores(
     outputs: Mapping[Side, ModelOutputs], scored: ScoredSides, scorers: Scorers, *, labels: bool
 ) -> list[MeasuredScore]:
-    """Scores on the held-out rows; `labels`: the rows' own answers are a few labels."""
+    """Scores on the held-out rows; `labels`: the reference answers are labels."""
     kinds = {"loss": LOSS}
     if scored.counts:
         kinds = {**possible_kinds(scorers.kinds), "answer_tokens": LENGTH}
@@ -122,7 +122,7 @@ def task_scores(
 def forgetting_scores(
     sets: RowSets, outputs: Mapping[Side, Mapping[str, ModelOutputs]]
 ) -> list[MeasuredScore]:
-    """General ability of base and tuned model, by the sets `text` and `instructions`."""
+    """General ability of base and tuned model on the sets `text` and `instructions`."""
     text = MeasuredScore("general_text", TEXT)
     loss = MeasuredScore("instructions", INSTRUCTIONS)
     followed = MeasuredScore("instructions_followed", FOLLOWED)
@@ -147,7 +147,7 @@ def forgetting_scores(
 
 
 def _by_passage(losses: Counts, passages: Sequence[int]) -> Counts:
-    """Pieces of one passage summed, as they are not independent rows."""
+    """Sum the pieces of a passage: they are not independent rows."""
     sums = {passage: [0.0, 0.0] for passage in passages}
     for passage, loss, tokens in zip(passages, *losses.ratio, strict=True):
         sums[passage][0] += loss
@@ -156,7 +156,7 @@ def _by_passage(losses: Counts, passages: Sequence[int]) -> Counts:
 
 
 def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> None:
-    """Raises UsageError where no score of this evaluation has the name that decides."""
+    """Raise UsageError if this evaluation has no score with the name `decides_by`."""
     names = [name for name, kind in kinds.items() if kind.better is not None]
     if decides_by is not None and decides_by not in names:
         hint = did_you_mean(decides_by, names)
@@ -170,9 +170,9 @@ def require_known(decides_by: str | None, kinds: Mapping[str, ScoreKind]) -> Non
 def score_rows(
     scores: Sequence[MeasuredScore], forgetting: Sequence[MeasuredScore], decides_by: str | None
 ) -> tuple[tuple[ScoreRow, ...], tuple[ScoreRow, ...]]:
-    """Rows with their verdicts, with a family-wise error of 5% over all that are shown together.
+    """Rows with their verdicts: family-wise error of 5% over all scores shown.
 
-    The score that decides is tested alone, as it was named before.
+    The score that decides is tested alone, because it was named beforehand.
     """
     every = (*scores, *forgetting)
     base = _differences(every, "base", decides_by)
@@ -184,7 +184,7 @@ def score_rows(
 def _differences(
     rows: Sequence[MeasuredScore], other: Side, decides_by: str | None
 ) -> dict[str, Difference]:
-    """By the name of the score."""
+    """Name of a score → its difference."""
     compared = [(row, each) for row in rows if (each := row.comparison(other)) is not None]
     p_values = {
         row.name: each.p_value

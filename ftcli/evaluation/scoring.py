@@ -1,4 +1,4 @@
-"""Which scorers an evaluation uses, and every answer scored by them."""
+"""The scorers of an evaluation, and every answer scored."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ RESERVED_NAMES = {
     *("loss", "perplexity", "stop_rate"),
     *("answer_tokens", "prompt_tokens", "tokens_per_second"),
 }
-# A greater share of repeated groups of words is noted below the table.
-REPETITION_WORTH_SAYING = 0.05
-# Below this share of the rows' own answers, a model cannot have learnt the format from them.
+# Repetition above this is noted below the table.
+MAX_REPETITION = 0.05
+# If fewer of the reference answers are in the format, no model can learn it from them.
 MIN_FORMAT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class ScoredAnswers:
-    """The answers of one side, scored."""
+    """The scored answers of one side."""
 
     results: Sequence[ExampleResult]
-    """Row by row, of all scorers together."""
+    """Of each row, by all scorers."""
     counts: Mapping[str, Counts]
 
 
@@ -49,23 +49,23 @@ def score_answers(
     scorers: Sequence[Scorer],
     answers: Sequence[str],
     questions: Sequence[Question],
-    done: Callable[[], None],
+    on_row: Callable[[], None],
 ) -> ScoredAnswers:
-    """Every answer by every scorer; `done` is called after each row."""
+    """Score every answer with every scorer; `on_row` is called after each row."""
     results = []
     for answer, question in zip(answers, questions, strict=True):
         found = [scorer.score(answer, question) for scorer in scorers]
         counts = {name: pair for each in found for name, pair in each.counts.items()}
         findings = tuple(finding for each in found for finding in each.findings)
         results.append(ExampleResult(counts, findings))
-        done()
-    # A scorer may know its scores only after every question.
+        on_row()
+    # A JSON scorer knows the names of its fields only now.
     names = [name for each in scorers for name in each.kinds]
     return ScoredAnswers(results, collect_counts(results, names))
 
 
 def collect_counts(results: Sequence[ExampleResult], names: Sequence[str]) -> dict[str, Counts]:
-    """Counts of each score that a row counts for; (0, 0) for the other rows."""
+    """Counts of each score that any row has; (0, 0) for rows without it."""
     found = {}
     for name in names:
         pairs = [result.counts.get(name, (0.0, 0.0)) for result in results]
@@ -77,12 +77,12 @@ def collect_counts(results: Sequence[ExampleResult], names: Sequence[str]) -> di
 
 @dataclass(frozen=True)
 class ScoredSides:
-    """The answers of all sides and the rows' own, scored; empty for plain texts."""
+    """The scored answers of all sides, and of the rows themselves; empty for plain texts."""
 
     results: Mapping[Side, Sequence[ExampleResult]] = field(default_factory=dict)
     counts: Mapping[Side, Mapping[str, Counts]] = field(default_factory=dict)
     your_answers: Mapping[str, Counts] = field(default_factory=dict)
-    """By the scores that do not compare with the rows' own answers."""
+    """Scores of the reference answers, by scorers that need no reference."""
     notes: tuple[str, ...] = ()
     """Sentences below the table."""
 
@@ -91,8 +91,7 @@ class Scorers:
     """Every scorer of one evaluation."""
 
     def __init__(self, opened: OpenRun, scores: Path | None, reporter: Reporter) -> None:
-        """`scores`: a file of the user's own. Raises FtcliError where something that the recipe or
-        a flag names cannot be used."""
+        """`scores`: a Python file. Raises FtcliError for a file or model that cannot be used."""
         wanted = opened.recipe.eval
         self._wanted, self._opened, self._reporter = wanted, opened, reporter
         self._format: FormatScorer | None = None
@@ -100,7 +99,7 @@ class Scorers:
         self._detector: SpanDetector | None = None
         self._custom: CustomScorer | None = None
         self._without_reference: list[Scorer] = []
-        """Scorers that do not compare with the rows' own answers."""
+        """Scorers that need no reference answer."""
         if wanted.format is not None:
             self._format = format_scorer(wanted.format)
             self._without_reference.append(self._format)
@@ -119,7 +118,7 @@ class Scorers:
 
     @property
     def kinds(self) -> dict[str, ScoreKind]:
-        """Every score of an answer, in the order of the table."""
+        """Every score, in the order of the table."""
         found: dict[str, ScoreKind] = {}
         for scorer in (*self._without_reference, TextScorer()):
             found |= scorer.kinds
@@ -127,13 +126,13 @@ class Scorers:
 
     @property
     def own(self) -> set[str]:
-        """Scores of the user's own file."""
+        """Scores of the user's file."""
         return set(self._custom.kinds) if self._custom is not None else set()
 
     def score(
         self, texts: Mapping[Side, Sequence[str]], questions: Sequence[Question]
     ) -> ScoredSides:
-        """Every answer of every side. Raises FtcliError where a judge does not answer."""
+        """Score every answer of every side; raises FtcliError if a judge does not answer."""
         if not texts:
             return ScoredSides()
         references = [question.reference for question in questions]
@@ -143,14 +142,14 @@ class Scorers:
         scored_rows = itertools.count(1)
         with self._reporter.meter("answers scored", (len(texts) + 1) * len(questions)) as meter:
 
-            def done() -> None:
+            def on_row() -> None:
                 meter.update(next(scored_rows))
 
             for side, answers in texts.items():
                 scorers = [*self._without_reference, TextScorer()]
-                scored = score_answers(scorers, answers, questions, done)
+                scored = score_answers(scorers, answers, questions, on_row)
                 results[side], counts[side] = scored.results, dict(scored.counts)
-            own = score_answers(self._without_reference, references, questions, done).counts
+            own = score_answers(self._without_reference, references, questions, on_row).counts
         if self._judge is not None and self._judge.compares and "base" in texts:
             pairs = list(zip(texts["base"], texts["tuned"], questions, strict=True))
             for side, wins in _preferred(self._judge, pairs).items():
@@ -163,7 +162,7 @@ class Scorers:
     def _ask_judge(
         self, texts: Mapping[Side, Sequence[str]], questions: Sequence[Question]
     ) -> None:
-        """Fetch all verdicts: of each answer, of the rows' own, of the user's labels, of pairs."""
+        """Fetch the verdicts on all answers, the references, the user's labels and pairs."""
         if (judge := self._judge) is None:
             return
         answers = [*texts.values(), [question.reference for question in questions]]
@@ -180,7 +179,7 @@ class Scorers:
             for label in self._labels("judge")
         ]
         with self._reporter.meter("verdicts of the judge", len(requests)) as meter:
-            judge.prepare(requests, meter.update)
+            judge.fetch(requests, meter.update)
 
     def _labels(self, checker: CheckerName) -> list[Label]:
         """The user's labels for a checker; raises DataError (`labels`)."""
@@ -189,12 +188,12 @@ class Scorers:
         return read_labels(Path(name)) if name is not None else []
 
     def _notes(self, tuned: Mapping[str, Counts]) -> Iterator[str]:
-        """Repetition, and how often detector and judge agree with the user's own labels."""
+        """Repetition, and agreement of detector and judge with the user's labels."""
         repetition = tuned.get("repetition")
-        if repetition is not None and repetition.value > REPETITION_WORTH_SAYING:
+        if repetition is not None and repetition.value > MAX_REPETITION:
             yield (
-                f"the tuned model repeats itself: {repetition.value:.0%} of its groups of four "
-                "words stood before in the same answer"
+                f"the tuned model repeats itself: {repetition.value:.0%} of its 4-grams occurred "
+                "earlier in the same answer"
             )
         checkers: dict[CheckerName, SpanDetector | JudgeScorer | None]
         checkers = {"detector": self._detector, "judge": self._judge}
@@ -208,13 +207,13 @@ class Scorers:
                 yield from checker.notes()
 
     def _warnings(self, questions: Sequence[Question], own: Mapping[str, Counts]) -> Iterator[str]:
-        """Settings of `eval` that match nothing in the rows, and scores that cannot be had."""
+        """Settings of `eval` that match nothing in the rows, and scores that are missing."""
         if self._format is not None:
             yield from self._format.warnings()
             rate = own.get("format_rate")
             if rate is not None and rate.value < MIN_FORMAT_SHARE:
                 hits = round(sum(rate.numerators))
-                yield f"eval.format: {hits} of {rate.n} of your own answers have that form"
+                yield f"eval.format: only {hits} of {rate.n} of your own answers have it"
         if (grounding := self._wanted.grounding) is None:
             return
         if grounding.facts is not None:
@@ -226,7 +225,7 @@ class Scorers:
             if unfound:
                 yield (
                     f"eval.grounding.facts: found nothing in {unfound} of "
-                    f"{counted(len(questions), 'prompt')}; there the whole prompt counts as facts"
+                    f"{counted(len(questions), 'prompt')}; their whole prompts count as facts"
                 )
         keys = {fact.key for question in questions for fact in facts_of(question.facts)}
         for name in grounding.optional:
@@ -238,7 +237,7 @@ class Scorers:
 def _preferred(
     judge: JudgeScorer, pairs: Sequence[tuple[str, str, Question]]
 ) -> dict[Side, Counts]:
-    """How often the judge prefers the first answer of a pair, the base's, or the second."""
+    """How often the judge prefers the base's answer, the first of a pair, or the tuned model's."""
     wins = [judge.preferred(*pair) for pair in pairs]
     denominators = tuple(float(win is not None) for win in wins)
     tuned = tuple(win or 0.0 for win in wins)
@@ -247,7 +246,7 @@ def _preferred(
 
 
 def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:
-    """Prompts (all user turns) and answers of the first training rows."""
+    """Prompts (all user turns) and answers of training rows."""
     for turns in itertools.islice(stream_turns(opened, "train"), VOCABULARY_ROWS):
         if turns:
             asked = [turn.content for turn in turns[:-1] if turn.role == "user"]
@@ -255,7 +254,7 @@ def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:
 
 
 def require_scored_files(loaded: RecipeFile) -> None:
-    """Raise DataError where `ftcli eval` could not use a file that the recipe's `eval` names.
+    """Raise DataError for a file of the recipe's `eval:` that `ftcli eval` could not use.
 
     Codes: `answer_schema`, `answer_table`, `banned_phrases`, or what reading rows raises.
     """

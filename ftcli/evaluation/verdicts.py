@@ -1,12 +1,12 @@
-"""An evaluation in words, alike in terminal, report and card: the cells of its table, its verdict,
-and what `--require` demands of it.
+"""An evaluation in words, the same in terminal, report and model card: cells of its table, its
+verdict, and `--require`.
 
-The verdict is the first rule that holds:
+The first rule that applies decides the verdict:
 
-1. the score that decides (`eval.decides_by`) is worse, or some are worse and none is better: not
-   ready;
-2. none is better: not shown to be better;
-3. a reason to check: check before use;
+1. the score that decides (`eval.decides_by`) is worse, or some scores are worse and none is better:
+   not ready;
+2. no score is better: not shown to be better;
+3. there is a reason to check: check before use;
 4. else: ready.
 """
 
@@ -24,14 +24,15 @@ from ftcli.errors import UsageError, did_you_mean
 from ftcli.evaluation.statistics import detectable_points, percent, wilson_interval
 from ftcli.runs.results import Difference, EvalResult, Score, ScoreRow, Side
 
-# Targets of our own, for the lower end of the interval: the first users notice one answer in twenty
-# that never ends, one in ten that a program cannot read, or one in five that is wrong.
+# Our own targets for the lower end of the interval: users notice one answer in twenty that never
+# ends, one in ten that a program cannot read, one in five that is wrong.
 TARGETS = {"stop_rate": 0.95, "format_rate": 0.90}
 RIGHT_TARGET = 0.80
-# A general text one twentieth more perplexing is less than what quantising to 4 bits does.
+# Quantising to 4 bits raises the perplexity of a general text by more.
 SUBSTANTIAL = 0.05
 SLIGHTLY = "slightly higher"
-NOT_MEASURED = "Whether the answers are true was not measured"
+NOT_MEASURED = "Nothing checked whether the answers are correct"
+TO_MEASURE = "read some, or add eval.judge, eval.format (JSON, SQL) or --scores"
 REPLAY = "General ability was lost: train again with data.replay: builtin"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 REQUIRED = re.compile(rf"\s*([\w.]+)\s*(?:(>=|<=|>|<)\s*({NUMBER})(%?)|:\s*(better|not-worse))\s*")
@@ -48,17 +49,17 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class RunVerdict:
-    """What can be said of a tuned model."""
+    """The verdict on a tuned model."""
 
     kind: Kind
     headline: str
     sentence: str
     reasons: tuple[str, ...] = ()
-    """What to check, a sentence each."""
+    """What to check, one sentence each."""
 
 
 def format_value(row: ScoreRow, score: Score | None) -> str:
-    """`97%`, `1.77`; of a perplexity the exponential of its loss; `–` without one."""
+    """`97%`, `1.77`; a perplexity is the exponential of its loss; `–` without a score."""
     return "–" if score is None else _number(row, score.value)
 
 
@@ -76,7 +77,7 @@ def _number(row: ScoreRow, value: float) -> str:
 
 
 def format_difference(row: ScoreRow, found: Difference | None) -> str:
-    """`+93 (82 to 97)` in points of a share; of a perplexity its change in percent."""
+    """`+93 (82 to 97)` in percentage points; of a perplexity its change in percent."""
     if found is None:
         return ""
     value, *ends = (_signed(row, each) for each in (found.value, *found.interval))
@@ -115,7 +116,7 @@ def _is_slight(row: ScoreRow, found: Difference) -> bool:
 
 
 def is_substantial(row: ScoreRow) -> bool:
-    """Whether general ability is worse by more than a twentieth."""
+    """Whether general ability is worse by more than 5%."""
     found = row.tuned_vs_base
     if found is None or found.verdict != "worse":
         return False
@@ -124,23 +125,20 @@ def is_substantial(row: ScoreRow) -> bool:
 
 
 def summary_of(result: EvalResult) -> list[str]:
-    """Sentences below the table, in the terminal and on the page."""
+    """Sentences below the table."""
     found = []
     for other in ("base", "prompted"):
         if other in result.sides:
             name = "" if other == "base" else "against the base with a prompt: "
-            found.append(f"{_capital(name + _better_and_worse(result, other))}.")
+            found.append(f"{_capitalised(name + _better_and_worse(result, other))}.")
     if result.calls and not result.truth_measured_by:
-        found.append(f"{NOT_MEASURED}: read some of them.")
+        found.append(f"{NOT_MEASURED}: {TO_MEASURE}.")
     if needs_replay(result):
         found.append(f"{REPLAY}.")
-    found += [f"{_capital(note)}." for note in result.notes]
+    found += [f"{_capitalised(note)}." for note in result.notes]
     if any(row.unit == "share" for row in result.shown_rows) and "base" in result.sides:
-        rows, points = (
-            counted(result.rows, "row shows", "rows show"),
-            detectable_points(result.rows),
-        )
-        found.append(f"{rows} differences in shares from {points} points on.")
+        rows, points = counted(result.rows, "row"), detectable_points(result.rows)
+        found.append(f"{rows} can show differences of {points} percentage points or more.")
     return found
 
 
@@ -166,14 +164,12 @@ def join_words(names: Sequence[str]) -> str:
 
 
 def verdict_of(result: EvalResult) -> RunVerdict:
-    """Ready to be used, by the rules at the top of this file."""
+    """By the rules at the top of this file."""
     if "base" not in result.sides:
-        sentence = (
-            f"Its own scores were measured on {rows_in_words(result)}, those of the base were not."
-        )
+        sentence = f"Measured on {rows_in_words(result)}, without the base."
         return RunVerdict("not compared", "Not compared with its base", sentence)
     measured = f"Measured on {rows_in_words(result)}."
-    sentence = f"{_capital(_better_and_worse(result, 'base'))}. {measured}"
+    sentence = f"{_capitalised(_better_and_worse(result, 'base'))}. {measured}"
     better = [row for row in _with_verdict(result, "base", "better") if row in result.scores]
     worse = _with_verdict(result, "base", "worse")
     decides = result.row(result.decides_by) if result.decides_by else None
@@ -191,9 +187,9 @@ def verdict_of(result: EvalResult) -> RunVerdict:
 
 def _reasons(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
     if not result.calls:
-        yield "No answer was measured: the rows are plain texts"
+        yield "No answer was scored: the rows are plain texts"
     elif not result.truth_measured_by:
-        yield f"{NOT_MEASURED}: read some of them, or measure it (docs/evaluation.md)"
+        yield f"{NOT_MEASURED}: {TO_MEASURE} (docs/evaluation.md)"
     yield from _missed_targets(result)
     yield from _lost(result, worse)
     if prompted := [row.label for row in _with_verdict(result, "prompted", "worse")]:
@@ -216,7 +212,7 @@ def _lost(result: EvalResult, worse: Sequence[ScoreRow]) -> Iterator[str]:
 
 
 def needs_replay(result: EvalResult) -> bool:
-    """Whether general ability was lost that replay would have kept."""
+    """Whether general ability was lost in a training without replay."""
     return result.replay is None and any(is_substantial(row) for row in result.forgetting)
 
 
@@ -228,18 +224,18 @@ def _missed_targets(result: EvalResult) -> Iterator[str]:
         if row is None or row.tuned is None or row.unit != "share":
             continue
         low = row.tuned.interval[0]
-        if low == row.tuned.interval[1]:  # all rows are alike: resampling sees no variance
+        if low == row.tuned.interval[1]:  # all rows are equal: a bootstrap sees no variance
             hits = round(min(max(row.tuned.value, 0), 1) * row.tuned.n)
             low = wilson_interval(hits, row.tuned.n)[0]
         if low < target:
             short = "below" if row.tuned.value < target else "not shown to reach"
             shown = f"{format_value(row, row.tuned)} ({format_interval(row, row.tuned)})"
-            yield f"{_capital(row.label)}: {shown} is {short} the target of {target:.0%}"
+            yield f"{_capitalised(row.label)}: {shown} is {short} the target of {target:.0%}"
 
 
 def contaminated(result: EvalResult) -> Iterator[str]:
-    """Rows that the run has seen, on which the tuned model looks better than it is."""
-    remedy = "hold others out (data.test), or name some (ftcli eval --data FILE)"
+    """Rows that the run has seen: the tuned model looks better on them than it is."""
+    remedy = "set data.test, or name other rows (ftcli eval --data FILE)"
     if result.rows_trained_on:
         yield f"{_part(result, result.rows_trained_on)} ask what the run was trained on: {remedy}"
     if result.rows_in_validation:
@@ -257,13 +253,13 @@ def rows_in_words(result: EvalResult) -> str:
     return f"{counted(result.rows, 'row')} of {result.data}"
 
 
-def _capital(words: str) -> str:
+def _capitalised(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}"
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """`format>=0.9`, `loss:better`, `general_text:not-worse`."""
+    """One `--require`: `format>=0.9`, `loss:better`, `general_text:not-worse`."""
 
     text: str
     score: str
@@ -272,7 +268,7 @@ class Requirement:
     limit: float = 0.0
 
     def failure(self, row: ScoreRow) -> str | None:
-        """Why it does not hold; None: it holds."""
+        """Why it is not met; None: it is."""
         if self.sign in COMPARE:
             if row.tuned is not None and COMPARE[self.sign](row.tuned.value, self.limit):
                 return None
@@ -285,7 +281,7 @@ class Requirement:
 
 
 def requirements(written: Sequence[str]) -> list[Requirement]:
-    """Raises UsageError (`flag`) for one that cannot be read."""
+    """Parse `--require`; raises UsageError (`flag`)."""
     found = []
     for text in written:
         parts = REQUIRED.fullmatch(text)
@@ -302,9 +298,9 @@ def requirements(written: Sequence[str]) -> list[Requirement]:
 
 
 def failures(wanted: Sequence[Requirement], result: EvalResult) -> Iterator[str]:
-    """Requirements that do not hold; raises UsageError for a score that was not measured."""
+    """Requirements that are not met; raises UsageError for a score that was not measured."""
     for each in wanted:
-        # The score of this name, or the one whose name begins with it (`format`: format_rate).
+        # A unique prefix is enough (`format`: format_rate).
         near = [row for row in result.every_row if row.name.startswith(each.score)]
         row = result.row(each.score) or (near[0] if len(near) == 1 else None)
         if row is None:

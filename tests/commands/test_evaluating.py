@@ -134,7 +134,7 @@ def test_an_instruction_that_is_too_long_or_cannot_be_read(
     assert "context of 512" in err and "fewer --shots" in err
     for content, words in (
         ("Größe".encode("latin-1"), "not UTF-8 text; save it"),
-        (b" \n", "holds no instruction"),
+        (b" \n", "has no instruction"),
     ):
         told.write_bytes(content)
         assert run(["eval", str(eval_run), "--baseline-prompt", str(told)]) == 1
@@ -206,7 +206,7 @@ def test_ctrl_c_keeps_what_was_answered(
     monkeypatch.setattr(generation, "answer_batch", second_time_interrupted)
     flags = ["eval", str(fresh), "--batch-size", "4", "--no-base"]
     assert run(flags) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
     work = "".join(file.read_text() for file in (fresh / "eval" / "work").iterdir())
     assert work.count('"answers"') == 1
     assert run(flags) == 0
@@ -381,7 +381,7 @@ def test_what_a_person_reads(
     assert lines[-1].startswith("next   ftcli report ")
     assert max(map(len, lines[:-2])) <= columns
     assert "general ability (forgetting)" in out and "general text perplexity" in out
-    assert "Whether the answers are true was not measured" in out
+    assert "Nothing checked whether the answers are correct" in out
     assert sum(line.startswith("prompt  ") for line in lines) == 2
 
 

@@ -60,7 +60,8 @@ def test_rows_that_were_trained_on_are_counted_and_warned_of(
     }
     warning = (
         f"warning: {mixed}: 2 of 5 rows ask what the run was trained on, 1 of 5 rows chose its "
-        "checkpoint: the tuned model looks better on them than it is; take rows that it never saw"
+        "checkpoint: the tuned model looks better on them than it is; take rows that it has not "
+        "seen"
     )
     assert warning in said
     assert run(["eval", str(fresh), "--data", str(mixed), *FEW]) == 0

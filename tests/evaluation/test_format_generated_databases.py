@@ -165,7 +165,7 @@ def test_columns_that_only_sqlite_can_read() -> None:
 @pytest.mark.parametrize(
     ("reference", "prompt", "why"),
     [
-        ("SELECT a FROM t", "What is a?", "its prompt holds no CREATE TABLE"),
+        ("SELECT a FROM t", "What is a?", "its prompt has no CREATE TABLE"),
         ("SELECT a FROM shop", SHOP, "no such column: a"),
         ("SELECT name FROM shop WHERE 1 = 2", SHOP, "finds nothing in the tables"),
     ],

@@ -83,7 +83,7 @@ def test_one_query_is_valid(answer: str) -> None:
         ("SELECT 1; SELECT 2", "not a query", "more than one statement"),
         ("SELECT for FROM b; This lists every for of b.", "not a query", "more than one"),
         ("SELECT a FROM b; -- so\nDone", "not a query", "more than one statement"),
-        ("hello", "not a query", "COLUMN, where a SELECT is wanted"),
+        ("hello", "not a query", "COLUMN, expected a SELECT"),
         ("VALUES (1)", "not a query", "VALUES"),
         ("DELETE FROM a", "not a query", "DELETE"),
         ("DROP TABLE a", "not a query", "DROP"),
@@ -258,7 +258,7 @@ def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
     [
         ("a.jsonl", None, "cannot be read: No such file or directory"),
         ("a.xml", b"<a/>", "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"),
-        ("a.jsonl", b"", "holds no row"),
+        ("a.jsonl", b"", "has no row"),
         ("a.jsonl", b'{"a": 1}\n{"a"}\n', "unreadable row"),
         ("a.jsonl", b'{"a": 1, "A": 2}\n', "SQLite cannot read it: duplicate column"),
         ("a.db", b"SQLite format 3\x00" + b"x" * 200, "SQLite cannot read it: "),
@@ -308,8 +308,8 @@ def test_a_table_in_which_no_reference_finds_anything_is_warned_of(shop: Path) -
             scorer.score(REFERENCE, Question("", wrong, ""))
     [warning] = scorer.warnings()
     assert warning.startswith(
-        "eval.format.table shop.jsonl: none of 3 references can be tested by its result, so that "
-        "there is no execution_match; the first: the reference does not run: no such table: books"
+        "eval.format.table shop.jsonl: no execution_match, because none of 3 references can be "
+        "tested by its result; the first: the reference does not run: no such table: books"
     )
     assert warning.endswith("is it the right table, and is table_name what the queries call it?")
     scorer.score(REFERENCE, Question("", REFERENCE, ""))
@@ -320,7 +320,7 @@ def test_prompts_without_tables_are_warned_of() -> None:
     scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     scorer.score(REFERENCE, Question("Which are red?", REFERENCE, ""))
     [warning] = scorer.warnings()
-    assert "the one reference" in warning and "its prompt holds no CREATE TABLE" in warning
+    assert "the one reference" in warning and "its prompt has no CREATE TABLE" in warning
     plain = format_scorer(SqlFormat(type="sql"))
     plain.score(REFERENCE, Question("", REFERENCE, ""))
     assert plain.warnings() == []

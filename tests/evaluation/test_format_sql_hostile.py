@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ftcli.config.recipe import SqlFormat
 from ftcli.evaluation.scorers.format import format_scorer
 from ftcli.evaluation.scorers.scorer import Question
-from ftcli.evaluation.scorers.sql_databases import MOST_BYTES, Database, in_memory
+from ftcli.evaluation.scorers.sql_databases import MAX_BYTES, Database, in_memory
 
 HOSTILE = {
     "counts for ever": "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x) "
@@ -81,7 +81,7 @@ def test_a_query_takes_no_more_than_its_memory() -> None:
     before = peak_bytes()
     faults = ("takes too much memory", "takes too many steps")
     assert database.run(counted + greedy).fault in faults
-    assert peak_bytes() - before < 1.3 * MOST_BYTES
+    assert peak_bytes() - before < 1.3 * MAX_BYTES
     assert database.run("SELECT 1").rows == ((1,),)
 
 

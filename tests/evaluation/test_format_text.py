@@ -98,10 +98,10 @@ def test_most_sections_in_order_are_counted(answer: str, sections: str, found: l
     ("answer", "limits", "found"),
     [
         ("  one\n\ntwo  ", {"words": {"min": 2, "max": 2}}, []),
-        ("one two three four", {"words": {"max": 3}}, ["4 words, at most 3 wanted"]),
-        ("", {"words": {"min": 1}}, ["0 words, at least 1 wanted"]),
+        ("one two three four", {"words": {"max": 3}}, ["4 words, expected at most 3"]),
+        ("", {"words": {"min": 1}}, ["0 words, expected at least 1"]),
         (" añb \n", {"characters": {"max": 3}}, []),
-        ("a b c", {"characters": {"max": 3}}, ["5 characters, at most 3 wanted"]),
+        ("a b c", {"characters": {"max": 3}}, ["5 characters, expected at most 3"]),
     ],
 )
 def test_lengths_are_counted(answer: str, limits: dict[str, Any], found: list[str]) -> None:
@@ -137,7 +137,7 @@ def test_a_pattern_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatc
     before = signal.getsignal(signal.SIGVTALRM)
     result = scored("a" * 50, type="regex", pattern="(a+)+b")
     assert result.counts["format_rate"] == (0, 1)
-    assert result.findings[0].kind == "not looked at"
+    assert result.findings[0].kind == "not scored"
     assert signal.getsignal(signal.SIGVTALRM) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 

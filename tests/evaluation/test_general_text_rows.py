@@ -1,3 +1,5 @@
+"""Rows of a general text: pieces, labels and loss."""
+
 from __future__ import annotations
 
 import math
@@ -24,7 +26,7 @@ def model(tiny_model: Path) -> Model:
 
 def test_every_token_but_the_first_is_scored_and_no_end_is_expected(model: Model) -> None:
     renderer = model.prompt_format.renderer
-    [row] = passage_rows(renderer, ["A red kettle."])
+    [row] = passage_rows(renderer, "A red kettle.")
     assert renderer.tokenizer.decode(row["input_ids"]) == "A red kettle."
     assert row["labels"] == [IGNORED, *row["input_ids"][1:]]
 
@@ -32,9 +34,9 @@ def test_every_token_but_the_first_is_scored_and_no_end_is_expected(model: Model
 def test_long_passages_are_cut_and_lose_no_more_than_the_first_token_of_a_piece(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_sets, "MOST_TOKENS", 4)
+    monkeypatch.setattr(row_sets, "MAX_TOKENS", 4)
     renderer = model.prompt_format.renderer
-    rows = passage_rows(renderer, ["A red kettle and a lamp."])
+    rows = list(passage_rows(renderer, "A red kettle and a lamp."))
     assert all(len(row["input_ids"]) <= 4 for row in rows)
     assert all(len(row["input_ids"]) > 1 for row in rows), "one token alone predicts nothing"
     ids = [id_ for row in rows for id_ in row["input_ids"]]
@@ -42,7 +44,7 @@ def test_long_passages_are_cut_and_lose_no_more_than_the_first_token_of_a_piece(
 
 
 def test_the_perplexity_is_that_of_the_models_own_loss(model: Model) -> None:
-    [row] = passage_rows(model.prompt_format.renderer, ["A red kettle stands on the table."])
+    [row] = passage_rows(model.prompt_format.renderer, "A red kettle stands on the table.")
     [(loss, tokens)] = score_batch(model, [row])
     ids = torch.tensor([row["input_ids"]])
     with torch.no_grad():

@@ -67,7 +67,7 @@ def test_banned_phrases_in_any_form(tmp_path: Path) -> None:
     scorer = GroundingScorer(Grounding(banned="never.txt"), ())
     assert scorer.score("It cured him", Question("", "", "")).counts["banned_phrases"][0] == 1
     assert "banned_phrases" not in scored("It cures").counts
-    with pytest.raises(DataError, match="one phrase a line"):
+    with pytest.raises(DataError, match="one phrase per line"):
         GroundingScorer(Grounding(banned="gone.txt"), ())
 
 
@@ -97,7 +97,7 @@ def test_facts_stand_in_all_user_turns() -> None:
 
 def test_an_expression_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ftcli.evaluation.scorers.facts.time_limit", lambda: time_limit(0.2))
-    with pytest.raises(DataError, match="write it without repeats inside repeats"):
+    with pytest.raises(DataError, match="write it without nested repeats"):
         facts_text(Grounding(facts=r"(a+)+$"), "a" * 40 + "b")
 
 

@@ -100,7 +100,7 @@ def scorer(server: Server, folder: Path, **keys: Any) -> JudgeScorer:
 
 
 def verdicts(judge: JudgeScorer, *answers: str) -> list[bool | None]:
-    judge.prepare([judge.supported_request(each, QUESTION) for each in answers], lambda _: None)
+    judge.fetch([judge.supported_request(each, QUESTION) for each in answers], lambda _: None)
     return [judge.verdict(each, QUESTION) for each in answers]
 
 
@@ -205,7 +205,7 @@ def test_what_ends_the_judging_waits_for_no_reply(
     started = time.monotonic()
     try:
         with pytest.raises(MachineError if ends_by == "refusal" else KeyboardInterrupt):
-            judge.prepare([judge.supported_request(each, QUESTION) for each in texts], done)
+            judge.fetch([judge.supported_request(each, QUESTION) for each in texts], done)
         assert time.monotonic() - started < SERVER_DELAY_SECONDS / 4
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -246,7 +246,7 @@ def test_pairs_are_asked_in_either_order(serve: Any, tmp_path: Path) -> None:
     """A judge that always takes A says nothing: each side wins about half."""
     judge = scorer(serve(lambda _: (200, '{"better": "A"}', {})), tmp_path)
     pairs = [(f"base {n}", f"tuned {n}") for n in range(40)]
-    judge.prepare([judge.pair_request(*pair, QUESTION)[0] for pair in pairs], lambda _: None)
+    judge.fetch([judge.pair_request(*pair, QUESTION)[0] for pair in pairs], lambda _: None)
     wins = [judge.preferred(*pair, QUESTION) for pair in pairs]
     assert 10 <= sum(win or 0.0 for win in wins) <= 30
 

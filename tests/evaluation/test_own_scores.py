@@ -112,19 +112,19 @@ def test_scores_are_counted_anew_each_time(
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        ("x = 1\n", 2, "holds no function (prompt, answer, reference, facts) -> float"),
-        ("def a(prompt, answer): return 1\n", 2, "mine.py:1: a(prompt, answer) is no score"),
-        ("def chrf(a, b, c, d): return 1\n", 2, "chrf is the name of another figure"),
-        ("def prompt_tokens(a, b, c, d): return 1\n", 2, "is the name of another figure"),
-        ("def loss_interval(a, b, c, d): return 1\n", 2, "is the name of another figure"),
-        ("def a(p, q, r, f): return '1'\n", 1, "a returned '1', which is no number"),
+        ("x = 1\n", 2, "has no function (prompt, answer, reference, facts) -> float"),
+        ("def a(prompt, answer): return 1\n", 2, "mine.py:1: a(prompt, answer) is not a score"),
+        ("def chrf(a, b, c, d): return 1\n", 2, "chrf is the name of another score"),
+        ("def prompt_tokens(a, b, c, d): return 1\n", 2, "is the name of another score"),
+        ("def loss_interval(a, b, c, d): return 1\n", 2, "is the name of another score"),
+        ("def a(p, q, r, f): return '1'\n", 1, "a returned '1', not a finite number"),
         (
             "\n\ndef a(p, q, r, f):\n    pass\n",
             1,
-            "mine.py:3: a returned None, which is no number (a missing return?), for the answer",
+            "mine.py:3: a returned None, not a finite number (a missing return?), for the answer",
         ),
-        ("def a(p, q, r, f): return [1]\n", 1, "a returned [1], which is no number"),
-        ("def a(p, q, r, f): yield 1\n", 1, "which is no number"),
+        ("def a(p, q, r, f): return [1]\n", 1, "a returned [1], not a finite number"),
+        ("def a(p, q, r, f): yield 1\n", 1, "not a finite number"),
         ("def a(p, q, r, f): return float('nan')\n", 1, "a returned nan"),
         ("\ndef a(p, q, r, f):\n    return 1 / 0\n", 1, "mine.py:3: a raised ZeroDivisionError"),
         (

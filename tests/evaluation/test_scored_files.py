@@ -63,7 +63,7 @@ def line_of(recipe: Path, word: str) -> int:
             "answer_schema",
             "did you mean object?",
         ),
-        ({"format": {"type": "sql", "table": "a.csv"}}, "", "answer_table", "holds no row"),
+        ({"format": {"type": "sql", "table": "a.csv"}}, "", "answer_table", "has no row"),
         ({"format": {"type": "sql", "table": "a.pdf"}}, "x", "answer_table", "neither csv"),
         ({"grounding": {"banned": "a.txt"}}, b"\xff", "banned_phrases", "not UTF-8"),
     ],

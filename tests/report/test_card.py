@@ -51,7 +51,7 @@ def test_the_hub_reads_base_relation_and_scores(tmp_path: Path) -> None:
     }
     for words in (
         "**Check before use.** Better: format valid, finished (EOS) and loss.",
-        "- Whether the answers are true was not measured: read some of them",
+        "- Nothing checked whether the answers are correct: read some, or",
         "| format valid | – | 2% | 97% | better | +95 (+91 to +99) | 100 / 4 |",
         "| general text perplexity | 14.2 | 14.4 | not significant | +2% (−2% to +6%) | 100 / 4 |",
         "licence: that of the base and that of the data decide it",

@@ -27,7 +27,7 @@ def test_a_whole_page_is_valid_and_says_everything(whole: RunFolder) -> None:
         "base with a prompt",
         "The prompt of the base: prompt.txt, and 2 examples from the training rows.",
         "1 other evaluation of this run",
-        "Whether the answers are true was not measured: read some of them.",
+        "Nothing checked whether the answers are correct: read some, or",
         "Read these five",
         "number not in the prompt: “1.7 litres” is not in the facts",
         "All 40 rows of eval/answers/0123456789abcdef.jsonl",

@@ -82,7 +82,7 @@ LOST = row("general_text", 2.65, score(2.85), "worse", label="text", unit="perpl
 LITTLE = row("general_text", 2.65, score(2.67), "worse", label="text", unit="perplexity")
 FOLLOWS = row("instructions_followed", 0.8, score(0.5), "worse", label="instructions followed")
 REASONS = {
-    "not true": (evaluation(), f"{NOT_MEASURED}: read some of them, or measure it"),
+    "not true": (evaluation(), f"{NOT_MEASURED}: read some, or add eval.judge"),
     "plain texts": (measured(calls={}), "No answer was measured: the rows are plain texts"),
     "wrong": (
         evaluation(**of_truth(score(0.25, 0.11, 0.47))),
@@ -124,7 +124,7 @@ REASONS = {
         "10% of the answers have a banned phrase",
     ),
     "trained on": (measured(rows_trained_on=5), "5 of 120 rows ask what the run was trained on: "),
-    "chose": (measured(rows_in_validation=120), "These rows chose the checkpoint: hold others out"),
+    "chose": (measured(rows_in_validation=120), "These rows chose the checkpoint: set data.test"),
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ PROMPTING_DOES = 0.8
 # Below these shares a sentence is not worth its line.
 DUPLICATES_WORTH_SAYING, INSTRUCTION_WORTH_SAYING = 0.02, 0.2
 INSTRUCTION_TOKENS = 20
-LONGEST_FORMAT = 160  # characters; a longer block stands in advice.json alone
+MAX_FORMAT_CHARACTERS = 160  # characters; a longer block stands in advice.json alone
 # What answers of a kind do, where its detail is longer than a terminal is wide.
 SHORT = {
     "json": "are JSON of one kind",
@@ -209,7 +209,7 @@ def _to_measure(form: AnswerForm, eval_format: Mapping[str, Any]) -> str:
         allow_unicode=True,
     )
     block = text.strip().removeprefix("{").removesuffix("}")
-    if len(block) > LONGEST_FORMAT:
+    if len(block) > MAX_FORMAT_CHARACTERS:
         block = "take the eval_format of advice.json"
     return f"{has}: {block}"
 

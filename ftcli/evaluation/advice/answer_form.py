@@ -20,19 +20,19 @@ from ftcli.evaluation.scorers.sql_answers import read_query
 Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length", "free text"]
 # In these a form is fixed; an opening or a length alone is a habit.
 FIXED: tuple[Kind, ...] = ("labels", "json", "sql", "lines", "sections")
-NEARLY_ALL, MOST = 0.9, 0.5
+NEARLY_ALL, MAJORITY = 0.9, 0.5
 # So many prompts begin alike; the others may be mistakes.
 ALIKE = 0.95
-MOST_LABELS, LONGEST_LABEL, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
+MAX_LABELS, MAX_LABEL_CHARACTERS, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
 PARSED_QUERIES = 300  # each takes a few milliseconds
 QUERY = re.compile(r"(SELECT|WITH)\b", re.IGNORECASE)
-SHORTEST_BAND = 5
+MIN_BAND_WORDS = 5
 # What begins a line: a heading's marks, a bullet, a number, a label.
 MARK = re.compile(r"(#{1,6}|[-*•]|\d{1,2}[.)])(?= )|([^\W\d_][\w &/-]{0,39}:)(?=\s|$)")
 SECTION = re.compile(r"^(#{1,6} [^\n]{1,60}|[^\W\d_][\w &/-]{0,39}:)(?=\s|$)", re.MULTILINE)
 TEXT, BLANK, NUMBERED = "text", "", "1."
 REPEATED = (TEXT, NUMBERED, "-", "*", "•")
-MOST_LINES, MOST_RUNS = 30, 12
+MAX_LINES, MAX_RUNS = 30, 12
 SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 Run = tuple[str, int]
@@ -60,7 +60,7 @@ def answer_form(answers: Sequence[str]) -> AnswerForm:
         form = find(stripped)
         if form is not None and form.share >= NEARLY_ALL:
             return replace(form, fixed=form.kind in FIXED)
-        if form is not None and form.kind in FIXED and form.share >= max(MOST, best.share):
+        if form is not None and form.kind in FIXED and form.share >= max(MAJORITY, best.share):
             best = form
     return best
 
@@ -94,8 +94,8 @@ def _labels(answers: Sequence[str]) -> AnswerForm | None:
     """Few different answers, each of them short and often given."""
     counts, rows = Counter(answers), len(answers)
     often = max(2, rows // 200)
-    labels = [text for text, count in counts.most_common(MOST_LABELS) if count >= often]
-    too_long = any(len(label) > LONGEST_LABEL or "\n" in label for label in labels)
+    labels = [text for text, count in counts.most_common(MAX_LABELS) if count >= often]
+    too_long = any(len(label) > MAX_LABEL_CHARACTERS or "\n" in label for label in labels)
     if len(labels) < 2 or len(labels) * ROWS_PER_LABEL > rows or too_long:
         return None
     shown = [f"{label} {counts[label] / rows:.0%}" for label in labels[:NAMED_LABELS]]
@@ -109,7 +109,7 @@ def _json(answers: Sequence[str]) -> AnswerForm | None:
     """Arrays, objects with the same keys, or any objects."""
     values, rows = [_json_value(answer) for answer in answers], len(answers)
     arrays = sum(isinstance(value, list) for value in values)
-    if arrays >= MOST * rows:
+    if arrays >= MAJORITY * rows:
         wanted = {"type": "json", "schema": {"type": "array"}}
         return AnswerForm("json", arrays / rows, "a JSON array", wanted)
     found = [value for value in values if isinstance(value, dict)]
@@ -117,7 +117,7 @@ def _json(answers: Sequence[str]) -> AnswerForm | None:
         return None
     kinds = Counter(frozenset(value) for value in found)
     keys, count = kinds.most_common(1)[0]
-    if keys and count >= max(MOST * rows, NEARLY_ALL * len(found)):
+    if keys and count >= max(MAJORITY * rows, NEARLY_ALL * len(found)):
         names = list(next(value for value in found if value.keys() == keys))
         detail = f"a JSON object with the keys {', '.join(names)}"
         return AnswerForm("json", count / rows, detail, {"type": "json", "keys": names})
@@ -136,7 +136,7 @@ def _json_value(answer: str) -> Any:
 def _sql(answers: Sequence[str]) -> AnswerForm | None:
     sample = answers[:: math.ceil(len(answers) / PARSED_QUERIES)]
     likely = [answer for answer in sample if QUERY.match(answer)]
-    if len(likely) < MOST * len(sample):
+    if len(likely) < MAJORITY * len(sample):
         return None
     queries = sum(read_query(answer, "sqlite").fault is None for answer in likely)
     return AnswerForm("sql", queries / len(sample), "SQL", {"type": "sql"})
@@ -144,7 +144,7 @@ def _sql(answers: Sequence[str]) -> AnswerForm | None:
 
 def _lines(answers: Sequence[str]) -> AnswerForm | None:
     """The same kinds of lines in the same order; their numbers where nearly all have those too."""
-    lines = [answer.split("\n", MOST_LINES) for answer in answers]
+    lines = [answer.split("\n", MAX_LINES) for answer in answers]
     marks = [{mark[2] for mark in map(MARK.match, each) if mark} for each in lines]
     counts = Counter(label for labels in marks for label in labels if label)
     common = {label for label, count in counts.items() if count > len(answers) / 2}
@@ -153,7 +153,7 @@ def _lines(answers: Sequence[str]) -> AnswerForm | None:
     if count < NEARLY_ALL * len(answers):
         loose = (tuple((kind, 0 if kind in REPEATED else n) for kind, n in each) for each in runs)
         form, count = Counter(loose).most_common(1)[0]
-    if all(kind in (TEXT, BLANK) for kind, _ in form) or len(form) > MOST_RUNS:
+    if all(kind in (TEXT, BLANK) for kind, _ in form) or len(form) > MAX_RUNS:
         return None
     shown = [kind if kind == TEXT else f"“{kind} …”" for kind, _ in form if kind != BLANK]
     pattern = r"\n".join(map(_run_pattern, form))
@@ -208,7 +208,7 @@ def _length(answers: Sequence[str]) -> AnswerForm | None:
     """A band of lengths that holds nine of ten answers and ends at twice its beginning."""
     counts = sorted(len(answer.split()) for answer in answers)
     low, high = counts[len(counts) // 20], counts[-1 - len(counts) // 20]
-    if low < SHORTEST_BAND or high > 2 * low:
+    if low < MIN_BAND_WORDS or high > 2 * low:
         return None
     share = sum(low <= count <= high for count in counts) / len(counts)
     wanted = {"type": "text", "words": {"min": low, "max": high}}

@@ -49,7 +49,7 @@ ANSWER = 1  # begins the checksum of an answer's words, so that they are not tho
 BANDS, BAND = 16, 5
 SHORT_ANSWER = 60  # characters: a label, a number, a name
 SHOWN = 3
-MOST_BINS = 12
+MAX_BINS = 12
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def lengths(rows: Iterable[DataRow]) -> Lengths | None:
     if not len(both):
         return None
     longest = int(both.max())
-    step = longest // MOST_BINS + 1
+    step = longest // MAX_BINS + 1
     edges = tuple(range(0, longest + step + 1, step))
     spreads, bins = [], []
     for tokens in both.T:

@@ -1,4 +1,4 @@
-"""Scores of the user's own: plain functions in a Python file that the command line names."""
+"""The user's own scores: functions in a Python file (`--scores`)."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from ftcli.evaluation.scorers.scorer import ExampleResult, Question, ScoreKind
 Score = Callable[[str, str, str, str], float]
 ARGUMENTS = ("prompt", "answer", "reference", "facts")
 SIGNATURE = f"({', '.join(ARGUMENTS)}) -> float"
-# sys.exit is no Exception, and must not end an evaluation.
+# SystemExit is not an Exception, and must not end an evaluation.
 RAISED = (Exception, SystemExit)
 
 
 @dataclass
 class CustomScorer:
-    """Calls each function of the file for each answer."""
+    """Calls every function of the file for each answer."""
 
     file: Path
     functions: Mapping[str, Score]
     are_bool: dict[str, bool] = field(default_factory=dict)
-    """Name → whether all that the function has returned so far is true or false."""
+    """Name → whether the function has returned only booleans so far."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
-        """True and false make a share of the rows once they are scored; numbers stay values, also
-        where all are 0 or 1, as lengths may be."""
+        """Booleans make a share of the rows; numbers stay values, even if all are 0 or 1."""
         return {
             name: ScoreKind(
                 name.replace("_", " "),
@@ -47,7 +46,7 @@ class CustomScorer:
         }
 
     def score(self, answer: str, question: Question) -> ExampleResult:
-        """Raises DataError (`score_failed`) where a function raises or returns no number."""
+        """Raises DataError (`score_failed`) if a function raises or returns no number."""
         return ExampleResult(
             {name: (self._value(name, answer, question), 1.0) for name in self.functions}
         )
@@ -64,9 +63,9 @@ class CustomScorer:
         value = _number(returned)
         if value is None:
             hint = " (a missing return?)" if returned is None else ""
-            what = f"returned {reprlib.repr(returned)}, which is no number{hint}"
+            what = f"returned {reprlib.repr(returned)}, not a finite number{hint}"
             raise self._failed(name, answer, what, line)
-        # Those of numpy are not Python's.
+        # numpy has a bool of its own.
         is_bool = isinstance(returned, bool) or str(getattr(returned, "dtype", "")) == "bool"
         self.are_bool[name] = self.are_bool.get(name, True) and is_bool
         return value
@@ -78,10 +77,10 @@ class CustomScorer:
 
 
 def custom_scorer(file: Path, taken: Collection[str]) -> CustomScorer:
-    """The functions of a file whose names begin with a letter; runs the file.
+    """Run the file; its functions without a leading underscore are scores.
 
-    Raises UsageError (exit 2) where it holds none, or one that cannot be called as a score or has
-    the name of another; DataError (exit 1) where the file is missing or does not run.
+    Raises UsageError (exit 2) if it has none, or one with another signature or a taken name;
+    DataError (exit 1) if the file is missing or does not run.
     """
     module = f"scores_{file.stem}"
     functions = {
@@ -89,10 +88,10 @@ def custom_scorer(file: Path, taken: Collection[str]) -> CustomScorer:
         for name, value in _run(file, module).items()
         if inspect.isfunction(value) and value.__module__ == module and name[0] != "_"
     }
-    faults = [f": holds no function {SIGNATURE}"] if not functions else []
+    faults = [f": has no function {SIGNATURE}"] if not functions else []
     for name, function in functions.items():
         if name in taken or name.endswith("_interval"):
-            faults.append(f": {name} is the name of another figure; rename it")
+            faults.append(f": {name} is the name of another score; rename it")
         elif fault := _fault(name, function):
             faults.append(f":{_first_line(function)}: {fault}")
     if faults:
@@ -101,7 +100,7 @@ def custom_scorer(file: Path, taken: Collection[str]) -> CustomScorer:
 
 
 def _run(file: Path, name: str) -> Mapping[str, object]:
-    """What a file holds once it was run as a module of this name."""
+    """The globals of a file that was run as a module of this name."""
     if not file.is_file():
         raise DataError("data_missing", "no such file", file=str(file))
     try:
@@ -113,15 +112,15 @@ def _run(file: Path, name: str) -> Mapping[str, object]:
 
 
 def _fault(name: str, function: Callable[..., object]) -> str | None:
-    """Why it cannot be a score."""
+    """Why a function cannot be a score."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        return f"{name} is async, and a score is called without awaiting it: def without async"
+        return f"{name} is async; a score is a plain def"
     signature = inspect.signature(function)
     try:
         signature.bind(*ARGUMENTS)
     except TypeError:
         return (
-            f"{name}{signature} is no score: expected {name}{SIGNATURE} (name helpers with a "
+            f"{name}{signature} is not a score: expected {name}{SIGNATURE} (name helpers with a "
             "leading underscore)"
         )
     better = getattr(function, "better", "higher")
@@ -131,12 +130,12 @@ def _fault(name: str, function: Callable[..., object]) -> str | None:
 
 
 def _number(returned: object) -> float | None:
-    """The number that was returned; None for text, NaN and infinities."""
+    """None for text, NaN, infinities, and whatever is not a number."""
     if isinstance(returned, (str, bytes, bytearray)):
         return None
     try:
         value = float(returned)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - of whatever type the user's value is
+    except Exception:  # noqa: BLE001 - the user's value has any type
         return None
     return value if math.isfinite(value) else None
 
@@ -151,7 +150,7 @@ def _named(error: BaseException) -> str:
 
 
 def _line_of(error: BaseException, file: Path) -> int | None:
-    """The last line of the file on the way to the error."""
+    """The last line of the file in the error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     passed = [(frame.filename, frame.lineno) for frame in frames]
     if isinstance(error, SyntaxError) and error.filename:

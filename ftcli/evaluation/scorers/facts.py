@@ -1,5 +1,5 @@
-"""`eval.grounding`: terms of an answer that its prompt does not have, facts of the prompt that the
-answer mentions, and banned phrases. Facts are `Key: value` lines of the prompt."""
+"""`eval.grounding`: terms of an answer that are not in its prompt, facts that it mentions, and
+banned phrases. Facts are `Key: value` lines of the prompt."""
 
 from __future__ import annotations
 
@@ -22,29 +22,34 @@ from ftcli.evaluation.scorers.scorer import (
     TimeIsUp,
     time_limit,
 )
-from ftcli.evaluation.scorers.vocabulary import Token, Vocabulary, tokens_in
+from ftcli.evaluation.scorers.vocabulary import (
+    Token,
+    Vocabulary,
+    letters_and_digits,
+    tokens_in,
+)
 
 NOT_IN_PROMPT = ScoreKind("terms not in the prompt", "share", None)
 COVERAGE = ScoreKind("facts mentioned", "share", "higher")
 BANNED = ScoreKind("has a banned phrase", "share", "lower")
-# Longer answers and prompts are read to here.
+# Longer answers and prompts are cut.
 MAX_CHARACTERS = 200_000
 KEY_LINE = re.compile(r"^[ \t]*(?:[-*•][ \t]*)?([^\W\d_][^:\n]{0,40}?)[ \t]*:[ \t]+(\S.*)$", re.M)
-# Items of a list; not the comma within 1,299.
+# Between items of a list; not the comma within 1,299.
 SEPARATOR = re.compile(r";|,(?!\d)|(?<!\d),")
-# A value of more words is a sentence.
+# A value with more words is a sentence.
 MAX_WORDS = 12
 YES, NO = {"yes", "true", "included"}, {"no", "false", "none", "n/a"}
-# Share of the words of a value that mention it: "felt pads" mentions "felt foot pads".
+# An answer mentions a value with this share of its words: "felt pads" mentions "felt foot pads".
 MENTIONED_SHARE = 2 / 3
 
 
 class GroundingScorer:
-    """Counts answers with numbers, names or terms that their prompts do not have, the facts that
-    answers mention, and answers with a banned phrase."""
+    """Counts answers with terms that are not in their prompts, facts that they mention, and answers
+    with banned phrases."""
 
     def __init__(self, wanted: Grounding, training: Iterable[tuple[str, str]]) -> None:
-        """`training`: the prompts and answers that the vocabulary is learnt from.
+        """`training`: prompts and answers to learn the vocabulary from.
 
         Raises DataError (`banned_phrases`, `facts_expression`).
         """
@@ -65,9 +70,9 @@ class GroundingScorer:
         answer, facts = answer[:MAX_CHARACTERS], question.facts[:MAX_CHARACTERS]
         allowed = [span for phrase in self._allowed for span in self._places(phrase, answer)]
         found = self._vocabulary.not_in(self._vocabulary.facts(facts), answer)
-        marked = [each for each in found if not any(_overlap(each, span) for span in allowed)]
-        # Each word once, where it stands first.
-        findings = list({each.message: each for each in reversed(marked)}.values())[::-1]
+        flagged = [each for each in found if not any(_overlap(each, span) for span in allowed)]
+        # Each word once, at its first place.
+        findings = list({each.message: each for each in reversed(flagged)}.values())[::-1]
         counts = {"not_in_prompt": (float(bool(findings)), 1.0)}
         if items := facts_of(facts, self._optional):
             left_out = [fact for fact in items if not mentioned(fact, answer, self._vocabulary)]
@@ -87,7 +92,7 @@ class GroundingScorer:
         return [self._vocabulary.language.stem(token.text) for token in tokens]
 
     def _places(self, phrase: Sequence[str], answer: str) -> Iterator[tuple[int, int]]:
-        """Where the words of a phrase follow each other, whatever their endings."""
+        """Where the stems of a phrase follow each other."""
         tokens = tokens_in(answer)
         stems = self._stems(tokens)
         for first in range(len(stems) - len(phrase) + 1 if phrase else 0):
@@ -108,16 +113,16 @@ def _banned_phrases(wanted: Grounding) -> list[str]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        message = f"eval.grounding.banned: {why}; it holds one phrase a line"
+        message = f"eval.grounding.banned: {why}; expected one phrase per line"
         raise DataError("banned_phrases", message, file=shown_path(file)) from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def question_of(turns: Sequence[Message], wanted: Grounding | None) -> Question:
-    """The question of a row whose last turn is its own answer; empty for a plain text.
+    """The question of a row, whose last turn is its answer; empty for a plain text.
 
-    Facts may stand in any user turn, as in a conversation that ends in "Shorter, please.". Raises
-    DataError (`facts_expression`) as `facts_text`.
+    Any user turn may have facts: the last may be "Shorter, please.". Raises DataError
+    (`facts_expression`).
     """
     before = turns[:-1]
     asked = [turn.content for turn in before if turn.role == "user"]
@@ -130,7 +135,7 @@ def question_of(turns: Sequence[Message], wanted: Grounding | None) -> Question:
 
 
 def facts_text(wanted: Grounding | None, prompt: str) -> str:
-    """The facts in all user turns of a row: the match of the recipe's expression, else all of it.
+    """The part of a prompt that the recipe's expression matches, else the whole prompt.
 
     Raises DataError (`facts_expression`) for an expression that takes too long.
     """
@@ -142,8 +147,7 @@ def facts_text(wanted: Grounding | None, prompt: str) -> str:
     except TimeIsUp as error:
         message = (
             f"eval.grounding.facts: {wanted.facts!r} took more than {TIME_LIMIT_SECONDS:.0f} s "
-            f"over one prompt of {len(prompt):,} characters; write it without repeats inside "
-            "repeats"
+            f"on a prompt of {len(prompt):,} characters; write it without nested repeats"
         )
         raise DataError("facts_expression", message) from error
     if found is None:
@@ -153,15 +157,14 @@ def facts_text(wanted: Grounding | None, prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Fact:
-    """One value, or one item of a list."""
+    """A value, or one item of a list."""
 
     key: str
     value: str
 
 
 def facts_of(text: str, optional: Collection[str] = ()) -> list[Fact]:
-    """Facts of a text, without those whose keys are `optional`; none where the text is no list of
-    facts but a conversation or prose."""
+    """Facts of a text, without `optional` keys; none of prose or a conversation."""
     lines = [(key.strip(" *"), value.strip(" *")) for key, value in KEY_LINE.findall(text)]
     keys = {key.casefold() for key, _ in lines}
     sentences = sum(len(value.split()) > MAX_WORDS for _, value in lines)
@@ -196,5 +199,4 @@ def mentioned(fact: Fact, answer: str, vocabulary: Vocabulary) -> bool:
         sentence = set() if token.starts_sentence else sentence
         sentence.add(language.stem(token.text))
         most = max(most, len(words & sentence))
-    squashed = "".join(filter(str.isalnum, answer.casefold()))
-    return most >= needed or "".join(filter(str.isalnum, value.casefold())) in squashed
+    return most >= needed or letters_and_digits(value) in letters_and_digits(answer)

@@ -1,4 +1,4 @@
-"""The scorer of `eval.format`, and the parts of a format that any text may have."""
+"""The scorer of `eval.format`; patterns, sections and lengths, which any text may have."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ftcli.evaluation.scorers.scorer import (
 )
 from ftcli.evaluation.scorers.sql_answers import SqlScorer, sql_scorer
 
-# A context of 32,000 tokens holds about as much.
-LONGEST_ANSWER = 200_000
-LONGEST_MESSAGE = 200
-MOST_LINES = 10_000
-PART_KINDS = {
+# About 32,000 tokens.
+MAX_ANSWER_CHARACTERS = 200_000
+MAX_MESSAGE_CHARACTERS = 200
+MAX_LINES = 10_000
+CHECK_KINDS = {
     "pattern_match": ScoreKind("matches the pattern", "share", "higher"),
     "sections_present": ScoreKind("sections, in order", "share", "higher"),
     "length_kept": ScoreKind("length within limits", "share", "higher"),
@@ -47,48 +47,48 @@ def format_scorer(wanted: AnswerFormat) -> FormatScorer:
 
 @dataclass(frozen=True)
 class FormatScorer:
-    """Scores answers by the parts of a format; `format_rate`: all parts are valid."""
+    """Scores answers by the checks of a format; `format_rate`: all checks pass."""
 
     wanted: AnswerFormat
     content: JsonScorer | SqlScorer | None
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
-        """Scores of single JSON fields are known once a reference with them has been scored."""
+        """Scores of JSON fields are known after scoring a reference that has them."""
         wanted = self.wanted
-        parts = {
+        checks = {
             "pattern_match": isinstance(wanted, RegexFormat) and wanted.asks_more,
             "sections_present": bool(wanted.sections),
             "length_kept": bool(wanted.words or wanted.characters),
         }
         kinds = {"format_rate": ScoreKind("format valid", "share", "higher")}
         kinds |= self.content.kinds if self.content else {}
-        return kinds | {name: PART_KINDS[name] for name, is_part in parts.items() if is_part}
+        return kinds | {name: CHECK_KINDS[name] for name, has_check in checks.items() if has_check}
 
     def score(self, answer: str, question: Question) -> ExampleResult:
-        """Counts and findings; an answer that is too long or takes too long has nothing right."""
-        why = f"more than {LONGEST_ANSWER:,} characters"
+        """An answer that is too long or takes too long has nothing right."""
+        why = f"more than {MAX_ANSWER_CHARACTERS:,} characters"
         try:
-            if len(answer) <= LONGEST_ANSWER:
+            if len(answer) <= MAX_ANSWER_CHARACTERS:
                 with time_limit():
                     return self._score(answer, question)
         except TimeIsUp:
             why = f"took more than {TIME_LIMIT_SECONDS:.0f} s"
         except RecursionError:
             why = "nested too deeply"
-        finding = Finding("not looked at", why)
+        finding = Finding("not scored", why)
         try:
             with time_limit():
                 counts = self._score("", question).counts
         except (TimeIsUp, RecursionError):
             return ExampleResult({"format_rate": (0.0, 1.0)}, (finding,))
-        # Scores of the reference alone keep their numerators.
+        # Scores of the reference alone keep their values.
         kept = {name for name, kind in self.kinds.items() if kind.better is None}
         zero = {name: (0.0, total) for name, (_, total) in counts.items() if name not in kept}
         return ExampleResult({**counts, **zero}, (finding,))
 
     def warnings(self) -> list[str]:
-        """What the user should know once every answer has been scored; mostly nothing."""
+        """Warnings after scoring every answer."""
         return self.content.warnings() if isinstance(self.content, SqlScorer) else []
 
     def _score(self, answer: str, question: Question) -> ExampleResult:
@@ -104,15 +104,15 @@ class FormatScorer:
         counts: dict[str, tuple[float, float]] = {}
         for result in results:
             counts |= result.counts
-        # Each part counts its own `format_rate`.
+        # Each check has a `format_rate` of its own.
         counts["format_rate"] = min(result.counts["format_rate"] for result in results)
         findings = [finding for result in results for finding in result.findings]
-        short = [replace(each, message=each.message[:LONGEST_MESSAGE]) for each in findings]
+        short = [replace(each, message=each.message[:MAX_MESSAGE_CHARACTERS]) for each in findings]
         return ExampleResult(counts, tuple(short))
 
 
 def pattern_result(answer: str, pattern: str) -> ExampleResult:
-    """Whether the whole answer, without white space at either end, matches the pattern."""
+    """Whether the whole answer, stripped, matches the pattern."""
     valid = re.fullmatch(pattern, answer.strip()) is not None
     counts = dict.fromkeys(("format_rate", "pattern_match"), (float(valid), 1.0))
     if valid:
@@ -125,18 +125,18 @@ def pattern_result(answer: str, pattern: str) -> ExampleResult:
 
 
 def sections_result(answer: str, sections: Sequence[str]) -> ExampleResult:
-    """Sections that begin lines in order ÷ sections.
+    """Sections that begin lines in the given order ÷ sections.
 
-    Where the text of a section ends in a letter or digit, its line must not continue with one.
+    If a section ends in a letter or digit, its line must not continue with one.
     """
     starts = [
         re.compile(re.escape(section) + (r"(?![^\W_])" if section[-1].isalnum() else ""))
         for section in sections
     ]
     anywhere: set[int] = set()
-    # Item n: the most of the first n sections that begin lines in order.
+    # Item n: the longest in-order subsequence of the first n sections.
     in_order: list[tuple[int, ...]] = [()] * (len(sections) + 1)
-    for line in answer.split("\n", MOST_LINES)[:MOST_LINES]:
+    for line in answer.split("\n", MAX_LINES)[:MAX_LINES]:
         begun = [index for index, start in enumerate(starts) if start.match(line)]
         anywhere.update(begun)
         for index in reversed(begun):
@@ -155,7 +155,7 @@ def sections_result(answer: str, sections: Sequence[str]) -> ExampleResult:
 
 
 def length_result(answer: str, words: Limits | None, characters: Limits | None) -> ExampleResult:
-    """Whether the words (split at white space) and characters are within their limits."""
+    """Whether the counts of words (split at white space) and characters are within limits."""
     findings: list[Finding] = []
     for unit, found, limits in (
         ("words", len(answer.split()), words),
@@ -163,8 +163,8 @@ def length_result(answer: str, words: Limits | None, characters: Limits | None) 
     ):
         low, high = (limits.min, limits.max) if limits else (None, None)
         if low is not None and found < low:
-            findings.append(Finding("too short", f"{found} {unit}, at least {low} wanted"))
+            findings.append(Finding("too short", f"{found} {unit}, expected at least {low}"))
         if high is not None and found > high:
-            findings.append(Finding("too long", f"{found} {unit}, at most {high} wanted"))
+            findings.append(Finding("too long", f"{found} {unit}, expected at most {high}"))
     kept = (float(not findings), 1.0)
     return ExampleResult({"format_rate": kept, "length_kept": kept}, tuple(findings))

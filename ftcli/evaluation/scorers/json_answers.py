@@ -1,4 +1,4 @@
-"""JSON answers: valid, as the keys or the JSON Schema want it, and with the reference's fields."""
+"""JSON answers: syntax, keys or JSON Schema, and fields compared with the reference."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, Sc
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-MOST_LEVELS = 100
-MOST_DIFFERENCES = 5
-# Records with more fields have keys that are data.
-MOST_FIELDS = 40
-# The name of a record that is no object.
+MAX_LEVELS = 100
+MAX_DIFFERENCES = 5
+# With more fields, the keys themselves are data.
+MAX_FIELDS = 40
+# The field name of a value that is not an object.
 WHOLE = "(whole)"
 
 
 @dataclass(frozen=True)
 class JsonScorer:
-    """The whole answer is one JSON value: an object with these keys, or as the schema wants it."""
+    """The whole answer must be one JSON value: an object with these keys, or as the schema says."""
 
     keys: tuple[str, ...]
     validator: Validator | None
     names: dict[str, None] = field(default_factory=dict)
-    """Fields of the references scored so far, in order."""
+    """Fields of the references scored so far, in their order."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
@@ -59,11 +59,11 @@ class JsonScorer:
         try:
             wanted = dict(fields_of(read_json(question.reference)))
         except (ValueError, RecursionError) as error:
-            why = f"the reference is not JSON ({error}): its fields are not counted"
+            why = f"the reference is not JSON ({error}): fields are not counted"
             return ExampleResult(counts, (*findings, Finding("reference", why)))
         new = [name for name in wanted if name not in self.names]
-        self.names.update(dict.fromkeys(new[: MOST_FIELDS - len(self.names)]))
-        differences = islice(_differences(found, wanted), MOST_DIFFERENCES)
+        self.names.update(dict.fromkeys(new[: MAX_FIELDS - len(self.names)]))
+        differences = islice(_differences(found, wanted), MAX_DIFFERENCES)
         return ExampleResult(counts | compare_fields(found, wanted), (*findings, *differences))
 
     def _faults(self, value: Any) -> Iterator[Finding]:
@@ -78,13 +78,13 @@ class JsonScorer:
                 path = ".".join(map(str, error.absolute_path))
                 yield Finding("schema", f"{path}: {error.message}" if path else error.message)
         elif not isinstance(value, dict):
-            yield Finding("not an object", "an object is wanted")
+            yield Finding("not an object", "expected an object")
         elif self.keys:
             missing = [key for key in self.keys if key not in value]
             yield from (Finding("missing key", f"{key} is missing") for key in missing)
             if set(value) - set(self.keys):
                 others = ", ".join(key for key in value if key not in self.keys)
-                yield Finding("other key", f"not wanted: {others}")
+                yield Finding("other key", f"unexpected: {others}")
 
 
 def json_scorer(wanted: JsonFormat) -> JsonScorer:
@@ -97,7 +97,7 @@ def json_scorer(wanted: JsonFormat) -> JsonScorer:
         schema = read_json(path.read_text(encoding="utf-8-sig"))
         if isinstance(schema, dict):
             return JsonScorer((), schema_validator(schema))
-        message = "a JSON Schema is an object"
+        message = "expected an object: a JSON Schema"
     except OSError as error:
         message = f"eval.format.schema: cannot be read: {error.strerror}"
     except (ValueError, RecursionError) as error:
@@ -110,9 +110,9 @@ def json_scorer(wanted: JsonFormat) -> JsonScorer:
 
 
 def read_json(text: str) -> Any:
-    """The value of a text; ValueError for NaN, a key twice, or more than 100 levels.
+    """Parse JSON; ValueError for NaN, a repeated key, or more than 100 levels.
 
-    1.0 becomes 1, as JSON does not distinguish them.
+    1.0 becomes 1: JSON does not distinguish them.
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -122,15 +122,15 @@ def read_json(text: str) -> Any:
         return dict(pairs)
 
     def refuse(word: str) -> NoReturn:
-        raise ValueError(f"{word} is no JSON value")
+        raise ValueError(f"{word} is not JSON")
 
     def number(digits: str) -> float:
         value = float(digits)
         return int(value) if value.is_integer() else value
 
     value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=number)
-    if _deeper_than(MOST_LEVELS, value):
-        raise ValueError(f"more than {MOST_LEVELS} levels deep")
+    if _deeper_than(MAX_LEVELS, value):
+        raise ValueError(f"more than {MAX_LEVELS} levels deep")
     return value
 
 
@@ -141,7 +141,7 @@ def _deeper_than(levels: int, value: object) -> bool:
 
 def _not_json(answer: str, error: Exception) -> Finding:
     if answer.lstrip().startswith("```"):
-        return Finding("not JSON", "in a code fence: a script that reads the answer fails on it")
+        return Finding("not JSON", "in a code fence: a JSON parser fails on it")
     if isinstance(error, json.JSONDecodeError):
         place = (error.pos, error.pos + 1) if error.pos < len(answer) else ()
         message = f"{error.msg} at character {error.pos + 1}" if answer.strip() else "empty"
@@ -150,7 +150,7 @@ def _not_json(answer: str, error: Exception) -> Finding:
 
 
 def fields_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted name and value of each field: `{"size": {"w": 1}}` has `size.w`; a list is one."""
+    """Dotted name and value of each field: `size.w` of `{"size": {"w": 1}}`; a list is one field."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from fields_of(inner, f"{path}.{key}" if path else key)
@@ -161,10 +161,10 @@ def fields_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 def compare_fields(
     found: Mapping[str, object], wanted: Mapping[str, object]
 ) -> dict[str, tuple[float, float]]:
-    """Counts of the field scores, from the fields of an answer and of its reference.
+    """Field scores from the fields of an answer and of its reference.
 
-    `field_accuracy`: equal fields ÷ fields of either. `field_f1`, also of each field: 2 · hits ÷
-    (items found + items wanted), where a list has one item per element, null and {} none.
+    `field_accuracy`: equal fields ÷ fields of either. `field_f1`, in total and of each field:
+    2 · hits ÷ (items found + items wanted); a list has an item per element, null and {} none.
     """
     names = {**wanted, **found}
     equal = [n for n in wanted if n in found and _key(found[n]) == _key(wanted[n])]
@@ -185,7 +185,7 @@ def _items(value: object) -> Counter[str]:
 
 
 def _key(value: object) -> str:
-    """The same text for the same value; true is not 1."""
+    """Equal text for equal values; true is not 1."""
     return json.dumps(value, sort_keys=True)
 
 

@@ -1,8 +1,8 @@
-"""`eval.judge`: a language model behind an OpenAI-compatible URL checks every answer.
+"""`eval.judge`: a language model at an OpenAI-compatible URL checks every answer.
 
-One request for each answer with its facts, a JSON verdict back. Verdicts are kept by content, so
-that a stopped evaluation continues where it was and the same answer is never paid for twice.
-Labels of the user's show how often the judge, or a detector, agrees with them.
+One request per answer with its facts; the reply is a JSON verdict. Verdicts are stored by content,
+so that a stopped evaluation resumes and no answer is paid for twice. Agreement with the user's
+labels shows how far to trust the judge, or a detector.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ Verdict = dict[str, Any]
 SUPPORTED = ScoreKind("supported (judge)", "share", "higher")
 PREFERRED = ScoreKind("preferred (judge)", "share", "higher")
 VERDICTS = "judge.jsonl"
-# Attempts for one request: servers that are busy (429, 5xx) or slow are asked again.
+# Attempts per request: busy (429, 5xx) and slow servers are asked again.
 ATTEMPTS, MAX_WAIT_SECONDS = 5, 60.0
-# A request without a verdict counts for no side; after so many in a row none will have one.
+# A reply without a verdict counts for no side; this many in a row end the evaluation.
 MAX_REFUSALS_IN_A_ROW = 5
 MIN_LABELS = 20
 LABELS_KEYS = {"detector": "eval.grounding.labels", "judge": "eval.judge.labels"}
@@ -56,7 +56,7 @@ Reply with one JSON object and nothing else: {{"better": "A", "B" or "tie"}}"""
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent; its verdict is stored under its key."""
+    """A request; its verdict is stored under its key."""
 
     system: str
     user: str
@@ -69,17 +69,17 @@ class Request:
 
 
 class JudgeScorer:
-    """Scores answers by the verdicts of a server, which `prepare` fetches."""
+    """Scores answers by a server's verdicts, which `fetch` gets."""
 
     def __init__(self, wanted: Judge, folder: Path) -> None:
-        """`folder`: where verdicts are kept, as `judge.jsonl`."""
+        """`folder`: where verdicts are stored, as `judge.jsonl`."""
         self._wanted = wanted
         self._file = folder / VERDICTS
         self._verdicts: dict[str, Verdict | None] = {
             line["key"]: line["verdict"] for line in read_json_lines(self._file)
         }
         self.without_verdict = 0
-        """Answers whose verdict could not be read."""
+        """Answers for which the server gave no verdict."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
@@ -91,13 +91,13 @@ class JudgeScorer:
         """Whether it is also asked which of base and tuned answer is better."""
         return self._wanted.pairwise
 
-    def prepare(self, requests: Sequence[Request], done: Callable[[int], None]) -> None:
-        """Fetch the verdicts that are missing; raises MachineError (`judge_unreachable`)."""
+    def fetch(self, requests: Sequence[Request], on_progress: Callable[[int], None]) -> None:
+        """Get the missing verdicts; raises MachineError (`judge_unreachable`)."""
         missing = {each.key: each for each in requests if each.key not in self._verdicts}
-        have = len(requests) - len(missing)
-        done(have)
+        stored = len(requests) - len(missing)
+        on_progress(stored)
         refused = 0
-        # Whatever ends the block does not wait for requests in flight: the threads are daemons.
+        # An error or Ctrl-C does not wait for requests in flight: the threads are daemons.
         with ThreadPool(self._wanted.parallel) as pool:
             replies = pool.imap_unordered(self._ask, missing.values())
             for number, (request, verdict) in enumerate(replies, start=1):
@@ -106,7 +106,7 @@ class JudgeScorer:
                     raise self._error("replies without the JSON object that it is asked for")
                 self._verdicts[request.key] = verdict
                 append_json(self._file, {"key": request.key, "verdict": verdict})
-                done(have + number)
+                on_progress(stored + number)
 
     def supported_request(self, answer: str, question: Question) -> Request:
         system = TASK.format(rubric=self._wanted.rubric)
@@ -114,7 +114,7 @@ class JudgeScorer:
         return Request(system, user, self._wanted.model)
 
     def pair_request(self, base: str, tuned: str, question: Question) -> tuple[Request, bool]:
-        """And whether the tuned answer is A: the order is drawn by their content."""
+        """Also whether the tuned answer is A: a hash of both decides the order."""
         first = hashlib.sha256(f"{base}\n{tuned}".encode()).digest()[0] % 2 == 0
         one, other = (tuned, base) if first else (base, tuned)
         system = PAIR_TASK.format(rubric=self._wanted.rubric)
@@ -136,7 +136,7 @@ class JudgeScorer:
         return ExampleResult({"judge_supported": (0.0, 1.0)}, (finding,))
 
     def verdict(self, answer: str, question: Question) -> bool | None:
-        """Whether the answer is supported; none where the server has not said."""
+        """Whether the answer is supported; None: no verdict."""
         found = self._verdicts.get(self.supported_request(answer, question).key)
         return bool(found["supported"]) if found and "supported" in found else None
 
@@ -146,7 +146,7 @@ class JudgeScorer:
             yield f"the judge gave no verdict on {counted(self.without_verdict, 'answer')}"
 
     def preferred(self, base: str, tuned: str, question: Question) -> float | None:
-        """1 where the tuned answer is preferred, 0 where the base's is, 0.5 of a tie."""
+        """1: the tuned answer is preferred, 0: the base's, 0.5: a tie; None: no verdict."""
         request, tuned_is_a = self.pair_request(base, tuned, question)
         better = str((self._verdicts.get(request.key) or {}).get("better", "")).strip().upper()
         if better not in ("A", "B", "TIE"):
@@ -154,7 +154,7 @@ class JudgeScorer:
         return 0.5 if better == "TIE" else float((better == "A") == tuned_is_a)
 
     def _ask(self, request: Request) -> tuple[Request, Verdict | None]:
-        """With the server's verdict; none where it twice replies without one."""
+        """With its verdict; None if two replies have none."""
         first = _read_verdict(self._reply(request))
         return request, first or _read_verdict(self._reply(request))
 
@@ -194,13 +194,13 @@ class JudgeScorer:
     def _error(self, why: str) -> MachineError:
         return MachineError(
             "judge_unreachable",
-            f"eval.judge: {self._wanted.url} {why}; verdicts so far are kept, and the same command "
-            "continues",
+            f"eval.judge: {self._wanted.url} {why}; verdicts so far are kept; the same command "
+            "resumes",
         )
 
 
 def _read_verdict(reply: str) -> Verdict | None:
-    """The JSON object in a reply, whatever words stand around it."""
+    """The JSON object within a reply."""
     found = OBJECT.search(reply)
     try:
         verdict = json.loads(found[0]) if found else None
@@ -214,7 +214,7 @@ def _read_verdict(reply: str) -> Verdict | None:
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float | None:
-    """Seconds that the server asks to wait (RFC 9110, section 10.2.3)."""
+    """Seconds to wait, if the server says so (RFC 9110, section 10.2.3)."""
     try:
         return min(float(error.headers.get("Retry-After", "")), MAX_WAIT_SECONDS)
     except ValueError:
@@ -222,7 +222,7 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
 
 
 class Label(BaseModel):
-    """An answer to a prompt, and whether the prompt supports it, by the user's judgement."""
+    """The user's label: whether the prompt supports the answer."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -237,7 +237,7 @@ class Label(BaseModel):
 def read_labels(file: Path) -> list[Label]:
     """JSON lines. Raises DataError (`labels`)."""
     try:
-        # Not `splitlines`: an answer may hold U+2028.
+        # Not `splitlines`: an answer may contain U+2028.
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
@@ -252,27 +252,28 @@ def read_labels(file: Path) -> list[Label]:
             message = 'expected {"prompt": "…", "answer": "…", "supported": true or false}'
             raise DataError("labels", message, file=shown_path(file), line=number) from error
     if not found:
-        raise DataError("labels", "holds no label", file=shown_path(file))
+        raise DataError("labels", "has no label", file=shown_path(file))
     return found
 
 
-def agreement(who: CheckerName, labels: Sequence[Label], verdicts: Sequence[bool | None]) -> str:
-    """`the judge agrees with 18 of 20 of your labels (70 to 97%)`, and what it overlooked."""
+def agreement(
+    checker: CheckerName, labels: Sequence[Label], verdicts: Sequence[bool | None]
+) -> str:
+    """`the judge agrees with 18 of 20 of your labels (70 to 97%)`, and how many it finds."""
     if not labels:
         return (
-            f"how often the {who} is right on your task is not known: label {MIN_LABELS} "
-            f"answers ({LABELS_KEYS[who]})"
+            f"how often the {checker} is right on your task is not known: label {MIN_LABELS} "
+            f"answers ({LABELS_KEYS[checker]})"
         )
     pairs = [(label.supported, each) for label, each in zip(labels, verdicts, strict=True)]
     known = [(label, each) for label, each in pairs if each is not None]
     if not known:
-        return f"the {who} gave no verdict on your {counted(len(labels), 'labelled answer')}"
+        return f"the {checker} gave no verdict on your {counted(len(labels), 'labelled answer')}"
     agreed = sum(label == each for label, each in known)
     low, high = wilson_interval(agreed, len(known))
     wrong = [each for label, each in known if not label]
-    words = (
-        f"the {who} agrees with {agreed} of {len(known)} of your labels ({low:.0%} to {high:.0%})"
-    )
+    words = f"the {checker} agrees with {agreed} of {len(known)} of your labels"
+    words += f" ({low:.0%} to {high:.0%})"
     if wrong:
         words += f"; it finds {wrong.count(False)} of {len(wrong)} that you call unsupported"
     if len(known) < MIN_LABELS:

@@ -1,8 +1,8 @@
-"""What a scorer of answers is: it scores one answer at a time.
+"""The interface of scorers: they score one answer at a time.
 
-A score is Σ numerator ÷ Σ denominator over the rows. Means and shares (denominator 1), losses by
-token, precision (numerator: right claims, denominator: claims) and micro-F1 (numerator: 2·hits,
-denominator: found + wanted) all have this form, so that one bootstrap over rows serves all.
+A score is Σ numerator ÷ Σ denominator over the rows. Means and proportions (denominator 1), losses
+per token, precision (right claims ÷ claims) and micro-F1 (2·hits ÷ (found + wanted)) all have this
+form, so that one bootstrap over rows serves all.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from ftcli import __version__
 from ftcli.runs.results import Finding as Finding
 
 Better = Literal["higher", "lower"]
-# A share is shown in percent, a value with two decimals, a perplexity as the exponential of a loss.
+# A share is shown in percent, a value with two decimals, a loss of `perplexity` as its exponential.
 Unit = Literal["share", "value", "perplexity"]
-# For one answer; ordinary ones take a thousandth of it.
+# CPU time for one answer; most take a thousandth of it.
 TIME_LIMIT_SECONDS = 5.0
 # A library may swallow the first signal.
 SECONDS_BETWEEN_SIGNALS = 1.0
@@ -31,7 +31,7 @@ SECONDS_BETWEEN_SIGNALS = 1.0
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """How a score is called and shown, and which way is better (None: neither)."""
+    """The label and unit of a score, and which direction is better (None: neither)."""
 
     label: str
     unit: Unit
@@ -40,24 +40,24 @@ class ScoreKind:
 
 @dataclass(frozen=True)
 class Question:
-    """What a model was asked in one held-out row."""
+    """What a held-out row asks."""
 
     prompt: str
     """The last user turn."""
     reference: str
     """The row's own answer."""
     facts: str
-    """What an answer may state: all user turns, or the part of them that the recipe names."""
+    """What an answer may state: all user turns, or what `eval.grounding.facts` finds in them."""
     conversation: str = ""
-    """All turns before the answer, with the system turn; empty: the prompt alone."""
+    """All turns before the answer, the system turn included; empty: only the prompt."""
 
 
 @dataclass(frozen=True)
 class ExampleResult:
-    """The scores of one answer, and what is wrong with it."""
+    """The scores of one answer, and its faults."""
 
     counts: Mapping[str, tuple[float, float]]
-    """Name of a score → what this answer adds to its numerator and to its denominator."""
+    """Name of a score → numerator and denominator of this answer."""
     findings: tuple[Finding, ...] = ()
 
 
@@ -66,23 +66,22 @@ class Scorer(Protocol):
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
-        """Every score it may count, in the order of the table."""
+        """Every score that it may give, in the order of the table."""
 
     def score(self, answer: str, question: Question) -> ExampleResult:
-        """Counts and findings; never raises, whatever the answer is."""
+        """Never raises, whatever the answer is."""
 
 
 class TimeIsUp(BaseException):
-    """Not an Exception, so that no library catches it."""
+    """A BaseException, so that no library catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float = TIME_LIMIT_SECONDS) -> Iterator[None]:
-    """Raise TimeIsUp after so many CPU seconds of this process: patterns and schemas are the
-    user's.
+    """Raise TimeIsUp after this CPU time: the user's patterns and schemas may never end.
 
-    Python's `re` and SQLite's progress handler let signals through. Only the main thread receives
-    signals, and Windows has no such timer: there nothing is limited.
+    Python's `re` and SQLite's progress handler let signals through. No limit outside the main
+    thread, which alone receives signals, and on Windows, which has no such timer.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or not hasattr(signal, "setitimer"):
@@ -101,15 +100,14 @@ def time_limit(seconds: float = TIME_LIMIT_SECONDS) -> Iterator[None]:
             yield
         finally:
             working = False
-    finally:  # also where the time is up in the line above
+    finally:  # also if the time is up in the line above
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
 
 
 @cache
 def code_digest() -> str:
-    """sha256 of this room's code and data and of the version: stored scores are valid only while
-    it is the same."""
+    """sha256 of the version and of this package's code and data: it invalidates stored scores."""
     found = hashlib.sha256(__version__.encode())
     for file in sorted(Path(__file__).parents[1].rglob("*")):
         if file.suffix in (".py", ".txt", ".jsonl"):

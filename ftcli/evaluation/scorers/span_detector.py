@@ -1,8 +1,7 @@
-"""`eval.grounding.model`: a token classifier that marks the words of an answer without support.
+"""`eval.grounding.model`: a token classifier that marks unsupported spans of an answer.
 
-Made for the models of LettuceDetect (MIT, Kovács and Recski 2025): plain
-AutoModelForTokenClassification, label 1 for a token that the context does not support, context and
-answer as a pair of texts, the context in the form that they were trained with.
+For the models of LettuceDetect (MIT, Kovács and Recski 2025): AutoModelForTokenClassification with
+label 1 for unsupported tokens; input: context, in the form of their training, and answer.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from ftcli.hub import require_reachable
 from ftcli.memory.shapes import model_source
 from ftcli.shell import shown_source
 
-# lettucedetect/prompts/summary_prompt_en.txt: of a context without a question.
+# lettucedetect/prompts/summary_prompt_en.txt: for a context without a question.
 CONTEXT = "Summarize the following text:\n{facts}\noutput:"
 UNSUPPORTED = 1
-# Of models that do not say how far they read.
+# If the config does not say how many a model reads.
 MAX_TOKENS = 4096
 
 
@@ -35,7 +34,7 @@ class _Detector(NamedTuple):
 
 
 class SpanDetector:
-    """Counts answers in which the detector marks no span; it is opened for the first of them."""
+    """Counts answers in which the detector marks no span; opened for the first answer."""
 
     kinds = MappingProxyType(
         {"spans_supported": ScoreKind("supported (detector)", "share", "higher")}
@@ -91,8 +90,7 @@ class SpanDetector:
             yield f"the detector did not read all facts of {counted(self.truncated, 'answer')}"
 
     def spans(self, answer: str, facts: str) -> list[tuple[int, int]]:
-        """Characters [start, end) of the answer; tokens with nothing but white space between them
-        are one span."""
+        """Characters [start, end) of unsupported spans; white space between tokens joins them."""
         import torch
 
         tokenizer, model, device, max_tokens = self._detector
@@ -106,14 +104,14 @@ class SpanDetector:
             return_overflowing_tokens=False,
             return_tensors="pt",
         )
-        parts, offsets = found.sequence_ids(0), found.pop("offset_mapping")[0].tolist()
+        sequences, offsets = found.sequence_ids(0), found.pop("offset_mapping")[0].tolist()
         self.truncated += len(tokenizer(context, answer)["input_ids"]) > max_tokens
         with torch.no_grad():
             logits = model(**{name: each.to(device) for name, each in found.items()}).logits
         spans: list[tuple[int, int]] = []
         labels = logits[0].argmax(-1).tolist()
-        for part, (start, end), label in zip(parts, offsets, labels, strict=True):
-            if part != 1 or label != UNSUPPORTED or start >= end:
+        for sequence, (start, end), label in zip(sequences, offsets, labels, strict=True):
+            if sequence != 1 or label != UNSUPPORTED or start >= end:
                 continue
             if spans and not answer[spans[-1][1] : start].strip():
                 start = spans.pop()[0]

@@ -1,4 +1,4 @@
-"""SQL answers: one query that only reads, spelt as the reference, with the same result."""
+"""SQL answers: a single read-only query, compared with the reference by spelling and result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftcli.config.recipe import SqlFormat
 from ftcli.console import counted
 from ftcli.evaluation.scorers.scorer import ExampleResult, Finding, Question, ScoreKind
 from ftcli.evaluation.scorers.sql_databases import (
-    MOST_STEPS,
+    MAX_STEPS,
     Database,
     Result,
     create_statements,
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from sqlglot import Token
     from sqlglot.expressions import Expression
 
-LONGEST_QUERY = 20_000
-# Databases that are kept, of those that are made: where the reference finds something.
+MAX_QUERY_CHARACTERS = 20_000
+# Databases per row in which the reference finds something, and attempts to generate them.
 GENERATED_DATABASES = 9
-MOST_TRIES = 27
-# SQLite's messages for a text that is no statement, whatever tables there are.
+MAX_TRIES = 27
+# SQLite's messages for syntax errors, which do not depend on tables.
 SYNTAX_ERRORS = (
     *("syntax error", "incomplete input", "unrecognized token", "one statement"),
     *("parser stack overflow", "null character", "surrogates"),
@@ -43,7 +43,7 @@ Databases = list[tuple[Database, Result]]
 
 @dataclass(frozen=True)
 class Query:
-    """A text as one query, or what is wrong with it; no tree where only SQLite can parse it."""
+    """A parsed query, or its fault; without a tree if only SQLite can parse it."""
 
     text: str
     tokens: list[Token] = field(default_factory=list)
@@ -59,8 +59,7 @@ class Query:
 
     @property
     def spelling(self) -> list[tuple[bool, str]]:
-        """Equal where only the case of keywords and names, quotes of names, white space and
-        comments differ."""
+        """Ignores the case of keywords and names, quotes of names, white space and comments."""
         from sqlglot import TokenType
 
         found = []
@@ -71,21 +70,21 @@ class Query:
 
 
 def read_query(text: str, dialect: str) -> Query:
-    """The whole text as one query.
+    """Parse the whole text as one query.
 
-    sqlglot parses it. For SQLite its own parser decides as well: it accepts columns called `for`,
-    and refuses some of what sqlglot accepts.
+    sqlglot parses it, and for SQLite its own parser too: it accepts columns named `for`, and
+    refuses some of what sqlglot accepts.
     """
     import sqlglot
     from sqlglot import TokenType
     from sqlglot.errors import SqlglotError
 
-    # sqlglot warns of statements that it does not parse any further.
+    # sqlglot warns of statements that it does not fully parse.
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     if text.lstrip().startswith("```"):
-        return _no_query(text, "in a code fence: a script that runs the answer fails on it")
-    if len(text) > LONGEST_QUERY:
-        return _no_query(text, f"more than {LONGEST_QUERY:,} characters")
+        return _no_query(text, "in a code fence: a database fails on it")
+    if len(text) > MAX_QUERY_CHARACTERS:
+        return _no_query(text, f"more than {MAX_QUERY_CHARACTERS:,} characters")
     tokens: list[Token] = []
     try:
         tokens = sqlglot.tokenize(text, read=dialect)
@@ -97,7 +96,7 @@ def read_query(text: str, dialect: str) -> Query:
         if any(token.token_type is TokenType.SEMICOLON for token in tokens):
             return Query(text, fault=Finding("not a query", "more than one statement"))
         tree = cast("Expression", sqlglot.parse_one(text, dialect=dialect))
-    # sqlglot raises the others for texts that are no SQL.
+    # sqlglot raises these for texts that are not SQL.
     except (SqlglotError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as e:
         failed = _no_query(text, (str(e) or type(e).__name__).splitlines()[0])
         if dialect != "sqlite":
@@ -114,7 +113,7 @@ def _no_query(text: str, why: str) -> Query:
 
 
 def _sqlite_fault(text: str) -> Finding | None:
-    message = Database(in_memory(), MOST_STEPS).run(f"EXPLAIN {text}").fault or ""
+    message = Database(in_memory(), MAX_STEPS).run(f"EXPLAIN {text}").fault or ""
     is_syntax = any(words in message for words in SYNTAX_ERRORS)
     return Finding("not SQL", message) if is_syntax else None
 
@@ -124,7 +123,7 @@ def _kind_fault(tree: Expression) -> Finding | None:
 
     query = tree.unnest()
     if not isinstance(query, expressions.Select | expressions.SetOperation):
-        return Finding("not a query", f"{type(tree).__name__.upper()}, where a SELECT is wanted")
+        return Finding("not a query", f"{type(tree).__name__.upper()}, expected a SELECT")
     writing = query.find(expressions.DML, expressions.Create, expressions.Command, expressions.Into)
     what = f"writes ({type(writing).__name__.upper()})"
     return None if writing is None else Finding("not a query", what)
@@ -132,15 +131,15 @@ def _kind_fault(tree: Expression) -> Finding | None:
 
 @dataclass(frozen=True)
 class SqlScorer:
-    """The whole answer is one query; where there are tables, its result is the reference's."""
+    """The whole answer must be one query; its result on tables is compared with the reference's."""
 
     dialect: str
     table: str | None
-    """As the recipe names it: a file, or the word prompt."""
+    """From the recipe: a file, or the word prompt."""
     database: Database | None
     """Of the file."""
     untested: dict[Question, str] = field(default_factory=dict)
-    """Questions scored so far → why no result can test an answer; empty where one can."""
+    """Questions scored so far → why their result cannot be compared; empty: it can."""
 
     @property
     def kinds(self) -> Mapping[str, ScoreKind]:
@@ -149,7 +148,7 @@ class SqlScorer:
             labels |= {"sql_runs": "runs on the table", "execution_match": "same result"}
         kinds = {name: ScoreKind(label, "share", "higher") for name, label in labels.items()}
         if self.table is not None:
-            kinds["execution_tested"] = ScoreKind("rows whose result tells", "share", None)
+            kinds["execution_tested"] = ScoreKind("rows with a testable result", "share", None)
         return kinds
 
     def score(self, answer: str, question: Question) -> ExampleResult:
@@ -181,14 +180,14 @@ class SqlScorer:
         return ExampleResult(counts, tuple(findings))
 
     def _databases(self, reference: Query, question: Question) -> tuple[Databases, str]:
-        """Databases in which the reference finds something; without any, the reason."""
+        """Databases in which the reference finds something, or why there is none."""
         kept: Databases = []
-        why = "its prompt holds no CREATE TABLE"
+        why = "its prompt has no CREATE TABLE"
         for database in self._candidates(reference, question):
             result = database.run(reference.text)
             if result.fault is not None and not kept:
                 return [], f"the reference does not run: {result.fault}"
-            why = "the reference finds nothing in the tables, as any wrong query might"
+            why = "the reference finds nothing in the tables, as a wrong query might"
             if result.fault is None and not result.is_empty:
                 kept.append((database, result))
             if len(kept) == GENERATED_DATABASES:
@@ -200,21 +199,22 @@ class SqlScorer:
             yield self.database
             return
         statements = create_statements(question.prompt) or create_statements(question.conversation)
-        for number in range(MOST_TRIES if statements else 0):
+        for number in range(MAX_TRIES if statements else 0):
             yield generated_database(statements, reference.tokens, number)
 
     def warnings(self) -> list[str]:
-        """That no row could be tested by its result, and why the first one could not."""
+        """If no row could be tested by its result: why the first could not."""
         reasons = list(self.untested.values())
         if not reasons or "" in reasons:
             return []
         rows = f"{len(reasons)} references" if len(reasons) > 1 else "the one reference"
         ask = "is it the right table, and is table_name what the queries call it"
         if self.table == PROMPT:
-            ask = "does each prompt hold its CREATE TABLE"
+            ask = "does each prompt have its CREATE TABLE"
+        table, first = shown_source(self.table or ""), reasons[0]
         return [
-            f"eval.format.table {shown_source(self.table or '')}: none of {rows} can be tested by "
-            f"its result, so that there is no execution_match; the first: {reasons[0]}; {ask}?"
+            f"eval.format.table {table}: no execution_match, because none of {rows} can be tested by "
+            f"its result; the first: {first}; {ask}?"
         ]
 
 
@@ -226,7 +226,7 @@ def sql_scorer(wanted: SqlFormat) -> SqlScorer:
 
 
 def _execution_fault(query: Query, reference: Query, databases: Databases) -> Finding | None:
-    """Why a query has not the reference's results; none where it has."""
+    """Why a query does not have the reference's results; None: it has."""
     if query.fault is not None:
         return query.fault
     results = [database.run(query.text) for database, _ in databases]

@@ -1,11 +1,10 @@
-"""SQLite in memory for queries that anybody may have written, with the tables of a file or with
-tables made for one row.
+"""SQLite in memory for untrusted queries, with the tables of a file or generated tables.
 
-Limits are counts of steps, rows and bytes, so that a query has the same outcome on every machine.
+Limits count steps, rows and bytes, so that a query has the same result on every machine.
 
-Made tables have the columns of the prompt's CREATE TABLE and rows near the reference's literals,
-after Zhong, Yu and Klein 2020, "Semantic Evaluation for Text-to-SQL with Distilled Test Suites":
-queries count as the same where they have the same result in each of several databases.
+Generated tables have the columns of the prompt's CREATE TABLE, and rows near the reference's
+literals, after Zhong, Yu and Klein 2020, "Semantic Evaluation for Text-to-SQL with Distilled Test
+Suites": queries are equal if they have the same result in each of several databases.
 """
 
 from __future__ import annotations
@@ -34,18 +33,18 @@ if TYPE_CHECKING:
 
 Value = str | int | float | bytes | None
 
-# A scan takes about 10 a row, a join of two tables of a thousand rows 5 million.
-MOST_STEPS = 30_000_000
+# A scan takes about 10 per row, a join of two tables of 1,000 rows 5 million.
+MAX_STEPS = 30_000_000
 STEPS_BETWEEN_CALLS = 1000
-MOST_SECONDS = 10.0
-# Of SQLite in this process: all tables, intermediate results and sorts.
-MOST_BYTES = 1_000_000_000
-MOST_FILE_ROWS = 500_000
+MAX_SECONDS = 10.0
+# Of SQLite in this process: tables, intermediate results and sorts.
+MAX_BYTES = 1_000_000_000
+MAX_FILE_ROWS = 500_000
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?")
-MOST_RESULT_ROWS = 10_000
-MOST_RESULT_BYTES = 2_000_000
-# Of what a query makes: one step of instr() takes the square of it.
-LONGEST_VALUE = 2_000
+MAX_RESULT_ROWS = 10_000
+MAX_RESULT_BYTES = 2_000_000
+# Of a value that a query creates: one step of instr() takes the square of it.
+MAX_VALUE_BYTES = 2_000
 LIMITS = {
     sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
     sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 50,
@@ -54,35 +53,35 @@ LIMITS = {
 }
 READING = {sqlite3.SQLITE_READ, sqlite3.SQLITE_SELECT, sqlite3.SQLITE_RECURSIVE}
 REFUSED_FUNCTIONS = {"load_extension", "random", "randomblob", "zeroblob", "fts3_tokenizer"}
-# What sqlite3 raises for a query, whatever is wrong with it.
+# What sqlite3 raises for a bad query.
 QUERY_ERRORS = (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, MemoryError)
 
 CREATE = re.compile(r"\bCREATE\s+(?:TEMP(?:ORARY)?\s+)?(?=TABLE\b)", re.IGNORECASE)
-LONGEST_STATEMENT = 20_000
-MOST_TABLES = 30
-GENERATED_STEPS = 500_000  # a query takes at most so many in made tables
+MAX_STATEMENT_CHARACTERS = 20_000
+MAX_TABLES = 30
+GENERATED_STEPS = 500_000  # per query on generated tables
 ROWS, LARGEST_GROUP = 40, 20
-# Share of the values that are mutated: of a third of the databases each.
+# Proportion of mutated values, each in a third of the databases.
 MUTATED = (0.4, 0.6, 0.85)
-# SQLite's whole numbers have 8 bytes.
+# SQLite's integers have 8 bytes.
 LARGEST_NUMBER = 10**17
 Literal = str | int | float
 
 
 @dataclass(frozen=True)
 class Result:
-    """The rows of a query, or why it has none."""
+    """The rows of a query, or why it failed."""
 
     rows: tuple[tuple[Value, ...], ...] = ()
     fault: str | None = None
 
     @property
     def is_empty(self) -> bool:
-        """No row, or only NULL: the result of any query that finds nothing."""
+        """No row, or only NULL: the query finds nothing."""
         return all(value is None for row in self.rows for value in row)
 
     def equals(self, other: Result, *, ordered: bool) -> bool:
-        """The same rows, each as often; numbers to 9 digits, as sums depend on their order."""
+        """Equal multisets of rows; numbers to 9 digits, because sums depend on their order."""
         if self.fault is not None or other.fault is not None:
             return False
         mine, theirs = (
@@ -93,9 +92,9 @@ class Result:
 
 
 class Database:
-    """A filled connection that from here on only reads, each query for at most `steps`.
+    """A read-only connection; each query takes at most `steps`.
 
-    `longest`: characters of the longest value in it.
+    `longest`: characters of its longest value.
     """
 
     def __init__(self, connection: sqlite3.Connection, steps: int, longest: int = 0) -> None:
@@ -103,14 +102,14 @@ class Database:
         self._steps = steps
         for limit, most in LIMITS.items():
             connection.setlimit(limit, most)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(LONGEST_VALUE, 2 * longest))
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max(MAX_VALUE_BYTES, 2 * longest))
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.set_authorizer(_authorize)
 
     def run(self, query: str) -> Result:
         """The result of one query; never raises."""
         calls, most_calls = itertools.count(), self._steps // STEPS_BETWEEN_CALLS
-        ends = time.monotonic() + MOST_SECONDS
+        ends = time.monotonic() + MAX_SECONDS
 
         def stop() -> bool:
             return next(calls) >= most_calls or time.monotonic() > ends
@@ -121,8 +120,10 @@ class Database:
         try:
             for row in self._connection.execute(query):
                 size += sum(len(v) if isinstance(v, str | bytes) else 8 for v in row)
-                if len(rows) == MOST_RESULT_ROWS or size > MOST_RESULT_BYTES:
-                    return Result(fault=f"more than {MOST_RESULT_ROWS:,} rows, or very long ones")
+                if len(rows) == MAX_RESULT_ROWS or size > MAX_RESULT_BYTES:
+                    return Result(
+                        fault=f"more than {MAX_RESULT_ROWS:,} rows or {MAX_RESULT_BYTES:,} bytes"
+                    )
                 rows.append(row)
         except QUERY_ERRORS as error:
             limits = {"interrupted": "takes too many steps", "": "takes too much memory"}
@@ -138,12 +139,12 @@ def _authorize(action: int, _: str | None, function: str | None, *__: str | None
 def in_memory() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.execute("PRAGMA temp_store=MEMORY")
-    connection.execute(f"PRAGMA hard_heap_limit={MOST_BYTES}")
+    connection.execute(f"PRAGMA hard_heap_limit={MAX_BYTES}")
     return connection
 
 
 def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str, bool]]]:
-    """Table → name, declared type and whether it is in the key, of each column."""
+    """Table → (name, declared type, is in the key) of each column."""
     query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
     tables = [name for (name,) in connection.execute(query)]
     infos = [connection.execute(f"PRAGMA table_info({quoted(name)})") for name in tables]
@@ -152,12 +153,12 @@ def columns_of(connection: sqlite3.Connection) -> dict[str, list[tuple[str, str,
 
 
 def quoted(name: str) -> str:
-    """A name as SQL reads it, whatever it holds."""
+    """A name quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def file_database(name: str, table_name: str) -> Database:
-    """The rows of a file as the table `table_name`, or a copy of an SQLite file.
+    """A file's rows as the table `table_name`, or a copy of an SQLite file.
 
     Raises DataError (`answer_table`, or what reading rows raises).
     """
@@ -175,21 +176,23 @@ def file_database(name: str, table_name: str) -> Database:
             found = connection.execute(f"SELECT {lengths} FROM {quoted(table)}").fetchone()
             longest += [length or 0 for length in found]
         if len(longest) == 1:
-            raise _error(path, "holds no table")
+            raise _error(path, "has no table")
     except OSError as error:
         message = f"eval.format.table: cannot be read: {error.strerror}"
         raise _error(path, message) from error
     except (sqlite3.Error, UnicodeEncodeError) as error:
         raise _error(path, f"SQLite cannot read it: {error}") from error
     except MemoryError as error:
-        raise _error(path, f"more than the {MOST_BYTES:,} bytes that SQLite may take") from error
-    return Database(connection, MOST_STEPS, max(longest))
+        raise _error(path, f"more than the {MAX_BYTES:,} bytes that SQLite may take") from error
+    return Database(connection, MAX_STEPS, max(longest))
 
 
 def _copy(path: Path, connection: sqlite3.Connection) -> None:
     log = path.with_name(f"{path.name}-wal")
     if log.is_file() and log.stat().st_size:
-        raise _error(path, f"rows of it are in {log.name}; close the program that has it open")
+        raise _error(
+            path, f"some of its rows are in {log.name}; close the program that has it open"
+        )
     # Immutable: no lock on the file.
     address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
     with closing(sqlite3.connect(address, uri=True)) as source:
@@ -202,12 +205,12 @@ def _columns(name: str) -> dict[str, list[Value]]:
         what = "neither csv, tsv, jsonl, json nor parquet, and not an SQLite file"
         raise _error(Path(name), what)
     rows = []
-    for row in itertools.islice(read_rows(name), MOST_FILE_ROWS + 1):
+    for row in itertools.islice(read_rows(name), MAX_FILE_ROWS + 1):
         if isinstance(row, RejectedRow):
             raise _error(Path(name), f"unreadable row: {row.reason}", row.origin.line)
         rows.append(row.fields)
-    if not rows or len(rows) > MOST_FILE_ROWS:
-        raise _error(Path(name), f"more than {MOST_FILE_ROWS:,} rows" if rows else "holds no row")
+    if not rows or len(rows) > MAX_FILE_ROWS:
+        raise _error(Path(name), f"more than {MAX_FILE_ROWS:,} rows" if rows else "has no row")
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [_stored(row.get(name)) for row in rows] for name in names}
 
@@ -223,7 +226,7 @@ def _stored(value: Any) -> Value:
 def _fill(
     connection: sqlite3.Connection, table: str, columns: dict[str, list[Value]], suffix: str | None
 ) -> None:
-    """Create the table; a column is NUMERIC where all values are numbers. 007 is a code."""
+    """Create the table; a column is NUMERIC if all values are numbers; 007 is a code."""
     declared = []
     for name, values in columns.items():
         known = [value for value in values if value not in (None, "")]
@@ -244,19 +247,19 @@ def _error(path: Path, message: str, line: int | None = None) -> DataError:
 
 
 def has_tables(text: str) -> bool:
-    """Whether a text holds a CREATE TABLE that SQLite accepts."""
+    """Whether a text has a CREATE TABLE that SQLite accepts."""
     return bool(create_statements(text))
 
 
 def create_statements(text: str) -> list[str]:
-    """The CREATE TABLE statements of a text, each up to where SQLite finds it complete."""
+    """The CREATE TABLE statements of a text, each up to where SQLite calls it complete."""
     connection, accepted = in_memory(), []
     # CREATE TABLE … AS SELECT would run a query.
     connection.set_authorizer(
         lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_SELECT else 0
     )
-    for start in itertools.islice(CREATE.finditer(text), MOST_TABLES):
-        rest = text[start.end() : start.end() + LONGEST_STATEMENT]
+    for start in itertools.islice(CREATE.finditer(text), MAX_TABLES):
+        rest = text[start.end() : start.end() + MAX_STATEMENT_CHARACTERS]
         for bracket in re.finditer(r"\)", rest):
             statement = f"CREATE {rest[: bracket.end()]}"
             try:
@@ -273,18 +276,17 @@ def create_statements(text: str) -> list[str]:
 def generated_database(
     statements: Sequence[str], reference: Sequence[Token], number: int
 ) -> Database:
-    """Tables whose rows have the reference's literals, values near them, and others; always the
-    same for the same arguments."""
+    """Tables with the reference's literals, values near them, and others; deterministic."""
     connection = in_memory()
     for statement in statements:
         connection.execute(statement)
     connection.execute("PRAGMA ignore_check_constraints=ON")
-    chance = Random(f"{[token.text for token in reference]} {number}")
+    rng = Random(f"{[token.text for token in reference]} {number}")
     mutated, tables = MUTATED[number % len(MUTATED)], columns_of(connection)
     names = {name.lower() for columns in tables.values() for name, *_ in columns}
     compared = _literals(reference, names)
     every = [literal for own in compared.values() for _, literal in own]
-    # Rows, equal rows, and groups about as large as a HAVING may want them.
+    # Single rows, duplicates, and groups of about the size that a HAVING asks for.
     counts = {literal for _, literal in compared.get("", ())}
     sizes = [size for size in range(1, LARGEST_GROUP + 1) if size in counts]
     copies = [*[1] * ROWS, 2, *(size + more for size in sizes for more in (-1, 0, 1))]
@@ -296,22 +298,22 @@ def generated_database(
             if is_numbered and is_key and kind.upper() == "INTEGER" and not own:
                 pools.append(([None], [None]))  # SQLite numbers the rows
                 continue
-            unused = _unused_values(name, kind, chance)
-            near = [value for _, literal in own for value in neighbours(literal)] * 10
+            unused = _unused_values(name, kind, rng)
+            near = [value for _, literal in own for value in near_values(literal)] * 10
             others = [*near, *unused[:8], *every, None]
-            pools.append(([fitting(*each) for each in own] or unused, others))
+            pools.append(([matching_value(*each) for each in own] or unused, others))
         insert = f"INSERT INTO {quoted(table)} VALUES ({', '.join('?' * len(columns))})"
         for count in copies:
-            row = [chance.choice(pool[chance.random() < mutated]) for pool in pools]
+            row = [rng.choice(pool[rng.random() < mutated]) for pool in pools]
             for _ in range(count):
-                # A row that a constraint refuses is left out.
+                # Without rows that a constraint refuses.
                 with suppress(*QUERY_ERRORS):
                     connection.execute(insert, row)
     return Database(connection, GENERATED_STEPS)
 
 
 def _literals(tokens: Sequence[Token], names: set[str]) -> dict[str, list[tuple[str, Literal]]]:
-    """Name of a column → operator and literal of each comparison with it; "": of a count.
+    """Column → operator and literal of each comparison with it; "": of a count.
 
     A literal belongs to the nearest column before it.
     """
@@ -340,20 +342,20 @@ def _number(text: str) -> Literal:
     return text
 
 
-def _unused_values(name: str, kind: str, chance: Random) -> list[Value]:
-    """Values that the reference does not name, and that several rows have."""
+def _unused_values(name: str, kind: str, rng: Random) -> list[Value]:
+    """Values that the reference does not name, each in several rows."""
     if re.search(r"(^|_)id$", name, re.IGNORECASE):
-        return list(range(1, chance.choice((5, 30))))
-    # Few values make groups and ties, many make a single least and greatest row.
-    numbers = [chance.randint(1, 5000) for _ in range(chance.choice((6, 200, 200)))]
+        return list(range(1, rng.choice((5, 30))))
+    # Few values make groups and ties, many a unique minimum and maximum.
+    numbers = [rng.randint(1, 5000) for _ in range(rng.choice((6, 200, 200)))]
     is_text = re.search("CHAR|CLOB|TEXT", kind, re.IGNORECASE) is not None
-    if is_text or (not kind and chance.random() < 0.5):
+    if is_text or (not kind and rng.random() < 0.5):
         return [f"{number % 89} {name}" for number in numbers]
     return list(numbers)
 
 
-def fitting(operator: str, literal: Literal) -> Value:
-    """A value for which this comparison holds."""
+def matching_value(operator: str, literal: Literal) -> Value:
+    """A value for which this comparison is true."""
     if isinstance(literal, int | float):
         return literal + {">": 1, "<": -1, "<>": 1, "!=": 1}.get(operator, 0)
     if operator == "like":
@@ -361,8 +363,8 @@ def fitting(operator: str, literal: Literal) -> Value:
     return f"{literal}x" if operator in (">", "<>", "!=") else literal
 
 
-def neighbours(literal: Literal) -> list[Value]:
-    """The literal, and values that a query with a small mistake in it would find."""
+def near_values(literal: Literal) -> list[Value]:
+    """The literal, and values that a query with a small mistake would find."""
     if isinstance(literal, int | float):
         longer = float(f"{literal}7") if isinstance(literal, float) else literal * 10 + 7
         return [literal, literal - 1, literal + 1, literal + 0.5, literal - 0.5, longer, -literal]
@@ -372,5 +374,5 @@ def neighbours(literal: Literal) -> list[Value]:
 
 
 def _plain(pattern: Literal) -> str:
-    """A text that a LIKE with this pattern finds."""
+    """A text that a LIKE with this pattern matches."""
     return str(pattern).replace("%", "").replace("_", "x")

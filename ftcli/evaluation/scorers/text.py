@@ -1,4 +1,4 @@
-"""How near an answer is to its reference, and how much it repeats itself; each between 0 and 1."""
+"""Overlap of an answer with its reference, and repetition within it; each between 0 and 1."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, ScoreKind
 
-# Scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han): each character
-# counts as a word there.
+# Scripts without spaces between words (Thai, Lao, Burmese, Khmer, kana, Han): each character is a
+# word.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
     "\U00020000-\U0003ffff]"
@@ -19,7 +19,7 @@ UNSPACED = re.compile(
 
 
 class _Words:
-    """Words of any script: rouge-score's own tokenizer drops all but a-z and 0-9."""
+    """Words of any script: rouge-score's own tokenizer keeps only a-z and 0-9."""
 
     def tokenize(self, text: str) -> list[str]:
         return "".join(_spaced(character) for character in text.lower()).split()
@@ -27,7 +27,7 @@ class _Words:
 
 @cache
 def _spaced(character: str) -> str:
-    # Marks belong to words: Indic vowels and Arabic points are no letters to Unicode.
+    # Marks belong to words: to Unicode, Indic vowels and Arabic points are not letters.
     if unicodedata.category(character)[0] not in "LMN":
         return " "
     return f" {character} " if UNSPACED.match(character) else character
@@ -58,22 +58,22 @@ def chrf(answer: str, reference: str) -> float:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where the two are equal but for white space at the ends."""
+    """1 if the two are equal without white space at the ends."""
     return float(answer.strip() == reference.strip())
 
 
-# Words of one group: longer ones stand twice only where a text goes round in circles.
-GROUP = 4
+# Longer n-grams occur twice only in a text that loops.
+NGRAM = 4
 
 
 def repetition(answer: str) -> tuple[int, int]:
-    """Groups of four words that stood before in the same answer, and all of its groups.
+    """4-grams that occurred earlier in the same answer, and all of its 4-grams.
 
-    Their share is seq-rep-4 of Welleck et al. (2020).
+    Their ratio is seq-rep-4 of Welleck et al. (2020).
     """
     words = _Words().tokenize(answer)
-    groups = [tuple(words[start : start + GROUP]) for start in range(len(words) - GROUP + 1)]
-    return len(groups) - len(set(groups)), len(groups)
+    ngrams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+    return len(ngrams) - len(set(ngrams)), len(ngrams)
 
 
 class TextScorer:
@@ -91,5 +91,5 @@ class TextScorer:
     def score(self, answer: str, question: Question) -> ExampleResult:
         measures = {"exact_match": exact_match, "rouge_l": rouge_l, "chrf": chrf}
         counts = {name: (find(answer, question.reference), 1.0) for name, find in measures.items()}
-        repeated, groups = repetition(answer)
-        return ExampleResult({**counts, "repetition": (float(repeated), float(groups))})
+        repeated, ngrams = repetition(answer)
+        return ExampleResult({**counts, "repetition": (float(repeated), float(ngrams))})

@@ -1,9 +1,9 @@
-"""Numbers, names and terms of an answer that its prompt does not have.
+"""Numbers, names and terms of an answer that are not in its prompt.
 
-No list of words: what is a term is learnt from the user's own training rows. A word is a term of
-the task where the training answers nearly always took it from their prompts. That a word stands in
-the prompt does not make an answer true, and an answer may rightly say what its prompt does not:
-the rate means something only next to that of the user's own answers.
+Terms are learnt from the user's training rows, without a word list: a word is a term of the task if
+training answers nearly always copied it from their prompts. A word of the prompt does not make an
+answer true, and an answer may rightly say more than its prompt: compare the rate with that of the
+user's own answers.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ NUMBER = r"\d+(?:[.,]\d+)*"
 # A number with or without letters (14, 14cm, PS5), a word, or a sign that is a unit.
 TOKEN = re.compile(rf"[^\W\d_]*{NUMBER}[^\W_]*|[^\W\d_]+(?:['’][^\W\d_]+)*|[%°$€£¥]")
 DIGITS = re.compile(NUMBER)
-# `1. `, `2) ` where a line or a sentence begins count nothing.
+# `1. `, `2) ` at the start of a line or a sentence.
 LIST_MARKER = re.compile(r"(?:^|[.;:])\s*\d+[.)](?=\s)", re.MULTILINE)
 SENTENCE_START = re.compile(r"(?:^|[.!?:;|\n\"“”(\[{#*•])\s*[-–]?\s*$")
-# Between the words of one name.
+# Between words of one name.
 WITHIN_A_NAME = re.compile(r"[ \-–&/]{1,3}|['’]s ")
 # Snowball's languages whose number words text2num reads.
 NUMBER_WORDS = {
     "english": "en", "french": "fr", "spanish": "es", "portuguese": "pt",
     "german": "de", "dutch": "nl", "italian": "it", "catalan": "ca",
 }  # fmt: skip
-# Share of the training answers with a word that took it from their prompts: from here on it is a
-# term, and a word with a capital that at most RARE of them have is a name.
+# Proportion of the training answers with a word that copied it from their prompts: from TERM on it
+# is a term; a capitalised word that at most RARE answers have is a name from NAME on.
 TERM, NAME, RARE = 0.8, 0.5, 2
-FEWEST_OF_A_UNIT = 3
+MIN_UNIT_ANSWERS = 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def tokens_in(text: str) -> list[Token]:
 
 
 def possible_values(number: str) -> set[float]:
-    """Every value that a number may mean: `1,200` 1200 and 1.2, `1.200,50` 1200.5."""
+    """Every reading of a number: `1,200` is 1200 or 1.2, `1.200,50` is 1200.5."""
     found = set()
     for thousands, decimal in (",.", ".,"):
         plain = number.replace(thousands, "").replace(decimal, ".")
@@ -77,8 +77,12 @@ def possible_values(number: str) -> set[float]:
     return found or {float(part) for part in re.split("[.,]", number)}
 
 
+def letters_and_digits(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
 class Language:
-    """Words in the form under which they are compared, and what number words are worth."""
+    """Stems of words, and values of numbers and number words."""
 
     def __init__(self, name: str) -> None:
         import snowballstemmer
@@ -93,7 +97,7 @@ class Language:
         return str(self._stemmer.stemWord(plain))
 
     def _values(self, text: str) -> frozenset[float]:
-        """Of a word or a text; spoken years and pressures too (`nineteen ninety one`)."""
+        """Of a word or a text; spoken years too (`nineteen ninety one`)."""
         numbers = DIGITS.findall(text)
         if self._code is not None:
             from text_to_num import alpha2digit
@@ -106,37 +110,37 @@ class Language:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a prompt has."""
+    """The words and numbers of a prompt."""
 
     stems: frozenset[str]
     values: frozenset[float]
-    squashed: str
-    """Its letters and digits alone: GORE-TEX has Goretex."""
+    letters: str
+    """Without anything else, so that Goretex is found in GORE-TEX."""
     with_units: frozenset[tuple[float, str]]
-    """Each number with every word or sign at its side."""
+    """Each number with the words and signs next to it."""
 
 
 @dataclass
 class Vocabulary:
-    """How the training answers use each word."""
+    """How training answers use each word."""
 
     language: Language
     rows: int = 0
     prompts: Counter[str] = field(default_factory=Counter)
-    """Training prompts that have the word."""
+    """Training prompts with the word."""
     answers: Counter[str] = field(default_factory=Counter)
-    """Training answers that have it."""
-    taken: Counter[str] = field(default_factory=Counter)
-    """Of these, those whose prompts have it too."""
+    """Training answers with the word."""
+    copied: Counter[str] = field(default_factory=Counter)
+    """Training answers with the word whose prompts have it too."""
     next_to_numbers: Counter[str] = field(default_factory=Counter)
-    """Training answers that have it next to a number."""
+    """Training answers with the word next to a number."""
     rare: tuple[float, float] = (0.0, 0.0)
-    """Share of the words of one answer alone that it took from its prompt, of words in small
-    letters and of capitalised ones: what is to be expected of a word that no answer has."""
+    """Expected proportion for a word that no training answer has: of the words that a single answer
+    has, how many it copied from its prompt; lower-case words, capitalised words."""
 
     @classmethod
     def learn(cls, rows: Iterable[tuple[str, str]], language: str) -> Vocabulary:
-        """From pairs of prompt and answer."""
+        """`rows`: pairs of prompt and answer."""
         found = cls(Language(language))
         stem = found.language.stem
         capitalised: set[str] = set()
@@ -147,7 +151,7 @@ class Vocabulary:
             found.rows += 1
             found.prompts.update(given)
             found.answers.update(said)
-            found.taken.update(said & given)
+            found.copied.update(said & given)
             found.next_to_numbers.update(
                 {
                     unit
@@ -160,34 +164,36 @@ class Vocabulary:
         once = {each for each, count in found.answers.items() if count == 1}
         kinds = (once - capitalised, once & capitalised)
         small, large = (
-            sum(found.taken[each] for each in kind) / (len(kind) or 1) for kind in kinds
+            sum(found.copied[each] for each in kind) / (len(kind) or 1) for kind in kinds
         )
         found.rare = (small, large)
         return found
 
-    def taken_share(self, stem: str, *, capitalised: bool) -> float:
-        """Share of the answers with the word that took it from their prompts, where what is
-        expected of a rare word weighs two answers; 0 of a word that most prompts have anyway."""
+    def copied_share(self, stem: str, *, capitalised: bool) -> float:
+        """Proportion of the answers with the word that copied it from their prompts.
+
+        Smoothed by two answers with the expected proportion; 0 for a word that most prompts have.
+        """
         if self.prompts[stem] > self.rows / 2:
             return 0.0
-        expected = self.taken[stem] + 2 * self.rare[capitalised]
+        expected = self.copied[stem] + 2 * self.rare[capitalised]
         return expected / (self.answers[stem] + 2)
 
     def is_common(self, stem: str) -> bool:
-        """Whether most answers have the word, whatever they are asked."""
+        """Whether most answers have the word."""
         return self.answers[stem] > self.rows / 2
 
     def is_unit(self, stem: str) -> bool:
-        """Whether answers mostly have it next to a number."""
-        return self.next_to_numbers[stem] >= max(FEWEST_OF_A_UNIT, self.answers[stem] / 2)
+        """Whether most answers with the word have it next to a number."""
+        return self.next_to_numbers[stem] >= max(MIN_UNIT_ANSWERS, self.answers[stem] / 2)
 
     def is_term(self, stem: str) -> bool:
-        return self.taken_share(stem, capitalised=False) >= TERM
+        return self.copied_share(stem, capitalised=False) >= TERM
 
     def is_name(self, stem: str) -> bool:
-        """Of a word with a capital."""
+        """Of a capitalised word."""
         least = NAME if self.answers[stem] <= RARE else TERM
-        return self.taken_share(stem, capitalised=True) >= least
+        return self.copied_share(stem, capitalised=True) >= least
 
     def facts(self, text: str) -> Facts:
         tokens = tokens_in(text)
@@ -200,12 +206,12 @@ class Vocabulary:
         return Facts(
             frozenset(self.language.stem(token.text) for token in tokens),
             self.language.values(text),
-            "".join(filter(str.isalnum, text.casefold())),
+            letters_and_digits(text),
             frozenset(pairs),
         )
 
     def units(self, tokens: Sequence[Token], index: int) -> Iterator[str]:
-        """The letters of a number's own token, and the words and signs that touch it."""
+        """Stems of the letters in a number's token, and of the words and signs that touch it."""
         token = tokens[index]
         if letters := DIGITS.sub("", token.text):
             yield self.language.stem(letters)
@@ -215,7 +221,7 @@ class Vocabulary:
                 yield self.language.stem(other.text)
 
     def not_in(self, facts: Facts, answer: str) -> Iterator[Finding]:
-        """Every number, name and term of an answer that the facts do not have."""
+        """Every number, name and term of an answer that is not in the facts."""
         tokens = tokens_in(answer)
         in_names = self._changed_names(facts, answer, tokens)
         for index, token in enumerate(tokens):
@@ -233,10 +239,10 @@ class Vocabulary:
                     yield _finding("term", token)
 
     def _has(self, facts: Facts, stem: str) -> bool:
-        return stem in facts.stems or (len(stem) > 3 and stem in facts.squashed)
+        return stem in facts.stems or (len(stem) > 3 and stem in facts.letters)
 
     def _changed_names(self, facts: Facts, answer: str, tokens: Sequence[Token]) -> set[int]:
-        """Places of capitalised words next to a capitalised word of the prompt: a name in part."""
+        """Indexes of capitalised words next to a capitalised word of the prompt: a changed name."""
         found = set()
         stems = [self.language.stem(token.text) for token in tokens]
         has = [self._has(facts, stem) for stem in stems]
@@ -252,7 +258,7 @@ class Vocabulary:
         return found
 
     def _has_other_units(self, facts: Facts, tokens: Sequence[Token], index: int) -> bool:
-        """Whether the facts have the number with other units alone."""
+        """Whether the facts have the number only with other units."""
         values = self.language.values(tokens[index].text)
         units = {unit for unit in self.units(tokens, index) if self.is_unit(unit)}
         given = {u for value, u in facts.with_units if value in values and self.is_unit(u)}
