@@ -158,7 +158,7 @@ def test_a_server_that_refuses_is_named_and_what_it_said_is_kept(
     server = serve(by_colour)
     assert verdicts(scorer(server, tmp_path), "olive") == [True]
     server.reply = lambda _: (401, "", {})
-    with pytest.raises(MachineError, match=r"answered 401 .*the same command continues"):
+    with pytest.raises(MachineError, match=r"answered 401 .*the same command resumes"):
         verdicts(scorer(server, tmp_path), "olive", "teal")
     server.reply = by_colour
     asked = len(server.bodies)

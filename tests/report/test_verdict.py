@@ -83,7 +83,7 @@ LITTLE = row("general_text", 2.65, score(2.67), "worse", label="text", unit="per
 FOLLOWS = row("instructions_followed", 0.8, score(0.5), "worse", label="instructions followed")
 REASONS = {
     "not true": (evaluation(), f"{NOT_MEASURED}: read some, or add eval.judge"),
-    "plain texts": (measured(calls={}), "No answer was measured: the rows are plain texts"),
+    "plain texts": (measured(calls={}), "No answer was scored: the rows are plain texts"),
     "wrong": (
         evaluation(**of_truth(score(0.25, 0.11, 0.47))),
         "Same result: 25% (11 to 47%) is below the target of 80%",

@@ -150,7 +150,7 @@ def _not_json(answer: str, error: Exception) -> Finding:
 
 
 def fields_of(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted name and value of each field: `size.w` of `{"size": {"w": 1}}`; a list is one field."""
+    """Dotted name and value of each field: `size.w` of {"size": {"w": 1}}; a list is one field."""
     if isinstance(value, dict) and (value or not path):
         for key, inner in value.items():
             yield from fields_of(inner, f"{path}.{key}" if path else key)

@@ -213,8 +213,8 @@ class SqlScorer:
             ask = "does each prompt have its CREATE TABLE"
         table, first = shown_source(self.table or ""), reasons[0]
         return [
-            f"eval.format.table {table}: no execution_match, because none of {rows} can be tested by "
-            f"its result; the first: {first}; {ask}?"
+            f"eval.format.table {table}: no execution_match, because none of {rows} can be tested "
+            f"by its result; the first: {first}; {ask}?"
         ]
 
 
