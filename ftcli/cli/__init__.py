@@ -1,6 +1,6 @@
-"""The shell: one file per command, and the one place that catches errors.
+"""The command line: a file per command, and the one place that catches errors.
 
-A command imports its stage when it is called: `ftcli --help` pays for none of them.
+A command imports what it needs when it is called, so that `ftcli --help` is fast.
 """
 
 from __future__ import annotations
@@ -55,15 +55,14 @@ def _program(
 
 
 def _not_on_windows(command: Callable[P, None]) -> Callable[P, None]:
-    """The command, but on Windows itself an error before anything is done."""
+    """Make the command an error on Windows, before it does anything."""
 
     @functools.wraps(command)
     def checked(*arguments: P.args, **flags: P.kwargs) -> None:
         if sys.platform == "win32":
             raise MachineError(
                 "windows",
-                "this command needs Linux: on Windows, run it within WSL2 (to install that: "
-                "wsl --install)",
+                "this command needs Linux; on Windows, run it in WSL2 (wsl --install)",
             )
         command(*arguments, **flags)
 
@@ -80,7 +79,7 @@ app.command("merge")(_not_on_windows(merge.merge))
 app.command("generate")(_not_on_windows(generate.generate))
 app.command("schema")(schema.schema)
 
-# typer carries its own click; its public BadParameter leads to the base of all usage errors.
+# typer vendors click; the base of all usage errors is reached through its public BadParameter.
 ShellError: Any = typer.BadParameter.__mro__[2]
 
 EXIT_MACHINE = 1
@@ -99,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
-        # typer turns Ctrl-C into this code without a word.
+        # typer turns Ctrl-C into this code without a message.
         code = app(args=list(arguments), standalone_mode=False) or 0
         if code == EXIT_INTERRUPTED:
             return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
@@ -114,18 +113,18 @@ def run(arguments: Sequence[str]) -> int:
         return _failed("usage", f"{message}{hint}", EXIT_USAGE, as_json)
     except BrokenPipeError:
         return 0
-    except Exception as error:  # noqa: BLE001 - the one place where nothing is let through
+    except Exception as error:  # noqa: BLE001 - the one place that catches everything
         return _unforeseen(error, as_json)
 
 
 def _command_of(error: Any) -> str:
-    """`ftcli eval` where the fault lies in that command's flags, else `ftcli`."""
+    """`ftcli eval` if the error is in that command's flags, else `ftcli`."""
     context = error.ctx
     return f"ftcli {context.info_name}" if context is not None and context.parent else "ftcli"
 
 
 def _unforeseen(error: Exception, as_json: bool) -> int:
-    """The machine's refusals in words; whatever is left is a bug, and is reported as one."""
+    """Report errors of the machine in words, and all others as bugs."""
     if isinstance(error, typer.Abort):
         return _failed("interrupted", "interrupted", EXIT_INTERRUPTED, as_json)
     if is_full(error):
@@ -135,16 +134,16 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
         return _failed("disk", message, EXIT_MACHINE, as_json)
     print_message("".join(traceback.format_exception(error)))
     message = (
-        f"this is a bug of ftcli ({error!r}): tell whoever you have ftcli from, with the lines "
-        "above, the recipe and what `pip list` prints"
+        f"this is a bug of ftcli ({error!r}): report it to whoever gave you ftcli, with the lines "
+        "above, the recipe and the output of `pip list`"
     )
     return _failed("bug", message, EXIT_BUG, as_json)
 
 
 def _full(error: Exception) -> str:
-    """Whose disk it is where the system says so: most writes do not know their file's name."""
+    """Name the full disk if the error has a file name; most writes have none."""
     named = getattr(error, "filename", None)
-    which = f"the disk of {named}" if named else "the disk of what was being written"
+    which = f"the disk of {named}" if named else "the disk of the output"
     return f"{which} is full: make room, or name a folder on another disk in output"
 
 

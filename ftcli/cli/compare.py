@@ -22,7 +22,7 @@ from ftcli.errors import UsageError
 if TYPE_CHECKING:
     from ftcli.runs.results import CompareResult
 
-# Columns from which on a table shows everything.
+# Terminal columns that the whole table needs.
 WIDE = 110
 ONLY_WIDE = ("tokens/s", "file size")
 SHORT = {
@@ -31,7 +31,7 @@ SHORT = {
     "format valid": "format",
     "finished (EOS)": "EOS",
     "general text": "general",
-    "trainable parameters": "trained",
+    "trainable parameters": "trainable",
     "peak memory": "peak",
     "file size": "file",
 }
@@ -47,30 +47,32 @@ def compare(
         ),
     ] = "full,lora,qlora,bottleneck,prefix-tuning,prompt-tuning",
     steps: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Optimizer steps of every method.")
+        int | None, typer.Option(metavar="N", min=1, help="Optimizer steps of each method.")
     ] = None,
     learning_rates: Annotated[
         str | None,
-        typer.Option(metavar="X,Y,…", help="Try each with every method; validation rows choose."),
+        typer.Option(
+            metavar="X,Y,…", help="Rates to try with each method; validation rows choose."
+        ),
     ] = None,
     general_text: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plain text to measure forgetting by, not the built-in."),
+        typer.Option(metavar="FILE", help="Plain text to measure forgetting with."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Evaluate on the first N held-out rows.")
+        int | None, typer.Option(metavar="N", min=1, help="Evaluate the first N held-out rows.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a new folder.")] = False,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train several methods alike, and say which to take for this data.
+    """Train several methods on the same rows, and recommend one for this data.
 
-    The same rows, seed, evaluation and length: that of --steps, or the recipe's own. A learning
-    rate in the recipe is that of its own method; the others take their defaults. What is finished
-    is not run again; Ctrl-C stops, and the same command goes on. Writes compare.json, compare.md
-    and compare.png into <output>-compare.
+    All methods have the same seed, evaluation and number of steps. A learning rate in the recipe
+    applies to its own method; the others take their defaults. Ctrl-C stops; the same command
+    resumes, without training a finished method again. Writes compare.json, compare.md and
+    compare.png into <output>-compare.
     """
     from ftcli.evaluation.compare.cells import CompareOptions, require_methods
     from ftcli.evaluation.compare.comparison import compare_recipe
@@ -97,16 +99,16 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _rates(text: str | None) -> tuple[float, ...]:
-    """Each rate once; the recipe's schema checks them."""
+    """Each rate once; the recipe's schema checks their range."""
     try:
         return tuple(dict.fromkeys(float(part) for part in _listed(text or "")))
     except ValueError as error:
-        message = f"--learning-rates {text}: expected numbers, as 1e-4,1e-3"
+        message = f"--learning-rates {text}: expected numbers, e.g. 1e-4,1e-3"
         raise UsageError("flag", message) from error
 
 
 def show(found: CompareResult) -> None:
-    """A comparison as a person reads it: one table, its notes, and the verdict."""
+    """Print a comparison: one table, its notes and the verdict."""
     from ftcli.evaluation.compare.compare_page import headline, notes, table_rows
 
     print_result(wrapped(headline(found), ""))

@@ -11,8 +11,8 @@ from ftcli.cli import options
 from ftcli.errors import UsageError
 
 CALIBRATE_ALONE = (
-    "--calibrate compares what runs recorded, and takes neither RECIPE nor another flag but "
-    "--json; every run has its own: --calibrate RUN --calibrate RUN"
+    "--calibrate compares recorded runs with their estimates, and takes neither RECIPE nor another "
+    "flag than --json; repeat it for several runs: --calibrate RUN --calibrate RUN"
 )
 
 
@@ -20,32 +20,31 @@ def _number(metavar: str, help: str) -> Any:
     return typer.Option(min=1, metavar=metavar, help=help)
 
 
-Recipe = Annotated[
-    Path | None, typer.Argument(metavar="RECIPE", help="A recipe; without one, --model.")
-]
+Recipe = Annotated[Path | None, typer.Argument(metavar="RECIPE", help="A recipe; or give --model.")]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="M", help="An alias (7b, qwen2.5-7b), a hub id, a config.json."),
+    typer.Option(metavar="M", help="Alias (7b, qwen2.5-7b), hub id or config.json."),
 ]
 Mode = Annotated[
     Literal["full", "lora", "qlora", "bottleneck", "prefix-tuning", "prompt-tuning"] | None,
-    typer.Option(help="How to train."),
+    typer.Option(help="The training method."),
 ]
 MaxLength = Annotated[int | None, _number("N", "Tokens of the longest row.")]
-MicroBatch = Annotated[int | None, _number("N", "Rows that go through at once.")]
-Rank = Annotated[int | None, _number("R", "LoRA's rank.")]
+MicroBatch = Annotated[int | None, _number("N", "Rows of a micro-batch.")]
+Rank = Annotated[int | None, _number("R", "Rank of LoRA.")]
 TargetModules = Annotated[
-    str | None, typer.Option(metavar="LIST", help="all-linear, or names with commas.")
+    str | None, typer.Option(metavar="LIST", help="all-linear, or names separated by commas.")
 ]
 Dora = Annotated[bool | None, typer.Option("--dora/--no-dora", help="DoRA.")]
 ModulesToSave = Annotated[
-    str | None, typer.Option(metavar="LIST", help="Trained whole: embed_tokens, lm_head.")
+    str | None, typer.Option(metavar="LIST", help="Modules trained fully: embed_tokens, lm_head.")
 ]
-Bottleneck = Annotated[int | None, _number("N", "Inner width of an adapter.")]
+Bottleneck = Annotated[int | None, _number("N", "Inner width of a bottleneck adapter.")]
 Placement = Annotated[
-    Literal["attention", "mlp", "both"] | None, typer.Option(help="The blocks that get an adapter.")
+    Literal["attention", "mlp", "both"] | None,
+    typer.Option(help="Blocks that get a bottleneck adapter."),
 ]
-VirtualTokens = Annotated[int | None, _number("N", "Length of a prefix or prompt.")]
+VirtualTokens = Annotated[int | None, _number("N", "Length of the prefix or soft prompt.")]
 Projection = Annotated[
     bool | None,
     typer.Option("--projection/--no-projection", help="Prefix reparametrised by an MLP."),
@@ -54,7 +53,7 @@ FourBitBase = Annotated[
     bool | None,
     typer.Option(
         "--four-bit-base/--no-four-bit-base",
-        help="Hold the base in NF4: bottleneck, prefix-tuning, prompt-tuning.",
+        help="Base in NF4: bottleneck, prefix-tuning, prompt-tuning.",
     ),
 ]
 Optimizer = Annotated[
@@ -73,37 +72,41 @@ Attention = Annotated[
 ]
 Loss = Annotated[
     Literal["chunked", "full"] | None,
-    typer.Option(help="full: all logits at once, as older stacks do."),
+    typer.Option(help="full: all logits in memory, as in older stacks."),
 ]
 Packing = Annotated[
     bool | None, typer.Option("--packing/--no-packing", help="Several rows in one sequence.")
 ]
 Gpu = Annotated[
-    str | None, typer.Option(metavar="CARD", help="A card (4090, 3060) or a size (24GB).")
+    str | None, typer.Option(metavar="GPU", help="A GPU (4090, 3060) or a size (24GB).")
 ]
 Fit = Annotated[
     str | None,
     typer.Option(
-        metavar="CARD", help="Find the cheapest changes that fit it; auto: this machine's."
+        metavar="GPU", help="Find the cheapest changes that fit it; auto: this machine's GPU."
     ),
 ]
 Write = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write RECIPE with what --fit finds.")
+    Path | None, typer.Option(metavar="FILE", help="Write RECIPE with the changes of --fit.")
 ]
 Max = Annotated[
     str | None,
-    typer.Option("--max", metavar="SIZE", help="The largest max-length, micro-batch or rank."),
+    typer.Option(
+        "--max", metavar="SIZE", help="Find the largest max-length, micro-batch or rank that fits."
+    ),
 ]
 Sweep = Annotated[
     str | None,
-    typer.Option(metavar="SIZE=LIST", help="How memory grows: max-length=512,1024,2048."),
+    typer.Option(metavar="SIZE=LIST", help="Estimate several sizes: max-length=512,1024,2048."),
 ]
 Calibrate = Annotated[
     list[Path] | None,
-    typer.Option(metavar="RUN", help="Compare a run's memory with its estimate; repeatable."),
+    typer.Option(
+        metavar="RUN", help="Compare a run's measured memory with its estimate; repeatable."
+    ),
 ]
 
-# Parameters that are no field of the estimator's inputs.
+# Parameters that are not inputs of the estimator.
 OTHERS = ("recipe", "overrides", "model", "gpu", "fit", "write", "largest", "sweep", "calibrate")
 
 
@@ -141,8 +144,8 @@ def estimate_vram(
 ) -> None:
     """Estimate the memory of a training.
 
-    Arithmetic only: needs no weights, and no network for known models. With --gpu, a recipe is
-    planned as train would; without, what it leaves open is taken at its smallest.
+    Needs no weights, and no network for known models. With --gpu, a recipe is planned as by train;
+    without, each `auto` of the recipe takes its smallest value.
     """
     from ftcli.cli.estimate_view import show_calibration, show_estimate
     from ftcli.training.estimate.estimate import EstimateOptions, estimate_memory

@@ -1,4 +1,4 @@
-"""An evaluation as a person reads it: samples, then tables, verdict and what is next."""
+"""The output of `ftcli eval`: samples, tables, verdict, next command."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from ftcli.report.tables import ROW_COUNTS, Table
 from ftcli.runs.results import Answer, AnsweredRow, Side
 from ftcli.shell import command
 
-# Of the answers to read; all of them are in the report.
+# All samples are in the report.
 SAMPLES_SHOWN = 2
 ANSWER_LINES = 8
 PROMPT_LINES = 10
-# The longest of our own labels.
+# Length of our own longest label.
 LABEL_COLUMNS = 27
 SHORT_HEADS = {
     "Tuned against the base with a prompt": "tuned against prompted",
@@ -46,13 +46,13 @@ SHORT_HEADS = {
 
 
 class Layout(NamedTuple):
-    """How much of each difference a table shows, and how far apart its columns are."""
+    """What a table shows of each difference, and the gap between its columns."""
 
     gap: int
     differences: bool = True
-    """Each difference with its interval; else the interval alone."""
+    """Differences with intervals, or intervals only."""
     row_counts: bool = True
-    """How many rows are better and worse."""
+    """Numbers of better and worse rows."""
 
 
 LAYOUTS = (
@@ -66,10 +66,10 @@ LAYOUTS = (
 
 
 def show(found: EvaluatedRun) -> None:
-    """Print it."""
+    """Print an evaluation."""
     evaluated, run = found.result, found.run
     if found.stored:
-        print_message("evaluated before; the same scores again")
+        print_message("evaluated before; these are the saved scores")
     if evaluated.rows_in_validation:
         print_message(
             "note: scored on validation rows, which chose the checkpoint, so probably too good; "
@@ -91,7 +91,7 @@ def show(found: EvaluatedRun) -> None:
         )
     else:
         print_result(f"{verdict.headline}.")
-    # The summary has the others.
+    # The summary above has printed the others.
     reasons = [each for each in verdict.reasons if not each.startswith((NOT_MEASURED, REPLAY))]
     for reason in reasons:
         print_result(wrapped(f"  - {reason}", "    "))
@@ -101,14 +101,14 @@ def show(found: EvaluatedRun) -> None:
 
 
 def _next_command(verdict: RunVerdict, run: Path) -> str:
-    """A tuned model that may be used is asked; of another the rows are read."""
+    """Use the tuned model, or read its rows if it is not ready."""
     if verdict.kind in ("ready", "check"):
         return command("generate", run, "a prompt like those it was trained on")
     return command("report", run, "--open")
 
 
 def _print_table(title: str, found: Table) -> None:
-    """In the first layout that fits the terminal."""
+    """Print it in the first layout that fits the terminal."""
     for layout in LAYOUTS:
         columns = [
             _column(head, [row[n] for row in found.rows], layout)
@@ -124,7 +124,7 @@ def _print_table(title: str, found: Table) -> None:
 
 
 def _column(head: str, cells: Sequence[str], layout: Layout) -> list[str]:
-    """Head and cells, shortened where the layout is narrow."""
+    """Head and cells, shortened in a narrow layout."""
     shown = SHORT_HEADS.get(head, head)
     if layout.gap < 3 and head == "your answers":
         shown = "yours"
@@ -136,7 +136,7 @@ def _column(head: str, cells: Sequence[str], layout: Layout) -> list[str]:
 
 
 def _label(words: str) -> str:
-    """Cut in its middle where a user's score has a long name: such names often end alike."""
+    """A long name without its middle: names of a user's scores often differ only at the end."""
     half = (LABEL_COLUMNS - 1) // 2
     if len(words) <= LABEL_COLUMNS:
         return words
@@ -144,7 +144,7 @@ def _label(words: str) -> str:
 
 
 def side_by_side(sample: AnsweredRow, sides: Sequence[Side], columns: int) -> Iterator[str]:
-    """A prompt, and below it the answers in columns."""
+    """A prompt, and the answers in columns below it."""
     yield f"prompt  {sample.file}:{sample.line}"
     prompt = _wrapped(sample.prompt, columns - 2)
     yield from (f"  {line}" for line in prompt[:PROMPT_LINES])
@@ -160,7 +160,7 @@ def side_by_side(sample: AnsweredRow, sides: Sequence[Side], columns: int) -> It
 
 
 def _cell(answer: Answer, columns: int) -> list[str]:
-    """An answer's first lines, and whether it was cut."""
+    """The first lines of an answer, and whether it is cut."""
     lines = _wrapped(answer.text.strip(), columns)
     if len(lines) > ANSWER_LINES:
         lines = [*lines[: ANSWER_LINES - 1], "…"]

@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 InputFile = Annotated[
     Path | None,
-    typer.Option("--input", metavar="FILE", help="Prompts: jsonl, csv, txt (one a line)."),
+    typer.Option("--input", metavar="FILE", help="Prompts: jsonl, csv, txt (one per line)."),
 ]
 OutputFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="The rows of --input with their answers, jsonl or csv. FILE.meta.json says "
-        "what made them.",
+        help="Rows of --input with their answers, jsonl or csv; settings go to FILE.meta.json.",
     ),
 ]
 Adapters = Annotated[
@@ -32,7 +31,7 @@ Adapters = Annotated[
     typer.Option(
         "--adapter",
         metavar="NAME=RUN",
-        help="One more adapter on the same base, or a sum: mix=shop:0.7+sql:0.3; repeatable.",
+        help="Another adapter on the same base, or a sum: mix=shop:0.7+sql:0.3; repeatable.",
     ),
 ]
 
@@ -40,7 +39,7 @@ Adapters = Annotated[
 def generate(
     run: options.Run,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="Default: standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt (default: standard input).")
     ] = None,
     input_file: InputFile = None,
     output: OutputFile = None,
@@ -48,7 +47,8 @@ def generate(
     use: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Adapter that answers; default: RUN's. Rows may name an `adapter`."
+            metavar="NAME",
+            help="Adapter that answers (default: RUN's). Rows may name an `adapter`.",
         ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.")] = None,
@@ -65,8 +65,8 @@ def generate(
 ) -> None:
     """Answer a prompt, or every row of a file.
 
-    Uses the training's template, system prompt and stop tokens. Several adapters share one base in
-    memory.
+    Uses the template, system prompt and stop tokens of the training. Several adapters share one
+    base in memory.
     """
     from ftcli.inference.generate import GenerateOptions
 
@@ -83,7 +83,7 @@ def generate(
     if input_file is not None:
         _answer_file(asked, prompt, input_file, output, json)
     elif output is not None:
-        raise UsageError("flag", "--output goes with --input")
+        raise UsageError("flag", "--output needs --input")
     else:
         _answer_one(asked, prompt if prompt is not None else _standard_input(), json)
 
@@ -113,13 +113,13 @@ def _answer_file(
     from ftcli.inference.generate import answer_file
 
     if prompt is not None or output is None:
-        raise UsageError("flag", "--input takes the place of PROMPT and needs --output FILE")
+        raise UsageError("flag", "--input replaces PROMPT and needs --output FILE")
     found = answer_file(asked, source=source, output=output, reporter=Terminal())
     for reject in found.rejected:
-        print_message(f"left out {reject}")
+        print_message(f"skipped {reject}")
     if json:
         print_json(found.as_json())
         return
     answers = "1 answer" if found.rows == 1 else f"{found.rows} answers"
-    before = f", {found.answered_before} of them before" if found.answered_before else ""
+    before = f", {found.answered_before} of them from before" if found.answered_before else ""
     print_result(f"{answers} in {shown_path(found.output)}{before}")

@@ -19,23 +19,25 @@ if TYPE_CHECKING:
 def merge(
     run: options.Run,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Output folder; default: RUN/merged.")
+        Path | None, typer.Option(metavar="DIR", help="Output folder (default: RUN/merged).")
     ] = None,
     base: Annotated[
         Literal["dequantized", "original"],
-        typer.Option(help="QLoRA: the base as it was trained on, or the original one."),
+        typer.Option(help="QLoRA: the dequantised base of the training, or the original one."),
     ] = "dequantized",
-    # A plain text: MergeOptions says why a merge is not quantised again.
+    # Not a Literal: MergeOptions explains why a merge is not quantised again.
     dtype: Annotated[
         str,
         typer.Option(
             metavar="<auto|bf16|fp16|fp32>",
-            help="auto: the smallest that costs nothing that shows.",
+            help="auto: the smallest type without a significant loss.",
         ),
     ] = "auto",
     allow_mismatch: Annotated[
         bool,
-        typer.Option("--allow-mismatch", help="Keep a merge into the original base that differs."),
+        typer.Option(
+            "--allow-mismatch", help="Keep a merge into the original base although it differs."
+        ),
     ] = False,
     overrides: options.Overrides = None,
     json: options.Json = False,
@@ -44,7 +46,7 @@ def merge(
     """Merge the adapter into the base, and check that the result is equal.
 
     Compares the merged model with base + adapter on held-out rows before its weights are rounded,
-    and writes nothing if they differ. Shows what the stored type costs.
+    and writes nothing if they differ. Shows the loss due to the stored type.
     """
     from ftcli.export.merge import MergeOptions, merge_run
 
@@ -60,7 +62,7 @@ def _show(found: MergeResult) -> None:
         for line in _lines(report):
             print_result(wrapped(f"       {line}", " " * 7))
     else:
-        print_result(f"nothing to merge: {path} is a stand-alone model already")
+        print_result(f"nothing to merge: {path} is already a stand-alone model")
     print_result(f"next   vllm serve {shlex.quote(path)}")
     print_result(f'       or AutoModelForCausalLM.from_pretrained("{path}")')
 
@@ -84,5 +86,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     lines = [first, f"{dtype}: {report['dtype_reason']}"]
     if mismatch is not None:
         kept = "" if report["verdict"] == "pass" else "; accepted"
-        lines.append(f"not the model that was trained on 4 bits: KL {mismatch['kl']:.2g}{kept}")
+        lines.append(
+            f"not the model that was trained on the 4-bit base: KL {mismatch['kl']:.2g}{kept}"
+        )
     return lines

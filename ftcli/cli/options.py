@@ -36,16 +36,14 @@ def _cost(value: float | None) -> float | None:
     return value
 
 
-Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file, or a run folder.")
-]
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe (YAML), or a run folder.")]
 Run = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="A run folder, or the recipe (its newest finished run)."),
+    typer.Argument(metavar="RUN", help="A run folder, or a recipe (its newest finished run)."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable."),
 ]
 CostPerHour = Annotated[
     float | None,
@@ -55,5 +53,5 @@ CostPerHour = Annotated[
         help="Cost of an hour; times a few steps and calls, and shows what run and calls cost.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

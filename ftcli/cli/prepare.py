@@ -1,4 +1,4 @@
-"""`ftcli prepare RECIPE`: data in → cleaned, split, tokenised, with every fault named; advice."""
+"""`ftcli prepare RECIPE`: clean, split and tokenise the data, report rejected rows, advise."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 Piece = tuple[str, bool]
 
 TRAINED, OTHER, END = "\x1b[32m", "\x1b[2m", "\x1b[0m"
-# Sentences of advice for a terminal; advice.json holds all.
+# Sentences of advice on the terminal; advice.json has all.
 SENTENCES_SHOWN = 4
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """The preparation, and the previewed rows as (text, trained on) pieces."""
+    """The prepared data, and previewed rows as (text, is label) pieces."""
 
     loaded: RecipeFile
     prepared: Dataset
@@ -42,7 +42,7 @@ class PrepareResult:
     cost: Cost | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Fields of COMMANDS: names that scripts rely on."""
+        """A stable shape, for scripts."""
         from ftcli.data.dataset import read_rejected
 
         p = self.prepared
@@ -71,18 +71,18 @@ class PrepareResult:
 def prepare(
     recipe: options.Recipe,
     preview: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Show N rows with what is trained on.")
+        int, typer.Option(metavar="N", min=0, help="Show N rows with their labels.")
     ] = 0,
     try_prompting: Annotated[
         bool,
         typer.Option(
-            "--try-prompting", help="Ask the base 30 rows, with examples in its prompt and without."
+            "--try-prompting", help="Ask the base 30 rows, with and without examples in its prompt."
         ),
     ] = False,
     shots: Annotated[
         int | None,
         typer.Option(
-            metavar="K", min=1, help="Examples of --try-prompting and --cost-per-hour (5)."
+            metavar="K", min=1, help="Examples for --try-prompting and --cost-per-hour (5)."
         ),
     ] = None,
     cost_per_hour: options.CostPerHour = None,
@@ -92,16 +92,15 @@ def prepare(
 ) -> None:
     """Read, clean, split and tokenise the data.
 
-    Every row that is not used is counted, and named with file, line and reason. Ends with advice:
-    is fine-tuning the right thing for these rows?
+    Every rejected row is reported with file, line and reason. Then advises: is fine-tuning right
+    for these rows?
     """
     from ftcli.evaluation.eval_rows import SHOTS
 
     if shots is not None and not try_prompting and cost_per_hour is None:
         raise UsageError(
             "flag",
-            "--shots says how many examples --try-prompting and --cost-per-hour put in a prompt; "
-            "give one of them, too",
+            "--shots is the number of examples of --try-prompting and --cost-per-hour: add one",
         )
     found = prepare_recipe(
         recipe,
@@ -119,7 +118,7 @@ def prepare(
         print_result(rendered(row, colours()))
         print_result("")
     if found.preview and not colours():
-        print_result("⟦…⟧ is trained on, the rest is given.\n")
+        print_result("⟦…⟧ marks labels.\n")
     for line in _summary(found):
         print_result(wrapped(line))
     for line in _advice_lines(found):
@@ -136,7 +135,7 @@ def prepare_recipe(
     shots: int,
     cost_per_hour: float | None,
 ) -> PrepareResult:
-    """Prepare a recipe's data into its run folder, and advise on them; raises FtcliError."""
+    """Prepare a recipe's data in its run folder, and give advice; raises FtcliError."""
     from ftcli.config.loader import load_recipe
     from ftcli.evaluation.advice.advice import give_advice, with_prompting
     from ftcli.evaluation.advice.prompting import measure_cost
@@ -184,22 +183,22 @@ def prepare_recipe(
 
 
 def require_rows(recipe: Recipe) -> None:
-    """Raise DataError for a missing file of rows, while nothing heavy is imported."""
+    """Raise DataError for a missing file of rows, before heavy libraries are imported."""
     from ftcli.config.section import data_suffix
     from ftcli.data.sources import read_rows
     from ftcli.data.splits import files_of
 
     for source in files_of(recipe.data).values():
-        if data_suffix(source) is not None:  # a hub data set is asked for later
+        if data_suffix(source) is not None:  # a hub data set is checked later
             read_rows(source)
 
 
 def data_folder(
     loaded: RecipeFile, renderer: Renderer, named: RunFolder | None = None
 ) -> RunFolder:
-    """Where to prepare: never over other data of a training that has begun.
+    """Where to prepare, without overwriting data of another training.
 
-    The run that the user has `named` gets its own data back where they are gone.
+    The run that the user has `named` gets its own data back if they are missing.
     """
     from ftcli.data.dataset import load_dataset
     from ftcli.data.tokenizing.fingerprint import fingerprint
@@ -216,7 +215,7 @@ def data_folder(
 
 
 def _replayed(prepared: Dataset) -> dict[str, Any]:
-    """Rows of data.replay, which no other count holds."""
+    """Rows of data.replay; the other counts are without them."""
     found = prepared.replay
     if found is None:
         return {"replay_rows": 0, "replay_tokens": 0, "replay_source": None}
@@ -228,7 +227,7 @@ def _replayed(prepared: Dataset) -> dict[str, Any]:
 
 
 def _replay_line(prepared: Dataset) -> Iterator[str]:
-    """How much of an epoch is replayed, by rows and by what is trained on."""
+    """The replayed part of an epoch, in rows and in label tokens."""
     found = prepared.replay
     if found is None:
         return
@@ -237,17 +236,17 @@ def _replay_line(prepared: Dataset) -> Iterator[str]:
         "with the question of a held-out row": found.held_out,
         "conversations longer than data.max_length": found.too_long,
     }
-    left = "".join(f"; left out {count} {why}" for why, count in left_out.items() if count)
+    left = "".join(f"; without {count} {why}" for why, count in left_out.items() if count)
     cut = f"; {found.texts_cut} texts cut to {prepared.max_length}" if found.texts_cut else ""
     yield (
         f"  replay      {found.rows} rows from {shown_source(found.source)}: "
         f"{found.rows / every.rows:.0%} of the rows, "
-        f"{found.label_tokens / every.label_tokens:.0%} of the tokens trained on{cut}{left}"
+        f"{found.label_tokens / every.label_tokens:.0%} of the label tokens{cut}{left}"
     )
 
 
 def _summary(result: PrepareResult) -> list[str]:
-    """What a person reads, line by line."""
+    """The lines of counts."""
     from ftcli.data.splits import sources_of
 
     p = result.prepared
@@ -264,25 +263,25 @@ def _summary(result: PrepareResult) -> list[str]:
         lines.append(f"  duplicates  {p.duplicates}   kept the first of each")
     if p.overlap:
         lines.append(
-            f"  overlap     {p.overlap}   held-out prompts that are in another split too (allowed)"
+            f"  overlap     {p.overlap}   held-out prompts that are also in another split (allowed)"
         )
-    mean, trained = p.train.tokens / p.train.rows, p.train.label_tokens / p.train.rows
+    tokens, labels = p.train.tokens / p.train.rows, p.train.label_tokens / p.train.rows
+    lost = p.answer_tokens_lost
     lines.append(
-        f"  tokens      {mean:.0f} a row (longest {p.longest.tokens}, {p.longest.file}:"
-        f"{p.longest.line}), {trained:.0f} trained on; {p.answer_tokens_lost} answer tokens lost"
+        f"  tokens      {tokens:.0f} per row (longest {p.longest.tokens}, {p.longest.file}:"
+        f"{p.longest.line}), {labels:.0f} label tokens; {lost} answer tokens truncated"
     )
     lines += _replay_line(p)
     asked = result.loaded.output
     if result.folder.parent != asked:
         lines.append(
-            f"  written to  {shown_path(result.folder)}, as {shown_path(asked)} holds another run"
+            f"  written to  {shown_path(result.folder)}: {shown_path(asked)} is another run"
         )
     return lines
 
 
 def rejected_rows(prepared: Dataset, folder: Path | None) -> str:
-    """The first rows that are not used, each with the reason, and where the others are named, in
-    a folder that stays."""
+    """The first rejected rows with their reasons, and the file that lists all, if there is one."""
     from ftcli.data.dataset import rejected_file
 
     named = " · ".join(str(fault) for fault in prepared.rejected[:3])
@@ -292,7 +291,7 @@ def rejected_rows(prepared: Dataset, folder: Path | None) -> str:
 
 
 def _advice_lines(result: PrepareResult) -> list[str]:
-    """The verdict and what explains it, then the cost."""
+    """The advice, then the cost."""
     from ftcli.evaluation.advice.advice import advice_file
 
     sentences = result.advice.sentences
@@ -305,7 +304,7 @@ def _advice_lines(result: PrepareResult) -> list[str]:
 
 
 def rendered(row: tuple[Piece, ...], coloured: bool) -> str:
-    """The text of labels in another colour, or in brackets."""
+    """The text with labels in another colour, or in brackets."""
     if coloured:
         return "".join(f"{TRAINED if trained else OTHER}{text}{END}" for text, trained in row)
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in row)

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 def report(
     run: options.Run,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the report in a browser.")
+    ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write the page of a run again: its verdict, scores, samples, curves, data, memory and recipe.
+    """Write the report of a run again: verdict, scores, samples, curves, data, memory, recipe.
 
-    One file without network, and the model card from the same figures. Training and evaluation
-    write both by themselves.
+    report.html is one file that needs no network; the model card has the same figures. train and
+    eval write both automatically.
     """
     from ftcli.report.page import write_report
     from ftcli.training.opening import run_at
@@ -67,4 +69,4 @@ def _open(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.as_uri()):
-        print_message("no browser was found; open the page by hand")
+        print_message(f"no browser was found; open {shown_path(page)} yourself")

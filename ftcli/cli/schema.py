@@ -13,9 +13,9 @@ from ftcli.errors import UsageError
 
 def schema(
     section: Annotated[
-        str | None, typer.Argument(metavar="SECTION", help="With --text: only this section.")
+        str | None, typer.Argument(metavar="SECTION", help="With --text: this section only.")
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Keys and defaults to read.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print keys and defaults as text.")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -23,7 +23,7 @@ def schema(
     from ftcli.config.schema import json_schema, key_lines
 
     if section is not None and (json or not text):
-        raise UsageError("flag", "SECTION goes with --text; the JSON Schema is one piece")
+        raise UsageError("flag", "SECTION needs --text; the JSON Schema has no parts")
     if text and not json:
         for line in key_lines(section):
             print_result(line)

@@ -67,7 +67,7 @@ def test_80_columns_keep_quality_cost_and_forgetting(
 ) -> None:
     shown = lines(found, 80, monkeypatch, capsys)
     heads = next(line for line in shown if line.startswith("  method")).split()
-    names = ["method", "rate", "loss", "format", "EOS", "general", "trained", "peak", "time"]
+    names = ["method", "rate", "loss", "format", "EOS", "general", "trainable", "peak", "time"]
     assert heads == names
     row = next(line for line in shown if line.startswith("  lora "))
     assert "+5.0%" in row and "4.9 M" in row

@@ -124,7 +124,7 @@ def test_a_section_of_the_json_schema_is_refused(
     capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
     assert run(command) == 2
-    assert capsys.readouterr().err == "SECTION goes with --text; the JSON Schema is one piece\n"
+    assert capsys.readouterr().err == "SECTION needs --text; the JSON Schema has no parts\n"
 
 
 def test_an_unknown_section_gets_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

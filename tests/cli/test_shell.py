@@ -91,7 +91,7 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     (["merge", "."], 1, "run_missing", ". is not a run: it has no run.json", None, None),
     (["generate", "shop.yaml", "Hi"], 1, "run_missing", "", None, None),
     (["report", "shpo"], 1, "run_missing", "shpo: neither a run nor a recipe", "shpo", None),
-    (["prepare", "shop.yaml", "--shots", "3"], 2, "flag", "--shots says how many", None, None),
+    (["prepare", "shop.yaml", "--shots", "3"], 2, "flag", "--shots is the number", None, None),
     *(
         (
             ["prepare", "shop.yaml", "--cost-per-hour", price],

@@ -107,8 +107,8 @@ def test_a_finished_run_says_so(capsys: Capture, monkeypatch: Patch, here: Path)
     assert run(["train", "shop.yaml"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(
-        "runs/shop is finished; nothing is left to do (again, beside it: "
-        "ftcli train shop.yaml --fresh)\n"
+        "runs/shop is already finished; to train it again in a new folder: "
+        "ftcli train shop.yaml --fresh\n"
     )
     assert err == ""
 

@@ -262,7 +262,7 @@ def test_a_stopped_comparison_says_how_to_go_on_and_ends_as_an_unstopped_one(
     [
         (["--methods", "lroa"], "method_unknown", "no method 'lroa'; did you mean lora?"),
         (["--methods", ","], "flag", "--methods names no method"),
-        (["--learning-rates", "fast"], "flag", "expected numbers, as 1e-4,1e-3"),
+        (["--learning-rates", "fast"], "flag", "expected numbers, e.g. 1e-4,1e-3"),
         (["--learning-rates", "3"], "recipe", "must be below 1"),
         (["--learning-rates", "0"], "recipe", "must be above 0"),
         (["--set", "data.test=0", "--set", "data.validation=0"], "recipe", "rows that no method"),

@@ -264,7 +264,9 @@ def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFix
     text = " ".join(line.strip() for line in lines[1:-2])
     assert text.startswith("exact before rounding (KL ") and " stored as bfloat16: loss " in text
     assert "(95% interval of the difference " in text and " tokens of 6 rows)" in text
-    assert "not the model that was trained on 4 bits: KL " in text and text.endswith("; accepted")
+    assert "not the model that was trained on the 4-bit base: KL " in text and text.endswith(
+        "; accepted"
+    )
     assert all(len(line) <= 80 for line in lines[1:-2])
 
 

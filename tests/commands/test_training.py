@@ -80,7 +80,7 @@ def test_a_finished_run_refuses_another_recipe_and_fresh_starts_beside_it(
     assert train(recipe, "--set", "generation.max_new_tokens=4", "--json") == 0
     assert json.loads(capsys.readouterr().out)["trained"] is False
     assert train(recipe) == 0
-    assert "is finished; nothing is left to do" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     assert train(recipe, "--fresh") == 0
     digests = {adapter_digest(tmp_path / "runs" / name) for name in ("tiny", "tiny-2")}
     assert len(digests) == 1, "the same recipe twice gives the same adapter"

@@ -264,7 +264,7 @@ def test_a_path_may_be_spelt_otherwise(
     assert RunFolder(run_folder).state == "finished"
     capsys.readouterr()
     assert train(Path("../link/runs/tiny")) == 0
-    assert "is finished; nothing is left to do" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
 
 
 @pytest.mark.fault(6)

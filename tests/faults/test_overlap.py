@@ -150,4 +150,4 @@ def test_the_command_says_it(
     assert run(["prepare", str(recipe), "--set", "data.allow_overlap=true"]) == 0
     told = capsys.readouterr().out
     assert "duplicates  1   kept the first of each" in told
-    assert "overlap     1   held-out prompts that are in another split too (allowed)" in told
+    assert "overlap     1   held-out prompts that are also in another split (allowed)" in told

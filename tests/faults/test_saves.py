@@ -237,7 +237,7 @@ def test_a_checkpoint_of_another_run_is_an_error(
     assert weights_of(tmp_path / "runs" / "stopped") == weights_of(whole.path)
     capsys.readouterr()
     assert train(recipe) == 0
-    assert "is finished; nothing is left to do" in capsys.readouterr().out
+    assert "is already finished" in capsys.readouterr().out
     observed("another run's step-99: exit 1, named; without it the same sha256; then: finished")
 
 

@@ -69,7 +69,7 @@ def test_the_page_is_opened_where_there_is_a_browser(
     assert opened == [run.report.as_uri()]
     monkeypatch.setattr("webbrowser.open", lambda _: False)
     assert ftcli(["report", str(run.path), "--open"]) == 0
-    assert "open the page by hand" in capsys.readouterr().err
+    assert "report.html yourself" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_read_are_told(

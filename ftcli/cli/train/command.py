@@ -1,4 +1,4 @@
-"""`ftcli train RECIPE`: its flags, and what it prints."""
+"""`ftcli train RECIPE`: flags and output."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def train(
 
 
 def _reading(recipe: Path, overrides: tuple[str, ...]) -> str:
-    """What is trained, for a person who waits while libraries are imported."""
+    """The first line: what is trained. Libraries take seconds to import after it."""
     from ftcli.config.loader import load_recipe
 
     found = load_recipe(recipe, overrides).recipe
@@ -102,37 +102,36 @@ def _reading(recipe: Path, overrides: tuple[str, ...]) -> str:
 def _require_smoke_testable(
     *, resume: bool, fresh: bool, from_run: Path | None, dry_run: bool
 ) -> None:
-    """Raise UsageError for flags that have no meaning beside --smoke-test."""
+    """Raise UsageError for flags that --smoke-test does not take."""
     if dry_run:
         raise UsageError("flag", "--smoke-test shows the plan too: leave --dry-run out")
     if resume or fresh:
         flag = "--resume" if resume else "--fresh"
-        raise UsageError(
-            "flag", f"--smoke-test touches no run, so that {flag} means nothing: leave it out"
-        )
+        raise UsageError("flag", f"--smoke-test touches no run: leave {flag} out")
     if from_run is not None:
         raise UsageError(
             "flag",
-            f"--smoke-test begins with a tiny random model, on which the weights of {from_run} do "
-            "not fit: leave --from out; a full training's model can be the base of one (--set "
-            "model.id=RUN/model)",
+            f"--smoke-test trains a tiny random model, which the weights of {from_run} do not fit: "
+            "leave --from out; for a full training's model: --set model.id=RUN/model",
         )
 
 
 def _show_result(found: Trained) -> None:
     report, path = found.report, shown_path(found.run.path)
     if found.again is not None:
-        print_result(f"{path} is finished; nothing is left to do (again, beside it: {found.again})")
-    loss, stops = "not measured", ""
+        print_result(
+            f"{path} is already finished; to train it again in a new folder: {found.again}"
+        )
+    loss, finished = "not measured", ""
     if report["eval_loss"] is not None:
         first = report["first_eval_loss"]
         before = f"{first:.2f} → " if first is not None else ""
         loss = f"{before}{report['eval_loss']:.2f} (best: step {report['best_step']})"
     if report.get("stop_rate") is not None:
         rows = report["stop_rate_rows"]
-        stops = f" · stops {round(report['stop_rate'] * rows)} of {rows}"
+        finished = f" · finished (EOS) {round(report['stop_rate'] * rows)} of {rows}"
     print_result(
-        f"done   {duration(report['seconds'])} · validation loss {loss}{stops} · "
+        f"done   {duration(report['seconds'])} · validation loss {loss}{finished} · "
         f"peak {gib(report['peak_memory_bytes'])} · {shown_size(report['saved_bytes'])}"
     )
     print_result(f"       {path}")
@@ -159,10 +158,10 @@ def _show_plan(plan: DryRun) -> None:
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
     parts = " · ".join(f"{name} {gib(size)}" for name, size in items.items() if size >= 5e7)
-    on_card = f"; CUDA context {gib(context)}" if found.hardware.kind == "cuda" else ""
+    on_gpu = f"; CUDA context {gib(context)}" if found.hardware.kind == "cuda" else ""
     peak = gib(found.estimate.peak_bytes)
-    print_result(wrapped(f"memory {peak} at the peak: {parts}{on_card}"))
-    unknown = "not measured yet: no run of this recipe has finished here"
+    print_result(wrapped(f"memory {peak} at the peak: {parts}{on_gpu}"))
+    unknown = "not known: no run of this recipe has finished on this machine"
     print_result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
     if plan.cost is not None:
         for sentence in plan.cost.sentences():
@@ -170,7 +169,7 @@ def _show_plan(plan: DryRun) -> None:
 
 
 def _in_words(key: str, value: object) -> str:
-    """What was decided, as it is shown."""
+    """A decided value as it is printed."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if key == "training.packing":

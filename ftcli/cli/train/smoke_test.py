@@ -1,7 +1,7 @@
-"""`ftcli train --smoke-test`: the ordinary commands on a tiny random copy of the model.
+"""`ftcli train --smoke-test`: every stage with a tiny random model of the same architecture.
 
-Recipe, data, tokenizer, template, machine and disk are the real ones. The copy has the same
-architecture and takes a few steps on the longest rows. Only the prepared data stay.
+Recipe, data, tokenizer, template, machine and disk are the real ones. The tiny model trains a few
+steps on the longest rows. Only the prepared data are kept.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ftcli.training.plan.plan import Plan
 from ftcli.training.resuming import require_room
 
 STAGES = (
-    "look",
+    "check",
     "prepare",
     "plan",
     "tiny model",
@@ -56,12 +56,12 @@ STAGES = (
     "merge",
     "generate",
 )
-# Begins the name of a smoke test's own folder.
+# Prefix of a smoke test's temporary folder.
 TEMPORARY = ".tmp-smoke-test-"
 STEPS = 4
-# The step at which the tiny model's training gets a SIGTERM, as from a user who stops it.
+# After this step the training gets a SIGTERM, as if a user stopped it.
 STOPPED_AT = 2
-# A step of the tiny model has several rows in a micro-batch and several micro-batches.
+# A step has several rows in a micro-batch and several micro-batches.
 MAX_ROWS, MAX_ACCUMULATION = 2, 2
 # The tiny model has the whole vocabulary: 8,192 × 150,000 logits take seconds on two cores.
 MAX_TOKENS = 8192
@@ -73,7 +73,7 @@ LOCAL_TRACKERS = ("tensorboard",)
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of a smoke test: how long it took, and what was found."""
+    """A stage of a smoke test, with its time and a summary."""
 
     name: str
     seconds: float
@@ -82,11 +82,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class SmokeTest:
-    """A smoke test in which nothing has failed."""
+    """A passed smoke test."""
 
     loaded: RecipeFile
     data: Path
-    """The prepared data, which the real training finds there."""
+    """The prepared data, which the real training will use."""
     plan: Plan
     stages: tuple[Stage, ...]
     seconds: float
@@ -102,16 +102,16 @@ class SmokeTest:
 
 
 def show_smoke_test(found: SmokeTest) -> None:
-    """Print the verdict, what the real training will be, and its command."""
+    """Print the verdict, and the plan and command of the real training."""
     loaded = found.loaded
-    print_result(f"smoke test passed in {duration(found.seconds)}: nothing failed on the way")
+    print_result(f"smoke test passed in {duration(found.seconds)}")
     print_result(f"plan   {found.plan.headline()}")
     print_result(f"data   {shown_path(found.data)}")
     print_result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")
 
 
 def run_smoke_test(recipe: Path, overrides: tuple[str, ...], reporter: Reporter) -> SmokeTest:
-    """Run all stages; raises FtcliError as the real commands do, and Stopped on a signal."""
+    """Run all stages; raises FtcliError as the real commands, and Stopped on a signal."""
     started, stages = time.monotonic(), Stages(reporter)
     with stages.named_in_errors(), _stoppable(reporter):
         loaded = load_recipe(recipe, overrides)
@@ -125,7 +125,7 @@ def run_smoke_test(recipe: Path, overrides: tuple[str, ...], reporter: Reporter)
 
 
 class Stages:
-    """The stages that have passed, and with that the one that runs now."""
+    """The passed stages, and so the current one."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -133,7 +133,7 @@ class Stages:
         self._started = time.monotonic()
 
     def passes(self, name: str, detail: str) -> None:
-        """The stage is done and its models are freed; the next one begins."""
+        """Free the models of a finished stage, record it, and start the next one."""
         from ftcli.models.device import free_memory
 
         free_memory()
@@ -169,13 +169,13 @@ class Stages:
 
 
 class SmokeTestError(FtcliError):
-    """What the real command would have said, and in which stage."""
+    """The error of the real command, with its stage."""
 
     def __init__(self, stage: str, error: FtcliError) -> None:
         super().__init__(error.code, error.message, file=error.file, line=error.line)
         self.exit_code = error.exit_code
         first, *others = str(error).splitlines() or [""]
-        # A run that could be resumed is deleted by then.
+        # Lines that name the temporary run, which is deleted.
         lines = [first, *(line for line in others if TEMPORARY not in line)]
         self._text = f"smoke test, {stage}: " + "\n".join(lines)
 
@@ -185,16 +185,14 @@ class SmokeTestError(FtcliError):
 
 @contextmanager
 def _stoppable(reporter: Reporter) -> Iterator[None]:
-    """Let a signal end the block at once; raises Stopped."""
+    """Let a signal end the block immediately; raises Stopped."""
     signals = StopSignals(reporter.note)
     try:
         with signals.caught():
             yield
     except (KeyboardInterrupt, Stopped) as error:
         number = signals.number or getattr(error, "exit_code", 128 + signal.SIGINT) - 128
-        raise Stopped(
-            "smoke test stopped; of it no more than the prepared data stays", number
-        ) from error
+        raise Stopped("smoke test stopped; only the prepared data are kept", number) from error
 
 
 # The real recipe
@@ -206,7 +204,7 @@ def _prepare_and_plan(loaded: RecipeFile, stages: Stages) -> TrainJob:
     loaded, model = open_recipe(loaded, None)
     weights = require_weights(model)
     run = data_folder(loaded, model.renderer)
-    stages.passes("look", f"{model.shape.model_type} on {model.hardware.name}; {weights}")
+    stages.passes("check", f"{model.shape.model_type} on {model.hardware.name}; {weights}")
     with run.lock():
         dataset = prepare_rows(loaded, model, run, stages.reporter)
         require_within_context(run.data, dataset, model, loaded.recipe)
@@ -218,8 +216,8 @@ def _prepare_and_plan(loaded: RecipeFile, stages: Stages) -> TrainJob:
     merged, left = 2 * model.shape.parameters, free_bytes(run.path) - saved
     if isinstance(loaded.recipe.method, LoraKeys) and left < merged:
         stages.reporter.warn(
-            f"a merge will take {shown_size(merged)}, and of the disk {shown_size(left)} are left "
-            "then; make room, or give the merge another disk with --output"
+            f"a merge needs {shown_size(merged)}, and only {shown_size(left)} of the disk "
+            "will be free after training; make room, or merge to another disk with --output"
         )
     stages.passes("plan", f"{job.plan.headline()}; {shown_size(saved)} to be saved")
     return job
@@ -229,7 +227,7 @@ def _rows_in_words(dataset: Dataset) -> str:
     longest = dataset.longest
     splits = ", ".join(f"{dataset.counts(split).rows} {split}" for split in SPLITS)
     return (
-        f"{dataset.rows_read} rows: {splits}, {dataset.rows_rejected} rejected; the longest has "
+        f"{dataset.rows_read} rows: {splits}, {dataset.rows_rejected} rejected; longest "
         f"{longest.tokens} tokens ({longest.file}:{longest.line})"
     )
 
@@ -238,7 +236,7 @@ def _rows_in_words(dataset: Dataset) -> str:
 
 
 def _run_commands(loaded: RecipeFile, job: TrainJob, folder: Path, stages: Stages) -> None:
-    """Train, stop, resume, evaluate, merge and generate below `folder`; raises as they do."""
+    """Train, stop, resume, evaluate, merge and generate in `folder`; raises their errors."""
     from ftcli.training.smoke.rows import write_excerpt
     from ftcli.training.smoke.tiny_model import build_tiny_model
 
@@ -270,7 +268,7 @@ def _run_commands(loaded: RecipeFile, job: TrainJob, folder: Path, stages: Stage
 
 
 def _changed_keys(job: TrainJob) -> dict[str, object]:
-    """Keys that are others for the tiny model whatever its batch: the plan's, and a short run's."""
+    """Keys whose values the plan or the short run decides, not the recipe."""
     recipe, plan = job.recipe, job.plan
     return {
         "data.shuffle": False,  # the longest rows come first
@@ -289,12 +287,12 @@ def _changed_keys(job: TrainJob) -> dict[str, object]:
 def _train(
     recipe: Path, overrides: tuple[str, ...], run: RunFolder, first_step: str, stages: Stages
 ) -> None:
-    """Train until a signal, and resume, both by the same command."""
+    """Train until a signal, and resume with the same command."""
 
     def stop(step: int) -> None:
         if step == 1:
             stages.passes("longest batch", first_step)
-        # After a real signal the next one would end the program at once.
+        # After a real signal the next one would end the program immediately.
         if step == STOPPED_AT and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
             signal.raise_signal(signal.SIGTERM)
 
@@ -325,16 +323,16 @@ def _evaluate(opened: OpenRun, reporter: Reporter) -> str:
 def _merge(opened: OpenRun, reporter: Reporter) -> str:
     method = opened.recipe.method
     if isinstance(method, FrozenKeys):
-        return f"method.mode {method.mode} has none"
+        return f"method.mode {method.mode} cannot be merged"
     found = merge_run(opened.run.path, (), output=None, options=MergeOptions(), reporter=reporter)
     if isinstance(method, Full):
-        return "the model stands alone already"
+        return "already a stand-alone model"
     exact, dtype = found.report["exact"], found.report["dtype"]
     return f"exact before rounding (KL {exact['kl']:.1e}), stored as {dtype}"
 
 
 def _generate(opened: OpenRun) -> str:
-    """Answer the prompt of a row as `--input` does, and as a prompt on the command line."""
+    """Answer the prompt of a row in a batch, as --input, and alone, as PROMPT."""
     from ftcli.data.tokenizing.arrow_rows import read_split
 
     generator, text = open_generator(GenerateOptions(opened.run.path)), "a"
@@ -350,18 +348,18 @@ def _generate(opened: OpenRun) -> str:
 
 
 def _no_step(step: int) -> None:
-    """Nobody waits for it."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Quiet:
-    """A reporter that passes on warnings alone; `on_step` gets the number of each step."""
+    """A reporter of warnings only; `on_step` gets the number of each step."""
 
     reporter: Reporter
     on_step: Callable[[int], None] = _no_step
 
     def note(self, text: str) -> None:
-        """Nobody reads it."""
+        """Drop notes."""
 
     def warn(self, text: str) -> None:
         self.reporter.warn(text)
