@@ -216,7 +216,10 @@ def _markdown(head: Sequence[str], marks: Sequence[str], rows: Iterable[Sequence
 
 def error_table(scored: Sequence[Scored]) -> str:
     like = [each for each in scored if each.like_ours]
-    rows = [_error_row("**all**", summary(scored)), _error_row("**like stack**", summary(like))]
+    rows = [
+        _error_row("**all**", summary(scored)),
+        _error_row("**similar versions**", summary(like)),
+    ]
     keys: dict[str, Callable[[Scored], str]] = {
         "method": lambda each: each.run.row["method"],
         "figure": lambda each: each.run.measure,
@@ -227,7 +230,7 @@ def error_table(scored: Sequence[Scored]) -> str:
             rows.append(_error_row(f"{name}: {group}", found))
         if name == "method":
             rows += [
-                _error_row(f"like stack, {name}: {group}", found)
+                _error_row(f"similar versions, {name}: {group}", found)
                 for group, found in grouped(like, key).items()
             ]
     head = ["", "rows", "median", "9 in 10", "bias", "inside", "width"]

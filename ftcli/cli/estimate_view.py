@@ -32,10 +32,10 @@ LABELS = {
     "workspace": "workspace",
     "reserve": "allocator's reserve",
     "context": "CUDA context",
-    "interval": "up to the upper end",
+    "interval": "up to the upper bound",
     "free": "free",
 }
-# Told apart without colour, on any terminal and in a file.
+# Distinct without colour, on any terminal and in a file.
 FILLS = {
     "weights": "█",
     "quantization": "▓",
@@ -51,7 +51,7 @@ FILLS = {
     "interval": "?",
     "free": "·",
 }
-# Too small to be worth a line.
+# Smaller items get no line.
 LEAST_BYTES = 5e6
 
 
@@ -68,10 +68,10 @@ def show_calibration(found: CalibrationResult) -> None:
 
 
 def estimate_lines(found: EstimateResult) -> Iterator[str]:
-    """The verdict, then all that it rests on; no line is longer than the terminal is wide."""
+    """The verdict, then what it is based on; no line is wider than the terminal."""
     yield from _wrapped(_verdict(found), "  ")
     if found.fits_card is False and found.fit is None and found.instead is None:
-        yield "--fit in place of --gpu finds the cheapest changes that do"
+        yield "--fit instead of --gpu finds the cheapest changes that fit"
     yield from _wrapped(f"{_what(found)}, {_how(found.choices)}", "  ")
     for note in _notes(found):
         yield from _wrapped(f"note: {note}", "  ")
@@ -79,8 +79,8 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
     yield from _step(found.estimate)
     yield from _figures(found.estimate)
     if found.hardware is not None:
-        yield from _card(found.estimate, found.hardware)
-        yield from _asked_of_the_gpu(found, found.hardware)
+        yield from _gpu(found.estimate, found.hardware)
+        yield from _fit_and_limit(found, found.hardware)
     if found.sweep is not None:
         yield from _sweep(found.sweep)
     if found.textbook and found.fit is None and found.limit is None and found.sweep is None:
@@ -91,8 +91,8 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
             yield from _wrapped(start + figure.why, " " * len(start))
 
 
-def _asked_of_the_gpu(found: EstimateResult, hardware: Hardware) -> Iterator[str]:
-    """For --fit and --max."""
+def _fit_and_limit(found: EstimateResult, hardware: Hardware) -> Iterator[str]:
+    """The lines of --fit and --max."""
     if found.fit is not None:
         yield from _changes(found.fit, hardware, found.written)
     if found.instead is not None:
@@ -115,7 +115,7 @@ def _what(found: EstimateResult) -> str:
 
 
 def _sizes(choices: Choices) -> str:
-    """What gives a method its size, and how it holds the base where that is not its name."""
+    """The size of the method, and whether the base is in 4 bits if its name does not say so."""
     four_bits = " on a 4-bit base" if choices.four_bit_base else ""
     match choices.mode:
         case "full":
@@ -139,20 +139,20 @@ def _how(choices: Choices) -> str:
 
 
 def _notes(found: EstimateResult) -> Iterator[str]:
-    """What is not as the words of the flags would have it."""
+    """What the flags do not show."""
     choices, shape = found.choices, found.shape
     if shape.experts > 1 and choices.quantization is not None:
-        yield "the experts stay in 16 bits: 4-bit quantisation reaches linear layers alone"
+        yield "the experts stay in 16 bits: 4-bit quantisation reaches linear layers only"
     if shape.experts > 1 and choices.mode != "full":
-        yield "ftcli train takes mixtures of experts with mode full alone"
+        yield "ftcli train trains mixtures of experts with mode full only"
     if choices.mode == "prefix-tuning":
         yield f"no gradient checkpointing: {NO_CHECKPOINTING}"
     if shape.capped_scores and choices.attention == "sdpa":
         yield f"{shape.name} caps its attention scores, which sdpa cannot: taken as eager"
     if found.open_choices:
         yield (
-            f"what the recipe leaves open ({', '.join(found.open_choices)}) is taken at its "
-            "smallest; --gpu CARD plans them as train does"
+            f"{' and '.join(found.open_choices)} (auto): the smallest value is taken; --gpu GPU "
+            "plans them as train does"
         )
 
 
@@ -164,7 +164,7 @@ def _items(estimate: Estimate) -> Iterator[str]:
 
 
 def _step(estimate: Estimate) -> Iterator[str]:
-    """The phases of a step in their order; the largest is the peak."""
+    """The phases of a step in order; the largest is the peak."""
     yield f"peak {shown_size(estimate.peak_bytes)}, at the {estimate.peak_phase}"
     for name, size in estimate.phases.items():
         mark = " peak" if name == estimate.peak_phase else ""
@@ -197,13 +197,13 @@ def _figures(estimate: Estimate) -> Iterator[str]:
     merge = f" · merge {shown_size(on_host)} of RAM" if on_host else ""
     yield from _wrapped(
         f"outside the step: validation {shown_size(outside['validation'])} · generation, "
-        f"batch {ANSWERED_ROWS}, {shown_size(outside['answers'])}, a smaller batch less{merge}",
+        f"batch {ANSWERED_ROWS}, {shown_size(outside['answers'])} (smaller batches less){merge}",
         "  ",
     )
 
 
-def _card(estimate: Estimate, hardware: Hardware) -> Iterator[str]:
-    """One bar of the whole card, and what its signs mean."""
+def _gpu(estimate: Estimate, hardware: Hardware) -> Iterator[str]:
+    """One bar of the whole GPU, and its legend."""
     parts = _parts(estimate, hardware)
     space = width() - 2
     total = max(sum(parts.values()), hardware.usable_bytes)
@@ -219,7 +219,7 @@ def _card(estimate: Estimate, hardware: Hardware) -> Iterator[str]:
 
 
 def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
-    """The card's memory from its start to its end, in bytes."""
+    """The parts of the GPU's memory, in bytes."""
     items = dict(estimate.breakdown)
     context = items.pop("context")
     taken = {**items, "reserve": estimate.reserved_bytes - estimate.peak_bytes, "context": context}
@@ -231,7 +231,7 @@ def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
 def _verdict(found: EstimateResult) -> str:
     """`Fits: 7.4 of 24.0 GiB (RTX 4090 24GB)`; without a GPU, which known ones it fits."""
     if found.hardware is None:
-        return _fitting_cards(found.estimate)
+        return _fitting_gpus(found.estimate)
     usable = f"{gib(found.hardware.usable_bytes)} ({found.hardware.name})"
     needed, most = found.estimate.device_bytes / GIB, found.estimate.high_bytes / GIB
     if not found.fits_card:
@@ -241,17 +241,17 @@ def _verdict(found: EstimateResult) -> str:
     return f"Fits: {needed:.1f} of {usable}"
 
 
-def _fitting_cards(estimate: Estimate) -> str:
-    """Those that take the upper end of the interval, and those that take the estimate alone."""
+def _fitting_gpus(estimate: Estimate) -> str:
+    """GPUs that fit by the upper bound, and GPUs that fit by the estimate only."""
     surely = [name for name, fits in estimate.fits_upper_bound.items() if fits]
     perhaps = [name for name, fits in estimate.fits.items() if fits and name not in surely]
     parts = [f"Fits: {', '.join(surely)}"] if surely else []
-    parts += [f"may fit (by the estimate, not its upper end): {', '.join(perhaps)}"] * bool(perhaps)
-    return "; ".join(parts) or "Fits no single card that is known here"
+    parts += [f"may not fit (upper bound too large): {', '.join(perhaps)}"] * bool(perhaps)
+    return "; ".join(parts) or "Fits none of the known GPUs"
 
 
 def _changes(found: FitResult, hardware: Hardware, written: Path | None) -> Iterator[str]:
-    """The changes with their costs, and the training they lead to."""
+    """The changes with their costs, and the resulting training."""
     yield ""
     if found.changes:
         yield from _wrapped(f"to fit {hardware.name}, the cheapest changes:", "  ")
@@ -278,26 +278,26 @@ def _outcome(found: FitResult, hardware: Hardware) -> str:
 
 
 def _nothing(instead: Alternatives, hardware: Hardware) -> str:
-    text = f"no change that `ftcli train` can carry out makes it fit {hardware.name}"
+    text = f"no change of `ftcli train` makes it fit {hardware.name}"
     ways = []
     if instead.card is not None:
         ways.append(f"{instead.card} takes it (--fit {instead.card.replace('RTX ', '')!r})")
     if instead.model is not None:
         ways.append(f"--model {instead.model} fits with nothing else changed")
     if not ways:
-        return f"{text}, and no other card known here nor a smaller known model does either"
-    return f"{text}; one training runs on one card: {', or '.join(ways)}"
+        return f"{text}, and no other known GPU and no smaller known model fits either"
+    return f"{text}, and ftcli trains on one GPU; {', or '.join(ways)}"
 
 
 def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
-    """The largest that fits, by the upper end of the interval."""
+    """The largest value that fits, by the upper bound."""
     if limit.value is None or limit.estimate is None:
-        yield from _wrapped(f"not even {limit.size} 1 surely fits {hardware.name}", "  ")
+        yield from _wrapped(f"not even {limit.size} 1 fits {hardware.name}", "  ")
         return
     more = " or more" if limit.value == MOST else ""
-    context = "; whether the model was made for so many is not asked" * (limit.size == "max-length")
+    context = "; the model's own limit is not checked" * (limit.size == "max-length")
     yield from _wrapped(
-        f"largest {limit.size} that surely fits {hardware.name}: {limit.value}{more} "
+        f"largest {limit.size} that fits {hardware.name}: {limit.value}{more} "
         f"({_figure(limit.estimate)} of {gib(hardware.usable_bytes)}){context}",
         "  ",
     )
@@ -306,7 +306,7 @@ def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
 def _sweep(sweep: Sweep) -> Iterator[str]:
     """A table of the values, with a bar of what nvidia-smi shows."""
     yield ""
-    heads = [sweep.size, "allocated", "on the card", "between", "fits"]
+    heads = [sweep.size, "allocated", "on the GPU", "between", "fits"]
     cells = [_cells(row) for row in sweep.rows]
     columns = list(zip(heads[: len(cells[0])], *cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -334,13 +334,13 @@ def _figure(estimate: Estimate) -> str:
 
 
 ON_A_CPU = (
-    "resident: of the machine's memory, above what the process held before the model was there; "
-    "the interval is that of runs on cards"
+    "resident: RAM, above the memory of the process before the model; the interval is from runs on "
+    "GPUs"
 )
 
 
 def calibration_lines(found: CalibrationResult) -> list[str]:
-    """Each run with its figures, and a summary at the end."""
+    """Each run with its figures, then a summary."""
     lines = [line for run in found.runs for line in _run_lines(run)]
     count = len(found.figures)
     figures = "1 figure" if count == 1 else f"{count} figures"
@@ -354,13 +354,13 @@ def calibration_lines(found: CalibrationResult) -> list[str]:
 def _run_lines(run: CalibratedRun) -> Iterator[str]:
     choices = run.record.choices
     rank = f" r={choices.rank}" if choices.has_lora else ""
-    checkpointing = "" if choices.checkpointing else "no "
+    checkpointing = "on" if choices.checkpointing else "off"
     facts = (
         run.record.shape.name,
         f"{MODE_NAMES[choices.mode]}{rank}",
         choices.precision,
         f"{choices.micro_batch} × {choices.seq_len} tokens",
-        f"{checkpointing}checkpointing",
+        f"gradient checkpointing {checkpointing}",
         run.machine,
     )
     yield shown_path(run.run.path)
@@ -383,7 +383,7 @@ def _figure_line(figure: Figure) -> str:
 
 
 def _size(size_bytes: int) -> str:
-    """Two decimals of a GiB: an error of 1% shows."""
+    """GiB with two decimals, which show an error of 1%."""
     return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else shown_size(size_bytes)
 
 

@@ -94,7 +94,7 @@ def _require_no_head(targets: Targets) -> None:
         raise ModelError(
             "target_modules",
             "lm_head cannot take an adapter: the loss is computed from its weight directly; "
-            "modules_to_save trains it whole",
+            "modules_to_save trains it fully",
         )
 
 

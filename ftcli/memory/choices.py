@@ -1,4 +1,4 @@
-"""What decides the memory of a training step, besides the model's shape."""
+"""What decides the memory of a training step, apart from the model's shape."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ Loss = Literal["chunked", "full"]
 
 # transformers 5.24, modeling_layers.py: it takes the cache from a layer that is computed again.
 NO_CHECKPOINTING = (
-    "keys and values of a prefix stand in the cache, which a layer that is computed again would "
-    "fill twice"
+    "keys and values of a prefix are in the cache, which a recomputed layer would fill twice"
 )
 
 
@@ -40,7 +39,7 @@ class Stack:
     0.21, bitsandbytes 0.50); other values describe the stacks of published measurements."""
 
     like_ours: bool = True
-    """The loop and the layers are those of transformers and PEFT on one card."""
+    """The loop and the layers are those of transformers and PEFT on one GPU."""
     adapter_bytes: Literal[2, 4] = 4
     """Bytes of one adapter weight; ftcli keeps adapters in fp32, see ftcli.models.methods."""
     saved_bytes: Literal[2, 4] | None = 4
@@ -72,7 +71,7 @@ class Stack:
     compiled: bool = False
     """torch.compile computes norms and activations again instead of keeping them."""
     offloads_activations: bool = False
-    """What checkpointing keeps waits in the host's memory (torchtune)."""
+    """What checkpointing keeps is offloaded to RAM (torchtune)."""
     trainable_parameters: int | None = None
     """Trained weights of a method that ftcli has no formula for; None: by formula."""
 
@@ -122,7 +121,7 @@ class Choices:
     attention: Attention = "sdpa"
     loss: Loss = "chunked"
     label_share: float = 1.0
-    """Share of the tokens that are trained on; the rest get no logits."""
+    """Share of label tokens; the rest get no logits."""
     padding: bool = False
     """Rows of a micro-batch bring a mask of their padding. ftcli.models.loss passes none: it pads
     on the right, where causal attention never looks."""

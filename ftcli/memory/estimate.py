@@ -30,7 +30,7 @@ class Estimate:
     peak_bytes: int
     """Allocated by tensors: torch.cuda.max_memory_allocated."""
     reserved_bytes: int
-    """Held by torch's caching allocator: torch.cuda.max_memory_reserved."""
+    """Reserved by torch's caching allocator: torch.cuda.max_memory_reserved."""
     device_bytes: int
     """What nvidia-smi shows: reserved and the CUDA context."""
     residuals: Residuals
@@ -38,8 +38,8 @@ class Estimate:
     uncovered: tuple[str, ...]
     """What is outside the calibration data: each kind widens the interval."""
     managed_bytes: int
-    """Optimizer states in managed memory, in none of the figures above: they use what is free on
-    the card and leave it for the host's memory when it fills up."""
+    """Optimizer states in managed memory, in none of the figures above: on the GPU while it has
+    room, else in RAM."""
     peak_phase: str
     phases: dict[str, int]
     """Allocated bytes in each phase of the step, in its order."""
@@ -57,7 +57,7 @@ class Estimate:
 
     @property
     def based_on(self) -> str:
-        """What the interval rests on, in one line."""
+        """What the interval is based on, in one line."""
         none = f"; no run covers {' or '.join(self.uncovered)}" if self.uncovered else ""
         return self.residuals.based_on + none
 
@@ -159,23 +159,23 @@ class TextbookFigure(NamedTuple):
 
 
 def textbook(shape: Shape) -> list[TextbookFigure]:
-    """Full fine-tuning in three precisions, by bytes a parameter."""
+    """Full fine-tuning in three precisions, by bytes per parameter."""
     return [
         TextbookFigure(
             "fp32",
             16 * shape.parameters,
-            "4 weights + 4 gradients + 8 AdamW states a parameter (112 GB for 7 billion)",
+            "per parameter 4 weights + 4 gradients + 8 AdamW states (104 GiB for 7 billion)",
         ),
         TextbookFigure(
             "bf16 mixed",
             16 * shape.parameters,
-            "as fp32, for the fp32 weights are the master copy; 2 more for autocast's bf16 copy of "
-            "the weights in the forward pass, when the 4 of the gradients are not there yet",
+            "as fp32: the fp32 weights are the master copy; autocast's bf16 copy of them takes 2 "
+            "more in the forward pass, before the 4 of the gradients",
         ),
         TextbookFigure(
             "pure bf16",
             8 * shape.parameters,
-            "2 weights + 2 gradients + 4 AdamW states a parameter: no master copy, small updates "
+            "per parameter 2 weights + 2 gradients + 4 AdamW states: no master copy, small updates "
             "are rounded away",
         ),
     ]

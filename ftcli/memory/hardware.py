@@ -1,4 +1,4 @@
-"""What a machine has for training: the one at hand, and graphics cards known by name."""
+"""Memory and abilities of a machine: this one, or a GPU known by name."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Hardware:
     kind: Literal["cuda", "cpu", "mps"]
     name: str
     memory_bytes: int
-    """Memory of the card, or of the machine where there is none."""
+    """Memory of the GPU, or RAM without one."""
     free_bytes: int
     compute_capability: ComputeCapability | None
     """None without CUDA."""
     fast_bf16: bool
     """bf16 runs on matrix units of its own, not through fp32."""
     cores: int
-    """0 where nothing is known of the machine around a card."""
+    """0 for a GPU known by name: its machine is not known."""
     kernels: frozenset[str] = frozenset()
-    """Packages of CARD_KERNELS that are installed on a machine with a card."""
+    """Installed packages of CARD_KERNELS, on a machine with a GPU."""
 
     @property
     def title(self) -> str:
@@ -45,7 +45,7 @@ class Hardware:
 
     @property
     def usable_bytes(self) -> int:
-        """What a training may take as nvidia-smi shows it: of a card, with its CUDA context."""
+        """What a training may take, as nvidia-smi shows it: with its CUDA context."""
         own = context_bytes(self.compute_capability) if self.kind == "cuda" else 0
         return self.free_bytes + own
 
@@ -73,7 +73,7 @@ def context_bytes(capability: ComputeCapability | None) -> int:
 # A desktop session takes 0.3 to 1 GiB of the card that drives the display; the middle is assumed.
 DISPLAY_BYTES = GIB // 2
 
-# Of a card's memory CUDA shows 97% (8 GiB cards) to 99% (80 GiB), the rest is the driver's.
+# CUDA shows 97% (8 GiB) to 99% (80 GiB) of a GPU's memory; the driver keeps the rest.
 _VISIBLE_SHARE = 0.98
 
 
@@ -126,7 +126,7 @@ class Card:
         )
 
 
-# No card is smaller or larger: such a size is a slip (`4090gb`).
+# No GPU is smaller or larger: such a size is a typing error (`4090gb`).
 _LEAST_GIB, _MOST_GIB = 2, 512
 
 # Where a model exists in two sizes the smaller stands first: its plain name means that one.
@@ -157,7 +157,7 @@ KNOWN_CARDS: tuple[Card, ...] = (
 
 
 def find_card(wanted: str) -> Card:
-    """The card that `4090`, `rtx 4090`, `A100 80GB`, or a size such as `24GB` or `24` means.
+    """The GPU named by `4090`, `rtx 4090`, `A100 80GB`, or a size (`24GB`, `24`).
 
     A size is a desktop card of that many GiB. Raises UsageError (`gpu_unknown`).
     """
@@ -174,14 +174,14 @@ def find_card(wanted: str) -> Card:
     meant = f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
     raise UsageError(
         "gpu_unknown",
-        f"no card {wanted!r} is known{meant or '.'} Any card goes by its memory, such as 8GB; "
+        f"no GPU {wanted!r} is known{meant or '.'} Give the memory of another GPU, e.g. 8GB; "
         f"known by name: {', '.join(card.name for card in KNOWN_CARDS)}",
     )
 
 
 def card_of_size(gib: float) -> Card:
     """A desktop card known only by its size in GiB."""
-    return Card("card of", gib, _VISIBLE_SHARE * gib, None, drives_display=True)
+    return Card("GPU of", gib, _VISIBLE_SHARE * gib, None, drives_display=True)
 
 
 def _key(name: str) -> str:

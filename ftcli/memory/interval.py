@@ -1,4 +1,4 @@
-"""From what tensors hold to what torch's allocator reserves, and the interval around either."""
+"""What torch's allocator reserves for the tensors, and the interval around both figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ftcli.memory.shapes import Shape
 from ftcli.memory.step import Phase
 
 Figure = Literal["allocated", "card"]
-"""What tensors hold; or what the allocator reserves or nvidia-smi shows."""
+"""Allocated by tensors; or reserved by the allocator, or shown by nvidia-smi."""
 
 RESIDUALS = Path(__file__).with_name("residuals.json")
 
-# A kind with fewer runs than this is judged by all methods of its figure and stack together.
+# A kind with fewer runs than this uses the runs of all methods of its figure and stack.
 FEWEST_RUNS = 8
 # An interval is never narrower than this, however well a few runs agree.
 _WIDEST_LOW = 0.95
@@ -42,14 +42,13 @@ class Residuals:
 
     @property
     def based_on(self) -> str:
-        stack = "a like stack" if self.like_ours else "older stacks"
-        runs = f"{self.runs} measured runs of {self.group} on {stack}"
+        versions = "similar" if self.like_ours else "older"
+        runs = f"{self.runs} measured runs of {self.group} with {versions} software versions"
         return f"{runs}, median error {self.median_error:.1%}"
 
 
 def group_of(choices: Choices) -> str:
-    """The methods that are judged together: by formula, by virtual tokens, and those that have no
-    formula here."""
+    """The group of methods that share an interval."""
     if choices.mode in ("prefix-tuning", "prompt-tuning"):
         return "prefix and prompt tuning"
     if choices.stack.trainable_parameters is not None:
@@ -61,9 +60,9 @@ POOLED = "full fine-tuning, LoRA and QLoRA"
 
 
 def residuals_of(choices: Choices, figure: Figure) -> Residuals:
-    """The residuals that an estimate of these choices is judged by.
+    """The residuals for an estimate of these choices.
 
-    A kind with few runs is judged by the pooled ones too: the wider bound of the two.
+    A kind with few runs takes the wider bounds of its own and the pooled runs.
     """
     kinds = {(kind.figure, kind.group, kind.like_ours): kind for kind in _known_residuals()}
     like_ours = choices.stack.like_ours
@@ -116,8 +115,8 @@ _COUNTED_TYPES = {
     *("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "granite", "arcee"),
     *("starcoder2", "seed_oss"),
 }
-# The others are read in their source. Counted: Phi 2 15 to 19% more than estimated, Cohere 6%,
-# GLM 5%, GPT-NeoX 4 to 8% less.
+# Others are estimated from their source code only. Counted: Phi 2 15 to 19% more than estimated,
+# Cohere 6%, GLM 5%, GPT-NeoX 4 to 8% less.
 _WIDER_BY_TYPE = 0.12
 # Chosen: as much as the intervals of like runs reach to one side without their margin.
 _WIDER_EACH = 0.05
@@ -125,7 +124,7 @@ _WIDEST = 0.2
 
 
 def uncovered(shape: Shape, choices: Choices) -> tuple[str, ...]:
-    """In words, for the line that says what an interval rests on."""
+    """In words, for the line that says what an interval is based on."""
     return tuple(_widths(shape, choices))
 
 
@@ -151,7 +150,7 @@ def _widths(shape: Shape, choices: Choices) -> dict[str, float]:
     return widths
 
 
-# What the caching allocator holds beyond the tensors, in shares of them. Fitted on all published
+# What the caching allocator reserves beyond the tensors, as shares of them. Fitted on all published
 # runs of stacks like ours that state reserved or nvidia-smi figures (docs/vram.md); none of them
 # has a chunked loss.
 _OF_ALL = 0.02
@@ -163,7 +162,7 @@ _OF_FP32_LOGITS = 0.10
 
 
 def reserved_bytes(static_bytes: int, phase: Phase, choices: Choices) -> int:
-    """Bytes that torch's caching allocator holds in one phase of the step."""
+    """Bytes that torch's caching allocator reserves in one phase of the step."""
     allocated = static_bytes + phase.total_bytes
     return round(
         (1 + _OF_ALL) * allocated

@@ -101,7 +101,7 @@ def test_without_fit_nothing_is_suggested(ask: Any) -> None:
 def test_fit_names_changes_that_scripts_can_apply(ask: Any) -> None:
     found = ask("--model", "7b", "--mode", "full", "--fit", "24GB")
     usable = find_card("24GB").usable_bytes
-    assert found["fits"]["card of 24GB"] is False
+    assert found["fits"]["GPU of 24GB"] is False
     (change,) = found["suggestions"]
     assert (change["key"], change["value"]) == ("method.mode", "lora")
     assert change["device_bytes"] < change["high_bytes"] <= usable < found["device_bytes"]
@@ -119,7 +119,7 @@ def test_suggestions_given_as_set_are_the_fitted_training(ask: Any) -> None:
         for part in ("--set", f"{each['key']}={each['value']}")
     ]
     applied = ask("shop.yaml", "--gpu", "16GB", *overrides)
-    assert applied["fits"]["card of 16GB"] is True
+    assert applied["fits"]["GPU of 16GB"] is True
     again = ask("shop.yaml", "--fit", "16GB", *overrides)
     assert again["suggestions"] == []
     assert again["fit"]["device_bytes"] == found["fit"]["device_bytes"]
@@ -134,8 +134,8 @@ def test_what_fits_as_it_is_needs_no_change(ask: Any, show: Any) -> None:
 def test_each_change_is_shown_with_its_cost(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     text = show("--model", "7b", "--mode", "full", "--fit", "24GB")
-    start = text.index("to fit card of 24GB, the cheapest changes:\n  full fine-tuning → LoRA: ")
-    assert "(method.mode)\n    costs quality on what is new to the model" in text[start:]
+    start = text.index("to fit GPU of 24GB, the cheapest changes:\n  full fine-tuning → LoRA: ")
+    assert "(method.mode)\n    costs quality on new knowledge" in text[start:]
     assert "\nthen: micro-batch 1 × 1, with gradient checkpointing, " in text[start:]
 
 
@@ -146,7 +146,7 @@ def test_where_nothing_fits_what_would_is_named(ask: Any, show: Any) -> None:
     instead = found["fit"]["instead"]
     assert found["fit"]["fits"] is False and instead["card"] and instead["model"]
     text = " ".join(show(*arguments).split())
-    assert "no change that `ftcli train` can carry out makes it fit card of 12GB" in text
+    assert "no change of `ftcli train` makes it fit GPU of 12GB" in text
     assert f"{instead['card']} takes it" in text
     assert f"--model {instead['model']} fits with nothing else changed" in text
     larger = ask("--model", "70b", "--mode", "qlora", "--fit", instead["card"])
@@ -275,7 +275,7 @@ def test_the_largest_fits_and_one_more_does_not(ask: Any, size: str) -> None:
 def test_where_not_even_one_fits_that_is_said(ask: Any, show: Any) -> None:
     arguments = ("--model", "7b", "--mode", "full", "--gpu", "3060", "--max", "max-length")
     assert ask(*arguments)["max"] == {"size": "max-length", "value": None}
-    assert "not even max-length 1 surely fits RTX 3060 12GB" in show(*arguments)
+    assert "not even max-length 1 fits RTX 3060 12GB" in show(*arguments)
 
 
 def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
@@ -305,7 +305,10 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
         ("--mode lora --virtual-tokens 8", "take --mode prefix-tuning or --mode prompt-tuning"),
         ("--mode lora --bottleneck 8", "--bottleneck: the inner width of a bottleneck adapter"),
         ("--mode prompt-tuning --projection", "take --mode prefix-tuning"),
-        ("--mode prefix-tuning --gradient-checkpointing", "stand in the cache, which a layer"),
+        (
+            "--mode prefix-tuning --gradient-checkpointing",
+            "are in the cache, which a recomputed layer",
+        ),
         ("--mode qlora --precision fp32", "holds the base in 4 bits and dequantises it"),
         ("--mode lora --placement mlp", "--placement: the blocks that get a bottleneck adapter"),
         (
@@ -322,14 +325,14 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
         ("--packing --fit 24GB", "--packing is estimated by formula alone"),
         ("--fit 24GB --gpu 4090", "--gpu 4090 and --fit 24GB name two cards"),
         ("--fit auto --gpu 4090", "--gpu 4090 and --fit auto name two cards"),
-        ("--fit 4091", "no card '4091' is known; did you mean RTX 4090"),
+        ("--fit 4091", "no GPU '4091' is known; did you mean RTX 4090"),
         ("--max max-length", "--max max-length needs a card: add --gpu 4090 or 24GB"),
         ("--max maxlen --gpu 4090", "--max maxlen: no such size; did you mean max-length?"),
         ("--mode full --max rank --gpu 4090", "--max rank: full fine-tuning has none"),
         ("--sweep max_length=1,2", "--sweep max_length: no such size; did you mean max-length?"),
         (
             "--sweep max-length=a",
-            "--sweep max-length=a: expected whole numbers from 1 to 1048576, such",
+            "--sweep max-length=a: expected whole numbers from 1 to 1048576, e.g.",
         ),
         ("--write new.yaml", "--write writes what --fit finds: add --fit 24GB, 4090 or auto"),
         ("--write new.yaml --fit 24GB", "--write changes a recipe, and none is given: "),
@@ -404,4 +407,4 @@ def test_an_estimate_whose_upper_end_does_not_fit_says_so(ask: Any, show: Any) -
     arguments = ("--model", "13b", "--mode", "qlora", "--gpu")
     gib = ask(*arguments, "4090")["device_bytes"] * 1.05 / 2**30 + 0.5
     text = show(*arguments, f"{gib / 0.98:.2f}GB")
-    assert re.match(r"May not fit: [\d.]+, upper bound [\d.]+ of [\d.]+ GiB \(card of ", text)
+    assert re.match(r"May not fit: [\d.]+, upper bound [\d.]+ of [\d.]+ GiB \(GPU of ", text)

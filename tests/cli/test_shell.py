@@ -73,7 +73,7 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     ),
     (["estimate-vram", "--model", "8bb"], 2, "model_unknown", "no model '8bb'", None, None),
     (["estimate-vram"], 2, "usage", "give a RECIPE, or --model", None, None),
-    ([*ESTIMATE, "--gpu", "4091"], 2, "gpu_unknown", "no card '4091' is known", None, None),
+    ([*ESTIMATE, "--gpu", "4091"], 2, "gpu_unknown", "no GPU '4091' is known", None, None),
     ([*ESTIMATE, "--set", "method.rank=4"], 2, "flag", "--set changes a recipe", None, None),
     (["estimate-vram", "--model", "./no"], 1, "model_missing", "", None, None),
     *(

@@ -94,7 +94,7 @@ def test_embeddings_with_a_name_of_their_own_are_trained(
     [
         (
             {"method": {"mode": "prefix-tuning"}, "training": {"gradient_checkpointing": True}},
-            "training.gradient_checkpointing: keys and values of a prefix stand in the cache",
+            "training.gradient_checkpointing: keys and values of a prefix are in the cache",
         ),
         (
             {"method": {"mode": "lora", "target_modules": ["q_prj"]}},

@@ -219,7 +219,7 @@ def test_checkpointing_that_a_prefix_cannot_have(write_recipe: Recipes, finds: F
         method={"mode": "prefix-tuning"}, training={"gradient_checkpointing": True, "batch_size": 4}
     )
     said = finds(recipe, "check", code=2)
-    assert "training.gradient_checkpointing: keys and values of a prefix stand in the" in said
+    assert "training.gradient_checkpointing: keys and values of a prefix are in the" in said
 
 
 def test_a_merge_that_is_not_what_was_trained(

@@ -48,5 +48,5 @@ def test_an_unknown_size_gets_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UsageError) as caught:
         size_named(name, "--max")
     assert str(caught.value) == (
-        f"--max {name}: no such size; did you mean {near}?; there is max-length, micro-batch, rank"
+        f"--max {name}: no such size; did you mean {near}?; sizes: max-length, micro-batch, rank"
     )

@@ -33,7 +33,7 @@ def test_a_size_is_a_desktop_card(size: str) -> None:
 
 
 def test_an_unknown_card_is_told_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"no card 'rtx 4091' is known; did you mean RTX 4090"):
+    with pytest.raises(UsageError, match=r"no GPU 'rtx 4091' is known; did you mean RTX 4090"):
         find_card("rtx 4091")
 
 

@@ -151,9 +151,9 @@ def test_adapters_on_a_mixture_are_refused(mode: str) -> None:
     with pytest.raises(ModelError) as caught:
         make_plan(recipe(mode), mixture, PROFILE, card("H200"))
     assert str(caught.value) == (
-        "mixtral-8x7b is a mixture of experts, whose experts are 3-D tensors: 4 bits pass "
-        f"over them, and ftcli has not proven {mode} on them; take method.mode: full, or a "
-        "dense model"
+        "mixtral-8x7b is a mixture of experts: its experts are 3-D tensors, which 4-bit "
+        f"quantisation skips and {mode} is not tested on; take method.mode: full, or a dense "
+        "model"
     )
 
 

@@ -54,7 +54,7 @@ from tests.training.test_plan import (
         (
             {"target_modules": ["q_proj", "lm_head"]},
             "lm_head cannot take an adapter: the loss is computed from its weight directly; "
-            "modules_to_save trains it whole",
+            "modules_to_save trains it fully",
         ),
         (
             {"target_modules": ["o_proj", "layers.2.mlp.up_proj"], "layers": [0, 1]},
@@ -168,8 +168,7 @@ def test_a_prefix_is_trained_without_checkpointing(asked: object, hardware: Hard
     plan = make_plan(wanted, SMALL, PROFILE, hardware)
     assert decided(plan, "training.gradient_checkpointing") == (
         False,
-        "keys and values of a prefix stand in the cache, which a layer that is computed again "
-        "would fill twice",
+        "keys and values of a prefix are in the cache, which a recomputed layer would fill twice",
     )
     assert not plan.estimated.gradient_checkpointing
     # Not even where memory asks for it.
@@ -188,8 +187,8 @@ def test_checkpointing_asked_for_a_prefix_is_refused() -> None:
         require_possible(wanted, SMALL)
     assert (caught.value.code, caught.value.exit_code) == ("gradient_checkpointing", 2)
     assert str(caught.value) == (
-        "training.gradient_checkpointing: keys and values of a prefix stand in the cache, which a "
-        "layer that is computed again would fill twice; leave it to auto"
+        "training.gradient_checkpointing: keys and values of a prefix are in the cache, which a "
+        "recomputed layer would fill twice; leave it to auto"
     )
 
 

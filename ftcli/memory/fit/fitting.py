@@ -62,11 +62,11 @@ def _same_model(now: Choices, found: Choices) -> Iterator[Step]:
     if found.micro_batch < now.micro_batch:
         parts = found.gradient_accumulation
         yield Step(
-            f"micro-batch {now.micro_batch} → {found.micro_batch}, {parts} of them a step",
+            f"micro-batch {now.micro_batch} → {found.micro_batch}, {parts} per step",
             "training.micro_batch_size",
             found.micro_batch,
-            "time, where so few rows leave the card idle; the gradient stays the same, since the "
-            "loss is divided by the tokens of the whole step",
+            "time, if so few rows leave the GPU idle; the gradient stays the same, since the loss "
+            "is divided by the label tokens of the whole step",
             ("micro_batch", "gradient_accumulation"),
         )
     if found.gradient_checkpointing and not now.gradient_checkpointing:
@@ -82,7 +82,7 @@ def _same_model(now: Choices, found: Choices) -> Iterator[Step]:
             f"attention {now.attention} → {found.attention}",
             "model.attention",
             found.attention,
-            "nothing: the same scores in one kernel that never holds them all, and faster",
+            "nothing: the same result without storing all scores, and faster",
             ("attention",),
         )
     if found.optimizer != now.optimizer:
@@ -103,8 +103,8 @@ def _other_model(asked: FitRequest, found: Choices) -> Iterator[Step]:
             "the frozen base in 4 bits",
             "method.quantization",
             "nf4",
-            "time: 4-bit weights are dequantised in every pass; some quality perhaps: that NF4 "
-            "costs none is shown for LoRA (QLoRA, tables 2 to 4), and not for this method",
+            "time: 4-bit weights are dequantised in every pass; perhaps quality: NF4 is shown to "
+            "cost none for LoRA (QLoRA, tables 2 to 4), not for this method",
             ("four_bit_base",),
         )
     if found.mode != now.mode:
@@ -114,7 +114,7 @@ def _other_model(asked: FitRequest, found: Choices) -> Iterator[Step]:
         yield Step(names, "method.mode", found.mode, "; ".join(costs), ("mode",))
     if found.target_modules != now.target_modules:
         yield Step(
-            f"adapters on {', '.join(found.target_modules)} alone",
+            f"adapters on {', '.join(found.target_modules)} only",
             "method.target_modules",
             list(found.target_modules),
             "some quality: adapters on all linear layers matched full fine-tuning, on fewer they "
@@ -136,13 +136,13 @@ def _other_model(asked: FitRequest, found: Choices) -> Iterator[Step]:
 _OPTIMIZER_COSTS: dict[Optimizer, str] = {
     "adamw-8bit": "next to nothing: states in 8 bits train as well (Dettmers et al. 2022, table 1)",
     "paged-adamw-8bit": (
-        "time, when the card is full and its 8-bit states move to the host's memory and back "
+        "time, when the GPU is full and 8-bit states move to RAM and back "
         "(QLoRA, Dettmers et al. 2023, section 3)"
     ),
 }
 _UPDATE_COST = (
-    "quality on what is new to the model: LoRA learns less, and forgets less (Biderman et al. "
-    "2024); its learning rate is ten times as high (auto: 2e-4)"
+    "quality on new knowledge: LoRA learns less, and forgets less (Biderman et al. 2024); its "
+    "learning rate is ten times as high (auto: 2e-4)"
 )
 _QUANTISED_COST = (
     "time: 4-bit weights are dequantised in every pass; quality as LoRA's on 16 bits (QLoRA, "
@@ -157,8 +157,8 @@ def _lower_rank(asked: FitRequest, found: Choices) -> Iterator[Step]:
         f"rank {rank} → {found.rank}",
         "method.rank",
         found.rank,
-        "room for what is new: low ranks do for a format or a style (LoRA, Hu et al. 2021, "
-        "section 7.2)",
+        "capacity for new knowledge: low ranks are enough for a format or a style (LoRA, Hu et "
+        "al. 2021, section 7.2)",
         ("rank",),
     )
     if asked.alpha is not None:
@@ -169,7 +169,7 @@ def _lower_rank(asked: FitRequest, found: Choices) -> Iterator[Step]:
             f"alpha {asked.alpha:g} → {alpha:g}",
             "method.alpha",
             alpha,
-            f"nothing: {scale}, by which the update is scaled, stays as it is",
+            f"nothing: the scale of the update, {scale}, stays the same",
             (),
         )
 
@@ -177,9 +177,7 @@ def _lower_rank(asked: FitRequest, found: Choices) -> Iterator[Step]:
 def _cost_of_length(asked: FitRequest, tokens: int) -> str:
     refused = "prepare stops where that loses 1% of the answers, unless data.too_long allows it"
     if asked.share_longer is None:
-        return (
-            f"the ends of longer rows, of which nothing is known without prepared data; {refused}"
-        )
+        return f"the ends of longer rows (how many is not known without prepared data); {refused}"
     return f"the ends of {asked.share_longer(tokens):.1%} of the prepared rows; {refused}"
 
 

@@ -52,7 +52,7 @@ def size_named(name: str, flag: str) -> Size:
     if name not in SIZES:
         raise UsageError(
             "flag",
-            f"{flag} {name}: no such size{did_you_mean(name, SIZES)}; there is {', '.join(SIZES)}",
+            f"{flag} {name}: no such size{did_you_mean(name, SIZES)}; sizes: {', '.join(SIZES)}",
         )
     return name
 
@@ -65,7 +65,7 @@ def sizes_of(text: str) -> tuple[Size, tuple[int, ...]]:
     if not parts or not all(part.isdecimal() and 0 < int(part) <= MOST for part in parts):
         raise UsageError(
             "flag",
-            f"--sweep {text}: expected whole numbers from 1 to {MOST}, such as {size}=4,8,16",
+            f"--sweep {text}: expected whole numbers from 1 to {MOST}, e.g. {size}=4,8,16",
         )
     return size, tuple(sorted({int(part) for part in parts}))
 

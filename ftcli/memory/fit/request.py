@@ -59,9 +59,9 @@ def require_mode(mode: Mode, shape: Shape) -> None:
     if shape.experts > 1 and mode != "full":
         raise ModelError(
             "method_refused",
-            f"{shape.name} is a mixture of experts, whose experts are 3-D tensors: 4 bits pass "
-            f"over them, and ftcli has not proven {mode} on them; take method.mode: full, or a "
-            "dense model",
+            f"{shape.name} is a mixture of experts: its experts are 3-D tensors, which 4-bit "
+            f"quantisation skips and {mode} is not tested on; take method.mode: full, or a dense "
+            "model",
         )
 
 

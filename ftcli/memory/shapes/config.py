@@ -95,8 +95,7 @@ def _model_type(config: Mapping[str, object], label: str) -> str:
         raise ModelError(
             "model_type_unknown",
             f"{label}: {found!r} joins a text model with others ({', '.join(others)}), and ftcli "
-            "sizes text models alone; save its text_config as a config.json of its own to size "
-            "that part",
+            "sizes text models only; to size that part, save its text_config as a config.json",
         )
     if not isinstance(found, str) or found not in FAMILIES:
         raise ModelError(
