@@ -154,7 +154,7 @@ def test_liger_gives_the_loss_and_the_gradients_of_transformers(
     name: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("liger_kernel")
-    from ftcli.kernels.liger import take_liger
+    from ftcli.kernels.liger import apply_liger
     from ftcli.models.batches import padded
     from ftcli.models.virtual_tokens import causal_model
     from tests.kernels.test_packed_families import assert_same, model_of, plain, rows, through
@@ -166,7 +166,7 @@ def test_liger_gives_the_loss_and_the_gradients_of_transformers(
         if part == "apply_rotary_pos_emb" or part.endswith("MLP"):
             # It takes another one for all models of this type: until the test is over.
             monkeypatch.setattr(modeling, part, value)
-    assert take_liger(model) > 0
+    assert apply_liger(model) > 0
     assert_same(through(model, padded(rows(), 0)), expected, 1e-5, 1e-4)
 
 

@@ -144,7 +144,7 @@ def prepare_recipe(
     from ftcli.hub import require_reachable
     from ftcli.memory.shapes import model_source
     from ftcli.runs.folder import find_run
-    from ftcli.training.job import TrainJob, open_model, require_own_folder, require_trackers
+    from ftcli.training.job import TrainJob, open_model, require_separate_output, require_trackers
     from ftcli.training.plan.decide import make_plan, require_l2_sp
     from ftcli.training.plan.plan import RowStatistics
 
@@ -163,7 +163,7 @@ def prepare_recipe(
         renderer = load_renderer(loaded.recipe, source)
     run = data_folder(loaded, renderer, named)
     with loaded.locate():
-        require_own_folder(run, loaded.recipe)
+        require_separate_output(run, loaded.recipe)
     with run.lock(), loaded.locate():
         prepared = prepare(loaded.recipe, renderer, run.data, reporter)
         previewed = preview(run.data, renderer, preview_rows)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def keep_dequantised(model: nn.Module) -> int:
+def cache_dequantised(model: nn.Module) -> int:
     """Cache the weight of each 4-bit layer; returns the bytes that this takes."""
     from bitsandbytes.functional import dequantize_4bit
 
@@ -24,7 +24,7 @@ def keep_dequantised(model: nn.Module) -> int:
         found = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         kept = found.to(layer.compute_dtype or found.dtype)
         # No buffer: it is neither saved nor moved.
-        layer.__dict__["kept_weight"] = kept
+        layer.__dict__["cached_weight"] = kept
         layer.forward = partial(_forward, layer)
         total += kept.numel() * kept.element_size()
     return total
@@ -35,14 +35,14 @@ def is_four_bit(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Linear4bit" and hasattr(layer, "compute_dtype")
 
 
-def kept_weight(layer: nn.Module) -> Tensor | None:
+def cached_weight(layer: nn.Module) -> Tensor | None:
     """[out, in] of a layer that keeps it."""
-    found: Tensor | None = layer.__dict__.get("kept_weight")
+    found: Tensor | None = layer.__dict__.get("cached_weight")
     return found
 
 
 def _forward(layer: Any, hidden: Tensor) -> Tensor:
-    kept = kept_weight(layer)
+    kept = cached_weight(layer)
     assert kept is not None
     bias = None if layer.bias is None else layer.bias.to(kept.dtype)
     with torch.autocast(hidden.device.type, enabled=False):

@@ -29,7 +29,7 @@ WANTED = {
 }
 
 
-def take_liger(model: PreTrainedModel) -> int:
+def apply_liger(model: PreTrainedModel) -> int:
     """Give a model Liger's kernels; returns how many norms take its RMSNorm.
 
     Rotary positions are then Liger's for all models of this type in the process.

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ftcli.kernels.autocast import autocast_type
-from ftcli.kernels.dequantised import is_four_bit, kept_weight
+from ftcli.kernels.dequantised import cached_weight, is_four_bit
 
 
 def fuse_lora(model: nn.Module) -> int:
@@ -48,7 +48,7 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     """The layer's forward; PEFT's own where the layer is disabled, merged, or of mixed types."""
     base, name = layer.base_layer, layer.active_adapters[0]
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    weight = kept_weight(base) if is_four_bit(base) else base.weight
+    weight = cached_weight(base) if is_four_bit(base) else base.weight
     if weight is None or layer.disable_adapters or layer.merged or arguments or keywords:
         return plainly(hidden, *arguments, **keywords)
     cast_to = autocast_type(hidden)

@@ -169,7 +169,7 @@ def sha256_file(path: Path) -> str:
 
 
 def folder_bytes(path: Path) -> int:
-    """Size of all files below a folder."""
+    """Size of all files below a folder; 0 if there is no folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
@@ -187,7 +187,7 @@ def require_space(folder: Path, needed_bytes: int, what: str) -> None:
         raise MachineError(
             "disk_full",
             f"{what} needs {shown_size(needed_bytes)} on the disk of {folder}, and "
-            f"{shown_size(free)} are free; free some space, or set output to another folder",
+            f"{shown_size(free)} are free; make room, or set output to another folder",
         )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ftcli.errors import FtcliError
-from ftcli.runs.atomic import write_text
+from ftcli.runs.atomic import folder_bytes, write_text
 from ftcli.runs.locks import exclusive_lock
 from ftcli.runs.training_records import RunRecord
 from ftcli.shell import command
@@ -108,6 +108,10 @@ class RunFolder:
         """Steps of the checkpoints on disk, ascending."""
         names = (path.name for path in self.checkpoints.glob("step-*"))
         return sorted(int(n.removeprefix("step-")) for n in names if n[5:].isdigit())
+
+    def checkpoint_bytes(self) -> int:
+        """Bytes of all checkpoints on disk."""
+        return folder_bytes(self.checkpoints)
 
     def read_manifest(self) -> dict[str, Any]:
         """run.json; empty before a training has begun."""

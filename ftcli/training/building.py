@@ -1,7 +1,7 @@
-"""From a plan to a trainer: base loaded, method attached, rows opened; and the weights saved.
+"""Build the trainer of a plan, and save the trained weights.
 
-The only door to SFTConfig. THEIR_NAMES says where each decision goes; `ftcli train --dry-run`
-prints it.
+The only module that makes an SFTConfig. THEIR_NAMES says which library setting each decision
+becomes; `ftcli train --dry-run` prints it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from trl import SFTConfig
 from ftcli.config.recipe import Full, Training
 from ftcli.errors import ModelError
 from ftcli.kernels.cpu import end_gc_tuning
-from ftcli.kernels.dequantised import keep_dequantised
-from ftcli.kernels.liger import take_liger
+from ftcli.kernels.dequantised import cache_dequantised
+from ftcli.kernels.liger import apply_liger
 from ftcli.kernels.lora import fuse_lora
 from ftcli.models.adapters import open_adapter, save_weights
 from ftcli.models.device import device_of
@@ -30,14 +30,14 @@ from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.plan import Plan
 from ftcli.training.trainer import FtcliTrainer
 
-# Our name of a decision → where it goes.
+# Key of a decision → library setting.
 THEIR_NAMES = {
     "training.precision": "SFTConfig.bf16, fp16",
     "model.dtype": "from_pretrained(dtype)",
     "model.attention": "from_pretrained(attn_implementation)",
     "training.optimizer": "SFTConfig.optim",
     "training.learning_rate": "SFTConfig.learning_rate",
-    "training.micro_batch_size": "our training step",
+    "training.micro_batch_size": "our training step, which splits a batch itself",
     "training.packing": "our collator",
     "optimizations.shared_prefix": "our collator",
     "optimizations.dequantised": "our forward of bitsandbytes' Linear4bit",
@@ -59,9 +59,9 @@ OPTIMIZERS = {
 
 
 def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTConfig:
-    """The whole of TRL's configuration; our callbacks decide when to validate and to save.
+    """TRL's configuration; our callbacks decide when to validate and to save.
 
-    What it calls a batch is a whole step of ours, which we cut into micro-batches ourselves.
+    Its batch is a whole optimizer step, which our training step splits into micro-batches.
     """
     precision = plan.training.precision
     config = SFTConfig(
@@ -84,7 +84,7 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
         use_cpu=plan.hardware.kind == "cpu",
         seed=training.seed,
         max_length=None,
-        loss_type="nll",  # else TRL before 1.16 replaces the model's forward, which is ftcli's own
+        loss_type="nll",  # otherwise TRL before 1.16 replaces the model's forward with its own
         dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -94,13 +94,13 @@ def sft_config(training: Training, plan: Plan, output: Path, name: str) -> SFTCo
         disable_tqdm=True,
         dataloader_pin_memory=plan.hardware.kind == "cuda",
     )
-    config._n_gpu = 1  # one card is used, however many there are: TRL refuses DataParallel
+    config._n_gpu = 1  # of several GPUs use one: TRL refuses DataParallel
     return config
 
 
 def build_trainer(job: TrainJob) -> FtcliTrainer:
     """Load the base as planned, attach the method, and read the prepared rows."""
-    end_gc_tuning()  # all that is heavy has been imported, and no model is there
+    end_gc_tuning()  # the libraries are imported, and no model is loaded yet
     recipe, plan, run = job.recipe, job.plan, job.run
     weights = DTYPES[plan.model.dtype]
     compute = compute_dtype(plan.training.precision)
@@ -118,7 +118,7 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         model = _attached(base, job)
     _require_own_weights(model)
     if isinstance(recipe.method, Full):
-        _generate_as_trained(model, job)  # the base's own may be one that cannot be saved
+        _set_generation_config(model, job)  # transformers may refuse to save the base's own
     trainer = FtcliTrainer(
         model,
         sft_config(recipe.training, plan, run.path / "logs", recipe.name),
@@ -129,23 +129,24 @@ def build_trainer(job: TrainJob) -> FtcliTrainer:
         recipe.training.save_total_limit,
     )
     if plan.optimizations.dequantised:
-        keep_dequantised(trainer.model)
+        cache_dequantised(trainer.model)
     if plan.optimizations.fused_lora:
         fuse_lora(trainer.model)
     if plan.optimizations.liger:
-        take_liger(trainer.model)
+        apply_liger(trainer.model)
     trainer.l2_sp = _l2_sp(trainer.model, job)
     return trainer
 
 
 def _l2_sp(model: PreTrainedModel, job: TrainJob) -> L2SP | None:
-    """The weights that a run starts from; a resumed run loads its own after this."""
+    """L2-SP towards the starting weights; a resumed run loads them from its checkpoint."""
     recipe, strength = job.recipe, job.plan.training.l2_sp
     if not strength:
         return None
-    whole = isinstance(recipe.method, Full)
-    stored = open_config(job.model.source, recipe.model.revision).dtype if whole else None
-    return L2SP(model, strength, (stored or torch.float32) if whole else None)
+    stored = None
+    if isinstance(recipe.method, Full):
+        stored = open_config(job.model.source, recipe.model.revision).dtype or torch.float32
+    return L2SP(model, strength, stored)
 
 
 def _attached(base: PreTrainedModel, job: TrainJob) -> PreTrainedModel:
@@ -154,23 +155,23 @@ def _attached(base: PreTrainedModel, job: TrainJob) -> PreTrainedModel:
 
 
 def _require_own_weights(model: PreTrainedModel) -> None:
-    """Raise ModelError where a merge could not give an update to its own layer alone."""
+    """Raise ModelError if a merge would change a weight that several layers share."""
     if (shared := shared_weight(model)) is not None:
         raise ModelError(
             "target_modules",
-            f"{shared}, and a merge would give each the updates of all; leave them out, or take "
+            f"{shared}, and a merge would give each the updates of all; leave them out, or set "
             "method.mode: full",
         )
 
 
-def _generate_as_trained(model: PreTrainedModel, job: TrainJob) -> None:
+def _set_generation_config(model: PreTrainedModel, job: TrainJob) -> None:
     model.generation_config = generation_config(
         job.model.renderer.tokenizer, job.dataset.stop_ids, job.dataset.pad_id
     )
 
 
 def save_trained(trainer: FtcliTrainer, job: TrainJob, folder: Path) -> None:
-    """The trained weights with the tokenizer, the template and the stop tokens of the training.
+    """Save the trained weights with the tokenizer, template and stop tokens of the training.
 
     A full model is saved in the type of its base's files, an adapter in fp32.
     """
@@ -178,7 +179,7 @@ def save_trained(trainer: FtcliTrainer, job: TrainJob, folder: Path) -> None:
     if isinstance(job.recipe.method, Full):
         stored = open_config(job.model.source, job.recipe.model.revision)
         model.to(stored.dtype or torch.float32)
-        _generate_as_trained(model, job)
+        _set_generation_config(model, job)
     save_weights(model, folder)
     job.model.renderer.tokenizer.save_pretrained(folder)
     write_for_older_readers(folder)

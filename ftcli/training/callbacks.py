@@ -1,4 +1,4 @@
-"""Between the steps of a training: progress, records, validation, saving, stopping, trackers."""
+"""Callbacks between steps: progress, records, validation, saving, stopping, trackers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ftcli.training.plan.plan import Plan
 if TYPE_CHECKING:
     from ftcli.training.trainer import FtcliTrainer
 
-# What of Trainer's logs goes into metrics.jsonl.
+# Keys of Trainer's logs that metrics.jsonl has.
 RECORDED = {"loss", "learning_rate", "grad_norm"}
 
 
 class BeforeFirstStep(TrainerCallback):
-    """Does something once, when everything is in its place and before the first step."""
+    """Calls `work` once the trainer is set up or resumed, before the first step."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -63,12 +63,12 @@ class ScheduleCallback(TrainerCallback):
         self.meter: Meter | None = None
 
     def is_due(self, step: int) -> bool:
-        """Whether the rows are to be validated after this step."""
+        """Whether to validate after this step."""
         every = self.plan.training.eval_steps
         return self.validates and (step >= self.plan.steps or step % every == 0)
 
     def is_over(self, step: int) -> bool:
-        """Whether a run that has come this far has nothing left to train or to validate."""
+        """Whether a run has nothing left to train or validate after this step."""
         if self.is_due(step) and not self.records.has_eval(step):
             return False
         return step >= self.plan.steps or self._has_lost_patience()
@@ -82,15 +82,13 @@ class ScheduleCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         step, last = state.global_step, state.global_step >= self.plan.steps
-        seconds, tokens = (
-            time.monotonic() - self._step_started,
-            self._trainer.data.sampler.tokens(step - 1),
-        )
+        seconds = time.monotonic() - self._step_started
+        tokens = self._trainer.data.sampler.tokens(step - 1)
         self._training_seconds += seconds
         self._tokens += tokens
         self.records.add_time(step, tokens, seconds)
         stopping = self.stops.number is not None
-        # A validation that a stop leaves out is done when the run resumes.
+        # A validation that a stop skips is done when the run resumes.
         control.should_evaluate = self.is_due(step) and not stopping
         control.should_save = stopping or last or self._is_worth_saving(step)
         control.should_training_stop = stopping or last
@@ -135,7 +133,7 @@ class ScheduleCallback(TrainerCallback):
         self._step_started = self._saved_at = time.monotonic()
 
     def _is_worth_saving(self, step: int) -> bool:
-        """Whether this is a step to save at, and what a kill would lose is worth the time."""
+        """Whether to save after this step; by default only if saving takes little of the time."""
         if step % self.plan.training.save_steps:
             return False
         since = time.monotonic() - self._saved_at
@@ -146,11 +144,11 @@ class ScheduleCallback(TrainerCallback):
         return patience is not None and self.records.validations_without_gain() >= patience
 
     def tokens_per_second(self) -> float:
-        """Real tokens, without padding, by the time the steps took."""
+        """Tokens without padding, by the seconds of the steps."""
         return self._tokens / self._training_seconds if self._training_seconds else 0.0
 
     def seconds(self) -> float:
-        """Wall time since this process began to train, validations and saves included."""
+        """Wall time since this process began to train, including validations and saves."""
         return time.monotonic() - self._started
 
     def _figures(self, loss: float) -> str:
@@ -164,8 +162,8 @@ NAMES = {
     MLflowCallback: "mlflow",
     TrackioCallback: "trackio",
 }
-# What Trainer adds at the end: of this process alone, and of operations that nobody counts.
-UNLOGGED = {
+# Keys that Trainer logs at the end: they count one process only, or are not counted at all.
+NOT_LOGGED = {
     "train_runtime",
     "train_samples_per_second",
     "train_steps_per_second",
@@ -179,9 +177,9 @@ def init_trackers(
 ) -> None:
     """Set up the trackers of a run that starts or resumes after `step`.
 
-    TensorBoard writes into `logs`, unless TENSORBOARD_LOGGING_DIR is set, and drops the steps that
-    are done again. Epochs are counted by rows, as to Trainer the whole run is one. A tracker that
-    cannot begin raises MachineError (`tracker`).
+    TensorBoard writes into `logs`, unless TENSORBOARD_LOGGING_DIR is set, and deletes the steps
+    that are done again. Epochs are counted by rows, because Trainer counts the whole run as one.
+    A tracker that fails to start raises MachineError (`tracker`).
     """
     for callback in callbacks:
         name = NAMES.get(type(callback))
@@ -191,11 +189,11 @@ def init_trackers(
             callback.logging_dir = callback.logging_dir or str(logs)
             again = {"purge_step": step + 1} if step else {}
             callback._SummaryWriter = partial(callback._SummaryWriter, **again)
-        callback.on_train_begin = _in_words(name, callback.on_train_begin)
-        callback.on_log = _own_figures(sampler, callback.on_log)
+        callback.on_train_begin = _explaining_errors(name, callback.on_train_begin)
+        callback.on_log = _with_our_epochs(sampler, callback.on_log)
 
 
-def _own_figures(sampler: StepSampler, log: Callable[..., Any]) -> Callable[..., Any]:
+def _with_our_epochs(sampler: StepSampler, log: Callable[..., Any]) -> Callable[..., Any]:
     def on_log(
         args: TrainingArguments,
         state: TrainerState,
@@ -203,7 +201,7 @@ def _own_figures(sampler: StepSampler, log: Callable[..., Any]) -> Callable[...,
         logs: dict[str, Any] | None = None,
         **named: Any,
     ) -> Any:
-        kept = {key: value for key, value in (logs or {}).items() if key not in UNLOGGED}
+        kept = {key: value for key, value in (logs or {}).items() if key not in NOT_LOGGED}
         if "epoch" in kept:
             kept["epoch"] = sampler.epochs_done(state.global_step)
         if kept.keys() - {"epoch"}:
@@ -212,7 +210,7 @@ def _own_figures(sampler: StepSampler, log: Callable[..., Any]) -> Callable[...,
     return on_log
 
 
-def _in_words(name: str, begin: Callable[..., Any]) -> Callable[..., Any]:
+def _explaining_errors(name: str, begin: Callable[..., Any]) -> Callable[..., Any]:
     def on_train_begin(*arguments: Any, **named: Any) -> Any:
         try:
             return begin(*arguments, **named)
@@ -220,8 +218,8 @@ def _in_words(name: str, begin: Callable[..., Any]) -> Callable[..., Any]:
             reason = str(error).strip() or type(error).__name__
             raise MachineError(
                 "tracker",
-                f"training.report_to: {name} cannot begin: {reason}; set it up, or take it out of "
-                "the list",
+                f"training.report_to: {name} failed to start: {reason}; set it up, or remove it "
+                "from the list",
             ) from error
 
     return on_train_begin

@@ -1,4 +1,4 @@
-"""Save and load a step: weights, optimizer, schedule, random states; nothing NaN or infinite."""
+"""Save and load a step: weights (none NaN or infinite), optimizer, scheduler, random states."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ftcli.training.l2_sp import L2SP
 
 
 class NotFiniteError(FtcliError):
-    """The step failed; the weights are those of the step before."""
+    """A step failed before it changed any weight."""
 
     def __init__(self, message: str) -> None:
         super().__init__("loss_not_finite", message)
 
 
 def require_finite_weights(model: PreTrainedModel, step: int) -> None:
-    """Raise NotFiniteError where a trained weight is NaN or infinite: nothing of it is saved."""
+    """Raise NotFiniteError if a trained weight is NaN or infinite."""
     for name, weight in model.named_parameters():
         if weight.requires_grad and not bool(torch.isfinite(weight).all()):
             raise NotFiniteError(
-                f"{name} holds NaN or infinity after step {step}; train with a lower "
-                "training.learning_rate, beside this run (--fresh)"
+                f"{name} is NaN or infinite after step {step}; train with a lower "
+                "training.learning_rate, in a new folder (--fresh)"
             )
 
 
@@ -42,7 +42,7 @@ RandomState = dict[str, Any]
 
 
 def random_state() -> RandomState:
-    """What the generators would draw next."""
+    """States of all random generators."""
     state: RandomState = {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -54,7 +54,7 @@ def random_state() -> RandomState:
 
 
 def restore_random_state(state: RandomState) -> None:
-    """Let the generators draw again what they drew from then on."""
+    """Set all random generators back to these states."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.random.set_rng_state(state["cpu"])
@@ -66,12 +66,12 @@ def restore_random_state(state: RandomState) -> None:
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
 SCALER, RANDOM = "scaler.pt", "rng_state.pth"
 RECORDS = "records.jsonl"
-# Of bitsandbytes' states, those that its paged optimizers page.
+# States that bitsandbytes' paged optimizers page.
 PAGED_STATES = {"state1", "state2"}
 
 
 class Trainable(Protocol):
-    """What a checkpoint takes from a trainer."""
+    """The parts of a trainer that a checkpoint saves."""
 
     model: PreTrainedModel
     state: TrainerState
@@ -83,9 +83,9 @@ class Trainable(Protocol):
 
 
 def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> None:
-    """Weights, optimizer, schedule, random states and records of the current step.
+    """Save weights, optimizer, scheduler, random states and records of the current step.
 
-    Raises NotFiniteError, and OSError or what the libraries make of it (`disk.is_full`).
+    Raises NotFiniteError, OSError, and the libraries' own errors for a full disk (`is_full`).
     """
     require_finite_weights(trainer.model, position.step)
     with atomic_directory(folder) as temporary:
@@ -103,14 +103,14 @@ def save_checkpoint(trainer: Trainable, position: Position, folder: Path) -> Non
 
 
 def _save(state: dict[str, Any], file: Path) -> None:
-    # Through Python's file, an error of the disk keeps its name; torch's own says nothing of it.
+    # torch's own file writer hides the system's error; Python's does not.
     with file.open("wb") as stream:
         torch.save(state, stream)
 
 
 def optimizer_bytes(optimizer: Any) -> int:
-    """What the optimizer's states take on disk; 0 before the first step."""
-    # Tensors with one storage, as bitsandbytes' tables of 8-bit values, are saved once.
+    """Bytes of the optimizer's states on disk; 0 before the first step."""
+    # Tensors with one storage (bitsandbytes' tables of 8-bit values) are saved once.
     sizes = {
         tensor.untyped_storage().data_ptr(): tensor.nbytes
         for tensor in _tensors(optimizer.state_dict()["state"])
@@ -128,10 +128,10 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 
 def page_states(optimizer: Any) -> None:
-    """Put a paged optimizer's states back into paged memory after they were loaded.
+    """Move a paged optimizer's loaded states back to paged memory.
 
-    bitsandbytes (0.50, Optimizer8bit.load_state_dict) leaves them in the GPU's own, where the plan
-    has no room for them.
+    bitsandbytes (0.50, Optimizer8bit.load_state_dict) leaves them in the GPU's own memory, where
+    the plan has no space for them.
     """
     bare = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if not getattr(bare, "is_paged", False):
@@ -139,5 +139,5 @@ def page_states(optimizer: Any) -> None:
     for weight, state in bare.state.items():
         for name in PAGED_STATES & state.keys():
             place = bare.get_state_buffer(weight, dtype=state[name].dtype)
-            if getattr(place, "is_paged", False):  # those of small weights never are
+            if getattr(place, "is_paged", False):  # states of small weights are not paged
                 state[name] = place.copy_(state[name])

@@ -1,6 +1,6 @@
-"""From the rows of an optimizer step to micro-batches: read, split, padded or packed.
+"""Read the rows of an optimizer step, split them into micro-batches, and pad or pack them.
 
-When memory runs out, the same rows go through the model in smaller micro-batches."""
+If memory runs out, the same rows go through the model in smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from ftcli.training.plan.memory import PREFIXES
 from ftcli.training.plan.optimizations import why_not_packed
 from ftcli.training.plan.plan import Plan
 
-# How many rows are named in an error.
-NAMED = 8
+# Rows named in an error.
+NAMED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Rows:
         return [{"row": row, "input_ids": ids, "labels": labels} for row, ids, labels in columns]
 
     def longest_first(self) -> list[int]:
-        """Row numbers, the longest row first: a lack of memory shows at once."""
+        """Row numbers, the longest row first, so that a lack of memory shows immediately."""
         return sorted(range(len(self.lengths)), key=lambda row: self.lengths[row], reverse=True)
 
     def names(self, rows: Iterable[int]) -> str:
-        """Where rows stand in the user's files: `shop.jsonl:12, shop.jsonl:55 and 3 more`."""
-        wanted = list(dict.fromkeys(rows))
-        found = [self.table[row] for row in wanted[:NAMED]]
+        """Places of rows in the user's files: `shop.jsonl:12, shop.jsonl:55 and 3 more`."""
+        numbers = list(dict.fromkeys(rows))
+        found = [self.table[row] for row in numbers[:NAMED_ROWS]]
         named = ", ".join(f"{row['file']}:{row['line']}" for row in found)
-        more = len(wanted) - len(found)
+        more = len(numbers) - len(found)
         return f"{named} and {more} more" if more else named
 
 
@@ -80,12 +80,9 @@ class TrainingData:
     validation: Rows | None
     pad_id: int
 
-    def order_digest(self) -> str:
-        """16 hex digits of the order of rows and of how many make a step."""
-        return self._order_digest
-
     @cached_property
-    def _order_digest(self) -> str:
+    def order_digest(self) -> str:
+        """16 hex digits of the order of rows and of the batch size."""
         order = np.asarray(self.sampler.order, dtype=np.int64).tobytes()
         return hashlib.sha256(b"%d:" % self.sampler.batch_size + order).hexdigest()[:16]
 
@@ -107,7 +104,7 @@ def open_data(recipe: Recipe, plan: Plan, prepared: Dataset, folder: Path) -> Tr
 
 
 def _rows(folder: Path, names: Sequence[RowsOf]) -> Rows:
-    """The rows of these files, one after the other."""
+    """The rows of these files, in this order."""
     tables = [datasets.Dataset.from_file(str(split_file(folder, name))) for name in names]
     lengths = [length for name in names for length in row_lengths(folder, name)]
     return Rows(tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables), lengths)
@@ -124,7 +121,7 @@ class PaddingCollator:
     pad_id: int
 
     def split(self, ids: Sequence[Sequence[int]], max_rows: int) -> list[list[int]]:
-        """Places of a step's rows, the longest first, in micro-batches of at most so many."""
+        """Indices of a step's rows in micro-batches of at most `max_rows` rows."""
         return micro_batches(range(len(ids)), max_rows)
 
     def rows_of_largest(self, ids: Sequence[Sequence[int]], max_rows: int) -> int:
@@ -140,15 +137,15 @@ class PackingCollator:
     """Packs rows without padding; a common prefix is stored once if `share_prefix`."""
 
     tokens: int
-    """Of a micro-batch with `rows` rows; a smaller one has proportionally fewer."""
+    """Most tokens of a micro-batch with `rows` rows; fewer rows have proportionally fewer."""
     rows: int | None
-    """None: as many as `tokens` has room for, whatever `max_rows` is."""
+    """None: `tokens` alone limits a micro-batch, and `max_rows` is ignored."""
     share_prefix: bool
     common_tokens: int = 0
-    """Tokens with which every row begins; fewer rows have as many of them."""
+    """Tokens with which every row begins; they do not become fewer with fewer rows."""
 
     def split(self, ids: Sequence[Sequence[int]], max_rows: int) -> list[list[int]]:
-        """Places of a step's rows in as few micro-batches as tokens and rows allow."""
+        """Indices of a step's rows in as few micro-batches as tokens and rows allow."""
         rows = max_rows if self.rows else len(ids)
         return split_by_tokens(ids, self._max_tokens(max_rows), rows, share=self.share_prefix)
 
@@ -179,7 +176,7 @@ class MicroBatch:
     """Rows that go through the model together."""
 
     rows: list[int]
-    """Their numbers in the split."""
+    """Row numbers in the split."""
     inputs: Batch
 
 
@@ -188,14 +185,14 @@ def split_micro_batches(
 ) -> list[MicroBatch]:
     """Micro-batches of at most `max_rows` rows, collated."""
     found = []
-    for places in collator.split([example["input_ids"] for example in examples], max_rows):
-        rows = [examples[place] for place in places]
+    for indices in collator.split([example["input_ids"] for example in examples], max_rows):
+        rows = [examples[index] for index in indices]
         found.append(MicroBatch([row["row"] for row in rows], collator(rows)))
     return found
 
 
 def training_collator(plan: Plan, pad_id: int) -> Collator:
-    """The collator that was planned."""
+    """The planned collator."""
     training, share = plan.training, plan.optimizations.shared_prefix is True
     if not training.packing:
         return PaddingCollator(pad_id)
@@ -205,10 +202,9 @@ def training_collator(plan: Plan, pad_id: int) -> Collator:
 def scoring_collator(
     network: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int
 ) -> Collator:
-    """The collator that a plan would choose; `rows` of token ids show how much they share."""
-    on_card = next(network.parameters()).device.type != "cpu"
-    shape = shape_of(network)
-    if on_card or virtual_tokens(network) or shape is None:
+    """The collator that a plan would choose; `rows` of token ids show their common prefix."""
+    on_cpu, shape = next(network.parameters()).device.type == "cpu", shape_of(network)
+    if not on_cpu or virtual_tokens(network) or shape is None:
         return PaddingCollator(pad_id)
     if why_not_packed(replace(shape, dropout=False)) is not None:
         return PaddingCollator(pad_id)
@@ -220,19 +216,18 @@ T = TypeVar("T")
 
 
 class OomRetry:
-    """Rows of a micro-batch; they become fewer, and stay so, when memory runs out."""
+    """Rows of a micro-batch: halved, for all later ones too, when memory runs out."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.note: Callable[[str], None] | None = None
-        """Gets a sentence each time."""
+        """Called with a sentence each time."""
 
     def run(self, attempt: Callable[[int], T], reset: Callable[[], None], what: str) -> T:
         """The result of `attempt(rows)`.
 
-        Where memory runs out, `reset` undoes the attempt, the random generators go back, and the
-        whole attempt is made again with half the rows. Raises torch's error where one row is too
-        much.
+        If memory runs out, `reset` undoes the attempt, random states are restored, and the whole
+        attempt is repeated with half the rows. Raises torch's error if one row is too much.
         """
         before = random_state()
         while True:
@@ -246,7 +241,7 @@ class OomRetry:
                 restore_random_state(before)
                 if one_row:
                     raise
-            # After the handler, where the error no longer holds the frames with their tensors.
+            # After the handler: the error no longer references the frames with their tensors.
             self.halve(what)
 
     def halve(self, what: str) -> None:
@@ -256,5 +251,5 @@ class OomRetry:
         if self.note is not None:
             self.note(
                 f"out of memory in {what}: micro-batch {earlier} → {self.rows} from here on, with "
-                "as much more accumulation; rows and order of the steps stay"
+                "more accumulation; rows and order of the steps stay the same"
             )

@@ -1,4 +1,4 @@
-"""A training job: recipe, base model, dataset, plan and run; what is checked before it begins."""
+"""A training job: recipe, base model, dataset, plan and run; and the checks before it begins."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainJob:
     recipe: Recipe
     """With absolute paths."""
     recipe_file: Path
-    """Where the user wrote it."""
+    """The user's file."""
     model: BaseModel
     dataset: Dataset
     plan: Plan
@@ -59,7 +59,7 @@ class TrainJob:
     def init_adapter(self) -> Path | None:
         """Folder of the adapter weights to start from.
 
-        A prefix made by a network continues with that network, which only checkpoints hold.
+        A prefix with `projection` is trained further by its MLP, which only checkpoints have.
         """
         source = self.init_from
         if source is None or not source.run.adapter.is_dir():
@@ -75,7 +75,7 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to; losses are per label token."""
+    """Result of a training; losses are per label token."""
 
     trainer: FtcliTrainer
     """With the trained model, still in memory."""
@@ -91,16 +91,15 @@ class TrainResult:
 
 
 def starting_from(recipe: Recipe, init_from: OpenRun | None) -> Recipe:
-    """The recipe with the base it starts from: a run of full training lends its model.
+    """The recipe, with the model of a full run as base if it starts from one.
 
-    Raises UsageError (`from_run`) where another run's adapter does not fit.
+    Raises UsageError (`from_run`) if the other run's adapter does not fit the recipe.
     """
     if init_from is None:
         return recipe
     if isinstance(init_from.recipe.method, Full):
-        changes = {"id": str(init_from.run.model), "revision": None}
-        model = recipe.model.model_copy(update=changes)
-        return recipe.model_copy(update={"model": model})
+        base = {"id": str(init_from.run.model), "revision": None}
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update=base)})
     _require_same_adapter(recipe, init_from)
     return recipe
 
@@ -110,10 +109,10 @@ def _require_same_adapter(new: Recipe, init_from: OpenRun) -> None:
     if isinstance(new.method, Full):
         raise UsageError(
             "from_run",
-            f"--from {init_from.run.path}: it holds an adapter, and method.mode is full; "
-            "merge it first and name the merged folder in model.id",
+            f"--from {init_from.run.path}: this run has an adapter, and method.mode is full; "
+            "merge it first and set model.id to the merged folder",
         )
-    free = {"method.dropout", "method.init_text"}  # neither changes what an adapter is
+    free = {"method.dropout", "method.init_text"}  # neither changes the adapter's weights
     changed = [
         difference
         for difference in differences(old, new, free)
@@ -122,7 +121,7 @@ def _require_same_adapter(new: Recipe, init_from: OpenRun) -> None:
     if changed:
         raise UsageError(
             "from_run",
-            f"--from {init_from.run.path}: its adapter does not suit the recipe: "
+            f"--from {init_from.run.path}: its adapter does not fit the recipe: "
             f"{'; '.join(changed)}",
         )
 
@@ -130,8 +129,7 @@ def _require_same_adapter(new: Recipe, init_from: OpenRun) -> None:
 def open_model(recipe: Recipe) -> BaseModel:
     """Find model, tokenizer and machine; no weights are loaded.
 
-    Raises ModelError, MachineError and UsageError for what recipe, model and machine alone prove
-    impossible.
+    Raises ModelError, MachineError and UsageError for all that can be known before a row is read.
     """
     model = recipe.model
     source = model_source(model.id)
@@ -150,7 +148,7 @@ def open_model(recipe: Recipe) -> BaseModel:
 
 
 def require_trackers(recipe: Recipe) -> None:
-    """Raise MachineError (`tracker`) naming every package that is missing."""
+    """Raise MachineError (`tracker`) for packages that are not installed."""
     missing = [n for n in dict.fromkeys(recipe.training.report_to) if not _is_installed(n)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -161,15 +159,17 @@ def require_trackers(recipe: Recipe) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    """A folder of that name, which some trackers make, is no package."""
+    """A folder of that name, which some trackers make, is not a package."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
-def require_own_folder(run: RunFolder, recipe: Recipe, init_from: OpenRun | None = None) -> None:
-    """Raise FtcliError (`output_base`) where a run would write into what it starts from.
+def require_separate_output(
+    run: RunFolder, recipe: Recipe, init_from: OpenRun | None = None
+) -> None:
+    """Raise FtcliError (`output_base`) if a run would write into what it starts from.
 
-    Call it before anything is written, the lock too. Raises ModelError where a base is missing.
+    Call it before anything is written, including the lock. Raises ModelError if a base is missing.
     """
     bases = [Path(model_source(recipe.model.id))]
     if init_from is not None:
@@ -179,14 +179,14 @@ def require_own_folder(run: RunFolder, recipe: Recipe, init_from: OpenRun | None
         if folder == base:
             how = "is the base itself"
         elif folder.is_relative_to(base):
-            how = f"lies in the base ({base})"
+            how = f"is inside the base ({base})"
         elif base.is_relative_to(folder):
-            how = f"holds the base ({base})"
+            how = f"contains the base ({base})"
         else:
             continue
         raise FtcliError(
             "output_base",
-            f"{run.path} {how}, which a run never writes to; name a folder beside it",
+            f"{run.path} {how}, which a run never writes to; set output to another folder",
         )
 
 
@@ -197,7 +197,7 @@ def temporary_run(output: Path, prefix: str) -> Iterator[RunFolder]:
     new = [parent for parent in folder.parents if not parent.exists()]
     try:
         with RunFolder(folder).lock():
-            _clear(folder)  # of a process that was killed
+            _clear(folder)  # files of a killed process
             try:
                 yield RunFolder(folder)
             finally:

@@ -1,4 +1,4 @@
-"""Open a run: from a run folder or its recipe to the run, its weights proven."""
+"""Open a finished run by its folder or its recipe, and verify its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder, find_run, newest_finished, run_above
 from ftcli.shell import command, set_flags, shown_path
 
-# Keys that may change between the parts of one training: they shape no token and no weight.
+# Keys that may change when a run resumes: they affect no token and no weight.
 FREE_KEYS = {
     "name",
     "output",
@@ -32,7 +32,7 @@ FREE_KEYS = {
     "training.save_steps",
     "training.early_stopping_patience",
 }
-# Of these, the sections that a recipe which names a finished run may change.
+# Sections that a recipe may change for its finished run.
 OVERRIDABLE = ("generation", "eval")
 
 
@@ -44,9 +44,9 @@ class OpenRun:
     file: RecipeFile
     prepared: Dataset
     overrides: tuple[str, ...] = ()
-    """Sections of the recipe which named the run that differ from the trained ones."""
+    """Sections that the recipe at `path` has changed since the training, and that count."""
     ignored_changes: tuple[str, ...] = ()
-    """Keys that were trained otherwise than asked, as `training.epochs: 1 → 2`."""
+    """Keys that it has changed and that do not count, as `training.epochs: 1 → 2`."""
 
     @property
     def recipe(self) -> Recipe:
@@ -54,7 +54,7 @@ class OpenRun:
 
 
 def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
-    """The run at `path`, in whatever state, or the newest finished one of the recipe there.
+    """The run at `path`, in any state, or the newest finished run of the recipe at `path`.
 
     Raises FtcliError (`run_missing`).
     """
@@ -63,14 +63,14 @@ def run_at(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     if os.path.isdir(path):
         raise FtcliError("run_missing", _no_run(path))
     if not os.path.lexists(path):
-        message = f"neither a run nor a recipe is there{_near(path)}"
+        message = f"no run and no recipe of this name{_near(path)}"
         raise FtcliError("run_missing", message, file=shown_path(path))
     begin = command("train", path, *set_flags(overrides))
     return newest_finished(load_recipe(path, overrides).output, begin)
 
 
 def _near(path: Path) -> str:
-    """A run or a recipe in the same folder whose name is like the one asked for."""
+    """A run or a recipe with a similar name in the same folder."""
     try:
         siblings = list(path.parent.iterdir())
     except OSError:
@@ -83,18 +83,18 @@ def _no_run(folder: Path) -> str:
     shown = shown_path(folder)
     if (above := run_above(folder)) is not None:
         part, run = _part(os.path.basename(os.path.abspath(folder))), shown_path(above.path)
-        return f"{shown} is {part} of the run {run}; give the run itself: {run}"
+        return f"{shown} is {part} of the run {run}; name the run itself: {run}"
     known = (("config.json", "a model"), ("adapter_config.json", "an adapter"))
     found = [(file, kind) for file, kind in known if (folder / file).is_file()]
     what = "not a run: it has no run.json"
     if found:
         file, kind = found[0]
         what = f"{kind}, not a run: it has {file} and no run.json"
-    return f"{shown} is {what}; give the folder that ftcli train has filled, or its recipe"
+    return f"{shown} is {what}; name the run folder of ftcli train, or its recipe"
 
 
 def _part(name: str) -> str:
-    """What a folder inside a run is."""
+    """A folder inside a run, in words."""
     if name.startswith("step-"):
         return "a checkpoint"
     named = {"adapter": "adapter", "model": "trained model", "merged": "merged model"}
@@ -102,31 +102,30 @@ def _part(name: str) -> str:
 
 
 def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
-    """The finished run at `path`, or the newest finished one of the recipe at `path`.
+    """The finished run at `path`, or the newest finished run of the recipe at `path`.
 
     Overrides change the run's own recipe; of a recipe at `path` only OVERRIDABLE count.
-    Raises FtcliError, also where the trained weights are not as the training wrote them.
+    Raises FtcliError, also if the trained weights were changed.
     """
     run = run_at(path, overrides)
     if run.state != "finished":
         raise FtcliError(
             "run_unfinished",
-            f"{path} is not finished ({run.state}); go on: {command('train', run.path)}",
+            f"{path} is not finished ({run.state}); resume: {command('train', run.path)}",
         )
     run.require_prompt_manifest()
     prepared = load_dataset(run.data)
     if prepared is None:
         raise FtcliError(
             "run_broken",
-            f"{run.data} holds no prepared data; prepare them again: "
-            f"{command('prepare', run.path)}",
+            f"{run.data} has no prepared data; prepare them again: {command('prepare', run.path)}",
         )
     require_unchanged_weights(run)
     trained, by_recipe = load_recipe(run.recipe), find_run(path) is None
     now = load_recipe(path if by_recipe else run.recipe, overrides)
     asked, began = now.recipe, trained.recipe
     changed = [name for name in OVERRIDABLE if getattr(asked, name) != getattr(began, name)]
-    # Another seed draws other answers. Base and data have proofs of their own.
+    # Another seed only draws other answers. Base and data are verified separately.
     ignored = differences(began, asked, FREE_KEYS | {"training.seed", "model", "data"})
     loaded = _as_trained(now, asked, trained) if by_recipe else now
     overriding = tuple(changed) if by_recipe else ()
@@ -134,7 +133,7 @@ def open_run(path: Path, overrides: Sequence[str] = ()) -> OpenRun:
 
 
 def _as_trained(now: RecipeFile, asked: Recipe, trained: RecipeFile) -> RecipeFile:
-    """The recipe of a training, with OVERRIDABLE as `asked` has it."""
+    """The recipe of a training, with the OVERRIDABLE sections of `asked`."""
     keys = {override: override.partition("=")[0].strip() for override in now.overrides}
     of_training = [each for each, key in keys.items() if key.partition(".")[0] not in OVERRIDABLE]
     recipe = load_recipe(trained.path, of_training).recipe
@@ -145,8 +144,7 @@ def _as_trained(now: RecipeFile, asked: Recipe, trained: RecipeFile) -> RecipeFi
 def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
     """Verify template, tokenizer and base before cached results are shown.
 
-    The base of a full training counts where its figures are shown too. Raises FtcliError
-    (`prompt_manifest`).
+    `with_base`: also the base of a full training. Raises FtcliError (`prompt_manifest`).
     """
     from ftcli.models.prompt_manifest import verified_base, verify_run
 
@@ -158,15 +156,15 @@ def require_as_trained(opened: OpenRun, *, with_base: bool) -> None:
             pass
 
 
-# Trained weights: their sha256 is written when a training ends and proven at each opening.
-# A flipped bit or a cut copy changes what a model says without an error anywhere.
+# The sha256 of the trained weights is written when a training ends, and verified at each opening:
+# a flipped bit or a truncated copy changes answers without an error.
 
 
 def weight_digests(folder: Path) -> dict[str, dict[str, Any]]:
     """Entries of run.json for the trained files in a folder.
 
-    `weights` holds their sha256; `weight_files` size and date, by which a large file is known
-    without reading it.
+    `weights`: their sha256; `weight_files`: size and date, to recognise a large file without
+    reading it.
     """
     # The configuration of an adapter scales its weights (`lora_alpha`).
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_config.json")])
@@ -175,10 +173,10 @@ def weight_digests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def require_unchanged_weights(run: RunFolder) -> None:
-    """Raise FtcliError (`weights_changed`) where the trained weights are not those of run.json.
+    """Raise FtcliError (`weights_changed`) if the trained weights are not those of run.json.
 
-    Adapters are read whole; the files of a whole model, of up to 15 GB, where their size or date
-    differs.
+    Adapters are read each time; the files of a full model, up to 15 GB, only if their size or date
+    has changed.
     """
     record = run.record()
     digests, marks = record.weights or {}, record.weight_files or {}
@@ -203,14 +201,14 @@ def require_unchanged_weights(run: RunFolder) -> None:
 def _changed(file: Path, reason: str) -> FtcliError:
     return FtcliError(
         "weights_changed",
-        f"{reason}; put the trained weights back as they were, from a copy, or train anew: "
+        f"{reason}; restore the trained weights from a copy, or train again: "
         f"{command('train', file.parent.parent, '--fresh')}",
         file=str(file),
     )
 
 
 class _Mark(NamedTuple):
-    """By which a file is known without reading it."""
+    """Size and date of a file, to recognise it without reading it."""
 
     bytes: int
     mtime_ns: int
@@ -223,5 +221,5 @@ def _mark(file: Path) -> _Mark:
 
 @lru_cache(maxsize=64)
 def _digest_of(file: Path, mark: _Mark) -> str:
-    """sha256 of a file, read once by each command while its mark stays."""
+    """sha256 of a file; cached until size or date change."""
     return sha256_file(file)

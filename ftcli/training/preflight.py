@@ -54,7 +54,7 @@ class Peak:
     resident_bytes: int | None = None
     """Of the machine's memory on a CPU, above what the process held before the model was there."""
 
-    def or_greater(self, other: Peak) -> Peak:
+    def maximum(self, other: Peak) -> Peak:
         """The greater of the two, figure by figure."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return Peak(*(max((v for v in pair if v is not None), default=None) for pair in pairs))
@@ -143,13 +143,13 @@ class StepMemory(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.steps = self.steps.or_greater(self._meter.peak())
+        self.steps = self.steps.maximum(self._meter.peak())
         self._meter.reset()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.validations = self.validations.or_greater(self._meter.peak())
+        self.validations = self.validations.maximum(self._meter.peak())
 
 
 def _resident_bytes() -> int:
@@ -177,7 +177,7 @@ LAST_LAYERS = 2
 LITTLE = 1 / 20
 
 
-def check_longest(
+def run_preflight(
     trainer: FtcliTrainer, plan: Plan, memory: StepMemory, reporter: Reporter
 ) -> None:
     """Train on the largest micro-batch, validate and save, and undo all of it.

@@ -1,4 +1,4 @@
-"""Resume a run: what may not change, which checkpoint to load, what to say at an early end."""
+"""Resume a run: what may not change, the checkpoint to load, the message at an early end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from ftcli.memory.shapes import model_source
 from ftcli.models.base_files import base_fingerprint
 from ftcli.runs.atomic import (
     delete_temporary,
-    folder_bytes,
     free_bytes,
     is_full,
     require_space,
@@ -37,7 +36,7 @@ from ftcli.training.plan.plan import Plan
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
 
-# Keys that say how long a run is.
+# Keys of the length of a run.
 LENGTH_KEYS = ("training.epochs:", "training.max_steps:")
 
 # Codes of errors that end a run between two steps; a checkpoint is kept.
@@ -46,11 +45,11 @@ EARLY_ENDS = {"loss_not_finite", "memory", "disk_full"}
 
 @dataclass(frozen=True)
 class TrainCommands:
-    """What to type after an early end."""
+    """Commands shown after an early end."""
 
     resume: str
     begin: str
-    """Before anything of the run was written."""
+    """If nothing of the run was written yet."""
 
 
 def train_command(
@@ -68,7 +67,7 @@ def train_command(
 def require_unchanged(
     run: RunFolder, loaded: RecipeFile, renderer: Renderer, again: str
 ) -> list[str]:
-    """A stopped run resumes only with what it began with.
+    """A stopped run resumes only with the recipe and data that it began with.
 
     Returns the allowed changes, as `key: old → new`. Raises FtcliError (`recipe_changed`) with all
     other changes, and the command `again` that trains the recipe in a new folder.
@@ -80,39 +79,36 @@ def require_unchanged(
         return []
     began, now = load_recipe(run.recipe).recipe, loaded.recipe
     changed = differences(began, now, FREE_KEYS)
-    mark = fingerprint(loaded.recipe, renderer)
-    if manifest["data"] != mark and not changed:
-        changed = _other_parts(run, loaded.recipe, renderer) or [
-            f"data: {manifest['data']} → {mark}"
-        ]
+    digest = fingerprint(now, renderer)
+    if manifest["data"] != digest and not changed:
+        changed = _changed_inputs(run, now, renderer) or [f"data: {manifest['data']} → {digest}"]
     if changed:
-        what = "was begun with another recipe"
-        ways = f"change it back to go on, or start over beside it:\n  {again}"
-        raise _changed(run, what, changed, ways + _for_more(run, loaded, changed))
+        what = "was started with another recipe"
+        ways = f"change it back to resume, or train in a new folder:\n  {again}"
+        raise _changed(run, what, changed, ways + _how_to_train_longer(run, loaded, changed))
     return differences(began, now, frozenset())
 
 
 def require_as_finished(run: RunFolder, recipe: Recipe, again: str) -> None:
-    """A finished run answers only for what it was trained with.
+    """Raise FtcliError (`recipe_changed`) if a finished run was trained with another recipe.
 
-    Looks at nothing that needs a tokenizer, and passes over data and a base that are gone. Raises
-    FtcliError (`recipe_changed`) as `require_unchanged`.
+    Needs no tokenizer; data and a base that no longer exist are not compared.
     """
     began, free = load_recipe(run.recipe).recipe, FREE_KEYS
     parent: str | None = run.read_manifest().get("parent")
     if parent is not None and began.model.id == str(RunFolder(Path(parent)).model):
-        free = free | {"model.id", "model.revision"}  # its parent's model took the base's place
+        free = free | {"model.id", "model.revision"}  # the parent's model was its base
     keys = differences(began, recipe, free)
     changed = keys or [*_changed_sources(run, began), *_changed_base(run, began)]
     if changed:
         shown = command("train", run.path)
         back = f"to see its result:\n  {shown}" if keys else "change it back to see its result"
-        ways = f"{back}\nto train this recipe beside it:\n  {again}"
+        ways = f"{back}\nto train this recipe in a new folder:\n  {again}"
         raise _changed(run, "is finished, and was trained with another recipe", changed, ways)
 
 
 def _changed_sources(run: RunFolder, began: Recipe) -> Iterator[str]:
-    """Files of rows, and of a template, that are there with other contents."""
+    """Existing files of rows or of a template whose contents have changed."""
     data = began.data
     prepared = load_dataset(run.data)
     before = prepared.parts if prepared is not None else {}
@@ -128,28 +124,28 @@ def _changed_sources(run: RunFolder, began: Recipe) -> Iterator[str]:
 
 
 def _changed_base(run: RunFolder, began: Recipe) -> Iterator[str]:
-    """The weights of the base, where they are on this machine."""
+    """The weights of the base, if they are on this machine."""
     before, model = run.base_fingerprint(), began.model
     try:
         now = base_fingerprint(model_source(model.id), model.revision)
     except FtcliError:
-        return  # what is gone or damaged cannot be compared
+        return  # a base that is gone or damaged cannot be compared
     if before is not None and now is not None and now != before:
         yield f"weights of the base: {before[:8]} → {now[:8]}"
 
 
 def warn_of_other_machine(run: RunFolder, now: Hardware, reporter: Reporter) -> None:
-    """Say that a run resumes on another machine than it began on."""
+    """Warn if a run resumes on another machine than it began on."""
     began = run.read_manifest().get("hardware")
     if began is not None and began["name"] != now.name:
         reporter.warn(
-            f"the run began on {began['name']} and goes on on {now.title}: at another speed, and "
-            "not to the same last digits; Ctrl-C stops it"
+            f"the run began on {began['name']} and resumes on {now.title}: the speed and the last "
+            "digits of results will differ; Ctrl-C stops it"
         )
 
 
-def _other_parts(run: RunFolder, recipe: Recipe, renderer: Renderer) -> list[str]:
-    """Which of the things that shape the tokens are others, as `template: digest → digest`."""
+def _changed_inputs(run: RunFolder, recipe: Recipe, renderer: Renderer) -> list[str]:
+    """Changed inputs of the tokenising, as `template: digest → digest`."""
     from ftcli.data.tokenizing.fingerprint import fingerprint_parts
 
     prepared = load_dataset(run.data)
@@ -164,34 +160,33 @@ def _other_parts(run: RunFolder, recipe: Recipe, renderer: Renderer) -> list[str
 
 def _changed(run: RunFolder, what: str, changed: list[str], ways: str) -> FtcliError:
     lines = "".join(f"\n  {line}" for line in changed)
-    free = f"these may change: {', '.join(sorted(FREE_KEYS))}"
+    free = f"keys that may change: {', '.join(sorted(FREE_KEYS))}"
     return FtcliError("recipe_changed", f"{shown_path(run.path)} {what}:{lines}\n{ways}\n{free}")
 
 
-def _for_more(run: RunFolder, loaded: RecipeFile, changed: list[str]) -> str:
-    """What to do where a run is to become longer or shorter."""
+def _how_to_train_longer(run: RunFolder, loaded: RecipeFile, changed: list[str]) -> str:
     if not any(line.startswith(LENGTH_KEYS) for line in changed):
         return ""
     more = command("train", loaded.path, *set_flags(loaded.overrides), "--from", run.path)
     return (
-        "\nThe length of a run shapes its learning rates from the first step: let it end as it "
-        f"began, then, for more:\n  {more}"
+        "\nThe learning rates depend on the length of a run from its first step: finish it as it "
+        f"began, then train further:\n  {more}"
     )
 
 
-# Where a run resumes, and how it ends early
+# Resuming, and ending early
 
 
 def delete_leftovers(run: RunFolder) -> None:
-    """Delete what a killed process of this run left half written."""
+    """Delete files that a killed process left half written."""
     for folder in (run.path, run.checkpoints):
         delete_temporary(folder)
 
 
 def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
-    """The checkpoint to resume from; none where the run begins, or was killed before one.
+    """The checkpoint to resume from; None if the run begins, or was killed before its first.
 
-    Says which checkpoints are skipped, and why. Raises FtcliError where all are gone or damaged.
+    Warns of skipped checkpoints with the reason. Raises FtcliError if all are gone or damaged.
     """
     manifest = run.read_manifest()
     if not manifest:
@@ -204,14 +199,14 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
     if checkpoint is not None:
         step = checkpoint.position.step
         if saved is not None and saved > step and not found.skipped:
-            reporter.warn(f"step {saved} was saved, and its checkpoint is gone")
+            reporter.warn(f"the checkpoint of step {saved} is gone")
         run.update_manifest(saved_step=step)
-        reporter.note(f"resume from step {step} ({shown_path(checkpoint.folder)})")
+        reporter.note(f"resumes at step {step} ({shown_path(checkpoint.folder)})")
     elif saved is not None:
         raise FtcliError(
             "checkpoint_broken",
-            f"{run.path}: step {saved} was saved, and no checkpoint is there any more; put "
-            f"{run.checkpoints.name}/ back, or start over beside it: "
+            f"{run.path}: the checkpoint of step {saved} is gone, and there is no other; restore "
+            f"{run.checkpoints.name}/, or train in a new folder: "
             f"{command('train', run.path, '--fresh')}",
         )
     else:
@@ -220,31 +215,30 @@ def resume_point(run: RunFolder, reporter: Reporter) -> Checkpoint | None:
 
 
 def _require_none_before(run: RunFolder) -> None:
-    """Raise FtcliError where a training that begins would write among another's checkpoints."""
+    """Raise FtcliError if a new training would write among another run's checkpoints."""
     if steps := run.steps_saved():
         raise FtcliError(
             "run_broken",
-            f"{run.path} holds checkpoints (step {steps[-1]} the last) and no {run.manifest.name}, "
-            "by which a run is known; put it back, or train into another folder (--set output=…)",
+            f"{run.path} has checkpoints (up to step {steps[-1]}) and no {run.manifest.name}, "
+            "which identifies a run; restore it, or train in another folder (--set output=…)",
         )
 
 
 def require_room(run: RunFolder, plan: Plan, more_bytes: int) -> None:
-    """Raise MachineError (`disk_full`) where the disk has no room for what the run will save.
+    """Raise MachineError (`disk_full`) if the disk has no space for what the run will save.
 
-    `more_bytes` is saved with the trained weights: the tokenizer.
+    `more_bytes`: of the tokenizer, which is saved with the trained weights.
     """
-    there = folder_bytes(run.checkpoints) if run.checkpoints.is_dir() else 0
-    whole = plan.run_bytes(more_bytes)
-    needed = max(whole - there, plan.checkpoint_bytes + more_bytes)
+    saved = run.checkpoint_bytes()
+    needed = max(plan.run_bytes(more_bytes) - saved, plan.checkpoint_bytes + more_bytes)
     require_space(run.path, needed, "this run with its checkpoints")
 
 
 @contextmanager
-def early_end_in_words(
+def explain_early_end(
     run: RunFolder, stops: StopSignals, commands: TrainCommands
 ) -> Iterator[None]:
-    """Say where the run stands, and how to resume it, when a signal or the machine ends it early.
+    """Add the saved step and the command that resumes, if a signal or the machine ends a run.
 
     Raises Stopped for a signal.
     """
@@ -264,7 +258,7 @@ def early_end_in_words(
             raise
         raise MachineError(
             "disk_full",
-            f"the disk of {run.path} is full ({shown_size(free_bytes(run.path))} free): make "
+            f"the disk of {run.path} is full ({shown_size(free_bytes(run.path))} free); make "
             f"room{_kept(run, commands)}",
         ) from error
 
@@ -278,11 +272,11 @@ def _stopped(run: RunFolder, commands: TrainCommands) -> str:
         return f"stopped before the first checkpoint. Begin again: {commands.resume}"
     total = Plan.read(run.plan).steps
     folder = shown_path(run.checkpoint(step))
-    return f"stopped at step {step} of {total} (checkpoint {folder}). Go on: {commands.resume}"
+    return f"stopped at step {step} of {total} (checkpoint {folder}). Resume: {commands.resume}"
 
 
 def _kept(run: RunFolder, commands: TrainCommands) -> str:
     step = run.read_manifest().get("saved_step")
     if step is None:
         return ""
-    return f"\nkept: {shown_path(run.checkpoint(step))}. Go on: {commands.resume}"
+    return f"\nsaved: {shown_path(run.checkpoint(step))}. Resume: {commands.resume}"

@@ -123,7 +123,7 @@ def record_memory(job: TrainJob, measured: StepMemory) -> None:
         choices=plan.estimated,
     )
     earlier = job.run.read_manifest().get("memory", {})
-    job.run.update_manifest(memory=record.or_greater(earlier).as_json())
+    job.run.update_manifest(memory=record.maximum(earlier).as_json())
 
 
 def tokens_to_train(job: TrainJob) -> int:
@@ -181,7 +181,7 @@ class MemoryRecord:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def or_greater(self, earlier: Mapping[str, Any]) -> MemoryRecord:
+    def maximum(self, earlier: Mapping[str, Any]) -> MemoryRecord:
         """With the greater of the measurements of two processes of one run, on the same device."""
         if earlier.get("device") != self.device:
             return self

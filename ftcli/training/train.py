@@ -22,7 +22,7 @@ from ftcli.training.callbacks import BeforeFirstStep, ScheduleCallback, init_tra
 from ftcli.training.checkpoint import RECORDS, STATE, NotFiniteError
 from ftcli.training.job import TrainJob, TrainResult
 from ftcli.training.plan.decide import lost_pulls
-from ftcli.training.preflight import MemoryMeter, StepMemory, check_longest
+from ftcli.training.preflight import MemoryMeter, StepMemory, run_preflight
 from ftcli.training.resuming import require_room, resume_point
 from ftcli.training.run_record import begin_run, known_seconds, record_memory
 from ftcli.training.trainer import FtcliTrainer
@@ -148,11 +148,11 @@ def _take_steps(
 
 def _load_position(trainer: FtcliTrainer, checkpoint: Checkpoint) -> None:
     position = checkpoint.position
-    if position.order != trainer.data.order_digest():
+    if position.order != trainer.data.order_digest:
         raise FtcliError(
             "order_changed",
             "this version of ftcli takes the rows in another order than the one that began the "
-            f"run ({trainer.data.order_digest()}, it was {position.order}); go on with that "
+            f"run ({trainer.data.order_digest}, it was {position.order}); go on with that "
             f"version, or start over beside it: {command('train', trainer.run.path, '--fresh')}",
         )
     # Memory may have run out since the plan; a recipe may ask for fewer rows than then.
@@ -172,7 +172,7 @@ def _before_first_step(
     if checkpoint is not None:
         # Trainer does so at its first batch, and what is saved before then would be wrong.
         trainer._load_rng_state(str(checkpoint.folder))
-    check_longest(trainer, schedule.plan, memory, reporter)
+    run_preflight(trainer, schedule.plan, memory, reporter)
     if checkpoint is not None:
         _require_best(trainer, reporter)
         _validate_deferred(trainer, schedule)

@@ -304,7 +304,7 @@ class FtcliTrainer(SFTTrainer):
             run_id=self.run.read_manifest()["run_id"],
             step=step,
             rows_done=self.data.sampler.rows_done(step),
-            order=self.data.order_digest(),
+            order=self.data.order_digest,
             micro_batch=self.oom_retry.rows,
             validation_rows=self.validation_retry.rows,
         )

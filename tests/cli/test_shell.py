@@ -90,7 +90,7 @@ FAILURES: list[tuple[list[str], int, str, str, str | None, int | None]] = [
     (["eval", "shop.yaml"], 1, "run_missing", "", None, None),
     (["merge", "."], 1, "run_missing", ". is not a run: it has no run.json", None, None),
     (["generate", "shop.yaml", "Hi"], 1, "run_missing", "", None, None),
-    (["report", "shpo"], 1, "run_missing", "shpo: neither a run nor a recipe", "shpo", None),
+    (["report", "shpo"], 1, "run_missing", "shpo: no run and no recipe", "shpo", None),
     (["prepare", "shop.yaml", "--shots", "3"], 2, "flag", "--shots is the number", None, None),
     *(
         (

@@ -177,7 +177,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
         shown = [line for line in lines if re.match(words, line)]
         assert len(shown) == 1
         assert shown[0].endswith(f"  {reason}")
-    assert f"  {dry.plan.step_in_words()}" in lines
+    assert f"  {dry.plan.step_text()}" in lines
     memory = next(line for line in lines if line.startswith("memory "))
     assert "weights 0.5 GiB" in memory
     assert "quantization" not in memory

@@ -90,7 +90,7 @@ def test_a_run_with_a_template_from_a_file_goes_on_only_with_that_template(
     file.write_text(TEMPLATE.replace(": ", " - "))
     capsys.readouterr()
     assert train(stopped) == 1
-    assert "was begun with another recipe" in capsys.readouterr().err
+    assert "was started with another recipe" in capsys.readouterr().err
     file.write_text(TEMPLATE)
     assert train(stopped) == 0
     runs = tmp_path / "runs"

@@ -68,7 +68,7 @@ def test_what_matters_may_not_change(
         "training.seed: 42 → 1",
     ):
         assert f"\n  {line}\n" in said
-    assert "these may change: " in said and "training.eval_steps" in said
+    assert "keys that may change: " in said and "training.eval_steps" in said
     assert "--from" not in said
 
     longer = refused(stopped, capsys, "--set", "training.epochs=3")
@@ -124,7 +124,7 @@ def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
     capsys.readouterr()
     assert train(stopped) == 0
     warned = capsys.readouterr().err.replace("\n", " ")
-    assert "the run began on NVIDIA GeForce RTX 4090 and goes on on" in warned
+    assert "the run began on NVIDIA GeForce RTX 4090 and resumes on" in warned
 
 
 @pytest.mark.fault(3)

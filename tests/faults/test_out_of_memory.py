@@ -173,9 +173,9 @@ def test_one_row_is_too_much(
     error = json.loads(capsys.readouterr().out)["error"]
     folder = RunFolder(tmp_path / "runs" / "tiny")
     assert error["code"] == "memory" and "out of memory" in error["message"]
-    assert f"kept: {shown_path(folder.checkpoint(3))}" in error["message"]
+    assert f"saved: {shown_path(folder.checkpoint(3))}" in error["message"]
     assert train(recipe) == 0
-    assert "resume from step 3" in capsys.readouterr().err
+    assert "resumes at step 3" in capsys.readouterr().err
 
 
 @pytest.mark.fault(32)

@@ -90,7 +90,7 @@ def go_on(runs: Runs, capsys: pytest.CaptureFixture[str]) -> str:
     assert weights_of(runs.folder) == runs.whole
     prepared = load_dataset(runs.data)
     assert prepared is not None and not damaged_files(prepared, runs.data)
-    assert "resume from step" in said[1]
+    assert "resumes at step" in said[1]
     return said[1]
 
 

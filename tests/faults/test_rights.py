@@ -72,10 +72,10 @@ def base(tiny_model: Path, tmp_path: Path) -> Path:
     ("output", "named"),
     [
         ("models/base/model", "is the base"),
-        ("models/base/model/run", "lies in the base"),
-        ("models/../link/run", "lies in the base"),
-        ("models/base", "holds the base"),
-        (".", "holds the base"),
+        ("models/base/model/run", "is inside the base"),
+        ("models/../link/run", "is inside the base"),
+        ("models/base", "contains the base"),
+        (".", "contains the base"),
     ],
 )
 def test_a_run_folder_is_never_the_bases(
@@ -132,5 +132,5 @@ def test_a_run_never_goes_into_the_model_it_starts_from(
     capsys.readouterr()
     assert run(["train", str(further), "--from", str(whole)]) == 1
     assert "further.yaml:" in (error := capsys.readouterr().err)
-    assert "output: " in error and "lies in the base" in error
+    assert "output: " in error and "is inside the base" in error
     assert digests(whole) == before

@@ -175,7 +175,7 @@ def test_a_damaged_checkpoint_is_passed_over(
         assert train(recipe) == 0
         said = capsys.readouterr().err
         assert f"step-{newest} is skipped: adapter_model.safetensors" in said
-        assert "resume from step" in said
+        assert "resumes at step" in said
         same += weights_of(folder.path) == weights_of(whole.path)
     observed(
         f"{caught.total()} damages of {caught['bit']} files all found; {same} of 5 resumes from "
@@ -208,7 +208,7 @@ def test_no_whole_checkpoint_is_no_new_start(
         assert f"step-{step}: optimizer.pt has 0 bytes" in error["message"]
     shutil.rmtree(folder.checkpoints)
     assert train(recipe, "--json") == 1
-    assert "no checkpoint is there any more" in capsys.readouterr().out
+    assert "and there is no other" in capsys.readouterr().out
 
 
 @pytest.mark.fault(4)
@@ -293,7 +293,7 @@ def test_a_save_that_fails_at_any_write_leaves_the_older_ones_whole(
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert f"the disk of {folder.path} is full" in error
-    assert f"Go on: ftcli train {recipe}" in error
+    assert f"Resume: ftcli train {recipe}" in error
     observed(
         f"{failed.total()} of {failed.total()} failed calls of a save leave only whole checkpoints"
     )

@@ -115,7 +115,7 @@ def test_a_signal_costs_nothing(
     said = capsys.readouterr().err
     checkpoint = folder.checkpoint(saved).relative_to(tmp_path)
     assert f"stopped at step {saved} of 8 (checkpoint {checkpoint})" in said
-    assert said.rstrip().endswith(f"Go on: ftcli train {recipe.name}")
+    assert said.rstrip().endswith(f"Resume: ftcli train {recipe.name}")
     assert folder.state == "stopped" and not folder.adapter.exists()
     assert train(recipe) == 0
     assert weights_of(folder.path) == whole.weights

@@ -24,7 +24,7 @@ from ftcli.data.tokenizing.prefix_tree import (
 )
 from ftcli.kernels import liger
 from ftcli.kernels.attention import attend, attention_for
-from ftcli.kernels.dequantised import is_four_bit, keep_dequantised
+from ftcli.kernels.dequantised import cache_dequantised, is_four_bit
 from ftcli.kernels.lora import fuse_lora
 from ftcli.kernels.slots import layout_of
 from ftcli.models.batches import packed, padded
@@ -58,7 +58,7 @@ def test_kept_weights_are_those_that_bitsandbytes_makes_each_time(
     with torch.no_grad(), mixed:
         expected = model(input_ids=ids).logits
     layers = [layer for layer in model.modules() if is_four_bit(layer)]
-    assert keep_dequantised(model) == sum(
+    assert cache_dequantised(model) == sum(
         layer.in_features * layer.out_features * kind.itemsize for layer in layers
     )
     with torch.no_grad(), mixed:
@@ -72,7 +72,7 @@ def test_qlora_with_all_optimisations_is_qlora_without(tmp_path: Path) -> None:
     assert_same(through(model, packed(rows(), share_prefix=True)), expected)
     unfused = fuse_lora(model)
     assert_same(through(model, padded(rows(), 0)), expected)
-    keep_dequantised(model)
+    cache_dequantised(model)
     assert unfused == 14
     assert_same(through(model, packed(rows(), share_prefix=True)), expected)
 

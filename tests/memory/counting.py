@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import ftcli.models.methods
 from ftcli.config.recipe import Bottleneck, Full, Lora, Method, PrefixTuning, PromptTuning, Qlora
-from ftcli.kernels.dequantised import keep_dequantised
+from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
@@ -62,7 +62,7 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
         model = quantised(model, choices)
     model = attach(model, choices).train()
     if choices.keeps_dequantised:
-        keep_dequantised(model)
+        cache_dequantised(model)
     if choices.fused_lora:
         fuse_lora(model)
     if choices.checkpointing:

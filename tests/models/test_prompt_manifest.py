@@ -485,7 +485,7 @@ def test_damaged_weights_are_refused_by_all_that_use_them(
         assert message.startswith(
             f"{file.relative_to(place)}: is not as the training wrote it (sha256 "
         )
-        assert message.endswith(f"or train anew: ftcli train runs/{name} --fresh")
+        assert message.endswith(f"or train again: ftcli train runs/{name} --fresh")
     assert not (place / "runs" / "further").exists()
     flip_a_bit(file)
     assert [ask(*command)[0] for command in commands] == [0] * 4, "the bit is back, the date new"
@@ -531,7 +531,7 @@ def test_a_run_without_a_manifest_resumes_only_where_nothing_was_trained(
     assert code == 1 and "has no prompt_manifest.json" in message
     shutil.rmtree(folder.checkpoints)
     code, message = ask("train", recipe)
-    assert code == 1 and "step 2 was saved, and no checkpoint is there any more" in message
+    assert code == 1 and "the checkpoint of step 2 is gone" in message
     folder.update_manifest(saved_step=None)
     assert ask("train", recipe)[0] == 0
     assert read_prompt_manifest(folder).base == base_fingerprint("base")

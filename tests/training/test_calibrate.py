@@ -91,12 +91,12 @@ def test_a_record_of_another_version_is_refused_by_name() -> None:
 def test_a_resumed_run_keeps_the_greater_of_each_figure() -> None:
     first = record(allocated_bytes=5, reserved_bytes=9, validation_bytes=3)
     second = record(allocated_bytes=7, reserved_bytes=8)
-    kept = second.or_greater(first.as_json())
+    kept = second.maximum(first.as_json())
     assert [getattr(kept, name) for name in MEASUREMENTS] == [7, 9, None, 3]
     unmeasured = record(allocated_bytes=None, reserved_bytes=None)
-    assert unmeasured.or_greater(first.as_json()) == first
-    assert second.or_greater({}) == second
-    assert second.or_greater(replace(first, device="cpu").as_json()) == second
+    assert unmeasured.maximum(first.as_json()) == first
+    assert second.maximum({}) == second
+    assert second.maximum(replace(first, device="cpu").as_json()) == second
 
 
 def test_estimate_and_measurement_side_by_side(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ def tensor() -> torch.Tensor:
 
 
 def test_the_greater_of_two_peaks_is_taken_figure_by_figure() -> None:
-    greater = Peak(allocated_bytes=3, reserved_bytes=4).or_greater(Peak(allocated_bytes=5))
+    greater = Peak(allocated_bytes=3, reserved_bytes=4).maximum(Peak(allocated_bytes=5))
     assert greater == Peak(allocated_bytes=5, reserved_bytes=4)
-    assert Peak().or_greater(Peak()) == Peak()
+    assert Peak().maximum(Peak()) == Peak()
 
 
 @on_cpu

@@ -41,7 +41,7 @@ def test_a_part_of_a_run_names_the_run(
     folder = Path("runs/shop", part)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    said = f"runs/shop/{part} is {what} of the run runs/shop; give the run itself: runs/shop"
+    said = f"runs/shop/{part} is {what} of the run runs/shop; name the run itself: runs/shop"
     assert reason(folder) == said
     monkeypatch.chdir(folder)
     assert reason(Path()).startswith(f". is {what} of the run ")
@@ -61,7 +61,7 @@ def test_a_model_is_told_from_a_run(tmp_path: Path) -> None:
             (folder / file).write_text("{}")
         message = reason(folder)
         assert what in message and message.startswith(f"{folder} is ")
-        assert message.endswith("; give the folder that ftcli train has filled, or its recipe")
+        assert message.endswith("; name the run folder of ftcli train, or its recipe")
 
 
 def finished(run: RunFolder, folder: Path, names: list[str]) -> None:
@@ -110,7 +110,7 @@ def test_an_adapter_is_read_whatever_its_date(tmp_path: Path) -> None:
     os.utime(file, ns=(date, date))
     assert changed(run).file == str(file)
     file.unlink()
-    assert changed(run).message.startswith("is gone; put the trained weights back")
+    assert changed(run).message.startswith("is gone; restore the trained weights")
 
 
 def test_a_file_that_would_be_loaded_before_the_trained_ones_is_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_neither_run_nor_recipe(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)
     write_json(RunFolder(tmp_path / "runs" / "shop").manifest, {"state": "finished"})
     (tmp_path / "shop.yaml").write_text("")
-    said = "neither a run nor a recipe is there"
+    said = "no run and no recipe of this name"
     assert reason(Path("runs/nosuch")) == said
     assert reason(Path("nowhere/nosuch")) == said
     assert reason(Path("x" * 300)) == said

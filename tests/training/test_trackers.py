@@ -159,7 +159,7 @@ def test_a_tracker_that_cannot_begin_is_named(
     trackio('raise ValueError("no API key")')
     assert train(write_recipe(training=tracking("trackio"))) == 1
     said = capsys.readouterr().err
-    assert "training.report_to: trackio cannot begin: no API key; set it up" in said
+    assert "training.report_to: trackio failed to start: no API key; set it up" in said
     assert "tiny.yaml:" in said and "Traceback" not in said
 
 

@@ -154,7 +154,7 @@ def _show_plan(plan: DryRun) -> None:
     for key, value in plan.recipe.method:
         if key in plan.library_names:
             print_result(f"  method.{key} {value} → {plan.library_names[key]}")
-    print_result(f"  {found.step_in_words()}")
+    print_result(f"  {found.step_text()}")
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
     parts = " · ".join(f"{name} {gib(size)}" for name, size in items.items() if size >= 5e7)

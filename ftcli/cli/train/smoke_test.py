@@ -39,7 +39,7 @@ from ftcli.runs.atomic import free_bytes, is_full
 from ftcli.runs.folder import RunFolder
 from ftcli.runs.signals import StopSignals
 from ftcli.shell import command, set_flags, shown_path, shown_size
-from ftcli.training.job import TrainJob, require_own_folder, temporary_run
+from ftcli.training.job import TrainJob, require_separate_output, temporary_run
 from ftcli.training.opening import OpenRun, open_run
 from ftcli.training.plan.plan import Plan
 from ftcli.training.resuming import require_room
@@ -115,7 +115,7 @@ def run_smoke_test(recipe: Path, overrides: tuple[str, ...], reporter: Reporter)
     started, stages = time.monotonic(), Stages(reporter)
     with stages.named_in_errors(), _stoppable(reporter):
         loaded = load_recipe(recipe, overrides)
-        require_own_folder(RunFolder(loaded.output), loaded.recipe)
+        require_separate_output(RunFolder(loaded.output), loaded.recipe)
         with temporary_run(loaded.output, TEMPORARY) as folder:
             with loaded.locate():
                 job = _prepare_and_plan(loaded, stages)

@@ -72,12 +72,12 @@ def train_recipe(
 
     `recipe` may be a run folder: that run resumes, or with `fresh` its recipe is trained again.
     """
-    from ftcli.training.job import require_own_folder
+    from ftcli.training.job import require_separate_output
     from ftcli.training.opening import open_run
     from ftcli.training.resuming import (
         TrainCommands,
         delete_leftovers,
-        early_end_in_words,
+        explain_early_end,
         require_as_finished,
         require_unchanged,
         train_command,
@@ -94,7 +94,7 @@ def train_recipe(
         return Trained(run, run.read_manifest()["result"], again)
     opened = open_run(source) if source is not None else None
     with loaded.locate():
-        require_own_folder(run, loaded.recipe, opened)
+        require_separate_output(run, loaded.recipe, opened)
     stops = StopSignals(reporter.note)
     commands = TrainCommands(
         resume=train_command(run.path if named is not None else recipe, overrides),
@@ -104,7 +104,7 @@ def train_recipe(
         run.lock(),
         loaded.locate(),
         stops.caught(),
-        early_end_in_words(run, stops, commands),
+        explain_early_end(run, stops, commands),
     ):
         delete_leftovers(run)
         loaded, model = open_recipe(loaded, opened)
@@ -138,7 +138,7 @@ def plan_recipe(
     from ftcli.cli.prepare import data_folder
     from ftcli.evaluation.advice.prompting import measure_cost
     from ftcli.evaluation.eval_rows import SHOTS
-    from ftcli.training.job import require_own_folder
+    from ftcli.training.job import require_separate_output
     from ftcli.training.opening import open_run
     from ftcli.training.run_record import known_seconds
 
@@ -148,7 +148,7 @@ def plan_recipe(
         new = fresh or opened is not None
         loaded, model = open_recipe(loaded, opened)
         run = free_folder(loaded.output) if new else data_folder(loaded, model.renderer, named)
-        require_own_folder(run, loaded.recipe, opened)
+        require_separate_output(run, loaded.recipe, opened)
         with _planned_in(run, temporary=new) as folder:
             dataset = prepare_rows(loaded, model, folder, reporter, stays=not new)
             job = plan_job(loaded, model, dataset, folder, opened)

@@ -25,7 +25,7 @@ from ftcli.memory.fit.search import (
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import Shape
 from ftcli.shell import gib
-from ftcli.training.plan.optimizations import may_keep_dequantised, why_not_fused
+from ftcli.training.plan.optimizations import may_cache_dequantised, why_not_fused
 from ftcli.training.plan.plan import Decided, RowStatistics, packed
 
 # A prefix is computed once in each micro-batch: of so many times its length, a quarter is prefix.
@@ -48,7 +48,7 @@ def fit_memory(
         least = smallest(base, options)
         raise _too_large(recipe, rows, hardware, least, estimate_on(shape, least, hardware))
     found = _by_tokens(recipe, rows, hardware, found)
-    if may_keep_dequantised(recipe, hardware, found):
+    if may_cache_dequantised(recipe, hardware, found):
         fused = found.has_lora and why_not_fused(recipe, hardware, found) is None
         kept = replace(found, keeps_dequantised=True, fused_lora=fused)
         found = kept if fits(estimate_on(shape, kept, hardware), hardware) else found

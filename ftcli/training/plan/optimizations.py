@@ -15,7 +15,7 @@ from ftcli.training.plan.plan import Decided
 FIRST_WITH_FLEX: ComputeCapability = (8, 0)
 
 
-def why_no_lever(recipe: Recipe, hardware: Hardware) -> str | None:
+def why_not_optimized(recipe: Recipe, hardware: Hardware) -> str | None:
     """Why a training takes no optimisation at all here; None where it may."""
     wanted = recipe.training.optimizations
     if wanted == "off":
@@ -54,7 +54,7 @@ def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
     training = recipe.training
     if training.packing is False:
         return "set in the recipe"
-    if (why := why_no_lever(recipe, hardware) or why_no_flex(hardware)) is not None:
+    if (why := why_not_optimized(recipe, hardware) or why_no_flex(hardware)) is not None:
         return why
     if isinstance(recipe.method, PrefixTuning | PromptTuning):
         return "virtual tokens stand before each row by itself"
@@ -117,7 +117,7 @@ def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str |
     """Why a frozen weight and its update are separate nodes; None where they are one, or could be
     if 4-bit weights stay dequantised."""
     method = recipe.method
-    if (why := why_no_lever(recipe, hardware)) is not None:
+    if (why := why_not_optimized(recipe, hardware)) is not None:
         return why
     if isinstance(method, Lora | Qlora) and method.dora:
         return "DoRA divides by the norm of base and update"
@@ -143,7 +143,7 @@ def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bo
     card."""
     if hardware.kind != "cuda":
         return None
-    if (why := why_no_lever(recipe, hardware)) is not None:
+    if (why := why_not_optimized(recipe, hardware)) is not None:
         return False, why
     if "liger_kernel" not in hardware.kernels:
         return False, "not installed: pip install liger-kernel"
@@ -152,10 +152,10 @@ def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bo
     return True, "norms, rotary positions and the MLP's gate are one kernel each"
 
 
-def may_keep_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
+def may_cache_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
     """Whether 4-bit weights could stay dequantised, memory permitting."""
     on_cpu = hardware.kind == "cpu" and choices.quantization == "nf4"
-    return on_cpu and why_no_lever(recipe, hardware) is None
+    return on_cpu and why_not_optimized(recipe, hardware) is None
 
 
 def choose_dequantised(
@@ -168,6 +168,6 @@ def choose_dequantised(
         return True, f"memory has room for {shown_size(kept_bytes)}; the same numbers"
     if hardware.kind != "cpu":
         return False, "a card's kernels dequantise as they multiply"
-    if (why := why_no_lever(recipe, hardware)) is not None:
+    if (why := why_not_optimized(recipe, hardware)) is not None:
         return False, why
     return False, f"memory has no room for {shown_size(kept_bytes)}"

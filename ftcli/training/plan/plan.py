@@ -188,12 +188,12 @@ class Plan(TrainingRecord):
         peak, free = self.estimate.peak_bytes / GIB, self.hardware.free_bytes / GIB
         replayed = f" · {self.rows.in_words}" if self.rows.replayed_rows else ""
         return (
-            f"{self.hardware.title} · {self.training.precision} · {self.step_in_words()} · "
+            f"{self.hardware.title} · {self.training.precision} · {self.step_text()} · "
             f"gradient checkpointing {checkpointing} ({peak:.1f} of {free:.1f} GiB) · "
             f"{self.steps} steps{replayed}"
         )
 
-    def step_in_words(self) -> str:
+    def step_text(self) -> str:
         """`micro-batch 4 × 4 = 16 rows a step`, or `16 rows a step, packed to 1,024 tokens`."""
         rows, packing = self.training.batch_size, self.training.packing
         if packing and self.accumulation == 1:
