@@ -205,7 +205,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             "trainable_parameters": COUNT,
             "total_parameters": COUNT,
             "peak_memory_bytes": COUNT,
-            "saved_bytes": COUNT,
+            **dict.fromkeys(("saved_bytes", "checkpoint_bytes"), COUNT),
             "stop_rate": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
             "stop_rate_rows": COUNT,
             "training_seconds": NUMBER,

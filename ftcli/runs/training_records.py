@@ -66,6 +66,9 @@ class TrainingResult(Result):
     total_parameters: int | None = None
     peak_memory_bytes: int | None = None
     saved_bytes: int | None = None
+    """Of the trained weights."""
+    checkpoint_bytes: int | None = None
+    """Of all checkpoints that the run folder has."""
     stop_rate: float | None = None
     """Share of a few sample answers that finished (EOS), at the end of the training."""
     stop_rate_rows: int = 0

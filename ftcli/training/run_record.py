@@ -1,4 +1,4 @@
-"""What a run says of itself in run.json, recipe.yaml and plan.json."""
+"""Write and read a run's run.json, recipe.yaml and plan.json."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ftcli.training.job import TrainJob, TrainResult
     from ftcli.training.preflight import StepMemory
 
-# What may differ between two runs that are as fast as each other.
+# Keys that do not change the speed of a run.
 SPEED_KEYS = FREE_KEYS | {
     "training.epochs",
     "training.max_steps",
@@ -40,7 +40,7 @@ MEASUREMENTS = ("allocated_bytes", "reserved_bytes", "resident_bytes", "validati
 
 
 def begin_run(job: TrainJob) -> None:
-    """Write what the run is before its first step, so that it can be resumed."""
+    """Write recipe, plan and run.json before the first step, so that the run can be resumed."""
     run, hardware, replay = job.run, job.model.hardware, job.dataset.replay
     if run.read_manifest():
         run.update_manifest(state="training")
@@ -73,14 +73,14 @@ def begin_run(job: TrainJob) -> None:
 def finish_run(
     job: TrainJob, result: TrainResult, stop_rate: Mapping[str, Any], seconds: float
 ) -> None:
-    """Write the result and that the run is finished; `stop_rate` and `seconds` are part of it.
+    """Write the result, with `stop_rate` and `seconds`, and that the run is finished.
 
-    Raises ModelError where no weights were saved.
+    Raises ModelError if no weights were saved.
     """
     run, folder = job.run, job.run.trained()
     weights = weight_digests(folder)
     if not any(name.endswith(".safetensors") for name in weights["weights"]):
-        raise ModelError("save", f"{folder} holds no weights after saving")
+        raise ModelError("save", f"{folder} has no weights after saving")
     run.update_manifest(
         state="finished",
         result={
@@ -92,8 +92,9 @@ def finish_run(
             "best_step": result.best_step,
             "tokens_per_second": result.tokens_per_second,
             "total_parameters": job.model.shape.parameters,
-            # The weights alone: the tokenizer next to them is that of the base.
+            # Without the base's tokenizer next to them.
             "saved_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
+            "checkpoint_bytes": run.checkpoint_bytes(),
             "training_seconds": result.training_seconds,
             "trainable_parameters": result.trainable_parameters,
             "peak_memory_bytes": result.peak_memory_bytes,
@@ -106,7 +107,7 @@ def finish_run(
 
 
 def record_memory(job: TrainJob, measured: StepMemory) -> None:
-    """Write the plan's estimate and what was measured; of several processes the greatest."""
+    """Write the plan's estimate and the measurements; of a resumed run the maximum."""
     plan, steps = job.plan, measured.steps
     residuals, peak_bytes = residuals_of(plan.estimated, "allocated"), plan.estimate.peak_bytes
     record = MemoryRecord(
@@ -127,19 +128,19 @@ def record_memory(job: TrainJob, measured: StepMemory) -> None:
 
 
 def tokens_to_train(job: TrainJob) -> int:
-    """Tokens of all steps, padding not counted, by the rows' mean."""
+    """Tokens of all steps, without padding, by the rows' mean."""
     rows = job.dataset.epoch_counts
     return round(job.plan.steps * job.recipe.training.batch_size * rows.tokens / rows.rows)
 
 
 def known_seconds(job: TrainJob) -> float | None:
-    """How long the steps take, where a run of the same recipe has measured it here."""
+    """Seconds of all steps, if a run of the same recipe has measured its speed here."""
     known = known_speed(job)
     return tokens_to_train(job) / known[0] if known is not None else None
 
 
 def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
-    """Tokens a second of the newest finished run of the same recipe on the same machine."""
+    """Tokens per second of the newest finished run of the same recipe on the same machine."""
     wanted = ("finished", job.model.hardware.name, job.dataset.fingerprint)
     for run in reversed(runs_at(job.recipe.run_dir)):
         try:
@@ -148,7 +149,7 @@ def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
             found = (manifest["state"], manifest["hardware"]["name"], manifest["data"])
             recipe = load_recipe(run.recipe).recipe
         except (FtcliError, KeyError, TypeError, ValueError):
-            continue  # a run that cannot be read says nothing
+            continue  # the run cannot be read
         if speed and found == wanted and not differences(recipe, job.recipe, SPEED_KEYS):
             return speed, run
     return None
@@ -156,25 +157,25 @@ def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """Bytes of a training's steps; None where the device has no such figure or no step was taken.
+    """Bytes of a training's steps; None if the device has no such figure or no step was taken.
 
-    Estimates are those of the plan; `shape` and `choices` are all that a later one needs.
+    The estimates are the plan's; `shape` and `choices` are enough to estimate again.
     """
 
     device: Literal["cuda", "cpu", "mps"]
     estimated_bytes: int
-    """Allocated by tensors, with the interval of such figures: `low_bytes` to `high_bytes`."""
+    """Allocated by tensors; the interval is `low_bytes` to `high_bytes`."""
     low_bytes: int
     high_bytes: int
     estimated_reserved_bytes: int
-    """Held by the caching allocator of a card."""
+    """Of the GPU's caching allocator."""
     allocated_bytes: int | None
     reserved_bytes: int | None
     resident_bytes: int | None
-    """Of the machine's memory, above what the process held before the model was there."""
+    """RAM, above the process's memory before the model was loaded."""
     validation_bytes: int | None
-    """Allocated on a card while rows were scored in the middle of the training; none on a CPU,
-    where a step's freed memory stays with the process."""
+    """Allocated on a GPU by validations; None on a CPU, where the process keeps the freed memory
+    of steps."""
     shape: Shape
     choices: Choices
 
@@ -182,7 +183,8 @@ class MemoryRecord:
         return asdict(self)
 
     def maximum(self, earlier: Mapping[str, Any]) -> MemoryRecord:
-        """With the greater of the measurements of two processes of one run, on the same device."""
+        """The maximum of each measurement with those of an earlier process of the run; that of
+        another device does not count."""
         if earlier.get("device") != self.device:
             return self
         pairs = {name: (getattr(self, name), earlier.get(name)) for name in MEASUREMENTS}

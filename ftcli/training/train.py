@@ -1,4 +1,4 @@
-"""Train a job: build the trainer, take its steps from where the run stands, save the weights."""
+"""Train a job: build the trainer, load the newest checkpoint, take the steps, save the weights."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ from ftcli.training.resuming import require_room, resume_point
 from ftcli.training.run_record import begin_run, known_seconds, record_memory
 from ftcli.training.trainer import FtcliTrainer
 
-# Fewer rows at once were tried already.
+# Smaller micro-batches were tried already.
 NO_MEMORY = (
-    "one row is too much; stop what else runs on it and go on, or start over beside it (--fresh) "
+    "one row is too much; stop other programs on it and resume, or train in a new folder (--fresh) "
     "with training.gradient_checkpointing: true, a lower data.max_length, or method.mode: qlora"
 )
 
 
-class _NothingLeftError(Exception):
-    """The deferred validation is the one at which the run ends."""
+class _FinishedError(Exception):
+    """The run ends with its deferred validation."""
 
 
 def train(job: TrainJob, stops: StopSignals, reporter: Reporter) -> TrainResult:
-    """Train to the last step or an early stop, from the newest checkpoint, and save the weights.
+    """Train from the newest checkpoint to the last step or an early stop, and save the weights:
+    the best ones if rows are validated.
 
-    The best weights are saved where rows are validated. Where a step fails (NaN or infinite loss,
-    no memory for one row) a checkpoint of the step before is saved and the error is raised. Raises
-    KeyboardInterrupt after a signal, once a checkpoint is saved.
+    If a step fails (NaN or infinite loss, no memory for one row), a checkpoint of the step before
+    is saved and the error is raised. After a signal a checkpoint is saved, and KeyboardInterrupt
+    raised.
     """
     run, recipe, plan = job.run, job.recipe, job.plan
     seconds = known_seconds(job)
@@ -86,18 +87,18 @@ def _warn_of_pure_bf16(job: TrainJob, reporter: Reporter) -> None:
         return
     reporter.warn(
         "pure-bf16 keeps no fp32 master weights: at small learning rates most updates round to "
-        "nothing; training.precision: bf16 keeps them"
+        "zero; training.precision: bf16 keeps them"
     )
     if strength := plan.training.l2_sp:
         pull = plan.training.learning_rate * strength
         reporter.warn(
-            f"training.l2_sp: {lost_pulls(pull)}, so that it has next to no effect; take "
-            "training.precision: bf16, which counts every pull"
+            f"training.l2_sp: {lost_pulls(pull)}, so it has almost no effect; set "
+            "training.precision: bf16"
         )
 
 
 def _build(job: TrainJob) -> FtcliTrainer:
-    """The trainer, on the base that this run and its parent began with; a new run begins here."""
+    """The trainer, on the verified base of this run and its parent; a new run begins here."""
     run, model, init_from = job.run, job.model, job.init_from
     begun = bool(run.read_manifest())
     bound = [run] if begun and run.prompt_manifest.is_file() else []
@@ -129,13 +130,16 @@ def _take_steps(
     if checkpoint is not None:
         _load_position(trainer, checkpoint)
 
+    step = checkpoint.position.step if checkpoint is not None else 0
     with reporter.meter("step", job.plan.steps) as schedule.meter:
-        if checkpoint is not None and schedule.is_over(checkpoint.position.step):
+        if checkpoint is not None and schedule.is_over(step):
             trainer._load_from_checkpoint(str(checkpoint.folder))
             trainer.state = TrainerState.load_from_json(str(checkpoint.folder / STATE))
         else:
-            begin = partial(_before_first_step, trainer, schedule, checkpoint, memory, reporter)
-            step = checkpoint.position.step if checkpoint is not None else 0
+            schedule.meter.update(step)
+            begin = partial(
+                _before_first_step, job, trainer, schedule, checkpoint, memory, reporter
+            )
             trackers, logs = trainer.callback_handler.callbacks, job.run.path / "logs"
             init_trackers(trackers, logs, step, trainer.data.sampler)
             for callback in (memory, BeforeFirstStep(begin), schedule):
@@ -151,28 +155,32 @@ def _load_position(trainer: FtcliTrainer, checkpoint: Checkpoint) -> None:
     if position.order != trainer.data.order_digest:
         raise FtcliError(
             "order_changed",
-            "this version of ftcli takes the rows in another order than the one that began the "
-            f"run ({trainer.data.order_digest}, it was {position.order}); go on with that "
-            f"version, or start over beside it: {command('train', trainer.run.path, '--fresh')}",
+            "this version of ftcli orders the rows differently from the one that began the run "
+            f"({trainer.data.order_digest}, it was {position.order}); resume with that version, or "
+            f"train in a new folder: {command('train', trainer.run.path, '--fresh')}",
         )
-    # Memory may have run out since the plan; a recipe may ask for fewer rows than then.
+    # Memory may have run out since the plan; the recipe may have fewer rows than then.
     planned = trainer.oom_retry.rows
     trainer.oom_retry.rows = min(planned, position.micro_batch)
     trainer.validation_retry.rows = min(planned, position.validation_rows)
 
 
 def _before_first_step(
+    job: TrainJob,
     trainer: FtcliTrainer,
     schedule: ScheduleCallback,
     checkpoint: Checkpoint | None,
     memory: StepMemory,
     reporter: Reporter,
 ) -> None:
-    """A signal ends the run at once until this is done, and from then on after its step."""
+    """A signal ends the run immediately until this is done, and later after its step."""
     if checkpoint is not None:
-        # Trainer does so at its first batch, and what is saved before then would be wrong.
+        # Trainer does so only at its first batch, and a checkpoint saved earlier would be wrong.
         trainer._load_rng_state(str(checkpoint.folder))
-    run_preflight(trainer, schedule.plan, memory, reporter)
+    seconds = run_preflight(trainer, job.plan, memory, reporter)
+    if known_seconds(job) is None:
+        more = " more" if checkpoint is not None else ""
+        reporter.note(f"time   {about(seconds)}{more}, estimated from one batch")
     if checkpoint is not None:
         _require_best(trainer, reporter)
         _validate_deferred(trainer, schedule)
@@ -188,7 +196,7 @@ def _validate_first(trainer: FtcliTrainer) -> None:
 
 
 def _validate_deferred(trainer: FtcliTrainer, schedule: ScheduleCallback) -> None:
-    """Do the validation that a stop cut short, and save what it decides."""
+    """Run the validation that a stop skipped, and save if it is the best."""
     step = trainer.state.global_step
     if not schedule.is_due(step) or trainer.records.has_eval(step):
         return
@@ -196,13 +204,13 @@ def _validate_deferred(trainer: FtcliTrainer, schedule: ScheduleCallback) -> Non
     if trainer.control.should_save:
         trainer._save_checkpoint(trainer.model, None)
     if schedule.is_over(step):
-        raise _NothingLeftError
+        raise _FinishedError
 
 
 def _run_trainer(trainer: FtcliTrainer, checkpoint: Checkpoint | None, stops: StopSignals) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    except _NothingLeftError:
+    except _FinishedError:
         pass
     except (NotFiniteError, RuntimeError, MemoryError) as error:
         if isinstance(error, NotFiniteError) or is_out_of_memory(error):
@@ -216,10 +224,10 @@ def _run_trainer(trainer: FtcliTrainer, checkpoint: Checkpoint | None, stops: St
 
 
 def _require_best(trainer: FtcliTrainer, reporter: Reporter) -> None:
-    """Forget the best step so far where its weights are no longer whole."""
+    """Forget the best step so far if its checkpoint is no longer valid."""
     state = trainer.state
     if state.best_global_step is not None and (lost := _lost(trainer, state.best_global_step)):
-        reporter.warn(f"{lost}; the best of the steps to come takes its place")
+        reporter.warn(f"{lost}; the best of the remaining steps replaces it")
         state.best_metric = state.best_global_step = None
 
 
@@ -228,7 +236,7 @@ def _load_best(trainer: FtcliTrainer, reporter: Reporter) -> None:
     if state.best_global_step in (None, state.global_step):
         return
     if lost := _lost(trainer, state.best_global_step):
-        reporter.warn(f"{lost}; the weights of the last step take its place")
+        reporter.warn(f"{lost}; the weights of the last step replace it")
         state.best_global_step = state.global_step
         state.best_metric = dict(trainer.records.eval_losses()).get(state.global_step)
         return
@@ -236,7 +244,7 @@ def _load_best(trainer: FtcliTrainer, reporter: Reporter) -> None:
 
 
 def _lost(trainer: FtcliTrainer, step: int) -> str | None:
-    """What is wrong with the checkpoint of the best step, if anything is."""
+    """What is wrong with the checkpoint of the best step; None if it is valid."""
     try:
         verify(trainer.run, step, trainer.run.read_manifest()["run_id"])
     except FtcliError as error:
@@ -245,6 +253,6 @@ def _lost(trainer: FtcliTrainer, step: int) -> str | None:
 
 
 def _delete_if_empty(folder: Path) -> None:
-    """Trainer makes a folder for trackers, whether there are any or not."""
+    """Trainer makes a folder for trackers even without any."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer, whose batches are whole optimizer steps, with our loss and our checkpoints."""
+"""TRL's SFTTrainer with whole optimizer steps as batches, our loss, validation and checkpoints."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ from ftcli.training.collators import (
 from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.plan import Plan
 
-ADVICE = "look at these rows, or lower training.learning_rate"
-# A step on a CPU uses all cores: reading ahead would only take time from it.
+ADVICE = "check these rows, or lower training.learning_rate"
+# Not on a CPU, where a step uses all cores.
 READS_AHEAD = ("cuda",)
 
 
 @dataclass(frozen=True)
 class StepBatch:
-    """The rows of one optimizer step, and their micro-batches of at most `max_rows` rows."""
+    """The rows of one optimizer step, in micro-batches of at most `max_rows` rows."""
 
     examples: list[Example]
     max_rows: int
@@ -111,26 +111,25 @@ class FtcliTrainer(SFTTrainer):
     # Steps
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> Any:
-        """As Trainer does, and each step of it pulls the weights that are held."""
-        made = self.optimizer is None
+        """Trainer's optimizer, with L2-SP's pull before each step."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if made and self.l2_sp is not None:
+        if is_new and self.l2_sp is not None:
             self.l2_sp.attach(optimizer, self.model)
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One item for each optimizer step: a StepBatch, or the future of one.
+        """One item per optimizer step: a StepBatch, or the future of one.
 
-        accelerate fetches each item before it gives out the one before, so that a thread can read
+        accelerate fetches the next item before it yields the current one, so that a thread can read
         and collate the next step while this one computes.
         """
-        ahead = self.args.device.type in READS_AHEAD
-        read_ahead = ThreadPoolExecutor(1) if ahead else None
+        thread = ThreadPoolExecutor(1) if self.args.device.type in READS_AHEAD else None
 
         def collate(rows: list[int]) -> dict[str, StepBatch | Future[StepBatch]]:
-            if read_ahead is None:
+            if thread is None:
                 return {"step": self.collate_step(rows)}
-            return {"step": read_ahead.submit(self.collate_step, rows)}
+            return {"step": thread.submit(self.collate_step, rows)}
 
         rows = range(len(self.data.train.dataset))
         return DataLoader(rows, batch_sampler=self.data.sampler, collate_fn=collate)  # type: ignore[arg-type]
@@ -151,7 +150,7 @@ class FtcliTrainer(SFTTrainer):
         inputs: dict[str, StepBatch | Future[StepBatch]],
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        """Gradients of one optimizer step, in as many micro-batches as memory asks for.
+        """Gradients of one optimizer step; micro-batches are halved if memory runs out.
 
         Returns the loss per label token; raises FtcliError (`loss_not_finite`).
         """
@@ -170,9 +169,9 @@ class FtcliTrainer(SFTTrainer):
     def forward_backward(
         self, micro_batches: Sequence[MicroBatch], where: str, of: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """Add up the gradients of these micro-batches' mean loss; returns that loss, detached.
+        """Accumulate the gradients of the micro-batches' mean loss; returns that loss, detached.
 
-        With `of`, only the gradients of these weights: the backward pass ends at them. Raises
+        With `of`, only the gradients of these weights: the backward pass ends there. Raises
         FtcliError (`loss_not_finite`), in which `where` names the step.
         """
         model, device = self.model_wrapped, self.args.device
@@ -183,26 +182,26 @@ class FtcliTrainer(SFTTrainer):
             for number, micro_batch in enumerate(micro_batches, start=1):
                 is_last, inputs = number == len(micro_batches), micro_batch.inputs
                 synced = nullcontext() if is_last else self.accelerator.no_sync(model)
-                # Checkpointing runs layers again in the backward pass.
+                # Also in the backward pass, where checkpointing runs layers again.
                 with synced, attention_for(self.model, inputs.layout):
                     with self.compute_loss_context_manager():
                         loss = model(**vars(inputs.to(device))) / label_tokens
                     with torch.autocast(device.type, enabled=False):
-                        # DDP takes the mean of all processes' gradients.
+                        # DDP averages the gradients of all processes.
                         self.accelerator.backward(loss * self.args.world_size, inputs=of)
                 losses.append(loss.detach())
         rows = [micro_batch.rows for micro_batch in micro_batches]
         _require_finite_loss(losses, rows, self.data.train, where)
         return self._sum_over_processes(torch.stack(losses).sum())
 
-    def _sum_over_processes(self, figure: Tensor) -> Tensor:
-        found: Tensor = self.accelerator.reduce(figure.to(self.args.device), reduction="sum")
-        return found
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(value.to(self.args.device), reduction="sum")
+        return total
 
     def _autocast_cache(self, micro_batches: int) -> AbstractContextManager[Any]:
-        """Keep autocast's casts of trained weights for all micro-batches of a step.
+        """Keep autocast's weight cache alive across the step's micro-batches.
 
-        autocast drops them where its outermost context ends. Casts for one micro-batch alone would
+        autocast clears it when its outermost context ends. Casts for one micro-batch alone would
         take memory at the end of its backward pass, and with checkpointing in the middle of it.
         """
         if micro_batches == 1 or self.args.gradient_checkpointing:
@@ -214,32 +213,35 @@ class FtcliTrainer(SFTTrainer):
         self.model.zero_grad(set_to_none=True)
 
     def back_to_step_start(self) -> None:
-        """Undo what a failed step has changed: gradients and random generators."""
+        """Undo a failed step: its gradients, and the state of random generators."""
         self.zero_grad()
         if self._before_step is not None:
             restore_random_state(self._before_step)
 
     def _get_grad_norm(self, model: PreTrainedModel, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # fp16 scales the loss until gradients overflow, and leaves such steps out.
+        # fp16 scales the loss until gradients overflow, and skips such steps.
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):
             step = self.state.global_step
-            rows = self.data.sampler[step]
-            raise _gradient_not_finite(float(norm), rows, self.data.train, step + 1)
+            rows = self.data.train.names(self.data.sampler[step])
+            raise NotFiniteError(
+                f"the gradient became {float(norm)} in step {step + 1}, before any weight was "
+                f"changed, on {rows}; {ADVICE}"
+            )
         return norm
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
-        """accelerate puts autocast around the model's own forward, which our loss does not call."""
+        """accelerate wraps only the model's own forward in autocast, which our loss replaces."""
         return self.accelerator.autocast()
 
     def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: it would want the tensors of the step."""
+        """Not counted: Trainer would need the tensors of the step."""
         return 0
 
     # Validation
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Token-weighted loss on the validation rows; nothing when a signal cut it short."""
+        """Token-weighted loss on the validation rows; empty if a signal interrupted it."""
         loss = self.validation_loss()
         if loss is None:
             self.control.should_save = self.control.should_training_stop = True
@@ -252,29 +254,28 @@ class FtcliTrainer(SFTTrainer):
         return metrics
 
     def log_to_trackers(self, figures: dict[str, float | None]) -> None:
-        """Give the trackers figures that are not part of the trainer's own log."""
+        """Log figures that are not part of the trainer's own log."""
         self.callback_handler.on_log(self.args, self.state, self.control, figures)
 
     def validation_loss(self) -> float | None:
-        """Mean over the labelled tokens of all validation rows; none when a signal cut it short.
+        """Mean over the label tokens of all validation rows; None if a signal interrupted it.
 
         Raises FtcliError (`loss_not_finite`).
         """
         rows = self.data.validation
         assert rows is not None
-        self._before_step = None  # the step is done; a validation that fails undoes nothing of it
+        self._before_step = None  # a validation that fails must not undo the step before
         order = rows.longest_first()
-        total, tokens, done = 0.0, 0, 0
+        total, label_tokens, done = 0.0, 0, 0
         while done < len(order):
             if self.stops is not None and self.stops.number is not None:
                 return None
-            some = order[done : done + self.validation_retry.rows]
-            loss, labelled, scored = self.score(some)
-            total, tokens, done = total + loss, tokens + labelled, done + scored
-        return total / tokens
+            loss, labels, scored = self.score(order[done : done + self.validation_retry.rows])
+            total, label_tokens, done = total + loss, label_tokens + labels, done + scored
+        return total / label_tokens
 
     def score(self, order: list[int]) -> tuple[float, int, int]:
-        """Summed loss and label tokens of the first rows in `order`, and how many they were."""
+        """Summed loss and label tokens of the first rows in `order`, and their number."""
         rows = self.data.validation
         assert rows is not None
 
@@ -283,8 +284,8 @@ class FtcliTrainer(SFTTrainer):
             for batch in self.split_micro_batches(rows.read(order[:count]), count):
                 with self.compute_loss_context_manager():
                     losses, counts = row_losses(self.model, batch.inputs.to(self.args.device))
-                named = [[row] for row in batch.rows]
-                _require_finite_loss(list(losses), named, rows, "a validation")
+                each = [[row] for row in batch.rows]
+                _require_finite_loss(list(losses), each, rows, "a validation")
                 total += losses.double().sum().item()
                 tokens += int(counts.sum())
             return total, tokens, min(count, len(order))
@@ -298,7 +299,7 @@ class FtcliTrainer(SFTTrainer):
     # Checkpoints
 
     def position(self) -> Position:
-        """Where in its run the training stands."""
+        """The position of the current step in its run."""
         step = self.state.global_step
         return Position(
             run_id=self.run.read_manifest()["run_id"],
@@ -315,7 +316,7 @@ class FtcliTrainer(SFTTrainer):
             page_states(self.optimizer)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As Trainer does, but of the devices that are in use, not of all that are there."""
+        """As Trainer does, but only for the devices in use."""
         if checkpoint is not None:
             with safe_globals():
                 restore_random_state(torch.load(Path(checkpoint) / RANDOM, weights_only=True))
@@ -323,8 +324,8 @@ class FtcliTrainer(SFTTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
     ) -> None:
-        """As Trainer does, but an adapter is read by its file's names and through no GPU that is
-        left alone, and a prefix is trained by the network that makes it."""
+        """As Trainer does, but an adapter is read by its file's names and through no unused GPU,
+        and a prefix with `projection` is loaded with its MLP."""
         folder = Path(resume_from_checkpoint)
         if (encoder := prefix_encoder(self.model)) is not None:
             load_encoder(encoder, folder)
@@ -355,18 +356,8 @@ def _require_finite_loss(
     if bool(torch.isfinite(torch.stack(list(losses))).all()):
         return
     bad = [i for i, loss in enumerate(losses) if not torch.isfinite(loss)]
-    found = losses[bad[0]].item()
+    loss = losses[bad[0]].item()
     named = rows.names(row for i in bad for row in batches[i])
     raise NotFiniteError(
-        f"the loss became {found} in {where}, before any weight was changed, on {named}; {ADVICE}"
-    )
-
-
-def _gradient_not_finite(
-    norm: float, window: Sequence[int], rows: Rows, step: int
-) -> NotFiniteError:
-    """The error of a gradient with a NaN or infinite norm, naming the rows of its step."""
-    return NotFiniteError(
-        f"the gradient became {norm} in step {step}, before any weight was changed, on "
-        f"{rows.names(window)}; {ADVICE}"
+        f"the loss became {loss} in {where}, before any weight was changed, on {named}; {ADVICE}"
     )

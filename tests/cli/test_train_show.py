@@ -45,6 +45,7 @@ REPORT = {
     "total_parameters": 134_515_008,
     "peak_memory_bytes": 1_840_000_000,
     "saved_bytes": 19_600_000,
+    "checkpoint_bytes": 117_000_000,
     "training_seconds": 365.0,
     "seconds": 372.4,
 }
@@ -78,7 +79,8 @@ def test_a_person_reads_time_loss_and_what_comes_next(
     out, err = capsys.readouterr()
     assert err == ""
     assert out == (
-        "done   6 min 12 s · validation loss 2.31 → 0.90 (best: step 24) · peak 1.7 GiB · 19 MiB\n"
+        "done   6 min 12 s · validation loss 2.31 → 0.90 (best: step 24) · peak 1.7 GiB · 19 MiB, "
+        "and 112 MiB of checkpoints\n"
         "       runs/shop\n"
         "next   ftcli eval runs/shop\n"
     )

@@ -111,7 +111,7 @@ def test_embeddings_with_a_name_of_their_own_are_trained(
         ),
         (
             {"method": {"mode": "full"}, "training": {"precision": "fp16"}},
-            "training.precision: fp16 needs a CUDA card",
+            "training.precision: fp16 needs a CUDA GPU",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ftcli import console
 from ftcli.cli import run
 from ftcli.runs.atomic import sha256_file
 from tests.conftest import CHATML, Capture, Patch, Recipes
@@ -57,11 +58,15 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     folder = tmp_path / "runs" / "stopped"
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["state"] == "stopped"
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_PLAIN_LINES", 0)
     assert train(stopped, "--set", "training.micro_batch_size=2") == 0
+    resumed = capsys.readouterr().err
+    assert resumed.index("step 3/8") < resumed.index("preflight: longest batch")
+    assert "step 0/8" not in resumed and "more, estimated from one batch" in resumed
     memory = json.loads((folder / "run.json").read_text())["memory"]
     for name, size in manifest["memory"].items():
         if name.endswith("_bytes") and size is not None:
-            assert memory[name] >= size, "the greater of both sittings"
+            assert memory[name] >= size, "the maximum of both processes"
     assert adapter_digest(folder) == adapter_digest(tmp_path / "runs" / "whole")
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
     assert [s for s in steps if s] == sorted(s for s in steps if s)

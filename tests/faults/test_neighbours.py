@@ -126,7 +126,7 @@ def test_packing_is_refused_where_neighbours_would_leak(
     observed: Observed,
 ) -> None:
     """Left to auto, rows are padded there, and the plan says why."""
-    why = "virtual tokens stand before each row by itself"
+    why = "each row has its own virtual tokens"
     recipe = write_recipe(method={"mode": mode})
     assert run(["train", str(recipe), "--dry-run"]) == 0
     assert re.search(rf"packing no {why}", " ".join(capsys.readouterr().out.split()))

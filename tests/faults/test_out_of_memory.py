@@ -152,7 +152,7 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
     assert train(recipe) == 0
     said = capsys.readouterr().err
     assert said.index("out of memory in the longest batch: micro-batch 2 → 1") < said.index(
-        "check  longest"
+        "preflight: longest"
     )
     assert "in step" not in said
     longest = max(length for _, length in lengths)

@@ -263,7 +263,7 @@ def test_pure_bf16_loses_small_steps_and_says_so(
     """Why it is never chosen without being asked for."""
     seen = train_in("pure-bf16")
     assert {tensor.dtype for tensor in seen.after.values()} == {torch.bfloat16}
-    assert "at small learning rates most updates round to nothing" in capsys.readouterr().err
+    assert "at small learning rates most updates round to zero" in capsys.readouterr().err
     share = share_moved(seen)
     assert share < 0.5
     observed(f"pure-bf16, asked for and warned of: {share:.1%}")

@@ -358,7 +358,7 @@ def test_a_run_without_a_manifest_is_refused(place: Path, ask: Ask) -> None:
     (place / "runs" / "lora" / "prompt_manifest.json").unlink()
     (message,) = refusals(ask)
     assert message.endswith(
-        "runs/lora has no prompt_manifest.json, so that its base and prompts are unknown; train it "
+        "runs/lora has no prompt_manifest.json, so its base and prompts are unknown; train it "
         "again: ftcli train runs/lora --fresh"
     )
 
@@ -369,7 +369,7 @@ def test_a_manifest_that_cannot_be_read_is_named(content: str, place: Path, ask:
     file.write_text(content)
     code, message = ask("generate", "runs/lora", "a")
     assert code == 1 and "prompt_manifest.json: cannot be read" in message
-    assert message.rstrip().endswith("or train anew: ftcli train runs/lora --fresh")
+    assert message.rstrip().endswith("or train again: ftcli train runs/lora --fresh")
 
 
 def test_weights_that_had_to_be_fetched_are_verified_after_loading(

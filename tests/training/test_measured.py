@@ -35,7 +35,7 @@ def test_a_peak_is_what_was_held_at_once_since_the_reset() -> None:
     meter = MemoryMeter(find_hardware("auto"))
     held = tensor()
     del held
-    meter.settle()
+    meter.release_unused()
     meter.reset()
     before = meter.peak().resident_bytes
     assert before is not None and before < MARGIN_BYTES
@@ -43,7 +43,7 @@ def test_a_peak_is_what_was_held_at_once_since_the_reset() -> None:
     del first, second
     found = meter.peak().resident_bytes
     assert found is not None and abs(found - before - 2 * TENSOR_BYTES) < MARGIN_BYTES
-    meter.settle()
+    meter.release_unused()
     meter.reset()
     assert meter.process_peak_bytes() > 2 * TENSOR_BYTES, "the process's peak outlives a reset"
 
@@ -58,5 +58,5 @@ def test_without_a_reset_a_peak_counts_only_above_that_of_the_beginning(
     monkeypatch.setattr(preflight, "_peak_resident_bytes", lambda: next(peaks))
     meter = MemoryMeter(find_hardware("auto"))
     meter.reset()
-    assert meter.peak() == Peak(), "the peak is that of what came before"
+    assert meter.peak() == Peak(), "the process took more before"
     assert meter.peak() == Peak(resident_bytes=220)

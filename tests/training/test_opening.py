@@ -123,7 +123,7 @@ def test_a_file_that_would_be_loaded_before_the_trained_ones_is_refused(tmp_path
 def test_a_manifest_whose_weights_are_no_object_is_named(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "shop")
     write_json(run.manifest, {"state": "finished", "weights": ["a"]})
-    with pytest.raises(FtcliError, match="put it back") as caught:
+    with pytest.raises(FtcliError, match="restore it") as caught:
         require_unchanged_weights(run)
     assert caught.value.code == "run_broken" and caught.value.file == str(run.manifest)
 

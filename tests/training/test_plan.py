@@ -128,7 +128,7 @@ def test_full_training_keeps_fp32_weights(hardware: Hardware, precision: str) ->
 def test_only_pure_bf16_gives_the_masters_up() -> None:
     plan = make_plan(recipe("full", training={"precision": "pure-bf16"}), SMALL, PROFILE, card())
     assert plan.model.dtype == "bf16"
-    assert "small updates round to nothing" in plan.reasons["model.dtype"]
+    assert "small updates round to zero" in plan.reasons["model.dtype"]
     assert plan.estimate.breakdown["weights"] == 2 * SMALL.parameters
 
 
@@ -173,7 +173,7 @@ def test_attention_follows_the_model() -> None:
     assert make_plan(recipe(), SMALL, PROFILE, card()).model.attention == "sdpa"
     capped = make_plan(recipe(), find_shape("gemma-2-2b"), PROFILE, card())
     assert capped.model.attention == "eager"
-    assert "tanh" in capped.reasons["model.attention"]
+    assert "softcap" in capped.reasons["model.attention"]
 
 
 def test_tight_full_training_pages_its_optimizer() -> None:
@@ -189,7 +189,7 @@ def test_tight_full_training_pages_its_optimizer() -> None:
     tight = make_plan(recipe("full"), SMALL, PROFILE, card_with((exact + paged) / 2))
     assert decided(tight, "training.optimizer") == (
         "paged-adamw-8bit",
-        "fp32 states do not fit on this card",
+        "fp32 states do not fit on this GPU",
     )
     assert tight.estimate.managed_bytes > 0
 
@@ -250,7 +250,7 @@ def test_checkpointing_is_off_where_memory_allows() -> None:
     plan = make_plan(recipe(), SMALL, PROFILE, card())
     assert decided(plan, "training.gradient_checkpointing") == (
         False,
-        "activations fit; computing them again would cost a third more time",
+        "activations fit; computing them again would take a third more time",
     )
 
 
@@ -260,7 +260,7 @@ def test_checkpointing_is_on_where_it_does_not() -> None:
     plan = make_plan(recipe("qlora"), LARGE, long, card_with(12))
     assert decided(plan, "training.gradient_checkpointing") == (
         True,
-        "activations do not fit without it; costs about a third more time",
+        "activations do not fit without it; takes about a third more time",
     )
     with pytest.raises(MachineError):
         asked = recipe("qlora", training={"gradient_checkpointing": False})

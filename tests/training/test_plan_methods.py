@@ -96,22 +96,22 @@ def test_tied_ends_with_a_bias_are_not_trained_whole() -> None:
         (
             recipe("full", model={"dtype": "bf16"}),
             card(),
-            "model.dtype: full training decides the type of its weights by training.precision",
+            "model.dtype: in full training the type of the weights depends on training.precision",
         ),
         (
             recipe(training={"precision": "fp16"}),
             cpu(),
-            "training.precision: fp16 needs a CUDA card; here: bf16, fp32",
+            "training.precision: fp16 needs a CUDA GPU; here: bf16, fp32",
         ),
         (
             recipe(model={"attention": "flash"}),
             cpu(),
-            "model.attention: flash needs a CUDA card; take sdpa",
+            "model.attention: flash needs a CUDA GPU; take sdpa",
         ),
         (
             recipe(training={"optimizer": "adamw-8bit"}),
             cpu(),
-            "training.optimizer: adamw-8bit needs a CUDA card; take adamw",
+            "training.optimizer: adamw-8bit needs a CUDA GPU; take adamw",
         ),
     ],
 )

@@ -36,9 +36,9 @@ def plan_of(mode: str = "lora", **sections: Any) -> Plan:
     [
         ("lora", {"training": {"optimizations": "off"}}, "training.optimizations: off"),
         ("lora", {"training": {"packing": False}}, "set in the recipe"),
-        ("prefix-tuning", {}, "virtual tokens stand before each row by itself"),
-        ("prompt-tuning", {}, "virtual tokens stand before each row by itself"),
-        ("lora", {"training": {"neftune_noise_alpha": 5}}, "NEFTune measures its noise by the"),
+        ("prefix-tuning", {}, "each row has its own virtual tokens"),
+        ("prompt-tuning", {}, "each row has its own virtual tokens"),
+        ("lora", {"training": {"neftune_noise_alpha": 5}}, "NEFTune scales its noise by the"),
         ("lora", {"model": {"attention": "eager"}}, "model.attention: eager is set in the recipe"),
     ],
 )
@@ -52,11 +52,14 @@ def test_rows_are_padded_for_a_reason(mode: str, sections: Any, reason: str) -> 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "gpt_neox", "rotary_pct": 1.0}, "not proven for gpt_neox"),
-        ({"attention_dropout": 0.1}, "the model drops attention weights or hidden states"),
-        ({"resid_pdrop": 0.1}, "the model drops attention weights or hidden states"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotates positions by the"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "rotates positions"),
+        ({"model_type": "gpt_neox", "rotary_pct": 1.0}, "not tested for gpt_neox"),
+        ({"attention_dropout": 0.1}, "the model has dropout"),
+        ({"resid_pdrop": 0.1}, "the model has dropout"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rotary positions depend on"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}},
+            "rotary positions depend on",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, None),
     ],
 )
@@ -75,14 +78,14 @@ def test_packed_rows_have_an_attention_of_their_own_which_the_plan_says() -> Non
     assert "packed" not in why_padded
 
 
-def test_a_card_takes_padded_rows_where_nobody_asks_for_more() -> None:
+def test_a_card_takes_padded_rows_unless_the_recipe_asks() -> None:
     plan = make_plan(recipe("qlora"), SMALL, PROFILE, card())
     names = ("fused_lora", "liger", "dequantised")
     keys = ("training.packing", *(f"optimizations.{name}" for name in names))
     assert not any(decided(plan, key)[0] for key in keys)
-    only = "only training.optimizations: all takes it"
+    only = "training.optimizations: all turns it on"
     assert all(only in plan.reasons[key] for key in keys[:-1])
-    with pytest.raises(UsageError, match=r"only training\.optimizations: all takes it"):
+    with pytest.raises(UsageError, match=r"training\.optimizations: all turns it on"):
         make_plan(recipe(training={"packing": True}), SMALL, PROFILE, card())
 
 
@@ -92,7 +95,7 @@ def on_card(mode: str = "lora", kernels: tuple[str, ...] = CARD_KERNELS, **secti
     return make_plan(recipe(mode, training=training, **sections), SMALL, PROFILE, hardware)
 
 
-def test_a_card_takes_every_lever_that_is_asked_for() -> None:
+def test_a_card_takes_every_optimisation_that_is_asked_for() -> None:
     plan = on_card()
     assert plan.training.packing == 16 * PROFILE.longest_tokens, (
         "a whole step has fewer than enough"
@@ -124,8 +127,7 @@ def test_an_old_card_pads() -> None:
     hardware = replace(card("T4"), kernels=frozenset(CARD_KERNELS))
     plan = make_plan(recipe(training={"optimizations": "all"}), SMALL, PROFILE, hardware)
     assert (
-        not plan.training.packing
-        and "of the year 2020 or later" in plan.reasons["training.packing"]
+        not plan.training.packing and "a GPU of 2020 or later" in plan.reasons["training.packing"]
     )
 
 
@@ -235,7 +237,7 @@ def test_little_memory_takes_fewer_tokens_and_keeps_no_dequantised_weights() -> 
     ("method", "reason"),
     [
         ({"dora": True}, "DoRA divides by the norm"),
-        ({"dropout": 0.1}, "dropout stands between"),
+        ({"dropout": 0.1}, "dropout between"),
     ],
 )
 def test_lora_that_is_not_plain_stays_as_peft_has_it(method: Any, reason: str) -> None:
@@ -281,5 +283,5 @@ def test_the_estimate_is_of_the_optimisations_that_are_taken() -> None:
         more, less = plan.estimate.peak_bytes, without.peak_bytes
         assert more > less if optimisation == "packed_rows" else more < less, "shares are kept"
     assert plan.headline().startswith(
-        "CPU (a CPU) · bf16 · 16 rows a step, packed to 2,048 tokens · "
+        "CPU (a CPU) · bf16 · 16 rows per step, packed to 2,048 tokens · "
     )

@@ -1,8 +1,10 @@
-"""The check of the longest batch takes as much memory as a step, though it ends before one does."""
+"""The preflight takes as much memory as a step, though it ends earlier, and estimates the time."""
 
 from __future__ import annotations
 
 import json
+import re
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +23,7 @@ from ftcli.training.plan.plan import Plan
 from ftcli.training.preflight import WHERE
 from ftcli.training.trainer import FtcliTrainer
 from tests.commands.test_training import train
-from tests.conftest import Patch, Recipes, save_tiny_model
+from tests.conftest import Capture, Patch, Recipes, save_tiny_model
 
 LAYERS = 9
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -64,7 +66,9 @@ def test_the_check_holds_as_much_at_once_as_a_whole_pass(
         return original(trainer, batches, where, of)
 
     monkeypatch.setattr(FtcliTrainer, "forward_backward", watched)
-    monkeypatch.setattr(preflight, "LITTLE", 1)  # whatever the gradients of a tiny model count for
+    monkeypatch.setattr(
+        preflight, "SMALL_SHARE", 1
+    )  # whatever the gradients of a tiny model count for
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS)
     training = {
         "max_steps": 1,
@@ -122,13 +126,39 @@ def test_no_step_has_a_larger_micro_batch(
     assert kept >= 0.9 * max(kept for _, kept in trained)
 
 
-def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
+def test_the_time_is_estimated_from_one_batch_until_a_run_has_measured_it(
+    write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    original = FtcliTrainer.forward_backward
+
+    def slower(trainer: FtcliTrainer, batches: list[MicroBatch], where: str, **of: Any) -> Tensor:
+        if where == WHERE:
+            time.sleep(2)
+        return original(trainer, batches, where, **of)
+
+    monkeypatch.setattr(FtcliTrainer, "forward_backward", slower)
+    row = json.dumps({"prompt": "Is it open?", "completion": "Yes, from nine to five."})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 48)
+    data = {"train": "rows.jsonl", "validation": 0, "max_length": 64}
+    training = {"batch_size": 4, "micro_batch_size": 2, "max_steps": 5, "packing": False}
+    recipe = write_recipe(data=data, training=training, method={"mode": "full"})
+    assert train(recipe) == 0
+    said = capsys.readouterr().err
+    found = re.search(r"time   about (\d+) s, estimated from one batch\n", said)
+    assert found is not None and 20 <= int(found[1]) <= 23, "10 micro-batches of 2 s"
+    assert train(recipe, "--fresh") == 0
+    said = capsys.readouterr().err
+    assert "estimated from one batch" not in said
+    assert re.search(r"^plan   .* · about \d+ s$", said, re.M)
+
+
+def test_a_full_fine_tuning_runs_the_whole_backward_pass_next_to_its_optimizer_states(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """Its gradients are no small part of what it takes, though few are there at its peak; and the
-    states, which the first step makes, are there in all that follow."""
+    """Its gradients take much of the memory, though few exist at its peak. The optimizer's states
+    exist from the first step on."""
     original, ends, held = FtcliTrainer.forward_backward, [], []
-    make_room = preflight._room_for_states
+    make_room = preflight._reserve_optimizer_states
 
     def room(trainer: FtcliTrainer, plan: Plan) -> Tensor | None:
         found = make_room(trainer, plan)
@@ -145,7 +175,7 @@ def test_a_full_fine_tuning_is_tried_to_the_end_beside_its_optimizer_s_states(
         return original(trainer, batches, where, **of)
 
     monkeypatch.setattr(FtcliTrainer, "forward_backward", watched)
-    monkeypatch.setattr(preflight, "_room_for_states", room)
+    monkeypatch.setattr(preflight, "_reserve_optimizer_states", room)
     save_tiny_model(tmp_path / "tiny", num_hidden_layers=LAYERS, intermediate_size=1024)
     model, training = {"id": str(tmp_path / "tiny")}, {"max_steps": 1, "batch_size": 4}
     assert train(write_recipe(model=model, method={"mode": "full"}, training=training)) == 0

@@ -130,9 +130,12 @@ def _show_result(found: Trained) -> None:
     if report.get("stop_rate") is not None:
         rows = report["stop_rate_rows"]
         finished = f" · finished (EOS) {round(report['stop_rate'] * rows)} of {rows}"
+    size = shown_size(report["saved_bytes"])
+    if report.get("checkpoint_bytes"):
+        size += f", and {shown_size(report['checkpoint_bytes'])} of checkpoints"
     print_result(
         f"done   {duration(report['seconds'])} · validation loss {loss}{finished} · "
-        f"peak {gib(report['peak_memory_bytes'])} · {shown_size(report['saved_bytes'])}"
+        f"peak {gib(report['peak_memory_bytes'])} · {size}"
     )
     print_result(f"       {path}")
     print_result(f"next   {command('eval', found.run.path)}")

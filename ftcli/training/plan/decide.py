@@ -1,4 +1,4 @@
-"""Every `auto` decided, each with its reason: (recipe, shape, rows, hardware) → Plan."""
+"""Resolve every `auto`, each with its reason: (recipe, shape, rows, hardware) → Plan."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from ftcli.training.plan.plan import (
 
 AS_SET = "set in the recipe"
 
-# A change below half a step of the 8 bits that bf16 keeps is rounded away, whatever the weight.
+# bf16 has 8 bits: a relative change of a weight below half a step is rounded away.
 BF16_ROUNDS_BELOW = 2**-9
 
 # Validations may take this share of the time that training takes.
@@ -65,14 +65,14 @@ VALIDATION_SHARE = 0.1
 # A forward pass costs a third of a training step (Kaplan et al. 2020, section 2.1: 2N of 6N).
 FORWARD_SHARE = 1 / 3
 MOST_VALIDATIONS = 10
-# Of the time between two checkpoints, what saving one may take where the recipe does not say when;
-# the best weights, a signal and the end always save.
+# Share of the time between two checkpoints that saving may take if save_steps is auto; the best
+# weights, a signal and the end always save.
 SAVE_SHARE = 0.02
-SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the last is left out"
+SAVED_WHEN = f"one that would take over {SAVE_SHARE:.0%} of the time since the last is skipped"
 
 
 def require_possible(recipe: Recipe, shape: Shape) -> None:
-    """Raise what recipe and model alone prove, before any row is tokenised.
+    """Raise errors that recipe and model alone show, before any row is tokenised.
 
     ModelError: `method_refused`, `target_modules`, `layers`, `rank_pattern`, `modules_to_save`;
     UsageError: `gradient_checkpointing`, `l2_sp`.
@@ -84,7 +84,7 @@ def require_possible(recipe: Recipe, shape: Shape) -> None:
 
 
 def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
-    """Raise MachineError or UsageError where no plan is possible here, whatever the rows are."""
+    """Raise MachineError or UsageError if no plan is possible here, whatever the rows are."""
     precision, _ = choose_precision(recipe, hardware)
     choose_dtype(recipe, precision)
     choose_attention(recipe, shape, hardware)
@@ -93,7 +93,7 @@ def require_machine(recipe: Recipe, shape: Shape, hardware: Hardware) -> None:
 
 
 def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware) -> Plan:
-    """Decide all that the recipe leaves open; raises ModelError, MachineError and UsageError."""
+    """Decide everything that is `auto`; raises ModelError, MachineError and UsageError."""
     require_mode(recipe.method.mode, shape)
     require_checkpointing(recipe)
     require_optimizer(recipe, hardware)
@@ -104,7 +104,7 @@ def make_plan(recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardw
     padded = why_padded(recipe, shape, hardware)
     require_packing(recipe, padded)
     if padded is None:
-        reasons["model.attention"] += "; packed rows have their own"
+        reasons["model.attention"] += "; packed rows use their own"
     unshared = padded is not None or why_not_shared(recipe) is not None
     fitted = replace(rows, common_tokens=0) if unshared else rows
 
@@ -184,7 +184,7 @@ def _optimizations(
     packing: int,
     common_tokens: int,
 ) -> tuple[Optimizations, dict[str, str]]:
-    """Those that apply here, and the reasons by key."""
+    """Optimisations of this training, and the reasons by key."""
     kept_bytes = kept_dequantised_bytes(shape, choices)
     found = {
         "shared_prefix": choose_shared_prefix(recipe, packing, common_tokens),
@@ -198,7 +198,7 @@ def _optimizations(
 
 
 def require_checkpointing(recipe: Recipe) -> None:
-    """Raise UsageError (`gradient_checkpointing`) where the method cannot have it."""
+    """Raise UsageError (`gradient_checkpointing`) if the method does not support it."""
     if isinstance(recipe.method, PrefixTuning) and recipe.training.gradient_checkpointing is True:
         raise UsageError(
             "gradient_checkpointing",
@@ -207,12 +207,12 @@ def require_checkpointing(recipe: Recipe) -> None:
 
 
 def choose_precision(recipe: Recipe, hardware: Hardware) -> Decided[Precision]:
-    """bf16 where the hardware has it, else fp16 on a card and fp32 on a CPU."""
+    """bf16 if the hardware supports it, else fp16 on a GPU and fp32 on a CPU."""
     asked = recipe.training.precision
     if asked != "auto":
         if asked == "fp16" and hardware.kind == "cpu":
             raise MachineError(
-                "precision", "training.precision: fp16 needs a CUDA card; here: bf16, fp32"
+                "precision", "training.precision: fp16 needs a CUDA GPU; here: bf16, fp32"
             )
         return asked, AS_SET
     if hardware.kind == "cpu" and not hardware.fast_bf16:
@@ -226,26 +226,26 @@ def choose_precision(recipe: Recipe, hardware: Hardware) -> Decided[Precision]:
 
 
 def choose_dtype(recipe: Recipe, precision: Precision) -> Decided[Literal["bf16", "fp16", "fp32"]]:
-    """Type in which the weights are held; raises UsageError."""
+    """Type of the weights in memory; raises UsageError."""
     asked = recipe.model.dtype
     match recipe.method:
         case Full():
             if asked != "auto":
                 raise UsageError(
                     "recipe",
-                    "model.dtype: full training decides the type of its weights by "
+                    "model.dtype: in full training the type of the weights depends on "
                     "training.precision (pure-bf16: 16-bit weights); remove it",
                 )
             if precision == "pure-bf16":
-                return "bf16", "pure-bf16 asked for: small updates round to nothing"
+                return "bf16", "training.precision: pure-bf16; small updates round to zero"
             return "fp32", "trained weights stay in fp32, so that small updates count"
         case Lora() | Qlora() | Bottleneck() | PrefixTuning() | PromptTuning():
             if asked != "auto":
                 return asked, AS_SET
             if precision == "fp32":
-                return "fp32", "follows the arithmetic"
+                return "fp32", "as training.precision"
             kind: Literal["bf16", "fp16"] = "fp16" if precision == "fp16" else "bf16"
-            return kind, "frozen weights need no more than the arithmetic"
+            return kind, "frozen weights, as training.precision"
         case _:
             assert_never(recipe.method)
 
@@ -254,18 +254,18 @@ def choose_attention(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decide
     """The attention kernel; raises MachineError."""
     asked = recipe.model.attention
     if asked == "flash" and hardware.kind != "cuda":
-        raise MachineError("attention", "model.attention: flash needs a CUDA card; take sdpa")
+        raise MachineError("attention", "model.attention: flash needs a CUDA GPU; take sdpa")
     if asked == "sdpa" and shape.capped_scores:
         raise MachineError(
             "attention",
-            "model.attention: sdpa cannot pass attention scores through a tanh as this model "
-            "does; take eager",
+            "model.attention: sdpa has no softcap of attention scores, which this model needs; "
+            "take eager",
         )
     if asked != "auto":
         return asked, AS_SET
     if shape.capped_scores:
-        return "eager", "attention scores pass through a tanh, which sdpa cannot do"
-    return "sdpa", "torch's own fused kernels, no further package"
+        return "eager", "attention scores have a softcap, which sdpa does not support"
+    return "sdpa", "torch's own fused kernels, without another package"
 
 
 def choose_learning_rate(recipe: Recipe) -> Decided[float]:
@@ -281,51 +281,51 @@ def default_learning_rate(method: Method) -> Decided[float]:
         case Lora() | Qlora():
             return 2e-4, "usual for low-rank updates (QLoRA, Dettmers et al. 2023, table 9)"
         case Bottleneck():
-            return 1e-3, "within what the authors tried (Houlsby et al. 2019, section 3.2)"
+            return 1e-3, "in the range of the authors (Houlsby et al. 2019, section 3.2)"
         case PrefixTuning(projection=True):
-            return 1e-3, "a small network makes the prefix; measured, see docs/methods.md"
+            return 1e-3, "an MLP makes the prefix; measured, see docs/methods.md"
         case PrefixTuning():
             return 3e-2, "keys and values are large numbers; measured, see docs/methods.md"
         case PromptTuning():
-            return 3e-2, "few weights far from the answer; measured, at 2e-4 they learn nothing"
+            return 3e-2, "few weights far from the output; measured, at 2e-4 they learn nothing"
         case _:
             assert_never(method)
 
 
 def require_l2_sp(recipe: Recipe) -> None:
-    """Raise UsageError (`l2_sp`) where a step would go all the way back, or beyond."""
+    """Raise UsageError (`l2_sp`) if a step would pull weights to their start, or beyond it."""
     rate, _ = choose_learning_rate(recipe)
     wrong = l2_sp_fault(rate, recipe.training.l2_sp)
     if wrong is not None:
         raise UsageError("l2_sp", wrong)
 
 
-def why_l2_sp(recipe: Recipe, precision: Precision, held_bytes: int) -> str:
-    """What it does in a step; raises as `require_l2_sp`."""
+def why_l2_sp(recipe: Recipe, precision: Precision, starts_bytes: int) -> str:
+    """Its effect in a step; raises as `require_l2_sp`."""
     require_l2_sp(recipe)
     rate, _ = choose_learning_rate(recipe)
     pull = rate * recipe.training.l2_sp
     lost = f"; {lost_pulls(pull)}" if precision == "pure-bf16" else ""
     return (
-        f"a step takes up to {pull:.2%} of the way back to the start, which is held in "
-        f"{shown_size(held_bytes)}{lost}"
+        f"a step pulls weights up to {pull:.2%} of the way back to their start; starting weights "
+        f"take {shown_size(starts_bytes)}{lost}"
     )
 
 
 def lost_pulls(pull: float) -> str:
-    """What pure-bf16 leaves of pulls by this share of the way, in words."""
+    """Effect of pure-bf16's rounding on pulls by this share of the way, in words."""
     least = BF16_ROUNDS_BELOW / pull
     return (
-        f"in pure-bf16 pulls this small round to nothing until a weight is {least:.2g} of its own "
+        f"in pure-bf16 pulls this small round to zero until a weight is {least:.2g} of its own "
         "size away from its start"
     )
 
 
 def count_steps(recipe: Recipe, rows: RowStatistics) -> tuple[int, float, str]:
-    """Optimizer steps, the epochs they come to, and the reason.
+    """Optimizer steps, epochs, and the reason.
 
-    `max_steps` counts those of the task's rows: rows that are replayed add their own, so that as
-    many of the task are seen with them as without.
+    `max_steps` counts the steps of the task's rows: replayed rows add their own, so that as many
+    task rows are trained on with replay as without.
     """
     training = recipe.training
     if training.max_steps is not None:
@@ -335,7 +335,7 @@ def count_steps(recipe: Recipe, rows: RowStatistics) -> tuple[int, float, str]:
             reason += f": {training.max_steps} for the task's rows, the others for data.replay"
         return steps, steps * training.batch_size / rows.rows, reason
     steps = max(1, math.ceil(round(rows.rows * training.epochs) / training.batch_size))
-    reason = f"{rows.in_words} × {training.epochs:g} epochs / {training.batch_size} a step"
+    reason = f"{rows.in_words} × {training.epochs:g} epochs / {training.batch_size} per step"
     return steps, training.epochs, reason
 
 

@@ -1,4 +1,4 @@
-"""Optimizer, micro-batch and checkpointing: what memory decides."""
+"""Decisions by memory: optimizer, micro-batch, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from ftcli.shell import gib
 from ftcli.training.plan.optimizations import may_cache_dequantised, why_not_fused
 from ftcli.training.plan.plan import Decided, RowStatistics, packed
 
-# A prefix is computed once in each micro-batch: of so many times its length, a quarter is prefix.
+# Tokens of a micro-batch per token of a shared prefix, which each micro-batch computes once.
 PREFIXES = 4
 
 
 def fit_memory(
     recipe: Recipe, shape: Shape, rows: RowStatistics, hardware: Hardware, base: Choices
 ) -> tuple[Choices, Estimate]:
-    """The cheapest values of what the recipe leaves open; raises MachineError."""
+    """The cheapest values of everything that is `auto`; raises MachineError."""
     options = _options(recipe, rows, hardware, base)
 
     def has_room(candidate: Choices) -> bool:
@@ -56,12 +56,12 @@ def fit_memory(
 
 
 def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choices) -> Options:
-    """What the recipe leaves to the plan: of all else there is one value."""
+    """Candidates for everything that is `auto`; one value for everything else."""
     training = recipe.training
     asked_rows = training.micro_batch_size
     open_checkpointing = training.gradient_checkpointing == "auto" and base.mode != "prefix-tuning"
     paging = training.optimizer == "auto" and base.mode == "full" and hardware.kind == "cuda"
-    # Packed rows, which may have tokens in common, are counted in `_micro_batch`.
+    # Packed rows, which may share a prefix, are counted in `_micro_batch`.
     bounded = hardware.kind == "cuda" and asked_rows == "auto" and not base.packed_rows
     return Options(
         seq_len=(base.seq_len,),
@@ -83,8 +83,8 @@ def _options(recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choi
 def _micro_batch(
     recipe: Recipe, rows: RowStatistics, hardware: Hardware, base: Choices
 ) -> tuple[int, ...]:
-    """Rows of a micro-batch, the most first; of packed ones, as many of the longest as its tokens
-    come to."""
+    """Rows of a micro-batch, the largest first; packed: as many of the longest rows as fit in its
+    tokens."""
     asked = recipe.training.micro_batch_size
     tokens = not isinstance(recipe.training.packing, bool | str)
     if asked != "auto" and not (base.packed_rows and tokens):
@@ -99,7 +99,7 @@ def _micro_batch(
 
 
 def _wanted_tokens(recipe: Recipe, rows: RowStatistics, hardware: Hardware) -> int:
-    """Tokens of a micro-batch of packed rows, where memory has room."""
+    """Tokens of a micro-batch of packed rows, if memory has space for them."""
     asked = recipe.training.packing
     if not isinstance(asked, bool | str):
         return asked
@@ -109,8 +109,10 @@ def _wanted_tokens(recipe: Recipe, rows: RowStatistics, hardware: Hardware) -> i
 
 
 def _by_tokens(recipe: Recipe, rows: RowStatistics, hardware: Hardware, found: Choices) -> Choices:
-    """What fits for so many of the longest rows, as one sequence of as many tokens as are wanted:
-    of as many as a recipe's own micro-batch can have, where it says nothing of tokens."""
+    """Choices that fit for the longest rows, packed into one sequence of the wanted tokens.
+
+    A micro_batch_size in the recipe sets the tokens unless training.packing does.
+    """
     if not found.packed_rows:
         return found
     training = recipe.training
@@ -122,12 +124,10 @@ def _by_tokens(recipe: Recipe, rows: RowStatistics, hardware: Hardware, found: C
 
 
 def require_optimizer(recipe: Recipe, hardware: Hardware) -> None:
-    """Raise MachineError where the optimizer that is asked for does not run here."""
+    """Raise MachineError if the recipe's optimizer does not run here."""
     asked = recipe.training.optimizer
     if hardware.kind != "cuda" and asked in ("adamw-8bit", "paged-adamw-8bit"):
-        raise MachineError(
-            "optimizer", f"training.optimizer: {asked} needs a CUDA card; take adamw"
-        )
+        raise MachineError("optimizer", f"training.optimizer: {asked} needs a CUDA GPU; take adamw")
 
 
 def _too_large(
@@ -146,7 +146,7 @@ def _too_large(
 
 
 def _cheaper(recipe: Recipe) -> str:
-    """The change that costs least: first what the recipe forbids the plan to choose."""
+    """The change that costs least: first a setting that keeps the plan from choosing."""
     method = recipe.method
     if recipe.training.gradient_checkpointing is False and not isinstance(method, PrefixTuning):
         return "leave training.gradient_checkpointing to auto"
@@ -170,20 +170,20 @@ def why_optimizer(recipe: Recipe, hardware: Hardware, found: Choices) -> str:
     if recipe.training.optimizer != "auto":
         return "set in the recipe"
     if found.optimizer != "adamw":
-        return "fp32 states do not fit on this card"
+        return "fp32 states do not fit on this GPU"
     if found.mode != "full":
         return "few trained weights"
     return "its fp32 states fit" if hardware.kind == "cuda" else "exact states"
 
 
 def choose_micro_batch(recipe: Recipe, found: Choices, hardware: Hardware) -> Decided[int]:
-    """Rows of a micro-batch; of packed ones, the most that it may have."""
+    """Rows of a micro-batch; the maximum of packed rows."""
     if recipe.training.micro_batch_size != "auto":
         return recipe.training.micro_batch_size, "set in the recipe"
     if found.packed_rows:
-        return recipe.training.batch_size, "packed rows are divided by their tokens"
+        return recipe.training.batch_size, "packed rows are split by their tokens"
     if hardware.kind == "cpu":
-        return found.micro_batch, "keeps the cores busy; more rows would only add padding"
+        return found.micro_batch, "enough for the cores; more rows would only add padding"
     return found.micro_batch, "the largest that fits and divides the batch"
 
 
@@ -193,5 +193,5 @@ def why_checkpointing(recipe: Recipe, found: Choices) -> str:
     if recipe.training.gradient_checkpointing != "auto":
         return "set in the recipe"
     if found.gradient_checkpointing:
-        return "activations do not fit without it; costs about a third more time"
-    return "activations fit; computing them again would cost a third more time"
+        return "activations do not fit without it; takes about a third more time"
+    return "activations fit; computing them again would take a third more time"

@@ -1,4 +1,4 @@
-"""Optimisations of docs/performance.md that a training takes, or why not; none changes results."""
+"""Optimisations of docs/performance.md: on or off, and why; none changes results."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from ftcli.memory.shapes.shape import PACKED_TYPES
 from ftcli.shell import shown_size
 from ftcli.training.plan.plan import Decided
 
-# CUDA programming guide: bf16, and all that torch's flex attention is tried with, since Ampere.
+# Ampere: first with bf16 (CUDA programming guide), and torch's flex attention is tested from it on.
 FIRST_WITH_FLEX: ComputeCapability = (8, 0)
 
 
 def why_not_optimized(recipe: Recipe, hardware: Hardware) -> str | None:
-    """Why a training takes no optimisation at all here; None where it may."""
-    wanted = recipe.training.optimizations
-    if wanted == "off":
+    """Why all optimisations are off; None if they may be on."""
+    asked = recipe.training.optimizations
+    if asked == "off":
         return "training.optimizations: off"
-    if hardware.kind == "cuda" and wanted != "all":
-        return "not yet measured on a GPU, where only training.optimizations: all takes it"
+    if hardware.kind == "cuda" and asked != "all":
+        return "not yet measured on a GPU; training.optimizations: all turns it on"
     if hardware.kind == "mps":
-        return "not proven on this kind of machine"
+        return "not tested on this kind of machine"
     return None
 
 
 def why_not_packed(shape: Shape) -> str | None:
-    """What in a model keeps its rows from standing in one sequence; None where nothing does."""
+    """Why a model's rows cannot be packed; None if they can."""
     if shape.model_type not in PACKED_TYPES:
-        return f"not proven for {shape.model_type}"
+        return f"not tested for {shape.model_type}"
     if shape.dropout:
-        return "the model drops attention weights or hidden states, other ones in each row"
+        return "the model has dropout, which differs in each row"
     if shape.stretched_positions:
-        return "the model rotates positions by the longest row beside"
+        return "the model's rotary positions depend on the longest row of the batch"
     return None
 
 
 def require_packing(recipe: Recipe, padded: str | None) -> None:
-    """Raise UsageError (`packing`) where a recipe insists on what cannot be."""
+    """Raise UsageError (`packing`) if the recipe sets packing and rows cannot be packed."""
     asked = recipe.training.packing
     if padded is not None and asked not in ("auto", False):
         raise UsageError(
@@ -50,97 +50,92 @@ def require_packing(recipe: Recipe, padded: str | None) -> None:
 
 
 def why_padded(recipe: Recipe, shape: Shape, hardware: Hardware) -> str | None:
-    """Why the rows of a step are padded; None where they are packed."""
+    """Why the rows of a step are padded; None if they are packed."""
     training = recipe.training
     if training.packing is False:
         return "set in the recipe"
     if (why := why_not_optimized(recipe, hardware) or why_no_flex(hardware)) is not None:
         return why
     if isinstance(recipe.method, PrefixTuning | PromptTuning):
-        return "virtual tokens stand before each row by itself"
+        return "each row has its own virtual tokens"
     if training.neftune_noise_alpha is not None:
-        return "NEFTune measures its noise by the length of padded rows"
+        return "NEFTune scales its noise by the length of padded rows"
     if recipe.model.attention != "auto":
         return f"model.attention: {recipe.model.attention} is set in the recipe"
     return why_not_packed(shape)
 
 
 def why_no_flex(hardware: Hardware) -> str | None:
-    """Why a card cannot keep packed rows apart (ftcli.kernels.flex); None off a card."""
+    """Why a GPU cannot mask packed rows (ftcli.kernels.flex); None if it can, and on a CPU."""
     if hardware.kind != "cuda":
         return None
     if "triton" not in hardware.kernels:
         return "torch's flex attention needs triton, which is not installed"
     capability = hardware.compute_capability
     if capability is not None and capability < FIRST_WITH_FLEX:
-        return "torch's flex attention wants a card of the year 2020 or later"
+        return "torch's flex attention needs a GPU of 2020 or later"
     return None
 
 
 def choose_packing(recipe: Recipe, padded: str | None, tokens: int) -> Decided[int]:
-    """Tokens of a micro-batch of packed rows; 0 where rows are padded."""
+    """Tokens of a micro-batch of packed rows; 0 if rows are padded."""
     if padded is not None:
         return 0, padded
     asked = recipe.training.packing
-    if isinstance(asked, int) and asked is not True:
-        return tokens, _beside_asked(tokens, asked)
-    return tokens, "rows of a step without padding, each blind to the others"
-
-
-def _beside_asked(tokens: int, asked: int) -> str:
+    if isinstance(asked, bool | str):
+        return tokens, "rows of a step without padding; none sees another"
     if tokens == asked:
-        return "set in the recipe"
+        return tokens, "set in the recipe"
     why = "the longest row has more" if tokens > asked else "a step, or memory, has no more"
-    return f"{asked} set in the recipe; {why}"
+    return tokens, f"{asked} set in the recipe; {why}"
 
 
 def why_not_shared(recipe: Recipe) -> str | None:
-    """Why what packed rows begin with is computed for each; None where it is computed once."""
+    """Why common prefixes of packed rows are not shared; None if they are."""
     method = recipe.method
     if isinstance(method, Lora | Qlora) and method.dropout:
-        return f"method.dropout {method.dropout:g} draws anew in each row"
+        return f"method.dropout {method.dropout:g} differs in each row"
     return None
 
 
 def choose_shared_prefix(recipe: Recipe, packing: int, common_tokens: int) -> Decided[bool] | None:
-    """Whether what rows begin with is computed once; None where rows are padded."""
+    """Whether common prefixes are computed once; None if rows are padded."""
     if not packing:
         return None
     if (why := why_not_shared(recipe)) is not None:
         return False, why
-    what = "what rows of a micro-batch begin with is computed once, exactly"
+    what = "common prefixes of a micro-batch's rows are computed once, exactly"
     common = f"; all rows have {common_tokens:,} tokens in common" if common_tokens else ""
     return True, what + common
 
 
 def why_not_fused(recipe: Recipe, hardware: Hardware, choices: Choices) -> str | None:
-    """Why a frozen weight and its update are separate nodes; None where they are one, or could be
-    if 4-bit weights stay dequantised."""
+    """Why LoRA is not fused; None if it is, or would be with cached dequantised weights."""
     method = recipe.method
     if (why := why_not_optimized(recipe, hardware)) is not None:
         return why
     if isinstance(method, Lora | Qlora) and method.dora:
         return "DoRA divides by the norm of base and update"
     if isinstance(method, Lora | Qlora) and method.dropout:
-        return "dropout stands between a layer's input and its update"
+        return "dropout between a layer's input and its update"
     if not choices.autocast and choices.weight_bytes != choices.stack.adapter_bytes:
-        return "without autocast PEFT casts between 16-bit weights and their update in fp32"
+        return "without autocast PEFT casts between 16-bit weights and fp32 updates"
     return None
 
 
 def choose_fused_lora(recipe: Recipe, hardware: Hardware, choices: Choices) -> Decided[bool] | None:
-    """Whether a frozen weight and its update are one node; None where there is no update."""
+    """Whether LoRA is fused; None without LoRA."""
     if not choices.has_lora:
         return None
     if choices.fused_lora:
-        return True, "base and update add up in place: less is copied, less is kept"
+        return True, "base and update are summed in place: less is copied and saved"
     why = why_not_fused(recipe, hardware, choices)
     return False, why or "4-bit weights are dequantised in each product"
 
 
 def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bool] | None:
-    """Whether norms, rotary positions and the gate of the MLP are Liger's kernels; None off a
-    card."""
+    """Whether norms, rotary positions and the MLP's gate are Liger's kernels; None without a
+    GPU."""
     if hardware.kind != "cuda":
         return None
     if (why := why_not_optimized(recipe, hardware)) is not None:
@@ -148,12 +143,12 @@ def choose_liger(recipe: Recipe, shape: Shape, hardware: Hardware) -> Decided[bo
     if "liger_kernel" not in hardware.kernels:
         return False, "not installed: pip install liger-kernel"
     if shape.model_type not in PACKED_TYPES:
-        return False, f"not proven for {shape.model_type}"
+        return False, f"not tested for {shape.model_type}"
     return True, "norms, rotary positions and the MLP's gate are one kernel each"
 
 
 def may_cache_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) -> bool:
-    """Whether 4-bit weights could stay dequantised, memory permitting."""
+    """Whether dequantised 4-bit weights could be cached if memory has space."""
     on_cpu = hardware.kind == "cpu" and choices.quantization == "nf4"
     return on_cpu and why_not_optimized(recipe, hardware) is None
 
@@ -161,13 +156,13 @@ def may_cache_dequantised(recipe: Recipe, hardware: Hardware, choices: Choices) 
 def choose_dequantised(
     recipe: Recipe, hardware: Hardware, choices: Choices, kept_bytes: int
 ) -> Decided[bool] | None:
-    """Whether they do; None without 4-bit weights."""
+    """Whether dequantised weights are cached; None without 4-bit weights."""
     if choices.quantization != "nf4":
         return None
     if choices.keeps_dequantised:
         return True, f"memory has room for {shown_size(kept_bytes)}; the same numbers"
     if hardware.kind != "cpu":
-        return False, "a card's kernels dequantise as they multiply"
+        return False, "a GPU's kernels dequantise as they multiply"
     if (why := why_not_optimized(recipe, hardware)) is not None:
         return False, why
     return False, f"memory has no room for {shown_size(kept_bytes)}"

@@ -1,4 +1,4 @@
-"""A plan: the recipe's sections with every `auto` filled, why, and the memory that it takes."""
+"""A plan: the recipe's sections with every `auto` resolved, the reasons, and the memory."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ T = TypeVar("T")
 Decided = tuple[T, str]
 """A value, and the reason for it."""
 
-# Kept besides the newest checkpoints: the best one, and the next one while it is written.
+# Besides the newest checkpoints: the best one, and the next one while it is written.
 MORE_CHECKPOINTS = 2
-# A full model is saved in the type of its base's files, which has at least so many bytes.
+# Least bytes per weight of a full model, which is saved in the type of its base's files.
 STORED_BYTES = 2
 
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What a plan depends on in the prepared rows."""
+    """Statistics of the prepared rows that a plan depends on."""
 
     rows: int
     tokens: int
@@ -49,11 +49,11 @@ class RowStatistics:
     label_share: float
     validation_tokens: int
     replayed_rows: int = 0
-    """Of `rows`, those of data.replay."""
+    """Of `rows`, the rows of data.replay."""
     shared_tokens: int = 0
-    """Tokens with which a row usually begins as others do."""
+    """Typical length of a prefix that a row shares with others."""
     common_tokens: int = 0
-    """Tokens with which every row begins; packed rows that may share them hold them once."""
+    """Length of the prefix of all rows; packed rows may store it once."""
 
     @classmethod
     def of(cls, prepared: Dataset) -> RowStatistics:
@@ -74,11 +74,11 @@ class RowStatistics:
         return self.tokens / self.rows
 
     def packed_tokens(self, rows: int) -> int:
-        """Most tokens of so many packed rows."""
+        """Most tokens of this many packed rows."""
         return self.longest_tokens + (rows - 1) * self._own_tokens
 
     def packed_rows(self, tokens: int) -> Fraction:
-        """How many of the longest rows come to so many packed tokens."""
+        """How many of the longest rows fill this many packed tokens."""
         return 1 + Fraction(tokens - self.longest_tokens, self._own_tokens)
 
     def packed_share(self, tokens: int) -> float:
@@ -90,7 +90,7 @@ class RowStatistics:
 
     @property
     def _own_tokens(self) -> int:
-        """Tokens of the longest row after those that all rows begin with."""
+        """Tokens of the longest row after the prefix of all rows."""
         return max(1, self.longest_tokens - self.common_tokens)
 
     @property
@@ -102,14 +102,14 @@ class RowStatistics:
 
 
 class PlannedModel(Model):
-    """`model:` with nothing left open."""
+    """`model:` without `auto`."""
 
     attention: Attention
     dtype: Literal["bf16", "fp16", "fp32"]
 
 
 class PlannedTraining(Training):
-    """`training:` with nothing left open."""
+    """`training:` without `auto`."""
 
     precision: Precision
     optimizer: Optimizer
@@ -123,53 +123,53 @@ class PlannedTraining(Training):
 
 
 class Optimizations(Result):
-    """Optimisations of docs/performance.md; none: there is nothing here that it could apply to."""
+    """Optimisations of docs/performance.md; None: not applicable."""
 
     shared_prefix: bool | None
-    """What packed rows begin with is computed once."""
+    """Common prefixes of packed rows are computed once."""
     fused_lora: bool | None
     liger: bool | None
     dequantised: bool | None
-    """4-bit weights stay dequantised, too."""
+    """Dequantised 4-bit weights are cached."""
 
 
 class Plan(TrainingRecord):
-    """`plan.json`: one training, decided."""
+    """`plan.json`: all decisions of one training."""
 
     model: PlannedModel
     method: Method
     training: PlannedTraining
     optimizations: Optimizations
     steps: int
-    """Optimizer steps, with those that replayed rows add."""
+    """Optimizer steps, including those of replayed rows."""
     epochs: float
     warmup_steps: int
     rows: RowStatistics
     hardware: Hardware
     reasons: dict[str, str]
-    """Key that was left open, as `training.precision` or `optimizations.liger` → why it is so; in
-    the order in which they are shown."""
+    """Key of a decision, as `training.precision` or `optimizations.liger` → its reason, in the
+    order in which they are shown."""
     estimate: Estimate
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of an optimizer step, where rows are padded."""
+        """Micro-batches per optimizer step if rows are padded."""
         return self.training.batch_size // self.training.micro_batch_size
 
     @property
     def common_tokens(self) -> int:
-        """Tokens with which every row begins, once in a micro-batch; 0: they are not shared."""
+        """Length of the prefix of all rows, stored once per micro-batch; 0: not shared."""
         return self.rows.common_tokens if self.optimizations.shared_prefix else 0
 
     @property
     def estimated(self) -> Choices:
-        """What the estimate is of."""
-        made = self.optimizations
+        """Inputs of the memory estimate."""
+        taken = self.optimizations
         choices = replace(
             choices_of(self.model, self.method, self.training, self.rows, self.hardware),
-            fused_lora=made.fused_lora is True,
-            liger=made.liger is True,
-            keeps_dequantised=made.dequantised is True,
+            fused_lora=taken.fused_lora is True,
+            liger=taken.liger is True,
+            keeps_dequantised=taken.dequantised is True,
         )
         if not self.training.packing:
             return choices
@@ -177,7 +177,7 @@ class Plan(TrainingRecord):
         return packed(choices, rows, self.training.packing, self.training.batch_size)
 
     def decisions(self) -> Iterator[tuple[str, Any, str]]:
-        """(key, value, reason) of all that was left open."""
+        """(key, value, reason) of every decision."""
         for key, reason in self.reasons.items():
             value: Any = reduce(getattr, key.split("."), self)
             yield key, value, reason
@@ -194,12 +194,12 @@ class Plan(TrainingRecord):
         )
 
     def step_text(self) -> str:
-        """`micro-batch 4 × 4 = 16 rows a step`, or `16 rows a step, packed to 1,024 tokens`."""
+        """`micro-batch 4 × 4 = 16 rows per step`, or `16 rows per step, packed to 1,024 tokens`."""
         rows, packing = self.training.batch_size, self.training.packing
         if packing and self.accumulation == 1:
-            return f"{rows} rows a step, packed to {packing:,} tokens"
+            return f"{rows} rows per step, packed to {packing:,} tokens"
         micro_batch = self.training.micro_batch_size
-        batch = f"micro-batch {micro_batch} × {self.accumulation} = {rows} rows a step"
+        batch = f"micro-batch {micro_batch} × {self.accumulation} = {rows} rows per step"
         return f"{batch}, packed" if packing else batch
 
     @property
@@ -207,22 +207,22 @@ class Plan(TrainingRecord):
         """Bytes on disk: the trained weights with the states of the optimizer."""
         each = 2 if self.training.precision == "pure-bf16" else 4
         states = self.estimate.breakdown["optimizer"] + self.estimate.managed_bytes
-        # An adapter's start was drawn at random or is another run's: it is kept with the step.
+        # L2-SP: an adapter's starting weights are random or another run's, and are saved too.
         full = isinstance(self.method, Full)
         starts = 0 if full else self.estimate.breakdown.get("l2_sp", 0)
         return self.estimate.trainable_parameters * each + states + starts
 
     def run_bytes(self, more_bytes: int = 0) -> int:
-        """Bytes on disk of the checkpoints kept together, and of what the run ends with.
+        """Most bytes on disk of the checkpoints and of the trained weights.
 
         `more_bytes` is saved with the trained weights: tokenizer, template, configuration.
         """
         each = STORED_BYTES if isinstance(self.method, Full) else 4
-        ends_with = self.estimate.trainable_parameters * each + more_bytes
-        # At most one save a validation, one a checkpoint, and one at the end.
+        weights = self.estimate.trainable_parameters * each + more_bytes
+        # At most one save per validation, per save_steps, and at the end.
         saves = self.steps // self.training.save_steps + self.steps // self.training.eval_steps + 1
         kept = min(self.training.save_total_limit + MORE_CHECKPOINTS, saves)
-        return self.checkpoint_bytes * kept + ends_with
+        return self.checkpoint_bytes * kept + weights
 
 
 def choices_of(
@@ -234,7 +234,7 @@ def choices_of(
 ) -> Choices:
     """The sections as the estimator's inputs.
 
-    What is `auto` is taken at its smallest, in bf16 through sdpa; without hardware, on a card.
+    `auto` is the smallest value, bf16 and sdpa; without hardware the device is a GPU.
     """
     micro_batch = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
     checkpointing = training.gradient_checkpointing
@@ -289,7 +289,7 @@ def _choices_of_lora(method: LoraKeys) -> dict[str, Any]:
 
 
 def packed(choices: Choices, rows: RowStatistics, tokens: int, batch_size: int) -> Choices:
-    """Micro-batches of packed rows, each one sequence of so many tokens."""
+    """Micro-batches of packed rows, each one sequence of `tokens`."""
     return replace(
         choices,
         packed_rows=True,
@@ -302,5 +302,5 @@ def packed(choices: Choices, rows: RowStatistics, tokens: int, batch_size: int) 
 
 
 def short_key(key: str) -> str:
-    """`training.eval_steps` → `eval steps`, as tables name it."""
+    """`training.eval_steps` → `eval steps`, as in tables."""
     return key.partition(".")[2].replace("_", " ").replace(".", " ") or key
