@@ -1,8 +1,8 @@
 """Private names of libraries that ftcli cannot avoid: four, each with its reason.
 
-tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, so
-that importing this module is light. Not counted: methods that subclasses implement or override, of
-transformers' Trainer (training/) and of PEFT's BaseTuner (models/bottleneck.py).
+tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, to
+keep this module light. Not counted: methods of transformers' Trainer (training/) and PEFT's
+BaseTuner (models/bottleneck.py) that subclasses implement or override.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FALCON = "transformers.models.falcon.modeling_falcon"
 
 
 class _WithoutHubKernel(MetaPathFinder):
-    """Runs one module of bitsandbytes as if the package `kernels` were not installed."""
+    """Imports one module of bitsandbytes as if the package `kernels` were not installed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -39,7 +39,7 @@ class _WithoutHubKernel(MetaPathFinder):
         def execute_without(module: ModuleType) -> None:
             modules: dict[str, Any] = sys.modules
             found = {"kernels": modules["kernels"]} if "kernels" in modules else {}
-            modules["kernels"] = None  # the import then raises ImportError, which it catches
+            modules["kernels"] = None  # its import raises ImportError, which bitsandbytes catches
             try:
                 execute(module)
             finally:
@@ -51,24 +51,24 @@ class _WithoutHubKernel(MetaPathFinder):
 
 
 def refuse_hub_kernel() -> None:
-    """Before bitsandbytes is imported: on a CPU with bf16 units, version 0.50 would fetch a kernel
-    from the hub and run it if the package `kernels` is installed. No setting turns that off, and
-    its own kernel, in the wheel, does the same."""
+    """Call before bitsandbytes is imported: on a CPU with bf16 units, version 0.50 fetches a kernel
+    from the hub and runs it if the package `kernels` is installed. No setting turns that off, and
+    the kernel in its wheel computes the same."""
     if not any(isinstance(finder, _WithoutHubKernel) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WithoutHubKernel())
 
 
 def attention_name(model: PreTrainedModel) -> str:
-    """Name of the attention that the layers use; transformers sets it publicly and reads it so."""
+    """Name of the attention that the layers use; transformers has only a public setter."""
     found: str = model.config.get_text_config()._attn_implementation
     return found
 
 
 @contextmanager
 def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Have the layers use the attention registered with transformers under this name.
+    """Within the block, layers use the attention registered with transformers under this name.
 
-    The backward pass belongs in it too: checkpointing runs layers again.
+    Run the backward pass in it too: gradient checkpointing runs layers again.
     """
     config = model.config.get_text_config()
     before = config._attn_implementation
@@ -80,9 +80,9 @@ def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def softmax_backward(upstream: Tensor, probabilities: Tensor) -> Tensor:
-    """Gradient of a softmax over the last dimension, in one pass over memory as autograd has it.
+    """Gradient of a softmax over the last dimension, in one pass over memory, as in autograd.
 
-    Written out in public operations it reads and writes the probabilities three times.
+    With public operations it would read and write the probabilities three times.
     """
     import torch
 
@@ -91,8 +91,8 @@ def softmax_backward(upstream: Tensor, probabilities: Tensor) -> Tensor:
 
 @contextmanager
 def plain_falcon_layers() -> Iterator[None]:
-    """Falcon's linear layers as torch's own: they compute the same, and transformers 5.24 quantises
-    no subclass (integrations/bitsandbytes.py, replace_with_bnb_linear)."""
+    """Within the block, Falcon's linear layers are torch's own: they compute the same, and
+    transformers 5.24 quantises no subclass (integrations/bitsandbytes.py)."""
     from torch import nn
 
     falcon: Any = import_module(FALCON)

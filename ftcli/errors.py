@@ -1,7 +1,7 @@
 """One family of errors; `ftcli.cli` is the only place that catches it.
 
-Exit codes: 1 means data, model or machine had to be looked at to see the fault; 2 means that the
-recipe, the flags or an alias alone prove it. Anything outside this family is a bug of ftcli (70).
+Exit codes: 2 if the recipe, the flags or an alias alone show the error; 1 if data, model or machine
+had to be checked. Any other exception is a bug of ftcli (70).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ftcli.shell import shown_source
 
 
 class FtcliError(Exception):
-    """Something the user can mend: what is wrong, where, what was found, what to do.
+    """Something the user can fix: what is wrong, where, what was found, what to do.
 
-    `code` is a stable word for scripts; `file` and `line` say where, when there is a place.
+    `code` is a stable word for scripts; `file` and `line` are the place, if there is one.
     """
 
     exit_code = 1
@@ -36,14 +36,14 @@ class FtcliError(Exception):
 
 
 class UsageError(FtcliError):
-    """The flags, an alias or the recipe alone prove the request wrong."""
+    """An error in the flags, an alias or the recipe alone."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a recipe, at the place where the user wrote it."""
+    """One error of a recipe, at the place where the user wrote it."""
 
     file: str
     line: int | None
@@ -56,7 +56,7 @@ class Problem:
 
 
 class RecipeError(UsageError):
-    """All faults of a recipe at once."""
+    """All errors of a recipe together."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         first = problems[0]
@@ -73,11 +73,11 @@ class RecipeError(UsageError):
 
 
 class DataError(FtcliError):
-    """The data cannot be read, or what is in them cannot be trained on."""
+    """The data cannot be read or cannot be used."""
 
 
 class ModelError(FtcliError):
-    """The model cannot be found, opened, or take what the recipe asks of it."""
+    """The model cannot be found or opened, or does not support what the recipe asks for."""
 
 
 class MachineError(FtcliError):
@@ -85,7 +85,7 @@ class MachineError(FtcliError):
 
 
 class Stopped(FtcliError):
-    """A signal ended the run at a step's end; it can be resumed."""
+    """A signal stopped the run after a step; it can be resumed."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__("stopped", message)
@@ -101,13 +101,13 @@ def place(file: str | None, line: int | None) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean rank?` when a known word is near, else nothing."""
+    """`; did you mean rank?` if a known word is near, else nothing."""
     found = nearest(word, known)
     return f"; did you mean {found}?" if found is not None else ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is nearest, if any is near; a common suffix of files does not count."""
+    """The nearest known word, if any is near; a common file suffix does not count."""
     stem, suffix = os.path.splitext(word)
     near = difflib.get_close_matches(word, list(known), n=5, cutoff=0.6)
 

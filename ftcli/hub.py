@@ -1,6 +1,6 @@
-"""One file of a hub repository, with the hub's ways of failing put into words.
+"""Files of hub repositories, and errors of the hub as FtcliError.
 
-huggingface_hub is imported inside: what needs no hub does not pay for it.
+huggingface_hub is imported inside functions, so that commands without a hub start fast.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 from ftcli.errors import DataError, FtcliError, ModelError
 
-# A hub that takes longer to send one header will not send gigabytes.
+# A hub slower than this for one header will not send gigabytes.
 SECONDS_TO_ANSWER = 10.0
 
 RepoType = Literal["model", "dataset"]
@@ -22,8 +22,8 @@ def hub_file(
 ) -> Path:
     """Local path of one file of a hub repository, downloaded once.
 
-    A hub that does not answer is noticed at once, and is not asked again: every look-up of the
-    libraries above would try for half a minute. Raises ModelError or DataError (`hub_not_found`,
+    A hub that does not answer is detected early and not asked again: each later look-up of
+    transformers would retry for half a minute. Raises ModelError or DataError (`hub_not_found`,
     `hub_gated`, `hub_unreachable`).
     """
     from huggingface_hub import (
@@ -44,12 +44,12 @@ def hub_file(
         cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
         if not isinstance(cached, str):
             raise found from error
-        _ask_no_more()
+        _go_offline()
         return Path(cached)
 
 
-def _ask_no_more() -> None:
-    """Take the rest from the cache as well, as with HF_HUB_OFFLINE=1, and in other processes."""
+def _go_offline() -> None:
+    """Use the cache from now on, as with HF_HUB_OFFLINE=1; child processes too."""
     from huggingface_hub import constants
 
     constants.HF_HUB_OFFLINE = True
@@ -57,13 +57,13 @@ def _ask_no_more() -> None:
 
 
 def require_reachable(source: str, revision: str | None) -> None:
-    """Raise at once where a model is neither a local folder nor in the cache nor on the hub."""
+    """Raise if a model is neither a local folder nor in the cache nor on the hub."""
     if not Path(source).is_dir():
         hub_file(source, "config.json", revision=revision)
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What huggingface_hub 2 raises: its own errors, and those of its network library."""
+    """Exceptions of huggingface_hub 2 and of its network library."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -81,7 +81,7 @@ def hub_files(repo: str, *, revision: str | None = None, repo_type: RepoType) ->
 
 
 def hub_error(error: Exception, repo: str, repo_type: RepoType) -> FtcliError:
-    """What a failure of the hub means for the user (huggingface_hub.errors, version 2)."""
+    """The FtcliError for an exception of huggingface_hub (huggingface_hub.errors, version 2)."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -103,11 +103,11 @@ def hub_error(error: Exception, repo: str, repo_type: RepoType) -> FtcliError:
         case RepositoryNotFoundError() | HFValidationError():
             return family(
                 "hub_not_found",
-                f"no {repo_type} {repo!r}: neither a local folder here nor a hub repository you "
-                "may see (private ones need `hf auth login`)",
+                f"no {repo_type} {repo!r}: neither a local folder nor a hub repository that you "
+                "can access (private ones need `hf auth login`)",
             )
         case EntryNotFoundError():
-            return family("hub_not_found", f"{repo} lacks a file that is needed: {error}")
+            return family("hub_not_found", f"{repo} lacks a required file: {error}")
         case _:
             return family(
                 "hub_unreachable",

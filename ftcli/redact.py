@@ -23,7 +23,7 @@ SHORTEST = 8  # a shorter value may be any word
 TOKEN = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{20,}|gh[a-z]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b"
 )
-# A path has one slash where the address had two.
+# `user:password@` of a URL; as a path, a URL has one slash instead of two.
 LOGIN = re.compile(r"(?<=[A-Za-z0-9]:/)(/?)[^\s/@:]*:[^\s/@]+(?=@)")
 
 

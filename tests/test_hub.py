@@ -31,7 +31,7 @@ def answered(kind: type[Exception], status: int) -> Exception:
         (answered(GatedRepoError, 403), "hub_gated", "accept its terms"),
         (answered(RepositoryNotFoundError, 401), "hub_not_found", "no model 'owner/name'"),
         (answered(RevisionNotFoundError, 404), "hub_not_found", "has no such revision"),
-        (answered(RemoteEntryNotFoundError, 404), "hub_not_found", "lacks a file"),
+        (answered(RemoteEntryNotFoundError, 404), "hub_not_found", "lacks a required file"),
         (HFValidationError("bad"), "hub_not_found", "neither a local folder"),
         (httpx2.ConnectError("no route"), "hub_unreachable", "does not answer"),
     ],
@@ -47,6 +47,7 @@ def test_a_silent_hub_falls_back_to_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
+    import huggingface_hub.constants
 
     def silent(*_: Any, **__: Any) -> None:
         raise httpx2.ConnectTimeout("no answer")

@@ -1,6 +1,6 @@
 """`eval.format` of a recipe: the form that every answer must have.
 
-A JSON Schema is checked when the recipe is loaded; references never leave it.
+A JSON Schema is checked when the recipe is loaded; references stay within it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from referencing._core import Resolver
 
 
-# Words of every draft that ask for nothing, and those that jsonschema reads beside another one.
+# Keywords of all drafts that jsonschema does not validate, or only together with another one.
 ANNOTATIONS = {
     *("$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$defs"),
     *("definitions", "$comment", "$vocabulary", "title", "description", "default", "examples"),
@@ -38,17 +38,17 @@ TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
 
 @dataclass
 class SchemaFaultError(Exception):
-    """What is wrong with a schema, and the keys that lead there."""
+    """An error in a schema, and the keys that lead to it."""
 
     message: str
     path: tuple[str, ...] = ()
 
 
 def schema_validator(schema: Mapping[str, Any]) -> Validator:
-    """What judges values by a schema, of the draft that its `$schema` names (or 2020-12).
+    """A validator for a schema, of the draft in its `$schema` (or 2020-12).
 
-    Raises SchemaFaultError for a draft that nobody knows, a schema that its draft does not allow,
-    and a reference out of it: no address is ever opened.
+    Raises SchemaFaultError for an unknown draft, an invalid schema, and a reference out of it: no
+    address is ever opened.
     """
     from jsonschema import SchemaError
 
@@ -67,13 +67,13 @@ def schema_validator(schema: Mapping[str, Any]) -> Validator:
 
 
 def _in_words(error: SchemaError) -> str:
-    """What jsonschema says; of a type that there is none of, which ones there are."""
+    """jsonschema's message; for an unknown type, the list of types."""
     written = error.instance if isinstance(error.instance, list) else [error.instance]
     wrong = [word for word in written if isinstance(word, str) and word not in TYPES]
-    # How every draft's own schema says what may stand behind the word `type`.
+    # Where the schema of every draft lists the values of `type`.
     if "type" in list(error.path)[-2:] and error.validator in ("anyOf", "enum") and wrong:
         near = did_you_mean(wrong[0], TYPES)
-        return f"no type of JSON: {_shown(wrong[0])}{near} (there is {', '.join(TYPES)})"
+        return f"unknown type {_shown(wrong[0])}{near} (there is {', '.join(TYPES)})"
     quotes = '; in YAML the type is "null", in quotes' if error.instance is None else ""
     return f"{_shown(error.message)}{quotes}"
 
@@ -89,13 +89,13 @@ def _draft_of(schema: Mapping[str, Any]) -> type[Validator]:
     # An unknown name gets the default.
     if kind is Draft202012Validator and named != DEFAULT_DRAFT:
         raise SchemaFaultError(
-            f"no known draft: {_shown(named)}; leave it out for draft 2020-12", ("$schema",)
+            f"unknown draft: {_shown(named)}; leave it out for draft 2020-12", ("$schema",)
         )
     return kind
 
 
 def _drafts() -> Registry[Any]:
-    """The drafts themselves, as they come with jsonschema; it retrieves nothing."""
+    """The drafts that come with jsonschema; the registry retrieves nothing."""
     from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
     registry: Registry[Any] = REGISTRY
@@ -103,7 +103,7 @@ def _drafts() -> Registry[Any]:
 
 
 def _require_own_references(schema: Mapping[str, Any], kind: type[Validator]) -> None:
-    """Every `$ref` leads into the schema itself or to a draft, and no word is misspelt."""
+    """Every `$ref` leads into the schema or to a draft, and no keyword is misspelt."""
     from referencing.jsonschema import DRAFT202012, specification_with
 
     address = str(kind.META_SCHEMA.get("$schema", ""))
@@ -131,7 +131,7 @@ def _require_known(words: Mapping[str, Any], known: set[str]) -> None:
     for word in words:
         near = did_you_mean(word, known)
         if word not in known and near and not word.startswith(("x-", "$")):
-            raise SchemaFaultError(f"{word} is no word of JSON Schema{near}")
+            raise SchemaFaultError(f"{word} is not a keyword of JSON Schema{near}")
 
 
 def _require_resolved(key: str, reference: str, resolver: Resolver[Any]) -> None:
@@ -141,13 +141,13 @@ def _require_resolved(key: str, reference: str, resolver: Resolver[Any]) -> None
         resolver.lookup(reference)
     except (Unresolvable, ValueError) as error:
         raise SchemaFaultError(
-            f"{key} {_shown(reference)} leads nowhere in this schema; nothing is ever fetched: put "
-            "what it names under $defs"
+            f"{key} {_shown(reference)} leads nowhere in this schema, and nothing is fetched; put "
+            "its target under $defs"
         ) from error
 
 
 def _require_end(validator: Validator) -> None:
-    """A schema that refers to itself and to nothing else never ends."""
+    """Raise for a schema that refers to itself without end."""
     values: tuple[JsonValue, ...] = (None, {}, [], "", 0)
     try:
         for value in values:
@@ -161,10 +161,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 
-# Where an answer's tables come from when no file holds them.
+# `table`: take the tables from each prompt instead of a file.
 PROMPT = "prompt"
 TABLE_NAME = "data"
-# Those of sqlglot that people ask queries for (sqlglot.dialects).
+# A choice of sqlglot's dialects (sqlglot.dialects).
 Dialect = Literal[
     "athena",
     "bigquery",
@@ -186,7 +186,7 @@ Dialect = Literal[
 
 
 class Limits(Section):
-    """How few and how many of something an answer may have."""
+    """Lower and upper limit of a number."""
 
     min: CountFromZero | None = None
     """At least this many."""
@@ -203,12 +203,12 @@ class Limits(Section):
 
 
 class AnyForm(Section):
-    """What may be asked of every answer, whatever its type."""
+    """Requirements for answers of any type."""
 
     sections: list[str] = []
-    """Lines that have to stand in the answer in this order; each begins with the text given."""
+    """Lines that the answer must have in this order; each begins with the given text."""
     words: Limits | None = None
-    """Length in words: what white space parts."""
+    """Length in words, as separated by white space."""
     characters: Limits | None = None
     """Length in characters, without white space at either end."""
 
@@ -222,7 +222,7 @@ class AnyForm(Section):
 
     @property
     def asks_more(self) -> bool:
-        """Whether sections or a length are asked for."""
+        """Whether it requires sections or a length."""
         return bool(self.sections) or self.words is not None or self.characters is not None
 
 
@@ -234,7 +234,7 @@ class TextFormat(AnyForm):
     @model_validator(mode="after")
     def text_asks_for_something(self) -> TextFormat:
         if not self.asks_more:
-            raise ValueError("type text asks for nothing; give sections, words or characters")
+            raise ValueError("type text alone requires nothing; give sections, words or characters")
         return self
 
 
@@ -255,17 +255,17 @@ class RegexFormat(AnyForm):
 SchemaOrFile = Annotated[str | dict[str, JsonValue] | None, PathKind("file", code="answer_schema")]
 
 with warnings.catch_warnings():
-    # `schema` is a method of pydantic's first version, which nothing here calls.
+    # `schema` is a method of pydantic 1, which nothing here calls.
     warnings.filterwarnings("ignore", message='Field name "schema"')
 
     class JsonFormat(AnyForm):
-        """The whole answer is one JSON object, or what the schema allows."""
+        """The whole answer is one JSON object, or a value that the schema allows."""
 
         type: Literal["json"]
         keys: list[str] = []
         """With type json: exactly these keys, in any order; empty: any object."""
         schema: SchemaOrFile = None  # type: ignore[assignment]
-        """With type json: a JSON Schema, as a file or written out, of draft 2020-12 or that of its
+        """With type json: a JSON Schema, as a file or inline, of draft 2020-12 or the one in its
         `$schema`."""
 
         @field_validator("schema")
@@ -284,7 +284,7 @@ with warnings.catch_warnings():
         @model_validator(mode="after")
         def keys_or_schema(self) -> JsonFormat:
             if self.keys and self.schema is not None:
-                raise ValueError("keys and schema both say what an answer holds; give one of them")
+                raise ValueError("keys and schema both describe the answer; give one of them")
             repeated = sorted({key for key in self.keys if self.keys.count(key) > 1})
             if repeated:
                 raise ValueError(f"keys has {repeated[0]} twice")
@@ -296,12 +296,12 @@ class SqlFormat(AnyForm):
 
     type: Literal["sql"]
     dialect: Dialect = "sqlite"
-    """With type sql: how the query is spelt."""
+    """With type sql: the dialect of the queries."""
     table: Annotated[str | None, PathKind("file", words=(PROMPT,), code="answer_table")] = None
     """With type sql: rows to run the queries on, as csv, jsonl, json, parquet or an SQLite file; or
-    the word prompt: the CREATE TABLE of each prompt, with rows made for it."""
+    the word prompt: the CREATE TABLE of each prompt, with generated rows."""
     table_name: str = TABLE_NAME
-    """With type sql: what queries call the table of a file; an SQLite file has names of its own."""
+    """With type sql: name of a file's table in the queries; an SQLite file has its own names."""
 
     @model_validator(mode="after")
     def table_is_of_sqlite(self) -> SqlFormat:
@@ -311,7 +311,7 @@ class SqlFormat(AnyForm):
                 "them out"
             )
         if self.table in (None, PROMPT) and self.table_name != TABLE_NAME:
-            raise ValueError("table_name names the rows of a file, and table names no file")
+            raise ValueError("table_name is for the rows of a file, and table is not a file")
         return self
 
 

@@ -16,7 +16,7 @@ from ftcli.config.section import PathKind, PositiveCount, Rate, Section, is_jinj
 from ftcli.errors import DataError, UsageError, did_you_mean
 from ftcli.shell import shown_path
 
-# YAML reads 1e-1 as a text.
+# YAML 1.1 reads 1e-1 as a text.
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+", re.IGNORECASE)
 
 
@@ -27,10 +27,10 @@ ENDS: dict[str, str | None] = {
     "mistral": None,
     "plain": None,
 }
-"""Name → the control token that ends its answers; none: the tokenizer's own end of text."""
+"""Name → the control token that ends its answers; None: the tokenizer's end of text."""
 
 DEFAULT = "plain"
-"""For models without a template, where the recipe names none."""
+"""For models without a template, unless the recipe names one."""
 
 
 def _share_count_or_file(value: object) -> object:
@@ -47,12 +47,12 @@ def _share_count_or_file(value: object) -> object:
 
 
 HoldOut = Annotated[int | float | str, BeforeValidator(_share_count_or_file)]
-# data.test: auto takes this ratio of at least so many rows; of fewer, no score would tell much.
+# data.test: auto takes this ratio from this many rows on; scores of fewer would be too noisy.
 AUTO, AUTO_TEST, ROWS_FOR_A_TEST = "auto", 0.1, 200
 
 
-# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and the ratio at
-# which they keep all that is measured for less than a fifth more time (docs/forgetting.md).
+# The general instructions that come with ftcli (ftcli/data/builtin_replay.jsonl), and their ratio:
+# it preserves all measured abilities for less than a fifth more time (docs/forgetting.md).
 BUILTIN, BUILTIN_RATIO = "builtin", 0.1
 
 
@@ -60,14 +60,14 @@ class Replay(Section):
     """General rows mixed into the task's, so that the model keeps what it could do before."""
 
     source: Annotated[str, PathKind("data", words=(BUILTIN,))]
-    """Rows to draw from: `builtin`, a file in any format that is recognised by its columns, plain
-    text too, or a hub dataset id."""
+    """Rows to draw from: `builtin`, a file in any format recognised by its columns (plain text
+    too), or a hub dataset id."""
     ratio: Rate = 0.15
     """Share of an epoch's rows that are replayed: with 0.15, 1,000 task rows get 176 more."""
 
 
 def _source_alone(value: object) -> object:
-    """`replay: builtin` and `replay: general.jsonl` are short for their source."""
+    """`replay: builtin` and `replay: general.jsonl` name only the source."""
     if value == BUILTIN:
         return {"source": BUILTIN, "ratio": BUILTIN_RATIO}
     return {"source": value} if isinstance(value, str) else value
@@ -80,7 +80,7 @@ ReplayOrSource = Annotated[
 
 
 class Data(Section):
-    """Where the rows are and what to make of them."""
+    """Where the rows are and how they are used."""
 
     train: Annotated[str, PathKind("data")]
     """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
@@ -101,23 +101,22 @@ class Data(Section):
     """System prompt of every row: a text, or a template with `{column}`."""
     replay: ReplayOrSource = None
     """General rows that are trained on with the task's, and never held out: `builtin` (320 general
-    instructions that come with ftcli, at a ratio of 0.1), or a source of your own; none: the
-    task's rows alone."""
+    instructions that come with ftcli, at a ratio of 0.1), or a source of your own; none: only the
+    task's rows."""
     loss_on: Literal["completions", "last", "all"] = "completions"
-    """Tokens with a loss: of every answer, of the last answer only, or all."""
+    """Tokens with a loss: all answers, the last answer only, or all tokens."""
     deduplicate: bool = True
     """Keep the first of rows that are equal in prompt and answer."""
     shuffle: bool = True
     """Draw the rows of an epoch in random order (by `training.seed`)."""
     too_long: Literal["error", "truncate", "drop"] = "error"
-    """Rows whose answer `max_length` cuts: stop where more than 1% of the answer tokens are lost,
-    truncate however many are, or drop these rows. A row without any answer left is always rejected.
-    """
+    """Rows whose answer `max_length` truncates: stop if more than 1% of all answer tokens are lost,
+    truncate any number, or drop these rows. A row without any answer left is always rejected."""
     allow_overlap: bool = False
-    """Allow a prompt of a validation or test file that is trained on, or held out twice."""
+    """Allow prompts of a validation or test file that another split has too."""
     template: Annotated[str | None, PathKind("template", words=tuple(ENDS))] = None
     """Chat template instead of the model's own: chatml, llama3, gemma, mistral or plain, a Jinja
-    file, or the Jinja text itself; none: the model's, or plain where it has none."""
+    file, or the Jinja text itself; none: the model's, or plain if it has none."""
     template_kwargs: dict[str, str | bool | int | float] = {}
     """Arguments for the chat template, such as `enable_thinking: false`."""
 
@@ -141,7 +140,7 @@ class Data(Section):
 
 @dataclass(frozen=True)
 class Template:
-    """The text of a chat template, and where it is from: a name of ours, a file, or neither."""
+    """A chat template, with its built-in name or its file, if it has one."""
 
     text: str
     name: str | None = None
@@ -149,18 +148,18 @@ class Template:
 
 
 def builtin_template(name: str) -> Template:
-    """A template of ours."""
+    """A template that comes with ftcli."""
     file = Path(__file__).with_name("chat_templates") / f"{name}.jinja"
     return Template(file.read_text(encoding="utf-8"), name=name)
 
 
 def names_file(value: str) -> bool:
-    """Whether data.template of a loaded recipe is a file: no name and no Jinja text."""
+    """Whether data.template of a loaded recipe is a file, not a name or Jinja text."""
     return value not in ENDS and not is_jinja(value) and os.path.isfile(value)
 
 
 def find_template(value: str) -> Template:
-    """The chat template of a loaded recipe: by its name, the text itself, or a file's.
+    """The chat template of a loaded recipe, given as a name, Jinja text or a file.
 
     Raises UsageError (`template_missing`) for anything else, DataError (`template`) for an empty or
     unreadable file.
@@ -178,8 +177,8 @@ def _from_file(file: Path) -> Template:
         near = [path.name for path in file.parent.glob("*.jinja")]
         raise UsageError(
             "template_missing",
-            f"{shown_path(file)!r} is no template's name ({', '.join(ENDS)}), no file, and no "
-            f"Jinja text either{did_you_mean(file.name, [*ENDS, *near])}",
+            f"{shown_path(file)!r} is neither a template's name ({', '.join(ENDS)}) nor a file nor "
+            f"Jinja text{did_you_mean(file.name, [*ENDS, *near])}",
         )
     try:
         return Template(file.read_text(encoding="utf-8"), file=file)

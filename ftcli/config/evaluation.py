@@ -1,4 +1,4 @@
-"""`generation:` and `eval:` of a recipe: how answers are drawn, and what is scored in them."""
+"""`generation:` and `eval:` of a recipe: how answers are sampled and scored."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ Language = Literal[
 
 
 class Grounding(Section):
-    """Numbers, names and terms that answers have and their prompts do not; facts mentioned; banned
-    phrases; and, with a model, the spans that the prompt does not support."""
+    """Numbers, names and terms of answers that their prompts lack; facts mentioned; banned phrases;
+    and, with a model, spans that the prompt does not support."""
 
     facts: str | None = None
-    """Regular expression that finds the facts in the user turns, which a blank line separates: its
-    group `facts`, or all that it matches; none: all of them."""
+    """Regular expression for the facts in the user turns (joined by blank lines): its group
+    `facts`, or the whole match; none: the turns are the facts."""
     language: Language = "english"
-    """Of the answers: a word is compared by its stem (Snowball)."""
+    """Language of the answers: words are compared by their stems (Snowball)."""
     optional: list[str] = []
-    """Keys of facts that need not be mentioned, as Category."""
+    """Keys of facts that need not be mentioned, such as Category."""
     allowed: list[str] = []
     """Words and phrases that are never marked, such as the shop's own name."""
     banned: Annotated[list[str] | str, PathKind("file", code="banned_phrases")] = []
@@ -71,8 +71,8 @@ class Grounding(Section):
     """Hub id or folder of a token classifier that marks unsupported spans, such as
     KRLabsOrg/lettucedect-base-modernbert-en-v1; none: words alone are compared."""
     labels: Annotated[str | None, PathKind("file", code="labels")] = None
-    """Your labels of answers, by which the detector's agreement is measured: JSON lines of
-    `prompt`, `answer`, `supported`."""
+    """Your labels of answers, to measure the detector's agreement: JSON lines of `prompt`,
+    `answer`, `supported`."""
 
     @field_validator("facts")
     @classmethod
@@ -95,7 +95,7 @@ class Grounding(Section):
     @classmethod
     def words_are_words(cls, value: list[str] | str) -> list[str] | str:
         if isinstance(value, list) and any(not word.strip() for word in value):
-            raise ValueError("holds an empty word")
+            raise ValueError("contains an empty word")
         return value
 
 
@@ -105,20 +105,20 @@ class Judge(Section):
     url: str
     """Base URL, such as http://localhost:8000/v1 (vLLM) or http://localhost:11434/v1 (Ollama)."""
     model: str
-    """The model's name there."""
+    """Name of the model on that server."""
     rubric: str = "An answer is supported if the facts state or directly imply all that it claims."
     """What the judge is to check, in plain words."""
     labels: Annotated[str | None, PathKind("file", code="labels")] = None
-    """Your labels of answers, by which the judge's agreement is measured: JSON lines of `prompt`,
-    `answer`, `supported`."""
+    """Your labels of answers, to measure the judge's agreement: JSON lines of `prompt`, `answer`,
+    `supported`."""
     pairwise: bool = False
     """Also ask which of base and tuned answer is better, in random order."""
     api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, where the server needs one."""
+    """Environment variable with the key, if the server needs one."""
     parallel: PositiveCount = 4
-    """Requests at a time."""
+    """Concurrent requests."""
     timeout_seconds: Positive = 120
-    """For one reply."""
+    """Time limit of one request."""
 
     @field_validator("url")
     @classmethod
@@ -129,16 +129,16 @@ class Judge(Section):
 
 
 class Generation(Section):
-    """How answers are drawn in eval and generate; the flags of `ftcli generate` go before it."""
+    """Sampling of answers in eval and generate; flags of `ftcli generate` override it."""
 
     max_new_tokens: PositiveCount = 256
     """Longest answer in tokens."""
     temperature: NotNegative = 0.0
-    """0: greedy, the most likely token at each place."""
+    """0: greedy, the most likely token at each position."""
     top_p: Annotated[float, Field(gt=0, le=1), NO_BOOLEAN] = 1.0
-    """Draw from the smallest set of tokens with this probability (only with a temperature)."""
+    """Sample from the smallest set of tokens with this probability (only with a temperature)."""
     top_k: CountFromZero = 0
-    """Draw from this many likeliest tokens; 0: all."""
+    """Sample from this many most likely tokens; 0: all."""
     repetition_penalty: Positive = 1.0
     """Above 1: tokens already used become less likely (CTRL, Keskar et al. 2019)."""
 
@@ -149,9 +149,9 @@ class Evaluation(Section):
     format: AnswerFormat | None = None
     """Form every answer must have; its share is reported as `format_rate`."""
     grounding: Grounding | None = None
-    """Compare answers with their prompts: numbers, names and terms that are not there, facts left
-    out, banned phrases. Words alone cannot say whether an answer is true."""
+    """Compare answers with their prompts: unsupported numbers, names and terms, missing facts,
+    banned phrases. This compares words and cannot decide whether an answer is true."""
     judge: Judge | None = None
     """Ask a language model whether each answer is supported by its facts."""
     decides_by: str | None = None
-    """The score that decides, tested alone; the others are corrected for their number (Holm)."""
+    """The score that decides, tested alone; tests of the others are corrected (Holm)."""

@@ -1,4 +1,4 @@
-"""YAML and `--set` → Recipe, with every fault at its line."""
+"""YAML and `--set` → Recipe, with every error at its line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ftcli.shell import shown_path
 # A recipe has about 2 kB; one with a chat template in it may have 50.
 MOST_BYTES = 256_000
 
-# Code of an error that is found later → the key to look at.
+# Code of a later error → the key that caused it.
 KEY_AT_FAULT = {
     "hub_not_found": "model.id",
     "hub_gated": "model.id",
@@ -52,22 +52,22 @@ KEY_AT_FAULT = {
     "replay": "data.replay",
     "l2_sp": "training.l2_sp",
 }
-# Of these, errors that the recipe has to be changed for, although the model had to be looked at.
+# Errors found with the model, but to be fixed in the recipe (exit code 2).
 RECIPE_AT_FAULT = {"target_modules", "layers", "rank_pattern", "modules_to_save", "method_refused"}
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe, and the file and the flags that it came from."""
+    """A recipe with the file and the flags it came from."""
 
     recipe: Recipe
     path: Path
     overrides: tuple[str, ...] = ()
     lines: Mapping[str, int] = field(default_factory=dict)
-    """Line of each key that the file holds, as `model.id`."""
+    """Line of each key in the file, by its name, such as `model.id`."""
 
     def place(self, key: str) -> tuple[str, int | None]:
-        """The `--set` that wrote the key, or its line, or that of the section it would stand in."""
+        """The `--set` that wrote the key, or its line, or the line of its section."""
         for override in reversed(self.overrides):
             written = override.partition("=")[0].strip()
             if key == written or key.startswith(f"{written}."):
@@ -77,7 +77,7 @@ class RecipeFile:
 
     @contextmanager
     def locate(self) -> Iterator[None]:
-        """Give an error that a key of the recipe has caused the place of that key."""
+        """Add the place of a recipe key to an error that the key caused."""
         try:
             yield
         except FtcliError as error:
@@ -101,10 +101,10 @@ class RecipeFile:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
-    """Read, override and judge a recipe; raises RecipeError with all its faults.
+    """Read, override and validate a recipe; raises RecipeError with all its errors.
 
-    `path` may be the folder of a run: its recipe is meant then. Paths of the file start at its own
-    folder, those of `--set` at the working directory; in the Recipe all are absolute.
+    If `path` is a run folder, its recipe is read. Paths in the file are relative to its folder,
+    paths in `--set` to the working directory; in the Recipe all are absolute.
     """
     if (run := find_run(path)) is not None:
         path = path / run.recipe.name
@@ -130,7 +130,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
 
 
 def with_absolute_paths(recipe: Recipe, base: Path, found: Found | None = None) -> Recipe:
-    """The recipe with absolute paths, and its run folder named."""
+    """The recipe with absolute paths and its `output` set."""
 
     def resolve(named: NamedPath) -> str:
         key = tuple(named.key.split("."))
@@ -144,7 +144,7 @@ def with_absolute_paths(recipe: Recipe, base: Path, found: Found | None = None) 
 def differences(old: Recipe, new: Recipe, ignored: Set[str]) -> list[str]:
     """`training.epochs: 3 → 5`, for every key that differs and is not ignored.
 
-    Two paths that lead to the same place are equal.
+    Two paths to the same file are equal.
     """
     before, after = (flat(with_paths(each, _real).model_dump(mode="json")) for each in (old, new))
     paths = {named.key for named in paths_of(old)}
@@ -162,7 +162,7 @@ def _real(named: NamedPath) -> str:
 
 
 def _is_gone(path: str, asked: object) -> bool:
-    """Whether a path leads nowhere any more, so that the recipe's word for it may be a hub id."""
+    """Whether a path no longer exists, so that the recipe's value may be a hub id."""
     if not isinstance(asked, str) or os.path.isabs(asked) or os.path.exists(path):
         return False
     return path.endswith(os.sep + os.path.normpath(asked))
@@ -178,7 +178,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML writes these signs as they are and reads them as line ends."""
+    """Quotes texts with characters that PyYAML writes as they are but reads as line ends."""
 
     line_ends = re.compile("[\x85\u2028\u2029]")
 
@@ -191,7 +191,7 @@ _Dumper.add_representer(str, _Dumper.text)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe, every default written out, as YAML that `load_recipe` reads back."""
+    """The whole recipe with all defaults, as YAML that `load_recipe` reads back."""
     values = recipe.model_dump(mode="json")
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
@@ -205,7 +205,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise _unreadable(path, f"cannot be read: {error.strerror}") from error
     if len(content) > MOST_BYTES:
-        message = f"is larger than {MOST_BYTES // 1000} kB, which no recipe is; is it the data?"
+        message = f"is larger than {MOST_BYTES // 1000} kB, too large for a recipe; is it the data?"
         raise RecipeError((Problem(shown_path(path), None, "", message),))
     return content
 
@@ -213,7 +213,7 @@ def _read(path: Path) -> bytes:
 def _missing(path: Path) -> UsageError:
     what = "is a folder, not a recipe" if path.is_dir() else "no such recipe"
     if path.is_dir() and (above := run_above(path)) is not None:
-        return _unreadable(path, f"{what}; it is a part of the run {shown_path(above.path)}")
+        return _unreadable(path, f"{what}; it belongs to the run {shown_path(above.path)}")
     near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     return _unreadable(path, f"{what}{did_you_mean(path.name, near)}")
 

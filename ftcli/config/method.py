@@ -1,4 +1,4 @@
-"""How to tune: one class a method, so that a recipe cannot ask for what its method has not."""
+"""`method:` of a recipe: one class per method, so that each has its own keys only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Full(Section):
 
 
 class LoraKeys(Section):
-    """What LoRA and QLoRA share."""
+    """Keys of both LoRA and QLoRA."""
 
     rank: PositiveCount = 16
     """r: inner dimension of the update; 8 for a format, 16 as a start, 32 for new knowledge."""
@@ -43,10 +43,10 @@ class LoraKeys(Section):
     rslora: bool = False
     """Scale by alpha / √rank, for ranks over 32 (rsLoRA, Kalajdzievski 2023)."""
     dora: bool = False
-    """Train the length of each output's weights beside its direction (DoRA, Liu et al. 2024);
-    slower, and more memory."""
+    """Train magnitude and direction of the weights separately (DoRA, Liu et al. 2024); slower, and
+    more memory."""
     modules_to_save: list[Literal["embed_tokens", "lm_head"]] = []
-    """Train these whole, beside the adapter: for new words and languages."""
+    """Also train these in full: for new words and languages."""
 
     @field_validator("rank_pattern")
     @classmethod
@@ -57,7 +57,7 @@ class LoraKeys(Section):
 
 
 class Lora(LoraKeys):
-    """A low-rank update beside frozen 16-bit weights."""
+    """A low-rank update of frozen 16-bit weights."""
 
     mode: Literal["lora"]
 
@@ -67,18 +67,18 @@ class Qlora(LoraKeys):
 
     mode: Literal["qlora"]
     double_quantization: bool = True
-    """Quantise the quantisation constants too: 4.13 instead of 4.5 bits a weight."""
+    """Quantise the quantisation constants too: 4.13 instead of 4.5 bits per weight."""
 
 
 class FrozenKeys(Section):
-    """What the methods share that put something new beside or before frozen weights."""
+    """Keys of the methods that add modules or virtual tokens to a frozen base."""
 
     quantization: Literal["none", "nf4"] = "none"
-    """How the frozen base is held; nf4: in 4 bits, as QLoRA's."""
+    """Quantisation of the frozen base; nf4: 4 bits, as in QLoRA."""
 
 
 class Bottleneck(FrozenKeys):
-    """Small bottleneck networks behind the blocks of each layer (Houlsby et al. 2019)."""
+    """Small bottleneck networks after the blocks of each layer (Houlsby et al. 2019)."""
 
     mode: Literal["bottleneck"]
     bottleneck: PositiveCount = 64
@@ -86,40 +86,40 @@ class Bottleneck(FrozenKeys):
     activation: Literal["gelu", "relu", "silu"] = "gelu"
     """Between the two matrices; gelu as in the authors' code."""
     placement: Literal["both", "attention", "mlp"] = "both"
-    """Behind attention and MLP (Houlsby), or one of them (mlp: Pfeiffer et al. 2021)."""
+    """After attention and MLP (Houlsby), or one of them (mlp: Pfeiffer et al. 2021)."""
 
 
 class PrefixTuning(FrozenKeys):
-    """Learned keys and values before those of each layer (Li and Liang 2021)."""
+    """Learned keys and values in front of each layer's own (Li and Liang 2021)."""
 
     mode: Literal["prefix-tuning"]
     virtual_tokens: PositiveCount = 20
-    """Length of the prefix; 20 as PEFT's examples, 10 to 200 in the paper (figure 4)."""
+    """Length of the prefix; 20 as in PEFT's examples, 10 to 200 in the paper (figure 4)."""
     init_text: str | None = None
-    """The prefix begins as the base's keys and values of this text, cut or repeated to its length;
-    none: of words drawn from the vocabulary. Not with `projection`."""
+    """Initialise the prefix with the base's keys and values of this text, cut or repeated to its
+    length; none: with tokens drawn from the vocabulary. Not with `projection`."""
     projection: bool = False
-    """Let a small network make the prefix while it is trained (the paper's section 4.3)."""
+    """Compute the prefix by a small network during training (the paper's section 4.3)."""
 
     @model_validator(mode="after")
     def init_text_goes_without_projection(self) -> PrefixTuning:
         if self.projection and self.init_text is not None:
             raise ValueError(
-                "init_text: the network of method.projection makes the prefix, and it begins at "
-                "zero; leave one of them out"
+                "init_text: with method.projection a network computes the prefix, which begins at "
+                "zero; remove one of them"
             )
         return self
 
 
 class PromptTuning(FrozenKeys):
-    """A learned soft prompt before the input (Lester et al. 2021)."""
+    """A learned soft prompt in front of the input (Lester et al. 2021)."""
 
     mode: Literal["prompt-tuning"]
     virtual_tokens: PositiveCount = 20
     """Length of the soft prompt; more than 20 gains little (the paper's figure 3)."""
     init_text: str | None = None
-    """The soft prompt begins as this text, cut or repeated to its length; none: as words drawn
-    from the vocabulary."""
+    """Initialise the soft prompt with this text, cut or repeated to its length; none: with tokens
+    drawn from the vocabulary."""
 
 
 Method = Annotated[
@@ -130,7 +130,7 @@ METHOD_CLASSES: Mapping[str, type[Section]] = {
     get_args(kind.model_fields["mode"].annotation)[0]: kind
     for kind in (Full, Lora, Qlora, Bottleneck, PrefixTuning, PromptTuning)
 }
-"""Word of `method.mode` → its class."""
+"""Value of `method.mode` → its class."""
 
 
 def has_4_bit_base(method: Method) -> bool:

@@ -1,6 +1,6 @@
 """YAML text → plain values, with the line of every key.
 
-YAML is composed into nodes first, because only nodes know their line; values are then built by
+YAML is composed into nodes first, because only nodes have line numbers; values are then built by
 YAML's safe rules, so that no tag can run code.
 """
 
@@ -17,33 +17,33 @@ from ftcli.errors import Problem, RecipeError, UsageError
 
 KeyPath = tuple[str, ...]
 
-# YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 reads 10 and a text: nobody means all of them.
+# YAML 1.1 reads 010 as 8 and 1:30 as 90, YAML 1.2 as 10 and a text: both are ambiguous.
 OCTAL = re.compile(r"^[-+]?0[0-9_]+$")
 NUMBER_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")}
 TAGS = NUMBER_TAGS | {
     f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "null", "bool", "timestamp")
 }
-# A recipe is 4 levels deep and has about 60 keys; anchors can make far more of a few lines.
+# A recipe is 4 levels deep and has about 60 keys; anchors can multiply a few lines.
 DEEPEST = 8
 MOST_VALUES = 10_000
-# What is written down, before anchors multiply it: PyYAML calls itself for each level.
+# Limits before anchors are expanded: PyYAML recurses for each level.
 DEEPEST_NODE = 100
 MOST_NODES = 3 * MOST_VALUES
-# Whole numbers of 8 bytes; those of Python have no end, and then cannot be written as text.
+# Whole numbers of 8 bytes; Python cannot convert very long ones to text.
 LARGEST_NUMBER = 2**63 - 1
-# How much of a flag or a value is shown, and how many faults.
+# Characters of a flag or value in a message, and errors in a list.
 MOST_SHOWN = 200
 MOST_PROBLEMS = 50
-# No text of a recipe needs these, and no file's name, tokenizer or terminal takes them.
+# Characters that no file name, tokenizer or terminal accepts.
 UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class _TooMuchError(yaml.MarkedYAMLError):
-    """More than any recipe holds."""
+    """The YAML exceeds the limits of a recipe."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which gives up on what is no recipe before it is all in memory."""
+    """PyYAML's safe loader with limits, checked before the whole text is in memory."""
 
     depth = 0
     nodes = 0
@@ -62,10 +62,10 @@ class _Loader(yaml.SafeLoader):
 
 @dataclass
 class Found:
-    """What a walk over the nodes collects: a line for every key, and faults of YAML itself."""
+    """Collected from the YAML nodes: the line of every key, and errors of the YAML itself."""
 
     file: str
-    """The recipe, or the `--set` whose value is walked over."""
+    """The recipe, or the `--set` whose value is read."""
     in_flag: bool = False
     lines: dict[KeyPath, int] = field(default_factory=dict)
     overridden: dict[KeyPath, str] = field(default_factory=dict)
@@ -73,17 +73,17 @@ class Found:
     values: int = 0
 
     def flag_of(self, path: KeyPath) -> str | None:
-        """The `--set` that wrote this key, or a section that it stands in."""
+        """The `--set` that wrote this key or one of its sections."""
         flags = (self.overridden.get(path[:length]) for length in range(len(path), 0, -1))
         return next((flag for flag in flags if flag is not None), None)
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """At the key that the message names, or `path`, or the flag or section that made it."""
+        """A problem at the key that the message names, or `path`, or the flag or section above."""
         words = set(re.findall(r"\w+", message))
         written = [*self.overridden, *self.lines]
         below = [key for key in self.overridden if path and key[: len(path)] == path]
-        beside = [*below, *(key for key in written if key[:-1] == path)]
-        named = [key for key in beside if key[-1] in words]
+        inner = [*below, *(key for key in written if key[:-1] == path)]
+        named = [key for key in inner if key[-1] in words]
         above = [path[:length] for length in range(len(path) - 1, 0, -1)]
         for key in (*named, path, *below, *above):
             if key in self.overridden:
@@ -98,7 +98,7 @@ class Found:
 
 
 def compose(content: bytes, found: Found) -> dict[str, Any]:
-    """Values of a recipe's text; raises RecipeError where it is no YAML, notes lesser faults."""
+    """Values of a recipe's text; raises RecipeError if it is not YAML, collects other errors."""
     line: int | None = 1
     text = ""
     try:
@@ -206,13 +206,13 @@ def _scalar(node: ScalarNode, path: KeyPath, found: Found) -> object:
         found.fault(node, path, f"cannot be read as {kind}: {node.value[:60]}")
         return None
     if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-        found.fault(node, path, f"{node.value[:60]} is larger than any number can be here")
+        found.fault(node, path, f"{node.value[:60]} is too large a number")
         return None
     return value
 
 
 def override_value(values: dict[str, Any], override: str, found: Found) -> None:
-    """Lay one `--set section.key=value` over the values; raises UsageError."""
+    """Apply one `--set section.key=value` to the values; raises UsageError."""
     key, sign, text = override.partition("=")
     path = tuple(key.strip().split("."))
     shown = f"--set {_shown(override)}"
@@ -239,15 +239,15 @@ def override_value(values: dict[str, Any], override: str, found: Found) -> None:
 
 
 def _shown(override: str) -> str:
-    """A flag as one can read it."""
+    """A flag, shortened and printable."""
     cut = override if len(override) <= MOST_SHOWN else f"{override[:MOST_SHOWN]}…"
     return cut if cut.isprintable() else ascii(cut)
 
 
 def in_order(problems: list[Problem]) -> tuple[Problem, ...]:
-    """Each problem once, by line; of very many the first."""
+    """The problems without duplicates, by line; of very many only the first."""
     found = sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.key))
     if len(found) <= MOST_PROBLEMS:
         return tuple(found)
-    more = Problem(found[0].file, None, "", f"and more; these are the first {MOST_PROBLEMS} faults")
+    more = Problem(found[0].file, None, "", f"and more; these are the first {MOST_PROBLEMS} errors")
     return (*found[:MOST_PROBLEMS], more)

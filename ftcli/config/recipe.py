@@ -1,8 +1,8 @@
 """The recipe: what a user may write, and every default, in one schema.
 
-Attribute docstrings become the texts of `ftcli schema` and of the key reference. Validators judge
-and never edit; where a default depends on the model, the data or the machine, it is the word
-`auto`, and the plan decides it with a reason.
+Attribute docstrings become the texts of `ftcli schema` and of the key reference. A default that
+depends on the model, the data or the machine is the word `auto`; the plan decides it, with a
+reason.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ __all__ = [
 
 
 def l2_sp_fault(rate: float, strength: float) -> str | None:
-    """What is wrong where every step goes all the way back to the start, or beyond it."""
+    """The error if every step goes all the way back to the starting weights, or further."""
     if rate * strength < 1:
         return None
     return (
@@ -91,45 +91,46 @@ class Training(Section):
     epochs: Annotated[float, Field(gt=0, le=10_000), NO_BOOLEAN] = 3.0
     """Passes over the training rows."""
     max_steps: PositiveCount | None = None
-    """Stop after this many optimizer steps, whatever `epochs` says; `data.replay` adds its own."""
+    """Stop after this many optimizer steps, whatever `epochs` is; `data.replay` adds its own."""
     learning_rate: Literal["auto"] | Rate = "auto"
-    """Peak learning rate; auto: of the method's own kind, 2e-5 (full) to 3e-2 (prompt)."""
+    """Peak learning rate; auto: by the method, 2e-5 (full) to 3e-2 (prompt-tuning)."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "linear"
-    """Course of the learning rate after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     warmup_ratio: Share = 0.0
-    """Share of the steps over which the learning rate rises to its peak. It begins at 0, and the
-    first step learns nothing; take 0.03 to 0.1 where the first losses jump."""
+    """Share of the steps in which the learning rate rises to its peak. It begins at 0, so the first
+    step learns nothing; take 0.03 to 0.1 if the first losses jump."""
     weight_decay: NotNegative = 0.0
     """AdamW's decoupled weight decay."""
     l2_sp: NotNegative = 0.0
-    """Strength of decoupled L2-SP (Li et al. 2018): each step takes learning rate × this of the
-    distance back to the starting weights, so that less is forgotten. Under AdamW no weight ends
-    much farther than 1 / l2_sp from its start; 0: off."""
+    """Strength of decoupled L2-SP (Li et al. 2018): each step moves the weights back by learning
+    rate × l2_sp of their distance from the start, so that less is forgotten. With AdamW no weight
+    ends much farther than 1 / l2_sp from its start; 0: off."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     batch_size: PositiveCount = 16
-    """Rows of one optimizer step (effective batch); the micro-batch is planned to fit."""
+    """Rows per optimizer step (effective batch); the plan chooses a micro-batch that fits."""
     micro_batch_size: Literal["auto"] | PositiveCount = "auto"
-    """Rows that go through the model at once; must divide `batch_size`."""
+    """Rows per forward pass; must divide `batch_size`."""
     packing: Literal["auto"] | bool | PositiveCount = "auto"
-    """Rows of a step without padding, in micro-batches of up to so many tokens; false: padded rows.
-    Which rows make a step stays, and so does the loss. true, as a number, insists on it."""
+    """Rows of a step without padding, in micro-batches of up to this many tokens; false: padded
+    rows. Neither changes the rows of a step or its loss. true or a number: an error if packing is
+    not possible."""
     optimizations: Annotated[Literal["auto", "all", "off"], BeforeValidator(_off)] = "auto"
-    """auto: optimisations measured on this kind of machine (docs/performance.md); all: on a GPU,
-    too, where none was measured yet; off: transformers' and PEFT's own forward on padded rows."""
+    """auto: optimisations measured on this kind of machine (docs/performance.md); all: also those
+    not yet measured on a GPU; off: transformers' and PEFT's own forward on padded rows."""
     gradient_checkpointing: Literal["auto"] | bool = "auto"
-    """Compute activations again in the backward pass; auto: only where memory asks for it."""
+    """Recompute activations in the backward pass; auto: only if memory requires it."""
     precision: Literal["auto", "bf16", "fp16", "fp32", "pure-bf16"] = "auto"
     """Arithmetic: bf16 and fp16 are mixed precision; pure-bf16 keeps no fp32 master weights."""
     optimizer: Literal["auto", "adamw", "adamw-8bit", "paged-adamw-8bit", "sgd"] = "auto"
-    """auto: AdamW in fp32; in 8 bits, paged, for full fine-tuning that fits no other way."""
+    """auto: AdamW in fp32; 8-bit paged for full fine-tuning that fits no other way."""
     neftune_noise_alpha: Positive | None = None
-    """Noise on the embeddings while training (NEFTune, Jain et al. 2023)."""
+    """Noise on the embeddings during training (NEFTune, Jain et al. 2023)."""
     eval_steps: Literal["auto"] | PositiveCount = "auto"
     """Optimizer steps between two validations."""
     save_steps: Literal["auto"] | PositiveCount = "auto"
-    """Optimizer steps between two checkpoints; auto: with every validation, and where the weights
-    are not the best so far only if saving takes under 2% of the time since the last."""
+    """Optimizer steps between two checkpoints; auto: at every validation, but weights that are not
+    the best so far only if saving takes under 2% of the time since the last."""
     save_total_limit: PositiveCount = 2
     """Checkpoints kept besides the best one."""
     early_stopping_patience: PositiveCount | None = None
@@ -152,7 +153,7 @@ class Training(Section):
     def lr_scheduler_and_warm_up_agree(self) -> Training:
         if self.lr_scheduler == "constant" and self.warmup_ratio:
             raise ValueError(
-                "lr_scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+                "lr_scheduler constant has no warm-up; take constant_with_warmup, or remove "
                 "warmup_ratio"
             )
         if self.lr_scheduler == "constant_with_warmup" and not self.warmup_ratio:
@@ -179,15 +180,15 @@ class Model(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model; none: its main branch."""
     device: Device = "auto"
-    """Where the model is trained and used; auto: the GPU where the machine has one, else the CPU.
-    A GPU that torch cannot use is an error under auto; cpu leaves it alone."""
+    """Device for training and inference; auto: the GPU if the machine has one, else the CPU. A GPU
+    that torch cannot use is an error with auto; cpu ignores it."""
     attention: Literal["auto", "sdpa", "eager", "flash"] = "auto"
-    """Attention implementation; flash needs the flash-attn package and a CUDA card."""
+    """Attention implementation; flash needs the flash-attn package and a CUDA GPU."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Type in which frozen base weights are held; auto follows the precision of the run."""
+    """Type of the frozen base weights; auto follows the precision of the run."""
 
 
-# No separator or control character, and something besides dots.
+# No separator or control character, and not only dots.
 FOLDER_NAME = r"^[^/\\\x00-\x1f]*[^./\\\x00-\x1f][^/\\\x00-\x1f]*$"
 
 
@@ -207,5 +208,5 @@ class Recipe(Section):
 
     @property
     def run_dir(self) -> Path:
-        """The run folder; absolute in a recipe that was loaded."""
+        """The run folder; absolute in a loaded recipe."""
         return Path(self.output or f"runs/{self.name}")

@@ -1,6 +1,6 @@
-"""A recipe with some keys changed: as values, and as the text that the user wrote.
+"""Change keys of a recipe: in its values, and in the text that the user wrote.
 
-ruamel.yaml is imported inside: only `estimate-vram --write` needs it.
+ruamel.yaml is imported inside functions: only `estimate-vram --write` needs it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Settings = Mapping[str, Any]
 
 
 def changed(recipe: Recipe, settings: Settings) -> Recipe:
-    """The recipe with these keys; raises UsageError where they do not go together."""
+    """The recipe with these keys changed; raises UsageError if the result is not valid."""
     values = recipe.model_dump(exclude_unset=True)
-    _lay(values, settings)
+    _set_keys(values, settings)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -39,16 +39,16 @@ def changed(recipe: Recipe, settings: Settings) -> Recipe:
 
 
 def overridden(loaded: RecipeFile) -> dict[str, Any]:
-    """What `--set` has changed of the file: keys, or whole sections."""
+    """Keys or sections that `--set` has changed, with their values."""
     values = loaded.recipe.model_dump(exclude_unset=True)
     keys = [override.partition("=")[0].strip() for override in loaded.overrides]
     return {key: reduce(lambda value, part: value[part], key.split("."), values) for key in keys}
 
 
 def relocated(text: str, settings: Settings, wanted: Recipe, new: Path) -> dict[str, Any]:
-    """The settings, and those relative paths of the text that change in the folder `new`.
+    """The settings, and the relative paths of the text that differ when it is in the folder `new`.
 
-    `wanted` is the changed recipe as it was loaded; a path in `settings` becomes relative.
+    `wanted` is the changed recipe as loaded; a path in `settings` becomes relative.
     """
     written = flat(compose(text.encode(), Found("")))
     paths: dict[str, str | None] = {}
@@ -73,15 +73,14 @@ def _relative(named: NamedPath, new: Path) -> str:
 
 
 def rewritten(text: str, settings: Settings, wanted: Recipe, new: Path) -> str:
-    """The recipe's text with these keys; all other lines stay as they are.
+    """The recipe's text with these keys changed and all other lines kept.
 
-    `wanted` is the recipe that the text then holds in the folder `new`: nothing else is ever
-    returned.
+    Returned only if it reads back as the recipe `wanted` in the folder `new`.
     """
     unix = text.replace("\r\n", "\n")
     before = _dumped(unix, {})
     after = _dumped(unix, {key: _written(value) for key, value in settings.items()})
-    # Changed lines stand as ruamel indents, which may not suit the lines of a mixed recipe.
+    # Changed lines have ruamel's indents, which may not fit a recipe with mixed indents.
     for candidate in (_patched(unix, before, after), after):
         if _reads_back(candidate, wanted, new):
             return candidate.replace("\n", "\r\n") if unix != text else candidate
@@ -93,17 +92,17 @@ def _dumped(text: str, settings: Settings) -> str:
 
     parser = _round_trip()
     _, indent, offset = load_yaml_guess_indent(text)
-    # A sequence stands in its key's column unless the user's own stand further in.
+    # A sequence is in its key's column unless the user indents it.
     parser.indent(mapping=indent, sequence=indent if offset else 2, offset=offset or 0)
     values = parser.load(text)
-    _lay(values, settings)
+    _set_keys(values, settings)
     out = io.StringIO()
     parser.dump(values, out)
     return out.getvalue()
 
 
 def _patched(text: str, before: str, after: str) -> str:
-    """The text with only those lines that differ between the two dumps."""
+    """The text with the lines replaced that differ between the two dumps."""
     lines, old, new = text.splitlines(True), before.splitlines(True), after.splitlines(True)
     if len(lines) != len(old):
         return after
@@ -122,7 +121,7 @@ def _patched(text: str, before: str, after: str) -> str:
 
 
 def _as_siblings(line: str, lines: list[str], old: list[str], start: int) -> str:
-    """ruamel gives all mappings one indent; the user may have several."""
+    """The line with the user's indent: ruamel gives all mappings the same one."""
     spaces = _indent(line)
     for place in range(min(start, len(old) - 1), -1, -1):
         if old[place].strip() and _indent(old[place]) == spaces:
@@ -146,7 +145,7 @@ def _reads_back(text: str, wanted: Recipe, new: Path) -> bool:
 
 
 def _round_trip() -> Any:
-    """A parser to which every plain value is a text, so that 1e-4 or 0x10 stay as written."""
+    """A parser that reads every plain value as text, so that 1e-4 or 0x10 stay as written."""
     from ruamel.yaml import YAML
     from ruamel.yaml.resolver import VersionedResolver
 
@@ -158,11 +157,11 @@ def _round_trip() -> Any:
     parser = YAML()
     parser.Resolver = PlainTexts
     parser.preserve_quotes = True
-    parser.width = 2**20  # long lines are not folded anew
+    parser.width = 2**20  # do not fold long lines
     return parser
 
 
-def _lay(values: MutableMapping[str, Any], settings: Settings) -> None:
+def _set_keys(values: MutableMapping[str, Any], settings: Settings) -> None:
     for key, value in settings.items():
         *sections, name = key.split(".")
         section = values
@@ -172,11 +171,11 @@ def _lay(values: MutableMapping[str, Any], settings: Settings) -> None:
     method = values["method"]
     known = METHOD_CLASSES[str(method["mode"])].model_fields
     for name in [name for name in method if name not in known]:
-        del method[name]  # another method has no use for it
+        del method[name]  # a key of the method before
 
 
 def _put(section: MutableMapping[str, Any], name: str, value: Any) -> None:
-    """Lists change in place: in ruamel's, comments and layout hang on the list and its last item.
+    """Set a key; lists change in place, as ruamel keeps comments and layout in the list.
 
     Source: ruamel.yaml, comments.py (`CommentedBase.ca`).
     """
@@ -193,7 +192,7 @@ def _put(section: MutableMapping[str, Any], name: str, value: Any) -> None:
 
 
 def _written(value: object) -> object:
-    """A value as the text of a plain scalar, in quotes where YAML would read something else."""
+    """A value as the text of a plain scalar, in quotes if YAML would read something else."""
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 

@@ -14,7 +14,7 @@ from ftcli.config.recipe import Recipe
 from ftcli.config.wording import section_classes
 from ftcli.errors import UsageError, did_you_mean
 
-# Keys that choose the class of their section.
+# Discriminators: keys that choose the class of their section.
 TAGS = (".mode", ".type")
 
 
@@ -26,7 +26,7 @@ def json_schema() -> str:
 
 
 def key_lines(section: str | None) -> list[str]:
-    """`method.rank = 16` and its text, for every key or those of one section."""
+    """`method.rank = 16` and its description, for every key or the keys of one section."""
     lines = [line for key, line in _keys(Recipe, "") if section is None or _below(key, section)]
     if not lines:
         known = list(Recipe.model_fields)
@@ -57,7 +57,7 @@ def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _tags(sections: list[type[BaseModel]], key: str) -> Iterator[tuple[str, str]]:
-    """The key that chooses between several classes of a section, with all its values."""
+    """The key that chooses the class of a section, with all its values."""
     for tag in TAGS:
         fields = [s.model_fields[tag[1:]] for s in sections if tag[1:] in s.model_fields]
         if fields:

@@ -1,7 +1,7 @@
-"""What every section of a recipe is made of: numbers with limits, and paths.
+"""Types for the sections of a recipe: numbers with limits, and paths.
 
-A path is relative to the recipe's folder as written, absolute once the recipe is loaded. Fields
-that hold one are marked with a `PathKind`.
+A path is written relative to the recipe's folder, and absolute in a loaded recipe. Fields with a
+path are marked with a `PathKind`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _no_boolean(value: object) -> object:
-    """YAML's `true` would count as the number 1."""
+    """Refuse YAML's `true`, which pydantic would read as 1."""
     if isinstance(value, bool):
         raise ValueError(f"expected a number, found {str(value).lower()}")
     return value
 
 
-# Above it neither NumPy takes a seed, nor Arrow a row's length.
+# Limit of NumPy's seeds and of Arrow's row lengths.
 LARGEST = 2**31 - 1
 
-# Limits stand before the validator: behind it, pydantic leaves them out of the JSON Schema.
+# Limits come before the validator: after it, pydantic leaves them out of the JSON Schema.
 NO_BOOLEAN = BeforeValidator(_no_boolean)
 PositiveCount = Annotated[int, Field(ge=1, le=LARGEST), NO_BOOLEAN]
 CountFromZero = Annotated[int, Field(ge=0, le=LARGEST), NO_BOOLEAN]
@@ -37,16 +37,16 @@ Rate = Annotated[float, Field(gt=0, lt=1), NO_BOOLEAN]
 
 
 def require_regex(pattern: str, before: str = "") -> None:
-    """Raises ValueError, with some words before it, where Python does not take the expression."""
+    """Raise ValueError, its message prefixed by `before`, if Python rejects the expression."""
     try:
         re.compile(pattern)
-    # The last two: parentheses in parentheses without end, and numbers of repeats.
+    # RecursionError: deeply nested parentheses; OverflowError: numbers of repeats.
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"{before}not a regular expression: {error}") from error
 
 
 class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values never change after loading."""
+    """A section of the recipe: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -61,14 +61,14 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 @dataclass(frozen=True)
 class PathKind:
-    """Marks a field whose text is a path, and says what else the text may be."""
+    """Marks a field as a path, and defines what else its text may be."""
 
     kind: Literal["file", "model", "data", "template", "folder"]
     """`model` and `data` may be hub ids, `template` a name or the Jinja text itself."""
     words: tuple[str, ...] = ()
-    """Words with a meaning of their own, which are no paths."""
+    """Values with a meaning of their own, not paths."""
     code: str | None = None
-    """Of the error where the file is missing."""
+    """Code of the error if the file is missing."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class NamedPath:
 
 
 def paths_of(section: Section, prefix: str = "") -> Iterator[NamedPath]:
-    """Every text of a section and those below it that may be a path."""
+    """Every value of a section and its subsections that may be a path."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
@@ -93,12 +93,12 @@ def paths_of(section: Section, prefix: str = "") -> Iterator[NamedPath]:
 
 
 def named_files(section: Section) -> list[Path]:
-    """The files that a section names, where it can name nothing but files."""
+    """The files of a section, from the fields that take files only."""
     return [Path(named.value) for named in paths_of(section) if named.kind.kind == "file"]
 
 
 def without_folders(section: SectionT) -> SectionT:
-    """The section with its files by name alone, for fingerprints that cover their contents."""
+    """The section with files by name only, for fingerprints that cover their contents."""
 
     def name(named: NamedPath) -> str:
         return Path(named.value).name if named.kind.kind == "file" else named.value
@@ -141,13 +141,13 @@ def absolute(named: NamedPath, base: Path) -> str:
 
 
 def _normalised(path: str) -> str:
-    """Without `.` and `..`; where a link stands before a `..`, what the system makes of it."""
+    """Without `.` and `..`; resolved by the system if a `..` follows a symbolic link."""
     plain, real = os.path.normpath(path), os.path.realpath(path)
     return plain if os.path.realpath(plain) == real else real
 
 
 def looks_like_path(model_id: str) -> bool:
-    """Whether a model's id can only be a path: hub ids have one slash at most."""
+    """Whether a model's id can only be a path: hub ids have at most one slash."""
     starts_as_path = model_id.startswith((".", "/", "~"))
     return (
         starts_as_path or model_id.count("/") > 1 or "\\" in model_id or model_id.endswith(".json")
@@ -155,19 +155,19 @@ def looks_like_path(model_id: str) -> bool:
 
 
 def looks_like_dataset_id(source: str) -> bool:
-    """Whether a source of rows may be on the hub: `owner/name`, not of a kind of file."""
+    """Whether a source of rows may be on the hub: `owner/name` without a file's suffix."""
     return HUB_ID.fullmatch(source) is not None and data_suffix(source) is None
 
 
 def data_suffix(name: str) -> str | None:
-    """`.jsonl` for `a/b.JSONL.gz`; None for what is not read."""
+    """`.jsonl` for `a/b.JSONL.gz`; None for an unsupported kind."""
     plain = name.lower().removesuffix(".gz")
     suffix = PurePosixPath(plain).suffix
-    # Parquet compresses its columns itself, and is read from its end, where gzip has no way.
+    # Parquet has compression of its own, and needs random access, which gzip does not offer.
     packed_parquet = suffix == ".parquet" and name.lower() != plain
     return suffix if suffix in DATA_SUFFIXES and not packed_parquet else None
 
 
 def is_jinja(template: str) -> bool:
-    """Whether data.template is the template's text itself."""
+    """Whether data.template is the text of a template."""
     return "{{" in template or "{%" in template

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a recipe, in one sentence a key."""
+"""pydantic's errors in a recipe, as one sentence per key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def problems_of(error: ValidationError, values: dict[str, Any], found: Found) -> Iterator[Problem]:
-    """One problem for each key at fault, at its line."""
+    """One problem per invalid key, at its line."""
     at: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        if len(at) <= 2 * MOST_PROBLEMS:  # each is held against all others
+        if len(at) <= 2 * MOST_PROBLEMS:  # each is compared with all others
             at.setdefault(_user_path(detail, values), []).append(detail)
     for path, details in at.items():
         if not any(other[: len(path)] == path and other != path for other in at):
@@ -33,7 +33,7 @@ def problems_of(error: ValidationError, values: dict[str, Any], found: Found) ->
 
 
 def _is_item(path: KeyPath, values: object) -> bool:
-    """Whether the path ends at an item of a key's list; schemas have places of their own."""
+    """Whether the path ends at an item of a key's list; not within a JSON Schema."""
     if path[:3] == ("eval", "format", "schema"):
         return False
     here: Any = values
@@ -45,7 +45,7 @@ def _is_item(path: KeyPath, values: object) -> bool:
 
 
 def _user_path(detail: ErrorDetails, values: object) -> KeyPath:
-    """pydantic's location without the names of union members: only what the user wrote."""
+    """pydantic's location without the names of union members: the path that the user wrote."""
     path: list[str] = []
     here: Any = values
     for part in detail["loc"]:
@@ -57,7 +57,7 @@ def _user_path(detail: ErrorDetails, values: object) -> KeyPath:
             path.append(str(part))
     if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path.append(detail["ctx"]["discriminator"].strip("'"))
-    if detail["type"] == "value_at":  # a fault that a validator has found further in
+    if detail["type"] == "value_at":  # a validator found the error deeper inside
         path += detail["ctx"]["at"]
     return tuple(path)
 
@@ -83,14 +83,14 @@ EXPECTED = {
     "model_attributes_type": "a section of keys and values",
 }
 PACKING = (
-    "packing is training.packing here, which is on where it can be: no token sees another row, and "
-    "the rows of a step stay the same; leave the key out"
+    "packing is training.packing here, on where possible: no token attends to another row, and the "
+    "rows of a step stay the same; remove the key"
 )
 TRUST = (
-    "no code of a model is ever run, neither by a key nor by a flag: transformers itself has every "
-    "architecture that ftcli trains; leave the key out"
+    "ftcli never runs code of a model, and no key or flag changes that: transformers itself has "
+    "every architecture that ftcli trains; remove the key"
 )
-# Keys that other trainers have → why there is none here.
+# Keys of other trainers → why there are none here.
 NOT_OFFERED = dict.fromkeys(("packing", "packing_strategy", "sample_packing"), PACKING)
 NOT_OFFERED |= {"trust_remote_code": TRUST}
 LIMITS = {"greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge")}
@@ -100,7 +100,7 @@ LIMITS |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
 def _message(
     details: list[ErrorDetails], path: KeyPath, values: dict[str, Any], found: Found
 ) -> str:
-    """One sentence for all that pydantic says of one key."""
+    """One sentence for all of pydantic's errors about one key."""
     first = details[0]
     match first["type"]:
         case "extra_forbidden":
@@ -114,7 +114,7 @@ def _message(
             tag = first["input"][path[-1]]
             names = [name.strip(" '") for name in str(first["ctx"]["expected_tags"]).split(",")]
             hint = did_you_mean(tag, names) if isinstance(tag, str) else ""
-            return f"no such choice: {as_yaml(tag)}{hint} (there is {', '.join(names)})"
+            return f"unknown value {as_yaml(tag)}{hint} (there is {', '.join(names)})"
     special = [d for d in details if d["type"] in ("value_error", "value_at", *LIMITS)]
     if special:
         return _judged(special[0])
@@ -131,23 +131,23 @@ def _message(
 
 
 def _as_list(value: str, path: KeyPath) -> str:
-    """How one writes a list, and of what, where only some words may stand in it."""
+    """How to write a list, and its possible items, if they are limited."""
     names = _names(_annotation(path))
     if not names or value in names:
         return f"; write it in brackets: [{as_yaml(value)}]"
     near = did_you_mean(value, names)
-    return f"{near} (a list is written in brackets: [{', '.join(names)}])"
+    return f"{near} (write a list in brackets: [{', '.join(names)}])"
 
 
 def _names(annotation: Any) -> list[str]:
-    """The words of all `Literal`s in a type."""
+    """The values of all `Literal`s in a type."""
     if get_origin(annotation) is Literal:
         return [word for word in get_args(annotation) if isinstance(word, str)]
     return [word for argument in get_args(annotation) for word in _names(argument)]
 
 
 def _annotation(path: KeyPath) -> Any:
-    """Type of a key whose sections are of one class each; none elsewhere."""
+    """Type of a key; None if one of its sections may be of several classes."""
     section: type[BaseModel] = Recipe
     for part in path[:-1]:
         field = section.model_fields.get(part)
@@ -181,7 +181,7 @@ def _choices(details: list[ErrorDetails]) -> list[str]:
 
 
 def _key_of_another_choice(path: KeyPath, values: Mapping[str, Any], found: Found) -> str | None:
-    """What a key is doing here that another mode, or another type, of the section has."""
+    """The sentence for a key that belongs to another mode or type of the section."""
     section, others = _section(path[:-1], values)
     for tag in _tags(section):
         chosen = get_args(section.model_fields[tag].annotation)
@@ -202,7 +202,7 @@ def _key_of_another_choice(path: KeyPath, values: Mapping[str, Any], found: Foun
 def _section(
     path: KeyPath, values: Mapping[str, Any]
 ) -> tuple[type[BaseModel], list[type[BaseModel]]]:
-    """Class of the section at `path`, by its mode or type, and the classes it could have been."""
+    """Class of the section at `path`, by its mode or type, and its other possible classes."""
     section: type[BaseModel] = Recipe
     others: list[type[BaseModel]] = []
     here: Any = values
@@ -223,18 +223,18 @@ def _takes(section: type[BaseModel], values: object) -> bool:
 
 
 def _tags(section: type[BaseModel]) -> set[str]:
-    """The key that chooses among the classes of a section."""
+    """The discriminator of a section, if any."""
     return {"mode", "type"} & set(section.model_fields)
 
 
 def as_yaml(value: object) -> str:
-    """A value as one would write it in a recipe, on one line."""
+    """A value as YAML on one line, shortened."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True)
     return " ".join(text.removesuffix("\n").removesuffix("\n...").split())[:60]
 
 
 def secrets_of(value: object, path: KeyPath, found: Found) -> Iterator[Problem]:
-    """A problem for each value that holds a password or a token, at its line."""
+    """A problem for each value that contains a password or a token, at its line."""
     match value:
         case dict():
             for key, inner in value.items():
@@ -245,8 +245,8 @@ def secrets_of(value: object, path: KeyPath, found: Found) -> Iterator[Problem]:
         case str() if (kind := secret_in(value)) is not None:
             yield found.problem(
                 path,
-                f"holds {kind}, and a recipe is copied into every run; take it out: private models "
-                "and data are reached with `hf auth login` or with HF_TOKEN in the environment",
+                f"contains {kind}, and a recipe is copied into every run; remove it: private "
+                "models and data need `hf auth login`, or HF_TOKEN in the environment",
             )
 
 
@@ -280,7 +280,7 @@ KEYS = {
     **dict.fromkeys(("wandb_project", "use_wandb"), "training.report_to"),
     "output_dir": "output",
 }
-# Keys that tell whose file it is; the first that is there counts.
+# Keys that identify the config of another trainer, most specific first.
 FILES = {
     "base_model": "an Axolotl config",
     "finetuning_type": "a LLaMA-Factory config",
@@ -289,26 +289,26 @@ FILES = {
 
 
 def known_file(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The key that shows that a file is another trainer's, and the sentence about it."""
+    """The key that identifies another trainer's config, and a message; None for a recipe."""
     mark = next((key for key in FILES if key in values), None)
     if mark is None or isinstance(values.get("model"), dict):
         return None
     named = {key: recipe_key(key) for key in values}
     ours = ", ".join(f"{key} → {own}" for key, own in named.items() if own is not None)
     return mark, (
-        f"this is {FILES[mark]}, not a recipe; of its keys a recipe has, each in its section: "
-        f"{ours}; a recipe to start from is in recipes/, all keys: ftcli schema --text"
+        f"this is {FILES[mark]}, not a recipe; its keys in a recipe: {ours}; start from a recipe "
+        "in recipes/; all keys: ftcli schema --text"
     )
 
 
 def recipe_key(word: str) -> str | None:
-    """The recipe's key for a word of another trainer, or for the last part of a key."""
+    """The recipe's key for another trainer's key, or for the last part of a key."""
     own = (key for key in every_key() if key.rpartition(".")[2] == word and "." in key)
     return KEYS.get(word) or next(own, None)
 
 
 def suggestion(word: str, section: type[BaseModel]) -> str:
-    """What to write for an unknown key of a section, or nothing."""
+    """A hint for an unknown key of a section, or nothing."""
     if word in KEYS:
         return f"; here it is {KEYS[word]}"
     if (elsewhere := recipe_key(word)) is not None:
@@ -321,7 +321,7 @@ def suggestion(word: str, section: type[BaseModel]) -> str:
 
 
 def every_key(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[str]:
-    """`method.rank` and all others, of every class that a section may be."""
+    """`method.rank` and all other keys, of all classes of each section."""
     for name, field in section.model_fields.items():
         yield f"{prefix}{name}"
         for inner in section_classes(field.annotation):
@@ -329,7 +329,7 @@ def every_key(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[s
 
 
 def section_classes(annotation: Any) -> list[type[BaseModel]]:
-    """The classes that a section may be of; none for a plain value."""
+    """The possible classes of a section; empty for a plain value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [each for argument in get_args(annotation) for each in section_classes(argument)]

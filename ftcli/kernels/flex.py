@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ftcli.compat import attention_named
-from ftcli.environment import wants_compiler
+from ftcli.environment import enable_compiler
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.slots import Layout
 
@@ -25,7 +25,7 @@ NAME = "ftcli_flex"
 
 def through_flex(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Have the model's layers use the attention of this file, which takes a `layout`."""
-    wants_compiler()
+    enable_compiler()
     return attention_named(model, NAME)
 
 

@@ -53,7 +53,7 @@ def test_a_file_is_read_from_the_recipes_folder(here: Path) -> None:
 def test_what_is_neither_names_the_nearest(value: str, meant: str, here: Path) -> None:
     (here / "chat.jinja").write_text("{{ a }}")
     (here / "folder").mkdir()
-    for asked, near in ((value, f"did you mean {meant}?"), ("folder", "no file")):
+    for asked, near in ((value, f"did you mean {meant}?"), ("folder", "nor a file")):
         with pytest.raises(UsageError, match=near) as caught:
             find_template(template_of(asked))
         assert caught.value.code == "template_missing"

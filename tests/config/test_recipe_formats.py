@@ -54,19 +54,19 @@ def test_lengths_go_with_every_type(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("form", "line", "message"),
     [
-        ("type: xml", 7, "eval.format.type: no such choice: xml"),
+        ("type: xml", 7, "eval.format.type: unknown value xml"),
         ("type: json\npattern: a", 8, "eval.format.pattern: not a key of type json, but"),
         ("type: json\nkeys: [a, a]", 8, "eval.format: keys has a twice"),
         ("type: json\nschema: 5", 8, "eval.format.schema: expected a text (put it in quotes) or"),
         (
             "type: json\nkeys: [a]\nschema: {}",
             8,
-            "eval.format: keys and schema both say what an answer holds; give one of them",
+            "eval.format: keys and schema both describe the answer; give one of them",
         ),
         (
             "type: json\nschema:\n  properties:\n    price:\n      type: strnig",
             11,
-            "eval.format.schema.properties.price.type: no type of JSON: strnig; did you mean "
+            "eval.format.schema.properties.price.type: unknown type strnig; did you mean "
             "string? (there is string, number, integer, boolean, array, object, null)",
         ),
         (
@@ -83,18 +83,19 @@ def test_lengths_go_with_every_type(tmp_path: Path) -> None:
         (
             "type: json\nschema:\n  propertis: {}",
             9,
-            "eval.format.schema: propertis is no word of JSON Schema; did you mean properties?",
+            "eval.format.schema: propertis is not a keyword of JSON Schema; did you mean "
+            "properties?",
         ),
         (
             "type: json\nschema:\n  $schema: draft-7",
             9,
-            "eval.format.schema.$schema: no known draft: draft-7; leave it out for draft 2020-12",
+            "eval.format.schema.$schema: unknown draft: draft-7; leave it out for draft 2020-12",
         ),
         (
             "type: json\nschema:\n  $ref: 'https://example.com/a.json'",
             8,
-            "eval.format.schema: $ref https://example.com/a.json leads nowhere in this schema; "
-            "nothing is ever fetched: put what it names under $defs",
+            "eval.format.schema: $ref https://example.com/a.json leads nowhere in this schema, and "
+            "nothing is fetched; put its target under $defs",
         ),
         (
             "type: json\nschema:\n  properties: {a: {$ref: '#/$defs/b'}}\n  $defs: {c: {}}",
@@ -112,7 +113,7 @@ def test_lengths_go_with_every_type(tmp_path: Path) -> None:
             "eval.format.schema.enum.0: expected a value that JSON has (put dates in quotes), "
             "found 2025-01-01",
         ),
-        ("type: text", 7, "eval.format: type text asks for nothing; give sections, words or"),
+        ("type: text", 7, "eval.format: type text alone requires nothing; give sections, words or"),
         ("type: text\nwords: {}", 8, "eval.format.words: gives neither min nor max"),
         ("type: text\nwords: {mx: 3}", 8, "eval.format.words.mx: unknown key; did you mean max?"),
         ("type: text\nwords: 80", 8, "eval.format.words: expected a section of keys and values"),
@@ -138,7 +139,7 @@ def test_lengths_go_with_every_type(tmp_path: Path) -> None:
         (
             "type: sql\ntable_name: shop",
             8,
-            "eval.format: table_name names the rows of a file, and table names no file",
+            "eval.format: table_name is for the rows of a file, and table is not a file",
         ),
     ],
 )

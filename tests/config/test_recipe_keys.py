@@ -57,11 +57,11 @@ def test_what_is_missing_is_named_in_its_section() -> None:
 
 def test_an_unknown_mode_gets_the_nearest_and_all() -> None:
     assert fault(SHOP.replace("lora", "qlroa")) == (
-        "shop.yaml:5: method.mode: no such choice: qlroa; did you mean qlora? "
+        "shop.yaml:5: method.mode: unknown value qlroa; did you mean qlora? "
         "(there is full, lora, qlora, bottleneck, prefix-tuning, prompt-tuning)"
     )
     assert fault(SHOP.replace("lora", "[lora]")) == (
-        "shop.yaml:5: method.mode: no such choice: [lora] "
+        "shop.yaml:5: method.mode: unknown value [lora] "
         "(there is full, lora, qlora, bottleneck, prefix-tuning, prompt-tuning)"
     )
 
@@ -80,7 +80,7 @@ def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
     for keys, message in (
         (
             "  lr_scheduler: constant\n  warmup_ratio: 0.1\n",
-            "lr_scheduler constant has no warm-up; take constant_with_warmup, or leave out "
+            "lr_scheduler constant has no warm-up; take constant_with_warmup, or remove "
             "warmup_ratio",
         ),
         (
@@ -104,13 +104,13 @@ def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
     [
         (
             "base_model: a/b\nadapter: lora\nlora_r: 8\nlearning_rate: 1e-4\nsequence_len: 512\n",
-            "an Axolotl config, not a recipe; of its keys a recipe has, each in its section: "
+            "an Axolotl config, not a recipe; its keys in a recipe: "
             "base_model → model.id, adapter → method.mode, lora_r → method.rank, "
             "learning_rate → training.learning_rate, sequence_len → data.max_length; ",
         ),
         (
             "# LLaMA-Factory\nmodel_name_or_path: a/b\nfinetuning_type: lora\nstage: sft\n",
-            "a LLaMA-Factory config, not a recipe; of its keys a recipe has, each in its section: "
+            "a LLaMA-Factory config, not a recipe; its keys in a recipe: "
             "model_name_or_path → model.id, finetuning_type → method.mode; ",
         ),
     ],

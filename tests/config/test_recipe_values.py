@@ -148,7 +148,7 @@ def test_a_value_of_the_wrong_kind(line: str, message: str) -> None:
         ),
         (
             "report_to: wandbb",
-            "report_to: expected a list, found wandbb; did you mean wandb? (a list is written in "
+            "report_to: expected a list, found wandbb; did you mean wandb? (write a list in "
             "brackets: [tensorboard, wandb, mlflow, trackio])",
         ),
         (

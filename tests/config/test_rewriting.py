@@ -160,7 +160,7 @@ def test_set_and_flags_are_written_too(tmp_path: Path, monkeypatch: pytest.Monke
     file.write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     loaded = load_recipe(file, ["training.epochs=2", "data={train: b.jsonl, max_length: 99}"])
-    flags = {"rank": 8, "targets": ("q_proj",), "precision": "bf16", "packing": False}
+    flags = {"rank": 8, "target_modules": ("q_proj",), "precision": "bf16", "packing": False}
     with_flags(loaded, "1b", flags, None).write({"training.optimizer": "adamw-8bit"}, target)
     new = load_recipe(target).recipe
     assert (new.training.epochs, new.data.max_length) == (2, 99)

@@ -110,7 +110,7 @@ RECIPE = "name: shop\nmodel: {id: here}\nmethod: {mode: full}\ndata: {train: row
         ("facts: '('", "eval.grounding.facts: not a regular expression"),
         ("language: klingon", "eval.grounding.language"),
         ("banned: never", "eval.grounding.banned: 'never' is not a .txt file"),
-        ("banned: ['']", "eval.grounding.banned: holds an empty word"),
+        ("banned: ['']", "eval.grounding.banned: contains an empty word"),
         ("optinal: [a]", "eval.grounding.optinal: unknown key; did you mean optional?"),
     ],
 )

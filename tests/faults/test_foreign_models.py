@@ -277,7 +277,7 @@ def test_trust_is_no_key_of_a_recipe(
     written: str, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["train", str(recipe), "--set", written]) == 2
-    assert "no code of a model is ever run" in capsys.readouterr().err
+    assert "ftcli never runs code of a model" in capsys.readouterr().err
 
 
 def test_trust_is_no_flag(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,7 +241,7 @@ def test_utf_16_is_told(judge: Judged) -> None:
 def test_of_very_many_faults_the_first_are_told(judge: Judged) -> None:
     told = judge(b"".join(b"k%d: 1\n" % number for number in range(2000))).splitlines()
     assert len(told) == MOST_PROBLEMS + 1
-    assert told[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} faults"
+    assert told[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} errors"
 
 
 # What is made to take all memory, or all time

@@ -128,8 +128,8 @@ def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Obse
         packages=home / "site",
     )
     assert codes == [code for code, _ in wanted], output
-    assert "holds a password (user:password@)" in output
-    assert "holds the secret in HF_TOKEN" in output
+    assert "contains a password (user:password@)" in output
+    assert "contains the secret in HF_TOKEN" in output
     assert "Authorization: Bearer ***" in output, "the bug has told it, and it was masked"
     told = (home / "instructions.txt").read_text()
     assert "learning_rate" in told, "the tracker was told of the training"
@@ -164,7 +164,7 @@ def test_a_recipe_with_a_secret_is_refused_at_its_line_without_telling_it(
         )
         assert run(["train", str(recipe), "--json"]) == 2
         out, err = capsys.readouterr()
-        assert f"secret.yaml:3: model.id: holds {kind}, and a recipe is copied" in err
+        assert f"secret.yaml:3: model.id: contains {kind}, and a recipe is copied" in err
         assert json.loads(out)["error"]["line"] == 3
         for secret in (*SECRETS, "a-key-of-the-shop"):
             assert secret not in out + err

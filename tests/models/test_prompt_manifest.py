@@ -569,4 +569,4 @@ def test_a_template_of_the_recipe_is_saved_with_the_run(place: Path, ask: Ask) -
     file.unlink()
     assert ask("generate", "runs/given", "a prompt")[0] == 0
     code, message = ask("train", place / "given.yaml", "--fresh")
-    assert code == 2 and "data.template: 'chat.jinja' is no template's name" in message
+    assert code == 2 and "data.template: 'chat.jinja' is neither a template's name" in message
