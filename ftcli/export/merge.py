@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 REPORT = "merge_report.json"
 DTYPES = ("auto", "bf16", "fp16", "fp32")
-# Words for types in which an update would be rounded away.
+# Types in which an update would be rounded away.
 TOO_COARSE = ("nf4", "fp4", "int4", "4bit", "int8", "8bit", "fp8")
 ROWS_COMPARED = 16
-# Their logits stay in memory: 1,024 × 152,000 fp32 logits are 0.6 GB.
+# Logits stay in memory: 1,024 × 152,000 in fp32 are 0.6 GB.
 TOKENS_COMPARED = 1024
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Flags of the command; raises UsageError for those that contradict one another."""
+    """Flags of `ftcli merge`; raises UsageError for wrong or contradicting ones."""
 
     base: Literal["dequantized", "original"] = "dequantized"
     dtype: str = "auto"
@@ -57,20 +57,20 @@ class MergeOptions:
         if self.dtype in TOO_COARSE:
             raise UsageError(
                 "flag",
-                f"--dtype {self.dtype}: a merge is not quantised again: the update is smaller than "
-                "the steps between such weights and is rounded away (measured in 4 bits: KL 2.45, "
-                "where no adapter at all gives 2.14); merge into 16 bits, or use the adapter "
-                "beside the 4-bit base (ftcli generate)",
+                f"--dtype {self.dtype}: a merge cannot be quantised: the update is smaller than "
+                "the steps between such weights and is rounded away (in 4 bits: KL 2.45, without "
+                "any adapter 2.14); merge into 16 bits, or use the adapter with the 4-bit base "
+                "(ftcli generate)",
             )
         if self.dtype not in DTYPES:
             raise UsageError("flag", f"--dtype {self.dtype}: takes {', '.join(DTYPES)}")
         if self.allow_mismatch and self.base != "original":
-            raise UsageError("flag", "--allow-mismatch goes with --base original")
+            raise UsageError("flag", "--allow-mismatch needs --base original")
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """Where the stand-alone model is; `merged` is false if the run is one already."""
+    """The folder of the stand-alone model; not `merged` if the run is one already."""
 
     folder: Path
     report: dict[str, Any]
@@ -98,8 +98,8 @@ def merge_run(
         return MergeResult(opened.run.model, report, merged=False)
     _require_linear(opened, options)
     folder = (output or opened.run.path / "merged").absolute()
-    _require_own_place(folder, opened)
-    with _no_trace(folder, reporter), atomic_directory(folder) as temporary:
+    _check_output(folder, opened)
+    with _remove_on_failure(folder, reporter), atomic_directory(folder) as temporary:
         report = _merge(opened, temporary, options, reporter)
         write_json(temporary / REPORT, report)
         _require_free(folder)  # a merge takes minutes, and atomic_directory replaces what is there
@@ -107,12 +107,12 @@ def merge_run(
 
 
 def _use_adapter(opened: OpenRun) -> str:
-    """The command that uses an adapter as it is."""
+    """The command that uses the adapter unmerged."""
     return command("generate", opened.run.path, "…")
 
 
 def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
-    """Raise UsageError for methods whose effect cannot be added to a weight."""
+    """Raise UsageError for methods whose effect cannot be added to weights."""
     method = opened.recipe.method
     match method:
         case Full() | Qlora():
@@ -120,28 +120,28 @@ def _require_linear(opened: OpenRun, options: MergeOptions) -> None:
         case Lora():
             if options.base == "original":
                 raise UsageError(
-                    "flag", "--base original: only a QLoRA run has a quantised base beside it"
+                    "flag", "--base original: only a QLoRA run was trained on a quantised base"
                 )
         case Bottleneck():
             raise UsageError(
                 "method",
-                "method.mode: bottleneck has no merge: its network is not linear, and no weight of "
-                f"the base can hold it; use it beside the base ({_use_adapter(opened)}, or plain "
-                "PEFT after `import ftcli.models.bottleneck`), or train lora",
+                "method.mode: bottleneck cannot be merged: its network is not linear; use the "
+                f"adapter with the base ({_use_adapter(opened)}, or plain PEFT after `import "
+                "ftcli.models.bottleneck`), or train lora",
             )
         case PrefixTuning() | PromptTuning():
             raise UsageError(
                 "method",
-                f"method.mode: {method.mode} has no merge: its virtual tokens stand before the "
-                "input, and no weight of the base can hold them; use it beside the base "
-                f"({_use_adapter(opened)}, or plain PEFT), or train lora",
+                f"method.mode: {method.mode} cannot be merged: its virtual tokens precede the "
+                f"input; use the adapter with the base ({_use_adapter(opened)}, or plain PEFT), or "
+                "train lora",
             )
         case _:
             assert_never(method)
 
 
-def _require_own_place(folder: Path, opened: OpenRun) -> None:
-    """Raise FtcliError for an output in the base, in the run's own folders, or that exists."""
+def _check_output(folder: Path, opened: OpenRun) -> None:
+    """Raise FtcliError for an output that exists, or in the base or the run's own folders."""
     model, run = opened.recipe.model, opened.run
     base = Path(model_source(model.id))
     inside = {"the base": base} if base.is_dir() else {}
@@ -150,23 +150,23 @@ def _require_own_place(folder: Path, opened: OpenRun) -> None:
     target = folder.resolve()
     for whose, path in inside.items():
         if target.is_relative_to(path.resolve()):
-            raise _taken(f"{folder} lies in {whose} ({path}), which a merge never touches")
+            raise _output_taken(f"{folder} is in {whose} ({path}), which a merge never changes")
     if target == run.path.resolve():
-        raise _taken(f"{folder} is the run itself, which a merge never touches")
+        raise _output_taken(f"{folder} is the run itself, which a merge never changes")
     _require_free(folder)
 
 
 def _require_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise _taken(f"{folder} exists and is not overwritten")
+        raise _output_taken(f"{folder} exists and is not overwritten")
 
 
-def _taken(what: str) -> FtcliError:
+def _output_taken(what: str) -> FtcliError:
     return FtcliError("output_taken", f"{what}; name another folder with --output")
 
 
 @contextmanager
-def _no_trace(folder: Path, reporter: Reporter) -> Iterator[None]:
+def _remove_on_failure(folder: Path, reporter: Reporter) -> Iterator[None]:
     """Remove new parent folders if the block fails or is stopped by a signal."""
     new = [parent for parent in folder.parents if not parent.exists()]
     stops = StopSignals(reporter.note)
@@ -191,23 +191,24 @@ def _merge(
     from ftcli.export.parity import parity
     from ftcli.models.device import explain_out_of_memory
 
-    rows = _rows(opened)
+    rows = _rows_to_compare(opened)
     original = options.base == "original"
     with explain_out_of_memory("stop what else runs on it"):
         merger = Merger(opened, rows, reporter)
         compared_in = dtype_name(merger.compared_in)
         trained = merger.measure_trained()
         merger.open_base(original=original)
-        whole = merger.merged(None)
-        exact = exactness_of(parity(merger.unmerged() if original else trained, whole), compared_in)
+        unrounded = merger.merged(None)
+        reference = merger.unmerged() if original else trained
+        exact = exactness_of(parity(reference, unrounded), compared_in)
         _require_exact(exact, "base + adapter", opened)
         mismatch = None
         if original:
-            found = parity(trained, whole)
+            found = parity(trained, unrounded)
             mismatch = Mismatch(found.kl, found.top1_agreement)
             reporter.note(mismatch.in_words())
             _require_no_mismatch(mismatch, options, opened)
-        chosen = _choose_type(merger, merger.types_to_try(options.dtype), whole)
+        chosen = _choose_type(merger, merger.types_to_try(options.dtype), unrounded)
         if overflow := overflow_of(chosen.dtype, merger.largest_activation):
             reporter.note(f"{overflow}; serve the merged model in bf16 or fp32 arithmetic")
         merger.write(chosen.dtype, folder)
@@ -237,38 +238,38 @@ def _merge(
 
 @dataclass(frozen=True)
 class _StoredType:
-    """The type to store, the model's predictions in it, and what was found of other types."""
+    """The type to store, and the model's predictions in it."""
 
     dtype: str
     predictions: list[Prediction]
     costs: list[RoundingCost]
-    """Of each type tried; the last is that of `dtype`."""
+    """Of each type tried; the last is `dtype`."""
     passed_over: list[str]
     """Why other types were not tried."""
 
 
-def _choose_type(merger: Merger, types: Sequence[str], whole: list[Prediction]) -> _StoredType:
-    """The first type that costs nothing that shows, or the last."""
+def _choose_type(merger: Merger, types: Sequence[str], unrounded: list[Prediction]) -> _StoredType:
+    """The first type without a measurable cost, else the last."""
     from ftcli.export.parity import parity
 
     costs: list[RoundingCost] = []
     passed_over: list[str] = []
     for stored in types:
-        # The base is used in the type of its files, whatever numbers it computes.
+        # The base is used in the type of its files even if its activations overflow.
         overflow = overflow_of(stored, merger.largest_activation) if stored != types[0] else None
         if overflow is not None:
             passed_over.append(overflow)
             continue
         last = stored == types[-1]
         try:
-            found = whole if stored == "float32" else merger.merged(stored)
+            found = unrounded if stored == "float32" else merger.merged(stored)
         except ModelError as error:
             if error.code == "merge_range" and not last:
-                passed_over.append(f"a weight is beyond what {stored} holds")
+                passed_over.append(f"a weight is too large for {stored}")
                 continue
             raise
-        costs.append(cost_of(parity(whole, found), stored))
-        if last or not costs[-1].shows:
+        costs.append(cost_of(parity(unrounded, found), stored))
+        if last or not costs[-1].is_measurable:
             break
     return _StoredType(stored, found, costs, passed_over)
 
@@ -279,7 +280,7 @@ def _require_exact(found: Exactness, of_what: str, opened: OpenRun) -> None:
             "merge_differs",
             f"{opened.run.path}: not merged, because the merged model is not {of_what}: largest "
             f"logit difference {found.max_logit_difference:.2g} (at most {found.limit:g}), KL "
-            f"{found.kl:.2g}; use the adapter beside the base: {_use_adapter(opened)}",
+            f"{found.kl:.2g}; use the adapter with the base: {_use_adapter(opened)}",
         )
 
 
@@ -293,8 +294,8 @@ def _require_no_mismatch(found: Mismatch, options: MergeOptions, opened: OpenRun
         )
 
 
-def _rows(opened: OpenRun) -> list[dict[str, Any]]:
-    """The rows to compare on: held-out rows if there are any."""
+def _rows_to_compare(opened: OpenRun) -> list[dict[str, Any]]:
+    """Held-out rows if there are any."""
     from ftcli.data.tokenizing.arrow_rows import read_split
 
     split = next(s for s in reversed(SPLITS) if opened.prepared.counts(s).rows)

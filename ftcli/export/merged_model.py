@@ -1,7 +1,6 @@
 """Merge a run's adapter into its base: measure the merged model, write it, read it back.
 
-The trained model, the merged model and the model read back are in memory one after the other,
-never two at once.
+The trained model, the merged model and the model read back are in memory one after the other.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from ftcli.shell import command
 from ftcli.training.opening import OpenRun
 from ftcli.training.plan.plan import Plan
 
-# Weights that share a scale: the default of bitsandbytes and transformers, which training uses.
+# Weights per scale: the default of bitsandbytes and transformers, which training uses.
 NF4_BLOCK = 64
-# Files are cut as on the hub: a part fits any file system.
+# As on the hub: fits any file system.
 SHARD = "5GB"
-# A model on a GPU needs room besides its weights: one widened weight, and the logits of a row.
+# Memory besides the weights: one upcast weight, and the logits of a row.
 ROOM_FACTOR = 1.2
 
 
@@ -58,7 +57,7 @@ STORED_TYPES = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
 
 
 class Merger:
-    """A run's merge, step by step: `measure_trained` first, then the others in their order."""
+    """A run's merge, step by step: call the methods in their order, `measure_trained` first."""
 
     def __init__(self, opened: OpenRun, rows: Rows, reporter: Reporter) -> None:
         """Raises ModelError for a base whose files are quantised."""
@@ -70,27 +69,27 @@ class Merger:
         if getattr(config, "quantization_config", None) is not None:
             raise ModelError(
                 "merge_quantized",
-                f"{self._source}: its files hold quantised weights, in which an update would be "
-                "rounded away; use the adapter as it is "
-                f"({command('generate', opened.run.path, '…')}), or train on the unquantised model",
+                f"{self._source}: its files have quantised weights, in which an update would be "
+                f"rounded away; use the adapter ({command('generate', opened.run.path, '…')}), or "
+                "train on the unquantised model",
             )
         self._file_type = config.dtype if config.dtype in DTYPES.values() else torch.float32
-        # The type in which the training held the base, and from which it quantised.
+        # The base's type in training, before quantisation.
         self._trained_type = DTYPES[Plan.read(opened.run.plan).model.dtype]
         fp32 = self._trained_type == torch.float32
-        # The narrowest type that holds these weights exactly.
+        # The narrowest type with exactly these weights.
         self._base_type = self._file_type if fp32 else self._trained_type
         self._is_qlora = isinstance(self._recipe.method, Qlora)
         # 4-bit layers compute in fp32 at most, and GPUs are slow in fp64.
         fine = not self._is_qlora and self._hardware.kind == "cpu"
         self.compared_in = torch.float64 if fine else torch.float32
         self.largest_activation = 0.0
-        """The largest magnitude that the merged model has computed so far."""
+        """Of the merged model so far."""
 
     def types_to_try(self, dtype: str) -> tuple[str, ...]:
-        """Types to store the weights in: `dtype`, or for `auto` that of the files, fp16, fp32.
+        """Types to store the weights in: `dtype`; `auto`: the files' type, fp16, fp32.
 
-        fp16 has three more bits of precision than bf16 in as many bytes.
+        fp16 has three more bits of precision than bf16.
         """
         if dtype != "auto":
             return (dtype_name(DTYPES[dtype]),)
@@ -99,7 +98,7 @@ class Merger:
         return tuple(dict.fromkeys((dtype_name(self._file_type), "float16", "float32")))
 
     def measure_trained(self) -> list[Prediction]:
-        """Predictions of base + adapter as they were trained: a QLoRA run's base in 4 bits."""
+        """Predictions of base + adapter as trained: a QLoRA run's base in 4 bits."""
         dtype = self._trained_type if self._is_qlora else self._base_type
         model = load_tuned_model(self._opened, dtype)
         self._prompt_format = model.prompt_format
@@ -107,7 +106,7 @@ class Merger:
         return self._predict(model.network, "base + adapter")
 
     def open_base(self, *, original: bool) -> None:
-        """Load the base with the adapter; `original` merges into weights that are not rounded."""
+        """Load base and adapter; `original`: without the rounding to 4 bits."""
         free_memory()
         method = self._recipe.method
         self._nf4 = None
@@ -122,21 +121,21 @@ class Merger:
         self._adapted: PeftModel = open_adapter(base, self._opened.run.adapter)
 
     def unmerged(self) -> list[Prediction]:
-        """Predictions of the opened base with the adapter as a separate update."""
+        """Predictions of the opened base with the adapter unmerged."""
         return self._predict(self._adapted, "base + adapter")
 
     def merged(self, stored: str | None) -> list[Prediction]:
         """Predictions of the merged model, its weights rounded to `stored`; None: not rounded."""
         label = "merged" if stored is None else f"merged, {stored}"
         dtype = STORED_TYPES[stored] if stored is not None else None
-        parts = merged_groups(self._adapted, self.compared_in, dtype, self._nf4)
+        groups = merged_groups(self._adapted, self.compared_in, dtype, self._nf4)
         with largest_activation(self._adapted) as largest:
-            found = self._predict(self._adapted, label, parts)
+            found = self._predict(self._adapted, label, groups)
         self.largest_activation = max(self.largest_activation, largest())
         return found
 
     def write(self, stored: str, folder: Path) -> None:
-        """Merge for good and save what transformers needs; raises ModelError for NaN updates."""
+        """Merge and save what transformers needs; raises ModelError for NaN updates."""
         model = merge_adapter(self._adapted, STORED_TYPES[stored], self._nf4, self._reporter)
         del self._adapted
         tokenizer, prompt_format = self._prompt_format.renderer.tokenizer, self._prompt_format
@@ -148,14 +147,14 @@ class Merger:
         write_for_older_readers(folder)
 
     def read_back(self, folder: Path) -> list[Prediction]:
-        """Predictions of the model in the folder, opened with nothing else."""
+        """Predictions of the model opened from the folder alone."""
         free_memory()
         model = self._recipe.model.model_copy(update={"revision": None})
         network = self._load(str(folder), model, open_config(str(folder), None).dtype)
         return self._predict(network, "read back")
 
     def _load(self, source: str, model: Any, dtype: torch.dtype) -> PreTrainedModel:
-        """A model in evaluation mode, on the GPU if there is room for it."""
+        """In evaluation mode, on the GPU if it fits."""
         attention = Plan.read(self._opened.run.plan).model.attention
         network = load_base(
             source,
@@ -169,12 +168,12 @@ class Merger:
         return network.to(device_of(self._hardware)) if needed < free else network
 
     def _predict(
-        self, network: PreTrainedModel, label: str, parts: Sequence[WeightGroup] | None = None
+        self, network: PreTrainedModel, label: str, groups: Sequence[WeightGroup] | None = None
     ) -> list[Prediction]:
         predictions: list[Prediction] = []
         pad_id = self._prompt_format.pad_id
         with self._reporter.meter(label, len(self._rows)) as meter:
-            for each in predictions_of(network, self._rows, pad_id, self.compared_in, parts):
+            for each in predictions_of(network, self._rows, pad_id, self.compared_in, groups):
                 predictions.append(each)
                 meter.update(len(predictions))
         return predictions
@@ -182,25 +181,25 @@ class Merger:
 
 @dataclass(frozen=True)
 class Nf4Config:
-    """How a training quantised its base."""
+    """How the training quantised its base."""
 
     layers: frozenset[str]
-    """Names in the base; bitsandbytes leaves the head out."""
+    """Names in the base; without the head, which bitsandbytes does not quantise."""
     double_quantization: bool
     dtype: torch.dtype
-    """Of the weights when they were quantised."""
+    """Of the weights before quantisation."""
     device: torch.device
 
 
 def four_bit_layers(model: PreTrainedModel) -> frozenset[str]:
-    """Names of a model's 4-bit layers, without what PEFT adds to the names."""
+    """Names of a model's 4-bit layers in the base, without PEFT's suffixes."""
     modules = causal_model(model).named_modules()
     names = (name for name, module in modules if type(module).__name__ == "Linear4bit")
     return frozenset(name.removesuffix(".base_layer") for name in names)
 
 
 def layers_to_merge(adapted: PeftModel, nf4: Nf4Config | None) -> list[tuple[str, nn.Module]]:
-    """The layers whose weights change: those with an adapter, and those that were quantised."""
+    """The layers whose weights change: with an adapter, or quantised in training."""
     quantised = nf4.layers if nf4 is not None else frozenset()
     return [
         (name, module)
@@ -214,13 +213,13 @@ def merge_adapter(
 ) -> PreTrainedModel:
     """The base with the update added to its weights, all in one type; raises ModelError.
 
-    `nf4` rounds the weights first, as the training did. One layer after the other changes, so that
-    memory holds one copy of the weights.
+    `nf4` rounds the weights first, as the training did. Layers change one by one, so that only one
+    copy of the weights is in memory.
     """
     if (shared := shared_weight(adapted)) is not None:
         raise ModelError(
             "merge_shared",
-            f"{shared}, which can hold the update of one alone; use the adapter as it is (ftcli "
+            f"{shared}, which can take the update of only one; use the adapter unmerged (ftcli "
             "generate)",
         )
     layers = layers_to_merge(adapted, nf4)
@@ -234,15 +233,15 @@ def merge_adapter(
 
 
 def _base_layer(layer: nn.Module) -> Any:
-    """The layer that holds the weight, below an adapter if it has one."""
+    """The layer with the weight, without its adapter."""
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def add_update(name: str, layer: nn.Module, nf4: Nf4Config | None) -> None:
-    """Set a layer's weight to the one it was trained with plus its update, in fp32.
+    """Set a layer's weight to the trained base weight plus its update, in fp32.
 
-    PEFT adds them; in fp32, because it rounds the update to the weight's type first. Raises
-    ModelError where the sum is NaN or infinite.
+    PEFT adds them; fp32, because it rounds the update to the weight's type first. Raises
+    ModelError if the sum is NaN or infinite.
     """
     base = _base_layer(layer)
     weight = base.weight.data
@@ -253,11 +252,11 @@ def add_update(name: str, layer: nn.Module, nf4: Nf4Config | None) -> None:
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:  # safe_merge has found NaN or infinity
-            raise ModelError("adapter_broken", f"{name}: its update is no number") from error
+            raise ModelError("adapter_broken", f"{name}: its update is NaN or infinite") from error
 
 
 def nf4_round_trip(weight: Tensor, nf4: Nf4Config) -> Tensor:
-    """A weight [out, in] as a 4-bit layer computes with it, in its own type and on its device."""
+    """A weight [out, in] quantised to 4 bits and back, in its own type and on its device."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # looks for CUDA, slowly
 
     packed, state = quantize_4bit(
@@ -266,17 +265,17 @@ def nf4_round_trip(weight: Tensor, nf4: Nf4Config) -> Tensor:
         compress_statistics=nf4.double_quantization,
         quant_type="nf4",
     )
-    whole: Tensor = dequantize_4bit(packed, state)
-    return whole.to(weight.device)
+    dequantised: Tensor = dequantize_4bit(packed, state)
+    return dequantised.to(weight.device)
 
 
 def without_adapter(adapted: PeftModel, stored: torch.dtype) -> PreTrainedModel:
-    """The base with its merged layers and its modules that were trained whole, all in one type."""
+    """The base with merged layers and fully trained modules, all in one type."""
     model: PreTrainedModel = adapted.unload()
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(stored)
-    # If one end of tied embeddings was trained alone, the config must not tie them again.
+    # If only one of the tied embeddings was trained, the config must not tie them again.
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
     config = model.config.get_text_config()
     if head is not None and getattr(config, "tie_word_embeddings", False):
@@ -287,9 +286,9 @@ def without_adapter(adapted: PeftModel, stored: torch.dtype) -> PreTrainedModel:
 def merged_groups(
     adapted: PeftModel, dtype: torch.dtype, stored: torch.dtype | None, nf4: Nf4Config | None
 ) -> list[WeightGroup]:
-    """Parts of the model that `merge_adapter` makes, each merged while it computes in `dtype`.
+    """Weight groups that compute as the merged model, in `dtype`.
 
-    Their weights are rounded to `stored` first; None: not rounded.
+    Weights are rounded to `stored` first; None: not rounded.
     """
     layers = {layer: name for name, layer in layers_to_merge(adapted, nf4)}
     return [
@@ -299,7 +298,7 @@ def merged_groups(
 
 
 class _MergedGroup(WeightGroup):
-    """A part with its update in its weight; its adapter computes nothing meanwhile."""
+    """A group with its update added to its weight; its adapter is off meanwhile."""
 
     def __init__(
         self,
@@ -333,11 +332,11 @@ class _MergedGroup(WeightGroup):
 
 
 def require_in_range(weight: Tensor, stored: torch.dtype) -> None:
-    """Raise ModelError for a weight larger than the type's largest number; of fp16 65,504."""
+    """Raise ModelError for a weight beyond the type's range (fp16: 65,504)."""
     largest = weight.abs().max().item()
     if largest > torch.finfo(stored).max:
         raise ModelError(
             "merge_range",
-            f"a weight of {largest:.3g} is beyond what {dtype_name(stored)} holds "
+            f"a weight of {largest:.3g} is too large for {dtype_name(stored)} "
             f"({torch.finfo(stored).max:.6g}); take --dtype bf16 or fp32",
         )

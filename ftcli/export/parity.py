@@ -1,7 +1,6 @@
-"""How far the predictions of two models differ on the same rows.
+"""How much the predictions of two models differ on the same rows.
 
-Both compute in a wider type than that of their weights, so that the weights differ and not the
-order of additions.
+Both compute in a wider type than their weights have, so that the order of additions does not count.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Rows = Sequence[Mapping[str, Sequence[int]]]
 
 # Tokens in one batch: 1,024 × 152,000 logits in float64 are 1.2 GB.
 BATCH_TOKENS = 1024
-# Positions whose probabilities are in memory together: 128 × 152,000 in float64 are 0.16 GB.
+# Positions in one chunk of probabilities: 128 × 152,000 in float64 are 0.16 GB.
 CHUNK_POSITIONS = 128
 
 
@@ -43,12 +42,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a candidate is from a reference at the labelled positions of some rows."""
+    """The difference of a candidate from a reference at the labelled positions of some rows."""
 
     kl: float
     """Mean of KL(reference ‖ candidate), nats per token."""
     top1_agreement: float
-    """Share of positions with the same first token."""
+    """Proportion of positions with the same most likely token."""
     max_logit_difference: float
     reference_losses: tuple[float, ...]
     """Negative log-likelihood of each row's targets, summed, in nats."""
@@ -67,53 +66,53 @@ def predictions_of(
     rows: Rows,
     pad_id: int,
     dtype: torch.dtype,
-    parts: Sequence[WeightGroup] | None = None,
+    groups: Sequence[WeightGroup] | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions row by row, computed in `dtype`; `parts` as in `compute_in`."""
+    """Predictions row by row, computed in `dtype`; `groups` as in `compute_in`."""
     network = causal_model(network.eval())
-    with torch.no_grad(), compute_in(network, dtype, parts):
-        for some in _together(rows):
-            batch = padded(some, pad_id).to(network.device)
+    with torch.no_grad(), compute_in(network, dtype, groups):
+        for batch_rows in _batches(rows):
+            batch = padded(batch_rows, pad_id).to(network.device)
             logits = network(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
-            counts = batch.rows.bincount(minlength=len(some)).tolist()
+            counts = batch.rows.bincount(minlength=len(batch_rows)).tolist()
             found = logits[batch.sources].float().cpu().split(counts)
             for each, targets in zip(found, batch.targets.cpu().split(counts), strict=True):
                 yield Prediction(each, targets)
 
 
-def _together(rows: Rows) -> Iterator[Rows]:
-    """Neighbouring rows of at most BATCH_TOKENS tokens with padding; longer rows alone."""
-    some: list[Mapping[str, Sequence[int]]] = []
+def _batches(rows: Rows) -> Iterator[Rows]:
+    """Consecutive rows of at most BATCH_TOKENS tokens with padding; longer rows alone."""
+    batch: list[Mapping[str, Sequence[int]]] = []
     longest = 0
     for row in rows:
         longest = max(longest, len(row["input_ids"]))
-        if some and longest * (len(some) + 1) > BATCH_TOKENS:
-            yield some
-            some, longest = [], len(row["input_ids"])
-        some.append(row)
-    yield some
+        if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch, longest = [], len(row["input_ids"])
+        batch.append(row)
+    yield batch
 
 
 @contextmanager
 def compute_in(
-    network: PreTrainedModel, dtype: torch.dtype, parts: Sequence[WeightGroup] | None = None
+    network: PreTrainedModel, dtype: torch.dtype, groups: Sequence[WeightGroup] | None = None
 ) -> Iterator[None]:
-    """Compute in this type: each part's weights are widened for its own forward pass alone.
+    """Compute in this type: a group's weights are upcast only during its own forward pass.
 
-    Memory holds one copy of the weights, in their own type; 4-bit weights are not widened.
+    4-bit weights are not upcast.
     """
-    if parts is None:
-        parts = [WeightGroup(module, dtype) for module in modules_with_weights(network)]
+    if groups is None:
+        groups = [WeightGroup(module, dtype) for module in modules_with_weights(network)]
     handles = [
         handle
-        for part in parts
+        for group in groups
         for handle in (
-            part.module.register_forward_pre_hook(part.upcast),
-            part.module.register_forward_hook(part.restore, always_call=True),
+            group.module.register_forward_pre_hook(group.upcast),
+            group.module.register_forward_hook(group.restore, always_call=True),
         )
     ]
     if attention_name(network) == "flash_attention_2":
-        network.set_attn_implementation("sdpa")  # flash takes 16-bit tensors only
+        network.set_attn_implementation("sdpa")  # flash takes only 16 bits
     # PEFT's wrapper of bitsandbytes' layer has the same class name.
     four_bit = [
         each
@@ -121,7 +120,7 @@ def compute_in(
         if type(each).__name__ == "Linear4bit" and not isinstance(each, BaseTunerLayer)
     ]
     for module in four_bit:
-        module.forward = partial(_as_trained, module, dtype)
+        module.forward = partial(_four_bit_forward, module, dtype)
     try:
         yield
     finally:
@@ -131,10 +130,10 @@ def compute_in(
             del module.forward
 
 
-def _as_trained(layer: Any, dtype: torch.dtype, inputs: Tensor) -> Tensor:
-    """A 4-bit layer whose weights are rounded to the training's type before they are widened.
+def _four_bit_forward(layer: Any, dtype: torch.dtype, inputs: Tensor) -> Tensor:
+    """Dequantise to the training's type, then upcast.
 
-    bitsandbytes 0.50 dequantises to the type of the inputs: in fp32 to other weights than trained.
+    bitsandbytes 0.50 dequantises to the inputs' type: in fp32 to other weights than in training.
     """
     from bitsandbytes.functional import dequantize_4bit  # looks for CUDA, slowly
 
@@ -144,18 +143,18 @@ def _as_trained(layer: Any, dtype: torch.dtype, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
-    """A function that gives the largest magnitude of any layer's inputs and outputs so far."""
+    """A function that returns the largest magnitude of any layer's inputs and outputs so far."""
     largest = 0.0
 
-    def see(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+    def record(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         nonlocal largest
         for value in (*inputs, output):
             if isinstance(value, Tensor) and value.is_floating_point():
-                largest = _larger(largest, value.abs().max().item())
+                largest = _max_or_nan(largest, value.abs().max().item())
 
-    # Modules with children get masks, too, whose numbers are as large as their type allows.
+    # Only leaves: other modules also get masks, with the largest numbers of their type.
     layers = [module for module in network.modules() if not any(module.children())]
-    handles = [layer.register_forward_hook(see) for layer in layers]
+    handles = [layer.register_forward_hook(record) for layer in layers]
     try:
         yield lambda: largest
     finally:
@@ -164,7 +163,7 @@ def largest_activation(network: nn.Module) -> Iterator[Callable[[], float]]:
 
 
 class WeightGroup:
-    """A module that holds weights, and its stored weights while it computes with widened ones."""
+    """A module with weights, which `upcast` replaces and `restore` puts back."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module = module
@@ -184,7 +183,7 @@ class WeightGroup:
 
 
 def modules_with_weights(module: nn.Module) -> Iterator[nn.Module]:
-    """The smallest modules that use their weights together: an adapter reads its base's."""
+    """The smallest modules that use only their own weights; an adapter uses its base's too."""
     together = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
     if together or any(True for _ in module.parameters(recurse=False)):
         yield module
@@ -194,8 +193,8 @@ def modules_with_weights(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def parity(reference: Sequence[Prediction], candidate: Sequence[Prediction]) -> Parity:
-    """How far a candidate is from a reference."""
-    kl, agreed, furthest = 0.0, 0, 0.0
+    """Compare a candidate with a reference."""
+    kl, agreed, max_difference = 0.0, 0, 0.0
     losses: list[tuple[float, float, int]] = []
     for expected, found in zip(reference, candidate, strict=True):
         for p, q in zip(
@@ -205,10 +204,11 @@ def parity(reference: Sequence[Prediction], candidate: Sequence[Prediction]) -> 
         ):
             kl += _divergence(p.double(), q.double())
         agreed += int((expected.logits.argmax(-1) == found.logits.argmax(-1)).sum())
-        furthest = _larger(furthest, (expected.logits - found.logits).abs().max().item())
+        difference = (expected.logits - found.logits).abs().max().item()
+        max_difference = _max_or_nan(max_difference, difference)
         losses.append((_loss(expected), _loss(found), len(expected.targets)))
     before, after, tokens = zip(*losses, strict=True)
-    return Parity(kl / sum(tokens), agreed / sum(tokens), furthest, before, after, tokens)
+    return Parity(kl / sum(tokens), agreed / sum(tokens), max_difference, before, after, tokens)
 
 
 def _loss(found: Prediction) -> float:
@@ -226,9 +226,9 @@ def _divergence(expected: Tensor, found: Tensor) -> float:
     """Summed KL(expected ‖ found) of logits [n, vocab]."""
     log_p, log_q = F.log_softmax(expected, dim=-1), F.log_softmax(found, dim=-1)
     divergence = F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
-    return 0.0 if divergence < 0 else divergence  # equal logits round to just below
+    return 0.0 if divergence < 0 else divergence  # rounding error of equal logits
 
 
-def _larger(one: float, other: float) -> float:
-    """The larger of the two; NaN if `other` is NaN, which max() would drop."""
+def _max_or_nan(one: float, other: float) -> float:
+    """The maximum; NaN if `other` is NaN, which max() would drop."""
     return other if other > one or other != other else one

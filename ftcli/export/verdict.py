@@ -1,4 +1,4 @@
-"""What a merge is judged by: the sum of base and adapter, and what the stored type rounds away."""
+"""The checks of a merge: equal to base + adapter before rounding, and the cost of rounding."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ftcli.runs.results import Interval
 if TYPE_CHECKING:
     from ftcli.export.parity import Parity
 
-# Limits of the largest logit difference for a sum rounded once to fp32: ten times what sound merges
-# show in either arithmetic (docs/results.md), and less than a thousandth of an update causes.
+# Limits of the largest logit difference of a sum rounded once to fp32: ten times that of correct
+# merges (docs/results.md), and less than losing a thousandth of an update causes.
 MAX_LOGIT_DIFFERENCE = {"float64": 1e-3, "float32": 1e-2}
-# Nats per token from which on a stored type has a cost that shows: 0.1% of perplexity. The KL of a
-# small model is 3e-2 in bf16 and 1e-6 in fp16.
-SHOWS = 1e-3
-# fp16 ends at 65,504; rows that are not measured may reach twice as far as those that are.
+# Measurable cost of a stored type, nats per token: 0.1% of perplexity. The KL of a small model is
+# 3e-2 in bf16 and 1e-6 in fp16.
+MEASURABLE = 1e-3
+# fp16 ends at 65,504; other rows may have activations twice as large as the measured ones.
 MAX_FP16_ACTIVATION = 65_504 / 2
 # KL of a merge onto the original base of a QLoRA run (a small model: 0.33; without adapter 2.14).
 MAX_MISMATCH_KL = 1e-2
@@ -49,7 +49,7 @@ def exactness_of(found: Parity, compared_in: str) -> Exactness:
 
 @dataclass(frozen=True)
 class RoundingCost:
-    """What a stored type costs, against the same weights in fp32; losses in nats per label."""
+    """The cost of a stored type against the same weights in fp32; losses in nats per label."""
 
     dtype: str
     kl: float
@@ -62,13 +62,13 @@ class RoundingCost:
     """95%, paired by rows."""
 
     @property
-    def shows(self) -> bool:
-        """Whether answers are worse for it; NaN shows, too."""
-        worse = self.loss_difference >= SHOWS and self.loss_difference_interval[0] > 0
-        return worse or not self.kl < SHOWS
+    def is_measurable(self) -> bool:
+        """Whether predictions are worse for it; true for NaN."""
+        worse = self.loss_difference >= MEASURABLE and self.loss_difference_interval[0] > 0
+        return worse or not self.kl < MEASURABLE
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"shows": self.shows}
+        return asdict(self) | {"shows": self.is_measurable}
 
 
 def cost_of(found: Parity, dtype: str) -> RoundingCost:
@@ -83,14 +83,14 @@ def cost_of(found: Parity, dtype: str) -> RoundingCost:
 
 
 def dtype_reason(costs: Sequence[RoundingCost], passed_over: Sequence[str]) -> str:
-    """Why the last of the types tried is stored; `passed_over` says why others were not tried."""
+    """Why the last type tried is stored; `passed_over`: why others were not tried."""
     *others, taken = costs
     if taken.dtype == "float32":
         reason = "nothing is rounded"
     elif others:
-        reason = "costs nothing that shows"
+        reason = "no measurable cost"
     else:
-        reason = "the type of the base's files costs nothing that shows"
+        reason = "the type of the base's files; no measurable cost"
     would_cost = []
     for cost in others:
         low, high = cost.loss_difference_interval
@@ -100,13 +100,10 @@ def dtype_reason(costs: Sequence[RoundingCost], passed_over: Sequence[str]) -> s
 
 
 def overflow_of(dtype: str, largest_activation: float) -> str | None:
-    """Why a type is wrong as arithmetic: the model computes larger numbers than it holds."""
+    """Why the model cannot compute in a type: its activations overflow."""
     if dtype != "float16" or largest_activation <= MAX_FP16_ACTIVATION:
         return None
-    return (
-        f"activations of the model reach {largest_activation:.3g}, and fp16 arithmetic ends at "
-        "65,504"
-    )
+    return f"activations of the model reach {largest_activation:.3g}; fp16 ends at 65,504"
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,8 @@ class Mismatch:
         # KL(p ‖ q): how much lower the log-likelihood of a token drawn from p is under q.
         perplexity = math.exp(min(self.kl, 100.0))
         return (
-            "the adapter was trained on weights rounded to 4 bits, and those of the original base "
-            f"are not rounded. KL {self.kl:.2g} nats a token: what the trained model writes is to "
-            f"the merged one {perplexity:.3g} times as perplexing as to itself; at "
-            f"{1 - self.top1_agreement:.1%} of the tokens it would write another one"
+            "the adapter was trained on weights rounded to 4 bits, the original base has other "
+            f"weights. KL {self.kl:.2g} nats per token: on text of the trained model, the merged "
+            f"model's perplexity is {perplexity:.3g} times as high; {1 - self.top1_agreement:.1%} "
+            "of the most likely tokens differ"
         )

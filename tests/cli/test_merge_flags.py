@@ -9,14 +9,14 @@ from ftcli.cli import run
 
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("dtype", ["nf4", "int4", "4bit", "int8"])
-def test_a_merge_is_not_quantised_again(
+def test_a_merge_cannot_be_quantised(
     dtype: str, capsys: pytest.CaptureFixture[str], observed: Callable[[str], None]
 ) -> None:
     """Said before the run is looked for."""
     assert run(["merge", "nowhere", "--dtype", dtype]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"--dtype {dtype}: a merge is not quantised again")
-    assert "KL 2.45, where no adapter at all gives 2.14" in error
+    assert error.startswith(f"--dtype {dtype}: a merge cannot be quantised")
+    assert "KL 2.45, without any adapter 2.14" in error
     observed(f"{dtype}: exit 2")
 
 
@@ -24,7 +24,7 @@ def test_a_merge_is_not_quantised_again(
     ("flags", "words"),
     [
         (["--dtype", "bf61"], "--dtype bf61: takes auto, bf16, fp16, fp32"),
-        (["--allow-mismatch"], "--allow-mismatch goes with --base original"),
+        (["--allow-mismatch"], "--allow-mismatch needs --base original"),
     ],
 )
 def test_flags_that_contradict(

@@ -19,6 +19,7 @@ from ftcli.cli import run
 from ftcli.errors import ModelError
 from ftcli.runs.atomic import sha256_file
 from ftcli.runs.folder import RunFolder
+from ftcli.shell import shown_size
 from tests.conftest import pair, save_tiny_model
 from tests.json_shapes import SHAPES
 
@@ -146,18 +147,18 @@ def home_16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two layers round away less than thirty: KL 8e-4 in bf16, 1e-5 in fp16."""
-    monkeypatch.setattr("ftcli.export.verdict.SHOWS", 1e-4)
+    monkeypatch.setattr("ftcli.export.verdict.MEASURABLE", 1e-4)
 
 
 @pytest.mark.usefixtures("strict")
-def test_auto_takes_the_smallest_type_that_costs_nothing_that_shows(
+def test_auto_takes_the_smallest_type_without_a_measurable_cost(
     merge: Ask, home_16: Path, tmp_path: Path
 ) -> None:
     found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
     (bf16,) = found["other_types"]
     assert bf16["dtype"] == "bfloat16" and bf16["shows"]
     assert found["dtype"] == "float16" and not found["rounding"]["shows"]
-    assert found["dtype_reason"].startswith("costs nothing that shows; bfloat16 would cost ")
+    assert found["dtype_reason"].startswith("no measurable cost; bfloat16 would cost ")
     low, high = bf16["loss_difference_interval"]
     assert low < bf16["loss_difference"] < high
     asked = merge(home_16 / "runs/lora", "--output", tmp_path / "two", "--dtype", "bf16")
@@ -173,14 +174,14 @@ def test_weights_beyond_fp16_are_kept_in_fp32(
 
     def refuse(weight: Any, stored: Any) -> None:
         if str(stored) == "torch.float16":
-            raise ModelError("merge_range", "a weight is beyond what float16 holds")
+            raise ModelError("merge_range", "a weight is too large for float16")
 
     monkeypatch.setattr(merged_model, "require_in_range", refuse)
     found = merge(home_16 / "runs/lora", "--output", tmp_path / "one")
     assert found["dtype"] == "float32" and [c["dtype"] for c in found["other_types"]] == [
         "bfloat16"
     ]
-    assert found["dtype_reason"].endswith("; a weight is beyond what float16 holds")
+    assert found["dtype_reason"].endswith("; a weight is too large for float16")
     arguments = ("--output", tmp_path / "two", "--dtype", "fp16")
     assert merge(home_16 / "runs/lora", *arguments, code=1)["error"]["code"] == "merge_range"
     assert left_below(tmp_path)[0] == "one" and not (tmp_path / "two").exists()
@@ -243,7 +244,7 @@ def test_the_original_base_is_another_model(
     kept = merge(*arguments, "--allow-mismatch")
     assert kept["verdict"] == "mismatch allowed" and kept["kl"] > 1e-2
     assert kept["base"] == "original" and kept["exact"]["max_logit_difference"] < 1e-2
-    assert f"KL {kept['mismatch']['kl']:.2g} nats a token" in kept["told"]
+    assert f"KL {kept['mismatch']['kl']:.2g} nats per token" in kept["told"]
     # The base's own weights, plus the update: not those that 4 bits hold.
     lost = merge(qlora, "--output", tmp_path / "other")
     one, other = (digests(tmp_path / name)["model.safetensors"] for name in ("one", "other"))
@@ -256,7 +257,7 @@ def test_words_for_people(qlora: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert run(["merge", str(qlora), *flags, "--dtype", "bf16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     size = json.loads((tmp_path / "one" / "merge_report.json").read_text())["bytes"]
-    assert lines[0] == f"merged {tmp_path / 'one'} (bfloat16, {size / 1e3:.0f} kB)"
+    assert lines[0] == f"merged {tmp_path / 'one'} (bfloat16, {shown_size(size)})"
     assert lines[-2:] == [
         f"next   vllm serve {tmp_path / 'one'}",
         f'       or AutoModelForCausalLM.from_pretrained("{tmp_path / "one"}")',
@@ -372,13 +373,13 @@ def test_a_merge_touches_neither_base_nor_run(merge: Ask, home: Path, lora: Path
     (home / "link").symlink_to(home / "base")
     before = digests(home)
     for where, words in (
-        ("base", "base lies in the base"),
-        ("base/merged", "merged lies in the base"),
-        ("runs/../base/merged", "merged lies in the base"),
-        ("link/merged", "merged lies in the base"),
+        ("base", "base is in the base"),
+        ("base/merged", "merged is in the base"),
+        ("runs/../base/merged", "merged is in the base"),
+        ("link/merged", "merged is in the base"),
         ("runs/lora", "lora is the run itself"),
-        ("runs/lora/adapter/merged", "merged lies in the run's adapter"),
-        ("runs/lora/checkpoints/step-9", "step-9 lies in the run's checkpoints"),
+        ("runs/lora/adapter/merged", "merged is in the run's adapter"),
+        ("runs/lora/checkpoints/step-9", "step-9 is in the run's checkpoints"),
         ("runs/qlora", "qlora exists and is not overwritten"),
         ("lora.yaml", "lora.yaml exists and is not overwritten"),
     ):
@@ -389,7 +390,7 @@ def test_a_merge_touches_neither_base_nor_run(merge: Ask, home: Path, lora: Path
 
 def test_a_lora_run_has_one_base_only(merge: Ask, lora: Path) -> None:
     error = merge(lora, "--base", "original", code=2)["error"]
-    assert "only a QLoRA run has a quantised base" in error["message"]
+    assert "only a QLoRA run was trained on a quantised base" in error["message"]
 
 
 def test_methods_that_no_weight_can_hold(merge: Ask, lora: Path, tmp_path: Path) -> None:
@@ -397,12 +398,12 @@ def test_methods_that_no_weight_can_hold(merge: Ask, lora: Path, tmp_path: Path)
     recipe = yaml.safe_load(copied.recipe.read_text())
     for mode, words in (
         ("bottleneck", "its network is not linear"),
-        ("prefix-tuning", "its virtual tokens stand before the input"),
-        ("prompt-tuning", "its virtual tokens stand before the input"),
+        ("prefix-tuning", "its virtual tokens precede the input"),
+        ("prompt-tuning", "its virtual tokens precede the input"),
     ):
         copied.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": mode}}))
         message = merge(copied.path, code=2)["error"]["message"]
-        assert message.startswith(f"method.mode: {mode} has no merge: ")
+        assert message.startswith(f"method.mode: {mode} cannot be merged: ")
         assert words in message and "ftcli generate" in message and message.endswith("train lora")
 
 
