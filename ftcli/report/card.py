@@ -1,7 +1,7 @@
-"""The model card of a run, of the same figures as its page.
+"""The model card of a run, from the same figures as its report.
 
-Its front matter is what the Hugging Face hub reads (docs: Model Cards, Model index). What is not
-known is left out and said: a licence is nobody's but the owner's of the base and of the data.
+The Hugging Face hub reads the front matter (docs: Model Cards, Model index). Unknown keys are left
+out, with a hint: ftcli does not know the licence of the base and of the data.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ftcli.report.figures import HELD_OUT, ReportFigures, name_alone, named
 from ftcli.report.tables import Table
 from ftcli.runs.results import EvalResult
 
-# Scores of ours that the hub's list of metrics knows by another name.
+# Our names of scores → the hub's.
 HUB_METRICS = {"rouge_l": "rouge", "exact_match": "exact_match"}
 
 
 def model_card(figures: ReportFigures) -> str:
-    """Markdown with the front matter that the hub reads. A card is published: of files outside of
-    the recipe's folder it has the names alone."""
+    """Markdown with front matter. A card is published, so paths outside of the recipe's folder are
+    shortened to names."""
     found = figures.evaluation
     shown = replace(
         figures,
@@ -34,7 +34,7 @@ def model_card(figures: ReportFigures) -> str:
         evaluation=named(found, name_alone) if found is not None else None,
     )
     whole = "".join(f"{line}\n" for line in (_front_matter(shown), *_body(shown)))
-    # Halves of characters, which names of files may hold, can be written nowhere.
+    # File names may have surrogates, which UTF-8 cannot encode.
     return redact(whole).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -55,7 +55,7 @@ def _front_matter(figures: ReportFigures) -> str:
 
 
 def _hub_results(found: EvalResult | None) -> list[Any]:
-    """Scores of the tuned model for the hub's model-index; of rows the run itself held out only."""
+    """Scores of the tuned model for the hub's model-index, on the run's own held-out rows only."""
     from huggingface_hub import EvalResult as HubResult
 
     if found is None or found.data not in HELD_OUT:
@@ -71,7 +71,7 @@ def _hub_results(found: EvalResult | None) -> list[Any]:
             metric_value=round(row.tuned.value, 6),
         )
         for row in found.shown_rows
-        # The hub would show a rate of terms without that of the data's own answers.
+        # Without `better` a score means nothing without that of the reference answers.
         if row.tuned is not None and row.better is not None
     ]
 
@@ -81,7 +81,7 @@ def _body(figures: ReportFigures) -> Iterator[str]:
     yield from ("", f"# {_line(figures.name)}", "")
     rows = f" on {counted(figures.prepared.train.rows, 'row')}" if figures.prepared else ""
     if figures.prepared is not None and figures.prepared.replay is not None:
-        rows += f" and {figures.prepared.replay.rows:,} replayed ones"
+        rows += f" and {figures.prepared.replay.rows:,} replayed rows"
     tuned = f"tuned with ftcli ({_line(figures.method)}){rows}."
     yield f"`{_line(base)}`, {tuned}" if base else tuned.capitalize()
     yield from ("", f"**{verdict.headline}.** {_line(verdict.sentence)}")
@@ -104,26 +104,26 @@ def _body(figures: ReportFigures) -> Iterator[str]:
     yield from _section(tables.hashes(figures))
     yield from ("", "## Left out", "")
     yield (
-        "- licence: that of the base and that of the data decide it, and ftcli knows neither; "
-        "add `license:` to the front matter before you publish it"
+        "- licence: it depends on base and data; add `license:` to the front matter before you "
+        "publish the model"
     )
     if not figures.hub_base:
         yield (
-            "- `base_model`: the run began from a local folder; add the base's hub id to the front "
-            "matter if it has one"
+            "- `base_model`: the base is a local folder; add its hub id to the front matter if it "
+            "has one"
         )
     if figures.evaluation is None or figures.evaluation.data not in HELD_OUT:
         yield "- `model-index`: no scores on held-out rows yet"
 
 
 def _loaded_by_libraries(figures: ReportFigures) -> Iterator[str]:
-    """Lines of Python that open the weights without ftcli, and how they reach the hub."""
+    """Python that loads the weights without ftcli, and the upload to the hub."""
     full = figures.method == "full"
     folder, kind = (
         ("model", "AutoModelForCausalLM") if full else ("adapter", "AutoPeftModelForCausalLM")
     )
     hub = shlex.quote(f"your-name/{name_alone(figures.name)}")
-    yield from ("Without ftcli:" if full else "Without ftcli, by PEFT:", "", "```python")
+    yield from ("Without ftcli:" if full else "Without ftcli, with PEFT:", "", "```python")
     if full:
         yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
     else:
@@ -141,7 +141,7 @@ def _loaded_by_libraries(figures: ReportFigures) -> Iterator[str]:
         "print(tokenizer.decode(new_tokens, skip_special_tokens=True))",
         "```",
         "",
-        "To the Hugging Face hub, weights and card alone:",
+        "Upload weights and card to the Hugging Face hub:",
         "",
         "```sh",
         f"hf upload {hub} {folder} .",
@@ -178,5 +178,5 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _line(words: str) -> str:
-    """On one line, without secrets; what would be taken for HTML is not."""
+    """On one line, without secrets and HTML tags."""
     return " ".join(redact(words).split()).replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Curves of a training, and what they show in a sentence."""
+"""Curves of a training, each with a summary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ftcli.runs.folder import RunFolder
 INCHES, FONT_POINTS = (3.9, 2.4), 9
 # --first and --second of page.css, which inverts the pictures of a dark page.
 COLOURS = ("#0860ca", "#b04600")
-# A gradient norm that spreads further is drawn on a logarithmic scale.
+# A gradient norm with a larger max/min is drawn on a logarithmic scale.
 SPREAD = 30
 
 Point = tuple[int, float]
@@ -30,11 +30,11 @@ class Chart:
     unit: str
     curves: dict[str, list[Point]]
     summary: str
-    """What it shows, with figures."""
+    """In words, with figures."""
 
 
 class Line(BaseModel):
-    """Of metrics.jsonl a training step or a validation, of speed.jsonl how long a step took."""
+    """A training step or a validation (metrics.jsonl), or the time of a step (speed.jsonl)."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -52,8 +52,8 @@ class Line(BaseModel):
 
 
 def charts_of(run: RunFolder, problems: list[str]) -> tuple[Chart, ...]:
-    """Loss, learning rate, gradient norm and speed, as far as they were recorded. Lines that
-    cannot be read are left out, and named in `problems`."""
+    """The recorded curves of loss, learning rate, gradient norm and speed. Unreadable lines are
+    counted in `problems`."""
     steps = _lines(run.metrics, problems)
     losses = {"training": _points(steps, lambda line: line.loss)}
     trained = dict(losses["training"])
@@ -79,12 +79,12 @@ def _lines(file: Path, problems: list[str]) -> list[Line]:
         except ValidationError:
             broken += 1
     if broken:
-        problems.append(f"{file.name}: {broken:,} of its lines cannot be read and are left out")
+        problems.append(f"{file.name}: {broken:,} unreadable lines are left out")
     return found
 
 
 def _points(lines: Sequence[Line], value_of: Callable[[Line], float | None]) -> list[Point]:
-    """Of a step that was done again the last line counts."""
+    """The last line of each step: a resumed run repeats steps."""
     values = {line.step: value for line in lines if (value := value_of(line)) is not None}
     return sorted(values.items())
 
@@ -109,7 +109,7 @@ def _in_words(name: str, points: Sequence[Point], form: str) -> str:
 
 
 def draw(chart: Chart) -> str:
-    """SVG; the same chart gives the same text."""
+    """Deterministic SVG."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ def draw(chart: Chart) -> str:
     settings = {
         "svg.fonttype": "none",
         "svg.hashsalt": "ftcli",  # the same run gives the same bytes
-        "path.simplify_threshold": 0.5,  # of many points a line keeps each peak, in few bytes
+        "path.simplify_threshold": 0.5,  # keeps each peak of many points, in few bytes
         "font.size": FONT_POINTS,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -128,7 +128,7 @@ def draw(chart: Chart) -> str:
         figure = Figure(figsize=INCHES, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot(xlabel="step", ylabel=chart.unit)
-        # Without colour too the second curve is another than the first.
+        # The curves also differ without colour.
         axes.set_prop_cycle(color=COLOURS, linestyle=("-", "--"))
         for name, points in chart.curves.items():
             few = len(points) == 1 or name == "validation"

@@ -1,4 +1,4 @@
-"""Everything that the page and the model card show of a run, read once from its folder."""
+"""All figures of a run for report and model card, read once from its folder."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReportFigures:
-    """A run as its page and its card show it; none or empty: not there."""
+    """What report and model card show of a run; missing parts are None or empty."""
 
     run: RunFolder
     path: Change
-    """How a path is said."""
+    """How a path is shown."""
     record: RunRecord
     plan: Plan | None
     recipe: Recipe | None
     hub_base: str
-    """The base's id on the hub; empty where it is a local folder."""
+    """The base's id on the hub; empty for a local folder."""
     base_digest: str | None
     prepared: Dataset | None
     lengths: tuple[int, ...]
     """Tokens of each training row."""
     advice: tuple[str, ...]
     evaluation: EvalResult | None
-    """The one that says most (`evaluations_in`)."""
+    """The most informative one (`evaluations_in`)."""
     others: tuple[EvalResult, ...]
     samples: Samples | None
     charts: tuple[Chart, ...]
@@ -85,12 +85,12 @@ class ReportFigures:
 
     @property
     def command_name(self) -> str:
-        """How a command names the run, from the folder that holds the folder of runs."""
+        """The run in a command, from the parent of the runs folder."""
         return shlex.quote(f"{self.run.path.parent.name}/{self.run.path.name}")
 
     def verdict(self, name: str) -> RunVerdict:
-        """The verdict, with this name of the run in its commands."""
-        state = self.record.state or "not begun"
+        """The verdict; its commands call the run `name`."""
+        state = self.record.state or "not started"
         if state != "finished":
             sentence = f"The training is not finished ({state}): ftcli train {name}"
             return RunVerdict("not finished", "Not finished", sentence)
@@ -101,8 +101,8 @@ class ReportFigures:
 
 
 def read_figures(run: RunFolder) -> ReportFigures:
-    """Read a run folder; raises FtcliError where run.json cannot be read. Other files that cannot
-    be read are left out and named."""
+    """Read a run folder; raises FtcliError if run.json cannot be read. Other unreadable files are
+    left out and listed in `problems`."""
     record = run.record()
     problems: list[str] = []
     path = shown_from(record.recipe)
@@ -126,8 +126,8 @@ def read_figures(run: RunFolder) -> ReportFigures:
     if main is not None and main.calls:
         samples = samples_in(run.evaluations / main.answers, main)
         if samples.total < main.rows:
-            there = f"{samples.total:,} of {counted(main.rows, 'row')} are there"
-            problems.append(f"eval/{main.answers}: {there}; remove it and evaluate again")
+            there = f"only {samples.total:,} of {counted(main.rows, 'row')}"
+            problems.append(f"eval/{main.answers}: {there}; delete it and evaluate again")
     return ReportFigures(
         run=run,
         path=path,
@@ -143,18 +143,18 @@ def read_figures(run: RunFolder) -> ReportFigures:
         others=evaluations[1:],
         samples=samples,
         charts=charts_of(run, problems),
-        problems=tuple(problems),  # after all that reads
+        problems=tuple(problems),  # last: the calls above append to it
     )
 
 
 def named(result: EvalResult, change: Change) -> EvalResult:
-    """With the name of its rows changed, where that is a path."""
+    """The result with another path of its rows."""
     return result.model_copy(update={"data": change(result.data)})
 
 
 def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult, ...]:
-    """The one that says most first: of rows held out, with the base, of more rows, with a prompt,
-    with general ability; of those that say as much, what was asked for last."""
+    """The most informative first: held-out rows, with the base, more rows, with a prompt, with
+    general ability; else the latest."""
     file = run.evaluated_last
     last = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
@@ -167,7 +167,7 @@ def evaluations_in(run: RunFolder, found: list[EvalResult]) -> tuple[EvalResult,
 
 
 def _hub_base(model: str) -> str:
-    """The hub id that the recipe's model stands for; empty for a folder, there or gone."""
+    """The hub id of the recipe's model; empty for a folder, even a missing one."""
     try:
         found = model_source(model)
     except FtcliError:
@@ -183,8 +183,8 @@ def _lengths(run: RunFolder) -> tuple[int, ...]:
 
 
 def shown_from(recipe: str | None) -> Change:
-    """Paths below the folder above the recipe's, as seen from the recipe's own: whose home that is
-    concerns nobody who reads the page. Others stay whole."""
+    """Paths near the recipe relative to its folder, so that a report does not show the user's home.
+    Other paths stay absolute."""
     folder = os.path.dirname(recipe or "")
     above = os.path.dirname(folder)
     around = above if len(above) > 1 else folder
@@ -197,7 +197,6 @@ def shown_from(recipe: str | None) -> Change:
 
 
 def name_alone(path: str) -> str:
-    """The last part of a path that leads out of the recipe's folder: for a card, which is
-    published."""
+    """The last part of a path outside of the recipe's folder, for a published card."""
     leads_out = os.path.isabs(path) or path.split(os.sep)[0] == os.pardir
     return os.path.basename(os.path.normpath(path)) if leads_out else path

@@ -1,5 +1,5 @@
 "use strict";
-// Filters the rows that stand in the page; without it they are a plain list. No text is ever parsed.
+// Filters the rows of the page, which are a plain list without it. Text is never parsed as markup.
 (() => {
   const filter = document.getElementById("filter");
   if (!filter) return;

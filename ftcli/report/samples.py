@@ -1,4 +1,4 @@
-"""Answers side by side, with what was found in them marked, as many as a page can hold."""
+"""Answers side by side with their findings marked, up to the limits of a page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from ftcli.runs.results import Answer, AnsweredRow, EvalResult, Finding
 
-# A browser on a phone stays quick with so many rows.
+# A browser on a phone stays fast with this many rows.
 MOST_ROWS = 500
-# Characters of one text; a page of product copy has half of it.
+# Characters of one text; a page of product copy has half as many.
 LONGEST_TEXT = 4000
 
 Tag = Literal["format", "terms", "banned", "wrong", "unfinished", "better", "worse"]
@@ -31,7 +31,7 @@ TAGS: Mapping[Tag, str] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out row; the tags say what the tuned model did."""
+    """One held-out row, with tags for the tuned answer."""
 
     row: AnsweredRow
     tags: tuple[Tag, ...]
@@ -39,30 +39,31 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows of an evaluation, as far as the page shows them."""
+    """The shown rows of an evaluation."""
 
     rows: tuple[Sample, ...]
     total: int
-    """Rows of the file that could be read."""
+    """All readable rows of the file."""
 
     @property
     def tags(self) -> dict[Tag, int]:
-        """How many of the shown rows have each."""
+        """How many of the shown rows have each tag."""
         return {tag: sum(tag in each.tags for each in self.rows) for tag in TAGS}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a text."""
+    """A part of a text."""
 
     text: str
     marked: bool = False
     numbers: tuple[int, ...] = ()
-    """Of the findings that end here, from 1."""
+    """Numbers of the findings that end here, from 1."""
 
 
 def samples_in(file: Path, result: EvalResult) -> Samples:
-    """Of a file of answers; of many rows those with a finding, or worse, come first."""
+    """Samples from a file of answers. If there are too many, rows with a finding or a worse answer
+    are kept first."""
     first: list[Sample] = []
     others: list[Sample] = []
     total = 0
@@ -84,11 +85,11 @@ def _rows(file: Path) -> Iterator[AnsweredRow]:
             try:
                 yield AnsweredRow.model_validate_json(line)
             except ValidationError:
-                continue  # the page says how many rows are there
+                continue  # the report says how many rows are missing
 
 
 def marked(text: str, findings: Sequence[Finding] = ()) -> list[Piece]:
-    """The beginning of a text, in pieces that end where a finding begins or ends."""
+    """The start of a text, in pieces that end where a finding starts or ends."""
     kept = text[:LONGEST_TEXT]
     spans = [
         (each.start, each.end, number)
@@ -108,9 +109,9 @@ def _tags(row: AnsweredRow, result: EvalResult) -> Iterator[Tag]:
     tuned, base = row.sides.get("tuned"), row.sides.get("base")
     if tuned is None:
         return
-    shares = [score for score in result.shown_rows if score.unit == "share" and score.better]
+    rates = [score for score in result.shown_rows if score.unit == "share" and score.better]
     after, before = _values(tuned), _values(base) if base is not None else {}
-    truth = [each.name for each in shares if each.better == "higher"]
+    truth = [each.name for each in rates if each.better == "higher"]
     if after.get("format_rate", 1) < 1:
         yield "format"
     if after.get("not_in_prompt", 0) > 0:
@@ -123,7 +124,7 @@ def _tags(row: AnsweredRow, result: EvalResult) -> Iterator[Tag]:
         yield "unfinished"
     gains = [
         (after[each.name] - before[each.name]) * (1 if each.better == "higher" else -1)
-        for each in shares
+        for each in rates
         if each.name in after and each.name in before
     ]
     signs = {gain > 0 for gain in gains if gain}
@@ -132,6 +133,6 @@ def _tags(row: AnsweredRow, result: EvalResult) -> Iterator[Tag]:
 
 
 def _values(answer: Answer) -> dict[str, float]:
-    """Name of a score → that of this answer alone."""
+    """Name of a score → its value for this answer."""
     counts = {name: numerator / of for name, (numerator, of) in answer.counts.items() if of}
     return counts | {"stop_rate": float(answer.stopped)}

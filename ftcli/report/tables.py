@@ -1,4 +1,4 @@
-"""The tables of a run, alike on page and card."""
+"""The tables of a run, the same in report and model card."""
 
 from __future__ import annotations
 
@@ -21,27 +21,26 @@ from ftcli.shell import GIB, gib, shown_size
 from ftcli.training.plan.plan import Plan, short_key
 
 SIDE_NAMES: dict[Side, str] = {"base": "base", "prompted": "base with a prompt", "tuned": "tuned"}
-# Two figures that are not the same (`ftcli.training.preflight`): each says what it is.
-RESIDENT = "taken of the machine's memory in the steps, beyond what was held before the model"
+# Two different figures (`ftcli.training.preflight`).
+RESIDENT = "RAM of the steps, without what the process took before the model"
 PROCESS_PEAK = "peak of the whole process, libraries and loading included"
-CARD_PEAK = "most that tensors held on the card, loading included"
+GPU_PEAK = "peak of tensors on the GPU, loading included"
 ROW_COUNTS = "rows better / worse"
 DIFFERENCE = ("verdict", "difference (95%)", ROW_COUNTS)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Its cells in words; the first of a row names it."""
+    """Cells as text; the first cell of a row is its name."""
 
     title: str
     heads: tuple[str, ...]
-    """Empty: names and values."""
+    """Empty for a table of names and values."""
     rows: tuple[tuple[str, ...], ...]
 
 
 def scores(result: EvalResult) -> list[Table]:
-    """The scores shown, those against the base with a prompt, and general ability before and
-    after, as far as they were measured."""
+    """The measured tables: scores, against the base with a prompt, general ability."""
     shown = result.shown_rows
     prompted = [row for row in shown if row.tuned_vs_prompted]
     found = (
@@ -55,7 +54,7 @@ def scores(result: EvalResult) -> list[Table]:
 def _scores(
     title: str, rows: Sequence[ScoreRow], sides: Sequence[Side], other: Side = "base"
 ) -> Table:
-    """Your answers and each side, as far as they are there, and tuned against the other."""
+    """Your answers and each side, if measured, and the difference of tuned to `other`."""
     yours = any(row.your_answers for row in rows) and bool(sides)
     compared = any(row.against(other) for row in rows)
     heads = ["score", *(["your answers"] if yours else []), *(SIDE_NAMES[side] for side in sides)]
@@ -75,7 +74,7 @@ def _scores(
 
 
 def training(figures: ReportFigures) -> Table:
-    """What the training came to."""
+    """The result of the training."""
     return Table("Training", (), tuple(_training(figures)))
 
 
@@ -98,20 +97,20 @@ def _training(figures: ReportFigures) -> Iterator[tuple[str, str]]:
     if found.tokens_per_second:
         yield "speed", f"{found.tokens_per_second:,.0f} tokens/s"
     if found.peak_memory_bytes:
-        on_card = memory is not None and memory.device == "cuda"
-        yield CARD_PEAK if on_card else PROCESS_PEAK, gib(found.peak_memory_bytes)
+        on_gpu = memory is not None and memory.device == "cuda"
+        yield GPU_PEAK if on_gpu else PROCESS_PEAK, gib(found.peak_memory_bytes)
     if found.saved_bytes:
         yield "size of the weights", shown_size(found.saved_bytes)
 
 
 def splits(p: Dataset, path: Change) -> Table:
-    """Sizes of each split, and of what is replayed."""
+    """Sizes of the splits and of replayed rows."""
     parts = [("training", p.train), ("validation", p.validation), ("test", p.test)]
     sizes = [(name, each.rows, each.tokens, each.label_tokens) for name, each in parts]
     if (r := p.replay) is not None:
         sizes.append((f"replayed, from {path(r.source)}", r.rows, r.tokens, r.label_tokens))
     rows = tuple((name, *(f"{size:,}" for size in others)) for name, *others in sizes)
-    heads = ("split", "rows", "tokens", "trained on")
+    heads = ("split", "rows", "tokens", "label tokens")
     return Table(f"Splits of {path(p.train_source)}", heads, rows)
 
 
@@ -128,24 +127,24 @@ def rows_used(p: Dataset, lengths: Sequence[int], path: Change) -> Table:
         ("used", f"{p.rows_accepted:,}"),
         ("rejected", f"{p.rows_rejected:,}"),
         ("duplicates", f"{p.duplicates:,}"),
-        ("held-out prompts that other splits have too", f"{p.overlap:,}"),
-        ("tokens of a training row", usual),
+        ("held-out prompts that are also in another split", f"{p.overlap:,}"),
+        ("tokens per training row", usual),
         ("longest row", f"{p.longest.tokens:,} tokens ({path(p.longest.file)}:{p.longest.line})"),
-        ("answer tokens lost to max_length", lost),
+        ("answer tokens truncated (max_length)", lost),
     )
     return Table("Rows", (), rows)
 
 
 def memory(plan: Plan, found: MemoryFigures) -> Table:
-    """Planned with its interval, and measured in the steps."""
-    card, reserved = plan.estimate.residuals, found.estimated_reserved_bytes
-    of_card = (reserved, card.low * reserved, card.high * reserved)
+    """Planned, with its interval, and measured in the steps."""
+    residuals, size = plan.estimate.residuals, found.estimated_reserved_bytes
+    reserved = (size, residuals.low * size, residuals.high * size)
     tensors = (found.estimated_bytes, found.low_bytes, found.high_bytes)
     rows = []
     for what, (planned, low, high), measured in (
-        ("held by tensors", tensors, found.allocated_bytes),
-        ("held by the card's allocator", of_card, found.reserved_bytes),
-        (RESIDENT, of_card, found.resident_bytes),
+        ("allocated by tensors", tensors, found.allocated_bytes),
+        ("reserved by the allocator", reserved, found.reserved_bytes),
+        (RESIDENT, reserved, found.resident_bytes),
     ):
         if planned and measured:
             where = "below" if measured < low else "above" if measured > high else "within"
@@ -157,7 +156,7 @@ def memory(plan: Plan, found: MemoryFigures) -> Table:
 
 
 def decisions(plan: Plan) -> Table:
-    """What the recipe left open, decided."""
+    """The decided `auto` values of the recipe."""
     rows = []
     for key, value, reason in plan.decisions():
         shown = f"{value:g}" if isinstance(value, float) else str(value)
@@ -175,7 +174,7 @@ def versions(figures: ReportFigures) -> Table:
 
 
 def hashes(figures: ReportFigures) -> Table:
-    """By which run, data, base and weights are known again."""
+    """Hashes that identify run, data, base and weights."""
     record, prepared = figures.record, figures.prepared
     found = [("run", record.run_id), ("data", record.data), ("base weights", figures.base_digest)]
     found += [(f"{name} (sha256)", digest) for name, digest in (record.weights or {}).items()]

@@ -54,7 +54,7 @@ def test_the_hub_reads_base_relation_and_scores(tmp_path: Path) -> None:
         "- Nothing checked whether the answers are correct: read some, or",
         "| format valid | – | 2% | 97% | better | +95 (+91 to +99) | 100 / 4 |",
         "| general text perplexity | 14.2 | 14.4 | not significant | +2% (−2% to +6%) | 100 / 4 |",
-        "licence: that of the base and that of the data decide it",
+        "licence: it depends on base and data",
     ):
         assert words in text.text, words
 
@@ -71,7 +71,7 @@ def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     local = save_run(tmp_path, "local", model=str(tmp_path / "models" / "tiny"))
     assert not {"base_model", "base_model_relation"} & set(front_matter(local))
     assert "`models/tiny`, tuned with ftcli" in card(local)
-    assert "`base_model`: the run began from a local folder" in card(local)
+    assert "`base_model`: the base is a local folder" in card(local)
 
 
 def test_a_whole_model_is_a_finetune(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str)
     text = card(run)
     assert "cme" not in text and str(tmp_path) not in text
     for words in (
-        "`tiny`, tuned with ftcli (lora) on 372 rows and 65 replayed ones.",
+        "`tiny`, tuned with ftcli (lora) on 372 rows and 65 replayed rows.",
         "Measured on 120 rows of other.jsonl.",
         "## Splits of rows.jsonl",
         "| replayed, from general.jsonl | 65 | 20,111 | 19,222 |",

@@ -22,7 +22,7 @@ MISSING = {
     "speed.jsonl": "before clipping",
     "prompt_manifest.json": "adapter_model.safetensors (sha256)",
     "recipe.yaml": "unknown model · unknown method",
-    "eval/answers": "0 of 40 rows are there; remove it and evaluate again",
+    "eval/answers": "only 0 of 40 rows; delete it and evaluate again",
 }
 
 
@@ -31,7 +31,7 @@ def test_a_page_without_a_part_says_what_brings_it(whole: RunFolder, name: str) 
     (whole.path / name).rename(whole.path / "elsewhere")
     found = outline(whole)
     assert MISSING[name] in found.text or name == "speed.jsonl"
-    assert ("could be read" in found.text) == (name == "eval/answers")
+    assert ("could not be read" in found.text) == (name == "eval/answers")
 
 
 @pytest.mark.parametrize("written", ["", "{", "[1, 2]", "null", '{"a": [', "\x00\xff"])
@@ -49,7 +49,7 @@ def test_files_that_are_broken_are_named_with_what_to_do(whole: RunFolder, writt
         (whole.path / name).write_text(written, encoding="utf-8")
     (whole.path / "metrics.jsonl").write_text("{")
     found = outline(whole)
-    assert "Problems: not everything could be read" in found.text
+    assert "Problems: some files could not be read" in found.text
     problems = read_figures(whole).problems
     for name, advice in files.items():
         assert [each for each in problems if each.startswith(f"{name}: ") and advice in each], name
@@ -85,7 +85,7 @@ def test_answers_that_are_gone_are_named(tmp_path: Path, left: int | None) -> No
     file.write_bytes(file.read_bytes() + b'{"number": 9}\n\xff\n')
     if left is None:
         file.unlink()
-    gone = f"{left or 0} of 120 rows are there; remove it and evaluate again"
+    gone = f"only {left or 0} of 120 rows; delete it and evaluate again"
     assert f"eval/answers/0123456789abcdef.jsonl: {gone}" in outline(run).text
 
 
