@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ftcli.console import counted
 from ftcli.runs.folder import RunFolder
 
 # Readable on a phone: at 335 px of width 9 pt of 281 pt are 10.7 px.
@@ -79,7 +80,7 @@ def _lines(file: Path, problems: list[str]) -> list[Line]:
         except ValidationError:
             broken += 1
     if broken:
-        problems.append(f"{file.name}: {broken:,} unreadable lines are left out")
+        problems.append(f"{file.name}: {counted(broken, 'unreadable line')} left out")
     return found
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonschema import validate
 
 from ftcli.cli import run
 from ftcli.config.loader import load_recipe
@@ -19,7 +18,6 @@ from ftcli.memory.shapes import find_shape
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
-from tests.json_shapes import SHAPES
 
 RECIPE = """\
 name: shop
@@ -49,38 +47,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Any:
-    """The JSON that the command prints, of its shape; stderr stays empty."""
-
-    def estimate(*arguments: str) -> dict[str, Any]:
-        assert run(["estimate-vram", *arguments, "--json"]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        assert out.count("\n") == 1
-        found: dict[str, Any] = json.loads(out)
-        validate(found, SHAPES["estimate-vram"])
-        return found
-
-    return estimate
-
-
-@pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Any:
-    """The lines that the command prints; stderr stays empty."""
-
-    def estimate(*arguments: str) -> list[str]:
-        assert run(["estimate-vram", *arguments]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        return out.splitlines()
-
-    return estimate
-
-
-def joined(lines: list[str]) -> str:
-    """Without the line ends that a terminal asks for."""
-    return " ".join(" ".join(lines).split())
+def joined(text: str) -> str:
+    """Without the line ends of the terminal's width."""
+    return " ".join(text.split())
 
 
 def test_json_has_the_fields_that_scripts_rely_on(ask: Any) -> None:
@@ -112,7 +81,7 @@ def test_a_7b_in_qlora_fits_a_24_gb_card(ask: Any) -> None:
 
 def test_a_person_reads_items_peak_and_cards(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    lines = show("--model", "7b", "--mode", "qlora", "--rank", "8")
+    lines = show("--model", "7b", "--mode", "qlora", "--rank", "8").splitlines()
     assert lines[0].startswith("Fits: RTX 3060 12GB, ")
     (what,) = [n for n, line in enumerate(lines) if line.startswith("7b (meta-llama/Llama-2-7b-hf")]
     assert lines[what].startswith(
@@ -125,7 +94,7 @@ def test_a_person_reads_items_peak_and_cards(show: Any, monkeypatch: pytest.Monk
 
 
 def test_nothing_fits_is_said(show: Any) -> None:
-    lines = show("--model", "70b", "--mode", "full")
+    lines = show("--model", "70b", "--mode", "full").splitlines()
     assert lines[0] == "Fits none of the known GPUs"
 
 
@@ -139,7 +108,7 @@ def test_nothing_fits_is_said(show: Any) -> None:
 )
 def test_one_card_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:
     arguments = ["--model", "7b", "--mode", "qlora", "--max-length", "2048", "--micro-batch", "4"]
-    assert re.fullmatch(verdict, show(*arguments, "--gpu", card)[0])
+    assert re.fullmatch(verdict, show(*arguments, "--gpu", card).splitlines()[0])
     assert ask(*arguments, "--gpu", card)["fits"][named] is verdict.startswith("Fits")
 
 

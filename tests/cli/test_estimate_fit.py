@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from jsonschema import validate
 
-from ftcli.cli import run
 from ftcli.config.loader import load_recipe
 from ftcli.data.dataset import LongestRow, save_dataset, split_file
 from ftcli.memory.hardware import Hardware, find_card
@@ -20,7 +17,6 @@ from ftcli.models import device
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from tests.conftest import prepared_data
-from tests.json_shapes import SHAPES
 
 RECIPE = """\
 # The shop's listings
@@ -44,47 +40,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.yaml").write_text(RECIPE)
     return tmp_path
-
-
-@pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str]) -> Any:
-    """The JSON that the command prints, of its shape; stderr stays empty."""
-
-    def estimate(*arguments: str) -> dict[str, Any]:
-        assert run(["estimate-vram", *arguments, "--json"]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        found: dict[str, Any] = json.loads(out)
-        validate(found, SHAPES["estimate-vram"])
-        return found
-
-    return estimate
-
-
-@pytest.fixture
-def show(capsys: pytest.CaptureFixture[str]) -> Any:
-    """The text that the command prints; stderr stays empty."""
-
-    def estimate(*arguments: str) -> str:
-        assert run(["estimate-vram", *arguments]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        return out
-
-    return estimate
-
-
-@pytest.fixture
-def refuse(capsys: pytest.CaptureFixture[str]) -> Any:
-    """What the command says where it refuses, and its exit code."""
-
-    def estimate(*arguments: str) -> tuple[str, int]:
-        code = run(["estimate-vram", *arguments])
-        out, err = capsys.readouterr()
-        assert code != 0 and out == "" and "Traceback" not in err
-        return err.rstrip("\n"), code
-
-    return estimate
 
 
 # --fit

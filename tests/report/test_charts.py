@@ -51,7 +51,7 @@ def test_steps_done_again_and_lines_that_are_no_figures(tmp_path: Path) -> None:
     assert found["Loss"].curves == {"training": [(1, 3.0), (3, 2.5)]}
     assert found["Speed"].curves == {"speed": [(1, 50.0)]}
     charts_of(run, problems)
-    assert problems == ["metrics.jsonl: 4 unreadable lines are left out"]
+    assert problems == ["metrics.jsonl: 4 unreadable lines left out"]
     assert charts(run, "", "") == {}
 
 

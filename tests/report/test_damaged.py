@@ -53,7 +53,7 @@ def test_files_that_are_broken_are_named_with_what_to_do(whole: RunFolder, writt
     problems = read_figures(whole).problems
     for name, advice in files.items():
         assert [each for each in problems if each.startswith(f"{name}: ") and advice in each], name
-    assert "Not evaluated yet" in found.text and "metrics.jsonl: 1 of its lines" in found.text
+    assert "Not evaluated yet" in found.text and "metrics.jsonl: 1 unreadable line" in found.text
     assert str(whole.path) not in found.text
 
 
