@@ -91,7 +91,7 @@ def _recipe() -> str:
         parts.append(f"## {section}\n")
         for line in key_lines(section):
             key, _, text = line.partition("\n    ")
-            parts.append(f"- `{key}`: {text}")
+            parts.append(f"- `{key}`: {text}" if text else f"\n{key.strip().capitalize()}\n")
         parts.append("")
     return "\n".join(parts)
 

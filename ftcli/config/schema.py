@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from typing import get_args
 
 from pydantic import BaseModel
@@ -15,7 +16,7 @@ from ftcli.config.wording import section_classes
 from ftcli.errors import UsageError, did_you_mean
 
 # Discriminators: keys that choose the class of their section.
-TAGS = (".mode", ".type")
+TAGS = ("mode", "type")
 
 
 def json_schema() -> str:
@@ -39,30 +40,31 @@ def _below(key: str, section: str) -> bool:
 
 
 def _keys(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
     for name, field in model.model_fields.items():
-        if f".{name}" in TAGS:
-            continue
         key = f"{prefix}{name}"
         sections = section_classes(field.annotation)
+        if name in TAGS:
+            continue
         if not sections:
             yield key, f"{key}{_default(field)}\n    {_text(field)}"
-            continue
-        yield from _tags(sections, key)
-        for inner in sections:
-            for inner_key, line in _keys(inner, f"{key}."):
-                if inner_key not in seen:
-                    seen.add(inner_key)
-                    yield inner_key, line
+        elif tag := next((tag for tag in TAGS if tag in sections[0].model_fields), None):
+            yield from _keys_by_tag(sections, key, tag)
+        else:
+            yield from _keys(sections[0], f"{key}.")
 
 
-def _tags(sections: list[type[BaseModel]], key: str) -> Iterator[tuple[str, str]]:
-    """The key that chooses the class of a section, with all its values."""
-    for tag in TAGS:
-        fields = [s.model_fields[tag[1:]] for s in sections if tag[1:] in s.model_fields]
-        if fields:
-            values = [value for field in fields for value in get_args(field.annotation)]
-            yield f"{key}{tag}", f"{key}{tag} (required)\n    One of {', '.join(values)}."
+def _keys_by_tag(sections: list[type[BaseModel]], key: str, tag: str) -> Iterator[tuple[str, str]]:
+    """The tag, then groups of keys, each under the values of the tag that have them."""
+    users: dict[tuple[str, str], list[str]] = {}
+    for section in sections:
+        for line in _keys(section, f"{key}."):
+            users.setdefault(line, []).extend(get_args(section.model_fields[tag].annotation))
+    values = [each for s in sections for each in get_args(s.model_fields[tag].annotation)]
+    yield f"{key}.{tag}", f"{key}.{tag} (required)\n    One of {', '.join(values)}."
+    for group, lines in groupby(users, key=lambda line: users[line]):
+        if group != values:
+            yield key, f"  {tag} {', '.join(group)}:"
+        yield from lines
 
 
 def _text(field: FieldInfo) -> str:
