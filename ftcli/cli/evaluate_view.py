@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from ftcli.evaluation.verdicts import (
 )
 from ftcli.report import tables
 from ftcli.report.tables import ROW_COUNTS, Table
-from ftcli.runs.results import Answer, AnsweredRow, Side
+from ftcli.runs.results import Answer
 from ftcli.shell import command
 
 # All samples are in the report.
@@ -76,7 +77,10 @@ def show(found: EvaluatedRun) -> None:
             "set data.test: 0.1"
         )
     for sample in evaluated.samples[:SAMPLES_SHOWN]:
-        print_result("\n".join((*side_by_side(sample, evaluated.sides, width()), "")))
+        answers = {side: sample.sides[side] for side in evaluated.sides if side in sample.sides}
+        texts: dict[str, tuple[str, str]]
+        texts = {side: (each.text, _cut_note(each)) for side, each in answers.items()}
+        print_result(side_by_side(f"{sample.file}:{sample.line}", sample.prompt, texts))
     rows_title = counted(evaluated.rows, "held-out row")
     for each in tables.scores(evaluated):
         _print_table(SHORT_HEADS.get(each.title, rows_title), each)
@@ -143,28 +147,31 @@ def _label(words: str) -> str:
     return f"{words[: LABEL_COLUMNS - 1 - half]}…{words[-half:]}"
 
 
-def side_by_side(sample: AnsweredRow, sides: Sequence[Side], columns: int) -> Iterator[str]:
-    """A prompt, and the answers in columns below it."""
-    yield f"prompt  {sample.file}:{sample.line}"
-    prompt = _wrapped(sample.prompt, columns - 2)
-    yield from (f"  {line}" for line in prompt[:PROMPT_LINES])
-    if len(prompt) > PROMPT_LINES:
-        yield "  …"
-    answers = {side: sample.sides[side] for side in sides if side in sample.sides}
-    wide = (columns - 2 * len(answers)) // max(len(answers), 1)
-    cells = [_cell(answer, wide - 1) for answer in answers.values()]
-    yield "  ".join(side.ljust(wide) for side in answers).rstrip()
-    for row in range(max(len(cell) for cell in cells)):
-        parts = [cell[row] if row < len(cell) else "" for cell in cells]
-        yield "  ".join(part.ljust(wide) for part in parts).rstrip()
+def _cut_note(answer: Answer) -> str:
+    return "" if answer.stopped else f"(cut after {counted(answer.tokens, 'token')})"
 
 
-def _cell(answer: Answer, columns: int) -> list[str]:
-    """The first lines of an answer, and whether it is cut."""
-    lines = _wrapped(answer.text.strip(), columns)
+def side_by_side(origin: str, prompt: str, answers: Mapping[str, tuple[str, str]]) -> str:
+    """A prompt, and the answers in columns below it: title → text, and a note on its last line."""
+    lines = [f"prompt  {origin}".rstrip()]
+    prompt_lines = _wrapped(prompt, width() - 2)
+    lines += [f"  {line}" for line in prompt_lines[:PROMPT_LINES]]
+    if len(prompt_lines) > PROMPT_LINES:
+        lines.append("  …")
+    wide = (width() - 2 * len(answers)) // len(answers)
+    cells = [_cell(text, note, wide - 1) for text, note in answers.values()]
+    lines.append("  ".join(title.ljust(wide) for title in answers).rstrip())
+    for row in zip_longest(*cells, fillvalue=""):
+        lines.append("  ".join(part.ljust(wide) for part in row).rstrip())
+    return "\n".join((*lines, ""))
+
+
+def _cell(text: str, note: str, columns: int) -> list[str]:
+    """The first lines of an answer."""
+    lines = _wrapped(text.strip(), columns)
     if len(lines) > ANSWER_LINES:
         lines = [*lines[: ANSWER_LINES - 1], "…"]
-    return lines if answer.stopped else [*lines, f"(cut after {counted(answer.tokens, 'token')})"]
+    return [*lines, note] if note else lines
 
 
 def _wrapped(text: str, columns: int) -> list[str]:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Reporter, Terminal, colours, print_json, print_result, shown_path, wrapped
+from ftcli.console import (
+    Reporter,
+    Terminal,
+    colours,
+    counted,
+    print_json,
+    print_result,
+    shown_path,
+    wrapped,
+)
 from ftcli.errors import UsageError
 from ftcli.shell import shown_source
 
@@ -28,6 +37,8 @@ Piece = tuple[str, bool]
 TRAINED, OTHER, END = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 # Sentences of advice on the terminal; advice.json has all.
 SENTENCES_SHOWN = 4
+# Of --try-prompting; advice.json has all.
+ANSWERS_SHOWN = 2
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,7 @@ def prepare(
         print_result("⟦…⟧ marks labels.\n")
     for line in _summary(found):
         print_result(wrapped(line))
+    _print_answers(found.advice)
     for line in _advice_lines(found):
         print_result(wrapped(line))
 
@@ -288,6 +300,20 @@ def rejected_rows(prepared: Dataset, folder: Path | None) -> str:
     others = prepared.rows_rejected - 3
     where = f": {shown_path(rejected_file(folder))}" if folder is not None else ""
     return named + (f" · {others} more{where}" if others > 0 else "")
+
+
+def _print_answers(advice: Advice) -> None:
+    """What the base wrote, next to the rows' own answers, where no score measures it."""
+    prompting = advice.prompting
+    if prompting is None or prompting.decided_by:
+        return
+    from ftcli.cli.evaluate_view import side_by_side
+
+    few_shot = f"base, {counted(prompting.shots, 'example')}"
+    print_result("")
+    for row in prompting.answers[:ANSWERS_SHOWN]:
+        texts = {"your answer": (row.reference, ""), few_shot: (row.few_shot, "")}
+        print_result(side_by_side("", row.prompt, texts))
 
 
 def _advice_lines(result: PrepareResult) -> list[str]:

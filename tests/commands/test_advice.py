@@ -1,4 +1,4 @@
-"""`ftcli prepare` ends with advice on these rows, and asks the base where that is wanted."""
+"""`ftcli prepare` gives advice on the rows, and asks the base with --try-prompting."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def test_noise_in_the_rows_is_named(
     for words in (
         "7 of 7 held-out rows nearly equal a training row (test.jsonl:1 and rows.jsonl:41)",
         "To measure that form: eval: {format: {type: regex, pattern: AAA|BBB|CCC}}",
-        "6 prompts have several answers (12 rows, such as rows.jsonl:1 and rows.jsonl:121)",
+        "6 prompts have several answers (12 rows, for example rows.jsonl:1 and rows.jsonl:121)",
         "36% of 146 training rows nearly equal another",
-        "6 rows have another label than a nearly equal row",
+        "6 rows have a nearly equal row with another label",
     ):
         assert words in text
 
@@ -170,7 +170,7 @@ def test_plain_texts_have_only_lengths(
     assert advice["format"] is advice["near_duplicates"] is advice["instruction"] is None
     assert advice["lengths"]["prompt"]["max"] == 0 < advice["lengths"]["answer"]["max"]
     assert run(["prepare", str(recipe), "--try-prompting"]) == 1
-    assert "plain texts have no prompts to ask" in capsys.readouterr().err
+    assert "plain texts have no prompts" in capsys.readouterr().err
 
 
 def test_near_duplicates_are_searched_in_whole_batches_of_many_rows(
@@ -215,6 +215,7 @@ def test_the_base_is_asked_with_examples_and_without(
     assert (prompting["rows"], prompting["shots"]) == (30, 2)
     assert prompting["rows_from"] == {"test": 8, "train": 22}
     assert prompting["format"]["type"] == "regex"
+    assert len(prompting["answers"]) == 30
     zero, few = prompting["zero_shot"], prompting["few_shot"]
     assert zero["prompt_tokens"] < few["prompt_tokens"]
     for side in (zero, few):
@@ -244,10 +245,10 @@ def test_without_held_out_rows_training_rows_are_asked(
     prompting = prepare(recipe, "--try-prompting", "--shots", "20")["advice"]["prompting"]
     assert (prompting["shots_asked"], prompting["rows"]) == (20, 28) and 5 < prompting["shots"] < 20
     assert run(["prepare", str(recipe), "--try-prompting", "--shots", "48"]) == 1
-    assert "48 training rows are all needed as examples" in capsys.readouterr().err
+    assert "all 48 training rows are examples" in capsys.readouterr().err
 
 
-def test_prompting_that_does_changes_the_verdict(
+def test_prompting_that_is_enough_changes_the_verdict(
     write_recipe: WriteRecipe, prepare: Prepare
 ) -> None:
     """Here every answer has the form."""
@@ -260,6 +261,46 @@ def test_prompting_that_does_changes_the_verdict(
     assert advice["prompting"]["format"] == ANY_FORM["format"]
 
 
+def test_answers_of_free_text_are_shown_next_to_the_references(
+    tmp_path: Path,
+    write_recipe: WriteRecipe,
+    prepare: Prepare,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No score measures them."""
+    from ftcli.inference.generation import Answer
+
+    def answered(_model: object, prompts: Sequence[list[int]], *_: object) -> list[Answer]:
+        return [Answer(f"after {len(ids)} tokens", 4, True) for ids in prompts]
+
+    monkeypatch.setattr("ftcli.inference.generation.answer_prompts", answered)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=draw.randrange(3, 12))) for _ in range(48)]
+    save(tmp_path, [{"prompt": f"Item {n}?", "completion": text} for n, text in enumerate(texts)])
+    recipe = write_recipe()
+    advice = prepare(recipe, "--try-prompting", "--shots", "2")["advice"]
+    prompting = advice["prompting"]
+    assert prompting["decided_by"] == {} and advice["verdict"] == "prompt"
+    assert advice["sentences"][0] == (
+        "No score shows whether prompting is enough for free text: compare what the base wrote "
+        "with 2 examples to your answers (30 in advice.json). 48 rows are few: under 100, a good "
+        "prompt usually does better."
+    )
+    answers = prompting["answers"]
+    assert len(answers) == 30 and {row["reference"] for row in answers} <= set(texts)
+    assert all(row["prompt"].startswith("Item ") for row in answers)
+    assert all(row["zero_shot"] != row["few_shot"] for row in answers)
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run(["prepare", str(recipe), "--try-prompting", "--shots", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\nprompt\n") == out.count("\nyour answer ") == 2
+    assert out.count("base, 2 examples\n") == 2
+    for row in answers[:2]:
+        shown = out[out.index(f"  {row['prompt']}\n") :].splitlines()[2]
+        assert shown.startswith(row["reference"].split()[0]) and shown.endswith(row["few_shot"])
+
+
 @pytest.mark.parametrize(
     ("right", "low", "verdict", "words"),
     [
@@ -268,12 +309,12 @@ def test_prompting_that_does_changes_the_verdict(
         (23, 0.591, "fine-tune", "reaches 77% exact match (59–99%) on 30 rows. Good size"),
     ],
 )
-def test_the_lower_end_decides_whether_prompting_does(
+def test_the_lower_end_decides_whether_prompting_is_enough(
     right: int, low: float, verdict: str, words: str
 ) -> None:
     side = {"exact_match": right / 30, "exact_match_interval": [low, 0.994]}
     decided = {"exact_match": "exact match"}
-    prompting = PromptingResult("", 30, {"test": 30}, 5, 5, None, decided, side, side)
+    prompting = PromptingResult("", 30, {"test": 30}, 5, 5, None, decided, side, side, ())
     advice = advise_on(
         Advice(fingerprint="", rows=600, prompting=prompting), format_is_set=True, replays=True
     )
@@ -281,7 +322,7 @@ def test_the_lower_end_decides_whether_prompting_does(
     assert words in advice.sentences[0]
 
 
-def test_a_long_format_stands_in_the_file_alone() -> None:
+def test_a_long_format_is_only_in_the_file() -> None:
     form = AnswerForm("labels", 1.0, "", {"type": "regex", "pattern": "a" * 200}, fixed=True)
     advice = advise_on(
         Advice(fingerprint="", rows=600, format=form), format_is_set=False, replays=True
@@ -289,7 +330,7 @@ def test_a_long_format_stands_in_the_file_alone() -> None:
     assert advice.sentences[1] == "To measure that form: take the eval_format of advice.json"
 
 
-def test_a_probe_is_kept_while_what_scores_it_is_the_same(
+def test_answers_are_stored_until_what_scores_them_changes(
     tmp_path: Path,
     write_recipe: WriteRecipe,
     prepare: Prepare,
@@ -307,7 +348,7 @@ def test_a_probe_is_kept_while_what_scores_it_is_the_same(
     assert prepare(recipe)["advice"]["prompting"] is None
 
 
-def test_a_stopped_probe_leaves_the_advice_as_it_was(
+def test_stopped_prompting_leaves_the_advice_as_it_was(
     write_recipe: WriteRecipe,
     prepare: Prepare,
     monkeypatch: pytest.MonkeyPatch,
@@ -338,14 +379,14 @@ TABLE = "CREATE TABLE data (name, colour);"
         ([("user", "Let us create table tennis records."), ("assistant", "Ask.")], False),
     ],
 )
-def test_queries_are_scored_by_their_results_where_a_turn_holds_tables(
+def test_queries_are_scored_by_their_results_if_a_turn_has_tables(
     tmp_path: Path,
     write_recipe: WriteRecipe,
     prepare: Prepare,
     before: list[tuple[str, str]],
     tables: bool,
 ) -> None:
-    """A form that is kept and holds nothing right is not what prompting has to reach."""
+    """The form alone is not enough: prompting must reach right results."""
     rows = []
     for n in range(48):
         asked = f"Of kettle {n}?" if before else f"{TABLE}\n\nQuestion: of kettle {n}?"

@@ -72,7 +72,7 @@ def test_the_speed_is_that_of_a_finished_run_of_the_recipe(
     assert price["run"]["measured"].endswith("runs/tiny")
     assert run(dry) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "at 2 an hour" in out and "one call at a time" in out
+    assert "at 2 per hour" in out and "one call at a time" in out
     # Another rank is another speed.
     assert run([*dry, "--json", "--set", "method.rank=8"]) == 0
     found = json.loads(capsys.readouterr().out)["cost"]["run"]

@@ -1,5 +1,4 @@
-"""Is fine-tuning the right thing for these rows? Statistics, what prompting reaches, a verdict and
-sentences that explain it."""
+"""Is fine-tuning right for these rows? Statistics, what prompting reaches, and a verdict."""
 
 from __future__ import annotations
 
@@ -26,13 +25,12 @@ from ftcli.evaluation.advice.row_statistics import (
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
 
-# Prompting does where the lower ends of the scores' intervals reach this share of all calls.
-PROMPTING_DOES = 0.8
-# Below these shares a sentence is not worth its line.
-DUPLICATES_WORTH_SAYING, INSTRUCTION_WORTH_SAYING = 0.02, 0.2
-INSTRUCTION_TOKENS = 20
-MAX_FORMAT_CHARACTERS = 160  # characters; a longer block stands in advice.json alone
-# What answers of a kind do, where its detail is longer than a terminal is wide.
+# Prompting is enough if the lower ends of the scores' intervals reach this.
+ENOUGH = 0.8
+# Below these there is no sentence.
+MIN_DUPLICATES, MIN_INSTRUCTION, MIN_INSTRUCTION_TOKENS = 0.02, 0.2, 20
+MAX_FORMAT_CHARACTERS = 160  # a longer block is only in advice.json
+# Instead of details that are longer than a line.
 SHORT = {
     "json": "are JSON of one kind",
     "sql": "are SQL",
@@ -41,11 +39,9 @@ SHORT = {
     "labels": "are one of a few labels",
 }
 REPLAY = (
-    "Rows of one task teach a model to do nothing else: data.replay: builtin mixes general "
-    "instructions in (docs/forgetting.md)."
+    "Training on one task costs general ability: data.replay: builtin mixes in general "
+    "instructions (docs/forgetting.md)."
 )
-
-
 Verdict = Literal["prompt", "fine-tune", "fine-tune if called often"]
 
 
@@ -54,23 +50,23 @@ class Advice(RowStatistics):
 
     error_remedy = "prepare again"
 
-    version: Literal[3] = 3  # goes up when the same rows would give other statistics
+    version: Literal[3] = 3  # changes when the same rows would give other statistics
     prompting: PromptingResult | None = None
     verdict: Verdict = "fine-tune"
     sentences: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Fields of advice.json as `prepare --json` shows them."""
+        """As `prepare --json` prints it."""
         return self.model_dump(mode="json", exclude={"version", "fingerprint"})
 
 
 def advice_file(folder: Path) -> Path:
-    """Where the advice stands in a data folder."""
+    """In a data folder."""
     return folder / "advice.json"
 
 
 def read_advice(folder: Path, fingerprint: str) -> Advice | None:
-    """Earlier advice on the same rows; None: it is missing, of other rows, or damaged."""
+    """Stored advice on the same rows; None: missing, damaged, or on other rows."""
     with suppress(FtcliError):
         found = Advice.read(advice_file(folder))
         return found if found.fingerprint == fingerprint else None
@@ -80,21 +76,21 @@ def read_advice(folder: Path, fingerprint: str) -> Advice | None:
 def give_advice(
     recipe: Recipe, renderer: Renderer, rows: PreparedRows, reporter: Reporter
 ) -> Advice:
-    """Advice on a preparation: read where it was kept, else made and kept.
+    """Advice on prepared rows: stored, else new.
 
-    A preparation never fails for want of advice: a warning says what went wrong.
+    An error is only a warning: the rows are prepared.
     """
     prepared = rows.prepared
     try:
-        kept = read_advice(rows.folder, prepared.fingerprint)
-        found = kept or Advice(**vars(statistics_of(rows, renderer, reporter)))
+        stored = read_advice(rows.folder, prepared.fingerprint)
+        found = stored or Advice(**vars(statistics_of(rows, renderer, reporter)))
         prompting = found.prompting
         if prompting is not None and prompting.key != prompting_key(
             recipe, prepared, prompting.shots_asked
         ):
             found = found.model_copy(update={"prompting": None})
-        return _concluded(recipe, found, kept, rows)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the rows are prepared
+        return _with_verdict(recipe, found, stored, rows)
+    except Exception as error:  # noqa: BLE001 - the rows are prepared
         reporter.warn(f"no advice on these rows: {type(error).__name__}: {error}")
         count = prepared.rows_accepted
         size = size_in_words(count)
@@ -109,31 +105,30 @@ def with_prompting(
     rows: PreparedRows,
     reporter: Reporter,
 ) -> Advice:
-    """The advice with scores of the base, which is asked unless the advice has the same scores.
-
-    Raises FtcliError as `try_prompting`.
-    """
+    """The advice with the base's answers, stored or new; raises FtcliError as `try_prompting`."""
     same = advice.prompting is not None and advice.prompting.shots_asked == shots
     if same or advice.lengths is None:
         return advice
     prompting = try_prompting(recipe, renderer, rows, advice.format, shots, reporter)
     found = advice.model_copy(update={"prompting": prompting})
-    return _concluded(recipe, found, advice, rows)
+    return _with_verdict(recipe, found, advice, rows)
 
 
-def _concluded(recipe: Recipe, found: Advice, kept: Advice | None, rows: PreparedRows) -> Advice:
-    """With its verdict; written where that is not what was kept."""
+def _with_verdict(
+    recipe: Recipe, found: Advice, stored: Advice | None, rows: PreparedRows
+) -> Advice:
+    """Add verdict and sentences; write the advice if it differs from what is stored."""
     has_format, replays = recipe.eval.format is not None, recipe.data.replay is not None
     advice = advise_on(found, format_is_set=has_format, replays=replays)
-    if advice != kept:
+    if advice != stored:
         advice.write(advice_file(rows.folder))
     return advice
 
 
 def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
-    """The same with a verdict and sentences, the most important first.
+    """Add a verdict and sentences, the most important first.
 
-    `format_is_set`: the recipe has an eval.format already; `replays`: it has a data.replay.
+    `format_is_set`: the recipe has an eval.format; `replays`: it has a data.replay.
     """
     verdict, first = _verdict(found)
     sentences = [first, *_held_out(found)]
@@ -144,12 +139,12 @@ def advise_on(found: Advice, *, format_is_set: bool, replays: bool) -> Advice:
         sentences.append(REPLAY)
     sentences += [*_faults_of_rows(found), *_instruction(found.instruction)]
     if found.rows < TOO_FEW_ROWS and found.prompting is None:
-        sentences.append("What prompting reaches on them: the same command with --try-prompting")
+        sentences.append("To see what prompting reaches, add --try-prompting.")
     return found.model_copy(update={"verdict": verdict, "sentences": tuple(sentences)})
 
 
 def size_in_words(rows: int) -> str:
-    """Whether this many examples are worth a fine-tuning (MISSION: when to fine-tune)."""
+    """Whether this many rows are worth a fine-tuning."""
     low, high = IDEAL_ROWS
     if rows < TOO_FEW_ROWS:
         few = counted(rows, "row is", "rows are")
@@ -167,17 +162,23 @@ def _verdict(found: Advice) -> tuple[Verdict, str]:
     verdict: Verdict = "prompt" if few else "fine-tune"
     form = found.format
     if found.prompting is not None:
-        often, reached = _prompting_reached(found.prompting)
-        return ("fine-tune if called often", reached) if often else (verdict, f"{reached}. {size}")
+        enough, reached = _prompting_reached(found.prompting)
+        return ("fine-tune if called often", reached) if enough else (verdict, f"{reached}. {size}")
     if not few and form is not None and form.fixed:
-        size = f"{size} {_habit(form)}."
+        size = f"{size} {_form_in_words(form)}."
     elif not few and form is not None and found.rows < IDEAL_ROWS[0]:
-        size = f"{size} These answers have none."
+        size = f"{size} These answers have no fixed format."
     return verdict, size
 
 
 def _prompting_reached(prompting: PromptingResult) -> tuple[bool, str]:
-    """Whether prompting does, and `97% in the format (83–99%) on 30 rows`."""
+    """Whether prompting is enough, and `… reaches 97% format valid (83–99%) on 30 rows`."""
+    examples = counted(prompting.shots, "example")
+    if not prompting.decided_by:
+        return False, (
+            f"No score shows whether prompting is enough for free text: compare what the base "
+            f"wrote with {examples} to your answers ({prompting.rows} in advice.json)"
+        )
     scores = prompting.few_shot
     intervals = {name: scores[f"{name}_interval"] for name in prompting.decided_by}
     reached = " and ".join(
@@ -185,22 +186,22 @@ def _prompting_reached(prompting: PromptingResult) -> tuple[bool, str]:
         for name, (low, high) in intervals.items()
     )
     reached += f" on {counted(prompting.rows, 'row')}"
-    if all(low >= PROMPTING_DOES for low, _ in intervals.values()):
+    if all(low >= ENOUGH for low, _ in intervals.values()):
         return True, f"Prompting already reaches {reached}: fine-tune only if you call it often."
-    if all(scores[name] >= PROMPTING_DOES for name in intervals):
-        reached += f": too few to show that it reaches {PROMPTING_DOES:.0%}"
-    return False, f"Prompting with {counted(prompting.shots, 'example')} reaches {reached}"
+    if all(scores[name] >= ENOUGH for name in intervals):
+        reached += f": too few to show that it reaches {ENOUGH:.0%}"
+    return False, f"Prompting with {examples} reaches {reached}"
 
 
-def _habit(form: AnswerForm) -> str:
+def _form_in_words(form: AnswerForm) -> str:
     """`All answers are SQL`, `92% of the answers are 37–59 words long`."""
     answers = "All answers" if form.share == 1 else f"{form.share:.0%} of the answers"
     return f"{answers} {SHORT.get(form.kind, f'are {form.detail}')}"
 
 
 def _to_measure(form: AnswerForm, eval_format: Mapping[str, Any]) -> str:
-    """With the block for the recipe in one line, to be pasted."""
-    has = "To measure that form" if form.fixed else f"{_habit(form)}; to measure that"
+    """With the block for the recipe on one line."""
+    has = "To measure that form" if form.fixed else f"{_form_in_words(form)}; to measure that"
     text: str = yaml.safe_dump(
         {"eval": {"format": dict(eval_format)}},
         default_flow_style=True,
@@ -220,42 +221,43 @@ def _held_out(found: Advice) -> Iterator[str]:
         training, other, _ = held_out.pairs_shown[0]
         yield (
             f"{held_out.rows} of {counted(held_out.rows_looked_at, 'held-out row')} nearly equal a "
-            f"training row ({_place(other)} and {_place(training)}): the score will flatter; take "
-            "one of each out."
+            f"training row ({_place(other)} and {_place(training)}): scores will be too good; "
+            "remove one of each."
         )
 
 
 def _faults_of_rows(found: Advice) -> Iterator[str]:
-    """Contradictions, near duplicates, and labels that differ among these."""
+    """Contradictions, near duplicates, and near duplicates with other labels."""
     same, near = found.same_prompt_different_answers, found.near_duplicates
     if same is not None and same.prompts:
         shown = " and ".join(map(_place, same.shown[0][:2]))
         prompts = counted(same.prompts, "prompt has", "prompts have")
         yield (
-            f"{prompts} several answers ({same.rows} rows, such as {shown}): where one alone is "
-            "right, mend the others."
+            f"{prompts} several answers ({same.rows} rows, for example {shown}): if only one is "
+            "right, fix the others."
         )
-    if near is not None and near.share >= DUPLICATES_WORTH_SAYING:
+    if near is not None and near.share >= MIN_DUPLICATES:
         first, second, _ = near.pairs_shown[0]
         yield (
             f"{near.share:.0%} of {near.rows_looked_at:,} training rows nearly equal another "
-            f"({_place(first)} and {_place(second)}): they teach little that is new."
+            f"({_place(first)} and {_place(second)}): they teach little."
         )
     if near and near.disagreeing and found.format is not None and found.format.kind == "labels":
         rows = counted(near.disagreeing, "row has", "rows have")
-        yield f"{rows} another label than a nearly equal row: check whether both are right."
+        yield f"{rows} a nearly equal row with another label: check both."
 
 
 def _instruction(found: Instruction | None) -> Iterator[str]:
-    if found is None or found.tokens < INSTRUCTION_TOKENS:
+    if found is None or found.tokens < MIN_INSTRUCTION_TOKENS:
         return
-    if found.share_of_rows >= INSTRUCTION_WORTH_SAYING:
+    if found.share_of_rows >= MIN_INSTRUCTION:
         yield (
-            f"The same {found.tokens} tokens begin every prompt ({found.share_of_prompts:.0%} of "
-            "it): a tuned model needs few of them; leave them out of rows and calls."
+            f"Every prompt begins with the same {found.tokens} tokens "
+            f"({found.share_of_prompts:.0%} of it): a tuned model does not need them; leave them "
+            "out of rows and calls."
         )
 
 
 def _place(origin: str) -> str:
-    """A row's file without its folders, and its line."""
+    """File name and line of a row."""
     return origin.rpartition("/")[2]

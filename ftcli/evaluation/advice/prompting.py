@@ -1,8 +1,7 @@
-"""What prompting reaches and costs.
+"""What prompting reaches, and what it costs compared with a training.
 
-`prepare --try-prompting` scores the base on a few rows with and without examples in its prompt;
-`--cost-per-hour` says what a run takes and costs, and after how many calls its short prompt has
-paid for it.
+`prepare --try-prompting` asks the base a few rows, with and without examples in its prompt;
+`--cost-per-hour` shows time and cost of a run, and after how many calls its shorter prompt pays.
 """
 
 from __future__ import annotations
@@ -41,36 +40,47 @@ if TYPE_CHECKING:
 
 TIMED_CALLS = 3
 ROWS = 30
-# How right what a form holds is; the first that was measured.
+# Whether the content of a form is right; the first that was measured decides.
 RIGHT = ("execution_match", "sql_match", "field_accuracy")
-# Answers of these kinds are right or wrong, whatever form the recipe asks for.
+# With answers of these kinds, exact match decides too.
 ONE_IS_RIGHT = ("labels", "sql")
-# Goes up when the same model and rows would be asked otherwise.
-VERSION = 3
+# Changes when the same model and rows would be asked otherwise.
+VERSION = 4
+
+
+@dataclass(frozen=True)
+class PromptedAnswer:
+    """What the base wrote to one row."""
+
+    prompt: str
+    reference: str
+    zero_shot: str
+    few_shot: str
 
 
 @dataclass(frozen=True)
 class PromptingResult:
-    """Scores of the base on a few rows, with examples in its prompt and without."""
+    """Answers of the base to a few rows, with and without examples in its prompt."""
 
     key: str
-    """Changes with everything that the scores depend on."""
+    """Changes with everything the answers and scores depend on."""
     rows: int
     rows_from: Mapping[Split, int]
     shots: int
-    """Examples in a prompt: fewer than were asked for where the context holds no more."""
+    """Examples in a prompt: fewer than `shots_asked` if the context is too short."""
     shots_asked: int
     format: Mapping[str, Any] | None
     decided_by: Mapping[str, str]
-    """The scores, with their labels, on which the verdict rests."""
+    """Name → label of the scores that decide the verdict; empty: none measures free text."""
     zero_shot: Mapping[str, Any]
     """Scores with their intervals, named as in `ftcli eval`."""
     few_shot: Mapping[str, Any]
+    answers: tuple[PromptedAnswer, ...]
 
 
 @dataclass(frozen=True)
 class PromptedRows:
-    """The rows that are asked, and the examples that may stand before them."""
+    """The rows to ask, and the examples for their prompts."""
 
     rows_from: Mapping[Split, int]
     """How many of the rows are of each split."""
@@ -78,7 +88,7 @@ class PromptedRows:
     examples: tuple[Turns, ...]
 
     def prompts(self, renderer: Renderer, shots: int) -> list[list[int]]:
-        """Ids of the turns before each row's answer, after so many examples."""
+        """Token ids of each row's prompt after this many examples."""
         from ftcli.inference.open_model import ids_of
 
         shown = self.examples[:shots]
@@ -86,7 +96,7 @@ class PromptedRows:
 
 
 def prompting_key(recipe: Recipe, prepared: Dataset, shots: int) -> str:
-    """16 hex digits of everything that the scores depend on."""
+    """16 hex digits of everything the answers and scores depend on."""
     source = model_source(recipe.model.id)
     form = without_folders(recipe.eval).format
     files = named_files(recipe.eval)
@@ -105,13 +115,13 @@ def prompting_key(recipe: Recipe, prepared: Dataset, shots: int) -> str:
 
 
 def choose_rows(rows: PreparedRows, shots: int, seed: int) -> PromptedRows:
-    """Held-out rows, filled up to ROWS with training rows that are no examples.
+    """Held-out rows, filled up to ROWS with training rows that are not examples.
 
-    Raises DataError where rows are plain texts, which have no prompts, or none is left to ask.
+    Raises DataError for plain texts, which have no prompts, or if no row is left to ask.
     """
     prepared = rows.prepared
     if prepared.plain_text:
-        reason = "plain texts have no prompts to ask; leave --try-prompting out"
+        reason = "plain texts have no prompts; leave --try-prompting out"
         raise DataError("prompting", reason, file=prepared.train_source)
     held_out: Split = "test" if prepared.test.rows or not prepared.validation.rows else "validation"
     asked = choose_examples((row.messages for row in rows.of(held_out)), ROWS, seed)
@@ -120,8 +130,8 @@ def choose_rows(rows: PreparedRows, shots: int, seed: int) -> PromptedRows:
     examples, filling = chosen[:shots], chosen[shots:]
     if not asked and not filling:
         reason = (
-            f"{prepared.train.rows} training rows are all needed as examples, and none is held "
-            "out to ask; lower --shots"
+            f"all {prepared.train.rows} training rows are examples, and no row is held out; lower "
+            "--shots"
         )
         raise DataError("prompting", reason, file=prepared.train_source)
     counts: dict[Split, int] = {held_out: len(asked), "train": len(filling)}
@@ -137,9 +147,9 @@ def try_prompting(
     shots: int,
     reporter: Reporter,
 ) -> PromptingResult:
-    """Scores of the base with and without examples; `detected`: the form that answers share.
+    """Ask the base with and without examples; `detected`: the form that answers share.
 
-    Raises FtcliError: nothing to ask, a model that cannot be opened, memory.
+    Raises FtcliError: no row to ask, a model that cannot be opened, memory.
     """
     asked = choose_rows(rows, shots, recipe.training.seed)
     form = recipe.eval.format
@@ -155,7 +165,9 @@ def try_prompting(
     with explain_out_of_memory("stop what else runs on it, or leave --try-prompting out"):
         model = load_untrained(recipe, renderer)
         used = fitting(model, asked, recipe.generation.max_new_tokens)
-        zero, few = (_scores(model, asked, count, recipe, scorers, reporter) for count in (0, used))
+        (zero, without), (few, with_examples) = (
+            _ask(model, asked, count, recipe, scorers, reporter) for count in (0, used)
+        )
     return PromptingResult(
         key=prompting_key(recipe, rows.prepared, shots),
         rows=len(asked.rows),
@@ -166,11 +178,15 @@ def try_prompting(
         decided_by=_decided_by(few, scorers, detected),
         zero_shot=zero,
         few_shot=few,
+        answers=tuple(
+            PromptedAnswer(question_of(row, None).prompt, row[-1].content, *texts)
+            for row, *texts in zip(asked.rows, without, with_examples, strict=True)
+        ),
     )
 
 
 def fitting(model: Model, asked: PromptedRows, answer_tokens: int) -> int:
-    """As many of the examples as leave room for every question and its answer."""
+    """The number of examples that leave room for every question and its answer."""
     from ftcli.inference.generation import context_tokens
 
     context, shots = context_tokens(model), len(asked.examples)
@@ -182,15 +198,15 @@ def fitting(model: Model, asked: PromptedRows, answer_tokens: int) -> int:
     return shots
 
 
-def _scores(
+def _ask(
     model: Model,
     asked: PromptedRows,
     shots: int,
     recipe: Recipe,
     scorers: Sequence[Scorer],
     reporter: Reporter,
-) -> dict[str, Any]:
-    """Of the answers to all rows after so many examples."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Scores and answers of all rows after this many examples."""
     from ftcli.inference.generation import answer_prompts, seed_sampling
 
     prompts = asked.prompts(model.prompt_format.renderer, shots)
@@ -201,7 +217,8 @@ def _scores(
     seconds = time.monotonic() - started
     tokens = [answer.tokens for answer in answers]
     questions = [question_of(row, None) for row in asked.rows]
-    scored = score_answers(scorers, [answer.text for answer in answers], questions, lambda: None)
+    texts = [answer.text for answer in answers]
+    scored = score_answers(scorers, texts, questions, lambda: None)
     counts = {
         "stop_rate": mean_of([answer.stopped for answer in answers]),
         **scored.counts,
@@ -213,18 +230,21 @@ def _scores(
     }
     for name, count in counts.items():
         scores |= {name: count.value, f"{name}_interval": list(count.interval())}
-    return scores
+    return scores, texts
 
 
 def _decided_by(
     scores: Mapping[str, Any], scorers: Sequence[Scorer], detected: AnswerForm | None
 ) -> dict[str, str]:
-    """The scores, with their labels, that say together whether prompting does."""
+    """Name → label of the scores that decide together whether prompting is enough.
+
+    Free text has none: an answer may be right without being the reference.
+    """
     names = [name for name in ("format_rate",) if name in scores]
     right = next((name for name in RIGHT if name in scores), None)
     if right is not None:
         names.append(right)
-    elif not names or (detected is not None and detected.kind in ONE_IS_RIGHT):
+    elif detected is not None and detected.kind in ONE_IS_RIGHT:
         names.append("exact_match")
     kinds = {name: kind for scorer in scorers for name, kind in scorer.kinds.items()}
     return {name: kinds[name].label for name in names}
@@ -232,7 +252,7 @@ def _decided_by(
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a model by itself, on the machine that was timed."""
+    """One call at a time, on this machine."""
 
     prompt_tokens: float
     seconds: float
@@ -250,20 +270,20 @@ class Calls:
 
 @dataclass(frozen=True)
 class RunCost:
-    """What the optimizer steps of a run take and cost."""
+    """Time and cost of a run's optimizer steps."""
 
     tokens: int
     tokens_per_second: float
     measured: str
-    """Where the speed is known from."""
+    """The source of the speed."""
     seconds: float
     cost: float
-    """In the currency of the cost."""
+    """In the currency of `per_hour`."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes and costs, and what calls take."""
+    """Time and cost of a run, and the time of calls."""
 
     per_hour: float
     run: RunCost
@@ -272,9 +292,9 @@ class Cost:
 
     @property
     def calls_to_pay_back(self) -> int | None:
-        """Calls after which the time saved is that of the run; None: a call saves nothing.
+        """Calls that save as much time as the run took; None: a call saves nothing.
 
-        The cost of an hour plays no part, as long as both are on one machine.
+        The cost per hour cancels, because both are on the same machine.
         """
         saved = self.call.long.seconds - self.call.short.seconds if self.call else 0.0
         return math.ceil(self.run.seconds / saved) if saved > 0 else None
@@ -288,32 +308,31 @@ class Cost:
         run, call = self.run, self.call
         cost = f"{run.cost:,.2f}" if run.cost >= 0.1 else f"{run.cost:.2g}"
         of_run = (
-            f"The run: {run.tokens:,} tokens at {run.tokens_per_second:,.0f} a second "
-            f"({run.measured}): {duration(run.seconds)}, {cost} at {self.per_hour:g} an hour; "
-            "validations and loading come on top."
+            f"The run: {run.tokens:,} tokens at {run.tokens_per_second:,.0f} per second "
+            f"({run.measured}): {duration(run.seconds)}, {cost} at {self.per_hour:g} per hour, "
+            "without validations and loading."
         )
         if call is None:
             return [of_run]
         long, short = call.long, call.short
         of_call = (
             f"A call with {counted(call.shots, 'example')}: {long.prompt_tokens:,.0f} prompt "
-            f"tokens, {_seconds(long.seconds)}; as the tuned model is asked: "
-            f"{short.prompt_tokens:,.0f}, "
-            f"{_seconds(short.seconds)} (one call at a time on this machine, answers of "
-            f"{call.answer_tokens:.0f} tokens)."
+            f"tokens, {_seconds(long.seconds)}; without them, as the tuned model is asked: "
+            f"{short.prompt_tokens:,.0f}, {_seconds(short.seconds)} (one call at a time on this "
+            f"machine, answers of {call.answer_tokens:.0f} tokens)."
         )
         count = self.calls_to_pay_back
         if count is None:
-            return [of_run, of_call, "The shorter prompt saves no time here: it does not pay."]
-        about = round(count, min(0, 2 - len(str(count))))  # two digits: no more is known
-        paid = f"The shorter prompt has paid for the run after about {about:,} calls."
+            return [of_run, of_call, "The shorter prompt saves no time here."]
+        about = round(count, min(0, 2 - len(str(count))))  # two significant digits
+        paid = f"The shorter prompt pays for the run after about {about:,} calls."
         return [of_run, of_call, paid]
 
 
 def measure_cost(
     job: TrainJob, recipe: Recipe, per_hour: float, shots: int, reporter: Reporter
 ) -> Cost:
-    """Measure what is not known yet; raises FtcliError. Takes a few steps and a few calls."""
+    """Measure what no earlier run has measured: a few steps, a few calls; raises FtcliError."""
     if (known := known_speed(job)) is not None:
         speed, measured = known[0], f"measured by {shown_path(known[1].path)}"
     else:
@@ -328,13 +347,13 @@ def measure_cost(
 
 
 def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
-    """Of a few steps that are thrown away."""
+    """Of a few steps that are discarded, and its source."""
     from ftcli.models.device import explain_out_of_memory, free_memory
     from ftcli.training.preflight import TIMED_STEPS, UNTIMED_STEPS, measure_speed
 
     training = job.recipe.training.model_copy(update={"report_to": []})
     silent = replace(job, recipe=job.recipe.model_copy(update={"training": training}))
-    reporter.note(f"timing {UNTIMED_STEPS + TIMED_STEPS} steps, which are thrown away")
+    reporter.note(f"timing {UNTIMED_STEPS + TIMED_STEPS} steps, which are discarded")
     logs = job.run.path / "logs"
     there = logs.is_dir()
     try:
@@ -345,12 +364,12 @@ def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
         free_memory()
     finally:
         if not there:
-            shutil.rmtree(logs, ignore_errors=True)  # Trainer makes a folder for trackers
+            shutil.rmtree(logs, ignore_errors=True)  # Trainer creates a folder for trackers
     return tokens_per_second, f"{TIMED_STEPS} steps timed here"
 
 
 def _timed_calls(job: TrainJob, recipe: Recipe, shots: int, reporter: Reporter) -> Calls:
-    """A few rows asked one by one, after examples and without."""
+    """Time a few rows one by one, with and without examples."""
     from ftcli.inference.generation import time_calls
     from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import explain_out_of_memory
