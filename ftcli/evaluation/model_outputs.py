@@ -158,13 +158,13 @@ class ModelRunner:
         return load(self.opened)
 
     def _score(self, row_set: RowSet, found: ModelOutputs) -> None:
-        from ftcli.inference.generation import score_batch, scored_together
+        from ftcli.inference.generation import score_batch, scoring_batches
 
         missing = [row for row in range(len(row_set.rows)) if row not in found.losses_by_row]
         done = (len(row_set.rows[row].input_ids) for row in found.losses_by_row)
         self.progress.add(sum(done))
         to_do = [row_set.rows[row].scored for row in missing]
-        for places in scored_together(self.model, to_do) if missing else ():
+        for places in scoring_batches(self.model, to_do) if missing else ():
             batch = [missing[place] for place in places]
             rows = [row_set.rows[row] for row in batch]
             losses = score_batch(self.model, [row.scored for row in rows])

@@ -1,1 +1,1 @@
-"""Open what was trained; score rows, answer prompts."""
+"""Open trained models, score rows, and generate answers."""

@@ -1,7 +1,7 @@
-"""A file of prompts and the file of its answers, which repeats every column of its row.
+"""A file of prompts, and the file of answers, which repeats every column of its row.
 
-`answers.csv.meta.json` next to `answers.csv` says what the answers were made with: a prompt alone
-does not tell one run's answers from another's.
+`answers.csv.meta.json` next to `answers.csv` has the run and settings of the answers, which the
+prompts alone do not show.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ ADAPTER = "adapter"
 LINE, ANSWER, STOPPED = "line", "answer", "stopped"
 TABLES = (".csv", ".tsv")
 
-# For each adapter by name: what its answers depend on.
+# Name of an adapter → weights and settings of its answers.
 MadeWith = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row to be answered, and the name of the adapter that answers it."""
+    """One prompt, and the name of the adapter that answers it."""
 
     messages: tuple[Message, ...]
     adapter: str
     columns: Mapping[str, object]
-    """What the output says of the row besides its answer: the input's columns, the line, and the
-    adapter if there are several."""
+    """Columns of the output before the answer: those of the input, the line, and the adapter if
+    there are several."""
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """A file's rows in the file's order, and why the others are left out."""
+    """A file's rows in the file's order, and why the others are skipped."""
 
     rows: tuple[PromptRow, ...]
     rejected: tuple[str, ...]
@@ -105,7 +105,7 @@ def _adapter_of(row: Row, members: Sequence[Member], default: str) -> str:
 def _prompts_of(
     member: Member, rows: Mapping[int, Row], source: Path, *, named: bool
 ) -> dict[int, PromptRow | str]:
-    """A member's rows by their index in the file, or why they cannot be read as prompts."""
+    """A member's prompts by their index in the file, or why a row is not a prompt."""
     data = member.opened.recipe.data
     data = data.model_copy(update={"system": member.opened.prepared.system})
     prompts = to_prompts(rows.values(), data, str(source))
@@ -129,9 +129,9 @@ def _columns(row: Row) -> dict[str, object]:
 
 
 class AnswersFile:
-    """Answers in their rows' order: a table where the name ends in .csv or .tsv, else JSON lines.
+    """Answers in their rows' order: a table if the name ends in .csv or .tsv, else JSON lines.
 
-    A table has the delimiter of the input, and its byte order mark, by which Excel knows UTF-8.
+    A table has the input's delimiter and its byte order mark, which Excel needs for UTF-8.
     """
 
     def __init__(self, path: Path, rows: Sequence[PromptRow], source: Path) -> None:
@@ -154,9 +154,9 @@ class AnswersFile:
                 self._delimiter = delimiter_of(header.decode(errors="replace"))
 
     def count(self) -> int:
-        """How many answers the file has; removes a last one that was cut while it was written.
+        """Number of answers in the file; removes a last one cut by a kill.
 
-        Raises FtcliError if they are not the answers to these rows.
+        Raises FtcliError (`output_taken`) if they are not the answers to these rows.
         """
         if not self.path.is_file():
             return 0
@@ -179,7 +179,7 @@ class AnswersFile:
         return count
 
     def _answers(self, record: str, index: int, *, cut: bool = False) -> bool:
-        """Whether a record, whole or cut, is an answer to the row at `index`."""
+        """Whether a record, complete or cut, is an answer to the row at `index`."""
         if index >= len(self._rows):
             return False
         expected = self._beginning(index)
@@ -187,7 +187,7 @@ class AnswersFile:
 
     def _taken_at(self, before: str) -> FtcliError:
         line = before.count("\n") + 1
-        return self._taken("this is not the answer to the input's row", line)
+        return self._taken("this is not an answer to the input's row", line)
 
     def append(self, index: int, answer: Answer) -> None:
         """Write the answer to the row at `index`."""
@@ -214,7 +214,7 @@ class AnswersFile:
         return written.getvalue()
 
     def _records(self, text: str) -> Iterator[str]:
-        """Whole records of the file; a value may hold line ends."""
+        """Complete records; a value may contain line ends."""
         lines = io.StringIO(text, newline="" if self._table else "\n")
         if not self._table:
             yield from (line for line in lines if line.endswith("\n"))
@@ -235,29 +235,29 @@ class AnswersFile:
                 record.clear()
 
     def begin(self, made: MadeWith) -> None:
-        """Write what the answers are made with, before the first of them; not next to a pipe."""
+        """Write weights and settings before the first answer; not next to a pipe."""
         if self.path.is_file() or not self.path.exists():
             write_json(self._settings, made)
 
     def require_made_with(self, made: MadeWith) -> None:
-        """Raise FtcliError if the file has answers that were made with something else."""
+        """Raise FtcliError (`output_taken`) if the file has answers with other settings."""
         if not self.path.is_file() or not self.path.stat().st_size:
             return
         try:
             before = json.loads(self._settings.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             raise self._taken(
-                f"no {self._settings.name} says what these answers were made with"
+                f"without {self._settings.name} the settings of its answers are unknown"
             ) from None
         if changes := list(_changes(before, made)):
-            raise self._taken(f"its answers were made otherwise: {', '.join(changes)}")
+            raise self._taken(f"its answers have other settings: {', '.join(changes)}")
 
     @property
     def _settings(self) -> Path:
         return self.path.with_name(f"{self.path.name}.meta.json")
 
     def _taken(self, reason: str, line: int | None = None) -> FtcliError:
-        message = f"{reason}; take another --output, or delete this file"
+        message = f"{reason}; choose another --output, or delete this file"
         return FtcliError("output_taken", message, file=str(self.path), line=line)
 
 
@@ -270,12 +270,13 @@ def _cell(value: object) -> str:
 
 
 def made_with(members: Sequence[Member], seed: int | None) -> MadeWith:
-    """What answers depend on, by the names of the adapters."""
+    """Weights and settings of answers, by the names of the adapters."""
     return {member.name: _made_with(member, seed) for member in members}
 
 
 def _made_with(member: Member, seed: int | None) -> dict[str, object]:
-    """Trained weights and generation settings; of a sum, whose parts are members too, the sum."""
+    """Trained weights and generation settings; for a weighted sum, whose parts are members too,
+    its text."""
     if member.parts:
         return {"sum": member.shown_sum()}
     weights = json.dumps(member.opened.run.read_manifest().get("weights"), sort_keys=True)
@@ -288,15 +289,12 @@ def _made_with(member: Member, seed: int | None) -> dict[str, object]:
 
 
 def _changes(before: MadeWith, now: MadeWith) -> Iterator[str]:
-    """What differs, in words."""
+    """Differences, in words."""
     yield from (f"without {name}" for name in now if name not in before)
     yield from (f"with {name}" for name in before if name not in now)
     for name in filter(before.__contains__, now):
-        was, is_now = before[name], now[name]
-        for key in {**was, **is_now}:
-            if was.get(key) != is_now.get(key):
-                shown = (
-                    v if isinstance(v, str) else json.dumps(v)
-                    for v in (was.get(key), is_now.get(key))
-                )
-                yield "{} with {} {}, now {}".format(name, key, *shown)
+        for key in {**before[name], **now[name]}:
+            values = (before[name].get(key), now[name].get(key))
+            if values[0] != values[1]:
+                old, new = (v if isinstance(v, str) else json.dumps(v) for v in values)
+                yield f"{name} with {key} {old}, now {new}"

@@ -1,4 +1,4 @@
-"""Whether answers end: proven in the labels before a training, measured on the model after it."""
+"""End of answers: checked in the labels before a training, measured on the model after it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ftcli.training.trainer import FtcliTrainer
 TRAINED_ON: tuple[RowsOf, ...] = ("train", "validation", "replay")
 # Rows named in an error.
 NAMED = 3
-# What goes wrong is that answers never end, which a few answers show.
+# A few are enough: if the end token is not learnt, no answer ends.
 SAMPLE_ANSWERS = 8
-# A model that has learnt to stop writes about as much as the longest answer it was trained on.
+# Token limit relative to the longest reference answer, which a trained model rarely exceeds.
 LENGTH_FACTOR = 1.25
 
 
 @dataclass(frozen=True)
 class StopRate:
-    """Share of greedy answers that the trained model ended itself; None if it was not measured."""
+    """Share of greedy answers that finished (EOS); None if it was not measured."""
 
     stop_rate: float | None
     stop_rate_rows: int
 
 
 def require_ends(folder: Path, prepared: Dataset, renderer: Renderer) -> None:
-    """Raise DataError unless the last label of every row is a stop token.
+    """Raise DataError (`end_token`) unless the last label of every row is a stop token.
 
     Rows of max_length tokens may be truncated, and are not checked.
     """
@@ -53,16 +53,16 @@ def require_ends(folder: Path, prepared: Dataset, renderer: Renderer) -> None:
         also = "".join(f", {row['file']}:{row['line']}" for row in others)
         raise DataError(
             "end_token",
-            f"of {endless.num_rows} {split} {noun}, this one first{also}, the labels do not end "
-            f"with {stops}, so that the model would not learn to stop; name another data.template, "
-            f"or delete {folder} where it was changed",
+            f"the labels of {endless.num_rows} {split} {noun} (first: this one{also}) do not end with "
+            f"{stops}, so the model would not learn to stop; set another data.template, or delete "
+            f"{folder} if it was changed",
             file=first["file"],
             line=first["line"],
         )
 
 
 def _endless(rows: pa.Table, prepared: Dataset) -> pa.Table:
-    """File and line of the rows that are not truncated and whose last label is no stop token."""
+    """File and line of untruncated rows whose last label is not a stop token."""
     stops = pa.array(prepared.stop_ids, pa.int32())
     masks = []
     for labels in rows.column("labels").chunks:
@@ -73,7 +73,7 @@ def _endless(rows: pa.Table, prepared: Dataset) -> pa.Table:
 
 
 def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) -> StopRate:
-    """Answer a few validation rows, or else training rows, greedily with the trained model.
+    """Answer a few validation rows (without any: training rows) greedily with the trained model.
 
     The token limit is LENGTH_FACTOR times the longest answer of these rows, and at most
     generation.max_new_tokens. Plain texts have no answers.
@@ -96,13 +96,15 @@ def measure_stop_rate(trainer: FtcliTrainer, job: TrainJob, reporter: Reporter) 
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reporter.note("note: no memory is left to measure the stop rate; ftcli eval measures it")
+        reporter.note(
+            "note: no memory left for sample answers; ftcli eval measures how many finish"
+        )
         return StopRate(None, 0)
     return StopRate(sum(answer.stopped for answer in answers) / len(answers), len(answers))
 
 
 def _sample_rows(folder: Path, prepared: Dataset) -> list[dict[str, Any]]:
-    """The first rows that are not truncated within their prompt (loss_on: all allows it)."""
+    """The first rows that have an answer: with loss_on: all a prompt may be truncated."""
     split: Split = "validation" if prepared.validation.rows else "train"
     rows = read_split(folder, split).select(["input_ids", "prompt_tokens"]).slice(0, SAMPLE_ANSWERS)
     return [row for row in rows.to_pylist() if len(row["input_ids"]) > row["prompt_tokens"]]

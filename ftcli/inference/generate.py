@@ -52,7 +52,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class AnswersResult:
-    """What answering a file came to."""
+    """Result of answering a file."""
 
     output: Path
     rows: int
@@ -132,7 +132,7 @@ def answer_file(
         made = made_with(members, options.seed)
         answers.require_made_with(made)
         if prompts.ignores_adapter_column:
-            reporter.note(f"{source}: without --adapter the rows' `adapter` is ignored")
+            reporter.note(f"{source}: without --adapter the column `adapter` is ignored")
         done = answers.count()
         if done < len(prompts.rows):
             stops = StopSignals(reporter.note)
@@ -145,13 +145,13 @@ def answer_file(
 
 @contextmanager
 def _resumable(answers: AnswersFile, prompts: PromptFile, stops: StopSignals) -> Iterator[None]:
-    """On a signal, say how many rows are answered."""
+    """Raise Stopped with the number of answered rows after a signal."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
         raise Stopped(
             f"stopped: {answers.count()} of {len(prompts.rows)} rows are answered in "
-            f"{shown_path(answers.path)}; the same command goes on",
+            f"{shown_path(answers.path)}; the same command resumes",
             stops.number or signal.SIGINT,
         ) from interrupt
 

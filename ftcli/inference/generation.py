@@ -1,7 +1,7 @@
 """Score rows and answer prompts with a model in memory.
 
-Answers come from transformers' `generate`. Three things are done here: prompts are grouped into
-batches, what the prompts of a batch begin with is prefilled once, and finished rows leave a batch.
+Answers come from transformers' `generate`. This module groups prompts into batches, prefills the
+common prefix of a batch once, and removes finished rows from a batch.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model, generation_inputs, virtual_tokens
 from ftcli.training.collators import Collator, PaddingCollator, scoring_collator
 
-# Scoring fills the cores with few rows; decoding waits for memory, so that many rows cost little.
+# Scoring is bound by compute with few rows; decoding by memory, so that more rows cost little.
 SCORED_ROWS = 4
-# Rows of similar length, in which rows with a common beginning are grouped.
+# Rows of similar length, within which rows with a common prefix are grouped.
 BLOCK_ROWS = 64
 # `generate` is called again without the finished rows once this share of a batch has finished.
 FINISHED_SHARE = 0.25
@@ -65,7 +65,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text; `stopped` if the model ended it itself within the token limit."""
+    """A generated text; `stopped` if it finished (EOS) within the token limit."""
 
     text: str
     tokens: int
@@ -85,7 +85,7 @@ def seed_sampling(seed: int) -> None:
 # Scores
 
 
-def scored_together(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
+def scoring_batches(model: Model, rows: Sequence[Row]) -> Iterator[list[int]]:
     """Indices of rows in batches for `score_batch`: every row once, the longest rows first."""
     collator = _collator(model, rows)
     for block in length_batches([len(row["input_ids"]) for row in rows], BLOCK_ROWS):
@@ -101,7 +101,7 @@ def score_batch(model: Model, rows: Sequence[Row]) -> list[tuple[float, int]]:
 
 
 def _collator(model: Model, rows: Sequence[Row]) -> Collator:
-    """The collator; the length of `rows` limits the size of a batch."""
+    """The collator; the common prefix of the first `rows` sets the size of a batch."""
     if not model.optimized:
         return PaddingCollator(model.prompt_format.pad_id)
     return scoring_collator(
@@ -183,7 +183,7 @@ def stream_answer(
 
 
 class _AnswerStreamer(TextStreamer):
-    """Text without the token that ends it, which need not be a special token."""
+    """Streams text without its stop token, which need not be a special token."""
 
     def __init__(self, model: Model, on_text: Callable[[str], object]) -> None:
         tokenizer = model.prompt_format.renderer.tokenizer
@@ -219,7 +219,7 @@ def answered_together(
 ) -> Iterator[list[int]]:
     """Indices of prompts in batches of similar size, every prompt once, the longest first.
 
-    A batch has at most `batch_size` rows, and at most `cache_tokens` tokens in its KV cache when
+    A batch has at most `batch_size` rows, and at most `cache_tokens` tokens in its KV cache if
     every answer has `new_tokens`.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
@@ -227,14 +227,14 @@ def answered_together(
         longest = len(prompts[order[0]]) + new_tokens
         count = max(1, min(batch_size, cache_tokens // longest))
         batches = math.ceil(len(order) / count)
-        count = math.ceil(len(order) / batches)  # no small rest
+        count = math.ceil(len(order) / batches)  # of similar size
         yield order[:count]
         order = order[count:]
 
 
 def cache_tokens_of(model: PreTrainedModel) -> int:
-    """Tokens of KV cache per batch: half of the free memory, and no more than make a step read as
-    much as the weights; beyond that, steps get slower than they get fewer."""
+    """Tokens of KV cache per batch: in half of the free memory, and so that a step reads no more
+    cache than weights; beyond that, larger batches gain nothing."""
     shape = shape_of(model)
     if shape is None:
         return LEAST_CACHE_TOKENS
@@ -304,10 +304,10 @@ class _SomeFinished(StoppingCriteria):
 
 
 def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Arguments of `generate`; a common beginning of the prompts is in the cache already."""
-    shared = _common_start(prompts)
+    """Arguments of `generate`; the common prefix of the prompts is in the cache already."""
+    shared = _common_prefix(prompts)
     network = causal_model(model)
-    # A sliding window would count the padding that follows the common beginning.
+    # A sliding window would count the padding that follows the common prefix.
     if not shared or virtual_tokens(model) or _cache_layers(network) != {DynamicLayer}:
         ids, mask = _padded(prompts, 0)
         return generation_inputs(model, ids.to(model.device), mask.to(model.device))
@@ -323,8 +323,8 @@ def _cache_layers(model: PreTrainedModel) -> set[type]:
     return {type(layer) for layer in DynamicCache(config=model.config).layers}
 
 
-def _common_start(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens that all prompts begin with, less each prompt's last token; 0 if they are few."""
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the common prefix, without a prompt's last token; 0 if it is short."""
     rows = [list(prompt) for prompt in prompts]
     common = min(common_tokens(min(rows), max(rows)), min(map(len, rows)) - 1)
     return common if len(rows) > 1 and common >= SHARED_TOKENS else 0
@@ -333,8 +333,8 @@ def _common_start(prompts: Sequence[Sequence[int]]) -> int:
 def _padded(prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tensor]:
     """Ids and mask [rows, longest]; padding follows the first `shared` tokens.
 
-    A row is padded with its own first token, which the mask hides and a repetition penalty knows
-    already. The pad token may be the stop token.
+    A row is padded with its own first token, which is masked and does not change a repetition
+    penalty. The pad token may be the stop token, and would.
     """
     longest = max(map(len, prompts))
     ids, mask = [], []
@@ -355,7 +355,7 @@ def _through_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class CallSpeed:
-    """Seconds of calls one at a time: medians over the prompts of a kind, and over all answers."""
+    """Seconds of single calls: medians over the prompts of a kind, and over all answers."""
 
     prompt_seconds: tuple[float, ...]
     """One for each kind of prompt."""
@@ -363,10 +363,10 @@ class CallSpeed:
 
 
 def time_calls(model: Model, kinds: Sequence[Sequence[Sequence[int]]]) -> CallSpeed:
-    """Time prompts of several kinds in turn, so that other load on the machine affects all alike.
+    """Time prompts of several kinds in turn, so that other load on the machine affects all equally.
 
-    An answer token is taken to cost the same after each kind of prompt: what a longer context adds
-    is less than such a short timing can show.
+    Answer tokens are assumed to take the same time after each kind of prompt: the difference by
+    context length is too small for such a short timing.
     """
     for prompts in kinds:
         _call_seconds(model, prompts[0], 1)  # kernels are chosen here

@@ -1,4 +1,4 @@
-"""Open a base, or what a run trained on it, as eval, merge and generate use it."""
+"""Load a run's base or trained model for eval, merge and generate."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def _base(opened: OpenRun, dtype: torch.dtype) -> Any:
 def _load(
     source: str, opened: OpenRun, dtype: torch.dtype, quantized: BitsAndBytesConfig | None
 ) -> Any:
-    end_gc_tuning()  # all that is heavy has been imported, and no model is loaded yet
+    end_gc_tuning()  # the libraries are imported, and no model is loaded yet
     hardware = hardware_of(opened)
     tune_cpu(hardware)
     attention = Plan.read(opened.run.plan).model.attention
     if attention == "flash" and hardware.kind == "cpu":
-        attention = "sdpa"  # flash attention runs on GPUs alone
+        attention = "sdpa"  # flash attention needs a GPU
     return load_base(
         source,
         opened.recipe.model,
@@ -83,7 +83,7 @@ def hardware_of(opened: OpenRun) -> Hardware:
 
 
 def inference_dtype(opened: OpenRun) -> torch.dtype:
-    """The type in which a run's models compute: as in training, or fp32 if a CPU emulates bf16."""
+    """The type of a run's models here: as in training, or fp32 if a CPU emulates bf16."""
     hardware = hardware_of(opened)
     if hardware.kind == "cpu" and not hardware.fast_bf16:
         return torch.float32
@@ -91,12 +91,12 @@ def inference_dtype(opened: OpenRun) -> torch.dtype:
 
 
 def dtype_and_device(opened: OpenRun) -> str:
-    """Type and machine in which a run's models answer here: `torch.bfloat16 on NVIDIA …`."""
+    """Type and device of a run's models here: `torch.bfloat16 on NVIDIA …`."""
     return f"{inference_dtype(opened)} on {hardware_of(opened).name}"
 
 
 def load_untrained(recipe: Recipe, renderer: Renderer) -> Model:
-    """The base as a training of this recipe would hold it; raises ModelError, MachineError."""
+    """The base, as a training of this recipe would load it; raises ModelError, MachineError."""
     model = recipe.model
     source = model_source(model.id)
     shape = find_shape(model.id, model.revision)
@@ -116,7 +116,7 @@ def load_untrained(recipe: Recipe, renderer: Renderer) -> Model:
 
 
 def ids_of(renderer: Renderer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a prompt; a system turn that the template refuses goes into the first user turn.
+    """Token ids of a prompt; if the template has no system turn, it goes into the first user turn.
 
     Raises RowError.
     """

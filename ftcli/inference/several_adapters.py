@@ -107,16 +107,16 @@ def _require_free_name(text: str, found: Member, known: Member | None) -> None:
 
 
 def _require_linear(name: str, member: Member) -> None:
-    """Raise ModelError where a weighted sum of updates would not be the sum of their effects."""
+    """Raise ModelError if a weighted sum of updates is not the sum of their effects."""
     method = member.opened.recipe.method
     reasons = {
-        f"{method.mode} is no sum of matrices": not isinstance(method, LoraKeys),
+        f"{method.mode} does not add matrices to weights": not isinstance(method, LoraKeys),
         "it is a sum itself": bool(member.parts),
     }
     if isinstance(method, LoraKeys):
         reasons |= {
             "DoRA scales the weight and the update together": method.dora,
-            "it holds whole modules (method.modules_to_save)": bool(method.modules_to_save),
+            "it has full modules (method.modules_to_save)": bool(method.modules_to_save),
             "its ranks differ from layer to layer (method.rank_pattern)": bool(method.rank_pattern),
             "it reaches some layers only (method.layers)": method.layers is not None,
         }
@@ -125,12 +125,12 @@ def _require_linear(name: str, member: Member) -> None:
         raise _differ(
             name,
             f"{member.name} cannot be part of it: {reason}",
-            f"leave it out, or ask it alone (--use {member.name})",
+            f"leave it out, or use it alone (--use {member.name})",
         )
 
 
 def _require_same_base(run: OpenRun, member: Member) -> None:
-    """Raise ModelError where two adapters cannot share one base in memory."""
+    """Raise ModelError if two adapters cannot share one base in memory."""
     other = member.opened
     if other.run.path == run.run.path:
         return
@@ -138,13 +138,13 @@ def _require_same_base(run: OpenRun, member: Member) -> None:
     for opened in (run, other):
         if isinstance(opened.recipe.method, Full):
             whole = shown_path(opened.run.path)
-            reason = f"{whole} holds a whole model, and no adapter for another base"
+            reason = f"{whole} is a full model, not an adapter"
             raise _differ(member.name, reason, alone)
     ours, theirs = run.recipe, other.recipe
     if _base(run) != _base(other):
         bases = f"({theirs.model.id} and {ours.model.id})"
         reason = f"it was trained on another base than {ours.name} {bases}"
-        raise _differ(member.name, reason, f"train it on that base, or {alone}")
+        raise _differ(member.name, reason, f"train it on the same base, or {alone}")
     expected = _precision(run)
     found = [
         f"{what} {value} ({ours.name}: {expected[what]})"
@@ -153,7 +153,7 @@ def _require_same_base(run: OpenRun, member: Member) -> None:
     ]
     if found:
         reason = f"it cannot share a base in memory with {ours.name}: {', '.join(found)}"
-        raise _differ(member.name, reason, f"train both alike, or {alone}")
+        raise _differ(member.name, reason, f"train both the same way, or {alone}")
 
 
 def _differ(name: str, reason: str, advice: str) -> ModelError:
@@ -161,14 +161,14 @@ def _differ(name: str, reason: str, advice: str) -> ModelError:
 
 
 def _base(opened: OpenRun) -> str:
-    """The fingerprint of the base's weights, or its id where the weights were not found."""
+    """The fingerprint of the base's weights, or its id if they were not found."""
     return opened.run.base_fingerprint() or opened.recipe.model.id
 
 
 def _precision(opened: OpenRun) -> dict[str, str]:
-    """What adapters on one base have in common, besides the base; raises FtcliError."""
+    """Properties that adapters on one base share; raises FtcliError."""
     method = opened.recipe.method
-    base = "held in 4 bits" if has_4_bit_base(method) else "not quantised"
+    base = "in 4 bits" if has_4_bit_base(method) else "not quantised"
     if isinstance(method, Qlora) and not method.double_quantization:
         base += " with double_quantization false"
     return {
@@ -184,7 +184,7 @@ class AdapterSet:
 
     def __init__(self, name: str, model: Model) -> None:
         self.models = {name: model}
-        self.peft_names = {name: "default"}  # PEFT's names may hold no dot
+        self.peft_names = {name: "default"}  # PEFT's names may not contain dots
 
     def use(self, name: str) -> Model:
         """The model that answers as `name`, until the next call."""

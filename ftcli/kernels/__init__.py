@@ -1,1 +1,1 @@
-"""Optional speed that changes no result: each optimisation in a file of its own."""
+"""Optimisations that do not change results, one per file."""

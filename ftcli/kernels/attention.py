@@ -1,12 +1,11 @@
-"""Attention over packed rows: a token sees what is before it in its own row, and no other row.
+"""Attention over packed rows: a token sees earlier tokens of its own row only.
 
-Queries, keys and values are gathered into groups of segments (`slots.py`), where the query heads
-that share keys and values (grouped-query attention) are rows of one matrix, and each block of
-queries is multiplied with the keys that it may see. Besides queries, keys and values, the attention
-probabilities of blocks with up to `KEPT_KEYS` keys are saved for the backward pass: those of short
-rows, and of the first block of longer ones. The others grow with the square of a row's length and
-are computed again. On a CPU, plain products of blocks are faster than torch's fused kernel, whose
-backward pass is slow (docs/performance.md).
+Queries, keys and values are gathered into groups of segments (`slots.py`). There the query heads of
+one key-value head (grouped-query attention) are rows of one matrix, and each block of queries is
+multiplied with the keys it may see. Attention probabilities of blocks with up to `KEPT_KEYS` keys
+are saved for backward: short rows, and the first block of longer ones. The others, which grow with
+the square of a row's length, are recomputed. On a CPU, plain products of blocks are faster than
+torch's fused kernel, whose backward pass is slow (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from ftcli.kernels.slots import Layout, SegmentGroup
 from ftcli.memory.activations import KEPT_KEYS, KEYS_ROUNDED
 
 NAME = "ftcli_packed"
-# Most slots of one product: with fewer, fewer scores of later keys are computed for nothing.
+# Queries of one product: with fewer, fewer masked scores are computed.
 BLOCK = 192
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How a model computes attention scores, and which tokens see each other."""
+    """A model's attention: layout, heads, scaling and window."""
 
     layout: Layout
     num_kv_heads: int
     num_kv_groups: int
-    """Query heads that share a head of keys and values."""
+    """Query heads per key-value head."""
     scaling: float
     softcap: float | None
     window: int | None
-    """Positions that a token sees, its own among them."""
+    """Positions that a token sees, including its own."""
 
     def saves(self, probabilities: Tensor) -> bool:
         """Whether they are saved for backward; a softcap's derivative needs the scores instead."""
@@ -61,13 +60,12 @@ def saved_probabilities(layout: Layout) -> int:
 
 
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Have the model's layers use an attention that takes a `layout`: on a CPU the one of this
-    file, on a GPU torch's flex attention."""
+    """Attention that takes a `layout`: this file's on a CPU, torch's flex attention on a GPU."""
     return attention_named(model, NAME) if model.device.type == "cpu" else through_flex(model)
 
 
 def attention_for(model: PreTrainedModel, layout: Layout | None) -> AbstractContextManager[None]:
-    """`packed_attention` where rows are packed."""
+    """`packed_attention` if rows are packed."""
     return packed_attention(model) if layout is not None else nullcontext()
 
 
@@ -85,7 +83,7 @@ def attend(  # noqa: PLR0913 - as transformers calls it
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [1, heads, tokens, width] → [1, tokens, heads, width]."""
-    # Rotated queries and keys are fp32 under autocast, which casts what sdpa is given.
+    # Rotated queries and keys are fp32; autocast casts them for sdpa, but not for this function.
     dtype = autocast_type(query) or value.dtype
     parameters = Parameters(
         layout,
@@ -155,7 +153,7 @@ class _Packed(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Slots of the segments of a group, and what they may see.
+    """Queries of the segments of a group, with the keys and values they may see.
 
     Shapes: query [segments x kv heads, n, kv groups x width], key and value [segments x kv heads,
     m, width].
@@ -168,7 +166,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Block:
-    """Slots of each segment, and the range of keys of its row that they may see."""
+    """Queries of each segment, and the range of keys of its row that they may see."""
 
     queries: slice
     keys: slice
@@ -209,7 +207,7 @@ def _group_inputs(
     by_token: Sequence[Tensor],
     parameters: Parameters,
 ) -> _Inputs:
-    """All slots of a group; keys and values include those of the group's prefix."""
+    """Queries of a group; keys and values include the group's prefix."""
     query, *keys_and_values = (group.own(tensor, parameters.num_kv_heads) for tensor in gathered)
     if group.prefix:
         keys_and_values = [
@@ -220,13 +218,13 @@ def _group_inputs(
 
 
 def _prefix(group: SegmentGroup, tensor: Tensor) -> Tensor:
-    """Of [tokens, heads, width], for each segment of a group: [segments x heads, prefix, width]."""
+    """The group's prefix, from [tokens, heads, width] to [segments x heads, prefix, width]."""
     spans = torch.cat([tensor[start:end] for start, end in group.prefix])
     return spans.transpose(0, 1).repeat(group.count, 1, 1)
 
 
 def _add_prefix_gradient(group: SegmentGroup, total: Tensor, grad: Tensor) -> None:
-    """Add the gradient by `_prefix` to that by its [tokens, heads, width]."""
+    """Backward of `_prefix`: add `grad` to the gradient `total` [tokens, heads, width]."""
     if not group.prefix:
         return
     heads = total.shape[1]
@@ -243,8 +241,10 @@ def _group_gradients(
     saved: Iterator[Tensor | None],
     parameters: Parameters,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by query, key and value of a group; sums over blocks are in fp32. Takes one of
-    `saved` for each block."""
+    """Gradients by query, key and value of a group; sums over blocks are in fp32.
+
+    `saved` yields one item per block.
+    """
     blocks = list(_blocks(group, parameters.window))
     if len(blocks) == 1 and not blocks[0].keys.start:
         return _gradients(inputs, upstream, next(saved), parameters)
@@ -262,7 +262,9 @@ def _gradients(
     inputs: _Inputs, upstream: Tensor, probabilities: Tensor | None, parameters: Parameters
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by query, key and value as autograd computes them, but without the output.
-    Probabilities that were not saved are computed again."""
+
+    Probabilities that were not saved are recomputed.
+    """
     derivative = None
     if probabilities is None:
         scores, derivative = _scores(inputs, parameters)
@@ -282,20 +284,20 @@ def _gradients(
 
 
 def _scores(inputs: _Inputs, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
-    """Masked scores, and the softcap's derivative where there is one."""
+    """Masked scores, and the derivative of the softcap if the model has one."""
     queries, keys = _heads_as_rows(inputs.query, parameters), inputs.key.transpose(1, 2)
     scores = torch.baddbmm(queries.new_empty(1), queries, keys, beta=0, alpha=parameters.scaling)
     derivative = None
     if parameters.softcap is not None:
-        bent = torch.tanh(scores / parameters.softcap)
-        scores, derivative = bent * parameters.softcap, 1 - bent**2
+        capped = torch.tanh(scores / parameters.softcap)
+        scores, derivative = capped * parameters.softcap, 1 - capped**2
     _mask(scores, inputs.query.shape[1], parameters)
     return scores, derivative
 
 
 def _mask(scores: Tensor, n: int, parameters: Parameters) -> None:
-    """Set the scores [..., n x kv groups, m] of the last n of m tokens to minus infinity where a
-    key comes after its query, or before its window."""
+    """Set scores [..., n x kv groups, m] of the last n of m tokens to minus infinity for keys
+    after their query or before its window."""
     m, groups = scores.shape[-1], parameters.num_kv_groups
     scores[..., m - n :] += parameters.layout.causal_mask(n, groups, scores)
     if parameters.window is not None and m > parameters.window:

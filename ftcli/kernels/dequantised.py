@@ -1,7 +1,7 @@
 """Cached dequantised weights: on a CPU with enough memory, 4-bit layers dequantise once.
 
-bitsandbytes 0.50 dequantises in each forward and each backward pass. The cache holds the same
-numbers, in the type that the products are computed in.
+bitsandbytes 0.50 dequantises in each forward and each backward pass. The cache has the same values,
+in the type of the products.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def cache_dequantised(model: nn.Module) -> int:
     total = 0
     layers: list[Any] = [layer for layer in model.modules() if is_four_bit(layer)]
     for layer in layers:
-        found = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
-        kept = found.to(layer.compute_dtype or found.dtype)
-        # No buffer: it is neither saved nor moved.
-        layer.__dict__["cached_weight"] = kept
+        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        cached = weight.to(layer.compute_dtype or weight.dtype)
+        # Not a buffer, which would be saved and moved.
+        layer.__dict__["cached_weight"] = cached
         layer.forward = partial(_forward, layer)
-        total += kept.numel() * kept.element_size()
+        total += cached.numel() * cached.element_size()
     return total
 
 
@@ -36,14 +36,14 @@ def is_four_bit(layer: nn.Module) -> bool:
 
 
 def cached_weight(layer: nn.Module) -> Tensor | None:
-    """[out, in] of a layer that keeps it."""
+    """Cached dequantised weight [out, in] of a 4-bit layer."""
     found: Tensor | None = layer.__dict__.get("cached_weight")
     return found
 
 
 def _forward(layer: Any, hidden: Tensor) -> Tensor:
-    kept = cached_weight(layer)
-    assert kept is not None
-    bias = None if layer.bias is None else layer.bias.to(kept.dtype)
+    weight = cached_weight(layer)
+    assert weight is not None
+    bias = None if layer.bias is None else layer.bias.to(weight.dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        return F.linear(hidden.to(kept.dtype), kept, bias).to(hidden.dtype)
+        return F.linear(hidden.to(weight.dtype), weight, bias).to(hidden.dtype)

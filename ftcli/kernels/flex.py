@@ -1,7 +1,7 @@
 """Attention over packed rows on a GPU: torch's flex attention, as transformers calls it.
 
-Segments are ordered so that a token is seen by all tokens from itself to the end of what continues
-its segment, and by no other: one number per key describes the mask.
+Segments are ordered so that the tokens that see a key are contiguous: from the key to the end of
+the last segment with this prefix. One number per key describes the mask.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = "ftcli_flex"
 
 
 def through_flex(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Have the model's layers use the attention of this file, which takes a `layout`."""
+    """Attention of this file, which takes a `layout`."""
     enable_compiler()
     return attention_named(model, NAME)
 

@@ -1,9 +1,8 @@
 """Head product and cross entropy of a chunk of positions, a tile of the vocabulary at a time.
 
-The softmax is the online one (Milakov and Gimelshein 2018). The gradient of the hidden states is
-summed with it, as flash attention sums its values: a tile of logits is computed once, stays in the
-caches, and is freed before the next. A trained head keeps the tiles' exponentials until their sum
-is known.
+Uses the online softmax (Milakov and Gimelshein 2018). The gradient of the hidden states is summed
+with it, as flash attention sums its values: a tile of logits is computed once, stays in the caches,
+and is freed before the next. A trained head keeps the tiles' exponentials until their sum is known.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ftcli.memory.head import HEAD_TILE_TOKENS
 
 @dataclass(frozen=True)
 class Head:
-    """A model's last step from hidden states to logits."""
+    """A model's head, from hidden states to logits."""
 
     weight: Tensor
     """[vocab, hidden]"""
@@ -40,7 +39,7 @@ class Head:
         return logits
 
     def tiles(self) -> Iterator[tuple[slice, Head]]:
-        """Ranges of the vocabulary, each with its part of the head."""
+        """Ranges of the vocabulary, each with its rows of the head."""
         for start in range(0, len(self.weight), HEAD_TILE_TOKENS):
             part = slice(start, start + HEAD_TILE_TOKENS)
             bias = None if self.bias is None else self.bias[part]
@@ -53,7 +52,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Where the gradients of a chunk's summed loss are written; None: not needed."""
+    """Outputs for the gradients of a chunk's summed loss; None: not needed."""
 
     hidden: Tensor | None
     """[n, hidden], overwritten."""
@@ -89,7 +88,7 @@ class _Chunk:
     targets: Tensor
     gradients: Gradients | None
     largest: Tensor = field(init=False)
-    """Logit."""
+    """Largest logit."""
     others: Tensor = field(init=False)
     """Sum of exp(logit - largest), without the target's."""
     target_logits: Tensor = field(init=False)
@@ -97,7 +96,7 @@ class _Chunk:
     weighted: Tensor | None = field(init=False, default=None)
     """[n, hidden]: sum of the head's rows, weighted by the exponentials."""
     tiles: list[tuple[slice, Tensor, Tensor]] = field(init=False, default_factory=list)
-    """Of each tile its exponentials, and the largest logit until then."""
+    """Range and exponentials of each tile, and the largest logit up to it."""
 
     def __post_init__(self) -> None:
         zeros = self.inputs.new_zeros((len(self.inputs), 1), dtype=torch.float32)
@@ -114,8 +113,8 @@ class _Chunk:
         largest = torch.maximum(self.largest, logits.amax(dim=1, keepdim=True))
         rescale = torch.exp(self.largest - largest)
         exponentials = logits.sub_(largest).exp_()
-        # `finish` adds the target's in fp32: where the model is sure it nearly cancels against the
-        # one-hot, and 16 bits would have rounded it first.
+        # `finish` adds the target's exponential in fp32: if the model is confident, it nearly
+        # cancels against the one-hot, and 16 bits would have rounded it before.
         found, places, inside = self._of_targets(exponentials, part.start)
         exponentials[: len(places)].scatter_(1, places, found.masked_fill(inside, 0))
         self.others.mul_(rescale).add_(exponentials.sum(dim=1, keepdim=True))
@@ -132,14 +131,14 @@ class _Chunk:
             self.tiles.append((part, cast, largest))
 
     def _of_targets(self, tile: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """[m, 1]: a tile's value for each target, its place there, and whether it is inside."""
+        """[m, 1]: a tile's value for each target, its column, and whether the tile has it."""
         places = (self.targets - start)[:, None]
         inside = (places >= 0) & (places < tile.shape[1])
         places = places.clamp(0, tile.shape[1] - 1)
         return tile[: len(places)].gather(1, places), places, inside
 
     def finish(self) -> Tensor:
-        """Losses [m]; all gradients are in place."""
+        """Losses [m]; completes the gradients."""
         real = len(self.targets)
         total = self.others.clone()
         total[:real] += torch.exp(self.target_logits - self.largest[:real])
@@ -176,16 +175,16 @@ class _Chunk:
                 bias[part] += (factors.T @ exponentials.float())[0]
         targets, places = self.targets.unique(return_inverse=True)
         if weight is not None:
-            wanted = self.inputs[: len(of_target)] * of_target
-            weight[targets] -= _summed(wanted, places, len(targets)).to(weight.dtype)
+            scaled = self.inputs[: len(of_target)] * of_target
+            weight[targets] -= _summed(scaled, places, len(targets)).to(weight.dtype)
         if bias is not None:
             bias[targets] -= _summed(of_target[:, 0], places, len(targets)).to(bias.dtype)
 
 
 def product(one: Tensor, other: Tensor) -> Tensor:
-    """[n, k] times [k, m], summed in fp32; the result is fp32 on a GPU, and 16 bits on a CPU.
+    """[n, k] times [k, m], accumulated in fp32; a CPU rounds the result to the inputs' type.
 
-    torch 2.13 has no such product on a CPU, where one in fp32 takes three times as long.
+    torch 2.13 has no product with `out_dtype` on a CPU, and one in fp32 takes three times as long.
     """
     if one.is_cuda and one.dtype != torch.float32:
         return torch.mm(one, other, out_dtype=torch.float32)
@@ -193,9 +192,9 @@ def product(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _summed(values: Tensor, places: Tensor, count: int) -> Tensor:
-    """[m, …] → fp32 [count, …]: the values of each place, on a CPU summed in their order.
+    """[m, …] → fp32 [count, …]: sum of the values of each place, on a CPU in a fixed order.
 
-    `index_put_` adds in any order on two threads, and in 16 bits rounds each time.
+    `index_put_` adds in any order on two threads, and rounds each time in 16 bits.
     """
     summed = values.new_zeros((count, *values.shape[1:]), dtype=torch.float32)
     return summed.index_add_(0, places, values.float())

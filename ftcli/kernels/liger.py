@@ -1,7 +1,7 @@
 """Liger's kernels on a GPU (`ftcli[cuda]`): rotary positions, the MLP's gate, and its RMSNorm.
 
-transformers patches the first two. The norm is compared with the model's own before it is taken,
-and casts its output once for all products that read it under autocast.
+transformers patches the first two. The norm is compared with the model's own before it replaces it.
+Under autocast its output is cast once for all products that read it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from ftcli.kernels.autocast import autocast_type
 
-# The loss is our own (loss.py); the norms are taken by `fuse_norms`.
-WANTED = {
+# ftcli has its own loss (loss.py), and `fuse_norms` replaces norms.
+LIGER_KERNELS = {
     "rope": True,
     "swiglu": True,
     "geglu": True,
@@ -30,20 +30,20 @@ WANTED = {
 
 
 def apply_liger(model: PreTrainedModel) -> int:
-    """Give a model Liger's kernels; returns how many norms take its RMSNorm.
+    """Patch a model with Liger's kernels; returns how many norms use its RMSNorm.
 
     Rotary positions are then Liger's for all models of this type in the process.
     """
-    apply_liger_kernel(model, WANTED)
+    apply_liger_kernel(model, LIGER_KERNELS)
     return fuse_norms(model)
 
 
 def fuse_norms(model: nn.Module) -> int:
-    """Give each RMSNorm Liger's kernel; returns how many take it.
+    """Use Liger's kernel for each RMSNorm; returns how many use it.
 
-    Llama's and Gemma's norms are distinguished by their outputs; a norm that is neither stays.
+    Llama's and Gemma's norms are distinguished by their outputs; other norms stay.
     """
-    found, cast = 0, _read_by_products_alone(model)
+    found, cast = 0, _read_by_linear_layers_only(model)
     for module in model.modules():
         if not type(module).__name__.endswith("RMSNorm") or _epsilon(module) is None:
             continue
@@ -56,9 +56,9 @@ def fuse_norms(model: nn.Module) -> int:
     return found
 
 
-def _read_by_products_alone(model: nn.Module) -> set[nn.Module]:
-    """Norms whose output only linear layers read (names of transformers 5). Gemma's others are
-    added to the residual stream, and those of queries and keys are rotated."""
+def _read_by_linear_layers_only(model: nn.Module) -> set[nn.Module]:
+    """Norms whose output only linear layers read (names of transformers 5). Gemma's other norms are
+    added to the residual stream, and query and key norms are rotated."""
     found = set()
     for layer in model.modules():
         norms = {n: m for n, m in layer.named_children() if n.endswith("_layernorm")}
@@ -70,16 +70,16 @@ def _read_by_products_alone(model: nn.Module) -> set[nn.Module]:
 
 
 def _is_same(module: Any, forward: Callable[[Tensor], Tensor]) -> bool:
-    """Compared on fixed numbers: a run's random generators stay as they are."""
+    """Compares on fixed numbers, without using random generators."""
     weight = module.weight
     probe = torch.linspace(-40, 50, 3 * len(weight), device=weight.device).sin()
     probe = probe.view(3, -1).to(weight.dtype)
     with torch.no_grad():
         expected, found = module(probe), forward(probe)
-    # Rounding to 16 bits at another place changes the last digit.
-    within = torch.finfo(expected.dtype).eps * 4
+    # The last digit depends on where it is rounded to 16 bits.
+    tolerance = torch.finfo(expected.dtype).eps * 4
     same = expected.dtype == found.dtype
-    return same and torch.allclose(found, expected, rtol=within, atol=within)
+    return same and torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def _epsilon(module: Any) -> float | None:
@@ -90,7 +90,7 @@ def _epsilon(module: Any) -> float | None:
 def _forward(
     module: Any, own: Callable[[Tensor], Tensor], plus_one: bool, cast: bool, hidden: Tensor
 ) -> Tensor:
-    # transformers returns the wider type of the two, Liger its input's.
+    # transformers returns the wider of both types, Liger the input's.
     if hidden.dtype != module.weight.dtype:
         return own(hidden)
     epsilon = _epsilon(module)

@@ -1,7 +1,7 @@
 """Fused LoRA: a frozen weight and its low-rank update as one autograd function.
 
-PEFT has five operations (two products, dropout, a factor, a sum), which read and write the outputs
-again and save more for the backward pass. The same products are summed in place here.
+PEFT runs five operations (two products, dropout, scaling, a sum), which read and write the outputs
+again and save more for backward. Here the same products are summed in place.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ftcli.kernels.dequantised import cached_weight, is_four_bit
 
 
 def fuse_lora(model: nn.Module) -> int:
-    """Fuse each LoRA layer that allows it; returns how many do.
+    """Fuse each plain LoRA layer; returns how many.
 
-    Not fused: layers with dropout, DoRA or a bias of their own, and bases that are neither plain
-    linear layers nor 4-bit ones. A 4-bit layer is fused while it caches its dequantised weight.
+    Not fused: LoRA with dropout, DoRA or its own bias, and bases that are neither plain linear
+    layers nor 4-bit ones. A 4-bit layer is fused while it caches its dequantised weight.
     """
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     fused = [layer for layer in layers if _is_plain(layer)]
@@ -44,13 +44,15 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """The layer's forward; PEFT's own where the layer is disabled, merged, or of mixed types."""
+def _forward(
+    layer: Any, peft_forward: Any, hidden: Tensor, *arguments: Any, **keywords: Any
+) -> Tensor:
+    """The layer's forward; PEFT's own if the layer is disabled, merged, or of mixed types."""
     base, name = layer.base_layer, layer.active_adapters[0]
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     weight = cached_weight(base) if is_four_bit(base) else base.weight
     if weight is None or layer.disable_adapters or layer.merged or arguments or keywords:
-        return plainly(hidden, *arguments, **keywords)
+        return peft_forward(hidden, *arguments, **keywords)
     cast_to = autocast_type(hidden)
     dtype = cast_to or hidden.dtype
     if cast_to is None:
@@ -58,7 +60,7 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
     else:
         mixed = is_four_bit(base) and not dtype == hidden.dtype == weight.dtype
     if mixed:
-        return plainly(hidden, *arguments, **keywords)
+        return peft_forward(hidden, *arguments, **keywords)
     bias = None if base.bias is None else base.bias.to(dtype)
     hidden, weight, down, up = (part.to(dtype) for part in (hidden, weight, down, up))
     scale = layer.scaling[name]
@@ -74,9 +76,9 @@ def _forward(layer: Any, plainly: Any, hidden: Tensor, *arguments: Any, **keywor
 def _product(
     rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """[n, in] → [n, out], and the rows times A [n, rank].
+    """Output [n, out], and the rows times A [n, rank].
 
-    Factors are transposed, as rows are multiplied by them: [in, out], [in, rank], [rank, out].
+    The factors are transposed: weight [in, out], down [in, rank], up [rank, out].
     """
     inner = torch.mm(rows, down)
     found = torch.mm(rows, weight) if bias is None else torch.addmm(bias, rows, weight)

@@ -1,8 +1,8 @@
-"""In which order the attention computes packed rows.
+"""Order of packed rows in the attention.
 
-Segments with the same prefix and about the same length form a group, each padded to as many slots
-as the longest has tokens. For matrix products the slots of a group are ordered head by head: one
-gather brings a whole tensor into that order, and one brings it back.
+Segments with the same prefix and similar lengths form a group, and are padded to the longest, so
+that each has the same number of slots. For matrix products the slots of a group are ordered head by
+head: one gather puts a tensor into that order, and another restores it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor
 from ftcli.data.tokenizing.prefix_tree import PrefixTree, Segment, Span
 from ftcli.memory.activations import KEYS_ROUNDED
 
-# A segment joins a group if it has so much of the longest one's length, up to so many slots.
+# Least length of a segment in a group, relative to the longest.
 LEAST_LENGTH = 0.8
+# Of a group.
 MOST_SLOTS = 1024
-# Most keys of a group: its own, and a copy of the prefix for each segment.
+# Of a group, including a copy of the prefix for each segment.
 MOST_KEYS = 65_536
 
 Made = TypeVar("Made")
@@ -28,14 +29,15 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class SegmentGroup:
-    """Segments with the same prefix, each in as many slots as the others."""
+    """Segments with the same prefix and the same number of slots."""
 
     prefix: tuple[Span, ...]
     first: int
-    """Their first slot; the others follow, segment by segment."""
+    """First slot of the group; the others follow, segment by segment."""
     count: int
+    """Segments."""
     length: int
-    """Slots of each."""
+    """Slots per segment."""
 
     @property
     def position(self) -> int:
@@ -43,7 +45,7 @@ class SegmentGroup:
         return sum(end - start for start, end in self.prefix)
 
     def own(self, rows: Tensor, heads: int) -> Tensor:
-        """[rows, width] in the Order of so many heads → [count x heads, length, width], a view."""
+        """[rows, width] in the Order for `heads` → [count x heads, length, width], a view."""
         start = self.first * heads
         end = start + self.count * self.length * heads
         return rows[start:end].view(self.count * heads, self.length, -1)
@@ -51,30 +53,29 @@ class SegmentGroup:
 
 @dataclass(frozen=True)
 class Order:
-    """Slots and heads as rows, group by group [segments, heads, slots]."""
+    """Gather indices between tokens and slots; each group is ordered [segments, heads, slots]."""
 
     gather: Tensor
-    """[slots x heads]: row of a tensor [tokens x heads, width] that comes there."""
+    """[slots x heads]: index into a tensor [tokens x heads, width]."""
     scatter: Tensor
-    """[tokens x heads]: place of the row of each token and head."""
+    """[tokens x heads]: index into a tensor [slots x heads, width]."""
     padding: Tensor
-    """Rows without a token."""
+    """Indices of slots without a token."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Order of a forest's segments in the attention."""
+    """Order of a prefix tree's segments in the attention."""
 
     groups: tuple[SegmentGroup, ...]
     tokens: Tensor
-    """[slots]: token of each slot. Padding repeats the segment's last token, after all that could
-    see it."""
+    """[slots]: token of each slot; padding repeats the segment's last token."""
     slots: Tensor
     """[tokens]: slot of each token."""
     positions: Tensor
     """[tokens]: position of each token in its rows."""
     visible_until: Tensor
-    """[tokens]: first token after a token that does not see it; all between see it."""
+    """[tokens]: end of the tokens that see it; they begin with the token itself."""
     _cache: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
@@ -83,19 +84,18 @@ class Layout:
         return Layout(self.groups, *(part.to(device) for part in parts))
 
     def cached(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What `make` returns, computed once for all layers."""
+        """The result of `make`, computed once for all layers."""
         if key not in self._cache:
             self._cache[key] = make()
         made: Made = self._cache[key]
         return made
 
     def order(self, heads: int) -> Order:
-        """For so many heads."""
         return self.cached(("order", heads), lambda: _order(self, heads))
 
     def causal_mask(self, n: int, groups: int, like: Tensor) -> Tensor:
-        """[n x kv groups, n] for n queries and their own keys: minus infinity where a key comes
-        after its query, else 0."""
+        """[n x kv groups, n] for n queries and their own keys: minus infinity if the key comes
+        after the query, else 0."""
 
         def make() -> Tensor:
             mask = like.new_full((n, n), -torch.inf).triu(1)
@@ -104,8 +104,8 @@ class Layout:
         return self.cached(("causal", n, groups, like.dtype), make)
 
     def window_mask(self, n: int, keys: int, groups: int, like: Tensor) -> Tensor:
-        """[n x kv groups, keys] for n queries and the first keys: minus infinity where a key is
-        before the query's window; the last key is so for the last query alone."""
+        """[n x kv groups, keys] for n queries and the first keys: minus infinity if the key is
+        before the query's window. The last key is before the window of the last query only."""
 
         def make() -> Tensor:
             mask = like.new_full((n, keys), -torch.inf).tril(keys - n)
@@ -114,17 +114,17 @@ class Layout:
         return self.cached(("window", n, keys, groups, like.dtype), make)
 
 
-def layout_of(forest: PrefixTree) -> Layout:
-    """Group the segments of a forest."""
-    alike: dict[tuple[Span, ...], list[Segment]] = {}
-    for segment in forest.segments:
-        alike.setdefault(segment.before, []).append(segment)
+def layout_of(tree: PrefixTree) -> Layout:
+    """Group the segments of a prefix tree."""
+    by_prefix: dict[tuple[Span, ...], list[Segment]] = {}
+    for segment in tree.segments:
+        by_prefix.setdefault(segment.before, []).append(segment)
     groups: list[SegmentGroup] = []
     tokens: list[Tensor] = []
-    slots = torch.empty(forest.tokens, dtype=torch.long)
+    slots = torch.empty(tree.tokens, dtype=torch.long)
     first = 0
-    for before, segments in alike.items():
-        for some in _of_like_length(segments):
+    for before, segments in by_prefix.items():
+        for some in _similar_lengths(segments):
             longest = _length(some[0])
             length = longest + -(some[0].position + longest) % KEYS_ROUNDED
             groups.append(SegmentGroup(before, first, len(some), length))
@@ -133,14 +133,13 @@ def layout_of(forest: PrefixTree) -> Layout:
                 tokens.append(segment.start + offsets.clamp(max=_length(segment) - 1))
                 slots[segment.start : segment.end] = first + offsets[: _length(segment)]
                 first += length
-    return Layout(tuple(groups), torch.cat(tokens), slots, *_visibility(forest))
+    return Layout(tuple(groups), torch.cat(tokens), slots, *_visibility(tree))
 
 
-def _visibility(forest: PrefixTree) -> tuple[Tensor, Tensor]:
-    """`positions` and `visible_until` of a Layout: a segment comes after its prefix, and before
-    all that does not continue it."""
-    positions, until = torch.empty((2, forest.tokens), dtype=torch.long)
-    for segment in forest.segments:
+def _visibility(tree: PrefixTree) -> tuple[Tensor, Tensor]:
+    """`positions` and `visible_until` of a Layout; a tree orders segments depth first."""
+    positions, until = torch.empty((2, tree.tokens), dtype=torch.long)
+    for segment in tree.segments:
         length = _length(segment)
         positions[segment.start : segment.end] = segment.position + torch.arange(length)
         for start, end in (*segment.before, (segment.start, segment.end)):
@@ -148,20 +147,20 @@ def _visibility(forest: PrefixTree) -> tuple[Tensor, Tensor]:
     return positions, until
 
 
-def _of_like_length(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
-    """The longest of each group first."""
-    together: list[Segment] = []
+def _similar_lengths(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Groups of segments, the longest first."""
+    group: list[Segment] = []
     for segment in sorted(segments, key=_length, reverse=True):
-        longest = _length(together[0]) if together else 0
-        count = len(together) + 1
+        longest = _length(group[0]) if group else 0
+        count = len(group) + 1
         too_short = _length(segment) < LEAST_LENGTH * longest
         too_many = count * longest > MOST_SLOTS
         too_many |= count * (segment.position + longest) > MOST_KEYS
-        if together and (too_short or too_many):
-            yield together
-            together = []
-        together.append(segment)
-    yield together
+        if group and (too_short or too_many):
+            yield group
+            group = []
+        group.append(segment)
+    yield group
 
 
 def _length(segment: Segment) -> int:
@@ -171,7 +170,7 @@ def _length(segment: Segment) -> int:
 def _order(layout: Layout, heads: int) -> Order:
     each = torch.arange(heads, device=layout.tokens.device)
     numbers = torch.arange(len(layout.tokens) * heads, device=each.device)
-    rows = []  # of a slot, [slots, heads]
+    rows = []  # [slots, heads]
     for group in layout.groups:
         own = group.own(numbers[:, None], heads).view(group.count, heads, group.length)
         rows.append(own.transpose(1, 2).reshape(-1, heads))

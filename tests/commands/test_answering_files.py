@@ -78,7 +78,7 @@ def test_a_stopped_file_says_what_is_answered_and_goes_on(
         assert run(command) == 128 + number
     said = capsys.readouterr().err
     assert said.rstrip().endswith(
-        f"stopped: 1 of {len(PROMPTS)} rows are answered in {output}; the same command goes on"
+        f"stopped: 1 of {len(PROMPTS)} rows are answered in {output}; the same command resumes"
     )
     assert run(command) == 0
     assert len(output.read_text().splitlines()) == len(PROMPTS)
@@ -197,7 +197,7 @@ def test_a_file_cut_anywhere_is_continued_to_the_byte(name: str, tmp_path: Path)
         assert write_from(found) == whole
     assert counts == {0, 1, 2, 3}
     for changed in ([*rows[:1], rows[2], rows[1]], rows[:2], prompt_rows([{"prompt": "x"}] * 3)):
-        with pytest.raises(FtcliError, match="take another --output, or delete this file"):
+        with pytest.raises(FtcliError, match="choose another --output, or delete this file"):
             AnswersFile(output, changed, tmp_path / "rows.jsonl").count()
     assert output.read_bytes() == whole
 
@@ -254,8 +254,8 @@ def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -
             answers.require_made_with(made)
         assert caught.value.code == "output_taken" and caught.value.file == str(output)
         reason, advice = caught.value.message.split("; ")
-        assert advice == "take another --output, or delete this file"
-        return reason.removeprefix("its answers were made otherwise: ")
+        assert advice == "choose another --output, or delete this file"
+        return reason.removeprefix("its answers have other settings: ")
 
     both = made_with(members(runs, sql), None)
     assert made_with(members(runs, sql), 1) == both, "no seed is drawn from where none is used"
@@ -294,7 +294,10 @@ def test_answers_of_others_are_refused_before_a_model_is_loaded(
     (unloadable / "adapter" / "adapter_config.json").unlink()
     RunFolder(unloadable).update_manifest(weights=None)  # or it would be missed at once
     flags = ["--input", str(source), "--output", str(output)]
-    for words in ("made otherwise: without shop, with note", "no out.jsonl.meta.json says"):
+    for words in (
+        "other settings: without shop, with note",
+        "without out.jsonl.meta.json the settings",
+    ):
         capsys.readouterr()
         assert run(["generate", str(unloadable), *flags]) == 1
         error = capsys.readouterr().err

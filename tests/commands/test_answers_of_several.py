@@ -140,7 +140,7 @@ def test_what_was_planned_otherwise_cannot_share_a_base(
     start = f"--adapter other: it cannot share a base in memory with shop: {words}"
     assert caught.value.code == "adapters_differ" and message.startswith(start)
     assert message.endswith(
-        f"; train both alike, or load them one at a time (ftcli generate {other} '…')"
+        f"; train both the same way, or load them one at a time (ftcli generate {other} '…')"
     )
 
 
@@ -152,19 +152,19 @@ def test_what_cannot_share_a_base(
     double = train(tmp_path, tiny_model, "double", mode="qlora")
     cases: dict[str, tuple[Path, Path, dict[str, Any], str]] = {
         "far": (runs / "shop", strange, LORA, "trained on another base than shop"),
-        "four": (runs / "shop", tiny_model, QLORA, "base is held in 4 bits (shop: not quantised)"),
+        "four": (runs / "shop", tiny_model, QLORA, "base is in 4 bits (shop: not quantised)"),
         "soft": (
             runs / "shop",
             tiny_model,
             {"mode": "prompt-tuning"},
             "method is prompt (shop: LoRA)",
         ),
-        "whole": (runs / "shop", tiny_model, {"mode": "full"}, "holds a whole model"),
+        "whole": (runs / "shop", tiny_model, {"mode": "full"}, "is a full model"),
         "single": (
             double,
             tiny_model,
             QLORA | {"double_quantization": False},
-            "base is held in 4 bits with double_quantization false (double: held in 4 bits)",
+            "base is in 4 bits with double_quantization false (double: in 4 bits)",
         ),
     }
     for name, (first, model, method, words) in cases.items():
@@ -184,5 +184,5 @@ def test_a_sum_takes_plain_low_rank_updates_only(
         members(runs, f"dora={dora}", "mix=shop:0.5+dora:0.5")
     assert str(caught.value) == (
         "--adapter mix: dora cannot be part of it: DoRA scales the weight and the update together; "
-        "leave it out, or ask it alone (--use dora)"
+        "leave it out, or use it alone (--use dora)"
     )

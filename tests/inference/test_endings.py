@@ -219,6 +219,6 @@ def test_a_card_without_room_for_answers_loses_no_run(
 
     monkeypatch.setattr(endings, "answer_prompts", full)
     assert run(["train", str(write_recipe(training={"max_steps": 1, "batch_size": 4}))]) == 0
-    assert "note: no memory is left to measure the stop rate" in capsys.readouterr().err
+    assert "note: no memory left for sample answers" in capsys.readouterr().err
     result = result_of(tmp_path / "runs" / "tiny")
     assert result["stop_rate"] is None and result["stop_rate_rows"] == 0
