@@ -53,8 +53,8 @@ def require_ends(folder: Path, prepared: Dataset, renderer: Renderer) -> None:
         also = "".join(f", {row['file']}:{row['line']}" for row in others)
         raise DataError(
             "end_token",
-            f"the labels of {endless.num_rows} {split} {noun} (first: this one{also}) do not end with "
-            f"{stops}, so the model would not learn to stop; set another data.template, or delete "
+            f"the labels of {endless.num_rows} {split} {noun} (first: this one{also}) do not end "
+            f"with {stops}, so the model would not learn to stop; set another data.template, or delete "
             f"{folder} if it was changed",
             file=first["file"],
             line=first["line"],

@@ -76,12 +76,12 @@ def test_a_row_that_does_not_end_is_named(bad: Encoded, renderer: Renderer, tmp_
     with pytest.raises(DataError) as caught:
         require_ends(tmp_path, prepared, renderer)
     assert str(caught.value).startswith(
-        "train.jsonl:2: of 4 train rows, this one first, train.jsonl:4, train.jsonl:5, the labels "
+        "train.jsonl:2: the labels of 4 train rows (first: this one, train.jsonl:4, train.jsonl:5) "
         "do not end with "
     )
     assert "'<|im_end|>'" in str(caught.value)
     prepared = write(tmp_path, [row(STOP)], [row(STOP), bad])
-    with pytest.raises(DataError, match=r"^validation.jsonl:2: of 1 validation row, this one fi"):
+    with pytest.raises(DataError, match=r"^validation.jsonl:2: the labels of 1 validation row "):
         require_ends(tmp_path, prepared, renderer)
 
 
@@ -113,7 +113,7 @@ def test_a_run_with_rows_that_do_not_end_does_not_begin(
     save_dataset(replace(prepared, digests=split_digests(data)), data)  # as if prepared so
     capsys.readouterr()
     assert run(["train", str(recipe)]) == 1
-    place = f"{rows[4]['file']}:{rows[4]['line']}: of 1 train row,"
+    place = f"{rows[4]['file']}:{rows[4]['line']}: the labels of 1 train row "
     assert capsys.readouterr().err.startswith(place)
     assert not (tmp_path / "runs" / "tiny" / "run.json").exists()
 

@@ -14,7 +14,7 @@ from ftcli.memory.activations import KEPT_KEYS, layers_bytes, norm_bytes
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.memory.static import forward_copies_bytes
 from ftcli.models.batches import Batch
-from tests.training.test_plan import PROFILE
+from tests.training.planning import PROFILE
 
 FAMILIES = [
     "llama",

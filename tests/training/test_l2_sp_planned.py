@@ -141,7 +141,8 @@ def test_pure_bf16_warns_that_pulls_are_lost(write_recipe: Recipes, capsys: Capt
 
 def test_an_adapter_s_start_has_its_room_on_the_disk(write_recipe: Recipes, tmp_path: Path) -> None:
     from ftcli.runs.atomic import folder_bytes
-    from tests.training.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
+    from ftcli.training.plan.decide import make_plan
+    from tests.training.planning import PROFILE, SMALL, cpu, recipe
 
     sizes = {}
     for strength in (0, 100):

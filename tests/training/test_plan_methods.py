@@ -13,7 +13,7 @@ from ftcli.memory.hardware import Hardware
 from ftcli.memory.shapes import find_shape
 from ftcli.training.plan.decide import make_plan, require_machine, require_possible
 from ftcli.training.plan.plan import choices_of_method
-from tests.training.test_plan import (
+from tests.training.planning import (
     LARGE,
     MODES,
     PROFILE,

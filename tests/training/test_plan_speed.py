@@ -15,7 +15,7 @@ from ftcli.memory.hardware import CARD_KERNELS
 from ftcli.memory.shapes import shape_from_config
 from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import Plan
-from tests.training.test_plan import GB, PROFILE, SMALL, card, cpu, decided, recipe
+from tests.training.planning import GB, PROFILE, SMALL, card, cpu, decided, recipe
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

@@ -166,7 +166,8 @@ def test_a_tracker_that_cannot_begin_is_named(
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_all_of_them_are_passed_on(name: str, tmp_path: Path) -> None:
     from ftcli.training.building import sft_config
-    from tests.training.test_plan import PROFILE, SMALL, cpu, make_plan, recipe
+    from ftcli.training.plan.decide import make_plan
+    from tests.training.planning import PROFILE, SMALL, cpu, recipe
 
     asked = recipe(training={"report_to": [name]})
     plan = make_plan(asked, SMALL, PROFILE, cpu())
