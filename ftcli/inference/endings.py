@@ -54,8 +54,8 @@ def require_ends(folder: Path, prepared: Dataset, renderer: Renderer) -> None:
         raise DataError(
             "end_token",
             f"the labels of {endless.num_rows} {split} {noun} (first: this one{also}) do not end "
-            f"with {stops}, so the model would not learn to stop; set another data.template, or delete "
-            f"{folder} if it was changed",
+            f"with {stops}, so the model would not learn to stop; set another data.template, or "
+            f"delete {folder} if it was changed",
             file=first["file"],
             line=first["line"],
         )
