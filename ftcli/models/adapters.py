@@ -1,7 +1,7 @@
-"""Adapters on disk: saved whole, and opened only on a base that they fit.
+"""Adapters on disk: saved completely, and opened only on a base that they fit.
 
-PEFT follows what an adapter_config.json names: modules to import, caches to open, tokenizers to
-fetch. A config is read as data here: any key that ftcli does not write is refused.
+PEFT follows an adapter_config.json: it imports modules, opens caches and fetches tokenizers. Here
+the config is data: any key that ftcli does not write is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ftcli.models.untrusted import json_object, opening
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-# The network that makes a prefix during training; PEFT saves no more than what it makes.
+# The network that computes a prefix during training; PEFT saves only the prefix.
 ENCODER = "prefix_encoder.safetensors"
 
 CONFIGS: dict[str, type[PeftConfig]] = {
@@ -46,7 +46,7 @@ CONFIGS: dict[str, type[PeftConfig]] = {
     "PROMPT_TUNING": PromptTuningConfig,
     "BOTTLENECK": BottleneckConfig,
 }
-# Keys whose values ftcli sets; every other one has the default of its class.
+# Keys that ftcli sets; every other must have the default of its class.
 WRITTEN_KEYS = frozenset(
     (
         *("peft_type", "peft_version", "task_type", "inference_mode"),
@@ -64,28 +64,28 @@ WRITTEN_KEYS = frozenset(
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Save a model or its adapter, without asking the hub for the base's vocabulary."""
+    """Save a model or its adapter, without asking the hub for the base's vocabulary size."""
     if not isinstance(model, PeftModel):
         model.save_pretrained(folder)
         return
     config = model.active_peft_config
     if getattr(config, "ensure_weight_tying", False):
-        # PEFT 0.21 removes the head's name when it ties the head to the embeddings, and recognises
-        # tied ends by that name or `embed_tokens` (EMBEDDING_LAYER_NAMES).
+        # PEFT 0.21 removes the head's name when it ties the head to the embeddings, but needs that
+        # name or `embed_tokens` to recognise tied ends (EMBEDDING_LAYER_NAMES).
         config.modules_to_save = sorted({*config.modules_to_save, "lm_head"})
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card; the run folder has ours
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card; the run folder has ours
 
 
 def save_resumable(model: PreTrainedModel, folder: Path) -> None:
-    """Save all that a training resumes from: weights, and the network that makes a prefix."""
+    """Save what a training resumes from: weights, and the network that computes a prefix."""
     save_weights(model, folder)
     if (encoder := prefix_encoder(model)) is not None:
         save_file(dict(encoder.state_dict()), folder / ENCODER, metadata={"format": "pt"})
 
 
 def prefix_encoder(model: PreTrainedModel) -> nn.Module | None:
-    """The network that makes the prefix, where one is trained."""
+    """The network that computes the prefix, if one is trained."""
     if not isinstance(model, PeftModel):
         return None
     encoders = getattr(model, "prompt_encoder", {})
@@ -94,12 +94,12 @@ def prefix_encoder(model: PreTrainedModel) -> nn.Module | None:
 
 
 def load_encoder(encoder: nn.Module, folder: Path) -> None:
-    """Read the network that makes a prefix; raises ModelError where the folder has none."""
+    """Load the network that computes a prefix; raises ModelError if the folder has none."""
     file = folder / ENCODER
     if not file.is_file():
         raise _incomplete(
-            "the network that made this prefix (method.projection) is not there, and the prefix "
-            "alone cannot be trained on",
+            "the network of this prefix (method.projection) is missing, and the prefix alone "
+            "cannot be trained further",
             folder,
         )
     encoder.load_state_dict(load_file(file))
@@ -108,10 +108,10 @@ def load_encoder(encoder: nn.Module, folder: Path) -> None:
 def open_adapter(
     model: PreTrainedModel, folder: Path, *, trainable: bool = False
 ) -> PreTrainedModel:
-    """The base with a saved adapter on it; raises ModelError where a weight of it is missing."""
+    """The base with a saved adapter; raises ModelError if a weight of it is missing."""
     config = read_adapter_config(folder)
     config.inference_mode = not trainable
-    # PEFT warns of a base that has moved; prompt_manifest.json knows it by its weights.
+    # PEFT warns of a moved base; prompt_manifest.json identifies it by its weights.
     config.base_model_name_or_path = model.name_or_path or None
     with _opening_adapter(folder):
         adapted = get_peft_model(model, config)
@@ -124,7 +124,7 @@ def open_adapter(
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
-    """Add one more adapter to the same base, all of them frozen; raises ModelError."""
+    """Add another adapter to the same base, all frozen; raises ModelError."""
     config = read_adapter_config(folder)
     config.inference_mode = True
     with _opening_adapter(folder):
@@ -136,49 +136,49 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
 
 @contextmanager
 def _opening_adapter(folder: Path) -> Iterator[None]:
-    """Put into words what a library raises; PEFT over other sizes, or none of its modules."""
+    """Raise ModelError for any error of a library, such as PEFT's about sizes and modules."""
     with opening(str(folder), "adapter", "adapter_incomplete"):
         try:
             yield
         except (RuntimeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
-            raise _made_for_another(str(error), folder) from error
+            raise _other_base(str(error), folder) from error
 
 
 def read_adapter(model: PeftModel, folder: Path, name: str = "default") -> None:
-    """Fill an adapter with saved weights, each of them and no other; raises ModelError."""
+    """Load saved weights into an adapter, all of them and no others; raises ModelError."""
     saved, own = load_file(folder / WEIGHTS), _weights(model, name)
     if saved.keys() != own.keys():
         first = min(saved.keys() ^ own.keys())
-        raise _made_for_another(
-            f"holds {len(saved)} weights, and this base takes {len(own)} ({first} is only on one "
-            "side)",
+        raise _other_base(
+            f"has {len(saved)} weights, and this base takes {len(own)} ({first} is in only one of "
+            "them)",
             folder,
         )
     for each, weight in saved.items():
         if weight.shape != own[each].shape:
             sizes = f"{list(weight.shape)}, and this base takes {list(own[each].shape)}"
-            raise _made_for_another(f"its {each} is {sizes}", folder)
+            raise _other_base(f"its {each} is {sizes}", folder)
     if model.peft_config[name].is_prompt_learning:
         set_peft_model_state_dict(model, saved, adapter_name=name)
     else:
-        # Not by PEFT 0.21, which renames them by the base's own loading rules, and skips a name
-        # that is then in no module.
+        # Not with PEFT 0.21, which renames them by the base's loading rules, and skips names
+        # that then match no module.
         for each, weight in own.items():
             weight.copy_(saved[each])
     own = _weights(model, name)
     lost = [each for each in saved if not _is_equal(saved[each], own[each])]
     if lost:
         raise _incomplete(
-            f"{len(lost)} of {len(saved)} weights are not in the model as they are in "
-            f"{WEIGHTS}, {min(lost)} first; this version of peft cannot open it",
+            f"{len(lost)} of {len(saved)} weights differ in the model from {WEIGHTS}, {min(lost)} "
+            "first; this version of peft cannot open it",
             folder,
         )
 
 
 def _weights(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """An adapter's own weights, by their names in its file; only virtual tokens are copies."""
+    """An adapter's weights by their names in its file; only virtual tokens are copies."""
     weights: dict[str, Tensor] = get_peft_model_state_dict(
         model, adapter_name=name, save_embedding_layers=False
     )
@@ -186,15 +186,15 @@ def _weights(model: PeftModel, name: str) -> dict[str, Tensor]:
 
 
 def _is_equal(saved: Tensor, own: Tensor) -> bool:
-    """Bit for bit, in the model's type: a weight may be NaN."""
+    """Whether they are equal bit for bit, in the model's type; a weight may be NaN."""
     wanted = saved.to(own.device, own.dtype).contiguous().view(torch.uint8)
     return torch.equal(wanted, own.detach().contiguous().view(torch.uint8))
 
 
 def read_adapter_config(folder: Path) -> PeftConfig:
-    """The configuration of an adapter that ftcli has saved.
+    """The configuration of an adapter saved by ftcli.
 
-    Raises ModelError, also where its weights are not safetensors.
+    Raises ModelError, also if its weights are not safetensors.
     """
     _require_safetensors(folder)
     values = json_object(folder / CONFIG, "adapter_incomplete")
@@ -208,11 +208,11 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         if key not in WRITTEN_KEYS and value not in (None, defaults.get(key)):
             raise _foreign(f"{key} is {json.dumps(value)[:60]}, which ftcli never writes", folder)
     if values.get("task_type") != "CAUSAL_LM":
-        raise _foreign(f"task_type is {values.get('task_type')!r}, and not CAUSAL_LM", folder)
+        raise _foreign(f"task_type is {values.get('task_type')!r}, not CAUSAL_LM", folder)
     targets = values.get("target_modules")
     are_names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
     if targets is not None and not are_names:
-        raise _foreign("target_modules is no list of names", folder)
+        raise _foreign("target_modules is not a list of names", folder)
     kept = {key: value for key, value in values.items() if key in WRITTEN_KEYS and key in defaults}
     try:
         return config(**kept)
@@ -224,17 +224,17 @@ def _require_safetensors(folder: Path) -> None:
     if (folder / WEIGHTS).is_file():
         return
     if not (folder / PICKLE).is_file():
-        raise _incomplete(f"holds no {WEIGHTS}", folder)
+        raise _incomplete(f"has no {WEIGHTS}", folder)
     raise _incomplete(
-        f"its weights are a pickle ({PICKLE}), which runs code when it is opened, and ftcli opens "
-        f"{WEIGHTS} only; convert it where there is nothing to lose (PEFT: from_pretrained, then "
+        f"its weights are a pickle ({PICKLE}), which runs code when opened, and ftcli opens only "
+        f"{WEIGHTS}; convert it in a sandbox (PEFT: from_pretrained, then "
         "save_pretrained)",
         folder,
     )
 
 
 def _default(field: Field[Any]) -> object:
-    """As JSON has it: an enumeration by its value."""
+    """A default as in JSON: an enumeration by its value."""
     default = field.default_factory() if field.default_factory is not MISSING else field.default
     return getattr(default, "value", default)
 
@@ -247,5 +247,5 @@ def _incomplete(reason: str, folder: Path) -> ModelError:
     return ModelError("adapter_incomplete", reason, file=str(folder))
 
 
-def _made_for_another(reason: str, folder: Path) -> ModelError:
-    return _incomplete(f"it was made for another base: {reason}", folder)
+def _other_base(reason: str, folder: Path) -> ModelError:
+    return _incomplete(f"it was trained on another base: {reason}", folder)

@@ -1,9 +1,9 @@
-"""A base's files, in a folder or on the hub: which weights there are, whether they are whole, and
-their fingerprint. No tensor is read whole, and no heavy library is loaded.
+"""A base's files, in a folder or on the hub: which weights it has, whether they are complete, and
+their fingerprint. No tensor is read completely, and no heavy library is imported.
 
-For the fingerprint, each tensor's name, type, shape and three pieces of its bytes are hashed: a 7B
-of 15 GB costs 3 MB of reading. How tensors are spread over files plays no part. Any training
-changes every piece; a change of a few rows of one large matrix may go unseen.
+The fingerprint hashes each tensor's name, type, shape and three pieces of its bytes, 3 MB of a 7B
+of 15 GB. It does not depend on the distribution of tensors over files. Any training changes every
+piece; a change to a few rows of one large matrix may go unnoticed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ftcli.shell import shown_size
 if TYPE_CHECKING:
     from ftcli.memory.shapes import Shape
 
-PIECE_BYTES = 4096  # a page: less is not read from a disk
+PIECE_BYTES = 4096  # a page, the least that a disk reads
 PIECES = 3  # of a tensor: its beginning, its middle and its end
 LARGEST_HEADER = 100_000_000  # safetensors 0.6, tensor.rs: MAX_HEADER_SIZE
 
-# What transformers 5.24 opens without running code, in its order (modeling_utils.py,
+# Files that transformers 5.24 opens without running code, in its order (modeling_utils.py,
 # _get_resolved_checkpoint_files).
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# What PyTorch's own files are called; torch.load unpickles them.
+# Suffixes of PyTorch files; torch.load unpickles them.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
-# What is saved with a trained model: tokenizer, vocabulary, template and configuration.
+# Saved with a trained model: tokenizer, vocabulary, template and configuration.
 SAVED_SUFFIXES = {".json", ".txt", ".model", ".tiktoken", ".jinja"}
-# tokenizers 0.23 saves with indents and each merge as a list; measured: 2.6 times a compact file
-# with merges as texts (49,152 tokens), 1.0 times one of its own.
+# tokenizers 0.23 saves with indents and each merge as a list. Measured growth: 2.6 of a compact
+# file with merges as texts (49,152 tokens), 1.0 of its own files.
 TOKENIZER_GROWTH = 3
 MERGES_AS_TEXTS = b'"merges": [\n      "'
 
@@ -45,7 +45,7 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def model_folder(source: str, revision: str | None = None) -> Path | None:
-    """The folder itself, or that of a hub model in the local cache."""
+    """The folder itself, or the folder of a hub model in the local cache."""
     if os.path.isdir(source):
         return Path(source)
     from huggingface_hub import try_to_load_from_cache
@@ -58,10 +58,10 @@ def model_folder(source: str, revision: str | None = None) -> Path | None:
 
 
 def weight_files(source: str, revision: str | None = None) -> tuple[Path, ...]:
-    """The files that a model is loaded from; none where they are not all on this machine.
+    """The weight files of a model; empty unless all are on this machine.
 
-    Raises ModelError for an index that cannot be read, or that names other files than safetensors
-    of its folder.
+    Raises ModelError for an index that cannot be read, or that names files other than safetensors
+    in its folder.
     """
     folder = model_folder(source, revision)
     if folder is None:
@@ -73,82 +73,82 @@ def weight_files(source: str, revision: str | None = None) -> tuple[Path, ...]:
 
 
 def shard_files(index: Path) -> tuple[Path, ...]:
-    """The files that an index names, there or not; raises ModelError as `weight_files` does."""
+    """The files in an index, existing or not; raises ModelError as `weight_files` does."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except UNREADABLE as error:
-        reason = f"cannot be read ({error!r}); fetch it again"
+        reason = f"cannot be read ({error!r}); download it again"
         raise ModelError("model", reason, file=str(index)) from error
     for name in names:
         plain = isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
         if not plain:
             raise ModelError(
                 "model",
-                f"names {name!r}, and ftcli opens safetensors files of the same folder only",
+                f"names {name!r}, and ftcli opens only safetensors files in the same folder",
                 file=str(index),
             )
     return tuple(index.with_name(name) for name in sorted(names))
 
 
 def refuse_pickles(source: str, names: Collection[str]) -> None:
-    """Raise ModelError where a model's files hold weights, but none in safetensors."""
+    """Raise ModelError if a model has weights, but none in safetensors."""
     if WHOLE in names or INDEX in names:
         return
     pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         raise ModelError(
             "model",
-            f"{source}: its weights are pickles ({pickles[0]}), which run code when they are "
-            "opened, and ftcli opens safetensors only; take a copy of the model that has them, or "
-            "convert these where there is nothing to lose (transformers: from_pretrained, then "
-            "save_pretrained)",
+            f"{source}: its weights are pickles ({pickles[0]}), which run code when opened, and "
+            "ftcli opens only safetensors; use a copy of the model that has them, or convert these "
+            "in a sandbox (transformers: from_pretrained, then save_pretrained)",
         )
     others = sorted(name for name in names if name.endswith((".gguf", ".safetensors")))
     if others:
         raise ModelError(
             "model",
-            f"{source}: holds {others[0]}, and ftcli opens {WHOLE} or {INDEX}; take the model in "
-            "the form that transformers saves",
+            f"{source}: has {others[0]}, and ftcli opens {WHOLE} or {INDEX}; use the model as "
+            "transformers saves it",
         )
 
 
 def require_weights(source: str, revision: str | None, shape: Shape) -> str:
-    """Check that the weight files are here and whole, or can be fetched; returns what was found, in
-    words. Whether a tensor is missing shows when they are loaded (load.py). Raises ModelError."""
+    """Check that the weight files are here and complete, or can be downloaded; returns a message on
+    what was found. Missing tensors are detected at loading (load.py). Raises ModelError."""
     if files := weight_files(source, revision):
         base_fingerprint(source, revision)  # raises for a truncated file
-        return f"weights whole ({shown_size(sum(file.stat().st_size for file in files))})"
+        return f"weights complete ({shown_size(sum(file.stat().st_size for file in files))})"
     if os.path.isdir(source):
         index = Path(source, INDEX)
         if not index.is_file():
-            raise ModelError("model", f"{source}: holds no weights ({WHOLE}); fetch them")
+            raise ModelError("model", f"{source}: has no weights ({WHOLE}); download them")
         shards = shard_files(index)
         gone = [shard.name for shard in shards if not shard.is_file()]
         raise ModelError(
             "model",
             f"{source}: {len(gone)} of {len(shards)} weight files are missing, {gone[0]} first; "
-            "fetch them again",
+            "download them again",
         )
     from huggingface_hub.constants import HF_HUB_CACHE
 
     names = hub_files(source, revision=revision, repo_type="model")
     if WHOLE not in names and INDEX not in names:
-        raise ModelError("model", f"{source}: the repository holds no weights ({WHOLE})")
+        raise ModelError("model", f"{source}: the repository has no weights ({WHOLE})")
     wanted, free = 2 * shape.parameters, free_bytes(Path(HF_HUB_CACHE))  # in 16 bits
     if free < wanted:
         raise ModelError(
             "model",
-            f"{source}: its weights are to be fetched, about {shown_size(wanted)}, and the disk "
-            f"of {HF_HUB_CACHE} has {shown_size(free)} free; make room, or set HF_HOME to another",
+            f"{source}: its weights have to be downloaded, about {shown_size(wanted)}, and the "
+            f"disk of {HF_HUB_CACHE} has {shown_size(free)} free; free some space, or set "
+            "HF_HOME to another disk",
         )
-    return f"weights on the hub, to be fetched (about {shown_size(wanted)})"
+    return f"weights on the hub, to be downloaded (about {shown_size(wanted)})"
 
 
 def base_fingerprint(source: str, revision: str | None = None) -> str | None:
     """32 hex digits of the weights of a local folder, or of a hub model in the local cache.
 
-    Two models of the same shape differ; one model in other shards does not. None: the weights are
-    not on this machine. Raises ModelError for a truncated file.
+    It tells models of one shape apart, and does not depend on shards. None: the weights are not on
+    this machine. Raises ModelError for a truncated file.
     """
     files = weight_files(source, revision)
     if not files:
@@ -196,13 +196,14 @@ def _digest(description: list[object], data: BinaryIO, start: int, size: int) ->
 
 
 def _truncated(file: Path) -> ModelError:
-    return ModelError("model", "is not a whole safetensors file; fetch it again", file=str(file))
+    message = "is not a complete safetensors file; download it again"
+    return ModelError("model", message, file=str(file))
 
 
 def tokenizer_bytes(source: str, revision: str | None = None) -> int:
-    """Most bytes, within 1 kB, of a model's tokenizer and configuration when saved again.
+    """Upper bound, within 1 kB, for a model's tokenizer and configuration when saved again.
 
-    Of a local folder, or of a hub model in the local cache; 0 where it is not on this machine.
+    For a local folder, or a hub model in the local cache; 0 if it is not on this machine.
     """
     folder = model_folder(source, revision)
     if folder is None:

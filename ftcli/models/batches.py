@@ -23,14 +23,14 @@ class Batch:
     input_ids: Tensor
     """[rows, longest], padded on the right; or [1, tokens], packed."""
     sources: Tensor
-    """[labels]: positions in the flattened ids; rows with a common prefix share them."""
+    """[labels]: positions in the flattened ids; rows share the positions of a common prefix."""
     targets: Tensor
     """[labels]: the token that follows."""
     rows: Tensor
     """[labels]: row number of each label."""
     row_count: int
     positions: Tensor | None = None
-    """[1, tokens], of packed rows: position of each token in its rows."""
+    """[1, tokens], for packed rows: position of each token in its rows."""
     layout: Layout | None = None
 
     @property
@@ -39,7 +39,7 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """The batch on another device."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         moved = {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
         return replace(self, **moved)
@@ -75,11 +75,11 @@ def packed(rows: Sequence[Row], *, share_prefix: bool, most: int | None = None) 
     The tokens are padded to a multiple of TOKENS_ROUNDED, but to no more than `most`.
     """
     ids = [torch.as_tensor(row["input_ids"]) for row in rows]
-    forest = build_prefix_tree([row["input_ids"] for row in rows], share=share_prefix)
-    forest = rounded(forest, TOKENS_ROUNDED, most)
-    flat, positions = torch.zeros((2, forest.tokens), dtype=torch.long)
+    tree = build_prefix_tree([row["input_ids"] for row in rows], share=share_prefix)
+    tree = rounded(tree, TOKENS_ROUNDED, most)
+    flat, positions = torch.zeros((2, tree.tokens), dtype=torch.long)
     sources, targets, numbers = [], [], []
-    for number, (row, spans) in enumerate(zip(rows, forest.rows, strict=True)):
+    for number, (row, spans) in enumerate(zip(rows, tree.rows, strict=True)):
         places = torch.cat([torch.arange(*span) for span in spans])
         flat[places], positions[places] = ids[number], torch.arange(len(places))
         labels = torch.as_tensor(row["labels"])[1:]
@@ -94,12 +94,12 @@ def packed(rows: Sequence[Row], *, share_prefix: bool, most: int | None = None) 
         rows=torch.cat(numbers),
         row_count=len(rows),
         positions=positions[None],
-        layout=layout_of(forest),
+        layout=layout_of(tree),
     )
 
 
 def length_batches(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
-    """Row numbers in batches of `rows`, longest rows first: a lack of memory shows in the first."""
+    """Row numbers in batches of `rows`, longest rows first, so that the first needs most memory."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
     for start in range(0, len(order), rows):
         yield order[start : start + rows]

@@ -2,7 +2,7 @@
 
 y = h + W_up · f(W_down · h), with h the output of the attention's or the MLP's last projection,
 before the residual is added (Houlsby et al. 2019, figure 2; after the MLP alone: Pfeiffer et al.
-2021). W_up and its bias begin at zero, so that training begins exactly at the base.
+2021). W_up and its bias are initialised to zero, so training starts exactly at the base.
 
 PEFT 0.21 has no such method; importing this module registers one, and plain PEFT then opens the
 folders that ftcli saves.
@@ -33,7 +33,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass
 class BottleneckConfig(PeftConfig):
-    """What `adapter_config.json` says of bottleneck adapters."""
+    """The `adapter_config.json` of bottleneck adapters."""
 
     target_modules: list[str] | set[str] | str | None = None
     """Projections that an adapter follows."""
@@ -53,7 +53,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A projection with the adapters that follow it, by name."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
-    # Of BaseTunerLayer, which is untyped: nn.Module would give them the type of a weight.
+    # Members of the untyped BaseTunerLayer; without these, nn.Module types them as weights.
     active_adapters: Any
     get_base_layer: Any
     set_adapter: Any
@@ -65,13 +65,13 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
         self.activations: dict[str, str] = {}
-        self.merged_adapters: list[str] = []  # always empty: no weight can hold a non-linear sum
+        self.merged_adapters: list[str] = []  # always empty: a non-linear update cannot be merged
         self._disable_adapters = False
         self._active_adapter = name
         self.update_layer(name, config)
 
     def update_layer(self, name: str, config: BottleneckConfig) -> None:
-        """Add an adapter, the identity at first."""
+        """Add an adapter, initialised to the identity."""
         width = self.get_base_layer().out_features
         self.bottleneck_down[name] = nn.Linear(width, config.bottleneck)
         up = nn.Linear(config.bottleneck, width)
@@ -83,7 +83,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[…, in] → […, out], as the projection alone where adapters are disabled."""
+        """[…, in] → […, out]; the projection alone if adapters are disabled."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return result

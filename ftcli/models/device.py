@@ -1,4 +1,4 @@
-"""The machine's GPU or CPU as `Hardware`; what a lack of memory looks like, and freeing it."""
+"""The machine's GPU or CPU as `Hardware`; recognising out of memory, and freeing memory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ftcli.errors import MachineError
 from ftcli.kernels.cpu import return_freed_memory
 from ftcli.memory.hardware import CARD_KERNELS, Hardware
 
-# bf16 products run in hardware with these; without them they are emulated, several times slower
-# than fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
+# CPU flags for bf16 products in hardware; otherwise they are emulated, several times slower than
+# fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}
 
-# What else than torch's OutOfMemoryError says that memory is out.
+# Messages of other errors than torch's OutOfMemoryError for out of memory.
 NO_MEMORY = (
     "allocate memory",  # c10/core/impl/alloc_cpu.cpp
     "CUDA error: out of memory",  # torch.AcceleratorError: of CUDA itself, past torch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED",  # ATen/cuda/Exceptions.cpp
     "CUBLAS_STATUS_NOT_INITIALIZED",  # a full GPU has no room for cuBLAS's handle
     "CUDNN_STATUS_ALLOC_FAILED",
-    "Triton Error [CUDA]: out of memory",  # a kernel is loaded
+    "Triton Error [CUDA]: out of memory",  # while loading a kernel
 )
 
-# What of an NVIDIA driver and its GPUs can be seen without torch.
+# Traces of an NVIDIA driver and its GPUs, without torch.
 NVIDIA_GPUS, NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/dev")
 NVIDIA_SMI_SECONDS = 10
 
@@ -43,15 +43,15 @@ def hardware_for(recipe: Recipe) -> Hardware:
     try:
         return find_hardware(recipe.model.device)
     except MachineError as error:
-        error.message += "; model.device: cpu takes the CPU instead"
+        error.message += "; model.device: cpu uses the CPU instead"
         raise
 
 
 def find_hardware(device: Device) -> Hardware:
-    """What `model.device` means here: a GPU that torch can use, or the CPU.
+    """The hardware for `model.device`: a GPU that torch can use, or the CPU.
 
-    Raises MachineError (`no_cuda`) where `auto` finds an NVIDIA GPU that torch cannot use: a
-    training would take days on the CPU, and nothing would say why.
+    Raises MachineError (`no_cuda`) if `auto` finds an NVIDIA GPU that torch cannot use: training
+    would silently take days on the CPU.
     """
     if device == "auto" and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -84,7 +84,7 @@ def find_hardware(device: Device) -> Hardware:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free now, what torch has reserved and does not use among it."""
+    """Free memory, including what torch has reserved but does not use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + unused)
@@ -97,7 +97,7 @@ def _gpu_is_hidden() -> bool:
 
 
 def _has_nvidia_gpu() -> bool:
-    """Whether there is an NVIDIA GPU, as its driver says; WSL has nvidia-smi alone."""
+    """Whether the NVIDIA driver reports a GPU; WSL has only nvidia-smi."""
     if any(NVIDIA_GPUS.glob("*")) or any(NVIDIA_DEVICES.glob("nvidia[0-9]*")):
         return True
     command = shutil.which("nvidia-smi")
@@ -111,10 +111,10 @@ def _has_nvidia_gpu() -> bool:
 
 
 def _why_no_cuda() -> str:
-    """The reason and the remedy."""
+    """The reason and what to do."""
     if torch.version.cuda is None and torch.version.hip is None:
         public = torch.__version__.partition("+")[0]
-        # The index has a CUDA build for this kind of machine alone.
+        # PyPI has a CUDA build for this kind of machine only.
         usual = platform.system() == "Linux" and platform.machine() == "x86_64"
         install = f"pip install --force-reinstall torch=={public}" if usual else "see pytorch.org"
         return f"torch {torch.__version__} is built without CUDA; install a CUDA build ({install})"
@@ -134,7 +134,7 @@ def _why_no_cuda() -> str:
 
 @contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
-    """Raise MachineError where torch runs out of memory."""
+    """Raise MachineError if torch runs out of memory in the block."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -145,22 +145,21 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
 
 
 def uses_gpu() -> bool:
-    """Whether this process computes on a GPU: one that is there may have been left alone."""
+    """Whether this process uses a GPU; it may ignore an existing one."""
     return torch.cuda.is_initialized()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator has said no: torch's on a GPU or a CPU, CUDA's own, or Python's."""
+    """Whether an allocation failed: torch's on GPU or CPU, CUDA's own, or Python's."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in NO_MEMORY)
 
 
 def free_memory() -> None:
-    """Free what a command has done with, on the GPU too, before it loads the next model.
+    """Free unused memory, also on the GPU, before the next model is loaded.
 
-    Trainers, callbacks and 4-bit layers refer to one another in circles, which only a collection
-    frees.
+    Trainers, callbacks and 4-bit layers have reference cycles, which only the collector frees.
     """
     gc.collect()
     return_freed_memory()
@@ -173,12 +172,12 @@ def device_of(hardware: Hardware) -> torch.device:
 
 
 def _cores() -> int:
-    """Cores this process may use: its affinity, within the quota of its control group."""
+    """Cores this process may use: its affinity, limited by its cgroup's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(cores or 1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control groups, or no quota ("max")
+    except (OSError, ValueError):  # no cgroups, or no quota ("max")
         return cores or 1
 
 

@@ -1,4 +1,4 @@
-"""Load tokenizer and base as planned; every failure is a ModelError that says what to do."""
+"""Load tokenizer and base; every failure is a ModelError that says what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
-from ftcli.models.methods import keep_training_exact
+from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.untrusted import (
     opening,
     refuse_foreign_config,
@@ -39,8 +39,8 @@ ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
 
 
 def load_renderer(recipe: Recipe, source: str) -> Renderer:
-    """Tokenizer and chat template of the recipe's model; raises ModelError, also where its weights
-    could never be opened."""
+    """Tokenizer and chat template of the recipe's model; raises ModelError, also for weights that
+    ftcli does not open."""
     refuse_foreign_weights(source, recipe.model.revision)
     tokenizer = load_tokenizer(source, recipe.model.revision)
     note = choose_template(tokenizer, recipe)
@@ -48,7 +48,7 @@ def load_renderer(recipe: Recipe, source: str) -> Renderer:
 
 
 def shape_of(network: PreTrainedModel) -> Shape | None:
-    """The shape of a network, below its adapter; None where ftcli knows no sizes of its kind."""
+    """The shape of a network without its adapter; None for an unknown architecture."""
     try:
         return shape_from_config(causal_model(network).config.get_text_config().to_dict())
     except ModelError:
@@ -58,14 +58,14 @@ def shape_of(network: PreTrainedModel) -> Shape | None:
 def renderer_of(
     tokenizer: PreTrainedTokenizerBase, data: Data, note: str | None = None
 ) -> Renderer:
-    """A renderer that does with this tokenizer what the recipe's data section asks for."""
+    """A renderer for this tokenizer and the recipe's data section."""
     own = f"the chat template of {tokenizer.name_or_path}"
     name = "data.template" if data.template is not None else own
     return Renderer(tokenizer, data.loss_on, tuple(data.template_kwargs.items()), note, name)
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a folder or the hub; raises ModelError. Runs no code of either."""
+    """A fast tokenizer from a folder or the hub; raises ModelError. Runs no code from there."""
     refuse_foreign_config(source, revision)
     refuse_foreign_tokenizer(source, revision)
     with opening(source, "tokenizer"):
@@ -75,13 +75,13 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
         fast = tokenizer.is_fast
     if not fast:
         raise ModelError(
-            "tokenizer", f"{source}: its tokenizer has no fast version, which finds the answers"
+            "tokenizer", f"{source}: its tokenizer has no fast version, which ftcli needs"
         )
     return tokenizer
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """The type in which products are computed."""
+    """The dtype of matrix products."""
     return DTYPES["bf16" if precision == "pure-bf16" else precision]
 
 
@@ -108,7 +108,7 @@ def load_base(
     extra: dict[str, Any] = {}
     if quantization is not None:
         extra["quantization_config"] = quantization
-        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to any GPU there is
+        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
     if device.type == "cuda":
         extra["device_map"] = {"": device}
     refuse_foreign_config(source, model.revision)
@@ -131,7 +131,7 @@ def load_base(
     if quantised:
         _require_quantised(base, source)
     base.config.use_cache = True
-    keep_training_exact(base)
+    keep_four_bit_trainable(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
     return base
@@ -140,30 +140,30 @@ def load_base(
 def _require_all_weights(
     network: PreTrainedModel, loaded: Mapping[str, Collection[Any]], source: str
 ) -> None:
-    """Raise ModelError where transformers initialised a weight: in no file, or of another size."""
+    """Raise ModelError if transformers initialised a weight: missing, or of another size."""
     if missing := sorted(loaded["missing_keys"]):
         raise ModelError(
             "model",
             f"{source}: {len(missing)} weights are in none of its files, {missing[0]} first; they "
-            "would begin at random: fetch the model again",
+            "would be random: download the model again",
         )
     sizes: list[tuple[str, Sequence[int], Sequence[int]]] = sorted(loaded["mismatched_keys"])
     layers: Any = [pair for pair in network.named_modules() if is_four_bit(pair[1])]
     for name, layer in layers:  # transformers 5.24 compares no sizes of 4-bit weights
-        held, wanted = layer.weight.quant_state.shape, (layer.out_features, layer.in_features)
-        if tuple(held) != wanted:
-            sizes.append((f"{name}.weight", held, wanted))
+        found, wanted = layer.weight.quant_state.shape, (layer.out_features, layer.in_features)
+        if tuple(found) != wanted:
+            sizes.append((f"{name}.weight", found, wanted))
     for name, *pair in sizes:
         before, now = (" × ".join(map(str, size)) for size in pair)
         raise ModelError(
             "model",
-            f"{source}: its {name} is {before}, and its config.json makes it {now}; one of the two "
-            "is of another model: fetch both again",
+            f"{source}: its {name} is {before}, but {now} by its config.json; one of the two "
+            "belongs to another model: download both again",
         )
 
 
 def _require_quantised(network: PreTrainedModel, source: str) -> None:
-    """Raise ModelError where layers that are counted in 4 bits are not in 4 bits."""
+    """Raise ModelError if layers that the estimate counts as 4-bit are not quantised."""
     shape = shape_of(network)
     if shape is None:
         return
@@ -172,7 +172,7 @@ def _require_quantised(network: PreTrainedModel, source: str) -> None:
     if found != shape.linear_parameters:
         raise ModelError(
             "method_refused",
-            f"{source}: {found:,} of {shape.linear_parameters:,} weights of its layers are in 4 "
-            "bits, which is not what is estimated; train it without 4 bits (method.mode: lora; "
-            "method.quantization: none)",
+            f"{source}: only {found:,} of {shape.linear_parameters:,} weights of its layers are in "
+            "4 bits, so the estimate would be wrong; train it without quantisation (method.mode: "
+            "lora; method.quantization: none)",
         )

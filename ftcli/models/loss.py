@@ -1,9 +1,9 @@
 """Cross entropy at labelled positions only, without the logits of a whole batch in memory.
 
-The backbone runs on every token; the head runs on the positions that carry a label, a chunk at a
-time, and each chunk's gradient is computed in the forward pass while its logits are still there.
-Padded rows are padded on the right and no attention mask is passed: causal attention never looks
-right, so padding changes nothing, and attention kernels are faster without a mask.
+The backbone runs on every token. The head runs on the labelled positions, chunk by chunk, and each
+chunk's gradient is computed in the forward pass while its logits are in memory. Rows are padded on
+the right and no attention mask is passed: causal attention does not see later positions, so padding
+changes nothing, and attention kernels are faster without a mask.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ftcli.models.virtual_tokens import backbone_inputs, causal_model, virtual_t
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The head of a causal language model, with what its config does to the logits.
+    """The head of a causal language model, with the scale and softcap in its config.
 
     Names of the config keys: transformers 5.24, modeling files of Gemma 2, Cohere, Granite.
     """
@@ -43,7 +43,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def require_known_head(model: PreTrainedModel) -> None:
-    """Raise ModelError where a model makes its logits otherwise than `head_of` believes.
+    """Raise ModelError if a model computes its logits differently from `head_of`.
 
     For a model in evaluation mode: dropout would make two passes differ.
     """
@@ -52,13 +52,13 @@ def require_known_head(model: PreTrainedModel) -> None:
         expected = model(input_ids=ids, use_cache=False).logits.float()
         try:
             difference = head_of(model).logits(_hidden(model, of_tensors(ids, ids))) - expected
-        except AttributeError:  # no backbone of its own
+        except AttributeError:  # no separate backbone
             difference = expected
-    # 16-bit heads are rounded at different places.
+    # Rounding of 16-bit heads differs.
     if difference.abs().max() > 0.02 * expected.abs().max():
         raise ModelError(
             "model",
-            f"{type(model).__name__} makes its logits by more than a product, a scale and a "
+            f"{type(model).__name__} computes its logits by more than a product, a scale and a "
             "softcap; its loss would be wrong, so it can be neither trained nor scored",
         )
 
@@ -85,14 +85,14 @@ def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def add_loss_to_forward(model: PreTrainedModel) -> None:
-    """Let the model's forward take the fields of a Batch, too, and return their summed loss.
+    """Let the model's forward also take the fields of a Batch, and return its summed loss.
 
-    What wraps the model (DDP, FSDP2, compile) then sees one ordinary forward, and hooks it as such.
-    Any other call is the model's own.
+    Wrappers of the model (DDP, FSDP2, compile) then see one ordinary forward. Other calls are
+    unchanged.
     """
     own = model.forward
 
-    @wraps(getattr(own, "__func__", own))  # generate reads the names of its arguments
+    @wraps(getattr(own, "__func__", own))  # generate inspects its signature
     def forward(self: PreTrainedModel, *arguments: Any, **inputs: Any) -> Any:
         if "targets" in inputs:
             return summed_loss(self, Batch(**inputs))
@@ -104,7 +104,7 @@ def add_loss_to_forward(model: PreTrainedModel) -> None:
 def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
     hidden = _hidden(model, batch).flatten(0, 1)
-    # the gradient of an index is added up in any order on two threads, that of a selection is not
+    # On two threads, the gradient of indexing is summed in any order; index_select's is not.
     hidden = hidden.index_select(0, _padded_to_chunks(batch.sources))
     hidden = hidden.to(autocast_type(hidden) or hidden.dtype)
     head = head_of(causal_model(model))
@@ -115,12 +115,12 @@ def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _padded_to_chunks(places: Tensor) -> Tensor:
-    """[labels] → [positions of all chunks]; padding is any position, and has no loss."""
+    """[labels] → [positions of all chunks]; the padding is any position, without loss."""
     return F.pad(places, (0, positions_of(len(places)) - len(places)))
 
 
 def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """[rows, tokens, hidden] of the ids, without the virtual tokens before them."""
+    """Hidden states [rows, tokens, hidden] of the ids, without virtual tokens."""
     backbone = causal_model(model).base_model
     if batch.layout is None:
         inputs = backbone_inputs(model, batch.input_ids)
@@ -138,10 +138,10 @@ def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Head product and cross entropy of chunks, gradients kept instead of logits.
+    """Head product and cross entropy by chunks; saves gradients instead of logits.
 
-    Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or none, targets [n or fewer]:
-    positions after them are padding, without loss.
+    Shapes: hidden [n, hidden], weight [vocab, hidden], bias [vocab] or None, targets [n or fewer];
+    further positions are padding, without loss.
     """
 
     @staticmethod
@@ -163,6 +163,6 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        # in place: they are nobody else's, and the weight's is as large as the weight
+        # In place: nothing else uses them, and one is as large as the head's weight.
         scaled = [None if g is None else g.mul_(upstream) for g in ctx.saved_tensors]
         return (*scaled, None, None, None)

@@ -1,4 +1,4 @@
-"""Method → what is trained: PEFT configs, the modules they reach, quantisation, frozen weights.
+"""Method → trainable weights: PEFT configs, their target modules, quantisation, frozen weights.
 
 That the recipe's names match modules is checked before a model is loaded (ftcli.memory.adapted).
 bottleneck.py is a method of our own; virtual_tokens.py feeds a prefix or a soft prompt to a model.
@@ -39,10 +39,10 @@ from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.virtual_tokens import init_virtual_tokens
 
 ENDS = ("embed_tokens", "lm_head")
-"""What recipes call the two ends of a model."""
+"""Recipe names of input embeddings and head."""
 
-# Our name of a method's key → where it goes.
-THEIR_NAMES = {
+# Key of a method → the library's name for it.
+LIBRARY_NAMES = {
     "rank": "LoraConfig.r",
     "alpha": "LoraConfig.lora_alpha",
     "dropout": "LoraConfig.lora_dropout",
@@ -64,7 +64,7 @@ THEIR_NAMES = {
 
 
 def quantization(method: Method, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """How the base is quantised while it is loaded."""
+    """Quantisation of the base when it is loaded."""
     match method:
         case Full() | Lora():
             return None
@@ -88,9 +88,9 @@ def _nf4(compute_dtype: torch.dtype, double_quantization: bool) -> BitsAndBytesC
 def attach(
     model: PreTrainedModel, method: Method, seed: int, init_ids: Sequence[int] = ()
 ) -> PreTrainedModel:
-    """Make the method's weights trainable and all others not; raises ModelError.
+    """Make the method's weights trainable and freeze all others; raises ModelError.
 
-    The seed draws all random weights; virtual tokens begin as `init_ids`, if any.
+    The seed determines all random weights; virtual tokens are initialised from `init_ids`, if any.
     """
     if isinstance(method, Full):
         return model.requires_grad_(True)
@@ -106,7 +106,7 @@ def attach(
 
 
 def init_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of what virtual tokens begin as (method.init_text); empty for all else."""
+    """Token ids of method.init_text; empty without one."""
     if not isinstance(method, PrefixTuning | PromptTuning) or method.init_text is None:
         return []
     return list(tokenizer(method.init_text, add_special_tokens=False)["input_ids"])
@@ -158,15 +158,15 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         rank_pattern=dict(method.rank_pattern),
         use_rslora=method.rslora,
         use_dora=method.dora,
-        # Either name is the one matrix of tied ends, and PEFT ties where it reads `lm_head`.
+        # Tied ends are one matrix under two names; PEFT ties them only if it reads `lm_head`.
         modules_to_save=names_of_ends(model, ENDS if tied and saved else saved) or None,
-        # Else the copy of one end would be trained, and a merge would give it to both.
+        # Else one end's copy would be trained alone, and a merge would write it to both.
         ensure_weight_tying=tied and bool(saved),
     )
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last names of all linear layers but the head: PEFT picks layers only among names."""
+    """Last names of all linear layers but the head; PEFT selects layers only with names."""
     head = model.get_output_embeddings()
     return sorted(
         {
@@ -178,23 +178,23 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
 
 def adapter_targets(model: PreTrainedModel, placement: str) -> list[str]:
-    """Names of the projections that end the attention and the MLP of each layer."""
+    """Names of the last projections of attention and MLP."""
     layout = shape_from_config(model.config.to_dict(), name=model.config.model_type).layout
     ends = {"attention": [layout.output], "mlp": [layout.down]}
     return ends.get(placement, [layout.output, layout.down])
 
 
 def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
-    """What the model calls `embed_tokens` and `lm_head`: GPT-NeoX's embeddings are `embed_in`,
-    Falcon's `word_embeddings`, and PEFT passes over a name that matches nothing."""
+    """The model's names for `embed_tokens` and `lm_head`: GPT-NeoX's embeddings are `embed_in`,
+    Falcon's `word_embeddings`, and PEFT ignores a name that matches nothing."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     names = {module: _last_name(name) for name, module in model.named_modules()}
     return [names[module] for end, module in zip(ENDS, modules, strict=True) if end in ends]
 
 
 def shared_weight(adapted: nn.Module) -> str | None:
-    """Which modules share the weight of a layer that LoRA adapts, in words: a merge would give the
-    layer's update to all of them. None where none does."""
+    """A message naming modules that share the weight of a LoRA layer, because a merge would update
+    all of them; None if there are none."""
     holders: dict[int, list[str]] = {}
     for name, module in adapted.named_modules(remove_duplicate=False):
         if (weight := dict(module.named_parameters(recurse=False)).get("weight")) is not None:
@@ -202,7 +202,7 @@ def shared_weight(adapted: nn.Module) -> str | None:
     layers = (module for module in adapted.modules() if isinstance(module, LoraLayer))
     found = (holders[id(layer.get_base_layer().weight)] for layer in layers)
     names = next((each for each in found if len(each) > 1), None)
-    return None if names is None else f"{' and '.join(names)} hold one weight"
+    return None if names is None else f"{' and '.join(names)} share one weight"
 
 
 def _base_name(name: str) -> str:
@@ -215,41 +215,41 @@ def _last_name(name: str) -> str:
 
 
 def train_in_fp32(model: PreTrainedModel) -> None:
-    """Hold trained copies of whole modules in fp32, and let them answer in the base's type.
+    """Train modules_to_save in fp32, with outputs in the base's type.
 
-    PEFT copies a module in the base's own type; in bf16 small updates would round to nothing.
+    PEFT copies a module in the base's type; in bf16 small updates would round to zero.
     """
     for module in model.modules():
         if not isinstance(module, ModulesToSaveWrapper):
             continue
-        # Not by the copy's own type: ends that are tied share a matrix, which is fp32 by now.
+        # Not by the copy's type: tied ends share a matrix, which may be fp32 already.
         narrow = module.original_module.weight.dtype != torch.float32
         for copy in module.modules_to_save.values():
             if isinstance(copy, nn.Embedding) and narrow:
-                copy.register_forward_hook(_answer_as(module.original_module))
+                copy.register_forward_hook(_cast_output(module.original_module))
             if isinstance(copy, nn.Linear) and narrow:
-                copy.register_forward_pre_hook(_read_in_own_type)
+                copy.register_forward_pre_hook(_cast_input)
             copy.float()
 
 
-def _read_in_own_type(copy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A trained head reads what the layers before it answer in the base's type."""
+def _cast_input(copy: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Cast the input of a trained head from the base's type to its own."""
     weight: Any = copy.weight
     return (inputs[0].to(weight.dtype), *inputs[1:])
 
 
-def _answer_as(original: Any) -> Callable[[nn.Module, object, Tensor], Tensor]:
+def _cast_output(original: Any) -> Callable[[nn.Module, object, Tensor], Tensor]:
     def cast(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output.to(original.weight.dtype)
 
     return cast
 
 
-def keep_training_exact(model: PreTrainedModel) -> None:
-    """Keep 4-bit layers as they are when the model is evaluated in the middle of a training.
+def keep_four_bit_trainable(model: PreTrainedModel) -> None:
+    """Keep 4-bit layers trainable after an evaluation during training.
 
-    bitsandbytes 0.50 repacks the weights in eval mode for a kernel without autograd where the CPU
-    has AVX512-BF16; the next training forward then has no gradient.
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the weights in eval mode for a kernel
+    without autograd; the next training forward then has no gradient.
     """
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
@@ -257,10 +257,10 @@ def keep_training_exact(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def trained_weights_untouched(model: PreTrainedModel) -> Iterator[None]:
-    """Give back the trained weights as they were: TRL 1.16 rounds adapters of a 4-bit base to bf16.
+def trainable_weights_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Restore trainable weights after the block: TRL 1.16 casts adapters of 4-bit bases to bf16.
 
-    In bf16 small AdamW updates are lost, and a parent's adapter would not be what it was.
+    In bf16 small AdamW updates are lost, and the adapter of a parent run would change.
     """
     kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     yield

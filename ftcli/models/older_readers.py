@@ -1,8 +1,8 @@
-"""Saved folders that readers of transformers 4's format understand, too.
+"""Make saved folders readable for software that expects transformers 4's format.
 
-transformers 5 writes rotary positions, the type of weights and the tokenizer's class under names of
-its own. Those who look for the names before it take a default without a word: transformers 4.57
-reads a rotary base of 10,000, and so do converters that read config.json themselves.
+transformers 5 writes rotary positions, the dtype and the tokenizer's class under new names. Readers
+of the older names silently take a default: transformers 4.57, and converters that read config.json
+themselves, take a rotary base of 10,000.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Keys = dict[str, Any]
 
 
 def write_for_older_readers(folder: Path) -> None:
-    """Add the older names to config.json and tokenizer_config.json, where the folder has them."""
+    """Add the older names to config.json and tokenizer_config.json, if the folder has them."""
     for name, older in (("config.json", _model_keys), ("tokenizer_config.json", _tokenizer_keys)):
         file = folder / name
         if file.is_file():
@@ -32,7 +32,7 @@ def _model_keys(config: Keys) -> Keys:
 
 
 def _rotary_keys(config: Keys) -> Keys:
-    """`rope_parameters`, maybe by kind of layer, under the names of transformers 4.57's configs."""
+    """`rope_parameters` (possibly by kind of layer) under the names of transformers 4.57."""
     rotary: Keys = config.get("rope_parameters") or {}
     whole: Keys = rotary.get("full_attention", rotary)
     if "rope_theta" not in whole:
@@ -59,12 +59,12 @@ def _scaling_keys(rotary: Mapping[str, Any], model_type: str) -> Keys:
             },
             "original_max_position_embeddings": rotary["original_max_position_embeddings"],
         }
-    apart = ("rope_theta", "partial_rotary_factor")  # keys of their own above
-    return {"rope_scaling": {key: value for key, value in rotary.items() if key not in apart}}
+    own = ("rope_theta", "partial_rotary_factor")  # separate keys, above
+    return {"rope_scaling": {key: value for key, value in rotary.items() if key not in own}}
 
 
 def _tokenizer_keys(config: Keys) -> Keys:
-    """tokenizer.json says how a text is split; transformers 4's own classes may add tokens."""
+    """Use tokenizer.json as it is: other classes of transformers 4 may add tokens."""
     if config.get("backend") == "tokenizers":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         # That class would return token_type_ids, which no causal model takes.

@@ -1,8 +1,8 @@
-"""Prompt manifest: how a run was prompted and on which base, written to prompt_manifest.json by its
-training and verified whenever the run is opened.
+"""Prompt manifest: how a run was prompted and on which base. Its training writes
+prompt_manifest.json, and every command that opens the run verifies it.
 
-People edit tokenizers and templates, and replace the folder of a base: each changes what a tuned
-model reads, and its answers get worse without an error.
+If a tokenizer, a template or the folder of a base is edited or replaced, a tuned model gets other
+inputs, and its answers get worse without an error.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from ftcli.runs.folder import RunFolder, unreadable_prompt_manifest
 from ftcli.shell import command
 
 RECORDED_PROMPTS = 3
-# For runs on plain texts: figures, white space and what lies beyond ASCII.
+# For runs on plain texts: digits, white space and characters beyond ASCII.
 RECORDED_TEXTS = (
     "A red chair, 129.90 EUR.",
     "  two spaces\n\n\tand a tab ",
     "Stühle 椅子 🪑",
 )
 
-# Keys of config.json that shape no output: names, versions and types, which another saving changes;
-# tokens, which the manifest holds itself; what each loading sets; and outputs besides the logits.
+# Keys of config.json without effect on the logits: names, versions and types, which saving again
+# changes; tokens, which the manifest has itself; options of loading; and additional outputs.
 IGNORED_KEYS = {
     "_attn_implementation",
     "_name_or_path",
@@ -63,7 +63,7 @@ IGNORED_KEYS = {
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a trained model is prompted, and how its answers end: as in its training."""
+    """How a trained model is prompted and how its answers end, as in its training."""
 
     renderer: Renderer
     stop_ids: tuple[int, ...]
@@ -72,14 +72,14 @@ class PromptFormat:
 
 @dataclass(frozen=True)
 class RecordedPrompt:
-    """A prompt, as messages or as a plain text, with its token ids in the training."""
+    """A prompt (messages or a plain text) with its token ids in the training."""
 
     messages: tuple[Message, ...]
     text: str | None
     ids: tuple[int, ...]
 
     def ids_by(self, renderer: Renderer) -> list[int]:
-        """The ids that a renderer gives; raises RowError."""
+        """The prompt's ids by this renderer; raises RowError."""
         if self.text is not None:
             return renderer.text_prompt_ids(self.text)
         return renderer.prompt_ids(self.messages)
@@ -87,7 +87,7 @@ class RecordedPrompt:
 
 @dataclass(frozen=True)
 class PromptManifest:
-    """What prompt_manifest.json holds."""
+    """Content of prompt_manifest.json."""
 
     base: str | None
     """Fingerprint of the weights (base_files.py); None if they were not found."""
@@ -95,19 +95,19 @@ class PromptManifest:
     """sha256 of the chat template; None for plain texts on a model without one."""
     template_kwargs: Mapping[str, str | bool | int | float]
     system: str | None
-    """data.system, as a template where it names a column."""
+    """data.system, as a template if it names a column."""
     stop_ids: tuple[int, ...]
     pad_id: int
     prompts: tuple[RecordedPrompt, ...]
     tokenizer: str
-    """sha256 of vocabulary and rules."""
+    """sha256 of the tokenizer's vocabulary and rules."""
     config: Mapping[str, Any] | None
-    """Keys of the base's config.json that shape its outputs; None if it was not found."""
+    """Keys of the base's config.json that affect its outputs; None if it was not found."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base as it is on this machine now; None for a part that is not here."""
+    """A base as it is on this machine now; None for missing parts."""
 
     source: str
     weights: str | None
@@ -122,8 +122,8 @@ def base_at(source: str, revision: str | None) -> Base:
 
 
 def output_config(source: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The keys of config.json that shape a model's outputs, as transformers reads them: with
-    defaults, and with newer names for older ones. None: not on this machine. Raises ModelError."""
+    """The keys of config.json that affect a model's outputs, as transformers reads them: with
+    defaults, and newer names for older ones. None: not on this machine. Raises ModelError."""
     if model_folder(source, revision) is None:
         return None
     text = open_config(source, revision).to_json_string(use_diff=False)
@@ -141,7 +141,7 @@ def _without_ignored(values: dict[str, Any]) -> dict[str, Any]:
 def verify_run(recipe: Recipe, run: RunFolder, prepared: Dataset) -> PromptFormat:
     """The run's prompt format, rebuilt from its folder and its recipe.
 
-    Raises FtcliError (`prompt_manifest`) where that, or an adapter's base, is not as in training.
+    Raises FtcliError (`prompt_manifest`) if it or an adapter's base differs from the training.
     """
     manifest = read_prompt_manifest(run)
     renderer = _rebuilt(recipe, run)
@@ -162,10 +162,9 @@ def verify_run(recipe: Recipe, run: RunFolder, prepared: Dataset) -> PromptForma
 
 @contextmanager
 def verified_base(runs: Sequence[RunFolder], source: str, revision: str | None) -> Iterator[None]:
-    """Raise where the base that the block loads is not the one that these runs began with.
+    """Raise FtcliError (`prompt_manifest`) if the block loads another base than these runs have.
 
-    Before the block, or after it where the weights have to be fetched first. Raises FtcliError
-    (`prompt_manifest`).
+    Checked before the block, and again after it if the weights had to be downloaded first.
     """
     before = base_at(source, revision)
     for run in runs:
@@ -181,8 +180,8 @@ def verified_base(runs: Sequence[RunFolder], source: str, revision: str | None) 
 def write_or_verify_manifest(
     run: RunFolder, renderer: Renderer, prepared: Dataset, base: Base, *, begun: bool
 ) -> None:
-    """Write the manifest of a new run; verify the prompts of a resumed one, whose base is verified
-    by `verified_base`. Raises FtcliError (`prompt_manifest`)."""
+    """Write the manifest of a new run; verify the prompts of a resumed one (`verified_base`
+    verifies its base). Raises FtcliError (`prompt_manifest`)."""
     if begun and (run.prompt_manifest.is_file() or run.steps_saved()):
         _raise_if_any(_differences(read_prompt_manifest(run), renderer), run)
         return
@@ -197,12 +196,12 @@ def write_or_verify_manifest(
         tokenizer=_tokenizer_digest(renderer),
         config=base.config,
     )
-    _raise_if_any(_other_prompts(manifest.prompts, renderer), run)  # rows tokenised otherwise
+    _raise_if_any(_other_prompts(manifest.prompts, renderer), run)  # rows tokenised differently
     write_json(run.prompt_manifest, asdict(manifest))
 
 
 def read_prompt_manifest(run: RunFolder) -> PromptManifest:
-    """prompt_manifest.json of a run; raises FtcliError where it is missing or cannot be read."""
+    """prompt_manifest.json of a run; raises FtcliError if it is missing or cannot be read."""
     file = run.require_prompt_manifest()
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -223,7 +222,7 @@ def read_prompt_manifest(run: RunFolder) -> PromptManifest:
 def _recorded_prompts(
     renderer: Renderer, prepared: Dataset, run: RunFolder
 ) -> Iterator[RecordedPrompt]:
-    """Prompts of the first held-out rows, or else of training rows, as they were tokenised."""
+    """Prompts of the first held-out rows, or else of training rows, as tokenised."""
     if prepared.plain_text:
         for text in RECORDED_TEXTS:
             yield RecordedPrompt((), text, tuple(renderer.text_prompt_ids(text)))
@@ -241,7 +240,7 @@ def _recorded_prompts(
 
 
 def _rebuilt(recipe: Recipe, run: RunFolder) -> Renderer:
-    """What the run's own tokenizer and recipe give, and a template that `--set` asks for."""
+    """The renderer of the run's own tokenizer and recipe, with a template set by `--set`."""
     tokenizer = load_tokenizer(str(run.trained()))
     template = recipe.data.template
     if template is not None and template != load_recipe(run.recipe).recipe.data.template:
@@ -250,7 +249,7 @@ def _rebuilt(recipe: Recipe, run: RunFolder) -> Renderer:
 
 
 def _template_digest(renderer: Renderer) -> str | None:
-    """sha256 of the chat template; some tokenizers have several, by name."""
+    """sha256 of the chat template or, if a tokenizer has several by name, of all."""
     template = renderer.tokenizer.chat_template
     if not template:
         return None
@@ -259,13 +258,13 @@ def _template_digest(renderer: Renderer) -> str | None:
 
 
 def _tokenizer_digest(renderer: Renderer) -> str:
-    """sha256 of vocabulary and rules, without how batches were last padded and cut."""
+    """sha256 of vocabulary and rules, without the last settings for padding and truncation."""
     rules = json.loads(renderer.tokenizer.backend_tokenizer.to_str())
     kept = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-# What differs, old → new
+# Differences, old → new
 
 
 def _differences(manifest: PromptManifest, renderer: Renderer) -> list[str]:
@@ -291,25 +290,25 @@ def _differences(manifest: PromptManifest, renderer: Renderer) -> list[str]:
 
 
 def _other_prompts(prompts: Sequence[RecordedPrompt], renderer: Renderer) -> list[str]:
-    """Of each prompt the first token that differs."""
+    """The first differing token of each prompt."""
     found = []
     for number, prompt in enumerate(prompts, start=1):
         try:
             ids = prompt.ids_by(renderer)
         except RowError as fault:
-            found.append(f"golden prompt {number}, in use: {fault.message}")
+            found.append(f"recorded prompt {number}, in use: {fault.message}")
             continue
         pairs = enumerate(zip_longest(prompt.ids, ids), start=1)
         for place, (old, new) in pairs:
             if old != new:
                 shown = [_shown_tokens(renderer, [] if i is None else [i]) for i in (old, new)]
-                found.append(f"golden prompt {number}, token {place}: {shown[0]} → {shown[1]}")
+                found.append(f"recorded prompt {number}, token {place}: {shown[0]} → {shown[1]}")
                 break
     return found
 
 
 def _other_base(manifest: PromptManifest, base: Base) -> list[str]:
-    """The differences in weights and config.json; nothing where one side is not known."""
+    """Differences in weights and config.json; none if one side is unknown."""
     found = _other_config(manifest, base.config, base.source)
     if None not in (base.weights, manifest.base) and base.weights != manifest.base:
         change = f"{_short(manifest.base)} → {_short(base.weights)}"
@@ -327,22 +326,22 @@ def _other_config(
 
 
 def _config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """`key: old → new` of what both hold; versions of transformers may hold more or fewer keys."""
+    """`key: old → new` for keys that both have; versions of transformers have different keys."""
     for key in sorted(old.keys() & new.keys()):
         before, after = old[key], new[key]
         if isinstance(before, dict) and isinstance(after, dict):
             yield from (f"{key}.{line}" for line in _config_differences(before, after))
         elif before != after:
-            yield f"{key}: {_shown(before)} → {_shown(after)}"
+            yield f"{key}: {_shortened(before)} → {_shortened(after)}"
 
 
-def _shown(value: object) -> str:
+def _shortened(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _same_system(kept: str | None, asked: str | None) -> bool:
-    """Whether data.system is the same; a column is named as such or as `{column}`."""
+    """Whether data.system is the same; a column may be given by name or as `{column}`."""
     return asked == kept or f"{{{asked}}}" == kept
 
 
@@ -360,7 +359,7 @@ def _raise_if_any(found: Sequence[str], run: RunFolder) -> None:
             "prompt_manifest",
             f"{shown_path(run.path)} is no longer what was trained:\n  "
             + "\n  ".join(found)
-            + "\nput back what has changed, or train anew: "
+            + "\nrestore what has changed, or train again: "
             + command("train", run.path, "--fresh"),
         )
 
@@ -368,7 +367,7 @@ def _raise_if_any(found: Sequence[str], run: RunFolder) -> None:
 def generation_config(
     tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], pad_id: int
 ) -> GenerationConfig:
-    """Greedy, and stopping where the training's answers ended."""
+    """Greedy decoding, stopped by the tokens that end answers in the training."""
     return GenerationConfig(
         eos_token_id=list(stop_ids), pad_token_id=pad_id, bos_token_id=tokenizer.bos_token_id
     )

@@ -1,9 +1,8 @@
-"""A stranger's model folder, looked at before transformers opens it; nothing in it is run.
+"""Checks of an untrusted model folder before transformers opens it; nothing in it is run.
 
-transformers follows what the JSON files of a model name: classes, other files, adapters, code. What
-is not plain is refused here in words. `trust_remote_code` is False wherever a model is opened, and
-no flag changes it: an architecture that ftcli can size is one of transformers' own, and a fast
-tokenizer is data.
+transformers follows the JSON files of a model to classes, other files, adapters and code. Anything
+unusual is refused here with a message. `trust_remote_code` is always False, and no flag changes it:
+an architecture that ftcli can size is one of transformers' own, and a fast tokenizer is data.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ftcli.hub import hub_error, hub_file, hub_files
 from ftcli.models.base_files import INDEX, WHOLE, model_folder, refuse_pickles, shard_files
 from ftcli.models.device import is_out_of_memory
 
-# Keys of config.json that send transformers 5.24 to other files or let it change its own classes.
+# Keys of config.json that make transformers 5.24 read other files or change its own classes.
 REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")
 ADAPTER = "adapter_config.json"
 # Tokenizers that are data.
@@ -33,36 +32,36 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
 
 def refuse_foreign_weights(source: str, revision: str | None) -> None:
-    """Raise ModelError where the files of a model hold weights that ftcli does not open."""
+    """Raise ModelError if a model has weights that ftcli does not open."""
     names = _names(source, revision)
     if ADAPTER in names and "config.json" in names:
         raise ModelError(
             "model",
-            f"{source}: holds an adapter beside the model ({ADAPTER}), which transformers would "
-            "lay over its weights unasked; take it out",
+            f"{source}: has an adapter next to the model ({ADAPTER}), which transformers would "
+            "apply unasked; remove it",
         )
     refuse_pickles(source, names)
     if WHOLE not in names and INDEX in names:
         index = _file(source, INDEX, revision)
         if index is not None:
-            shard_files(index)  # raises for names that lead elsewhere
+            shard_files(index)  # raises for names outside the folder
 
 
 def refuse_foreign_config(source: str, revision: str | None) -> None:
-    """Raise ModelError where config.json leads away from the folder's own files."""
+    """Raise ModelError if config.json refers to files outside the folder."""
     config = _json(source, "config.json", revision)
     strange = [key for key in REFUSED_KEYS if config.get(key) is not None]
     if strange:
         raise ModelError(
             "model",
-            f"{source}: its config.json has {strange[0]}, which makes transformers read other "
-            "files than those that ftcli has looked at; take the key out",
+            f"{source}: its config.json has {strange[0]}, which makes transformers read files that "
+            "ftcli has not checked; remove the key",
         )
     _require_tokenizer_class(source, config.get("tokenizer_class"))
 
 
 def refuse_foreign_tokenizer(source: str, revision: str | None) -> None:
-    """Raise ModelError where a tokenizer is code of its repository, or no tokenizer at all."""
+    """Raise ModelError if a tokenizer is code of its repository, or not a tokenizer."""
     config = _json(source, "tokenizer_config.json", revision)
     if "auto_map" in config and not any(_file(source, name, revision) for name in VOCABULARIES):
         raise _is_code(source, "tokenizer")
@@ -70,7 +69,7 @@ def refuse_foreign_tokenizer(source: str, revision: str | None) -> None:
 
 
 def _require_tokenizer_class(source: str, name: object) -> None:
-    """transformers takes any of its classes that the file names, and some of them ask for code."""
+    """Raise ModelError for another class: transformers loads any class named, and some run code."""
     if name is None:
         return
     if isinstance(name, str):
@@ -79,30 +78,30 @@ def _require_tokenizer_class(source: str, name: object) -> None:
         if all(_is_tokenizer(each) for each in found if each is not None):
             return
     raise ModelError(
-        "tokenizer", f"{source}: its tokenizer_class is {name!r}, which is no tokenizer"
+        "tokenizer", f"{source}: its tokenizer_class is {name!r}, which is not a tokenizer"
     )
 
 
 def _is_tokenizer(found: object) -> bool:
-    """Or transformers' placeholder of one whose package is missing."""
+    """Whether it is a tokenizer, or transformers' placeholder for one with a missing package."""
     own = isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
     return own or isinstance(found, DummyObject)
 
 
 @contextmanager
 def opening(source: str, what: str, code: str = "model") -> Iterator[None]:
-    """Put into words whatever a library raises over a stranger's files; raises ModelError."""
+    """Raise ModelError for any error of a library about untrusted files."""
     try:
         yield
     except BaseException as error:
-        # tokenizers raises no narrower Exception, and a panic in Rust (pyo3) is none at all.
+        # tokenizers raises plain Exception, and a panic in Rust (pyo3) is not even that.
         of_files = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not of_files or isinstance(error, FtcliError) or is_out_of_memory(error):
             raise
-        raise _in_words(error, source, what, code) from error
+        raise _model_error(error, source, what, code) from error
 
 
-def _in_words(error: BaseException, source: str, what: str, code: str) -> ModelError:
+def _model_error(error: BaseException, source: str, what: str, code: str) -> ModelError:
     cause = error.__cause__
     if not Path(source).exists() and isinstance(cause, Exception):
         found = hub_error(cause, source, "model")
@@ -118,12 +117,12 @@ def _is_code(source: str, what: str) -> ModelError:
     return ModelError(
         "model",
         f"{source}: its {what} is code of its own (auto_map), and ftcli runs no code of a model; "
-        "take one that transformers has a class for",
+        "use one that transformers has a class for",
     )
 
 
 def _names(source: str, revision: str | None) -> frozenset[str]:
-    """The files of a model: of its folder, of its repository, or of what is cached of that."""
+    """The file names of a model: in its folder, its repository, or the cache of that."""
     if os.path.isdir(source):
         return frozenset(os.listdir(source))
     try:
@@ -139,13 +138,13 @@ def _listed(source: str, revision: str | None) -> frozenset[str]:
 
 
 def _json(source: str, name: str, revision: str | None) -> dict[str, Any]:
-    """An object of a model's folder or repository; nothing where there is no such file."""
+    """A JSON object of a model's folder or repository; empty without such a file."""
     path = _file(source, name, revision)
     return {} if path is None else json_object(path, "model")
 
 
 def json_object(path: Path, code: str) -> dict[str, Any]:
-    """What a stranger's file holds; raises ModelError (`code`) for anything but one JSON object."""
+    """The JSON object in an untrusted file; raises ModelError (`code`) for anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""Virtual tokens of prefix and prompt tuning: how they are put before what a model reads.
+"""Virtual tokens of prefix and prompt tuning, put in front of a model's input.
 
-PEFT adds them in its own forward and generate, which our loss does not call; here they enter the
-model below PEFT as embeddings (a soft prompt) or as the cache (a prefix).
+PEFT adds them in its own forward and generate, which our loss does not call. Here they enter the
+model below PEFT as embeddings (soft prompt) or as the KV cache (prefix).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:
-    """Positions that the method puts before the input; 0 for methods that put none."""
+    """Number of positions that the method puts in front of the input; 0 for other methods."""
     config = _config(model)
     return int(config.num_virtual_tokens) if config is not None else 0
 
@@ -27,9 +27,9 @@ def causal_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def backbone_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
-    """What the model without its head is given, for ids [rows, tokens] padded on the right.
+    """Inputs of the backbone, for ids [rows, tokens] padded on the right.
 
-    The last `tokens` positions of what it returns belong to the ids.
+    The last `tokens` positions of its output belong to the ids.
     """
     config = _config(model)
     if config is None:
@@ -45,21 +45,21 @@ def backbone_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]
 
 
 def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> dict[str, Any]:
-    """What `generate` of the causal model is given, for ids [rows, tokens] padded on the left."""
+    """Inputs of the causal model's `generate`, for ids [rows, tokens] padded on the left."""
     config = _config(model)
     if config is None:
         return {"input_ids": input_ids, "attention_mask": mask}
     before = model.get_prompt(batch_size=len(input_ids))
     count = config.num_virtual_tokens
-    # Ids that stand for the virtual tokens are not read, but a repetition penalty sees them: a
-    # row's own last one adds nothing that the row has not.
+    # The ids of virtual tokens are not embedded, but a repetition penalty sees them: the row's last
+    # id adds none that the row does not have.
     ids = torch.cat((input_ids[:, -1:].expand(-1, count), input_ids), dim=1)
     seen = torch.ones(len(mask), count, dtype=mask.dtype, device=mask.device)
     if _is_prefix(config):
         whole = torch.cat((seen, mask), dim=1)
         return {"input_ids": ids, "attention_mask": whole, "cache": before}
     embedded = causal_model(model).get_input_embeddings()(input_ids)
-    # Padding comes before the soft prompt, so that its positions are those of the training.
+    # Padding comes before the soft prompt, so that positions are the same as in training.
     return {
         "input_ids": ids,
         "inputs_embeds": _after_padding(before.to(embedded.dtype), embedded, mask),
@@ -68,11 +68,10 @@ def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -
 
 
 def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None:
-    """Initialise virtual tokens with what the base makes of these ids, cut or repeated to fit.
+    """Initialise virtual tokens from these ids, cut or repeated to fit; without ids, random ones.
 
-    A soft prompt as their embeddings, a prefix as their keys and values: noise in their place
-    would first have to be unlearnt (Li and Liang 2021, section 7.4; Lester et al. 2021, 3.2).
-    Without ids they are drawn from the vocabulary.
+    A soft prompt gets their embeddings, a prefix the base's keys and values of them; training from
+    noise is slower (Li and Liang 2021, section 7.4; Lester et al. 2021, 3.2).
     """
     config, base = _config(model), causal_model(model)
     embeddings = base.get_input_embeddings()

@@ -1,6 +1,6 @@
 """Build the trainer of a plan, and save the trained weights.
 
-The only module that makes an SFTConfig. THEIR_NAMES says which library setting each decision
+The only module that makes an SFTConfig. LIBRARY_NAMES says which library setting each decision
 becomes; `ftcli train --dry-run` prints it.
 """
 
@@ -31,7 +31,7 @@ from ftcli.training.plan.plan import Plan
 from ftcli.training.trainer import FtcliTrainer
 
 # Key of a decision → library setting.
-THEIR_NAMES = {
+LIBRARY_NAMES = {
     "training.precision": "SFTConfig.bf16, fp16",
     "model.dtype": "from_pretrained(dtype)",
     "model.attention": "from_pretrained(attn_implementation)",

@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from ftcli.kernels.attention import attention_for
 from ftcli.models.adapters import load_encoder, prefix_encoder, read_adapter
 from ftcli.models.loss import add_loss_to_forward, row_losses
-from ftcli.models.methods import trained_weights_untouched
+from ftcli.models.methods import trainable_weights_restored
 from ftcli.runs.atomic import require_space
 from ftcli.runs.checkpoints import Position, rotate
 from ftcli.runs.folder import RunFolder
@@ -98,7 +98,7 @@ class FtcliTrainer(SFTTrainer):
         self.checkpoint_seconds = 0.0
         self._before_step: RandomState | None = None
         add_loss_to_forward(model)
-        with trained_weights_untouched(model):
+        with trainable_weights_restored(model):
             super().__init__(
                 model=model,
                 args=config,

@@ -182,7 +182,7 @@ def test_layers_that_hold_one_weight_are_refused_before_the_first_step(
     assert run(["train", str(recipe)]) == 2
     error = capsys.readouterr().err
     names = "model.layers.0.mlp.up_proj and model.layers.1.mlp.up_proj"
-    assert f"{recipe.name}:6: method.target_modules: {names} hold one weight" in error
+    assert f"{recipe.name}:6: method.target_modules: {names} share one weight" in error
     assert not list((tmp_path / "runs" / "tiny").glob("checkpoints/*"))
     spared = write_recipe(method={"mode": "lora", "rank": 4, "target_modules": ["q_proj"]})
     assert run(["train", str(spared), "--fresh"]) == 0

@@ -117,7 +117,9 @@ def test_layers_that_hold_one_weight_are_not_merged(
     save_weights(adapted, tmp_path)
     opened = open_adapter(with_one_block_twice(llama()), tmp_path)
     before = {name: weight.clone() for name, weight in opened.state_dict().items()}
-    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj hold one weight") as caught:
+    with pytest.raises(
+        ModelError, match=r"layers\.1\.self_attn\.q_proj share one weight"
+    ) as caught:
         merge_adapter(opened, torch.float32, None, Terminal())
     assert caught.value.code == "merge_shared"
     assert all(torch.equal(before[name], weight) for name, weight in opened.state_dict().items())

@@ -64,7 +64,7 @@ def pickle_alone(adapter: Path, attack: Attack) -> str:
 
 def no_weights(adapter: Path, attack: Attack) -> str:
     (adapter / "adapter_model.safetensors").unlink()
-    return "holds no adapter_model.safetensors"
+    return "has no adapter_model.safetensors"
 
 
 def class_to_import(adapter: Path, attack: Attack) -> str:
@@ -105,7 +105,7 @@ def method_of_a_strange_type(adapter: Path, attack: Attack) -> str:
 def expression_for_names(adapter: Path, attack: Attack) -> str:
     """One that takes for ever on the names of layers."""
     change_json(adapter / "adapter_config.json", target_modules="(.+)+X")
-    return "target_modules is no list of names"
+    return "target_modules is not a list of names"
 
 
 def rank_of_another_type(adapter: Path, attack: Attack) -> str:
@@ -124,7 +124,7 @@ def tokenizer_that_asks(adapter: Path, attack: Attack) -> str:
         adapter / "config.json", model_type="evil", auto_map={"AutoProcessor": "evil.Model"}
     )
     change_json(adapter / "tokenizer_config.json", tokenizer_class="AutoProcessor")
-    return "its tokenizer_class is 'AutoProcessor', which is no tokenizer"
+    return "its tokenizer_class is 'AutoProcessor', which is not a tokenizer"
 
 
 @pytest.mark.parametrize(

@@ -158,12 +158,12 @@ def tokenizer_that_is_no_tokenizer(base: Path) -> str:
     """transformers takes any class that it has; this one asks whether to run code."""
     change_json(base / "config.json", auto_map=CODE)
     change_json(base / "tokenizer_config.json", tokenizer_class="AutoProcessor")
-    return "its tokenizer_class is 'AutoProcessor', which is no tokenizer"
+    return "its tokenizer_class is 'AutoProcessor', which is not a tokenizer"
 
 
 def tokenizer_class_in_the_config(base: Path) -> str:
     change_json(base / "config.json", auto_map=CODE, tokenizer_class="AutoModel")
-    return "its tokenizer_class is 'AutoModel', which is no tokenizer"
+    return "its tokenizer_class is 'AutoModel', which is not a tokenizer"
 
 
 def tokenizer_of_code(base: Path) -> str:
@@ -189,7 +189,7 @@ def adapter_inside(base: Path) -> str:
         megatron_config={"a": 1},
         megatron_core="megatron.evil",
     )
-    return "holds an adapter beside the model"
+    return "has an adapter next to the model"
 
 
 def not_what_its_type_is(base: Path) -> str:

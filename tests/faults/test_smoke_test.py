@@ -166,7 +166,7 @@ def test_a_base_whose_weights_are_cut(own_model: Path, write_recipe: Recipes, fi
     with weights.open("r+b") as file:
         file.truncate(weights.stat().st_size - 1000)
     said = finds(write_recipe(model={"id": str(own_model)}), "check")
-    assert said == f"model/{weights.name}: is not a whole safetensors file; fetch it again"
+    assert said == f"model/{weights.name}: is not a complete safetensors file; download it again"
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(

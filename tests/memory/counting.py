@@ -23,7 +23,7 @@ from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
 from ftcli.models.loss import _hidden
-from ftcli.models.methods import keep_training_exact, quantization
+from ftcli.models.methods import keep_four_bit_trainable, quantization
 from ftcli.models.virtual_tokens import causal_model
 
 gc.freeze()  # what the libraries made lives on; without it each collection below takes 0.3 s
@@ -84,7 +84,7 @@ def quantised(model: Any, choices: Choices) -> Any:
             attn_implementation=choices.attention,
             quantization_config=quantization(method_of(choices), compute),
         )
-    keep_training_exact(loaded)
+    keep_four_bit_trainable(loaded)
     return loaded
 
 

@@ -46,7 +46,7 @@ def test_an_adapter_with_weights_too_many_or_too_few_is_refused(
 ) -> None:
     with pytest.raises(ModelError) as caught:
         open_adapter(llama(num_hidden_layers=layers), saved)
-    assert f"holds 8 weights, and this base takes {takes}" in caught.value.message
+    assert f"has 8 weights, and this base takes {takes}" in caught.value.message
     assert caught.value.file == str(saved)
 
 
@@ -55,7 +55,7 @@ def test_an_adapter_with_weights_too_many_or_too_few_is_refused(
 def test_an_adapter_for_layers_of_other_sizes_is_refused(
     saved: Path, sizes: dict[str, int]
 ) -> None:
-    with pytest.raises(ModelError, match="made for another base"):
+    with pytest.raises(ModelError, match="trained on another base"):
         open_adapter(llama(**sizes), saved)
 
 
@@ -85,5 +85,5 @@ def test_an_adapter_that_is_not_in_the_model_bit_for_bit_is_refused(
         return {name: tensor.clone() for name, tensor in given(*args, **kwargs).items()}
 
     monkeypatch.setattr(adapters, "get_peft_model_state_dict", copies)
-    with pytest.raises(ModelError, match="8 of 8 weights are not in the model as they are in"):
+    with pytest.raises(ModelError, match="8 of 8 weights differ in the model from"):
         open_adapter(llama(), saved)

@@ -173,7 +173,7 @@ def test_an_index_may_name_safetensors_beside_it_and_nothing_else(
 ) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "part.safetensors", "b": name}}))
-    with pytest.raises(ModelError, match="of the same folder only") as caught:
+    with pytest.raises(ModelError, match="in the same folder") as caught:
         weight_files(str(tmp_path))
     assert repr(name) in caught.value.message and caught.value.file == str(index)
 
@@ -184,8 +184,8 @@ def test_an_index_may_name_safetensors_beside_it_and_nothing_else(
         (["pytorch_model.bin", "config.json"], r"pickles \(pytorch_model\.bin\).*convert these"),
         (["pytorch_model.bin.index.json", "pytorch_model-1-of-2.bin"], r"\(pytorch_model-1-of-2"),
         (["consolidated.00.pth"], r"pickles \(consolidated\.00\.pth\)"),
-        (["model.Q4_0.gguf"], r"holds model\.Q4_0\.gguf, and ftcli opens model\.safetensors"),
-        (["shard-00001-model-00001-of-00001.safetensors"], "holds shard-00001"),
+        (["model.Q4_0.gguf"], r"has model\.Q4_0\.gguf, and ftcli opens model\.safetensors"),
+        (["shard-00001-model-00001-of-00001.safetensors"], "has shard-00001"),
     ],
 )
 def test_weights_in_another_form_are_refused_with_what_to_do(names: list[str], reason: str) -> None:
@@ -243,7 +243,7 @@ def one_tensor(offsets: list[Any]) -> bytes:
 )
 def test_a_file_that_is_not_whole_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ModelError, match="not a whole safetensors file") as caught:
+    with pytest.raises(ModelError, match="not a complete safetensors file") as caught:
         base_fingerprint(str(tmp_path))
     assert caught.value.file == str(tmp_path / "model.safetensors")
 
@@ -257,12 +257,12 @@ SHAPE = find_shape("smollm2-135m")
 def test_missing_weight_files_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    with pytest.raises(ModelError, match="holds no weights"):
+    with pytest.raises(ModelError, match="has no weights"):
         require_weights(str(folder), None, SHAPE)
     folder.rmdir()
     held = list(tensors().items())
     write_shards(folder, [dict(held[:2]), dict(held[2:])])
-    assert require_weights(str(folder), None, SHAPE).startswith("weights whole (")
+    assert require_weights(str(folder), None, SHAPE).startswith("weights complete (")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelError, match=r"1 of 2 weight files are missing, model-00002-of-0"):
         require_weights(str(folder), None, SHAPE)
@@ -273,14 +273,14 @@ def test_weights_that_are_to_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(base_files, "weight_files", lambda *_: ())
     monkeypatch.setattr(base_files, "hub_files", lambda *_, **__: held)
     assert require_weights("owner/name", None, SHAPE) == (
-        "weights on the hub, to be fetched (about 257 MiB)"
+        "weights on the hub, to be downloaded (about 257 MiB)"
     )
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 9 * 10**8, 10**8))
     with pytest.raises(ModelError, match=r"about 257 MiB, and the disk of .* has 95 MiB free"):
         require_weights("owner/name", None, SHAPE)
     held.remove("model.safetensors")
-    with pytest.raises(ModelError, match="the repository holds no weights"):
+    with pytest.raises(ModelError, match="the repository has no weights"):
         require_weights("owner/name", None, SHAPE)
 
 

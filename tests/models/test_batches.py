@@ -78,8 +78,8 @@ def test_every_label_and_what_stands_before_it_is_found_again(
         for row, labels in zip(given_rows, found, strict=True):
             pairs = zip(row["input_ids"], row["labels"][1:], strict=False)
             assert labels == [(id_, label) for id_, label in pairs if label != IGNORED]
-    forest = build_prefix_tree([row["input_ids"] for row in given_rows], share=share)
-    for row, spans in zip(given_rows, forest.rows, strict=True):
+    tree = build_prefix_tree([row["input_ids"] for row in given_rows], share=share)
+    for row, spans in zip(given_rows, tree.rows, strict=True):
         assert [id_ for span in spans for id_ in ids[slice(*span)]] == row["input_ids"]
         positions = [p for span in spans for p in batch.positions[0, slice(*span)].tolist()]
         assert positions == list(range(len(row["input_ids"])))

@@ -311,5 +311,5 @@ def test_a_model_that_does_something_else_to_its_logits_is_refused() -> None:
     """HyperCLOVA multiplies by what Granite divides by."""
     sizes = {name: size for name, size in SIZES.items() if name != "pad_token_id"}
     model = HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**sizes, logits_scaling=2.0)).eval()
-    with pytest.raises(ModelError, match="HyperCLOVAXForCausalLM makes its logits by more"):
+    with pytest.raises(ModelError, match="HyperCLOVAXForCausalLM computes its logits by more"):
         require_known_head(model)

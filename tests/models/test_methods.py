@@ -28,11 +28,11 @@ from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import (
     adapter_targets,
     attach,
-    keep_training_exact,
+    keep_four_bit_trainable,
     linear_names,
     names_of_ends,
     quantization,
-    trained_weights_untouched,
+    trainable_weights_restored,
 )
 from tests.tiny_models import IDS, LINEAR, SIZES, falcon, gpt_neox, llama, logits, lora, phi3, shake
 
@@ -224,7 +224,7 @@ def test_falcon_in_4_bits_is_falcon_with_rounded_weights(
 def test_an_evaluation_leaves_a_4_bit_training_as_it_was(base_folder: Path) -> None:
     model = in_4_bits(base_folder)
     pretend_avx512_bf16(model)
-    keep_training_exact(model)
+    keep_four_bit_trainable(model)
     layers = four_bit_layers(model)
     assert layers
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers.values())
@@ -240,7 +240,7 @@ def test_an_evaluation_leaves_a_4_bit_training_as_it_was(base_folder: Path) -> N
 
 
 def test_without_it_an_evaluation_would_repack_the_weights(base_folder: Path) -> None:
-    """When this fails, bitsandbytes has mended it, and keep_training_exact can go."""
+    """When this fails, bitsandbytes has mended it, and keep_four_bit_trainable can go."""
     model = in_4_bits(base_folder)
     pretend_avx512_bf16(model)
     first = next(iter(four_bit_layers(model).values()))
@@ -253,7 +253,7 @@ def test_without_it_an_evaluation_would_repack_the_weights(base_folder: Path) ->
 def test_trained_weights_come_back_as_they_were_and_the_base_stays() -> None:
     adapted = attach(llama(), lora(), seed=0)
     before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
-    with trained_weights_untouched(adapted):
+    with trainable_weights_restored(adapted):
         adapted.to(torch.bfloat16)
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:

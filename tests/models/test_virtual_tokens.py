@@ -168,7 +168,7 @@ def test_a_prefix_goes_on_by_the_network_that_makes_it(tmp_path: Path) -> None:
         torch.equal(tensor, state[n])
         for n, tensor in trainable.prompt_encoder["default"].state_dict().items()
     )
-    with pytest.raises(ModelError, match="the network that made this prefix"):
+    with pytest.raises(ModelError, match="the network of this prefix"):
         open_adapter(llama(), tmp_path / "without", trainable=True)
 
 

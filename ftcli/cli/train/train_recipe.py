@@ -159,7 +159,7 @@ def plan_recipe(
     from ftcli.models import methods
     from ftcli.training import building
 
-    names = {**methods.THEIR_NAMES, **building.THEIR_NAMES}
+    names = {**methods.LIBRARY_NAMES, **building.LIBRARY_NAMES}
     return DryRun(loaded.recipe, run, job.plan, names, known_seconds(job), cost)
 
 
