@@ -29,7 +29,6 @@ app = typer.Typer(
     name="ftcli",
     help="From a general open model to a specialist, on one consumer GPU, from one recipe.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
@@ -69,15 +68,55 @@ def _not_on_windows(command: Callable[P, None]) -> Callable[P, None]:
     return checked
 
 
-app.command("prepare")(_not_on_windows(prepare.prepare))
-app.command("estimate-vram")(estimate.estimate_vram)
-app.command("train")(_not_on_windows(train))
-app.command("eval")(_not_on_windows(evaluate.evaluate))
-app.command("report")(report.report)
-app.command("compare")(_not_on_windows(compare.compare))
-app.command("merge")(_not_on_windows(merge.merge))
-app.command("generate")(_not_on_windows(generate.generate))
-app.command("schema")(schema.schema)
+def _examples(*lines: str) -> str:
+    """An epilog of a command's help; click keeps the lines after the backspace as they are."""
+    return "\n".join(("\b", "Examples:", *(f"  ftcli {line}" for line in lines)))
+
+
+app.command(
+    "prepare",
+    epilog=_examples("prepare shop.yaml --preview 3", "prepare shop.yaml --try-prompting"),
+)(_not_on_windows(prepare.prepare))
+app.command(
+    "estimate-vram",
+    epilog=_examples(
+        "estimate-vram --model qwen2.5-7b --mode qlora --gpu 4090",
+        "estimate-vram shop.yaml --fit 24GB --write fits.yaml",
+    ),
+)(estimate.estimate_vram)
+app.command(
+    "train",
+    epilog=_examples(
+        "train shop.yaml --dry-run", "train shop.yaml --set training.epochs=2 --fresh"
+    ),
+)(_not_on_windows(train))
+app.command(
+    "eval",
+    epilog=_examples(
+        "eval runs/shop --require 'format>=0.9'", "eval runs/shop --baseline-prompt prompt.txt"
+    ),
+)(_not_on_windows(evaluate.evaluate))
+app.command("report", epilog=_examples("report runs/shop --open"))(report.report)
+app.command(
+    "compare",
+    epilog=_examples(
+        "compare shop.yaml --methods lora,qlora --steps 100",
+        "compare shop.yaml --methods lora --learning-rates 1e-4,3e-4",
+    ),
+)(_not_on_windows(compare.compare))
+app.command(
+    "merge", epilog=_examples("merge runs/shop", "merge runs/shop --dtype bf16 --output shop-model")
+)(_not_on_windows(merge.merge))
+app.command(
+    "generate",
+    epilog=_examples(
+        'generate runs/shop "Write a listing: steel kettle, 1.5 litres"',
+        "generate runs/shop --input prompts.csv --output answers.csv",
+    ),
+)(_not_on_windows(generate.generate))
+app.command("schema", epilog=_examples("schema > recipe.schema.json", "schema method --text"))(
+    schema.schema
+)
 
 # typer vendors click; the base of all usage errors is reached through its public BadParameter.
 ShellError: Any = typer.BadParameter.__mro__[2]

@@ -67,10 +67,10 @@ def compare(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Train several methods on the same rows, and recommend one for this data.
+    """Train several methods, and recommend one.
 
-    All methods have the same seed, evaluation and number of steps. A learning rate in the recipe
-    applies to its own method; the others take their defaults. Ctrl-C stops; the same command
+    All methods have the same rows, seed, evaluation and number of steps. A learning rate in the
+    recipe applies to its own method; the others take their defaults. Ctrl-C stops; the same command
     resumes, without training a finished method again. Writes compare.json, compare.md and
     compare.png into <output>-compare.
     """

@@ -78,10 +78,10 @@ def evaluate(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Is the tuned model better than the base, and what did it forget?
+    """Compare the tuned model with its base.
 
-    Loss, EOS rate, format and text overlap on held-out rows, each with a 95% interval. The verdicts
-    are corrected for the number of scores (Holm).
+    Loss, EOS rate, format, text overlap and general ability on held-out rows, each with a 95%
+    interval. The verdicts are corrected for the number of scores (Holm).
     """
     from ftcli.cli.evaluate_view import show
     from ftcli.evaluation.eval_rows import SHOTS, EvalOptions

@@ -51,14 +51,22 @@ def generate(
             help="Adapter that answers (default: RUN's). Rows may name an `adapter`.",
         ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0: greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.001, max=1, help="Nucleus sampling.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="0: all tokens.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.")] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(min=0.001, help="Above 1: less repetition.")
+    temperature: Annotated[
+        float | None, typer.Option(metavar="X", min=0, help="0: greedy.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", min=0.001, max=1, help="Nucleus sampling.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="K", min=0, help="0: all tokens.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Longest answer.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(metavar="X", min=0.001, help="Above 1: less repetition.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Makes sampling repeatable.")
+    ] = None,
     overrides: options.Overrides = None,
     json: options.Json = False,
     debug: options.Debug = False,

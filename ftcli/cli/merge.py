@@ -43,7 +43,7 @@ def merge(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Merge the adapter into the base, and check that the result is equal.
+    """Merge the adapter into the base.
 
     Compares the merged model with base + adapter on held-out rows before its weights are rounded,
     and writes nothing if they differ. Shows the loss due to the stored type.

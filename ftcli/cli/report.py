@@ -24,10 +24,10 @@ def report(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Write the report of a run again: verdict, scores, samples, curves, data, memory, recipe.
+    """Write the report and model card of a run again.
 
-    report.html is one file that needs no network; the model card has the same figures. train and
-    eval write both automatically.
+    report.html has verdict, scores, samples, curves, data, memory and recipe in one file that needs
+    no network. train and eval write both files automatically.
     """
     from ftcli.report.page import write_report
     from ftcli.training.opening import run_at

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.models import CommandInfo
 
 from ftcli.cli import app, run
 from ftcli.config.recipe import Recipe
@@ -179,6 +181,18 @@ def test_every_command_has_help_json_and_debug(
     assert "--json" in out
     assert "--debug" in out
     assert out == _help_of("-h", name, capsys)
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.name)
+def test_every_command_has_examples_of_its_own_flags(
+    capsys: pytest.CaptureFixture[str], command: CommandInfo
+) -> None:
+    shown, _, examples = _help_of("--help", str(command.name), capsys).partition("Examples:\n")
+    lines = [shlex.split(line) for line in examples.splitlines()]
+    assert 1 <= len(lines) <= 2
+    for program, name, *words in lines:
+        assert (program, name) == ("ftcli", command.name)
+        assert all(f" {word} " in shown for word in words if word.startswith("--"))
 
 
 def _help_of(flag: str, name: str, capsys: pytest.CaptureFixture[str]) -> str:
