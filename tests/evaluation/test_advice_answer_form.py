@@ -65,7 +65,7 @@ EXPECTED = {
     "lines": ("lines", "lines “# …”, text, “- …”, “Specs: …”"),
     "bullets": ("lines", "lines “- …”"),
     "sections": ("sections", "the sections Issue:, Next step:"),
-    "opening": ("opening", "alike in beginning with “Thank you for writing to us,”"),
+    "opening": ("opening", "the opening “Thank you for writing to us,”"),
     "length": ("length", "words long"),
     "prose": ("free text", "free text"),
 }

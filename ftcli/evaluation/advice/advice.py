@@ -196,7 +196,8 @@ def _prompting_reached(prompting: PromptingResult) -> tuple[bool, str]:
 def _form_in_words(form: AnswerForm) -> str:
     """`All answers are SQL`, `92% of the answers are 37–59 words long`."""
     answers = "All answers" if form.share == 1 else f"{form.share:.0%} of the answers"
-    return f"{answers} {SHORT.get(form.kind, f'are {form.detail}')}"
+    verb = "have" if form.kind == "opening" else "are"
+    return f"{answers} {SHORT.get(form.kind, f'{verb} {form.detail}')}"
 
 
 def _to_measure(form: AnswerForm, eval_format: Mapping[str, Any]) -> str:

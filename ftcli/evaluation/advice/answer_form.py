@@ -1,4 +1,4 @@
-"""The form that answers share, how many have it, and the `eval.format` that measures it."""
+"""The common form of answers, how many have it, and the `eval.format` that measures it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ftcli.config.recipe import AnswerFormat, Evaluation
 from ftcli.evaluation.scorers.sql_answers import read_query
 
 Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length", "free text"]
-# In these a form is fixed; an opening or a length alone is a habit.
+# Fixed forms; a common opening or length alone is not one.
 FIXED: tuple[Kind, ...] = ("labels", "json", "sql", "lines", "sections")
 NEARLY_ALL, MAJORITY = 0.9, 0.5
-# So many prompts begin alike; the others may be mistakes.
+# Proportion of texts with a common beginning; the others may be mistakes.
 ALIKE = 0.95
 MAX_LABELS, MAX_LABEL_CHARACTERS, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
 PARSED_QUERIES = 300  # each takes a few milliseconds
 QUERY = re.compile(r"(SELECT|WITH)\b", re.IGNORECASE)
 MIN_BAND_WORDS = 5
-# What begins a line: a heading's marks, a bullet, a number, a label.
+# The start of a line: heading marks, a bullet, a number, a label.
 MARK = re.compile(r"(#{1,6}|[-*•]|\d{1,2}[.)])(?= )|([^\W\d_][\w &/-]{0,39}:)(?=\s|$)")
 SECTION = re.compile(r"^(#{1,6} [^\n]{1,60}|[^\W\d_][\w &/-]{0,39}:)(?=\s|$)", re.MULTILINE)
 TEXT, BLANK, NUMBERED = "text", "", "1."
@@ -36,24 +36,24 @@ MAX_LINES, MAX_RUNS = 30, 12
 SPECIAL = re.compile(r"[\\.^$*+?{}\[\]|()]")
 
 Run = tuple[str, int]
-"""A kind of line, and how many of it follow each other (0: any number)."""
+"""A kind of line, and how many follow each other (0: any number)."""
 
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """What answers have in common."""
+    """A form of answers."""
 
     kind: Kind
     share: float
-    """Of the answers that were read; 0 for free text."""
+    """Proportion of the answers with it; 0 for free text."""
     detail: str
     eval_format: Mapping[str, Any] | None
-    """The block of a recipe that measures the form; None: no block does."""
+    """The `eval.format` that measures it; None: there is none."""
     fixed: bool = False
 
 
 def answer_form(answers: Sequence[str]) -> AnswerForm:
-    """The first form that nearly all answers have, else the one that most of them have."""
+    """The first form that nearly all answers have, else the most common one."""
     stripped = [answer.strip() for answer in answers]
     best = AnswerForm("free text", 0.0, "free text", None)
     for find in FORMS if stripped else ():
@@ -66,7 +66,7 @@ def answer_form(answers: Sequence[str]) -> AnswerForm:
 
 
 def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
-    """The value of `eval.format`; None where the recipe's schema refuses it."""
+    """The value of `eval.format`; None: the schema refuses it."""
     try:
         return Evaluation.model_validate({"format": wanted}).format
     except ValidationError:
@@ -74,24 +74,23 @@ def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
 
 
 def common_beginning(texts: Sequence[str], alike: float = ALIKE) -> str:
-    """The longest text of whole lines, or of whole words, with which so many of the texts begin.
+    """The longest beginning, of whole lines or words, of at least `alike` of the texts.
 
-    Nothing where it would be the whole of them: then it is the question and no instruction.
+    Empty if it is the whole of most texts: then it is the question, not an instruction.
     """
-    # Of texts in order, those that begin alike are neighbours.
+    # In sorted order, texts with a common beginning are neighbours.
     ordered, apart = sorted(texts), math.ceil(alike * len(texts)) - 1
     pairs = zip(ordered, ordered[max(apart, 0) :], strict=False)
     found = max(map(commonprefix, pairs), key=len, default="")
     if sum(text.strip() == found.strip() for text in texts) > len(texts) / 2:
         return ""
-    # After the last whole line stands the name of the row's first field; of the last word the
-    # texts may share the first letters only.
+    # The rest of a line may be the key of a row's first field, the rest of a word chance.
     whole = re.match(r"[\s\S]*\n|[\s\S]*\s\Z|[\s\S]*(?=\s)", found)
     return whole.group() if whole else ""
 
 
 def _labels(answers: Sequence[str]) -> AnswerForm | None:
-    """Few different answers, each of them short and often given."""
+    """Few different answers, all short and frequent."""
     counts, rows = Counter(answers), len(answers)
     often = max(2, rows // 200)
     labels = [text for text, count in counts.most_common(MAX_LABELS) if count >= often]
@@ -126,7 +125,7 @@ def _json(answers: Sequence[str]) -> AnswerForm | None:
 
 
 def _json_value(answer: str) -> Any:
-    """An object or an array; None for anything else."""
+    """An object or array; None: anything else."""
     try:
         return json.loads(answer) if answer.startswith(("{", "[")) else None
     except (ValueError, RecursionError):
@@ -143,7 +142,7 @@ def _sql(answers: Sequence[str]) -> AnswerForm | None:
 
 
 def _lines(answers: Sequence[str]) -> AnswerForm | None:
-    """The same kinds of lines in the same order; their numbers where nearly all have those too."""
+    """The same kinds of lines in the same order; and their counts, if nearly all have them."""
     lines = [answer.split("\n", MAX_LINES) for answer in answers]
     marks = [{mark[2] for mark in map(MARK.match, each) if mark} for each in lines]
     counts = Counter(label for labels in marks for label in labels if label)
@@ -183,7 +182,7 @@ def _run_pattern(run: Run) -> str:
 
 
 def _sections(answers: Sequence[str]) -> AnswerForm | None:
-    """The same headings or labels in the same order, whatever stands below them."""
+    """The same headings or labels in the same order."""
     each = [dict.fromkeys(mark[1] for mark in SECTION.finditer(answer)) for answer in answers]
     counts = Counter(name for names in each for name in names)
     common = {name for name, count in counts.items() if count >= NEARLY_ALL * len(answers)}
@@ -201,11 +200,11 @@ def _opening(answers: Sequence[str]) -> AnswerForm | None:
         return None
     share = sum(answer.startswith(words) for answer in answers) / len(answers)
     pattern = rf"{_escaped(words)}[\s\S]*"
-    return AnswerForm("opening", share, f"alike in beginning with “{words}”", _regex(pattern))
+    return AnswerForm("opening", share, f"the opening “{words}”", _regex(pattern))
 
 
 def _length(answers: Sequence[str]) -> AnswerForm | None:
-    """A band of lengths that holds nine of ten answers and ends at twice its beginning."""
+    """A range of lengths of nine in ten answers, at most twice its minimum."""
     counts = sorted(len(answer.split()) for answer in answers)
     low, high = counts[len(counts) // 20], counts[-1 - len(counts) // 20]
     if low < MIN_BAND_WORDS or high > 2 * low:
@@ -220,7 +219,7 @@ def _regex(pattern: str) -> dict[str, str]:
 
 
 def _escaped(text: str) -> str:
-    """A regular expression of the text itself; re.escape puts strokes before spaces too."""
+    """A regular expression for the text; re.escape also escapes spaces."""
     return SPECIAL.sub(r"\\\g<0>", text)
 
 

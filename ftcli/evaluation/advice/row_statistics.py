@@ -1,5 +1,5 @@
-"""What prepared rows are like: near duplicates, contradictions, lengths, the form of answers, and
-what all prompts begin with."""
+"""Statistics of prepared rows: near duplicates, contradictions, lengths, the form of answers, and
+the beginning of all prompts."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from ftcli.runs.results import Result
 if TYPE_CHECKING:
     from ftcli.data.tokenizing.rendering import Renderer
 
-# Near duplicates are searched among so many rows, which takes about 6 kB of each.
+# Rows searched for near duplicates: about 6 kB of memory each.
 COMPARED_ROWS = 20_000
-# Of so many answers the share of a form is known to within a percent.
+# Enough answers to know the proportion of a form to within a percent.
 SAMPLED_ROWS = 4_000
-INSTRUCTION_ROWS = 500  # of them show which words all prompts share
+INSTRUCTION_ROWS = 500  # show which words all prompts have
 ROWS_BETWEEN_REPORTS = 1000
-# From this Jaccard similarity on two rows are near duplicates: one word in thirty differs.
+# Jaccard similarity of near duplicates: one word in thirty differs.
 SIMILAR = 0.8
 SHINGLE = 3
 WORD = re.compile(r"\w+")
-ANSWER = 1  # begins the checksum of an answer's words, so that they are not those of a prompt
-# A pair of similarity 0.8 shares one of these bands of hashes with 99.8%, one of 0.4 with 15%.
+ANSWER = 1  # start of an answer's checksums, so that they differ from a prompt's
+# A pair of similarity 0.8 has an equal band with probability 99.8%, one of 0.4 with 15%.
 BANDS, BAND = 16, 5
 SHORT_ANSWER = 60  # characters: a label, a number, a name
 SHOWN = 3
@@ -54,7 +54,7 @@ MAX_BINS = 12
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows that nearly equal a training row; rows are named `file:line`."""
+    """Rows that nearly equal a training row; rows are `file:line`."""
 
     rows: int
     rows_looked_at: int
@@ -64,27 +64,27 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class NearDuplicates(Duplicates):
-    """Among training rows, and of held-out rows with them."""
+    """Among training rows, and between held-out and training rows."""
 
     share: float
     held_out: Duplicates
     disagreeing: int
-    """Near duplicates with another short answer."""
+    """Near duplicates with different short answers."""
 
 
 @dataclass(frozen=True)
 class Contradictions:
-    """Prompts that are equal but for case and white space, with answers that are not."""
+    """Prompts that differ only in case and white space, with different answers."""
 
     prompts: int
     rows: int
     shown: tuple[tuple[str, ...], ...]
-    """`file:line` of a few rows with different answers, of the first such prompts."""
+    """For the first such prompts, `file:line` of rows with different answers."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Tokens: half of the rows have no more than the median, nine of ten no more than p90."""
+    """Tokens per row: 50th and 90th percentile, maximum; and their sum."""
 
     median: int
     p90: int
@@ -94,7 +94,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rows from each edge up to the next; the last edge is above every row."""
+    """Rows between each edge and the next; the last edge is above every row."""
 
     edges: tuple[int, ...]
     prompt: tuple[int, ...]
@@ -112,7 +112,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What all prompts begin with."""
+    """The common beginning of all prompts."""
 
     tokens: int
     share_of_prompts: float
@@ -121,7 +121,7 @@ class Instruction:
 
 
 class RowStatistics(Result):
-    """What prepared rows are like; plain texts have only their number and lengths."""
+    """Statistics of prepared rows; plain texts have only their number and lengths."""
 
     fingerprint: str
     rows: int
@@ -134,7 +134,7 @@ class RowStatistics(Result):
 
 @dataclass(frozen=True)
 class DataRow:
-    """Turns that end with an answer, and their length in tokens as they are trained on."""
+    """Turns that end with an answer, and their lengths in tokens."""
 
     origin: Origin
     messages: tuple[Message, ...]
@@ -144,7 +144,7 @@ class DataRow:
 
     @property
     def prompt(self) -> str:
-        """All turns before the answer, one below the other."""
+        """All turns before the answer, on lines of their own."""
         return "\n".join(turn.content for turn in self.messages[:-1])
 
     @property
@@ -154,15 +154,15 @@ class DataRow:
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """The task's rows of a data folder; replayed rows have a file of their own."""
+    """The task's rows of a data folder, without replayed rows."""
 
     folder: Path
     prepared: Dataset
 
     def all(self, one_batch_in: int = 1) -> Iterator[DataRow]:
-        """Training rows first; of large data perhaps one whole batch in so many.
+        """Training rows first; `one_batch_in`: every n-th batch of neighbouring rows.
 
-        Rows of one batch stand together in the user's file, and so do most that are alike.
+        Whole batches, because similar rows are often neighbours in the user's file.
         """
         for split in SPLITS:
             yield from self.of(split, one_batch_in)
@@ -181,7 +181,7 @@ def _rows(batch: Any, *, held_out: bool) -> Iterator[DataRow]:
     names = ("prompt_tokens", "messages", "file", "line")
     columns = (batch.column(name).to_pylist() for name in names)
     for length, prompt, turns, file, line in zip(tokens, *columns, strict=True):
-        prompt = min(prompt, length)  # a row may be cut within its prompt
+        prompt = min(prompt, length)  # the prompt itself may be truncated
         yield DataRow(Origin(file, line), read_turns(turns), prompt, length - prompt, held_out)
 
 
@@ -218,10 +218,10 @@ def _metered(
 
 
 def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDuplicates:
-    """Compare each row with the training rows before it that have no near duplicate before them.
+    """Compare each row with earlier training rows that are not near duplicates themselves.
 
-    Training rows come first. `prompts`: some of the rows'. What stands in more than half of them is
-    the instruction and is left out.
+    `rows`: training rows first. `prompts`: a sample; shingles of more than half of them are the
+    instruction and are left out.
     """
     from datasketch import MinHash, MinHashLSH
 
@@ -232,7 +232,7 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
     index = MinHashLSH(num_perm=BANDS * BAND, params=(BANDS, BAND))
     compared = [0, 0]  # training rows, held-out rows
     kept: list[tuple[str, str, array[int]]] = []
-    # The earlier row, the later one, their similarity; whether both have short answers that differ.
+    # The earlier row, the later row, their similarity; of training rows, of held-out rows.
     pairs: tuple[list[tuple[str, str, float]], ...] = ([], [])
     disagreeing = 0
     for row in rows:
@@ -268,7 +268,7 @@ def near_duplicates(rows: Iterable[DataRow], prompts: Iterable[str]) -> NearDupl
 
 
 def _shingles(text: str, start: int = 0) -> set[int]:
-    """Checksums of each three words in a row; a shorter text is one shingle."""
+    """Checksums of all word trigrams; a shorter text is one shingle."""
     words = WORD.findall(UNSPACED.sub(r" \g<0> ", text.lower()))
     last = max(len(words) - SHINGLE, 0) + 1 if words else 0
     groups = (" ".join(words[place : place + SHINGLE]) for place in range(last))
@@ -280,7 +280,7 @@ def _plain(text: str) -> str:
 
 
 def contradictions(rows: Iterable[DataRow]) -> Contradictions:
-    """Compare rows by digests of prompt and answer: 32 bytes a row are held."""
+    """Compare digests of prompts and answers: 32 bytes per row in memory."""
     import numpy
 
     digests, lines, files = array("Q"), array("q"), list[str]()
@@ -302,13 +302,13 @@ def contradictions(rows: Iterable[DataRow]) -> Contradictions:
 
 
 def _digest(text: str) -> int:
-    """64 bits: two of a million prompts are taken for one with a chance of 3 in 10^8."""
+    """64 bits: a collision among a million prompts has probability 3 in 10^8."""
     found = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(found.digest(), "big")
 
 
 def lengths(rows: Iterable[DataRow]) -> Lengths | None:
-    """Of prompts and answers; None without rows."""
+    """Of prompts and answers; None: no rows."""
     import numpy
 
     pairs = ((row.prompt_tokens, row.answer_tokens) for row in rows)
@@ -327,7 +327,7 @@ def lengths(rows: Iterable[DataRow]) -> Lengths | None:
 
 
 def _format(sample: Sequence[DataRow]) -> AnswerForm:
-    """The form of the answers, with a block that the recipe accepts or none."""
+    """The form of the answers; `eval_format` only if the recipe accepts it."""
     form = answer_form([row.answer for row in sample])
     conversations = (question_of(row.messages, None).conversation for row in sample)
     if form.kind == "sql" and all(map(has_tables, conversations)):
@@ -336,7 +336,7 @@ def _format(sample: Sequence[DataRow]) -> AnswerForm:
 
 
 def _instruction(sample: Sequence[DataRow], renderer: Renderer) -> Instruction:
-    """How much of the rows all of them share."""
+    """The common beginning of prompts, and its proportion of all tokens."""
     text = common_instruction(sample)
     tokens = len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
     prompts = sum(row.prompt_tokens for row in sample)
@@ -346,7 +346,7 @@ def _instruction(sample: Sequence[DataRow], renderer: Renderer) -> Instruction:
 
 
 def common_instruction(rows: Sequence[DataRow]) -> str:
-    """The system prompt and the beginning of the first question that nearly all rows share."""
+    """The system prompt and the beginning of the first question that nearly all rows have."""
     systems = [row.messages[0].content for row in rows if row.messages[0].role == "system"]
     system, often = Counter(systems).most_common(1)[0] if systems else ("", 0)
     questions = [
