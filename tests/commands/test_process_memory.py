@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ftcli.cli import run
-from tests.commands.test_merging import recipe_of
 from tests.conftest import save_tiny_model
+from tests.merged import recipe_of
 from tests.process_memory import held_bytes
 
 pytestmark = pytest.mark.slow
