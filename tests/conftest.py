@@ -330,6 +330,13 @@ def eval_run(
     return home / "runs" / "tiny"
 
 
+@pytest.fixture
+def unevaluated_run(eval_run: Path) -> Path:
+    """The same run without evaluations."""
+    shutil.rmtree(eval_run / "eval", ignore_errors=True)
+    return eval_run
+
+
 @pytest.fixture(scope="session")
 def small_model() -> Path:
     """The real small model, where FTCLI_SMALL_MODEL names its folder (make test does)."""

@@ -19,11 +19,6 @@ from tests.evaluated import unevaluated
 FEW = ("--no-base", "--no-forgetting")
 
 
-@pytest.fixture
-def fresh(eval_run: Path) -> Path:
-    return unevaluated(eval_run)
-
-
 def prompts_of(run_folder: Path, split: str) -> list[str]:
     rows = read_split(run_folder / "data", split).to_pylist()  # type: ignore[arg-type]
     return [json.loads(row["messages"])[-2][1] for row in rows]
@@ -38,7 +33,7 @@ def save(path: Path, prompts: list[str]) -> Path:
 def evaluate(
     capsys: pytest.CaptureFixture[str], run_folder: Path, data: Path
 ) -> tuple[dict[str, object], str]:
-    """The fields about the rows, and what was said; asked as a person asks, then told again."""
+    """The fields about the rows, and stderr of the first time."""
     capsys.readouterr()
     assert run(["eval", str(run_folder), "--data", str(data), *FEW]) == 0
     said = capsys.readouterr().err
@@ -48,11 +43,14 @@ def evaluate(
 
 
 def test_rows_that_were_trained_on_are_counted_and_warned_of(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unevaluated_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train, validation = prompts_of(fresh, "train"), prompts_of(fresh, "validation")
+    train, validation = (
+        prompts_of(unevaluated_run, "train"),
+        prompts_of(unevaluated_run, "validation"),
+    )
     mixed = save(tmp_path / "mixed.jsonl", [*train[:2], validation[0], "New?", "Newer?"])
-    found, said = evaluate(capsys, fresh, mixed)
+    found, said = evaluate(capsys, unevaluated_run, mixed)
     assert found == {
         "rows": 5,
         "rows_trained_on": 2,
@@ -64,18 +62,18 @@ def test_rows_that_were_trained_on_are_counted_and_warned_of(
         "seen"
     )
     assert warning in said
-    assert run(["eval", str(fresh), "--data", str(mixed), *FEW]) == 0
-    assert warning in capsys.readouterr().err, "also when the scores are told again"
+    assert run(["eval", str(unevaluated_run), "--data", str(mixed), *FEW]) == 0
+    assert warning in capsys.readouterr().err, "also when stored scores are shown"
 
 
 def test_new_rows_and_those_held_out_for_the_test(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unevaluated_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = save(tmp_path / "new.jsonl", ["New?", *prompts_of(fresh, "test")[:2]])
-    found, said = evaluate(capsys, fresh, file)
+    file = save(tmp_path / "new.jsonl", ["New?", *prompts_of(unevaluated_run, "test")[:2]])
+    found, said = evaluate(capsys, unevaluated_run, file)
     assert (found["rows_trained_on"], found["rows_in_validation"]) == (0, 0)
     assert "warning" not in said
-    held_out = ask(capsys, "eval", fresh, *FEW)
+    held_out = ask(capsys, "eval", unevaluated_run, *FEW)
     assert (held_out["rows_trained_on"], held_out["rows_in_validation"]) == (0, 0)
 
 
@@ -97,12 +95,16 @@ def test_rows_of_validation_have_chosen_the_checkpoint(
 
 
 def test_a_system_turn_makes_no_new_question(
-    fresh: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    unevaluated_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    turns = [("system", "Be kind."), ("user", prompts_of(fresh, "train")[0]), ("assistant", "A")]
+    turns = [
+        ("system", "Be kind."),
+        ("user", prompts_of(unevaluated_run, "train")[0]),
+        ("assistant", "A"),
+    ]
     line = {"messages": [{"role": role, "content": text} for role, text in turns]}
     (tmp_path / "talks.jsonl").write_text(json.dumps(line) + "\n")
-    found, _ = evaluate(capsys, fresh, tmp_path / "talks.jsonl")
+    found, _ = evaluate(capsys, unevaluated_run, tmp_path / "talks.jsonl")
     assert found["rows_trained_on"] == 1
 
 
@@ -168,8 +170,8 @@ def test_examples_come_from_training_rows_that_are_proven(
     shutil.copytree(eval_run, copy)
     train = copy / "data" / "train.arrow"
     train.write_bytes(train.read_bytes()[:-64] + b"\0" * 64)
-    told = tmp_path / "instructions.txt"
-    told.write_text("List it.")
-    assert run(["eval", str(copy), "--baseline-prompt", str(told), "--no-forgetting"]) == 1
+    instruction = tmp_path / "instructions.txt"
+    instruction.write_text("List it.")
+    assert run(["eval", str(copy), "--baseline-prompt", str(instruction), "--no-forgetting"]) == 1
     err = capsys.readouterr().err
     assert "train.arrow: not as ftcli prepare wrote it" in err and "Traceback" not in err

@@ -202,7 +202,7 @@ def test_any_prompt_is_read(text: str) -> None:
         assert create_statements(prompt) == create_statements(prompt)
 
 
-def test_counts_of_groups_are_told_apart_up_to_twenty() -> None:
+def test_counts_of_groups_are_distinguished_up_to_twenty() -> None:
     query = "SELECT colour FROM shop GROUP BY colour HAVING count(*) {} {}"
     missed = []
     for count in range(2, 21, 3):
