@@ -148,6 +148,7 @@ SHAPES: dict[str, dict[str, Any]] = {
             **dict.fromkeys(("rows_read", "rows_accepted", "rows_rejected", "duplicates"), COUNT),
             **dict.fromkeys(("overlap", "train_rows", "validation_rows", "test_rows"), COUNT),
             **dict.fromkeys(("train_tokens", "label_tokens", "answer_tokens_lost"), COUNT),
+            "empty_columns": {"type": "object", "additionalProperties": COUNT},
             **dict.fromkeys(("replay_rows", "replay_tokens"), COUNT),
             "replay_source": {"type": ["string", "null"]},
             "longest_row": record({"file": TEXT, "line": COUNT, "tokens": COUNT}),

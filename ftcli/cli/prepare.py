@@ -69,6 +69,7 @@ class PrepareResult:
             "train_tokens": p.train.tokens,
             "label_tokens": p.train.label_tokens,
             "answer_tokens_lost": p.answer_tokens_lost,
+            "empty_columns": dict(p.empty_columns),
             **_replayed(p),
             "longest_row": asdict(p.longest),
             "fingerprint": p.fingerprint,
@@ -277,6 +278,12 @@ def _summary(result: PrepareResult) -> list[str]:
         lines.append(
             f"  overlap     {p.overlap}   held-out prompts that are also in another split (allowed)"
         )
+    if p.empty_columns:
+        empty = (
+            f"{counted(rows, 'row')} {'has' if rows == 1 else 'have'} an empty {{{column}}}"
+            for column, rows in p.empty_columns.items()
+        )
+        lines.append(f"  empty       {', '.join(empty)}")
     tokens, labels = p.train.tokens / p.train.rows, p.train.label_tokens / p.train.rows
     lost = p.answer_tokens_lost
     lines.append(

@@ -33,6 +33,14 @@ DEFAULT = "plain"
 """For models without a template, unless the recipe names one."""
 
 
+def _without_last_newline(value: object) -> object:
+    """YAML's block texts (`prompt: |`) end with a newline, which no prompt in use has."""
+    return value.rstrip("\n") if isinstance(value, str) else value
+
+
+TemplateText = Annotated[str | None, BeforeValidator(_without_last_newline)]
+
+
 def _share_count_or_file(value: object) -> object:
     if isinstance(value, str):
         if not EXPONENT.fullmatch(value):
@@ -93,11 +101,12 @@ class Data(Section):
     from 200 rows on, 0 below or where `validation` is 0."""
     max_length: PositiveCount = 1024
     """Longest row in tokens."""
-    prompt: str | None = None
-    """For `columns`: a column, or a template such as `Product: {name}`; with `completion`."""
-    completion: str | None = None
+    prompt: TemplateText = None
+    """For `columns`: a column, or a template such as `Product: {name}`; with `completion`. Newlines
+    at its end are left out, as those of `completion` and `system`."""
+    completion: TemplateText = None
     """For `columns`: the answer's column, or a template."""
-    system: str | None = None
+    system: TemplateText = None
     """System prompt of every row: a text, or a template with `{column}`."""
     replay: ReplayOrSource = None
     """General rows that are trained on with the task's, and never held out: `builtin` (320 general

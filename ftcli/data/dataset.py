@@ -140,6 +140,8 @@ class Dataset:
     digests: Mapping[str, str] = field(default_factory=dict)
     """sha256 of each split's file as it was written."""
     replay: Replayed | None = None
+    empty_columns: Mapping[str, int] = field(default_factory=dict)
+    """Column that data.prompt or data.completion is filled from → rows without a value in it."""
     shared_tokens: int = 0
     """Tokens that a training row usually shares with others of its step."""
     common_tokens: int = 0

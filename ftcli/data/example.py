@@ -72,6 +72,8 @@ class Example:
     messages: tuple[Message, ...]
     origin: Origin
     text: str | None = None
+    empty_columns: tuple[str, ...] = ()
+    """Columns of data.prompt and data.completion, used as templates, without a value."""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

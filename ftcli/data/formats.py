@@ -63,7 +63,8 @@ def to_example(row: Row, data: Data, format_name: str) -> Example | RejectedRow:
         check_order(messages)
     except RowError as error:
         return RejectedRow(row.origin, str(error))
-    return Example(messages, row.origin)
+    empty = _empty_columns(row.fields, data) if format_name == "columns" else ()
+    return Example(messages, row.origin, empty_columns=empty)
 
 
 def recognise(row: Row) -> str:
@@ -103,6 +104,21 @@ def refuse_unsupported(row: Row) -> None:
             f"{reason}; keep only the text to be learned, or write `format: columns` to read "
             "only the columns that you name",
         )
+
+
+def require_columns(row: Row, data: Data) -> None:
+    """Raise DataError (`data_format`) if the recipe names a column that this row does not have.
+
+    For files with a header: no other row has it either.
+    """
+    header = dict.fromkeys(row.fields, "filled")
+    try:
+        if data.prompt is not None:
+            _from_columns(header, data)
+        if data.system is not None:
+            fill(data.system, header, "data.system")
+    except RowError as error:
+        raise DataError("data_format", error.message, file=row.origin.file) from error
 
 
 def pin_system(data: Data, first: Row) -> Data:
@@ -219,10 +235,25 @@ def _own_system(fields: Fields) -> tuple[Message, ...]:
 
 
 def _column_or_template(template: str, fields: Fields, key: str) -> str:
-    is_template = "{" in template and template not in fields
-    if is_template:
+    if _is_template(template, fields):
         return filled_text(fill(template, fields, key), key)
     return filled_text(_column(fields, template, key), template)
+
+
+def _is_template(text: str, fields: Fields) -> bool:
+    return "{" in text and text not in fields
+
+
+def _empty_columns(fields: Fields, data: Data) -> tuple[str, ...]:
+    """Columns of the row without a value that its prompt and answer are filled with."""
+    texts = (text for text in (data.prompt, data.completion) if text is not None)
+    names = chain(*(_placeholders(text) for text in texts if _is_template(text, fields)))
+    return tuple(name for name in dict.fromkeys(names) if not str(fields[name]).strip())
+
+
+@lru_cache
+def _placeholders(template: str) -> tuple[str, ...]:
+    return tuple(match[1] for match in PLACEHOLDER.finditer(template) if match[1] is not None)
 
 
 def _column(fields: Fields, column: str, key: str) -> object:

@@ -15,9 +15,15 @@ from typing import BinaryIO, cast
 from ftcli.config.recipe import Data
 from ftcli.config.section import data_suffix, looks_like_dataset_id
 from ftcli.data.example import Example, RejectedRow, Row
-from ftcli.data.formats import pin_system, recognise, refuse_unsupported, to_example
+from ftcli.data.formats import (
+    pin_system,
+    recognise,
+    refuse_unsupported,
+    require_columns,
+    to_example,
+)
 from ftcli.data.json_rows import read_json, read_jsonl
-from ftcli.data.table_rows import read_csv, read_parquet
+from ftcli.data.table_rows import EXCEL, read_csv, read_parquet
 from ftcli.errors import DataError, did_you_mean
 from ftcli.hub import hub_file, hub_files
 from ftcli.shell import shown_source
@@ -31,6 +37,8 @@ READERS: dict[str, Reader] = {
     ".tsv": read_csv,
     ".json": read_json,
 }
+# Every row has the same columns.
+WITH_HEADER = (".csv", ".tsv", ".parquet")
 KINDS = "give .jsonl, .json, .csv or .tsv (each also with .gz), or .parquet"
 NOT_ROWS = re.compile(r"(^|/)(dataset_infos?|state|config|package)\.json$")
 HELD_OUT = re.compile(r"(^|[/_.-])(test|valid|validation|val|dev|eval)([/_.-]|$)", re.IGNORECASE)
@@ -48,7 +56,8 @@ def read_rows(source: str) -> Iterator[Row | RejectedRow]:
     suffix, name = data_suffix(source), shown_source(source)
     if path.is_file():
         if suffix is None:
-            raise DataError("data_suffix", f"unsupported kind of file; {KINDS}", file=name)
+            excel = EXCEL if path.suffix.lower() in (".xlsx", ".xls") else ""
+            raise DataError("data_suffix", f"unsupported kind of file; {KINDS}{excel}", file=name)
         return read_file(path, READERS[suffix], name)
     if looks_like_dataset_id(source):
         return _read_hub(source, train_files(source, hub_files(source, repo_type="dataset")))
@@ -158,6 +167,8 @@ def read_rows_as_examples(
         if format_name is None:
             format_name = _choose_format(row, data)
             data = pin_system(data, row)
+            if data_suffix(row.origin.file) in WITH_HEADER:
+                require_columns(row, data)
         yield to_example(row, data, format_name)
 
 

@@ -16,6 +16,7 @@ from ftcli.errors import DataError
 if TYPE_CHECKING:
     from _csv import Reader
 
+EXCEL = " (in Excel: Save as → CSV UTF-8)"
 # Rows of a parquet file that are in memory together.
 PARQUET_BATCH_ROWS = 256
 
@@ -74,7 +75,7 @@ def _header(reader: Reader, file: str) -> list[str]:
         raise DataError("data_broken", f"header: {names}", file=file, line=line)
     bad = bad_byte(names)
     if bad:
-        raise DataError("data_broken", f"header: {bad}", file=file, line=line)
+        raise DataError("data_broken", f"header: {bad}{EXCEL}", file=file, line=line)
     _refuse_repeated(names, file, line)
     return names
 
@@ -119,7 +120,7 @@ def _csv_row(
         return RejectedRow(origin, f"{values}, where the header has {len(names)}")
     bad = bad_byte(record)
     if bad:
-        return RejectedRow(origin, bad)
+        return RejectedRow(origin, f"{bad}{EXCEL}")
     # A column without a name, such as pandas' index, cannot be referred to.
     return Row(origin, {name: value for name, value in zip(names, record, strict=True) if name})
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ftcli.config.recipe import Data
@@ -43,6 +45,46 @@ def test_the_first_readable_row_decides_the_format(tmp_path: Path) -> None:
 def test_prompt_and_completion_in_the_recipe_mean_columns(tmp_path: Path) -> None:
     write_jsonl(tmp_path, {"q": "a", "a": "A"})
     assert read(tmp_path, prompt="Q: {q}", completion="a") == ["1: user Q: a | assistant A"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"prompt": "Q: {qs}", "completion": "a"}, "data.prompt: no column qs; did you mean q?"),
+        ({"prompt": "q", "completion": "b"}, "data.completion: no column b; the columns are q, a"),
+        (
+            {"prompt": "q", "completion": "a", "system": "As {who}"},
+            "data.system: no column who; the columns are q, a",
+        ),
+    ],
+)
+def test_a_column_missing_in_the_header_is_one_error(
+    suffix: str, keys: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    if suffix == "csv":
+        (tmp_path / "rows.csv").write_text("q,a\nb,B\nc,C\n")
+    else:
+        table = pa.table({"q": ["b", "c"], "a": ["B", "C"]})
+        pq.write_table(table, tmp_path / "rows.parquet")
+    data = Data.model_validate({"train": f"rows.{suffix}", **keys})
+    with pytest.raises(DataError) as caught:
+        list(read_examples(data.train, data))
+    assert (caught.value.code, str(caught.value)) == ("data_format", f"rows.{suffix}: {message}")
+
+
+def test_newlines_at_the_end_of_a_template_are_left_out(tmp_path: Path) -> None:
+    write_jsonl(tmp_path, {"q": "a\n", "a": "A"})
+    keys = {"prompt": "Q:\n{q}\n", "completion": "a\n", "system": "Be brief.\n\n"}
+    assert read(tmp_path, **keys) == ["1: system Be brief. | user Q:\na\n | assistant A"]
+
+
+def test_empty_columns_of_templates_are_noted(tmp_path: Path) -> None:
+    rows = ({"q": "a", "x": "", "y": " ", "a": "A"}, {"q": "a", "x": "1", "y": 0, "a": "A"})
+    write_jsonl(tmp_path, *rows)
+    data = Data(train="rows.jsonl", prompt="{q}{x}{x}", completion="{a} {y}")
+    found = [row for row in read_examples("rows.jsonl", data) if isinstance(row, Example)]
+    assert [row.empty_columns for row in found] == [("x", "y"), ()]
 
 
 def test_a_column_named_as_system_prompt_is_missed_where_it_lacks(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_csv_rows_that_cannot_be_read_are_rejects(tmp_path: Path) -> None:
         (2, "3 values, where the header has 2"),
         (3, "1 value, where the header has 2"),
         (5, "not CSV: ',' expected after '\"'"),
-        (6, "not UTF-8: byte 0xe9; save it as UTF-8"),
+        (6, "not UTF-8: byte 0xe9; save it as UTF-8 (in Excel: Save as → CSV UTF-8)"),
         (7, {"a": "1", "b": "2"}),
     ]
 
@@ -186,7 +186,11 @@ def test_csv_rows_that_cannot_be_read_are_rejects(tmp_path: Path) -> None:
     [
         (b'a,b\n1,2\n"open,2\n3,4\n', "bad.csv:3: a quote opened in this row is never closed"),
         (b"a,b,a\n1,2,3\n", "bad.csv:1: duplicate columns: a"),
-        (b"\xff\xfea\x00", "bad.csv:1: header: not UTF-8: byte 0xff; save it as UTF-8"),
+        (
+            b"\xff\xfea\x00",
+            "bad.csv:1: header: not UTF-8: byte 0xff; save it as UTF-8 (in Excel: Save as → CSV "
+            "UTF-8)",
+        ),
     ],
 )
 def test_a_broken_csv_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
@@ -294,6 +298,11 @@ def test_an_unknown_suffix_is_an_error(tmp_path: Path, name: str) -> None:
         f"{name}: unsupported kind of file; give .jsonl, .json, .csv or .tsv (each also "
         "with .gz), or .parquet",
     )
+
+
+def test_a_workbook_is_an_error_that_says_how_to_export_it(tmp_path: Path) -> None:
+    error = error_of(tmp_path, "rows.xlsx", b"PK")
+    assert str(error).endswith("or .parquet (in Excel: Save as → CSV UTF-8)")
 
 
 # hub data sets

@@ -239,9 +239,9 @@ def test_the_recipes_template_takes_its_place_with_a_note(tmp_path: Path) -> Non
     assert choose_template(tokenizer, recipe.recipe) is None, "it is its own by now"
 
 
-def test_an_unknown_template_is_told_at_its_line(tmp_path: Path) -> None:
+def test_an_unknown_template_is_an_error_at_its_line(tmp_path: Path) -> None:
     recipe = replace(loaded(tmp_path, template="chatlm"), path=Path("shop.yaml"))
     with pytest.raises(UsageError) as caught, recipe.locate():
         choose_template(tokenizer_for("plain"), recipe.recipe)
-    assert str(caught.value).startswith("shop.yaml:7: data.template: 'chatlm' is no template's")
+    assert str(caught.value).startswith("shop.yaml:7: data.template: 'chatlm' is neither a")
     assert str(caught.value).endswith("did you mean chatml?")

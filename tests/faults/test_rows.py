@@ -116,7 +116,7 @@ CSV = {
     "1,2,3": "3 values, where the header has 2",
     "1": "1 value, where the header has 2",
     '"x"y,2': "not CSV: ',' expected after '\"'",
-    "caf\udce9,2": "not UTF-8: byte 0xe9; save it as UTF-8",
+    "caf\udce9,2": "not UTF-8: byte 0xe9; save it as UTF-8 (in Excel: Save as → CSV UTF-8)",
     ",2": "prompt is empty",
     '" ",2': "prompt is empty",
     "1,": "completion is empty",

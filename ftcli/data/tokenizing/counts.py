@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ftcli.data.dataset import NO_ROW, Assigned, LongestRow, RejectedRows, Replayed, SplitCounts
@@ -23,6 +24,8 @@ class Counts:
     controlled: RejectedRows = field(default_factory=RejectedRows)
     """Plain texts taken although they contain control tokens."""
     splits: dict[str, SplitCounts] = field(default_factory=dict)
+    empty_columns: Counter[str] = field(default_factory=Counter)
+    """Column of a template → rows taken without a value in it."""
     answer_tokens: int = 0
     lost: int = 0
     longest: LongestRow = NO_ROW
@@ -56,6 +59,7 @@ class Counts:
             before.rows + 1, before.tokens + tokens, before.label_tokens + kept
         )
         self.plain_text = example.text is not None
+        self.empty_columns.update(example.empty_columns)
         self.longest = self.longest.or_longer(example.origin, tokens)
         if split == "train":
             self.shorten_common(row)

@@ -143,6 +143,7 @@ def _dataset(
         cut=tuple(counts.cut.first),
         parts=fingerprint_parts(recipe, renderer),
         replay=counts.replayed,
+        empty_columns=dict(counts.empty_columns),
         common_tokens=common if common >= SHARED_TOKENS else 0,
     )
 
