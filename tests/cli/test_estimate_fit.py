@@ -120,7 +120,7 @@ def test_auto_takes_the_card_of_this_machine(
     cpu = Hardware("cpu", "two cores", 8 * 10**9, 4 * 10**9, None, False, 2)
     monkeypatch.setattr(device, "find_hardware", lambda _: cpu)
     assert refuse("--model", "7b", "--fit", "auto") == (
-        "--fit auto: this machine has no CUDA card (two cores); name one, as --fit 4090 or "
+        "--fit auto: this machine has no CUDA GPU (two cores); name one, as --fit 4090 or "
         "--fit 24GB",
         1,
     )
@@ -197,7 +197,7 @@ def test_another_folder_gets_paths_that_hold(ask: Any, here: Path) -> None:
 def test_another_file_is_never_written_over(refuse: Any, here: Path) -> None:
     (here / "mine.yaml").write_text("mine")
     assert refuse("shop.yaml", "--fit", "16GB", "--write", "mine.yaml") == (
-        "--write mine.yaml: it is there already, and only shop.yaml itself may be changed in "
+        "--write mine.yaml: the file exists, and only shop.yaml itself may be changed in "
         "place; name a new file",
         1,
     )
@@ -254,9 +254,9 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
     ("flags", "words"),
     [
         ("--mode full --rank 8", "--rank: the inner width of LoRA's update, and full fine-tuning"),
-        ("--mode full --dora", "--dora: a kind of LoRA"),
+        ("--mode full --dora", "--dora: LoRA with a trained magnitude"),
         ("--mode full --target-modules q_proj", "--target-modules: the modules that get"),
-        ("--mode full --modules-to-save lm_head", "--modules-to-save: modules trained whole"),
+        ("--mode full --modules-to-save lm_head", "--modules-to-save: modules trained in full"),
         ("--mode lora --virtual-tokens 8", "take --mode prefix-tuning or --mode prompt-tuning"),
         ("--mode lora --bottleneck 8", "--bottleneck: the inner width of a bottleneck adapter"),
         ("--mode prompt-tuning --projection", "take --mode prefix-tuning"),
@@ -264,24 +264,24 @@ def test_a_sweep_is_a_table_that_grows(ask: Any, show: Any) -> None:
             "--mode prefix-tuning --gradient-checkpointing",
             "are in the cache, which a recomputed layer",
         ),
-        ("--mode qlora --precision fp32", "holds the base in 4 bits and dequantises it"),
+        ("--mode qlora --precision fp32", "has the base in 4 bits, computes in 16 bits"),
         ("--mode lora --placement mlp", "--placement: the blocks that get a bottleneck adapter"),
         (
             "--mode prompt-tuning --modules-to-save lm_head",
-            "modules trained whole beside LoRA's update",
+            "modules trained in full next to LoRA's updates",
         ),
         ("--mode full --four-bit-base", "4-bit weights cannot be trained: take --mode qlora"),
         ("--mode lora --four-bit-base", "LoRA on a 4-bit base is a mode: take --mode qlora"),
         ("--mode qlora --no-four-bit-base", "QLoRA on a 16-bit base is a mode: take --mode lora"),
         (
             "--mode bottleneck --four-bit-base --precision fp32",
-            "bottleneck adapters with --four-bit-base holds the base in 4 bits",
+            "bottleneck adapters with --four-bit-base has the base in 4 bits",
         ),
-        ("--packing --fit 24GB", "--packing is estimated by formula alone"),
-        ("--fit 24GB --gpu 4090", "--gpu 4090 and --fit 24GB name two cards"),
-        ("--fit auto --gpu 4090", "--gpu 4090 and --fit auto name two cards"),
+        ("--packing --fit 24GB", "supports, which --packing is not"),
+        ("--fit 24GB --gpu 4090", "--gpu 4090 and --fit 24GB name two GPUs"),
+        ("--fit auto --gpu 4090", "--gpu 4090 and --fit auto name two GPUs"),
         ("--fit 4091", "no GPU '4091' is known; did you mean RTX 4090"),
-        ("--max max-length", "--max max-length needs a card: add --gpu 4090 or 24GB"),
+        ("--max max-length", "--max max-length needs a GPU: add --gpu 4090 or 24GB"),
         ("--max maxlen --gpu 4090", "--max maxlen: no such size; did you mean max-length?"),
         ("--mode full --max rank --gpu 4090", "--max rank: full fine-tuning has none"),
         ("--sweep max_length=1,2", "--sweep max_length: no such size; did you mean max-length?"),

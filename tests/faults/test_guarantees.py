@@ -14,7 +14,7 @@ def test_every_promise_names_a_test_that_exists_and_what_runs_it() -> None:
 
 def test_every_promise_has_its_test() -> None:
     """A paragraph that promises in bold type ends with what proves it."""
-    text = PAGE.partition("## Nobody is let in")[0]
+    text = PAGE.partition("## No foreign code")[0]
     promises = [part for part in text.split("\n\n") if part.startswith("**")]
     assert len(promises) > 15
     assert [part for part in promises if not NAMED.search(part)] == []

@@ -144,13 +144,15 @@ def test_answers_that_go_beyond_the_context(write_recipe: Recipes, finds: Finds)
     recipe = write_recipe(generation={"max_new_tokens": TINY["max_position_embeddings"] - 10})
     said = finds(recipe, "prepare")
     assert said.startswith("rows.jsonl:")
-    assert "its prompt of 28 tokens and generation.max_new_tokens 502 are more than " in said
+    assert (
+        "its prompt of 28 tokens and generation.max_new_tokens 502 exceed the context of " in said
+    )
     assert "lower generation.max_new_tokens to 484" in said
 
 
 def test_virtual_tokens_take_part_of_the_context(write_recipe: Recipes, finds: Finds) -> None:
     said = finds(write_recipe(method={"mode": "prompt-tuning", "virtual_tokens": 480}), "prepare")
-    assert "37 tokens behind 480 virtual tokens, and " in said
+    assert "37 tokens after 480 virtual tokens, and the context " in said
     assert "lower data.max_length to 32 or less" in said
 
 

@@ -108,7 +108,9 @@ def test_estimate_and_measurement_side_by_side(tmp_path: Path) -> None:
     assert [figure.inside for figure in found.figures] == [True, True, False]
     assert found.median_error == 0 and found.inside == 2
     lines = calibration_lines(found)
-    what = "qwen2.5-7b · QLoRA r=16 · bf16 · 1 × 2048 tokens · checkpointing · NVIDIA A100"
+    what = (
+        "qwen2.5-7b · QLoRA r=16 · bf16 · 1 × 2048 tokens · gradient checkpointing on · NVIDIA A100"
+    )
     assert what in " ".join(line.strip() for line in lines)
     assert "50.0% too low · outside" in lines[-2]
     assert lines[-1] == "median error 0.0% of 3 figures, 2 inside the interval"
@@ -171,6 +173,6 @@ def test_calibrate_prints_lines_or_one_object(
     assert value["figures"] == len(value["runs"][0]["figures"]) * 2
     for other in ([str(recipe)], ["--model", "7b"], ["--max-length", "8"], ["--fit", "24GB"]):
         assert run(["estimate-vram", "--calibrate", folder, *other]) == 2
-        assert "every run has its own" in capsys.readouterr().err
+        assert "compares recorded runs with their estimates" in capsys.readouterr().err
     assert run(["estimate-vram", "--calibrate", str(tmp_path), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "run_missing"

@@ -1,4 +1,4 @@
-"""`ftcli estimate-vram --calibrate RUN …`: the estimate against what trainings measured here."""
+"""`ftcli estimate-vram --calibrate RUN …`: compare estimates with the measurements of trainings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Measure = Literal["allocated", "reserved", "resident"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure, today's estimate of it, and the interval around that."""
+    """One measurement, its estimate by this version, and the interval."""
 
     measure: Measure
     estimated_bytes: int
@@ -44,7 +44,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class CalibratedRun:
-    """A run with what it measured: two figures on a card, one on a CPU."""
+    """A run with its measurements: two on a GPU, one on a CPU."""
 
     run: RunFolder
     record: MemoryRecord
@@ -63,7 +63,7 @@ class CalibratedRun:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """Runs in the order in which they were named."""
+    """Runs in the order of the command line."""
 
     runs: tuple[CalibratedRun, ...]
 
@@ -91,7 +91,7 @@ class CalibrationResult:
 
 
 def calibrate_runs(paths: Sequence[Path]) -> CalibrationResult:
-    """Estimate again what each run recorded, and compare.
+    """Estimate each run again, and compare with its measurements.
 
     Raises FtcliError: `run_missing`, `run_unmeasured`, `run_broken`.
     """
@@ -105,7 +105,7 @@ def _calibrated(path: Path) -> CalibratedRun:
     if plain is None:
         raise FtcliError(
             "run_unmeasured",
-            f"{path} has no measured memory: it ended no step; to measure: "
+            f"{path} has no measured memory: it finished no step; to measure: "
             f"{command('train', run.path, '--fresh')}",
         )
     record = read_record(plain, str(run.manifest))
@@ -123,7 +123,7 @@ def _figures(record: MemoryRecord) -> Iterator[Figure]:
     pairs: tuple[tuple[Measure, int, Residuals, int | None], ...] = (
         ("allocated", found.peak_bytes, allocated, record.allocated_bytes),
         ("reserved", found.reserved_bytes, found.residuals, record.reserved_bytes),
-        # malloc keeps freed blocks for later ones, as the allocator of a card does.
+        # malloc caches freed blocks, as a GPU's allocator does.
         ("resident", found.reserved_bytes, found.residuals, record.resident_bytes),
     )
     for measure, estimated, residuals, measured in pairs:

@@ -1,6 +1,6 @@
-"""`ftcli estimate-vram`: what a training will need, from a recipe or from flags alone.
+"""`ftcli estimate-vram`: memory of a training, from a recipe or from flags alone.
 
-The recipe's schema takes a third of the time to an answer, and is loaded only for a recipe: flags
+The recipe's schema, which takes a third of the command's time, is imported only for a recipe: flags
 alone are the estimator's own inputs (`Choices`).
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EstimateOptions:
-    """What the command line asks."""
+    """Arguments of the command."""
 
     recipe: Path | None
     overrides: tuple[str, ...]
@@ -42,7 +42,7 @@ class EstimateOptions:
     sweep: str | None = None
 
     def require_answerable(self) -> None:
-        """Raise UsageError for what the command line alone proves wrong."""
+        """Raise UsageError for flags that contradict each other."""
         problem = None
         if self.recipe is None and self.model is None:
             raise UsageError("usage", "give a RECIPE, or --model (7b, a hub id, a config.json)")
@@ -56,21 +56,19 @@ class EstimateOptions:
                 f"{self.fit} --write {self.write} (keys of a recipe: ftcli schema --text)"
             )
         elif self.max is not None and self.gpu is None and self.fit is None:
-            problem = f"--max {self.max} needs a card: add --gpu 4090 or 24GB"
+            problem = f"--max {self.max} needs a GPU: add --gpu 4090 or 24GB"
         elif self.flags.get("target_modules") == ():
-            problem = (
-                "--target-modules: no module is named: take all-linear, or names as q_proj,v_proj"
-            )
+            problem = "--target-modules: no module named: all-linear, or names as q_proj,v_proj"
         if problem is not None:
             raise UsageError("flag", problem)
 
     def find_hardware(self) -> Hardware | None:
-        """The GPU asked about; raises UsageError, and MachineError where `auto` finds none."""
+        """The GPU of the flags; raises UsageError, and MachineError if `auto` finds none."""
         card = find_card(self.gpu) if self.gpu is not None else None
         fit_card = find_card(self.fit) if self.fit not in (None, "auto") else None
         if card is not None and self.fit is not None and fit_card != card:
             raise UsageError(
-                "flag", f"--gpu {self.gpu} and --fit {self.fit} name two cards: leave --gpu out"
+                "flag", f"--gpu {self.gpu} and --fit {self.fit} name two GPUs: leave --gpu out"
             )
         if self.fit != "auto":
             found = fit_card or card
@@ -81,7 +79,7 @@ class EstimateOptions:
         if hardware.kind != "cuda":
             raise MachineError(
                 "no_card",
-                f"--fit auto: this machine has no CUDA card ({hardware.name}); name one, as "
+                f"--fit auto: this machine has no CUDA GPU ({hardware.name}); name one, as "
                 "--fit 4090 or --fit 24GB",
             )
         return hardware
@@ -89,7 +87,7 @@ class EstimateOptions:
 
 @dataclass(frozen=True)
 class EstimateResult:
-    """An estimate with what it was asked for; `textbook` only for full fine-tuning."""
+    """An estimate with its inputs; `textbook` only for full fine-tuning."""
 
     shape: Shape
     choices: Choices
@@ -98,27 +96,27 @@ class EstimateResult:
     textbook: tuple[TextbookFigure, ...] = ()
     fit: FitResult | None = None
     instead: Alternatives | None = None
-    """Where --fit finds nothing."""
+    """If --fit finds nothing."""
     written: Path | None = None
     limit: Limit | None = None
     sweep: Sweep | None = None
     open_choices: tuple[str, ...] = ()
-    """What the recipe leaves to the plan, and is taken at its smallest here."""
+    """Keys that are `auto`, whose smallest values are estimated."""
 
     @property
     def fits_card(self) -> bool | None:
-        """Whether it fits the GPU asked about, if the estimate is right."""
+        """Whether the estimate itself fits the GPU."""
         if self.hardware is None:
             return None
         return self.estimate.device_bytes <= self.hardware.usable_bytes
 
     @property
     def fits_upper_bound(self) -> bool | None:
-        """Whether the upper end of the interval fits too, by which `train` and --fit decide."""
+        """Whether the upper bound fits too, by which `train` and --fit decide."""
         return None if self.hardware is None else fits(self.estimate, self.hardware)
 
     def as_json(self) -> dict[str, Any]:
-        """Names that scripts rely on; some only where a flag asks for them."""
+        """For --json; some keys exist only with their flag."""
         found, hardware = self.estimate, self.hardware
         own = {} if hardware is None else {hardware.name: self.fits_card}
         surely = {} if hardware is None else {hardware.name: self.fits_upper_bound}
@@ -197,7 +195,7 @@ def estimate_memory(options: EstimateOptions) -> EstimateResult:
         open_choices=open_choices,
         limit=limit,
         sweep=swept,
-        # Last, so that nothing is written where anything else fails.
+        # Last, so that nothing is written if something else fails.
         written=_write(options, recipe, fitted, alternatives),
     )
 

@@ -1,4 +1,4 @@
-"""Flags of `estimate-vram` that cannot be meant together."""
+"""Flags of `estimate-vram` that contradict each other."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ftcli.memory.fit.limits import Size
 
 LORA: tuple[Mode, ...] = ("lora", "qlora")
 
-# Field of Choices → the modes in which its flag says anything, and what it is.
+# Field of Choices → the modes that have it, and its meaning.
 _ONLY_IN: dict[str, tuple[tuple[Mode, ...], str]] = {
     "rank": (LORA, "the inner width of LoRA's update"),
     "target_modules": (LORA, "the modules that get a LoRA update"),
-    "dora": (LORA, "a kind of LoRA with a trained magnitude"),
-    "modules_to_save": (LORA, "modules trained whole beside LoRA's update"),
+    "dora": (LORA, "LoRA with a trained magnitude"),
+    "modules_to_save": (LORA, "modules trained in full next to LoRA's updates"),
     "bottleneck": (("bottleneck",), "the inner width of a bottleneck adapter"),
     "placement": (("bottleneck",), "the blocks that get a bottleneck adapter"),
     "virtual_tokens": (("prefix-tuning", "prompt-tuning"), "the number of trained positions"),
-    "projection": (("prefix-tuning",), "the network that a prefix may come out of"),
+    "projection": (("prefix-tuning",), "the MLP that makes a prefix"),
 }
-# Mode and whether a 4-bit base is asked for → what is wrong with that.
+# Mode, and whether the flag asks for a 4-bit base → the error.
 _BASES: dict[tuple[Mode, bool], str] = {
     ("full", True): "--four-bit-base: 4-bit weights cannot be trained: take --mode qlora",
     ("lora", True): "--four-bit-base: LoRA on a 4-bit base is a mode: take --mode qlora",
@@ -32,7 +32,7 @@ _BASES: dict[tuple[Mode, bool], str] = {
 
 
 def require_consistent(given: Mapping[str, Any], choices: Choices) -> None:
-    """Raise UsageError (`flag`) with every flag given that has no use, or that contradicts."""
+    """Raise UsageError (`flag`) with every flag that has no effect or contradicts another."""
     found = [*_unused(given, choices.mode), *_impossible(given, choices)]
     if found:
         raise UsageError("flag", "\n".join(found))
@@ -57,21 +57,20 @@ def _impossible(given: Mapping[str, Any], choices: Choices) -> Iterator[str]:
 
 
 def _computes_in_16_bits(choices: Choices) -> str:
-    """The head and what is trained keep their type; the linear layers are 4-bit in any case."""
+    """The head and trained weights keep their type; only linear layers are in 4 bits."""
     name, instead = MODE_NAMES[choices.mode], "--no-four-bit-base"
     if choices.mode == "qlora":
         instead = "--mode lora"
     else:
         name += " with --four-bit-base"
     return (
-        f"--precision fp32: {name} holds the base in 4 bits and dequantises it to the 16-bit type "
-        "it computes in, with what it trains in fp32: take --precision bf16 (fp16 on cards before "
-        f"RTX 30), or {instead} for fp32 weights"
+        f"--precision fp32: {name} has the base in 4 bits, computes in 16 bits, and trains in "
+        f"fp32: take --precision bf16 (fp16 on GPUs before RTX 30), or {instead} for fp32 weights"
     )
 
 
 def require_size(size: Size, choices: Choices, flag: str) -> None:
-    """Raise UsageError for a size that this mode does not have."""
+    """Raise UsageError for a size that the mode does not have."""
     if size == "rank" and choices.mode not in LORA:
         raise UsageError(
             "flag", f"{flag} rank: {MODE_NAMES[choices.mode]} has none: take --mode lora"
@@ -79,12 +78,12 @@ def require_size(size: Size, choices: Choices, flag: str) -> None:
 
 
 def require_trainable(choices: Choices, flag: str) -> None:
-    """Raise UsageError for what `ftcli train` does not carry out."""
+    """Raise UsageError for choices that `ftcli train` does not support."""
     untrainable = {"--loss full": choices.loss == "full", "--packing": choices.packing}
     named = [name for name, is_asked in untrainable.items() if is_asked]
     if named:
         raise UsageError(
             "flag",
-            f"{flag} proposes what `ftcli train` carries out, and {', '.join(named)} is estimated "
-            "by formula alone: leave it out; --max and --sweep take it",
+            f"{flag} proposes only what `ftcli train` supports, which {', '.join(named)} is not: "
+            "leave it out; --max and --sweep accept it",
         )

@@ -1,4 +1,4 @@
-"""Flags of `estimate-vram` as overrides of a recipe's own keys: estimated, planned, and written."""
+"""Flags of `estimate-vram` as overrides of a recipe's keys: estimate, plan, and write them."""
 
 from __future__ import annotations
 
@@ -48,27 +48,27 @@ KEYS = {
     "gradient_checkpointing": "training.gradient_checkpointing",
     "attention": "model.attention",
 }
-# Flags without a key: `ftcli train` carries neither out.
+# Flags without a key: `ftcli train` supports neither.
 ESTIMATED_ONLY = ("loss", "packing")
 
 
 @dataclass(frozen=True)
 class RecipeWithFlags:
-    """A recipe with flags as overrides, and the training that it asks for."""
+    """A recipe with flags as overrides, and the estimator's inputs."""
 
     loaded: RecipeFile
-    """As the file and `--set` have it."""
+    """The file with `--set`."""
     model: str | None
-    """`--model`; relative paths start where the user stands."""
+    """`--model`, relative to the working directory."""
     settings: Mapping[str, Any]
     """The other flags, by the recipe's keys."""
     recipe: Recipe
-    """With them."""
+    """With `settings`."""
     rows: RowStatistics
     request: FitRequest
 
     def planned(self, hardware: Hardware) -> Choices | None:
-        """What `ftcli train` would do on this GPU; None where nothing fits, or where it refuses."""
+        """Choices of `ftcli train` on this GPU; None if nothing fits or it refuses the method."""
         if self.request.choices.packing or self.request.choices.loss != "chunked":
             return None
         try:
@@ -81,14 +81,14 @@ class RecipeWithFlags:
     def write(self, changes: Mapping[str, Any], target: Path) -> Path:
         """Write the recipe with `--set`, flags and changes, in this order, and return its path.
 
-        Raises FtcliError for a file that exists, UsageError where keys do not go together.
+        Raises FtcliError for a file that exists, UsageError for keys that contradict each other.
         """
         loaded = self.loaded
         if os.path.lexists(target) and not (target.exists() and target.samefile(loaded.path)):
             raise FtcliError(
                 "exists",
-                f"--write {shown_path(target)}: it is there already, and only "
-                f"{loaded.shown_path()} itself may be changed in place; name a new file",
+                f"--write {shown_path(target)}: the file exists, and only {loaded.shown_path()} "
+                "itself may be changed in place; name a new file",
             )
         settings = {**overridden(loaded), **self.settings, **self._model_keys(), **changes}
         wanted, folder = changed(loaded.recipe, settings), target.absolute().parent
@@ -111,7 +111,7 @@ class RecipeWithFlags:
 def with_flags(
     loaded: RecipeFile, model: str | None, flags: Mapping[str, Any], hardware: Hardware | None
 ) -> RecipeWithFlags:
-    """The recipe with flags as overrides; what is `auto` in it is taken at its smallest."""
+    """The recipe with flags as overrides; `auto` is the smallest value."""
     settings = {
         KEYS[name]: list(value) if isinstance(value, tuple) else value
         for name, value in flags.items()
@@ -129,14 +129,14 @@ def with_flags(
             require_checkpointing(recipe)
         sections, training = recipe.model, recipe.training
         if hardware is not None:
-            # In the types and by the kernel that the plan takes on this GPU.
+            # As the plan chooses on this GPU.
             precision, _ = choose_precision(recipe, hardware)
             attention, _ = choose_attention(recipe, shape, hardware)
             sections = sections.model_copy(update={"attention": attention})
             training = training.model_copy(update={"precision": precision})
         choices = choices_of(sections, recipe.method, training, rows, hardware)
         if model is None and "target_modules" not in flags:
-            adapted(shape, choices)  # names what matches nothing, at its line
+            adapted(shape, choices)  # raises for a name that matches nothing, with its line
     request = FitRequest(
         shape,
         replace(choices, **{name: flags[name] for name in ESTIMATED_ONLY if name in flags}),
@@ -152,7 +152,7 @@ def with_flags(
 
 
 def _prepared(loaded: RecipeFile, recipe: Recipe) -> Dataset | None:
-    """The preparation, where it is of this data and model."""
+    """The prepared data, if they are of the recipe's data and model."""
     data, prepared = recipe.data, load_dataset(loaded.output / "data")
     if prepared is None:
         return None
@@ -171,29 +171,29 @@ def _prepared(loaded: RecipeFile, recipe: Recipe) -> Dataset | None:
 
 
 def _same_source(recorded: str, asked: str) -> bool:
-    """Of a recorded path that leads nowhere the name counts: the project was moved since."""
+    """Whether two paths are equal, or the recorded one was moved and has the same name."""
     was_moved = os.path.isabs(recorded) and not os.path.exists(recorded)
     return recorded == asked or (was_moved and Path(recorded).name == Path(asked).name)
 
 
 def _rows(recipe: Recipe, prepared: Dataset | None) -> RowStatistics:
-    """Of the prepared rows; without them every row is as long as it may be, and all labels."""
+    """Of the prepared rows; without them every row has max_length tokens, all of them labels."""
     if prepared is not None:
         return RowStatistics.of(prepared)
     tokens = recipe.data.max_length
-    # A whole step, so that a plan can be made of it.
+    # A full step, which a plan needs.
     count = recipe.training.batch_size
     return RowStatistics(count, count * tokens, tokens, label_share=1.0, validation_tokens=0)
 
 
 def _alpha(recipe: Recipe) -> float | None:
-    """Of the recipe, or what it gets where its method becomes LoRA; None: it has none."""
+    """Of the recipe, or the default if its method becomes LoRA; None for other methods."""
     method = Lora(mode="lora") if isinstance(recipe.method, Full) else recipe.method
     return method.alpha if isinstance(method, LoraKeys) else None
 
 
 def _share_longer(folder: Path) -> Callable[[int], float] | None:
-    """The rows are opened only where a shorter length comes into question."""
+    """Share of rows longer than some tokens; reads the rows only when called."""
     if not split_file(folder, "train").is_file():
         return None
 

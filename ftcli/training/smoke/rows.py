@@ -1,4 +1,4 @@
-"""The rows of a smoke test: all within what the model reads, and an excerpt of the longest."""
+"""The rows of a smoke test: all fit in the context, and the longest are an excerpt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ftcli.training.job import BaseModel
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model reads; a scaled context counts as scaled. None: config.json is silent."""
+    """The context length, scaled if RoPE is; None if config.json has none."""
     text = config.get_text_config()
     limit: int | None = getattr(text, "max_position_embeddings", None)
     if limit is None:
@@ -45,9 +45,9 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 
 def _scaled(rope: Mapping[str, Any]) -> Iterator[int]:
-    """Lengths to which RoPE is scaled (YaRN and its like)."""
+    """Lengths to which RoPE is scaled (YaRN and others)."""
     for value in rope.values():
-        if isinstance(value, Mapping):  # parameters for each kind of layer (Gemma 3)
+        if isinstance(value, Mapping):  # parameters per layer type (Gemma 3)
             yield from _scaled(value)
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
     if original and factor:
@@ -57,7 +57,7 @@ def _scaled(rope: Mapping[str, Any]) -> Iterator[int]:
 def require_within_context(
     folder: Path, dataset: Dataset, model: BaseModel, recipe: Recipe
 ) -> None:
-    """Prove that the model can read every prepared row, and answer every held-out prompt.
+    """Check that every prepared row, and every held-out prompt with its answer, fits the context.
 
     Raises DataError (`context`), naming the first row, and ModelError (`tokenizer`).
     """
@@ -71,14 +71,14 @@ def require_within_context(
         if isinstance(recipe.method, PrefixTuning | PromptTuning)
         else 0
     )
-    before, room = f" behind {virtual} virtual tokens" if virtual else "", context - virtual
+    after, room = f" after {virtual} virtual tokens" if virtual else "", context - virtual
     longest = dataset.longest
     if longest.tokens > room:
         raise DataError(
             "context",
-            f"{longest.tokens} tokens{before}, and {shown_source(recipe.model.id)} reads {context} "
-            f"(max_position_embeddings); lower data.max_length to {room} or less, or shorten the "
-            "row",
+            f"{longest.tokens} tokens{after}, and the context of {shown_source(recipe.model.id)} "
+            f"has {context} (max_position_embeddings); lower data.max_length to {room} or less, or "
+            "shorten the row",
             file=longest.file,
             line=longest.line,
         )
@@ -91,10 +91,10 @@ def require_within_context(
             row = rows.slice(pc.index(prompts, prompt).as_py(), 1).to_pylist()[0]
             raise DataError(
                 "context",
-                f"its prompt of {prompt} tokens and generation.max_new_tokens {new} are more than "
-                f"{shown_source(recipe.model.id)} reads ({context}, max_position_embeddings); "
-                f"lower generation.max_new_tokens to {max(room - prompt, 1)}, or shorten the "
-                "prompt",
+                f"its prompt of {prompt} tokens and generation.max_new_tokens {new} exceed the "
+                f"context of {shown_source(recipe.model.id)} ({context}, "
+                f"max_position_embeddings); lower generation.max_new_tokens to "
+                f"{max(room - prompt, 1)}, or shorten the prompt",
                 file=row["file"],
                 line=row["line"],
             )
@@ -103,7 +103,7 @@ def require_within_context(
 def _require_known_tokens(
     folder: Path, dataset: Dataset, model: BaseModel, vocabulary: int
 ) -> None:
-    """Raise ModelError for a token without a row in the embeddings: training would stop at it."""
+    """Raise ModelError (`tokenizer`) for a token id that the embeddings do not have."""
     highest = [max(dataset.stop_ids), dataset.pad_id]
     for split in dataset.row_files:
         chunks = read_split(folder, split).column("input_ids").chunks
@@ -112,9 +112,9 @@ def _require_known_tokens(
         token = model.renderer.tokenizer.decode([worst])
         raise ModelError(
             "tokenizer",
-            f"the tokenizer has token {worst} ({token!r}), and the embeddings of the model end at "
-            f"{vocabulary - 1} (vocab_size): take the tokenizer that came with the model, or a "
-            "model with larger embeddings",
+            f"the tokenizer has token {worst} ({token!r}), and the model's embeddings end at "
+            f"{vocabulary - 1} (vocab_size): use the model's own tokenizer, or a model with larger "
+            "embeddings",
         )
 
 
@@ -124,10 +124,10 @@ def _require_known_tokens(
 def write_excerpt(
     source: Path, dataset: Dataset, folder: Path, rows: Mapping[str, int], *, longest: int
 ) -> Dataset:
-    """Write so many rows of each split into `folder`: its `longest` longest first, then others
+    """Write this many rows of each split into `folder`: the `longest` longest first, then others
     evenly spread.
 
-    The fingerprint stays, so that `prepare` takes the excerpt for the recipe's rows. Replayed rows
+    The fingerprint stays, so that `prepare` accepts the excerpt as the recipe's rows. Replayed rows
     become training rows.
     """
     counts: dict[Split, SplitCounts] = {}
@@ -138,7 +138,7 @@ def write_excerpt(
             names: tuple[RowsOf, ...] = ("train", "replay") if replays else (split,)
             lengths = [length for name in names for length in row_lengths(source, name)]
             table = pa.concat_tables([read_split(source, name) for name in names])
-            # Slices, because a `take` would copy all rows to pick a few.
+            # Slices: `take` would copy all rows.
             parts = [table.slice(row, 1) for row in _chosen(lengths, rows.get(split, 0), longest)]
             table = pa.concat_tables([table.slice(0, 0), *parts])
             with (
@@ -146,11 +146,11 @@ def write_excerpt(
                 pa.ipc.new_stream(sink, table.schema) as stream,
             ):
                 stream.write_table(table)
-            few = table.select(["file", "line", "labels"]).to_pylist()
-            tokens = sum(len(row["labels"]) for row in few)
-            labels = sum(label != IGNORED for row in few for label in row["labels"])
-            counts[split] = SplitCounts(len(few), tokens, labels)
-            found = [LongestRow(row["file"], row["line"], len(row["labels"])) for row in few]
+            chosen = table.select(["file", "line", "labels"]).to_pylist()
+            tokens = sum(len(row["labels"]) for row in chosen)
+            labels = sum(label != IGNORED for row in chosen for label in row["labels"])
+            counts[split] = SplitCounts(len(chosen), tokens, labels)
+            found = [LongestRow(row["file"], row["line"], len(row["labels"])) for row in chosen]
             worst = max([worst, *found], key=lambda row: row.tokens)
         excerpt = replace(
             dataset,
@@ -159,7 +159,7 @@ def write_excerpt(
             test=counts["test"],
             longest=worst,
             replay=None,
-            rejected=(),  # were named when the rows were prepared
+            rejected=(),  # reported when the rows were prepared
             digests=split_digests(temporary),
         )
         save_dataset(excerpt, temporary)

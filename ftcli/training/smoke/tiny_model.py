@@ -1,7 +1,7 @@
 """A tiny random model of the same architecture, with the same tokenizer and module names.
 
-Names, kinds of layers, token ids and context are the original's. The widths are small, and the
-layers few where the recipe names none by its number, so that a training takes seconds.
+Names, layer types, token ids and context are the original's. Widths are small, and layers are few
+unless the recipe names some by number, so that a training takes seconds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from ftcli.runs.atomic import write_json
 
 CONFIG = "config.json"
 
-# NF4 rounds in blocks of 64 weights (bitsandbytes 0.50, functional.py), so no row is shorter.
+# At least an NF4 block of 64 weights (bitsandbytes 0.50, functional.py).
 HIDDEN = 64
-# Kinds of layers take turns, each sixth at most being another (Gemma 3).
+# Layer types repeat, at the latest after six layers (Gemma 3).
 LAYERS = 8
 HEADS = 4
 INNER = 128
-# Length of what is common to all embeddings, whose own are 0.16 long (0.02 × √64).
+# Length of the vector added to all embeddings, which are 0.16 long (0.02 × √64).
 PREFERENCE = 2.0
 EXPERTS, ACTIVE_EXPERTS = 4, 2
 
-# What a tokenizer and its way of answering are read from (transformers 5.24).
+# Files of a tokenizer and of generation (transformers 5.24).
 TOKENIZER_FILES = (
     "tokenizer*.json",
     "vocab.*",
@@ -49,14 +49,14 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*",
     "generation_config.json",
 )
-# Keys of config.json that are left out: the copy is not quantised, and has no code.
+# Not copied from config.json: the tiny model is not quantised, and has no code.
 LEFT_OUT = ("quantization_config", "auto_map")
 
 
 def build_tiny_model(source: str, recipe: Recipe, folder: Path) -> Shape:
-    """Write a tiny copy of the recipe's model into `folder`, in the type of the original's files.
+    """Write a tiny version of the recipe's model into `folder`, in the type of its files.
 
-    Of the original only config.json and the tokenizer's files are needed. Raises ModelError.
+    Needs only config.json and the tokenizer's files of the original. Raises ModelError.
     """
     revision = recipe.model.revision
     original = open_config(source, revision)
@@ -70,32 +70,32 @@ def build_tiny_model(source: str, recipe: Recipe, folder: Path) -> Shape:
     model = AutoModelForCausalLM.from_config(config, dtype=original.dtype or torch.float32)
     _prefer_one_token(model)
     model.save_pretrained(folder)
-    # As the original's keys are called: transformers writes some under other names.
+    # With the original's keys: transformers renames some.
     write_json(folder / CONFIG, values)
     _copy_tokenizer(there, folder)
     return shape_from_config(values, name=source)
 
 
 def _prefer_one_token(model: PreTrainedModel) -> None:
-    """Let every state point one way, and one token's row of the head too.
+    """Add one vector to all embeddings and to one token's row of the head.
 
-    To a random model all tokens are nearly level, so that the rounding of a merge changes which is
-    first; of a trained one it changes nothing.
+    A random model's logits are nearly equal, so that the rounding of a merge would change the first
+    token, which it does not in a trained model.
     """
     inputs, outputs = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    way = torch.randn(inputs.shape[1])
-    way *= PREFERENCE / way.norm()
+    direction = torch.randn(inputs.shape[1])
+    direction *= PREFERENCE / direction.norm()
     with torch.no_grad():
-        inputs += way.to(inputs.dtype)
-        outputs[len(outputs) // 2] += way.to(outputs.dtype)
+        inputs += direction.to(inputs.dtype)
+        outputs[len(outputs) // 2] += direction.to(outputs.dtype)
 
 
 def _names_layers(method: Method) -> bool:
-    """Whether a key of the method means layers by their numbers."""
+    """Whether the method names layers by number."""
     if not isinstance(method, LoraKeys):
         return False
     targets = [] if isinstance(method.target_modules, str) else method.target_modules
-    # `fc1` is meant here too, which costs no more than time.
+    # `fc1` matches too, which only takes more time.
     numbered = any(re.search(r"\d", name) for name in (*targets, *method.rank_pattern))
     return numbered or method.layers is not None
 
@@ -103,14 +103,13 @@ def _names_layers(method: Method) -> bool:
 def tiny_config(
     values: Mapping[str, Any], original: PreTrainedConfig, *, all_layers: bool
 ) -> dict[str, Any]:
-    """A config.json with small widths, and few layers where none is named by its number.
+    """A config.json with small widths, and few layers unless `all_layers`.
 
-    `original` is what transformers makes of `values`. Raises ModelError for types that ftcli does
-    not know.
+    `original` is transformers' config of `values`. Raises ModelError for unknown types.
     """
     shape = shape_from_config(values, name=original.model_type)
     sizes, known = _sizes(shape), original.to_dict()
-    # A key that this type has not, or whose value it works out, stays away.
+    # Not keys that this type lacks or computes.
     wanted = {key: n for key, n in sizes.items() if values.get(key, known.get(key)) is not None}
     kept = {key: value for key, value in values.items() if key not in LEFT_OUT}
     for key in ("rope_parameters", "rope_scaling"):
@@ -128,14 +127,14 @@ def _is_by_layer(value: object, layers: int) -> bool:
 
 
 def _repeats(known: Mapping[str, Any], layers: int) -> bool:
-    """Whether the first layers are of every kind that there is."""
+    """Whether the first LAYERS layers include every layer type."""
     by_layer = [value for value in known.values() if _is_by_layer(value, layers)]
     return all(set(value[:LAYERS]) == set(value) for value in by_layer)
 
 
 def _sizes(shape: Shape) -> dict[str, int]:
-    """Small widths that keep what depends on their ratios: grouped heads, heads that are wider or
-    narrower together than the hidden states, several experts."""
+    """Small widths that keep the original's ratios: grouped heads, heads that are together wider or
+    narrower than the hidden states, several experts."""
     heads_are_narrow = shape.query_width < shape.hidden
     heads_are_wide = shape.query_width > shape.hidden
     grouped = 1 if shape.kv_heads == 1 else HEADS // 2
@@ -157,14 +156,14 @@ def _sizes(shape: Shape) -> dict[str, int]:
 
 
 def _tiny_rope(values: Mapping[str, Any], head_dim: int, share: float) -> dict[str, Any]:
-    """Rotation by the same rule; factors that stand for each frequency are as many as are left.
+    """The same RoPE parameters; lists with one factor per frequency are shortened.
 
-    `share` of a head is rotated, if the rule does not say another.
+    `share` is the default of partial_rotary_factor.
     """
     rotated = int(head_dim * values.get("partial_rotary_factor", share))
 
     def tiny(value: Any) -> Any:
-        if isinstance(value, Mapping):  # a rule for each kind of layer (Gemma 3)
+        if isinstance(value, Mapping):  # parameters per layer type (Gemma 3)
             return _tiny_rope(value, head_dim, share)
         return value[: math.ceil(rotated / 2)] if isinstance(value, list) else value
 
