@@ -55,7 +55,7 @@ class Terminal:
 
     @contextmanager
     def meter(self, label: str, total: int) -> Iterator[Meter]:
-        if sys.stderr.isatty():
+        if on_terminal():
             with _bar(known=total > 0) as progress:
                 yield _Bar(progress, progress.add_task(label, total=total or None, figures=""))
         else:
@@ -106,10 +106,15 @@ def _rich(*, stderr: bool) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def print_message(text: str, *, style: str | None = None) -> None:
-    """Print a line to stderr, without the secrets that a message may contain."""
+def print_message(text: str, *, style: str | None = None, verbatim: bool = False) -> None:
+    """Print lines to stderr, without the secrets that a message may contain.
+
+    On a terminal they are wrapped between words, unless `verbatim`.
+    """
     text = redact(text)
-    if style and sys.stderr.isatty():
+    if on_terminal() and not verbatim:
+        text = "\n".join(wrapped(line) for line in text.split("\n"))
+    if on_terminal() and style:
         _rich(stderr=True).print(text, style=style, markup=False)
     else:
         print(text, file=sys.stderr, flush=True)
@@ -169,16 +174,23 @@ def width() -> int:
 
 
 def wrapped(sentence: str, further: str = "  ") -> str:
-    """A sentence wrapped to the terminal's width; `further` begins all lines but the first."""
+    """A sentence wrapped to the terminal's width; `further` begins all lines but the first.
+
+    A command at its end, after a colon, is kept on one line, to be pasted.
+    """
     import textwrap
 
-    return textwrap.fill(
-        sentence,
+    if len(sentence) <= width() or sentence.lstrip().startswith("ftcli "):
+        return sentence
+    words, colon, command = sentence.partition(": ftcli ")
+    filled = textwrap.fill(
+        f"{words}:" if colon else sentence,
         width(),
         subsequent_indent=further,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return f"{filled}\n  ftcli {command}" if colon else filled
 
 
 def on_terminal() -> bool:

@@ -147,7 +147,7 @@ def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_a_gigabyte_is_a_thousand_million_bytes() -> None:
+def test_a_gib_is_2_to_the_30_bytes() -> None:
     assert gib(6_400_000_000) == "6.0 GiB"
     assert gib(0) == "0.0 GiB"
     assert shown_size(39_000_000) == "37 MiB"
@@ -169,6 +169,17 @@ def test_the_width_is_that_of_the_terminal_or_80(monkeypatch: pytest.MonkeyPatch
     assert width() == 120
     monkeypatch.delenv("COLUMNS")
     assert width() == 80
+
+
+def test_a_message_on_a_terminal_breaks_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stderr", screen := OnTerminal())
+    run = "ftcli train shop.yaml --set training.epochs=2"
+    print_message(f"the loss of step 12 is NaN or infinite; lower the rate. Resume: {run}\n  {run}")
+    *words, again, whole = screen.getvalue().splitlines()
+    assert " ".join(" ".join(words).split()).endswith("lower the rate. Resume:")
+    assert max(map(len, words)) <= 40
+    assert again == whole == f"  {run}"
 
 
 def test_colours_need_a_terminal_and_no_veto(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except FtcliError as error:
         if debug:
-            print_message(traceback.format_exc())
+            print_message(traceback.format_exc(), verbatim=True)
         return _failed(error.code, str(error), error.exit_code, as_json, error.file, error.line)
     except ShellError as error:
         message = error.format_message()  # names the option, which str(error) does not
@@ -171,7 +171,7 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
     if isinstance(error, OSError):
         message = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         return _failed("disk", message, EXIT_MACHINE, as_json)
-    print_message("".join(traceback.format_exception(error)))
+    print_message("".join(traceback.format_exception(error)), verbatim=True)
     message = (
         f"this is a bug of ftcli ({error!r}): report it to whoever gave you ftcli, with the lines "
         "above, the recipe and the output of `pip list`"

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 # Terminal columns that the whole table needs.
 WIDE = 110
-ONLY_WIDE = ("tokens/s", "file size")
+# Columns that a narrower terminal goes without, the first ones first.
+DROPPED = (
+    "tokens/s",
+    "file size",
+    "trainable parameters",
+    "peak memory",
+    "learning rate",
+    "general text",
+    "time",
+)
 SHORT = {
     "learning rate": "rate",
     "held-out loss": "loss",
@@ -116,9 +125,12 @@ def show(found: CompareResult) -> None:
     heads, gap = list(rows[0]), 2
     if width() < WIDE:
         gap = 1
-        heads = [head for head in heads if head not in ONLY_WIDE]
         for row in rows:
             row["held-out loss"] = row["held-out loss"].partition(" ")[0]
+        for dropped in DROPPED:
+            columns = ([SHORT.get(head, head), *(row[head] for row in rows)] for head in heads)
+            if 2 + sum(max(map(len, column)) + gap for column in columns) - gap > width():
+                heads = [head for head in heads if head != dropped]
     shown = [[row[head] for head in heads] for row in rows]
     print_table(
         [SHORT.get(head, head) for head in heads], shown, numbers=range(2, len(heads)), gap=gap

@@ -51,6 +51,8 @@ FILLS = {
     "interval": "?",
     "free": "·",
 }
+# Columns of the shortest bar that is worth showing.
+MIN_BAR = 10
 # Smaller items get no line.
 LEAST_BYTES = 5e6
 
@@ -173,7 +175,9 @@ def _step(estimate: Estimate) -> Iterator[str]:
 
 def _barred(label: str, size: int, largest: int, mark: str = "") -> str:
     start = f"  {label:<24}{shown_size(size):>{max(9, len(shown_size(largest)) + 1)}}  "
-    bar = max(10, width() - len(start) - len(" peak"))
+    bar = width() - len(start) - len(" peak")
+    if bar < MIN_BAR:
+        return f"{start.rstrip()}{mark}"
     return f"{start}{'█' * max(1, round(bar * size / largest))}{mark}"
 
 

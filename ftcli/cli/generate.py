@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ftcli.cli import options
-from ftcli.console import Terminal, print_json, print_message, print_result, print_text, shown_path
+from ftcli.console import (
+    Terminal,
+    print_json,
+    print_message,
+    print_result,
+    print_text,
+    shown_path,
+    wrapped,
+)
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,4 +138,4 @@ def _answer_file(
         return
     answers = "1 answer" if found.rows == 1 else f"{found.rows} answers"
     before = f", {found.answered_before} of them from before" if found.answered_before else ""
-    print_result(f"{answers} in {shown_path(found.output)}{before}")
+    print_result(wrapped(f"{answers} in {shown_path(found.output)}{before}"))

@@ -62,7 +62,7 @@ def _show(found: MergeResult) -> None:
         for line in _lines(report):
             print_result(wrapped(f"       {line}", " " * 7))
     else:
-        print_result(f"nothing to merge: {path} is already a stand-alone model")
+        print_result(wrapped(f"nothing to merge: {path} is already a stand-alone model"))
     print_result(f"next   vllm serve {shlex.quote(path)}")
     print_result(f'       or AutoModelForCausalLM.from_pretrained("{path}")')
 

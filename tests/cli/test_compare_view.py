@@ -73,6 +73,14 @@ def test_80_columns_keep_quality_cost_and_forgetting(
     assert "+5.0%" in row and "4.9 M" in row
 
 
+def test_40_columns_keep_quality(
+    found: CompareResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = lines(found, 40, monkeypatch, capsys)
+    heads = next(line for line in shown if line.startswith("  method")).split()
+    assert heads[:4] == ["method", "loss", "format", "EOS"]
+
+
 def test_a_mark_stands_at_the_chosen_rate_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

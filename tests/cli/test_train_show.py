@@ -54,6 +54,7 @@ REPORT = {
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
     (tmp_path / "shop.yaml").write_text(RECIPE)
     return tmp_path
 
@@ -181,7 +182,7 @@ def test_a_dry_run_shows_every_choice_with_its_reason(
         assert shown[0].endswith(f"  {reason}")
     assert f"  {dry.plan.step_text()}" in lines
     memory = next(line for line in lines if line.startswith("memory "))
-    assert "weights 0.5 GiB" in memory
+    assert "weights 513 MiB" in memory
     assert "quantization" not in memory
 
 

@@ -16,6 +16,7 @@ from ftcli.console import (
     print_message,
     print_result,
     shown_path,
+    width,
     wrapped,
 )
 from ftcli.errors import UsageError
@@ -24,6 +25,9 @@ from ftcli.shell import command, gib, shown_size, shown_source
 if TYPE_CHECKING:
     from ftcli.cli.train.train_recipe import DryRun, Trained
 
+
+# Columns of the narrowest column of reasons.
+MIN_REASON = 20
 
 Resume = Annotated[bool, typer.Option("--resume", help="Resume an unfinished run (the default).")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over in a new run folder.")]
@@ -119,9 +123,8 @@ def _require_smoke_testable(
 def _show_result(found: Trained) -> None:
     report, path = found.report, shown_path(found.run.path)
     if found.again is not None:
-        print_result(
-            f"{path} is already finished; to train it again in a new folder: {found.again}"
-        )
+        again = f"{path} is already finished; to train it again in a new folder: {found.again}"
+        print_result(wrapped(again))
     loss, finished = "not measured", ""
     if report["eval_loss"] is not None:
         first = report["first_eval_loss"]
@@ -133,10 +136,11 @@ def _show_result(found: Trained) -> None:
     size = shown_size(report["saved_bytes"])
     if report.get("checkpoint_bytes"):
         size += f", and {shown_size(report['checkpoint_bytes'])} of checkpoints"
-    print_result(
+    done = (
         f"done   {duration(report['seconds'])} · validation loss {loss}{finished} · "
         f"peak {gib(report['peak_memory_bytes'])} · {size}"
     )
+    print_result(wrapped(done, " " * 7))
     print_result(f"       {path}")
     print_result(f"next   {command('eval', found.run.path)}")
 
@@ -145,27 +149,30 @@ def _show_plan(plan: DryRun) -> None:
     from ftcli.training.plan.plan import short_key
 
     found = plan.plan
-    print_result(f"plan for {found.hardware.name} ({gib(found.hardware.free_bytes)} free)")
+    free = gib(found.hardware.free_bytes)
+    print_result(wrapped(f"plan for {found.hardware.name} ({free} free)"))
     values = {key: _in_words(key, value) for key, value, _ in found.decisions()}
     name_width = max(len(short_key(key)) for key in values)
     value_width = max(map(len, values.values()))
-    indent = " " * (name_width + value_width + 6)
+    reasons_at = name_width + value_width + 6
+    indent = " " * (reasons_at if reasons_at < width() - MIN_REASON else 4)
     for key, value in values.items():
         start = f"  {short_key(key):<{name_width}}  {value:<{value_width}}  "
         print_result(wrapped(start + found.reasons[key], indent))
         print_result(wrapped(f"{indent}→ {plan.library_names[key]}", f"{indent}  "))
     for key, value in plan.recipe.method:
         if key in plan.library_names:
-            print_result(f"  method.{key} {value} → {plan.library_names[key]}")
-    print_result(f"  {found.step_text()}")
+            print_result(wrapped(f"  method.{key} {value} → {plan.library_names[key]}", "    "))
+    print_result(wrapped(f"  {found.step_text()}", "    "))
     items = dict(found.estimate.breakdown)
     context = items.pop("context")
-    parts = " · ".join(f"{name} {gib(size)}" for name, size in items.items() if size >= 5e7)
-    on_gpu = f"; CUDA context {gib(context)}" if found.hardware.kind == "cuda" else ""
-    peak = gib(found.estimate.peak_bytes)
-    print_result(wrapped(f"memory {peak} at the peak: {parts}{on_gpu}"))
+    peak = found.estimate.peak_bytes
+    parts = " · ".join(f"{n} {shown_size(size)}" for n, size in items.items() if 100 * size >= peak)
+    on_gpu = f"; CUDA context {shown_size(context)}" if found.hardware.kind == "cuda" else ""
+    print_result(wrapped(f"memory {shown_size(peak)} at the peak: {parts}{on_gpu}"))
     unknown = "not known: no run of this recipe has finished on this machine"
-    print_result(f"time   {about(plan.seconds) if plan.seconds is not None else unknown}")
+    time = about(plan.seconds) if plan.seconds is not None else unknown
+    print_result(wrapped(f"time   {time}", " " * 7))
     if plan.cost is not None:
         for sentence in plan.cost.sentences():
             print_result(wrapped(sentence))

@@ -25,7 +25,7 @@ from ftcli.cli.train.train_recipe import (
 )
 from ftcli.config.loader import RecipeFile, load_recipe
 from ftcli.config.recipe import FrozenKeys, Full, LoraKeys
-from ftcli.console import Meter, Reporter, duration, print_result
+from ftcli.console import Meter, Reporter, duration, print_result, wrapped
 from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message
 from ftcli.errors import FtcliError, MachineError, Stopped
@@ -105,7 +105,7 @@ def show_smoke_test(found: SmokeTest) -> None:
     """Print the verdict, and the plan and command of the real training."""
     loaded = found.loaded
     print_result(f"smoke test passed in {duration(found.seconds)}")
-    print_result(f"plan   {found.plan.headline()}")
+    print_result(wrapped(f"plan   {found.plan.headline()}", " " * 7))
     print_result(f"data   {shown_path(found.data)}")
     print_result(f"next   {command('train', loaded.path, *set_flags(loaded.overrides))}")
 
