@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ftcli.data.dataset import Dataset
     from ftcli.data.tokenizing.rendering import Renderer
     from ftcli.evaluation.advice.advice import Advice
-    from ftcli.evaluation.advice.prompting import Cost
+    from ftcli.evaluation.advice.cost import Cost
     from ftcli.runs.folder import RunFolder
 
 Piece = tuple[str, bool]
@@ -151,7 +151,7 @@ def prepare_recipe(
     """Prepare a recipe's data in its run folder, and give advice; raises FtcliError."""
     from ftcli.config.loader import load_recipe
     from ftcli.evaluation.advice.advice import give_advice, with_prompting
-    from ftcli.evaluation.advice.prompting import measure_cost
+    from ftcli.evaluation.advice.cost import measure_cost
     from ftcli.evaluation.advice.row_statistics import PreparedRows
     from ftcli.evaluation.scoring import require_scored_files
     from ftcli.hub import require_reachable

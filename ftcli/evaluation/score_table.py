@@ -136,11 +136,7 @@ def forgetting_scores(
             loss.sides[side] = instructed.losses
             finished.sides[side] = mean_of([answer.stopped for answer in answers])
             pairs = zip(sets.checks, answers, strict=True)
-            checked = [check.is_followed_by(answer.text) for check, answer in pairs]
-            counts = Counts(
-                tuple(float(bool(each)) for each in checked),
-                tuple(float(each is not None) for each in checked),
-            )
+            counts = mean_of([check.is_followed_by(answer.text) for check, answer in pairs])
             if counts.n:
                 followed.sides[side] = counts
     return [row for row in (text, loss, followed, finished) if row.sides]

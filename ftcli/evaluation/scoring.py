@@ -20,7 +20,7 @@ from ftcli.evaluation.scorers.judge import CheckerName, JudgeScorer, Label, agre
 from ftcli.evaluation.scorers.scorer import ExampleResult, Question, ScoreKind, Scorer
 from ftcli.evaluation.scorers.span_detector import SpanDetector
 from ftcli.evaluation.scorers.text import TextScorer
-from ftcli.evaluation.statistics import Counts
+from ftcli.evaluation.statistics import Counts, mean_of
 from ftcli.runs.results import Side
 from ftcli.training.opening import OpenRun
 
@@ -151,10 +151,12 @@ class Scorers:
                 results[side], counts[side] = scored.results, dict(scored.counts)
             own = score_answers(self._without_reference, references, questions, on_row).counts
         if self._judge is not None and self._judge.compares and "base" in texts:
-            pairs = list(zip(texts["base"], texts["tuned"], questions, strict=True))
-            for side, wins in _preferred(self._judge, pairs).items():
-                if wins.n:
-                    counts[side]["judge_preferred"] = wins
+            pairs = zip(texts["base"], texts["tuned"], questions, strict=True)
+            wins = [self._judge.preferred(*pair) for pair in pairs]
+            if (tuned := mean_of(wins)).n:
+                counts["tuned"]["judge_preferred"] = tuned
+                lost = mean_of([None if win is None else 1 - win for win in wins])
+                counts["base"]["judge_preferred"] = lost
         for warning in self._warnings(questions, own):
             self._reporter.warn(warning)
         return ScoredSides(results, counts, own, tuple(self._notes(counts["tuned"])))
@@ -232,17 +234,6 @@ class Scorers:
             if name.casefold() not in {key.casefold() for key in keys}:
                 hint = did_you_mean(name, keys)
                 yield f"eval.grounding.optional: no row has a fact {name!r}{hint}"
-
-
-def _preferred(
-    judge: JudgeScorer, pairs: Sequence[tuple[str, str, Question]]
-) -> dict[Side, Counts]:
-    """How often the judge prefers the base's answer, the first of a pair, or the tuned model's."""
-    wins = [judge.preferred(*pair) for pair in pairs]
-    denominators = tuple(float(win is not None) for win in wins)
-    tuned = tuple(win or 0.0 for win in wins)
-    base = tuple(total - win for total, win in zip(denominators, tuned, strict=True))
-    return {"base": Counts(base, denominators), "tuned": Counts(tuned, denominators)}
 
 
 def training_pairs(opened: OpenRun) -> Iterator[tuple[str, str]]:

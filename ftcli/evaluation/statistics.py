@@ -72,9 +72,12 @@ class Counts:
         return Counts(*(tuple(column[row] for row in rows) for column in self.ratio))
 
 
-def mean_of(values: Sequence[float]) -> Counts:
-    """A mean over rows."""
-    return Counts(tuple(float(value) for value in values), (1.0,) * len(values))
+def mean_of(values: Sequence[float | None]) -> Counts:
+    """A mean over rows; None: the row does not count."""
+    return Counts(
+        tuple(float(value or 0) for value in values),
+        tuple(float(value is not None) for value in values),
+    )
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,6 @@ def wilson_interval(successes: int, count: int) -> Interval:
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
     """Percentile bootstrap over rows of Σ numerators ÷ Σ denominators (loss per token)."""
-    if len(numerators) < 2 or len(set(zip(numerators, denominators, strict=True))) == 1:
-        value = sum(numerators) / sum(denominators)
-        return value, value
     return _bootstrap((numerators, denominators), _ratio)
 
 
@@ -201,10 +201,6 @@ def paired_ratio_interval(first: Ratio, second: Ratio) -> Interval:
 
     A row is drawn for both sides together, so that its difficulty cancels.
     """
-    rows = list(zip(*first, *second, strict=True))
-    if len(rows) < 2 or len(set(rows)) == 1:
-        value = sum(second[0]) / sum(second[1]) - sum(first[0]) / sum(first[1])
-        return value, value
     return _bootstrap(
         (*first, *second), lambda a, b, c, d, axis: _ratio(c, d, axis) - _ratio(a, b, axis)
     )
@@ -286,11 +282,15 @@ def _bootstrap(columns: Sequence[Sequence[float]], statistic: Callable[..., Any]
     from scipy.stats import bootstrap, norm, t
 
     rows = len(columns[0])
+    data = tuple(np.asarray(column, dtype=np.float64) for column in columns)
+    if len(set(zip(*columns, strict=True))) == 1:  # equal rows, or a single one
+        value = float(statistic(*data, axis=0))
+        return value, value
     # Percentiles of few rows are too narrow (Hesterberg 2015, The American Statistician 69,
     # 371-386): resampling sees (n - 1)/n of the variance, and Student's t the rest.
     expanded = math.sqrt(rows / (rows - 1)) * t.ppf((1 + CONFIDENCE) / 2, rows - 1)
     found = bootstrap(
-        tuple(np.asarray(column, dtype=np.float64) for column in columns),
+        data,
         statistic,
         paired=True,
         vectorized=True,

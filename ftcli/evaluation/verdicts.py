@@ -108,11 +108,8 @@ def verdict_word(row: ScoreRow, found: Difference | None) -> str:
         return ""
     if found.rows_better == found.rows_worse == 0:
         return "no row differs"
-    return SLIGHTLY if _is_slight(row, found) else found.verdict
-
-
-def _is_slight(row: ScoreRow, found: Difference) -> bool:
-    return found.verdict == "worse" and row.unit == "perplexity" and not is_substantial(row)
+    is_worse = found.verdict == "worse" and row.unit == "perplexity"
+    return SLIGHTLY if is_worse and not is_substantial(row) else found.verdict
 
 
 def is_substantial(row: ScoreRow) -> bool:

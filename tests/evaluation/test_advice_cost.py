@@ -10,7 +10,7 @@ import pytest
 from jsonschema import validate
 
 from ftcli.cli import run
-from ftcli.evaluation.advice.prompting import Call, Calls, Cost, RunCost
+from ftcli.evaluation.advice.cost import Call, Calls, Cost, RunCost
 from tests.json_shapes import SHAPES
 
 

@@ -18,7 +18,7 @@ from ftcli.runs.signals import StopSignals
 if TYPE_CHECKING:
     from ftcli.config.recipe import Recipe
     from ftcli.data.dataset import Dataset
-    from ftcli.evaluation.advice.prompting import Cost
+    from ftcli.evaluation.advice.cost import Cost
     from ftcli.training.job import BaseModel, TrainJob
     from ftcli.training.opening import OpenRun
     from ftcli.training.plan.plan import Plan
@@ -136,7 +136,7 @@ def plan_recipe(
     The plan of a fresh run uses nothing of an earlier run, and leaves nothing on the disk.
     """
     from ftcli.cli.prepare import data_folder
-    from ftcli.evaluation.advice.prompting import measure_cost
+    from ftcli.evaluation.advice.cost import measure_cost
     from ftcli.evaluation.eval_rows import SHOTS
     from ftcli.training.job import require_separate_output
     from ftcli.training.opening import open_run
