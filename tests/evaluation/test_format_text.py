@@ -1,4 +1,4 @@
-"""Patterns, sections, lengths, and what every format does with an answer without end."""
+"""Patterns, sections, lengths, and answers that are too long or take too long."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_pattern_has_to_match_the_whole_answer(pattern: str, answer: str, vali
     assert matches(pattern, answer) is valid
 
 
-def test_the_part_that_matches_is_named() -> None:
+def test_the_matching_part_is_named() -> None:
     part = "the pattern matches only a part of the answer: yes"
     assert messages("Sure! yes", type="regex", pattern="yes") == [part]
     nothing = "the answer does not match the pattern"
@@ -87,7 +87,7 @@ def test_a_line_begins_a_section(line: str, section: str, present: bool) -> None
         ("A\nB\nA", "AA", []),
     ],
 )
-def test_most_sections_in_order_are_counted(answer: str, sections: str, found: list[str]) -> None:
+def test_the_longest_sequence_in_order_counts(answer: str, sections: str, found: list[str]) -> None:
     form = {"type": "text", "sections": list(sections)}
     present = scored(answer, **form).counts["sections_present"]
     assert present == (len(sections) - len(found), len(sections))
@@ -110,7 +110,7 @@ def test_lengths_are_counted(answer: str, limits: dict[str, Any], found: list[st
     assert messages(answer, type="text", **limits) == found
 
 
-def test_every_part_has_to_be_valid() -> None:
+def test_every_check_has_to_pass() -> None:
     form = {"type": "regex", "pattern": r"(?s)# .*", "sections": ["# T", "Specs:"]}
     scorer = format_scorer(RegexFormat.model_validate(form | {"words": {"max": 5}}))
     names = ["format_rate", "pattern_match", "sections_present", "length_kept"]

@@ -1,10 +1,8 @@
-"""`eval.judge` against a server of the tests, and `eval.grounding.model` on a tiny classifier."""
+"""`eval.judge` against a server of the tests."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import shutil
 import signal
 import threading
 import time
@@ -17,13 +15,11 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.config.evaluation import Judge
-from ftcli.config.loader import load_recipe
 from ftcli.errors import DataError, MachineError
 from ftcli.evaluation.scorers import judge as judging
 from ftcli.evaluation.scorers.judge import JudgeScorer, Label, agreement, read_labels
 from ftcli.evaluation.scorers.scorer import Question
 from tests.commands.test_end_to_end import ask
-from tests.conftest import save_recipe
 
 Reply = tuple[int, str, dict[str, str]]
 QUESTION = Question("Facts: olive", "", "Facts: olive")
@@ -81,14 +77,14 @@ def serve() -> Iterator[Callable[[Callable[[dict[str, Any]], Reply]], Server]]:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Waits are written down and not waited."""
+    """Waits are recorded, not waited."""
     found: list[float] = []
     monkeypatch.setattr(judging.time, "sleep", found.append)
     return found
 
 
 def by_colour(body: dict[str, Any]) -> Reply:
-    """Supported is what says olive."""
+    """Teal is not supported."""
     text = body["messages"][1]["content"].partition("Answer:")[2]
     if "teal" in text:
         return 200, 'Sure: {"supported": false, "quote": "teal"}', {}
@@ -104,7 +100,7 @@ def verdicts(judge: JudgeScorer, *answers: str) -> list[bool | None]:
     return [judge.verdict(each, QUESTION) for each in answers]
 
 
-def test_one_request_an_answer_with_its_facts(
+def test_one_request_per_answer_with_its_facts(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "sk-123")
@@ -119,7 +115,7 @@ def test_one_request_an_answer_with_its_facts(
     (finding,) = judge.score("teal cup", QUESTION).findings
     assert (finding.start, finding.end) == (0, 4)
     assert judge.score("olive", QUESTION).counts == {"judge_supported": (1.0, 1.0)}
-    # Kept by content: nothing is asked twice, not in another evaluation either.
+    # Stored by content: nothing is asked twice, even in another evaluation.
     asked = len(server.bodies)
     assert verdicts(scorer(server, tmp_path, rubric="Only colours count."), "teal cup") == [False]
     assert len(server.bodies) == asked
@@ -152,7 +148,7 @@ def test_a_slow_server_is_asked_again(serve: Any, tmp_path: Path, waits: list[fl
     gone.set()
 
 
-def test_a_server_that_refuses_is_named_and_what_it_said_is_kept(
+def test_a_server_that_refuses_is_named_and_its_verdicts_are_kept(
     serve: Any, tmp_path: Path
 ) -> None:
     server = serve(by_colour)
@@ -177,7 +173,7 @@ def interrupt(*_: object) -> None:
 
 
 @pytest.mark.parametrize("ends_by", ["interrupt", "interrupt while it waits", "refusal"])
-def test_what_ends_the_judging_waits_for_no_reply(
+def test_an_interrupt_or_a_refusal_waits_for_no_reply(
     serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_by: str
 ) -> None:
     """Three requests are in flight; the verdict that had arrived is kept."""
@@ -194,7 +190,7 @@ def test_what_ends_the_judging_waits_for_no_reply(
         gone.wait(SERVER_DELAY_SECONDS)
         return by_colour(body)
 
-    def done(number: int) -> None:
+    def on_progress(number: int) -> None:
         if number and ends_by != "refusal":
             signal.setitimer(signal.ITIMER_REAL, 0.3)
 
@@ -205,7 +201,7 @@ def test_what_ends_the_judging_waits_for_no_reply(
     started = time.monotonic()
     try:
         with pytest.raises(MachineError if ends_by == "refusal" else KeyboardInterrupt):
-            judge.fetch([judge.supported_request(each, QUESTION) for each in texts], done)
+            judge.fetch([judge.supported_request(each, QUESTION) for each in texts], on_progress)
         assert time.monotonic() - started < SERVER_DELAY_SECONDS / 4
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -225,7 +221,7 @@ def test_replies_without_a_verdict(serve: Any, tmp_path: Path) -> None:
         verdicts(judge, *[f"answer {n}" for n in range(12)])
 
 
-def test_what_is_kept_survives_odd_quotes_and_a_kill(serve: Any, tmp_path: Path) -> None:
+def test_stored_verdicts_survive_odd_quotes_and_a_kill(serve: Any, tmp_path: Path) -> None:
     replies = {"grey cup": '{"supported": false, "quote": "a\u2028b"}'}
     replies["teal cup"] = '{"supported": false, "quote": null}'
     server = serve(
@@ -243,7 +239,7 @@ def test_what_is_kept_survives_odd_quotes_and_a_kill(serve: Any, tmp_path: Path)
 
 
 def test_pairs_are_asked_in_either_order(serve: Any, tmp_path: Path) -> None:
-    """A judge that always takes A says nothing: each side wins about half."""
+    """If a judge always takes A, each side wins about half."""
     judge = scorer(serve(lambda _: (200, '{"better": "A"}', {})), tmp_path)
     pairs = [(f"base {n}", f"tuned {n}") for n in range(40)]
     judge.fetch([judge.pair_request(*pair, QUESTION)[0] for pair in pairs], lambda _: None)
@@ -272,7 +268,7 @@ def test_labels_and_agreement(tmp_path: Path) -> None:
         assert caught.value.line == 2
 
 
-def test_the_judge_stands_in_the_table_with_its_calibration(
+def test_the_judge_is_in_the_table_with_its_calibration(
     eval_run: Path, serve: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve(
@@ -303,7 +299,7 @@ def test_the_judge_stands_in_the_table_with_its_calibration(
     assert len(server.bodies) <= 8 * 4 + 1
     assert run(["eval", str(eval_run), *flags]) == 0
     out = capsys.readouterr().out
-    assert "supported (judge)" in out and "was not measured" not in out
+    assert "supported (judge)" in out and "Nothing checked whether" not in out
 
 
 def test_a_judge_that_prefers_no_answer_has_no_score_of_pairs(
@@ -315,79 +311,3 @@ def test_a_judge_that_prefers_no_answer_has_no_score_of_pairs(
     flags = ["--no-forgetting", "--set", f"eval.judge={json.dumps(wanted)}"]
     names = [row["name"] for row in ask(capsys, "eval", eval_run, *flags)["scores"]]
     assert "judge_supported" in names and "judge_preferred" not in names
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """A random token classifier with two labels, as LettuceDetect's are."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertForTokenClassification
-
-    folder = tmp_path_factory.mktemp("detector")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=256,
-        num_labels=2,
-    )
-    torch.manual_seed(3)
-    BertForTokenClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_spans_are_words_of_the_answer(detector: Path) -> None:
-    import torch
-
-    from ftcli.evaluation.scorers.span_detector import SpanDetector
-
-    found = SpanDetector(str(detector), load_recipe(save_recipe(detector, detector)).recipe)
-    answer, facts = "A teal cup, made in Rome.", "Colour: olive"
-    spans = found.spans(answer, facts)
-    assert all(0 <= start < end <= len(answer) for start, end in spans)
-    assert all(one[1] < other[0] for one, other in itertools.pairwise(spans))
-    # Where every token is marked, the whole answer is one span; where none is, there is none.
-    with torch.no_grad():
-        found._detector.model.classifier.weight.zero_()
-        found._detector.model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))
-        assert found.spans(answer, facts) == [(0, len(answer))]
-        found._detector.model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
-    assert found.spans(answer, facts) == [] and found.truncated == 0
-    assert found.spans(answer, "olive " * 400) == [] and found.truncated == 1
-
-
-def test_the_detector_marks_spans_of_the_report(
-    eval_run: Path, detector: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {detector}}}"]
-    found = ask(capsys, "eval", eval_run, *flags)
-    rows = {row["name"]: row for row in found["scores"]}
-    assert {"spans_supported", "not_in_prompt"} <= set(rows)
-    assert found["truth_measured_by"] == ["spans_supported"]
-    assert any("how often the detector is right" in note for note in found["notes"])
-
-
-def test_another_detector_in_the_same_folder_is_another_evaluation(
-    eval_run: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    folder = Path(shutil.copytree(detector, tmp_path / "detector"))
-    flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {folder}}}"]
-    first = ask(capsys, "eval", eval_run, *flags)["key"]
-    assert ask(capsys, "eval", eval_run, *flags)["key"] == first
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.bias"] = weights["classifier.bias"] + 1
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert ask(capsys, "eval", eval_run, *flags)["key"] != first
-
-
-def test_a_model_that_is_no_detector(eval_run: Path, tiny_model: Path, capsys: Any) -> None:
-    flags = ["--no-forgetting", "--set", f"eval.grounding={{model: {tiny_model}}}"]
-    code = run(["eval", str(eval_run), *flags])
-    assert code in (1, 2)
-    assert "eval.grounding.model" in capsys.readouterr().err

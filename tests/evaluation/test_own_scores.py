@@ -37,7 +37,7 @@ def _length(text):
 """
 
 
-def test_scores_of_ones_own(
+def test_the_users_own_scores(
     eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.py"
@@ -69,13 +69,13 @@ def mixed(prompt, answer, reference, facts):
 """
 
 
-def test_true_and_false_make_a_share_and_numbers_do_not(
+def test_booleans_make_a_proportion_and_numbers_do_not(
     eval_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also where every number is 1, as lengths may be, ours and the user's."""
+    """Even if every number is 1."""
     from ftcli.inference import generation
     from ftcli.inference.generation import Answer
 
@@ -94,10 +94,10 @@ def test_true_and_false_make_a_share_and_numbers_do_not(
         assert units[name] == "value", name
 
 
-def test_scores_are_counted_anew_each_time(
+def test_scores_are_counted_again_each_time(
     eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the file reads or imports may have changed; the answers are kept."""
+    """What the file reads may have changed; the answers are reused."""
     file, read = tmp_path / "mine.py", tmp_path / "limit.txt"
     file.write_text(f"def limit(p, q, r, f):\n    return float(open({str(read)!r}).read())\n")
     flags = ["--scores", file, "--no-base", "--limit", "3"]
@@ -149,7 +149,7 @@ def test_scores_are_counted_anew_each_time(
         ("def a(p, q, r, f): return 1\na.better = 'more'\n", 2, "a.better is 'more'"),
     ],
 )
-def test_scores_that_are_none(tmp_path: Path, text: str, code: int, words: str) -> None:
+def test_what_is_not_a_score(tmp_path: Path, text: str, code: int, words: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(text)
     with pytest.raises(FtcliError) as caught:
@@ -158,7 +158,7 @@ def test_scores_that_are_none(tmp_path: Path, text: str, code: int, words: str) 
     assert caught.value.exit_code == code and words in f"{caught.value}\n"
 
 
-def test_what_a_score_prints_is_no_result(
+def test_what_a_score_prints_goes_to_stderr(
     eval_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.py"
@@ -182,6 +182,6 @@ def test_a_relative_file_is_named_at_its_line(
     assert "mine.py:2: a raised AssertionError, for the answer" in capsys.readouterr().err
 
 
-def test_one_file_of_scores_alone(eval_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_one_file_of_scores(eval_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["eval", str(eval_run), "--scores", "a.py", "--scores", "b.py"]) == 2
     assert "--scores was given 2 times" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from ftcli.evaluation.statistics import (
     compare,
     detectable_points,
     holm,
+    mean_of,
     newcombe_interval,
     paired_ratio_interval,
     percent,
@@ -66,7 +67,7 @@ def test_a_mean_of_many_has_the_normal_interval() -> None:
     assert (low, high) == pytest.approx((4.5 - half, 4.5 + half), abs=0.03)
 
 
-def test_values_that_are_all_alike_leave_no_doubt() -> None:
+def test_equal_values_have_an_interval_without_width() -> None:
     assert mean_interval([0.4] * 20) == pytest.approx((0.4, 0.4))
     assert mean_interval([3.0]) == (3.0, 3.0)
     assert ratio_interval([6.0], [4.0]) == (1.5, 1.5)
@@ -94,15 +95,11 @@ def test_every_numerator_needs_its_denominator() -> None:
         ratio_interval([1.0, 2.0], [1.0])
 
 
-def shares(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
-    """Hits of two sides whose rows fall into these four kinds."""
+def successes(both: int, first: int, second: int, neither: int) -> tuple[list[int], list[int]]:
+    """Successes of two sides, by four kinds of rows."""
     ours = [1] * (both + first) + [0] * (second + neither)
     theirs = [1] * both + [0] * first + [1] * second + [0] * neither
     return ours, theirs
-
-
-def counts(values: list[float]) -> Counts:
-    return Counts(tuple(values), (1.0,) * len(values))
 
 
 @pytest.mark.parametrize(
@@ -114,12 +111,12 @@ def counts(values: list[float]) -> Counts:
     ],
 )
 def test_newcombes_interval(rows: tuple[int, int, int, int], interval: tuple[float, float]) -> None:
-    ours, theirs = shares(*rows)
+    ours, theirs = successes(*rows)
     assert newcombe_interval(theirs, ours) == pytest.approx(interval, abs=5e-5)
 
 
-def test_turned_round_it_is_its_mirror() -> None:
-    ours, theirs = shares(20, 12, 2, 16)
+def test_swapped_sides_mirror_the_interval() -> None:
+    ours, theirs = successes(20, 12, 2, 16)
     low, high = newcombe_interval(ours, theirs)
     assert newcombe_interval(theirs, ours) == pytest.approx((-high, -low))
 
@@ -132,18 +129,18 @@ def test_a_difference_of_shares_is_inside_its_interval(rows: list[tuple[int, int
 
 
 @pytest.mark.parametrize(("rows", "ours", "theirs"), [(20, 0.3, 0.5), (60, 0.8, 0.85)])
-def test_95_of_100_intervals_hold_the_true_difference(
+def test_95_of_100_intervals_cover_the_true_difference(
     rows: int, ours: float, theirs: float
 ) -> None:
     draw = random.Random(7)
-    held = 0
+    covered = 0
     for _ in range(400):
-        # One draw for both in a third of the rows: what is hard is hard for both.
+        # One draw for both sides in a third of the rows: they are correlated.
         pairs = [(a, a if draw.random() < 1 / 3 else draw.random()) for a in _draws(draw, rows)]
         hits = [[a < ours for a, _ in pairs], [b < theirs for _, b in pairs]]
         low, high = newcombe_interval(*hits)
-        held += low <= theirs - ours <= high
-    assert 0.92 <= held / 400 <= 0.985
+        covered += low <= theirs - ours <= high
+    assert 0.92 <= covered / 400 <= 0.985
 
 
 def _draws(draw: random.Random, rows: int) -> list[float]:
@@ -152,35 +149,31 @@ def _draws(draw: random.Random, rows: int) -> list[float]:
 
 def test_intervals_of_few_rows_are_wide_enough() -> None:
     draw = random.Random(3)
-    held = 0
+    covered = 0
     for _ in range(200):
         ours = [draw.expovariate(1) for _ in range(MIN_ROWS)]
         theirs = [a / 2 + draw.gammavariate(0.5, 1) for a in ours]
         ones = [1.0] * MIN_ROWS
         low, high = paired_ratio_interval((ours, ones), (theirs, ones))
-        held += low <= 0 <= high
-    assert held / 200 >= 0.88
+        covered += low <= 0 <= high
+    assert covered / 200 >= 0.88
 
 
-def hits(values: list[int]) -> Counts:
-    return counts([float(value) for value in values])
-
-
-def test_pairing_takes_off_what_makes_a_row_hard_for_both() -> None:
+def test_pairing_removes_the_difficulty_of_rows() -> None:
     draw = random.Random(1)
     ours = [10 * draw.random() for _ in range(40)]
     theirs = [value - 0.1 - 0.01 * draw.random() for value in ours]
-    found = compare(counts(ours), counts(theirs))
+    found = compare(mean_of(ours), mean_of(theirs))
     assert found is not None and found.p_value == 1e-4
     assert (found.rows_higher, found.rows_lower) == (0, 40)
-    low, high = counts(ours).interval()
+    low, high = mean_of(ours).interval()
     assert high - low > 50 * (found.interval[1] - found.interval[0])
 
 
-def test_a_base_that_never_and_a_tuned_that_always() -> None:
-    found = compare(counts([0.0] * 40), counts([1.0] * 40))
+def test_none_of_40_against_all_of_40() -> None:
+    found = compare(mean_of([0.0] * 40), mean_of([1.0] * 40))
     assert found is not None and found.difference == 1.0
-    assert 0.8 < found.interval[0] < 1  # resampling would see no doubt at all
+    assert 0.8 < found.interval[0] < 1  # a bootstrap would see no variance
     assert verdict_of(found, "higher", significant=True) == "better"
     assert verdict_of(found, "lower", significant=True) == "worse"
     assert verdict_of(found, "lower", significant=False) == "not significant"
@@ -190,34 +183,34 @@ def test_a_base_that_never_and_a_tuned_that_always() -> None:
 def test_swapping_agrees_with_the_exact_test_of_mcnemar(rows: tuple[int, int, int, int]) -> None:
     from scipy.stats import binomtest
 
-    ours, theirs = shares(*rows)
-    found = compare(hits(ours), hits(theirs))
+    ours, theirs = successes(*rows)
+    found = compare(mean_of(ours), mean_of(theirs))
     exact = binomtest(rows[2], rows[1] + rows[2]).pvalue
     assert found is not None and found.p_value == pytest.approx(exact, abs=0.015)
 
 
-def test_swapping_agrees_with_wilcoxons_example() -> None:
-    """A constant shift: both sides of each of 8 rows swapped alike have 2 chances in 2**8."""
+def test_swapping_agrees_with_the_exact_value_of_a_constant_shift() -> None:
+    """Of 2**8 ways to swap 8 rows, two have as large a difference."""
     ours = [float(n) for n in range(8)]
     found = permutation_p_value((ours, [1.0] * 8), ([n + 1 for n in ours], [1.0] * 8))
     assert found == pytest.approx(2 / 2**8, abs=0.003)
 
 
 def test_equal_sides_differ_in_no_row() -> None:
-    found = compare(counts([0.0] * 24), counts([0.0] * 24))
+    found = compare(mean_of([0.0] * 24), mean_of([0.0] * 24))
     assert found is not None
     assert (found.rows_higher, found.rows_lower, found.p_value) == (0, 0, 1.0)
 
 
 def test_few_rows_give_no_verdict() -> None:
-    few = compare(counts([1.0] * 9), counts([2.0] * 9))
+    few = compare(mean_of([1.0] * 9), mean_of([2.0] * 9))
     assert few is not None and few.too_few
     assert verdict_of(few, "higher", significant=True) == "too few rows"
-    enough = compare(counts([1.0] * MIN_ROWS), counts([2.0] * MIN_ROWS))
+    enough = compare(mean_of([1.0] * MIN_ROWS), mean_of([2.0] * MIN_ROWS))
     assert enough is not None and not enough.too_few
 
 
-def test_a_ratio_of_few_counting_rows_gives_none() -> None:
+def test_few_counting_rows_give_no_verdict() -> None:
     counting = MIN_COUNTING_ROWS - 1
     ours = Counts((1.0,) * counting + (0.0,) * 31, (2.0,) * counting + (0.0,) * 31)
     theirs = Counts((2.0,) * counting + (0.0,) * 31, (2.0,) * counting + (0.0,) * 31)
@@ -225,9 +218,9 @@ def test_a_ratio_of_few_counting_rows_gives_none() -> None:
     assert found is not None and (found.n, found.too_few) == (counting, True)
 
 
-def test_rows_that_count_for_one_side_alone() -> None:
+def test_rows_that_count_for_one_side_only() -> None:
     ours = Counts((1.0,) + (0.0,) * 39, (2.0,) + (0.0,) * 39)
-    found = compare(ours, counts([1.0] * 40))
+    found = compare(ours, mean_of([1.0] * 40))
     assert found is not None and (found.n, found.too_few) == (1, True)
     assert compare(ours, Counts((0.0,) * 40, (0.0,) * 40)) is None
 
@@ -238,7 +231,7 @@ def test_rows_that_do_not_count_are_left_out() -> None:
     assert ours.by_row() == [0.5, None, 0.0]
 
 
-def test_a_share_is_weighed_by_rows_and_a_ratio_by_what_it_counts() -> None:
+def test_a_proportion_is_binary_and_a_ratio_is_not() -> None:
     assert Counts((1.0, 0.0), (1.0, 1.0)).is_binary
     precision = Counts((9.0, 0.0), (10.0, 1.0))
     assert precision.value == pytest.approx(9 / 11)
@@ -255,15 +248,15 @@ def test_holm_on_a_textbooks_example() -> None:
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_is_between_bonferroni_and_each_alone(p_values: list[float]) -> None:
     found = holm(p_values)
-    for p, holds in zip(p_values, found, strict=True):
-        assert (p <= LEVEL / len(p_values)) <= holds <= (p <= LEVEL)
+    for p, significant in zip(p_values, found, strict=True):
+        assert (p <= LEVEL / len(p_values)) <= significant <= (p <= LEVEL)
 
 
-def test_what_so_many_rows_show() -> None:
+def test_the_smallest_detectable_difference() -> None:
     assert [detectable_points(rows) for rows in (20, 60, 400)] == [31, 18, 7]
 
 
-def test_scores_that_some_rows_do_not_name() -> None:
+def test_scores_that_some_rows_do_not_have() -> None:
     said = [ExampleResult({"a": (1, 1), "b": (1, 2)}), ExampleResult({"a": (0, 1)})]
     found = collect_counts(said, ["a", "b", "c"])
     assert set(found) == {"a", "b"}
@@ -286,5 +279,5 @@ def test_scores_that_some_rows_do_not_name() -> None:
         (sum([0.1] * 10), "100%"),  # 0.9999999999999999
     ],
 )
-def test_nearly_all_is_not_shown_as_all(share: float, shown: str) -> None:
+def test_a_proportion_near_1_is_not_shown_as_100_percent(share: float, shown: str) -> None:
     assert percent(share) == shown
