@@ -45,7 +45,7 @@ def test_bitsandbytes_fetches_no_kernel_and_others_can_use_the_package(
 
 
 def test_bitsandbytes_would_fetch_one(asked: list[str]) -> None:
-    """If this fails, it asks at another place or no more, and `refuse_hub_kernel` is in vain."""
+    """If this fails, bitsandbytes has changed, and `refuse_hub_kernel` has no effect."""
     package = import_module("bitsandbytes.backends.cpu")
     spec = PathFinder.find_spec(compat.CPU_OPERATIONS, package.__path__)
     assert spec is not None and spec.loader is not None

@@ -1,4 +1,4 @@
-"""A hub that refuses, lacks what is asked for, or does not answer."""
+"""A hub that refuses, lacks a file, or does not answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ftcli.hub import hub_error, hub_file, require_reachable
 
 
 def answered(kind: type[Exception], status: int) -> Exception:
-    """An error as huggingface_hub raises it for an answer of this status."""
+    """The error of huggingface_hub for a response with this status."""
     request = httpx2.Request("HEAD", "https://hub.invalid/model")
     return kind("refused", response=httpx2.Response(status, request=request))
 

@@ -1,4 +1,4 @@
-"""What is taken for a secret, and what is not."""
+"""Texts that count as secrets, and texts that do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def no_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told", "kind"),
+    ("text", "redacted", "kind"),
     [
         (f"token {TOKEN}.", "token ***.", "a token"),
         ("sk-" + "a1" * 15, "***", "a token"),
@@ -41,8 +41,8 @@ def no_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("Qwen/Qwen2.5-7B-Instruct", None, None),
     ],
 )
-def test_secrets_are_known_by_their_form(text: str, told: str | None, kind: str | None) -> None:
-    assert redact(text) == (text if told is None else told)
+def test_secrets_are_known_by_their_form(text: str, redacted: str | None, kind: str | None) -> None:
+    assert redact(text) == (text if redacted is None else redacted)
     assert secret_in(text) == kind
 
 

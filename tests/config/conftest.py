@@ -7,6 +7,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Errors name files as the user would: from the folder where he stands."""
+    """Run in a temporary folder, so that errors name files relative to it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,4 +1,4 @@
-"""A small recipe, and what it takes to load it, whole or broken."""
+"""A small recipe, and helpers to load it, valid or broken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(text: str | bytes, *overrides: str) -> RecipeFile:
 
 
 def fault(text: str | bytes, *overrides: str) -> str:
-    """The whole text of the error that a recipe gives; the exit code is always 2."""
+    """The text of a recipe's error; the exit code is always 2."""
     with pytest.raises(UsageError) as caught:
         load(text, *overrides)
     assert caught.value.exit_code == 2

@@ -1,4 +1,4 @@
-"""Texts that are no recipe: told with their line, never executed, never a traceback."""
+"""Texts that are not recipes: an error with its line, never executed, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftcli.config.nodes import MOST_VALUES
 from ftcli.errors import FtcliError
 from tests.config.shop import SHOP, fault, load, method, more
 
-# What is no recipe
+# Not a recipe
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_anchors_that_multiply_end_early() -> None:
     def nine(item: str) -> str:
         return f"[{', '.join([item] * 9)}]"
 
-    # 9⁷ values, were they all built.
+    # 9⁷ values if all were built.
     steps = "".join(f"{new}: &{new} {nine(f'*{old}')}\n" for old, new in pairwise("abcdefg"))
     message = fault(f"a: &a {nine('x')}\n{steps}")
     assert message.endswith(
@@ -129,7 +129,7 @@ def test_anchors_that_multiply_end_early() -> None:
     )
 
 
-# Whatever is written
+# Random texts
 
 
 WORDS = """

@@ -1,4 +1,4 @@
-"""What is written of a recipe, read back and compared."""
+"""Recipes as YAML: read back and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a recipe comes from, and what --set lays over it."""
+"""The recipe file, and overrides by --set."""
 
 from __future__ import annotations
 

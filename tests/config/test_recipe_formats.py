@@ -1,4 +1,4 @@
-"""`eval.format` of a recipe: what may be written, and what is said of the rest."""
+"""`eval.format` of a recipe: valid values, and errors for others."""
 
 from __future__ import annotations
 

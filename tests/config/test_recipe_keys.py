@@ -1,4 +1,4 @@
-"""Keys that are unknown, missing, doubled or contradict one another."""
+"""Keys that are unknown, missing, duplicate or contradictory."""
 
 from __future__ import annotations
 

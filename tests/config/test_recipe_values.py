@@ -1,4 +1,4 @@
-"""What each way of writing a value means."""
+"""Spellings of values, and what they mean."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_output_is_told_without_detours(here: Path) -> None:
     assert load_recipe(Path("recipes/shop.yaml")).output == here / "runs" / "shop"
 
 
-# What YAML says differently from what was meant
+# YAML that means something else than intended
 
 
 @pytest.mark.parametrize(

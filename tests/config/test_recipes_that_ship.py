@@ -51,7 +51,7 @@ def shape_of(loaded: RecipeFile) -> Shape:
 
 
 def longest_rows(loaded: RecipeFile) -> RowStatistics:
-    """A bound: every row as long as the recipe allows."""
+    """An upper bound: every row as long as the recipe allows."""
     rows, longest = len(examples_of(loaded)), loaded.recipe.data.max_length
     return RowStatistics(rows, rows * longest, longest, 1.0, 8 * longest)
 
@@ -104,8 +104,8 @@ def test_its_model_is_known_without_a_network(path: Path) -> None:
 def test_it_fits_a_24_gb_card(path: Path) -> None:
     loaded, sold = load_recipe(path), find_card("4090")
     free_bytes = sold.usable_bytes - sold.context_bytes
-    card = Hardware("cuda", sold.name, sold.memory_bytes, free_bytes, (8, 9), True, 16)
-    plan = make_plan(loaded.recipe, shape_of(loaded), longest_rows(loaded), card)
+    gpu = Hardware("cuda", sold.name, sold.memory_bytes, free_bytes, (8, 9), True, 16)
+    plan = make_plan(loaded.recipe, shape_of(loaded), longest_rows(loaded), gpu)
     assert plan.training.micro_batch_size * plan.accumulation == loaded.recipe.training.batch_size
     assert plan.training.precision == "bf16"
     assert plan.estimate.fits[sold.name]

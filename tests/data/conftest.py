@@ -9,7 +9,7 @@ from tests.families import BUILDERS, Family, family_named
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are named as from the folder where the user stands."""
+    """Run in a temporary folder, so that files are named relative to it."""
     monkeypatch.chdir(tmp_path)
 
 

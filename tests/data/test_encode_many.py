@@ -1,4 +1,4 @@
-"""Rows encoded many at once are the rows encoded one by one."""
+"""Rows encoded in batches equal rows encoded one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shown(row: Encoded | RowError) -> Encoded | str:
 
 
 def word_level(name: str, turn: str) -> Family:
-    """Every unknown word is the same token, so that equal ids do not mean equal texts."""
+    """A tokenizer with one token for all unknown words: equal ids do not mean equal texts."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(special_tokens=["<unk>", "<|end|>"], show_progress=False)
@@ -48,7 +48,7 @@ FAMILIES = {
     "plain": plain(),
     "qwen3 thinking": qwen3(thinking=True),
     "word level": word_level("word level", "{{ header }}…\n"),
-    "word level behind control": word_level("behind control", "{{ header }}…<|end|>"),
+    "word level after control": word_level("after control", "{{ header }}…<|end|>"),
 }
 conversation = st.lists(contents, min_size=2, max_size=6).map(lambda turns: turns[len(turns) % 2 :])
 system = st.none() | contents
@@ -78,7 +78,7 @@ def test_rows_are_those_of_one_by_one(
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_prompts_are_not_encoded_again_behind_a_control_token(name: str) -> None:
+def test_prompts_are_not_encoded_again_after_a_control_token(name: str) -> None:
     renderer = FAMILIES[name].renderer()
     rendered = renderer.render(chat("Which?", "The chair.").messages)
     border, escaping = rendered.answers[-1].start, renderer.escaping

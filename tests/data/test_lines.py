@@ -1,4 +1,4 @@
-"""Files that hold a line, a value or a document without end take no memory for it."""
+"""Files with an endless line, value or document take little memory."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_more_epochs_begin_as_fewer_do() -> None:
 
 
 def test_an_order_is_the_same_in_every_version() -> None:
-    """A resumed run has to find the order that it began with."""
+    """A resumed run needs the order that it began with."""
     assert run_rows(8, 1, 42, shuffle=True) == [0, 4, 7, 3, 2, 6, 1, 5]
 
 

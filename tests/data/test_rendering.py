@@ -23,10 +23,10 @@ from tests.families import (
     wrapped,
 )
 
-# White space that tokenizers join with what the template writes beside it.
+# White space that tokenizers join with the template's text around it.
 AWKWARD = [
     "The leather chair.",
-    "  two spaces before and behind  ",
+    "  two spaces before and after  ",
     "\n\nThe chair.",
     "\n The chair.\n",
     " \n\n\tThe chair.\n\n\n",
@@ -99,7 +99,7 @@ def test_a_default_system_prompt_is_in_training_and_in_use() -> None:
 
 
 def test_ids_are_those_of_the_text_rendered_and_encoded_whole(family: Family) -> None:
-    """As vLLM and transformers encode it; here for a text whose seams are not within a token."""
+    """As in vLLM and transformers; here for a text without tokens across its seams."""
     example = chat("Which chair?\n\n", "The leather chair.", "And the\n", "brown one")
     messages = [{"role": m.role, "content": m.content} for m in example.messages]
     whole = family.tokenizer.apply_chat_template(
@@ -283,10 +283,10 @@ def test_a_tokenizer_without_an_end_of_text_is_refused() -> None:
 
 @pytest.mark.fault(14)
 @pytest.mark.parametrize("before", ["", "<|begin_of_text|>", "<|begin_of_text|>" * 3])
-@pytest.mark.parametrize("behind", ["", "<|eot_id|>", "<|eot_id|>\n", "<|eot_id|>" * 2])
-def test_a_text_has_one_beginning_and_one_end(before: str, behind: str) -> None:
+@pytest.mark.parametrize("after", ["", "<|eot_id|>", "<|eot_id|>\n", "<|eot_id|>" * 2])
+def test_a_text_has_one_beginning_and_one_end(before: str, after: str) -> None:
     tokenizer = family_named("llama3").tokenizer
-    row = Renderer(tokenizer).encode(plain_text(f"{before}the answer{behind}"))
+    row = Renderer(tokenizer).encode(plain_text(f"{before}the answer{after}"))
     assert tokenizer.decode(row.input_ids) == "<|begin_of_text|>the answer<|eot_id|>"
     assert row.labels == [IGNORED, *row.input_ids[1:]]
     assert row.prompt_tokens == 0

@@ -1,4 +1,4 @@
-"""data.replay: general rows beside the task's, drawn, counted, and never held out."""
+"""data.replay: general rows mixed into the task's: drawn, counted, and never held out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Prepare = Callable[..., tuple[dict[str, Any], Dataset, str]]
 
 @pytest.fixture
 def prepare(write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> Prepare:
-    """What `ftcli prepare` prints, what it has kept, and what it says."""
+    """The JSON, the dataset and the messages of `ftcli prepare`."""
 
     def ask(**data: Any) -> tuple[dict[str, Any], Dataset, str]:
         recipe = write_recipe(data={**TASK, **data})

@@ -1,4 +1,4 @@
-"""Which rows of a source are replayed, and how little is kept to know it."""
+"""Which rows of a source are replayed, and how little memory it takes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_of_no_row_or_one(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_digests_that_end_in_zeros_are_none_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As texts of C they would be: numpy leaves zeros at the end out."""
+    """numpy strips trailing zero bytes, which must not make digests equal."""
     ends = [b"a" * 15 + b"\0", b"a" * 14 + b"\0\0", b"a" * 16]
     digests = iter([*ends, ends[1]])
     monkeypatch.setattr(Example, "digest", lambda _: next(digests))
@@ -75,7 +75,7 @@ def test_digests_that_end_in_zeros_are_none_of_each_other(monkeypatch: pytest.Mo
 
 
 def test_a_row_of_the_source_takes_a_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A digest, a number, and for a moment what sorts them."""
+    """A digest, a number, and temporarily what sorting needs."""
     rows = 20_000
     looked_through(monkeypatch, iter([conversation(0)]), set())  # numpy is there
     tracemalloc.start()

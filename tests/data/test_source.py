@@ -17,7 +17,7 @@ from ftcli.errors import DataError
 
 
 def rows_of(folder: Path, name: str, content: bytes) -> list[tuple[int, object]]:
-    """(line, fields or reason) of every row of a file that is written first."""
+    """(line, fields or reason) of every row of a file with this content."""
     (folder / name).write_bytes(content)
     return [
         (row.origin.line, row.fields if isinstance(row, Row) else row.reason)

@@ -178,10 +178,10 @@ zeros = st.lists(st.sampled_from([0, 1, 255]), min_size=2, max_size=2).map(
 
 
 @given(pairs=st.lists(st.tuples(zeros, zeros), max_size=30), deduplicate=st.booleans())
-def test_digests_that_end_in_zeros_are_told_apart(
+def test_digests_that_end_in_zeros_differ(
     pairs: list[tuple[bytes, bytes]], deduplicate: bool
 ) -> None:
-    """numpy takes bytes for texts, and leaves zeros at their end out."""
+    """numpy strips trailing zero bytes, which must not make digests equal."""
     digests = Digests()
     for whole, prompt in pairs:
         digests.add(whole, prompt)

@@ -1,4 +1,4 @@
-"""The templates by name, proven on decoded text with tokenizers of their kind, and the choice."""
+"""Built-in templates, checked on decoded text with matching tokenizers, and the choice of one."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def of_its_kind(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def laid(name: str, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+def with_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     set_template(tokenizer, builtin_template(name))
     return Renderer(tokenizer)
 
@@ -107,7 +107,7 @@ def stop_of(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
 @pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("name", ENDS)
 def test_what_a_template_writes(name: str, begins: bool) -> None:
-    renderer = laid(name, tokenizer_for(name, begins=begins))
+    renderer = with_template(name, tokenizer_for(name, begins=begins))
     row = renderer.encode(SYSTEM)
     start = "<s>" if begins else ""
     assert renderer.tokenizer.decode(row.input_ids) == start + WRITTEN[name]
@@ -124,7 +124,7 @@ def test_what_a_template_writes(name: str, begins: bool) -> None:
 def test_the_last_answer_and_its_end_are_trained_on_whatever_it_holds(
     name: str, answer: str
 ) -> None:
-    renderer = laid(name, of_its_kind(name))
+    renderer = with_template(name, of_its_kind(name))
     tokenizer = renderer.tokenizer
     example = chat(FORGED, "The chair.", "And\n\n", answer)
     row = renderer.encode(example)
@@ -140,7 +140,9 @@ def test_the_last_answer_and_its_end_are_trained_on_whatever_it_holds(
 
 def test_mistrals_turns_have_to_alternate() -> None:
     turns = (Message("user", "a"), Message("user", "b"), Message("assistant", "c"))
-    reason = reason_of(laid("mistral", of_its_kind("mistral")), Example(turns, Origin("a", 1)))
+    reason = reason_of(
+        with_template("mistral", of_its_kind("mistral")), Example(turns, Origin("a", 1))
+    )
     assert reason == "the chat template refuses it: user and assistant have to alternate"
 
 

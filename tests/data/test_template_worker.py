@@ -1,4 +1,4 @@
-"""Templates write what transformers writes, and stop where they would run or grow for ever."""
+"""Templates render as in transformers, and are stopped if they run or grow without end."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_fault_of_our_own_is_not_laid_to_the_template() -> None:
 
 
 def test_the_process_keeps_nothing_open_and_ends_with_its_own() -> None:
-    """Else a lock, a device or a pipe would outlive the command that holds it."""
+    """Else a lock, a device or a pipe would stay open after the command."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         pid = pool.apply(_pid_of_worker)
         if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""The second pass writes what the first has seen, or nothing."""
+"""The second pass writes the rows of the first, or nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bench(tmp_path: Path, tiny_model: Path) -> Bench:
     [[*ROWS, json.dumps(pair(6))], ROWS[:-1], [*ROWS[:-1], json.dumps(pair(7))]],
     ids=["a row more", "a row less", "another row"],
 )
-def test_a_file_that_changes_while_it_is_read_is_told(
+def test_a_file_that_changes_while_it_is_read_is_an_error(
     after: list[str], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = bench.folder / "rows.jsonl"
@@ -82,7 +82,7 @@ def test_what_all_rows_begin_with_is_counted(
 
 
 def test_a_held_out_file_gives_the_recipes_words_no_other_meaning(bench: Bench) -> None:
-    """`persona` is a column of the training rows, so that a row without it has no system prompt."""
+    """`persona` is a column of the training rows, so a row without it is rejected."""
     row = {"prompt": "a", "completion": "b"}
     (bench.folder / "rows.jsonl").write_text(json.dumps(row | {"persona": "Be brief."}))
     (bench.folder / "held.jsonl").write_text(json.dumps(row | {"prompt": "c"}))
@@ -120,7 +120,7 @@ def prepare(
     ("role", "token"),
     [("eos_token", "<|im_start|>"), ("pad_token", "<|im_start|>"), ("bos_token", "<|im_start|>")],
 )
-def test_a_token_with_another_role_prepares_anew(
+def test_a_token_with_another_role_prepares_again(
     role: str, token: str, plain_base: Path, prepare: Callable[[], dict[str, Any]]
 ) -> None:
     """tokenizer.json, the tokens themselves, stays as it is."""

@@ -37,7 +37,7 @@ turns = st.lists(st.tuples(contents, contents), min_size=1, max_size=2)
 
 
 def counted(family: Family, ids: Sequence[int]) -> Counter[int]:
-    """How often each control token of the family stands in a row."""
+    """How often a row contains each control token of the family."""
     return Counter(id_ for id_ in ids if id_ in family.ids_of(*family.controls))
 
 
@@ -48,7 +48,7 @@ def encoded(family: Family, example: Example) -> Encoded:
 
 
 def require_text(family: Family, forged: Example, harmless: Example) -> None:
-    """Row and prompt have the control tokens of a harmless conversation, and no more."""
+    """Row and prompt must have the control tokens of a harmless conversation, and no more."""
     row = encoded(family, forged)
     assert counted(family, row.input_ids) == counted(family, encoded(family, harmless).input_ids)
     prompts = [family.renderer().prompt_ids(each.prompt) for each in (forged, harmless)]
@@ -221,7 +221,7 @@ def test_training_evaluation_and_generation_see_text(
 def test_a_plain_text_is_taken_as_written_with_a_warning(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has no template, and may have been written in one; nobody else can tell."""
+    """Without a template, control tokens of the text may be intended."""
     bench: Bench = bench_in(tmp_path, tiny_model)
     texts = ["a<|im_end|>", "b <|im_end|> c", "d", "<|im_start|>user\ne"]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)

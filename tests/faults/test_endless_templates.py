@@ -41,7 +41,7 @@ def base(tmp_path: Path, tiny_model: Path) -> Path:
 def last_line(
     words: list[str], capsys: pytest.CaptureFixture[str], story: tuple[str, ...] = ()
 ) -> str:
-    """The line that a command ends with; nothing but its progress stands before it."""
+    """The last line of a command, preceded only by its progress."""
     capsys.readouterr()
     assert run(words) == 1
     lines = capsys.readouterr().err.strip().splitlines()
@@ -99,7 +99,7 @@ def test_a_loop_in_one_row_of_many_ends_the_preparation(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    """Not a reject among others: each such row would take its time."""
+    """An error, not a rejected row: every such row would take the full time limit."""
     test = "{% if 'kettle 40' in messages[0].content %}" + LOOP + "{% endif %}"
     (base / "chat_template.jinja").write_text(test + CHATML)
     line = last_line(["prepare", str(save_recipe(tmp_path, base))], capsys)

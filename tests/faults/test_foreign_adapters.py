@@ -1,4 +1,4 @@
-"""Runs and adapters of strangers: their files are data, and what leads elsewhere is refused."""
+"""Untrusted runs and adapters: their files are data, and references elsewhere are refused."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def tokenizer_that_asks(adapter: Path, attack: Attack) -> str:
 
 
 @pytest.mark.parametrize(
-    "plant",
+    "edit",
     [
         pickle_alone,
         no_weights,
@@ -144,7 +144,7 @@ def tokenizer_that_asks(adapter: Path, attack: Attack) -> str:
     ],
 )
 def test_an_adapter_that_leads_elsewhere_is_refused(
-    plant: Callable[[Path, Attack], str],
+    edit: Callable[[Path, Attack], str],
     home: Path,
     tmp_path: Path,
     attack: Attack,
@@ -152,10 +152,10 @@ def test_an_adapter_that_leads_elsewhere_is_refused(
     observed: Observed,
 ) -> None:
     made = copied(home / "runs" / "lora", tmp_path / "stranger")
-    words = plant(made / "adapter", attack)
-    change_json(made / "run.json", weights=None)  # a stranger's digests prove nothing
+    words = edit(made / "adapter", attack)
+    change_json(made / "run.json", weights=None)  # digests in an untrusted folder prove nothing
     assert words in refused(made, capsys)
-    if plant is not tokenizer_that_asks:  # a new run takes its base's
+    if edit is not tokenizer_that_asks:  # a new run takes its base's
         assert words in refused(made, capsys, str(home / "lora.yaml"))
     assert not attack.succeeded() and "evil" not in sys.modules
     observed("11 changes to an adapter folder: each refused in one line, none executed")

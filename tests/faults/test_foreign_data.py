@@ -58,7 +58,7 @@ def test_a_tag_of_yaml_builds_no_object(
 def test_a_parquet_files_types_are_not_unpickled(
     tmp_path: Path, attack: Attack, observed: Observed
 ) -> None:
-    """A column of pyarrow's old extension type carries a pickle in its metadata."""
+    """A column of pyarrow's old extension type has a pickle in its metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -112,7 +112,7 @@ def test_prepared_rows_that_lead_out_of_their_file_are_refused(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    """A run of a stranger's: Arrow would read wherever an offset leads, and crash."""
+    """In an untrusted run: Arrow would follow an offset out of the file, and crash."""
     recipe = write_recipe(training={"max_steps": 1, "batch_size": 4})
     assert run(["train", str(recipe)]) == 0
     made = tmp_path / "runs" / "tiny"

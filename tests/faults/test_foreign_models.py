@@ -1,4 +1,4 @@
-"""Model folders of strangers: nothing in them is executed, whatever they hold or name."""
+"""Untrusted model folders: nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def attack(tmp_path: Path) -> Attack:
 
 @pytest.fixture
 def base(tmp_path: Path, tiny_model: Path, attack: Attack) -> Path:
-    """A copy of the tiny model, with a file of code beside it."""
+    """A copy of the tiny model, with a file of code next to it."""
     folder = copied(tiny_model, tmp_path / "base")
     (folder / "evil.py").write_text(attack.python)
     return folder
@@ -48,7 +48,7 @@ def recipe(tmp_path: Path, base: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is asked has failed."""
+    """Fail on any question to the user."""
 
     def asked(*_: object) -> str:
         raise AssertionError("somebody was asked")
@@ -59,7 +59,7 @@ def no_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 def refused(
     recipe: Path, capsys: pytest.CaptureFixture[str], command: str = "train", code: int = 1
 ) -> str:
-    """The one line that a command ends with."""
+    """The single line of output of a failing command."""
     assert run([command, str(recipe)]) == code
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines
@@ -104,7 +104,7 @@ def original_pickle(base: Path, attack: Attack) -> str:
 
 
 @pytest.mark.parametrize(
-    "plant",
+    "edit",
     [
         pickle_all,
         pickle_in_shards,
@@ -115,7 +115,7 @@ def original_pickle(base: Path, attack: Attack) -> str:
 )
 @pytest.mark.parametrize("command", ["prepare", "train"])
 def test_weights_that_are_pickles_are_refused_before_they_are_opened(
-    plant: Callable[[Path, Attack], str],
+    edit: Callable[[Path, Attack], str],
     command: str,
     recipe: Path,
     base: Path,
@@ -123,7 +123,7 @@ def test_weights_that_are_pickles_are_refused_before_they_are_opened(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    words = plant(base, attack)
+    words = edit(base, attack)
     line = refused(recipe, capsys, command)
     assert words in line and str(base) in line
     assert not attack.succeeded()
@@ -134,7 +134,7 @@ def test_the_pickles_would_have_executed(base: Path, attack: Attack) -> None:
     import torch
 
     pickle_all(base, attack)
-    with suppress(RuntimeError):  # behind the unpickling: it is no checkpoint
+    with suppress(RuntimeError):  # after unpickling: it is not a checkpoint
         torch.load(base / "pytorch_model.bin", weights_only=False)
     assert attack.succeeded()
 
@@ -148,7 +148,7 @@ def code_for_an_unknown_type(base: Path) -> str:
 
 
 def another_config(base: Path) -> str:
-    """A config.json that is known, and leads to one with code."""
+    """A valid config.json that refers to one with code."""
     change_json(base / "config.4.0.0.json", model_type="evil", auto_map=CODE)
     change_json(base / "config.json", configuration_files=["config.4.0.0.json"])
     return "its config.json has configuration_files"
@@ -179,7 +179,7 @@ def tokenizer_of_code(base: Path) -> str:
 
 
 def adapter_inside(base: Path) -> str:
-    """transformers would lay it over the weights, by whatever its config says."""
+    """transformers would apply it to the weights, as its config says."""
     change_json(
         base / "adapter_config.json",
         peft_type="LORA",
@@ -198,7 +198,7 @@ def not_what_its_type_is(base: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "plant",
+    "edit",
     [
         code_for_an_unknown_type,
         another_config,
@@ -210,15 +210,15 @@ def not_what_its_type_is(base: Path) -> str:
     ],
 )
 def test_a_folder_that_names_code_or_other_files_is_refused(
-    plant: Callable[[Path], str],
+    edit: Callable[[Path], str],
     recipe: Path,
     base: Path,
     attack: Attack,
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    words = plant(base)
-    line = refused(recipe, capsys, "prepare" if plant is not code_for_an_unknown_type else "train")
+    words = edit(base)
+    line = refused(recipe, capsys, "prepare" if edit is not code_for_an_unknown_type else "train")
     assert words in line
     assert not attack.succeeded() and "evil" not in sys.modules
     observed("code, other files, an adapter inside, classes of other kinds: refused, nothing ran")
@@ -232,7 +232,7 @@ def test_code_beside_a_model_that_needs_none_is_left_alone(
     capsys: pytest.CaptureFixture[str],
     observed: Observed,
 ) -> None:
-    """Every command goes through a folder that is full of it."""
+    """Every command works with a folder full of it."""
     change_json(base / "config.json", auto_map=CODE)
     change_json(base / "tokenizer_config.json", auto_map={"AutoTokenizer": CODE["AutoTokenizer"]})
     change_json(base / "generation_config.json", custom_generate="evil")
@@ -264,7 +264,7 @@ def test_the_code_would_have_executed(
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     tokenizer_that_is_no_tokenizer(base)
-    with pytest.raises(ValueError, match="custom code"):  # it asks, whatever it is told
+    with pytest.raises(ValueError, match="custom code"):  # it asks despite trust_remote_code=False
         AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     assert not attack.succeeded()
     code_for_an_unknown_type(base)

@@ -1,4 +1,4 @@
-"""Repositories of a hub are looked through before anything but small JSON files is fetched."""
+"""Repositories of a hub are checked before more than small JSON files is downloaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMMIT = "c" * 40
 
 
 class Repositories(BaseHTTPRequestHandler):
-    """A hub with the repositories `owner/<name>` of a folder; it remembers what it was asked."""
+    """A hub with the repositories `owner/<name>` of a folder, which records its requests."""
 
     folder: Path
     asked: list[str]
@@ -66,7 +66,7 @@ class Repositories(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Address of a hub, and the paths that it is asked for."""
+    """Address of a hub, and the paths requested from it."""
     handler = type("Handler", (Repositories,), {"folder": folder, "asked": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

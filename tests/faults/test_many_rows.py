@@ -35,16 +35,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault(25, 27)]
 
 @dataclass(frozen=True)
 class Seen:
-    """What `ftcli prepare --json` said, and what it took."""
+    """Output of `ftcli prepare --json`, with its memory and time."""
 
-    told: dict[str, Any]
+    output: dict[str, Any]
     peak_bytes: int
     seconds: float
     progress: list[str]
 
 
 def row(number: int) -> str:
-    """About 100 tokens of a model's tokenizer, no two alike but where they are to be."""
+    """A row of about 100 tokens; rows are distinct unless they are meant to be duplicates."""
     if number % BAD_EVERY == 7:
         return json.dumps({"prompt": f"Product {number}", "completion": None})
     if number % AGAIN_EVERY == 3:
@@ -86,12 +86,12 @@ def test_a_million_rows_take_little_memory(
     few = prepared(tmp_path, tiny_model, FEW)
     rows = MILLION if complete else 100_000
     many = prepared(tmp_path, tiny_model, rows)
-    told, bad, again = many.told, rows // BAD_EVERY, rows // AGAIN_EVERY
-    assert told["rows_read"] == rows
-    assert (told["rows_rejected"], told["duplicates"]) == (bad, again)
-    assert told["rows_accepted"] == rows - bad - again
-    assert len(told["rejected"]) == bad
-    assert [told["rejected"][-1][key] for key in ("line", "reason")] == [
+    output, bad, again = many.output, rows // BAD_EVERY, rows // AGAIN_EVERY
+    assert output["rows_read"] == rows
+    assert (output["rows_rejected"], output["duplicates"]) == (bad, again)
+    assert output["rows_accepted"] == rows - bad - again
+    assert len(output["rejected"]) == bad
+    assert [output["rejected"][-1][key] for key in ("line", "reason")] == [
         rows - BAD_EVERY + 8,
         "completion is null, where text is expected",
     ]

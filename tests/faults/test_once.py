@@ -1,4 +1,4 @@
-"""One beginning and one end, whatever a tokenizer adds and a text carries."""
+"""One BOS and one EOS, whatever a tokenizer adds and a text contains."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_text_that_was_rendered_already_gets_no_second_pair(
 def test_contents_that_carry_a_template_add_no_control_token(
     name: str, observed: Callable[[str], None]
 ) -> None:
-    """A whole rendered conversation as a user's text, as rows look that were rendered before."""
+    """A whole rendered conversation as a user's text, as in rows rendered earlier."""
     family = BUILDERS[name]()
     messages = [
         {"role": "user", "content": "Which?"},

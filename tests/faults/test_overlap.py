@@ -1,4 +1,4 @@
-"""Fault 27: rows that come twice, and prompts that are held out and trained on."""
+"""Fault 27: duplicate rows, and prompts that are both held out and trained on."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_leak_from_a_file_is_an_error_unless_allowed(
 def test_a_share_of_the_training_rows_leaks_into_a_file(
     share: str, file: str, bench: Bench
 ) -> None:
-    """What a file holds out is nowhere else, not even in what else is held out."""
+    """A prompt of a held-out file is in no other split."""
     train = write(bench, "train.jsonl", many("a", 10))
     there = bench.prepare(train=train, **{share: 3}).folder
     rows = read_split(there, "validation" if share == "validation" else "test")
@@ -104,7 +104,7 @@ def test_a_share_of_the_training_rows_leaks_into_a_file(
 
 
 def test_a_row_that_is_no_duplicate_decides(bench: Bench) -> None:
-    """A duplicate is on no side, and a prompt that only a duplicate has is on that of its first."""
+    """A duplicate is in no split; its prompt is in the split of the row that is kept."""
     train = write(bench, "train.jsonl", [("a", "x"), ("a", "x"), ("b", "x")])
     held = write(bench, "v.jsonl", [("c", "x"), ("c", "x")])
     assert bench.prepare(train=train, validation=held).prepared.overlap == 0
@@ -148,6 +148,6 @@ def test_the_command_says_it(
     assert run(["prepare", str(recipe), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "overlap"
     assert run(["prepare", str(recipe), "--set", "data.allow_overlap=true"]) == 0
-    told = capsys.readouterr().out
-    assert "duplicates  1   kept the first of each" in told
-    assert "overlap     1   held-out prompts that are also in another split (allowed)" in told
+    shown = capsys.readouterr().out
+    assert "duplicates  1   kept the first of each" in shown
+    assert "overlap     1   held-out prompts that are also in another split (allowed)" in shown

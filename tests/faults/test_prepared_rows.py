@@ -1,4 +1,4 @@
-"""Fault 2, in the rows themselves: what was prepared is proven before it is trained on again."""
+"""Fault 2, in prepared rows: they are verified before they are trained on again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Observed = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Runs:
-    """One run that nobody disturbed, and one that was stopped."""
+    """One uninterrupted run, and one that was stopped."""
 
     home: Path
     stopped: Path
@@ -58,14 +58,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Runs:
 
 @pytest.fixture
 def runs(made: Runs) -> Runs:
-    """As they were made, and where: a run remembers the paths of its files."""
+    """Copies at the original path: a run records the paths of its files."""
     shutil.rmtree(made.home / "runs")
     shutil.copytree(made.home / "kept", made.home / "runs")
     return made
 
 
 def flip(file: Path) -> None:
-    """One bit of one token id of the first row: the file still reads as prepared rows."""
+    """Flip a bit of one token id of the first row: the file stays readable."""
     with file.open("rb") as stream:
         ids = pa.ipc.open_stream(stream).read_all().column("input_ids").chunks[0][0].as_py()
     held = bytearray(file.read_bytes())
@@ -83,7 +83,7 @@ def cut(file: Path) -> None:
 
 
 def go_on(runs: Runs, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a resume says; it ends as if nobody had disturbed the run."""
+    """Messages of a resume, which ends with the weights of the uninterrupted run."""
     capsys.readouterr()
     said = run(["train", str(runs.stopped)]), capsys.readouterr().err
     assert said[0] == 0, said[1]
@@ -139,10 +139,10 @@ def test_rows_without_a_digest_are_not_proven(
     assert json.loads(file.read_text("utf-8")) == values
 
 
-def test_other_rows_from_the_same_sources_are_told(
+def test_other_rows_from_the_same_sources_are_warned_of(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As another version of a library would make them."""
+    """As another version of a library would write them."""
     file = runs.data / "prepared.json"
     values = json.loads(file.read_text("utf-8"))
     values["digests"]["train"] = "0" * 64

@@ -1,4 +1,4 @@
-"""Fault 23: whatever stands in a recipe or a flag, it loads or is told with its place."""
+"""Fault 23: any recipe or flag loads, or is an error with its place."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Judged:
-    """Loads recipes and counts them; any exception that is no error of a recipe is a failure."""
+    """Loads recipes and counts them; any exception other than a recipe's error fails."""
 
     def __init__(self) -> None:
         self.loaded = self.refused = 0
 
     def __call__(self, content: bytes, *overrides: str) -> str:
-        """What an error says, or nothing."""
+        """The message of the error, or an empty text."""
         file = Path("shop.yaml")
         file.write_bytes(content)
         try:
@@ -60,11 +60,11 @@ class Judged:
         except UsageError as error:
             assert error.exit_code == 2
             self.refused += 1
-            told = str(error)
-            assert PLACE.match(told), told
-            for line in re.findall(r"^shop\.yaml:(\d+): ", told, re.MULTILINE):
+            message = str(error)
+            assert PLACE.match(message), message
+            for line in re.findall(r"^shop\.yaml:(\d+): ", message, re.MULTILINE):
                 assert 1 <= int(line) <= len(re.findall(rb"\r\n|\r|\n", content)) + 1
-            return told
+            return message
         self.loaded += 1
         return ""
 
@@ -74,7 +74,7 @@ def judge() -> Judged:
     return Judged()
 
 
-# What stands in one place
+# Values of one key
 
 WORDS = r"""
 1e-4 -1e-4 1e999 .nan .inf -.inf no yes ~ null 010 0o10 1_000 0x10 0b101 1:30 -0 +.5 2024-01-01
@@ -239,12 +239,12 @@ def test_utf_16_is_told(judge: Judged) -> None:
 
 
 def test_of_very_many_faults_the_first_are_told(judge: Judged) -> None:
-    told = judge(b"".join(b"k%d: 1\n" % number for number in range(2000))).splitlines()
-    assert len(told) == MOST_PROBLEMS + 1
-    assert told[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} errors"
+    message = judge(b"".join(b"k%d: 1\n" % number for number in range(2000))).splitlines()
+    assert len(message) == MOST_PROBLEMS + 1
+    assert message[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} errors"
 
 
-# What is made to take all memory, or all time
+# Recipes that try to exhaust memory or time
 
 BOMBS = {
     "10,000 lists in lists": "a: " + "[" * 10_000 + "]" * 10_000,
@@ -265,7 +265,7 @@ import resource, sys
 from pathlib import Path
 from ftcli.cli import run
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-# Twenty seconds of the processor, and 500 MB beside what the imports take.
+# Twenty seconds of CPU time, and 500 MB besides the imports.
 resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
 code = run(["train", sys.argv[1], "--json"])
 print(code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024)
@@ -281,9 +281,9 @@ def test_bombs_end_in_a_line(name: str, here: Path, observed: Callable[[str], No
         [sys.executable, "-c", LIMITED, "shop.yaml"], capture_output=True, text=True
     )
     assert found.returncode == 0, found.stderr[-2000:]
-    told, counted = found.stdout.splitlines()
+    message, counted = found.stdout.splitlines()
     code, grown_bytes = map(int, counted.split())
-    error = json.loads(told)["error"]
+    error = json.loads(message)["error"]
     assert (code, error["file"]) == (2, "shop.yaml")
     assert error["message"].startswith("shop.yaml")
     assert len(error["message"]) < 20_000

@@ -1,4 +1,4 @@
-"""Faults 24 to 26: every row of a file is trained on as it stands there, or named with why not."""
+"""Faults 24 to 26: every row of a file is used as it is, or named with the reason why not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bench(tmp_path: Path, tiny_model: Path) -> Bench:
     return bench_in(tmp_path, tiny_model)
 
 
-# Values are what the file holds, byte by byte
+# Values equal the file, byte by byte
 
 WORDS = ("NA", "None", "null", "02139", "1e5", "TRUE", "nan", "1.10", "-0", " a ", "\t", "ﬁ", "é")
 SIGNS = ("\r", "\n", "\r\n", '"', '""', ",", ";", "\\", "\u2028", "\x85", "\x0c", "\0", "\ufeff")
@@ -35,7 +35,7 @@ pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=12)
 
 
 def usable(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those that are trained on: no part is blank, and each once."""
+    """The rows that can be used: no part is blank, and no duplicates."""
     return [row for row in dict.fromkeys(rows) if all(part.strip() for part in row)]
 
 
@@ -109,7 +109,7 @@ def test_numbers_in_a_template_are_the_files_own(bench: Bench) -> None:
     assert found.trained() == [f"{number} EUR<|im_end|>" for number in numbers]
 
 
-# What cannot be used is named
+# Rejected rows are named
 
 
 CSV = {
@@ -182,7 +182,7 @@ def test_lines_that_cannot_be_used_are_named(bench: Bench, observed: Observed) -
 
 
 @pytest.mark.fault(25)
-def test_files_that_cannot_be_read_are_told(bench: Bench, observed: Observed) -> None:
+def test_files_that_cannot_be_read_are_errors(bench: Bench, observed: Observed) -> None:
     rows = "".join(f'{{"prompt": "{n}", "completion": "b"}}\n' for n in range(5000)).encode()
     broken = {
         "empty.jsonl": (b"", "data_empty", "holds no rows"),

@@ -1,4 +1,4 @@
-"""Adapters that reach nothing, or hold too little or too much, are refused."""
+"""Adapters without targets, or with missing or extra weights, are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ask = Callable[..., str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Ask:
-    """The message with which a command ends, with 1 where nothing else is said."""
+    """The message of a failing command, with exit code 1 by default."""
 
     def ask(*words: object, code: int = 1) -> str:
         capsys.readouterr()
@@ -86,7 +86,7 @@ def write(home: Path, name: str, base: str) -> Path:
 
 @pytest.fixture
 def place(home: Path, tmp_path: Path) -> Path:
-    """The same where a test may change it."""
+    """A copy that a test may change."""
     folder = Path(shutil.copytree(home, tmp_path / "here"))
     for recipe in folder.rglob("recipe.yaml"):
         recipe.write_text(recipe.read_text().replace(str(home), str(folder)))

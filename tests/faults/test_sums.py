@@ -1,4 +1,4 @@
-"""Fault 25 and 27: accepted + rejected + duplicates = read, and each reject is named."""
+"""Faults 25 and 27: accepted + rejected + duplicates = read, and each rejected row is named."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def in_a_document(rows: list[Any]) -> tuple[str, bytes]:
 
 
 def in_columns(rows: list[Any]) -> tuple[str, bytes]:
-    """CSV: what is no pair of texts has a value too many."""
+    """CSV: a row that is not a pair of texts has a value too many."""
     written = io.StringIO(newline="")
     writer = csv.writer(written)
     writer.writerow(["prompt", "completion"])
@@ -103,7 +103,7 @@ def in_columns(rows: list[Any]) -> tuple[str, bytes]:
 
 
 def in_parquet(rows: list[Any]) -> tuple[str, bytes]:
-    """Columns of text: what is no text is null."""
+    """Columns of text: a value that is not text is null."""
     columns: dict[str, list[str | None]] = {"prompt": [], "completion": []}
     for row in rows:
         for name, values in columns.items():
@@ -166,16 +166,18 @@ def test_all_bad_rows_are_named_however_many(
     (bench.folder / "bad.jsonl").write_text("\n".join(lines))
     recipe = write_recipe(data={"train": "bad.jsonl", "validation": 0})
     assert run(["prepare", str(recipe), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     reason = "null, where an object is expected"
-    assert told["rejected"] == [
+    assert output["rejected"] == [
         {"file": "bad.jsonl", "line": line, "reason": reason} for line in range(2, bad + 2)
     ]
-    prepared = json.loads((Path(told["run_dir"], "data") / "prepared.json").read_text())
+    prepared = json.loads((Path(output["run_dir"], "data") / "prepared.json").read_text())
     assert (prepared["rows_rejected"], len(prepared["rejected"])) == (bad, MOST_REJECTED)
     assert run(["prepare", str(recipe)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"· {bad - 3} more: {shown_path(rejected_file(Path(told['run_dir'], 'data')))} " in shown
+    assert (
+        f"· {bad - 3} more: {shown_path(rejected_file(Path(output['run_dir'], 'data')))} " in shown
+    )
 
 
 @pytest.mark.fault(25)
@@ -187,8 +189,8 @@ def test_rows_that_an_evaluation_leaves_out_are_named(
     file.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": 5}\n')
     capsys.readouterr()
     assert run(["eval", str(copied), "--data", str(file), "--no-base", "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["rows"] == 1
+    output = capsys.readouterr()
+    assert json.loads(output.out)["rows"] == 1
     assert (
         f"warning: 1 row left out: {file}:2 completion is the number 5, where text is expected"
-    ) in told.err.splitlines()
+    ) in output.err.splitlines()

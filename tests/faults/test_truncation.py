@@ -1,4 +1,4 @@
-"""What data.max_length cuts of answers is counted, named, and too much of it refused."""
+"""Answer tokens truncated by data.max_length are counted and named; too many are an error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.conftest import tiny_tokenizer
 Observed = Callable[[str], None]
 MAX_LENGTH = 60
 SHORT = {"completion": "A red mug, and a blue one."}
-# Its answer is longer than what is left behind its prompt.
+# Its answer is longer than the room after its prompt.
 CUT = {"prompt": "mug, in part", "completion": "A red mug. " * 10}
 # Its prompt alone is longer than any row may be.
 GONE = {"prompt": "A red mug. " * 30, "completion": "A mug."}
 
 
 def tokens(row: dict[str, str]) -> tuple[int, int]:
-    """Of prompt and answer: ChatML as it is written, encoded by the tokenizer alone."""
+    """Tokens of prompt and answer: ChatML text, encoded by the tokenizer alone."""
     encode = tiny_tokenizer()
     prompt = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
     return len(encode(prompt).input_ids), len(encode(f"{row['completion']}<|im_end|>").input_ids)
@@ -32,7 +32,7 @@ def tokens(row: dict[str, str]) -> tuple[int, int]:
 def prepare(
     write_recipe: Callable[..., Path], rows_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, dict[str, Any], str]]:
-    """Exit code, --json and stderr of a preparation of so many short rows with others between."""
+    """Exit code, --json and stderr of preparing `short` short rows and some others."""
 
     def ask(short: int, *others: dict[str, str], too_long: str = "error") -> Any:
         rows = [{"prompt": f"mug {number}", **SHORT} for number in range(short)]
@@ -73,20 +73,20 @@ def test_what_is_lost_of_an_answer_is_counted_and_its_row_named(
     each = tokens({"prompt": "mug 1", **SHORT})[1]
     assert 0 < lost < answer
     few, many = int(lost * 60 / each), int(lost * 130 / each)
-    code, found, told = prepare(many, CUT)
+    code, found, err = prepare(many, CUT)
     assert code == 0 and lost / (many * each + answer) < 0.01
     assert (found["rows_rejected"], found["answer_tokens_lost"]) == (0, lost)
-    assert "rows.jsonl:4" in told
+    assert "rows.jsonl:4" in err
     code, found, _ = prepare(few, CUT)
     share = lost / (few * each + answer)
     assert code == 1 and share > 0.01
     message = found["error"]["message"]
     assert f"cuts {lost} of {few * each + answer} answer tokens ({share:.1%})" in message
     assert "rows.jsonl:4" in message and "data.too_long: truncate or drop" in message
-    code, found, told = prepare(few, CUT, too_long="truncate")
+    code, found, err = prepare(few, CUT, too_long="truncate")
     assert (code, found["answer_tokens_lost"]) == (0, lost)
-    assert "rows.jsonl:4" in told
-    code, found, told = prepare(few, CUT, too_long="drop")
+    assert "rows.jsonl:4" in err
+    code, found, err = prepare(few, CUT, too_long="drop")
     (problem,) = found["rejected"]
     assert (code, found["rows_rejected"], found["answer_tokens_lost"]) == (0, 1, 0)
     said = f"{prompt + answer} tokens, and max_length is {MAX_LENGTH} (too_long: drop)"
@@ -102,8 +102,8 @@ def test_a_row_as_long_as_the_limit_loses_nothing(prepare: Callable[..., Any]) -
     row = {"prompt": "mug", "completion": "red"}
     while sum(tokens(row)) < MAX_LENGTH:
         row["completion"] += "!"
-    code, found, told = prepare(10, row)
+    code, found, err = prepare(10, row)
     assert (code, found["answer_tokens_lost"], found["rows_rejected"]) == (0, 0, 0)
-    assert found["longest_row"]["tokens"] == MAX_LENGTH and "rows.jsonl:4" not in told
+    assert found["longest_row"]["tokens"] == MAX_LENGTH and "rows.jsonl:4" not in err
     code, found, _ = prepare(10, row | {"completion": row["completion"] + "!"}, too_long="truncate")
     assert (code, found["answer_tokens_lost"]) == (0, 1)

@@ -1,4 +1,4 @@
-"""Adapters on disk: opened as they were saved, on what they fit and nothing else."""
+"""Adapters on disk: opened as they were saved, and only on a base that they fit."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_adapter_is_opened_whole_where_loading_rules_rename_its_tensors(tmp_p
 def test_an_adapter_that_is_not_in_the_model_bit_for_bit_is_refused(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it would be if PEFT gave copies of a model's tensors to read them from."""
+    """As if PEFT returned copies of a model's tensors."""
     given = adapters.get_peft_model_state_dict
 
     def copies(*args: Any, **kwargs: Any) -> dict[str, Any]:

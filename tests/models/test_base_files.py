@@ -116,7 +116,7 @@ def test_names_types_and_shapes_are_seen(tmp_path: Path) -> None:
 
 
 def test_a_model_of_15_gb_is_known_by_3_mb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Qwen2.5-7B's tensors in a sparse file, which takes no room on the disk."""
+    """Qwen2.5-7B's tensors in a sparse file, which takes no disk space."""
     sizes = {"model.embed_tokens.weight": 152064 * 3584, "lm_head.weight": 152064 * 3584}
     for layer in range(28):
         name = f"model.layers.{layer}"

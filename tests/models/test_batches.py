@@ -60,7 +60,7 @@ ROWS = st.lists(
 def test_every_label_and_what_stands_before_it_is_found_again(
     rows: list[list[tuple[int, bool]]], prefix: int, share: bool
 ) -> None:
-    """Padded or packed, shared or not: by its places, each row is what was given."""
+    """Padded or packed, shared or not: each row can be read back by its places."""
     given_rows = [
         {
             "input_ids": [7] * prefix + [id_ for id_, _ in row],

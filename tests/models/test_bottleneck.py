@@ -23,7 +23,7 @@ def bottleneck(**keys: object) -> Bottleneck:
 
 
 def shake(model: torch.nn.Module) -> None:
-    """What the last matrix gets in a training: it begins at zero."""
+    """Random values for the last matrix, which is initialised to zero."""
     for name, parameter in model.named_parameters():
         if "bottleneck_up" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -1,4 +1,4 @@
-"""A command takes the GPU that torch can use, or the CPU that was asked for, and says which."""
+"""A command uses the GPU that torch can use, or the CPU if asked for, and says which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base is loaded whole, or the weight that is missing is named."""
+"""A base is loaded completely, or the missing weight is named."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def change(folder: Path, **tensors: Any) -> None:
 def test_a_model_as_transformers_saves_it_is_whole(
     model_type: str, tied: bool, tmp_path: Path
 ) -> None:
-    """Experts are saved one by one and held as one tensor."""
+    """Experts are saved one by one and loaded as one tensor."""
     keys = EXPERTS if model_type == "mixtral" else {}
     load(save_tiny_model(tmp_path / "model", model_type, tie_word_embeddings=tied, **keys))
 
 
 @pytest.mark.parametrize("in_4_bits", [False, True])
 def test_a_missing_and_a_misshapen_tensor_are_named(in_4_bits: bool, tmp_path: Path) -> None:
-    """transformers would begin them at random."""
+    """transformers would initialise them randomly."""
     method = Qlora(mode="qlora")
     more = {"quantization": quantization(method, torch.float32)} if in_4_bits else {}
     folder = save_tiny_model(tmp_path / "model")

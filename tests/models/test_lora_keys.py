@@ -1,4 +1,4 @@
-"""What LoRA's further keys do: scale, ranks, layers, DoRA, and modules trained whole."""
+"""Other keys of LoRA: scale, ranks, layers, DoRA, and modules trained in full."""
 
 from __future__ import annotations
 

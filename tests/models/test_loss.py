@@ -117,7 +117,7 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], within: float) -> None:
-    """Every gradient within a share of the largest."""
+    """Every gradient within a fraction of the largest."""
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     for name, gradient in expected.items():
@@ -285,7 +285,7 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
 def test_logits_of_one_tile_exist_at_once(
     softcap: float | None, bytes_per_logit: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What ftcli.memory.head bills for them."""
+    """As ftcli.memory.head estimates."""
     vocab, tile, positions = 10_000, 3000, 256
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
     monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", tile)
@@ -298,7 +298,7 @@ def test_logits_of_one_tile_exist_at_once(
     assert in_use.max() / (tile * positions) == pytest.approx(bytes_per_logit, rel=0.07)
 
 
-# Models whose logits are made in another way
+# Models that compute logits differently
 
 
 @pytest.mark.parametrize("name", list(MODELS))

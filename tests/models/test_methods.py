@@ -240,7 +240,7 @@ def test_an_evaluation_leaves_a_4_bit_training_as_it_was(base_folder: Path) -> N
 
 
 def test_without_it_an_evaluation_would_repack_the_weights(base_folder: Path) -> None:
-    """When this fails, bitsandbytes has mended it, and keep_four_bit_trainable can go."""
+    """When this fails, bitsandbytes has fixed it, and keep_four_bit_trainable can go."""
     model = in_4_bits(base_folder)
     pretend_avx512_bf16(model)
     first = next(iter(four_bit_layers(model).values()))

@@ -35,7 +35,7 @@ PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14]]
 
 
 def tuned(name: str, build: Callable[..., PreTrainedModel] = llama) -> PeftModel:
-    """With numbers as a training leaves them: a random prefix moves these models little."""
+    """A prefix with values as after training: a random one changes these models little."""
     model = attach(build(), METHODS[name], 1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -174,7 +174,7 @@ def test_a_prefix_goes_on_by_the_network_that_makes_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", [PrefixTuning, PromptTuning])
 def test_virtual_tokens_begin_as_their_text(method: Any) -> None:
-    """Then the first answer is that to the text itself before the prompt."""
+    """The first answer is the same as with the text itself before the prompt."""
     tokenizer = chatml().tokenizer
     words = tokenizer("the answer", add_special_tokens=False)["input_ids"]
     base = llama(vocab_size=len(tokenizer))
@@ -187,7 +187,7 @@ def test_virtual_tokens_begin_as_their_text(method: Any) -> None:
 
 
 def test_virtual_tokens_begin_near_the_base() -> None:
-    """Noise in their place would cost far more than words that do not belong there."""
+    """Random noise would raise the loss far more than unrelated words."""
     torch.manual_seed(0)
     base = row_losses(llama(), of_tensors(IDS, IDS))[0].sum().item()
     for method in METHODS.values():

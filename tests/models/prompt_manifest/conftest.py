@@ -33,7 +33,7 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same in a folder that a test may change."""
+    """A copy of the folder that a test may change."""
     folder = Path(shutil.copytree(trained, tmp_path / "here"))
     for recipe in folder.rglob("recipe.yaml"):
         recipe.write_text(recipe.read_text().replace(str(trained), str(folder)))
