@@ -1,1 +1,1 @@
-"""Programs of the project, not of the package: `python -m scripts.NAME` in its folder."""
+"""Programs of the repository, not of the package: `python -m scripts.NAME` in its root."""

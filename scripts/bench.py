@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "recipes" / "data" / "shop" / "train.jsonl"
 PAGE, FOUND = ROOT / "docs" / "performance.md", ROOT / "docs" / "data" / "performance"
 END = "<!-- end -->"
-# Words, which are about as many tokens, before each prompt: the case of a long system prompt.
+# Words (about as many tokens) before each prompt: a long system prompt.
 INSTRUCTION = 1000
 # Flags of bench_answers: 8 prompts in `generate`, as many as ours, a long system prompt.
 ANSWERED: tuple[tuple[str, ...], ...] = (
@@ -67,7 +67,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _keep(part: str, found: Found, kind: Callable[[Found], object]) -> None:
-    """In the place of what its kind had before; other kinds stay, with their machine."""
+    """Replace earlier figures of the same kind; other kinds keep theirs, with their machine."""
     file = FOUND / f"{part}.json"
     before = json.loads(file.read_text("utf-8"))["measured"] if file.is_file() else []
     kept = {kind(each): each for each in [*before, found]}
@@ -100,7 +100,7 @@ def _measure_start(arguments: argparse.Namespace) -> None:
 
 
 def _measure_peers(arguments: argparse.Namespace) -> None:
-    """Each kind of training by itself: with TRL's defaults on one thread it takes up to an hour."""
+    """Each kind of training alone: with TRL's defaults on one thread it takes up to an hour."""
     words = ["--model", str(arguments.model), "--data", str(arguments.data)]
     words += ["--rows", str(arguments.rows), "--runs", str(arguments.turns)]
     words += ["--held-out", str(arguments.held_out), "--limit", str(arguments.limit)]
@@ -125,7 +125,7 @@ MEASURES: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def _printed(script: str, *words: str) -> dict[str, Any]:
-    """What a script prints as JSON; what it says of its progress passes through."""
+    """The JSON that a script prints; its progress goes to stderr."""
     program = [sys.executable, "-m", f"scripts.{script}"]
     done = subprocess.run(
         [*program, *words], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
@@ -138,7 +138,7 @@ def _printed(script: str, *words: str) -> dict[str, Any]:
 
 
 def page(text: str) -> str:
-    """The page with its marked parts made anew, each from its own file, if it is there."""
+    """The page with its marked parts written again, each from its own file if it exists."""
     for name in TABLES:
         if not (FOUND / f"{name}.json").is_file():
             continue
@@ -198,8 +198,8 @@ def _kind(each: Found) -> str:
 
 
 def _machines(measured: Sequence[Found]) -> str:
-    """The machines of some figures, each told once: `AMD EPYC, 2 cores, 0.37 to 0.39 TFLOP/s …`;
-    apart from them those whose speed was not measured."""
+    """The machines of some figures, each once: `AMD EPYC, 2 cores, 0.37 to 0.39 TFLOP/s …`; others
+    of unmeasured speed apart."""
     speeds: dict[str, list[float]] = {}
     for machine in (each["machine"] for each in measured):
         name = f"{machine['name']}, {machine['cores']} cores"
@@ -231,7 +231,7 @@ def _precision(found: Found) -> str:
 
 
 def peers(found: Found) -> str:
-    """As scripts/bench.py prints it; each kind of training was measured by itself."""
+    """The table of optimisations; each kind of training was measured alone."""
     head = (
         "| | trainer | seconds | times as long as ftcli | peak memory, GB | held-out loss |\n"
         "| --- | --- | --- | --- | --- | --- |"
@@ -241,9 +241,9 @@ def peers(found: Found) -> str:
     ran = "\n".join(f"- {_measured(one)}" for one in measured)
     sides: dict[str, list[str]] = {}
     for name, each in {n: v for one in measured for n, v in one["versions"].items()}.items():
-        told = ", ".join(f"{package} {version}" for package, version in each.items())
-        sides.setdefault(told, []).append(name)
-    listed = "\n".join(f"- {', '.join(names)}: {told}" for told, names in sides.items())
+        versions = ", ".join(f"{package} {version}" for package, version in each.items())
+        sides.setdefault(versions, []).append(name)
+    listed = "\n".join(f"- {', '.join(names)}: {versions}" for versions, names in sides.items())
     below = f"One epoch, from command to saved weights:\n\n{ran}\n\nVersions:\n\n{listed}"
     return "\n".join([head, *rows]) + f"\n\n{below}"
 
@@ -275,7 +275,7 @@ def _peer(each: Found) -> list[str]:
 
 
 def start(found: Found) -> str:
-    """Seconds from command to a moment, and how often the bare import fits in."""
+    """Seconds from the command to a point, and the ratio to the bare import."""
     seconds, ratios = found["seconds"], found["times_the_import"]
     rows = [f"| `import torch, transformers, trl, peft` | {seconds['import']:.1f} | |"]
     for name, words in MOMENTS.items():
@@ -292,7 +292,7 @@ MOMENTS = {
 
 
 def answers(found: Found) -> str:
-    """Tokens a second of both sides, without and with an instruction before each prompt."""
+    """Tokens per second of both sides, with and without an instruction before each prompt."""
     head = (
         "| | `generate`: prompts at once, tokens/s | ftcli: prompts at once, tokens/s | | the same "
         "tokens as one by one |\n| --- | --- | --- | --- | --- |"
@@ -306,12 +306,12 @@ def answers(found: Found) -> str:
 
 def _answer(each: Found) -> list[str]:
     words = each["instruction_tokens"]
-    told = f", {words:,} tokens before each" if words else ""
+    before = f", {words:,} tokens before each" if words else ""
     speeds = {name: median(values) for name, values in each["tokens_per_second"].items()}
     same = each["prompts"] - len(each.get("ftcli_differs", ()))
     checked = f"{same} of {each['prompts']}" if "ftcli_differs" in each else "not asked"
     return [
-        f"{each['prompts']} prompts{told}",
+        f"{each['prompts']} prompts{before}",
         f"{each['their_rows']}: {speeds['transformers']:,.0f}",
         f"{each['our_rows']}: {speeds['ftcli']:,.0f}",
         f"{each['median_ratio']:.2f} ×",

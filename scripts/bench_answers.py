@@ -1,9 +1,9 @@
-"""Tokens a second of our answers beside `generate` of transformers at a fixed batch with padding.
+"""Tokens per second of our answers and of transformers' `generate` with a fixed, padded batch.
 
     python -m scripts.bench_answers MODEL ROWS --turns 3 --instruction 1000
 
 Prompts are the last rows of the file, in its order for transformers; greedy, in fp32. Both sides
-take turns. Each of our answers is held against the one that transformers gives at batch 1.
+take turns. Each of our answers is compared with that of transformers at batch 1.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ def _open(folder: Path) -> Model:
 
 
 def _prompts(model: Model, file: Path, count: int, instruction: int) -> Ids:
-    """The last rows of a file; before them, in a system turn, about so many tokens of the first."""
+    """The last rows of a file, each after a system turn of about so many tokens."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    told, tokenizer = "", model.prompt_format.renderer.tokenizer
+    shown, tokenizer = "", model.prompt_format.renderer.tokenizer
     for row in rows[:-count]:
-        if len(tokenizer(told)["input_ids"]) >= instruction:
+        if len(tokenizer(shown)["input_ids"]) >= instruction:
             break
-        told += f"{row['prompt']}\n\n{row['completion']}\n\n"
-    before = [Message("system", told)] if told else []
+        shown += f"{row['prompt']}\n\n{row['completion']}\n\n"
+    before = [Message("system", shown)] if shown else []
     asked = [[*before, Message("user", row["prompt"])] for row in rows[-count:]]
     return [model.prompt_format.renderer.prompt_ids(turns) for turns in asked]
 
@@ -143,7 +143,7 @@ def _ended(ids: list[int], stops: Sequence[int]) -> list[int]:
 
 
 def _differences(model: Model, prompts: Ids, found: Ids, expected: Ids) -> list[dict[str, Any]]:
-    """Where answers part from those at batch 1, and by how much the likeliest token leads there."""
+    """Where answers differ from those at batch 1, and the lead of the likeliest token there."""
     parted = []
     for number, (prompt, a, b) in enumerate(zip(prompts, found, expected, strict=True)):
         if a == b:

@@ -1,12 +1,12 @@
-"""Time an optimizer step with one optimisation after the other, in turn, and say what share of the
-machine's matrix products it uses.
+"""Time an optimizer step while optimisations are added one by one, and compare the last with the
+machine's speed in matrix products.
 
     python -m scripts.bench_optimizations --model models/SmolLM2-135M-Instruct [--data rows.jsonl]
     python -m scripts.bench_optimizations --model … --instruction 1000
 
-Rows are {"prompt", "completion"}. `--instruction` puts so many words, the same ones, before each.
-Prints JSON: the median over steps of each way's seconds by those of the plain path, the largest
-difference of a step's loss, and the share of the limit.
+Rows are {"prompt", "completion"}. `--instruction` puts the same N words before each. Prints JSON:
+for each variant the median ratio of its seconds to the plain path's, the largest difference of a
+step's loss, and the share of the limit.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def main() -> None:
                 seconds[name].append(taken)
                 losses[name].append(loss)
                 print(f"{name}: {taken:.2f} s, loss {loss:.5f}", file=sys.stderr, flush=True)
-        if number:  # right behind the fastest way: the machine has other guests
+        if number:  # right after the fastest variant: other programs share the machine
             limits.append(_limit(trainer))
     found = _result(trainer, arguments, seconds, losses) | {"machine": this_machine()}
     print(json.dumps(found | _share(trainer, arguments, windows[1:], seconds, limits), indent=2))
 
 
 def step_parser(description: str | None) -> argparse.ArgumentParser:
-    """What `build` and a number of steps want to know."""
+    """Inputs of `build` and of a number of steps."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=SHIPPED)
@@ -91,7 +91,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def build(arguments: argparse.Namespace, work: Path) -> FtcliTrainer:
-    """As `ftcli train` builds it, with every optimisation."""
+    """The trainer of `ftcli train`, with every optimisation."""
     count = BATCH * (arguments.steps + 1)
     instruction = "Follow these notes. " + "be brief and name the price " * 400
     with arguments.data.open() as lines, (work / "rows.jsonl").open("w") as file:
@@ -215,7 +215,7 @@ def _share(
     seconds: dict[str, list[float]],
     limits: list[float],
 ) -> dict[str, float]:
-    """What the last way makes of the products that the machine can do."""
+    """The last variant's FLOP/s next to the machine's."""
     last = seconds[list(seconds)[-1]]
     needed = [_needed_flops(trainer, window, arguments.mode) for window in windows]
 
@@ -245,12 +245,12 @@ def _matrices(trainer: FtcliTrainer) -> list[tuple[int, int]]:
 
 
 def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[float, float]:
-    """FLOP of the products that a step cannot do without, forward and backward: with the base's
+    """FLOP of the products that a step needs, forward and backward: with the base's
     weights (of each token that is computed, and of the head for each label); with A and B, and of
     queries with the keys and values that they see.
 
-    Model FLOPs as PaLM's appendix B has them (Chowdhery et al. 2022), but for what is not needed:
-    keys behind a query, shared tokens again, gradients of frozen weights.
+    Model FLOPs of PaLM's appendix B (Chowdhery et al. 2022), without keys after a query, repeated
+    shared tokens, and gradients of frozen weights.
     """
     examples = {example["row"]: example for example in trainer.data.train.read(window)}
     parts = trainer.split_micro_batches(list(examples.values()), BATCH)
@@ -275,7 +275,7 @@ def _needed_flops(trainer: FtcliTrainer, window: list[int], mode: str) -> tuple[
 
 
 def _seen_keys(rows: list[list[int]], share: bool) -> int:
-    """How many keys the tokens of a micro-batch see, themselves and those before them."""
+    """Keys that the tokens of a micro-batch attend to, including themselves."""
     sizes = [
         (each.end - each.start, each.position)
         for each in build_prefix_tree(rows, share=share).segments
@@ -284,7 +284,7 @@ def _seen_keys(rows: list[list[int]], share: bool) -> int:
 
 
 def _limit(trainer: FtcliTrainer, tokens: int = 1024) -> float:
-    """FLOP/s of products of the layers' shapes, in the type that the training computes in."""
+    """FLOP/s of products of the layers' shapes, in the dtype of the training."""
     mixed = str(trainer.accelerator.mixed_precision)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed, torch.float32)
     flops, taken = 0.0, 0.0

@@ -4,11 +4,11 @@
     python -m scripts.bench_peers --model … --against ftcli-plain trl-best
     python -m scripts.bench_peers --model … --data … --rows 512 --modes lora qlora full --json FILE
 
-A ratio is that of two runs of the same turn, since a machine with other guests is not equally fast
-from turn to turn. LoRA r=16, alpha 32, dropout 0, all linear layers (QLoRA: over NF4, double
-quantisation; full: every weight); learning rate 2e-4 (full: 2e-5), cosine after a warm-up of 3%,
-effective batch 16, one epoch, no weight decay, loss on answers only, no validation, seed 42. TRL
-also trains on the line break that ChatML writes after an answer's end token (one label a row).
+Ratios are of two runs of the same turn: the speed of a shared machine changes from turn to turn.
+LoRA r=16, alpha 32, dropout 0, all linear layers (QLoRA: over NF4, double quantisation; full: every
+weight); learning rate 2e-4 (full: 2e-5), cosine after a warm-up of 3%, effective batch 16, one
+epoch, no weight decay, loss on answers only, no validation, seed 42. TRL also trains on the line
+break that ChatML writes after an answer's end token (one label a row).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIMIT_SECONDS = 900  # bf16 that a CPU emulates would not end in an hour
 RANK, ALPHA, BATCH, WARM_UP, SEED = 16, 32, 16, 0.03, 42
 MODES = ("lora", "qlora", "full")
 PROGRAMS = Path(sys.executable).parent
-# No look-ups on the network, no counting of users.
+# No network, no telemetry.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
 
@@ -52,7 +52,7 @@ class Job:
     """auto, bf16 or fp32."""
     hardware: Hardware
     folder: Path
-    """What a side needs beside its output."""
+    """For files that a side needs."""
 
     @property
     def out(self) -> Path:
@@ -64,7 +64,7 @@ class Job:
 
     @property
     def bf16(self) -> bool:
-        """What a side takes whose settings are chosen for the machine."""
+        """Whether a side with settings for this machine uses bf16."""
         return self.hardware.fast_bf16 if self.precision == "auto" else self.precision == "bf16"
 
     @property
@@ -77,14 +77,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Command:
-    """What a user would type, and the variables that would be set."""
+    """A command line and its environment variables."""
 
     words: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
 
 Side = Callable[[Job], Command]
-"""The command that is timed."""
+"""Gives the timed command."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Outcome:
     side: str
     runs: tuple[Measured, ...]
     ratios: tuple[float, ...]
-    """Its seconds / those of ftcli in the same turn."""
+    """Its seconds / ftcli's in the same turn."""
     loss: float | None
-    """Held-out, of what its last run saved."""
+    """Held-out loss of its last run."""
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _split(source: Path, rows: int, held_out: int, target: Path) -> tuple[Path, Path | None]:
-    """The first and the last rows, as {"prompt", "completion"} and nothing else."""
+    """The first and the last rows, as {"prompt", "completion"} only."""
     pairs = [json.loads(line) for line in source.read_text().splitlines()]
     if rows + held_out > len(pairs):
         raise SystemExit(f"{source} has {len(pairs)} rows, not {rows} and {held_out} others")
@@ -168,7 +168,7 @@ def _split(source: Path, rows: int, held_out: int, target: Path) -> tuple[Path, 
 def _compare(
     jobs: dict[str, Job], sides: dict[str, Side], arguments: argparse.Namespace, rows: Path | None
 ) -> list[Outcome]:
-    """ftcli and the others in turn, as often as asked; who passes the limit has no other turn."""
+    """ftcli and the others in turns; a side that exceeds the limit gets no other turn."""
     runs: dict[str, list[Measured]] = {name: [] for name in jobs}
     for turn in range(arguments.runs):
         for name, job in jobs.items():
@@ -202,7 +202,7 @@ def _run(job: Job, side: Side, limit_seconds: int) -> Measured:
 
 
 def _environment(command: Command, job: Job) -> dict[str, str]:
-    """Nothing is left from an earlier run: a user's rows are new."""
+    """Delete everything of an earlier run: a user's rows are new."""
     caches = {"HF_HOME": str(job.folder / "cache")}
     return dict(os.environ) | OFFLINE | caches | command.environment
 
@@ -260,7 +260,7 @@ def saved_weights(job: Job) -> Path:
 
 
 def _trl_defaults(job: Job) -> Command:
-    """Its own defaults for all that is no setting: micro-batch 8, checkpointing, bf16 autocast."""
+    """Its defaults for everything that is not set: micro-batch 8, checkpointing, bf16 autocast."""
     words = _trl_words(job, micro_batch=8)
     if job.precision != "auto":
         words += ["--bf16", str(job.bf16)]
@@ -268,7 +268,7 @@ def _trl_defaults(job: Job) -> Command:
 
 
 def _trl_defaults_threads(job: Job) -> Command:
-    """Its launcher leaves one thread to who does not say otherwise."""
+    """Its launcher defaults to one thread."""
     return Command(_trl_defaults(job).words, job.threads)
 
 

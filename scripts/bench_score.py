@@ -1,4 +1,4 @@
-"""Held-out loss of what a side of the bench saved, by nothing but transformers, PEFT and torch.
+"""Held-out loss of the weights that a side of the bench saved, with transformers, PEFT and torch.
 
     python -m scripts.bench_score MODEL ROWS --mode lora --saved FILE
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _encode(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], int]:
-    """Ids up to the answer's end token, and where the answer begins."""
+    """Ids up to the answer's end token, and the answer's start."""
     user = [{"role": "user", "content": prompt}]
     answer = [{"role": "assistant", "content": completion}]
     asked = tokenizer.apply_chat_template(user, add_generation_prompt=True, return_dict=True)
@@ -54,7 +54,7 @@ def _encode(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], in
 
 
 def _load(base: Path, mode: str, saved: Path | None) -> Any:
-    """The base with what was trained: an adapter, a whole model, or a state dict of the base."""
+    """The base with the trained weights: an adapter, a model, or a state dict of the base."""
     whole = mode == "full" and saved is not None and saved.name != "model.pth"
     quantization = None
     if mode == "qlora":
@@ -94,7 +94,7 @@ def _loss(model: Any, examples: list[tuple[list[int], int]]) -> dict[str, float]
 def _batches(
     examples: list[tuple[list[int], int]],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Ids, attention mask and labels, rows × tokens; rows of like length go together."""
+    """Ids, attention mask and labels, rows × tokens; rows of similar length go together."""
     ordered = sorted(examples, key=lambda example: len(example[0]))
     for first in range(0, len(ordered), ROWS_AT_ONCE):
         chosen = ordered[first : first + ROWS_AT_ONCE]

@@ -1,10 +1,10 @@
-"""How long `ftcli train` takes to its first step, beside the bare import of what it stands on.
+"""Seconds of `ftcli train` to its first step, next to the bare import of its libraries.
 
     python -m scripts.bench_start --model models/SmolLM2-135M-Instruct [--turns 5]
 
-The rows are prepared already, as they are at every start but the first. Both sides take turns,
-each a new program. Prints JSON: seconds of the import as a program of its own; seconds of ftcli to
-the plan, and to the first step, before which the longest batch is trained on and saved.
+The rows are prepared already, as at every start but the first. Both sides take turns, each in a new
+process. Prints JSON: seconds of the import alone; seconds of ftcli to the plan, and to the first
+step, which comes after the preflight of the longest batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scripts.machine import this_machine
 
 SHIPPED = Path(__file__).resolve().parents[1] / "recipes" / "data" / "shop" / "train.jsonl"
 BARE = "import torch, transformers, trl, peft"
-# What ftcli says where a moment is over.
+# Output of ftcli → the point that it has reached.
 MOMENTS = {"plan": "plan ", "first step": "check "}
 
 
@@ -73,7 +73,7 @@ def _imported() -> float:
 
 
 def _started(command: list[str]) -> dict[str, float]:
-    """Seconds to each moment; the run is ended behind the last."""
+    """Seconds to each point; the run is stopped after the last."""
     began = time.perf_counter()
     environment = dict(os.environ) | OFFLINE
     with subprocess.Popen(

@@ -2,7 +2,7 @@
 
 python -m scripts.faults [--short] [--write] [--report FILE | --read FILE]
 
-A terminal gets columns, a file or a pipe one line a fault. Ends with 1 where a fault does not hold.
+A terminal gets columns, a file or pipe one line per fault. Exits with 1 if a fault fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.faults.lines import Line, lines_of
 ROOT = Path(__file__).resolve().parent.parent
 
 PAGE = ROOT / "docs" / "faults.md"
-# Tests of one file share what was trained for them.
+# Tests of one file share their trained runs.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "tests.faults.report", "-m", "fault", "-rfE")
 WORKERS = ("-n", "2", "--dist", "loadfile")
 
@@ -58,7 +58,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def run_tests(kept: Path | None, *, short: bool) -> tuple[int, dict[str, Any] | None]:
-    """pytest's exit code and its report, also in `kept`; what pytest says goes to stderr."""
+    """pytest's exit code and its report, also in `kept`; its output goes to stderr."""
     words = {name: value for name, value in os.environ.items() if name != "FTCLI_FAULTS"}
     if not short:
         words["FTCLI_FAULTS"] = "complete"
@@ -92,7 +92,7 @@ def show(lines: Sequence[Line]) -> None:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """What ran, where, and what it came to."""
+    """What ran, where, and the result."""
     lines = lines_of(report)
     tests = {test.name: test.outcome for line in lines for test in line.tests}
     count = Counter(tests.values())
@@ -108,7 +108,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def page(lines: Sequence[Line], counts: str) -> str:
-    """docs/faults.md: one table a group."""
+    """docs/faults.md: one table per group."""
     parts = [
         "<!-- written by make faults FAULTS=--write -->\n# Faults\n",
         "What is injected into ftcli, what must be seen then, and what was seen. `make faults` "
@@ -131,7 +131,7 @@ def _markdown(lines: Sequence[Line]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Nothing of it is Markdown or HTML."""
+    """Escape Markdown and HTML."""
     return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text).replace("\n", " ")
 
 

@@ -1,4 +1,4 @@
-"""Which machine figures are of, and how fast its matrix products are: machines of one name can
+"""The machine of a measurement, and the speed of its matrix products: machines of one name can
 differ by a factor of two."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PRODUCT = (2048, 576, 1536)  # rows, width and inner width of SmolLM2-135M's gat
 
 
 def this_machine() -> dict[str, Any]:
-    """Its name, and TFLOP/s of a product like a small model's, in the type that it trains in."""
+    """Its name, and TFLOP/s of a small model's product in the dtype of its training."""
     hardware = find_hardware("auto")
     kind = torch.bfloat16 if hardware.fast_bf16 else torch.float32
     tune_cpu(hardware)
@@ -42,6 +42,6 @@ def product_seconds(
     for _ in range(times):
         started = time.perf_counter()
         found = rows @ weight.T
-        found[0, 0].item()  # a card answers at once, and computes behind that
+        found[0, 0].item()  # CUDA returns immediately and computes asynchronously
         taken.append(time.perf_counter() - started)
     return statistics.median(taken[times // 6 :])

@@ -2,7 +2,7 @@
 
     python -m scripts.measure_point RECIPE
 
-scripts/measure_vram.py starts it in a process of its own, so that a lack of memory ends one point.
+scripts/measure_vram.py starts it in its own process, so that a lack of memory ends one point only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ftcli.training.plan.decide import make_plan
 from ftcli.training.plan.plan import RowStatistics
 from ftcli.training.preflight import MemoryMeter, StepMemory
 
-# The plan would refuse what it believes too large; here the card decides.
+# The plan would refuse a training that it estimates as too large; here the GPU decides.
 NO_LIMIT_BYTES = 2**60
 
 
 def measure_recipe(recipe: Path) -> dict[str, int | None]:
-    """Peaks of the recipe's steps, and what the CUDA context takes."""
+    """Peaks of the recipe's steps, and the bytes of the CUDA context."""
     idle_bytes = card_bytes()
     context_bytes = context_taken_bytes(idle_bytes)
     trained, memory = _train(load_recipe(recipe), RunFolder(recipe.parent / "run"))
@@ -48,7 +48,7 @@ def measure_recipe(recipe: Path) -> dict[str, int | None]:
 
 
 def _train(loaded: RecipeFile, run: RunFolder) -> tuple[int, StepMemory]:
-    """The trainer as `ftcli train` builds it; without the course of a run, which would save."""
+    """The trainer of `ftcli train`, without the callbacks that save."""
     model = open_model(loaded.recipe)
     prepared = prepare(loaded.recipe, model.renderer, run.data, Terminal())
     hardware = replace(model.hardware, free_bytes=NO_LIMIT_BYTES)
@@ -63,7 +63,7 @@ def _train(loaded: RecipeFile, run: RunFolder) -> tuple[int, StepMemory]:
 
 
 def card_bytes() -> int | None:
-    """What nvidia-smi shows as used, by whomever; None without a card."""
+    """Used memory as nvidia-smi shows it, of all processes; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

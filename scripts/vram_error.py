@@ -3,8 +3,8 @@
     python -m scripts.vram_error docs/data/measured_runs.csv [--json] [--write-residuals]
     python -m scripts.vram_error --write     # the tables of the error in docs/vram.md
 
-The figure that is compared is the one that `measure` names. Rows that the estimate has no words for
-are listed with the reason.
+The compared figure is the one that `measure` names. Rows that the estimate cannot express are
+listed with the reason.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ WORST = 10  # rows furthest off, each with its cause
 
 @dataclass(frozen=True)
 class Scored:
-    """A run beside its estimate, in bytes."""
+    """A run and its estimate, in bytes."""
 
     run: MeasuredRun
     estimated_bytes: int
 
     @property
     def error(self) -> float:
-        """Estimated over measured, less one."""
+        """Estimated / measured − 1."""
         return self.estimated_bytes / self.run.measured_bytes - 1
 
     @property
@@ -145,7 +145,7 @@ def _row_report(each: Scored) -> dict[str, Any]:
 
 
 def residuals_of_table(table: Path) -> list[Residuals]:
-    """What ftcli/memory/residuals.json holds: every kind of run with how far its runs lay."""
+    """Contents of ftcli/memory/residuals.json: the residuals of every kind of run."""
     scored, _ = score_table(table)
     kinds: dict[tuple[Figure, str, bool], list[float]] = {}
     for each in scored:
@@ -201,7 +201,7 @@ def _text(found: dict[str, Any]) -> str:
 
 
 def page(text: str) -> str:
-    """The page with its two tables made anew."""
+    """The page with its two tables written again."""
     scored, left_out = score_table(TABLE)
     assert not left_out, left_out
     for name, table in (("errors", error_table(scored)), ("worst", worst_table(scored))):
@@ -257,7 +257,7 @@ def worst(scored: Sequence[Scored]) -> list[Scored]:
 
 
 def worst_table(scored: Sequence[Scored]) -> str:
-    """The rows furthest off, each with its cause; raises KeyError where none is known."""
+    """The rows with the largest errors, each with its cause; raises KeyError for an unknown one."""
     known = json.loads(CAUSES.read_text(encoding="utf-8"))
     rows: list[list[str]] = []
     first: dict[str, str] = {}

@@ -28,7 +28,7 @@ LOSS = "chunked (ftcli)"
 
 @dataclass(frozen=True)
 class Family:
-    """A way to train, with its words in the table's columns."""
+    """A way to train, with its values in the table's columns."""
 
     mode: Mode
     precision: Precision
@@ -103,7 +103,7 @@ def estimate_of(point: Point, card: Card) -> Estimate:
 
 
 def card_named(name: str) -> Card | None:
-    """The known card that `NVIDIA H100 80GB HBM3` means: the longest of the models it names."""
+    """The known GPU of a name like `NVIDIA H100 80GB HBM3`: the longest matching model."""
     named = [card for card in KNOWN_CARDS if re.search(rf"\b{card.model}\b", name)]
     return max(named, key=lambda card: len(card.model), default=None)
 
@@ -118,7 +118,7 @@ def config_of(model: str) -> dict[str, Any]:
 
 
 def recipe_of(point: Point, model: Path, rows: Path) -> dict[str, Any]:
-    """A recipe in which nothing that memory depends on is left to the plan."""
+    """A recipe that leaves nothing that memory depends on to the plan."""
     method: dict[str, Any] = {"mode": point.method.mode}
     if point.choices.has_lora:
         method |= {"rank": RANK, "target_modules": "all-linear"}
@@ -146,7 +146,7 @@ def recipe_of(point: Point, model: Path, rows: Path) -> dict[str, Any]:
 
 
 def rows_text(point: Point) -> str:
-    """Rows of more letters than a row may have tokens; a letter is a token of our tokenizer."""
+    """Rows longer than a row may be; each letter is a token of our tokenizer."""
     count = STEPS * point.micro_batch
     return "".join(
         json.dumps({"text": f"{number:06} {'x' * point.seq_len}"}) + "\n" for number in range(count)
@@ -162,7 +162,7 @@ MEASURES: dict[Measure, tuple[str, str]] = {
 
 
 def framework() -> str:
-    """ftcli's stack with its versions, in the words that scripts/measured_runs.py looks for."""
+    """ftcli's libraries with their versions, as scripts/measured_runs.py reads them."""
     names = {"torch": "torch", "transformers": "transformers", "peft": "peft", "trl": "trl"}
     names |= {"bitsandbytes": "bnb"}
     parts = [f"{word} {version(name)}" for name, word in names.items()]
@@ -170,7 +170,7 @@ def framework() -> str:
 
 
 def columns_of(point: Point, gpu: str) -> dict[str, str]:
-    """What tells a point from others, in the columns of docs/data/measured_runs.csv."""
+    """The key of a point, in the columns of docs/data/measured_runs.csv."""
     lora = point.choices.has_lora
     return {
         "source": "scripts/measure_vram.py",

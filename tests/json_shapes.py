@@ -32,7 +32,7 @@ def measured(*names: str, kind: dict[str, Any]) -> dict[str, Any]:
 
 
 FAULT = record({"file": TEXT, "line": COUNT, "reason": TEXT})
-# Scores that the recipe or a file of the user's asks for stand beside those of every run.
+# Scores that the recipe or a file of the user's asks for are next to the scores of every run.
 SIDE: dict[str, Any] = {"type": "object", "additionalProperties": {"anyOf": [NUMBER, INTERVAL]}}
 
 

@@ -34,7 +34,7 @@ class Estimate:
     device_bytes: int
     """What nvidia-smi shows: reserved and the CUDA context."""
     residuals: Residuals
-    """How far measured runs of this kind lay from their estimates."""
+    """Errors of measured runs of this kind."""
     uncovered: tuple[str, ...]
     """What is outside the calibration data: each kind widens the interval."""
     managed_bytes: int

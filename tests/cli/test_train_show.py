@@ -195,8 +195,8 @@ def test_a_dry_run_is_no_wider_than_the_terminal(
     assert run(["train", "shop.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
-    told = " ".join(out.split())
-    assert all(reason in told for reason in dry.plan.reasons.values())
+    text = " ".join(out.split())
+    assert all(reason in text for reason in dry.plan.reasons.values())
 
 
 def test_a_dry_run_in_json_is_the_plan(capsys: Capture, monkeypatch: Patch, dry: DryRun) -> None:

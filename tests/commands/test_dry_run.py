@@ -19,7 +19,7 @@ def test_a_fresh_run_takes_over_nothing_of_a_finished_one(
     recipe = str(write_recipe(training=training))
     base = ["--set", "training.precision=fp32", "--set", "training.micro_batch_size=1"]
     assert run(["train", recipe, *base, "--dry-run"]) == 0
-    assert "\ntime   not measured yet" in capsys.readouterr().out
+    assert "\ntime   not known: no run of this recipe" in capsys.readouterr().out
     assert run(["train", recipe, *base]) == 0
     capsys.readouterr()
 

@@ -71,7 +71,7 @@ def random_method(draw: random.Random, model: str) -> dict[str, Any]:
 
 
 def random_lora_keys(draw: random.Random, model: str) -> dict[str, Any]:
-    """Three in four have something beside rank, alpha and targets."""
+    """Three in four have more than rank, alpha and targets."""
     keys: dict[str, Any] = {"rank": draw.choice([4, 8, 16]), "alpha": draw.choice([16.0, 32.0])}
     if model != "phi-3-mini":
         keys["target_modules"] = draw.choice(["all-linear", ["q_proj", "k_proj", "v_proj"]])

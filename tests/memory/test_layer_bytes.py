@@ -81,7 +81,7 @@ IN_THE_GRID = (
 
 
 def expected_bytes(shape: Shape, choices: Choices) -> int:
-    """The formula for the layers, with what a count on the CPU finds beside them."""
+    """The formula for the layers, with what a count on the CPU finds in addition."""
     last_norm = norm_bytes(shape, choices)
     if choices.mode == "full":
         last_norm += shape.hidden * (4 if shape.fp32_norms else choices.residual_bytes)

@@ -118,4 +118,4 @@ def test_without_a_card_it_says_so_and_still_shows_the_points() -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": "", "PATH": ""}
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=hidden)
     assert refused.returncode == 1
-    assert "torch finds no CUDA card" in refused.stderr
+    assert "torch finds no CUDA GPU" in refused.stderr

@@ -81,7 +81,7 @@ def test_trained_parameters_are_those_of_the_model(name: str) -> None:
         if shape.experts > 1 and (choices.mode == "bottleneck" or choices.dora):
             continue  # stacked experts take neither
         if choices.quantization is not None and not name.startswith("llama"):
-            continue  # what is trained beside 4-bit layers is what is trained beside others
+            continue  # modules trained next to 4-bit layers are those of other layers
         weights = trained(build(config, choices))
         counted = sum(parameter.numel() for parameter in weights)
         assert counted == trainable_parameters(shape, choices), method
