@@ -93,7 +93,10 @@ class Data(Section):
     train: Annotated[str, PathKind("data")]
     """Training rows: a jsonl, json, csv or parquet file (also .gz), or a hub dataset id."""
     format: Literal["auto", "pairs", "messages", "sharegpt", "alpaca", "text", "columns"] = "auto"
-    """Shape of a row; auto recognises it by the columns."""
+    """Shape of a row; auto recognises it by its columns. pairs: prompt/completion, input/output,
+    question/answer, instruction/response, source/target, prompt/response; messages and sharegpt:
+    messages, conversations, conversation; alpaca: instruction, input, output; text: text,
+    content; columns: those of `prompt` and `completion`."""
     validation: Annotated[HoldOut, PathKind("data")] = 0.1
     """Held out to choose the best checkpoint: a share, a number of rows, or a file; 0: none."""
     test: Annotated[HoldOut, PathKind("data", words=(AUTO,))] = AUTO
