@@ -38,18 +38,25 @@ class MemoryFigures(Result):
     A measurement is None if the device has no such figure or no step was taken.
     """
 
+    error_code: ClassVar[str] = "run_broken"
+    error_remedy: ClassVar[str] = "train again"
+
     device: Literal["cuda", "cpu", "mps"]
     estimated_bytes: int
     """Allocated by tensors; the interval is `low_bytes` to `high_bytes`."""
     low_bytes: int
     high_bytes: int
     estimated_reserved_bytes: int
+    """Of the GPU's caching allocator."""
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     resident_bytes: int | None = None
+    """RAM, above the process's memory before the model was loaded."""
     validation_bytes: int | None = None
-    shape: dict[str, Any]
-    choices: dict[str, Any]
+    """Allocated on a GPU by validations; None on a CPU, where the process keeps the freed memory
+    of steps."""
+    shape: Any
+    choices: Any
 
 
 class TrainingResult(Result):

@@ -6,9 +6,8 @@ import platform
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ftcli import __version__
 from ftcli.config.loader import differences, dump_recipe, load_recipe
@@ -18,6 +17,7 @@ from ftcli.memory.interval import residuals_of
 from ftcli.memory.shapes import Shape
 from ftcli.runs.atomic import write_text
 from ftcli.runs.folder import RunFolder, runs_at
+from ftcli.runs.training_records import MemoryFigures
 from ftcli.shell import shown_source
 from ftcli.training.opening import FREE_KEYS, weight_digests
 
@@ -124,7 +124,7 @@ def record_memory(job: TrainJob, measured: StepMemory) -> None:
         choices=plan.estimated,
     )
     earlier = job.run.read_manifest().get("memory", {})
-    job.run.update_manifest(memory=record.maximum(earlier).as_json())
+    job.run.update_manifest(memory=record.maximum(earlier).model_dump(mode="json"))
 
 
 def tokens_to_train(job: TrainJob) -> int:
@@ -155,32 +155,11 @@ def known_speed(job: TrainJob) -> tuple[float, RunFolder] | None:
     return None
 
 
-@dataclass(frozen=True)
-class MemoryRecord:
-    """Bytes of a training's steps; None if the device has no such figure or no step was taken.
+class MemoryRecord(MemoryFigures):
+    """`memory` of run.json with the inputs of its estimate, which allow to estimate it again."""
 
-    The estimates are the plan's; `shape` and `choices` are enough to estimate again.
-    """
-
-    device: Literal["cuda", "cpu", "mps"]
-    estimated_bytes: int
-    """Allocated by tensors; the interval is `low_bytes` to `high_bytes`."""
-    low_bytes: int
-    high_bytes: int
-    estimated_reserved_bytes: int
-    """Of the GPU's caching allocator."""
-    allocated_bytes: int | None
-    reserved_bytes: int | None
-    resident_bytes: int | None
-    """RAM, above the process's memory before the model was loaded."""
-    validation_bytes: int | None
-    """Allocated on a GPU by validations; None on a CPU, where the process keeps the freed memory
-    of steps."""
     shape: Shape
     choices: Choices
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def maximum(self, earlier: Mapping[str, Any]) -> MemoryRecord:
         """The maximum of each measurement with those of an earlier process of the run; that of
@@ -189,21 +168,4 @@ class MemoryRecord:
             return self
         pairs = {name: (getattr(self, name), earlier.get(name)) for name in MEASUREMENTS}
         greater = {name: max(pair, key=lambda size: size or 0) for name, pair in pairs.items()}
-        return replace(self, **greater)
-
-
-def read_record(plain: object, file: str) -> MemoryRecord:
-    """The record that `as_json` wrote into `file`; raises FtcliError (`run_broken`)."""
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        record = TypeAdapter(MemoryRecord).validate_python(plain)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise FtcliError(
-            "run_broken",
-            f"memory.{where}: {first['msg']}; another version of ftcli wrote it; train again",
-            file=file,
-        ) from error
-    return record
+        return self.model_copy(update=greater)

@@ -36,6 +36,19 @@ STATE = {
     "scheduler.pt",
     "trainer_state.json",
 }
+RUN_FILES = {
+    *(f"data/{split}.arrow" for split in ("train", "validation", "test")),
+    "data/prepared.json",
+    "data/advice.json",
+    "README.md",
+    "metrics.jsonl",
+    "plan.json",
+    "prompt_manifest.json",
+    "recipe.yaml",
+    "report.html",
+    "run.json",
+    "speed.jsonl",
+}
 
 
 def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
@@ -48,6 +61,14 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any
     value: dict[str, Any] = json.loads(out)
     validate(value, SHAPES[str(arguments[0])])
     return value
+
+
+def expected_files(mode: str) -> set[str]:
+    """Of a finished run with checkpoints at steps 4 and 8."""
+    where, names = ("model", MODEL) if mode == "full" else ("adapter", ADAPTER)
+    weights = {f"{where}/{name}" for name in names | TOKENIZER}
+    checkpoints = {f"checkpoints/step-{step}/{name}" for step in (4, 8) for name in names | STATE}
+    return weights | checkpoints | RUN_FILES
 
 
 def files_below(folder: Path) -> set[str]:
@@ -81,25 +102,7 @@ def test_six_commands(
     assert trained["eval_loss"] < trained["first_eval_loss"]
     assert trained["trainable_parameters"] == estimate["trainable_parameters"]
 
-    weights = {f"model/{n}" for n in MODEL} if mode == "full" else set()
-    if mode != "full":
-        weights = {f"adapter/{n}" for n in ADAPTER}
-    saved = (MODEL if mode == "full" else ADAPTER) | STATE
-    checkpoints = {f"checkpoints/step-{step}/{n}" for step in (4, 8) for n in saved}
-    where = "model" if mode == "full" else "adapter"
-    data = {
-        f"data/{n}"
-        for n in (
-            "prepared.json",
-            "advice.json",
-            *(f"{s}.arrow" for s in ("train", "validation", "test")),
-        )
-    }
-    expected = weights | checkpoints | data | {f"{where}/{n}" for n in TOKENIZER}
-    expected |= {"README.md", "prompt_manifest.json", "metrics.jsonl", "plan.json"}
-    expected |= {"report.html", "speed.jsonl"}
-    expected |= {"recipe.yaml", "run.json"}
-    assert files_below(folder) - {".lock"} == expected
+    assert files_below(folder) - {".lock"} == expected_files(mode)
 
     again = ask(capsys, "train", recipe)
     assert again == trained | {"trained": False}
@@ -150,7 +153,7 @@ def test_failure_is_one_json_object_too(
         validate(json.loads(out), SHAPES["error"])
 
 
-def test_generate_answers_a_file_and_goes_on_where_it_stopped(
+def test_generate_answers_a_file_and_resumes(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.jsonl"
@@ -160,7 +163,7 @@ def test_generate_answers_a_file_and_goes_on_where_it_stopped(
     first = ask(capsys, "generate", tiny_run, *flags)
     assert first["rows"] == 5 and first["answered_before"] == 0
     whole = answers.read_text()
-    answers.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"prompt-tuning": "mu')
+    answers.write_text("".join(whole.splitlines(keepends=True)[:2]) + '{"prompt": "mu')
     again = ask(capsys, "generate", tiny_run, *flags)
     assert again["answered_before"] == 2
     assert answers.read_text() == whole

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ftcli.memory.shapes import find_shape
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder
 from ftcli.training.estimate.calibrate import calibrate_runs
-from ftcli.training.run_record import MEASUREMENTS, MemoryRecord, read_record
+from ftcli.training.run_record import MEASUREMENTS, MemoryRecord
 from tests import json_shapes as kinds
 
 FIGURE = kinds.record(
@@ -77,32 +76,35 @@ def write_run(path: Path, **memory: Any) -> Path:
 
 
 def test_a_record_reads_back_as_it_was() -> None:
-    plain = json.loads(json.dumps(record().as_json()))
-    assert read_record(plain, "run.json") == record()
+    plain = json.loads(json.dumps(record().model_dump(mode="json")))
+    assert MemoryRecord.of(plain, Path("run.json")) == record()
 
 
 def test_a_record_of_another_version_is_refused_by_name() -> None:
-    plain = record().as_json()
+    plain = record().model_dump(mode="json")
     plain["choices"]["optimizer"] = "muon"
-    with pytest.raises(FtcliError, match=r"memory\.choices\.optimizer: .*another version"):
-        read_record(plain, "run.json")
+    with pytest.raises(FtcliError, match=r"choices\.optimizer: .*train again"):
+        MemoryRecord.of(plain, Path("run.json"))
 
 
 def test_a_resumed_run_keeps_the_greater_of_each_figure() -> None:
     first = record(allocated_bytes=5, reserved_bytes=9, validation_bytes=3)
     second = record(allocated_bytes=7, reserved_bytes=8)
-    kept = second.maximum(first.as_json())
+    plain = first.model_dump(mode="json")
+    kept = second.maximum(plain)
     assert [getattr(kept, name) for name in MEASUREMENTS] == [7, 9, None, 3]
     unmeasured = record(allocated_bytes=None, reserved_bytes=None)
-    assert unmeasured.maximum(first.as_json()) == first
+    assert unmeasured.maximum(plain) == first
     assert second.maximum({}) == second
-    assert second.maximum(replace(first, device="cpu").as_json()) == second
+    assert second.maximum(plain | {"device": "cpu"}) == second
 
 
 def test_estimate_and_measurement_side_by_side(tmp_path: Path) -> None:
-    exact = write_run(tmp_path / "exact", memory=record().as_json())
+    exact = write_run(tmp_path / "exact", memory=record().model_dump(mode="json"))
     more = record(allocated_bytes=2 * FOUND.peak_bytes, reserved_bytes=None)
-    found = calibrate_runs([exact, write_run(tmp_path / "more", memory=more.as_json())])
+    found = calibrate_runs(
+        [exact, write_run(tmp_path / "more", memory=more.model_dump(mode="json"))]
+    )
     assert [figure.measure for figure in found.figures] == ["allocated", "reserved", "allocated"]
     assert [figure.error for figure in found.figures] == [0, 0, -0.5]
     assert [figure.inside for figure in found.figures] == [True, True, False]
@@ -128,7 +130,7 @@ def test_folders_without_a_measurement_are_refused(tmp_path: Path) -> None:
             calibrate_runs([path])
         assert error.value.code == code
     with pytest.raises(FtcliError, match="no step was taken"):
-        calibrate_runs([write_run(tmp_path / "none", memory=nothing.as_json())])
+        calibrate_runs([write_run(tmp_path / "none", memory=nothing.model_dump(mode="json"))])
 
 
 def train_alone(recipe: Path) -> None:
@@ -147,7 +149,7 @@ def test_a_training_records_what_it_took(
     train_alone(write_recipe(method={"mode": mode}, training=training))
     folder = RunFolder(tmp_path / "runs" / "tiny")
     manifest = folder.read_manifest()
-    found = read_record(manifest["memory"], str(folder.manifest))
+    found = MemoryRecord.of(manifest["memory"], folder.manifest)
     planned = json.loads(folder.plan.read_text())["estimate"]
     assert found.estimated_bytes == planned["peak_bytes"]
     assert estimate(found.shape, found.choices).peak_bytes == found.estimated_bytes

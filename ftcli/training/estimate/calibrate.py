@@ -14,7 +14,7 @@ from ftcli.memory.interval import Residuals, residuals_of
 from ftcli.runs.folder import RunFolder
 from ftcli.shell import command
 from ftcli.training.opening import run_at
-from ftcli.training.run_record import MemoryRecord, read_record
+from ftcli.training.run_record import MemoryRecord
 
 Measure = Literal["allocated", "reserved", "resident"]
 
@@ -108,7 +108,7 @@ def _calibrated(path: Path) -> CalibratedRun:
             f"{path} has no measured memory: it finished no step; to measure: "
             f"{command('train', run.path, '--fresh')}",
         )
-    record = read_record(plain, str(run.manifest))
+    record = MemoryRecord.of(plain, run.manifest)
     figures = tuple(_figures(record))
     if not figures:
         raise FtcliError(
