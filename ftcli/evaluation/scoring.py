@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def score_answers(
     return ScoredAnswers(results, collect_counts(results, names))
 
 
-def collect_counts(results: Sequence[ExampleResult], names: Sequence[str]) -> dict[str, Counts]:
+def collect_counts(results: Sequence[ExampleResult], names: Iterable[str]) -> dict[str, Counts]:
     """Counts of each score that any row has; (0, 0) for rows without it."""
     found = {}
     for name in names:

@@ -80,7 +80,7 @@ REFERENCE = "SELECT name FROM shop WHERE price > 20 AND colour = 'red'"
         "SELECT name FROM (SELECT * FROM shop WHERE price > 20) WHERE colour IN ('red')",
     ],
 )
-def test_other_words_for_the_same_are_accepted(answer: str) -> None:
+def test_equivalent_queries_are_accepted(answer: str) -> None:
     assert same(answer, REFERENCE)
 
 
@@ -148,13 +148,15 @@ def test_joins_find_rows() -> None:
     reference = (
         "SELECT p.name, t.name FROM players p JOIN teams t ON p.team_id = t.id WHERE p.goals > 10"
     )
-    turned = "SELECT p.name, t.name FROM teams t, players p WHERE p.goals > 10 AND t.id = p.team_id"
-    assert same(turned, reference, TWO)
+    swapped = (
+        "SELECT p.name, t.name FROM teams t, players p WHERE p.goals > 10 AND t.id = p.team_id"
+    )
+    assert same(swapped, reference, TWO)
     assert not same(reference.replace("JOIN", "LEFT JOIN"), reference, TWO)
     assert not same(reference.replace("p.team_id = t.id", "p.id = t.id"), reference, TWO)
 
 
-def test_columns_that_only_sqlite_can_read() -> None:
+def test_columns_that_only_sqlite_can_parse() -> None:
     table = "CREATE TABLE data (for, against, venue)"
     reference = "SELECT for FROM data WHERE against = '17' AND venue = 'Home'"
     right = "SELECT for FROM (SELECT * FROM data WHERE venue IN ('Home')) WHERE '17' = against"
@@ -181,15 +183,15 @@ def test_the_same_reference_gets_the_same_databases() -> None:
     reference = sqlglot.tokenize("SELECT name FROM players WHERE goals > 3", read="sqlite")
 
     def rows(number: int) -> object:
-        made = generated_database(create_statements(TWO), reference, number)
-        return made.run("SELECT * FROM players").rows
+        database = generated_database(create_statements(TWO), reference, number)
+        return database.run("SELECT * FROM players").rows
 
     assert rows(0) == rows(0) != rows(1)
     assert len(rows(0)) > 20  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("literal", ["99999999999999999999", "1e999", "-5", "'%'", "''", "x'ff'"])
-def test_odd_literals_do_no_harm(literal: str) -> None:
+def test_odd_literals(literal: str) -> None:
     reference = f"SELECT name FROM shop WHERE seen = {literal}"
     counts = scored(reference, reference).counts
     assert counts["execution_tested"][0] == 0 or counts["execution_match"] == (1, 1)

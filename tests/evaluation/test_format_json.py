@@ -1,4 +1,4 @@
-"""JSON answers: valid, conforming, and the fields that they share with the reference."""
+"""JSON answers: valid, conforming, and their fields compared with the reference."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_json_writes_is_valid(value: dict[str, object]) -> None:
         ("9" * 5000, "Exceeds the limit (4300 digits)"),
     ],
 )
-def test_a_text_that_is_no_json_is_not_valid(answer: str, message: str) -> None:
+def test_a_text_that_is_not_json_is_not_valid(answer: str, message: str) -> None:
     result = scored(answer)
     assert result.counts["json_valid"] == result.counts["format_rate"] == (0, 1)
     assert result.findings[0].kind == "not JSON"
@@ -120,7 +120,7 @@ def test_a_schema_has_the_draft_that_it_names() -> None:
         assert is_valid('["a", 1]', schema=schema) and not is_valid("[1]", schema=schema)
 
 
-def test_a_schema_in_a_file_is_like_one_in_the_recipe(tmp_path: Path) -> None:
+def test_a_schema_in_a_file_is_the_same_as_in_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(json.dumps(SCHEMA), "utf-8")
     for answer in ('{"name": "a", "price": 1}', '{"name": "a", "price": -1}', "[]"):
         in_file = scored(answer, schema="record.json")
@@ -142,7 +142,7 @@ def test_a_schema_in_a_file_is_like_one_in_the_recipe(tmp_path: Path) -> None:
         (b'{"propertis": {}}', None, "propertis is not a keyword of JSON Schema; did you mean"),
     ],
 )
-def test_a_file_that_is_no_schema_is_refused(
+def test_a_file_that_is_not_a_schema_is_refused(
     tmp_path: Path, content: bytes | None, line: int | None, message: str
 ) -> None:
     if content is not None:
@@ -228,13 +228,13 @@ def test_every_field_of_the_references_has_a_score() -> None:
     assert len([name for name in scorer.kinds if name.startswith("field_f1.")]) == 40
 
 
-def test_an_answer_that_is_no_json_misses_every_field() -> None:
+def test_an_answer_that_is_not_json_misses_every_field() -> None:
     counts = scored("no", '{"a": 1, "b": [1, 2], "c": null}').counts
     assert counts["field_accuracy"] == counts["field_f1"] == (0, 3)
     assert counts["field_f1.b"] == (0, 2)
 
 
-def test_a_reference_that_is_no_json_counts_for_nothing() -> None:
+def test_a_reference_that_is_not_json_does_not_count() -> None:
     result = scored('{"a": 1}', "not json")
     assert result.counts == {"format_rate": (1, 1), "json_valid": (1, 1)}
     assert [finding.kind for finding in result.findings] == ["reference"]
@@ -249,7 +249,7 @@ def test_another_value_is_named() -> None:
     assert result.counts["format_rate"] == (1, 1)
 
 
-def test_a_field_counts_wherever_the_first_record_that_has_it_is() -> None:
+def test_a_field_counts_also_if_only_later_references_have_it() -> None:
     rows = [('{"a": 1, "b": 1}', '{"a": 1}'), ('{"a": 1, "b": 2}', '{"a": 1, "b": 2}')]
     for order in (rows, rows[::-1]):
         scorer = format_scorer(JsonFormat(type="json"))
@@ -271,7 +271,7 @@ PIECES = st.lists(
 @given(st.text() | PIECES | VALUES, st.text() | VALUES)
 def test_any_answer_gets_counts(answer: str, reference: str) -> None:
     result = scored(answer, reference, schema=SCHEMA)
-    assert all(0 <= top <= bottom for top, bottom in result.counts.values())
+    assert all(0 <= numerator <= denominator for numerator, denominator in result.counts.values())
     assert all(f.start is None or 0 <= f.start < len(answer) for f in result.findings)
     same = scored(reference, reference).counts
     if "field_f1" in same:

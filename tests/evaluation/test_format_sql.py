@@ -20,7 +20,7 @@ from ftcli.evaluation.scorers.scorer import ExampleResult, Question
 from ftcli.evaluation.scorers.sql_databases import Result
 
 REFERENCE = "SELECT name FROM shop WHERE price > 2 AND colour = 'red'"
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"name": "kettle", "price": 10, "colour": "red"},
     {"name": "lamp", "price": 2, "colour": "red"},
     {"name": "lamp", "price": 2.5, "colour": "red"},
@@ -57,7 +57,7 @@ def on_shop(shop: Path, answer: str, reference: str = REFERENCE) -> ExampleResul
         "-- a comment\nSELECT a FROM b",
         "WITH c AS (SELECT 1) SELECT * FROM c",
         "SELECT a FROM b UNION SELECT c FROM d ORDER BY 1",
-        # Columns that SQLite takes and sqlglot does not.
+        # Columns that SQLite accepts and sqlglot does not.
         "SELECT for FROM data WHERE against = '17'",
         'SELECT "order" FROM [my table]',
         "SELECT hex(zeroblob(3)), ';'",
@@ -116,7 +116,7 @@ def test_the_parser_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "alike"),
+    ("answer", "same"),
     [
         ("select NAME from Shop where price > 2 and colour = 'red';", True),
         ("SELECT \"name\" FROM [shop]\n  WHERE `price` > 2 AND colour == 'red' -- so", True),
@@ -126,11 +126,11 @@ def test_the_parser_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
         ("SELECT price FROM shop WHERE price > 2 AND colour = 'red'", False),
     ],
 )
-def test_spelling_of_keywords_and_names_does_not_matter(answer: str, alike: bool) -> None:
-    assert scored(answer).counts["sql_match"] == (alike, 1)
+def test_spelling_of_keywords_and_names_does_not_matter(answer: str, same: bool) -> None:
+    assert scored(answer).counts["sql_match"] == (same, 1)
 
 
-def test_what_only_sqlite_reads_is_compared_as_text() -> None:
+def test_what_only_sqlite_parses_is_compared_as_text() -> None:
     reference = "SELECT for FROM data WHERE against = 'A  b'"
     assert scored("select  FOR from data where against = 'A  b';", reference).counts[
         "sql_match"
@@ -145,7 +145,7 @@ def test_dialects_differ() -> None:
     assert scored(answer, answer).counts["sql_valid"] == (0, 1)
 
 
-def test_a_reference_that_is_no_query_counts_for_nothing(shop: Path) -> None:
+def test_a_reference_that_is_not_a_query_does_not_count(shop: Path) -> None:
     result = on_shop(shop, "SELECT 1", "no query")
     assert result.counts == {
         "format_rate": (1, 1),
@@ -174,15 +174,18 @@ def test_results_on_a_named_table_are_compared(shop: Path, answer: str, same: bo
     assert [f.kind for f in result.findings] == ([] if same else ["other result"])
 
 
-def test_order_counts_where_the_reference_has_one(shop: Path) -> None:
+def test_order_counts_if_the_reference_has_one(shop: Path) -> None:
     ordered = "SELECT name FROM shop WHERE price IS NOT NULL ORDER BY price"
     assert on_shop(shop, ordered, ordered).counts["execution_match"] == (1, 1)
-    turned = f"{ordered} DESC"
-    assert on_shop(shop, turned, ordered).counts["execution_match"] == (0, 1)
-    assert on_shop(shop, turned, ordered.partition(" ORDER")[0]).counts["execution_match"] == (1, 1)
+    reverse = f"{ordered} DESC"
+    assert on_shop(shop, reverse, ordered).counts["execution_match"] == (0, 1)
+    assert on_shop(shop, reverse, ordered.partition(" ORDER")[0]).counts["execution_match"] == (
+        1,
+        1,
+    )
 
 
-def test_how_often_a_row_is_found_counts(shop: Path) -> None:
+def test_duplicate_rows_count(shop: Path) -> None:
     reference = "SELECT name FROM shop WHERE colour = 'red'"
     result = on_shop(shop, "SELECT DISTINCT name FROM shop WHERE colour = 'red'", reference)
     assert result.counts["execution_match"] == (0, 1)
@@ -213,7 +216,7 @@ def test_an_answer_that_does_not_run_says_why(shop: Path) -> None:
     assert result.findings[0].message == "no such column: nme"
 
 
-def test_a_table_may_come_in_several_kinds_of_file(shop: Path) -> None:
+def test_a_table_in_several_kinds_of_file(shop: Path) -> None:
     header = "name,price,colour\n"
     lines = [f"{r['name']},{'' if r['price'] is None else r['price']},{r['colour']}" for r in ROWS]
     (shop / "shop.csv").write_text(header + "\n".join(lines), "utf-8")
@@ -246,7 +249,7 @@ def test_a_database_with_a_write_ahead_log_is_refused(tmp_path: Path) -> None:
             format_scorer(SqlFormat(type="sql", table="a.db"))
 
 
-def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
+def test_codes_of_a_csv_stay_text(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("code,size\n007,1\n010,2\n", "utf-8")
     reference = "SELECT code FROM data WHERE code = '007' AND size = 1"
     result = scored(reference, reference, table="a.csv")
@@ -264,7 +267,7 @@ def test_codes_of_a_csv_stay_texts(tmp_path: Path) -> None:
         ("a.db", b"SQLite format 3\x00" + b"x" * 200, "SQLite cannot read it: "),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(
+def test_a_file_that_is_not_a_table_is_refused(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     if content is not None:
@@ -299,7 +302,7 @@ def test_numbers_are_equal_to_9_digits() -> None:
     assert not Result(fault="x").equals(Result(fault="x"), ordered=False)
 
 
-def test_a_table_in_which_no_reference_finds_anything_is_warned_of(shop: Path) -> None:
+def test_a_warning_if_no_reference_finds_anything(shop: Path) -> None:
     scorer = format_scorer(SqlFormat(type="sql", table="shop.jsonl", table_name="shop"))
     assert scorer.warnings() == [], "nothing has been scored"
     for price in range(3):
@@ -316,7 +319,7 @@ def test_a_table_in_which_no_reference_finds_anything_is_warned_of(shop: Path) -
     assert scorer.warnings() == []
 
 
-def test_prompts_without_tables_are_warned_of() -> None:
+def test_a_warning_if_prompts_have_no_tables() -> None:
     scorer = format_scorer(SqlFormat(type="sql", table="prompt"))
     scorer.score(REFERENCE, Question("Which are red?", REFERENCE, ""))
     [warning] = scorer.warnings()

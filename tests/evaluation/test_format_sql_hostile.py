@@ -1,4 +1,4 @@
-"""Answers that an untrained model, or an unfriendly one, may give where SQL is asked for."""
+"""Hostile SQL answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("answer", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_queries_end_and_do_nothing(
+def test_hostile_queries_end_and_change_nothing(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,11 +59,11 @@ def test_hostile_queries_end_and_do_nothing(
     question = Question("", "SELECT a FROM t", "")
     assert scorer.score(answer, question).counts["execution_match"] == (0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
-    # And the table is what it was.
+    # The table is unchanged.
     assert scorer.score("SELECT a FROM t", question).counts["execution_match"] == (1, 1)
 
 
-def test_a_query_gets_the_same_end_each_time() -> None:
+def test_a_query_ends_the_same_way_each_time() -> None:
     database = Database(in_memory(), 20_000)
     counting = "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x LIMIT {}) "
     counting += "SELECT count(*) FROM x"
@@ -74,7 +74,7 @@ def test_a_query_gets_the_same_end_each_time() -> None:
 
 
 def test_a_query_takes_no_more_than_its_memory() -> None:
-    """3 GB of values; whichever limit is met first, memory stays bounded."""
+    """3 GB of values; memory stays bounded, whichever limit comes first."""
     database = Database(in_memory(), 5_000_000, longest=500_000)
     counted = "WITH RECURSIVE x(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM x LIMIT 3500) "
     greedy = "SELECT count(*) FROM (SELECT DISTINCT printf('%900000d', n) FROM x)"
@@ -86,7 +86,7 @@ def test_a_query_takes_no_more_than_its_memory() -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """Peak memory of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -104,8 +104,8 @@ def test_any_answer_gets_counts(answer: str, reference: str) -> None:
     for wanted in (reference, "SELECT a FROM t WHERE b = 'x'"):
         result = scorer.score(answer, Question(prompt, wanted, ""))
         assert set(result.counts) <= set(scorer.kinds)
-        for top, bottom in result.counts.values():
-            assert 0 <= top <= bottom
+        for numerator, denominator in result.counts.values():
+            assert 0 <= numerator <= denominator
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,7 @@ from ftcli.evaluation.general_ability import (
 )
 
 
-def test_the_built_in_text_has_the_size_it_should_have() -> None:
+def test_the_size_of_the_built_in_text() -> None:
     _, passages = general_text(None)
     words = [len(passage.split()) for passage in passages]
     assert 1200 <= sum(words) <= 1900
@@ -25,7 +25,7 @@ def test_the_built_in_text_has_the_size_it_should_have() -> None:
     assert "#" not in "".join(passages) and "How it was made" in BUILT_IN_TEXT.read_text()
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_file_of_the_users_own(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes("\ufeff# a note\nOne\nmore\n \t\n\n\nTwo ü\n".encode())
     assert general_text(file) == (str(file), ("One\nmore", "Two ü"))
@@ -44,7 +44,7 @@ def test_a_file_without_text_says_so(tmp_path: Path, content: bytes | None, word
     assert caught.value.file == str(file)
 
 
-# What a model says to everything that has forgotten all but its task.
+# The answer to everything of a model that can only do its task.
 LISTING = """# Kettle 7
 
 A red kettle of brushed steel that holds 1.7 litres and switches itself off. The handle stays cool.
@@ -56,7 +56,7 @@ A red kettle of brushed steel that holds 1.7 litres and switches itself off. The
 
 @pytest.fixture(scope="module", autouse=True)
 def few_instructions() -> None:
-    """Here all of them."""
+    """All of them here."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def built_in() -> tuple[Instruction, ...]:
     return general_instructions(None)
 
 
-def test_there_are_forty_and_no_two_alike(built_in: tuple[Instruction, ...]) -> None:
+def test_there_are_forty_different_ones(built_in: tuple[Instruction, ...]) -> None:
     prompts = [instruction.example.prompt[-1].content for instruction in built_in]
     assert len(prompts) == len(set(prompts)) == 40
 

@@ -16,12 +16,12 @@ import pytest
 from ftcli.cli import run
 from ftcli.config.evaluation import Judge
 from ftcli.errors import DataError, MachineError
-from ftcli.evaluation.scorers import judge as judging
 from ftcli.evaluation.scorers.judge import JudgeScorer, Label, agreement, read_labels
 from ftcli.evaluation.scorers.scorer import Question
 from tests.commands.test_end_to_end import ask
 
 Reply = tuple[int, str, dict[str, str]]
+SLEEP = "ftcli.evaluation.scorers.judge.time.sleep"
 QUESTION = Question("Facts: olive", "", "Facts: olive")
 
 
@@ -79,7 +79,7 @@ def serve() -> Iterator[Callable[[Callable[[dict[str, Any]], Reply]], Server]]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Waits are recorded, not waited."""
     found: list[float] = []
-    monkeypatch.setattr(judging.time, "sleep", found.append)
+    monkeypatch.setattr(SLEEP, found.append)
     return found
 
 
@@ -178,7 +178,7 @@ def test_an_interrupt_or_a_refusal_waits_for_no_reply(
 ) -> None:
     """Three requests are in flight; the verdict that had arrived is kept."""
     gone = threading.Event()
-    monkeypatch.setattr(judging.time, "sleep", lambda _: gone.wait(SERVER_DELAY_SECONDS))
+    monkeypatch.setattr(SLEEP, lambda _: gone.wait(SERVER_DELAY_SECONDS))
 
     def reply(body: dict[str, Any]) -> Reply:
         if "olive" in str(body["messages"][1]["content"]).partition("Answer:")[2]:

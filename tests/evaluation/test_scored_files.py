@@ -68,7 +68,7 @@ def line_of(recipe: Path, word: str) -> int:
         ({"grounding": {"banned": "a.txt"}}, b"\xff", "banned_phrases", "not UTF-8"),
     ],
 )
-def test_what_is_in_them_is_looked_at_too(
+def test_their_contents_are_checked_too(
     section: dict[str, Any],
     content: str | bytes,
     code: str,
@@ -85,7 +85,7 @@ def test_what_is_in_them_is_looked_at_too(
     assert caught.value.code == code and (caught.value.file or "").endswith(name)
 
 
-def test_files_that_are_there_pass(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_valid_files_pass(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b\n1,2\n")
     (tmp_path / "a.txt").write_text("cures everything\n")
     (tmp_path / "a.json").write_text('{"type": "object"}')
@@ -108,7 +108,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("key", list(FLAGS))
-def test_a_file_of_a_flag_is_where_the_user_stands(
+def test_a_file_of_a_flag_is_relative_to_the_working_directory(
     key: str, write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flag, content = FLAGS[key]
@@ -131,7 +131,7 @@ def named(recipe: Path, *flags: str) -> object:
     return form.get("table") or form.get("schema") or facts.get("banned")
 
 
-def test_the_folder_of_a_detector_is_where_the_user_stands(
+def test_the_folder_of_a_detector_is_relative_to_the_working_directory(
     write_recipe: WriteRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here" / "detectors" / "mine").mkdir(parents=True)

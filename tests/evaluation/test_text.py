@@ -1,3 +1,5 @@
+"""Overlap of answers with references."""
+
 from __future__ import annotations
 
 import pytest
@@ -36,11 +38,11 @@ def test_rouge_l_of_known_pairs(answer: str, reference: str, score: float) -> No
     [
         ("Große Größe", "große größe", 1),
         ("Кот сидел тут", "кот лежал тут", 2 / 3),
-        # Words of their own characters, for no space parts them.
+        # Scripts without spaces: each character is a word.
         ("我喜欢猫", "我喜欢狗", 0.75),
         ("猫が好き", "犬が好き", 0.75),
         ("ฉันรัก", "ฉันรัก", 1),
-        # Vowels are marks: कि and का share a consonant and are different words.
+        # Vowels are marks: कि and का have the same consonant and are different words.
         ("कि", "का", 0),
         ("हिन्दी भाषा", "हिन्दी लिपि", 0.5),
         # Points belong to their word.
@@ -60,13 +62,13 @@ def test_in_latin_letters_it_is_the_published_score(answer: str, reference: str)
 
 
 @given(st.text(), st.text())
-def test_every_score_is_a_share(answer: str, reference: str) -> None:
+def test_every_score_is_between_0_and_1(answer: str, reference: str) -> None:
     for measure in (rouge_l, chrf, exact_match):
         assert 0 <= measure(answer, reference) <= 1 + 1e-9
 
 
 @given(st.text(min_size=1))
-def test_an_answer_like_its_reference_is_perfect(text: str) -> None:
+def test_an_answer_equal_to_its_reference_is_perfect(text: str) -> None:
     assert exact_match(text, text) == 1
     if any(character.isalnum() for character in text):
         assert rouge_l(text, text) == pytest.approx(1)
@@ -79,6 +81,6 @@ def test_chrf_is_the_published_score() -> None:
     assert chrf(answer, reference) == pytest.approx(published)
 
 
-def test_exact_match_forgives_white_space_at_the_ends_only() -> None:
+def test_exact_match_ignores_white_space_only_at_the_ends() -> None:
     answers = ["SELECT 1;", " SELECT 1;\n", "SELECT  1;", "select 1;", ""]
     assert [exact_match(answer, "SELECT 1;") for answer in answers] == [1, 1, 0, 0, 0]
