@@ -8,13 +8,22 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rendering import contents
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from ftcli.data.example import Example, RejectedRow, RowError
 from ftcli.data.tokenizing import rendering
 from ftcli.data.tokenizing.rendering import Encoded, Renderer, encode_items, encode_many
-from tests.families import CORPUS, FORGED, Family, chat, family_named, plain, qwen3, wrapped
+from tests.families import (
+    CONTENTS,
+    CORPUS,
+    FORGED,
+    Family,
+    chat,
+    family_named,
+    plain,
+    qwen3,
+    wrapped,
+)
 
 
 def one_by_one(renderer: Renderer, examples: list[Example]) -> list[Encoded | str]:
@@ -50,9 +59,9 @@ FAMILIES = {
     "word level": word_level("word level", "{{ header }}…\n"),
     "word level after control": word_level("after control", "{{ header }}…<|end|>"),
 }
-conversation = st.lists(contents, min_size=2, max_size=6).map(lambda turns: turns[len(turns) % 2 :])
-system = st.none() | contents
-texts = st.builds(lambda text: Example((), chat("a").origin, text=text), contents)
+conversation = st.lists(CONTENTS, min_size=2, max_size=6).map(lambda turns: turns[len(turns) % 2 :])
+system = st.none() | CONTENTS
+texts = st.builds(lambda text: Example((), chat("a").origin, text=text), CONTENTS)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

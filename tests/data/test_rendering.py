@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ftcli.data.example import Example, Message, Origin, RowError
@@ -108,19 +107,6 @@ def test_ids_are_those_of_the_text_rendered_and_encoded_whole(family: Family) ->
     row = family.renderer().encode(example)
     assert row.input_ids == whole[: len(row.input_ids)]
     assert family.tokenizer.decode(whole[len(row.input_ids) :]).strip() == ""
-
-
-@pytest.mark.fault(14)
-@pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
-def test_a_row_has_one_beginning_token(name: str) -> None:
-    family = family_named(name)
-    bos = family.tokenizer.bos_token_id
-    example = chat("Which?", "The chair.", "Hue?", "Brown.")
-    for ids in (
-        family.renderer().encode(example).input_ids,
-        family.renderer().prompt_ids(example.prompt),
-    ):
-        assert ids[0] == bos and ids.count(bos) == 1
 
 
 # Thinking blocks
@@ -296,19 +282,6 @@ def test_a_text_keeps_its_white_space_and_gets_no_beginning_that_its_model_lacks
     family = family_named("chatml")
     row = family.renderer().encode(plain_text(" the answer\n\n"))
     assert family.tokenizer.decode(row.input_ids) == " the answer\n\n<|im_end|>"
-
-
-# Properties
-
-PIECES = (
-    *("<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|begin_of_text|>", "<|end_header_id|>"),
-    *("<end_of_turn>", "<bos>", "</s>", "[INST]", "<|", "|>", "user\n", "assistant"),
-    *("\n", "\n\n", " ", "  ", "\t", "'s", ":", "the", " answer"),
-)
-# ▁ is how SentencePiece writes a space; what stands for control tokens is refused, see above.
-characters = st.characters(exclude_categories=("Cs", "Co"), exclude_characters="▁")
-pieces = st.sampled_from(PIECES) | st.text(characters, max_size=4)
-contents = st.lists(pieces, max_size=6).map("".join).filter(str.strip)
 
 
 # The real small model

@@ -93,7 +93,7 @@ ROWS = [json.loads(line) for line in BUILTIN_FILE.read_text(encoding="utf-8").sp
 
 
 def words(text: str) -> set[str]:
-    return set(re.findall(r"\\w+", text.lower()))
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def test_rows_of_many_kinds_and_lengths() -> None:

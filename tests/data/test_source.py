@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 from pathlib import Path
 
@@ -34,38 +32,6 @@ def error_of(folder: Path, name: str, content: bytes | None = None) -> DataError
 
 
 # jsonl
-
-
-def test_jsonl_lines_are_rows_or_rejects_with_reasons(tmp_path: Path) -> None:
-    content = b"\n".join(
-        [
-            b'\xef\xbb\xbf{"a": "\xc3\xa9"}\r',
-            b"",
-            b"null",
-            b"[1]",
-            b'{"a": "cut',
-            b'{"a" 1}',
-            b'{"a": "\xff"}',
-            b'{"a": 1, "b": {"c": 1, "c": 2}}',
-            b'{"a": NaN}',
-            b'{"a": ' + b"1" * 5000 + b"}",
-            b"[" * 100_000,
-            b'{"a": 5}',
-        ]
-    )
-    assert rows_of(tmp_path, "rows.jsonl", content) == [
-        (1, {"a": "é"}),
-        (3, "null, where an object is expected"),
-        (4, "a list, where an object is expected"),
-        (5, "not JSON: Unterminated string starting at column 7"),
-        (6, "not JSON: Expecting ':' delimiter at column 6"),
-        (7, "not UTF-8: byte 0xff at position 8"),
-        (8, "duplicate key c in one object"),
-        (9, "not JSON: NaN is not a JSON value"),
-        (10, "a number of 5000 digits"),
-        (11, "nested too deeply"),
-        (12, {"a": 5}),
-    ]
 
 
 def test_origin_names_the_file_as_the_user_wrote_it(tmp_path: Path) -> None:
@@ -170,17 +136,6 @@ def test_csv_delimiter_is_the_one_in_the_header(tmp_path: Path, delimiter: str) 
     assert rows_of(tmp_path, "x.csv", content.encode()) == [(2, {"a,b;c\td": "1", "e": "2"})]
 
 
-def test_csv_rows_that_cannot_be_read_are_rejects(tmp_path: Path) -> None:
-    content = b'a,b\n1,2,3\n1\n\n"x"y,2\ncaf\xe9,2\n1,2\n'
-    assert rows_of(tmp_path, "bad.csv", content) == [
-        (2, "3 values, where the header has 2"),
-        (3, "1 value, where the header has 2"),
-        (5, "not CSV: ',' expected after '\"'"),
-        (6, "not UTF-8: byte 0xe9; save it as UTF-8 (in Excel: Save as → CSV UTF-8)"),
-        (7, {"a": "1", "b": "2"}),
-    ]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -205,18 +160,6 @@ def test_csv_with_a_nameless_index_column_and_a_long_value(tmp_path: Path) -> No
 
 def test_an_empty_csv_file_has_no_rows(tmp_path: Path) -> None:
     assert rows_of(tmp_path, "empty.csv", b"") == []
-
-
-CSV_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-
-
-@given(rows=st.lists(st.tuples(CSV_TEXT, CSV_TEXT), max_size=8))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
-def test_csv_round_trip(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
-    written = io.StringIO(newline="")
-    csv.writer(written, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
-    read = rows_of(tmp_path, "any.csv", written.getvalue().encode())
-    assert [fields for _, fields in read] == [{"a": a, "b": b} for a, b in rows]
 
 
 # parquet

@@ -81,15 +81,20 @@ def test_values_of_jsonl_are_byte_equal(bench: Bench, complete: bool, observed: 
     fields = 0
 
     @settings(max_examples=1000 if complete else 60, deadline=None)
-    @given(rows=pairs, escaped=st.booleans(), end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]))
-    def check(rows: list[tuple[str, str]], escaped: bool, end: bytes) -> None:
+    @given(
+        rows=pairs,
+        escaped=st.booleans(),
+        end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
+        mark=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    )
+    def check(rows: list[tuple[str, str]], escaped: bool, end: bytes, mark: bytes) -> None:
         nonlocal fields
         rows = [*rows, ("the last", "row")]
         lines = [
             json.dumps({"prompt": prompt, "completion": answer}, ensure_ascii=escaped).encode()
             for prompt, answer in rows
         ]
-        compare(bench.of("any.jsonl", end.join(lines)), rows)
+        compare(bench.of("any.jsonl", mark + end.join(lines)), rows)
         fields += 2 * len(rows)
 
     check()
