@@ -30,7 +30,7 @@ def test_answers_do_not_depend_on_the_batch_size(
         return [tuple(row["sides"][side]["text"] for side in ("base", "tuned")) for row in rows]
 
     one = answers(1)
-    assert len({text for row in one for text in row}) > 2  # not all alike
+    assert len({text for row in one for text in row}) > 2  # not all equal
     assert answers(8) == one
     assert answers(3) == one
 

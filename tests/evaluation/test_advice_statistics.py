@@ -1,4 +1,4 @@
-"""What rows are like: near duplicates, contradictions, lengths, and a shared instruction."""
+"""Statistics of rows: near duplicates, contradictions, lengths, and a common instruction."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def found(rows: list[DataRow]) -> NearDuplicates:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "alike"),
+    ("one", "other", "similar"),
     [
         ("One  TWO three!", "one two three", True),
         ("One two", "one two", True),
@@ -67,9 +67,9 @@ def found(rows: list[DataRow]) -> NearDuplicates:
         ("?", "?", False),
     ],
 )
-def test_words_are_compared_in_groups_of_three(one: str, other: str, alike: bool) -> None:
+def test_words_are_compared_in_groups_of_three(one: str, other: str, similar: bool) -> None:
     others = [row(f"{n}", f"{n} {n + 1} {n + 2}", n) for n in range(10, 30)]
-    assert (found([row("", one), row("", other), *others]).rows == 2) is alike
+    assert (found([row("", one), row("", other), *others]).rows == 2) is similar
 
 
 def test_an_instruction_that_all_share_makes_no_near_duplicates() -> None:

@@ -1,4 +1,4 @@
-"""Merged, saved, read back: every model and every kind of LoRA is what base + adapter was."""
+"""Merged, saved, read back: every model and every kind of LoRA equals base + adapter."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _quiet(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 
 def trained_adapter(base: PreTrainedModel, method: LoraKeys, folder: Path) -> None:
-    """An adapter whose every weight has moved, as after a training, on disk."""
+    """Save an adapter with all weights changed, as after a training."""
     adapted = attach(base, method, seed=0)
     moved = 0
     for name, parameter in adapted.named_parameters():
@@ -104,7 +104,7 @@ def opened(folder: Path, dtype: torch.dtype, method: LoraKeys, *, whole: bool) -
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `ftcli merge` measures: the sum, the file against it, and what rounding costs."""
+    """What `ftcli merge` measures: exactness, the written file, and the cost of rounding."""
 
     exact: Exactness
     written: Exactness
@@ -116,23 +116,29 @@ def certificate(
     method: LoraKeys,
     folder: Path,
     wanted: torch.dtype,
-    held: torch.dtype = torch.float32,
+    base_dtype: torch.dtype = torch.float32,
 ) -> Certificate:
     """Train (as it were), merge, save and read back; compare as `ftcli merge` does."""
-    base.to(held).save_pretrained(folder / "base")
-    trained_adapter(opened(folder / "base", held, method, whole=False), method, folder / "adapter")
+    base.to(base_dtype).save_pretrained(folder / "base")
+    trained_adapter(
+        opened(folder / "base", base_dtype, method, whole=False), method, folder / "adapter"
+    )
     arithmetic = torch.float64 if isinstance(method, Lora) else torch.float32
 
-    trained = open_adapter(opened(folder / "base", held, method, whole=False), folder / "adapter")
+    trained = open_adapter(
+        opened(folder / "base", base_dtype, method, whole=False), folder / "adapter"
+    )
     reference = said(trained, arithmetic)
     names = four_bit_layers(trained)
-    before = said(opened(folder / "base", held, method, whole=True), arithmetic)
+    before = said(opened(folder / "base", base_dtype, method, whole=True), arithmetic)
     assert parity(before, reference).kl > 0.05, "the adapter does something"
 
-    adapted = open_adapter(opened(folder / "base", held, method, whole=True), folder / "adapter")
+    adapted = open_adapter(
+        opened(folder / "base", base_dtype, method, whole=True), folder / "adapter"
+    )
     nf4 = None
     if isinstance(method, Qlora):
-        nf4 = Nf4Config(names, method.double_quantization, held, CPU)
+        nf4 = Nf4Config(names, method.double_quantization, base_dtype, CPU)
     whole, rounded = (
         said(adapted, arithmetic, merged_groups(adapted, arithmetic, stored, nf4))
         for stored in (None, wanted)
@@ -149,12 +155,12 @@ def certificate(
 
 
 def require_same(found: Certificate) -> None:
-    """Exact, and written as measured; a random model is rounded with more harm than a real one."""
+    """Exact, and written as measured; rounding costs a random model more than a real one."""
     assert found.exact.passes and found.written.passes, found
     assert found.cost.kl <= (0.0 if found.cost.dtype == "float32" else 1e-3), found
 
 
-# Each is made of parts that are proven alone in the quick tests.
+# Combinations of what the quick tests prove alone.
 SLOW = pytest.mark.slow
 KINDS: dict[str, type[Lora] | type[Qlora]] = {"lora": Lora, "qlora": Qlora}
 
@@ -222,7 +228,7 @@ def test_layers_and_ends_of_models_with_other_names(model: str, mode: str, tmp_p
         ),
     ],
 )
-def test_a_base_held_in_16_bits(model: str, extra: str, wanted: str, tmp_path: Path) -> None:
+def test_a_base_in_16_bits(model: str, extra: str, wanted: str, tmp_path: Path) -> None:
     method = Lora.model_validate({"mode": "lora", "rank": 4} | EXTRAS[extra])
     require_same(certificate(MODELS[model](), method, tmp_path, TYPES[wanted], torch.bfloat16))
 
@@ -232,7 +238,7 @@ def test_a_base_held_in_16_bits(model: str, extra: str, wanted: str, tmp_path: P
 def test_double_quantization_is_the_trainings(double: bool, tmp_path: Path) -> None:
     method = Qlora(mode="qlora", rank=4, double_quantization=double)
     found = certificate(llama(), method, tmp_path, torch.float32)
-    assert found.exact.max_logit_difference < 1e-3, "the very weights, but for the order of sums"
+    assert found.exact.max_logit_difference < 1e-3, "the same weights; sums in another order"
 
 
 @pytest.mark.fault(8)
@@ -246,8 +252,8 @@ def test_a_4_bit_base_trained_in_16_bits(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(9)
-def test_a_head_trained_alone_beside_tied_embeddings_is_not_tied_again(tmp_path: Path) -> None:
-    """As plain PEFT trains it, which copies one end only."""
+def test_a_head_trained_without_its_tied_embeddings_is_not_tied_again(tmp_path: Path) -> None:
+    """As plain PEFT trains it."""
     from peft import LoraConfig, get_peft_model
 
     base = llama(tie_word_embeddings=True)
@@ -264,7 +270,7 @@ def test_a_head_trained_alone_beside_tied_embeddings_is_not_tied_again(tmp_path:
     assert not alone.config.tie_word_embeddings
 
 
-# Faults of a merge, planted
+# Injected faults
 
 
 def lose_adapters(_: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -287,7 +293,7 @@ def scale_twice(patched: pytest.MonkeyPatch) -> None:
 
 
 def transpose(patched: pytest.MonkeyPatch) -> None:
-    """Where the sizes allow it."""
+    """Of square updates."""
     change_update(patched, lambda u: u.T.contiguous() if u.shape[0] == u.shape[1] else u)
 
 
@@ -299,10 +305,10 @@ def round_update(patched: pytest.MonkeyPatch) -> None:
 @pytest.mark.fault(8, 9)
 @pytest.mark.parametrize("kind", [Lora, Qlora])
 @pytest.mark.parametrize(
-    "plant", [lose_adapters, lose_one_layer, scale_twice, transpose, round_update]
+    "inject", [lose_adapters, lose_one_layer, scale_twice, transpose, round_update]
 )
-def test_every_planted_fault_is_found_before_rounding(
-    plant: Callable[[pytest.MonkeyPatch], Any],
+def test_every_injected_fault_is_caught_before_rounding(
+    inject: Callable[[pytest.MonkeyPatch], Any],
     kind: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -310,7 +316,7 @@ def test_every_planted_fault_is_found_before_rounding(
     from ftcli.export import merged_model as engine
 
     method = kind(mode=kind.__name__.lower(), rank=4)
-    layers = plant(monkeypatch)
+    layers = inject(monkeypatch)
     if layers is not None:
         whole = engine.layers_to_merge
         monkeypatch.setattr(engine, "layers_to_merge", lambda *found: layers(whole(*found)))
@@ -319,8 +325,8 @@ def test_every_planted_fault_is_found_before_rounding(
 
 
 @pytest.mark.fault(9)
-def test_a_fault_that_comes_with_writing_is_found(tmp_path: Path) -> None:
-    """What is read back is held against what was measured before."""
+def test_a_fault_in_writing_is_caught(tmp_path: Path) -> None:
+    """What is read back is compared with what was measured before."""
     base = llama()
     adapted = attach(base, Lora(mode="lora", rank=4), seed=0)
     shake(adapted)
@@ -341,14 +347,14 @@ def test_measuring_leaves_base_and_adapter_as_they_are() -> None:
     assert parity(first, said(adapted, torch.float64)).max_logit_difference == 0.0
 
 
-def test_a_weight_that_fp16_cannot_hold_is_named() -> None:
+def test_a_weight_too_large_for_fp16_is_named() -> None:
     adapted = attach(llama(), Lora(mode="lora", rank=4), seed=0)
     norm: nn.Parameter = adapted.get_base_model().model.norm.weight
     norm.data[0] = 1e5
     with pytest.raises(ModelError, match="a weight of 1e\\+05 is too large for float16") as error:
         said(adapted, torch.float64, merged_groups(adapted, torch.float64, torch.float16, None))
     assert error.value.code == "merge_range"
-    assert norm.data[0] == 1e5, "and it is as it was"
+    assert norm.data[0] == 1e5, "unchanged"
 
 
 def test_the_largest_activation_is_that_of_any_layer() -> None:
@@ -359,4 +365,4 @@ def test_the_largest_activation_is_that_of_any_layer() -> None:
     inside = largest()
     assert inside > 1e4 and inside > output.logits.abs().max()
     model(torch.tensor([ROWS[1]]))
-    assert largest() == inside, "it looks no longer"
+    assert largest() == inside, "the hooks are removed"

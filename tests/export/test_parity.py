@@ -1,3 +1,5 @@
+"""How much predictions of two models differ, and the arithmetic of that comparison."""
+
 from __future__ import annotations
 
 import math
@@ -73,7 +75,7 @@ def test_losses_are_summed_row_by_row() -> None:
         assert losses == pytest.approx(expected)
 
 
-def test_rows_together_predict_what_they_predict_alone() -> None:
+def test_rows_of_a_batch_predict_what_they_predict_alone() -> None:
     rows = [
         {"input_ids": list(range(1, n)), "labels": [-100, -100, *range(3, n)]} for n in (9, 30, 4)
     ]
@@ -85,7 +87,7 @@ def test_rows_together_predict_what_they_predict_alone() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_what_is_no_number_stays_none(index: int) -> None:
+def test_nan_stays_nan(index: int) -> None:
     reference = [torch.randn(3, 5), torch.randn(3, 5)]
     candidate = [row.clone() for row in reference]
     candidate[index][1, 2] = math.nan
@@ -93,7 +95,7 @@ def test_what_is_no_number_stays_none(index: int) -> None:
     assert math.isnan(found.kl) and math.isnan(found.max_logit_difference)
 
 
-def test_a_row_too_few_is_no_comparison() -> None:
+def test_a_missing_row_is_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
         compared([torch.randn(3, 5)] * 2, [torch.randn(3, 5)])
 
@@ -101,7 +103,7 @@ def test_a_row_too_few_is_no_comparison() -> None:
 # Arithmetic
 
 
-def test_weights_are_widened_while_they_are_used_and_then_the_same_again() -> None:
+def test_weights_are_upcast_only_during_their_forward_pass() -> None:
     model = in_16_bits(llama())
     before = {name: (p.data_ptr(), p.dtype) for name, p in model.named_parameters()}
     wide = llama()
@@ -114,7 +116,7 @@ def test_weights_are_widened_while_they_are_used_and_then_the_same_again() -> No
     assert model(input_ids=IDS).logits.dtype == torch.bfloat16
 
 
-def test_only_one_part_is_wide_at_a_time() -> None:
+def test_only_one_group_is_upcast_at_a_time() -> None:
     model, wide = in_16_bits(llama()), []
 
     def count(*_: object) -> None:
@@ -126,8 +128,8 @@ def test_only_one_part_is_wide_at_a_time() -> None:
     assert 0 < max(wide) <= max(parameter.numel() for parameter in model.parameters())
 
 
-def test_in_float64_the_order_of_a_sum_does_not_count() -> None:
-    """The same function, its adapter inside and beside the weights: fp32 tells them apart."""
+def test_in_float64_the_order_of_sums_does_not_count() -> None:
+    """The same function, its adapter merged and unmerged: in fp32 they differ."""
     adapted = attach(llama(), lora(), seed=0)
     shake(adapted)
     network = adapted.get_base_model()
@@ -145,7 +147,7 @@ def test_in_float64_the_order_of_a_sum_does_not_count() -> None:
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("modules", [[], ["embed_tokens"], ["lm_head"]])
 @pytest.mark.parametrize("tied", [False, True])
-def test_16_bit_parts_of_an_adapter_compute_in_fp32(
+def test_16_bit_weights_of_an_adapter_compute_in_fp32(
     dora: bool, modules: list[Any], tied: bool
 ) -> None:
     method = Lora(mode="lora", rank=2, dora=dora, modules_to_save=modules)

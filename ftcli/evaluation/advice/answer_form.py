@@ -22,7 +22,7 @@ Kind = Literal["labels", "json", "sql", "lines", "sections", "opening", "length"
 FIXED: tuple[Kind, ...] = ("labels", "json", "sql", "lines", "sections")
 NEARLY_ALL, MAJORITY = 0.9, 0.5
 # Proportion of texts with a common beginning; the others may be mistakes.
-ALIKE = 0.95
+COMMON = 0.95
 MAX_LABELS, MAX_LABEL_CHARACTERS, ROWS_PER_LABEL, NAMED_LABELS = 30, 60, 5, 3
 PARSED_QUERIES = 300  # each takes a few milliseconds
 QUERY = re.compile(r"(SELECT|WITH)\b", re.IGNORECASE)
@@ -73,13 +73,13 @@ def read_format(wanted: Mapping[str, Any] | None) -> AnswerFormat | None:
         return None
 
 
-def common_beginning(texts: Sequence[str], alike: float = ALIKE) -> str:
-    """The longest beginning, of whole lines or words, of at least `alike` of the texts.
+def common_beginning(texts: Sequence[str], share: float = COMMON) -> str:
+    """The longest beginning, of whole lines or words, of at least this share of the texts.
 
     Empty if it is the whole of most texts: then it is the question, not an instruction.
     """
     # In sorted order, texts with a common beginning are neighbours.
-    ordered, apart = sorted(texts), math.ceil(alike * len(texts)) - 1
+    ordered, apart = sorted(texts), math.ceil(share * len(texts)) - 1
     pairs = zip(ordered, ordered[max(apart, 0) :], strict=False)
     found = max(map(commonprefix, pairs), key=len, default="")
     if sum(text.strip() == found.strip() for text in texts) > len(texts) / 2:

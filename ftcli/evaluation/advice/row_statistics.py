@@ -20,7 +20,7 @@ from ftcli.console import Reporter
 from ftcli.data.dataset import SPLITS, Dataset, Split, read_turns, row_batches
 from ftcli.data.example import Message, Origin
 from ftcli.evaluation.advice.answer_form import (
-    ALIKE,
+    COMMON,
     AnswerForm,
     answer_form,
     common_beginning,
@@ -352,5 +352,5 @@ def common_instruction(rows: Sequence[DataRow]) -> str:
     questions = [
         next((turn.content for turn in row.messages if turn.role == "user"), "") for row in rows
     ]
-    parts = (system if often >= ALIKE * len(rows) else "", common_beginning(questions))
+    parts = (system if often >= COMMON * len(rows) else "", common_beginning(questions))
     return "\n".join(filter(None, parts))

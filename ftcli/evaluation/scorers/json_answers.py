@@ -70,7 +70,7 @@ class JsonScorer:
         if self.validator is not None:
             try:
                 error = next(self.validator.iter_errors(value), None)
-            # jsonschema raises them for values such as 1e999.
+            # jsonschema raises them for values like 1e999.
             except (RecursionError, ArithmeticError, ValueError, TypeError) as reason:
                 yield Finding("schema", f"cannot be validated: {reason}")
                 return

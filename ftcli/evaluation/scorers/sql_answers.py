@@ -162,8 +162,8 @@ class SqlScorer:
             why = f"the reference is not a query ({reference.fault.message}): not counted"
             findings.append(Finding("reference", why))
         else:
-            alike = query.fault is None and query.spelling == reference.spelling
-            counts["sql_match"] = (float(alike), 1.0)
+            equal = query.fault is None and query.spelling == reference.spelling
+            counts["sql_match"] = (float(equal), 1.0)
             if self.table is not None:
                 databases, why = self._databases(reference, question)
                 self.untested[question] = why
