@@ -15,7 +15,6 @@ from ftcli.config.recipe import (
     Recipe,
     RegexFormat,
     Section,
-    Training,
 )
 
 SMALLEST: dict[str, Any] = {
@@ -83,24 +82,6 @@ def test_a_mode_chooses_the_class_and_its_keys() -> None:
         recipe(method={"mode": "full", "rank": 8})
     with pytest.raises(ValidationError, match="Extra inputs"):
         recipe(method={"mode": "lora", "double_quantization": True})
-
-
-def test_numbers_may_come_as_yaml_texts_but_not_as_booleans() -> None:
-    assert recipe(training={"learning_rate": "1e-4"}).training.learning_rate == 1e-4
-    assert reason(Training, batch_size=True) == "Value error, expected a number, found true"
-    assert "expected a number, found false" in reason(Training, learning_rate=False)
-
-
-@pytest.mark.parametrize("size", [3, 5, 32])
-def test_a_micro_batch_that_does_not_divide_is_refused(size: int) -> None:
-    assert reason(Training, micro_batch_size=size) == (
-        f"Value error, micro_batch_size {size} does not divide batch_size 16"
-    )
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
-def test_a_micro_batch_that_divides_is_taken(size: int) -> None:
-    assert Training(micro_batch_size=size).micro_batch_size == size
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,6 @@ def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
         ),
     ):
         assert fault(more(f"training:\n{keys}")) == f"shop.yaml:9: training: {message}"
-    assert fault(more("  max_length: 64\n  prompt: question\n")) == (
-        "shop.yaml:9: data: data.prompt names a column or template, and data.completion is "
-        "missing; give both"
-    )
-    assert fault(more("  format: pairs\n  prompt: q\n  completion: a\n")) == (
-        "shop.yaml:8: data: data.prompt and data.completion need format columns or auto, found "
-        "format pairs"
-    )
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,6 @@ def test_the_smallest_recipe_loads(here: Path) -> None:
     assert loaded.shown_path() == "shop.yaml"
 
 
-@pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "0.0001", "'1e-4'", "1E-4", ".0001"])
-def test_every_way_to_write_a_number_works(number: str) -> None:
-    found = load(more(f"training:\n  learning_rate: {number}\n"))
-    assert found.recipe.training.learning_rate == 1e-4
-
-
 @pytest.mark.parametrize(
     ("written", "rank"), [("16", 16), ("'16'", 16), ("16.0", 16), ("0x10", 16), ("09", 9)]
 )
@@ -74,18 +68,6 @@ def test_an_octal_is_refused(number: str) -> None:
     assert fault(method(f"rank: {number}")) == (
         f"shop.yaml:6: method.rank: {number} may mean octal or decimal; write it without the "
         "leading 0, or in quotes if it is a text"
-    )
-
-
-def test_a_number_to_base_60_is_refused() -> None:
-    assert fault(method("rank: 1:30")) == (
-        "shop.yaml:6: method.rank: 1:30 may mean base 60; put it in quotes"
-    )
-
-
-def test_true_is_no_number() -> None:
-    assert fault(method("rank: true")) == (
-        "shop.yaml:6: method.rank: expected a number, found true"
     )
 
 

@@ -147,7 +147,7 @@ def test_only_the_recipe_itself_is_written_over(tmp_path: Path) -> None:
     file.write_text(RECIPE)
     other.write_text("mine")
     loaded = load_recipe(file)
-    with pytest.raises(FtcliError, match="it is there already") as caught:
+    with pytest.raises(FtcliError, match="the file exists") as caught:
         with_flags(loaded, None, {}, None).write({"method.rank": 8}, other)
     assert (caught.value.code, caught.value.exit_code) == ("exists", 1)
     assert other.read_text() == "mine"
