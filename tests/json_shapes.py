@@ -37,7 +37,7 @@ SIDE: dict[str, Any] = {"type": "object", "additionalProperties": {"anyOf": [NUM
 
 
 def evaluation() -> dict[str, Any]:
-    """What the result class says, and every side's scores by name."""
+    """The shape of the result class, with every side's scores by name."""
     shape = EvalResult.model_json_schema(mode="serialization")
     sides = {"run_dir": TEXT, "base": SIDE, "prompted": SIDE, "tuned": SIDE}
     properties = shape["properties"] | sides

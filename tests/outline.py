@@ -12,7 +12,7 @@ VOID = {"meta", "link", "input", "br", "hr", "img", "source"}
 
 
 class Outline(HTMLParser):
-    """Reads a page strictly: every tag that opens closes, in order; ids are one of a kind."""
+    """Strict reader of a page: every tag is closed in order, ids are unique."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -50,12 +50,12 @@ class Outline(HTMLParser):
 
     @property
     def text(self) -> str:
-        """With a space between elements, but for punctuation."""
+        """The text with spaces between elements, except before punctuation."""
         return re.sub(r" (?=[,.:;)])", "", " ".join(" ".join(self.words).split()))
 
 
 def outline(run: RunFolder) -> Outline:
-    """Of the page of a run, which must be valid."""
+    """The outline of a run's page, which must be valid."""
     write_report(run)
     found = Outline(run.report.read_text(encoding="utf-8"))
     assert found.faults == []

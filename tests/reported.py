@@ -56,13 +56,13 @@ HOSTILE = (
 
 
 def score(value: float, low: float | None = None, high: float | None = None) -> Score:
-    """Of 120 rows; an interval of five points where none is given."""
+    """A score of 120 rows, by default with an interval of five points."""
     ends = (value - 0.05 if low is None else low, value + 0.05 if high is None else high)
     return Score(value=value, interval=ends, n=120)
 
 
 def difference(value: float, verdict: Verdict | None, error: float = 0.02) -> Difference:
-    """Of 120 rows."""
+    """A difference of 120 rows."""
     interval = (value - 1.96 * error, value + 1.96 * error)
     ways = None if verdict is None else 100, None if verdict is None else 4
     return Difference(
@@ -79,7 +79,7 @@ def difference(value: float, verdict: Verdict | None, error: float = 0.02) -> Di
 def row(
     name: str, base: float, tuned: Score, verdict: Verdict | None = "better", **changes: Any
 ) -> ScoreRow:
-    """A share of which more is better, compared with the base; changed as asked."""
+    """A proportion (higher is better) of base and tuned, with changes."""
     values: dict[str, Any] = {
         "name": name,
         "label": name.replace("_", " "),
@@ -123,8 +123,8 @@ GENERAL = (
 
 
 def evaluation(**changes: Any) -> EvalResult:
-    """An evaluation of 120 rows, better in format and endings; whether answers are true was not
-    measured. Changed as asked."""
+    """An evaluation of 120 rows, better in format and EOS, without a score of correctness; with
+    changes."""
     call = Call(prompt_tokens=68.0, answer_tokens=72.0, tokens_per_second=82.0)
     values: dict[str, Any] = {
         "key": KEY,
@@ -145,19 +145,19 @@ def evaluation(**changes: Any) -> EvalResult:
 
 
 def of_truth(tuned: Score) -> dict[str, Any]:
-    """What `evaluation` changes where whether answers are right was measured."""
+    """Changes of `evaluation` for a measured correctness."""
     right = row("execution_match", 0.0, tuned, label="same result")
     return {"scores": (right, *ROWS), "truth_measured_by": ("execution_match",)}
 
 
 def prompted(verdict: Verdict) -> tuple[ScoreRow, ...]:
-    """The scores with the base with a prompt too, and the difference from it in the format."""
+    """The scores, also of the base with a prompt and of the format's difference from it."""
     against = {"prompted": score(0.5), "tuned_vs_prompted": difference(0.47, verdict)}
     return FORMAT.model_copy(update=against), *ROWS[1:]
 
 
 def answer(text: str, *, stopped: bool = True, **changes: Any) -> Answer:
-    """In the format, unless changed."""
+    """An answer with a valid format, unless changed."""
     values: dict[str, Any] = {
         "text": text,
         "tokens": max(1, len(text) // 4),
@@ -171,14 +171,14 @@ def answer(text: str, *, stopped: bool = True, **changes: Any) -> Answer:
 
 
 def finding(text: str, words: str, kind: str = "number not in the prompt") -> Finding:
-    """At these words of a text."""
+    """A finding at these words of a text."""
     start = text.index(words)
     message = f"“{words}” is not in the facts"
     return Finding(kind=kind, message=message, start=start, end=start + len(words))
 
 
 def usual_lines(rows: int) -> list[AnsweredRow]:
-    """Small products: every fifth has a number that its prompt has not, every seventh no format."""
+    """Products: every fifth answer has an unsupported number, every seventh an invalid format."""
     return [_usual_line(number) for number in range(rows)]
 
 
@@ -207,7 +207,7 @@ def _usual_line(number: int) -> AnsweredRow:
 def save_evaluation(
     run: RunFolder, result: EvalResult, lines: Sequence[AnsweredRow] | None = None
 ) -> None:
-    """Write an evaluation and its answers; without any, usual ones of all its rows."""
+    """Write an evaluation and its answers (default: usual ones of all rows)."""
     result.write(run.evaluation(result.key))
     answers = run.evaluations / result.answers
     answers.parent.mkdir(exist_ok=True)
@@ -240,7 +240,7 @@ def save_run(folder: Path, name: str = "shop", *, model: str = "Qwen/Qwen2.5-0.5
 
 
 def run_record(folder: Path) -> RunRecord:
-    """Of a LoRA on a CPU."""
+    """The record of a LoRA on a CPU."""
     return RunRecord(
         state="finished",
         run_id="ec0ff986" * 4,
@@ -279,7 +279,7 @@ def run_record(folder: Path) -> RunRecord:
 
 @cache
 def plan_record() -> Plan:
-    """Of a LoRA on a CPU."""
+    """The record of a LoRA on a CPU."""
     recipe = Recipe.model_validate(
         {
             "name": "shop",
@@ -320,7 +320,7 @@ def speeds() -> list[dict[str, Any]]:
 
 
 def hostile_run(folder: Path) -> RunFolder:
-    """Hostile words in every place that a model, a row, a recipe or a file's name may fill."""
+    """Hostile text in every field that a model, a row, a recipe or a file name fills."""
     machine = HardwareRecord(name=HOSTILE[1])
     run = save_run(folder, model=HOSTILE[1], versions={HOSTILE[0]: HOSTILE[1]}, hardware=machine)
     lines = []

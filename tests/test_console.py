@@ -28,7 +28,7 @@ class OnTerminal(io.StringIO):
         return True
 
 
-def test_the_story_goes_to_stderr_and_the_result_to_stdout(
+def test_messages_go_to_stderr_and_results_to_stdout(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_message("reading")
@@ -95,7 +95,7 @@ def test_a_terminal_gets_a_bar_and_colour(monkeypatch: pytest.MonkeyPatch) -> No
     assert screen.getvalue()[before:] == "\x1b[33mwarning: [bold] is not markup\x1b[0m\n"
 
 
-def test_a_count_without_a_known_end_is_told_as_it_goes(
+def test_a_count_without_a_total_is_printed_as_it_grows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = time.monotonic()
@@ -115,7 +115,7 @@ def test_a_count_without_a_known_end_is_told_as_it_goes(
     assert "%" not in screen.getvalue()
 
 
-def test_names_that_are_no_text_are_written_as_json_has_them(
+def test_names_that_are_not_utf_8_are_escaped_in_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")

@@ -76,7 +76,7 @@ def test_every_module_of_the_light_rooms_is_light() -> None:
     assert int(python(IMPORT, *light)) == len(light)
 
 
-def test_the_hub_is_told_nothing_by_whatever_way_it_is_reached() -> None:
+def test_telemetry_of_the_hub_is_off() -> None:
     code = "import ftcli.hub, huggingface_hub.constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "True"

@@ -15,7 +15,7 @@ MEMORY = "one row of 1024 tokens needs 56.0 GiB, and NVIDIA RTX 4090 has 21.3 Gi
 
 @pytest.fixture
 def found(tmp_path: Path) -> CompareResult:
-    """Figures as wide as they come."""
+    """The widest figures of each column."""
     parts: dict[str, dict[str, object]] = {
         "lora": {"trainable_parameters": 4_884_480, "tokens_per_second": 12_345.6},
         "qlora": {"trainable_parameters": 134_515_008, "seconds": 7_384.0},

@@ -93,7 +93,7 @@ def test_a_person_reads_items_peak_and_cards(show: Any, monkeypatch: pytest.Monk
     assert any(line.startswith("peak ") for line in lines)
 
 
-def test_nothing_fits_is_said(show: Any) -> None:
+def test_a_training_that_fits_nowhere(show: Any) -> None:
     lines = show("--model", "70b", "--mode", "full").splitlines()
     assert lines[0] == "Fits none of the known GPUs"
 
@@ -106,13 +106,13 @@ def test_nothing_fits_is_said(show: Any) -> None:
         ("8", r"Does not fit: \d+\.\d of 7.3 GiB \(GPU of 8GB\)", "GPU of 8GB"),
     ],
 )
-def test_one_card_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:
+def test_one_gpu_gets_a_verdict(show: Any, ask: Any, card: str, verdict: str, named: str) -> None:
     arguments = ["--model", "7b", "--mode", "qlora", "--max-length", "2048", "--micro-batch", "4"]
     assert re.fullmatch(verdict, show(*arguments, "--gpu", card).splitlines()[0])
     assert ask(*arguments, "--gpu", card)["fits"][named] is verdict.startswith("Fits")
 
 
-def test_a_card_brings_its_own_context(ask: Any) -> None:
+def test_a_gpu_has_its_own_context(ask: Any) -> None:
     known = ask("--model", "7b", "--gpu", "T4")["breakdown"]["context"]
     assert known < ask("--model", "7b")["breakdown"]["context"]
 
@@ -191,7 +191,7 @@ def test_another_model_takes_the_recipe_s_place(ask: Any) -> None:
     assert ask("shop.yaml", "--model", "7b")["total_parameters"] == 6_738_415_616
 
 
-def test_a_model_by_flag_lies_where_the_user_stands(ask: Any, here: Path) -> None:
+def test_a_model_by_flag_is_relative_to_the_working_directory(ask: Any, here: Path) -> None:
     config = {
         "model_type": "llama",
         "hidden_size": 8,
@@ -222,7 +222,7 @@ def test_defaults_of_the_rest_are_what_a_bare_recipe_gives(ask: Any, here: Path,
     assert by_recipe == by_flags
 
 
-def test_a_card_between_estimate_and_upper_end_fits_perhaps(show: Any, ask: Any) -> None:
+def test_a_gpu_between_estimate_and_upper_bound_may_not_fit(show: Any, ask: Any) -> None:
     found = ask("--model", "7b")
     perhaps = {name for name, fits in found["fits"].items() if fits}
     surely = {name for name, fits in found["fits_upper_bound"].items() if fits}
@@ -297,7 +297,7 @@ def test_what_cannot_be_merged_has_no_memory_for_it(ask: Any, show: Any) -> None
     assert "merge 1" in joined(show("--model", "7b"))
 
 
-def test_another_mode_keeps_no_key_that_it_has_not(ask: Any, here: Path) -> None:
+def test_another_mode_drops_keys_that_it_does_not_have(ask: Any, here: Path) -> None:
     extras = "dora: true\n  modules_to_save: [lm_head]\n  layers: [1]"
     (here / "extras.yaml").write_text(RECIPE.replace("dropout: 0.05", extras))
     trained = ask("extras.yaml")["trainable_parameters"]

@@ -94,7 +94,7 @@ def test_each_change_is_shown_with_its_cost(show: Any, monkeypatch: pytest.Monke
     assert "\nthen: micro-batch 1 × 1, with gradient checkpointing, " in text[start:]
 
 
-def test_where_nothing_fits_what_would_is_named(ask: Any, show: Any) -> None:
+def test_where_nothing_fits_an_alternative_is_named(ask: Any, show: Any) -> None:
     arguments = ("--model", "70b", "--mode", "qlora", "--fit", "12GB")
     found = ask(*arguments)
     assert found["suggestions"] == []
@@ -110,7 +110,7 @@ def test_where_nothing_fits_what_would_is_named(ask: Any, show: Any) -> None:
     assert smaller["fit"]["fits"] is True and smaller["suggestions"] == []
 
 
-def test_auto_takes_the_card_of_this_machine(
+def test_auto_takes_the_gpu_of_this_machine(
     ask: Any, refuse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = find_card("3060").hardware
@@ -227,7 +227,7 @@ def test_the_largest_fits_and_one_more_does_not(ask: Any, size: str) -> None:
     assert more["high_bytes"] > usable
 
 
-def test_where_not_even_one_fits_that_is_said(ask: Any, show: Any) -> None:
+def test_a_size_of_which_not_even_one_fits(ask: Any, show: Any) -> None:
     arguments = ("--model", "7b", "--mode", "full", "--gpu", "3060", "--max", "max-length")
     assert ask(*arguments)["max"] == {"size": "max-length", "value": None}
     assert "not even max-length 1 fits RTX 3060 12GB" in show(*arguments)
@@ -299,7 +299,7 @@ def test_flags_that_contradict_are_explained(refuse: Any, flags: str, words: str
     assert code == 2
 
 
-def test_all_contradictions_are_named_at_once(refuse: Any) -> None:
+def test_all_contradictions_are_named_together(refuse: Any) -> None:
     text, _ = refuse("--model", "7b", "--mode", "full", "--rank", "8", "--bottleneck", "4")
     assert [line.split(":")[0] for line in text.splitlines()] == ["--rank", "--bottleneck"]
 
@@ -339,7 +339,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(
     assert not any(line != line.rstrip() for line in lines)
 
 
-def test_the_card_is_one_bar_with_its_legend(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_one_bar_with_its_legend(show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     lines = show("--model", "7b", "--mode", "qlora", "--gpu", "4090").splitlines()
     bar = next(line for line in lines if line.startswith("|"))
@@ -351,7 +351,7 @@ def test_the_card_is_one_bar_with_its_legend(show: Any, monkeypatch: pytest.Monk
     assert full.count("|") == 2 and full.index("|", 1) < 30 and "·" not in full
 
 
-def test_the_peak_is_marked_among_the_moments(show: Any) -> None:
+def test_the_peak_is_marked_among_the_phases(show: Any) -> None:
     lines = show("--model", "7b", "--mode", "qlora").splitlines()
     (peak,) = [line for line in lines if line.endswith("█ peak")]
     (said,) = [line for line in lines if line.startswith("peak ")]

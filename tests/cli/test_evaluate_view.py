@@ -59,7 +59,7 @@ def test_the_verdicts_of_the_table_and_of_the_sentence_are_one(shown: Shown) -> 
     )
 
 
-def test_few_rows_are_said_once(shown: Shown) -> None:
+def test_too_few_rows_are_reported_once(shown: Shown) -> None:
     text = "\n".join(shown(evaluation(rows=4)))
     assert text.count("4 held-out rows (test) are too few for a verdict: 10 at least.") == 1
 
@@ -73,7 +73,7 @@ def test_long_names_of_scores_are_cut_in_their_middle(shown: Shown, columns: int
     assert len(set(labels)) == 2 and all("…" in label for label in labels)
 
 
-def test_what_is_next_stands_last(shown: Shown) -> None:
+def test_the_next_command_is_last(shown: Shown) -> None:
     lines = shown(evaluation())
     assert lines[-3] == "Check before use."
     assert lines[-2].startswith("all rows side by side: ")

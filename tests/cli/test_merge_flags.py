@@ -12,7 +12,7 @@ from ftcli.cli import run
 def test_a_merge_cannot_be_quantised(
     dtype: str, capsys: pytest.CaptureFixture[str], observed: Callable[[str], None]
 ) -> None:
-    """Said before the run is looked for."""
+    """Reported before the run is read."""
     assert run(["merge", "nowhere", "--dtype", dtype]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"--dtype {dtype}: a merge cannot be quantised")

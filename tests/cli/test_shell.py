@@ -115,7 +115,7 @@ every_failure = pytest.mark.parametrize(
 
 
 @every_failure
-def test_a_failure_is_told_on_stderr_alone(
+def test_a_failure_is_reported_on_stderr_only(
     capsys: pytest.CaptureFixture[str],
     command: list[str],
     exit_code: int,
@@ -133,7 +133,7 @@ def test_a_failure_is_told_on_stderr_alone(
 
 
 @every_failure
-def test_json_tells_a_failure_on_stdout_too(
+def test_json_reports_a_failure_on_stdout_too(
     capsys: pytest.CaptureFixture[str],
     command: list[str],
     exit_code: int,

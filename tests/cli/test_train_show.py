@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: Patch) -> Path:
 
 
 def trains_to(monkeypatch: Patch, result: Trained) -> list[dict[str, Any]]:
-    """Let the stage give this result; the list collects what it was asked."""
+    """Replace the stage by one with this result; the list collects its arguments."""
     asked: list[dict[str, Any]] = []
 
     def stage(recipe: Path, overrides: list[str], **flags: Any) -> Trained:

@@ -138,7 +138,7 @@ def test_the_model_of_a_stage_is_freed_before_the_next(
 
 
 @pytest.mark.parametrize("where", ["a step", "the evaluation"])
-def test_a_signal_of_the_user_ends_it_and_nothing_stays(
+def test_a_signal_ends_it_and_nothing_stays(
     where: str, write_recipe: Recipes, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     from ftcli.cli.train import smoke_test
@@ -177,7 +177,7 @@ def test_two_smoke_tests_of_one_output(
         ),
     ],
 )
-def test_flags_that_mean_nothing_beside_it(
+def test_flags_that_a_smoke_test_does_not_take(
     flags: list[str], message: str, write_recipe: Recipes, capsys: Capture
 ) -> None:
     assert run(["train", str(write_recipe()), "--smoke-test", *flags]) == 2

@@ -95,7 +95,7 @@ def test_what_cannot_be_collected_is_named(tmp_path: Path) -> None:
     assert report_of(tmp_path, "import nothing_of_the_kind\n")["broken"] == ["test_it.py"]
 
 
-def test_a_pipe_gets_one_line_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_gets_one_line_per_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = script.lines_of(report_of(tmp_path, TESTS))
     capsys.readouterr()
     script.show(lines)

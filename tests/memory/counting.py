@@ -51,7 +51,7 @@ def tiny_config(family: str, **changes: Any) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any], choices: Choices) -> Any:
-    """A model in training mode with its method attached, as ftcli.environment does it."""
+    """A model in training mode with its method attached."""
     dtype = torch.float32 if choices.weight_bytes == 4 else torch.bfloat16
     model: Any = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(**config, pad_token_id=0),
@@ -74,7 +74,7 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
 
 
 def quantised(model: Any, choices: Choices) -> Any:
-    """The same model with NF4 weights, loaded as ftcli.models.load does."""
+    """The same model with NF4 weights, loaded as in ftcli.models.load."""
     compute = torch.float32 if choices.precision == "fp32" else torch.bfloat16
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -89,7 +89,7 @@ def quantised(model: Any, choices: Choices) -> Any:
 
 
 def attach(model: Any, choices: Choices) -> Any:
-    """By ftcli's own door, with the dropout of the device that is estimated."""
+    """Attach with ftcli's own function, with the dropout of the estimated device."""
     adapted: Any = ftcli.models.methods.attach(model, method_of(choices), seed=0)
     if choices.dropout > 0 and choices.device == "cuda":
         for module in adapted.modules():
@@ -162,7 +162,7 @@ def autocast(choices: Choices) -> torch.autocast:
 
 
 def batch_of(choices: Choices) -> Batch:
-    """Random ids: packed ones as rows of the longest there is."""
+    """Random ids; packed ones as rows of the maximum length."""
     ids = rows(choices)
     if not choices.packed_rows:
         return of_tensors(ids, ids)
@@ -172,7 +172,7 @@ def batch_of(choices: Choices) -> Batch:
 
 
 def packed_batch(rows: list[list[int]], *, share: bool = False) -> Batch:
-    """Rows without padding, all of their tokens labelled."""
+    """Padding-free rows; every token has a label."""
     return packed([{"input_ids": row, "labels": row} for row in rows], share_prefix=share)
 
 
@@ -191,7 +191,7 @@ def kept_by_layers(model: Any, choices: Choices, batch: Batch) -> int:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Greatest sum of what is allocated at once while `run` goes."""
+    """Peak of the allocated bytes during `run`."""
     allocated: list[int] = []
     # A CPU with bf16 packs the matrices of a product into buffers, which no card does.
     with torch.backends.mkldnn.flags(enabled=False):
@@ -204,7 +204,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
 
 
 def allocations(run: Callable[[], Any], allocated: list[int]) -> Any:
-    """Run, and list every allocation (positive) and release (negative) in its order."""
+    """Run, and list every allocation (positive) and release (negative) in order."""
     gc.collect()  # or the remains of another model may be released in between
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()

@@ -61,7 +61,7 @@ def test_the_cheapest_changes(choices: Choices, size: str, changes: dict[str, An
     assert keys(fit(asked(choices), find_card(size).hardware)) == changes
 
 
-def test_rows_at_once_are_given_up_first() -> None:
+def test_the_micro_batch_is_lowered_first() -> None:
     found = fit(asked(Choices("lora", micro_batch=8, attention="eager")), CARD_24GB)
     assert list(keys(found)) == ["training.micro_batch_size"]
     assert found is not None
@@ -126,7 +126,7 @@ def test_alpha_follows_the_rank_as_it_scales() -> None:
 
 
 def test_what_is_open_is_no_change() -> None:
-    """`train` decides it, from its largest micro-batch down."""
+    """`train` decides them, from the largest micro-batch down."""
     choices = Choices("lora", gradient_accumulation=16)
     wanted = asked(choices, "smollm2-135m", open_micro_batch=True, open_checkpointing=True)
     found = fit(wanted, CARD_24GB)
@@ -182,13 +182,13 @@ def test_where_nothing_fits_a_card_and_a_model_that_do_are_named() -> None:
     assert as_it_is is not None and as_it_is.changes == ()
 
 
-def test_a_model_without_the_layers_that_are_named_is_no_way_out() -> None:
+def test_a_model_without_the_named_layers_is_no_alternative() -> None:
     wanted = asked(Choices("qlora", layers=(70,)), "70b")
     found = instead(wanted, CARD_24GB)
     assert found.card is not None and found.model is None
 
 
-def test_where_no_known_card_does_none_is_named() -> None:
+def test_without_a_known_gpu_that_fits_none_is_named() -> None:
     tiny = card_of_size(0.5).hardware
     found = instead(asked(Choices("full", seq_len=8192), "mixtral-8x22b"), tiny)
     assert found.card is None and found.model is None

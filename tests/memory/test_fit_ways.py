@@ -29,7 +29,7 @@ MODELS = ("smollm2-135m", "0.5b", "1b", "3b", "7b", "gemma-2-2b", "phi-3-mini", 
 
 
 def random_recipe(draw: random.Random) -> dict[str, Any]:
-    """A recipe of any kind that `ftcli train` takes, some keys of it left open."""
+    """A random recipe of `ftcli train`, with some auto keys."""
     model = draw.choice(MODELS)
     method = {"mode": "full"} if model == "mixtral-8x7b" else random_method(draw, model)
     batch = draw.choice([1, 4, 6, 16])
@@ -90,7 +90,7 @@ def random_lora_keys(draw: random.Random, model: str) -> dict[str, Any]:
 
 
 def random_card(draw: random.Random, wanted: FitRequest) -> Hardware:
-    """From one that takes it as it is to one that takes nothing of the kind."""
+    """From a GPU that fits the request as it is to one that fits none."""
     needed = estimate_on(wanted.shape, wanted.choices, None).high_bytes
     return card_of_size(needed * draw.uniform(0.1, 1.1) / GIB + 0.5).hardware
 
@@ -106,7 +106,7 @@ def random_case(seed: int, folder: Path) -> tuple[RecipeWithFlags, FitRequest, H
 
 
 def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
-    """All ways with their costs, cheapest first; written apart from the solver."""
+    """All candidates with their costs, cheapest first; independent of the search."""
     places = values_of(wanted)
     ways = []
     for place in product(*(range(len(values)) for values in places.values())):
@@ -119,7 +119,7 @@ def every_way(wanted: FitRequest) -> list[tuple[tuple[int, ...], Choices]]:
 
 
 def values_of(wanted: FitRequest) -> dict[str, list[Any]]:
-    """Of each choice, the cheapest value first; the dearest choice first."""
+    """The values of each choice, cheapest first; the most expensive choice first."""
     choices, shape = wanted.choices, wanted.shape
     optimizers = ["adamw", "adamw-8bit", "paged-adamw-8bit"]
     capped = choices.attention != "eager" or shape.capped_scores
@@ -201,7 +201,7 @@ SEEDS = range(90)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_way_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
+def test_no_candidate_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
     recipe, wanted, hardware = random_case(seed, tmp_path)
     found, best = fit(wanted, hardware), cheapest_of_all(wanted, hardware)
     if found is None:
@@ -225,7 +225,7 @@ def test_no_way_that_fits_is_cheaper(seed: int, tmp_path: Path) -> None:
 
 
 def test_the_random_cases_are_of_all_kinds(tmp_path: Path) -> None:
-    """As they are, with few changes, with many, and not at all: else the test above says little."""
+    """Fit as they are, with few changes, with many, and not at all: the test above needs all."""
     counts: Counter[str] = Counter()
     for seed in SEEDS:
         _, wanted, hardware = random_case(seed, tmp_path)

@@ -32,7 +32,7 @@ def test_a_size_is_a_desktop_card(size: str) -> None:
     assert card.usable_bytes == pytest.approx(find_card("4090").usable_bytes, rel=0.01)
 
 
-def test_an_unknown_card_is_told_with_the_nearest() -> None:
+def test_an_unknown_gpu_is_an_error_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"no GPU 'rtx 4091' is known; did you mean RTX 4090"):
         find_card("rtx 4091")
 

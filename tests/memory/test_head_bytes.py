@@ -56,7 +56,7 @@ class HeadIsDone(Exception):
 
 
 def deviation(config: dict[str, Any], choices: Choices, model: Any, loss: Loss) -> float:
-    """Formula over count, less one, for the peak from the embeddings to the head's gradients."""
+    """Formula / count − 1, for the peak from the embeddings to the head's gradients."""
     ids = rows(choices, config["vocab_size"])
     labels = ids.clone()
     labels[:, : choices.seq_len - choices.label_tokens] = -100

@@ -93,7 +93,7 @@ def expected_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def deviation(config: dict[str, Any], choices: Choices, batch: Batch | None = None) -> float:
-    """Formula over count, less one; of random ids, or of these."""
+    """Formula / count − 1, with random ids or these."""
     torch.manual_seed(1)
     model = build(config, choices)
     counted = kept_by_layers(model, choices, batch_of(choices) if batch is None else batch)
@@ -136,7 +136,7 @@ def test_a_row_longer_than_the_window_brings_a_mask(family: str) -> None:
 
 
 def test_a_mask_copies_no_values_where_there_are_as_many_of_them_as_heads() -> None:
-    """Nothing is repeated, and a value that is a view keeps queries, keys and values whole."""
+    """Nothing is repeated; a value that is a view keeps the tensor of queries, keys and values."""
     config = tiny_config("phi3", num_key_value_heads=SIZES["num_attention_heads"])
     masked = config | {"sliding_window": TOKENS // 2}
     assert abs(deviation(masked, replace(TINY, gradient_checkpointing=False))) < 0.01
@@ -155,7 +155,7 @@ def test_gemma_2_keeps_the_scores_that_eager_attention_makes() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "mistral", "phi3"])
 def test_packed_rows_keep_what_the_formula_says(family: str) -> None:
-    """With one node for base and update, and dequantised weights that stay."""
+    """With fused LoRA and cached dequantised weights."""
     for mode in ("full", "lora", "qlora"):
         for precision, rebuilt in (("bf16", False), ("fp32", False), ("bf16", True)):
             for longest in (TOKENS, TOKENS // 4):
@@ -166,7 +166,7 @@ def test_packed_rows_keep_what_the_formula_says(family: str) -> None:
 
 
 def packed_ways(mode: str, precision: Any, longest: int, tokens: int = TOKENS) -> Choices:
-    """As they are planned on a CPU."""
+    """As planned on a CPU."""
     ways = replace(METHODS[mode], precision=precision, packed_rows=True)
     ways = replace(ways, gradient_checkpointing=False, keeps_dequantised=mode == "qlora")
     fused = mode != "full" and precision != "pure-bf16"
@@ -181,7 +181,7 @@ def test_packed_rows_in_16_bits_keep_what_the_formula_says() -> None:
 
 
 def test_packed_rows_of_any_length_keep_no_more_than_the_formula_says() -> None:
-    """Of a row that is longer than `KEPT_KEYS` few shares are kept; others may be shorter."""
+    """Rows longer than `KEPT_KEYS` keep few attention probabilities; other rows may be shorter."""
     for longest in (KEPT_KEYS, KEPT_KEYS + 16, 2 * KEPT_KEYS):
         ways = packed_ways("lora", "bf16", longest, tokens=2 * KEPT_KEYS)
         assert deviation(tiny_config("llama"), ways) > -0.02, longest
@@ -189,7 +189,7 @@ def test_packed_rows_of_any_length_keep_no_more_than_the_formula_says() -> None:
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_packed_rows_with_a_beginning_in_common_keep_what_the_formula_says(mode: str) -> None:
-    """Once what they begin with, and the keys of the longest for every token."""
+    """The common prefix once, and the keys of the longest row for every token."""
     common, own, count = 96, 32, 9
     profile = replace(PROFILE, longest_tokens=common + own, common_tokens=common)
     tokens = profile.packed_tokens(count)

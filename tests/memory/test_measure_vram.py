@@ -28,7 +28,7 @@ TINY = {
 
 
 def as_estimated(point: vram_points.Point) -> dict[str, int]:
-    """What a card would measure if every estimate were right."""
+    """The measurements of a GPU if every estimate were exact."""
     found = vram_points.estimate_of(point, H100)
     return {
         "allocated_bytes": found.peak_bytes,
@@ -41,7 +41,7 @@ def as_estimated(point: vram_points.Point) -> dict[str, int]:
 
 
 def test_every_row_says_what_was_trained(tmp_path: Path) -> None:
-    """Scored by the table's own reader, figures that equal the estimate have no error."""
+    """Read back and scored, figures that equal the estimate have no error."""
     table = tmp_path / "own.csv"
     grid = list(vram_points.points("small"))
     for point in grid:
@@ -109,7 +109,7 @@ def test_a_point_trains_rows_of_its_very_length(
     assert not list((tmp_path / "point" / "run").rglob("*.safetensors")), "nothing is saved"
 
 
-def test_without_a_card_it_says_so_and_still_shows_the_points() -> None:
+def test_without_a_gpu_the_points_are_still_shown() -> None:
     command = [sys.executable, "-m", "scripts.measure_vram"]
     shown = subprocess.run(
         [*command, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True

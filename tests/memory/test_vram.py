@@ -44,11 +44,11 @@ shapes = st.sampled_from(
 ).map(lambda name: find_shape(name))
 
 
-def test_weights_of_7b_in_bf16_are_two_bytes_a_parameter() -> None:
+def test_weights_of_7b_in_bf16_are_two_bytes_per_parameter() -> None:
     assert estimate(LLAMA_7B, Choices("lora")).breakdown["weights"] == 6_738_415_616 * 2
 
 
-def test_full_fine_tuning_pays_16_bytes_a_parameter_before_activations() -> None:
+def test_full_fine_tuning_takes_16_bytes_per_parameter_before_activations() -> None:
     for precision in ("bf16", "fp32"):
         found = estimate(LLAMA_7B, Choices("full", precision=precision))  # type: ignore[arg-type]
         assert found.breakdown["weights"] == 4 * 6_738_415_616
@@ -74,7 +74,7 @@ def test_adapters_gradients_and_states_are_fp32() -> None:
     assert found.breakdown["optimizer"] == 8 * 39_976_960
 
 
-def test_whole_modules_are_held_in_fp32() -> None:
+def test_modules_to_save_are_in_fp32() -> None:
     plain = estimate(LLAMA_7B, Choices("lora"))
     saved = estimate(LLAMA_7B, Choices("lora", modules_to_save=("lm_head",)))
     matrix = 32_000 * 4096
@@ -134,7 +134,7 @@ def test_textbook_figures_are_named_by_what_they_count() -> None:
     assert found["pure bf16"] == pytest.approx(53.9, abs=0.05)
 
 
-def test_paged_states_leave_the_card() -> None:
+def test_paged_states_leave_the_gpu() -> None:
     own = estimate(LLAMA_7B, Choices("full", precision="pure-bf16", optimizer="adamw-8bit"))
     paged = estimate(LLAMA_7B, Choices("full", precision="pure-bf16", optimizer="paged-adamw-8bit"))
     assert own.managed_bytes == 0
@@ -142,7 +142,7 @@ def test_paged_states_leave_the_card() -> None:
     assert paged.managed_bytes == moved > 2 * LLAMA_7B.linear_parameters
 
 
-def test_unlabelled_tokens_get_no_logits() -> None:
+def test_tokens_without_labels_get_no_logits() -> None:
     shape = find_shape("llama-3.1-8b")
     all_labels = Choices("lora", micro_batch=4, gradient_checkpointing=False)
     some = replace(all_labels, label_share=0.1)
@@ -227,7 +227,7 @@ def test_more_bits_never_take_less(
 
 @given(shapes, trained_choices.filter(lambda choices: choices.precision != "pure-bf16"))
 def test_states_of_8_bits_never_take_more(shape: Shape, choices: Choices) -> None:
-    """Beside fp32 weights: bitsandbytes keeps an embedding's states in fp32, AdamW in its type."""
+    """With fp32 weights: bitsandbytes keeps an embedding's states in fp32, AdamW in its dtype."""
     few, many = (replace(choices, optimizer=name) for name in ("adamw-8bit", "adamw"))
     assert estimate(shape, few).high_bytes <= estimate(shape, many).high_bytes
 

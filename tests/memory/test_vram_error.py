@@ -27,7 +27,7 @@ def test_every_row_is_scored_or_named(found: dict[str, Any]) -> None:
     assert len(found["left_out"]) <= 5
 
 
-def test_runs_of_like_stacks_are_met(found: dict[str, Any]) -> None:
+def test_estimates_of_similar_versions_are_close(found: dict[str, Any]) -> None:
     like_ours = found["same_stack"]
     assert like_ours["rows"] >= 90
     assert like_ours["median"] <= 0.015
@@ -37,7 +37,7 @@ def test_runs_of_like_stacks_are_met(found: dict[str, Any]) -> None:
     assert abs(like_ours["bias"]) < 0.01
 
 
-def test_runs_of_all_stacks_are_met(found: dict[str, Any]) -> None:
+def test_estimates_of_all_runs_are_close(found: dict[str, Any]) -> None:
     assert found["median"] <= 0.04
     assert found["per_measure"]["allocated"]["median"] <= 0.015
 
@@ -53,7 +53,7 @@ def test_the_residuals_that_ship_are_those_of_the_table() -> None:
 
 
 def test_intervals_hold_for_runs_they_were_not_made_from() -> None:
-    """Every second like run gives the interval, the others are inside it."""
+    """The interval of every second run with similar versions contains the other runs."""
     scored = [each for each in vram_error.score_table(TABLE)[0] if each.like_ours]
     for half in (0, 1):
         made_from, held_back = scored[half::2], scored[1 - half :: 2]
@@ -71,7 +71,7 @@ def test_intervals_hold_for_runs_they_were_not_made_from() -> None:
         assert covered / len(held_back) >= 0.85
 
 
-def test_a_row_without_words_for_it_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_expressed_is_named_with_the_reason(tmp_path: Path) -> None:
     rows = read_rows(TABLE)[:3]
     rows[0]["optimizer"] = "muon"
     rows[1]["model"] = "no-such-model"

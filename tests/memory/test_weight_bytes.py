@@ -123,7 +123,7 @@ def test_optimizer_states_are_those_of_a_step(kind: str, tied: bool) -> None:
 
 
 def _state_bytes(model: Any, kind: str) -> int:
-    """Bytes of the states after one step; its counters and bitsandbytes' shared tables aside."""
+    """Bytes of the states after one step, without counters and bitsandbytes' shared tables."""
     weights = trained(model)
     optimizer: Any
     if kind == "8-bit":
@@ -213,7 +213,7 @@ def test_a_step_of_few_tokens_peaks_where_the_formula_says(name: str) -> None:
     ],
 )
 def test_trained_words_take_their_gradients(choices: Choices, tied: bool) -> None:
-    """With more words than anything else: the gradients of both ends, which may be one matrix."""
+    """With a large vocabulary: the gradients of embedding and head, which may be tied."""
     config = tiny_config("llama", tie_word_embeddings=tied, vocab_size=2048)
     for rebuilt, passes in ((True, 1), (False, 1), (True, 2)):
         ways = replace(choices, gradient_checkpointing=rebuilt, gradient_accumulation=passes)
@@ -235,8 +235,8 @@ def test_a_step_of_few_tokens_with_experts(choices: Choices, rebuilt: bool) -> N
 
 
 def _peak_deviation(config: dict[str, Any], choices: Choices) -> float:
-    """Formula over count, less one. With few tokens the peak is made of weights: their gradients,
-    casts, sums and norms."""
+    """Formula / count − 1. With few tokens the peak consists of weights: gradients, casts, sums and
+    norms."""
     config |= {"hidden_size": 256, "intermediate_size": 704}
     choices = replace(choices, seq_len=6)
     model = build(config, choices)

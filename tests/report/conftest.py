@@ -20,7 +20,7 @@ from tests.reported import (
 
 @pytest.fixture(scope="module", autouse=True)
 def pictures() -> None:
-    """As they are drawn for everybody."""
+    """Draw real pictures."""
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ def test_quiet_alone_and_readable(
 
 
 def test_a_page_that_breaks_its_policy_is_caught_by_this_test(tab: Tab, tmp_path: Path) -> None:
-    """The test above sees what it is for."""
+    """The test above can fail."""
     page = tmp_path / "page.html"
     policy = "default-src 'none'"
     page.write_text(

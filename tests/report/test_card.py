@@ -111,8 +111,8 @@ def with_data(run: RunFolder, far: str) -> None:
 
 
 @pytest.mark.parametrize("far", ["/srv/clients/Acme & Co", "/acme"])
-def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str) -> None:
-    """It is published; the page, which goes to colleagues, has the whole paths."""
+def test_a_model_card_has_only_the_names_of_files_elsewhere(tmp_path: Path, far: str) -> None:
+    """A card is published; the report, for colleagues, has full paths."""
     run = save_run(tmp_path, model=f"{far}/models/tiny")
     recipe = yaml.safe_load(run.recipe.read_text())
     recipe["data"] |= {
@@ -143,7 +143,7 @@ def test_a_card_has_the_names_alone_of_files_elsewhere(tmp_path: Path, far: str)
 
 
 def test_paths_around_the_recipe_are_seen_from_it(tmp_path: Path) -> None:
-    """Of rows and of a prompt that the command line names too, on page and card."""
+    """Also paths of rows and prompts from the command line, in report and card."""
     run = save_run(tmp_path)
     run.update_manifest(recipe=str(tmp_path / "recipes" / "shop.yaml"))
     own_text = f"{tmp_path}/in the prompt is what was asked"

@@ -41,7 +41,7 @@ def test_what_the_charts_say(tmp_path: Path) -> None:
     assert found["Speed"].curves["speed"][0] == (1, 2010 / 25)
 
 
-def test_steps_done_again_and_lines_that_are_no_figures(tmp_path: Path) -> None:
+def test_repeated_steps_and_unreadable_lines(tmp_path: Path) -> None:
     metrics = '{"step": 1, "loss": 3.0}\n{"step": 2, "loss": NaN}\n{"step": 2, "loss": "much"}\n'
     metrics += '{"step": 3, "loss": 2.0}\n{"step": 3, "loss": 2.5}\n[]\n{"step": 4, "lo'
     speed = '{"step": 1, "tokens": 100, "seconds": 1.0}\n{"step": 1, "tokens": 100, "seconds": 2.0}'

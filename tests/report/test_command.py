@@ -72,9 +72,7 @@ def test_the_page_is_opened_where_there_is_a_browser(
     assert "report.html yourself" in capsys.readouterr().err
 
 
-def test_files_that_cannot_be_read_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = save_run(tmp_path)
     run.plan.write_text("{")
     assert ftcli(["report", str(run.path)]) == 0
@@ -106,7 +104,7 @@ def test_a_training_ends_with_its_page(
     assert run.card.read_text(encoding="utf-8").startswith("---\nlibrary_name: peft\n")
 
 
-def test_a_page_that_cannot_be_written_spoils_no_training(
+def test_a_report_that_cannot_be_written_is_only_a_warning(
     write_recipe: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> str:

@@ -27,7 +27,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_a_page_without_a_part_says_what_brings_it(whole: RunFolder, name: str) -> None:
+def test_a_report_without_a_part_says_how_to_get_it(whole: RunFolder, name: str) -> None:
     (whole.path / name).rename(whole.path / "elsewhere")
     found = outline(whole)
     assert MISSING[name] in found.text or name == "speed.jsonl"

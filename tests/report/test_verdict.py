@@ -1,4 +1,4 @@
-"""The verdict: every rule of it, in the words that page, card and terminal share."""
+"""Every rule of the verdict, which report, card and terminal share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOSS = ROWS[3]
 
 
 def measured(*others: ScoreRow, **changes: Any) -> EvalResult:
-    """Mostly right, better than the base and nothing to check, but for what is changed."""
+    """A ready model, except for the changes."""
     found = of_truth(RIGHT)
     return evaluation(**found | {"scores": (*found["scores"], *others)} | changes)
 
