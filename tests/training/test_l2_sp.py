@@ -1,4 +1,4 @@
-"""training.l2_sp: weights are pulled to where they began, beside what the optimizer does."""
+"""training.l2_sp: weights are pulled to their start, in addition to the optimizer's step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def held(strength: float = STRENGTH) -> dict[str, Any]:
+def l2_sp(strength: float = STRENGTH) -> dict[str, Any]:
     return {"l2_sp": strength}
 
 
@@ -114,7 +114,7 @@ def test_the_pull_follows_the_learning_rate_of_the_step() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "fused adamw"])
-def test_a_step_that_fp16_leaves_out_pulls_nothing(kind: str) -> None:
+def test_a_step_that_fp16_skips_pulls_nothing(kind: str) -> None:
     model = layer()
     pull = L2SP(model, STRENGTH, None)
     optimizer: torch.optim.Optimizer
@@ -150,7 +150,7 @@ def test_starting_weights_are_kept_as_they_are_stored_where_that_is_exact(
         model.bias += 1e-6
     wide, narrow = deepcopy(model), deepcopy(model)
     kept = L2SP(narrow, STRENGTH, stored)
-    assert kept.bytes == 2 * 30 + 4 * 5, "the bias is not one that 16 bits can hold"
+    assert kept.bytes == 2 * 30 + 4 * 5, "16 bits cannot represent this bias"
     for each, pull in ((wide, L2SP(wide, STRENGTH, torch.float32)), (narrow, kept)):
         optimizer = torch.optim.AdamW(each.parameters(), RATE)
         pull.attach(optimizer, each)
@@ -175,35 +175,35 @@ def weights(folder: Path) -> Weights:
 
 
 def distance(one: Weights, other: Weights) -> float:
-    """The farthest that one weight lies from another."""
+    """Largest difference between two weights."""
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
-def test_no_hold_is_training_as_without(
+def test_zero_is_training_without_it(
     mode: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     made = []
     original = L2SP.__init__
     monkeypatch.setattr(L2SP, "__init__", lambda *a: made.append(1) or original(*a))
-    for name, more in (("without", {}), ("zero", held(0)), ("held", held())):
+    for name, more in (("without", {}), ("zero", l2_sp(0)), ("pulled", l2_sp())):
         recipe = write_recipe(name, method=METHODS[mode], training={**FP32, **more})
         assert train(recipe) == 0
-        assert bool(made) == (name == "held"), "where nothing is held nothing is copied"
+        assert bool(made) == (name == "pulled"), "without it no weight is copied"
     runs = tmp_path / "runs"
-    found = {name: weights(runs / name) for name in ("without", "zero", "held")}
+    found = {name: weights(runs / name) for name in ("without", "zero", "pulled")}
     assert distance(found["without"], found["zero"]) == 0
-    assert distance(found["without"], found["held"]) > 0
+    assert distance(found["without"], found["pulled"]) > 0
 
 
-def test_a_strong_hold_keeps_weights_near_their_start(
+def test_a_strong_pull_keeps_weights_near_their_start(
     write_recipe: Recipes, tmp_path: Path, tiny_model: Path
 ) -> None:
     start = load_file(tiny_model / "model.safetensors")
     away = {}
     for strength in (0, 100, 800):
         name = f"by-{strength}"
-        training = {**FP32, "epochs": 4, "lr_scheduler": "constant", **held(strength)}
+        training = {**FP32, "epochs": 4, "lr_scheduler": "constant", **l2_sp(strength)}
         assert train(write_recipe(name, method=METHODS["full"], training=training)) == 0
         away[strength] = distance(weights(tmp_path / "runs" / name), start)
     assert away[800] < away[100] < away[0]
@@ -219,7 +219,7 @@ def test_a_strong_hold_keeps_weights_near_their_start(
 def test_a_stopped_run_resumes_to_the_same_weights(
     name: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    training = {**FP32, "precision": "auto", "micro_batch_size": 2, **held(100)}
+    training = {**FP32, "precision": "auto", "micro_batch_size": 2, **l2_sp(100)}
     whole = write_recipe("whole", method=METHODS[name], training=training)
     assert train(whole) == 0
     stopped = write_recipe("stopped", method=METHODS[name], training=training)
@@ -230,7 +230,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     kept = list((runs / "stopped" / "checkpoints").glob(f"step-*/{STARTS}"))
     assert bool(kept) == (name != "full"), "the base itself is the start of a full training"
     if name != "full":
-        # As another version or another device would draw it.
+        # As drawn by another version or device.
         original = L2SP.__init__
 
         def elsewhere(self: L2SP, *arguments: Any) -> None:
@@ -244,7 +244,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_a_further_run_is_held_at_its_parent_s_weights(
+def test_a_further_run_is_pulled_to_its_parent_s_weights(
     write_recipe: Recipes, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -255,14 +255,14 @@ def test_a_further_run_is_held_at_its_parent_s_weights(
         away = {}
         for strength in (0, 900):
             name = f"{mode}-{strength}"
-            training = {**FP32, "lr_scheduler": "constant", **held(strength)}
+            training = {**FP32, "lr_scheduler": "constant", **l2_sp(strength)}
             further = write_recipe(name, method=METHODS[mode], training=training)
             assert train(further, "--from", str(parent)) == 0
             away[strength] = distance(weights(runs / name), weights(parent))
         assert away[900] < away[0] / 2
 
 
-def test_rows_at_once_and_a_step_done_again_change_nothing(
+def test_micro_batches_and_a_repeated_step_change_nothing(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     from ftcli.models import loss as losses
@@ -271,10 +271,10 @@ def test_rows_at_once_and_a_step_done_again_change_nothing(
     original = L2SP._pull
     monkeypatch.setattr(L2SP, "_pull", lambda self, *a: pulls.append(1) or original(self, *a))
     for rows in (1, 4):
-        training = {**FP32, "micro_batch_size": rows, **held(100)}
+        training = {**FP32, "micro_batch_size": rows, **l2_sp(100)}
         recipe = write_recipe(f"by-{rows}", method=METHODS["full"], training=training)
         assert train(recipe) == 0
-        assert len(pulls) == 8, "one a step, however many micro-batches"
+        assert len(pulls) == 8, "one per step, however many micro-batches"
         pulls.clear()
     runs = tmp_path / "runs"
     assert distance(weights(runs / "by-1"), weights(runs / "by-4")) < 1e-4
@@ -287,7 +287,7 @@ def test_rows_at_once_and_a_step_done_again_change_nothing(
         return loss(*arguments)
 
     monkeypatch.setattr(losses, "summed_loss", short_of_memory)
-    training = {**FP32, "micro_batch_size": 4, **held(100)}
+    training = {**FP32, "micro_batch_size": 4, **l2_sp(100)}
     assert train(write_recipe("again", method=METHODS["full"], training=training)) == 0
     assert len(pulls) == 8
     assert distance(weights(runs / "again"), weights(runs / "by-4")) < 1e-4

@@ -1,4 +1,4 @@
-"""What is said of L2-SP before the training: its memory, its limits, its room on the disk."""
+"""L2-SP in plan and estimate: memory, limits, disk space."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ftcli.training.l2_sp import L2SP
 from ftcli.training.plan.decide import BF16_ROUNDS_BELOW
 from tests.commands.test_training import adapter_digest, train
 from tests.conftest import Capture, Recipes, save_tiny_model
-from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, held
+from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, l2_sp
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path) -> None:
+def test_the_estimate_counts_what_is_l2_sp(name: str, stored: str, tmp_path: Path) -> None:
     from ftcli.models.methods import quantization
     from ftcli.training.plan.plan import choices_of_method
 
@@ -58,7 +58,7 @@ def test_the_estimate_counts_what_is_held(name: str, stored: str, tmp_path: Path
     assert sum(parts.values()) == with_l2_sp.peak_bytes >= without.peak_bytes + found.bytes
 
 
-def test_a_7b_in_16_bits_holds_two_bytes_a_weight() -> None:
+def test_a_7b_in_16_bits_has_starting_weights_of_two_bytes() -> None:
     shape = find_shape("7b")
     for precision in ("bf16", "pure-bf16"):
         found = estimate(shape, Choices("full", precision=precision, l2_sp=True))
@@ -69,7 +69,7 @@ def test_all_of_the_way_back_is_refused_before_any_row_is_read(
     write_recipe: Recipes, rows_file: Path, capsys: Capture
 ) -> None:
     rows_file.unlink()
-    recipe = write_recipe(training={"learning_rate": "1e-3", **held(1000)})
+    recipe = write_recipe(training={"learning_rate": "1e-3", **l2_sp(1000)})
     commands = (["prepare"], ["train"], ["train", "--dry-run"], ["estimate-vram"])
     for name, *flags in commands:
         assert run([name, str(recipe), *flags]) == 2
@@ -86,7 +86,7 @@ def test_all_of_the_way_back_is_refused_before_any_row_is_read(
 
 
 def test_plan_and_estimate_show_it_with_its_memory(write_recipe: Recipes, capsys: Capture) -> None:
-    recipe = write_recipe(method=METHODS["full"], training={**FP32, **held(100)})
+    recipe = write_recipe(method=METHODS["full"], training={**FP32, **l2_sp(100)})
     assert run(["train", str(recipe), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "l2 sp 100.0 a step pulls weights up to 10.00% of the way back to their start" in said
@@ -95,8 +95,8 @@ def test_plan_and_estimate_show_it_with_its_memory(write_recipe: Recipes, capsys
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert run(["estimate-vram", str(recipe), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    held_bytes = found["breakdown"]["l2_sp"]
-    assert held_bytes == plan["estimate"]["breakdown"]["l2_sp"] == 4 * found["total_parameters"]
+    starts_bytes = found["breakdown"]["l2_sp"]
+    assert starts_bytes == plan["estimate"]["breakdown"]["l2_sp"] == 4 * found["total_parameters"]
     assert run(["estimate-vram", "--model", "7b", "--json"]) == 0
     assert "l2_sp" not in json.loads(capsys.readouterr().out)["breakdown"]
 
@@ -113,9 +113,9 @@ def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: 
         model = nn.Linear(64, 64, bias=False).to(dtype)
         with torch.no_grad():
             model.weight.copy_(torch.linspace(1, 2, 4096).view(64, 64))
-        l2_sp = L2SP(model, pull / RATE, None)
+        penalty = L2SP(model, pull / RATE, None)
         optimizer = torch.optim.SGD(model.parameters(), RATE)
-        l2_sp.attach(optimizer, model)
+        penalty.attach(optimizer, model)
         with torch.no_grad():  # so far away, measured by what the weight is then
             model.weight.div_(1 - away)
             moved = model.weight.clone()
@@ -127,14 +127,14 @@ def test_in_16_bits_a_pull_is_lost_below_the_distance_that_the_plan_names(pull: 
 
 def test_pure_bf16_warns_that_pulls_are_lost(write_recipe: Recipes, capsys: Capture) -> None:
     words = "pulls this small round to zero until a weight is 0.02 of its own size away"
-    pure = {**FP32, "precision": "pure-bf16", "max_steps": 1, **held(100)}
+    pure = {**FP32, "precision": "pure-bf16", "max_steps": 1, **l2_sp(100)}
     recipe = write_recipe(method=METHODS["full"], training=pure)
     assert run(["train", str(recipe), "--dry-run"]) == 0
     assert words in " ".join(capsys.readouterr().out.split())
     assert run(["train", str(recipe)]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert words in said and "set training.precision: bf16" in said
-    kept = write_recipe("kept", method=METHODS["full"], training={**FP32, **held(100)})
+    kept = write_recipe("kept", method=METHODS["full"], training={**FP32, **l2_sp(100)})
     assert run(["train", str(kept), "--dry-run"]) == 0
     assert "round to zero" not in capsys.readouterr().out
 
@@ -146,11 +146,11 @@ def test_an_adapter_s_start_has_its_room_on_the_disk(write_recipe: Recipes, tmp_
 
     sizes = {}
     for strength in (0, 100):
-        plan = make_plan(recipe(training=held(strength)), SMALL, PROFILE, cpu())
+        plan = make_plan(recipe(training=l2_sp(strength)), SMALL, PROFILE, cpu())
         sizes[strength] = plan.checkpoint_bytes
     assert sizes[100] - sizes[0] == 4 * plan.estimate.trainable_parameters
-    assert train(write_recipe("held", training={**FP32, **held(100)})) == 0
+    assert train(write_recipe("pulled", training={**FP32, **l2_sp(100)})) == 0
     assert train(write_recipe("free", training=FP32)) == 0
     runs = tmp_path / "runs"
-    kept, free = (folder_bytes(runs / name / "checkpoints") for name in ("held", "free"))
-    assert kept > free and adapter_digest(runs / "held") != adapter_digest(runs / "free")
+    kept, free = (folder_bytes(runs / name / "checkpoints") for name in ("pulled", "free"))
+    assert kept > free and adapter_digest(runs / "pulled") != adapter_digest(runs / "free")

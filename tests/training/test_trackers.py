@@ -1,4 +1,4 @@
-"""training.report_to: TensorBoard for real, the others by what they are told."""
+"""training.report_to: TensorBoard for real, the others by what they receive."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Space:
 class context_vars:
     current_space_id = Space()
 config = Config()
-def told(call, **values):
-    with (pathlib.Path(__file__).parent / "told.jsonl").open("a") as file:
+def received(call, **values):
+    with (pathlib.Path(__file__).parent / "calls.jsonl").open("a") as file:
         file.write(json.dumps({"call": call, **values}, default=str) + "\\n")
 def init(**values):
     FAIL
-    told("init", name=values["name"])
-def log(values): told("log", **values)
-def finish(): told("finish")
+    received("init", name=values["name"])
+def log(values): received("log", **values)
+def finish(): received("finish")
 """
 
 
@@ -84,18 +84,18 @@ def test_tensorboard_shows_what_the_run_recorded_also_where_it_was_stopped(
     assert set(shown) == wanted, "as docs/forgetting.md lists them"
 
 
-def test_an_epoch_is_told_by_the_rows_that_were_seen(write_recipe: Recipes, tmp_path: Path) -> None:
-    """Trainer takes the whole run for one epoch; here 32 rows are one, 4 rows a step."""
+def test_epochs_are_counted_by_rows(write_recipe: Recipes, tmp_path: Path) -> None:
+    """Trainer counts the whole run as one epoch; here 32 rows are one, 4 rows per step."""
     recipe = write_recipe(training=tracking("tensorboard") | {"epochs": 3, "max_steps": 10})
     assert train(recipe) == 0
-    told = scalars(tmp_path / "runs" / "tiny" / "logs")["train/epoch"]
-    assert dict(told) == {step: pytest.approx(step / 8) for step in range(1, 11)}
+    found = scalars(tmp_path / "runs" / "tiny" / "logs")["train/epoch"]
+    assert dict(found) == {step: pytest.approx(step / 8) for step in range(1, 11)}
 
 
-def test_steps_that_are_done_again_stand_there_once(
+def test_repeated_steps_are_logged_once(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """As after a kill: steps that no checkpoint knows of were told."""
+    """As after a kill: steps after the last checkpoint were logged."""
     import shutil
 
     recipe = write_recipe(training=tracking("tensorboard") | {"save_steps": 2})
@@ -123,7 +123,7 @@ def test_a_folder_of_the_user_s_goes_before(
 
 @pytest.fixture
 def trackio(tmp_path: Path, monkeypatch: Patch) -> Iterator[Callable[[str], Path]]:
-    """A package that writes down what it is told; the line in place of FAIL runs first."""
+    """A package that records its calls; the line in place of FAIL runs first."""
 
     def install(first: str) -> Path:
         package = tmp_path / "packages" / "trackio"
@@ -131,18 +131,18 @@ def trackio(tmp_path: Path, monkeypatch: Patch) -> Iterator[Callable[[str], Path
         (package / "__init__.py").write_text(TRACKIO.replace("FAIL", first))
         monkeypatch.syspath_prepend(str(package.parent))
         monkeypatch.delitem(sys.modules, "trackio", raising=False)
-        return package / "told.jsonl"
+        return package / "calls.jsonl"
 
     yield install
     sys.modules.pop("trackio", None)
 
 
-def test_another_tracker_is_told_the_same(
+def test_another_tracker_gets_the_same_values(
     write_recipe: Recipes, tmp_path: Path, trackio: Callable[[str], Path]
 ) -> None:
-    told = trackio("pass")
+    calls = trackio("pass")
     assert train(write_recipe("shop", training=tracking("trackio"))) == 0
-    lines = [json.loads(line) for line in told.open()]
+    lines = [json.loads(line) for line in calls.open()]
     assert lines[0] == {"call": "init", "name": "shop"}
     assert lines[-1] == {"call": "finish"}
     folder = tmp_path / "runs" / "shop"
@@ -153,7 +153,7 @@ def test_another_tracker_is_told_the_same(
         assert [value for _, value in shown] == pytest.approx([value for _, value in kept])
 
 
-def test_a_tracker_that_cannot_begin_is_named(
+def test_a_tracker_that_fails_to_start_is_named(
     write_recipe: Recipes, tmp_path: Path, trackio: Callable[[str], Path], capsys: Capture
 ) -> None:
     trackio('raise ValueError("no API key")')
@@ -185,8 +185,8 @@ def test_missing_packages_are_named_before_anything_is_opened(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "wandb").mkdir()  # as wandb leaves one behind, which Python takes for a package
-    monkeypatch.setattr(job, "find_shape", lambda *_: pytest.fail("the model was looked at"))
+    (tmp_path / "wandb").mkdir()  # as wandb leaves it, which Python imports as a package
+    monkeypatch.setattr(job, "find_shape", lambda *_: pytest.fail("the model was opened"))
     recipe = write_recipe(training=tracking("mlflow", "tensorboard", "wandb"))
     assert run(["train", str(recipe), *flags]) == 1
     said = capsys.readouterr().err
