@@ -100,7 +100,7 @@ class Grounding(Section):
 
 
 class Judge(Section):
-    """A language model behind an OpenAI-compatible URL, asked whether each answer is supported."""
+    """A language model at an OpenAI-compatible URL, asked whether each answer is supported."""
 
     url: str
     """Base URL, such as http://localhost:8000/v1 (vLLM) or http://localhost:11434/v1 (Ollama)."""

@@ -97,7 +97,7 @@ def test_the_base_with_a_long_prompt(
     assert calls["base"]["prompt_tokens"] == calls["tuned"]["prompt_tokens"]
     assert row_of(found, "loss")["tuned_vs_prompted"] is not None
     rows = rows_of(eval_run, found)
-    # The same answers are scored behind either prompt.
+    # The same answers are scored after either prompt.
     for row in rows:
         tokens = {side: answer["loss_tokens"] for side, answer in row["sides"].items()}
         assert len(set(tokens.values())) == 1

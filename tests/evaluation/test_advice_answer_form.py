@@ -109,7 +109,7 @@ def test_half_of_the_answers_have_a_form_that_is_not_fixed() -> None:
     assert answer_form([*answers_of("json")[:40], *answers_of("prose")[:60]]).kind == "free text"
 
 
-def test_prose_that_begins_like_sql_is_none() -> None:
+def test_prose_that_begins_like_sql_is_not_sql() -> None:
     prose = [f"Select the {name} that suits your room, or update it." for name in NAMES] * 10
     assert answer_form([f"{text} {n}" for n, text in enumerate(prose)]).kind != "sql"
 

@@ -48,7 +48,7 @@ def test_spans_are_words_of_the_answer(detector: Path) -> None:
     spans = found.spans(answer, facts)
     assert all(0 <= start < end <= len(answer) for start, end in spans)
     assert all(one[1] < other[0] for one, other in itertools.pairwise(spans))
-    # If every token is marked, the whole answer is one span; if none, there is none.
+    # If every token is marked, the whole answer is one span; if none, there are none.
     with torch.no_grad():
         found._detector.model.classifier.weight.zero_()
         found._detector.model.classifier.bias.copy_(torch.tensor([0.0, 1.0]))

@@ -48,7 +48,7 @@ class AnswerForm:
     """Proportion of the answers with it; 0 for free text."""
     detail: str
     eval_format: Mapping[str, Any] | None
-    """The `eval.format` that measures it; None: there is none."""
+    """The `eval.format` that measures it; None: no block does."""
     fixed: bool = False
 
 

@@ -180,7 +180,7 @@ class SqlScorer:
         return ExampleResult(counts, tuple(findings))
 
     def _databases(self, reference: Query, question: Question) -> tuple[Databases, str]:
-        """Databases in which the reference finds something, or why there is none."""
+        """Databases in which the reference finds something; if there are none, the reason."""
         kept: Databases = []
         why = "its prompt has no CREATE TABLE"
         for database in self._candidates(reference, question):
