@@ -25,7 +25,7 @@ from tests.training.test_l2_sp import FP32, METHODS, RATE, STRENGTH, l2_sp
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_the_estimate_counts_what_is_l2_sp(name: str, stored: str, tmp_path: Path) -> None:
+def test_the_estimate_counts_starting_weights(name: str, stored: str, tmp_path: Path) -> None:
     from ftcli.models.methods import quantization
     from ftcli.training.plan.plan import choices_of_method
 
