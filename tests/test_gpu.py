@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 MIB = 2**20
 STATES = ("state1", "state2")  # of a weight, in bitsandbytes' optimizers
-# 0.3 B parameters: what torch's libraries take besides the formula is small beside them.
+# 0.3 B parameters: torch's libraries, which the formula omits, take little in comparison.
 MIDDLE_SIZED = {
     "model_type": "llama",
     "hidden_size": 1024,

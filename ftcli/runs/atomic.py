@@ -48,7 +48,7 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 def append_json(path: Path, value: Mapping[str, object]) -> None:
     """Append one line to a JSON-lines file; a line cut by a kill is ended first."""
     with path.open("ab+") as file:
-        if file.tell():
+        if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")

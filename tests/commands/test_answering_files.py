@@ -272,7 +272,7 @@ def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -
     assert re.fullmatch("sql with weights [0-9a-f]{16}, now [0-9a-f]{16}", changed)
 
 
-def test_beside_a_pipe_nothing_is_written(tmp_path: Path) -> None:
+def test_no_settings_are_written_next_to_a_pipe(tmp_path: Path) -> None:
     for name, expected in (("pipe", False), ("new.jsonl", True), ("deep/new.jsonl", True)):
         output = tmp_path / name
         if name == "pipe":

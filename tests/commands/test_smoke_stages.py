@@ -14,7 +14,7 @@ from ftcli.cli import run
 from ftcli.data.dataset import load_dataset
 from ftcli.runs.folder import RunFolder
 from tests.conftest import Capture, Patch, Recipes
-from tests.left_behind import DATA, left_behind
+from tests.leftovers import DATA, leftovers
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def test_every_method_passes_and_the_data_stay_for_the_training(
     assert [stage["name"] for stage in found["stages"]] == STAGES
     assert all(set(stage) == {"name", "seconds", "detail"} for stage in found["stages"])
     assert err.count("\nsmoke test ") == len(STAGES) - 1
-    assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
+    assert leftovers(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
     details = {stage["name"]: stage["detail"] for stage in found["stages"]}
     assert details["train"] == "validated, saved, stopped by SIGTERM after step 2"
     assert details["resume"].startswith("from step 2 to 4; ")
@@ -85,7 +85,7 @@ def test_leftovers_of_a_killed_smoke_test_are_no_obstacle(
     assert verdict.startswith("smoke test passed in ")
     assert plan.startswith("plan   ") and plan.endswith(" 8 steps")
     assert rest == ["data   runs/tiny/data", "next   ftcli train tiny.yaml --set training.seed=7"]
-    assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
+    assert leftovers(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
 
 
 def test_an_existing_run_is_not_touched(
@@ -108,7 +108,7 @@ def test_the_small_models_recipe_passes(small_model: Path, tmp_path: Path, capsy
     found = json.loads(capsys.readouterr().out)
     assert [stage["name"] for stage in found["stages"]] == STAGES
     assert found["plan"]["steps"] == 76  # a tenth is replayed
-    assert left_behind(tmp_path) == DATA | {"replay.arrow"}
+    assert leftovers(tmp_path) == DATA | {"replay.arrow"}
 
 
 def test_the_model_of_a_stage_is_freed_before_the_next(
@@ -153,7 +153,7 @@ def test_a_signal_ends_it_and_nothing_stays(
         monkeypatch.setattr(smoke_test, "evaluate_run", interrupt)
     assert run(["train", str(write_recipe()), "--smoke-test"]) == 130
     assert capsys.readouterr().err.endswith("smoke test stopped; only the prepared data are kept\n")
-    assert left_behind(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
+    assert leftovers(tmp_path) == DATA and not list(tmp_path.rglob(".tmp-*"))
 
 
 def test_two_smoke_tests_of_one_output(

@@ -72,7 +72,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(
     assert [s for s in steps if s] == sorted(s for s in steps if s)
 
 
-def test_a_finished_run_refuses_another_recipe_and_fresh_starts_beside_it(
+def test_a_finished_run_refuses_another_recipe_and_fresh_starts_a_new_folder(
     write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     recipe = write_recipe()

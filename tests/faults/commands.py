@@ -2,7 +2,7 @@
 
 FILE is a JSON list of command lines, and gets a list of their exit codes in its place. Sealed, the
 kernel kills the process where it asks for a socket that is not a local one (seccomp, Linux). A
-file beside it, first.py, is run before them.
+file next to it, first.py, is run before them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Test:
         return f"{self.name.rpartition('/')[2]}: {reason:.160}"
 
 
-def told_once(phrases: Sequence[str]) -> list[str]:
+def grouped(phrases: Sequence[str]) -> list[str]:
     """`full: the same`, `lora: the same` → `full, lora: the same`."""
     whose: dict[tuple[bool, str], dict[str, None]] = {}
     for phrase in phrases:
@@ -66,7 +66,7 @@ class Line:
         if failed := self.of("failed"):
             return "; ".join(test.failure for test in failed)
         passed = self.of("passed")
-        if phrases := told_once([phrase for test in passed for phrase in test.observed]):
+        if phrases := grouped([phrase for test in passed for phrase in test.observed]):
             return "; ".join(phrases)
         return f"{len(passed)} test{'s' * (len(passed) > 1)} passed" if passed else "–"
 

@@ -98,8 +98,7 @@ GROUPS: dict[str, dict[int, tuple[str, str]]] = {
             "gradients and trained weights within 1e-6 of the largest",
         ),
         18: (
-            "one row of a micro-batch changed, padded or packed; packing asked for beside virtual "
-            "tokens",
+            "one row of a micro-batch changed, padded or packed; packing with virtual tokens",
             "its neighbours' logits and losses change by exactly 0; packing is refused with the "
             "reason",
         ),
@@ -112,7 +111,7 @@ GROUPS: dict[str, dict[int, tuple[str, str]]] = {
             "refused, by fingerprint",
         ),
         21: (
-            "LoRA's arithmetic beside NumPy in float64; an adapter whose B is 0",
+            "LoRA's arithmetic against NumPy in float64; an adapter whose B is 0",
             "within 1e-5; bit-equal to the base",
         ),
         22: ("the same recipe twice", "the same sha256 of what was trained"),

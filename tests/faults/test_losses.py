@@ -1,4 +1,4 @@
-"""Losses are those of the labelled tokens: beside whatever row, in whatever batch."""
+"""Losses are those of the label tokens, whatever the other rows and the batch are."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train(home: Path, name: str, method: dict[str, Any], micro_batch: int) -> Ru
 
 
 def numpy_loss(network: Any, rows: Sequence[dict[str, Any]]) -> float:
-    """Per labelled token: each row alone and without padding; logits apart, NumPy in float64."""
+    """Per label token: each row alone and without padding; logits apart, NumPy in float64."""
     import torch
 
     total, tokens = 0.0, 0
@@ -119,16 +119,16 @@ def test_a_loss_is_that_of_its_tokens_at_any_batch_size(
         wanted = expected_losses(home, folder, mode)
         assert abs(wanted[0] - wanted[1]) > 0.01
         result = folder.read_manifest()["result"]
-        told = (result["first_eval_loss"], result["eval_loss"])
-        differences["validation"] += [abs(a - b) for a, b in zip(told, wanted, strict=True)]
+        found = (result["first_eval_loss"], result["eval_loss"])
+        differences["validation"] += [abs(a - b) for a, b in zip(found, wanted, strict=True)]
         monkeypatch.setattr(generation, "SCORED_ROWS", size)
         shutil.rmtree(folder.evaluations, ignore_errors=True)
         capsys.readouterr()
         assert run(["eval", str(folder.path), "--data", str(home / "held.jsonl"), "--json"]) == 0
         scores = json.loads(capsys.readouterr().out)
-        told = (scores["base"]["loss"], scores["tuned"]["loss"])
-        differences["eval"] += [abs(a - b) for a, b in zip(told, wanted, strict=True)]
+        found = (scores["base"]["loss"], scores["tuned"]["loss"])
+        differences["eval"] += [abs(a - b) for a, b in zip(found, wanted, strict=True)]
     furthest = {what: max(found) for what, found in differences.items()}
     assert all(far <= 1e-6 for far in furthest.values()), furthest
-    told = " and ".join(f"{what} {far:.0e}" for what, far in furthest.items())
-    observed(f"{mode}, in {'/'.join(map(str, SIZES[mode]))}: {told} off")
+    found = " and ".join(f"{what} {far:.0e}" for what, far in furthest.items())
+    observed(f"{mode}, in {'/'.join(map(str, SIZES[mode]))}: {found} off")

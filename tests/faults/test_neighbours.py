@@ -132,13 +132,13 @@ def test_packing_is_refused_where_neighbours_would_leak(
     assert re.search(rf"packing no {why}", " ".join(capsys.readouterr().out.split()))
     assert run(["train", str(recipe), "--set", "training.packing=true", "--dry-run"]) == 2
     assert f"training.packing: true is not possible here ({why})" in capsys.readouterr().err
-    observed("refused beside virtual tokens: exit 2")
+    observed("refused with virtual tokens: exit 2")
 
 
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("name", sorted(PACKED))
 def test_packed_rows_know_nothing_of_each_other(name: str, observed: Observed) -> None:
-    """A row's loss is the same, to the last bit, whatever rows as long stand beside it."""
+    """A row's loss is the same, to the last bit, whatever rows of its length are in its batch."""
     model = model_of(name, "lora").eval()
     torch.manual_seed(2)
     rows = [torch.randint(30, 97, (length,)).tolist() for length in (9, 14, 5, 23, 14)]

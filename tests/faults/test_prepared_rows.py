@@ -118,7 +118,7 @@ def test_rows_of_a_stopped_run_are_proven(
 
 @pytest.mark.fault(2)
 @pytest.mark.parametrize("keys", [["train"], ["stop_ids", "longest"]])
-def test_a_record_that_lacks_keys_is_made_anew(
+def test_a_record_that_lacks_keys_is_prepared_again(
     keys: list[str], runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = runs.data / "prepared.json"

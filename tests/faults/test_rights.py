@@ -102,7 +102,7 @@ def test_a_run_folder_is_never_the_bases(
 @pytest.mark.slow
 @pytest.mark.fault(34)
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_a_training_beside_its_base_leaves_it_as_it_was(
+def test_a_training_next_to_its_base_leaves_it_unchanged(
     mode: str, base: Path, write_recipe: Callable[..., Path], observed: Observed
 ) -> None:
     before = digests(base)

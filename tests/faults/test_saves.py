@@ -118,7 +118,7 @@ def test_a_kill_at_every_file_operation_of_a_save(
 
 
 def damages(file: Path) -> Iterator[str]:
-    """Damage a file in one way after the other; it is whole again behind each."""
+    """Damage a file in one way after the other, and restore it after each."""
     whole = file.read_bytes()
     middle = len(whole) // 2
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]

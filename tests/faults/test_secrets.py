@@ -17,19 +17,19 @@ pytestmark = pytest.mark.fault(29)
 Observed = Callable[[str], None]
 
 # Joined, so that no scanner of sources takes them for real ones.
-PLANTED = {
+SET = {
     "HF_TOKEN": "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz012345",
     "HUGGING_FACE_HUB_TOKEN": "hf_" + "ZyXwVuTsRqPoNmLkJiHgFeDcBa543210",
     "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567",
-    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/" + "bPxRfiCYplanted",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/" + "bPxRfiCYsecret",
     "MLFLOW_TRACKING_PASSWORD": "correct-horse-battery",
 }
 IN_FILE = "hf_" + "FiLeFiLeFiLeFiLeFiLeFiLeFiLeFiLe"
 IN_COMMENT = "hf_" + "CoMmEnTcOmMeNtCoMmEnTcOmMeNtCoMm"
-PASSWORD = "opensesame-planted"
-SECRETS = (*PLANTED.values(), IN_FILE, IN_COMMENT, PASSWORD)
+PASSWORD = "opensesame-secret"
+SECRETS = (*SET.values(), IN_FILE, IN_COMMENT, PASSWORD)
 
-# Stands for the tracker, and writes down all that it is told.
+# Stands for the tracker, and records all that it receives.
 WANDB = """
 import os
 __version__ = "0.99"
@@ -37,7 +37,7 @@ class Anything:
     def __getattr__(self, name):
         return Anything()
     def __call__(self, *args, **kwargs):
-        with open(os.environ["TOLD"], "a") as file:
+        with open(os.environ["RECEIVED"], "a") as file:
             file.write(repr((args, kwargs)) + "\\n")
         return Anything()
     def __setitem__(self, key, value):
@@ -50,14 +50,14 @@ def __getattr__(name):
     return Anything()
 """
 
-# Laid into the process of the commands: a signal at step 2, and a bug that tells a secret.
+# Runs in the process of the commands: a signal at step 2, and a bug that shows a secret.
 MEDDLING = """
 import os, signal
 from ftcli import console
 from ftcli.evaluation import run_evaluation
-told = console._PlainLines.update
+original = console._PlainLines.update
 def update(self, done, figures=""):
-    told(self, done, figures)
+    original(self, done, figures)
     if self.label == "step" and done == 2 and "STOPPED" not in os.environ:
         os.environ["STOPPED"] = "1"
         os.kill(os.getpid(), signal.SIGINT)
@@ -105,19 +105,19 @@ def commands(home: Path, complete: bool) -> list[tuple[int, list[str]]]:
         (70, ["eval", made, "--limit", "7", "--debug", "--json"]),
         (2, ["train", recipe, "--set", f"model.id={url}", "--json"]),
         (2, ["train", recipe, "--set", f"data.train={url}.jsonl", "--debug"]),
-        (2, ["train", recipe, "--set", f"data.system=My token is {PLANTED['HF_TOKEN']}."]),
-        (2, ["train", recipe, "--set", f"training.seed={PLANTED['WANDB_API_KEY']}x", "--json"]),
-        (2, ["prepare", recipe, "--set", PLANTED["HF_TOKEN"]]),
-        (1, ["eval", str(home / PLANTED["HF_TOKEN"]), "--json", "--debug"]),
+        (2, ["train", recipe, "--set", f"data.system=My token is {SET['HF_TOKEN']}."]),
+        (2, ["train", recipe, "--set", f"training.seed={SET['WANDB_API_KEY']}x", "--json"]),
+        (2, ["prepare", recipe, "--set", SET["HF_TOKEN"]]),
+        (1, ["eval", str(home / SET["HF_TOKEN"]), "--json", "--debug"]),
     ]
 
 
 @pytest.mark.slow
 def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Observed) -> None:
     environment = {
-        **PLANTED,
+        **SET,
         "HF_HOME": str(home / "cache"),
-        "TOLD": str(home / "instructions.txt"),
+        "RECEIVED": str(home / "instructions.txt"),
         "HF_HUB_OFFLINE": "1",
     }
     wanted = commands(home, complete)
@@ -130,11 +130,11 @@ def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Obse
     assert codes == [code for code, _ in wanted], output
     assert "contains a password (user:password@)" in output
     assert "contains the secret in HF_TOKEN" in output
-    assert "Authorization: Bearer ***" in output, "the bug has told it, and it was masked"
-    told = (home / "instructions.txt").read_text()
-    assert "learning_rate" in told, "the tracker was told of the training"
-    planted = {home / "tiny.yaml", home / "commands.json", home / "cache" / "token"}
-    written = [path for path in home.rglob("*") if path.is_file() and path not in planted]
+    assert "Authorization: Bearer ***" in output, "the bug has shown it, redacted"
+    received = (home / "instructions.txt").read_text()
+    assert "learning_rate" in received, "the tracker has the training"
+    ours = {home / "tiny.yaml", home / "commands.json", home / "cache" / "token"}
+    written = [path for path in home.rglob("*") if path.is_file() and path not in ours]
     assert len(written) > 30
     for secret in SECRETS:
         assert secret not in output
@@ -143,11 +143,11 @@ def test_no_secret_is_written_or_said(home: Path, complete: bool, observed: Obse
             assert secret not in str(path)
     observed(
         f"{len(SECRETS)} secrets, {len(codes)} commands: 0 hits in {len(written)} files, in what "
-        "was said, and in what a tracker was told"
+        "was said, and in what a tracker received"
     )
 
 
-def test_a_recipe_with_a_secret_is_refused_at_its_line_without_telling_it(
+def test_a_recipe_with_a_secret_is_refused_at_its_line_without_showing_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ftcli.cli import run

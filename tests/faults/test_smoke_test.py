@@ -17,7 +17,7 @@ import pytest
 
 from ftcli.cli import run
 from tests.conftest import TINY, Capture, Observed, Patch, Recipes, pair
-from tests.left_behind import DATA, left_behind
+from tests.leftovers import DATA, leftovers
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def finds(tmp_path: Path, capsys: Capture) -> Finds:
         assert "Traceback" not in err
         *_, said = err.partition("smoke test, ")
         assert said.startswith(f"{stage}: ")
-        assert left_behind(tmp_path) <= DATA
+        assert leftovers(tmp_path) <= DATA
         assert not list(tmp_path.rglob(".tmp-*"))
         return said.removeprefix(f"{stage}: ").rstrip()
 

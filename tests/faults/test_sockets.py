@@ -103,7 +103,7 @@ def test_a_hub_that_falls_silent_hinders_neither_a_training_nor_its_saves(
         }
         codes, output = run_all(all_commands(tmp_path), tmp_path, environment)
     assert codes == [0] * 5, output
-    assert len(taken) <= 2, "it is asked once, whatever is opened or saved behind that"
+    assert len(taken) <= 2, "it is asked once, whatever is opened or saved after that"
     saved = tmp_path / "runs" / "tiny"
     assert (saved / "checkpoints" / "step-4").is_dir() and (saved / "merged").is_dir()
     assert "id: owner/tiny" in (saved / "recipe.yaml").read_text() and recipe.is_file()

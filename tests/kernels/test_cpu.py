@@ -1,4 +1,4 @@
-"""When Python collects: seldom while a command starts, as usual behind it, and not at the end."""
+"""Garbage collection: rarely while a command starts, then as usual, and not at the end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _as_before() -> Iterator[None]:
     gc.unfreeze()
 
 
-def test_a_command_starts_without_looking_and_goes_on_as_usual() -> None:
+def test_a_command_starts_without_collecting_and_continues_as_usual() -> None:
     cpu.start_gc_tuning()
     assert gc.get_threshold()[0] == cpu.RARE_GC_THRESHOLD
     cpu.end_gc_tuning()

@@ -1,4 +1,4 @@
-"""What a card's attention is told of packed rows. A CPU computes it forward alone, unfused."""
+"""Flex attention's mask of packed rows. A CPU computes only the forward pass, unfused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_token_sees_its_own_rows_and_nothing_else(share: bool, window: int | N
     forest = build_prefix_tree([row["input_ids"] for row in rows()], share=share)
     expected = seen(forest, window)
     assert torch.equal(found[: forest.tokens, : forest.tokens], expected)
-    # What fills up stands behind all rows, and none sees it.
+    # Padding follows all rows, and no row sees it.
     assert not found[: forest.tokens, forest.tokens :].any()
 
 

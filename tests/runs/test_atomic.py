@@ -142,16 +142,16 @@ def test_a_full_disk_is_known_by_whoever_names_it() -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     assert is_full(full) and is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
     assert is_full(RuntimeError("I/O error: No space left on device (os error 28)"))
-    behind = RuntimeError("unexpected pos 704 vs 598")
-    assert not is_full(behind)
-    behind.__context__ = full
-    assert is_full(behind) and not is_full(OSError(errno.EACCES, "Permission denied"))
+    later = RuntimeError("unexpected pos 704 vs 598")
+    assert not is_full(later)
+    later.__context__ = full
+    assert is_full(later) and not is_full(OSError(errno.EACCES, "Permission denied"))
 
 
 def test_one_of_two_is_whole_while_a_folder_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill behind each of the renamings, and before the old one is deleted."""
+    """A kill before each rename, and before the old folder is deleted."""
     original = Path.replace
     for kills_at in (1, 2, 3):
         place = tmp_path / str(kills_at)

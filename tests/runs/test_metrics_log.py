@@ -1,4 +1,4 @@
-"""The lines of a run, on disk and in the checkpoint that it goes on from."""
+"""The lines of a run, on disk and in the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ftcli.runs.metrics_log import Records
 
 
-def test_a_run_goes_on_with_the_lines_of_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run_resumes_with_the_lines_of_its_checkpoint(tmp_path: Path) -> None:
     file, kept = tmp_path / "metrics.jsonl", tmp_path / "records.jsonl"
     records = Records(file)
     records.begin(None)
@@ -27,7 +27,7 @@ def test_a_run_goes_on_with_the_lines_of_its_checkpoint(tmp_path: Path) -> None:
     assert file.read_text() == "" and again.train_loss() is None
 
 
-def test_patience_counts_validations_behind_the_best(tmp_path: Path) -> None:
+def test_patience_counts_validations_after_the_best(tmp_path: Path) -> None:
     records = Records(tmp_path / "metrics.jsonl")
     records.begin(None)
     counts = []
@@ -46,7 +46,7 @@ def test_the_loss_is_the_mean_of_the_last_tenth(tmp_path: Path) -> None:
     assert records.train_loss() == 28.0
 
 
-def test_times_stand_beside_and_outlive_a_resume(tmp_path: Path) -> None:
+def test_times_are_in_another_file_and_outlive_a_resume(tmp_path: Path) -> None:
     file, kept, speed = (tmp_path / name for name in ("metrics.jsonl", "kept.jsonl", "speed.jsonl"))
     records = Records(file)
     records.begin(None)

@@ -48,7 +48,7 @@ def test_a_part_of_a_run_names_the_run(
     assert run_at(run.path) == run
 
 
-def test_a_model_is_told_from_a_run(tmp_path: Path) -> None:
+def test_a_model_is_not_a_run(tmp_path: Path) -> None:
     """As `ftcli generate models/base` would have it."""
     folder = tmp_path / "models" / "base"
     folder.mkdir(parents=True)

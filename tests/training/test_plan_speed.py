@@ -109,7 +109,7 @@ def test_a_card_takes_every_optimisation_that_is_asked_for() -> None:
     assert not off.training.packing and off.optimizations.liger is False
 
 
-def test_a_card_without_a_lever_s_package_says_so() -> None:
+def test_a_missing_package_of_an_optimisation_is_named() -> None:
     without = on_card(kernels=("triton",))
     assert without.training.packing
     assert without.optimizations.liger is False

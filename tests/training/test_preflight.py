@@ -92,7 +92,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     return held
 
 
-BEGINNING = "Each of these questions is about the shop and its hours, which the sign tells. " * 5
+BEGINNING = "Each of these questions is about the shop and its hours, which the sign shows. " * 5
 ROWS = {
     "what rows begin with is long": [(BEGINNING + f"No. {n}", "Yes. " * 4) for n in range(48)],
     "short rows keep more than long ones": [

@@ -67,7 +67,7 @@ def recipe(**method: Any) -> Recipe:
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_twin_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
+def test_a_tiny_model_of_every_type_has_the_names_of_the_original(family: str, tied: bool) -> None:
     original = large(family, tie_word_embeddings=tied)
     tiny_one = tiny(original)
     assert names(skeleton(tiny_one)) == names(skeleton(original))
@@ -136,7 +136,7 @@ def original(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_twin_is_built_without_the_weights(original: Path, tmp_path: Path) -> None:
+def test_a_tiny_model_is_built_without_the_weights(original: Path, tmp_path: Path) -> None:
     tiny_one = tmp_path / "tiny_one"
     shape = build_tiny_model(str(original), recipe(), tiny_one)
     assert (shape.layers, shape.hidden, shape.vocab) == (LAYERS, HIDDEN, 400)

@@ -112,7 +112,7 @@ class EstimateResult:
 
     @property
     def fits_upper_bound(self) -> bool | None:
-        """Whether the upper bound fits too, by which `train` and --fit decide."""
+        """Whether the upper bound fits too, as `train` and --fit require."""
         return None if self.hardware is None else fits(self.estimate, self.hardware)
 
     def as_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 DATA = {"prepared.json", "train.arrow", "validation.arrow", "test.arrow"}
 
 
-def left_behind(folder: Path) -> set[str]:
+def leftovers(folder: Path) -> set[str]:
     """Files below `runs`, without their folders; locks are the run folder's own."""
     files = (path for path in folder.rglob("runs/**/*") if path.is_file())
     return {path.name for path in files if path.name != ".lock"}
