@@ -1,4 +1,4 @@
-"""What the layers keep between forward and backward, in bytes.
+"""Bytes that the layers save for backward.
 
 Items and sizes are counted on transformers 5.24 and peft 0.21 by tests/memory (tiny models on CPU),
 unless another source is given.
@@ -64,7 +64,7 @@ def layers_bytes(shape: Shape, choices: Choices) -> int:
     kept = _rotary_bytes(shape, choices)
     if not choices.checkpointing:
         return kept + _kept_layers_bytes(shape, choices)
-    # With offloading two layers' inputs are on their way to the host or back.
+    # With offloading the inputs of two layers are on their way to RAM or back.
     inputs = 2 if choices.stack.offloads_activations else shape.layers
     # Prompt tuning joins its tokens to the rows' embeddings, and Granite multiplies them; they stay
     # too, since checkpointing has them ask for a gradient (enable_input_require_grads).
@@ -265,9 +265,9 @@ def _flex_repeats(shape: Shape, choices: Choices) -> bool:
 def _math_attention(shape: Shape, choices: Choices) -> bool:
     """torch's sdpa without a fused kernel: on CUDA none takes fp32 and shared keys together
     (aten/native/transformers/cuda/sdp_utils.cpp)."""
-    shares = shape.kv_heads < shape.heads and not choices.repeats_kv
+    grouped = shape.kv_heads < shape.heads and not choices.repeats_kv
     fp32 = choices.compute_bytes == 4 and choices.attention == "sdpa"
-    return fp32 and shares and choices.device == "cuda" and not choices.packed_rows
+    return fp32 and grouped and choices.device == "cuda" and not choices.packed_rows
 
 
 def _keeps_scores(shape: Shape, choices: Choices) -> bool:

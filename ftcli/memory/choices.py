@@ -43,7 +43,7 @@ class Stack:
     adapter_bytes: Literal[2, 4] = 4
     """Bytes of one adapter weight; ftcli keeps adapters in fp32, see ftcli.models.methods."""
     saved_bytes: Literal[2, 4] | None = 4
-    """Bytes of one weight of a module trained whole next to an adapter: ftcli holds it in fp32, see
+    """Bytes of one weight of a module trained fully next to an adapter: ftcli keeps it in fp32, see
     ftcli.models.methods; None: in the model's own type, as PEFT copies it."""
     kbit_preparation: bool = False
     """peft's prepare_model_for_kbit_training: all that is not 4-bit becomes fp32."""
@@ -55,12 +55,12 @@ class Stack:
     """A loss on all logits: fp32 copy, log-softmax and gradient (transformers 4.49 and later);
     14 where the shift or the caller keeps the 16-bit logits too, 16 where it keeps fp32 ones."""
     fused_loss_bytes_per_hidden: int | None = None
-    """A loss that never holds logits (Liger, cut cross entropy): bytes of each element of the
+    """A loss that never stores logits (Liger, cut cross entropy): bytes of each element of the
     last hidden states instead."""
     trl_head: bool = False
     """The chunked loss is TRL 1.16's own (add_fused_lm_head) instead of ftcli.models.loss."""
     quantization: Quantization | None = None
-    """How the frozen weights are held; None: NF4 in QLoRA, not at all elsewhere."""
+    """Quantisation of the frozen weights; None: NF4 in QLoRA, none elsewhere."""
     linear_experts: bool = False
     """Experts are linear layers, which bitsandbytes quantises (transformers before 5)."""
     fused_qkv: bool = False
@@ -95,7 +95,7 @@ class Choices:
     counts."""
     dropout: float = 0.0
     l2_sp: bool = False
-    """Trained weights are pulled to their start (training.l2_sp), which stays in memory."""
+    """Trained weights are pulled to their starts (training.l2_sp), which stay in memory."""
     dora: bool = False
     """LoRA with a trained magnitude for each output (DoRA)."""
     modules_to_save: tuple[str, ...] = ()
@@ -103,13 +103,13 @@ class Choices:
     bottleneck: int = 64
     """Inner width of a bottleneck adapter."""
     placement: Placement = "both"
-    """After which block of a layer an adapter stands."""
+    """The blocks of a layer that are followed by an adapter."""
     virtual_tokens: int = 20
     """Trained positions of prefix and prompt tuning."""
     projection: bool = False
     """A prefix that comes out of a small network (P-tuning's reparametrisation)."""
     four_bit_base: bool = False
-    """The frozen base of `FROZEN_MODES` is held in NF4 (QLoRA's always is)."""
+    """The frozen base of `FROZEN_MODES` is in NF4 (QLoRA's always is)."""
     double_quantization: bool = True
     micro_batch: int = 1
     seq_len: int = 1024
@@ -138,7 +138,7 @@ class Choices:
     """Dequantised copies of all 4-bit weights stay in memory (a CPU with room)."""
     packed_rows: bool = False
     """Rows without padding: on a CPU through ftcli.kernels.attention, which keeps queries,
-    keys, values and the attention probabilities of short rows, but not its output; on a card
+    keys, values and the attention probabilities of short rows, but not its output; on a GPU
     through torch's flex attention, which keeps what its other fused kernels keep."""
     stack: Stack = Stack()
 
@@ -154,7 +154,7 @@ class Choices:
 
     @property
     def keys(self) -> int:
-        """Positions that a token of one row can attend to: a prefix stands before it."""
+        """Positions that a token of one row can attend to: a prefix is before it."""
         return self.positions + (self.virtual_tokens if self.mode == "prefix-tuning" else 0)
 
     @property

@@ -75,7 +75,7 @@ class Estimate:
 def estimate(
     shape: Shape, choices: Choices, capability: ComputeCapability | None = None
 ) -> Estimate:
-    """Peak memory of training `shape` as chosen, on a card of this CUDA capability.
+    """Peak memory of training `shape` with these choices, on a GPU of this CUDA capability.
 
     Without one the context is the largest known.
 
@@ -120,14 +120,14 @@ def card_fits(reserved_bytes: int, card: Card) -> bool:
 
 def _items(static: Static, phase: Phase) -> dict[str, int]:
     """Item by item; `l2_sp` only where a recipe asks for it."""
-    held = {"l2_sp": static.l2_sp} if static.l2_sp else {}
+    l2_sp = {"l2_sp": static.l2_sp} if static.l2_sp else {}
     return {
         "weights": static.weights,
         "quantization": static.quantization,
         "adapter": static.adapter,
         "gradients": phase.gradients,
         "optimizer": static.optimizer,
-        **held,
+        **l2_sp,
         "activations": phase.activations,
         "logits": phase.logits,
         "workspace": phase.workspace,

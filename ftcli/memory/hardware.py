@@ -64,13 +64,13 @@ _UNKNOWN_CONTEXT_BYTES = max(_CONTEXT_BYTES.values())
 
 
 def context_bytes(capability: ComputeCapability | None) -> int:
-    """Bytes of a CUDA context on a card of this capability; the largest known for others."""
+    """Bytes of a CUDA context on a GPU of this capability; the largest known for others."""
     if capability is None:
         return _UNKNOWN_CONTEXT_BYTES
     return _CONTEXT_BYTES.get(capability, _UNKNOWN_CONTEXT_BYTES)
 
 
-# A desktop session takes 0.3 to 1 GiB of the card that drives the display; the middle is assumed.
+# A desktop session takes 0.3 to 1 GiB of the GPU that drives the display; the middle is assumed.
 DISPLAY_BYTES = GIB // 2
 
 # CUDA shows 97% (8 GiB) to 99% (80 GiB) of a GPU's memory; the driver keeps the rest.
@@ -79,7 +79,7 @@ _VISIBLE_SHARE = 0.98
 
 @dataclass(frozen=True)
 class Card:
-    """A graphics card as it is sold."""
+    """A GPU as it is sold."""
 
     model: str
     sold_gib: float
@@ -87,7 +87,7 @@ class Card:
     """Total capacity as torch's out-of-memory messages state it."""
     compute_capability: ComputeCapability | None
     drives_display: bool
-    """A desktop card is taken to show a desktop too; a data-centre card is not."""
+    """Assumed of desktop GPUs, not of data-centre GPUs."""
 
     @property
     def name(self) -> str:
@@ -109,9 +109,9 @@ class Card:
 
     @property
     def hardware(self) -> Hardware:
-        """A machine with this card, on which only the display and the context take memory.
+        """A machine with this GPU, of which only the display and the context take memory.
 
-        A card known only by its size is taken to have bf16, as all since 2020 do.
+        A GPU known only by its size is assumed to have bf16, as all since 2020.
         """
         capability = self.compute_capability
         return Hardware(
@@ -129,7 +129,7 @@ class Card:
 # No GPU is smaller or larger: such a size is a typing error (`4090gb`).
 _LEAST_GIB, _MOST_GIB = 2, 512
 
-# Where a model exists in two sizes the smaller stands first: its plain name means that one.
+# Of a model with two sizes the smaller is first: the name without a size means that one.
 KNOWN_CARDS: tuple[Card, ...] = (
     Card("RTX 3060", 12, 11.76, (8, 6), True),
     Card("RTX 3070", 8, 7.78, (8, 6), True),
@@ -159,7 +159,7 @@ KNOWN_CARDS: tuple[Card, ...] = (
 def find_card(wanted: str) -> Card:
     """The GPU named by `4090`, `rtx 4090`, `A100 80GB`, or a size (`24GB`, `24`).
 
-    A size is a desktop card of that many GiB. Raises UsageError (`gpu_unknown`).
+    A size is a desktop GPU of that many GiB. Raises UsageError (`gpu_unknown`).
     """
     key = _key(wanted)
     for card in KNOWN_CARDS:
@@ -180,7 +180,7 @@ def find_card(wanted: str) -> Card:
 
 
 def card_of_size(gib: float) -> Card:
-    """A desktop card known only by its size in GiB."""
+    """A desktop GPU known only by its size in GiB."""
     return Card("GPU of", gib, _VISIBLE_SHARE * gib, None, drives_display=True)
 
 

@@ -43,7 +43,7 @@ class Static:
     l2_sp: int
     """Starting weights that the trained ones are pulled to."""
     managed: int
-    """Optimizer states in CUDA managed memory: they leave a full card for the host, and torch
+    """Optimizer states in CUDA managed memory: they move from a full GPU to RAM, and torch
     does not count them."""
 
     @property
@@ -103,7 +103,7 @@ def quantization_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def forward_copies_bytes(shape: Shape, choices: Choices) -> int:
-    """16-bit copies of fp32 weights that autocast holds to the end of the forward pass.
+    """16-bit copies of fp32 weights that autocast keeps to the end of the forward pass.
 
     It keeps those of trained weights (aten/autocast_mode.cpp, cached_cast); the backward pass
     keeps those of frozen ones too, without checkpointing.

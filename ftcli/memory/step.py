@@ -133,7 +133,7 @@ ANSWER_TOKENS = 256
 # So many tokens of cache are small next to any model: 0.75 GB of SmolLM2-135M's in fp32.
 LEAST_CACHE_TOKENS = 16_384
 
-# Positions whose logits `ftcli merge` holds, of each of two models (ftcli.export.merge).
+# Positions whose logits `ftcli merge` stores, of each of two models (ftcli.export.merge).
 _COMPARED_POSITIONS = 1024
 
 

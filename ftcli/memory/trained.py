@@ -128,7 +128,7 @@ def embedding_gradient_bytes(shape: Shape, choices: Choices) -> int:
 
 
 def optimizer_bytes(shape: Shape, choices: Choices) -> tuple[int, int]:
-    """Bytes of the optimizer's states: (in the card's own memory, in managed memory)."""
+    """Bytes of the optimizer's states: (in GPU memory, in managed memory)."""
     match choices.optimizer:
         case "sgd":
             return 0, 0

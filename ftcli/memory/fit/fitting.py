@@ -207,12 +207,12 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Alternatives:
-    """What would do where nothing fits; None where nothing known does."""
+    """What fits instead where nothing does; None if no known GPU or model fits."""
 
     card: str | None
-    """The smallest known card that takes it with all its tokens, if not as it is."""
+    """The smallest known GPU that fits it with all its tokens, perhaps with changes."""
     model: str | None
-    """The largest well-known model that fits the card with nothing else changed."""
+    """The largest well-known model that fits the GPU with nothing else changed."""
 
 
 def fit(asked: FitRequest, hardware: Hardware) -> FitResult | None:
@@ -234,7 +234,7 @@ def _fits(asked: FitRequest, hardware: Hardware) -> Fits:
 
 
 def instead(asked: FitRequest, hardware: Hardware) -> Alternatives:
-    """What to turn to where nothing fits."""
+    """Alternatives where nothing fits."""
     return Alternatives(_larger_card(asked, hardware), _smaller_model(asked, hardware))
 
 

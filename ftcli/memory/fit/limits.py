@@ -1,4 +1,4 @@
-"""The largest that fits a card, and how memory grows: one size of a training varied alone."""
+"""The largest size that fits a GPU, and memory by size; all else stays the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ftcli.memory.shapes import Shape
 Size = Literal["max-length", "micro-batch", "rank"]
 SIZES: tuple[Size, ...] = get_args(Size)
 
-# No model here reads a million tokens at once, and no card takes a million rows.
+# No known model has a context of a million tokens, and no GPU fits a million rows.
 MOST = 2**20
 
 
@@ -36,7 +36,7 @@ class SweepRow:
     value: int
     estimate: Estimate
     fits: bool | None
-    """By the upper end of the interval; None where no card is given."""
+    """By the upper bound of the interval; None without a GPU."""
 
 
 @dataclass(frozen=True)

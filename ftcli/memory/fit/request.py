@@ -1,4 +1,4 @@
-"""What `estimate-vram --fit` is asked, and which changes of it may be tried."""
+"""The request of `estimate-vram --fit`, and the changes to try."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "adamw-8bit", "paged-adamw-8bit")
 LEAST_RANK = 4
 # Lengths are multiples of this: numbers that people read, and that tensor cores like.
 LENGTH_STEP = 64
-# Rows any shorter hold no prompt with its answer.
+# Shorter rows cannot have a prompt and its answer.
 LEAST_LENGTH = 128
 
 
 @dataclass(frozen=True)
 class FitRequest:
-    """A training as asked for, and what of it is open."""
+    """A requested training, and its open choices."""
 
     shape: Shape
     choices: Choices
-    """What is open stands at its smallest."""
+    """Open choices have their smallest value."""
     batch_rows: int
     """Rows of an optimizer step, which stay as they are."""
     open_micro_batch: bool = False
     open_checkpointing: bool = False
     alpha: float | None = None
-    """LoRA's alpha, where a recipe holds one: it goes down with the rank."""
+    """LoRA's alpha of the recipe: it is lowered with the rank."""
     rslora: bool = False
     """The update is scaled by alpha / √rank."""
     share_longer: Callable[[int], float] | None = None
@@ -66,7 +66,7 @@ def require_mode(mode: Mode, shape: Shape) -> None:
 
 
 def options_of(asked: FitRequest, hardware: Hardware) -> Options:
-    """As asked first, then every change that `ftcli train` carries out on this card."""
+    """The request first, then every change that `ftcli train` supports on this GPU."""
     choices, experts = asked.choices, asked.shape.experts > 1
     frozen, computes_fp32 = choices.mode in FROZEN_MODES, choices.precision == "fp32"
     longest = (choices.seq_len - 1) // LENGTH_STEP * LENGTH_STEP

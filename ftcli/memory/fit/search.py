@@ -17,12 +17,12 @@ CPU_MEMORY_SHARE = 0.92
 
 
 def estimate_on(shape: Shape, choices: Choices, hardware: Hardware | None) -> Estimate:
-    """The estimate with the CUDA context of this card; without one, with the largest known."""
+    """The estimate with the CUDA context of this GPU; without one, with the largest known."""
     return estimate(shape, choices, hardware.compute_capability if hardware else None)
 
 
 def fits(found: Estimate, hardware: Hardware) -> bool:
-    """On a card by the upper end of the estimate's interval."""
+    """On a GPU by the upper bound of the estimate."""
     share = 1 if hardware.kind == "cuda" else CPU_MEMORY_SHARE
     return needed_bytes(found, hardware) <= share * hardware.free_bytes
 
@@ -43,7 +43,7 @@ CPU_MICRO_BATCH = 4
 # more, and one of full fine-tuning, whose states have no memory to spare, 6%.
 CPU_TOKENS = 2048
 FULL_CPU_TOKENS = 1024
-# On a card a micro-batch of more tokens is no faster.
+# On a GPU a micro-batch of more tokens is no faster.
 CARD_TOKENS = 16_384
 
 
@@ -101,11 +101,11 @@ def cheapest(base: Choices, options: Options, fits: Fits) -> Choices | None:
     return next(_fitting(base, replace(options, rank=(rank,)), tokens, fits))
 
 
-def _first(values: tuple[int, ...], holds: Callable[[int], bool]) -> int | None:
-    """The first value that holds, where all after one that does hold too."""
-    if holds(values[0]):
+def _first(values: tuple[int, ...], fits: Callable[[int], bool]) -> int | None:
+    """The first value that fits; all values after it fit too."""
+    if fits(values[0]):
         return values[0]
-    place = bisect_left(values, True, lo=1, key=holds)
+    place = bisect_left(values, True, lo=1, key=fits)
     return values[place] if place < len(values) else None
 
 
@@ -171,7 +171,7 @@ def _fitting(base: Choices, options: Options, seq_len: int, fits: Fits) -> Itera
 def _most_rows(candidate: Choices, options: Options, fits: Fits) -> Choices | None:
     """The candidate with its largest micro-batch that fits.
 
-    Without accumulation gradients are not held through the next forward pass, so a whole batch
+    Without accumulation gradients are not in memory during the next forward pass, so a whole batch
     may fit where a part does not; among parts, fewer rows never take more.
     """
     whole, *parts = options.micro_batches(candidate.seq_len)

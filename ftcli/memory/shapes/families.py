@@ -73,7 +73,7 @@ def all_but_every(step: int, key: str | None = None) -> Callable[[Config, int], 
 
 
 def _listed(config: Config) -> int | None:
-    """Where config.json names each layer's kind, that is what holds."""
+    """Layers with a sliding window by `layer_types`; None without the key."""
     kinds = config.get("layer_types")
     return kinds.count("sliding_attention") if isinstance(kinds, list) else None
 
@@ -85,7 +85,7 @@ def _count(config: Config, key: str, default: int) -> int:
 
 @dataclass(frozen=True)
 class Key:
-    """A yes or no of config.json, and what holds where it is absent."""
+    """A boolean key of config.json, and its default."""
 
     name: str
     default: bool = False

@@ -76,7 +76,7 @@ def _missing(local: Path) -> ModelError:
 
 
 def _as_known(model_id: str) -> str:
-    """A known hub id however its letters are written; else as it stands."""
+    """The known hub id in any case of letters; else unchanged."""
     same = (known for known in _known_models().configs if known.lower() == model_id.lower())
     return next(same, model_id)
 
@@ -116,9 +116,9 @@ def _billions(size: str) -> float:
 
 
 def _near(word: str, aliases: Iterable[str]) -> str:
-    """`; did you mean gemma-2-9b, glm-4-9b or yi-9b?`: names that hold the word, else near ones."""
-    holding = [alias for alias in aliases if word and word in alias]
-    near = holding[:3] or difflib.get_close_matches(word, list(aliases), n=3, cutoff=0.6)
+    """`; did you mean gemma-2-9b, glm-4-9b or yi-9b?`: names with the word, else near ones."""
+    containing = [alias for alias in aliases if word and word in alias]
+    near = containing[:3] or difflib.get_close_matches(word, list(aliases), n=3, cutoff=0.6)
     if not near:
         return ""
     *others, last = near

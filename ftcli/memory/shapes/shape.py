@@ -58,7 +58,7 @@ class Shape:
     """Inner width of the MLP; of one expert where there are several."""
     vocab: int
     tied: bool
-    """The head is the embedding matrix, held once."""
+    """Head and embedding are one matrix."""
     mlp_matrices: int = 3
     """3: gate, up and down; 2: up and down."""
     experts: int = 1
@@ -130,8 +130,8 @@ class Shape:
     def linear_modules(self) -> dict[str, tuple[int, int]]:
         """(in, out) of the linear layers of one transformer layer, as PEFT's all-linear sees them.
 
-        Experts are absent: transformers 5 holds them as 3-D parameters, which bitsandbytes passes
-        over (peft 0.21 adapts them: ftcli.memory.trained).
+        Experts are absent: transformers 5 has them as 3-D parameters, which bitsandbytes skips
+        (peft 0.21 adapts them: ftcli.memory.trained).
         """
         layout, hidden, query = self.layout, self.hidden, self.query_width
         widths = [query, self.kv_width, self.kv_width]
@@ -174,7 +174,7 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of the linear layers inside the transformer layers: what 4 bits can hold."""
+        """Weights of the linear layers inside the transformer layers: those that are quantised."""
         sizes = self.linear_modules().values()
         return self.layers * sum(inputs * outputs for inputs, outputs in sizes)
 
