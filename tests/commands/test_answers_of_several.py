@@ -157,7 +157,7 @@ def test_what_cannot_share_a_base(
             runs / "shop",
             tiny_model,
             {"mode": "prompt-tuning"},
-            "method is prompt (shop: LoRA)",
+            "method is prompt-tuning (shop: LoRA)",
         ),
         "whole": (runs / "shop", tiny_model, {"mode": "full"}, "is a full model"),
         "single": (

@@ -47,9 +47,9 @@ def test_a_merge_holds_one_copy_of_the_weights(
 def test_three_adapters_take_one_base_and_three_adapters(large: Path) -> None:
     """A second base would be at least 310 MB; an adapter of this rank is 121 MB."""
     recipe = recipe_of(large, "lora", max_steps=1, batch_size=1)
-    sizes = ["--set", "method.rank=128", "--set", "data.test=2", "--set", "output=runs/first"]
-    assert run(["train", str(recipe), *sizes]) == 0
+    sizes = ["--set", "method.rank=128", "--set", "data.test=2"]
     first = large / "runs" / "first"
+    assert run(["train", str(recipe), *sizes, "--set", f"output={first}"]) == 0
     for name in ("second", "third"):
         shutil.copytree(first, first.with_name(name))
     adapter = (first / "adapter" / "adapter_model.safetensors").stat().st_size

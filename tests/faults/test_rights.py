@@ -38,7 +38,7 @@ def test_every_file_of_a_run_is_readable_by_all(
     recipe = write_recipe(method=method, training={"max_steps": 2, "batch_size": 4})
     folder = tmp_path / "runs" / "tiny"
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(json.dumps({"prompt-tuning": "mug"}) + "\n")
+    prompts.write_text(json.dumps({"prompt": "mug"}) + "\n")
     answers = folder / "answers.jsonl"
     assert run(["train", str(recipe)]) == 0
     assert run(["eval", str(recipe)]) == 0
