@@ -74,7 +74,7 @@ def test_a_save_that_fails_at_any_write_leaves_the_older_ones_whole(
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert f"the disk of {folder.path} is full" in error
-    assert f"Resume: ftcli train {recipe}" in error
+    assert f"Resume: ftcli train {recipe.name}" in error
     observed(
         f"{failed.total()} of {failed.total()} failed calls of a save leave only whole checkpoints"
     )
