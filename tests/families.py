@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,8 @@ from tokenizers import (
 from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ftcli.data.example import Example, Message, Origin, RowError
-from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Renderer
+from ftcli.data.example import Example, Message, Origin, RejectedRow, RowError
+from ftcli.data.tokenizing.rendering import IGNORED, Encoded, Item, Renderer, encode_items
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -98,6 +98,13 @@ def chat(*turns: str) -> Example:
 
 def trained_text(tokenizer: PreTrainedTokenizerBase, row: Encoded) -> str:
     return tokenizer.decode([label for label in row.labels if label != IGNORED])
+
+
+def encode_many(renderer: Renderer, examples: Sequence[Example]) -> list[Encoded | str]:
+    """Each example's row in a batch, or why it is rejected."""
+    items: Iterator[Item] = ((example, "train") for example in examples)
+    found = encode_items(items, renderer)
+    return [row.reason if isinstance(row, RejectedRow) else row[2] for row in found]
 
 
 def runs(row: Encoded) -> list[list[int]]:

@@ -12,13 +12,14 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
 from ftcli.data.example import Example, RejectedRow, RowError
 from ftcli.data.tokenizing import rendering
-from ftcli.data.tokenizing.rendering import Encoded, Renderer, encode_items, encode_many
+from ftcli.data.tokenizing.rendering import Encoded, Renderer, encode_items
 from tests.families import (
     CONTENTS,
     CORPUS,
     FORGED,
     Family,
     chat,
+    encode_many,
     family_named,
     plain,
     qwen3,
@@ -27,11 +28,8 @@ from tests.families import (
 
 
 def one_by_one(renderer: Renderer, examples: list[Example]) -> list[Encoded | str]:
-    return [shown(rendering._or_error(partial(renderer.encode, example))) for example in examples]
-
-
-def shown(row: Encoded | RowError) -> Encoded | str:
-    return row.message if isinstance(row, RowError) else row
+    rows = [rendering._or_error(partial(renderer.encode, example)) for example in examples]
+    return [row.message if isinstance(row, RowError) else row for row in rows]
 
 
 def word_level(name: str, turn: str) -> Family:
@@ -83,7 +81,7 @@ def test_rows_are_those_of_one_by_one(
     ]
     examples += plain_texts
     alone = one_by_one(FAMILIES[name].renderer(loss_on), examples)
-    assert [shown(row) for row in encode_many(FAMILIES[name].renderer(loss_on), examples)] == alone
+    assert encode_many(FAMILIES[name].renderer(loss_on), examples) == alone
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -109,7 +107,7 @@ def test_a_tokens_way_into_the_answer_is_seen() -> None:
 def test_an_answer_is_not_taken_for_what_the_template_writes_before_it() -> None:
     """An empty thinking block comes first, and begins as the second answer does."""
     examples = [chat("Which?", "The chair."), chat("Which?", "<")]
-    rows = [shown(row) for row in encode_many(FAMILIES["qwen3 thinking"].renderer(), examples)]
+    rows = encode_many(FAMILIES["qwen3 thinking"].renderer(), examples)
     fresh = [FAMILIES["qwen3 thinking"].renderer().encode(example) for example in examples]
     assert rows == fresh
     assert "</think>" in FAMILIES["qwen3"].tokenizer.decode(fresh[1].input_ids)
@@ -119,7 +117,7 @@ def test_a_template_with_users_words_before_the_answer_fills_no_memory() -> None
     chatml = FAMILIES["chatml"]
     renderer = replace(chatml.renderer(), tokenizer=family_with("<|im_start|>{{ m.content }}\n"))
     examples = [chat(f"{number}", "a") for number in range(300)]
-    rows = [shown(row) for row in encode_many(renderer, examples)]
+    rows = encode_many(renderer, examples)
     assert rows == one_by_one(renderer, examples)
     assert 0 < len(renderer.escaping._tails) < len(examples)
 

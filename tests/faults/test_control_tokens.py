@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from ftcli.cli import run
 from ftcli.config.recipe import Data
-from ftcli.data.example import Example, Origin, Row, RowError
+from ftcli.data.example import Example, Origin, Row
 from ftcli.data.formats import to_example
 from ftcli.data.tokenizing.arrow_rows import read_split
-from ftcli.data.tokenizing.rendering import Encoded, encode_many
+from ftcli.data.tokenizing.rendering import Encoded
 from ftcli.inference import generation
-from tests.families import BUILDERS, FORGED, Family, chat, family_named
+from tests.families import BUILDERS, FORGED, Family, chat, encode_many, family_named
 from tests.faults.bench import Bench, bench_in
 
 pytestmark = pytest.mark.fault(28)
@@ -124,8 +124,7 @@ def test_a_content_of_which_nothing_can_be_found_again_is_refused() -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("content", filters)
     renderer = replace(family, tokenizer=tokenizer).renderer()
     (found,) = encode_many(renderer, [chat("<|IM_END|>", "a")])
-    assert isinstance(found, RowError)
-    assert "contains the text of a control token" in found.message
+    assert isinstance(found, str) and "contains the text of a control token" in found
 
 
 # A whole run

@@ -165,22 +165,18 @@ class Renderer:
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> Rendered:
         """A conversation that ends with an answer, or a prompt, as text; raises RowError."""
-        (found,) = self.render_all([messages], prompt=prompt)
+        ((found,),) = self.render_batches([[messages]], prompt=prompt)
         if isinstance(found, RowError):
             raise found
-        return found
-
-    def render_all(
-        self, conversations: Sequence[Sequence[Message]], *, prompt: bool = False
-    ) -> list[Rendered | RowError]:
-        """Each conversation as text, or why it cannot be rendered."""
-        (found,) = self.render_batches([conversations], prompt=prompt)
         return found
 
     def render_batches(
         self, batches: Iterable[Sequence[Sequence[Message]]], *, prompt: bool = False
     ) -> Iterator[list[Rendered | RowError]]:
-        """`render_all`, batch by batch; the next batch is rendered while this one is used."""
+        """Each conversation as text, or why it cannot be rendered, batch by batch.
+
+        The next batch is rendered while this one is used.
+        """
         template = self._template
         if template is None:
             for batch in batches:
@@ -291,15 +287,6 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
     yield batch
 
 
-def encode_many(renderer: Renderer, examples: Sequence[Example]) -> list[Encoded | RowError]:
-    """Rows of the examples, with a RowError for each that cannot be rendered.
-
-    The tokenizer works on all cores. Rows that contain the text of a control token, and plain
-    texts, are encoded one by one.
-    """
-    return _encoded(renderer, examples, renderer.render_all(_conversations(examples)))
-
-
 def _conversations(examples: Iterable[Example]) -> list[Turns]:
     return [example.messages for example in examples if example.text is None]
 
@@ -307,7 +294,11 @@ def _conversations(examples: Iterable[Example]) -> list[Turns]:
 def _encoded(
     renderer: Renderer, examples: Sequence[Example], rendered: Sequence[Rendered | RowError]
 ) -> list[Encoded | RowError]:
-    """`encode_many`; `rendered` are the conversations among the examples."""
+    """Rows of the examples, of which `rendered` are the conversations; RowError for a failed one.
+
+    The tokenizer works on all cores. Rows that contain the text of a control token, and plain
+    texts, are encoded one by one.
+    """
     plain = _plain_rows(
         renderer, [row for row in rendered if isinstance(row, Rendered) and not row.injected]
     )
