@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftcli.config.recipe import Data
 from ftcli.config.section import data_suffix
-from ftcli.data.example import Example, RejectedRow, Row
+from ftcli.data.example import Example, Origin, RejectedRow, Row
 from ftcli.data.sources import read_examples, read_rows, read_rows_as_examples
 from ftcli.errors import DataError
 
@@ -40,8 +40,7 @@ def _passages_of_rows(file: Path) -> tuple[str, ...]:
     found = []
     for item in read_examples(str(file.absolute()), Data(train=str(file))):
         if isinstance(item, Example) and item.text is None:
-            reason = "not plain text: expected rows with a `text`"
-            raise DataError("data_format", reason, file=item.origin.file, line=item.origin.line)
+            raise _error("not plain text: expected rows with a `text`", item.origin)
         if isinstance(item, Example) and item.text:
             found.append(item.text.strip())
     return tuple(found)
@@ -84,13 +83,11 @@ def general_instructions(file: Path | None) -> tuple[Instruction, ...]:
     found = []
     for row, example in zip(rows, examples, strict=True):
         if isinstance(row, RejectedRow):
-            raise DataError("data_format", row.reason, file=row.origin.file, line=row.origin.line)
-        file_name, line = row.origin.file, row.origin.line
+            raise _error(row.reason, row.origin)
         if isinstance(example, RejectedRow):
-            raise DataError("data_format", example.reason, file=file_name, line=line)
+            raise _error(example.reason, row.origin)
         if not example.messages:
-            reason = "a plain text, not an instruction"
-            raise DataError("data_format", reason, file=file_name, line=line)
+            raise _error("a plain text, not an instruction", row.origin)
         found.append(Instruction(example, _check(row)))
     if not found:
         raise DataError("data_empty", "has no instruction", file=source)
@@ -105,5 +102,8 @@ def _check(row: Row) -> re.Pattern[str] | None:
         return re.compile(str(value), re.DOTALL)
     except re.error as error:
         reason = f"{CHECK_COLUMN}: {json.dumps(value)} is not a regular expression: {error}"
-        file, line = row.origin.file, row.origin.line
-        raise DataError("data_format", reason, file=file, line=line) from error
+        raise _error(reason, row.origin) from error
+
+
+def _error(reason: str, origin: Origin) -> DataError:
+    return DataError("data_format", reason, file=origin.file, line=origin.line)

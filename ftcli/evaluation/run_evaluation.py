@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from ftcli.config.evaluation import Grounding
 from ftcli.config.section import named_files, without_folders
 from ftcli.console import Reporter
 from ftcli.data.dataset import Split
-from ftcli.errors import Stopped
 from ftcli.evaluation.eval_rows import (
     ContaminatedRows,
     EvalOptions,
@@ -92,7 +90,12 @@ def evaluate_run(
         seen = ContaminatedRows(result.rows_trained_on, result.rows_in_validation)
         seen.warn(result.data, result.rows, reporter)
     else:
-        with _lock(run, reporter):
+        folder = run.evaluations
+        message = "stopped; losses and answers so far are kept; the same command resumes"
+        with (
+            exclusive_lock(folder / LOCK, folder, "eval_locked", "evaluate it later"),
+            StopSignals(reporter.note).ending_with(message),
+        ):
             result = _evaluate(opened, options, split, scorers, key, reporter)
             result.write(file)
     with suppress(OSError):  # a stored evaluation of a read-only run can be shown
@@ -128,21 +131,6 @@ def _detector_weights(wanted: Grounding | None) -> str | None:
         return None
     source = model_source(wanted.model)
     return base_fingerprint(source) if Path(source).is_dir() else None
-
-
-@contextmanager
-def _lock(run: RunFolder, reporter: Reporter) -> Iterator[None]:
-    """One evaluation of a run at a time; raises Stopped on a signal."""
-    folder, stops = run.evaluations, StopSignals(reporter.note)
-    with exclusive_lock(folder / LOCK, folder, "eval_locked", "evaluate it later"):
-        try:
-            with stops.caught():
-                yield
-        except KeyboardInterrupt as interrupt:
-            raise Stopped(
-                "stopped; losses and answers so far are kept; the same command resumes",
-                stops.number or signal.SIGINT,
-            ) from interrupt
 
 
 def _evaluate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, assert_never
 from ftcli.config.recipe import Bottleneck, Full, Lora, PrefixTuning, PromptTuning, Qlora
 from ftcli.console import Reporter
 from ftcli.data.dataset import SPLITS
-from ftcli.errors import FtcliError, ModelError, Stopped, UsageError
+from ftcli.errors import FtcliError, ModelError, UsageError
 from ftcli.export.verdict import (
     ALLOWED,
     MAX_MISMATCH_KL,
@@ -169,17 +168,13 @@ def _output_taken(what: str) -> FtcliError:
 def _remove_on_failure(folder: Path, reporter: Reporter) -> Iterator[None]:
     """Remove new parent folders if the block fails or is stopped by a signal."""
     new = [parent for parent in folder.parents if not parent.exists()]
-    stops = StopSignals(reporter.note)
     try:
-        with stops.caught():
+        with StopSignals(reporter.note).ending_with("stopped; nothing was written"):
             yield
-    except BaseException as error:
+    except BaseException:
         for parent in new:  # the nearest first
             if parent.exists() and not any(parent.iterdir()):
                 parent.rmdir()
-        if isinstance(error, KeyboardInterrupt):
-            number = stops.number or signal.SIGINT
-            raise Stopped("stopped; nothing was written", number) from error
         raise
 
 

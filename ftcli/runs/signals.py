@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ftcli.errors import Stopped
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,6 +34,15 @@ class StopSignals:
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def ending_with(self, message: str) -> Iterator[None]:
+        """Catch the signals until the block ends, and raise Stopped with this message."""
+        try:
+            with self.caught():
+                yield
+        except KeyboardInterrupt as interrupt:
+            raise Stopped(message, self.number or signal.SIGINT) from interrupt
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         self.number = number
