@@ -1,4 +1,4 @@
-"""`ftcli generate` of a file: whose each row is, and what its output may go on with."""
+"""`ftcli generate` of a file: the adapter of each row, and resuming an output."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def runs(tiny_model: Path, made_once: Callable[..., Path]) -> Path:
     return made_once("several", lambda home: three_runs(home, tiny_model)) / "runs"
 
 
-def test_an_interrupted_file_goes_on(runs: Path, tmp_path: Path) -> None:
+def test_an_interrupted_file_resumes(runs: Path, tmp_path: Path) -> None:
     rows = [{"prompt": p, "adapter": n} for p, n in zip(PROMPTS, NAMES, strict=True)]
     source, output = file_of(tmp_path / "all.jsonl", rows), tmp_path / "out.jsonl"
     whole = answered([runs / "shop", *others(runs)], source, output)
@@ -57,7 +57,7 @@ def test_an_interrupted_file_goes_on(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_file_says_what_is_answered_and_goes_on(
+def test_a_stopped_file_reports_what_is_answered_and_resumes(
     number: signal.Signals,
     runs: Path,
     tmp_path: Path,
@@ -105,7 +105,7 @@ def test_a_row_without_a_name_is_for_the_default(runs: Path, tmp_path: Path) -> 
     assert asked(read_prompt_file(both, "sql", table)) == [("a", "sql"), ("b", "shop")]
 
 
-def test_what_is_no_name_leaves_the_row_out(runs: Path, tmp_path: Path) -> None:
+def test_a_row_with_an_invalid_name_is_skipped(runs: Path, tmp_path: Path) -> None:
     values = [["sql"], {"name": "sql"}, 3, False, "sqll"]
     rows = [{"prompt": str(number), "adapter": v} for number, v in enumerate(values)]
     source = file_of(tmp_path / "rows.jsonl", [*rows, {"prompt": "left", "adapter": "sql"}])
@@ -237,7 +237,7 @@ def test_a_table_is_answered_as_a_table(runs: Path, tmp_path: Path) -> None:
     assert {row["stopped"] for row in rows} <= {"true", "false"}
 
 
-def test_an_output_goes_on_only_with_what_began_it(runs: Path, tmp_path: Path) -> None:
+def test_an_output_resumes_only_with_its_own_settings(runs: Path, tmp_path: Path) -> None:
     sql, mix = f"sql={runs / 'sql'}", "mix=shop:0.7+sql:0.3"
     hot = ("generation.temperature=1",)
     other = copy_of(runs / "sql", tmp_path / "other")
@@ -319,7 +319,7 @@ with exclusive_file_lock(Path(sys.argv[1]), "output_locked", "take another --out
 
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("there", [False, True])
-def test_one_writer_per_output(
+def test_an_output_has_an_exclusive_lock(
     there: bool,
     runs: Path,
     tmp_path: Path,

@@ -34,10 +34,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("lora", "fp32"), ("qlora", "bf16")])
-def test_a_merge_holds_one_copy_of_the_weights(
+def test_a_merge_has_one_copy_of_the_weights_in_memory(
     large: Path, mode: str, dtype: str, tmp_path: Path
 ) -> None:
-    """Pages of the base's files are not counted: the system takes them back when it wants."""
+    """Pages of the base's files are not counted: the system can reclaim them."""
     command = ["merge", str(large / "runs" / mode), "--output", str(tmp_path / "one")]
     peak = held_bytes([*command, "--dtype", dtype], "RssAnon").peak
     copy = (tmp_path / "one" / "model.safetensors").stat().st_size

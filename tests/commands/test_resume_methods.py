@@ -1,4 +1,4 @@
-"""Every method resumes to the same weights, and a further run goes on from them."""
+"""Every method resumes to the same weights, and a further run starts from them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_stopped_run_resumes_whole_where_loading_rules_rename_its_tensors(
     assert adapter_digest(runs / "stopped") == adapter_digest(runs / "whole")
 
 
-def test_another_kind_of_adapter_cannot_go_on(
+def test_another_kind_of_adapter_is_refused(
     write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     assert train(write_recipe("first", method=METHODS["bottleneck"], training=TRAINING)) == 0
@@ -76,7 +76,7 @@ def test_another_kind_of_adapter_cannot_go_on(
         assert words in capsys.readouterr().err
 
 
-def test_a_run_with_a_template_from_a_file_goes_on_only_with_that_template(
+def test_a_run_with_a_template_from_a_file_resumes_only_with_that_template(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     file = tmp_path / "chat.jinja"

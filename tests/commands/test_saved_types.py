@@ -1,4 +1,4 @@
-"""In which type a training is saved: a full model in that of its base's files, all else in fp32."""
+"""Type of saved weights: a full model in that of its base's files, adapters in fp32."""
 
 from __future__ import annotations
 

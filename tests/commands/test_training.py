@@ -1,4 +1,4 @@
-"""Stopping, resuming, starting over, going on from another run; what must never happen."""
+"""Stop, resume, --fresh and --from."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_finished_run_refuses_changed_files_and_misses_none_that_is_gone(
     assert train(recipe) == 0
 
 
-def test_from_a_run_goes_on_from_its_adapter(
+def test_from_a_run_starts_from_its_adapter(
     write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     assert train(write_recipe("first")) == 0
@@ -149,7 +149,7 @@ def test_from_a_full_run_trains_an_adapter_on_its_model(
     assert begun == pytest.approx(ended["result"]["eval_loss"], rel=1e-3)
 
 
-def test_a_stopped_run_that_came_from_another_goes_on_without_saying_so(
+def test_a_stopped_run_that_came_from_another_resumes_without_from(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     assert train(write_recipe("whole", method={"mode": "full"})) == 0
@@ -162,7 +162,9 @@ def test_a_stopped_run_that_came_from_another_goes_on_without_saying_so(
     assert manifest["state"] == "finished"
 
 
-def test_from_a_4_bit_run_starts_at_its_very_weights(write_recipe: Recipes, tmp_path: Path) -> None:
+def test_from_a_4_bit_run_starts_at_exactly_its_weights(
+    write_recipe: Recipes, tmp_path: Path
+) -> None:
     method = {"mode": "qlora", "rank": 4}
     assert train(write_recipe("first", method=method)) == 0
     first = tmp_path / "runs" / "first"

@@ -1,4 +1,4 @@
-"""Eight rows learnt by heart come back word for word, and every answer stops by itself."""
+"""Eight rows learnt by heart come back word for word, and every answer finishes (EOS)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed and goes on ends with the very weights of one that was not."""
+"""A run that is killed and resumes ends with exactly the weights of an uninterrupted run."""
 
 from __future__ import annotations
 

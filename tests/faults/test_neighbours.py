@@ -1,4 +1,4 @@
-"""Rows of one micro-batch know nothing of each other, padded or packed."""
+"""Rows of one micro-batch do not see each other, padded or packed."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_packing_is_refused_where_neighbours_would_leak(
 
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("name", sorted(PACKED))
-def test_packed_rows_know_nothing_of_each_other(name: str, observed: Observed) -> None:
+def test_packed_rows_do_not_see_each_other(name: str, observed: Observed) -> None:
     """A row's loss is the same, to the last bit, whatever rows of its length are in its batch."""
     model = model_of(name, "lora").eval()
     torch.manual_seed(2)

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number ends the run before the weights take it up."""
+"""A NaN or infinite loss or gradient ends the run before any weight changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RARE, PLACE = "§", 17
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base in which the embedding of one rare token is no number."""
+    """A base in which the embedding of one rare token is NaN."""
     folder = save_tiny_model(
         tmp_path_factory.mktemp("base") / "poisoned", head_dim=16, tie_word_embeddings=False
     )
@@ -70,7 +70,7 @@ def failed(recipe: Path, capsys: Capture) -> str:
 
 
 @pytest.mark.fault(15)
-def test_a_packed_row_whose_loss_is_no_number_is_named(
+def test_a_packed_row_with_a_nan_loss_is_named(
     poisoned: Path, write_recipe: Recipes, tmp_path: Path, capsys: Capture
 ) -> None:
     """With the rows of its own micro-batch, and no others."""
@@ -84,7 +84,7 @@ def test_a_packed_row_whose_loss_is_no_number_is_named(
 
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("mode", ["lora", "full"])
-def test_a_row_whose_loss_is_no_number_is_named(
+def test_a_row_with_a_nan_loss_is_named(
     mode: str,
     poisoned: Path,
     write_recipe: Recipes,
@@ -115,7 +115,7 @@ def test_a_row_whose_loss_is_no_number_is_named(
 
 
 @pytest.mark.fault(15)
-def test_a_validation_row_whose_loss_is_no_number_is_named(
+def test_a_validation_row_with_a_nan_loss_is_named(
     poisoned: Path, write_recipe: Recipes, tmp_path: Path, capsys: Capture, observed: Observed
 ) -> None:
     write_rows(tmp_path / "held.jsonl", 5)
@@ -130,7 +130,7 @@ def test_a_validation_row_whose_loss_is_no_number_is_named(
 
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gradient_that_is_no_number_stops_before_the_step(
+def test_an_infinite_gradient_stops_before_the_step(
     precision: str, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """The loss is finite, and its slope is not: √x at 0."""

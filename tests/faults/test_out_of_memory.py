@@ -1,4 +1,4 @@
-"""Memory runs out in the middle of a run, and it goes on with fewer rows at once."""
+"""Memory runs out in the middle of a run, which continues with smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def undisturbed(write_recipe: Recipes, tmp_path: Path) -> list[float]:
 
 @pytest.mark.fault(32)
 @pytest.mark.parametrize("error", [ON_A_CARD, ON_A_CPU], ids=["card", "cpu"])
-def test_a_step_is_done_again_with_half_the_rows(
+def test_a_step_is_repeated_with_half_the_rows(
     error: Exception,
     undisturbed: list[float],
     write_recipe: Recipes,
@@ -107,7 +107,7 @@ def test_a_step_is_done_again_with_half_the_rows(
 
 
 @pytest.mark.fault(32)
-def test_a_run_that_went_on_smaller_stays_so_when_it_is_resumed(
+def test_a_smaller_micro_batch_stays_when_the_run_resumes(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     recipe = write_recipe("short", training=TRAINING, method={"mode": "lora", "dropout": 0.1})
@@ -164,7 +164,7 @@ def test_the_longest_row_is_tried_first_wherever_it_stands(
 def test_one_row_is_too_much(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    """The step before is kept, finite and whole, and the run goes on once there is memory."""
+    """The step before is saved and finite, and the run resumes once there is memory."""
     recipe = write_recipe(training=TRAINING | {"save_steps": 100, "eval_steps": 100})
     with monkeypatch.context() as patch:
         fail_backward(patch, lambda call, _: call > 8, ON_A_CARD)
@@ -179,7 +179,7 @@ def test_one_row_is_too_much(
 
 
 @pytest.mark.fault(32)
-def test_a_validation_goes_on_with_half_the_rows(
+def test_a_validation_continues_with_half_the_rows(
     undisturbed: list[float],
     write_recipe: Recipes,
     tmp_path: Path,

@@ -99,7 +99,7 @@ def go_on(runs: Runs, capsys: pytest.CaptureFixture[str]) -> str:
     ("damage", "done"), [(flip, "with one bit flipped"), (remove, "deleted"), (cut, "cut")]
 )
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_rows_of_a_stopped_run_are_proven(
+def test_rows_of_a_stopped_run_are_verified(
     split: str,
     damage: Callable[[Path], None],
     done: str,
@@ -128,7 +128,7 @@ def test_a_record_that_lacks_keys_is_prepared_again(
     assert json.loads(file.read_text("utf-8")) == values
 
 
-def test_rows_without_a_digest_are_not_proven(
+def test_rows_without_a_digest_are_not_verified(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = runs.data / "prepared.json"
@@ -151,7 +151,9 @@ def test_other_rows_from_the_same_sources_are_warned_of(
     assert "the sha256 of the rows differs from before" in said
 
 
-def test_whole_rows_are_taken_as_they_are(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unchanged_rows_are_used_as_they_are(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     files = [runs.data / f"{split}.arrow" for split in SPLITS]
     before = [file.stat().st_ino for file in files]
     assert "prepared again" not in go_on(runs, capsys)

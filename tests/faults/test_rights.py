@@ -121,7 +121,7 @@ def test_a_training_next_to_its_base_leaves_it_unchanged(
 
 
 @pytest.mark.fault(34)
-def test_a_run_never_goes_into_the_model_it_starts_from(
+def test_a_run_never_writes_into_the_model_it_starts_from(
     write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = {"max_steps": 1, "batch_size": 4}

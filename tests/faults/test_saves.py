@@ -133,7 +133,7 @@ def damages(file: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.fault(2)
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     whole: RunFolder,
     write_recipe: Write,
     tmp_path: Path,
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 
 @pytest.mark.fault(2)
-def test_no_whole_checkpoint_is_no_new_start(
+def test_without_a_valid_checkpoint_no_run_starts_again(
     write_recipe: Write,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -60,7 +60,7 @@ def signal_during(where: str, call: int, number: int, monkeypatch: Patch) -> Non
 
 @dataclass(frozen=True)
 class Whole:
-    """What a run came to that nobody stopped."""
+    """An uninterrupted run."""
 
     weights: str
     records: str
@@ -93,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Whole:
         ("a save", 3, 3, signal.SIGTERM),
     ],
 )
-def test_a_signal_costs_nothing(
+def test_a_signal_loses_nothing(
     where: str,
     call: int,
     saved: int,
@@ -126,10 +126,10 @@ def test_a_signal_costs_nothing(
 
 @pytest.mark.slow
 @pytest.mark.fault(1, 6)
-def test_every_state_of_a_save_in_the_place_of_another_is_whole(
+def test_every_state_of_a_replaced_save_is_valid(
     whole: Whole, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, observed: Observed
 ) -> None:
-    """The validation that is made up for is saved over the only checkpoint there is."""
+    """The deferred validation is saved over the only checkpoint."""
     from ftcli.training import train as training
 
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)
@@ -175,7 +175,7 @@ def test_every_state_of_a_save_in_the_place_of_another_is_whole(
 
 @pytest.mark.fault(6, 15, 32)
 @pytest.mark.parametrize("error", ["memory", "nan"])
-def test_a_validation_that_comes_to_nothing_changes_no_random_state(
+def test_an_interrupted_validation_changes_no_random_state(
     error: str, whole: Whole, write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     import torch
@@ -202,7 +202,7 @@ def test_a_validation_that_comes_to_nothing_changes_no_random_state(
 
 
 @pytest.mark.fault(6)
-def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
+def test_a_run_that_would_have_ended_early_does_so_when_it_resumes(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """The signal comes in the validation at which patience ends."""
@@ -227,7 +227,7 @@ def test_a_run_that_would_have_ended_early_does_so_when_it_goes_on(
 
 @pytest.mark.fault(6)
 @pytest.mark.parametrize("where", ["the rows", "the model", "the answers"])
-def test_a_signal_outside_of_the_steps_ends_at_once(
+def test_a_signal_outside_the_steps_ends_immediately(
     where: str,
     whole: Whole,
     write_recipe: Recipes,
@@ -287,7 +287,7 @@ sys.exit(run(["train", sys.argv[1]]))
 
 @pytest.mark.slow
 @pytest.mark.fault(6)
-def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_whole(
+def test_a_second_signal_ends_immediately_and_the_last_checkpoint_is_valid(
     whole: Whole, write_recipe: Recipes, tmp_path: Path, observed: Observed
 ) -> None:
     recipe = write_recipe("shop", method=METHOD, training=TRAINING)

@@ -1,4 +1,4 @@
-"""A step is the same however it is cut, a run the same however often; small steps are not lost."""
+"""A step is the same however it is split, a run each time; small steps are not lost."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ LIMITS = {"sgd": 1e-6, "adamw": 1e-4}
         *(slow(mode) for mode in ("bottleneck", "prefix-tuning", "prompt-tuning")),
     ],
 )
-def test_a_step_is_the_same_however_it_is_cut(
+def test_a_step_is_the_same_however_it_is_split(
     mode: str,
     write_recipe: Recipes,
     rows_file: Path,
@@ -221,7 +221,7 @@ def train_in(
 
 
 def share_moved(seen: Watched) -> float:
-    """Of the weights that had a gradient in any step, those that are others now."""
+    """Of the weights that had a gradient in any step, those that have changed."""
     moved = reached = 0
     for name, before in seen.before.items():
         touched = sum(step[name] != 0 for step in seen.steps) > 0
@@ -260,7 +260,7 @@ def test_small_steps_are_kept_in_fp32_and_rounded_once_when_saved(
 def test_pure_bf16_loses_small_steps_and_says_so(
     train_in: Callable[[str], Watched], capsys: Capture, observed: Observed
 ) -> None:
-    """Why it is never chosen without being asked for."""
+    """So it is never chosen by auto."""
     seen = train_in("pure-bf16")
     assert {tensor.dtype for tensor in seen.after.values()} == {torch.bfloat16}
     assert "at small learning rates most updates round to zero" in capsys.readouterr().err

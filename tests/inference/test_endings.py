@@ -1,4 +1,4 @@
-"""Answers end: in the labels of every row, whatever pads it, and in what the model writes."""
+"""End of answers: in the labels of every row, whatever pads it, and in generated answers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_row_that_does_not_end_is_named(bad: Encoded, renderer: Renderer, tmp_
         require_ends(tmp_path, prepared, renderer)
 
 
-def test_every_batch_of_a_large_file_is_looked_at(renderer: Renderer, tmp_path: Path) -> None:
+def test_every_batch_of_a_large_file_is_checked(renderer: Renderer, tmp_path: Path) -> None:
     rows = [row(*[5] * (number % 3), STOP) for number in range(2 * ROWS_PER_BATCH + 9)]
     prepared = write(tmp_path, rows, [])
     require_ends(tmp_path, prepared, renderer)
@@ -206,7 +206,7 @@ def test_the_rate_is_of_validation_rows_or_else_of_training_rows(
     assert result["stop_rate"] == (2 / 3 if held_out else 6 / 8)
 
 
-def test_a_card_without_room_for_answers_loses_no_run(
+def test_a_gpu_without_memory_for_answers_loses_no_run(
     write_recipe: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -148,7 +148,7 @@ def test_answers_are_those_of_generate(name: str) -> None:
     ],
     ids=["one", "the same", "nothing alike", "one token", "one is not alike"],
 )
-def test_whatever_the_prompts_have_in_common(name: str, prompts: list[list[int]]) -> None:
+def test_any_common_prefix(name: str, prompts: list[list[int]]) -> None:
     assert_same(model_of(name), prompts)
 
 
@@ -194,7 +194,7 @@ def tokens_seen(model: PreTrainedModel) -> Iterator[list[int]]:
         hook.remove()
 
 
-def test_what_prompts_begin_with_is_read_once() -> None:
+def test_a_common_prefix_is_prefilled_once() -> None:
     model = model_of("llama")
     prompts = [BEGINNING + own(4, seed) for seed in range(8)]
     with tokens_seen(model) as seen:
@@ -304,7 +304,7 @@ def test_batches_of_other_models(build: Callable[[], PreTrainedModel]) -> None:
     assert len({answer.text for answer in found}) > 1
 
 
-def test_what_else_a_base_wants_of_its_answers_is_done() -> None:
+def test_other_settings_of_a_generation_config_apply() -> None:
     """Our settings go before a base's generation_config; the rest of it holds."""
     model = model_of("llama")
     model.generation_config.top_p, model.generation_config.do_sample = 0.9, True

@@ -1,4 +1,4 @@
-"""Prompts with examples, as the base of a recipe is given them; how long its calls take."""
+"""Prompts with examples for the base of a recipe, and the time of its calls."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_template_without_a_system_turn_is_given_it_in_the_first_question() ->
     assert text.count("Be brief.") == 1 and text.rstrip().endswith("model")
 
 
-def test_other_faults_stay_faults() -> None:
+def test_other_errors_are_raised() -> None:
     with pytest.raises(RowError):
         ids_of(renderer("gemma"), [])
 

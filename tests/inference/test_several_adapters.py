@@ -96,7 +96,7 @@ def test_each_answers_as_it_does_alone(
     assert not torch.allclose(last[0], last[1], atol=1e-3)
 
 
-def test_one_base_is_held_whatever_stands_on_it(
+def test_one_base_is_in_memory_for_all_adapters(
     bases: Callable[[str], Base], tmp_path: Path
 ) -> None:
     base = bases("lora")

@@ -28,7 +28,7 @@ def test_a_command_starts_without_collecting_and_continues_as_usual() -> None:
     assert gc.get_freeze_count() > 1000
 
 
-def test_what_was_not_begun_is_left_as_it_is() -> None:
+def test_settings_of_other_programs_stay() -> None:
     """A program that imports ftcli has settings of its own; a second training finds garbage."""
     gc.set_threshold(1234, 5, 6)
     cpu.end_gc_tuning()
@@ -36,7 +36,7 @@ def test_what_was_not_begun_is_left_as_it_is() -> None:
     assert gc.get_freeze_count() == 0
 
 
-def test_a_command_ends_as_it_would_and_writes_all_that_it_has_said() -> None:
+def test_a_command_ends_normally_and_flushes_its_output() -> None:
     command = [sys.executable, "-m", "ftcli", "schema"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("}")

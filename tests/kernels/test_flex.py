@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 @pytest.fixture
 def through_flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a card, but not compiled."""
+    """As on a GPU, but not compiled."""
     monkeypatch.setattr(loss, "packed_attention", flex.through_flex)
     torch.compiler.set_stance("force_eager")
     yield
@@ -37,7 +37,7 @@ def test_each_row_is_scored_as_by_itself(name: str) -> None:
 
 
 @pytest.mark.usefixtures("through_flex")
-def test_a_wrong_sight_is_noticed() -> None:
+def test_a_wrong_mask_is_noticed() -> None:
     model = model_of("llama", "lora").eval()
     batch = packed(rows(), share_prefix=True)
     right, _ = row_losses(model, batch)

@@ -49,9 +49,7 @@ def in_4_bits(folder: Path, kind: torch.dtype) -> Any:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_kept_weights_are_those_that_bitsandbytes_makes_each_time(
-    kind: torch.dtype, tmp_path: Path
-) -> None:
+def test_cached_weights_equal_those_of_bitsandbytes(kind: torch.dtype, tmp_path: Path) -> None:
     model = in_4_bits(tmp_path, kind)
     ids = torch.arange(1, 25)[None]
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16)
@@ -220,7 +218,7 @@ IDS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1,
 
 
 @given(IDS, st.integers(0, 30), st.integers(1, 120), st.integers(1, 20), st.booleans())
-def test_micro_batches_hold_every_row_once_within_tokens_and_rows(
+def test_micro_batches_have_every_row_once_within_tokens_and_rows(
     ids: list[list[int]], prefix: int, tokens: int, most: int, share: bool
 ) -> None:
     texts = [[9] * prefix + row for row in ids]
@@ -246,7 +244,7 @@ def test_parts_are_even_and_like_rows_stay_together() -> None:
 
 
 @pytest.mark.parametrize("common", [0, 50])
-def test_half_the_rows_of_a_micro_batch_have_room_for_what_they_begin_with(common: int) -> None:
+def test_half_the_rows_of_a_micro_batch_have_room_for_their_prefix(common: int) -> None:
     rows_alike = [[*[9] * common, *[place] * 10] for place in range(8)]
     tokens = common + 8 * 10
     collator = PackingCollator(tokens, 8, share_prefix=True, common_tokens=common)
@@ -255,7 +253,7 @@ def test_half_the_rows_of_a_micro_batch_have_room_for_what_they_begin_with(commo
         assert collator.rows_of_largest(rows_alike, most) == most
 
 
-def test_what_rows_usually_share_is_that_of_neighbours_in_a_step() -> None:
+def test_the_typical_common_prefix_is_that_of_rows_in_a_step() -> None:
     prompts = [[7] * 100 + [place] * 5 for place in range(32)]
     assert typical_common_prefix(prompts) == 100
     assert typical_common_prefix([[place] * 5 for place in range(32)]) == 0

@@ -36,7 +36,7 @@ Row = dict[str, list[int]]
 
 
 def rows() -> list[Row]:
-    """Some begin alike, one with all that another is, two are the same, and one is alone."""
+    """Some have a common prefix, one begins with all of another, two are equal, one differs."""
     generator = torch.Generator().manual_seed(3)
 
     def own(length: int) -> list[int]:
@@ -168,7 +168,7 @@ def test_rows_are_scored_as_each_by_itself(name: str) -> None:
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bf16_stays_as_near_to_fp32_as_the_plain_path(name: str, method: str) -> None:
-    """A node that went round autocast would compute in fp32, or round what stays in fp32."""
+    """A function that ignores autocast would compute in fp32, or round what stays in fp32."""
     model = model_of(name, method)
     exact, exact_gradients = plain(model)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""What several labels of one token or one place add up to: in one order, and in fp32."""
+"""Sums over several labels of one token: in a fixed order, and in fp32."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_head_in_16_bits_adds_up_a_frequent_target_in_fp32(
 
 
 def test_where_the_model_is_sure_16_bits_round_no_more_than_plain_ones() -> None:
-    """There the target's share nearly cancels against the one hot."""
+    """The target's share nearly cancels against the one-hot there."""
     torch.manual_seed(0)
     weight = (torch.randn(3000, 256) / 8).bfloat16()
     targets = torch.randint(len(weight), (200,))

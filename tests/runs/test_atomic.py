@@ -95,7 +95,7 @@ def test_sizes_and_digests_of_files(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
 
 
-def test_a_name_is_given_only_to_what_is_on_the_disk(
+def test_files_are_synced_before_they_are_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes of every file, then the folder, then its new name, then the folder above."""
@@ -115,7 +115,7 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(
     assert synced == [".tmp-run.json", tmp_path.name]
 
 
-def test_what_a_kill_left_is_swept_up(tmp_path: Path) -> None:
+def test_leftovers_of_a_kill_are_deleted(tmp_path: Path) -> None:
     (tmp_path / ".tmp-step-4").mkdir()
     (tmp_path / ".tmp-step-4" / "weights").write_bytes(b"1")
     (tmp_path / ".tmp-run.json").write_text("{")
@@ -148,7 +148,7 @@ def test_a_full_disk_is_known_by_whoever_names_it() -> None:
     assert is_full(later) and not is_full(OSError(errno.EACCES, "Permission denied"))
 
 
-def test_one_of_two_is_whole_while_a_folder_is_replaced(
+def test_old_or_new_is_complete_while_a_folder_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill before each rename, and before the old folder is deleted."""

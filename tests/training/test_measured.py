@@ -31,7 +31,7 @@ def test_the_greater_of_two_peaks_is_taken_figure_by_figure() -> None:
 
 
 @on_cpu
-def test_a_peak_is_what_was_held_at_once_since_the_reset() -> None:
+def test_a_peak_is_measured_since_the_reset() -> None:
     meter = MemoryMeter(find_hardware("auto"))
     held = tensor()
     del held

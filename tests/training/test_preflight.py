@@ -40,7 +40,7 @@ def method(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_check_holds_as_much_at_once_as_a_whole_pass(
+def test_the_preflight_takes_as_much_memory_as_a_whole_pass(
     method: dict[str, Any],
     checkpointing: bool,
     write_recipe: Recipes,

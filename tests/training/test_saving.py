@@ -29,7 +29,7 @@ def saved_steps(monkeypatch: Patch) -> list[int]:
 @pytest.mark.parametrize(
     ("share", "steps"), [(float("inf"), [1, 2, 3, 4]), (0.0, [4])], ids=["cheap", "dear"]
 )
-def test_a_save_that_takes_much_of_the_time_is_left_out(
+def test_a_save_that_takes_much_of_the_time_is_skipped(
     share: float,
     steps: list[int],
     saved_steps: list[int],
@@ -44,7 +44,7 @@ def test_a_save_that_takes_much_of_the_time_is_left_out(
     assert saved_steps == steps
 
 
-def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
+def test_save_steps_of_the_recipe_always_save(
     saved_steps: list[int], write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     from ftcli.training import callbacks
@@ -55,7 +55,7 @@ def test_what_the_recipe_asks_for_is_saved_whatever_it_takes(
     assert saved_steps == [1, 2, 3, 4]
 
 
-def test_the_best_weights_are_saved_whatever_it_takes(
+def test_the_best_weights_are_always_saved(
     saved_steps: list[int], write_recipe: Recipes, monkeypatch: Patch
 ) -> None:
     from ftcli.training import callbacks

@@ -1,4 +1,4 @@
-"""A run goes on only with what it began with, and has one writer."""
+"""A run resumes only with what it began with, and has an exclusive lock."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_matters_may_not_change(
 
 
 @pytest.mark.fault(3)
-def test_what_shapes_nothing_may_change_and_is_named(
+def test_keys_that_do_not_affect_the_weights_may_change_and_are_named(
     stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     values: dict[str, Any] = yaml.safe_load(stopped.read_text())
@@ -113,9 +113,7 @@ def test_what_shapes_nothing_may_change_and_is_named(
     assert f"{allowed}.save_total_limit: 2 → 1" in said
 
 
-def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
-    stopped: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_resume_on_another_machine_warns(stopped: Path, tmp_path: Path, capsys: Capture) -> None:
     assert "model.device: auto → cpu" in refused(stopped, capsys, "--set", "model.device=cpu")
     manifest = RunFolder(tmp_path / "runs" / "tiny").manifest
     began = json.loads(manifest.read_text())
@@ -131,7 +129,7 @@ def test_a_run_goes_on_on_another_machine_only_where_that_is_said(
 def test_a_rule_of_this_version_may_not_change_the_order(
     stopped: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    """The seeds, the rows and the recipe are the same; the code orders them otherwise."""
+    """The seeds, the rows and the recipe are the same; the code orders them differently."""
     from ftcli.training import collators
 
     original = collators.run_rows
@@ -154,7 +152,7 @@ with RunFolder(Path(sys.argv[1])).lock():
 
 
 @pytest.mark.fault(7)
-def test_a_run_has_one_writer_and_its_lock_dies_with_it(
+def test_a_run_has_an_exclusive_lock_that_ends_with_its_process(
     stopped: Path, tmp_path: Path, capsys: Capture, observed: Observed
 ) -> None:
     folder = RunFolder(tmp_path / "runs" / "tiny")
@@ -178,7 +176,7 @@ def test_a_run_has_one_writer_and_its_lock_dies_with_it(
 
 
 @pytest.mark.fault(4)
-def test_checkpoints_without_the_record_of_their_run_are_not_trained_among(
+def test_checkpoints_without_run_json_are_an_error(
     stopped: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     folder = RunFolder(tmp_path / "runs" / "tiny")
@@ -199,10 +197,10 @@ def test_checkpoints_without_the_record_of_their_run_are_not_trained_among(
 
 
 @pytest.mark.fault(2)
-def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
+def test_a_skipped_damaged_checkpoint_is_not_counted(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
-    """It is neither counted as one that is kept nor named as where the run stands."""
+    """Neither by save_total_limit nor as the saved step."""
     training = TRAINING | {"save_steps": 1, "save_total_limit": 1, "eval_steps": 100}
     recipe = write_recipe(training=training)
     folder = RunFolder(tmp_path / "runs" / "tiny")
@@ -221,7 +219,7 @@ def test_a_damaged_checkpoint_ahead_is_in_nobodys_way(
     assert train(recipe) == 0
 
 
-def test_a_path_may_be_spelt_otherwise(
+def test_a_path_may_be_written_in_another_way(
     stopped: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     """Other spellings of recipe, rows and base; by the run's folder and by its own recipe."""
@@ -268,7 +266,7 @@ def test_a_path_may_be_spelt_otherwise(
 
 
 @pytest.mark.fault(6)
-def test_begin_again_says_how_it_began(
+def test_the_command_to_begin_again_has_its_flags(
     write_recipe: Recipes, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     from ftcli.data.tokenizing import tokenize
@@ -285,9 +283,7 @@ def test_begin_again_says_how_it_began(
 
 
 @pytest.mark.fault(32)
-def test_fewer_rows_at_once_may_be_asked_for(
-    stopped: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_a_smaller_micro_batch_may_be_set(stopped: Path, tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     assert train(stopped, "--set", "training.micro_batch_size=1") == 0
     said = capsys.readouterr().err
