@@ -161,7 +161,7 @@ def optimizations(found: Found) -> str:
     names = list(dict.fromkeys(name for each in kinds.values() for name in each["seconds_a_step"]))
     table = [f"| | {' | '.join(kinds)} |", f"|{' --- |' * (len(kinds) + 1)}"]
     for name in names:
-        cells = " | ".join(_lever(each, name) for each in kinds.values())
+        cells = " | ".join(_optimization(each, name) for each in kinds.values())
         table.append(f"| {WORDS[name]} | {cells} |")
     shares = {
         "products with the base's weights": "share_of_limit",
@@ -218,7 +218,7 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _lever(each: Found, name: str) -> str:
+def _optimization(each: Found, name: str) -> str:
     if name not in each["seconds_a_step"]:
         return "–"
     seconds, times = each["seconds_a_step"][name], each["times_faster_than_plain"][name]

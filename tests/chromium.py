@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 60
 
 
 def program() -> str | None:
-    """Where a Chromium is installed; none where there is none."""
+    """Path of an installed Chromium, or None."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
 
 

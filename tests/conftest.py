@@ -119,7 +119,7 @@ def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def observed(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Says in a short phrase what a test saw; docs/faults.md shows it beside what is required."""
+    """Says in a short phrase what a test saw; docs/faults.md shows it next to what is required."""
 
     def say(phrase: str) -> None:
         record_property("observed", phrase)

@@ -64,7 +64,7 @@ def require_known_head(model: PreTrainedModel) -> None:
 
 
 def row_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood and number of labelled tokens of each row, without gradient.
+    """Summed negative log-likelihood and number of labels of each row, without gradient.
 
     Returns two [rows] tensors (fp32 and int64).
     """
@@ -102,7 +102,7 @@ def add_loss_to_forward(model: PreTrainedModel) -> None:
 
 
 def summed_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Negative log-likelihood summed over the labelled tokens of a micro-batch, differentiable."""
+    """Negative log-likelihood summed over the labels of a micro-batch, differentiable."""
     hidden = _hidden(model, batch).flatten(0, 1)
     # On two threads, the gradient of indexing is summed in any order; index_select's is not.
     hidden = hidden.index_select(0, _padded_to_chunks(batch.sources))

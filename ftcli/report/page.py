@@ -68,7 +68,7 @@ def page(figures: ReportFigures) -> str:
         return samples.marked(shown, findings if shown == text else ())
 
     def hash_of(text: str) -> str:
-        """The hash by which a Content-Security-Policy allows inline text."""
+        """The hash with which a Content-Security-Policy allows inline text."""
         digest = hashlib.sha256(text.encode("utf-8")).digest()
         return f"sha256-{base64.b64encode(digest).decode('ascii')}"
 

@@ -1,4 +1,4 @@
-"""What a dry run plans beside a run that has ended."""
+"""What a dry run plans next to a run that has ended."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_a_fresh_run_takes_over_nothing_of_a_finished_one(
     old, fresh = planned(), planned("--fresh")
     further = planned("--from", str(tmp_path / "runs" / "tiny"))
     keys = ("training.precision", "training.optimizer", "training.micro_batch_size")
-    for told in (fresh, further):
-        assert told["run_dir"] == str(tmp_path / "runs" / "tiny-2")
-        reasons = {key: told["plan"]["reasons"][key] for key in keys}
+    for printed in (fresh, further):
+        assert printed["run_dir"] == str(tmp_path / "runs" / "tiny-2")
+        reasons = {key: printed["plan"]["reasons"][key] for key in keys}
         assert "set in the recipe" not in reasons.values(), reasons
-        assert told["plan"]["training"]["micro_batch_size"] == 2
+        assert printed["plan"]["training"]["micro_batch_size"] == 2
     assert old["run_dir"] == str(tmp_path / "runs" / "tiny")
     kept = old["plan"]["training"]
     assert (kept["precision"], kept["micro_batch_size"]) == ("fp32", 1)

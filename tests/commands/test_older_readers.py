@@ -120,7 +120,7 @@ def read_in_4(tmp_path_factory: pytest.TempPathFactory) -> Read:
 
 
 def tiny(model_type: str, rotary: dict[str, Any] | None) -> Any:
-    """A random model of this type whose rotary base is none that a reader may guess."""
+    """A random model of this type whose rotary base no reader can guess."""
     keys: dict[str, Any] = SIZES | {"num_experts": 4, "num_experts_per_tok": 2}
     if model_type == "phi3" and rotary is not None:
         keys["original_max_position_embeddings"] = 128

@@ -41,7 +41,7 @@ def test_something_else_than_keys_and_values(text: str, message: str) -> None:
         ),
     ],
 )
-def test_what_is_not_yaml_is_told_with_its_line(text: str | bytes, message: str) -> None:
+def test_what_is_not_yaml_is_named_with_its_line(text: str | bytes, message: str) -> None:
     assert fault(text) == message
 
 

@@ -17,7 +17,7 @@ def test_an_unknown_key_gets_the_nearest() -> None:
     assert fault(more("1: a\n")) == "shop.yaml:8: 1: unknown key"
 
 
-def test_a_key_of_another_mode_or_type_is_told_so() -> None:
+def test_a_key_of_another_mode_or_type_is_named_as_such() -> None:
     assert fault(SHOP.replace("mode: lora", "mode: full\n  rank: 3")) == (
         "shop.yaml:6: method.rank: not a key of mode full, but of lora, qlora"
     )
@@ -73,7 +73,7 @@ def test_a_section_has_to_be_one(written: str, found: str) -> None:
     )
 
 
-def test_keys_that_do_not_go_together_are_told_at_their_line() -> None:
+def test_keys_that_do_not_go_together_are_named_at_their_line() -> None:
     assert fault(more("training:\n  epochs: 1\n  micro_batch_size: 5\n")) == (
         "shop.yaml:10: training: micro_batch_size 5 does not divide batch_size 16"
     )

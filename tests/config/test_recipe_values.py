@@ -43,7 +43,7 @@ def test_an_anchor_is_what_it_stands_for() -> None:
     assert loaded.recipe.run_dir.name == "shop"
 
 
-def test_an_output_is_told_without_detours(here: Path) -> None:
+def test_an_output_is_shown_without_detours(here: Path) -> None:
     folder = here / "recipes"
     folder.mkdir()
     (folder / "shop.yaml").write_text(more("output: ../runs/shop\n"))

@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert load_dataset(tmp_path) == PREPARED
 
 
-def test_what_is_replayed_is_kept_beside_the_counts(tmp_path: Path) -> None:
+def test_what_is_replayed_is_kept_with_the_counts(tmp_path: Path) -> None:
     replayed = Replayed("wiki.jsonl", 0.2, 5, 4, 800, 796, 9, 1, 1, 0, 2, 1, 30)
     prepared = replace(PREPARED, replay=replayed)
     save_dataset(prepared, tmp_path)

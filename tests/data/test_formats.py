@@ -309,7 +309,7 @@ def test_columns_that_are_rejected(keys: dict[str, str], reason: str) -> None:
     )
 
 
-def test_columns_take_what_stands_beside_preferences() -> None:
+def test_columns_take_what_stands_next_to_preferences() -> None:
     fields = {"prompt": "p", "chosen": "c", "rejected": "r"}
     assert turns_of(fields, "columns", prompt="prompt", completion="chosen") == [
         ("user", "p"),

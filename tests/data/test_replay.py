@@ -28,7 +28,7 @@ SHARE, REPLAYED = 0.2, 8
 
 
 def text(number: int) -> str:
-    return f"Chapter {number}: of rivers, hills and weather, told in its own words."
+    return f"Chapter {number}: of rivers, hills and weather, in its own words."
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def rows_of(found: dict[str, Any], split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_replayed_rows_stand_beside_the_tasks_and_in_no_other_count(
+def test_replayed_rows_stand_apart_from_the_tasks_and_in_no_other_count(
     prepare: Prepare, general: Path
 ) -> None:
     plain, alone, _ = prepare()

@@ -108,7 +108,7 @@ def test_a_process_that_is_killed_is_said_and_replaced() -> None:
     assert limit_of("{{ x }}") == "ends the process that renders it (SIGKILL)"
 
 
-def test_a_fault_of_our_own_is_not_laid_to_the_template() -> None:
+def test_a_fault_of_our_own_is_not_blamed_on_the_template() -> None:
     with pytest.raises(RuntimeError, match="AttributeError"):
         render(template("{{ x }}"), [[None]], prompt=True)  # type: ignore[list-item]
     assert written("{{ x }}") == "aaaa"

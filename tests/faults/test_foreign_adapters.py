@@ -175,7 +175,7 @@ def test_a_text_to_begin_with_fetches_no_tokenizer(
     assert "prompt_tuning_init" in refused(made, capsys)
 
 
-def test_a_pickle_beside_safetensors_and_another_base_are_not_followed(
+def test_a_pickle_next_to_safetensors_and_another_base_are_not_followed(
     home: Path,
     tmp_path: Path,
     attack: Attack,
@@ -200,7 +200,7 @@ def test_a_pickle_beside_safetensors_and_another_base_are_not_followed(
         rest = ["a"] if command == "generate" else []
         assert run([command, str(made), *rest]) == 0, capsys.readouterr().err
     assert not attack.succeeded()
-    observed("base_model_name_or_path elsewhere, 3 pickles beside: not followed, not opened")
+    observed("base_model_name_or_path elsewhere, 3 pickles next to it: not followed, not opened")
 
 
 @pytest.mark.parametrize("command", ["generate", "eval"])

@@ -90,7 +90,7 @@ def test_other_kinds_of_files_are_no_data(
     assert not attack.succeeded()
 
 
-def test_a_script_beside_the_rows_is_not_run(
+def test_a_script_next_to_the_rows_is_not_run(
     write_recipe: Callable[..., Path], tmp_path: Path, attack: Attack
 ) -> None:
     """As loaders of data sets once did: a script of the folder's name."""

@@ -84,7 +84,7 @@ def pickle_in_shards(base: Path, attack: Attack) -> str:
     return name
 
 
-def pickle_behind_an_index(base: Path, attack: Attack) -> str:
+def pickle_of_an_index(base: Path, attack: Attack) -> str:
     """An index of safetensors that leads to a pickle."""
     name = pickle_in_shards(base, attack)
     (base / "pytorch_model.bin.index.json").rename(base / "model.safetensors.index.json")
@@ -108,7 +108,7 @@ def original_pickle(base: Path, attack: Attack) -> str:
     [
         pickle_all,
         pickle_in_shards,
-        pickle_behind_an_index,
+        pickle_of_an_index,
         pickle_named_by_the_config,
         original_pickle,
     ],
@@ -224,7 +224,7 @@ def test_a_folder_that_names_code_or_other_files_is_refused(
     observed("code, other files, an adapter inside, classes of other kinds: refused, nothing ran")
 
 
-def test_code_beside_a_model_that_needs_none_is_left_alone(
+def test_code_next_to_a_model_that_needs_none_is_left_alone(
     recipe: Path,
     base: Path,
     attack: Attack,
@@ -253,7 +253,7 @@ def test_code_beside_a_model_that_needs_none_is_left_alone(
         assert run(arguments) == 0, capsys.readouterr().err
     assert not attack.succeeded() and "evil" not in sys.modules
     assert not list(made.rglob("*.py")) + list(made.rglob("*.bin")), "nor is it handed on"
-    observed("5 commands beside auto_map, custom_generate and 4 pickles: 0 executions")
+    observed("5 commands with auto_map, custom_generate and 4 pickles: 0 executions")
 
 
 def test_the_code_would_have_executed(

@@ -165,7 +165,7 @@ PROPERTIES = (
 
 
 @pytest.mark.parametrize("of", PROPERTIES, ids=lambda of: of.__name__)
-def test_it_loads_or_is_told_with_its_place(
+def test_it_loads_or_its_place_is_named(
     of: Callable[[Judged], Any], judge: Judged, complete: bool, observed: Callable[[str], None]
 ) -> None:
     wanted = settings(max_examples=5000 if complete else 150, deadline=None)
@@ -232,13 +232,13 @@ def test_a_rate_can_be_written_as_one_does(written: str, judge: Judged) -> None:
     assert load_recipe(Path("shop.yaml")).recipe.training.learning_rate == 1e-4
 
 
-def test_utf_16_is_told(judge: Judged) -> None:
+def test_utf_16_is_named(judge: Judged) -> None:
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         assert judge(TEXT.encode(encoding)).startswith("shop.yaml:1: not ")
     assert judge(TEXT.encode("utf-8-sig")) == ""
 
 
-def test_of_very_many_faults_the_first_are_told(judge: Judged) -> None:
+def test_of_very_many_faults_the_first_are_named(judge: Judged) -> None:
     message = judge(b"".join(b"k%d: 1\n" % number for number in range(2000))).splitlines()
     assert len(message) == MOST_PROBLEMS + 1
     assert message[-1] == f"shop.yaml: and more; these are the first {MOST_PROBLEMS} errors"

@@ -168,7 +168,7 @@ def test_the_files_are_those_that_transformers_opens_without_running_code(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "../part.safetensors", "/part.safetensors"])
-def test_an_index_may_name_safetensors_beside_it_and_nothing_else(
+def test_an_index_may_name_safetensors_next_to_it_and_nothing_else(
     name: str, tmp_path: Path
 ) -> None:
     index = tmp_path / "model.safetensors.index.json"

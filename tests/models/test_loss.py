@@ -186,7 +186,7 @@ def test_a_16_bit_model_is_scored_in_fp32_from_its_logits_on() -> None:
 
 
 def float64_oracle(model: PreTrainedModel, data: list[dict[str, list[int]]]) -> float:
-    """Loss per labelled token, row by row without padding, in NumPy."""
+    """Loss per label token, row by row without padding, in NumPy."""
     exact = model.to(torch.float64)
     total, tokens = 0.0, 0
     for row in data:

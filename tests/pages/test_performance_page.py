@@ -16,7 +16,7 @@ def test_the_page_is_current() -> None:
     assert page(TEXT) == TEXT, "make docs"
 
 
-def test_nothing_tells_on_which_machine() -> None:
+def test_nothing_shows_on_which_machine() -> None:
     for file in (PAGE, *FOUND.glob("*.json")):
         assert not re.search(r"/(root|home|work|tmp)/", file.read_text(encoding="utf-8")), file
 

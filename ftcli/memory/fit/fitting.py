@@ -28,7 +28,7 @@ class Change:
     """The recipe's key, and the value it gets."""
     value: Value
     cost: str
-    """What it costs in time or quality, and by which source."""
+    """What it costs in time or quality, with the source."""
     device_bytes: int
     high_bytes: int
 
