@@ -147,7 +147,7 @@ def require_weights(source: str, revision: str | None, shape: Shape) -> str:
 def base_fingerprint(source: str, revision: str | None = None) -> str | None:
     """32 hex digits of the weights of a local folder, or of a hub model in the local cache.
 
-    It distinguishes models of one shape, and does not depend on shards. None: the weights are not on
+    Distinguishes models of one shape, and does not depend on shards. None: the weights are not on
     this machine. Raises ModelError for a truncated file.
     """
     files = weight_files(source, revision)
