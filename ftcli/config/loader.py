@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 from yaml.nodes import ScalarNode
 
-from ftcli.config.nodes import Found, compose, in_order, override_value
+from ftcli.config.nodes import ParseState, compose, in_order, override_value
 from ftcli.config.recipe import Recipe
 from ftcli.config.section import NamedPath, absolute, paths_of, with_paths
 from ftcli.config.wording import as_yaml, known_file, problems_of, secrets_of
@@ -108,7 +108,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     """
     if (run := find_run(path)) is not None:
         path = path / run.recipe.name
-    found = Found(shown_path(path))
+    found = ParseState(shown_path(path))
     values = compose(_read(path), found)
     if (foreign := known_file(values)) is not None:
         key, message = foreign
@@ -129,7 +129,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RecipeFile:
     return RecipeFile(recipe, path, tuple(overrides), lines)
 
 
-def with_absolute_paths(recipe: Recipe, base: Path, found: Found | None = None) -> Recipe:
+def with_absolute_paths(recipe: Recipe, base: Path, found: ParseState | None = None) -> Recipe:
     """The recipe with absolute paths and its `output` set."""
 
     def resolve(named: NamedPath) -> str:

@@ -61,7 +61,7 @@ class _Loader(yaml.SafeLoader):
 
 
 @dataclass
-class Found:
+class ParseState:
     """Collected from the YAML nodes: the line of every key, and errors of the YAML itself."""
 
     file: str
@@ -97,7 +97,7 @@ class Found:
         self.problems.append(Problem(self.file, line, ".".join(path), message))
 
 
-def compose(content: bytes, found: Found) -> dict[str, Any]:
+def compose(content: bytes, found: ParseState) -> dict[str, Any]:
     """Values of a recipe's text; raises RecipeError if it is not YAML, collects other errors."""
     line: int | None = 1
     text = ""
@@ -132,14 +132,14 @@ def _unread(error: yaml.MarkedYAMLError) -> str:
     return f"{no_yaml}{error.problem or error.context}"
 
 
-def _root(root: MappingNode, found: Found) -> dict[str, Any]:
+def _root(root: MappingNode, found: ParseState) -> dict[str, Any]:
     values = _value(root, (), found)
     if values is None:
         raise RecipeError(in_order(found.problems))
     return cast(dict[str, Any], values)
 
 
-def _value(node: Node, path: KeyPath, found: Found) -> object:
+def _value(node: Node, path: KeyPath, found: ParseState) -> object:
     found.values += 1
     if len(path) > DEEPEST or found.values > MOST_VALUES:
         limits = f"{DEEPEST} levels and {MOST_VALUES} values"
@@ -159,7 +159,7 @@ def _value(node: Node, path: KeyPath, found: Found) -> object:
             raise AssertionError(f"unknown YAML node {node!r}")
 
 
-def _mapping(node: MappingNode, path: KeyPath, found: Found) -> dict[str, Any]:
+def _mapping(node: MappingNode, path: KeyPath, found: ParseState) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, ScalarNode):
@@ -181,7 +181,7 @@ def _mapping(node: MappingNode, path: KeyPath, found: Found) -> dict[str, Any]:
     return values
 
 
-def _scalar(node: ScalarNode, path: KeyPath, found: Found) -> object:
+def _scalar(node: ScalarNode, path: KeyPath, found: ParseState) -> object:
     if node.style is None and node.tag in NUMBER_TAGS:
         if OCTAL.match(node.value):
             found.fault(
@@ -211,7 +211,7 @@ def _scalar(node: ScalarNode, path: KeyPath, found: Found) -> object:
     return value
 
 
-def override_value(values: dict[str, Any], override: str, found: Found) -> None:
+def override_value(values: dict[str, Any], override: str, found: ParseState) -> None:
     """Apply one `--set section.key=value` to the values; raises UsageError."""
     key, sign, text = override.partition("=")
     path = tuple(key.strip().split("."))
@@ -225,7 +225,7 @@ def override_value(values: dict[str, Any], override: str, found: Found) -> None:
         raise UsageError("flag", f"{shown}: the value is {what}") from error
     if node is None:
         raise UsageError("flag", f"{shown}: no value; write {key.strip()}=null for none")
-    inside = Found(shown, in_flag=True)
+    inside = ParseState(shown, in_flag=True)
     value = _value(node, path, inside)
     found.problems += inside.problems
     found.overridden[path] = inside.file

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from ftcli.config.loader import RecipeFile, flat, with_absolute_paths
-from ftcli.config.nodes import Found, compose
+from ftcli.config.nodes import ParseState, compose
 from ftcli.config.recipe import METHOD_CLASSES, Recipe
 from ftcli.config.section import NamedPath, absolute, paths_of
 from ftcli.errors import RecipeError, UsageError
@@ -50,7 +50,7 @@ def relocated(text: str, settings: Settings, wanted: Recipe, new: Path) -> dict[
 
     `wanted` is the changed recipe as loaded; a path in `settings` becomes relative.
     """
-    written = flat(compose(text.encode(), Found("")))
+    written = flat(compose(text.encode(), ParseState("")))
     paths: dict[str, str | None] = {}
     for named in paths_of(wanted):
         if not os.path.isabs(named.value):
@@ -135,7 +135,7 @@ def _indent(line: str) -> int:
 
 def _reads_back(text: str, wanted: Recipe, new: Path) -> bool:
     try:
-        found = Recipe.model_validate(compose(text.encode(), Found("")))
+        found = Recipe.model_validate(compose(text.encode(), ParseState("")))
     except (RecipeError, ValidationError):
         return False
     if found.output is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ftcli.config.nodes import MOST_PROBLEMS, Found, KeyPath
+from ftcli.config.nodes import MOST_PROBLEMS, KeyPath, ParseState
 from ftcli.config.recipe import Recipe
 from ftcli.errors import Problem, did_you_mean, nearest
 from ftcli.redact import secret_in
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-def problems_of(error: ValidationError, values: dict[str, Any], found: Found) -> Iterator[Problem]:
+def problems_of(
+    error: ValidationError, values: dict[str, Any], found: ParseState
+) -> Iterator[Problem]:
     """One problem per invalid key, at its line."""
     at: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
@@ -98,7 +100,7 @@ LIMITS |= {"less_than": ("below", "lt"), "less_than_equal": ("at most", "le")}
 
 
 def _message(
-    details: list[ErrorDetails], path: KeyPath, values: dict[str, Any], found: Found
+    details: list[ErrorDetails], path: KeyPath, values: dict[str, Any], found: ParseState
 ) -> str:
     """One sentence for all of pydantic's errors about one key."""
     first = details[0]
@@ -180,7 +182,9 @@ def _choices(details: list[ErrorDetails]) -> list[str]:
     return [word for text in texts for word in re.findall(r"'([^']+)'", text)]
 
 
-def _key_of_another_choice(path: KeyPath, values: Mapping[str, Any], found: Found) -> str | None:
+def _key_of_another_choice(
+    path: KeyPath, values: Mapping[str, Any], found: ParseState
+) -> str | None:
     """The sentence for a key that belongs to another mode or type of the section."""
     section, others = _section(path[:-1], values)
     for tag in _tags(section):
@@ -233,7 +237,7 @@ def as_yaml(value: object) -> str:
     return " ".join(text.removesuffix("\n").removesuffix("\n...").split())[:60]
 
 
-def secrets_of(value: object, path: KeyPath, found: Found) -> Iterator[Problem]:
+def secrets_of(value: object, path: KeyPath, found: ParseState) -> Iterator[Problem]:
     """A problem for each value that contains a password or a token, at its line."""
     match value:
         case dict():

@@ -43,12 +43,12 @@ def replay_file(source: str) -> str:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ReplaySource:
     """A source after its first reading: which rows may be drawn, and in which order."""
 
     replay: Replay
     order: array[int]
-    """Numbers (from 0) of the readable rows that may be drawn, in drawing order."""
+    """Numbers (from 0) of the readable rows that may be drawn, in sampling order."""
     rows_read: int
     rejected: int
     """Rows that cannot be read."""
@@ -85,7 +85,7 @@ def replayed_examples(replay: Replay) -> Iterator[Example | RejectedRow]:
 
 def read_source(
     replay: Replay, seed: int, held_out: Container[bytes], step: Callable[[], None]
-) -> Drawing:
+) -> ReplaySource:
     """Read all rows of the source once, calling `step` for each.
 
     `held_out`: question digests (`Example`) of the task's held-out rows.
@@ -104,8 +104,8 @@ def read_source(
             numbers.append(readable)
             digests += item.digest()
         readable += 1
-    order = _drawing_order(numbers, digests, seed)
-    return Drawing(
+    order = _sampling_order(numbers, digests, seed)
+    return ReplaySource(
         replay,
         order=order,
         rows_read=readable + rejected,
@@ -116,7 +116,7 @@ def read_source(
     )
 
 
-def _drawing_order(numbers: array[int], digests: bytearray, seed: int) -> array[int]:
+def _sampling_order(numbers: array[int], digests: bytearray, seed: int) -> array[int]:
     """Numbers by the hash of their digest; of rows with equal content, only the first."""
     import numpy
 
@@ -139,39 +139,39 @@ def rows_wanted(ratio: float, task_rows: int) -> int:
     return max(1, round(task_rows * ratio / (1 - ratio)))
 
 
-class ReplayDraw:
+class ReplaySampler:
     """Draws the wanted number of rows of a source, none twice, and counts them."""
 
-    def __init__(self, drawing: Drawing, wanted: int, max_length: int) -> None:
-        self.drawing, self.max_length = drawing, max_length
+    def __init__(self, source: ReplaySource, wanted: int, max_length: int) -> None:
+        self.source, self.max_length = source, max_length
         self.longest = NO_ROW
         self.counts = Replayed(
-            source=drawing.replay.source,
-            ratio=drawing.replay.ratio,
+            source=source.replay.source,
+            ratio=source.replay.ratio,
             wanted=wanted,
             rows=0,
             tokens=0,
             label_tokens=0,
-            rows_read=drawing.rows_read,
-            rejected=drawing.rejected,
-            duplicates=drawing.duplicates,
-            held_out=drawing.held_out,
+            rows_read=source.rows_read,
+            rejected=source.rejected,
+            duplicates=source.duplicates,
+            held_out=source.held_out,
             too_long=0,
             texts_cut=0,
             tokens_cut=0,
         )
-        self._first_reason = str(drawing.first_rejected or "")
+        self._first_reason = str(source.first_rejected or "")
 
     def draw(self, renderer: Renderer) -> Iterator[tuple[Example, Encoded]]:
         """The drawn rows; for each one left out, the next is drawn.
 
         Raises DataError (`data_empty`) if none can be used.
         """
-        order, place, wanted = self.drawing.order, 0, self.counts.wanted
+        order, place, wanted = self.source.order, 0, self.counts.wanted
         while place < len(order) and self.counts.rows < wanted:
             numbers = order[place : place + self._rows_to_read(place)]
             found = self._read(set(numbers), renderer)
-            if place:  # more are read than needed: take them in drawing order
+            if place:  # more are read than needed: take them in sampling order
                 by_number = dict(found)
                 found = ((n, by_number[n]) for n in numbers if n in by_number)
             for _, item in found:
@@ -193,7 +193,7 @@ class ReplayDraw:
         """Rows of the source by their numbers, in the order of the file."""
         from ftcli.data.tokenizing.rendering import encode_items
 
-        items: Iterator[Item] = ((row, "train") for row in self.drawing.rows(numbers))
+        items: Iterator[Item] = ((row, "train") for row in self.source.rows(numbers))
         # Not strict: a source that has changed since may have fewer; that is detected at the end.
         for number, item in zip(sorted(numbers), encode_items(items, renderer), strict=False):
             yield number, item if isinstance(item, RejectedRow) else self._cut(item[0], item[2])

@@ -19,7 +19,7 @@ from ftcli.config.data import AUTO, AUTO_TEST, ROWS_FOR_A_TEST, Data
 from ftcli.console import Meter, Reporter
 from ftcli.data.dataset import SPLITS, Assigned, Split
 from ftcli.data.example import DIGEST_BYTES, Example, Origin
-from ftcli.data.replay import Drawing, read_source, replay_file
+from ftcli.data.replay import ReplaySource, read_source, replay_file
 from ftcli.data.sources import pinned_system, read_examples
 from ftcli.errors import DataError
 from ftcli.runs.atomic import sha256_file, short_digest
@@ -73,7 +73,7 @@ class Assignment:
         return self.codes.count(ASSIGNED.index(split))
 
 
-class Prompts:
+class PromptSet:
     """The prompts of the rows in one split."""
 
     def __init__(self, digests: Digests, assignment: Assignment, split: Split) -> None:
@@ -179,7 +179,7 @@ class SplitRows:
     """For each file the splits of its readable rows; `train` means the file's own split."""
     rows_read: int
     overlap: int
-    replay: Drawing | None = None
+    replay: ReplaySource | None = None
 
     @property
     def duplicates(self) -> int:
@@ -270,11 +270,11 @@ class _File:
     digests: Digests
     assignment: Assignment
 
-    def prompts(self) -> Iterator[tuple[Split, Prompts]]:
+    def prompts(self) -> Iterator[tuple[Split, PromptSet]]:
         """The prompts of each of its splits."""
         for split in SPLITS:
             if self.assignment.rows(split):
-                prompts = Prompts(self.digests, self.assignment, split)
+                prompts = PromptSet(self.digests, self.assignment, split)
                 yield self.source if split == "train" else split, prompts
 
 

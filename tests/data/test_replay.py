@@ -15,7 +15,7 @@ from ftcli.cli import run
 from ftcli.config import recipe as recipes
 from ftcli.data import replay as replay_data
 from ftcli.data.dataset import Dataset, load_dataset
-from ftcli.data.replay import ReplayDraw
+from ftcli.data.replay import ReplaySampler
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import DataError
@@ -310,12 +310,12 @@ def test_the_first_validation_is_that_of_a_run_without(
 # How often the source is read
 
 
-def drawn_one_by_one(replay: ReplayDraw, renderer: Renderer) -> list[tuple[str, list[int]]]:
+def drawn_one_by_one(replay: ReplaySampler, renderer: Renderer) -> list[tuple[str, list[int]]]:
     """As the rows are defined: as many as are missing are drawn, again and again."""
     found: list[tuple[str, list[int]]] = []
-    waiting = iter(replay.drawing.order)
+    waiting = iter(replay.source.order)
     while chosen := set(islice(waiting, replay.counts.wanted - len(found))):
-        for example in replay.drawing.rows(chosen):
+        for example in replay.source.rows(chosen):
             ids = renderer.encode(example).input_ids
             if len(ids) <= replay.max_length:
                 found.append((str(example.origin), ids))
@@ -348,10 +348,10 @@ def test_where_few_rows_fit_the_same_are_drawn_in_few_passes(
 
     monkeypatch.setattr(replay_data, "replayed_examples", counted)
     wants = recipes.Replay(source="mixed.jsonl")
-    drawing = replay_data.read_source(wants, 7, set(), lambda: None)
+    source = replay_data.read_source(wants, 7, set(), lambda: None)
 
-    def replay() -> ReplayDraw:
-        return ReplayDraw(drawing, wanted, max_length=64)
+    def replay() -> ReplaySampler:
+        return ReplaySampler(source, wanted, max_length=64)
 
     passes.clear()
     expected = drawn_one_by_one(replay(), renderer)

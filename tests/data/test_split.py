@@ -13,7 +13,7 @@ from ftcli.config.data import Data
 from ftcli.console import Terminal
 from ftcli.data.dataset import SPLITS
 from ftcli.data.example import Example, Message, Origin
-from ftcli.data.splits import Assignment, Digests, Prompts, assign_splits, find_splits
+from ftcli.data.splits import Assignment, Digests, PromptSet, assign_splits, find_splits
 from ftcli.errors import DataError
 
 
@@ -192,7 +192,7 @@ def test_digests_that_end_in_zeros_differ(
         assert split.split(number) == ("train" if first else "duplicate")
         kept += [prompt] if first else []
         seen.add(whole)
-    prompts = Prompts(digests, split, "train")
+    prompts = PromptSet(digests, split, "train")
     for prompt in {bytes(14) + bytes([a, b]) for a in (0, 1, 255) for b in (0, 1, 255)}:
         assert (prompt in prompts) == (prompt in kept)
 

@@ -29,7 +29,7 @@ from ftcli.data.dataset import (
     split_file,
 )
 from ftcli.data.example import RejectedRow
-from ftcli.data.replay import Drawing, ReplayDraw, rows_wanted, warn_of_few_rows
+from ftcli.data.replay import ReplaySampler, ReplaySource, rows_wanted, warn_of_few_rows
 from ftcli.data.sources import read_examples
 from ftcli.data.splits import (
     Progress,
@@ -235,13 +235,13 @@ def _write_rows(rows: SplitRows, renderer: Renderer, folder: Path, reporter: Rep
     return counts
 
 
-def _replay(drawing: Drawing, counts: Counts, renderer: Renderer, writer: RowWriter) -> None:
+def _replay(source: ReplaySource, counts: Counts, renderer: Renderer, writer: RowWriter) -> None:
     """Write the replayed rows; their number depends on the task's training rows."""
     task_rows = counts.of("train").rows
     if not task_rows:
         return
-    wanted = rows_wanted(drawing.replay.ratio, task_rows)
-    draw = ReplayDraw(drawing, wanted, counts.max_length)
+    wanted = rows_wanted(source.replay.ratio, task_rows)
+    draw = ReplaySampler(source, wanted, counts.max_length)
     for example, row in draw.draw(renderer):
         writer.write(row, example)
         counts.shorten_common(row)

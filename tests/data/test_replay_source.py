@@ -18,7 +18,7 @@ from ftcli.config.loader import load_recipe
 from ftcli.config.recipe import Replay
 from ftcli.data import replay as module
 from ftcli.data.example import Example, Message, Origin, RejectedRow
-from ftcli.data.replay import BUILTIN_FILE, Drawing, read_source
+from ftcli.data.replay import BUILTIN_FILE, ReplaySource, read_source
 from ftcli.evaluation.general_ability import BUILT_IN_INSTRUCTIONS
 
 SEED = 7
@@ -29,9 +29,9 @@ def conversation(number: int) -> Example:
     return Example(turns, Origin("general.jsonl", number))
 
 
-def looked_through(
+def read(
     monkeypatch: pytest.MonkeyPatch, rows: Iterator[Example | RejectedRow], held_out: set[bytes]
-) -> Drawing:
+) -> ReplaySource:
     monkeypatch.setattr(module, "replayed_examples", lambda replay: rows)
     replay = Replay(source="general.jsonl")
     return read_source(replay, SEED, held_out, lambda: None)
@@ -46,7 +46,7 @@ def test_the_order_is_that_of_the_places_and_of_equal_rows_the_first_counts(
     rows: list[Example | RejectedRow] = [conversation(number) for number in numbers]
     for place in (0, 10, 500):
         rows.insert(place, RejectedRow(Origin("general.jsonl", 1), "empty"))
-    found = looked_through(monkeypatch, iter(rows), held)
+    found = read(monkeypatch, iter(rows), held)
     first: dict[bytes, int] = {}
     for index, number in enumerate(numbers):
         if number >= 50:
@@ -60,7 +60,7 @@ def test_the_order_is_that_of_the_places_and_of_equal_rows_the_first_counts(
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_of_no_row_or_one(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = looked_through(monkeypatch, iter([conversation(0)][:rows]), set())
+    found = read(monkeypatch, iter([conversation(0)][:rows]), set())
     assert list(found.order) == list(range(rows)) and found.duplicates == 0
 
 
@@ -69,7 +69,7 @@ def test_digests_that_end_in_zeros_are_none_of_each_other(monkeypatch: pytest.Mo
     ends = [b"a" * 15 + b"\0", b"a" * 14 + b"\0\0", b"a" * 16]
     digests = iter([*ends, ends[1]])
     monkeypatch.setattr(Example, "digest", lambda _: next(digests))
-    found = looked_through(monkeypatch, (conversation(number) for number in range(4)), set())
+    found = read(monkeypatch, (conversation(number) for number in range(4)), set())
     wanted = sorted(range(3), key=lambda index: module._place(SEED, ends[index]))
     assert list(found.order) == wanted and found.duplicates == 1
 
@@ -77,10 +77,10 @@ def test_digests_that_end_in_zeros_are_none_of_each_other(monkeypatch: pytest.Mo
 def test_a_row_of_the_source_takes_a_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A digest, a number, and temporarily what sorting needs."""
     rows = 20_000
-    looked_through(monkeypatch, iter([conversation(0)]), set())  # numpy is there
+    read(monkeypatch, iter([conversation(0)]), set())  # numpy is there
     tracemalloc.start()
     try:
-        found = looked_through(monkeypatch, map(conversation, range(rows)), set())
+        found = read(monkeypatch, map(conversation, range(rows)), set())
         held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
