@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from ftcli.console import print_result, shown_path, width
+from ftcli.console import print_result, shown_path, width, wrapped
 from ftcli.memory import Choices, Estimate
 from ftcli.memory.choices import MODE_NAMES, NO_CHECKPOINTING
 from ftcli.memory.fit.fitting import Alternatives, FitResult
@@ -59,24 +58,28 @@ LEAST_BYTES = 5e6
 
 def show_estimate(found: EstimateResult) -> None:
     """Print an estimate."""
-    for line in estimate_lines(found):
-        print_result(line)
+    _print(estimate_lines(found))
 
 
 def show_calibration(found: CalibrationResult) -> None:
     """Print what recorded runs took, next to their estimates."""
-    for line in calibration_lines(found):
-        print_result(line)
+    _print(calibration_lines(found))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        indent = len(line) - len(line.lstrip(" ")) + 2
+        print_result(wrapped(line, " " * indent).replace("\xa0", " "))
 
 
 def estimate_lines(found: EstimateResult) -> Iterator[str]:
     """The verdict, then what it is based on; no line is wider than the terminal."""
-    yield from _wrapped(_verdict(found), "  ")
+    yield _verdict(found)
     if found.fits_card is False and found.fit is None and found.instead is None:
         yield "--fit instead of --gpu finds the cheapest changes that fit"
-    yield from _wrapped(f"{_what(found)}, {_how(found.choices)}", "  ")
+    yield f"{_what(found)}, {_how(found.choices)}"
     for note in _notes(found):
-        yield from _wrapped(f"note: {note}", "  ")
+        yield f"note: {note}"
     yield from _items(found.estimate)
     yield from _step(found.estimate)
     yield from _figures(found.estimate)
@@ -90,7 +93,7 @@ def estimate_lines(found: EstimateResult) -> Iterator[str]:
         yield "Textbook figures for full fine-tuning, before activations:"
         for figure in found.textbook:
             start = f"  {figure.label:<24}{gib(figure.total_bytes):>9}  "
-            yield from _wrapped(start + figure.why, " " * len(start))
+            yield start + figure.why
 
 
 def _fit_and_limit(found: EstimateResult, hardware: Hardware) -> Iterator[str]:
@@ -99,7 +102,7 @@ def _fit_and_limit(found: EstimateResult, hardware: Hardware) -> Iterator[str]:
         yield from _changes(found.fit, hardware, found.written)
     if found.instead is not None:
         yield ""
-        yield from _wrapped(_nothing(found.instead, hardware), "  ")
+        yield _nothing(found.instead, hardware)
     if found.limit is not None:
         yield from _limit(found.limit, hardware)
 
@@ -183,26 +186,23 @@ def _barred(label: str, size: int, largest: int, mark: str = "") -> str:
 
 def _figures(estimate: Estimate) -> Iterator[str]:
     low, high = estimate.low_bytes / GIB, estimate.high_bytes / GIB
-    yield from _wrapped(
+    yield (
         f"allocated by tensors {shown_size(estimate.peak_bytes)} · reserved by the allocator "
         f"{shown_size(estimate.reserved_bytes)} · shown by nvidia-smi, with the context, "
-        f"{shown_size(estimate.device_bytes)}",
-        "  ",
+        f"{shown_size(estimate.device_bytes)}"
     )
-    yield from _wrapped(f"between {low:.1f} and {high:.1f} GiB, based on {estimate.based_on}", "  ")
+    yield f"between {low:.1f} and {high:.1f} GiB, based on {estimate.based_on}"
     if estimate.managed_bytes:
-        yield from _wrapped(
+        yield (
             f"paged optimizer states {shown_size(estimate.managed_bytes)} more: on the GPU while "
-            "there is room, else in RAM",
-            "  ",
+            "there is room, else in RAM"
         )
     outside = estimate.moments
     on_host = outside["merge_on_cpu"]
     merge = f" · merge {shown_size(on_host)} of RAM" if on_host else ""
-    yield from _wrapped(
+    yield (
         f"outside the step: validation {shown_size(outside['validation'])} · generation, "
-        f"batch {ANSWERED_ROWS}, {shown_size(outside['answers'])} (smaller batches less){merge}",
-        "  ",
+        f"batch {ANSWERED_ROWS}, {shown_size(outside['answers'])} (smaller batches less){merge}"
     )
 
 
@@ -218,8 +218,7 @@ def _gpu(estimate: Estimate, hardware: Hardware) -> Iterator[str]:
     end = round(space * hardware.usable_bytes / total)
     yield f"|{bar[:end]}|{bar[end:]}"
     signs = [f"{FILLS[n]}\xa0{LABELS[n].replace(' ', chr(160))}" for n in parts if FILLS[n] in bar]
-    for line in _wrapped(" " + "  ".join(signs), " "):
-        yield line.replace("\xa0", " ")
+    yield " " + "  ".join(signs)
 
 
 def _parts(estimate: Estimate, hardware: Hardware) -> dict[str, int]:
@@ -258,16 +257,14 @@ def _changes(found: FitResult, hardware: Hardware, written: Path | None) -> Iter
     """The changes with their costs, and the resulting training."""
     yield ""
     if found.changes:
-        yield from _wrapped(f"to fit {hardware.name}, the cheapest changes:", "  ")
+        yield f"to fit {hardware.name}, the cheapest changes:"
     for change in found.changes:
         upper = f"up to {gib(change.high_bytes)}"
-        yield from _wrapped(
-            f"  {change.change}: {gib(change.device_bytes)}, {upper} ({change.key})", "    "
-        )
-        yield from _wrapped(f"    costs {change.cost}", "    ")
-    yield from _wrapped(_outcome(found, hardware), "  ")
+        yield f"  {change.change}: {gib(change.device_bytes)}, {upper} ({change.key})"
+        yield f"    costs {change.cost}"
+    yield _outcome(found, hardware)
     if written is not None:
-        yield from _wrapped(f"written: {shown_path(written)}", "  ")
+        yield f"written: {shown_path(written)}"
 
 
 def _outcome(found: FitResult, hardware: Hardware) -> str:
@@ -296,14 +293,13 @@ def _nothing(instead: Alternatives, hardware: Hardware) -> str:
 def _limit(limit: Limit, hardware: Hardware) -> Iterator[str]:
     """The largest value that fits, by the upper bound."""
     if limit.value is None or limit.estimate is None:
-        yield from _wrapped(f"not even {limit.size} 1 fits {hardware.name}", "  ")
+        yield f"not even {limit.size} 1 fits {hardware.name}"
         return
     more = " or more" if limit.value == MOST else ""
     context = "; the model's own limit is not checked" * (limit.size == "max-length")
-    yield from _wrapped(
+    yield (
         f"largest {limit.size} that fits {hardware.name}: {limit.value}{more} "
-        f"({_figure(limit.estimate)} of {gib(hardware.usable_bytes)}){context}",
-        "  ",
+        f"({_figure(limit.estimate)} of {gib(hardware.usable_bytes)}){context}"
     )
 
 
@@ -351,7 +347,7 @@ def calibration_lines(found: CalibrationResult) -> list[str]:
     error = f"{found.median_error:.1%}"
     lines.append(f"median error {error} of {figures}, {found.inside} inside the interval")
     if any(figure.measure == "resident" for figure in found.figures):
-        lines += textwrap.wrap(ON_A_CPU, width())
+        lines.append(ON_A_CPU)
     return lines
 
 
@@ -368,9 +364,7 @@ def _run_lines(run: CalibratedRun) -> Iterator[str]:
         run.machine,
     )
     yield shown_path(run.run.path)
-    yield from textwrap.wrap(
-        " · ".join(facts), width(), initial_indent="  ", subsequent_indent="    "
-    )
+    yield f"  {' · '.join(facts)}"
     for figure in run.figures:
         yield _figure_line(figure)
 
@@ -389,7 +383,3 @@ def _figure_line(figure: Figure) -> str:
 def _size(size_bytes: int) -> str:
     """GiB with two decimals, which show an error of 1%."""
     return f"{size_bytes / GIB:.2f} GiB" if size_bytes >= GIB else shown_size(size_bytes)
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, width(), subsequent_indent=indent, break_on_hyphens=False)
