@@ -1,10 +1,8 @@
+"""Names in a run folder, run.json, and finding a run."""
+
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,6 @@ import pytest
 from ftcli.errors import FtcliError, MachineError
 from ftcli.runs.atomic import write_json
 from ftcli.runs.folder import RunFolder, find_run, free_folder, newest_finished, numbered, runs_at
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_at(path: Path, state: str) -> RunFolder:
@@ -32,7 +28,7 @@ def test_the_manifest_keeps_what_is_not_changed(tmp_path: Path) -> None:
     assert run.state == "finished"
 
 
-def test_a_run_without_a_contract_says_what_to_do(tmp_path: Path) -> None:
+def test_a_run_without_a_prompt_manifest_is_refused(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     with pytest.raises(FtcliError, match=r"has no prompt_manifest.json.*train it again") as caught:
         run.require_prompt_manifest()
@@ -115,24 +111,6 @@ def test_a_run_is_a_folder_with_a_manifest(tmp_path: Path, monkeypatch: pytest.M
     assert find_run(Path("shop")) is None
     run_at(tmp_path / "shop", "training")
     assert find_run(Path("shop")) == RunFolder(tmp_path / "shop")
-
-
-def test_a_second_writer_is_refused_at_once(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "shop")
-    with run.lock():
-        second = (
-            "from pathlib import Path\n"
-            "from ftcli.runs.folder import RunFolder\n"
-            f"with RunFolder(Path({str(run.path)!r})).lock(): pass"
-        )
-        found = subprocess.run(
-            [sys.executable, "-c", second], cwd=ROOT, capture_output=True, text=True
-        )
-        assert found.returncode == 1
-        holder = f"process {os.getpid()} on {socket.gethostname()}, since "
-        assert f"MachineError: {run.path}: {holder}" in found.stderr
-    with RunFolder(tmp_path / "shop").lock():
-        pass
 
 
 def test_a_lock_frees_itself_when_its_block_fails(tmp_path: Path) -> None:
