@@ -171,7 +171,7 @@ def _cell(text: str, note: str, columns: int) -> list[str]:
     lines = _wrapped(text.strip(), columns)
     if len(lines) > ANSWER_LINES:
         lines = [*lines[: ANSWER_LINES - 1], "…"]
-    return [*lines, note] if note else lines
+    return [*lines, note] if note else lines or ["(empty)"]
 
 
 def _wrapped(text: str, columns: int) -> list[str]:

@@ -90,3 +90,9 @@ def test_samples_are_shown_shortly_and_before_the_table(shown: Shown) -> None:
     assert max(n for n, line in enumerate(lines) if line.startswith("prompt  ")) < table
     assert sum(line.startswith("prompt  ") for line in lines) == 2
     assert "  line 9" in lines and "  line 10" not in lines and "  …" in lines
+
+
+def test_an_empty_answer_is_shown_as_empty() -> None:
+    shown = evaluate_view.side_by_side("", "Hi?", {"base": ("", ""), "tuned": ("Yes.", "")})
+    *_, last, end = shown.split("\n")
+    assert last.split() == ["(empty)", "Yes."] and end == ""
