@@ -85,7 +85,7 @@ class Cell:
 
 
 def require_methods(methods: Sequence[str]) -> tuple[str, ...]:
-    """The methods cell_label, each once; raises UsageError where one is not known."""
+    """The named methods, each once; raises UsageError for an unknown one."""
     known = f"there is {', '.join(METHODS)}"
     for name in methods:
         if name not in METHODS:
