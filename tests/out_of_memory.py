@@ -1,4 +1,4 @@
-"""All that a lack of memory is called: by torch's allocators, CUDA, its libraries and Python."""
+"""Errors of a lack of memory: of torch's allocators, CUDA, its libraries and Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a CUDA card can show."""
+"""Tests that need a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def needs_a_card() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA card and pytest -m gpu")
+        pytest.skip("needs a CUDA GPU and pytest -m gpu")
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -259,11 +259,14 @@ def _train_on_largest(trainer: FtcliTrainer, plan: Plan, max_rows: int) -> tuple
     if first is not None:
         last = [weight for name, weight in weights.items() if layers.get(name, first) >= first]
     sampler = trainer.data.sampler
-    if len(largest.rows) < min(sampler.batch_size, len(sampler.order)) or last is not None:
+    has_gradients = len(largest.rows) < min(sampler.batch_size, len(sampler.order))
+    if has_gradients or last is not None:
         for weight in weights.values():
             weight.grad = torch.zeros_like(weight)
     if trainer.args.device.type == "cuda":
         trainer.forward_backward([largest], WHERE)  # kernels are compiled and chosen here
+        if not has_gradients:
+            trainer.zero_grad()
     started = time.monotonic()
     trainer.forward_backward([largest], WHERE, of=last)
     return largest.rows, (time.monotonic() - started) * _whole_pass(trainer, plan, first)
