@@ -76,6 +76,7 @@ def test_leftovers_of_a_killed_smoke_test_are_no_obstacle(
     left.mkdir(parents=True)
     (left / "run.json").write_text('{"state": "finished"}')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     assert run(["train", "tiny.yaml", "--smoke-test", "--set", "training.seed=7"]) == 0
     out, err = capsys.readouterr()
     stages = [line for line in err.splitlines() if line.startswith("smoke test")]

@@ -99,7 +99,7 @@ def test_a_disk_that_is_too_small(write_recipe: Recipes, finds: Finds, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2 * 10**9, 10**9, 100_000))
     said = finds(write_recipe(), "plan")
     assert said.startswith("this run with its checkpoints needs 432 KiB on the disk of ")
-    assert "98 KiB are free; free some space" in said
+    assert "98 KiB are free; make room" in said
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model(
     row = {"prompt": "Which?", "completion": "The <kettle>."}
     rows_file.write_text(rows_of() + json.dumps(row) + "\n")
     said = finds(write_recipe(model={"id": str(own_model)}), "prepare")
-    assert "the tokenizer has token 400 ('<kettle>'), and the embeddings of the model end" in said
+    assert "the tokenizer has token 400 ('<kettle>'), and the model's embeddings end at" in said
 
 
 def test_an_output_folder_that_cannot_be_written(
