@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from ftcli.cli import app, run
+from ftcli.config.json_schema import json_schema, key_lines
 from ftcli.config.recipe import Recipe
-from ftcli.config.schema import json_schema, key_lines
 from scripts.tiers import with_tiers
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ftcli.cli import run
-from ftcli.inference.generate import GenerateOptions
+from ftcli.inference.generator import GenerateOptions
 from ftcli.inference.several_adapters import Member
 from tests.conftest import pair
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 
 from ftcli import __version__
-from ftcli.cli import compare, estimate, evaluate, generate, merge, prepare, report, schema
+from ftcli.cli import compare, estimate_vram, evaluate, generate, merge, prepare, report, schema
 from ftcli.cli.train.command import train
 from ftcli.console import print_json, print_message, print_result
 from ftcli.errors import FtcliError, MachineError
@@ -83,7 +83,7 @@ app.command(
         "estimate-vram --model qwen2.5-7b --mode qlora --gpu 4090",
         "estimate-vram shop.yaml --fit 24GB --write fits.yaml",
     ),
-)(estimate.estimate_vram)
+)(estimate_vram.estimate_vram)
 app.command(
     "train",
     epilog=_examples(

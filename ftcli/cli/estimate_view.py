@@ -14,7 +14,7 @@ from ftcli.memory.fit.limits import MOST, Limit, Sweep, SweepRow
 from ftcli.memory.hardware import Hardware
 from ftcli.memory.step import ANSWERED_ROWS
 from ftcli.shell import GIB, gib, shown_size
-from ftcli.training.estimate.estimate import EstimateResult
+from ftcli.training.estimate.estimate_memory import EstimateResult
 
 if TYPE_CHECKING:
     from ftcli.training.estimate.calibrate import CalibratedRun, CalibrationResult, Figure

@@ -21,7 +21,7 @@ from ftcli.console import (
 from ftcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftcli.inference.generate import GenerateOptions
+    from ftcli.inference.generator import GenerateOptions
 
 InputFile = Annotated[
     Path | None,
@@ -84,7 +84,7 @@ def generate(
     Uses the template, system prompt and stop tokens of the training. Several adapters share one
     base in memory.
     """
-    from ftcli.inference.generate import GenerateOptions
+    from ftcli.inference.generator import GenerateOptions
 
     flags = {
         "temperature": temperature,
@@ -114,7 +114,7 @@ def _standard_input() -> str:
 
 
 def _answer_one(asked: GenerateOptions, prompt: str, json: bool) -> None:
-    from ftcli.inference.generate import open_generator
+    from ftcli.inference.generator import open_generator
 
     answer = open_generator(asked).answer(prompt, asked.use, None if json else print_text)
     if json:
@@ -126,7 +126,7 @@ def _answer_one(asked: GenerateOptions, prompt: str, json: bool) -> None:
 def _answer_file(
     asked: GenerateOptions, prompt: str | None, source: Path, output: Path | None, json: bool
 ) -> None:
-    from ftcli.inference.generate import answer_file
+    from ftcli.inference.generator import answer_file
 
     if prompt is not None or output is None:
         raise UsageError("flag", "--input replaces PROMPT and needs --output FILE")

@@ -13,7 +13,7 @@ from ftcli.console import Terminal, print_result, shown_path, wrapped
 from ftcli.shell import shown_size
 
 if TYPE_CHECKING:
-    from ftcli.export.merge import MergeResult
+    from ftcli.export.merge_run import MergeResult
 
 
 def merge(
@@ -48,7 +48,7 @@ def merge(
     Compares the merged model with base + adapter on held-out rows before its weights are rounded,
     and writes nothing if they differ. Shows the loss due to the stored type.
     """
-    from ftcli.export.merge import MergeOptions, merge_run
+    from ftcli.export.merge_run import MergeOptions, merge_run
 
     asked = MergeOptions(base, dtype, allow_mismatch)
     found = merge_run(run, overrides or (), output=output, options=asked, reporter=Terminal())

@@ -20,7 +20,7 @@ def schema(
     debug: options.Debug = False,
 ) -> None:
     """Print the recipe's keys, or its JSON Schema."""
-    from ftcli.config.schema import json_schema, key_lines
+    from ftcli.config.json_schema import json_schema, key_lines
 
     if section is not None and (json or not text):
         raise UsageError("flag", "SECTION needs --text; the JSON Schema has no parts")

@@ -2,7 +2,7 @@
 
 from ftcli.memory.choices import Choices, Stack
 from ftcli.memory.estimate import Estimate, TextbookFigure, card_fits, estimate, textbook
-from ftcli.memory.head import LOSS_CHUNK_POSITIONS
+from ftcli.memory.head_bytes import LOSS_CHUNK_POSITIONS
 
 __all__ = [
     "LOSS_CHUNK_POSITIONS",

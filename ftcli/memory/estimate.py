@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ftcli.memory.choices import Choices
 from ftcli.memory.hardware import DISPLAY_BYTES, KNOWN_CARDS, Card, ComputeCapability, context_bytes
-from ftcli.memory.head import LOSS_CHUNK_POSITIONS
+from ftcli.memory.head_bytes import LOSS_CHUNK_POSITIONS
 from ftcli.memory.interval import (
     Residuals,
     reserved_bytes,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ftcli.memory.activations import layers_bytes, prefix_cache_bytes, rebuilt_layer_bytes
 from ftcli.memory.choices import FROZEN_MODES, Choices
-from ftcli.memory.head import head_bytes
+from ftcli.memory.head_bytes import head_bytes
 from ftcli.memory.shapes import Shape
 from ftcli.memory.static import (
     backward_copies_bytes,
@@ -133,7 +133,7 @@ ANSWER_TOKENS = 256
 # So many tokens of cache are small next to any model: 0.75 GB of SmolLM2-135M's in fp32.
 LEAST_CACHE_TOKENS = 16_384
 
-# Positions whose logits `ftcli merge` stores, of each of two models (ftcli.export.merge).
+# Positions whose logits `ftcli merge` stores, of each of two models (ftcli.export.merge_run).
 _COMPARED_POSITIONS = 1024
 
 

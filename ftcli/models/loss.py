@@ -22,7 +22,7 @@ from ftcli.errors import ModelError
 from ftcli.kernels.attention import packed_attention
 from ftcli.kernels.autocast import autocast_type
 from ftcli.kernels.head import Gradients, Head, cross_entropy
-from ftcli.memory.head import LOSS_CHUNK_POSITIONS, positions_of
+from ftcli.memory.head_bytes import LOSS_CHUNK_POSITIONS, positions_of
 from ftcli.models.batches import Batch, of_tensors
 from ftcli.models.virtual_tokens import backbone_inputs, causal_model, virtual_tokens
 

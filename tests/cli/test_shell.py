@@ -15,7 +15,7 @@ from typer.models import CommandInfo
 from ftcli.cli import app, run
 from ftcli.config.recipe import Recipe
 from ftcli.errors import DataError, Stopped
-from ftcli.training.estimate import estimate
+from ftcli.training.estimate import estimate_memory
 from tests.config.shop import SHOP
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,7 +235,7 @@ def raising(error: BaseException) -> Any:
 def test_anything_unexpected_is_a_bug_of_ours(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "estimate_memory", raising(ZeroDivisionError("by zero")))
+    monkeypatch.setattr(estimate_memory, "estimate_memory", raising(ZeroDivisionError("by zero")))
     assert run(ESTIMATE) == 70
     out, err = capsys.readouterr()
     assert out == ""
@@ -268,7 +268,7 @@ def test_what_a_stage_raises_decides_the_exit_code(
     exit_code: int,
     code: str,
 ) -> None:
-    monkeypatch.setattr(estimate, "estimate_memory", raising(error))
+    monkeypatch.setattr(estimate_memory, "estimate_memory", raising(error))
     assert run(ESTIMATE) == exit_code
     out, err = capsys.readouterr()
     assert out == ""

@@ -97,7 +97,7 @@ def test_a_shipped_recipe_runs_on_the_small_model(
     assert scores["tuned"]["loss"] < scores["base"]["loss"]
     prompt = ("Product: Mug\nColour: red", "--max-new-tokens", "8")
     assert ask(capsys, "generate", folder.path, *prompt)["answer"].strip()
-    monkeypatch.setattr("ftcli.export.merge.ROWS_COMPARED", 2)
+    monkeypatch.setattr("ftcli.export.merge_run.ROWS_COMPARED", 2)
     assert ask(capsys, "merge", folder.path)["verdict"] == "pass"
 
 

@@ -27,7 +27,7 @@ from transformers import (
 from ftcli.data.tokenizing.rendering import IGNORED
 from ftcli.errors import ModelError
 from ftcli.kernels import head as head_module
-from ftcli.memory import head as head_bytes
+from ftcli.memory import head_bytes as head_bytes
 from ftcli.models import loss as loss_module
 from ftcli.models.batches import of_tensors
 from ftcli.models.loss import require_known_head, row_losses, summed_loss
@@ -285,7 +285,7 @@ def test_chunks_may_be_full_or_hold_one_position(labelled: int) -> None:
 def test_logits_of_one_tile_exist_at_once(
     softcap: float | None, bytes_per_logit: int, chunks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As ftcli.memory.head estimates."""
+    """As ftcli.memory.head_bytes estimates."""
     vocab, tile, positions = 10_000, 3000, 256
     monkeypatch.setattr(loss_module, "LOSS_CHUNK_POSITIONS", positions)
     monkeypatch.setattr(head_module, "HEAD_TILE_TOKENS", tile)

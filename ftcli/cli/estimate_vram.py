@@ -148,7 +148,7 @@ def estimate_vram(
     without, each `auto` of the recipe takes its smallest value.
     """
     from ftcli.cli.estimate_view import show_calibration, show_estimate
-    from ftcli.training.estimate.estimate import EstimateOptions, estimate_memory
+    from ftcli.training.estimate.estimate_memory import EstimateOptions, estimate_memory
 
     given = {
         name: _names(value) if name in ("target_modules", "modules_to_save") else value
