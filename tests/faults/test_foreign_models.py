@@ -88,7 +88,7 @@ def pickle_of_an_index(base: Path, attack: Attack) -> str:
     """An index of safetensors that leads to a pickle."""
     name = pickle_in_shards(base, attack)
     (base / "pytorch_model.bin.index.json").rename(base / "model.safetensors.index.json")
-    return f"{name!r}, and ftcli opens safetensors files of the same folder only"
+    return f"{name!r}, and ftcli opens only safetensors files in the same folder"
 
 
 def pickle_named_by_the_config(base: Path, attack: Attack) -> str:

@@ -105,7 +105,7 @@ def test_a_repository_of_pickles_or_with_an_adapter_is_refused_before_it_is_fetc
     assert codes == [0, 1, 1, 1], output
     assert "owner/pickled: its weights are pickles (pytorch_model.bin)" in output
     assert "owner/adapted: has an adapter next to the model" in output
-    assert "names 'evil.bin', and ftcli opens safetensors files of the same folder" in output
+    assert "names 'evil.bin', and ftcli opens only safetensors files in the same folder" in output
     assert not [path for path in asked if path.endswith(".bin")]
     weights = [path for path in asked if path.endswith("model.safetensors")]
     assert weights and all("/whole/" in path for path in weights)

@@ -65,8 +65,8 @@ console._PlainLines.update = update
 def broken(path, overrides, asked, *rest):
     if asked.limit == 7:
         raise RuntimeError(f"Authorization: Bearer {os.environ['HF_TOKEN']}")
-    return original(path, overrides, asked, *rest)
-original, run_evaluation.evaluate_run = run_evaluation.evaluate_run, broken
+    return evaluate(path, overrides, asked, *rest)
+evaluate, run_evaluation.evaluate_run = run_evaluation.evaluate_run, broken
 """
 
 
