@@ -1,4 +1,4 @@
-"""Private names of libraries that ftcli cannot avoid: four, each with its reason.
+"""Private names of Python and libraries that ftcli cannot avoid: five, each with its reason.
 
 tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, to
 keep this module light. Not counted: methods of transformers' Trainer (training/) and PEFT's
@@ -7,6 +7,7 @@ BaseTuner (models/bottleneck.py) that subclasses implement or override.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,3 +102,8 @@ def plain_falcon_layers() -> Iterator[None]:
         yield
     finally:
         falcon.FalconLinear = own
+
+
+def run_exit_functions() -> None:
+    """Run what was registered with atexit: `os._exit` skips it, and there is no public call."""
+    atexit._run_exitfuncs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib import import_module
 from importlib.machinery import PathFinder
@@ -83,3 +84,14 @@ def test_falcon_s_linear_layers_are_of_a_class_of_its_own() -> None:
     assert not any(type(module) is own for module in plain.modules())
     layer, hidden = own(4, 3), torch.randn(2, 4)
     torch.testing.assert_close(layer(hidden), nn.Linear.forward(layer, hidden))
+
+
+def test_a_process_that_ends_runs_its_exit_functions_and_keeps_what_it_printed() -> None:
+    code = (
+        "import atexit; from ftcli.kernels.cpu import end_process\n"
+        "atexit.register(print, 'registered'); print('printed'); end_process(3)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (3, "printed\nregistered\n")

@@ -228,7 +228,7 @@ class RejectedRows:
 
     def add(self, origin: Origin, reason: str) -> None:
         self.count += 1
-        # A row may hold lone surrogates, which cannot be written.
+        # A row may contain lone surrogates, which cannot be written.
         written = reason[:LONGEST_REASON].encode("utf-8", "backslashreplace").decode()
         row = RejectedRow(origin, written)
         if len(self.first) < MOST_REJECTED:

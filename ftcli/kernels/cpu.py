@@ -5,7 +5,6 @@ Torch is imported inside functions: the command line tunes the garbage collector
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
 import platform
@@ -13,6 +12,8 @@ import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from ftcli.compat import run_exit_functions
 
 if TYPE_CHECKING:
     from ftcli.memory.hardware import Hardware
@@ -51,7 +52,7 @@ def end_process(code: int) -> NoReturn:
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.main_thread():
             thread.join()
-    atexit._run_exitfuncs()
+    run_exit_functions()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
             stream.flush()

@@ -1,8 +1,9 @@
-"""Runs to merge, and `ftcli merge`."""
+"""Runs to merge, and commands with what they print."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,15 @@ def merge(capsys: pytest.CaptureFixture[str]) -> Merge:
         return {**value, "stderr": err}
 
     return merge
+
+
+@pytest.fixture
+def prepare(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Runs `prepare --json` and gives what it prints."""
+
+    def prepare(recipe: Path, *flags: str) -> dict[str, Any]:
+        assert run(["prepare", str(recipe), *flags, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return prepare

@@ -26,18 +26,6 @@ def save(folder: Path, rows: Sequence[dict[str, Any]], name: str = "rows.jsonl")
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture
-def prepare(capsys: pytest.CaptureFixture[str]) -> Prepare:
-    """Runs `prepare --json` and gives what it prints."""
-
-    def prepare(recipe: Path, *flags: str) -> dict[str, Any]:
-        assert run(["prepare", str(recipe), *flags, "--json"]) == 0
-        found: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return found
-
-    return prepare
-
-
 def advice_file(shown: dict[str, Any]) -> Path:
     return Path(shown["run_dir"], "data") / "advice.json"
 

@@ -53,7 +53,7 @@ def test_none_is_taken_where_none_beats_the_base() -> None:
 def test_few_rows_have_no_verdict() -> None:
     found = decided(made("lora", losses(1.4, rows=9)), made("full", losses(1.9, rows=9)))
     assert found.take is None and len(found.among) == 2
-    assert "9 held-out rows are too few for a verdict; hold out at least 10" in found.text
+    assert "9 held-out rows are too few for a verdict; take at least 10" in found.text
 
 
 def test_one_method_alone_is_compared_with_the_base() -> None:

@@ -86,13 +86,13 @@ def _require_held_out(loaded: RecipeFile, options: CompareOptions) -> None:
     if data.validation == 0 and options.learning_rates:
         message = (
             "--learning-rates: the best rate is chosen by validation rows, and data.validation is "
-            "0; hold some out"
+            "0; set data.validation: 0.1"
         )
         raise UsageError("flag", message)
     if data.validation == 0 and data.test in (0, AUTO):
         message = (
             "data.validation: found 0, and no data.test; a comparison needs rows that no "
-            "method is trained on: hold some out (data.test: 0.1)"
+            "method is trained on: set data.test: 0.1"
         )
         raise UsageError("recipe", message, file=file, line=line)
 
@@ -261,7 +261,7 @@ def _text(
     assert gain is not None
     if gain.verdict == "too few rows":
         return (
-            f"Take none of them yet: {gain.n} held-out rows are too few for a verdict; hold out at "
+            f"Take none of them yet: {gain.n} held-out rows are too few for a verdict; take at "
             f"least {MIN_ROWS} (data.test)."
         )
     if take is None:
