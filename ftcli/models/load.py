@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedConfig,
@@ -33,6 +40,14 @@ from ftcli.models.untrusted import (
     refuse_foreign_weights,
 )
 from ftcli.models.virtual_tokens import causal_model
+
+# Classes with towers first: AutoModelForCausalLM opens some of their checkpoints as the text alone,
+# and a merge would write a model without its towers.
+CLASSES: tuple[tuple[type, Mapping[type, type]], ...] = (
+    (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
+    (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
@@ -92,6 +107,35 @@ def open_config(source: str, revision: str | None) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
 
 
+def model_class(config: PreTrainedConfig) -> Any:
+    """The Auto class that opens the class of model that a checkpoint names, towers included.
+
+    A checkpoint that names none gets the first of CLASSES that takes its config. Raises ModelError
+    for a config that makes no decoder, or whose class needs a package that is not installed.
+    """
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise ModelError(
+            "not_a_decoder",
+            f"{kind} is an encoder-decoder, and ftcli trains decoders only: choose a decoder",
+        )
+    fitting = [
+        (auto, mapping[type(config)]) for auto, mapping in CLASSES if type(config) in mapping
+    ]
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True)
+    if not fitting or masked:
+        raise ModelError(
+            "not_a_decoder",
+            f"{kind} is not a causal language model of transformers, and ftcli trains nothing "
+            "else: choose a decoder",
+        )
+    named = config.architectures or []
+    auto: Any = next((auto for auto, own in fitting if own.__name__ in named), fitting[0][0])
+    with opening(kind, "class"), torch.device("meta"):  # takes no memory, and 0.1 s
+        auto.from_config(deepcopy(config))
+    return auto
+
+
 def load_base(
     source: str,
     model: Model,
@@ -114,9 +158,10 @@ def load_base(
     refuse_foreign_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
     quantised = quantization is not None
-    plain = quantised and open_config(source, model.revision).model_type == "falcon"
+    config = open_config(source, model.revision)
+    plain = quantised and config.model_type == "falcon"
     with opening(source, "model"), plain_falcon_layers() if plain else nullcontext():
-        base, loaded = AutoModelForCausalLM.from_pretrained(
+        base, loaded = model_class(config).from_pretrained(
             source,
             revision=model.revision,
             dtype=dtype,

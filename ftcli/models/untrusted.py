@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from ftcli.models.device import is_out_of_memory
 # Keys of config.json that make transformers 5.24 read other files or change its own classes.
 REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")
 ADAPTER = "adapter_config.json"
+# transformers 5.24, utils/import_utils.py: the errors of requires_backends.
+NEEDED_PACKAGE = re.compile(r"requires the ([\w-]+) library")
 # Tokenizers that are data.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
@@ -109,6 +112,10 @@ def _model_error(error: BaseException, source: str, what: str, code: str) -> Mod
             return found
     if "trust_remote_code" in str(error):
         return _is_code(source, what)
+    if isinstance(error, ImportError) and (needed := NEEDED_PACKAGE.search(str(error))):
+        name = needed[1]
+        reason = f"needs {name}, which is not installed: pip install {name}"
+        return ModelError("package_missing", f"{source}: its {what} {reason}")
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ModelError(code, f"{source}: the {what} cannot be opened: {first}")
 

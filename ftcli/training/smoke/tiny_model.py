@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ftcli.config.recipe import LoraKeys, Method, Recipe
 from ftcli.errors import ModelError
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.base_files import model_folder
-from ftcli.models.load import open_config
+from ftcli.models.load import model_class, open_config
 from ftcli.runs.atomic import write_json
 
 CONFIG = "config.json"
@@ -67,7 +67,7 @@ def build_tiny_model(source: str, recipe: Recipe, folder: Path) -> Shape:
     values = tiny_config(values, original, all_layers=_names_layers(recipe.method))
     config = type(original).from_dict(dict(values))
     torch.manual_seed(recipe.training.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=original.dtype or torch.float32)
+    model = model_class(config).from_config(config, dtype=original.dtype or torch.float32)
     _prefer_one_token(model)
     model.save_pretrained(folder)
     # With the original's keys: transformers renames some.
