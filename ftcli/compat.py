@@ -2,7 +2,8 @@
 
 tests/test_compat.py fails first when a library moves one. Libraries are imported in functions, to
 keep this module light. Not counted: methods of transformers' Trainer (training/) and PEFT's
-BaseTuner (models/bottleneck.py) that subclasses implement or override.
+BaseTuner (models/bottleneck.py) that subclasses implement or override, and `_apply_gate`, which
+transformers' interface for experts has each registered function call.
 """
 
 from __future__ import annotations
@@ -88,6 +89,12 @@ def softmax_backward(upstream: Tensor, probabilities: Tensor) -> Tensor:
     import torch
 
     return torch._softmax_backward_data(upstream, probabilities, -1, probabilities.dtype)
+
+
+def gate_experts(module: Any, rows: Tensor) -> Tensor:
+    """Activation of an expert's first product, for a module of transformers' experts."""
+    found: Tensor = module._apply_gate(rows) if module.has_gate else module.act_fn(rows)
+    return found
 
 
 @contextmanager

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ftcli import compat
+from tests.experts import mixture
 from tests.tiny_models import falcon, llama
 
 
@@ -70,6 +72,15 @@ def test_the_gradient_of_a_softmax_is_autograd_s() -> None:
     probabilities = scores.softmax(dim=-1)
     (expected,) = torch.autograd.grad(probabilities, scores, upstream)
     assert torch.equal(compat.softmax_backward(upstream, probabilities.detach()), expected)
+
+
+def test_experts_have_their_activation_in_a_method() -> None:
+    rows = torch.randn(3, 64)
+    gate, up = rows.chunk(2, dim=-1)
+    gated = mixture("qwen3_moe").get_submodule("model.layers.0.mlp.experts")
+    torch.testing.assert_close(compat.gate_experts(gated, rows), F.silu(gate) * up)
+    plain = mixture("nemotron_h").get_submodule("model.layers.0.mixer.experts")
+    torch.testing.assert_close(compat.gate_experts(plain, rows), rows.relu().square())
 
 
 def test_falcon_s_linear_layers_are_of_a_class_of_its_own() -> None:

@@ -30,7 +30,9 @@ from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
+from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.shapes import Shape, shape_from_config
+from ftcli.models.experts import expert_stacks, quantise_experts
 from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.untrusted import (
@@ -136,6 +138,12 @@ def model_class(config: PreTrainedConfig) -> Any:
     return auto
 
 
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Whether a model of this config has stacks of experts."""
+    with torch.device("meta"):
+        return bool(expert_stacks(model_class(config).from_config(deepcopy(config))))
+
+
 def load_base(
     source: str,
     model: Model,
@@ -153,13 +161,14 @@ def load_base(
     if quantization is not None:
         extra["quantization_config"] = quantization
         extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
-    if device.type == "cuda":
-        extra["device_map"] = {"": device}
     refuse_foreign_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
     quantised = quantization is not None
     config = open_config(source, model.revision)
     plain = quantised and config.model_type == "falcon"
+    # A GPU would hold all experts in 16 bits.
+    if device.type == "cuda" and not (quantised and has_experts(config)):
+        extra["device_map"] = {"": device}
     with opening(source, "model"), plain_falcon_layers() if plain else nullcontext():
         base, loaded = model_class(config).from_pretrained(
             source,
@@ -173,8 +182,11 @@ def load_base(
             **extra,
         )
     _require_all_weights(base, loaded, source)
-    if quantised:
+    if quantization is not None:
         _require_quantised(base, source)
+        if quantise_experts(base, quantization, device):
+            base.to(device)
+    use_own_experts(base)
     base.config.use_cache = True
     keep_four_bit_trainable(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
