@@ -37,6 +37,7 @@ from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.untrusted import (
     opening,
+    processor_template,
     refuse_foreign_config,
     refuse_foreign_tokenizer,
     refuse_foreign_weights,
@@ -94,6 +95,8 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
         raise ModelError(
             "tokenizer", f"{source}: its tokenizer has no fast version, which ftcli needs"
         )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = processor_template(source, revision)
     return tokenizer
 
 

@@ -32,6 +32,8 @@ ADAPTER = "adapter_config.json"
 NEEDED_PACKAGE = re.compile(r"requires the ([\w-]+) library")
 # Tokenizers that are data.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
+# Files of a processor with its chat template as a key, the first that has one.
+PROCESSOR_FILES = ("processor_config.json", "chat_template.json")
 
 
 def refuse_foreign_weights(source: str, revision: str | None) -> None:
@@ -53,14 +55,37 @@ def refuse_foreign_weights(source: str, revision: str | None) -> None:
 def refuse_foreign_config(source: str, revision: str | None) -> None:
     """Raise ModelError if config.json refers to files outside the folder."""
     config = _json(source, "config.json", revision)
-    strange = [key for key in REFUSED_KEYS if config.get(key) is not None]
-    if strange:
+    strange = next(_refused_keys(config), None)
+    if strange is not None:
         raise ModelError(
             "model",
-            f"{source}: its config.json has {strange[0]}, which makes transformers read files that "
+            f"{source}: its config.json has {strange}, which makes transformers read files that "
             "ftcli has not checked; remove the key",
         )
     _require_tokenizer_class(source, config.get("tokenizer_class"))
+
+
+def _refused_keys(value: object, path: str = "") -> Iterator[str]:
+    """Refused keys of a config and of the configs in it, such as `text_config.fusion_config`."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _refused_keys(item, path)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if key in REFUSED_KEYS and inner is not None:
+                yield f"{path}{key}"
+            yield from _refused_keys(inner, f"{path}{key}.")
+
+
+def processor_template(source: str, revision: str | None) -> str | None:
+    """The chat template of a vision model's processor, which AutoTokenizer does not read
+    (transformers 5.24, processing_utils.py, get_processor_dict); None if it has none."""
+    names = _names(source, revision)
+    for name in PROCESSOR_FILES:
+        found = _json(source, name, revision).get("chat_template") if name in names else None
+        if isinstance(found, str) and found:
+            return found
+    return None
 
 
 def refuse_foreign_tokenizer(source: str, revision: str | None) -> None:

@@ -202,7 +202,9 @@ def test_a_template_that_moves_the_system_prompt_trains_on_the_last_answer_only(
 
 def test_an_answer_that_a_template_rewrites_is_refused() -> None:
     tokenizer = wrapped(byte_level(("</s>",)), "chatml", bos=None, eos="</s>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content | length }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content if loop.first else m.content | length }}{% endfor %}"
+    )
     assert "rewrites this answer" in reason_of(Renderer(tokenizer), chat("a", "b"))
 
 

@@ -2,51 +2,35 @@
 
 A conversation is rendered as a whole, because encoding it piece by piece changes ids at the seams.
 The position of a content in the text is found by rendering again with a placeholder in its place.
+The last answer follows its prompt in use: some templates begin that prompt's answer with a thinking
+block that they leave out of a whole conversation (DeepSeek R1, MiniMax M2, Gemma 4).
 """
 
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from itertools import takewhile
 
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
-from transformers.utils.chat_template_utils import render_jinja_template
+from jinja2.exceptions import TemplateSyntaxError
 
 from ftcli.data.example import Message
-
-# Private-use characters: no template tests for them, and no real text contains this string.
-PLACEHOLDER = "\ue000ftcli\ue001"
-# Characters of one text; a context of a million tokens has 5 million.
-LARGEST = 50_000_000
-# Characters of the template itself; templates of models have up to 50,000.
-LONGEST_TEMPLATE = 1_000_000
-
-# Exceptions that a template may raise: Jinja's, and those of the Python below.
-TEMPLATE_FAULTS = (
-    TemplateError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-    SyntaxError,
+from ftcli.data.templates.writing import (
+    END_THINK,
+    PLACEHOLDER,
+    THINK,
+    THOUGHTS,
+    RefusedError,
+    TemplateWriter,
 )
 
+# What a template writes of a thinking block in an earlier answer.
+EMPTY_BLOCK = re.compile(rf"\s*(?:(?:{THINK}\s*)?{END_THINK}\s*)?")
+
 Span = tuple[int, int]
-
-
-class RefusedError(Exception):
-    """The template cannot write this conversation; the message says why."""
-
-
-class TooLargeError(Exception):
-    """The template or its output is longer than any conversation needs."""
 
 
 @dataclass(frozen=True)
@@ -109,72 +93,76 @@ class ChatTemplate:
             injected = tuple(self._injected(text, messages, generation_prompt=prompt))
             if prompt:
                 return Rendered(text, (), injected)
-            answers = self._answers(text, messages)
+            return self._row(text, messages, injected)
         except RefusedError as error:
             match error.__cause__:
                 case TemplateSyntaxError(lineno=line, message=what):
                     return Refused(str(error), (line, str(what)))
                 case _:
                     return Refused(str(error))
-        return Rendered(text[: answers[-1].end], answers, injected)
 
     def _render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        if not messages:
-            raise RefusedError("begins with an answer")
-        if len(self.text) > LONGEST_TEMPLATE:
-            raise TooLargeError(
-                f"is {len(self.text):,} characters long; the limit is {LONGEST_TEMPLATE:,}"
-            )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        signal.setitimer(signal.ITIMER_PROF, self.seconds)
-        try:
-            (text,), _ = render_jinja_template(
-                [turns],
-                chat_template=self.text,
-                add_generation_prompt=generation_prompt,
-                **self.variables,
-            )
-        except TEMPLATE_FAULTS as error:
-            raise RefusedError(f"the chat template refuses it: {error}") from error
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        if len(text) > LARGEST:
-            raise TooLargeError(f"writes more than {LARGEST:,} characters")
-        return cast(str, text)
+        return self._writer.write(messages, generation_prompt=generation_prompt)
+
+    @cached_property
+    def _writer(self) -> TemplateWriter:
+        return TemplateWriter(self.text, self.variables, self.seconds)
 
     # Answers
 
-    def _answers(self, text: str, messages: Sequence[Message]) -> tuple[Answer, ...]:
+    def _row(self, text: str, messages: Sequence[Message], injected: tuple[Span, ...]) -> Rendered:
+        """The training row, cut after its last answer."""
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        if self.last_only:
-            answers = answers[-1:]
-        return tuple(self._answer(text, messages, index) for index in answers)
-
-    def _answer(self, text: str, messages: Sequence[Message], index: int) -> Answer:
-        """From the end of the answer's prompt to the end of the token that ends it.
-
-        Text that the template puts between prompt and content (an empty thinking block, a space)
-        belongs to the answer, because the model has to write it in use.
-        """
-        prompt = self._render(messages[:index], generation_prompt=True)
-        start = len(prompt) if text.startswith(prompt) else None
-        if index == len(messages) - 1:
-            end = self._last_end(start, text, messages)
-        else:
-            content, end = self._span(text, messages, index)
-            if start is None:
-                header = prompt.removeprefix(self._render(messages[:index]))
-                start = _after_header(text, header, content)
-        if start is None:
-            raise RefusedError(
-                "the chat template renders the prompt of this answer differently in training and "
-                "in use"
-            )
-        if end is None or end < start:
-            raise RefusedError("the chat template rewrites this answer")
+        prompt = self._render(messages[:-1], generation_prompt=True)
+        row, start, end, injected = self._last_answer(text, prompt, messages, injected)
+        thoughts = THOUGHTS.fullmatch(messages[-1].content)
+        if thoughts is not None and thoughts[1].strip() not in row[start:end]:
+            raise RefusedError("the chat template leaves out the thoughts of this answer")
         # An added token ends the answer, with or without white space before it.
-        stop = self._stop.match(text, end)
-        return Answer(start, stop.end() if stop else end, stop is not None)
+        stop = self._stop.match(row, end)
+        last = Answer(start, stop.end() if stop else end, stop is not None)
+        ends = stop.group().strip() if stop else self.variables.get("eos_token")
+        earlier = () if self.last_only else answers[:-1]
+        found = [self._earlier_answer(text, messages, index, ends) for index in earlier]
+        return Rendered(row[: last.end], (*found, last), injected)
+
+    def _last_answer(
+        self, text: str, prompt: str, messages: Sequence[Message], injected: tuple[Span, ...]
+    ) -> tuple[str, int, int, tuple[Span, ...]]:
+        """The row's text, the borders of its last answer in it, and its injected control tokens.
+
+        The answer begins where its prompt ends: what the template puts before the content (an empty
+        thinking block, a space, a channel) belongs to it, because the model has to write it in use.
+        """
+        start = len(prompt) if text.startswith(prompt) else None
+        end = self._last_end(start, text, messages)
+        if end is None or (start is not None and end < start):
+            raise RefusedError("the chat template rewrites this answer")
+        opened = prompt.rstrip().endswith(THINK)
+        if start is not None and not (opened and _thinks_wrongly(text[start:end])):
+            return text, start, end, injected
+        content, _ = self._span(text, messages, len(messages) - 1)
+        before, thoughts = text[:content], self._writer.thoughts_apart(messages[-1])
+        follows = before.startswith(prompt) or (prompt.startswith(before) and thoughts is None)
+        if content is None or not follows:
+            raise RefusedError(self._other_prompt(messages[-1].content))
+        answer = text[content:end]
+        if opened:
+            answer = _within_thoughts(prompt, messages[-1].content, answer)
+        row = prompt + answer + text[end:]
+        end = len(prompt) + len(answer)
+        kept = takewhile(lambda span: span[1] <= content, injected)
+        own = (found.span() for found in self._special.finditer(row, len(prompt), end))
+        return row, len(prompt), end, (*kept, *own)
+
+    def _other_prompt(self, content: str) -> str:
+        what = (
+            "the chat template renders the prompt of this answer differently in training and in use"
+        )
+        if "enable_thinking" not in self.text or "enable_thinking" in self.variables:
+            return what
+        found, wanted = ("thoughts", "true") if END_THINK in content else ("no thoughts", "false")
+        return f"{what}: it has {found}; set data.template_kwargs: {{enable_thinking: {wanted}}}"
 
     def _last_end(self, start: int | None, text: str, messages: Sequence[Message]) -> int | None:
         """The end of the last content.
@@ -191,6 +179,29 @@ class ChatTemplate:
         if found is not None:
             self._tails[roles] = text[found:]
         return found
+
+    def _earlier_answer(
+        self, text: str, messages: Sequence[Message], index: int, ends: object
+    ) -> Answer:
+        """An answer before the last one, as the template writes it in a history.
+
+        Its end token is part of it only if the last answer has the same: the model would learn to
+        go on there (gpt-oss ends answers with `<|return|>`, and with `<|end|>` in a history).
+        """
+        prompt = self._render(messages[:index], generation_prompt=True)
+        start = len(prompt) if text.startswith(prompt) else None
+        content, end = self._span(text, messages, index)
+        if start is None and content is not None:
+            turns = self._render(messages[:index])
+            if _follows(text[:content], turns, prompt.removeprefix(turns)):
+                start = content
+        if start is None:
+            raise RefusedError(self._other_prompt(messages[index].content))
+        if end is None or end < start:
+            raise RefusedError("the chat template rewrites this answer")
+        stop = self._stop.match(text, end)
+        stopped = stop is not None and stop.group().strip() == ends
+        return Answer(start, stop.end() if stop is not None and stopped else end, stopped)
 
     def _span(
         self, text: str, messages: Sequence[Message], index: int, *, generation_prompt: bool = False
@@ -239,15 +250,21 @@ class ChatTemplate:
 
         A template that changes contents, such as their case, can create some.
         """
-        key = (tuple(message.role for message in messages), generation_prompt)
+        replaced = [self._placeholder(message) for message in messages]
+        key = (tuple(replaced), generation_prompt)
         if key not in self._own_controls:
-            replaced = [Message(message.role, PLACEHOLDER) for message in messages]
             rendered = text  # if the template refuses the placeholder, nothing is known
             with suppress(RefusedError):
                 rendered = self._render(replaced, generation_prompt=generation_prompt)
             self._own_controls[key] = self._count_special(rendered)
         others = self._count_special(text) - self._own_controls[key]
         return others > 0 and others > sum(self._count_special(m.content) for m in messages)
+
+    def _placeholder(self, message: Message) -> Message:
+        """The turn without what it says; thoughts may have control tokens of the template."""
+        thinks = self._writer.thoughts_apart(message) is not None
+        content = f"{THINK}{PLACEHOLDER}{END_THINK}{PLACEHOLDER}" if thinks else PLACEHOLDER
+        return Message(message.role, content)
 
     def _count_special(self, text: str) -> int:
         return len(self._special.findall(text))
@@ -270,14 +287,31 @@ class ChatTemplate:
         return {}
 
     @cached_property
-    def _own_controls(self) -> dict[tuple[tuple[str, ...], bool], int]:
-        """Number of the template's own control tokens, by roles and generation prompt."""
+    def _own_controls(self) -> dict[tuple[tuple[Message, ...], bool], int]:
+        """Number of the template's own control tokens, by turns and generation prompt."""
         return {}
 
 
-def _after_header(text: str, header: str, content: int | None) -> int | None:
-    """Start of an earlier answer whose thinking block the template leaves out of the history."""
-    found = content is not None and any(
-        text.endswith(header[:length], 0, content) for length in range(1, len(header) + 1)
-    )
-    return content if found else None
+def _follows(text: str, turns: str, header: str) -> bool:
+    """Whether a content after `text` is an answer whose thinking block the history leaves out, or
+    leaves empty: `text` ends with the header of its prompt, or with a beginning of it."""
+    if any(text.endswith(header[:length]) for length in range(1, len(header) + 1)):
+        return True
+    written = text.removeprefix(turns)
+    pairs = zip(written, header, strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return same > 0 and written != text and bool(EMPTY_BLOCK.fullmatch(written, same))
+
+
+def _thinks_wrongly(answer: str) -> bool:
+    """Whether an answer in an open thinking block does not close it once, or opens it again."""
+    return THINK in answer or answer.count(END_THINK) != 1
+
+
+def _within_thoughts(prompt: str, content: str, answer: str) -> str:
+    """An answer to a prompt that opens a thinking block: its thoughts, or the end of the block."""
+    if END_THINK in content:
+        thoughts = content.removeprefix(THINK)
+        return thoughts.lstrip("\n") if prompt.endswith("\n") else thoughts
+    lines = len(prompt) - len(prompt.rstrip("\n"))
+    return "\n" * (2 - lines) + END_THINK + "\n\n" + answer

@@ -21,7 +21,8 @@ from threading import Lock
 from typing import NoReturn
 
 from ftcli.data.example import Message
-from ftcli.data.templates.render import ChatTemplate, Refused, Rendered, TooLargeError
+from ftcli.data.templates.render import ChatTemplate, Refused, Rendered
+from ftcli.data.templates.writing import TooLargeError
 
 # CPU time of one rendering: a conversation takes 0.02 ms, one of 10,000 turns 0.1 s.
 SECONDS = 2.0
