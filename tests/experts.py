@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from ftcli.models.experts import expert_stacks, quantise_experts
+from ftcli.kernels.expert_stacks import expert_stacks, quantise_experts
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

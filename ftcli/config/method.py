@@ -36,6 +36,9 @@ class LoraKeys(Section):
     """Dropout on the adapter's input; 0 as in PEFT: it costs time and memory."""
     target_modules: Literal["all-linear"] | NamesOfModules = "all-linear"
     """Linear layers that get an adapter: all of them but the head, or a list of names."""
+    experts: bool = False
+    """Also adapt the experts of a mixture of experts; without it they stay frozen, as the router
+    does in any case."""
     layers: Annotated[list[CountFromZero], Field(min_length=1)] | None = None
     """Numbers of the transformer layers that get an adapter, from 0; none: all."""
     rank_pattern: dict[str, PositiveCount] = {}
@@ -54,6 +57,16 @@ class LoraKeys(Section):
         for key in value:
             require_regex(key, f"{key[:60]}: ")
         return value
+
+    @model_validator(mode="after")
+    def experts_take_plain_updates(self) -> LoraKeys:
+        """As PEFT 0.21's (tuners/lora/layer.py, ParamWrapper)."""
+        if self.experts and (self.dora or self.dropout):
+            key = "dora" if self.dora else "dropout"
+            raise ValueError(
+                f"experts: an update of experts has no {key}; remove method.{key} or method.experts"
+            )
+        return self
 
 
 class Lora(LoraKeys):

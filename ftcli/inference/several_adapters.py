@@ -116,6 +116,7 @@ def _require_linear(name: str, member: Member) -> None:
     if isinstance(method, LoraKeys):
         reasons |= {
             "DoRA scales the weight and the update together": method.dora,
+            "it adapts experts (method.experts)": method.experts,
             "it has full modules (method.modules_to_save)": bool(method.modules_to_save),
             "its ranks differ from layer to layer (method.rank_pattern)": bool(method.rank_pattern),
             "it reaches some layers only (method.layers)": method.layers is not None,
@@ -216,13 +217,16 @@ class AdapterSet:
         """
         from peft.tuners.lora import LoraLayer
 
+        from ftcli.models.methods import targets_as_named
+
         first, peft_name = self._first(), f"adapter{len(self.models)}"
-        first.network.add_weighted_adapter(
-            [self.peft_names[part] for part, _ in parts],
-            [weight for _, weight in parts],
-            peft_name,
-            combination_type="cat",
-        )
+        with targets_as_named():
+            first.network.add_weighted_adapter(
+                [self.peft_names[part] for part, _ in parts],
+                [weight for _, weight in parts],
+                peft_name,
+                combination_type="cat",
+            )
         for module in first.network.modules():
             if isinstance(module, LoraLayer) and peft_name in module.scaling:
                 module.scaling[peft_name] = 1.0  # the parts are scaled already; rsLoRA scales again

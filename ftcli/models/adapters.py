@@ -7,7 +7,7 @@ the config is data: any key that ftcli does not write is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -20,7 +20,6 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
-    get_peft_model,
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
@@ -29,9 +28,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftcli.errors import ModelError
+from ftcli.kernels.expert_stacks import plain_stacks
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.device import is_out_of_memory
-from ftcli.models.methods import train_in_fp32
+from ftcli.models.methods import add_adapters, rewritten, targets_as_named, train_in_fp32
 from ftcli.models.untrusted import json_object, opening
 
 CONFIG = "adapter_config.json"
@@ -46,6 +46,8 @@ CONFIGS: dict[str, type[PeftConfig]] = {
     "PROMPT_TUNING": PromptTuningConfig,
     "BOTTLENECK": BottleneckConfig,
 }
+# Of the parameter of a linear layer.
+WEIGHT = ".weight"
 # Keys that ftcli sets; every other must have the default of its class.
 WRITTEN_KEYS = frozenset(
     (
@@ -54,7 +56,7 @@ WRITTEN_KEYS = frozenset(
             "base_model_name_or_path",
             "revision",
         ),  # never followed: prompt_manifest.json knows the base
-        *("target_modules", "modules_to_save", "layers_to_transform"),
+        *("target_modules", "target_parameters", "modules_to_save", "layers_to_transform"),
         *("r", "lora_alpha", "lora_dropout", "rank_pattern", "use_rslora", "use_dora"),
         *("ensure_weight_tying", "bottleneck", "activation"),
         *("num_virtual_tokens", "num_transformer_submodules", "num_layers", "token_dim"),
@@ -73,8 +75,47 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
         # PEFT 0.21 removes the head's name when it ties the head to the embeddings, but needs that
         # name or `embed_tokens` to recognise tied ends (EMBEDDING_LAYER_NAMES).
         config.modules_to_save = sorted({*config.modules_to_save, "lm_head"})
-    model.save_pretrained(folder, save_embedding_layers=False)
+    with _as_peft_reads_it(model, config):
+        model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card; the run folder has ours
+
+
+@contextmanager
+def _as_peft_reads_it(model: PeftModel, config: PeftConfig) -> Iterator[None]:
+    """Within the block, the config has modules whose names PEFT would rewrite by their weights,
+    which plain PEFT adapts as they are named."""
+    base = model.get_base_model()
+    names = rewritten(base, config.target_modules or ()) if isinstance(config, LoraConfig) else ()
+    if not names:
+        yield
+        return
+    before = dict(vars(config))
+    config.target_modules = {*config.target_modules} - names
+    config.target_parameters = {
+        *(config.target_parameters or ()),
+        *(name + WEIGHT for name in names),
+    }
+    by_weight = {rf"({key})\{WEIGHT}": rank for key, rank in config.rank_pattern.items()}
+    config.rank_pattern = config.rank_pattern | by_weight
+    try:
+        yield
+    finally:
+        vars(config).update(before)
+
+
+def _as_named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a saved config with the weights of linear layers as modules again."""
+    parameters: list[str] = values.get("target_parameters") or []
+    modules = [name.removesuffix(WEIGHT) for name in parameters if name.endswith(WEIGHT)]
+    if not modules:
+        return dict(values)
+    ranks = values.get("rank_pattern") or {}
+    return {
+        **values,
+        "target_modules": [*(values.get("target_modules") or ()), *modules],
+        "target_parameters": [each for each in parameters if not each.endswith(WEIGHT)] or None,
+        "rank_pattern": {key: ranks[key] for key in ranks if not key.endswith(WEIGHT)},
+    }
 
 
 def save_resumable(model: PreTrainedModel, folder: Path) -> None:
@@ -114,7 +155,7 @@ def open_adapter(
     # PEFT warns of a moved base; prompt_manifest.json identifies it by its weights.
     config.base_model_name_or_path = model.name_or_path or None
     with _opening_adapter(folder):
-        adapted = get_peft_model(model, config)
+        adapted = add_adapters(model, config)
         train_in_fp32(adapted)
         if (encoder := prefix_encoder(adapted)) is not None:
             load_encoder(encoder, folder)
@@ -128,7 +169,8 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     config = read_adapter_config(folder)
     config.inference_mode = True
     with _opening_adapter(folder):
-        model.add_adapter(name, config)
+        with targets_as_named(), plain_stacks(model.get_base_model()):
+            model.add_adapter(name, config)
         train_in_fp32(model)
         read_adapter(model, folder, name)
     model.requires_grad_(False)
@@ -209,13 +251,14 @@ def read_adapter_config(folder: Path) -> PeftConfig:
             raise _foreign(f"{key} is {json.dumps(value)[:60]}, which ftcli never writes", folder)
     if values.get("task_type") != "CAUSAL_LM":
         raise _foreign(f"task_type is {values.get('task_type')!r}, not CAUSAL_LM", folder)
-    targets = values.get("target_modules")
-    are_names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
-    if targets is not None and not are_names:
-        raise _foreign("target_modules is not a list of names", folder)
+    for key in ("target_modules", "target_parameters"):
+        targets = values.get(key)
+        are_names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+        if targets is not None and not are_names:
+            raise _foreign(f"{key} is not a list of names", folder)
     kept = {key: value for key, value in values.items() if key in WRITTEN_KEYS and key in defaults}
     try:
-        return config(**kept)
+        return config(**_as_named(kept))
     except (TypeError, ValueError) as error:
         raise _foreign(str(error), folder) from error
 

@@ -30,9 +30,9 @@ from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
+from ftcli.kernels.expert_stacks import expert_stacks, quantise_experts
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.shapes import Shape, shape_from_config
-from ftcli.models.experts import expert_stacks, quantise_experts
 from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.untrusted import (

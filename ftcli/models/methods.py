@@ -6,7 +6,7 @@ bottleneck.py is a method of our own; virtual_tokens.py feeds a prefix or a soft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, assert_never
 
@@ -20,8 +20,9 @@ from peft import (
     get_peft_model,
 )
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper, transformers_weight_conversion
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftcli.config.recipe import (
@@ -34,6 +35,9 @@ from ftcli.config.recipe import (
     PromptTuning,
     Qlora,
 )
+from ftcli.errors import ModelError
+from ftcli.kernels.expert_stacks import plain_stacks, router_names, stacks_to_adapt
+from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.virtual_tokens import init_virtual_tokens
@@ -47,7 +51,8 @@ LIBRARY_NAMES = {
     "alpha": "LoraConfig.lora_alpha",
     "dropout": "LoraConfig.lora_dropout",
     "target_modules": "LoraConfig.target_modules",
-    "layers": "LoraConfig.layers_to_transform",
+    "layers": "LoraConfig.target_modules",
+    "experts": "LoraConfig.target_parameters",
     "rank_pattern": "LoraConfig.rank_pattern",
     "rslora": "LoraConfig.use_rslora",
     "dora": "LoraConfig.use_dora",
@@ -96,7 +101,7 @@ def attach(
         return model.requires_grad_(True)
     config = _config(model, method)
     torch.manual_seed(seed)
-    adapted: PreTrainedModel = get_peft_model(model, config)
+    adapted = add_adapters(model, config)
     if isinstance(method, PromptTuning) or (
         isinstance(method, PrefixTuning) and not method.projection
     ):
@@ -143,9 +148,6 @@ def _config(
 
 
 def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
-    targets = method.target_modules
-    if isinstance(targets, str) and method.layers is not None:
-        targets = linear_names(model)
     saved = method.modules_to_save
     tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
     return LoraConfig(
@@ -153,8 +155,8 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=targets,
-        layers_to_transform=method.layers,
+        target_modules=shortened(model, target_names(model, method)),
+        target_parameters=stacks_to_adapt(model) if method.experts else None,
         rank_pattern=dict(method.rank_pattern),
         use_rslora=method.rslora,
         use_dora=method.dora,
@@ -165,16 +167,98 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
     )
 
 
+def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
+    """Full names of the linear layers that the method adapts; a full name reaches its layer
+    whatever `layers` says. Raises ModelError for a name that reaches none."""
+    names, targets = linear_names(model), method.target_modules
+    if isinstance(targets, str):
+        return [name for name in names if _is_in_layers(name, method.layers)]
+
+    def reaches(target: str, name: str) -> bool:
+        if name == target:
+            return True
+        return name.endswith(f".{target}") and _is_in_layers(name, method.layers)
+
+    idle = [each for each in targets if not any(reaches(each, name) for name in names)]
+    if idle:
+        raise ModelError("target_modules", f"no linear layer is called {', '.join(idle)}")
+    return [name for name in names if any(reaches(each, name) for each in targets)]
+
+
+def shortened(model: nn.Module, names: Collection[str]) -> list[str]:
+    """Last names of modules whose last name no other module has; full names of the rest.
+
+    With last names an adapter fits only a base with as many layers.
+    """
+    known = {*names}
+    others = {_last_name(name) for name, _ in model.named_modules() if name not in known}
+    return sorted({name if _last_name(name) in others else _last_name(name) for name in names})
+
+
+def _is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
+    """Whether a module is in one of these transformer layers; None: in any."""
+    numbers = [int(part) for part in name.split(".") if part.isdecimal()]
+    return layers is None or numbers[:1] in [[layer] for layer in layers]
+
+
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """Last names of all linear layers but the head; PEFT selects layers only with names."""
-    head = model.get_output_embeddings()
-    return sorted(
-        {
-            _last_name(name)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
-        }
-    )
+    """Full names of the decoder's linear layers, without its head and the routers of experts.
+
+    Without those that mamba-ssm's kernel multiplies with by their weight: an adapter would have no
+    effect there (modules with `A_log`).
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    routers = router_names(model)
+    return [
+        name
+        for name, module in decoder.named_modules(prefix=prefix)
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and name not in routers
+        and not (name.endswith(".out_proj") and _is_mamba(model, name))
+    ]
+
+
+def _is_mamba(model: PreTrainedModel, name: str) -> bool:
+    return hasattr(model.get_submodule(name.rpartition(".")[0]), "A_log")
+
+
+@contextmanager
+def targets_as_named() -> Iterator[None]:
+    """Within the block, PEFT adapts the modules that a config names.
+
+    PEFT 0.21 rewrites the names of 25 types (utils/transformers_weight_conversion.py): `up_proj`
+    and the like become parameters of experts, and shared experts lose their adapters.
+    """
+    own = transformers_weight_conversion.convert_peft_config_for_transformers
+    transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        transformers_weight_conversion.convert_peft_config_for_transformers = own
+
+
+def rewritten(model: nn.Module, names: Collection[str]) -> set[str]:
+    """Names of modules that PEFT rewrites for this model."""
+    found = set()
+    for name in names:
+        config = LoraConfig(target_modules=[name])
+        try:
+            transformers_weight_conversion.convert_peft_config_for_transformers(config, model, [])
+        except ValueError:  # a part of a fused parameter alone
+            found.add(name)
+            continue
+        found.update({name} - {*config.target_modules})
+    return found
+
+
+def add_adapters(model: PreTrainedModel, config: PeftConfig) -> PreTrainedModel:
+    """The base with new adapters, where the config says."""
+    with targets_as_named(), plain_stacks(model):
+        adapted: PreTrainedModel = get_peft_model(model, config)
+    use_own_updates(adapted)
+    return adapted
 
 
 def adapter_targets(model: PreTrainedModel, placement: str) -> list[str]:
@@ -197,12 +281,20 @@ def shared_weight(adapted: nn.Module) -> str | None:
     all of them; None if there are none."""
     holders: dict[int, list[str]] = {}
     for name, module in adapted.named_modules(remove_duplicate=False):
-        if (weight := dict(module.named_parameters(recurse=False)).get("weight")) is not None:
+        for weight in module.parameters(recurse=False):
             holders.setdefault(id(weight), []).append(_base_name(name))
     layers = (module for module in adapted.modules() if isinstance(module, LoraLayer))
-    found = (holders[id(layer.get_base_layer().weight)] for layer in layers)
+    found = (holders[id(stored_weight(layer))] for layer in layers)
     names = next((each for each in found if len(each) > 1), None)
     return None if names is None else f"{' and '.join(names)} share one weight"
+
+
+def stored_weight(layer: Any) -> Tensor:
+    """The base's weight under an adapter, as it is stored: a stack may be in 4 bits."""
+    base, name = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+    stored = base.parametrizations[name].original if is_parametrized(base) else getattr(base, name)
+    weight: Tensor = stored
+    return weight
 
 
 def _base_name(name: str) -> str:

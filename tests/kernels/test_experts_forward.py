@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
+from ftcli.kernels.expert_stacks import expert_stacks, plain_stacks
 from ftcli.kernels.experts import use_own_experts, use_own_updates
-from ftcli.models.experts import expert_stacks, plain_stacks
 from tests.experts import IDS, REPLACEABLE, in_4_bits, mixture, through
 from tests.tiny_models import shake
 

@@ -283,7 +283,7 @@ def test_modules_are_called_by_the_model_s_own_names(
     build: Callable[[], PreTrainedModel], linear: list[str], embeddings: str
 ) -> None:
     model = build()
-    assert linear_names(model) == linear
+    assert {name.rsplit(".", 1)[-1] for name in linear_names(model)} == {*linear}
     assert names_of_ends(model, ["lm_head", "embed_tokens"]) == [embeddings, "lm_head"]
     assert names_of_ends(model, ["embed_tokens"]) == [embeddings]
     assert names_of_ends(model, []) == []

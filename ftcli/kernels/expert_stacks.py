@@ -40,6 +40,13 @@ class Stack(NamedTuple):
     def in_4_bits(self) -> bool:
         return is_parametrized(self.module, self.name)
 
+    @property
+    def shape(self) -> torch.Size:
+        if not self.in_4_bits:
+            return torch.Size(getattr(self.module, self.name).shape)
+        (dequantise,) = self.module.parametrizations[self.name]
+        return torch.Size(dequantise.quant_state.shape)
+
 
 def expert_stacks(model: PreTrainedModel) -> list[Stack]:
     """All stacks of a base's decoder, in 4 bits or not, in the order of its modules."""
@@ -65,11 +72,7 @@ def quantise_experts(
     """
     from bitsandbytes.nn.parametrize import replace_parameter_4bit  # looks for CUDA, slowly
 
-    stacks = [
-        each
-        for each in expert_stacks(model)
-        if getattr(each.module, each.name).shape[-1] % NF4_BLOCK == 0
-    ]
+    stacks = [each for each in expert_stacks(model) if each.shape[-1] % NF4_BLOCK == 0]
     for stack in stacks:
         parameter = getattr(stack.module, stack.name)
         parameter.data = parameter.data.to(device)
@@ -83,32 +86,51 @@ def quantise_experts(
     return len(stacks)
 
 
-def stacks_to_adapt(model: PreTrainedModel) -> list[Stack]:
-    """The stacks that LoRA adapts with method.experts; raises ModelError if it cannot.
+def stacks_to_adapt(model: PreTrainedModel) -> list[str]:
+    """Names of the stacks that LoRA adapts with method.experts; raises ModelError if it cannot.
 
-    Those of modules whose forward is ours (ftcli.kernels.experts): without it PEFT's update of a
-    stack takes the memory of the stack, and is wrong in 4 bits.
+    Only those whose forward is ours (ftcli.kernels.experts): PEFT's own update of a stack takes as
+    much memory as the stack, and in 4 bits it is wrong.
     """
-    stacks = expert_stacks(model)
+    kind, stacks = model.config.model_type, expert_stacks(model)
     if not stacks:
         raise ModelError(
-            "method_refused",
-            f"{model.config.model_type} has no stacks of experts: remove method.experts",
+            "method_refused", f"{kind} is no mixture of experts; remove method.experts"
         )
-    found = [each for each in stacks if is_adaptable(each.module)]
-    if not found:
-        first = stacks[0]
+    others = [each for each in stacks if not is_replaceable(each.module)]
+    if len(others) == len(stacks):
         raise ModelError(
             "method_refused",
-            f"{model.config.model_type}: its experts ({first.full_name}) do not run through "
+            f"{kind} computes its experts ({others[0].full_name}) in its own way, not through "
             "transformers' interface for experts, so they cannot take an adapter; remove "
             "method.experts, which leaves them frozen",
         )
-    return [each for each in found if each.name in stack_names(each.module)]
+    return [
+        each.full_name
+        for each in stacks
+        if is_replaceable(each.module) and each.name in stack_names(each.module)
+    ]
 
 
-def is_adaptable(module: nn.Module) -> bool:
-    return is_replaceable(module)
+def router_names(model: PreTrainedModel) -> set[str]:
+    """Names of linear layers that give each expert a score.
+
+    They stand where the experts do, with an output per expert and no second layer of this size next
+    to them: gate and up of a shared expert are two.
+    """
+    found: set[str] = set()
+    for block, experts in {
+        (each.path.rpartition(".")[0], each.shape[0]) for each in expert_stacks(model)
+    }:
+        for path, parent in model.get_submodule(block).named_modules(prefix=block):
+            linear = {
+                f"{path}.{name}": child.out_features
+                for name, child in parent.named_children()
+                if isinstance(child, nn.Linear)
+            }
+            scores = [name for name, outputs in linear.items() if outputs == experts]
+            found.update(scores if len(scores) == 1 else ())
+    return found
 
 
 @contextmanager
@@ -119,21 +141,28 @@ def plain_stacks(model: PreTrainedModel) -> Iterator[None]:
     parametrised ones in the order of the alphabet (tuners_utils.py, _inject_parameters): a file of
     one would give each adapter to the other stack of the other.
     """
-    hidden = []
-    for module in {each.module: None for each in expert_stacks(model) if each.in_4_bits}:
-        own, parametrizations = type(module), module.parametrizations
-        shapes = {name: getattr(module, name) for name in parametrizations}
-        del module.parametrizations
+    stacks = [each for each in expert_stacks(model) if each.in_4_bits]
+    plain = [_placeholder(each) for each in stacks]
+    classes = {each.module: type(each.module) for each in stacks}
+    hidden = {module: module.parametrizations for module in classes}
+    for module in classes:
         module.__class__ = type_before_parametrizations(module)
-        for name, weight in shapes.items():
-            empty = weight.new_empty(1).expand(weight.shape)
-            module.register_parameter(name, nn.Parameter(empty, requires_grad=False))
-        hidden.append((module, own, parametrizations))
+        del module.parametrizations
+    for each, placeholder in zip(stacks, plain, strict=True):
+        each.module.register_parameter(each.name, placeholder)
     try:
         yield
     finally:
-        for module, own, parametrizations in hidden:
-            for name in parametrizations:
-                delattr(module, name)
+        for each in stacks:
+            delattr(each.module, each.name)
+        for module, own in classes.items():
             module.__class__ = own
-            module.parametrizations = parametrizations
+            module.parametrizations = hidden[module]
+
+
+def _placeholder(stack: Stack) -> nn.Parameter:
+    """A parameter of the stack's shape, type and device, all of one element."""
+    parametrized = stack.module.parametrizations[stack.name]
+    dtype = parametrized[0].quant_state.dtype
+    element = torch.empty(1, dtype=dtype, device=parametrized.original.device)
+    return nn.Parameter(element.expand(stack.shape), requires_grad=False)

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from ftcli.config.recipe import Model
-from ftcli.errors import ModelError
+from ftcli.kernels.expert_stacks import expert_stacks, plain_stacks
 from ftcli.kernels.experts import NAME
-from ftcli.models.experts import expert_stacks, plain_stacks, stacks_to_adapt
 from ftcli.models.load import load_base
 from tests.experts import IDS, in_4_bits, mixture, nf4
 from tests.tiny_models import logits
@@ -64,9 +63,3 @@ def test_stacks_look_plain_for_a_while_and_are_restored() -> None:
         assert weight.shape == (4, 64, 64) and weight.untyped_storage().nbytes() == 4
     assert torch.equal(logits(model, IDS), before)
     assert all(stack.in_4_bits for stack in expert_stacks(model))
-
-
-@pytest.mark.parametrize("kind", ["llama4_text"])
-def test_experts_outside_the_interface_take_no_adapter(kind: str) -> None:
-    with pytest.raises(ModelError, match="do not run through transformers' interface"):
-        stacks_to_adapt(mixture(kind))
