@@ -22,7 +22,7 @@ from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
-from ftcli.models.loss import _hidden
+from ftcli.models.loss import _hidden, logits_form
 from ftcli.models.methods import keep_four_bit_trainable, quantization
 from ftcli.models.virtual_tokens import causal_model
 
@@ -60,6 +60,7 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
     )
     if choices.quantization is not None:
         model = quantised(model, choices)
+    logits_form(model)  # as ftcli.models.load does
     model = attach(model, choices).train()
     if choices.keeps_dequantised:
         cache_dequantised(model)

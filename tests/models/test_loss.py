@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
+    AutoConfig,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
-    HyperCLOVAXConfig,
-    HyperCLOVAXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PhiConfig,
@@ -30,7 +30,8 @@ from ftcli.kernels import head as head_module
 from ftcli.memory import head_bytes as head_bytes
 from ftcli.models import loss as loss_module
 from ftcli.models.batches import of_tensors
-from ftcli.models.loss import require_known_head, row_losses, summed_loss
+from ftcli.models.load import model_class
+from ftcli.models.loss import logits_form, require_known_head, row_losses, summed_loss
 from tests.tiny_models import collate
 
 SIZES = {
@@ -69,6 +70,23 @@ def phi() -> PreTrainedModel:
     return model
 
 
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "num_key_value_heads": 4,
+    "v_head_dim": 8,
+}
+
+
+def of_type(model_type: str, **keys: Any) -> PreTrainedModel:
+    """A random model of a type, without dropout."""
+    config = AutoConfig.for_model(model_type, **SIZES | keys)
+    model: PreTrainedModel = model_class(config).from_config(config)
+    return model
+
+
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": llama,
     "tied llama": lambda: llama(tied=True),
@@ -77,6 +95,26 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "granite": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
     "cohere": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
     "phi": phi,
+    # Hidden states are divided by a number (8 here) before the head.
+    "minicpm3": lambda: of_type("minicpm3", dim_model_base=4, **LATENT),
+    # The config's keys mean other things than Granite's.
+    "hyperclovax": lambda: of_type("hyperclovax", logits_scaling=2.0),
+    # A linear layer and a norm precede the head, outside the backbone.
+    "modernbert-decoder": lambda: of_type("modernbert-decoder", norm_bias=True),
+    # Its text model has a scale that the model with a tower does not apply.
+    "aya_vision": lambda: of_type(
+        "aya_vision",
+        text_config={"model_type": "cohere", **SIZES, "logit_scale": 0.5},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        vision_feature_layer=-1,
+    ),
 }
 
 
@@ -307,9 +345,31 @@ def test_known_heads_are_accepted(name: str, dtype: torch.dtype) -> None:
     require_known_head(MODELS[name]().to(dtype).eval())
 
 
+class Squared(LlamaForCausalLM):
+    """Squares its logits, which is neither a scale nor a softcap."""
+
+    def forward(self, *arguments: Any, **inputs: Any) -> Any:
+        output = super().forward(*arguments, **inputs)
+        output.logits = output.logits**2
+        return output
+
+
 def test_a_model_that_does_something_else_to_its_logits_is_refused() -> None:
-    """HyperCLOVA multiplies by what Granite divides by."""
-    sizes = {name: size for name, size in SIZES.items() if name != "pad_token_id"}
-    model = HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**sizes, logits_scaling=2.0)).eval()
-    with pytest.raises(ModelError, match="HyperCLOVAXForCausalLM computes its logits by more"):
+    model = Squared(LlamaConfig(**SIZES)).eval()
+    with pytest.raises(ModelError, match="Squared computes its logits in a way"):
         require_known_head(model)
+
+
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    model = of_type("bert-generation").eval()
+    with pytest.raises(ModelError, match="depends on later tokens") as caught:
+        require_known_head(model)
+    assert caught.value.code == "not_a_decoder"
+
+
+def test_measuring_a_head_leaves_the_model_in_training_mode() -> None:
+    model = llama().train()
+    model.model.layers[0].eval()
+    before = [module.training for module in model.modules()]
+    logits_form(model)
+    assert [module.training for module in model.modules()] == before
