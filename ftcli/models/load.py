@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -141,6 +142,27 @@ def model_class(config: PreTrainedConfig) -> Any:
     return auto
 
 
+def mend_text_forward(network: PreTrainedModel) -> None:
+    """Mend two classes of transformers 5.24 that fail on text alone."""
+    for module in network.modules():
+        name = type(module).__name__
+        if name == "Llama4ForConditionalGeneration":  # modeling_llama4.py: it reads what is not set
+            module.get_submodule("language_model").register_forward_hook(_without_images)
+        if name == "Molmo2Model":  # modeling_molmo2.py: asks for the kinds of tokens in training
+            module.register_forward_pre_hook(_all_text, with_kwargs=True)
+
+
+def _without_images(_: nn.Module, __: Any, output: Any) -> None:
+    if not isinstance(output, tuple):
+        output.image_outputs = None
+
+
+def _all_text(_: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if named.get("mm_token_type_ids") is None and (ids := named.get("input_ids")) is not None:
+        return inputs, named | {"mm_token_type_ids": torch.zeros_like(ids)}
+    return inputs, named
+
+
 def has_experts(config: PreTrainedConfig) -> bool:
     """Whether a model of this config has stacks of experts."""
     with torch.device("meta"):
@@ -185,6 +207,7 @@ def load_base(
             **extra,
         )
     _require_all_weights(base, loaded, source)
+    mend_text_forward(base)
     if quantization is not None:
         _require_quantised(base, source)
         if quantise_experts(base, quantization, device):

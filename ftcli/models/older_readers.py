@@ -16,6 +16,9 @@ from ftcli.runs.atomic import write_json
 
 Keys = dict[str, Any]
 
+# transformers 4.57, modeling_rope_utils.py; `default` scales nothing.
+OLDER_ROTATIONS = ("linear", "dynamic", "yarn", "longrope", "llama3")
+
 
 def write_for_older_readers(folder: Path) -> None:
     """Add the older names to config.json and tokenizer_config.json, if the folder has them."""
@@ -26,30 +29,37 @@ def write_for_older_readers(folder: Path) -> None:
 
 
 def _model_keys(config: Keys) -> Keys:
+    """A config, and those in it: of the text of a model with towers, and of the towers."""
     names = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}
     renamed = {older: config[name] for name, older in names.items() if name in config}
-    return config | renamed | _rotary_keys(config)
+    inner = {
+        key: _model_keys(value)
+        for key, value in config.items()
+        if isinstance(value, dict) and "model_type" in value
+    }
+    return config | inner | renamed | _rotary_keys(config)
 
 
 def _rotary_keys(config: Keys) -> Keys:
     """`rope_parameters` (possibly by kind of layer) under the names of transformers 4.57."""
     rotary: Keys = config.get("rope_parameters") or {}
-    whole: Keys = rotary.get("full_attention", rotary)
+    whole: Keys = rotary.get("full_attention") or rotary
     if "rope_theta" not in whole:
         return {}
     found = {"rope_theta": whole["rope_theta"]}
-    if "sliding_attention" in rotary:
-        found["rope_local_base_freq"] = rotary["sliding_attention"]["rope_theta"]
+    if "rope_theta" in (local := rotary.get("sliding_attention") or {}):
+        found["rope_local_base_freq"] = local["rope_theta"]
     if (ratio := whole.get("partial_rotary_factor")) is not None:
         found["partial_rotary_factor"] = ratio
-    if config["model_type"] == "gpt_neox":
+    model_type = config.get("model_type", "")
+    if model_type == "gpt_neox":
         found |= {"rotary_emb_base": whole["rope_theta"], "rotary_pct": ratio}
-    return found | _scaling_keys(whole, config["model_type"])
+    return found | _scaling_keys(whole, model_type)
 
 
 def _scaling_keys(rotary: Mapping[str, Any], model_type: str) -> Keys:
-    kind = rotary["rope_type"]
-    if kind == "default":
+    kind = rotary.get("rope_type", "default")
+    if kind not in OLDER_ROTATIONS:
         return {}
     if model_type == "phi3":  # its config takes these three keys and no other
         return {

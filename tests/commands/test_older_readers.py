@@ -157,6 +157,22 @@ def test_the_older_names_say_what_the_newer_ones_do(case: str, tmp_path: Path) -
     assert {key: value for key, value in after.items() if key in before} == before
 
 
+@pytest.mark.parametrize("model_type", ["gemma3", "gemma4", "llama4", "mistral3", "qwen3_5"])
+def test_a_model_with_towers_has_the_older_names_in_its_text_config(
+    model_type: str, tmp_path: Path
+) -> None:
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    before = AutoConfig.from_pretrained(tmp_path).to_dict()
+    write_for_older_readers(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    rotary = before["text_config"]["rope_parameters"]
+    assert written["rope_theta"] == rotary.get("full_attention", rotary)["rope_theta"]
+    after = AutoConfig.from_pretrained(tmp_path).to_dict()
+    for found, expected in ((after, before), (after["text_config"], before["text_config"])):
+        differ = {key for key, value in expected.items() if found[key] != value}
+        assert differ <= {"text_config", "vision_config"}
+
+
 def test_a_tokenizer_splits_as_its_own_file_says(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from ftcli.errors import ModelError
 from ftcli.models.load import model_class
+from tests.decoders import decoder
 
 
 def class_for(model_type: str, *names: str, **keys: Any) -> str:
@@ -54,3 +56,15 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, missing)
     with pytest.raises(ModelError, match=r"needs timm, which is not installed: pip install timm"):
         class_for("perception_lm")
+
+
+@pytest.mark.parametrize("model_type", ["llama4", "molmo2"])
+def test_classes_that_fail_on_text_alone_are_mended(model_type: str) -> None:
+    model: Any = decoder(model_type).train()
+    ids = torch.arange(3, 43).view(2, 20)
+    loss = model(input_ids=ids, labels=ids).loss
+    assert loss.isfinite()
+    loss.backward()
+    answers = model.eval().generate(ids, max_new_tokens=2, do_sample=False)
+    expected = model(input_ids=ids).logits[:, -1].argmax(-1)
+    assert answers[:, 20].tolist() == expected.tolist()
