@@ -13,7 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ftcli.config.recipe import Recipe
 from ftcli.memory.shapes import shape_from_config
 from ftcli.memory.shapes.families import FAMILIES
-from ftcli.training.smoke.tiny_model import HEADS, HIDDEN, LAYERS, build_tiny_model, tiny_config
+from ftcli.training.smoke.tiny_config import (
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    TOWER_LAYERS,
+    Short,
+    tiny_values,
+)
+from ftcli.training.smoke.tiny_model import build_tiny_model
 from tests.conftest import tiny_tokenizer
 from tests.memory.counting import BY_FAMILY
 
@@ -41,7 +49,8 @@ def large(family: str, **changes: Any) -> dict[str, Any]:
 
 
 def tiny(values: dict[str, Any], *, all_layers: bool = False) -> dict[str, Any]:
-    return tiny_config(values, AutoConfig.for_model(**values), all_layers=all_layers)
+    known = AutoConfig.for_model(**values).to_dict()
+    return tiny_values(values, known, all_layers=all_layers)
 
 
 def skeleton(values: dict[str, Any]) -> Any:
@@ -122,6 +131,51 @@ def test_factors_for_each_frequency_become_as_few_as_the_frequencies(key: str) -
     assert (len(found[key]["short_factor"]), len(found[key]["long_factor"])) == (6, 6)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**found))
     assert model(input_ids=torch.arange(1, 9)[None]).logits.isfinite().all()
+
+
+def of_type(model_type: str, **keys: Any) -> dict[str, Any]:
+    """A tiny version of a type's own defaults, with these changed."""
+    known = AutoConfig.for_model(model_type, **keys).to_dict()
+    return tiny_values(known, known)
+
+
+def test_every_kind_of_layer_and_head_becomes_small_by_the_names_of_its_keys() -> None:
+    latent = of_type("deepseek_v3")
+    dense_first = (latent["num_hidden_layers"], latent["first_k_dense_replace"])
+    assert dense_first == (LAYERS, 3)
+    assert (latent["n_routed_experts"], latent["num_experts_per_tok"]) == (4, 2)
+    parts = latent["qk_nope_head_dim"] + latent["qk_rope_head_dim"]
+    assert (parts, latent["kv_lora_rank"]) == (latent["qk_head_dim"], HIDDEN)
+    state = of_type("bamba")
+    assert state["mamba_n_heads"] * state["mamba_d_head"] == state["mamba_expand"] * HIDDEN
+    alone = of_type("mamba2")
+    assert alone["num_heads"] * alone["head_dim"] == alone["expand"] * alone["hidden_size"]
+    linear = of_type("qwen3_next")
+    assert set(linear["layer_types"]) == {"linear_attention", "full_attention"}
+    assert linear["linear_num_value_heads"] == 2 * linear["linear_num_key_heads"]
+
+
+def test_a_text_model_and_its_towers_become_small_together() -> None:
+    found = of_type("qwen2_5_vl")
+    text, tower = found["text_config"], found["vision_config"]
+    assert (text["num_hidden_layers"], text["hidden_size"]) == (LAYERS, HIDDEN)
+    assert (tower["depth"], tower["out_hidden_size"]) == (TOWER_LAYERS, HIDDEN)
+    assert max(tower["fullatt_block_indexes"]) < TOWER_LAYERS
+    assert text["vocab_size"] == AutoConfig.for_model("qwen2_5_vl").text_config.vocab_size
+    section = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
+    found = of_type("qwen2_5_vl", text_config={"rope_parameters": section})
+    assert found["text_config"]["rope_parameters"]["mrope_section"] == [2, 3, 3]
+
+
+def test_short_configs_keep_their_token_ids_in_the_vocabulary() -> None:
+    known = AutoConfig.for_model("gemma3").to_dict()
+    found = tiny_values(known, known, short=Short(vocab=320, window=16, layers=2))
+    ids = [found[key] for key in ("boi_token_index", "eoi_token_index", "image_token_index")]
+    assert len(set(ids)) == 3
+    assert all(300 < id_ < 320 for id_ in ids)
+    text = found["text_config"]
+    assert (text["vocab_size"], text["sliding_window"]) == (320, 16)
+    assert (len(text["layer_types"]), len(set(text["layer_types"]))) == (6, 2)
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""Keys of configs whose defaults make no model: values as published models have them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 500_000.0}
+GLM_VISION: dict[str, Any] = {
+    "text_config": {"rope_parameters": {**MROPE, "mrope_section": [8, 12, 12]}}
+}
+BY_TYPE: dict[str, Any] = {
+    kind: {"rope_type": "default", "rope_theta": 10_000.0}
+    for kind in ("full_attention", "sliding_attention")
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {  # one range of tokens after the other
+        "image_token_offset": 300,
+        "audio_token_offset": 308,
+        "vision_config": {"codebook_size": 8},
+        "audio_config": {"codebook_size": 8},
+    },
+    "chameleon": {"vocabulary_map": {"<image>": 319}},
+    "cohere_compass": {"text_config": {"rope_parameters": BY_TYPE}},
+    "cohere_compass_text": {"rope_parameters": BY_TYPE},
+    "dbrx": {"attn_config": {"rope_theta": 500_000.0, "kv_n_heads": 8, "clip_qkv": 8}},
+    "deepseek_ocr2": {
+        "text_config": {
+            "mlp_layer_types": ["dense"] + ["sparse"] * 11,
+            "num_experts_per_tok": 6,
+        }
+    },
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 128, "n_shared_experts": 2, "num_experts_per_tok": 6},
+    "dory": {
+        "num_hidden_layers": 4,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+    },
+    "emu3": {"vocabulary_map": {"<image>": 319}},
+    "ernie4_5_vl_moe": {
+        "text_config": {"rope_parameters": {**MROPE, "mrope_section": [22, 22, 20]}}
+    },
+    "glm46v": GLM_VISION,
+    "glm4v": GLM_VISION,
+    "glm4v_moe": GLM_VISION,
+    "glm_ocr": GLM_VISION,
+    "glmga": GLM_VISION,
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "4/8"},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8},
+    "hunyuan_vl": {
+        "text_config": {
+            "head_dim": 128,
+            "rope_parameters": {**MROPE, "mrope_section": [16, 16, 16, 16]},
+        }
+    },
+    "lfm2_moe": {"layer_types": (["conv"] * 3 + ["full_attention"]) * 8},
+    "ministral": {"head_dim": 128},
+    "nemotron": {"num_key_value_heads": 8},
+}
