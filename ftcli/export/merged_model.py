@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,6 +29,7 @@ from ftcli.export.parity import (
     predictions_of,
 )
 from ftcli.inference.open_model import hardware_of, load_tuned_model
+from ftcli.kernels.expert_stacks import NF4_BLOCK, expert_stacks
 from ftcli.memory.shapes import model_source
 from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory
@@ -40,8 +42,6 @@ from ftcli.shell import command
 from ftcli.training.opening import OpenRun
 from ftcli.training.plan.plan import Plan
 
-# Weights per scale: the default of bitsandbytes and transformers, which training uses.
-NF4_BLOCK = 64
 # As on the hub: fits any file system.
 SHARD = "5GB"
 # Memory besides the weights: one upcast weight, and the logits of a row.
@@ -184,7 +184,8 @@ class Nf4Config:
     """How the training quantised its base."""
 
     layers: frozenset[str]
-    """Names in the base; without the head, which bitsandbytes does not quantise."""
+    """Names in the base, of layers and of stacks of experts; without the head, which bitsandbytes
+    does not quantise."""
     double_quantization: bool
     dtype: torch.dtype
     """Of the weights before quantisation."""
@@ -192,20 +193,38 @@ class Nf4Config:
 
 
 def four_bit_layers(model: PreTrainedModel) -> frozenset[str]:
-    """Names of a model's 4-bit layers in the base, without PEFT's suffixes."""
-    modules = causal_model(model).named_modules()
-    names = (name for name, module in modules if type(module).__name__ == "Linear4bit")
-    return frozenset(name.removesuffix(".base_layer") for name in names)
+    """Names of a model's 4-bit layers and stacks in the base, without PEFT's suffixes."""
+    base = causal_model(model)
+    layers = (name for name, module in base.named_modules() if _is_linear4bit(module))
+    stacks = (stack.full_name for stack in expert_stacks(base) if stack.in_4_bits)
+    return frozenset(map(_base_name, (*layers, *stacks)))
+
+
+def _is_linear4bit(module: nn.Module) -> bool:
+    return type(module).__name__ == "Linear4bit"
+
+
+def _base_name(name: str) -> str:
+    """A name in the base, without PEFT's wrappers."""
+    return name.replace(".base_layer", "")
 
 
 def layers_to_merge(adapted: PeftModel, nf4: Nf4Config | None) -> list[tuple[str, nn.Module]]:
-    """The layers whose weights change: with an adapter, or quantised in training."""
+    """The layers whose weights change: with an adapter, or quantised in training.
+
+    A module of experts has an entry per stack, which ends in the stack's name.
+    """
     quantised = nf4.layers if nf4 is not None else frozenset()
-    return [
-        (name, module)
-        for name, module in causal_model(adapted).named_modules()
-        if isinstance(module, BaseTunerLayer) or name in quantised
-    ]
+    found: dict[str, nn.Module] = {}
+    for name, module in causal_model(adapted).named_modules():
+        if isinstance(module, ParamWrapper):
+            found[f"{_base_name(name)}.{module.parameter_name}"] = module
+        elif isinstance(module, BaseTunerLayer) or name in quantised:
+            found[name] = module
+        for parameter, _ in module.named_parameters(recurse=False):
+            if (stack := f"{_base_name(name)}.{parameter}") in quantised:
+                found.setdefault(stack, module)
+    return list(found.items())
 
 
 def merge_adapter(
@@ -226,15 +245,18 @@ def merge_adapter(
     with reporter.meter("merge", len(layers)) as meter:
         for done, (name, layer) in enumerate(layers, start=1):
             add_update(name, layer, nf4)
-            weight = _base_layer(layer).weight
+            weight = _weight(name, layer)
             weight.data = weight.data.to(stored)
             meter.update(done)
     return without_adapter(adapted, stored)
 
 
-def _base_layer(layer: nn.Module) -> Any:
-    """The layer with the weight, without its adapter."""
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+def _weight(name: str, layer: nn.Module) -> nn.Parameter:
+    """The parameter that a merge changes: a layer's weight, or the stack that the name ends in."""
+    base: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    parameters = dict(base.named_parameters(recurse=False))
+    stack = name.rsplit(".", 1)[-1]
+    return parameters[stack if stack in parameters else "weight"]
 
 
 def add_update(name: str, layer: nn.Module, nf4: Nf4Config | None) -> None:
@@ -243,11 +265,10 @@ def add_update(name: str, layer: nn.Module, nf4: Nf4Config | None) -> None:
     PEFT adds them; fp32, because it rounds the update to the weight's type first. Raises
     ModelError if the sum is NaN or infinite.
     """
-    base = _base_layer(layer)
-    weight = base.weight.data
+    weight = _weight(name, layer)
     if nf4 is not None and name in nf4.layers:
-        weight = nf4_round_trip(weight.to(nf4.dtype), nf4)
-    base.weight.data = weight.float()
+        weight.data = nf4_round_trip(weight.data.to(nf4.dtype), nf4)
+    weight.data = weight.data.float()
     if isinstance(layer, BaseTunerLayer):
         try:
             layer.merge(safe_merge=True)
@@ -256,7 +277,8 @@ def add_update(name: str, layer: nn.Module, nf4: Nf4Config | None) -> None:
 
 
 def nf4_round_trip(weight: Tensor, nf4: Nf4Config) -> Tensor:
-    """A weight [out, in] quantised to 4 bits and back, in its own type and on its device."""
+    """A weight [out, in] or [experts, out, in] quantised to 4 bits and back, in its own type and on
+    its device."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # looks for CUDA, slowly
 
     packed, state = quantize_4bit(
@@ -290,33 +312,37 @@ def merged_groups(
 
     Weights are rounded to `stored` first; None: not rounded.
     """
-    layers = {layer: name for name, layer in layers_to_merge(adapted, nf4)}
+    layers = layers_to_merge(adapted, nf4)
     return [
-        _MergedGroup(module, dtype, layers.get(module), stored, nf4)
+        _MergedGroup(module, dtype, layers, stored, nf4)
         for module in modules_with_weights(causal_model(adapted))
     ]
 
 
 class _MergedGroup(WeightGroup):
-    """A group with its update added to its weight; its adapter is off meanwhile."""
+    """A group with its updates added to its weights; its adapters are off meanwhile."""
 
     def __init__(
         self,
         module: nn.Module,
         dtype: torch.dtype,
-        name: str | None,
+        layers: Sequence[tuple[str, nn.Module]],
         stored: torch.dtype | None,
         nf4: Nf4Config | None,
     ) -> None:
         super().__init__(module, dtype)
-        self.name, self.rounded_to, self.nf4 = name, stored, nf4
+        parts = {*module.modules()}
+        self.layers = [(name, layer) for name, layer in layers if layer in parts]
+        self.adapters = [each for each in parts if isinstance(each, BaseTunerLayer)]
+        self.rounded_to, self.nf4 = stored, nf4
 
     def upcast(self, *_: object) -> None:
         self.stored = [(each, each.data) for each in self.module.parameters()]
-        if self.name is not None:
-            add_update(self.name, self.module, self.nf4)
-        elif isinstance(self.module, BaseTunerLayer):
-            self.module.merged_adapters.extend(self.module.active_adapters)  # `unload` drops them
+        for name, layer in self.layers:
+            add_update(name, layer, self.nf4)
+        for adapter in self.adapters:
+            if not adapter.merged:
+                adapter.merged_adapters.extend(adapter.active_adapters)  # `unload` drops them
         for parameter, data in self.stored:
             if not data.is_floating_point():
                 continue
@@ -327,8 +353,8 @@ class _MergedGroup(WeightGroup):
 
     def restore(self, *_: object) -> None:
         super().restore()
-        if isinstance(self.module, BaseTunerLayer):
-            self.module.merged_adapters.clear()
+        for adapter in self.adapters:
+            adapter.merged_adapters.clear()
 
 
 def require_in_range(weight: Tensor, stored: torch.dtype) -> None:
