@@ -149,7 +149,7 @@ def move_router(patched: pytest.MonkeyPatch) -> None:
     patched.setattr(merged_model, "merged_groups", moved)
 
 
-@pytest.mark.parametrize("method", [LORA, QLORA], ids=["lora", "qlora"])
+@pytest.mark.parametrize("method", [LORA, pytest.param(QLORA, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "inject", [lose_one_stack, scale_twice, lose_one_expert, exchange_experts, move_router]
 )
