@@ -37,6 +37,7 @@ from ftcli.models.load import DTYPES, load_base, open_config
 from ftcli.models.methods import shared_weight
 from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
+from ftcli.models.quantized_files import DEQUANTISED, file_format
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun
@@ -66,7 +67,7 @@ class Merger:
         self._source = model_source(self._recipe.model.id)
         self._hardware = hardware_of(opened)
         config = open_config(self._source, self._recipe.model.revision)
-        if getattr(config, "quantization_config", None) is not None:
+        if file_format(config) not in (None, *DEQUANTISED):
             raise ModelError(
                 "merge_quantized",
                 f"{self._source}: its files have quantised weights, in which an update would be "

@@ -35,7 +35,8 @@ from ftcli.kernels.expert_stacks import expert_stacks, quantise_experts
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
-from ftcli.models.methods import keep_four_bit_trainable
+from ftcli.models.methods import keep_four_bit_trainable, linear_names
+from ftcli.models.quantized_files import dequantise_on_loading, quantise_linear
 from ftcli.models.untrusted import (
     opening,
     processor_template,
@@ -182,17 +183,18 @@ def load_base(
 
     Runs no code of the repository.
     """
-    extra: dict[str, Any] = {}
-    if quantization is not None:
-        extra["quantization_config"] = quantization
-        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
     refuse_foreign_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
     quantised = quantization is not None
     config = open_config(source, model.revision)
+    dequantised = dequantise_on_loading(config, source)
+    extra: dict[str, Any] = {"config": config} if dequantised else {}
+    if quantised and not dequantised:
+        extra["quantization_config"] = quantization
+        extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
     plain = quantised and config.model_type == "falcon"
-    # A GPU would hold all experts in 16 bits.
-    if device.type == "cuda" and not (quantised and has_experts(config)):
+    # A GPU would hold all experts, or all that was dequantised, in 16 bits.
+    if device.type == "cuda" and not (quantised and (dequantised or has_experts(config))):
         extra["device_map"] = {"": device}
     with opening(source, "model"), plain_falcon_layers() if plain else nullcontext():
         base, loaded = model_class(config).from_pretrained(
@@ -209,11 +211,13 @@ def load_base(
     _require_all_weights(base, loaded, source)
     mend_text_forward(base)
     if quantization is not None:
+        if dequantised:
+            quantise_linear(base, linear_names(base), quantization, device)
         _require_quantised(base, source)
         if quantise_experts(base, quantization, device):
             base.to(device)
     use_own_experts(base)
-    base.config.use_cache = True
+    base.config.get_text_config(decoder=True).use_cache = True
     keep_four_bit_trainable(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
