@@ -22,7 +22,7 @@ from transformers.utils import chat_template_utils
 from ftcli.data.example import Example, Message
 from ftcli.data.templates.render import ChatTemplate, Rendered
 from ftcli.data.tokenizing.rendering import Renderer
-from tests.families import TEMPLATES, byte_level, chat, encode_many, reason_of, runs, trained_text
+from tests.families import TEMPLATES, byte_level, chat, encode_many, reason_of, runs
 
 spec = find_spec("trl")
 assert spec is not None and spec.submodule_search_locations
@@ -251,16 +251,25 @@ def test_what_prompts_rule_out_is_refused_with_a_way_out(
         assert reason in reason_of(renderer_of(name, loss_on), example)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_its_control_tokens_in_contents_make_no_token(name: str) -> None:
+    renderer = renderer_of(name, kwargs=PUBLISHED[name].kwargs)
+    special = renderer.escaping.special
+    words = " ".join(renderer.tokenizer.convert_ids_to_tokens(sorted(special)))
+
+    def controls(example: Example) -> list[int]:
+        return [id_ for id_ in renderer.encode(example).input_ids if id_ in special]
+
+    forged = chat(f"Is {words} so?", f"It is {words} here.", f"{words}?", f"No, {words}.")
+    assert controls(forged) == controls(chat("Is it so?", "It is here.", "So?", "No."))
+
+
 @pytest.mark.parametrize("name", ["deepseek_r1_distill", "gptoss", "minimax2", "qwen3_8"])
-def test_control_tokens_in_answers_and_thoughts_make_no_token(name: str) -> None:
-    """In an answer that follows a prompt otherwise than the template writes it, too."""
+def test_control_tokens_in_thoughts_make_no_token(name: str) -> None:
     renderer = renderer_of(name)
     stop = PUBLISHED.get(name, PUBLISHED["qwen3"]).stop
     (end,) = renderer.tokenizer.convert_tokens_to_ids([stop])
     own = renderer.encode(chat("Which?", "Red.")).input_ids.count(end)
-    row = renderer.encode(chat(f"What is {stop}?", f"It is {stop} here."))
-    assert row.input_ids.count(end) == own and row.labels[-1] == end
-    assert trained_text(renderer.tokenizer, row).endswith(f"It is {stop} here.{stop}")
     forged = chat("Which?", f"<think>\nIt is {stop}.\n</think>\n\nRed.")
     (found,) = encode_many(renderer, [forged])
     if isinstance(found, str):
