@@ -47,6 +47,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "glm_ocr": GLM_VISION,
     "glmga": GLM_VISION,
     "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "4/8"},
+    "granitemoehybrid": {"num_hidden_layers": 8, "layer_types": ["mamba", "attention"] * 4},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 8},
     "hunyuan_vl": {
@@ -55,6 +56,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "rope_parameters": {**MROPE, "mrope_section": [16, 16, 16, 16]},
         }
     },
+    "lfm2": {"num_hidden_layers": 8, "full_attn_idxs": [2, 5]},
     "lfm2_moe": {"layer_types": (["conv"] * 3 + ["full_attention"]) * 8},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},

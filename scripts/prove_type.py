@@ -7,6 +7,7 @@ the proof: every plan takes that of one small model.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import signal
@@ -266,18 +267,28 @@ def train_job(job: TrainJob, stop_at: int | None = None) -> TrainResult:
 # The steps
 
 
-def prove(model_type: str, folder: Path, methods: tuple[str, ...] = tuple(METHODS)) -> Proof:
-    """All steps of a type, in an empty folder."""
+def prove(
+    model_type: str,
+    folder: Path,
+    methods: tuple[str, ...] = tuple(METHODS),
+    *,
+    config: Any = None,
+    briefly: bool = False,
+) -> Proof:
+    """All steps of a type, in an empty folder; `briefly`: without merges and resumes.
+
+    `config`: instead of a small version of the type's own.
+    """
     proof, started = Proof(model_type), time.monotonic()
     try:
         with proof.step("builds"):
-            model = write_model(tiny_config_of(model_type), folder / "model")
+            model = write_model(config or tiny_config_of(model_type), folder / "model")
             proof.facts = _facts(model)
             attention = attention_name(model)
             del model
         for method in methods:
             try:
-                _prove_method(proof, method, folder, attention)
+                _prove_method(proof, method, folder, attention, briefly=briefly)
             except _EndError:
                 continue
     except _EndError:
@@ -292,11 +303,12 @@ def _facts(model: PreTrainedModel) -> dict[str, Any]:
         "class": type(model).__name__,
         "layers": getattr(text, "num_hidden_layers", None),
         "parameters": sum(each.numel() for each in model.parameters()),
-        "experts": any(each.ndim == 3 for each in model.parameters()),
     }
 
 
-def _prove_method(proof: Proof, method: str, folder: Path, attention: str) -> None:
+def _prove_method(
+    proof: Proof, method: str, folder: Path, attention: str, *, briefly: bool
+) -> None:
     recipe = write_recipe(folder, method, attention=attention)
     with proof.step(f"{method} trains"):
         job = job_of(recipe)
@@ -314,7 +326,8 @@ def _prove_method(proof: Proof, method: str, folder: Path, attention: str) -> No
         reloaded = load_tuned_model(opened)
         _require_equal_losses(result.trainer.model, reloaded.network)
     with proof.step(f"{method} gradients"):
-        plain = _require_gradients(result, method)
+        plain = _gradients(result)
+        _require_gradients(result, plain, method)
     if (
         method != "prefix-tuning"
     ):  # its keys and values are in the cache, which layers run again miss
@@ -323,6 +336,8 @@ def _prove_method(proof: Proof, method: str, folder: Path, attention: str) -> No
     with proof.step(f"{method} generates"):
         _require_greedy_answers(reloaded, job)
     del reloaded, result
+    if briefly:
+        return
     if method in MERGED:
         with proof.step(f"{method} merges"):
             found = merge_run(
@@ -372,9 +387,9 @@ def _gradients(result: TrainResult) -> dict[str, Tensor]:
     return found
 
 
-def _require_gradients(result: TrainResult, method: str) -> dict[str, Tensor]:
+def _require_gradients(result: TrainResult, found: dict[str, Tensor], method: str) -> None:
     """Trained weights have a gradient, no others, and no router or tower is trained."""
-    found, model = _gradients(result), result.trainer.model
+    model = result.trainer.model
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     idle = sorted(trained - {name for name, each in found.items() if bool(each.any())})
     others = sorted(found.keys() - trained)
@@ -384,7 +399,6 @@ def _require_gradients(result: TrainResult, method: str) -> dict[str, Tensor]:
     if method != "full":
         routers = sorted(name for name in trained if _is_router(model, name))
         _require_none(routers, "routers are trained")
-    return found
 
 
 def _require_none(names: list[str], what: str) -> None:
@@ -486,6 +500,7 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    gc.freeze()  # what the imports made; ftcli collects garbage between its stages
 
 
 if __name__ == "__main__":

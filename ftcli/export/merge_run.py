@@ -190,8 +190,8 @@ def _merge(
     original = options.base == "original"
     with explain_out_of_memory("stop what else runs on it"):
         merger = Merger(opened, rows, reporter)
-        compared_in = dtype_name(merger.compared_in)
         trained = merger.measure_trained()
+        compared_in = dtype_name(merger.compared_in)
         merger.open_base(original=original)
         unrounded = merger.merged(None)
         reference = merger.unmerged() if original else trained

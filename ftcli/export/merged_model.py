@@ -104,6 +104,13 @@ class Merger:
         model = load_tuned_model(self._opened, dtype)
         self._prompt_format = model.prompt_format
         self._four_bit_layers = four_bit_layers(model.network)
+        try:
+            return self._predict(model.network, "base + adapter")
+        except RuntimeError as error:
+            # State spaces compute in fp32 whatever their weights are (transformers 5.24, Mamba 2).
+            if self.compared_in != torch.float64 or "dtype" not in str(error):
+                raise
+        self.compared_in = torch.float32
         return self._predict(model.network, "base + adapter")
 
     def open_base(self, *, original: bool) -> None:

@@ -119,7 +119,12 @@ def _as_named(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_resumable(model: PreTrainedModel, folder: Path) -> None:
-    """Save what a training resumes from: weights, and the network that computes a prefix."""
+    """Save what a training resumes from: weights by the names of their modules, and the network
+    that computes a prefix."""
+    if not isinstance(model, PeftModel):
+        # Else transformers writes the names of the base's files, in which experts are apart.
+        model.save_pretrained(folder, save_original_format=False)
+        return
     save_weights(model, folder)
     if (encoder := prefix_encoder(model)) is not None:
         save_file(dict(encoder.state_dict()), folder / ENCODER, metadata={"format": "pt"})

@@ -6,8 +6,10 @@ bottleneck.py is a method of our own; virtual_tokens.py feeds a prefix or a soft
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ftcli.compat import attention_name
 from ftcli.config.recipe import (
     Bottleneck,
     Full,
@@ -44,6 +47,9 @@ from ftcli.models.virtual_tokens import init_virtual_tokens
 
 ENDS = ("embed_tokens", "lm_head")
 """Recipe names of input embeddings and head."""
+
+# Tokens whose gradient shows which weights a text reaches.
+REACHING_TOKENS = 32
 
 # Key of a method → the library's name for it.
 LIBRARY_NAMES = {
@@ -98,7 +104,7 @@ def attach(
     The seed determines all random weights; virtual tokens are initialised from `init_ids`, if any.
     """
     if isinstance(method, Full):
-        return model.requires_grad_(True)
+        return _train_what_text_reaches(model)
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted = add_adapters(model, config)
@@ -108,6 +114,40 @@ def attach(
         init_virtual_tokens(adapted, init_ids)
     train_in_fp32(adapted)
     return adapted
+
+
+def _train_what_text_reaches(model: PreTrainedModel) -> PreTrainedModel:
+    """Make the weights trainable that get a gradient from a text, by one backward pass.
+
+    Not towers, and not the indexers of sparse attention, whose top-k has no gradient. An expert
+    that no token of the text is sent to counts as the others of its kind.
+    """
+    model.requires_grad_(True)
+    weights = dict(model.named_parameters())
+    if any(weight.is_meta for weight in weights.values()):  # sizes without weights
+        return model
+    reached: set[str] = set()
+
+    def record(name: str, weight: nn.Parameter) -> None:
+        reached.add(re.sub(r"\d+", "", name))
+        weight.grad = None  # all together would take the memory of a second model
+
+    handles = [
+        weight.register_post_accumulate_grad_hook(partial(record, name))
+        for name, weight in weights.items()
+    ]
+    device = model.get_input_embeddings().weight.device
+    flash = attention_name(model).startswith("flash")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=flash):
+            ids = torch.arange(1, REACHING_TOKENS, device=device)[None]
+            model.eval()(input_ids=ids, use_cache=False).logits.sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, weight in weights.items():
+        weight.requires_grad_(re.sub(r"\d+", "", name) in reached)
+    return model
 
 
 def init_token_ids(method: Method, tokenizer: PreTrainedTokenizerBase) -> list[int]:

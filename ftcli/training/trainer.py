@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ from ftcli.training.plan.plan import Plan
 ADVICE = "check these rows, or lower training.learning_rate"
 # Not on a CPU, where a step uses all cores.
 READS_AHEAD = ("cuda",)
+# Keys of the model's config that the libraries change.
+CHANGED_KEYS = ("output_router_logits", "router_aux_loss_coef", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class FtcliTrainer(SFTTrainer):
         self.checkpoint_seconds = 0.0
         self._before_step: RandomState | None = None
         add_loss_to_forward(model)
-        with trainable_weights_restored(model):
+        with trainable_weights_restored(model), _config_restored(model):
             super().__init__(
                 model=model,
                 args=config,
@@ -344,6 +346,20 @@ class FtcliTrainer(SFTTrainer):
         self.checkpoint_seconds = time.monotonic() - started
         self.run.update_manifest(saved_step=position.step)
         rotate(self.run, self.save_total_limit, self.state.best_global_step, position.step)
+
+
+@contextmanager
+def _config_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Restore the config after the block: a full model is saved with it.
+
+    TRL 1.16 turns `output_router_logits` on, for an auxiliary loss that ours has not, and Trainer
+    turns `use_cache` off.
+    """
+    configs = [model.config, model.config.get_text_config()]
+    before = [{key: vars(each).get(key) for key in CHANGED_KEYS} for each in configs]
+    yield
+    for config, values in zip(configs, before, strict=True):
+        vars(config).update({key: value for key, value in values.items() if value is not None})
 
 
 def _require_finite_loss(
