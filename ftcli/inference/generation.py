@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextStreamer,
 )
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.config.recipe import Generation
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
+from ftcli.inference.streaming import AnswerStreamer
 from ftcli.memory.step import ANSWERED_ROWS, LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
 from ftcli.models.batches import Row, length_batches
 from ftcli.models.device import free_bytes, is_out_of_memory
@@ -159,8 +159,7 @@ def answer_batch(
 def _decoded(model: Model, ids: Sequence[int]) -> Answer:
     stopped = bool(ids) and ids[-1] in model.prompt_format.stop_ids
     kept = ids[:-1] if stopped else ids
-    text = model.prompt_format.renderer.tokenizer.decode(kept, skip_special_tokens=True)
-    return Answer(str(text), len(kept), stopped)
+    return Answer(model.prompt_format.reader.text(kept), len(kept), stopped)
 
 
 @torch.no_grad()
@@ -175,27 +174,11 @@ def stream_answer(
     inputs = generation_inputs(model.network, ids, torch.ones_like(ids))
     output = causal_model(model.network.eval()).generate(
         **inputs,
-        streamer=_AnswerStreamer(model, on_text) if on_text is not None else None,
+        streamer=AnswerStreamer(model.prompt_format, on_text) if on_text is not None else None,
         max_new_tokens=settings.max_new_tokens,
         **_generate_arguments(model, settings),
     )
     return _decoded(model, output[0, inputs["input_ids"].shape[1] :].tolist())
-
-
-class _AnswerStreamer(TextStreamer):
-    """Streams text without its stop token, which need not be a special token."""
-
-    def __init__(self, model: Model, on_text: Callable[[str], object]) -> None:
-        tokenizer = model.prompt_format.renderer.tokenizer
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._stop_ids, self._on_text = model.prompt_format.stop_ids, on_text
-
-    def put(self, value: Tensor) -> None:
-        if self.next_tokens_are_prompt or value.flatten()[0].item() not in self._stop_ids:
-            super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._on_text(text)
 
 
 def _generate_arguments(model: Model, settings: Generation) -> dict[str, Any]:

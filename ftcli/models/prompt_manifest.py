@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice, zip_longest
 from typing import Any
 
@@ -24,6 +25,7 @@ from ftcli.console import shown_path
 from ftcli.data.dataset import SPLITS, Dataset
 from ftcli.data.example import Message, RowError
 from ftcli.data.templates.choose import set_template
+from ftcli.data.tokenizing.answer_text import AnswerReader
 from ftcli.data.tokenizing.arrow_rows import read_split
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import FtcliError
@@ -68,6 +70,10 @@ class PromptFormat:
     renderer: Renderer
     stop_ids: tuple[int, ...]
     pad_id: int
+
+    @cached_property
+    def reader(self) -> AnswerReader:
+        return AnswerReader(self.renderer)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers.utils import chat_template_utils
 
 from ftcli.data.example import Example, Message
 from ftcli.data.templates.render import ChatTemplate, Rendered
+from ftcli.data.tokenizing.answer_text import AnswerReader
 from ftcli.data.tokenizing.rendering import Renderer
 from tests.families import TEMPLATES, byte_level, chat, encode_many, reason_of, runs
 
@@ -316,3 +317,33 @@ def test_a_template_that_writes_nothing_of_a_content_is_refused(template: str) -
     tokenizer.chat_template = template
     reason = "the chat template does not write what a turn says"
     assert reason_of(Renderer(tokenizer), chat("Which?", "Chair.")) == reason
+
+
+# Answers read back
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_generated_answer_is_read_back_as_the_content_it_was(name: str) -> None:
+    """Without the empty thinking block or the channel that the model writes before it."""
+    published = PUBLISHED[name]
+    renderer = renderer_of(name, kwargs=published.kwargs)
+    reader = AnswerReader(renderer)
+    for answer in [*AWKWARD, "final", "<", "assistant"]:
+        row = renderer.encode(chat("Which?", answer))
+        read = reader.text(row.input_ids[row.prompt_tokens : -1])
+        assert read.strip() == answer.strip()
+        # Of an answer that was cut off, nothing but what it says is left.
+        for end in range(row.prompt_tokens, len(row.input_ids) - 1):
+            part = reader.text(row.input_ids[row.prompt_tokens : end])
+            assert answer.strip().startswith(part.strip().rstrip("\ufffd"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gemma4_large thinking", "gptoss", "lfm2_2_5", "muse_glimmer", "qwen3", "qwen3_5_think"],
+)
+def test_thoughts_are_read_back_too(name: str) -> None:
+    renderer = renderer_of(name, kwargs=THINKING if "thinking" in name else ())
+    row = renderer.encode(chat("Hue?", THOUGHT.format("red") + "Red."))
+    read = AnswerReader(renderer).text(row.input_ids[row.prompt_tokens : -1])
+    assert read == THOUGHT.format("red") + "Red."
