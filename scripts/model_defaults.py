@@ -19,6 +19,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "vision_config": {"codebook_size": 8},
         "audio_config": {"codebook_size": 8},
     },
+    "bamba": {"num_hidden_layers": 8, "attn_layer_indices": [1, 4]},
     "chameleon": {"vocabulary_map": {"<image>": 319}},
     "cohere_compass": {"text_config": {"rope_parameters": BY_TYPE}},
     "cohere_compass_text": {"rope_parameters": BY_TYPE},

@@ -166,7 +166,7 @@ def tiny_config_of(model_type: str) -> Any:
     config = AutoConfig.for_model(model_type, **defaults)
     known = config.to_dict()
     values = _with_wide_weights(tiny_values(known, known, short=SHORT))
-    values |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
+    values |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return type(config).from_dict(values)
 
 
@@ -375,6 +375,7 @@ def _gradients(result: TrainResult) -> dict[str, Tensor]:
     """Gradients of one step of ftcli's trainer, by name."""
     trainer = result.trainer
     trainer.model.train()
+    torch.manual_seed(0)  # dropout
     trainer.zero_grad()
     batch = trainer.collate_step(range(BATCH))
     trainer.forward_backward(batch.micro_batches, "the proof")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,10 +29,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from ftcli.config.recipe import Generation
 from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
 from ftcli.inference.streaming import AnswerStreamer
-from ftcli.memory.step import ANSWERED_ROWS, LEAST_CACHE_TOKENS, PREFILLED_TOKENS, cache_tokens
+from ftcli.memory.step import ANSWERED_ROWS, PREFILLED_TOKENS, cache_tokens
 from ftcli.models.batches import Row, length_batches
 from ftcli.models.device import free_bytes, is_out_of_memory
-from ftcli.models.load import shape_of
 from ftcli.models.loss import row_losses
 from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import causal_model, generation_inputs, virtual_tokens
@@ -218,13 +218,26 @@ def answered_together(
 def cache_tokens_of(model: PreTrainedModel) -> int:
     """Tokens of KV cache per batch: in half of the free memory, and so that a step reads no more
     cache than weights; beyond that, larger batches gain nothing."""
-    shape = shape_of(model)
-    if shape is None:
-        return LEAST_CACHE_TOKENS
+    token_bytes = _cache_token_bytes(causal_model(model))
+    if not token_bytes:  # states of a fixed size
+        return sys.maxsize
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    token_bytes = 2 * shape.layers * shape.kv_width * causal_model(model).dtype.itemsize
     room = free_bytes(model.device) // 2 // token_bytes
     return min(cache_tokens(weights, token_bytes), max(1, room))
+
+
+@torch.no_grad()
+def _cache_token_bytes(network: PreTrainedModel) -> int:
+    """Bytes that each further token takes in the caches of all layers, measured; 0 for layers that
+    keep a state, or a window of one token."""
+    ids = torch.ones((1, 2), dtype=torch.long, device=network.device)
+    cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
+    kept = [
+        (layer.keys, layer.values)
+        for layer in getattr(cache, "layers", ())
+        if isinstance(getattr(layer, "keys", None), Tensor) and layer.keys.dim() == 4
+    ]
+    return sum(each[:, :, 0].nbytes for pair in kept for each in pair)
 
 
 @torch.no_grad()
@@ -242,6 +255,8 @@ def generate_ids(
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _inputs(model, prompts)
     plain_cache = _cache_layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    # M-RoPE's offsets of a batch's rows are kept in the model (transformers 5.24, Qwen2-VL).
+    loses_rows = plain_cache and not any(hasattr(each, "rope_deltas") for each in network.modules())
     # A state space's cache cannot lose rows, and in many models cannot take several tokens.
     # transformers 5.24 cuts ids into chunks, but not the embeddings of a soft prompt.
     in_chunks = plain_cache and "inputs_embeds" not in inputs
@@ -257,7 +272,7 @@ def generate_ids(
             **arguments,
             max_new_tokens=max_new_tokens - done,
             prefill_chunk_size=chunk,
-            stopping_criteria=some_finished if plain_cache else None,
+            stopping_criteria=some_finished if loses_rows else None,
             return_dict_in_generate=True,
         )
         ids, cache = output.sequences, output.cache
@@ -290,8 +305,11 @@ def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[st
     """Arguments of `generate`; the common prefix of the prompts is in the cache already."""
     shared = _common_prefix(prompts)
     network = causal_model(model)
-    # A sliding window would count the padding that follows the common prefix.
-    if not shared or virtual_tokens(model) or _cache_layers(network) != {DynamicLayer}:
+    # A sliding window would count the padding that follows the common prefix, and a text model in a
+    # class with towers has another base model.
+    is_text_only = network.config.get_text_config(decoder=True) is network.config
+    plain = is_text_only and _cache_layers(network) == {DynamicLayer}
+    if not shared or virtual_tokens(model) or not plain:
         ids, mask = _padded(prompts, 0)
         return generation_inputs(model, ids.to(model.device), mask.to(model.device))
     ids, mask = (each.to(model.device) for each in _padded(prompts, shared))

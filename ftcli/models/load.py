@@ -55,7 +55,8 @@ CLASSES: tuple[tuple[type, Mapping[type, type]], ...] = (
 )
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+# None: sdpa, and eager for a class without it, such as a tower or a model with attention sinks.
+ATTENTION = {"sdpa": None, "eager": "eager", "flash": "flash_attention_2"}
 
 
 def load_renderer(recipe: Recipe, source: str) -> Renderer:
@@ -256,7 +257,7 @@ def _require_quantised(network: PreTrainedModel, source: str) -> None:
         return
     layers: list[Any] = [each for each in network.modules() if is_four_bit(each)]
     found = sum(each.in_features * each.out_features for each in layers)
-    if found != shape.linear_parameters:
+    if found < shape.linear_parameters:  # towers are quantised too
         raise ModelError(
             "method_refused",
             f"{source}: only {found:,} of {shape.linear_parameters:,} weights of its layers are in "
