@@ -279,6 +279,22 @@ def test_control_tokens_in_thoughts_make_no_token(name: str) -> None:
         assert found.input_ids.count(end) == own
 
 
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [
+        ("glm4moe", ["<eos>", "<|user|>"]),
+        ("gptoss", ["<|return|>", "<eos>"]),
+        ("olmo3", ["<eos>", "<|im_end|>"]),
+        ("phi4_mini", ["<|end|>", "<eos>"]),
+    ],
+)
+def test_the_tokens_that_end_an_answer(name: str, stops: list[str]) -> None:
+    """`<|end|>` of gpt-oss ends thoughts too."""
+    renderer = renderer_of(name)
+    assert renderer.tokenizer.convert_ids_to_tokens(renderer.stop_ids) == stops
+    assert renderer_of(name, "last").stop_ids == renderer.stop_ids
+
+
 # Dates and parts
 
 

@@ -46,7 +46,8 @@ class AnswerReader:
     def end_of_lead(self, ids: Sequence[int]) -> int | None:
         """How many ids are what the template writes before an answer without thoughts.
 
-        None: more tokens may complete it. 0: the answer begins otherwise, or there is none.
+        None: more tokens may complete it. 0: the answer begins otherwise, or the
+        template writes nothing.
         """
         for count in range(1, len(ids) + 1):
             begun = _without_space(str(self.renderer.tokenizer.decode(ids[:count])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from tokenizers import Encoding
@@ -105,13 +105,32 @@ class Renderer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the template's own and the tokenizer's end of text."""
+        """Tokens that end an answer: the template's own, the tokenizer's end of text, and what
+        follows an earlier answer if that is another token (Olmo 3, GLM 4.5)."""
         turns = (Message("user", "a"), Message("assistant", "b"))
         for messages in (turns, (Message("system", "c"), *turns)):  # some need a system turn
             with suppress(RowError):
                 own = self.encode(Example(messages, Origin("", 0))).input_ids[-1]
-                return tuple(dict.fromkeys([own, self.end_of_text]))
+                earlier = self._earlier_end((*messages, *turns))
+                return tuple(dict.fromkeys([own, self.end_of_text, *earlier]))
         return (self.end_of_text,)
+
+    def _earlier_end(self, messages: Turns) -> list[int]:
+        """The token after the first answer, if the last one ends with another; none if an answer
+        may have it after its thoughts (gpt-oss). Raises RowError."""
+        renderer = replace(self, loss_on="completions")
+        rendered = renderer.render(messages)
+        first = rendered.answers[0]
+        found = self.escaping.special_text.match(rendered.text[first.end :].lstrip())
+        if first.stopped or found is None:
+            return []
+        with suppress(RowError):
+            thinks = Message("assistant", "<think>\nd\n</think>\n\nb")
+            thinking = renderer.render((*messages[:-1], thinks))
+            last = thinking.answers[-1]
+            if found.group() in thinking.text[last.start : last.end]:
+                return []
+        return [int(self.tokenizer.convert_tokens_to_ids(found.group()))]
 
     @cached_property
     def pad_id(self) -> int:
