@@ -78,7 +78,7 @@ IDS = torch.arange(1, 41).reshape(2, 20)
 def mixture(kind: str, **sizes: Any) -> PreTrainedModel:
     """A model of this type, with numbers in all biases."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **SIZES | MIXTURES[kind] | sizes)
+    config = AutoConfig.for_model(kind, **SIZES | MIXTURES.get(kind, {}) | sizes)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

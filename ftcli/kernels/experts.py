@@ -219,13 +219,20 @@ def _updates_of(layer: ParamWrapper | None) -> tuple[list[Tensor], list[float]]:
 def grouped_product(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
     """left [S, n] · right [E, n, m] by the group of each row → [S, m]; or the sum over each group's
     rows, left [n, S] · right [S, m] → [E, n, m]."""
-    if left.dtype in GROUPED_TYPES and _is_aligned(left) and _is_aligned(right):
+    if _groups_on(left.device, left.dtype) and _is_aligned(left) and _is_aligned(right):
         return F.grouped_mm(left, right, offs=offsets)
     ends = [0, *offsets.tolist()]
     groups = [slice(start, end) for start, end in pairwise(ends)]
     if right.dim() == 3:
         return torch.cat([left[group] @ each for group, each in zip(groups, right, strict=True)])
     return torch.stack([left[:, group] @ right[group] for group in groups])
+
+
+def _groups_on(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies groups here: on a GPU from Ampere on."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    return device.type in ("cpu", "cuda") and dtype in GROUPED_TYPES
 
 
 def _is_aligned(matrices: Tensor) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from inspect import getsource
 from typing import Any, assert_never
 
 import torch
@@ -24,6 +25,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, transformers_weight_conversion
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -39,6 +41,7 @@ from ftcli.config.recipe import (
     Qlora,
 )
 from ftcli.errors import ModelError
+from ftcli.kernels.dequantised import is_four_bit
 from ftcli.kernels.expert_stacks import plain_stacks, router_names, stacks_to_adapt
 from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.shapes import shape_from_config
@@ -50,6 +53,7 @@ ENDS = ("embed_tokens", "lm_head")
 
 # Tokens whose gradient shows which weights a text reaches.
 REACHING_TOKENS = 32
+READ_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device))")
 
 # Key of a method → the library's name for it.
 LIBRARY_NAMES = {
@@ -244,24 +248,49 @@ def _is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Full names of the decoder's linear layers, without its head and the routers of experts.
 
-    Without those that mamba-ssm's kernel multiplies with by their weight: an adapter would have no
-    effect there (modules with `A_log`).
+    Without those that multiply in another way than torch's, and those whose weight their module
+    reads: an adapter would have no effect there (a Mamba layer's kernel takes `out_proj.weight`).
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     routers = router_names(model)
     return [
-        name
-        for name, module in decoder.named_modules(prefix=prefix)
-        if isinstance(module, nn.Linear)
+        path
+        for parent_path, parent in decoder.named_modules(prefix=prefix)
+        for name, module in parent.named_children()
+        if _is_linear(module)
         and module is not head
-        and name not in routers
-        and not (name.endswith(".out_proj") and _is_mamba(model, name))
+        and name not in _read_weights(parent)
+        and (path := f"{parent_path}.{name}".removeprefix(".")) not in routers
     ]
 
 
-def _is_mamba(model: PreTrainedModel, name: str) -> bool:
-    return hasattr(model.get_submodule(name.rpartition(".")[0]), "A_log")
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it computes as torch's linear layer; some subclasses do not."""
+    if not isinstance(module, nn.Linear):
+        return False
+    if is_four_bit(module) or type(module).forward is nn.Linear.forward:
+        return True
+    rows = module.weight.new_ones(2, module.in_features)
+    with torch.no_grad():
+        try:
+            return torch.equal(module(rows), F.linear(rows, module.weight, module.bias))
+        except (RuntimeError, TypeError):  # another shape, or several outputs
+            return False
+
+
+def _read_weights(module: nn.Module) -> frozenset[str]:
+    """Names of children whose weight the module's class reads, not only its type or device."""
+    kinds: Any = type(module).__mro__
+    return frozenset().union(*map(_read_in, kinds[: kinds.index(nn.Module)]))
+
+
+@cache
+def _read_in(kind: Any) -> frozenset[str]:
+    try:
+        return frozenset(READ_WEIGHT.findall(getsource(kind)))
+    except (OSError, TypeError):  # no file, as of classes that a call has made
+        return frozenset()
 
 
 @contextmanager

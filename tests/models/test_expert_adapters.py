@@ -21,7 +21,7 @@ from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import expert_stacks
 from ftcli.kernels.experts import use_own_experts
 from ftcli.models.adapters import WEIGHTS, add_adapter, open_adapter, save_weights
-from ftcli.models.methods import attach, rewritten
+from ftcli.models.methods import attach, linear_names, rewritten
 from tests.experts import IDS, MIXTURES, REPLACEABLE, in_4_bits, mixture, through
 from tests.tiny_models import llama, logits, lora, shake
 
@@ -44,7 +44,7 @@ def test_each_linear_layer_but_the_router_has_an_adapter(kind: str) -> None:
         for name, module in base.named_modules()
         if isinstance(module, nn.Linear)
         and name != "lm_head"
-        and not name.endswith((router, "mamba.out_proj"))
+        and not name.endswith((router, "mamba.out_proj"))  # a kernel reads that one's weight
     }
     adapted = adapted_by(base)
     layers = {n: m for n, m in adapted.named_modules() if isinstance(m, LoraLayer)}
@@ -82,6 +82,18 @@ def test_a_file_is_opened_exactly_and_by_plain_peft_too(
     assert len(load_file(tmp_path / WEIGHTS)) == sum(
         2 * isinstance(module, LoraLayer) for module in theirs.modules()
     )
+
+
+def test_layers_of_other_recurrent_kinds_have_all_their_adapters() -> None:
+    """A gated delta net calls its `out_proj`; Jamba reads the weight of `dt_proj`."""
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+    delta = mixture("qwen3_next", **sizes, layer_types=["linear_attention", "full_attention"])
+    assert "model.layers.0.linear_attn.out_proj" in linear_names(delta)
+    jamba = mixture(
+        "jamba", mamba_d_state=8, mamba_dt_rank=4, attn_layer_period=2, attn_layer_offset=1
+    )
+    names = {name.rsplit(".", 1)[-1] for name in linear_names(jamba) if ".mamba." in name}
+    assert names == {"in_proj", "x_proj", "out_proj"}
 
 
 def test_peft_would_rewrite_the_names_of_shared_experts_and_dense_layers() -> None:
