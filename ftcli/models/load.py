@@ -35,8 +35,9 @@ from ftcli.kernels.expert_stacks import expert_stacks, quantise_experts
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
-from ftcli.models.methods import keep_four_bit_trainable, linear_names
+from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.quantized_files import dequantise_on_loading, quantise_linear
+from ftcli.models.targets import linear_names
 from ftcli.models.untrusted import (
     opening,
     processor_template,

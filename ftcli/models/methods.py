@@ -6,11 +6,9 @@ bottleneck.py is a method of our own; virtual_tokens.py feeds a prefix or a soft
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
-from inspect import getsource
+from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -25,11 +23,9 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, transformers_weight_conversion
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftcli.compat import attention_name
 from ftcli.config.recipe import (
     Bottleneck,
     Full,
@@ -40,20 +36,15 @@ from ftcli.config.recipe import (
     PromptTuning,
     Qlora,
 )
-from ftcli.errors import ModelError
-from ftcli.kernels.dequantised import is_four_bit
-from ftcli.kernels.expert_stacks import plain_stacks, router_names, stacks_to_adapt
+from ftcli.kernels.expert_stacks import plain_stacks, stacks_to_adapt
 from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
+from ftcli.models.targets import kind_of, last_name, run_text, shortened, target_names
 from ftcli.models.virtual_tokens import init_virtual_tokens
 
 ENDS = ("embed_tokens", "lm_head")
 """Recipe names of input embeddings and head."""
-
-# Tokens whose gradient shows which weights a text reaches.
-REACHING_TOKENS = 32
-READ_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device))")
 
 # Key of a method → the library's name for it.
 LIBRARY_NAMES = {
@@ -133,24 +124,20 @@ def _train_what_text_reaches(model: PreTrainedModel) -> PreTrainedModel:
     reached: set[str] = set()
 
     def record(name: str, weight: nn.Parameter) -> None:
-        reached.add(re.sub(r"\d+", "", name))
+        reached.add(kind_of(name))
         weight.grad = None  # all together would take the memory of a second model
 
     handles = [
         weight.register_post_accumulate_grad_hook(partial(record, name))
         for name, weight in weights.items()
     ]
-    device = model.get_input_embeddings().weight.device
-    flash = attention_name(model).startswith("flash")
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=flash):
-            ids = torch.arange(1, REACHING_TOKENS, device=device)[None]
-            model.eval()(input_ids=ids, use_cache=False).logits.sum().backward()
+        run_text(model)
     finally:
         for handle in handles:
             handle.remove()
     for name, weight in weights.items():
-        weight.requires_grad_(re.sub(r"\d+", "", name) in reached)
+        weight.requires_grad_(kind_of(name) in reached)
     return model
 
 
@@ -211,88 +198,6 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
     )
 
 
-def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
-    """Full names of the linear layers that the method adapts; a full name reaches its layer
-    whatever `layers` says. Raises ModelError for a name that reaches none."""
-    names, targets = linear_names(model), method.target_modules
-    if isinstance(targets, str):
-        return [name for name in names if _is_in_layers(name, method.layers)]
-
-    def reaches(target: str, name: str) -> bool:
-        if name == target:
-            return True
-        return name.endswith(f".{target}") and _is_in_layers(name, method.layers)
-
-    idle = [each for each in targets if not any(reaches(each, name) for name in names)]
-    if idle:
-        raise ModelError("target_modules", f"no linear layer is called {', '.join(idle)}")
-    return [name for name in names if any(reaches(each, name) for each in targets)]
-
-
-def shortened(model: nn.Module, names: Collection[str]) -> list[str]:
-    """Last names of modules whose last name no other module has; full names of the rest.
-
-    With last names an adapter fits only a base with as many layers.
-    """
-    known = {*names}
-    others = {_last_name(name) for name, _ in model.named_modules() if name not in known}
-    return sorted({name if _last_name(name) in others else _last_name(name) for name in names})
-
-
-def _is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
-    """Whether a module is in one of these transformer layers; None: in any."""
-    numbers = [int(part) for part in name.split(".") if part.isdecimal()]
-    return layers is None or numbers[:1] in [[layer] for layer in layers]
-
-
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Full names of the decoder's linear layers, without its head and the routers of experts.
-
-    Without those that multiply in another way than torch's, and those whose weight their module
-    reads: an adapter would have no effect there (a Mamba layer's kernel takes `out_proj.weight`).
-    """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    routers = router_names(model)
-    return [
-        path
-        for parent_path, parent in decoder.named_modules(prefix=prefix)
-        for name, module in parent.named_children()
-        if _is_linear(module)
-        and module is not head
-        and name not in _read_weights(parent)
-        and (path := f"{parent_path}.{name}".removeprefix(".")) not in routers
-    ]
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Whether it computes as torch's linear layer; some subclasses do not."""
-    if not isinstance(module, nn.Linear):
-        return False
-    if is_four_bit(module) or type(module).forward is nn.Linear.forward:
-        return True
-    rows = module.weight.new_ones(2, module.in_features)
-    with torch.no_grad():
-        try:
-            return torch.equal(module(rows), F.linear(rows, module.weight, module.bias))
-        except (RuntimeError, TypeError):  # another shape, or several outputs
-            return False
-
-
-def _read_weights(module: nn.Module) -> frozenset[str]:
-    """Names of children whose weight the module's class reads, not only its type or device."""
-    kinds: Any = type(module).__mro__
-    return frozenset().union(*map(_read_in, kinds[: kinds.index(nn.Module)]))
-
-
-@cache
-def _read_in(kind: Any) -> frozenset[str]:
-    try:
-        return frozenset(READ_WEIGHT.findall(getsource(kind)))
-    except (OSError, TypeError):  # no file, as of classes that a call has made
-        return frozenset()
-
-
 @contextmanager
 def targets_as_named() -> Iterator[None]:
     """Within the block, PEFT adapts the modules that a config names.
@@ -341,7 +246,7 @@ def names_of_ends(model: PreTrainedModel, ends: Sequence[str]) -> list[str]:
     """The model's names for `embed_tokens` and `lm_head`: GPT-NeoX's embeddings are `embed_in`,
     Falcon's `word_embeddings`, and PEFT ignores a name that matches nothing."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = {module: _last_name(name) for name, module in model.named_modules()}
+    names = {module: last_name(name) for name, module in model.named_modules()}
     return [names[module] for end, module in zip(ENDS, modules, strict=True) if end in ends]
 
 
@@ -369,10 +274,6 @@ def stored_weight(layer: Any) -> Tensor:
 def _base_name(name: str) -> str:
     """A module's name in the base, without PEFT's wrappers."""
     return name.removeprefix("base_model.model.").removesuffix(".base_layer")
-
-
-def _last_name(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
 
 
 def train_in_fp32(model: PreTrainedModel) -> None:

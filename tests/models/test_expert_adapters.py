@@ -21,7 +21,8 @@ from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import expert_stacks
 from ftcli.kernels.experts import use_own_experts
 from ftcli.models.adapters import WEIGHTS, add_adapter, open_adapter, save_weights
-from ftcli.models.methods import attach, linear_names, rewritten
+from ftcli.models.methods import attach, rewritten
+from ftcli.models.targets import linear_names
 from tests.experts import IDS, MIXTURES, REPLACEABLE, in_4_bits, mixture, through
 from tests.tiny_models import llama, logits, lora, shake
 

@@ -29,11 +29,11 @@ from ftcli.models.methods import (
     adapter_targets,
     attach,
     keep_four_bit_trainable,
-    linear_names,
     names_of_ends,
     quantization,
     trainable_weights_restored,
 )
+from ftcli.models.targets import linear_names
 from tests.tiny_models import IDS, LINEAR, SIZES, falcon, gpt_neox, llama, logits, lora, phi3, shake
 
 # LoRA
