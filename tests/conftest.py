@@ -211,12 +211,18 @@ TINY = {
 }
 
 
-def save_tiny_model(folder: Path, model_type: str = "llama", **keys: Any) -> Path:
-    """A random model of a type with the tiny tokenizer; keys go over TINY."""
+def save_tiny_model(
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    tokenizer: Any = None,
+    **keys: Any,
+) -> Path:
+    """A random model of a type with the tiny tokenizer or another; keys go over TINY."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = tiny_tokenizer()
+    tokenizer = tokenizer or tiny_tokenizer()
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         model_type,

@@ -1,39 +1,23 @@
-"""Templates of today's model families: exactly the answers and their ends are trained on.
-
-Those with a TRL file are the published ones, as TRL ships them; the others are written for the
-tests to the published structure.
-"""
+"""Templates of today's model families: exactly the answers and their ends are trained on."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
-from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from test_rendering import AWKWARD
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from ftcli.data.example import Example, Message
 from ftcli.data.templates.render import ChatTemplate, Rendered
 from ftcli.data.tokenizing.answer_text import AnswerReader
 from ftcli.data.tokenizing.rendering import Renderer
-from tests.families import TEMPLATES, byte_level, chat, encode_many, reason_of, runs
+from tests.families import byte_level, chat, encode_many, reason_of, runs
+from tests.published import tokenizer_named
 
-spec = find_spec("trl")
-assert spec is not None and spec.submodule_search_locations
-TRL = Path(spec.submodule_search_locations[0], "chat_templates")
-OURS = TEMPLATES / "published"
-
-CONTROL = re.compile(
-    r"<\|[^|<>\s'\"{}]+\|>|<｜[^｜<>]+｜>|\[/?[A-Z_]{3,}\]|</?s>|<SPECIAL_\d+>|<(?:start|end)_of_turn>"
-    r"|<\|?turn\|?>|<\|?channel\|?>|<\|think\|>|<end_of_utterance>|\[e~\[|\]~b\]|\]~!b\[|<sop>"
-)
 THINKING, ANSWERING = (("enable_thinking", True),), (("enable_thinking", False),)
 Kwargs = tuple[tuple[str, str | bool | int | float], ...]
 
@@ -108,23 +92,6 @@ PUBLISHED = {
     "smollm3 answering": Published(IM_END, kwargs=ANSWERING),
     "smolvlm": Published("<end_of_utterance>", " "),
 }
-
-
-@cache
-def tokenizer_named(name: str) -> PreTrainedTokenizerBase:
-    """A small tokenizer that knows the control tokens of the template, and <bos> and <eos>."""
-    file = next((f for f in (OURS / f"{name}.jinja", TRL / f"{name}.jinja") if f.is_file()), None)
-    if file is None:
-        pytest.skip(f"trl {version('trl')} has no {name}.jinja")
-    text = file.read_text(encoding="utf-8")
-    special = dict.fromkeys(["<bos>", "<eos>", *CONTROL.findall(text)])
-    added = dict.fromkeys(re.findall(r"</?think>", text))
-    backend = byte_level(tuple(special), tuple(added))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>"
-    )
-    tokenizer.chat_template = text
-    return tokenizer
 
 
 def renderer_of(name: str, loss_on: str = "completions", kwargs: Kwargs = ()) -> Renderer:

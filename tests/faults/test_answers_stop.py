@@ -13,7 +13,8 @@ import pytest
 
 from ftcli.cli import run
 from ftcli.models.batches import Batch
-from tests.conftest import COLOURS, THINGS, pair, save_recipe, tiny_tokenizer
+from tests.conftest import COLOURS, THINGS, pair, save_recipe, save_tiny_model, tiny_tokenizer
+from tests.published import tokenizer_named
 
 # Their ends make answers of different lengths, so that seven of the eight are padded.
 PLAIN, UNEVEN = ["."] * 8, ["!" * number for number in range(8)]
@@ -69,6 +70,17 @@ def test_eight_of_eight_stop_where_the_pad_token_is_the_end_token(
 ) -> None:
     assert learn(tmp_path, padded_with_its_end, **FULL) == (8, 8)
     observed("8 of 8 stop")
+
+
+@pytest.mark.slow
+@pytest.mark.fault(11)
+@pytest.mark.parametrize("name", ["gptoss", "deepseek_r1_distill", "glm4moe", "qwen3_5_think"])
+def test_eight_of_eight_are_right_and_stop_with_a_published_template(
+    name: str, tmp_path: Path
+) -> None:
+    """The model writes the channel, or the end of the thinking block, and nobody reads it."""
+    base = save_tiny_model(tmp_path / "base", tokenizer=tokenizer_named(name))
+    assert learn(tmp_path, base, **FULL) == (8, 8)
 
 
 @pytest.mark.slow
