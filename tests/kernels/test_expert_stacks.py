@@ -63,3 +63,11 @@ def test_stacks_look_plain_for_a_while_and_are_restored() -> None:
         assert weight.shape == (4, 64, 64) and weight.untyped_storage().nbytes() == 4
     assert torch.equal(logits(model, IDS), before)
     assert all(stack.in_4_bits for stack in expert_stacks(model))
+
+
+def test_rows_that_are_no_whole_blocks_stay_in_16_bits() -> None:
+    model, _ = in_4_bits(mixture("qwen3_moe", moe_intermediate_size=96))
+    assert {stack.name: stack.in_4_bits for stack in expert_stacks(model)} == {
+        "gate_up_proj": True,
+        "down_proj": False,
+    }
