@@ -325,7 +325,7 @@ SHORT_RULES: tuple[tuple[str, Callable[[int, Short], int]], ...] = (
     (r"(\w+_)?vocab_size(_per_layer_input)?", lambda n, short: min(n, short.vocab)),
     (
         r"(\w+_)?(sliding_window(_size)?|attention_chunk_size|attention_window_size|chunk_size)|"
-        r"local_attention|index_topk",
+        r"local_attention|keep_window_size|index_topk",
         lambda n, short: min(n, short.window),
     ),
 )
