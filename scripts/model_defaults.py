@@ -42,6 +42,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": {
         "text_config": {"rope_parameters": {**MROPE, "mrope_section": [22, 22, 20]}}
     },
+    "gemma3n_text": {
+        "num_hidden_layers": 10,
+        "num_kv_shared_layers": 5,
+        "intermediate_size": [16384] * 10,
+        "activation_sparsity_pattern": [0.95] * 2 + [0.0] * 8,
+    },
     "glm46v": GLM_VISION,
     "glm4v": GLM_VISION,
     "glm4v_moe": GLM_VISION,

@@ -317,7 +317,7 @@ def _prove_method(
         _require(
             result.eval_loss is not None
             and result.first_eval_loss is not None
-            and result.eval_loss < 0.98 * result.first_eval_loss,
+            and result.eval_loss < 0.995 * result.first_eval_loss,
             f"loss {result.first_eval_loss} → {result.eval_loss}",
         )
     with proof.step(f"{method} reloads"):

@@ -7,9 +7,7 @@ common prefix of a batch once, and removes finished rows from a batch.
 from __future__ import annotations
 
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +17,6 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     DynamicLayer,
-    GenerationConfig,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -34,7 +31,13 @@ from ftcli.models.batches import Row, length_batches
 from ftcli.models.device import free_bytes, is_out_of_memory
 from ftcli.models.loss import row_losses
 from ftcli.models.prompt_manifest import PromptFormat
-from ftcli.models.virtual_tokens import causal_model, generation_inputs, virtual_tokens
+from ftcli.models.virtual_tokens import (
+    causal_model,
+    generating,
+    generation_inputs,
+    has_prefix,
+    virtual_tokens,
+)
 from ftcli.training.collators import Collator, PaddingCollator, scoring_collator
 
 # Scoring is bound by compute with few rows; decoding by memory, so that more rows cost little.
@@ -43,9 +46,6 @@ SCORED_ROWS = 4
 BLOCK_ROWS = 64
 # `generate` is called again without the finished rows once this share of a batch has finished.
 FINISHED_SHARE = 0.25
-# The first token comes with the prompt; the others are timed.
-TIMED_TOKENS = 17
-LEAST_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,22 @@ def answer_batches(
     batch_size: int = ANSWERED_ROWS,
 ) -> list[list[int]]:
     """Indices of prompts in batches for `answer_batch`: every prompt once."""
-    cache_tokens = cache_tokens_of(model.network)
-    return list(answered_together(prompts, settings.max_new_tokens, batch_size, cache_tokens))
+    groups: dict[int, list[int]] = {}
+    padded = not _pads_in_windows(model.network)
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(0 if padded else len(prompt), []).append(index)
+    limits = (settings.max_new_tokens, batch_size, cache_tokens_of(model.network))
+    return [
+        [group[index] for index in batch]
+        for group in groups.values()
+        for batch in answered_together([prompts[index] for index in group], *limits)
+    ]
+
+
+def _pads_in_windows(model: PreTrainedModel) -> bool:
+    """Whether a sliding window would count the padding between a prefix and a prompt."""
+    windows = DynamicSlidingWindowLayer in _cache_layers(causal_model(model))
+    return windows and has_prefix(model)
 
 
 def answer_batch(
@@ -172,12 +186,13 @@ def stream_answer(
     """One answer, whose text is also given to `on_text` piece by piece as it is generated."""
     ids = torch.tensor([list(prompt)], device=model.device)
     inputs = generation_inputs(model.network, ids, torch.ones_like(ids))
-    output = causal_model(model.network.eval()).generate(
-        **inputs,
-        streamer=AnswerStreamer(model.prompt_format, on_text) if on_text is not None else None,
-        max_new_tokens=settings.max_new_tokens,
-        **_generate_arguments(model, settings),
-    )
+    with generating(model.network, inputs["attention_mask"]):
+        output = causal_model(model.network.eval()).generate(
+            **inputs,
+            streamer=AnswerStreamer(model.prompt_format, on_text) if on_text is not None else None,
+            max_new_tokens=settings.max_new_tokens,
+            **_generate_arguments(model, settings),
+        )
     return _decoded(model, output[0, inputs["input_ids"].shape[1] :].tolist())
 
 
@@ -255,11 +270,9 @@ def generate_ids(
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _inputs(model, prompts)
     plain_cache = _cache_layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
-    # M-RoPE's offsets of a batch's rows are kept in the model (transformers 5.24, Qwen2-VL).
-    loses_rows = plain_cache and not any(hasattr(each, "rope_deltas") for each in network.modules())
     # A state space's cache cannot lose rows, and in many models cannot take several tokens.
-    # transformers 5.24 cuts ids into chunks, but not the embeddings of a soft prompt.
-    in_chunks = plain_cache and "inputs_embeds" not in inputs
+    # A soft prompt is embedded at once; a prefix is in the cache.
+    in_chunks = plain_cache and ("cache" in inputs or not virtual_tokens(model))
     chunk = max(1, PREFILLED_TOKENS // len(prompts)) if in_chunks else None
     answers: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
@@ -267,14 +280,15 @@ def generate_ids(
     while True:
         start = inputs["input_ids"].shape[1]
         some_finished = StoppingCriteriaList([_SomeFinished(stops, start)])
-        output: Any = network.generate(
-            **inputs,
-            **arguments,
-            max_new_tokens=max_new_tokens - done,
-            prefill_chunk_size=chunk,
-            stopping_criteria=some_finished if loses_rows else None,
-            return_dict_in_generate=True,
-        )
+        with generating(model, inputs["attention_mask"]):
+            output: Any = network.generate(
+                **inputs,
+                **arguments,
+                max_new_tokens=max_new_tokens - done,
+                prefill_chunk_size=chunk,
+                stopping_criteria=some_finished if plain_cache else None,
+                return_dict_in_generate=True,
+            )
         ids, cache = output.sequences, output.cache
         for row, new in zip(unfinished, ids[:, start:].tolist(), strict=True):
             answers[row] += new
@@ -349,50 +363,3 @@ def _padded(prompts: Sequence[Sequence[int]], shared: int) -> tuple[Tensor, Tens
 def _through_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     end = next((count for count, each in enumerate(ids, start=1) if each in stop_ids), len(ids))
     return ids[:end]
-
-
-# Timing
-
-
-@dataclass(frozen=True)
-class CallSpeed:
-    """Seconds of single calls: medians over the prompts of a kind, and over all answers."""
-
-    prompt_seconds: tuple[float, ...]
-    """One for each kind of prompt."""
-    seconds_per_answer_token: float
-
-
-def time_calls(model: Model, kinds: Sequence[Sequence[Sequence[int]]]) -> CallSpeed:
-    """Time prompts of several kinds in turn, so that other load on the machine affects all equally.
-
-    Answer tokens are assumed to take the same time after each kind of prompt: the difference by
-    context length is too small for such a short timing.
-    """
-    for prompts in kinds:
-        _call_seconds(model, prompts[0], 1)  # kernels are chosen here
-    firsts: list[list[float]] = [[] for _ in kinds]
-    others: list[float] = []
-    for turn in zip(*kinds, strict=True):
-        for kind, prompt in enumerate(turn):
-            first = _call_seconds(model, prompt, 1)
-            whole = _call_seconds(model, prompt, TIMED_TOKENS)
-            firsts[kind].append(first)
-            others.append(max(whole - first, LEAST_SECONDS) / (TIMED_TOKENS - 1))
-    return CallSpeed(tuple(map(statistics.median, firsts)), statistics.median(others))
-
-
-def _call_seconds(model: Model, prompt: Sequence[int], tokens: int) -> float:
-    """Seconds for a prompt and a greedy answer of exactly `tokens`."""
-    ids = torch.tensor([list(prompt)], device=model.device)
-    settings = GenerationConfig(
-        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
-    )
-    started = time.monotonic()
-    with torch.no_grad():
-        model.network.eval().generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
-        )
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic() - started

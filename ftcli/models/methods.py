@@ -41,7 +41,7 @@ from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.targets import kind_of, last_name, run_text, shortened, target_names
-from ftcli.models.virtual_tokens import init_virtual_tokens
+from ftcli.models.virtual_tokens import init_virtual_tokens, require_prefix
 
 ENDS = ("embed_tokens", "lm_head")
 """Recipe names of input embeddings and head."""
@@ -100,6 +100,8 @@ def attach(
     """
     if isinstance(method, Full):
         return _train_what_text_reaches(model)
+    if isinstance(method, PrefixTuning):
+        require_prefix(model)
     config = _config(model, method)
     torch.manual_seed(seed)
     adapted = add_adapters(model, config)

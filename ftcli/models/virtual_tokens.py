@@ -6,19 +6,28 @@ model below PEFT as embeddings (soft prompt) or as the KV cache (prefix).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftModel, initialize_kv_prefix_from_past_key_values
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from ftcli.errors import ModelError
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:
     """Number of positions that the method puts in front of the input; 0 for other methods."""
     config = _config(model)
     return int(config.num_virtual_tokens) if config is not None else 0
+
+
+def has_prefix(model: PreTrainedModel) -> bool:
+    """Whether the virtual tokens are keys and values in the cache."""
+    config = _config(model)
+    return config is not None and _is_prefix(config)
 
 
 def causal_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -45,26 +54,79 @@ def backbone_inputs(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]
 
 
 def generation_inputs(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Inputs of the causal model's `generate`, for ids [rows, tokens] padded on the left."""
+    """Inputs of the causal model's `generate`, for ids [rows, tokens] padded on the left.
+
+    Call it within `generating`.
+    """
     config = _config(model)
     if config is None:
         return {"input_ids": input_ids, "attention_mask": mask}
-    before = model.get_prompt(batch_size=len(input_ids))
     count = config.num_virtual_tokens
-    # The ids of virtual tokens are not embedded, but a repetition penalty sees them: the row's last
-    # id adds none that the row does not have.
-    ids = torch.cat((input_ids[:, -1:].expand(-1, count), input_ids), dim=1)
+    # The ids of virtual tokens are not read, but a repetition penalty sees them: the row's last id
+    # adds none that the row does not have.
+    more = input_ids[:, -1:].expand(-1, count)
     seen = torch.ones(len(mask), count, dtype=mask.dtype, device=mask.device)
     if _is_prefix(config):
-        whole = torch.cat((seen, mask), dim=1)
-        return {"input_ids": ids, "attention_mask": whole, "cache": before}
-    embedded = causal_model(model).get_input_embeddings()(input_ids)
+        return {
+            "input_ids": torch.cat((more, input_ids), dim=1),
+            "attention_mask": torch.cat((seen, mask), dim=1),
+            "cache": model.get_prompt(batch_size=len(input_ids)),
+        }
     # Padding comes before the soft prompt, so that positions are the same as in training.
+    rows = zip(input_ids, more, mask.bool(), strict=True)
     return {
-        "input_ids": ids,
-        "inputs_embeds": _after_padding(before.to(embedded.dtype), embedded, mask),
+        "input_ids": torch.stack(
+            [torch.cat((row[~keep], own, row[keep])) for row, own, keep in rows]
+        ),
         "attention_mask": torch.cat((mask, seen), dim=1).sort(dim=1, stable=True).values,
     }
+
+
+@contextmanager
+def generating(model: PreTrainedModel, mask: Tensor) -> Iterator[None]:
+    """Within the block, the first tokens of each row are embedded as the soft prompt, if there is
+    one; `mask` [rows, tokens] is that of `generation_inputs`.
+
+    In the embedding layer, because many classes cannot generate from embeddings.
+    """
+    config, network = _config(model), causal_model(model)
+    count = 0 if config is None or _is_prefix(config) else config.num_virtual_tokens
+    places = mask.bool() & (mask.cumsum(dim=1) <= count)
+    prompt = model.get_prompt(batch_size=len(mask)).flatten(0, 1) if count else None
+
+    def embed(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
+        if prompt is None or output.shape[:2] != places.shape:  # a later token
+            return None
+        return output.masked_scatter(places[..., None], prompt.to(output.dtype))
+
+    handle = network.get_input_embeddings().register_forward_hook(embed)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in network.modules():
+            # M-RoPE's offsets of these rows (transformers 5.24, Qwen2-VL).
+            if getattr(module, "rope_deltas", None) is not None:
+                module.rope_deltas = None
+
+
+def require_prefix(base: PreTrainedModel) -> None:
+    """Raise ModelError (`method_refused`) if a layer of the model cannot have a prefix."""
+    embeddings = base.get_input_embeddings().weight
+    if embeddings.is_meta:  # sizes without weights
+        return
+    ids = torch.ones((1, 2), dtype=torch.long, device=embeddings.device)
+    with torch.no_grad():
+        cache = getattr(base.eval()(input_ids=ids, use_cache=True), "cache", None)
+    layers = getattr(cache, "layers", ())
+    pairs = [(getattr(each, "keys", None), getattr(each, "values", None)) for each in layers]
+    shapes = {each.shape if isinstance(each, Tensor) else None for pair in pairs for each in pair}
+    if len(shapes) != 1 or None in shapes:
+        raise ModelError(
+            "method_refused",
+            f"{type(base).__name__}: prefix-tuning needs keys and values of one size in all "
+            "layers, and some have others or none; take method.mode: lora",
+        )
 
 
 def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None:
@@ -88,14 +150,6 @@ def init_virtual_tokens(model: PreTrainedModel, init_ids: Sequence[int]) -> None
             initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
         else:
             model.prompt_encoder[model.active_adapter].embedding.weight.copy_(embeddings(ids))
-
-
-def _after_padding(prompt: Tensor, embedded: Tensor, mask: Tensor) -> Tensor:
-    """Rows [padding, prompt, tokens] of embeddings; padding is where the mask is 0."""
-    rows = []
-    for row, keep in enumerate(mask.bool()):
-        rows.append(torch.cat((embedded[row, ~keep], prompt[row], embedded[row, keep])))
-    return torch.stack(rows)
 
 
 def _config(model: PreTrainedModel) -> Any:

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ftcli.config.recipe import Generation, PrefixTuning
+from ftcli.config.recipe import Generation, PrefixTuning, PromptTuning
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.inference import generation
 from ftcli.inference.generation import (
@@ -291,10 +291,21 @@ def lfm2() -> PreTrainedModel:
     [
         lambda: falcon(max_position_embeddings=256),
         lambda: attach(model_of("llama"), PrefixTuning(mode="prefix-tuning", virtual_tokens=4), 1),
+        lambda: attach(model_of("llama"), PromptTuning(mode="prompt-tuning", virtual_tokens=4), 1),
+        lambda: attach(
+            model_of("gemma3_text"), PrefixTuning(mode="prefix-tuning", virtual_tokens=4), 1
+        ),
         mamba,
         lfm2,
     ],
-    ids=["falcon", "virtual tokens", "a recurrent one", "convolutions between"],
+    ids=[
+        "falcon",
+        "virtual tokens",
+        "a soft prompt",
+        "a prefix and windows",
+        "a recurrent one",
+        "convolutions between",
+    ],
 )
 def test_batches_of_other_models(build: Callable[[], PreTrainedModel]) -> None:
     network = build().eval()

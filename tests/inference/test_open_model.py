@@ -10,7 +10,8 @@ import pytest
 from ftcli.data.example import Message, RowError
 from ftcli.data.prompts import few_shot
 from ftcli.data.tokenizing.rendering import Renderer
-from ftcli.inference.generation import Model, time_calls
+from ftcli.inference.call_speed import time_calls
+from ftcli.inference.generation import Model
 from ftcli.inference.open_model import ids_of
 from tests.conftest import tiny_tokenizer
 from tests.families import TEMPLATES

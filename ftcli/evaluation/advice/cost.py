@@ -140,7 +140,7 @@ def _measured_speed(job: TrainJob, reporter: Reporter) -> tuple[float, str]:
 
 def _timed_calls(job: TrainJob, recipe: Recipe, shots: int, reporter: Reporter) -> Calls:
     """Time a few rows one by one, with and without examples."""
-    from ftcli.inference.generation import time_calls
+    from ftcli.inference.call_speed import time_calls
     from ftcli.inference.open_model import load_untrained
     from ftcli.models.device import explain_out_of_memory
 

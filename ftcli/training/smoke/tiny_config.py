@@ -176,7 +176,7 @@ LAYER_PARTS = re.compile(r"n_(input|recurrent|output)_layers")
 
 def _layers_needed(config: Mapping[str, Any], layers: int) -> int:
     """How many of the first layers have every layer type."""
-    if any(map(LAYER_PARTS.fullmatch, config)):
+    if any(map(LAYER_PARTS.fullmatch, config)) or config.get("num_kv_shared_layers"):
         return layers
     columns = [column for key, value in config.items() for column in _by_layer(key, value, layers)]
     types = list(zip(*columns, strict=True))
@@ -291,7 +291,6 @@ def _exactly(size: int) -> Callable[[int, _Level], int]:
 # The first pattern that matches a key decides.
 RULES: tuple[tuple[str, Callable[[int, _Level], int]], ...] = (
     (LAYER_COUNT.pattern, lambda n, at: min(n, at.kept)),
-    (r"num_kv_shared_layers", lambda n, at: min(n, at.kept // 2)),
     (r"moe_layer_end_index", lambda n, at: min(n, at.kept - 1)),
     # State spaces.
     (r"n_mamba_heads", _at_most(STATE_HEADS)),
