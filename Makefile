@@ -4,6 +4,7 @@
 # make test-all: the long tests too, which vary what the quick ones prove.
 # They hide a GPU; what only a GPU can show, and its speed and memory: make card.
 # make faults: what is injected, what is seen, what is required (docs/faults.md: FAULTS=--write).
+# make models: each model type of transformers proven on a tiny model; writes docs/models.md (hours).
 # make bench: speed, measured; docs/performance.md is written from it (BENCH="--only optimizations", ...).
 # CPU-only or CUDA builds of torch: PIP_ARGS, see README.
 PYTHON ?= python3
@@ -11,6 +12,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 FAULTS ?=
 BENCH ?=
+MODELS ?=
 BIN := $(VENV)/bin
 MODEL := models/SmolLM2-135M-Instruct
 # Folders whose quick tests load no torch.
@@ -19,7 +21,7 @@ QUICK := tests/config tests/runs tests/pages tests/test_errors.py tests/test_con
 # the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo quick check lint test test-all faults card docs bench clean
+.PHONY: demo quick check lint test test-all faults card docs models bench clean
 
 demo: $(VENV)/.demo
 	BIN=$(BIN) MODEL=$(MODEL) sh scripts/demo.sh
@@ -59,6 +61,9 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m scripts.build_docs
 	$(BIN)/python -m scripts.vram_error --write
 	$(BIN)/python -m scripts.bench --write
+
+models: $(VENV)/.dev
+	$(BIN)/python -W ignore -m scripts.models $(MODELS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/small_model.py $(MODEL)

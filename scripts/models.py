@@ -98,6 +98,8 @@ def write_results(found: Mapping[str, Any]) -> None:
 
 def prove_types(types: Sequence[str], methods: Sequence[str], jobs: int) -> None:
     """Prove the types, and write each result when it is there."""
+    import scipy.stats  # noqa: F401  # of a merge's interval; imported once for all processes
+
     from scripts.prove_type import quiet
 
     quiet()

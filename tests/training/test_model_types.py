@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from scripts.models import PAGE, model_types, page, read_results
 from scripts.prove_type import Proof, prove, quiet
 
 # One of each kind of layer: attention with a window, a hybrid with linear attention, state spaces,
@@ -85,3 +86,10 @@ def test_a_type_that_ftcli_has_never_seen(tmp_path: Path) -> None:
     require_passed(proof)
     adapter = next((tmp_path / "runs").glob("*/adapter/adapter_model.safetensors"))
     assert b"layers.1.mlp.wiggle.lora_B" in adapter.read_bytes()
+
+
+def test_the_page_has_a_row_for_each_type_and_says_what_was_found() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()]
+    assert [kind for kind in model_types() if kind not in rows] == []
+    assert page(read_results()) == text

@@ -157,7 +157,7 @@ def _tiny(
 # Layers
 
 LAYER_COUNT = re.compile(
-    r"num_hidden_layers|num_layers(_per_stack)?|n_layers?|layers|depth|num_blocks|"
+    r"num_hidden_layers|num_layers|n_layers?|layers|depth|num_blocks|"
     r"(num_)?(encoder|decoder)_layers|num_global_layers"
 )
 # Lists of layer numbers.
@@ -185,6 +185,7 @@ def _layers_needed(config: Mapping[str, Any], layers: int) -> int:
         if isinstance(value, int) and 0 < value < layers:
             needed += [value] if PERIOD.fullmatch(key) else []
             needed += [value + 1] if FIRST_LAYERS.fullmatch(key) else []
+            needed += [layers // value] if key == "num_layers_per_stack" else []
     return max(needed, default=1)
 
 
@@ -291,6 +292,7 @@ def _exactly(size: int) -> Callable[[int, _Level], int]:
 # The first pattern that matches a key decides.
 RULES: tuple[tuple[str, Callable[[int, _Level], int]], ...] = (
     (LAYER_COUNT.pattern, lambda n, at: min(n, at.kept)),
+    (r"num_layers_per_stack", lambda n, at: max(1, n * at.kept // at.layers)),
     (r"moe_layer_end_index", lambda n, at: min(n, at.kept - 1)),
     # State spaces.
     (r"n_mamba_heads", _at_most(STATE_HEADS)),
