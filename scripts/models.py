@@ -150,7 +150,8 @@ def _prove(model_type: str, methods: tuple[str, ...], results: Any) -> None:
 def page(found: Mapping[str, Any]) -> str:
     """The page of these results."""
     results: Results = found["types"]
-    rows = [_row(model_type, results[model_type]) for model_type in sorted(results)]
+    types = sorted({*model_types(), *results})
+    rows = [_row(model_type, results.get(model_type)) for model_type in types]
     named = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     head = ["type", "class", *METHODS, "why not"]
     return "\n".join(
@@ -175,7 +176,9 @@ def _counts(results: Results) -> str:
     return f"Of {len(results)} types, so many pass every step: {counts}."
 
 
-def _row(model_type: str, result: Mapping[str, Any]) -> str:
+def _row(model_type: str, result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return f"| {model_type} | {'| ' * (len(METHODS) + 1)}| not proven with these versions |"
     steps = result["steps"]
     cells = [_cell(steps, method) for method in METHODS]
     causes = dict.fromkeys(_causes(steps))

@@ -29,6 +29,12 @@ def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
     """Full names of the linear layers that the method adapts; a full name reaches its layer
     whatever `layers` says. Raises ModelError for a name that reaches none."""
     names, targets = names_with_gradient(model), method.target_modules
+    if not names:
+        raise ModelError(
+            "target_modules",
+            f"{type(model).__name__} has no linear layers to adapt (GPT-2's are Conv1D); take "
+            "method.mode: full",
+        )
     if isinstance(targets, str):
         return [name for name in names if _is_in_layers(name, method.layers)]
 
@@ -107,7 +113,7 @@ def _reached(model: PreTrainedModel, names: Collection[str]) -> set[str]:
         return found
 
     def begin(_: nn.Module, __: object, output: Tensor) -> Tensor:
-        return output.detach().requires_grad_()
+        return output.detach().requires_grad_().clone()  # CTRL multiplies it in place
 
     handles = [model.get_submodule(n).register_forward_hook(partial(watch, n)) for n in names]
     handles.append(model.get_input_embeddings().register_forward_hook(begin))

@@ -167,9 +167,7 @@ TOWER_NUMBERS = re.compile(r"(vision|spatial|deepstack)_\w+|feature_layer")
 # Layer types repeat after so many layers.
 PERIOD = re.compile(r"\w+(_period|_step|_pattern|_every_n_layers|_interval|layer_group_size)")
 # Other layers come after these.
-FIRST_LAYERS = re.compile(
-    r"first_k_dense_replace|num_dense_layers|moe_layer_start_index|loop_layer_index_end"
-)
+FIRST_LAYERS = re.compile(r"first_k_dense_replace|num_dense_layers|\w+_start_index|\w+_index_end")
 # Numbers of layers whose sum is the number of all.
 LAYER_PARTS = re.compile(r"n_(input|recurrent|output)_layers")
 
