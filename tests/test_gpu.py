@@ -274,3 +274,36 @@ def test_the_context_is_that_of_the_table() -> None:
     assert 0.5 * known <= measured <= 1.1 * known, (
         f"ftcli/memory/hardware.py says {known / MIB:.0f} MiB, measured {measured / MIB:.0f} MiB"
     )
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+def test_experts_on_a_gpu_are_in_4_bits_and_answer_as_on_a_cpu(kind: str, tmp_path: Path) -> None:
+    import torch
+
+    from ftcli.config.recipe import Model
+    from ftcli.kernels.expert_stacks import expert_stacks
+    from ftcli.models.load import load_base
+    from ftcli.models.methods import attach
+    from tests.experts import IDS, mixture, nf4, through
+    from tests.tiny_models import lora, shake
+
+    mixture(kind, num_experts_per_tok=4).save_pretrained(tmp_path)  # of 4: rounding moves no token
+    found = []
+    for device in ("cpu", "cuda"):
+        base = load_base(
+            str(tmp_path),
+            Model(id=str(tmp_path)),
+            dtype=torch.bfloat16,
+            attention="eager",
+            device=torch.device(device),
+            quantization=nf4(),
+        )
+        assert {parameter.device.type for parameter in base.parameters()} == {device}
+        assert all(stack.in_4_bits for stack in expert_stacks(base))
+        adapted = attach(base, lora(experts=True), seed=0)
+        torch.manual_seed(0)
+        shake(adapted)
+        found.append(through(adapted, IDS.to(device)))
+    for name, on_cpu in found[0].items():
+        difference = (found[1][name].cpu().float() - on_cpu.float()).norm()
+        assert difference <= 0.1 * on_cpu.float().norm(), name

@@ -43,6 +43,8 @@ from ftcli.shell import command
 from ftcli.training.opening import OpenRun
 from ftcli.training.plan.plan import Plan
 
+# What torch says where a model computes a part in fp32, or an operation has no fp64.
+FP64_REFUSED = ("dtype", "Double", "type float")
 # As on the hub: fits any file system.
 SHARD = "5GB"
 # Memory besides the weights: one upcast weight, and the logits of a row.
@@ -108,7 +110,8 @@ class Merger:
             return self._predict(model.network, "base + adapter")
         except RuntimeError as error:
             # State spaces compute in fp32 whatever their weights are (transformers 5.24, Mamba 2).
-            if self.compared_in != torch.float64 or "dtype" not in str(error):
+            in_fp64 = self.compared_in == torch.float64
+            if not (in_fp64 and any(word in str(error) for word in FP64_REFUSED)):
                 raise
         self.compared_in = torch.float32
         return self._predict(model.network, "base + adapter")

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from ftcli.errors import ModelError
 from ftcli.kernels.expert_stacks import plain_stacks
+from ftcli.kernels.experts import use_own_updates
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.device import is_out_of_memory
 from ftcli.models.methods import add_adapters, rewritten, targets_as_named, train_in_fp32
@@ -176,6 +177,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     with _opening_adapter(folder):
         with targets_as_named(), plain_stacks(model.get_base_model()):
             model.add_adapter(name, config)
+        use_own_updates(model)
         train_in_fp32(model)
         read_adapter(model, folder, name)
     model.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from ftcli.kernels.expert_stacks import expert_stacks, plain_stacks
-from ftcli.kernels.experts import use_own_experts, use_own_updates
+from ftcli.kernels.experts import NAME, use_own_experts, use_own_updates
 from tests.experts import IDS, REPLACEABLE, in_4_bits, mixture, through
 from tests.tiny_models import shake
 
@@ -91,6 +91,33 @@ def test_16_bits_under_autocast_are_as_exact_as_transformers_own(kind: str) -> N
     with torch.autocast("cpu", torch.bfloat16):
         their = through(stock(mixture(kind).bfloat16()))
         our = through(own(mixture(kind).bfloat16()))
+    for name, true in exact.items():
+        wrong, theirs = ((it[name].float() - true).norm() for it in (our, their))
+        assert wrong < 1.2 * theirs, name
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "gpt_oss"])
+def test_updates_in_16_bits_are_as_exact_as_peft_s(kind: str) -> None:
+    """Of one layer, whose tokens go to the same experts in each type."""
+    torch.manual_seed(3)
+    hidden, upstream = torch.randn(300, 64).bfloat16(), torch.randn(300, 64)
+    routed = torch.rand(300, 4).bfloat16().topk(2)
+
+    def layer(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+        adapted = with_lora(model, rank=8)
+        if model.config._experts_implementation == NAME:
+            use_own_updates(adapted)
+        experts = adapted.get_submodule("base_model.model.model.layers.0.mlp.experts")
+        leaves = [each.to(dtype).requires_grad_() for each in (hidden.clone(), routed.values)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = experts(leaves[0], routed.indices, leaves[1])
+        (output.float() * upstream).sum().backward()
+        factors = {n: p.grad for n, p in experts.named_parameters() if p.requires_grad}
+        return {"output": output, "hidden": leaves[0].grad, "weights": leaves[1].grad, **factors}
+
+    exact = layer(stock(mixture(kind).bfloat16().float()), torch.float32)
+    their = layer(stock(mixture(kind).bfloat16()), torch.bfloat16)
+    our = layer(own(mixture(kind).bfloat16()), torch.bfloat16)
     for name, true in exact.items():
         wrong, theirs = ((it[name].float() - true).norm() for it in (our, their))
         assert wrong < 1.2 * theirs, name
