@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 CPU_OPERATIONS = "bitsandbytes.backends.cpu.ops"
@@ -62,7 +62,7 @@ def refuse_hub_kernel() -> None:
 
 def attention_name(model: PreTrainedModel) -> str:
     """Name of the attention that the layers use; transformers has only a public setter."""
-    found: str = model.config.get_text_config()._attn_implementation
+    found: str = model.config.get_text_config(decoder=True)._attn_implementation
     return found
 
 
@@ -72,7 +72,7 @@ def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
 
     Run the backward pass in it too: gradient checkpointing runs layers again.
     """
-    config = model.config.get_text_config()
+    config = model.config.get_text_config(decoder=True)
     before = config._attn_implementation
     config._attn_implementation = name
     try:
@@ -95,6 +95,15 @@ def gate_experts(module: Any, rows: Tensor) -> Tensor:
     """Activation of an expert's first product, for a module of transformers' experts."""
     found: Tensor = module._apply_gate(rows) if module.has_gate else module.act_fn(rows)
     return found
+
+
+def stay_in_place(module: nn.Module) -> None:
+    """Keep a module's weights where and as they are when the model around it is moved or cast.
+
+    torch moves the parts of a model by their `_apply`; Trainer and accelerate move whole models.
+    """
+    own: Any = module
+    own._apply = lambda *_, **__: own
 
 
 @contextmanager

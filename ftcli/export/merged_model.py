@@ -35,9 +35,11 @@ from ftcli.models.adapters import open_adapter
 from ftcli.models.device import device_of, free_memory
 from ftcli.models.load import DTYPES, load_base, open_config
 from ftcli.models.methods import shared_weight
-from ftcli.models.older_readers import write_for_older_readers
+from ftcli.models.older_readers import set_type, write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
 from ftcli.models.quantized_files import DEQUANTISED, file_format
+from ftcli.models.text_forward import idle_modules
+from ftcli.models.untrusted import copy_processor
 from ftcli.models.virtual_tokens import causal_model
 from ftcli.shell import command
 from ftcli.training.opening import OpenRun
@@ -153,8 +155,10 @@ class Merger:
         model.generation_config = generation_config(
             tokenizer, prompt_format.stop_ids, prompt_format.pad_id
         )
-        model.save_pretrained(folder, max_shard_size=SHARD)
+        save_merged(model, stored, folder)
         tokenizer.save_pretrained(folder)
+        if idle_modules(model):
+            copy_processor(self._source, self._recipe.model.revision, folder)
         write_for_older_readers(folder)
 
     def read_back(self, folder: Path) -> list[Prediction]:
@@ -303,17 +307,25 @@ def nf4_round_trip(weight: Tensor, nf4: Nf4Config) -> Tensor:
 
 
 def without_adapter(adapted: PeftModel, stored: torch.dtype) -> PreTrainedModel:
-    """The base with merged layers and fully trained modules, all in one type."""
+    """The base with merged layers and fully trained modules, all in one type but for towers."""
     model: PreTrainedModel = adapted.unload()
+    idle = {weight for module in idle_modules(model) for weight in module.parameters()}
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and parameter not in idle:
             parameter.data = parameter.data.to(stored)
     # If only one of the tied embeddings was trained, the config must not tie them again.
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    config = model.config.get_text_config()
-    if head is not None and getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = head.weight.data_ptr() == words.weight.data_ptr()
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        if head is not None and getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = head.weight.data_ptr() == words.weight.data_ptr()
     return model
+
+
+def save_merged(model: PreTrainedModel, stored: str, folder: Path) -> None:
+    """Save a merged model whose weights have the type `stored`, but for its towers."""
+    model.save_pretrained(folder, max_shard_size=SHARD)
+    if idle_modules(model):
+        set_type(folder, stored)
 
 
 def merged_groups(

@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 
 from ftcli.compat import attention_name
 from ftcli.models.batches import padded
+from ftcli.models.device import input_device
+from ftcli.models.text_forward import text_forward
 from ftcli.models.virtual_tokens import causal_model
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
@@ -72,7 +74,7 @@ def predictions_of(
     network = causal_model(network.eval())
     with torch.no_grad(), compute_in(network, dtype, groups):
         for batch_rows in _batches(rows):
-            batch = padded(batch_rows, pad_id).to(network.device)
+            batch = padded(batch_rows, pad_id).to(input_device(network))
             logits = network(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)
             counts = batch.rows.bincount(minlength=len(batch_rows)).tolist()
             found = logits[batch.sources].float().cpu().split(counts)
@@ -182,14 +184,19 @@ class WeightGroup:
         self.stored.clear()
 
 
-def modules_with_weights(module: nn.Module) -> Iterator[nn.Module]:
+def modules_with_weights(network: PreTrainedModel) -> Iterator[nn.Module]:
     """The smallest modules that use only their own weights; an adapter uses its base's too."""
-    together = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
-    if together or any(True for _ in module.parameters(recurse=False)):
-        yield module
-        return
-    for child in module.children():
-        yield from modules_with_weights(child)
+    readers = {network.get_submodule(name) for name in text_forward(network).readers}
+
+    def smallest(module: nn.Module) -> Iterator[nn.Module]:
+        together = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)) or module in readers
+        if together or any(True for _ in module.parameters(recurse=False)):
+            yield module
+            return
+        for child in module.children():
+            yield from smallest(child)
+
+    return smallest(network)
 
 
 def parity(reference: Sequence[Prediction], candidate: Sequence[Prediction]) -> Parity:

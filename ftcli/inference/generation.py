@@ -28,7 +28,7 @@ from ftcli.data.tokenizing.prefix_tree import SHARED_TOKENS, common_tokens
 from ftcli.inference.streaming import AnswerStreamer
 from ftcli.memory.step import ANSWERED_ROWS, PREFILLED_TOKENS, cache_tokens
 from ftcli.models.batches import Row, length_batches
-from ftcli.models.device import free_bytes, is_out_of_memory
+from ftcli.models.device import free_bytes, input_device, is_out_of_memory
 from ftcli.models.loss import row_losses
 from ftcli.models.prompt_manifest import PromptFormat
 from ftcli.models.virtual_tokens import (
@@ -59,8 +59,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = next(self.network.parameters()).device
-        return device
+        return input_device(self.network)
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ def cache_tokens_of(model: PreTrainedModel) -> int:
 def _cache_token_bytes(network: PreTrainedModel) -> int:
     """Bytes that each further token takes in the caches of all layers, measured; 0 for layers that
     keep a state, or a window of one token."""
-    ids = torch.ones((1, 2), dtype=torch.long, device=network.device)
+    ids = torch.ones((1, 2), dtype=torch.long, device=input_device(network))
     cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
     kept = [
         (layer.keys, layer.values)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from ftcli.config.recipe import Device, Recipe
 from ftcli.errors import MachineError
 from ftcli.kernels.cpu import return_freed_memory
 from ftcli.memory.hardware import CARD_KERNELS, Hardware
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # CPU flags for bf16 products in hardware; otherwise they are emulated, several times slower than
 # fp32 (measured on an AVX2 CPU: 0.02 against 0.15 TFLOP/s).
@@ -169,6 +173,12 @@ def free_memory() -> None:
 def device_of(hardware: Hardware) -> torch.device:
     """torch's name for the hardware."""
     return torch.device("cuda", 0) if hardware.kind == "cuda" else torch.device("cpu")
+
+
+def input_device(network: PreTrainedModel) -> torch.device:
+    """Where a model reads its token ids; its first weights may be those of a tower on the CPU."""
+    found: torch.device = network.get_input_embeddings().weight.device
+    return found
 
 
 def _cores() -> int:

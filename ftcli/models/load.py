@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftcli.compat import plain_falcon_layers
+from ftcli.compat import plain_falcon_layers, stay_in_place
 from ftcli.config.recipe import Data, Model, Recipe
 from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
@@ -38,6 +39,7 @@ from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.quantized_files import dequantise_on_loading, quantise_linear
 from ftcli.models.targets import linear_names
+from ftcli.models.text_forward import idle_modules
 from ftcli.models.untrusted import (
     opening,
     processor_template,
@@ -72,7 +74,9 @@ def load_renderer(recipe: Recipe, source: str) -> Renderer:
 def shape_of(network: PreTrainedModel) -> Shape | None:
     """The shape of a network without its adapter; None for an unknown architecture."""
     try:
-        return shape_from_config(causal_model(network).config.get_text_config().to_dict())
+        return shape_from_config(
+            causal_model(network).config.get_text_config(decoder=True).to_dict()
+        )
     except ModelError:
         return None
 
@@ -166,10 +170,11 @@ def _all_text(_: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, di
     return inputs, named
 
 
-def has_experts(config: PreTrainedConfig) -> bool:
-    """Whether a model of this config has stacks of experts."""
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config, without weights."""
     with torch.device("meta"):
-        return bool(expert_stacks(model_class(config).from_config(deepcopy(config))))
+        model: PreTrainedModel = model_class(config).from_config(deepcopy(config))
+    return model
 
 
 def load_base(
@@ -183,26 +188,30 @@ def load_base(
 ) -> PreTrainedModel:
     """The base model in evaluation mode, from safetensors; raises ModelError.
 
-    Runs no code of the repository.
+    Runs no code of the repository. Towers are frozen, on the CPU and in the type of the files.
     """
     refuse_foreign_config(source, model.revision)
     refuse_foreign_weights(source, model.revision)
-    quantised = quantization is not None
     config = open_config(source, model.revision)
     dequantised = dequantise_on_loading(config, source)
+    stored = config.dtype or torch.float32
     extra: dict[str, Any] = {"config": config} if dequantised else {}
-    if quantised and not dequantised:
-        extra["quantization_config"] = quantization
+    in_16_bits = dequantised  # a GPU would hold all of it
+    if quantization is not None and not dequantised:
+        with _quantisable(config):
+            empty = _empty(config)
+        extra["quantization_config"] = _only_linear(quantization, empty)
         extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
-    plain = quantised and config.model_type == "falcon"
-    # A GPU would hold all experts, or all that was dequantised, in 16 bits.
-    if device.type == "cuda" and not (quantised and (dequantised or has_experts(config))):
+        in_16_bits = bool(expert_stacks(empty))
+    if device.type == "cuda" and (quantization is None or not in_16_bits):
         extra["device_map"] = {"": device}
-    with opening(source, "model"), plain_falcon_layers() if plain else nullcontext():
+    has_towers = config.get_text_config(decoder=True) is not config
+    read_as = stored if has_towers and quantization is None else dtype
+    with opening(source, "model"), nullcontext() if quantization is None else _quantisable(config):
         base, loaded = model_class(config).from_pretrained(
             source,
             revision=model.revision,
-            dtype=dtype,
+            dtype=read_as,
             attn_implementation=ATTENTION[attention],
             use_safetensors=True,
             trust_remote_code=False,
@@ -223,7 +232,48 @@ def load_base(
     keep_four_bit_trainable(base)
     with torch.autocast(device.type, torch.bfloat16, enabled=attention == "flash"):
         require_known_head(base)  # flash attention takes 16-bit tensors only
+    _set_idle_aside(base, stored)
+    if read_as != dtype:
+        _cast(base, read_as, dtype)
     return base
+
+
+def _quantisable(config: PreTrainedConfig) -> AbstractContextManager[None]:
+    return plain_falcon_layers() if config.model_type == "falcon" else nullcontext()
+
+
+def _only_linear(quantization: BitsAndBytesConfig, empty: PreTrainedModel) -> BitsAndBytesConfig:
+    """The same, for the linear layers that an adapter may be trained on: no tower, no head."""
+    wanted = {*linear_names(empty)}
+    skipped: list[str] = []
+    for name, module in empty.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in skipped)
+        has_linear = any(isinstance(each, nn.Linear) for each in module.modules())
+        names = (f"{name}.{each}".rstrip(".") for each, _ in module.named_modules())
+        if name and has_linear and not inside and wanted.isdisjoint(names):
+            skipped.append(name)
+    patterns = [rf"{re.escape(name)}(\.|$)" for name in skipped]
+    found = deepcopy(quantization)
+    found.llm_int8_skip_modules = [*(quantization.llm_int8_skip_modules or ()), *patterns]
+    return found
+
+
+def _set_idle_aside(base: PreTrainedModel, stored: torch.dtype) -> None:
+    """Freeze modules that do not run on text; keep them on the CPU and in the type of the files."""
+    for module in idle_modules(base):
+        module.requires_grad_(False).to("cpu")
+        for weight in module.parameters():
+            weight.data = weight.data.to(stored) if weight.is_floating_point() else weight.data
+        stay_in_place(module)
+
+
+def _cast(base: PreTrainedModel, before: torch.dtype, dtype: torch.dtype) -> None:
+    """Cast the weights of one type but those of idle modules; buffers keep theirs."""
+    idle = {id(weight) for module in idle_modules(base) for weight in module.parameters()}
+    for weight in base.parameters():
+        if weight.dtype == before and id(weight) not in idle:
+            weight.data = weight.data.to(dtype)
+    base.config.dtype = dtype
 
 
 def _require_all_weights(

@@ -182,7 +182,7 @@ def _config(
 
 def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
     saved = method.modules_to_save
-    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    tied = has_tied_ends(model)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
@@ -198,6 +198,12 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         # Else one end's copy would be trained alone, and a merge would write it to both.
         ensure_weight_tying=tied and bool(saved),
     )
+
+
+def has_tied_ends(model: PreTrainedModel) -> bool:
+    """Whether head and input embeddings are one matrix."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 @contextmanager

@@ -28,6 +28,17 @@ def write_for_older_readers(folder: Path) -> None:
             write_json(file, older(json.loads(file.read_text(encoding="utf-8"))))
 
 
+def set_type(folder: Path, dtype: str) -> None:
+    """Name the type of the text's weights, in which all are loaded: transformers 5.24 saves that of
+    the first weight, a tower's."""
+    file = folder / "config.json"
+    config: Keys = json.loads(file.read_text(encoding="utf-8"))
+    inner = [value for value in config.values() if isinstance(value, dict) and "dtype" in value]
+    for part in (config, *inner):
+        part["dtype"] = dtype
+    write_json(file, config)
+
+
 def _model_keys(config: Keys) -> Keys:
     """A config, and those in it: of the text of a model with towers, and of the towers."""
     names = {"dtype": "torch_dtype", "num_local_experts": "num_experts"}

@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,12 @@ REFUSED_KEYS = ("configuration_files", "transformers_weights", "fusion_config")
 ADAPTER = "adapter_config.json"
 # transformers 5.24, utils/import_utils.py: the errors of requires_backends.
 NEEDED_PACKAGE = re.compile(r"requires the ([\w-]+) library")
+# transformers 5.24, utils/__init__.py: IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME.
+TOWER_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 # Tokenizers that are data.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 # Files of a processor with its chat template as a key, the first that has one.
@@ -114,6 +121,13 @@ def _is_tokenizer(found: object) -> bool:
     """Whether it is a tokenizer, or transformers' placeholder for one with a missing package."""
     own = isinstance(found, type) and issubclass(found, PreTrainedTokenizerBase)
     return own or isinstance(found, DummyObject)
+
+
+def copy_processor(source: str, revision: str | None, folder: Path) -> None:
+    """Copy the files that say how a model's towers read images and sound."""
+    for name in TOWER_FILES:
+        if (file := _file(source, name, revision)) is not None:
+            shutil.copyfile(file, folder / name)
 
 
 @contextmanager

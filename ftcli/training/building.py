@@ -24,6 +24,8 @@ from ftcli.models.load import DTYPES, compute_dtype, load_base, open_config
 from ftcli.models.methods import attach, init_token_ids, quantization, shared_weight
 from ftcli.models.older_readers import write_for_older_readers
 from ftcli.models.prompt_manifest import generation_config
+from ftcli.models.text_forward import idle_modules
+from ftcli.models.untrusted import copy_processor
 from ftcli.training.collators import open_data
 from ftcli.training.job import TrainJob
 from ftcli.training.l2_sp import L2SP
@@ -181,5 +183,7 @@ def save_trained(trainer: FtcliTrainer, job: TrainJob, folder: Path) -> None:
         model.to(stored.dtype or torch.float32)
         _set_generation_config(model, job)
     save_weights(model, folder)
+    if isinstance(job.recipe.method, Full) and idle_modules(model):
+        copy_processor(job.model.source, job.recipe.model.revision, folder)
     job.model.renderer.tokenizer.save_pretrained(folder)
     write_for_older_readers(folder)

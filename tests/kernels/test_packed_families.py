@@ -19,8 +19,9 @@ from ftcli.kernels.attention import attention_for
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory.shapes.shape import PACKED_TYPES
 from ftcli.models.batches import TOKENS_ROUNDED, Batch, packed, padded
-from ftcli.models.loss import logits_form, row_losses, summed_loss
+from ftcli.models.loss import row_losses, summed_loss
 from ftcli.models.methods import attach
+from ftcli.models.text_forward import text_forward
 from tests.architectures import FAMILIES, SIZES
 from tests.tiny_models import collate, shake
 
@@ -63,7 +64,7 @@ def model_of(name: str, method: str) -> PreTrainedModel:
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms begin at one, and biases at zero
             parameter.data += 0.1 * torch.randn(parameter.shape)
-    logits_form(model)  # as ftcli.models.load does
+    text_forward(model)  # as ftcli.models.load does
     chosen = METHODS[method]
     if name == "phi3" and method.endswith("attention only"):
         chosen = Lora(mode="lora", rank=4, target_modules=["qkv_proj"])

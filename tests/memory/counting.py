@@ -22,8 +22,9 @@ from ftcli.kernels.dequantised import cache_dequantised
 from ftcli.kernels.lora import fuse_lora
 from ftcli.memory import Choices
 from ftcli.models.batches import Batch, of_tensors, packed
-from ftcli.models.loss import _hidden, logits_form
+from ftcli.models.loss import _hidden
 from ftcli.models.methods import keep_four_bit_trainable, quantization
+from ftcli.models.text_forward import text_forward
 from ftcli.models.virtual_tokens import causal_model
 
 gc.freeze()  # what the libraries made lives on; without it each collection below takes 0.3 s
@@ -60,7 +61,7 @@ def build(config: dict[str, Any], choices: Choices) -> Any:
     )
     if choices.quantization is not None:
         model = quantised(model, choices)
-    logits_form(model)  # as ftcli.models.load does
+    text_forward(model)  # as ftcli.models.load does
     model = attach(model, choices).train()
     if choices.keeps_dequantised:
         cache_dequantised(model)

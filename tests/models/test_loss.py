@@ -31,7 +31,8 @@ from ftcli.memory import head_bytes as head_bytes
 from ftcli.models import loss as loss_module
 from ftcli.models.batches import of_tensors
 from ftcli.models.load import model_class
-from ftcli.models.loss import logits_form, require_known_head, row_losses, summed_loss
+from ftcli.models.loss import require_known_head, row_losses, summed_loss
+from ftcli.models.text_forward import text_forward
 from tests.tiny_models import collate
 
 SIZES = {
@@ -371,5 +372,5 @@ def test_measuring_a_head_leaves_the_model_in_training_mode() -> None:
     model = llama().train()
     model.model.layers[0].eval()
     before = [module.training for module in model.modules()]
-    logits_form(model)
+    text_forward(model)
     assert [module.training for module in model.modules()] == before

@@ -37,7 +37,7 @@ from ftcli.training.job import BaseModel
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """The context length, scaled if RoPE is; None if config.json has none."""
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=True)
     limit: int | None = getattr(text, "max_position_embeddings", None)
     if limit is None:
         return None
@@ -62,7 +62,7 @@ def require_within_context(
     Raises DataError (`context`), naming the first row, and ModelError (`tokenizer`).
     """
     config = open_config(model.source, model.revision)
-    _require_known_tokens(folder, dataset, model, config.get_text_config().vocab_size)
+    _require_known_tokens(folder, dataset, model, config.get_text_config(decoder=True).vocab_size)
     context = context_length(config)
     if context is None:
         return
