@@ -100,7 +100,7 @@ def experts_forward(
 ) -> Tensor:
     """Sum of each token's experts by their weights [T, in]: hidden [T, in], the others [T, k]."""
     names = stack_names(module)
-    if torch.is_grad_enabled() and any(map(partial(_is_trained, module), names)):
+    if not is_replaceable(module) or any(map(partial(_is_trained, module), names)):
         theirs: Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](
             module, hidden, top_k_index, top_k_weights
         )
@@ -113,7 +113,9 @@ def experts_forward(
 
 
 def _is_trained(module: nn.Module, name: str) -> bool:
-    return not is_parametrized(module, name) and getattr(module, name).requires_grad
+    if is_parametrized(module, name) or not torch.is_grad_enabled():
+        return False
+    return bool(getattr(module, name).requires_grad)
 
 
 class _Order(NamedTuple):

@@ -225,8 +225,10 @@ def load_base(
         if dequantised:
             quantise_linear(base, linear_names(base), quantization, device)
         _require_quantised(base, source)
-        if quantise_experts(base, quantization, device):
+        quantise_experts(base, quantization, device)
+        if base.device.type != device.type:
             base.to(device)
+            base.hf_device_map = {"": device}  # accelerate trains 4-bit layers only where it says
     use_own_experts(base)
     base.config.get_text_config(decoder=True).use_cache = True
     keep_four_bit_trainable(base)
