@@ -36,11 +36,11 @@ from ftcli.config.recipe import (
     PromptTuning,
     Qlora,
 )
-from ftcli.kernels.expert_stacks import plain_stacks, stacks_to_adapt
+from ftcli.kernels.expert_stacks import plain_stacks
 from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
-from ftcli.models.targets import kind_of, last_name, run_text, shortened, target_names
+from ftcli.models.targets import expert_names, kind_of, last_name, run_text, shortened, target_names
 from ftcli.models.virtual_tokens import init_virtual_tokens, require_prefix
 
 ENDS = ("embed_tokens", "lm_head")
@@ -189,7 +189,7 @@ def _lora(model: PreTrainedModel, method: LoraKeys) -> LoraConfig:
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
         target_modules=shortened(model, target_names(model, method)),
-        target_parameters=stacks_to_adapt(model) if method.experts else None,
+        target_parameters=expert_names(model, method) or None,
         rank_pattern=dict(method.rank_pattern),
         use_rslora=method.rslora,
         use_dora=method.dora,

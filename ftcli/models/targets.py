@@ -18,7 +18,7 @@ from ftcli.compat import attention_name
 from ftcli.config.recipe import LoraKeys
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
-from ftcli.kernels.expert_stacks import router_names
+from ftcli.kernels.expert_stacks import router_names, stacks_to_adapt
 
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32
@@ -36,17 +36,28 @@ def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
             "method.mode: full",
         )
     if isinstance(targets, str):
-        return [name for name in names if _is_in_layers(name, method.layers)]
+        return [name for name in names if is_in_layers(name, method.layers)]
 
     def reaches(target: str, name: str) -> bool:
         if name == target:
             return True
-        return name.endswith(f".{target}") and _is_in_layers(name, method.layers)
+        return name.endswith(f".{target}") and is_in_layers(name, method.layers)
 
     idle = [each for each in targets if not any(reaches(each, name) for name in names)]
     if idle:
         raise ModelError("target_modules", f"no linear layer is called {', '.join(idle)}")
     return [name for name in names if any(reaches(each, name) for each in targets)]
+
+
+def expert_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
+    """Full names of the stacks of experts that the method adapts; raises ModelError."""
+    if not method.experts:
+        return []
+    found = [name for name in stacks_to_adapt(model) if is_in_layers(name, method.layers)]
+    if not found:
+        layers = ", ".join(map(str, method.layers or ()))
+        raise ModelError("layers", f"layers {layers} have no experts; remove method.experts")
+    return found
 
 
 def shortened(model: nn.Module, names: Collection[str]) -> list[str]:
@@ -59,7 +70,7 @@ def shortened(model: nn.Module, names: Collection[str]) -> list[str]:
     return sorted({name if last_name(name) in others else last_name(name) for name in names})
 
 
-def _is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
+def is_in_layers(name: str, layers: Sequence[int] | None) -> bool:
     """Whether a module is in one of these transformer layers; None: in any."""
     numbers = [int(part) for part in name.split(".") if part.isdecimal()]
     return layers is None or numbers[:1] in [[layer] for layer in layers]

@@ -140,6 +140,14 @@ def test_what_experts_cannot_take_is_refused_with_the_recipe(keys: dict[str, Any
     lora(**keys)
 
 
+def test_only_experts_of_the_chosen_layers_are_adapted() -> None:
+    adapted = attach(mixture("qwen3_moe"), lora(experts=True, layers=[1]), seed=0)
+    names = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert any("experts" in name for name in names) and all(".layers.1." in n for n in names)
+    with pytest.raises(ModelError, match="layers 0 have no experts"):  # the first is dense
+        attach(mixture("deepseek_v3"), lora(experts=True, layers=[0]), seed=0)
+
+
 def test_a_model_without_experts_has_none_to_adapt() -> None:
     with pytest.raises(ModelError, match="no mixture of experts"):
         attach(llama(), lora(experts=True), seed=0)
