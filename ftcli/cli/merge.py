@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -64,7 +65,9 @@ def _show(found: MergeResult) -> None:
     else:
         print_result(wrapped(f"nothing to merge: {path} is already a stand-alone model"))
     print_result(f"next   vllm serve {shlex.quote(path)}")
-    print_result(f'       or AutoModelForCausalLM.from_pretrained("{path}")')
+    config = loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    kind = "AutoModelForMultimodalLM" if "text_config" in config else "AutoModelForCausalLM"
+    print_result(f'       or {kind}.from_pretrained("{path}")')
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

@@ -119,18 +119,25 @@ def _body(figures: ReportFigures) -> Iterator[str]:
 def _loaded_by_libraries(figures: ReportFigures) -> Iterator[str]:
     """Python that loads the weights without ftcli, and the upload to the hub."""
     full = figures.method == "full"
-    folder, kind = (
-        ("model", "AutoModelForCausalLM") if full else ("adapter", "AutoPeftModelForCausalLM")
-    )
+    # AutoPeftModelForCausalLM would look for a model of text alone.
+    base = "AutoModelForMultimodalLM" if figures.has_towers else "AutoModelForCausalLM"
+    folder = "model" if full else "adapter"
     hub = shlex.quote(f"your-name/{name_alone(figures.name)}")
     yield from ("Without ftcli:" if full else "Without ftcli, with PEFT:", "", "```python")
+    opened = f'model = {base}.from_pretrained("{folder}")  # or the id on the hub'
     if full:
-        yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        yield f"from transformers import {base}, AutoTokenizer"
+    elif figures.has_towers:
+        yield from ("from peft import PeftModel", f"from transformers import {base}, AutoTokenizer")
+        yield from ("", f'base = {base}.from_pretrained("{figures.hub_base or figures.model}")')
+        opened = f'model = PeftModel.from_pretrained(base, "{folder}")  # or the id on the hub'
     else:
-        yield from (f"from peft import {kind}", "from transformers import AutoTokenizer")
+        yield "from peft import AutoPeftModelForCausalLM"
+        yield "from transformers import AutoTokenizer"
+        opened = opened.replace(base, "AutoPeftModelForCausalLM")
     yield from (
         "",
-        f'model = {kind}.from_pretrained("{folder}")  # or the id on the hub',
+        opened,
         f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
         'messages = [{"role": "user", "content": "a prompt like those it was trained on"}]',
         "inputs = tokenizer.apply_chat_template(",

@@ -50,6 +50,8 @@ class ReportFigures:
     hub_base: str
     """The base's id on the hub; empty for a local folder."""
     base_digest: str | None
+    has_towers: bool
+    """The base reads images or sound too."""
     prepared: Dataset | None
     lengths: tuple[int, ...]
     """Tokens of each training row."""
@@ -136,6 +138,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         recipe=recipe,
         hub_base=_hub_base(recipe.model.id) if recipe is not None else "",
         base_digest=read(run.prompt_manifest, run.base_fingerprint),
+        has_towers=bool(read(run.prompt_manifest, run.base_has_towers)),
         prepared=read(run.data / "prepared.json", partial(load_dataset, run.data)),
         lengths=_lengths(run),
         advice=advice.sentences if advice is not None else (),

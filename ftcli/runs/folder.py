@@ -164,10 +164,17 @@ class RunFolder:
 
         Raises FtcliError.
         """
+        base: str | None = self._manifest_value("base")
+        return base
+
+    def base_has_towers(self) -> bool:
+        """Whether the base's text model is one part of it; raises FtcliError."""
+        return "text_config" in (self._manifest_value("config") or {})
+
+    def _manifest_value(self, key: str) -> Any:
         file = self.require_prompt_manifest()
         try:
-            base: str | None = json.loads(file.read_text(encoding="utf-8"))["base"]
-            return base
+            return json.loads(file.read_text(encoding="utf-8"))[key]
         except (ValueError, KeyError, TypeError) as error:
             raise unreadable_prompt_manifest(file, error) from error
 

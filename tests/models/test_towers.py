@@ -18,6 +18,7 @@ from ftcli.models.load import load_base, mend_text_forward, model_class, open_co
 from ftcli.models.loss import summed_loss
 from ftcli.models.methods import attach, quantization
 from ftcli.models.text_forward import idle_modules, text_forward
+from ftcli.models.untrusted import copy_processor
 from tests.decoders import DECODERS, decoder, save_decoder
 from tests.tiny_models import logits, lora, shake
 
@@ -111,3 +112,12 @@ def test_plain_peft_opens_an_adapter_on_the_original_class(model_type: str, tmp_
     mend_text_forward(plain)
     opened: Any = PeftModel.from_pretrained(plain, str(tmp_path / "adapter")).eval()
     assert torch.allclose(logits(opened, IDS), expected, atol=1e-5)
+
+
+def test_the_files_that_read_images_are_copied(tmp_path: Path) -> None:
+    base, saved = save_decoder(tmp_path / "base", "gemma3"), tmp_path / "saved"
+    saved.mkdir()
+    (base / "preprocessor_config.json").write_text('{"size": 28}')
+    copy_processor(str(base), None, saved)
+    assert [file.name for file in saved.iterdir()] == ["preprocessor_config.json"]
+    assert (saved / "preprocessor_config.json").read_text() == '{"size": 28}'

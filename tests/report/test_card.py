@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_the_card_says_how_to_load_the_adapter_without_ftcli(tmp_path: Path) -> 
     compile(code, "card", "exec")
     assert 'AutoPeftModelForCausalLM.from_pretrained("adapter")' in code
     assert "hf upload your-name/shop adapter ." in text
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_model_with_towers_is_loaded_by_its_own_class(mode: str, tmp_path: Path) -> None:
+    run = save_run(tmp_path)
+    recipe = yaml.safe_load(run.recipe.read_text())
+    run.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": mode}}))
+    run.prompt_manifest.write_text(json.dumps({"base": None, "config": {"text_config": {}}}))
+    code = card(run).partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    assert "AutoModelForMultimodalLM.from_pretrained" in code and "CausalLM" not in code
+    assert ('PeftModel.from_pretrained(base, "adapter")' in code) == (mode == "lora")
 
 
 def with_data(run: RunFolder, far: str) -> None:
