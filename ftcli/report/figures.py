@@ -130,6 +130,7 @@ def read_figures(run: RunFolder) -> ReportFigures:
         if samples.total < main.rows:
             there = f"only {samples.total:,} of {counted(main.rows, 'row')}"
             problems.append(f"eval/{main.answers}: {there}; delete it and evaluate again")
+    base_digest = read(run.prompt_manifest, run.base_fingerprint)
     return ReportFigures(
         run=run,
         path=path,
@@ -137,8 +138,8 @@ def read_figures(run: RunFolder) -> ReportFigures:
         plan=read(run.plan, partial(Plan.read, run.plan)),
         recipe=recipe,
         hub_base=_hub_base(recipe.model.id) if recipe is not None else "",
-        base_digest=read(run.prompt_manifest, run.base_fingerprint),
-        has_towers=bool(read(run.prompt_manifest, run.base_has_towers)),
+        base_digest=base_digest,
+        has_towers=base_digest is not None and run.base_has_towers(),
         prepared=read(run.data / "prepared.json", partial(load_dataset, run.data)),
         lengths=_lengths(run),
         advice=advice.sentences if advice is not None else (),

@@ -164,17 +164,18 @@ class RunFolder:
 
         Raises FtcliError.
         """
-        base: str | None = self._manifest_value("base")
+        base: str | None = self._prompt_manifest()["base"]
         return base
 
     def base_has_towers(self) -> bool:
         """Whether the base's text model is one part of it; raises FtcliError."""
-        return "text_config" in (self._manifest_value("config") or {})
+        return "text_config" in (self._prompt_manifest().get("config") or {})
 
-    def _manifest_value(self, key: str) -> Any:
+    def _prompt_manifest(self) -> dict[str, Any]:
         file = self.require_prompt_manifest()
         try:
-            return json.loads(file.read_text(encoding="utf-8"))[key]
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return {"base": found["base"], **found}
         except (ValueError, KeyError, TypeError) as error:
             raise unreadable_prompt_manifest(file, error) from error
 

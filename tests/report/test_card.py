@@ -97,7 +97,7 @@ def test_a_model_with_towers_is_loaded_by_its_own_class(mode: str, tmp_path: Pat
     run = save_run(tmp_path)
     recipe = yaml.safe_load(run.recipe.read_text())
     run.recipe.write_text(yaml.safe_dump(recipe | {"method": {"mode": mode}}))
-    run.prompt_manifest.write_text(json.dumps({"base": None, "config": {"text_config": {}}}))
+    run.prompt_manifest.write_text(json.dumps({"base": "0", "config": {"text_config": {}}}))
     code = card(run).partition("```python\n")[2].partition("```")[0]
     compile(code, "card", "exec")
     assert "AutoModelForMultimodalLM.from_pretrained" in code and "CausalLM" not in code
