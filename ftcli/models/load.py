@@ -32,7 +32,7 @@ from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
-from ftcli.kernels.expert_stacks import expert_stacks, quantise_experts
+from ftcli.kernels.expert_stacks import NARROWEST, expert_stacks, quantise_experts
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
@@ -223,7 +223,7 @@ def load_base(
     mend_text_forward(base)
     if quantization is not None:
         if dequantised:
-            quantise_linear(base, linear_names(base), quantization, device)
+            quantise_linear(base, quantisable_names(base), quantization, device)
         _require_quantised(base, source)
         quantise_experts(base, quantization, device)
         if base.device.type != device.type:
@@ -240,13 +240,20 @@ def load_base(
     return base
 
 
+def quantisable_names(network: PreTrainedModel) -> list[str]:
+    """Names of the linear layers to quantise: not those of a few numbers, such as a gate per head,
+    which gain nothing and which Gemma 3n clamps in place."""
+    names = linear_names(network)
+    return [name for name in names if min(network.get_submodule(name).weight.shape) >= NARROWEST]
+
+
 def _quantisable(config: PreTrainedConfig) -> AbstractContextManager[None]:
     return plain_falcon_layers() if config.model_type == "falcon" else nullcontext()
 
 
 def _only_linear(quantization: BitsAndBytesConfig, empty: PreTrainedModel) -> BitsAndBytesConfig:
     """The same, for the linear layers that an adapter may be trained on: no tower, no head."""
-    wanted = {*linear_names(empty)}
+    wanted = {*quantisable_names(empty)}
     skipped: list[str] = []
     for name, module in empty.named_modules():
         inside = any(name.startswith(f"{other}.") for other in skipped)

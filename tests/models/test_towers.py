@@ -93,6 +93,18 @@ def test_towers_are_not_in_4_bits(model_type: str, tmp_path: Path) -> None:
     assert nn.Linear in kinds and not any(each.__name__ == "Linear4bit" for each in kinds)
 
 
+def test_layers_of_a_few_numbers_are_not_in_4_bits(tmp_path: Path) -> None:
+    """Gemma 3n clamps its coefficients in place, which needs numbers."""
+    base = save_decoder(tmp_path / "base", "gemma3n_text")
+    model = load(base, quantization=quantization(Qlora(mode="qlora"), torch.float32))
+    kinds = {name: type(each).__name__ for name, each in model.named_modules()}
+    assert kinds["model.layers.0.self_attn.q_proj"] == "Linear4bit"
+    assert kinds["model.layers.0.altup.prediction_coefs"] == "Linear"
+    loss = summed_loss(attach(model, lora(), seed=0).train(), of_tensors(IDS, IDS))
+    loss.backward()
+    assert loss.isfinite()
+
+
 @pytest.mark.parametrize("model_type", WITH_TOWERS)
 def test_plain_peft_opens_an_adapter_on_the_original_class(model_type: str, tmp_path: Path) -> None:
     base = save_decoder(tmp_path / "base", model_type)
