@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -65,14 +66,10 @@ def expert_stacks(model: PreTrainedModel) -> list[Stack]:
 def quantise_experts(
     model: PreTrainedModel, config: BitsAndBytesConfig, device: torch.device
 ) -> int:
-    """Quantise each stack to NF4 on this device, one after the other; returns how many.
-
-    Not those whose rows are no whole blocks: the CPU's kernel of bitsandbytes 0.50 takes the scales
-    of other blocks for them (backends/cpu/ops.py, dequantize_4bit).
-    """
+    """Quantise each stack to NF4 on this device, one after the other; returns how many."""
     from bitsandbytes.nn.parametrize import replace_parameter_4bit  # looks for CUDA, slowly
 
-    stacks = [each for each in expert_stacks(model) if each.shape[-1] % NF4_BLOCK == 0]
+    stacks = [each for each in expert_stacks(model) if _is_quantisable(each)]
     for stack in stacks:
         parameter = getattr(stack.module, stack.name)
         parameter.data = parameter.data.to(device)
@@ -84,6 +81,86 @@ def quantise_experts(
             blocksize=NF4_BLOCK,
         )
     return len(stacks)
+
+
+def _is_quantisable(stack: Stack) -> bool:
+    """Not in 4 bits yet, and each row of whole blocks: to others the CPU's kernel of bitsandbytes
+    0.50 gives the scales of other blocks (backends/cpu/ops.py, dequantize_4bit)."""
+    return not stack.in_4_bits and stack.shape[-1] % NF4_BLOCK == 0
+
+
+@contextmanager
+def stacks_quantised_on_loading() -> Iterator[None]:
+    """Within the block, `from_pretrained` quantises each stack as it reads it, as it does with
+    linear layers: no more than one is in 16 bits. `seal_stacks` follows."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    mapping: dict[str, Any] = AUTO_QUANTIZER_MAPPING
+    own = mapping["bitsandbytes_4bit"]
+    mapping["bitsandbytes_4bit"] = _quantizer_of_stacks()
+    try:
+        yield
+    finally:
+        mapping["bitsandbytes_4bit"] = own
+
+
+@cache
+def _quantizer_of_stacks() -> type[Any]:
+    """A class, made on request because bitsandbytes looks for CUDA when it is imported, slowly."""
+    from bitsandbytes.nn import Params4bit
+    from transformers.integrations.bitsandbytes import Bnb4bitQuantize
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    class Operation(Bnb4bitQuantize):
+        def convert(self, input_dict: Any, **keywords: Any) -> dict[str, Any]:
+            config = self.hf_quantizer.quantization_config
+            found: dict[str, Any] = {}
+            for name, given in input_dict.items():
+                if name not in self.hf_quantizer.stacks:
+                    found |= super().convert({name: given}, **keywords)
+                    continue
+                stack = given[0] if isinstance(given, list) else given
+                found[name] = Params4bit(
+                    stack,
+                    requires_grad=False,
+                    blocksize=NF4_BLOCK,
+                    compress_statistics=config.bnb_4bit_use_double_quant,
+                    quant_type=config.bnb_4bit_quant_type,
+                ).to(stack.device)
+            return found
+
+    class Quantizer(Bnb4BitHfQuantizer):
+        stacks: frozenset[str] | None = None
+
+        def param_needs_quantization(self, model: Any, param_name: str, **keywords: Any) -> bool:
+            if self.stacks is None:
+                found = expert_stacks(model)
+                self.stacks = frozenset(each.full_name for each in found if _is_quantisable(each))
+            return param_name in self.stacks or super().param_needs_quantization(
+                model, param_name, **keywords
+            )
+
+        def get_quantize_ops(self) -> Operation:
+            return Operation(self)
+
+    return Quantizer
+
+
+def seal_stacks(model: PreTrainedModel) -> None:
+    """Make each stack that was quantised on loading a parameter that dequantises when it is read,
+    as `quantise_experts` does."""
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit_prequantized
+
+    for module in list(model.modules()):
+        stacks = {
+            name: parameter
+            for name, parameter in module.named_parameters(recurse=False)
+            if not isinstance(module, nn.Linear) and hasattr(parameter, "quant_state")
+        }
+        for name, parameter in stacks.items():
+            state = parameter.quant_state.as_dict(packed=True)
+            setattr(module, name, nn.Parameter(parameter.data, requires_grad=False))
+            replace_parameter_4bit_prequantized(module, name, state, parameter.device)
 
 
 def stacks_to_adapt(model: PreTrainedModel) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -32,7 +32,13 @@ from ftcli.data.templates.choose import choose_template
 from ftcli.data.tokenizing.rendering import Renderer
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
-from ftcli.kernels.expert_stacks import NARROWEST, expert_stacks, quantise_experts
+from ftcli.kernels.expert_stacks import (
+    NARROWEST,
+    expert_stacks,
+    quantise_experts,
+    seal_stacks,
+    stacks_quantised_on_loading,
+)
 from ftcli.kernels.experts import use_own_experts
 from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
@@ -196,15 +202,15 @@ def load_base(
     dequantised = dequantise_on_loading(config, source)
     stored = config.dtype or torch.float32
     extra: dict[str, Any] = {"config": config} if dequantised else {}
-    in_16_bits = dequantised  # a GPU would hold all of it
+    stacks: dict[str, Sequence[int]] = {}
     if quantization is not None and not dequantised:
         with _quantisable(config):
             empty = _empty(config)
         extra["quantization_config"] = _only_linear(quantization, empty)
         extra["device_map"] = {"": "cpu"}  # without it 4-bit weights go to the GPU
-        in_16_bits = bool(expert_stacks(empty))
-    if device.type == "cuda" and (quantization is None or not in_16_bits):
-        extra["device_map"] = {"": device}
+        stacks = {each.full_name: each.shape for each in expert_stacks(empty)}
+    if device.type == "cuda" and (quantization is None or not dequantised):
+        extra["device_map"] = {"": device}  # what is dequantised would take 16 bits there
     has_towers = config.get_text_config(decoder=True) is not config
     read_as = stored if has_towers and quantization is None else dtype
     with opening(source, "model"), nullcontext() if quantization is None else _quantisable(config):
@@ -219,16 +225,15 @@ def load_base(
             ignore_mismatched_sizes=True,  # else the error names no tensor
             **extra,
         )
-    _require_all_weights(base, loaded, source)
+    if quantization is not None:
+        seal_stacks(base)
+    _require_all_weights(base, loaded, source, stacks)
     mend_text_forward(base)
     if quantization is not None:
         if dequantised:
             quantise_linear(base, quantisable_names(base), quantization, device)
+            quantise_experts(base, quantization, device)
         _require_quantised(base, source)
-        quantise_experts(base, quantization, device)
-        if base.device.type != device.type:
-            base.to(device)
-            base.hf_device_map = {"": device}  # accelerate trains 4-bit layers only where it says
     use_own_experts(base)
     base.config.get_text_config(decoder=True).use_cache = True
     keep_four_bit_trainable(base)
@@ -247,8 +252,11 @@ def quantisable_names(network: PreTrainedModel) -> list[str]:
     return [name for name in names if min(network.get_submodule(name).weight.shape) >= NARROWEST]
 
 
-def _quantisable(config: PreTrainedConfig) -> AbstractContextManager[None]:
-    return plain_falcon_layers() if config.model_type == "falcon" else nullcontext()
+@contextmanager
+def _quantisable(config: PreTrainedConfig) -> Iterator[None]:
+    falcon = config.model_type == "falcon"
+    with plain_falcon_layers() if falcon else nullcontext(), stacks_quantised_on_loading():
+        yield
 
 
 def _only_linear(quantization: BitsAndBytesConfig, empty: PreTrainedModel) -> BitsAndBytesConfig:
@@ -286,7 +294,10 @@ def _cast(base: PreTrainedModel, before: torch.dtype, dtype: torch.dtype) -> Non
 
 
 def _require_all_weights(
-    network: PreTrainedModel, loaded: Mapping[str, Collection[Any]], source: str
+    network: PreTrainedModel,
+    loaded: Mapping[str, Collection[Any]],
+    source: str,
+    stacks: Mapping[str, Sequence[int]],
 ) -> None:
     """Raise ModelError if transformers initialised a weight: missing, or of another size."""
     if missing := sorted(loaded["missing_keys"]):
@@ -301,6 +312,9 @@ def _require_all_weights(
         found, wanted = layer.weight.quant_state.shape, (layer.out_features, layer.in_features)
         if tuple(found) != wanted:
             sizes.append((f"{name}.weight", found, wanted))
+    for stack in expert_stacks(network) if stacks else []:  # nor of stacks
+        if tuple(stack.shape) != tuple(stacks[stack.full_name]):
+            sizes.append((stack.full_name, stack.shape, stacks[stack.full_name]))
     for name, *pair in sizes:
         before, now = (" × ".join(map(str, size)) for size in pair)
         raise ModelError(
