@@ -41,6 +41,7 @@ from ftcli.kernels.experts import use_own_updates
 from ftcli.memory.shapes import shape_from_config
 from ftcli.models.bottleneck import BottleneckConfig
 from ftcli.models.targets import expert_names, kind_of, last_name, run_text, shortened, target_names
+from ftcli.models.text_forward import idle_modules
 from ftcli.models.virtual_tokens import init_virtual_tokens, require_prefix
 
 ENDS = ("embed_tokens", "lm_head")
@@ -140,6 +141,8 @@ def _train_what_text_reaches(model: PreTrainedModel) -> PreTrainedModel:
             handle.remove()
     for name, weight in weights.items():
         weight.requires_grad_(kind_of(name) in reached)
+    for module in idle_modules(model):  # a whole layer may be of a kind that is reached
+        module.requires_grad_(False)
     return model
 
 

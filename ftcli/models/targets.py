@@ -19,6 +19,7 @@ from ftcli.config.recipe import LoraKeys
 from ftcli.errors import ModelError
 from ftcli.kernels.dequantised import is_four_bit
 from ftcli.kernels.expert_stacks import router_names, stacks_to_adapt
+from ftcli.models.text_forward import idle_names
 
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32
@@ -102,8 +103,10 @@ def names_with_gradient(model: PreTrainedModel) -> list[str]:
     names = linear_names(model)
     if model.device.type == "meta":  # sizes without weights
         return names
-    reached = _reached(model, names)
-    return [name for name in names if kind_of(name) in reached]
+    idle = tuple(f"{name}." for name in idle_names(model))  # whole layers, too
+    running = [name for name in names if not name.startswith(idle)]
+    reached = _reached(model, running)
+    return [name for name in running if kind_of(name) in reached]
 
 
 def _reached(model: PreTrainedModel, names: Collection[str]) -> set[str]:

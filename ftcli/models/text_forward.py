@@ -113,6 +113,12 @@ def read_at_head(network: PreTrainedModel) -> None:
     _KNOWN[network] = replace(text_forward(network), backbone=None, hidden_scale=1.0)
 
 
+def idle_names(network: PreTrainedModel) -> tuple[str, ...]:
+    """Names of a loaded base's idle modules; none for a model that was not measured."""
+    known = _KNOWN.get(network)
+    return () if known is None else known.idle
+
+
 def idle_modules(model: PreTrainedModel) -> list[nn.Module]:
     """The modules of a model that have weights and do not run on text."""
     network = causal_model(model)
