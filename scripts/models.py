@@ -46,11 +46,12 @@ Every type of transformers' causal and image-text-to-text models. A tiny random 
 - **trains**: the loss of held-out rows falls;
 - **reloads**: the saved weights give the same losses to the bit;
 - **gradients**: every trained weight has one, and no other; LoRA trains no router and no tower;
-- **checkpointing**: gradients are the same with gradient checkpointing;
-- **generates**: a batch with padding and a cache gives the tokens of a loop without both;
+- **checkpointing** (not again for QLoRA and full, whose forward pass is the same): gradients are \
+the same with gradient checkpointing;
+- **generates** (likewise): a batch with padding and a cache gives the tokens of a loop without;
 - **merges** (LoRA, QLoRA): the certificate of `ftcli merge` passes;
-- **resumes**: a stopped and resumed run ends with the weights of one that was not stopped, to the \
-bit.
+- **resumes** (not again for QLoRA): a stopped and resumed run ends with the weights of one that \
+was not stopped, to the bit.
 
 `yes`: all of them. `no`: it does not train. Otherwise the steps that do not pass. A type of your \
 own, registered with transformers' Auto classes, trains like these.

@@ -10,13 +10,15 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
     DynamicLayer,
+    GenerationConfig,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -134,7 +136,7 @@ def answer_batches(
 ) -> list[list[int]]:
     """Indices of prompts in batches for `answer_batch`: every prompt once."""
     groups: dict[int, list[int]] = {}
-    padded = not _pads_in_windows(model.network)
+    padded = _takes_padding(model.network)
     for index, prompt in enumerate(prompts):
         groups.setdefault(0 if padded else len(prompt), []).append(index)
     limits = (settings.max_new_tokens, batch_size, cache_tokens_of(model.network))
@@ -145,10 +147,43 @@ def answer_batches(
     ]
 
 
-def _pads_in_windows(model: PreTrainedModel) -> bool:
-    """Whether a sliding window would count the padding between a prefix and a prompt."""
-    windows = DynamicSlidingWindowLayer in _cache_layers(causal_model(model))
-    return windows and has_prefix(model)
+def _takes_padding(model: PreTrainedModel) -> bool:
+    """Whether a row of a batch is answered as alone; measured once on a short row.
+
+    Some models see masked padding (transformers 5.24: DeepSeek V4 compresses it, RWKV has no mask).
+    With a prefix, a sliding window counts it.
+    """
+    network = causal_model(model)
+    if has_prefix(model):
+        return DynamicSlidingWindowLayer not in _cache_form(network).layers
+    if network not in _TAKES_PADDING:
+        prompt = list(range(1, 8))
+        alone, padded = (
+            _first_logits(network, rows)[-1] for rows in ([prompt], [prompt * 2, prompt])
+        )
+        rounding = 1e-3 if network.dtype == torch.float32 else 0.05
+        close = (alone - padded).abs().max() <= rounding * alone.abs().max()
+        _TAKES_PADDING[network] = bool(close)
+    return _TAKES_PADDING[network]
+
+
+_TAKES_PADDING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _first_logits(network: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits [rows, vocab] of the first token after each prompt."""
+    ids, mask = (each.to(input_device(network)) for each in _padded(prompts, 0))
+    settings = GenerationConfig(
+        max_new_tokens=1,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    found = network.eval().generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    logits: Tensor = found.logits[0].float()
+    return logits
 
 
 def answer_batch(
@@ -232,7 +267,7 @@ def answered_together(
 def cache_tokens_of(model: PreTrainedModel) -> int:
     """Tokens of KV cache per batch: in half of the free memory, and so that a step reads no more
     cache than weights; beyond that, larger batches gain nothing."""
-    token_bytes = _cache_token_bytes(causal_model(model))
+    token_bytes = _cache_form(causal_model(model)).token_bytes
     if not token_bytes:  # states of a fixed size
         return sys.maxsize
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -240,18 +275,31 @@ def cache_tokens_of(model: PreTrainedModel) -> int:
     return min(cache_tokens(weights, token_bytes), max(1, room))
 
 
+class _CacheForm(NamedTuple):
+    """The cache that a model makes: classes of its layers (its own class if it has none), and bytes
+    of each further token, without layers that keep a state."""
+
+    layers: frozenset[type]
+    token_bytes: int
+
+
+_CACHE_FORMS: WeakKeyDictionary[PreTrainedModel, _CacheForm] = WeakKeyDictionary()
+
+
 @torch.no_grad()
-def _cache_token_bytes(network: PreTrainedModel) -> int:
-    """Bytes that each further token takes in the caches of all layers, measured; 0 for layers that
-    keep a state, or a window of one token."""
-    ids = torch.ones((1, 2), dtype=torch.long, device=input_device(network))
-    cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
-    kept = [
-        (layer.keys, layer.values)
-        for layer in getattr(cache, "layers", ())
-        if isinstance(getattr(layer, "keys", None), Tensor) and layer.keys.dim() == 4
-    ]
-    return sum(each[:, :, 0].nbytes for pair in kept for each in pair)
+def _cache_form(network: PreTrainedModel) -> _CacheForm:
+    """Measured once, on two tokens."""
+    if network not in _CACHE_FORMS:
+        ids = torch.ones((1, 2), dtype=torch.long, device=input_device(network))
+        cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
+        layers = getattr(cache, "layers", ())
+        kept = [layer for layer in layers if isinstance(layer, DynamicLayer)]
+        tensors = [each for layer in kept for each in (layer.keys, layer.values)]
+        _CACHE_FORMS[network] = _CacheForm(
+            frozenset(map(type, layers)) or frozenset({type(cache)}),
+            sum(each[:, :, 0].nbytes for each in tensors if each is not None),
+        )
+    return _CACHE_FORMS[network]
 
 
 @torch.no_grad()
@@ -268,7 +316,7 @@ def generate_ids(
     """
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _inputs(model, prompts)
-    plain_cache = _cache_layers(network) <= {DynamicLayer, DynamicSlidingWindowLayer}
+    plain_cache = _cache_form(network).layers <= {DynamicLayer, DynamicSlidingWindowLayer}
     # A state space's cache cannot lose rows, and in many models cannot take several tokens.
     # A soft prompt is embedded at once; a prefix is in the cache.
     in_chunks = plain_cache and ("cache" in inputs or not virtual_tokens(model))
@@ -321,7 +369,7 @@ def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[st
     # A sliding window would count the padding that follows the common prefix, and a text model in a
     # class with towers has another base model.
     is_text_only = network.config.get_text_config(decoder=True) is network.config
-    plain = is_text_only and _cache_layers(network) == {DynamicLayer}
+    plain = is_text_only and _cache_form(network).layers == {DynamicLayer}
     if not shared or virtual_tokens(model) or not plain:
         ids, mask = _padded(prompts, 0)
         return generation_inputs(model, ids.to(model.device), mask.to(model.device))
@@ -330,11 +378,6 @@ def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[st
     network.base_model(input_ids=ids[:1, :shared], use_cache=True, cache=cache)
     cache.batch_repeat_interleave(len(prompts))
     return {"input_ids": ids, "attention_mask": mask, "cache": cache}
-
-
-def _cache_layers(model: PreTrainedModel) -> set[type]:
-    """Classes of the layers in the cache that `generate` makes for a model."""
-    return {type(layer) for layer in DynamicCache(config=model.config).layers}
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:

@@ -76,9 +76,9 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
         # PEFT 0.21 removes the head's name when it ties the head to the embeddings, but needs that
         # name or `embed_tokens` to recognise tied ends (EMBEDDING_LAYER_NAMES).
         config.modules_to_save = sorted({*config.modules_to_save, "lm_head"})
+    model.create_or_update_model_card = lambda _: None  # the run folder has ours
     with _as_peft_reads_it(model, config):
         model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card; the run folder has ours
 
 
 @contextmanager

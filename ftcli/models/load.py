@@ -44,7 +44,7 @@ from ftcli.memory.shapes import Shape, shape_from_config
 from ftcli.models.loss import require_known_head
 from ftcli.models.methods import keep_four_bit_trainable
 from ftcli.models.quantized_files import dequantise_on_loading, quantise_linear
-from ftcli.models.targets import linear_names
+from ftcli.models.targets import cast_names, linear_names
 from ftcli.models.text_forward import idle_modules
 from ftcli.models.untrusted import (
     opening,
@@ -247,8 +247,9 @@ def load_base(
 
 def quantisable_names(network: PreTrainedModel) -> list[str]:
     """Names of the linear layers to quantise: not those of a few numbers, such as a gate per head,
-    which gain nothing and which Gemma 3n clamps in place."""
-    names = linear_names(network)
+    which gain nothing and which Gemma 3n clamps in place, and not those that inputs are cast to."""
+    cast = cast_names(network)
+    names = [name for name in linear_names(network) if name not in cast]
     return [name for name in names if min(network.get_submodule(name).weight.shape) >= NARROWEST]
 
 

@@ -24,6 +24,7 @@ from ftcli.models.text_forward import idle_names
 # Tokens whose gradient shows what a text reaches.
 REACHING_TOKENS = 32
 READ_WEIGHT = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device))")
+CAST_TO_WEIGHT = re.compile(r"\.to\((?:dtype=)?self\.(\w+)\.weight\.dtype")
 
 
 def target_names(model: PreTrainedModel, method: LoraKeys) -> list[str]:
@@ -186,15 +187,26 @@ def _is_linear(module: nn.Module) -> bool:
             return False
 
 
-def _read_weights(module: nn.Module) -> frozenset[str]:
+def _read_weights(module: nn.Module, pattern: re.Pattern[str] = READ_WEIGHT) -> frozenset[str]:
     """Names of children whose weight the module's class reads, not only its type or device."""
     kinds: Any = type(module).__mro__
-    return frozenset().union(*map(_read_in, kinds[: kinds.index(nn.Module)]))
+    own = kinds[: kinds.index(nn.Module)]
+    return frozenset().union(*(_read_in(kind, pattern) for kind in own))
+
+
+def cast_names(model: nn.Module) -> set[str]:
+    """Full names of layers to whose weight's type inputs are cast: packed 4-bit weights are bytes,
+    and so would be the inputs (transformers 5.24: the indexers of sparse attention)."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, parent in model.named_modules()
+        for name in _read_weights(parent, CAST_TO_WEIGHT)
+    }
 
 
 @cache
-def _read_in(kind: Any) -> frozenset[str]:
+def _read_in(kind: Any, pattern: re.Pattern[str]) -> frozenset[str]:
     try:
-        return frozenset(READ_WEIGHT.findall(getsource(kind)))
+        return frozenset(pattern.findall(getsource(kind)))
     except (OSError, TypeError):  # no file, as of classes that a call has made
         return frozenset()

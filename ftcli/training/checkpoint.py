@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerState
 
 from ftcli.errors import FtcliError
@@ -106,6 +107,27 @@ def _save(state: dict[str, Any], file: Path) -> None:
     # torch's own file writer hides the system's error; Python's does not.
     with file.open("wb") as stream:
         torch.save(state, stream)
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Load the weights of a fully trained model from its checkpoint.
+
+    By the names of its modules. Raises FtcliError (`checkpoint`) if a weight is in none of the files.
+    """
+    own: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    loaded: set[int] = set()
+    for file in sorted(folder.glob("*.safetensors")):
+        weights = load_file(file)
+        model.load_state_dict(weights, strict=False)
+        loaded |= {id(own[name]) for name in weights if name in own}
+    missing = [name for name, weight in own.items() if id(weight) not in loaded]
+    if missing:
+        raise FtcliError(
+            "checkpoint",
+            f"{len(missing)} weights are in none of its files, {missing[0]} first; delete it, and "
+            "resume from an earlier one",
+            file=str(folder),
+        )
 
 
 def optimizer_bytes(optimizer: Any) -> int:

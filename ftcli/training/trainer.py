@@ -38,6 +38,7 @@ from ftcli.training.checkpoint import (
     RANDOM,
     NotFiniteError,
     RandomState,
+    load_weights,
     page_states,
     random_state,
     restore_random_state,
@@ -326,15 +327,15 @@ class FtcliTrainer(SFTTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
     ) -> None:
-        """As Trainer does, but an adapter is read by its file's names and through no unused GPU,
-        and a prefix with `projection` is loaded with its MLP."""
+        """As Trainer does, but a weight that is missing is an error, an adapter is read by its file's
+        names and through no unused GPU, and a prefix with `projection` is loaded with its MLP."""
         folder = Path(resume_from_checkpoint)
         if (encoder := prefix_encoder(self.model)) is not None:
             load_encoder(encoder, folder)
         elif isinstance(self.model, PeftModel):
             read_adapter(self.model, folder)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_weights(self.model, folder)
         if self.l2_sp is not None:
             self.l2_sp.load(folder)
 

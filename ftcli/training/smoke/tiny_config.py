@@ -305,6 +305,7 @@ RULES: tuple[tuple[str, Callable[[int, _Level], int]], ...] = (
     (r"linear_(\w+_)?(heads|head_dim)", lambda n, _: max(1, n // 8)),
     # Attention.
     (r"(\w+_)?(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups)", _tiny_kv_heads),
+    (r"index_n_heads", _at_most(32)),  # with few, scores are often all zero, and tie
     (HEAD_COUNT.pattern, _tiny_heads),
     (r"(\w+_)?(head_dim|d_head|head_size|d_kv|dim_head|kv_channels)", _tiny_head_dim),
     (r"rotary_dim", lambda n, at: min(n, at.tiny_head_dim // 2)),
