@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -155,7 +155,7 @@ def _takes_padding(model: PreTrainedModel) -> bool:
     """
     network = causal_model(model)
     if has_prefix(model):
-        return DynamicSlidingWindowLayer not in _cache_form(network).layers
+        return DynamicSlidingWindowLayer not in _cache_form(network)[0]
     if network not in _TAKES_PADDING:
         prompt = list(range(1, 8))
         alone, padded = (
@@ -267,7 +267,7 @@ def answered_together(
 def cache_tokens_of(model: PreTrainedModel) -> int:
     """Tokens of KV cache per batch: in half of the free memory, and so that a step reads no more
     cache than weights; beyond that, larger batches gain nothing."""
-    token_bytes = _cache_form(causal_model(model)).token_bytes
+    token_bytes = _cache_form(causal_model(model))[1]
     if not token_bytes:  # states of a fixed size
         return sys.maxsize
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -275,27 +275,20 @@ def cache_tokens_of(model: PreTrainedModel) -> int:
     return min(cache_tokens(weights, token_bytes), max(1, room))
 
 
-class _CacheForm(NamedTuple):
-    """The cache that a model makes: classes of its layers (its own class if it has none), and bytes
-    of each further token, without layers that keep a state."""
-
-    layers: frozenset[type]
-    token_bytes: int
-
-
-_CACHE_FORMS: WeakKeyDictionary[PreTrainedModel, _CacheForm] = WeakKeyDictionary()
+_CACHE_FORMS: WeakKeyDictionary[PreTrainedModel, tuple[frozenset[type], int]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _cache_form(network: PreTrainedModel) -> _CacheForm:
-    """Measured once, on two tokens."""
+def _cache_form(network: PreTrainedModel) -> tuple[frozenset[type], int]:
+    """Classes of the layers of a model's cache, or its own class if it has none, and bytes of each
+    further token in layers that keep tokens; measured once."""
     if network not in _CACHE_FORMS:
         ids = torch.ones((1, 2), dtype=torch.long, device=input_device(network))
         cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
         layers = getattr(cache, "layers", ())
         kept = [layer for layer in layers if isinstance(layer, DynamicLayer)]
         tensors = [each for layer in kept for each in (layer.keys, layer.values)]
-        _CACHE_FORMS[network] = _CacheForm(
+        _CACHE_FORMS[network] = (
             frozenset(map(type, layers)) or frozenset({type(cache)}),
             sum(each[:, :, 0].nbytes for each in tensors if each is not None),
         )
@@ -316,7 +309,7 @@ def generate_ids(
     """
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _inputs(model, prompts)
-    plain_cache = _cache_form(network).layers <= {DynamicLayer, DynamicSlidingWindowLayer}
+    plain_cache = _cache_form(network)[0] <= {DynamicLayer, DynamicSlidingWindowLayer}
     # A state space's cache cannot lose rows, and in many models cannot take several tokens.
     # A soft prompt is embedded at once; a prefix is in the cache.
     in_chunks = plain_cache and ("cache" in inputs or not virtual_tokens(model))
@@ -369,7 +362,7 @@ def _inputs(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> dict[st
     # A sliding window would count the padding that follows the common prefix, and a text model in a
     # class with towers has another base model.
     is_text_only = network.config.get_text_config(decoder=True) is network.config
-    plain = is_text_only and _cache_form(network).layers == {DynamicLayer}
+    plain = is_text_only and _cache_form(network)[0] == {DynamicLayer}
     if not shared or virtual_tokens(model) or not plain:
         ids, mask = _padded(prompts, 0)
         return generation_inputs(model, ids.to(model.device), mask.to(model.device))

@@ -110,9 +110,9 @@ def _save(state: dict[str, Any], file: Path) -> None:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Load the weights of a fully trained model from its checkpoint.
+    """Load the weights of a fully trained model, by the names of its modules.
 
-    By the names of its modules. Raises FtcliError (`checkpoint`) if a weight is in none of the files.
+    Raises FtcliError (`checkpoint_broken`) if a weight is in none of the checkpoint's files.
     """
     own: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
     loaded: set[int] = set()
@@ -123,7 +123,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     missing = [name for name, weight in own.items() if id(weight) not in loaded]
     if missing:
         raise FtcliError(
-            "checkpoint",
+            "checkpoint_broken",
             f"{len(missing)} weights are in none of its files, {missing[0]} first; delete it, and "
             "resume from an earlier one",
             file=str(folder),

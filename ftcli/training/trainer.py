@@ -327,8 +327,8 @@ class FtcliTrainer(SFTTrainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: PreTrainedModel | None = None
     ) -> None:
-        """As Trainer does, but a weight that is missing is an error, an adapter is read by its file's
-        names and through no unused GPU, and a prefix with `projection` is loaded with its MLP."""
+        """As Trainer does, but a missing weight is an error, an adapter is read by its file's names
+        and through no unused GPU, and a prefix with `projection` is loaded with its MLP."""
         folder = Path(resume_from_checkpoint)
         if (encoder := prefix_encoder(self.model)) is not None:
             load_encoder(encoder, folder)
