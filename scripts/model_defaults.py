@@ -8,6 +8,16 @@ MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 500_000.0}
 GLM_VISION: dict[str, Any] = {
     "text_config": {"rope_parameters": {**MROPE, "mrope_section": [8, 12, 12]}}
 }
+QWEN_VISION: dict[str, Any] = {
+    "text_config": {"rope_parameters": {**MROPE, "mrope_section": [16, 24, 24]}}
+}
+# As many layers as show each kind.
+LOOPED: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "n_layers_per_attn_res_block": 1,
+    "loop_layer_index_start": 1,
+    "loop_layer_index_end": 3,
+}
 BY_TYPE: dict[str, Any] = {
     kind: {"rope_type": "default", "rope_theta": 10_000.0}
     for kind in ("full_attention", "sliding_attention")
@@ -66,8 +76,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
             "rope_parameters": {**MROPE, "mrope_section": [16, 16, 16, 16]},
         }
     },
+    "inkling2_loop": {"text_config": LOOPED},
+    "inkling2_loop_text": LOOPED,
     "lfm2": {"num_hidden_layers": 8, "full_attn_idxs": [2, 5]},
     "lfm2_moe": {"layer_types": (["conv"] * 3 + ["full_attention"]) * 8},
     "ministral": {"head_dim": 128},
+    "paddleocr_vl": QWEN_VISION,
+    "qwen2_5_omni_thinker": QWEN_VISION,
+    "qwen2_5_vl": QWEN_VISION,
+    "qwen2_vl": QWEN_VISION,
     "nemotron": {"num_key_value_heads": 8},
 }
