@@ -18,6 +18,13 @@ LOOPED: dict[str, Any] = {
     "loop_layer_index_start": 1,
     "loop_layer_index_end": 3,
 }
+INDEXER: dict[str, Any] = {
+    "indexer_n_heads": 8,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 128,
+    "indexer_budget": 2048,
+    "indexer_compress_ratio": 4,
+}
 BY_TYPE: dict[str, Any] = {
     kind: {"rope_type": "default", "rope_theta": 10_000.0}
     for kind in ("full_attention", "sliding_attention")
@@ -81,6 +88,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "lfm2": {"num_hidden_layers": 8, "full_attn_idxs": [2, 5]},
     "lfm2_moe": {"layer_types": (["conv"] * 3 + ["full_attention"]) * 8},
     "ministral": {"head_dim": 128},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
     "paddleocr_vl": QWEN_VISION,
     "qwen2_5_omni_thinker": QWEN_VISION,
     "qwen2_5_vl": QWEN_VISION,

@@ -290,7 +290,7 @@ def _cache_form(network: PreTrainedModel) -> tuple[frozenset[type], int]:
         tensors = [each for layer in kept for each in (layer.keys, layer.values)]
         _CACHE_FORMS[network] = (
             frozenset(map(type, layers)) or frozenset({type(cache)}),
-            sum(each[:, :, 0].nbytes for each in tensors if each is not None),
+            sum(each[:, :, 0].nbytes for each in tensors if each is not None and each.dim() == 4),
         )
     return _CACHE_FORMS[network]
 
