@@ -169,12 +169,12 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def _counts(results: Results) -> str:
-    trained = {
-        method: sum(_cell(each["steps"], method) == PASSED for each in results.values())
-        for method in METHODS
-    }
-    counts = ", ".join(f"{count} with {method}" for method, count in trained.items())
-    return f"Of {len(results)} types, so many pass every step: {counts}."
+    counts = []
+    for method in METHODS:
+        cells = [_cell(each["steps"], method) for each in results.values()]
+        proven = [cell for cell in cells if cell]
+        counts.append(f"{proven.count(PASSED)} of {len(proven)} with {method}")
+    return f"Types that pass every step, of those tried: {', '.join(counts)}."
 
 
 def _row(model_type: str, result: Mapping[str, Any] | None) -> str:
