@@ -280,18 +280,16 @@ _CACHE_FORMS: WeakKeyDictionary[PreTrainedModel, tuple[frozenset[type], int]] = 
 
 @torch.no_grad()
 def _cache_form(network: PreTrainedModel) -> tuple[frozenset[type], int]:
-    """Classes of the layers of a model's cache, or its own class if it has none, and bytes of each
-    further token in layers that keep tokens; measured once."""
+    """Classes of a cache's layers (or its own), and bytes of a token; measured once."""
     if network not in _CACHE_FORMS:
         ids = torch.ones((1, 2), dtype=torch.long, device=input_device(network))
         cache = getattr(network.eval()(input_ids=ids, use_cache=True), "cache", None)
         layers = getattr(cache, "layers", ())
         kept = [layer for layer in layers if isinstance(layer, DynamicLayer)]
         tensors = [each for layer in kept for each in (layer.keys, layer.values)]
-        _CACHE_FORMS[network] = (
-            frozenset(map(type, layers)) or frozenset({type(cache)}),
-            sum(each[:, :, 0].nbytes for each in tensors if each is not None and each.dim() == 4),
-        )
+        kinds = frozenset(map(type, layers)) or frozenset({type(cache)})
+        bytes_ = [t[:, :, 0].nbytes for t in tensors if t is not None and t.dim() == 4]
+        _CACHE_FORMS[network] = (kinds, sum(bytes_))
     return _CACHE_FORMS[network]
 
 
@@ -310,9 +308,10 @@ def generate_ids(
     network, stops = causal_model(model), torch.tensor(list(stop_ids), device=model.device)
     inputs = _inputs(model, prompts)
     plain_cache = _cache_form(network)[0] <= {DynamicLayer, DynamicSlidingWindowLayer}
-    # A state space's cache cannot lose rows, and in many models cannot take several tokens.
-    # A soft prompt is embedded at once; a prefix is in the cache.
+    # A state space's cache cannot lose rows, and in many models cannot take several tokens; a soft
+    # prompt is embedded at once.
     in_chunks = plain_cache and ("cache" in inputs or not virtual_tokens(model))
+    in_chunks &= inputs["input_ids"].numel() > PREFILLED_TOKENS
     chunk = max(1, PREFILLED_TOKENS // len(prompts)) if in_chunks else None
     answers: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
@@ -338,7 +337,8 @@ def generate_ids(
         if done == max_new_tokens or not len(stay):
             return [_through_stop(answer, stop_ids) for answer in answers]
         unfinished = [unfinished[index] for index in stay.tolist()]
-        cache.batch_select_indices(stay)
+        if cache is not None:  # MPT's `generate` keeps none
+            cache.batch_select_indices(stay)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - start), value=1)
         inputs = {"input_ids": ids[stay], "attention_mask": mask[stay], "cache": cache}
 

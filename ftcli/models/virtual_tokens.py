@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from peft import PeftModel, initialize_kv_prefix_from_past_key_values
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicLayer, PreTrainedModel
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from ftcli.errors import ModelError
 
@@ -121,7 +122,8 @@ def require_prefix(base: PreTrainedModel) -> None:
     layers = getattr(cache, "layers", ())
     pairs = [(getattr(each, "keys", None), getattr(each, "values", None)) for each in layers]
     shapes = {each.shape if isinstance(each, Tensor) else None for pair in pairs for each in pair}
-    if len(shapes) != 1 or None in shapes:
+    plain = all(type(each) in (DynamicLayer, DynamicSlidingWindowLayer) for each in layers)
+    if not plain or len(shapes) != 1 or None in shapes:
         raise ModelError(
             "method_refused",
             f"{type(base).__name__}: prefix-tuning needs keys and values of one size in all "
